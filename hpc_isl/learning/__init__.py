@@ -1,0 +1,1 @@
+"""The second wing: from stored pixels to crops, networks and predictions."""

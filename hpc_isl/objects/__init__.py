@@ -1,0 +1,1 @@
+"""The third wing: from maps to objects, and how good they are."""

@@ -1,0 +1,175 @@
+"""What a plate is: names, positions and statistics; no pixels and no files are opened here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from hpc_isl.mistake import Mistake
+
+# Physical layouts that plates are made in: wells -> (rows, columns).
+FORMATS = {
+    6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16, 24), 1536: (32, 48),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One stain or contrast.
+
+    Attributes:
+        name: as the vendor writes it, unique within the plate.
+        fluorescent: False for bright-field, phase, DIC and other transmitted light.
+        color: RRGGBB, for viewers.
+        excitation_nm, emission_nm, exposure_s: None where the vendor does not say.
+        flat_field: the vendor's profile of uneven illumination, or None (`learning.pixels`
+            evaluates it); for Harmony the parsed `Background` entry of FlatfieldProfile.
+    """
+
+    name: str
+    fluorescent: bool = True
+    color: str = "FFFFFF"
+    excitation_nm: float | None = None
+    emission_nm: float | None = None
+    exposure_s: float | None = None
+    flat_field: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, order=True)
+class FieldKey:
+    """What identifies an image on its plate; `str(key)` is `B03/1`, or `B03/2x1` in acquisition 2."""
+
+    well: str
+    name: str
+    acquisition: int = 0
+
+    @property
+    def image(self) -> str:
+        """The image's folder name within its well: alphanumeric, as OME-Zarr asks."""
+        return f"{self.acquisition}x{self.name}" if self.acquisition else self.name
+
+    def __str__(self) -> str:
+        return f"{self.well}/{self.image}"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One imaged position in a well (and one acquisition of it).
+
+    Attributes:
+        shape: (t, c, z, y, x) in pixels; t is 1 where the plate has no time.
+        dtype: numpy name, e.g. "uint16".
+        position_um: stage position (y, x) of the field's first pixel in micrometres, or None.
+        z_um: heights of the planes, in the stored order; empty where unknown.
+        details: further facts the vendor states for this field (time stamps, autofocus height).
+    """
+
+    key: FieldKey
+    shape: tuple[int, int, int, int, int]
+    dtype: str
+    position_um: tuple[float, float] | None = None
+    z_um: tuple[float, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A multi-well plate: its physical layout, its channels and its fields.
+
+    Attributes:
+        rows, columns: all physical ones of the format, used or not: ("A", …), ("01", …).
+        pixel_um: edge of a pixel at level 0 in micrometres, None where unknown (never invented).
+        plane_um: distance of planes in micrometres, None where unknown or uneven.
+        acquisitions: id -> name of each pass of imaging.
+        details: instrument, measurement id, start time, objective: as the vendor states them.
+    """
+
+    name: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    channels: tuple[Channel, ...]
+    fields: tuple[Field, ...]
+    pixel_um: float | None = None
+    plane_um: float | None = None
+    acquisitions: Mapping[int, str] = field(default_factory=lambda: {0: "0"})
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def wells(self) -> tuple[str, ...]:
+        """The wells that hold fields, in plate order."""
+        return tuple(sorted({f.key.well for f in self.fields}, key=well_position))
+
+    def keep(self, keys: set[FieldKey]) -> Plate:
+        """The same plate with only these fields."""
+        return replace(self, fields=tuple(f for f in self.fields if f.key in keys))
+
+
+@dataclass(frozen=True)
+class PlaneFile:
+    """Where a reader says that one plane of one field lies: indices are into the stored image."""
+
+    path: Path
+    time: int
+    channel: int
+    plane: int
+    page: int = 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """A vendor's export: the plate it describes and the file of each plane.
+
+    Attributes:
+        files: for each field, its plane files; those that the index names but that are not there
+            are named in `problems`, not here.
+        problems: (field, what is wrong with it): missing, duplicate or misplaced files, found
+            without decoding pixels.
+        plate_map: rows that the export itself holds about wells (assay layout), well -> column ->
+            value.
+    """
+
+    plate: Plate
+    files: Mapping[FieldKey, tuple[PlaneFile, ...]]
+    problems: tuple[tuple[FieldKey, str], ...] = ()
+    plate_map: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def well_name(row: int, column: int) -> str:
+    """(0, 0) -> "A01"; rows beyond 26 are AA, AB, … as on 1536-well plates."""
+    return f"{row_name(row)}{column + 1:02d}"
+
+
+def row_name(row: int) -> str:
+    return ascii_uppercase[row] if row < 26 else "A" + ascii_uppercase[row - 26]
+
+
+def well_position(well: str) -> tuple[int, int]:
+    """ "B03", "b3" and "B003" -> (1, 2); anything else is a `Mistake`."""
+    match = re.fullmatch(r"(A?[A-Za-z])0*([1-9]\d?)", well.strip())
+    if not match:
+        raise Mistake(f"well {well!r} is no well name: write a row and a column, as in B03")
+    letters = match[1].upper()
+    row = ascii_uppercase.index(letters[-1]) + (26 if len(letters) == 2 else 0)
+    return row, int(match[2]) - 1
+
+
+def layout(wells: set[str], wells_on_plate: int | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """All rows and columns of the smallest common format that holds `wells` (or of the one named)."""
+    places = [well_position(well) for well in wells]
+    deep, wide = (1 + max(axis, default=0) for axis in ([p[0] for p in places], [p[1] for p in places]))
+    for count, (rows, columns) in FORMATS.items():
+        if (
+            wells_on_plate in (None, count)
+            and count >= (wells_on_plate or 96)
+            and deep <= rows
+            and wide <= columns
+        ):
+            return tuple(map(row_name, range(rows))), tuple(f"{c + 1:02d}" for c in range(columns))
+    raise Mistake(
+        f"wells up to {well_name(deep - 1, wide - 1)} do not fit a plate of {wells_on_plate or 1536} wells; "
+        f"plate formats: {', '.join(map(str, FORMATS))}"
+    )

@@ -1,0 +1,1 @@
+"""Vendors' exports, one file each: a folder becomes an `Export`."""

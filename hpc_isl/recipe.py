@@ -1,0 +1,442 @@
+"""Recipes: what each stage computes. Frozen, strict, hashed; where it is computed is the site's matter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field as Bound
+from pydantic import field_validator, model_validator
+
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.strict import Strict, override, parse, read_yaml
+
+Fraction = Annotated[float, Bound(ge=0, le=1)]
+Positive = Annotated[int, Bound(ge=1)]
+Count = Annotated[int, Bound(ge=0)]
+
+
+class Recipe(Strict):
+    """What to compute: the base of every stage's recipe."""
+
+
+# ---------------------------------------------------------------- convert
+
+
+class PatternRecipe(Strict):
+    """How file names (or a table) tell well, field, channel, plane, time and acquisition."""
+
+    regex: str | None = None
+    """regular expression over the path below `source`; named groups: well, or image (each image
+    becomes a well of its own, in sorted order); field, channel, plane, time, acquisition"""
+    table: Path | None = None
+    """CSV instead of a regex: columns path, well, field, channel, plane, time, acquisition
+    (path and well are needed; path is relative to `source`)"""
+    channels: dict[str, str] = {}
+    """name of a channel as the files write it -> name to store, e.g. {w1: DAPI}; the stored order
+    is that of this mapping"""
+    transmitted: list[str] = []
+    """stored names of the channels that are label-free (bright-field, phase, DIC)"""
+    pixel_um: Annotated[float, Bound(gt=0)] | None = None
+    """edge of a pixel in micrometres; null: unknown, and no micrometre is invented"""
+    plane_um: Annotated[float, Bound(gt=0)] | None = None
+    """distance between planes in micrometres; null: unknown"""
+    wells_on_plate: Literal[6, 12, 24, 48, 96, 384, 1536] | None = None
+    """plate format; null: the smallest of 96, 384, 1536 that holds the wells"""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PatternRecipe:
+        if (self.regex is None) == (self.table is None):
+            raise ValueError("give either regex or table")
+        return self
+
+
+class CodecRecipe(Strict):
+    """How pixels are compressed: lossless, measured in docs/performance.md."""
+
+    name: Literal["zstd", "lz4", "none"] = "lz4"
+    """compressor inside blosc with bit shuffle; none: no compression"""
+    level: Annotated[int, Bound(ge=0, le=9)] = 5
+    """effort of the compressor, 0 to 9"""
+    chunk: Annotated[int, Bound(ge=32)] = 256
+    """edge of a chunk, the unit of reads, in pixels; a shard is a whole field"""
+
+
+class ConvertRecipe(Recipe):
+    """A vendor's export to one OME-Zarr 0.5 plate."""
+
+    source: Path
+    """folder of the export"""
+    out: Path
+    """the plate to write, NAME.zarr"""
+    reader: Literal["auto", "harmony", "pattern"] = "auto"
+    """which vendor's layout; auto looks at the folder"""
+    pattern: PatternRecipe | None = None
+    """for the pattern reader"""
+    name: str | None = None
+    """the plate's name; null: as the export says, or the folder's name"""
+    plate_map: Path | None = None
+    """CSV with a column well and any of treatment, dose, control, cell_line"""
+    on_error: Literal["stop", "skip"] = "stop"
+    """damaged fields: stop after naming all of them, or skip, record and go on"""
+    levels: Positive | None = None
+    """levels of the pyramid; null: until the longer edge is at most 256 pixels"""
+    codec: CodecRecipe = CodecRecipe()
+    """compression and chunk"""
+    fields: list[str] | None = None
+    """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
+
+
+# ---------------------------------------------------------------- annotate
+
+
+class AnnotateRecipe(Recipe):
+    """Labels and annotation boxes brought to a plate."""
+
+    action: Literal["import", "draft"]
+    """import label images, or draft labels from a stain"""
+    plate: Path
+    """the plate that gets the labels"""
+    labels: str
+    """name of the labels, e.g. nuclei"""
+    source: Path | None = None
+    """import: a folder of label images (TIFF, PNG) or a CSV with columns path, well, field and
+    optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field)"""
+    regex: str | None = None
+    """import from a folder: regular expression over file names with groups well and field (or
+    image, the name kept in the plate map)"""
+    fields: list[str] | None = None
+    """draft: only these, e.g. [B03/1, D07]; null: all"""
+    channel: str | None = None
+    """draft: the fluorescent channel"""
+    method: Literal["threshold"] = "threshold"
+    """draft: smooth, threshold, split touching objects"""
+    threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
+    """draft: rule, or a value in counts"""
+    sigma: Annotated[float, Bound(ge=0)] = 1.5
+    """draft: Gaussian smoothing before the threshold, in pixels"""
+    min_area: Positive = 50
+    """draft: smaller objects are dropped, in pixels"""
+    split: bool = True
+    """draft: split touching objects by a watershed on the distance map"""
+    overwrite: bool = False
+    """replace labels of this name on the fields concerned"""
+
+
+# ---------------------------------------------------------------- pretrain
+
+
+class PlaneRecipe(Strict):
+    """One input or output plane: a channel and which of its z positions."""
+
+    channel: str
+    """channel name as the plate has it"""
+    plane: int | list[int] | str = "focus"
+    """a number; a list of numbers (one plane each); max, mean, min (projections); focus (the
+    sharpest plane), focus+2, focus-1 (planes), focus+4um, focus-4um (micrometres)"""
+    acquisition: int | None = None
+    """pass of imaging; null: the field's own, or the only one"""
+
+    @field_validator("plane")
+    @classmethod
+    def _known(cls, plane: int | list[int] | str) -> int | list[int] | str:
+        import re
+
+        if isinstance(plane, str) and not re.fullmatch(
+            r"max|mean|min|focus([+-]\d+(\.\d+)?\s?um|[+-]\d+)?", plane
+        ):
+            raise ValueError(
+                "a plane is a number, a list of numbers, max, mean, min, focus, focus+2 or focus-4um"
+            )
+        if isinstance(plane, list) and not plane:
+            raise ValueError("the list of planes is empty")
+        return plane
+
+
+class SplitRecipe(Strict):
+    """Which wells train, validate and test; drawn once, kept as a file, cited by digest."""
+
+    by: Literal["well", "field"] = "well"
+    """the unit that never straddles two parts; field only where wells are unknown"""
+    test: Fraction = 0.15
+    """share of units held out for the final scores"""
+    validation: Fraction = 0.1
+    """share of units held out to watch training"""
+    stratify: str | None = None
+    """column of the plate map whose values are shared out evenly"""
+    test_wells: list[str] | None = None
+    """exactly these units (B03, or B03/1 by field) test; `test` is then not used"""
+    validation_wells: list[str] | None = None
+    """exactly these units validate; `validation` is then not used"""
+    hold_out: dict[str, list[str]] = {}
+    """plate-map column -> values that all go to test"""
+    file: Path | None = None
+    """an existing split file (CSV: plate, well, field, part) instead of drawing one"""
+    seed: int = 0
+    """of the draw"""
+
+
+class ForegroundRecipe(Strict):
+    """Only crops that hold something to learn from."""
+
+    channel: str | None = None
+    """channel that shows it; null: the first target's"""
+    threshold: Literal["auto"] | float = "auto"
+    """counts above which a pixel is foreground; auto: Otsu over the training wells' histogram"""
+    fraction: Fraction = 0.005
+    """least share of foreground pixels in a crop; 0: one pixel is enough; see `required`"""
+    required: bool = True
+    """false: any crop will do"""
+
+
+class NormalizeRecipe(Strict):
+    """What pixels become before the network sees them."""
+
+    source: Literal["standard", "percentile", "none"] = "standard"
+    """by field and plane: (x - mean) / sd, or (x - p1) / (p99 - p1)"""
+    local_px: Count = 0
+    """sources: edge in pixels of a box mean that is subtracted first, against vignetting; 0: none"""
+    target: Literal["standard", "percentile", "max16", "none"] = "percentile"
+    """(x - mean) / sd; (x - low) / (high - low); x / 65535; raw counts"""
+    target_by: Literal["wells", "field"] = "wells"
+    """statistics of the training wells together, or of each field (stains that differ in
+    brightness from field to field; predictions are then in relative units)"""
+    low: Annotated[float, Bound(ge=0, le=100)] = 5
+    """target percentile that becomes 0"""
+    high: Annotated[float, Bound(ge=0, le=100)] = 99.5
+    """target percentile that becomes 1"""
+    clip: float | None = None
+    """normalised targets are clipped to [-clip, clip]; null: not clipped"""
+
+
+class DataRecipe(Strict):
+    """From stored pixels to what the network sees."""
+
+    level: Count = 0
+    """level of the pyramid: 0 full resolution, 1 half, …"""
+    flat_field: Literal["none", "vendor", "estimated"] = "none"
+    """illumination correction when reading: the index's profile, one estimated from the training
+    wells, or none"""
+    normalize: NormalizeRecipe = NormalizeRecipe()
+    """of sources and targets"""
+    foreground: ForegroundRecipe = ForegroundRecipe()
+    """which crops are drawn"""
+    workers: Count | None = None
+    """loading processes per rank; null: by the CPUs of the job; 0: none. Changes no number"""
+
+
+class AugmentRecipe(Strict):
+    """Random changes of a crop; the same geometry for sources and targets."""
+
+    flip: bool = True
+    """mirror images and quarter turns, eight in all"""
+    scale: Annotated[float, Bound(ge=0, lt=1)] = 0.0
+    """zoom by a factor in [1 - scale, 1 + scale]"""
+    brightness: Annotated[float, Bound(ge=0)] = 0.1
+    """sources: add a number in [-b, b] (in units of the normalised source), per plane"""
+    contrast: Annotated[float, Bound(ge=0, lt=1)] = 0.1
+    """sources: multiply by a number in [1 - c, 1 + c], per plane"""
+    noise: Annotated[float, Bound(ge=0)] = 0.0
+    """sources: Gaussian noise with an sd drawn from [0, noise]"""
+    blur: Annotated[float, Bound(ge=0)] = 0.0
+    """sources: Gaussian blur with a sigma drawn from [0, blur] pixels"""
+
+
+class NetRecipe(Strict):
+    """A U-Net of segmentation_models_pytorch."""
+
+    encoder: str = "densenet121"
+    """any encoder of segmentation_models_pytorch (tu-… names of timm too)"""
+    weights: str | None = "imagenet"
+    """imagenet (or another name the library knows); the path of a .safetensors or .pth file of
+    encoder weights; null: random"""
+    decoder: list[Positive] | None = None
+    """channels of the decoder, deepest first; null: the library's (256, 128, 64, 32, 16)"""
+    channels_last: bool = True
+    """memory layout; changes speed only"""
+
+
+class LossRecipe(Strict):
+    """What is minimised, over pixels of the normalised target."""
+
+    name: Literal["l1", "mse", "smooth_l1", "huber", "charbonnier"] = "l1"
+    """regression loss per pixel, averaged"""
+    pearson: Annotated[float, Bound(ge=0)] = 0.0
+    """weight of 1 - PCC per crop, added"""
+    ssim: Annotated[float, Bound(ge=0)] = 0.0
+    """weight of 1 - SSIM per crop, added"""
+
+
+class OptimRecipe(Strict):
+    """The optimiser and its schedule."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """of torch.optim"""
+    lr: Annotated[float, Bound(gt=0)] = 1e-3
+    """peak learning rate"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """of Adam; the first is SGD's momentum"""
+    weight_decay: Annotated[float, Bound(ge=0)] = 0.01
+    """decoupled for adamw"""
+    schedule: Literal["constant", "one_cycle", "cosine"] = "one_cycle"
+    """of the learning rate over all steps"""
+    warmup: Fraction = 0.1
+    """share of the steps in which the rate rises (not for constant)"""
+    clip_norm: Annotated[float, Bound(gt=0)] | None = 1.0
+    """gradients are scaled down to this norm; null: never"""
+
+
+class TrainRecipe(Strict):
+    """How long, in which portions, and what is kept."""
+
+    steps: Positive | None = None
+    """optimiser steps; give steps or epochs"""
+    epochs: Positive | None = None
+    """passes over all training fields × crops_per_field"""
+    batch: Positive = 64
+    """crops per step, over all ranks together"""
+    micro_batch: Positive = 16
+    """crops per forward pass, the span of BatchNorm; divides batch"""
+    crop: Positive = 512
+    """edge of a crop in pixels of the level read; a multiple of 32"""
+    crops_per_field: Positive = 5
+    """crops drawn from each field in an epoch"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """of the forward pass; auto: bf16 on GPUs that have it, else fp32"""
+    compile: bool = False
+    """torch.compile the network"""
+    checkpoint_every: Positive = 500
+    """steps between checkpoints"""
+    keep: Positive = 3
+    """newest checkpoints kept"""
+    evaluate_every: Positive = 1000
+    """steps between scores on the validation wells"""
+    patience: Positive | None = None
+    """stop after so many validations without a better PCC; null: never"""
+    seed: int = 0
+    """of weights, crops and augmentation"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainRecipe:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
+        if self.crop % 32:
+            raise ValueError(f"crop {self.crop} is not a multiple of 32")
+        return self
+
+
+class PredictRecipe(Strict):
+    """Predicting whole fields."""
+
+    tile: Positive | None = None
+    """edge of a tile on a fixed global grid, a multiple of 32; null: one field is one tile"""
+    halo: Count = 128
+    """pixels read around a tile; only with `tile`"""
+    stain: bool = True
+    """write the virtual stain of the test wells as an OME-Zarr plate"""
+
+
+class PretrainRecipe(Recipe):
+    """In silico labeling: a network learns to predict stains from label-free planes."""
+
+    plates: list[Path]
+    """plates to learn from; globs are allowed"""
+    sources: list[PlaneRecipe]
+    """what the network sees"""
+    targets: list[PlaneRecipe]
+    """what it predicts"""
+    labels: str | None = None
+    """labels over whose objects PCC is also reported; null: none"""
+    split: SplitRecipe = SplitRecipe()
+    """train, validation, test"""
+    data: DataRecipe = DataRecipe()
+    """from stored pixels to crops"""
+    augment: AugmentRecipe = AugmentRecipe()
+    """random changes of crops"""
+    net: NetRecipe = NetRecipe()
+    """the network"""
+    loss: LossRecipe = LossRecipe()
+    """what is minimised"""
+    optim: OptimRecipe = OptimRecipe()
+    """the optimiser"""
+    train: TrainRecipe = TrainRecipe(steps=20000)
+    """how long and in which portions"""
+    predict: PredictRecipe = PredictRecipe()
+    """whole fields after training"""
+
+    @field_validator("plates", mode="before")
+    @classmethod
+    def _one_or_more(cls, plates: Any) -> Any:
+        return plates if isinstance(plates, list) else [plates]
+
+    @model_validator(mode="after")
+    def _something(self) -> PretrainRecipe:
+        for name in ("plates", "sources", "targets"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty")
+        return self
+
+
+# ---------------------------------------------------------------- load and digest
+
+RECIPES: dict[str, type[Recipe]] = {
+    "convert": ConvertRecipe,
+    "annotate": AnnotateRecipe,
+    "pretrain": PretrainRecipe,
+}
+R = TypeVar("R", bound=Recipe)
+
+
+def shipped(name: str) -> Path:
+    """A file of `configs/` as it is shipped: inside the wheel, or beside the package in a checkout."""
+    for folder in (resources.files("hpc_isl") / "configs", Path(__file__).parent.parent / "configs"):
+        path = Path(str(folder)) / name
+        if path.exists():
+            return path
+    raise Mistake(f"{name}: not among the shipped recipes; {nearest(name, shipped_names())}")
+
+
+def shipped_names() -> list[str]:
+    for folder in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"):
+        if folder.is_dir():
+            return sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+    return []
+
+
+def load(stage: str, path: Path | None, assignments: list[str]) -> Recipe:
+    """The recipe of `stage` from a file (default: the shipped one) and dotted overrides.
+
+    A path that does not exist is looked for among the shipped recipes.
+    """
+    if path is None:
+        path = shipped(f"{stage}.yaml")
+    elif not path.exists():
+        path = shipped(str(path))
+    content = override(read_yaml(path), assignments)
+    origin = f"{path}" + (f" with {' '.join(assignments)}" if assignments else "")
+    return parse(RECIPES[stage], content, origin)
+
+
+def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
+    """Hash of what is computed from what: the recipe without paths, and its inputs' fingerprints."""
+    content = _without_paths(recipe)
+    text = json.dumps([type(recipe).__name__, content, dict(fingerprints)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Strict):
+        return {name: _without_paths(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Path):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(item) for item in value]
+    return value

@@ -1,0 +1,251 @@
+"""The run folder, the unit of truth: paths, attempts, heartbeats, exit records, metrics, done records."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_S = 5.0
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """The file appears complete or not at all: temporary name in the same folder, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage would do, found out before anything is submitted; making it writes nothing.
+
+    Attributes:
+        recipe: with globs expanded and paths absolute; this is what is kept in the run folder.
+        says: lines for the user: what was found, what will be done, in fields, GB, hours.
+        inputs: name -> fingerprint of the data that the stage will read.
+        makes: the folders or files that will appear.
+    """
+
+    recipe: Any
+    says: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    makes: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder `runs/<stage>/<name>/`: everything about one execution."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def site(self) -> Path:
+        return self.folder / "site.yaml"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "record.json"
+
+    @property
+    def sbatch(self) -> Path:
+        return self.folder / "sbatch"
+
+    @property
+    def attempts(self) -> Path:
+        return self.folder / "attempts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def pictures(self) -> Path:
+        return self.folder / "pictures"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def done(self) -> Path:
+        return self.folder / "done"
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def stage(self) -> str:
+        return self.folder.parent.name
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the stage said when it was done, or None: not done."""
+        return read_json(self.done / f"{self.stage}.json")
+
+    def attempt_numbers(self) -> list[int]:
+        return sorted(int(p.name) for p in self.attempts.glob("*") if p.name.isdigit())
+
+    def metric_lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl; a line torn by a kill is passed over."""
+        try:
+            lines = self.metrics.read_text().splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+@dataclass
+class Attempt:
+    """One start of a job, as one of its ranks sees it: all that a stage needs of the gatehouse.
+
+    Attributes:
+        number: 0 for the first start of the run, counted up by each requeue or resume.
+        rank, size: of this process among those of the job.
+        local_rank, local_size: among those on this node.
+        cpus: CPUs this process may use.
+    """
+
+    run: Run
+    number: int = 0
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    cpus: int = 1
+    stopping: threading.Event = field(default_factory=threading.Event)
+    _state: dict[str, Any] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def folder(self) -> Path:
+        return self.run.attempts / str(self.number)
+
+    @property
+    def path(self) -> Path:
+        """Where this rank's record lies: start, heartbeat, progress, exit, traceback."""
+        return self.folder / f"rank-{self.rank}.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"rank-{self.rank}.log"
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to this rank's record, at once and atomically."""
+        with self._lock:
+            self._state |= facts
+            write_atomic(self.path, json.dumps(self._state, indent=1))
+
+    def progress(self, done: int, total: int, unit: str, **metrics: float) -> None:
+        """How far the stage is; shown by the bar and by `status`. Written with the next heartbeat."""
+        with self._lock:
+            self._state["progress"] = {"done": done, "total": total, "unit": unit, "metrics": metrics}
+
+    def say(self, text: str) -> None:
+        """A line for the log, and for whoever watches the run."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def metric(self, step: int, **values: float) -> None:
+        """Appends one line to metrics.jsonl; rank 0 alone writes, the other ranks' calls do nothing."""
+        if self.rank:
+            return
+        line = json.dumps({"step": step, "time": now(), "attempt": self.number, "values": values})
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock, self.run.metrics.open("a") as stream:
+            stream.write(line + "\n")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The done record, written last by rank 0: what was made, where, and the main figures."""
+        if self.rank == 0:
+            content = {**summary, "attempt": self.number, "time": now()}
+            write_atomic(self.run.done / f"{self.run.stage}.json", json.dumps(content, indent=1))
+
+    @contextmanager
+    def recorded(self) -> Iterator[Attempt]:
+        """Start and exit records around the stage, and a heartbeat thread in between.
+
+        The exit record holds `outcome` (done, stopped, mistake, failed) and the traceback, if any.
+        """
+        self.note(
+            rank=self.rank, size=self.size, attempt=self.number, pid=os.getpid(),
+            node=socket.gethostname(), start=now(), heartbeat=now(),
+        )  # fmt: skip
+        ended = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(ended,), daemon=True, name="heartbeat")
+        beat.start()
+        outcome: dict[str, Any] = {"outcome": "failed"}
+        try:
+            yield self
+            outcome = {"outcome": "stopped" if self.stopping.is_set() and not self.run.summary() else "done"}
+        except ValueError as error:
+            kind = "mistake" if type(error).__name__ == "Mistake" else "failed"
+            outcome = {"outcome": kind, "message": str(error), "traceback": traceback.format_exc()}
+            raise
+        except BaseException as error:
+            outcome |= {"message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            raise
+        finally:
+            ended.set()
+            beat.join()
+            self.note(exit=now(), heartbeat=now(), **outcome)
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(HEARTBEAT_S):
+            try:
+                self.note(heartbeat=now())
+            except OSError:
+                continue

@@ -1,0 +1,1 @@
+"""The corridor: one file per verb that computes; stages speak to each other through files."""

@@ -1,0 +1,115 @@
+"""Strict values from YAML: unknown keys are errors that name the file, the key and the nearest legal one."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hpc_isl.mistake import Mistake, nearest
+
+
+class Strict(BaseModel):
+    """A frozen value; the string under each field is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Strict)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; anything else is a `Mistake` that names file and line."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Mistake(f"{path}: there is no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise Mistake(f"{path} is not readable YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise Mistake(f"{path}: holds a {type(content).__name__}; keys and values are expected")
+    return content
+
+
+def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`content` with dotted assignments such as `train.steps=100`; values are YAML.
+
+    `sources.0.channel=DIC` reaches into a list that `content` holds.
+    """
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(content))
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key.strip():
+            raise Mistake(f"{assignment!r}: an override is written key=value, as in train.steps=100")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            raise Mistake(f"{assignment!r}: the value is not YAML: {error}") from None
+        _assign(result, key.strip().split("."), value, assignment)
+    return result
+
+
+def _assign(node: Any, path: list[str], value: Any, assignment: str) -> None:
+    head, *rest = path
+    if isinstance(node, list):
+        if not head.isdigit() or int(head) >= len(node):
+            raise Mistake(f"{assignment!r}: the list has entries 0 to {len(node) - 1}, not {head!r}")
+        head = int(head)  # type: ignore[assignment]
+    elif not isinstance(node, dict):
+        raise Mistake(f"{assignment!r}: there is nothing below {head!r}, its parent is {node!r}")
+    if not rest:
+        node[head] = value
+        return
+    if isinstance(node, dict) and node.get(head) is None:
+        node[head] = {}
+    _assign(node[head], rest, value, assignment)
+
+
+def parse(kind: type[S], content: dict[str, Any], origin: str) -> S:
+    """A validated value of `kind`; each complaint names `origin`, the dotted key and what is legal."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [_complaint(kind, entry) for entry in error.errors()]
+        raise Mistake("\n".join([f"{origin}:", *(f"  {line}" for line in dict.fromkeys(lines))])) from None
+
+
+def _complaint(kind: type[Strict], entry: Any) -> str:
+    path = [part for part in entry["loc"] if not str(part).endswith(("]", ")"))]
+    dotted = ".".join(map(str, path)) or "the whole"
+    if entry["type"] == "extra_forbidden":
+        owner = _model_at(kind, list(path[:-1]))
+        return f"{dotted}: no such key; {nearest(path[-1], owner.model_fields if owner else [])}"
+    if entry["type"] == "missing":
+        return f"{dotted}: must be given"
+    text = entry["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {text}; got {entry['input']!r}"
+
+
+def _model_at(kind: Any, path: list[Any]) -> type[Strict] | None:
+    """The model that owns the key below `path`, looking through optionals, lists and unions."""
+    models = _models(kind)
+    for model in models:
+        if not path:
+            return model
+        known = model.model_fields.get(str(path[0]))
+        if known is not None:
+            rest = path[1:] if not (len(path) > 1 and isinstance(path[1], int)) else path[2:]
+            return _model_at(known.annotation, rest)
+    return models[0] if models and not path else None
+
+
+def _models(kind: Any) -> list[type[Strict]]:
+    if typing.get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Strict):
+        return [kind]
+    return [model for part in typing.get_args(kind) for model in _models(part)]
+
+
+def to_yaml(value: Strict) -> str:
+    """The value as YAML that `parse` reads back to an equal value."""
+    return yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
