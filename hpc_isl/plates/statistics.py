@@ -1,0 +1,299 @@
+"""What the pixels of a field are like: measured once at conversion, merged ever after without pixels."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A channel is saturated where more than this share of a plane lies at a camera's greatest value,
+SATURATED_SHARE = 1e-3
+CAMERA_BITS = (8, 10, 12, 14, 16)
+# and empty where pixels two apart correlate less than this in all its planes: noise, no structure.
+EMPTY_CORRELATION = 0.05
+BINS_PER_OCTAVE = 128
+FLOAT_OCTAVES = (-16, 16)
+
+
+@dataclass(frozen=True)
+class PlaneStatistics:
+    """Of one plane's level-0 pixels, in counts; percentiles interpolate linearly as numpy's do.
+
+    `focus` is Brenner's score over the squared mean, (mean of squared differences of pixels two
+    apart, along y and x) / mean²: unitless, greater is sharper, comparable within one channel.
+    """
+
+    min: float
+    max: float
+    mean: float
+    sd: float
+    p1: float
+    p50: float
+    p99: float
+    p999: float
+    focus: float
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of pixels over bins that depend on the dtype alone, so that histograms merge by `+`.
+
+    Integers: one bin per value below 256 and 128 bins per octave above (uint8: 256 bins, uint16:
+    1280, uint32: 3328); signed ones mirror this below zero. Floats: 128 bins per octave of magnitude
+    from 2^-16 to 2^16 on both sides of one bin around zero; what lies beyond falls into the outermost.
+    """
+
+    dtype: str
+    counts: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.counts.shape != (len(edges(self.dtype)) - 1,):
+            raise ValueError(
+                f"{self.counts.shape} counts for {self.dtype}: {len(edges(self.dtype)) - 1} are expected"
+            )
+
+    def __add__(self, other: Histogram) -> Histogram:
+        if self.dtype != other.dtype:
+            raise ValueError(f"histograms of {self.dtype} and {other.dtype} have no bins in common")
+        return Histogram(self.dtype, self.counts + other.counts)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Histogram)
+            and self.dtype == other.dtype
+            and bool(np.array_equal(self.counts, other.counts))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def total(self) -> int:
+        """Number of pixels."""
+        return int(self.counts.sum())
+
+    def percentile(self, q: float) -> float:
+        """The value below which q % of the pixels lie: exact in bins of one value, else interpolated."""
+        self._refuse_empty()
+        rank = q / 100 * (self.total - 1)
+        cumulative = np.cumsum(self.counts)
+        at = int(np.searchsorted(cumulative, rank, side="right"))
+        low, high = self._span(at)
+        before = cumulative[at] - self.counts[at]
+        return float(low + (high - low) * (rank - before) / max(int(self.counts[at]) - 1, 1))
+
+    def mean(self) -> float:
+        self._refuse_empty()
+        return float(np.average(self.centers, weights=self.counts))
+
+    def sd(self) -> float:
+        self._refuse_empty()
+        return float(np.sqrt(np.average((self.centers - self.mean()) ** 2, weights=self.counts)))
+
+    def otsu(self) -> float:
+        """Otsu's threshold (IEEE Trans. SMC 9, 1979): the greatest value of the darker class.
+
+        Over the bins as they are, so that wide bins above 256 counts cost at most 0.4 % of the value.
+        """
+        self._refuse_empty()
+        weight = np.cumsum(self.counts)[:-1].astype(float)
+        moment = np.cumsum(self.counts * self.centers)
+        rest = self.total - weight
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gap = moment[:-1] / weight - (moment[-1] - moment[:-1]) / rest
+            between = np.where((weight > 0) & (rest > 0), weight * rest * gap**2, -1.0)
+        return float(self._span(int(np.argmax(between)))[1])
+
+    def fraction_above(self, value: float) -> float:
+        """Share of pixels greater than `value`; within a bin of several values by interpolation."""
+        self._refuse_empty()
+        lows, highs = self._spans
+        width = np.maximum(highs - lows, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            above = np.where(width > 0, np.clip((highs - value) / width, 0, 1), lows > value)
+        return float((self.counts * above).sum() / self.total)
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        """The middle of each bin, in counts."""
+        lows, highs = self._spans
+        return (lows + highs) / 2
+
+    @property
+    def _spans(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        step = 0 if np.dtype(self.dtype).kind == "f" else 1
+        return edges(self.dtype)[:-1], edges(self.dtype)[1:] - step
+
+    def _span(self, at: int) -> tuple[float, float]:
+        lows, highs = self._spans
+        return float(lows[at]), float(highs[at])
+
+    def _refuse_empty(self) -> None:
+        if not self.counts.any():
+            raise ValueError("the histogram holds no pixels")
+
+
+@dataclass(frozen=True)
+class FieldStatistics:
+    """Of one field.
+
+    Attributes:
+        planes: (time, channel, plane) -> statistics; planes that do not exist are absent.
+        histograms: channel -> counts over all its times and planes.
+        flags: "empty:2", "saturated:0": what is odd, and in which channel; a plate's index adds
+            "out of focus:1", which shows only beside other fields.
+        digest: hash of the raw pixels with shape and dtype.
+    """
+
+    planes: Mapping[tuple[int, int, int], PlaneStatistics]
+    histograms: Mapping[int, Histogram] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    digest: str = ""
+
+
+def measure(pixels: NDArray[Any], existing: Mapping[int, Iterable[int]] | None = None) -> FieldStatistics:
+    """Statistics of (t, c, z, y, x) pixels.
+
+    Args:
+        existing: channel -> its plane numbers; channels that are not named have all planes.
+    """
+    times, channels, depth = pixels.shape[:3]
+    planes: dict[tuple[int, int, int], PlaneStatistics] = {}
+    histograms: dict[int, Histogram] = {}
+    flags: list[str] = []
+    for channel in range(channels):
+        which = sorted((existing or {}).get(channel, range(depth)))
+        facts = [_plane(pixels[t, channel, z]) for t in range(times) for z in which]
+        if not facts:
+            continue
+        keys = [(t, channel, z) for t in range(times) for z in which]
+        planes |= {key: fact[0] for key, fact in zip(keys, facts, strict=True)}
+        counts = np.sum([fact[1] for fact in facts], axis=0)
+        histograms[channel] = Histogram(pixels.dtype.name, counts)
+        flags += [f"{word}:{channel}" for word in _flags([fact[2:] for fact in facts])]
+    return FieldStatistics(planes, histograms, tuple(flags), digest(pixels))
+
+
+def digest(pixels: NDArray[Any]) -> str:
+    """Hash of pixels, shape and dtype; the order of bytes and of axes in memory does not matter."""
+    little = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<"))
+    hashed = hashlib.sha256(f"{pixels.dtype.name}{pixels.shape}".encode())
+    hashed.update(little.reshape(-1).view(np.uint8).data)
+    return hashed.hexdigest()[:32]
+
+
+@lru_cache
+def edges(dtype: str) -> NDArray[np.float64]:
+    """Edges of the histogram's bins, ascending; bin k holds edges[k] <= value < edges[k + 1]."""
+    kind = np.dtype(dtype)
+    steps = np.arange(BINS_PER_OCTAVE) / BINS_PER_OCTAVE + 1
+    if kind.kind == "f":
+        octaves = range(*FLOAT_OCTAVES)
+        up = np.append(np.concatenate([steps * 2.0**k for k in octaves]), 2.0 ** FLOAT_OCTAVES[1])
+        return np.concatenate([-up[::-1], up])
+    if kind.kind not in "iu" or kind.itemsize > 4:
+        raise ValueError(f"pixels of type {dtype}: integers up to 32 bits and floats are measured")
+    bits = kind.itemsize * 8 - (kind.kind == "i")
+    low = np.arange(min(256, 2**bits), dtype=float)
+    up = np.concatenate([low, *(steps * 2.0**k for k in range(8, bits)), [2.0**bits]])
+    return up if kind.kind == "u" else np.concatenate([1 - up[:0:-1], up])
+
+
+def _plane(plane: NDArray[Any]) -> tuple[PlaneStatistics, NDArray[np.int64], float, float]:
+    """Statistics, histogram, share of pixels at a camera's greatest value, correlation at distance 2."""
+    values, counts = _values(plane)
+    total = plane.size
+    weights = counts / total
+    mean = float(values @ weights)
+    variance = float((values - mean) ** 2 @ weights)
+    p1, p50, p99, p999 = _percentiles(values, counts, (1, 50, 99, 99.9))
+    rough = _roughness(plane)
+    greatest = float(values[-1])
+    at_limit = counts[-1] / total if greatest in [2.0**bits - 1 for bits in CAMERA_BITS] else 0.0
+    facts = PlaneStatistics(
+        min=float(values[0]), max=greatest, mean=mean, sd=variance**0.5,
+        p1=p1, p50=p50, p99=p99, p999=p999, focus=2 * rough / mean**2 if mean else 0.0,
+    )  # fmt: skip
+    correlation = 1 - rough / (2 * variance) if variance else 0.0
+    return facts, _binned(values, counts, plane.dtype.name), float(at_limit), correlation
+
+
+def _values(plane: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The distinct values, ascending, and how many pixels have each."""
+    if plane.dtype in (np.uint8, np.uint16):
+        counts = np.bincount(plane.ravel(), minlength=1)
+        values = np.flatnonzero(counts)
+        return values.astype(float), counts[values]
+    distinct, counts = np.unique(plane, return_counts=True)
+    return distinct.astype(float), counts
+
+
+def _percentiles(
+    values: NDArray[np.float64], counts: NDArray[np.int64], wanted: tuple[float, ...]
+) -> list[float]:
+    cumulative = np.cumsum(counts)
+    ranks = np.asarray(wanted) / 100 * (cumulative[-1] - 1)
+    below = values[np.searchsorted(cumulative, np.floor(ranks), side="right")]
+    above = values[np.searchsorted(cumulative, np.ceil(ranks), side="right")]
+    return [float(value) for value in below + (above - below) * (ranks - np.floor(ranks))]
+
+
+def _roughness(plane: NDArray[Any]) -> float:
+    """Mean squared difference of pixels two apart, over both axes."""
+    pixels = plane.astype(np.float32)
+    steps = [pixels[2:] - pixels[:-2], pixels[:, 2:] - pixels[:, :-2]]
+    squares = [float(np.vdot(step, step)) / step.size for step in steps if step.size]
+    return sum(squares) / len(squares) if squares else 0.0
+
+
+def _binned(values: NDArray[np.float64], counts: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
+    limits = edges(dtype)
+    bins = np.clip(np.searchsorted(limits, values, side="right") - 1, 0, len(limits) - 2)
+    return np.bincount(bins, weights=counts, minlength=len(limits) - 1).astype(np.int64)
+
+
+def _flags(facts: list[tuple[float, float]]) -> list[str]:
+    words = ["empty"] if all(correlation < EMPTY_CORRELATION for _, correlation in facts) else []
+    return words + (["saturated"] if any(share > SATURATED_SHARE for share, _ in facts) else [])
+
+
+# ---------------------------------------------------------------- as JSON
+
+
+def to_dict(statistics: FieldStatistics) -> dict[str, Any]:
+    """Plain JSON; `from_dict` reads it back to an equal value. Histograms are packed: most bins are 0."""
+    return {
+        "planes": [[*key, *astuple(plane)] for key, plane in statistics.planes.items()],
+        "histograms": {
+            str(channel): {"dtype": h.dtype, "zlib": base64.b64encode(_pack(h.counts)).decode()}
+            for channel, h in statistics.histograms.items()
+        },
+        "flags": list(statistics.flags),
+        "digest": statistics.digest,
+    }
+
+
+def from_dict(content: Mapping[str, Any]) -> FieldStatistics:
+    return FieldStatistics(
+        planes={(t, c, z): PlaneStatistics(*facts) for t, c, z, *facts in content["planes"]},
+        histograms={
+            int(channel): Histogram(packed["dtype"], _unpack(base64.b64decode(packed["zlib"])))
+            for channel, packed in content["histograms"].items()
+        },
+        flags=tuple(content["flags"]),
+        digest=content["digest"],
+    )
+
+
+def _pack(counts: NDArray[np.int64]) -> bytes:
+    return zlib.compress(counts.astype("<i8").tobytes(), 9)
+
+
+def _unpack(packed: bytes) -> NDArray[np.int64]:
+    return np.frombuffer(zlib.decompress(packed), "<i8").astype(np.int64)
