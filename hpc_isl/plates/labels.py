@@ -1,0 +1,130 @@
+"""Labels of an image: integer images under `labels/`, who made them and in which boxes they are complete."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates import metadata
+from hpc_isl.plates.levels import open_level, write_pyramid
+from hpc_isl.plates.partial import appears_whole
+from hpc_isl.plates.plate import Field, Plate
+from hpc_isl.recipe import CodecRecipe
+
+Box = tuple[int, int, int, int]
+
+
+def write_labels(
+    image: Path,
+    name: str,
+    labels: NDArray[Any],
+    *,
+    origin: str,
+    boxes: Sequence[Box],
+    overwrite: bool = False,
+) -> None:
+    """Writes labels of an image under `labels/`, with as many levels as the image, as uint32.
+
+    Args:
+        labels: (y, x) integers of the image's size, or (t, y, x) where it has times; 0 background.
+        origin: who made them: "human", "drafted", …
+        boxes: (y0, x0, y1, x1) in pixels, ends excluded, in which every object is drawn.
+        overwrite: replace labels of this name.
+    """
+    plate, field, levels = _facts(image)
+    pixels = _checked(image, name, labels, field)
+    outside = [box for box in boxes if not _inside(box, field.shape[-2:])]
+    if outside:
+        raise Mistake(
+            f"{image}: annotation box {tuple(outside[0])} (y0, x0, y1, x1) is empty or lies outside the "
+            f"image of {field.shape[-2]} × {field.shape[-1]} pixels"
+        )
+    if name in label_names(image) and not overwrite:
+        raise Mistake(f"{image}: has labels {name!r} already; overwrite=true replaces them")
+    ours = {"name": name, "origin": origin, "boxes": [[int(edge) for edge in box] for box in boxes]}
+    ome = metadata.label_image(plate, field, levels, name)
+    names = tuple(axis.name for axis in ome.multiscales[0].axes)
+    with appears_whole(_folder(image, name), pixels.nbytes, overwrite) as folder:
+        write_pyramid(folder, pixels, names, levels, CodecRecipe(), "stride")
+        metadata.write_group(folder, ome, ours)
+    _list(image)
+
+
+def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
+    """Labels (y, x), or (t, y, x) where the image has times, at one level of the pyramid."""
+    folder = _existing(image, name)
+    pixels: NDArray[np.uint32] = open_level(folder, level).read().result()
+    return pixels[..., 0, :, :]
+
+
+def label_names(image: Path) -> list[str]:
+    """Names of the image's labels, sorted."""
+    return sorted(_named(image))
+
+
+def annotation(image: Path, name: str) -> tuple[str, list[Box]]:
+    """Who made the labels, and the boxes (y0, x0, y1, x1) in which every object is drawn."""
+    ours = metadata.read_group(_existing(image, name))["hpc_isl"]
+    return ours["origin"], [(box[0], box[1], box[2], box[3]) for box in ours["boxes"]]
+
+
+def slug(name: str) -> str:
+    """A folder name for any name: the name itself where it is plain, else a readable part and a hash."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        return name
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40]
+    return f"{readable or 'labels'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _folder(image: Path, name: str) -> Path:
+    return image / "labels" / slug(name)
+
+
+def _existing(image: Path, name: str) -> Path:
+    named = _named(image)
+    if name not in named:
+        raise Mistake(f"{image}: has no labels {name!r}; {nearest(name, named)}")
+    return named[name]
+
+
+def _named(image: Path) -> dict[str, Path]:
+    """Shown name -> folder; labels of other programs are shown by their folder's name."""
+    folders = [path.parent for path in (image / "labels").glob("[!.]*/zarr.json")]
+    return {metadata.read_group(f).get("hpc_isl", {}).get("name", f.name): f for f in folders}
+
+
+def _list(image: Path) -> None:
+    """The labels group names every folder that is there, so it heals after a kill in between."""
+    from yaozarrs import v05
+
+    names = sorted(folder.name for folder in _named(image).values())
+    metadata.write_group(image / "labels", v05.LabelsGroup(labels=names))
+
+
+def _facts(image: Path) -> tuple[Plate, Field, int]:
+    ours = metadata.read_group(image)["hpc_isl"]
+    return metadata.plate_from(ours["plate"], ()), metadata.field_from(ours["field"]), ours["levels"]
+
+
+def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDArray[np.uint32]:
+    times = field.shape[:1] if field.shape[0] > 1 else ()
+    expected = times + field.shape[-2:]
+    if labels.shape != expected:
+        raise Mistake(f"{image}: labels {name!r} of shape {labels.shape} do not fit the image's {expected}")
+    if labels.dtype.kind not in "iub":
+        raise Mistake(f"{image}: labels {name!r} are {labels.dtype}; whole numbers are expected")
+    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= 2**32):
+        raise Mistake(f"{image}: labels {name!r} go from {labels.min()} to {labels.max()}; 0 to 2^32-1 fit")
+    return labels.astype(np.uint32)[..., None, :, :]
+
+
+def _inside(box: Box, shape: tuple[int, ...]) -> bool:
+    y0, x0, y1, x1 = box
+    return 0 <= y0 < y1 <= shape[0] and 0 <= x0 < x1 <= shape[1]

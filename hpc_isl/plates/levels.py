@@ -1,0 +1,137 @@
+"""The pyramid of one image on disk: sharded zarr v3 arrays, written whole, read box by box."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import CodecRecipe
+
+SHARD_EDGE = 4096
+SMALLEST_EDGE = 256
+
+
+def count_levels(shape: tuple[int, ...], levels: int | None) -> int:
+    """Levels of the pyramid: `levels`, or until the longer edge of (…, y, x) is at most 256 pixels."""
+    if levels is not None:
+        return levels
+    edge, count = max(shape[-2:]), 1
+    while edge > SMALLEST_EDGE:
+        edge, count = -(-edge // 2), count + 1
+    return count
+
+
+def write_pyramid(
+    folder: Path,
+    pixels: NDArray[Any],
+    axes: tuple[str, ...],
+    levels: int,
+    codec: CodecRecipe,
+    method: Literal["mean", "stride"],
+) -> None:
+    """Arrays `0`, `1`, … below `folder`: each halves y and x of the one before.
+
+    `mean` rounds 2 × 2 means half to even in integer types, over the pixels there are at odd edges;
+    `stride` takes the nearest pixel, for labels.
+    """
+    for level in range(levels):
+        if level:
+            factors = [1] * (pixels.ndim - 2) + [2, 2]
+            pixels = ts.downsample(ts.array(pixels), factors, method).read().result()
+        _write_array(folder / str(level), pixels, axes, codec)
+
+
+def open_level(image: Path, level: int) -> ts.TensorStore:
+    """The array of one level, (c, z, y, x) or (t, c, z, y, x): open once per process, read at will.
+
+    Threads are limited by HPC_ISL_IO_THREADS (default 4). A chunk that is not there fails: it is
+    damage, for dark chunks are written too.
+    """
+    return _open(str(image), level, os.getpid())
+
+
+@lru_cache(maxsize=4096)
+def _open(image: str, level: int, process: int) -> ts.TensorStore:
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{image}/{level}/"},
+        "fill_missing_data_reads": False,
+    }
+    try:
+        return ts.open(spec, open=True, read=True, write=False, context=_context(process)).result()
+    except ValueError as error:
+        raise Mistake(f"{image}: level {level} cannot be read: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _context(process: int) -> ts.Context:
+    threads = int(os.environ.get("HPC_ISL_IO_THREADS", "4"))
+    limit = {"limit": threads}
+    return ts.Context({"data_copy_concurrency": limit, "file_io_concurrency": limit})
+
+
+def read_box(
+    image: Path, level: int, time: int, channel: int, planes: list[int] | slice, y: slice, x: slice
+) -> NDArray[Any]:
+    """A box (z, y, x) of the planes of one channel and time, in counts as stored."""
+    store = open_level(image, level)
+    if store.rank == 5:
+        store = store[time]
+    box = store[channel][planes, y, x]
+    try:
+        return np.asarray(box.read().result())
+    except ValueError as error:
+        raise Mistake(f"{image}: level {level} cannot be read: {error}") from None
+
+
+def shards(shape: tuple[int, ...], chunk: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of a shard and of a chunk: a field is one shard, t apart, up to 4096 pixels along an edge."""
+    inner = (1,) * (len(shape) - 2) + (chunk, chunk)
+    largest = max(SHARD_EDGE // chunk, 1) * chunk
+    edges = tuple(min(-(-length // chunk) * chunk, largest) for length in shape[-2:])
+    time = (1,) * (len(shape) - 4)
+    return time + shape[len(time) : -2] + edges, inner
+
+
+def _write_array(path: Path, pixels: NDArray[Any], axes: tuple[str, ...], codec: CodecRecipe) -> None:
+    shard, chunk = shards(pixels.shape, codec.chunk)
+    inner = [_bytes(pixels.dtype), *_compressor(codec, pixels.dtype)]
+    sharding = {
+        "chunk_shape": chunk,
+        "codecs": inner,
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{path}/"},
+        "store_data_equal_to_fill_value": True,
+        "metadata": {
+            "shape": pixels.shape,
+            "data_type": pixels.dtype.name,
+            "dimension_names": axes,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+            "chunk_key_encoding": {"name": "default"},
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "fill_value": 0,
+        },
+    }
+    ts.open(spec, create=True, delete_existing=True).result().write(pixels).result()
+
+
+def _bytes(dtype: np.dtype[Any]) -> dict[str, Any]:
+    return {"name": "bytes"} | ({"configuration": {"endian": "little"}} if dtype.itemsize > 1 else {})
+
+
+def _compressor(codec: CodecRecipe, dtype: np.dtype[Any]) -> list[dict[str, Any]]:
+    if codec.name == "none":
+        return []
+    blosc = {"cname": codec.name, "clevel": codec.level, "shuffle": "bitshuffle", "typesize": dtype.itemsize}
+    return [{"name": "blosc", "configuration": blosc}]

@@ -1,0 +1,73 @@
+"""A plate on disk: images are written whole, a plate is finished last, and read box by box.
+
+The one door to `levels` (pixels), `labels`, `index` and `metadata` for the rest of the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates import metadata
+from hpc_isl.plates.index import Index, finalise, image_path, open_plate, rebuild_index
+from hpc_isl.plates.labels import annotation, label_names, read_labels, write_labels
+from hpc_isl.plates.levels import count_levels, open_level, read_box, write_pyramid
+from hpc_isl.plates.partial import appears_whole
+from hpc_isl.plates.plate import Field, Plate
+from hpc_isl.plates.statistics import FieldStatistics, to_dict
+from hpc_isl.recipe import CodecRecipe
+
+__all__ = [
+    "Index",
+    "annotation",
+    "finalise",
+    "image_path",
+    "label_names",
+    "open_level",
+    "open_plate",
+    "read_box",
+    "read_labels",
+    "rebuild_index",
+    "write_field",
+    "write_labels",
+]
+
+
+def write_field(
+    plate_path: Path,
+    plate: Plate,
+    field: Field,
+    pixels: NDArray[Any],
+    statistics: FieldStatistics,
+    codec: CodecRecipe,
+    levels: int | None = None,
+) -> None:
+    """Writes one field's image with its pyramid: it is there whole afterwards, or not at all.
+
+    Args:
+        pixels: (t, c, z, y, x), shape and dtype as `field` states them.
+        statistics: of these pixels, from `statistics.measure`.
+        levels: of the pyramid; None: until the longer edge is at most 256 pixels.
+
+    Raises:
+        Mistake: the disk is full, or an image of another field lies there.
+    """
+    if pixels.shape != field.shape or pixels.dtype.name != field.dtype:
+        raise Mistake(
+            f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
+            f"not {pixels.dtype.name} {pixels.shape}"
+        )
+    count = count_levels(field.shape, levels)
+    stored = pixels if field.shape[0] > 1 else pixels[0]
+    with appears_whole(image_path(plate_path, plate, field.key), pixels.nbytes) as folder:
+        write_pyramid(folder, stored, metadata.axes(field), count, codec, "mean")
+        ours = {
+            "plate": metadata.plate_facts(plate),
+            "field": metadata.field_facts(field),
+            "levels": count,
+            "statistics": to_dict(statistics),
+        }
+        metadata.write_group(folder, metadata.image(plate, field, count, statistics), ours)
