@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates import metadata
-from hpc_isl.plates.levels import open_level, write_pyramid
+from hpc_isl.plates.levels import open_fresh, write_pyramid
 from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.recipe import CodecRecipe
@@ -49,7 +49,7 @@ def write_labels(
     if name in label_names(image) and not overwrite:
         raise Mistake(f"{image}: has labels {name!r} already; overwrite=true replaces them")
     ours = {"name": name, "origin": origin, "boxes": [[int(edge) for edge in box] for box in boxes]}
-    ome = metadata.label_image(plate, field, levels, name)
+    ome = metadata.label_image(plate, field, levels, name, _values(pixels))
     names = tuple(axis.name for axis in ome.multiscales[0].axes)
     with appears_whole(_folder(image, name), pixels.nbytes, overwrite) as folder:
         write_pyramid(folder, pixels, names, levels, CodecRecipe(), "stride")
@@ -60,7 +60,7 @@ def write_labels(
 def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
     """Labels (y, x), or (t, y, x) where the image has times, at one level of the pyramid."""
     folder = _existing(image, name)
-    pixels: NDArray[np.uint32] = open_level(folder, level).read().result()
+    pixels: NDArray[np.uint32] = open_fresh(folder, level).read().result()
     return pixels[..., 0, :, :]
 
 
@@ -123,6 +123,13 @@ def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDAr
     if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= 2**32):
         raise Mistake(f"{image}: labels {name!r} go from {labels.min()} to {labels.max()}; 0 to 2^32-1 fit")
     return labels.astype(np.uint32)[..., None, :, :]
+
+
+def _values(pixels: NDArray[np.uint32]) -> list[int]:
+    """The labels there are, background apart."""
+    few = pixels.size and pixels.max() < 4 * pixels.size
+    found = np.flatnonzero(np.bincount(pixels.ravel())) if few else np.unique(pixels)
+    return [int(value) for value in found if value]
 
 
 def _inside(box: Box, shape: tuple[int, ...]) -> bool:

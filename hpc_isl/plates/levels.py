@@ -46,6 +46,7 @@ def write_pyramid(
             factors = [1] * (pixels.ndim - 2) + [2, 2]
             pixels = ts.downsample(ts.array(pixels), factors, method).read().result()
         _write_array(folder / str(level), pixels, axes, codec)
+    _open.cache_clear()
 
 
 def open_level(image: Path, level: int) -> ts.TensorStore:
@@ -54,18 +55,23 @@ def open_level(image: Path, level: int) -> ts.TensorStore:
     Threads are limited by HPC_ISL_IO_THREADS (default 4). A chunk that is not there fails: it is
     damage, for dark chunks are written too.
     """
-    return _open(str(image), level, os.getpid())
+    return _open(image, level, os.getpid())
 
 
 @lru_cache(maxsize=4096)
-def _open(image: str, level: int, process: int) -> ts.TensorStore:
+def _open(image: Path, level: int, process: int) -> ts.TensorStore:
+    return open_fresh(image, level)
+
+
+def open_fresh(image: Path, level: int) -> ts.TensorStore:
+    """The same for what may be overwritten, as labels are: whatever lies there now."""
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{image}/{level}/"},
         "fill_missing_data_reads": False,
     }
     try:
-        return ts.open(spec, open=True, read=True, write=False, context=_context(process)).result()
+        return ts.open(spec, open=True, read=True, write=False, context=_context(os.getpid())).result()
     except ValueError as error:
         raise Mistake(f"{image}: level {level} cannot be read: {error}") from None
 

@@ -6,8 +6,9 @@ what the specification has no place for. To write another version of OME-Zarr, c
 
 from __future__ import annotations
 
+import colorsys
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,11 @@ def image(plate: Plate, field: Field, levels: int, statistics: FieldStatistics) 
     )
 
 
-def label_image(plate: Plate, field: Field, levels: int, shown: str) -> v05.LabelImage:
-    """Labels of a field, axes (t) z y x: one plane, as thick as the whole stack it was drawn for."""
+def label_image(plate: Plate, field: Field, levels: int, shown: str, values: Iterable[int]) -> v05.LabelImage:
+    """Labels of a field, axes (t) z y x: one plane, as thick as the whole stack it was drawn for.
+
+    Every label of `values` gets a colour, as the specification advises and viewers like it best.
+    """
     names = tuple(name for name in axes(field) if name != "c")
     depth = field.shape[2]
     step, z_um = plate.plane_um or 1.0, field.z_um[0] if field.z_um and plate.plane_um else 0.0
@@ -51,8 +55,17 @@ def label_image(plate: Plate, field: Field, levels: int, shown: str) -> v05.Labe
     }
     return v05.LabelImage(
         multiscales=[_multiscale(plate, shown, names, lattice, levels, "nearest")],
-        image_label=v05.ImageLabel(source=v05.LabelSource(image="../../")),
+        image_label=v05.ImageLabel(
+            colors=[v05.LabelColor(label_value=value, rgba=_hue(value)) for value in (0, *values)],
+            source=v05.LabelSource(image="../../"),
+        ),
     )
+
+
+def _hue(label: int) -> list[int]:
+    """Colours of neighbouring numbers lie far apart: steps of the golden ratio around the circle."""
+    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 1)
+    return [*(round(255 * part) for part in rgb), 255] if label else [0, 0, 0, 0]
 
 
 def axes(field: Field) -> tuple[str, ...]:
@@ -221,13 +234,16 @@ def write_group(folder: Path, ome: Any = None, ours: Mapping[str, Any] | None = 
     attributes: dict[str, Any] = {}
     if ome is not None:
         attributes["ome"] = ome.model_dump(mode="json", exclude_none=True)
+    if isinstance(ome, v05.LabelImage):
+        for color in attributes["ome"]["image-label"]["colors"]:
+            color["label-value"] = int(color["label-value"])  # yaozarrs writes 1.0, readers want 1
     if isinstance(ome, v05.Plate):
         # The text of 0.5 asks for it, its schema does not know it: readers accept it, some warn without.
         attributes["ome"]["plate"]["version"] = ome.version
     if ours is not None:
         attributes["hpc_isl"] = dict(ours)
     content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    write_atomic(folder / "zarr.json", json.dumps(content, indent=1))
+    write_atomic(folder / "zarr.json", json.dumps(content))
 
 
 def read_group(folder: Path) -> dict[str, Any]:
