@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from dataclasses import field as member
 from dataclasses import fields as members
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -253,13 +254,19 @@ def _columns_but_histograms(file: Path) -> list[str]:
 
 
 def _histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogram:
-    column = f"histogram_{channel}"
     bins = len(edges(dtype)) - 1
+    lists = _histograms_of(path, channel, (path / FILE).stat().st_mtime_ns).take(rows).drop_null()
+    counts = lists.flatten().to_numpy().reshape(-1, bins)
+    return Histogram(dtype, counts.sum(axis=0))
+
+
+@lru_cache(maxsize=4)
+def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
+    """A channel's histograms of all fields, kept while fields are asked for one by one."""
+    column = f"histogram_{channel}"
     if column not in pq.read_schema(path / FILE).names:
         raise Mistake(f"{path}: channel {channel} holds no pixels")
-    lists = pq.read_table(path / FILE, columns=[column])[column].take(rows).drop_null()
-    counts = lists.combine_chunks().flatten().to_numpy().reshape(-1, bins)
-    return Histogram(dtype, counts.sum(axis=0))
+    return pq.read_table(path / FILE, columns=[column])[column].combine_chunks()
 
 
 def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
