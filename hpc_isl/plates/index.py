@@ -97,13 +97,15 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Problems =
 
     The plate's `zarr.json` comes last: a folder without one is an unfinished conversion.
     """
+    from hpc_isl.plates import ngff
+
     plate = replace(plate, fields=tuple(sorted(plate.fields, key=_order)))
     if not plate.fields:
         raise Mistake(f"{path}: no field was written, so there is no plate to finish")
     for well in plate.wells:
         row, column = metadata.place(plate, well)
         inside = [field for field in plate.fields if field.key.well == well]
-        metadata.write_group(path / row / column, metadata.well_group(inside))
+        metadata.write_group(path / row / column, ngff.attributes(ngff.well_group(inside)))
         metadata.write_group(path / row)
     ours = {
         "plate": metadata.plate_facts(plate),
@@ -111,7 +113,7 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Problems =
         "problems": [[key.well, key.name, key.acquisition, text] for key, text in problems],
     }
     _write_index(path, _read_images(path, plate, [field.key for field in plate.fields]))
-    metadata.write_group(path, metadata.plate_group(plate), ours)
+    metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
     return open_plate(path)
 
 
@@ -119,10 +121,9 @@ def open_plate(path: Path) -> Index:
     """The plate at `path`, from two files; an index that is not there is made anew from the images."""
     ours = _plate_attributes(path)
     try:
-        table = pq.read_table(path / FILE, columns=_columns_but_histograms(path / FILE))
+        return _index(path, ours, _read_table(path))
     except (OSError, pa.ArrowException):
         return rebuild_index(path)
-    return _index(path, ours, table)
 
 
 def rebuild_index(path: Path) -> Index:
@@ -131,7 +132,7 @@ def rebuild_index(path: Path) -> Index:
     plate = metadata.plate_from(ours["plate"], ())
     keys = [key for well in _wells(path) for key in _keys_of_well(path / well)]
     _write_index(path, _read_images(path, plate, keys))
-    return _index(path, ours, pq.read_table(path / FILE, columns=_columns_but_histograms(path / FILE)))
+    return _index(path, ours, _read_table(path))
 
 
 def _order(field: Field) -> tuple[tuple[int, int], int, int, str]:
@@ -249,8 +250,11 @@ def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[int]]:
     return blurred
 
 
-def _columns_but_histograms(file: Path) -> list[str]:
-    return [name for name in pq.read_schema(file).names if not name.startswith("histogram_")]
+def _read_table(path: Path) -> pa.Table:
+    """All columns but the histograms, which are nearly all of the file."""
+    with pq.ParquetFile(path / FILE) as file:
+        names = [name for name in file.schema_arrow.names if not name.startswith("histogram_")]
+        return file.read(columns=names)
 
 
 def _histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogram:
@@ -264,9 +268,10 @@ def _histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogr
 def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
     """A channel's histograms of all fields, kept while fields are asked for one by one."""
     column = f"histogram_{channel}"
-    if column not in pq.read_schema(path / FILE).names:
-        raise Mistake(f"{path}: channel {channel} holds no pixels")
-    return pq.read_table(path / FILE, columns=[column])[column].combine_chunks()
+    with pq.ParquetFile(path / FILE) as file:
+        if column not in file.schema_arrow.names:
+            raise Mistake(f"{path}: channel {channel} holds no pixels")
+        return file.read(columns=[column])[column].combine_chunks()
 
 
 def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:

@@ -49,8 +49,10 @@ def write_labels(
     if name in label_names(image) and not overwrite:
         raise Mistake(f"{image}: has labels {name!r} already; overwrite=true replaces them")
     ours = {"name": name, "origin": origin, "boxes": [[int(edge) for edge in box] for box in boxes]}
-    ome = metadata.label_image(plate, field, levels, name, _values(pixels))
-    names = tuple(axis.name for axis in ome.multiscales[0].axes)
+    from hpc_isl.plates import ngff
+
+    names = tuple(axis for axis in metadata.axes(field) if axis != "c")
+    ome = ngff.attributes(ngff.label_image(plate, field, levels, name, _values(pixels)))
     with appears_whole(_folder(image, name), pixels.nbytes, overwrite) as folder:
         write_pyramid(folder, pixels, names, levels, CodecRecipe(), "stride")
         metadata.write_group(folder, ome, ours)
@@ -102,10 +104,10 @@ def _named(image: Path) -> dict[str, Path]:
 
 def _list(image: Path) -> None:
     """The labels group names every folder that is there, so it heals after a kill in between."""
-    from yaozarrs import v05
+    from hpc_isl.plates import ngff
 
-    names = sorted(folder.name for folder in _named(image).values())
-    metadata.write_group(image / "labels", v05.LabelsGroup(labels=names))
+    folders = sorted(folder.name for folder in _named(image).values())
+    metadata.write_group(image / "labels", ngff.attributes(ngff.labels_group(folders)))
 
 
 def _facts(image: Path) -> tuple[Plate, Field, int]:

@@ -60,6 +60,8 @@ def write_field(
             f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
             f"not {pixels.dtype.name} {pixels.shape}"
         )
+    from hpc_isl.plates import ngff
+
     count = count_levels(field.shape, levels)
     stored = pixels if field.shape[0] > 1 else pixels[0]
     with appears_whole(image_path(plate_path, plate, field.key), pixels.nbytes) as folder:
@@ -70,4 +72,4 @@ def write_field(
             "levels": count,
             "statistics": to_dict(statistics),
         }
-        metadata.write_group(folder, metadata.image(plate, field, count, statistics), ours)
+        metadata.write_group(folder, ngff.attributes(ngff.image(plate, field, count, statistics)), ours)
