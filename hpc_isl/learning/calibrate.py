@@ -1,0 +1,176 @@
+"""A view settled on the training wells: channels checked on every plate, numbers found once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from math import isclose
+from operator import add
+
+import numpy as np
+
+from hpc_isl.learning.fields import FieldView, field_view, fields_of, image_key
+from hpc_isl.learning.flat_field import Profile, estimate
+from hpc_isl.learning.pixels import numbers
+from hpc_isl.learning.planes import Numbers, counts, measured_pixels, smallest
+from hpc_isl.learning.split import Split
+from hpc_isl.learning.view import Foreground, Role, View
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.statistics import Histogram
+from hpc_isl.plates.store import Index
+from hpc_isl.recipe import ForegroundRecipe, NormalizeRecipe, PlaneRecipe, PretrainRecipe
+
+# So many training fields, evenly spread, tell what the index cannot: the numbers of corrected pixels.
+SAMPLED_FIELDS = 64
+
+
+def view_of(indices: Sequence[Index], split: Split, recipe: PretrainRecipe) -> View:
+    """The view that a recipe means, with every number that the training wells decide.
+
+    Targets by wells: from the merged histogram of the channel in the training fields, all its planes
+    and times together, also for projections. With a flat field, from the corrected planes
+    themselves in up to 64 training fields, at a level of at most 1024 pixels.
+
+    Raises:
+        Mistake: a channel or acquisition that a plate lacks; plates of different pixel size or type;
+            a target that is constant in the training wells.
+    """
+    view = View(
+        sources=_roles(recipe.sources),
+        targets=_roles(recipe.targets),
+        level=recipe.data.level,
+        pixel_um=_pixel_um(indices, recipe.data.level),
+        flat_field=recipe.data.flat_field,
+        normalize=recipe.data.normalize,
+    )
+    for index in indices:
+        _check_names(view, index)
+    if view.flat_field == "estimated":
+        view = replace(view, profiles=_profiles(view, indices, split))
+    view = replace(view, targets=tuple(_settled(view, indices, split, role) for role in view.targets))
+    return replace(view, foreground=_foreground(view, indices, split, recipe.data.foreground))
+
+
+def _roles(planes: Sequence[PlaneRecipe]) -> tuple[Role, ...]:
+    return tuple(
+        Role(entry.channel, plane, entry.acquisition)
+        for entry in planes
+        for plane in (entry.plane if isinstance(entry.plane, list) else [entry.plane])
+    )
+
+
+def _pixel_um(indices: Sequence[Index], level: int) -> float | None:
+    known = [index.plate for index in indices if index.plate.pixel_um]
+    sizes = {plate.name: float(plate.pixel_um or 0) for plate in known}
+    if not sizes:
+        return None
+    first, *others = sizes.values()
+    if not all(isclose(size, first, rel_tol=0.05) for size in others):
+        listed = ", ".join(f"{name} {size:g} µm" for name, size in sizes.items())
+        raise Mistake(f"the plates differ in the size of a pixel: {listed}; train on plates of one size")
+    return first * (1 << level)
+
+
+def _check_names(view: View, index: Index) -> None:
+    roles = view.sources + view.targets
+    there = sorted({key.acquisition for key in index.statistics})
+    named = [role.acquisition for role in roles if role.acquisition is not None]
+    for role in roles:
+        index.channel(role.channel)
+        if role.acquisition is not None and role.acquisition not in there:
+            raise Mistake(
+                f"{index.path}: has no acquisition {role.acquisition}; {nearest(role.acquisition, there)}"
+            )
+        if role.acquisition is None and named and len(there) > 1:
+            raise Mistake(
+                f"{index.path}: has the acquisitions {', '.join(map(str, there))}; where one plane names its "
+                f"acquisition, all must: {role.channel!r} does not"
+            )
+
+
+# ---------------------------------------------------------------- the training fields
+
+
+def _training(view: View, indices: Sequence[Index], split: Split) -> list[tuple[Index, FieldKey]]:
+    return [(index, key) for index in indices for key in fields_of(view, index, split, "train")]
+
+
+def _sample(view: View, indices: Sequence[Index], split: Split) -> list[FieldView]:
+    """Up to 64 training fields, evenly spread over plates and wells."""
+    all_fields = _training(view, indices, split)
+    chosen = np.linspace(0, len(all_fields) - 1, min(SAMPLED_FIELDS, len(all_fields))).round().astype(int)
+    return [field_view(view, *all_fields[i]) for i in chosen]
+
+
+def _histogram(view: View, indices: Sequence[Index], split: Split, role: Role) -> Histogram:
+    """Of a role's channel in the training fields of all plates."""
+    parts = []
+    for index in indices:
+        keys = [image_key(key, role) for key in fields_of(view, index, split, "train")]
+        if keys:
+            parts.append(index.histogram(keys, index.channel(role.channel)))
+    types = sorted({part.dtype for part in parts})
+    if len(types) > 1:
+        raise Mistake(f"the plates hold pixels of the types {', '.join(types)}; train on plates of one type")
+    return reduce(add, parts)
+
+
+# ---------------------------------------------------------------- their numbers
+
+
+def _settled(view: View, indices: Sequence[Index], split: Split, role: Role) -> Role:
+    """A target with its offset and scale, unless they are each field's own."""
+    rule = view.normalize
+    if rule.target in ("none", "max16"):
+        return replace(role, numbers=numbers(rule.target, np.zeros(1), rule.low, rule.high))
+    if rule.target_by == "field":
+        return role
+    if view.flat_field == "none":
+        found = _of_histogram(_histogram(view, indices, split, role), rule)
+    else:
+        fields = _sample(replace(view, targets=(role,), foreground=None), indices, split)
+        pixels = [measured_pixels(field.targets[0]).ravel() for field in fields if field.targets]
+        found = numbers(rule.target, np.concatenate(pixels), rule.low, rule.high)
+    if not found[1] > 0:
+        raise Mistake(
+            f"target {role.channel!r}: nearly all pixels of the training wells are {found[0]:g} counts; "
+            "choose another channel, or other percentiles by data.normalize.low and high"
+        )
+    return replace(role, numbers=found)
+
+
+def _of_histogram(histogram: Histogram, rule: NormalizeRecipe) -> Numbers:
+    if rule.target == "standard":
+        return histogram.mean(), histogram.sd()
+    low, high = histogram.percentile(rule.low), histogram.percentile(rule.high)
+    return low, high - low
+
+
+def _profiles(view: View, indices: Sequence[Index], split: Split) -> dict[str, Profile]:
+    """The estimated profile of each channel, from the smallest level of training fields."""
+    raw = replace(view, flat_field="none")
+    profiles = {}
+    for role in view.sources + view.targets:
+        if role.channel not in profiles:
+            fields = _sample(replace(raw, sources=(role,), targets=()), indices, split)
+            planes = [smallest(field.sources[0]) for field in fields]
+            profiles[role.channel] = estimate(counts(plane, plane.whole) for plane in planes)
+    return profiles
+
+
+def _foreground(
+    view: View, indices: Sequence[Index], split: Split, recipe: ForegroundRecipe
+) -> Foreground | None:
+    if not recipe.required:
+        return None
+    first = view.targets[0]
+    channel = recipe.channel or first.channel
+    for index in indices:
+        index.channel(channel)
+    known = [role for role in view.targets + view.sources if role.channel == channel]
+    role = replace((known or [Role(channel, "max", first.acquisition)])[0], numbers=None)
+    auto = recipe.threshold == "auto"
+    threshold = _histogram(view, indices, split, role).otsu() if auto else float(recipe.threshold)
+    return Foreground(role, threshold, recipe.fraction)

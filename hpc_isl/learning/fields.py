@@ -1,0 +1,165 @@
+"""A view of one field: planes by name become planes on disk, so that only pixels are left to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from math import isclose
+
+import numpy as np
+
+from hpc_isl.learning.flat_field import Profile, vendor_profile
+from hpc_isl.learning.pixels import REDUCE, choose_planes, numbers
+from hpc_isl.learning.planes import Numbers, Plane, halved_shape
+from hpc_isl.learning.split import Split
+from hpc_isl.learning.view import Role, View
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.statistics import PlaneStatistics
+from hpc_isl.plates.store import Index
+
+
+@dataclass(frozen=True)
+class FieldView:
+    """A view of one field at one time: nothing but its pixels is left to find out.
+
+    Attributes:
+        shape: (y, x) at the level read.
+        targets: None where the plate or the field has no such channel.
+        foreground: the plane on which crops are judged, or None.
+    """
+
+    plate: str
+    key: FieldKey
+    time: int
+    shape: tuple[int, int]
+    sources: tuple[Plane, ...]
+    targets: tuple[Plane, ...] | None
+    foreground: Plane | None
+
+
+def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldView:
+    """The planes of a field that the view means.
+
+    Raises:
+        Mistake: a source channel, its acquisition or plane is not there; the plate's pixel size is at
+            no level that of the view; fields of different shape in two acquisitions.
+    """
+    with_targets = all(_has(index, key, role) for role in view.targets)
+    sources = tuple(_source(view, index, key, time, role) for role in view.sources)
+    targets = tuple(_target(view, index, key, time, role) for role in view.targets) if with_targets else None
+    shown = view.foreground if with_targets else None
+    return FieldView(
+        plate=index.plate.name,
+        key=key,
+        time=time,
+        shape=_one_shape(sources + (targets or ())),
+        sources=sources,
+        targets=targets,
+        foreground=_found(view, index, key, time, shown.role)[0] if shown else None,
+    )
+
+
+def fields_of(view: View, index: Index, split: Split, part: str) -> tuple[FieldKey, ...]:
+    """The fields of a part that the view looks at: those in the acquisition of its first source."""
+    own = view.sources[0].acquisition
+    return tuple(k for k in split.keys(index.plate, part) if own is None or k.acquisition == own)
+
+
+def image_key(key: FieldKey, role: Role) -> FieldKey:
+    """Where a role of a field is read: the same well and field in the role's acquisition."""
+    return key if role.acquisition is None else replace(key, acquisition=role.acquisition)
+
+
+def level_on(view: View, index: Index, key: FieldKey) -> int:
+    """The level of a field whose pixels have the size that the view was made for (within 5 %)."""
+    size, levels = index.plate.pixel_um, index.levels(key)
+    if view.pixel_um is None or size is None:
+        fitting = [view.level] if view.level < levels else []
+    else:
+        fitting = [n for n in range(levels) if isclose(size * 2**n, view.pixel_um, rel_tol=0.05)]
+    if fitting:
+        return fitting[0]
+    wanted = f"{view.pixel_um:g} µm" if view.pixel_um else f"level {view.level}"
+    there = f"{size:g} µm × 1, 2, 4, … on " if size else ""
+    raise Mistake(
+        f"{index.path}: field {key} has no pixels of {wanted}; it has {there}levels 0 to {levels - 1}"
+    )
+
+
+def _has(index: Index, key: FieldKey, role: Role) -> bool:
+    names = [channel.name for channel in index.plate.channels]
+    at = image_key(key, role)
+    if role.channel not in names or at not in index.statistics:
+        return False
+    return any(place[1] == names.index(role.channel) for place in index.statistics[at].planes)
+
+
+def _one_shape(planes: Sequence[Plane]) -> tuple[int, int]:
+    for plane in planes:
+        if plane.shape != planes[0].shape:
+            raise Mistake(
+                f"{plane.name} has {plane.shape} pixels (y, x), but {planes[0].name} has {planes[0].shape}"
+            )
+    return planes[0].shape
+
+
+def _source(view: View, index: Index, key: FieldKey, time: int, role: Role) -> Plane:
+    rule = view.normalize
+    plane, facts = _found(view, index, key, time, role)
+    plane = replace(plane, local_px=rule.local_px, kind=rule.source)
+    return replace(plane, numbers=_from_index(plane, facts))
+
+
+def _target(view: View, index: Index, key: FieldKey, time: int, role: Role) -> Plane:
+    rule = view.normalize
+    plane, _ = _found(view, index, key, time, role)
+    return replace(
+        plane, kind=rule.target, low=rule.low, high=rule.high, clip=rule.clip, numbers=role.numbers
+    )
+
+
+def _found(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tuple[Plane, PlaneStatistics]:
+    """The plane, not yet normalised, and the statistics of the first z position that it is made of."""
+    at, channel = image_key(key, role), index.channel(role.channel)
+    name = f"{index.plate.name} {at} {role.channel!r}"
+    stored = index.field(at)
+    facts = {z: fact for (t, c, z), fact in index.statistics[at].planes.items() if (t, c) == (time, channel)}
+    if not facts:
+        raise Mistake(f"{name}: the field has no plane of this channel at time {time}")
+    focus = {z: fact.focus for z, fact in facts.items()}
+    try:
+        planes = choose_planes(role.plane, focus, stored.z_um, index.plate.plane_um)
+    except Mistake as error:
+        raise Mistake(f"{name}: {error}") from None
+    level = level_on(view, index, at)
+    y, x = stored.shape[-2:]
+    plane = Plane(
+        name=name, image=index.image(at), level=level, depth=index.levels(at),
+        shape=reduce(lambda shape, _: halved_shape(shape), range(level), (y, x)),
+        time=time, channel=channel, planes=planes,
+        projection=str(role.plane) if role.plane in REDUCE else "",
+        profile=_profile(view, index, channel),
+    )  # fmt: skip
+    return plane, facts[planes[0]]
+
+
+def _profile(view: View, index: Index, channel: int) -> Profile | None:
+    """None where there is nothing to correct."""
+    if view.flat_field == "none":
+        return None
+    about = index.plate.channels[channel]
+    if view.flat_field == "estimated":
+        return view.profiles[about.name]
+    profile = vendor_profile(about.flat_field, about.name)
+    return None if profile["Type"] == "Identity" else profile
+
+
+def _from_index(plane: Plane, facts: PlaneStatistics) -> Numbers | None:
+    """The numbers that need no pixel: constants, or the index's for a plane that is not changed."""
+    if plane.kind in ("none", "max16"):
+        return numbers(plane.kind, np.zeros(1), 0, 0)
+    if plane.projection or plane.profile is not None or plane.local_px:
+        return None
+    return (facts.mean, facts.sd) if plane.kind == "standard" else (facts.p1, facts.p99 - facts.p1)
