@@ -64,8 +64,12 @@ class Field:
         shape: (t, c, z, y, x) in pixels; t is 1 where the plate has no time.
         dtype: numpy name, e.g. "uint16".
         position_um: stage position (y, x) of the field's first pixel in micrometres, or None.
-        z_um: heights of the planes, in the stored order; empty where unknown.
-        details: further facts the vendor states for this field (time stamps, autofocus height).
+        z_um: heights of the planes, in the stored order; empty where unknown. Where channels are
+            imaged at different heights, those of the channel with the most planes; all of them are
+            then in `details["z_um"]`, channel name -> heights.
+        details: further facts the vendor states for this field (time stamps, autofocus height), as
+            JSON can hold them. Every reader gives `planes`, channel name -> plane numbers that were
+            imaged: channels may have fewer than z planes, or none. The rest is stored as zeros.
     """
 
     key: FieldKey
@@ -74,6 +78,11 @@ class Field:
     position_um: tuple[float, float] | None = None
     z_um: tuple[float, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def planes(self, channel: str) -> tuple[int, ...]:
+        """The planes of this field in which `channel` was imaged; all where `details` do not say."""
+        imaged = self.details.get("planes")
+        return tuple(range(self.shape[2])) if imaged is None else tuple(imaged.get(channel, ()))
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Plate:
         return replace(self, fields=tuple(f for f in self.fields if f.key in keys))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlaneFile:
     """Where a reader says that one plane of one field lies: indices are into the stored image."""
 
@@ -130,12 +139,14 @@ class Export:
             without decoding pixels.
         plate_map: rows that the export itself holds about wells (assay layout), well -> column ->
             value.
+        remarks: sentences a person should read about the export as a whole; they harm no field.
     """
 
     plate: Plate
     files: Mapping[FieldKey, tuple[PlaneFile, ...]]
     problems: tuple[tuple[FieldKey, str], ...] = ()
     plate_map: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def well_name(row: int, column: int) -> str:
@@ -144,6 +155,7 @@ def well_name(row: int, column: int) -> str:
 
 
 def row_name(row: int) -> str:
+    """0 -> "A", 26 -> "AA"."""
     return ascii_uppercase[row] if row < 26 else "A" + ascii_uppercase[row - 26]
 
 
@@ -173,3 +185,11 @@ def layout(wells: set[str], wells_on_plate: int | None = None) -> tuple[tuple[st
         f"wells up to {well_name(deep - 1, wide - 1)} do not fit a plate of {wells_on_plate or 1536} wells; "
         f"plate formats: {', '.join(map(str, FORMATS))}"
     )
+
+
+def color_of(fluorescent: bool, emission_nm: float | None = None) -> str:
+    """RRGGBB to show a channel in: grey for transmitted light, else about the hue of its emission."""
+    if not fluorescent or emission_nm is None:
+        return "FFFFFF"
+    hues = {500: "0000FF", 560: "00FF00", 590: "FFFF00", 640: "FF0000"}
+    return next((hue for longest, hue in hues.items() if emission_nm < longest), "FF00FF")

@@ -1,0 +1,60 @@
+"""XML below the readers: elements one by one, without the tree, and never with a DTD or an entity."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import iterparse
+
+from hpc_isl.mistake import Mistake
+
+
+def elements(path: Path, names: Collection[str]) -> Iterator[tuple[str, Element]]:
+    """Each element whose local name is in `names`, complete with its children, and then dropped.
+
+    Namespaces are ignored. Memory holds one such element at a time, so an index of 200,000 images is
+    read in the memory of one; nothing of an element may be kept but its text.
+
+    Raises:
+        Mistake: naming the file: unreadable, not well-formed, or holding a DTD or entities.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _elements(file, frozenset(names))
+    except DefusedXmlException as error:
+        what = type(error).__name__.removesuffix("Forbidden").lower()
+        raise Mistake(
+            f"{path}: holds a DTD or entities ({what}), which instruments never write: refused"
+        ) from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise Mistake(f"{path} is not well-formed XML ({error}): truncated or edited?") from None
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _elements(file: BinaryIO, names: frozenset[str]) -> Iterator[tuple[str, Element]]:
+    open_elements: list[Element] = []
+    for event, element in iterparse(file, events=("start", "end"), forbid_dtd=True):
+        if event == "start":
+            open_elements.append(element)
+            continue
+        open_elements.pop()
+        name = local(element)
+        if name in names:
+            yield name, element
+            if open_elements:
+                open_elements[-1].remove(element)
+
+
+def local(element: Element) -> str:
+    """The element's name without its namespace."""
+    return str(element.tag).rpartition("}")[2]
+
+
+def texts(element: Element) -> dict[str, str]:
+    """Local name -> stripped text of the element's children; the last one counts."""
+    return {local(child): (child.text or "").strip() for child in element}
