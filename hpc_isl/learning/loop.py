@@ -1,0 +1,315 @@
+"""The one training loop: steps, micro-batches, ranks, precision, checkpoints; nothing of plates."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hpc_isl import seeds
+from hpc_isl.learning.checkpoint import Checkpoints, State
+from hpc_isl.learning.losses import Loss
+from hpc_isl.learning.norms import RunningStatistics, running_statistics
+from hpc_isl.learning.optim import optimizer_of, rate
+from hpc_isl.learning.precision import autocast, resolve
+from hpc_isl.learning.world import World
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import OptimRecipe, TrainRecipe
+
+# (step, number of the micro-batch within the step, sources, targets): a rank's share of each step, in order.
+MicroBatch = tuple[int, int, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop asks of whoever trains.
+
+    Attributes:
+        batches: first step -> this rank's micro-batches from there to the end.
+        stopping: whether this process was asked to stop; all ranks then stop after the same step.
+        report: told after each step: its number (from 1) and loss, lr, grad_norm, step_s, wait_s.
+        evaluate: the network's score after that many steps, higher is better, the same on all ranks;
+            None: cut short because the run is stopping.
+        describe: what is in a micro-batch, for the error about a loss that is not finite.
+    """
+
+    batches: Callable[[int], Iterator[MicroBatch]]
+    stopping: Callable[[], bool] = lambda: False
+    report: Callable[[int, dict[str, float]], None] = lambda step, values: None
+    evaluate: Callable[[int], float | None] | None = None
+    describe: Callable[[int, int], str] = lambda step, micro: ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is; kept in the checkpoints.
+
+    Attributes:
+        step: optimiser steps done.
+        evaluated: the step that was last scored.
+        best, best_step: the best score and when it was reached.
+        misses: scores since then.
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    best: float | None = None
+    best_step: int = 0
+    misses: int = 0
+
+    def scored(self, score: float) -> Progress:
+        """The same with one more score; NaN counts as no better."""
+        if not math.isnan(score) and (self.best is None or score > self.best):
+            return replace(self, evaluated=self.step, best=score, best_step=self.step, misses=0)
+        return replace(self, evaluated=self.step, misses=self.misses + 1)
+
+
+def check_shares(train: TrainRecipe, size: int) -> int:
+    """Micro-batches per rank and step; a number of processes that cannot share them is a `Mistake`."""
+    count = train.batch // train.micro_batch
+    if count % size:
+        legal = [n for n in range(1, count + 1) if count % n == 0]
+        raise Mistake(
+            f"{size} processes cannot share the {count} micro-batches of a step "
+            f"(train.batch={train.batch} / train.micro_batch={train.micro_batch}): "
+            f"take {' or '.join(map(str, _around(size, legal)))} processes, or train.batch="
+            f"{train.micro_batch * size * max(1, round(count / size))}"
+        )
+    return count // size
+
+
+def _around(number: int, legal: list[int]) -> list[int]:
+    below = [n for n in legal if n < number]
+    above = [n for n in legal if n > number]
+    return below[-1:] + above[:1]
+
+
+def train(
+    network: nn.Module,
+    loss: Loss,
+    hooks: Hooks,
+    recipe: TrainRecipe,
+    optim: OptimRecipe,
+    steps: int,
+    world: World,
+    checkpoints: Checkpoints,
+    channels_last: bool = True,
+) -> Progress:
+    """Trains `network` in place for `steps` optimiser steps, from the newest checkpoint if there is one.
+
+    Returns:
+        The progress; `progress.step < steps` if it was stopped (a checkpoint lies there) or if
+        `recipe.patience` ended it. With `patience` set, the network then holds the best weights.
+
+    Raises:
+        Mistake: a loss that is not finite (no weights are touched), or numbers that do not fit.
+    """
+    course = _Course(network, loss, hooks, recipe, optim, steps, world, checkpoints, channels_last)
+    with running_statistics(network) as norms:
+        progress = course.run(norms)
+    if recipe.patience is not None and course.finished(progress):
+        best = checkpoints.best()
+        if best is not None:
+            network.load_state_dict(best["network"])
+    return progress
+
+
+@dataclass
+class _Course:
+    """One call of `train`: its arguments, and what is made from them."""
+
+    network: nn.Module
+    loss: Loss
+    hooks: Hooks
+    recipe: TrainRecipe
+    optim: OptimRecipe
+    steps: int
+    world: World
+    checkpoints: Checkpoints
+    channels_last: bool
+    share: int = field(init=False)
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.share = check_shares(self.recipe, self.world.size)
+        self.precision = resolve(self.recipe.precision, self.world.device)
+        self.layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.network.to(self.world.device).to(memory_format=self.layout)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = optimizer_of(self.parameters, self.optim)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == torch.float16)
+
+    def run(self, norms: RunningStatistics) -> Progress:
+        progress = self.saved = self._resume()
+        self.runner = self._runner()
+        micros = on_device(self.hooks.batches(progress.step), self.world.device, self.layout)
+        self.network.train()
+        while True:
+            progress = self._boundary(progress)
+            if self.stopped or self.finished(progress):
+                return progress
+            self._step(progress.step, micros, norms)
+            progress = replace(progress, step=progress.step + 1)
+
+    def finished(self, progress: Progress) -> bool:
+        patience = self.recipe.patience
+        return progress.step >= self.steps or (patience is not None and progress.misses >= patience)
+
+    def _runner(self) -> nn.Module:
+        if self.recipe.compile:
+            self.network.compile()
+        if self.world.size == 1:
+            return self.network
+        devices = [self.world.device.index] if self.world.device.type == "cuda" else None
+        return DistributedDataParallel(
+            self.network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def _boundary(self, progress: Progress) -> Progress:
+        """Between two steps: score and save, where it is time to."""
+        step, last = progress.step, progress.step >= self.steps
+        due = step > progress.evaluated and (last or step % self.recipe.evaluate_every == 0)
+        if self.hooks.evaluate is not None and due and not self.stopped:
+            progress = self._evaluate(self.hooks.evaluate, progress)
+        ends = self.stopped or self.finished(progress)
+        if (ends or step % self.recipe.checkpoint_every == 0) and progress != self.saved:
+            self.saved = progress
+            if self.world.rank == 0:
+                self.checkpoints.save(step, self._state(progress))
+        if ends:
+            self.world.wait()
+        return progress
+
+    def _evaluate(self, evaluate: Callable[[int], float | None], progress: Progress) -> Progress:
+        self.network.eval()
+        score = evaluate(progress.step)
+        self.network.train()
+        if score is None:
+            self.stopped = True
+            return progress
+        scored = progress.scored(score)
+        if self.recipe.patience is not None and scored.misses == 0 and self.world.rank == 0:
+            self.checkpoints.save_best({"network": self.network.state_dict(), "step": scored.step})
+        return scored
+
+    def _state(self, progress: Progress) -> State:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(progress),
+        }
+
+    def _resume(self) -> Progress:
+        """Takes up the newest checkpoint; all ranks the same one, read by each."""
+        found = self.checkpoints.newest() if self.world.rank == 0 else None
+        step = self.world.share(found["step"] if found else None)
+        if step is None:
+            return Progress()
+        state = found or self.checkpoints.read(step)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.checkpoints.say(f"taken up again after step {step}")
+        return Progress(**state["progress"])
+
+    # ------------------------------------------------------------ one step
+
+    def _step(self, step: int, micros: Iterator[MicroBatch], norms: RunningStatistics) -> None:
+        start = time.perf_counter()
+        board = torch.zeros(self.share * self.world.size + 1, device=self.world.device)
+        board[-1] = float(self.hooks.stopping())
+        self.optimizer.zero_grad(set_to_none=True)
+        norms.start_step()
+        waited = 0.0
+        for place in range(self.share):
+            asked = time.perf_counter()
+            of_step, micro, sources, targets = next(micros)
+            waited += time.perf_counter() - asked
+            assert of_step == step, f"micro-batch of step {of_step} in step {step}"
+            last = place == self.share - 1
+            board[micro] = self._micro(step, micro, sources, targets, last)
+            norms.add()
+        values = self._descend(step, board)
+        norms.end_step(self.world, self.share * self.world.size)
+        self.hooks.report(step + 1, values | {"step_s": time.perf_counter() - start, "wait_s": waited})
+
+    def _micro(self, step: int, micro: int, sources: Tensor, targets: Tensor, last: bool) -> Tensor:
+        """Forward and backward of one micro-batch; gradients of the ranks meet in the last one."""
+        # Dropout is then a function of the position in the run, not of what was drawn before.
+        torch.manual_seed(seeds.integer(self.recipe.seed, "step", step, micro))
+        with self._apart(last):
+            with autocast(self.world.device, self.precision):
+                prediction = self.runner(sources)
+            value = self.loss(prediction.float(), targets)
+            torch.autograd.backward(self.scaler.scale(value / self.share))
+        return value.detach()
+
+    def _apart(self, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self.runner, DistributedDataParallel) and not last:
+            return self.runner.no_sync()
+        return nullcontext()
+
+    def _descend(self, step: int, board: Tensor) -> dict[str, float]:
+        """One step of the optimiser, once every rank has seen that the losses are finite."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm or math.inf)
+        *losses, stop, size = torch.cat([self.world.sum(board), norm.reshape(1)]).tolist()
+        self.stopped = stop > 0
+        self._refuse_nan(step, losses, size)
+        lr = self.optim.lr * rate(step, self.steps, self.optim.schedule, self.optim.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {"loss": sum(losses) / len(losses), "lr": lr, "grad_norm": size}
+
+    def _refuse_nan(self, step: int, losses: list[float], norm: float) -> None:
+        bad = [micro for micro, value in enumerate(losses) if not math.isfinite(value)]
+        if not bad and (math.isfinite(norm) or self.scaler.is_enabled()):
+            return
+        what = f"the loss is {losses[bad[0]]}" if bad else "the gradient is not finite"
+        where = "; ".join(text for micro in bad[:4] if (text := self.hooks.describe(step, micro)))
+        raise Mistake(
+            f"step {step + 1}: {what}{f' in {where}' if where else ''}. Weights and checkpoints were left as "
+            f"they were. Try a lower optim.lr (now {self.optim.lr:g}), optim.clip_norm=1, "
+            "train.precision=fp32, or another data.normalize (raw counts as targets make large gradients)"
+        )
+
+
+def on_device(
+    micros: Iterator[MicroBatch], device: torch.device, layout: torch.memory_format
+) -> Iterator[MicroBatch]:
+    """The micro-batches on the device; on a GPU the next one is copied while this one is computed."""
+
+    def move(item: MicroBatch) -> MicroBatch:
+        step, micro, *pair = item
+        sources, targets = (t.to(device, non_blocking=True, memory_format=layout) for t in pair)
+        return step, micro, sources, targets
+
+    if device.type != "cuda":
+        yield from map(move, micros)
+        return
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    main = torch.cuda.current_stream(device)
+    ahead: deque[tuple[MicroBatch, torch.Event]] = deque()
+    while True:
+        with torch.cuda.stream(side):
+            ahead.extend((move(item), side.record_event()) for item in islice(micros, 2 - len(ahead)))
+        if not ahead:
+            return
+        now, copied = ahead.popleft()
+        main.wait_event(copied)
+        for tensor in now[2:]:
+            tensor.record_stream(main)
+        yield now

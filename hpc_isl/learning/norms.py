@@ -1,0 +1,64 @@
+"""BatchNorm's running statistics as a function of the step's samples, however many ranks share them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hpc_isl.learning.world import World
+
+
+class RunningStatistics:
+    """One update per step, towards the mean over all micro-batches of their mean and variance.
+
+    torch alone would update once per forward pass, with the micro-batches of one rank.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
+        self.buffers = [b for m in self.layers for b in (m.running_mean, m.running_var) if b is not None]
+        self.counts = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
+        weights = [m for m in self.momenta for _ in range(2)]
+        self.weight = self._join([torch.full_like(b, w) for b, w in zip(self.buffers, weights, strict=True)])
+
+    @staticmethod
+    def _join(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([t.flatten() for t in tensors]) if tensors else torch.zeros(0)
+
+    def start_step(self) -> None:
+        """Call before the first forward pass of a step."""
+        self.before = self._join(self.buffers)
+        self.total = torch.zeros_like(self.before)
+
+    def add(self) -> None:
+        """Call after each forward pass: with momentum 1 the buffers hold that micro-batch's own."""
+        self.total += self._join(self.buffers)
+
+    def end_step(self, world: World, micro_batches: int) -> None:
+        """Call after the last forward pass; `micro_batches`: of the step, over all ranks."""
+        if not self.buffers:
+            return
+        mean = world.sum(self.total) / micro_batches
+        after = torch.lerp(self.before, mean, self.weight)
+        parts = torch.split(after, [b.numel() for b in self.buffers])
+        torch._foreach_copy_(self.buffers, list(parts))
+        if world.size > 1 and self.counts:
+            torch._foreach_add_(self.counts, micro_batches - micro_batches // world.size)
+
+
+@contextmanager
+def running_statistics(network: nn.Module) -> Iterator[RunningStatistics]:
+    """The statistics of `network` while it trains; its layers are as they were afterwards."""
+    statistics = RunningStatistics(network)
+    for layer in statistics.layers:
+        layer.momentum = 1.0
+    try:
+        yield statistics
+    finally:
+        for layer, momentum in zip(statistics.layers, statistics.momenta, strict=True):
+            layer.momentum = momentum

@@ -1,0 +1,24 @@
+"""In which numbers a forward pass is computed: the word of the recipe and the device together."""
+
+from __future__ import annotations
+
+import torch
+
+from hpc_isl.mistake import Mistake
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on GPUs that compute in it, else fp32; fp16 needs a GPU."""
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if precision == "fp16" and device.type != "cuda":
+        raise Mistake("train.precision=fp16 needs a GPU; on a CPU take fp32, or bf16")
+    return DTYPES[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context of a forward pass; fp32 leaves it alone."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
