@@ -67,15 +67,16 @@ def _evaluate(profile: Profile, y: NDArray[np.float64], x: NDArray[np.float64]) 
 def estimate(planes: Iterable[NDArray[Any]]) -> Profile:
     """A profile from planes (y, x) of one channel, small ones of many fields.
 
-    Each is divided by its mean and averaged over blocks; the median over the planes sees through
-    cells that lie elsewhere in each field; a polynomial of degree 4 is fitted to it.
+    Each is divided by its mean; cells, which lie elsewhere in each field, average out over the planes
+    (24 fields leave 1 % on average, 7 % in a corner, where cells give a quarter of the light); a
+    polynomial of degree 4 is fitted to what remains.
     """
     blocks = np.stack([_blocks(plane) for plane in planes])
     centers = (np.arange(blocks.shape[1]) + 0.5) / blocks.shape[1] - 0.5
     v, u = (axis.ravel() for axis in np.meshgrid(centers, centers, indexing="ij"))
     powers = [(i - j, j) for i in range(DEGREE + 1) for j in range(i + 1)]
     design = np.stack([u**a * v**b for a, b in powers], axis=1)
-    solution = np.linalg.lstsq(design, np.median(blocks, axis=0).ravel(), rcond=None)[0]
+    solution = np.linalg.lstsq(design, np.mean(blocks, axis=0).ravel(), rcond=None)[0]
     flat = iter(solution.tolist())
     return {
         "Type": "Polynomial",
@@ -84,7 +85,7 @@ def estimate(planes: Iterable[NDArray[Any]]) -> Profile:
     }  # fmt: skip
 
 
-def _blocks(plane: NDArray[Any], edge: int = 32) -> NDArray[np.float64]:
+def _blocks(plane: NDArray[Any], edge: int = 16) -> NDArray[np.float64]:
     """Means over edge × edge blocks, over the mean of the plane; a constant plane gives ones."""
     edges = [np.linspace(0, length, edge + 1).astype(int) for length in plane.shape]
     sums = plane.astype(np.float64)

@@ -57,7 +57,8 @@ class Split:
 def draw(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
     """The split that the recipe asks for: from its file, or drawn.
 
-    A share above 0 gets one unit at least, as long as one is left to train.
+    A share above 0 gets one unit at least, as long as one is left to train; units held out by name
+    count towards the share of test.
 
     Raises:
         Mistake: a unit, column or value that no plate has; two plates of one name; nothing to train on.
@@ -156,9 +157,9 @@ def _drawn(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
 
 
 def _count(share: float, units: int, have: int, free: int) -> int:
-    """Units still to draw for a part: one at least for any share, as long as one is left to train."""
-    wanted = min(max(round(share * units) - have, 0), free)
-    return 1 if share and not have and not wanted and free > 1 else wanted
+    """Units still to draw for a part: one at least for any share; one stays to train unless all is asked."""
+    wanted = max(round(share * units) - have, 1 if share and not have else 0)
+    return min(wanted, free if share == 1 else max(free - 1, 0))
 
 
 def _places(plate: Plate) -> list[Place]:
