@@ -7,15 +7,20 @@ import os
 import socket
 import tempfile
 import threading
+import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hpc_isl.mistake import Mistake
+
 HEARTBEAT_S = 5.0
+PROGRESS_S = 0.5  # progress reaches the record at most this often
+VITALS_S = 10.0
 
 
 def now() -> str:
@@ -23,8 +28,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """The file appears complete or not at all: temporary name in the same folder, then rename."""
+def write_atomic(path: Path, content: str | bytes, durable: bool = True) -> None:
+    """The file appears complete or not at all: temporary name in the same folder, then rename.
+
+    `durable`: also after a power cut; a heartbeat does without.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -32,7 +40,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
@@ -128,12 +137,34 @@ class Run:
     def stage(self) -> str:
         return self.folder.parent.name
 
+    @property
+    def root(self) -> Path:
+        """The folder of all runs."""
+        return self.folder.parent.parent
+
     def summary(self) -> dict[str, Any] | None:
         """What the stage said when it was done, or None: not done."""
         return read_json(self.done / f"{self.stage}.json")
 
     def attempt_numbers(self) -> list[int]:
         return sorted(int(p.name) for p in self.attempts.glob("*") if p.name.isdigit())
+
+    def next_attempt(self) -> int:
+        """The number of a new attempt; its folder is made, so that no one else gets the same."""
+        number = max(self.attempt_numbers(), default=-1) + 1
+        while True:
+            try:
+                (self.attempts / str(number)).mkdir(parents=True)
+                return number
+            except FileExistsError:
+                number += 1
+
+    def origin(self) -> float:
+        """When the run was made, in seconds since 1970; the zero of the time axis of its vitals."""
+        try:
+            return self.recipe.stat().st_mtime
+        except OSError:
+            return time.time()
 
     def metric_lines(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; a line torn by a kill is passed over."""
@@ -168,6 +199,7 @@ class Attempt:
     cpus: int = 1
     stopping: threading.Event = field(default_factory=threading.Event)
     _state: dict[str, Any] = field(default_factory=dict)
+    _progress_s: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -187,17 +219,23 @@ class Attempt:
         """Adds facts to this rank's record, at once and atomically."""
         with self._lock:
             self._state |= facts
-            write_atomic(self.path, json.dumps(self._state, indent=1))
+            write_atomic(self.path, json.dumps(self._state, indent=1), durable="exit" in facts)
 
     def progress(self, done: int, total: int, unit: str, **metrics: float) -> None:
-        """How far the stage is; shown by the bar and by `status`. Written with the next heartbeat."""
+        """How far the stage is; shown by the bar and by `status`. Cheap: call it at every step."""
         with self._lock:
             self._state["progress"] = {"done": done, "total": total, "unit": unit, "metrics": metrics}
+            started = "start" in self._state
+            if started and (done >= total or time.monotonic() - self._progress_s > PROGRESS_S):
+                self._progress_s = time.monotonic()
+                with suppress(OSError):  # the heartbeat writes it again
+                    self.note()
 
     def say(self, text: str) -> None:
-        """A line for the log, and for whoever watches the run."""
+        """Lines for the log, stamped with the time, and for whoever watches the run."""
         if self.rank == 0:
-            print(text, flush=True)
+            stamp = datetime.now().strftime("%H:%M:%S")
+            print("\n".join(f"{stamp}  {line}" for line in text.splitlines()), flush=True)
 
     def metric(self, step: int, **values: float) -> None:
         """Appends one line to metrics.jsonl; rank 0 alone writes, the other ranks' calls do nothing."""
@@ -215,37 +253,49 @@ class Attempt:
             write_atomic(self.run.done / f"{self.run.stage}.json", json.dumps(content, indent=1))
 
     @contextmanager
-    def recorded(self) -> Iterator[Attempt]:
+    def recorded(self, vitals: Callable[[], Mapping[str, float]] | None = None) -> Iterator[Attempt]:
         """Start and exit records around the stage, and a heartbeat thread in between.
 
         The exit record holds `outcome` (done, stopped, mistake, failed) and the traceback, if any.
+        `vitals`, where given, is asked for figures of the machine every 10 s: they join metrics.jsonl.
         """
         self.note(
             rank=self.rank, size=self.size, attempt=self.number, pid=os.getpid(),
             node=socket.gethostname(), start=now(), heartbeat=now(),
         )  # fmt: skip
         ended = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(ended,), daemon=True, name="heartbeat")
+        beat = threading.Thread(target=self._beat, args=(ended, vitals), daemon=True, name="heartbeat")
         beat.start()
         outcome: dict[str, Any] = {"outcome": "failed"}
         try:
             yield self
             outcome = {"outcome": "stopped" if self.stopping.is_set() and not self.run.summary() else "done"}
-        except ValueError as error:
-            kind = "mistake" if type(error).__name__ == "Mistake" else "failed"
-            outcome = {"outcome": kind, "message": str(error), "traceback": traceback.format_exc()}
-            raise
         except BaseException as error:
-            outcome |= {"message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            outcome = _outcome(error)
             raise
         finally:
             ended.set()
             beat.join()
             self.note(exit=now(), heartbeat=now(), **outcome)
 
-    def _beat(self, ended: threading.Event) -> None:
+    def _beat(self, ended: threading.Event, vitals: Callable[[], Mapping[str, float]] | None) -> None:
+        origin = self.run.origin()
+        sampled = time.monotonic() - VITALS_S / 2
         while not ended.wait(HEARTBEAT_S):
             try:
                 self.note(heartbeat=now())
+                if vitals and time.monotonic() - sampled >= VITALS_S:
+                    sampled = time.monotonic()
+                    self.metric(int(time.time() - origin), **vitals())
             except OSError:
                 continue
+
+
+def _outcome(error: BaseException) -> dict[str, Any]:
+    """How an attempt ended: a `Mistake` speaks for itself, anything else is named by its type."""
+    mistake = isinstance(error, Mistake)
+    return {
+        "outcome": "mistake" if mistake else "failed",
+        "message": str(error) if mistake else f"{type(error).__name__}: {error}",
+        "traceback": traceback.format_exc(),
+    }

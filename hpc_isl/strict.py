@@ -113,3 +113,17 @@ def _models(kind: Any) -> list[type[Strict]]:
 def to_yaml(value: Strict) -> str:
     """The value as YAML that `parse` reads back to an equal value."""
     return yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(content: Any, path: str = "") -> dict[str, Any]:
+    """Dotted keys, as `override` takes them, and the plain values below them."""
+    if isinstance(content, dict) and content:
+        pairs = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, list) and content:
+        pairs = [(str(index), value) for index, value in enumerate(content)]
+    else:
+        return {path: content}
+    flat: dict[str, Any] = {}
+    for key, value in pairs:
+        flat |= flatten(value, f"{path}.{key}" if path else key)
+    return flat

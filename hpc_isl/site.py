@@ -1,0 +1,184 @@
+"""Sites: where a stage is computed. The recipe does not know; equal recipes give equal results anywhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field as Bound
+from pydantic import field_validator
+
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.strict import Strict, override, parse, read_yaml
+
+Positive = Annotated[int, Bound(ge=1)]
+Count = Annotated[int, Bound(ge=0)]
+
+_UNITS_MIN = {"min": 1, "m": 1, "h": 60, "d": 1440}
+
+
+class Site(Strict):
+    """Where to compute: executor, machines, folders, tracking."""
+
+    executor: Literal["local", "slurm"] = "local"
+    """local: here, in the foreground; slurm: through sbatch, detached"""
+    nodes: Positive = 1
+    """machines; local has one and folds the processes of the others into it"""
+    processes: Positive | None = None
+    """processes per node; null: one per GPU, or one"""
+    gpus: Count | None = None
+    """GPUs per node; null: local all that are visible, slurm none"""
+    cpus: Positive | None = None
+    """CPUs per process; null: local shares all of them out, slurm gives 1"""
+    memory: str | None = None
+    """per node, e.g. 64G; null: the partition's default. Local does not enforce it"""
+    time: str | None = None
+    """limit of one attempt, e.g. 90min, 12h, 2d or D-HH:MM:SS; null: the partition's default,
+    local none. A run that reaches it saves and stops; Slurm then starts it again"""
+    partition: str | None = None
+    """of Slurm"""
+    account: str | None = None
+    """of Slurm"""
+    qos: str | None = None
+    """of Slurm"""
+    constraint: str | None = None
+    """of Slurm: features that the nodes must have"""
+    sbatch: dict[str, str | int | bool] = {}
+    """further flags of sbatch, e.g. {reservation: course, exclusive: true}"""
+    signal_s: Positive = 120
+    """slurm: seconds before the time limit at which the run is told to save"""
+    python: str | None = None
+    """command that starts Python in the job, e.g. apptainer exec isl.sif python; null: this Python"""
+    setup: list[str] = []
+    """shell lines that run before it, e.g. [module load cuda]"""
+    runs: Path | None = None
+    """folder of all run folders; null: $HPC_ISL_RUNS, or ./runs"""
+    tracking: str | None = None
+    """address of an MLflow server, or an sqlite address; null: mlflow.db in the folder of runs;
+    none: runs are not forwarded"""
+    experiment: str | None = None
+    """MLflow experiment; null: the stage's name"""
+
+    @field_validator("time")
+    @classmethod
+    def _a_duration(cls, time: str | None) -> str | None:
+        if time is not None:
+            minutes(time)
+        return time
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _has_a_unit(cls, time: object) -> object:
+        # YAML reads 12:00:00 as the integer 43200, and 30 could be minutes or hours.
+        if isinstance(time, int):
+            raise ValueError("write a time with its unit, as 90min, 12h or 2d, or in quotes: '12:00:00'")
+        return time
+
+    @field_validator("memory")
+    @classmethod
+    def _a_size(cls, memory: str | None) -> str | None:
+        if memory is not None and not re.fullmatch(r"\d+[KMGT]B?", memory):
+            raise ValueError("memory is a whole number and a unit, as 64G or 512M")
+        return memory
+
+    @field_validator("tracking")
+    @classmethod
+    def _no_password(cls, tracking: str | None) -> str | None:
+        if tracking and re.search(r"://[^/]*@", tracking):
+            raise ValueError(
+                "an address with a password would be recorded in each run; "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        if tracking and not re.match(r"none$|https?://|sqlite:|postgresql|mysql|databricks", tracking):
+            raise ValueError("an MLflow address starts with http://, https:// or sqlite:///; or write none")
+        return tracking
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the whole job."""
+        return self.nodes * self.per_node
+
+    @property
+    def per_node(self) -> int:
+        return self.processes or max(1, self.visible_gpus)
+
+    @property
+    def visible_gpus(self) -> int:
+        """GPUs per node that the job may use."""
+        if self.gpus is not None:
+            return self.gpus
+        return len(gpus_here()) if self.executor == "local" else 0
+
+    @property
+    def minutes(self) -> int | None:
+        return minutes(self.time) if self.time else None
+
+    def tracking_address(self, root: Path) -> str | None:
+        """The MLflow address of runs below `root`; None: they are not forwarded."""
+        if self.tracking == "none":
+            return None
+        return self.tracking or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def minutes(text: str) -> int:
+    """A duration such as `90min`, `12h`, `1d12h`, `12:00:00` or `2-00:00:00`, in minutes, rounded up."""
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text.strip())
+    if clock:
+        days, hours, mins, seconds = (int(part or 0) for part in clock.groups())
+        total = days * 1440 + hours * 60 + mins + (seconds > 0)
+    else:
+        parts = re.findall(r"(\d+)\s*(min|m|h|d)", text)
+        if not parts or re.sub(r"(\d+)\s*(min|m|h|d)", "", text).strip():
+            raise ValueError("a time is written as 90min, 12h, 2d, 1d12h or '12:00:00'")
+        total = sum(int(number) * _UNITS_MIN[unit] for number, unit in parts)
+    if total < 1:
+        raise ValueError("the time is shorter than a minute")
+    return total
+
+
+def gpus_here() -> list[str]:
+    """Names of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them; finds them without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    devices = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    return sorted(devices, key=int)
+
+
+def places() -> list[Path]:
+    """Folders that may hold sites, the user's before the shipped ones."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    package = Path(__file__).parent
+    shipped = [package / "configs" / "sites", package.parent / "configs" / "sites"]
+    return [Path("sites"), config / "hpc_isl" / "sites", *shipped]
+
+
+def find(name: str) -> Path:
+    """The file of a site given by path or by name."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise Mistake(f"--site {name}: there is no such file")
+        return path
+    for folder in places():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in places() for path in folder.glob("*.yaml")})
+    looked = ", ".join(str(folder) for folder in places()[:2])
+    raise Mistake(f"--site {name}: no such site in {looked} or among the shipped; {nearest(name, known)}")
+
+
+def load(name: str, assignments: list[str]) -> Site:
+    """The site `name` (or file) with overrides such as `gpus=4`."""
+    path = find(name)
+    origin = f"{path}" + (f" with {' '.join(f'site.{a}' for a in assignments)}" if assignments else "")
+    return parse(Site, override(read_yaml(path), assignments), origin)
+
+
+def runs_root(site: Site | None = None) -> Path:
+    """The folder of all run folders, absolute."""
+    chosen = site.runs if site else None
+    root = chosen or Path(os.environ.get("HPC_ISL_RUNS") or "runs")
+    return Path(os.path.abspath(root.expanduser()))
