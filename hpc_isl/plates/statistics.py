@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ CAMERA_BITS = (8, 10, 12, 14, 16)
 # and empty where pixels two apart correlate less than this in all its planes: noise, no structure.
 EMPTY_CORRELATION = 0.05
 BINS_PER_OCTAVE = 128
+Place = tuple[int, int, int]
 FLOAT_OCTAVES = (-16, 16)
 
 
@@ -151,28 +152,25 @@ class FieldStatistics:
         digest: hash of the raw pixels with shape and dtype.
     """
 
-    planes: Mapping[tuple[int, int, int], PlaneStatistics]
+    planes: Mapping[Place, PlaneStatistics]
     histograms: Mapping[int, Histogram] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     digest: str = ""
 
 
-def measure(pixels: NDArray[Any], existing: Mapping[int, Iterable[int]] | None = None) -> FieldStatistics:
+def measure(pixels: NDArray[Any], existing: Collection[Place] | None = None) -> FieldStatistics:
     """Statistics of (t, c, z, y, x) pixels.
 
     Args:
-        existing: channel -> its plane numbers; channels that are not named have all planes.
+        existing: the planes that were imaged, as (time, channel, plane); None: all of them.
     """
-    times, channels, depth = pixels.shape[:3]
-    planes: dict[tuple[int, int, int], PlaneStatistics] = {}
+    places = sorted(np.ndindex(pixels.shape[:3]) if existing is None else existing)
+    planes: dict[Place, PlaneStatistics] = {}
     histograms: dict[int, Histogram] = {}
     flags: list[str] = []
-    for channel in range(channels):
-        which = sorted((existing or {}).get(channel, range(depth)))
-        facts = [_plane(pixels[t, channel, z]) for t in range(times) for z in which]
-        if not facts:
-            continue
-        keys = [(t, channel, z) for t in range(times) for z in which]
+    for channel in sorted({channel for _, channel, _ in places}):
+        keys = [place for place in places if place[1] == channel]
+        facts = [_plane(pixels[key]) for key in keys]
         planes |= {key: fact[0] for key, fact in zip(keys, facts, strict=True)}
         counts = np.sum([fact[1] for fact in facts], axis=0)
         histograms[channel] = Histogram(pixels.dtype.name, counts)

@@ -32,6 +32,16 @@ def cells(shape: tuple[int, int, int, int, int], seed: int) -> np.ndarray[Any, A
     return pixels
 
 
+def _places(
+    shape: tuple[int, ...], existing: Mapping[int, tuple[int, ...]] | None
+) -> list[tuple[int, int, int]] | None:
+    """channel -> its planes, as places (time, channel, plane)."""
+    times, channels, depth = shape[:3]
+    return existing and [
+        (t, c, z) for t in range(times) for c in range(channels) for z in existing.get(c, range(depth))
+    ]
+
+
 @pytest.fixture
 def make_plate(tmp_path: Path) -> MakePlate:
     """make_plate(name, wells=…, fields=…, shape=…, channels=…, pixels={key: array}, …) -> Index."""
@@ -62,7 +72,15 @@ def make_plate(tmp_path: Path) -> MakePlate:
         path = tmp_path / f"{name}.zarr"
         for field in plate.fields:
             array = arrays[field.key]
-            write_field(path, plate, field, array, measure(array, existing), CodecRecipe(chunk=chunk), levels)
+            write_field(
+                path,
+                plate,
+                field,
+                array,
+                measure(array, _places(array.shape, existing)),
+                CodecRecipe(chunk=chunk),
+                levels,
+            )
         return finalise(path, plate, plate_map)
 
     return make
