@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.mistake import Mistake, nearest
 
 # Physical layouts that plates are made in: wells -> (rows, columns).
 FORMATS = {
@@ -115,6 +115,19 @@ class Plate:
     def keep(self, keys: set[FieldKey]) -> Plate:
         """The same plate with only these fields."""
         return replace(self, fields=tuple(f for f in self.fields if f.key in keys))
+
+    def choose(self, wanted: Iterable[str]) -> set[FieldKey]:
+        """The fields that `wanted` names: B03/1 is one of them, B03 means all of its well."""
+        chosen: set[FieldKey] = set()
+        for text in wanted:
+            well, _, image = text.partition("/")
+            well = well_name(*well_position(well))
+            found = {f.key for f in self.fields if f.key.well == well and image in ("", f.key.image)}
+            if not found:
+                inside = [f.key for f in self.fields if f.key.well == well]
+                raise Mistake(f"fields: {text!r} is not on the plate; {nearest(text, inside or self.wells)}")
+            chosen |= found
+        return chosen
 
 
 @dataclass(frozen=True, slots=True)
