@@ -1,0 +1,74 @@
+"""Scores against independent implementations."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import pearsonr
+from skimage.metrics import structural_similarity
+
+from hpc_isl.objects.scores import mae, pcc, pcc_by_object, ssim
+
+
+def pair(seed=0, shape=(40, 50)):
+    rng = np.random.default_rng(seed)
+    truth = rng.gamma(2, 100, shape).astype(np.float32)
+    return (truth + rng.normal(0, 80, shape)).astype(np.float32), truth
+
+
+@given(seed=st.integers(0, 1000), gain=st.floats(0.1, 100), offset=st.floats(-1000, 1000))
+def test_pcc_is_that_of_scipy_whatever_gain_and_offset(seed, gain, offset):
+    prediction, truth = pair(seed)
+    expected = pearsonr(prediction.ravel().astype(float), truth.ravel().astype(float)).statistic
+    assert pcc(prediction * gain + offset, truth) == pytest.approx(expected, abs=1e-4)
+
+
+def test_pcc_of_a_constant_image_is_not_a_number():
+    assert math.isnan(pcc(np.ones((4, 4)), pair(shape=(4, 4))[1]))
+
+
+def test_pcc_of_large_counts_is_exact():
+    truth = np.arange(64, dtype=np.uint16).reshape(8, 8) + 60000
+    assert pcc(truth, truth) == pytest.approx(1, abs=1e-12)
+
+
+def test_mae_is_in_the_unit_of_the_images():
+    assert mae(np.zeros((2, 2), np.uint16), np.full((2, 2), 3, np.uint16)) == 3
+
+
+def test_ssim_of_the_truth_is_one_and_falls_with_noise():
+    prediction, truth = pair()
+    assert ssim(truth, truth) == pytest.approx(1)
+    assert ssim(prediction, truth) < 0.95
+    low, high = np.percentile(truth, [0.1, 99.9])
+    expected = structural_similarity(
+        truth, prediction, data_range=high - low, gaussian_weights=True, use_sample_covariance=False
+    )
+    assert ssim(prediction, truth) == pytest.approx(expected, abs=1e-5)
+
+
+def test_ssim_of_a_constant_truth_is_not_a_number():
+    assert math.isnan(ssim(np.ones((20, 20)), np.ones((20, 20))))
+    assert math.isnan(ssim(*pair(shape=(5, 40))))
+
+
+def test_pcc_by_object_sees_the_pixels_of_each_object_alone():
+    prediction, truth = pair()
+    labels = np.zeros(truth.shape, np.uint32)
+    labels[2:10, 3:12], labels[20:30, 20:40], labels[35:37, 1:3] = 7, 300, 9
+    found = pcc_by_object(prediction, truth, labels)
+    assert list(found) == [7, 300]
+    for name, value in found.items():
+        inside = labels == name
+        assert value == pytest.approx(pearsonr(prediction[inside], truth[inside]).statistic, abs=1e-5)
+
+
+def test_objects_that_are_constant_in_one_image_are_left_out():
+    prediction, truth = pair()
+    labels = np.zeros(truth.shape, np.uint32)
+    labels[:10, :10] = 1
+    prediction[:10, :10] = 5
+    assert pcc_by_object(prediction, truth, labels) == {}
+    assert pcc_by_object(prediction, truth, np.zeros_like(labels)) == {}
