@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_isl.mistake import Mistake
 
+# What marks a name as unfinished; the whole name is `.NAME.partial-…`, and `write_atomic`'s for files.
+MARK = ".partial"
+OLD = ".replaced-"
+
 
 @contextmanager
 def appears_whole(folder: Path, need: int, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends well, and goes when it does not.
 
+    One process at a time writes a folder, so what an earlier one left behind is removed first.
+
     Args:
         need: bytes that will be written at most, for the message of a full disk.
         overwrite: replace a folder that is there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    partial.chmod(0o777 & ~_umask())
+    if folder.exists() and not overwrite:
+        raise Mistake(f"{folder}: is there already")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        clean(folder)
+        partial = folder.with_name(f".{folder.name}{MARK}-{os.getpid()}-{secrets.token_hex(4)}")
+        partial.mkdir()
+    except OSError as error:
+        raise (full(folder, need) if is_full(error) else _refused(folder, error)) from None
     try:
         yield partial
-        _rename(partial, folder, overwrite)
+        _rename(partial, folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if is_full(error):
@@ -34,9 +46,19 @@ def appears_whole(folder: Path, need: int, overwrite: bool = False) -> Iterator[
         raise
 
 
-def sweep(folder: Path) -> int:
-    """Removes what killed processes left behind below `folder`; how many folders and files that were."""
-    found = [path for path in folder.rglob(".*") if ".partial" in path.name]
+def clean(folder: Path) -> None:
+    """Removes what killed processes left beside `folder`; one that was being replaced comes back."""
+    for old in folder.parent.glob(f".{folder.name}{OLD}*"):
+        if not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    for partial in folder.parent.glob(f".{folder.name}{MARK}-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sweep(plate: Path) -> int:
+    """Removes the unfinished files and folders of a plate that nobody is writing; how many there were."""
+    found = [path for depth in ("", "*/", "*/*/") for path in plate.glob(f"{depth}.*{MARK}*")]
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -46,34 +68,35 @@ def sweep(folder: Path) -> int:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the disk (or the user's share of it) is full; tensorstore says so in words alone."""
+    """Whether the disk, or the user's share of it, is full; tensorstore says so in words alone."""
+    full_codes = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    text = str(error)
-    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT))
+        return error.errno in full_codes
+    return isinstance(error, ValueError) and any(os.strerror(code) in str(error) for code in full_codes)
 
 
 def full(folder: Path, need: int) -> Mistake:
-    free = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
+    """The message of a full disk."""
     return Mistake(
-        f"{folder}: the disk is full: {need:,} bytes are needed there and {free:,} are free "
-        "(or your quota is used up)"
+        f"{folder}: the disk is full: {need:,} bytes are needed and {free(folder):,} are free there "
+        "(or your quota is used up); make room and start again, what is written is kept"
     )
 
 
-def _rename(partial: Path, folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
-        raise Mistake(f"{folder}: is there already")
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-old-", dir=folder.parent))
-        os.rename(folder, old / folder.name)
-        os.rename(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(partial, folder)
+def free(folder: Path) -> int:
+    """Free bytes where `folder` lies or will lie."""
+    return shutil.disk_usage(next(p for p in [folder, *folder.absolute().parents] if p.exists())).free
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _rename(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.rename(partial, folder)
+        return
+    old = folder.with_name(f".{folder.name}{OLD}{os.getpid()}")
+    os.rename(folder, old)
+    os.rename(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refused(folder: Path, error: OSError) -> Mistake:
+    return Mistake(f"{folder}: cannot be made: {error.strerror}")

@@ -5,6 +5,7 @@ The one door to `levels` (pixels), `labels`, `index` and `metadata` for the rest
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def write_field(
     statistics: FieldStatistics,
     codec: CodecRecipe,
     levels: int | None = None,
+    *,
+    inputs: str = "",
+    overwrite: bool = False,
 ) -> None:
     """Writes one field's image with its pyramid: it is there whole afterwards, or not at all.
 
@@ -51,10 +55,14 @@ def write_field(
         pixels: (t, c, z, y, x), shape and dtype as `field` states them.
         statistics: of these pixels, from `statistics.measure`.
         levels: of the pyramid; None: until the longer edge is at most 256 pixels.
+        inputs: digest of what the image was made of, kept in it, so that a later run can tell.
+        overwrite: replace an image that is there; it must not be in use.
 
     Raises:
-        Mistake: the disk is full, or an image of another field lies there.
+        Mistake: the disk is full, an image is there already, or the field's name is no folder name.
     """
+    if not re.fullmatch(r"[A-Za-z0-9]+", field.key.name):
+        raise Mistake(f"field {str(field.key)!r}: the name of a field is made of letters and digits")
     if pixels.shape != field.shape or pixels.dtype.name != field.dtype:
         raise Mistake(
             f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
@@ -64,12 +72,14 @@ def write_field(
 
     count = count_levels(field.shape, levels)
     stored = pixels if field.shape[0] > 1 else pixels[0]
-    with appears_whole(image_path(plate_path, plate, field.key), pixels.nbytes) as folder:
+    image, need = image_path(plate_path, plate, field.key), pixels.nbytes * 4 // 3
+    with appears_whole(image, need, overwrite) as folder:
         write_pyramid(folder, stored, metadata.axes(field), count, codec, "mean")
         ours = {
             "plate": metadata.plate_facts(plate),
             "field": metadata.field_facts(field),
             "levels": count,
+            "inputs": inputs,
             "statistics": to_dict(statistics),
         }
         metadata.write_group(folder, ngff.attributes(ngff.image(plate, field, count, statistics)), ours)
