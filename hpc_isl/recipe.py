@@ -31,20 +31,21 @@ class PatternRecipe(Strict):
     """How file names (or a table) tell well, field, channel, plane, time and acquisition."""
 
     regex: str | None = None
-    """regular expression over the path below `source`; named groups: well, or image (each image
-    becomes a well of its own, in sorted order); field, channel, plane, time, acquisition"""
+    """regular expression that matches the whole path below `source`; named groups: well, or image
+    (each image becomes a well of its own, in natural order); field, channel, plane, time,
+    acquisition. Planes are numbers, or heights in micrometres where they have a decimal point"""
     table: Path | None = None
     """CSV instead of a regex: columns path, well, field, channel, plane, time, acquisition
     (path and well are needed; path is relative to `source`)"""
     channels: dict[str, str] = {}
     """name of a channel as the files write it -> name to store, e.g. {w1: DAPI}; the stored order
-    is that of this mapping"""
+    is that of this mapping; several names may lead to one channel; empty: names as written"""
     transmitted: list[str] = []
     """stored names of the channels that are label-free (bright-field, phase, DIC)"""
     pixel_um: Annotated[float, Bound(gt=0)] | None = None
     """edge of a pixel in micrometres; null: unknown, and no micrometre is invented"""
     plane_um: Annotated[float, Bound(gt=0)] | None = None
-    """distance between planes in micrometres; null: unknown"""
+    """distance between neighbouring planes in micrometres; null: unknown"""
     wells_on_plate: Literal[6, 12, 24, 48, 96, 384, 1536] | None = None
     """plate format; null: the smallest of 96, 384, 1536 that holds the wells"""
 
