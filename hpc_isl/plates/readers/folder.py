@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from hpc_isl.mistake import Mistake
 
 _PLAIN = re.compile(r"[\w(). -]*[\w)-]")
+_ELSEWHERE = re.compile(r"[A-Za-z][\w+.-]*:")  # a drive or an address
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Folder:
         if _PLAIN.fullmatch(name) and not self.leaving:
             return name
         path = PurePosixPath(name.replace("\\", "/"))
-        if not name or "\0" in name or ":" in name or path.is_absolute() or ".." in path.parts:
+        if not name or "\0" in name or _ELSEWHERE.match(name) or path.is_absolute() or ".." in path.parts:
             raise Mistake(
                 f"{origin} names {name!r}: a file below {self.root} is expected; nothing else is opened"
             )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -65,7 +66,7 @@ def read(folder: Path) -> Export:
         channels=channels,
         fields=fields,
         pixel_um=camera.pixel_um,
-        plane_um=harmony_fields.spacing(fields),
+        plane_um=stacks.spacing(fields),
         acquisitions={0: index.plate.get("MeasurementStartTime") or "0"},
         details=_details(index, order),
     )
@@ -97,28 +98,33 @@ def _indices(folder: Path) -> list[Path]:
 def _index_of(folder: Path) -> Path | None:
     """Index.idx.xml before Index.xml; in `Images`, the folder itself, or `index` as in archives."""
     places = (folder / "Images", folder / "images", folder, folder / "index")
-    return next((path for place in places for path in _entries(place) if harmony_index.recognise(path)), None)
+    paths = (path for place in places for path in _entries(place, harmony_index.NAMES))
+    return next(filter(harmony_index.recognise, paths), None)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path, names: Collection[str] = ()) -> list[Path]:
+    """What is in a folder, in order; only those of these names (in lower case) where any are given."""
     try:
-        return sorted(folder.iterdir(), key=lambda path: path.name.lower())
+        found = [name for name in os.listdir(folder) if not names or name.lower() in names]
     except OSError:  # no folder, or not ours to read: nothing is found there
         return []
+    return [folder / name for name in sorted(found, key=str.lower)]
 
 
-def _plane_files(index: Index, order: Order, path: Path) -> tuple[dict[FieldKey, list[PlaneFile]], set[Path]]:
-    """The file of every image of the index, by field, and those that are not there."""
+def _plane_files(
+    index: Index, order: Order, path: Path
+) -> tuple[dict[FieldKey, list[PlaneFile]], dict[Path, str]]:
+    """The file of every image of the index, by field, and what to say of those that are not there."""
     folder = list_folder(path.parent.parent if path.parent.name.lower() == "index" else path.parent)
     below, by_well = _below(index, folder)
     named: dict[FieldKey, list[PlaneFile]] = defaultdict(list)
-    absent: set[Path] = set()
+    absent: dict[Path, str] = {}
     for image in index.images:
         name = folder.locate(image.url or image.id, f"{path}: image {image.id}")
         name = below + (_well_folder(image) if by_well else "") + name
         file = folder.root / name
         if name not in folder.files:
-            absent.add(file)
+            absent[file] = f"{image.url or 'the file of ' + image.id} is missing"
         t, c, z = order.times[image.time], order.channels[image.channel], order.planes[image.plane]
         named[_key(image)].append(PlaneFile(file, t, c, z))
     return dict(named), absent
@@ -261,7 +267,7 @@ def _assay_layout(path: Path) -> dict[str, dict[str, str]]:
     for file in sorted((beside / "Assaylayout").glob("*.xml")):
         for _, layer in xml.elements(file, {"Layer"}):
             name = xml.texts(layer).get("Name") or "Layer"
-            wells = [xml.texts(child) for child in layer if xml.local(child) == "Well"]
+            wells = [xml.texts(child) for child in layer if xml.local(child.tag) == "Well"]
             for well in (well for well in wells if well.get("Value")):
                 key = well_name(_place(well, "Row", 32, file), _place(well, "Col", 48, file))
                 rows[key][name] = well["Value"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile
@@ -95,14 +94,6 @@ def first_pixel(image: Image, size: Size, pixel_um: float | None) -> tuple[float
         return None
     half_y, half_x = ((length - 1) / 2 * pixel_um for length in size)
     return round(-image.y_um - half_y, 4), round(image.x_um - half_x, 4)
-
-
-def spacing(fields: Sequence[Field]) -> float | None:
-    """Distance of planes in µm where all stacks rise in even steps (within 1 %), else None."""
-    steps = [upper - lower for z_um in {f.z_um for f in fields} for lower, upper in pairwise(z_um)]
-    if not steps or min(steps) <= 0 or max(steps) > 1.01 * min(steps):
-        return None
-    return round(sum(steps) / len(steps), 4)
 
 
 def _heights(images: Sequence[Image], order: Order) -> dict[str, tuple[float, ...]]:

@@ -14,7 +14,7 @@ import yaml
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.readers import xml
 
-_NAMES = ("index.idx.xml", "index.xml")
+NAMES = ("index.idx.xml", "index.xml")
 _ROOT = b"EvaluationInputData"
 # What differs from image to image (or is long and used by nobody); the rest are facts of the channel.
 _NOT_OF_CHANNEL = frozenset({
@@ -81,11 +81,10 @@ class Index:
 
 def recognise(path: Path) -> bool:
     """Whether the file is a Harmony index, by its name, or by how it begins."""
-    name = path.name.lower()
-    if name not in _NAMES or not path.is_file():
-        return False
+    if path.name.lower() == NAMES[0]:
+        return path.is_file()
     with path.open("rb") as file:
-        return name == _NAMES[0] or _ROOT in file.read(4096)
+        return _ROOT in file.read(4096)
 
 
 def read(path: Path) -> Index:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
-from hpc_isl.plates.plate import FieldKey, PlaneFile
+from hpc_isl.plates.plate import Field, FieldKey, PlaneFile
 
 Problem = tuple[FieldKey, str]
 Place = tuple[int, int, int]
@@ -14,23 +15,23 @@ SHOWN = 3
 
 
 def check(
-    named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str], absent: Collection[Path]
+    named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str], unreadable: Mapping[Path, str]
 ) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
     """The planes that can be read, and what is wrong with the fields.
 
     Args:
         named: the planes that an index, a table or file names speak of, by field.
         channels: names of the plate's channels, for the messages.
-        absent: those of the named files that are not there.
+        unreadable: those of the named files that are missing or damaged -> a clause that says so.
     """
     problems: list[Problem] = []
     files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
     for key, planes in named.items():
         twice = _twice(planes, channels)
-        missing = [plane.path.name for plane in planes if plane.path in absent]
+        lost = [unreadable[plane.path] for plane in planes if plane.path in unreadable]
         problems += [(key, listed(twice))] if twice else []
-        problems += [(key, f"missing: {listed(missing)}")] if missing else []
-        unique = {place(plane): plane for plane in reversed(planes) if plane.path not in absent}
+        problems += [(key, listed(lost))] if lost else []
+        unique = {place(plane): plane for plane in reversed(planes) if plane.path not in unreadable}
         files[key] = tuple(unique[where] for where in sorted(unique))
     return files, problems + _incomplete(named, channels)
 
@@ -51,6 +52,14 @@ def imaged(planes: Sequence[PlaneFile], channels: Sequence[str]) -> dict[str, li
     for plane in planes:
         numbers[plane.channel].add(plane.plane)
     return {channels[channel]: sorted(numbers[channel]) for channel in sorted(numbers)}
+
+
+def spacing(fields: Iterable[Field]) -> float | None:
+    """Distance of planes in µm where all stacks rise in even steps (within 1 %), else None."""
+    steps = [upper - lower for z_um in {f.z_um for f in fields} for lower, upper in pairwise(z_um)]
+    if not steps or min(steps) <= 0 or max(steps) > 1.01 * min(steps):
+        return None
+    return round(sum(steps) / len(steps), 4)
 
 
 def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree.ElementTree import Element, ParseError
@@ -43,18 +44,19 @@ def _elements(file: BinaryIO, names: frozenset[str]) -> Iterator[tuple[str, Elem
             open_elements.append(element)
             continue
         open_elements.pop()
-        name = local(element)
+        name = local(element.tag)
         if name in names:
             yield name, element
             if open_elements:
                 open_elements[-1].remove(element)
 
 
-def local(element: Element) -> str:
-    """The element's name without its namespace."""
-    return str(element.tag).rpartition("}")[2]
-
-
 def texts(element: Element) -> dict[str, str]:
     """Local name -> stripped text of the element's children; the last one counts."""
-    return {local(child): (child.text or "").strip() for child in element}
+    return {local(child.tag): (child.text or "").strip() for child in element}
+
+
+@lru_cache(1024)
+def local(tag: str) -> str:
+    """A tag without its namespace."""
+    return tag.rpartition("}")[2]

@@ -1,0 +1,165 @@
+"""From what file names say to wells, fields, channels and indices: the pattern reader's plate, no pixels."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.plate import FORMATS, Channel, FieldKey, layout, row_name, well_name, well_position
+from hpc_isl.plates.readers.pattern_names import Named, natural
+from hpc_isl.recipe import PatternRecipe
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_FIELD = re.compile(r"(?!\d+x)[A-Za-z0-9]+")  # 1x2 would read as field 2 of acquisition 1
+_COLORS = ("0000FF", "00FF00", "FF0000", "FF00FF", "00FFFF", "FFFF00")
+
+
+@dataclass(frozen=True)
+class Wells:
+    """The wells of the plate.
+
+    Attributes:
+        rows, columns: of the plate's format.
+        names: what the files say (well or image) -> well.
+        plate_map: where images stand for wells: well -> {"image": its name}.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    names: Mapping[str, str]
+    plate_map: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """All that the names say of a plate: mappings lead from what files say to names and indices.
+
+    Attributes:
+        times: (acquisition, what the file says) -> t.
+    """
+
+    wells: Wells
+    channels: tuple[Channel, ...]
+    channel_of: Mapping[str, int]
+    fields: Mapping[str, str]
+    acquisitions: Mapping[str, int]
+    times: Mapping[tuple[int, str], int]
+
+    def key(self, named: Named) -> FieldKey:
+        """The field that a file belongs to."""
+        well = self.wells.names[named.well or named.image]
+        return FieldKey(well, self.fields[named.field], self.acquisitions[named.acquisition])
+
+    def original(self, key: FieldKey) -> dict[str, str]:
+        """What the files call a field that had to be numbered; empty where they call it as we do."""
+        said = [text for text, name in self.fields.items() if name == key.name and text not in ("", name)]
+        return {"name": said[0]} if said else {}
+
+
+def axes(named: Sequence[Named], recipe: PatternRecipe) -> Axes:
+    """What the files say, put in order.
+
+    Raises:
+        Mistake: naming a file: no well name, wells that do not fit the plate, a channel that
+            pattern.channels does not list.
+    """
+    acquisitions = _ranks({n.acquisition for n in named})
+    said: dict[int, set[str]] = defaultdict(set)
+    for n in named:
+        said[acquisitions[n.acquisition]].add(n.time)
+    stored, channel_of = _channels(named, recipe)
+    return Axes(
+        wells=_wells(named, recipe),
+        channels=stored,
+        channel_of=channel_of,
+        fields=_fields({n.field for n in named}),
+        acquisitions=acquisitions,
+        times={(a, text): t for a, texts in said.items() for text, t in _ranks(texts).items()},
+    )
+
+
+def plane_number(named: Named) -> float | None:
+    """The plane that a name states: a whole number, a height, or None."""
+    if named.plane and not _NUMBER.fullmatch(named.plane):
+        raise Mistake(f"{named.origin}: plane {named.plane!r} is no number; 7, -4 and 1341.95 are")
+    return float(named.plane) if named.plane else None
+
+
+def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
+    """Wells as written (b3, B03), or one for each image, A01, A02, …, in natural order."""
+    images = sorted({n.image for n in named if n.image}, key=natural)
+    if not images:
+        names = {n.well: _well(n) for n in named}
+        rows, columns = layout(set(names.values()), recipe.wells_on_plate)
+        return Wells(rows, columns, names, {})
+    if nameless := [n for n in named if not n.image]:
+        raise Mistake(f"{nameless[0].origin}: the group image is empty; each file must name its image")
+    rows, columns = _room(len(images), recipe.wells_on_plate)
+    names = {image: well_name(*divmod(place, len(columns))) for place, image in enumerate(images)}
+    return Wells(rows, columns, names, {well: {"image": image} for image, well in names.items()})
+
+
+def _well(named: Named) -> str:
+    try:
+        return well_name(*well_position(named.well))
+    except Mistake as error:
+        raise Mistake(f"{named.origin}: {error}") from None
+
+
+def _room(images: int, wells_on_plate: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    for count, (rows, columns) in FORMATS.items():
+        allowed = count >= 96 if wells_on_plate is None else count == wells_on_plate
+        if allowed and images <= count:
+            return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
+    raise Mistake(
+        f"{images} images do not fit a plate of {wells_on_plate or 1536} wells, one well each; "
+        "name wells and fields in pattern.regex instead, or convert fewer at a time"
+    )
+
+
+def _channels(named: Sequence[Named], recipe: PatternRecipe) -> tuple[tuple[Channel, ...], dict[str, int]]:
+    """The channels in stored order, and what the files say -> index.
+
+    The order is that of `recipe.channels`; without it, natural. Several names may share one channel.
+    """
+    said = sorted({n.channel: n for n in named}.values(), key=lambda n: natural(n.channel))
+    only = set(recipe.channels.values()) if not any(n.channel for n in said) else set()
+    stored = {n.channel: only.pop() if len(only) == 1 else _stored(n, recipe) for n in said}
+    listed = [*dict.fromkeys(recipe.channels.values()), *stored.values()]
+    names = [name for name in dict.fromkeys(listed) if name in stored.values()]
+    for name in recipe.transmitted:
+        if name not in listed:
+            raise Mistake(f"pattern.transmitted: no channel {name!r}; {nearest(name, dict.fromkeys(listed))}")
+    return _colored(names, recipe.transmitted), {said: names.index(name) for said, name in stored.items()}
+
+
+def _stored(named: Named, recipe: PatternRecipe) -> str:
+    if not recipe.channels:
+        return named.channel or "channel"
+    if named.channel not in recipe.channels:
+        raise Mistake(
+            f"{named.origin}: channel {named.channel!r} is not in pattern.channels; "
+            f"{nearest(named.channel, recipe.channels)}"
+        )
+    return recipe.channels[named.channel]
+
+
+def _colored(names: Sequence[str], transmitted: Collection[str]) -> tuple[Channel, ...]:
+    stains = [name for name in names if name not in transmitted]
+    hues = {name: _COLORS[place % len(_COLORS)] for place, name in enumerate(stains)}
+    return tuple(Channel(name, fluorescent=name in hues, color=hues.get(name, "FFFFFF")) for name in names)
+
+
+def _fields(said: Collection[str]) -> dict[str, str]:
+    """Names as written where all are alphanumeric, as OME-Zarr asks; else numbers in natural order."""
+    if all(_FIELD.fullmatch(name) for name in said if name):
+        return {name: name or "1" for name in said}
+    return {name: str(number) for number, name in enumerate(sorted(said, key=natural), start=1)}
+
+
+def _ranks(said: Collection[str]) -> dict[str, int]:
+    """What files say (of time, of acquisition) -> its place in natural order."""
+    return {text: rank for rank, text in enumerate(sorted(said, key=natural))}
