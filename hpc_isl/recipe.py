@@ -400,27 +400,29 @@ def shipped(name: str) -> Path:
         path = Path(str(folder)) / name
         if path.exists():
             return path
-    raise Mistake(f"{name}: not among the shipped recipes; {nearest(name, shipped_names())}")
+    raise Mistake(f"{name}: no such file, and not a shipped recipe; {nearest(name, shipped_names())}")
 
 
 def shipped_names() -> list[str]:
+    """The shipped recipes, as `shipped` takes them."""
     for folder in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"):
         if folder.is_dir():
-            return sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+            paths = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
+            return sorted(str(path) for path in paths if path.parts[0] != "sites")
     return []
 
 
 def load(stage: str, path: Path | None, assignments: list[str]) -> Recipe:
-    """The recipe of `stage` from a file (default: the shipped one) and dotted overrides.
+    """The recipe of `stage` from a file (default: the shipped one, if there is one) and dotted overrides.
 
     A path that does not exist is looked for among the shipped recipes.
     """
-    if path is None:
+    if path is None and f"{stage}.yaml" in shipped_names():
         path = shipped(f"{stage}.yaml")
-    elif not path.exists():
+    elif path is not None and not path.exists():
         path = shipped(str(path))
-    content = override(read_yaml(path), assignments)
-    origin = f"{path}" + (f" with {' '.join(assignments)}" if assignments else "")
+    content = override(read_yaml(path) if path else {}, assignments)
+    origin = str(path or stage) + (f" with {' '.join(assignments)}" if assignments else "")
     return parse(RECIPES[stage], content, origin)
 
 

@@ -75,7 +75,9 @@ def parse(kind: type[S], content: dict[str, Any], origin: str) -> S:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        lines = [_complaint(kind, entry) for entry in error.errors()]
+        # A key that does not exist comes first: it is often why another is missing.
+        entries = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+        lines = [_complaint(kind, entry) for entry in entries]
         raise Mistake("\n".join([f"{origin}:", *(f"  {line}" for line in dict.fromkeys(lines))])) from None
 
 
@@ -93,7 +95,7 @@ def _complaint(kind: type[Strict], entry: Any) -> str:
 
 def _model_at(kind: Any, path: list[Any]) -> type[Strict] | None:
     """The model that owns the key below `path`, looking through optionals, lists and unions."""
-    models = _models(kind)
+    models = models_in(kind)
     for model in models:
         if not path:
             return model
@@ -104,10 +106,11 @@ def _model_at(kind: Any, path: list[Any]) -> type[Strict] | None:
     return models[0] if models and not path else None
 
 
-def _models(kind: Any) -> list[type[Strict]]:
+def models_in(kind: Any) -> list[type[Strict]]:
+    """The models that an annotation names, looking through optionals, lists and unions."""
     if typing.get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Strict):
         return [kind]
-    return [model for part in typing.get_args(kind) for model in _models(part)]
+    return [model for part in typing.get_args(kind) for model in models_in(part)]
 
 
 def to_yaml(value: Strict) -> str:

@@ -1,0 +1,99 @@
+"""A process beside a run forwards it to MLflow; whatever befalls that process, the run does not notice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hpc_isl.cluster import status
+from hpc_isl.cluster.record import import_path
+from hpc_isl.run import Run
+from hpc_isl.site import Site
+
+FOLLOW_S = 10.0
+LAST_PASS_S = 45.0  # how long the end of a run waits for the rest to be forwarded
+
+
+@contextmanager
+def forwarding(run: Run, site: Site) -> Iterator[None]:
+    """Forwards the run's newest attempt while the block lasts, and what is left at its end."""
+    if site.tracking_address(run.root) is None:
+        yield
+        return
+    log = run.attempts / str(run.attempt_numbers()[-1]) / "forward.log"
+    command = [sys.executable, "-m", "hpc_isl.submit", "sync", "--follow", str(run.folder)]
+    environment = {**os.environ, "PYTHONPATH": import_path()}
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            ["nice", "-n", "15", *command], cwd=run.folder, env=environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(LAST_PASS_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.wait()
+
+
+def follow(run: Run) -> None:
+    """Forwards every few seconds until the run has ended; imports MLflow once there is a metric."""
+    while _goes_on(run) and not run.metrics.exists():
+        time.sleep(1)
+    if not run.metrics.exists():
+        return
+    from hpc_isl.cluster.tracking import sync
+
+    going = True
+    while going:
+        going = _goes_on(run)
+        try:
+            print(sync(run), flush=True)
+        except Exception as error:  # whatever it is, the next pass or a later `sync` makes up for it
+            print(f"not forwarded: {error}", flush=True)
+        _pause(run, FOLLOW_S if going else 0)
+
+
+def _pause(run: Run, seconds: float) -> None:
+    started = time.monotonic()
+    while time.monotonic() - started < seconds and _goes_on(run):
+        time.sleep(1)
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether more is to come: looks at the run folder alone, for a queue is not to be asked each second."""
+    asked = status.submission(run)
+    left = any(record.get("exit") for record in status.ranks(run)[:1])
+    gone = asked.get("executor") == "local" and status.watcher(asked) is None
+    return not (left or gone or run.summary() is not None)
+
+
+def sync_all(runs: list[Run], say: Callable[[str], None]) -> int:
+    """Forwards each run once; the exit code: 1 where one could not be forwarded."""
+    from hpc_isl.cluster.tracking import Unreachable, sync
+
+    failed, away = 0, set[str]()
+    for run in runs:
+        uri = status.site_of(run).tracking_address(run.root)
+        if uri in away:
+            continue
+        try:
+            say(sync(run))
+        except Unreachable as error:
+            away.add(str(uri))
+            failed += 1
+            say(f"{run.name}: {error}; everything stays in the run folder, sync again later")
+        except Exception as error:
+            failed += 1
+            say(f"{run.name}: not forwarded: {type(error).__name__}: {error}")
+    return int(failed > 0)

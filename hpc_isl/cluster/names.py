@@ -1,0 +1,72 @@
+"""How runs are named: by folder, by short name, or by stage and name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.run import Run
+
+
+def all_runs(root: Path) -> list[Run]:
+    """Every run folder `<stage>/<name>/` below `root`, oldest first."""
+    runs = [Run(path.parent) for path in root.glob("*/*/recipe.yaml")]
+    return sorted(runs, key=lambda run: (run.origin(), run.name))
+
+
+def find(name: str, root: Path) -> Run:
+    """A run by path, by name, or by `stage/name` where two stages have runs of one name."""
+    for folder in (Path(name), root / name):
+        if (folder / "recipe.yaml").is_file():
+            return Run(Path(os.path.abspath(folder)))
+    found = [run for run in all_runs(root) if run.name == name]
+    if len(found) > 1:
+        raise Mistake(
+            f"{name!r}: two stages have such a run; write {' or '.join(map(str, map(_long, found)))}"
+        )
+    if not found:
+        known = [run.name for run in reversed(all_runs(root))]
+        raise Mistake(f"{name!r}: no such run in {root}; {nearest(name, known)}")
+    return found[0]
+
+
+def _long(run: Run) -> str:
+    return f"{run.stage}/{run.name}"
+
+
+def address(run: Run, root: Path) -> str:
+    """How to write the run on a command line: its name where that finds it, else its path."""
+    with suppress(Mistake):
+        if find(run.name, root).folder == run.folder:
+            return shlex.quote(run.name)
+        if find(_long(run), root).folder == run.folder:
+            return shlex.quote(_long(run))
+    return shlex.quote(str(run.folder))
+
+
+def some(names: list[str], root: Path) -> list[Run]:
+    """The runs that are named, or all below `root`."""
+    return [find(name, root) for name in names] if names else all_runs(root)
+
+
+def valid_name(name: str) -> str:
+    """A name that can be a folder, a job's name and a word on a command line."""
+    if not re.fullmatch(r"[^\s./%-][^/%\x00-\x1f]{0,99}", name) or name != name.strip():
+        raise Mistake(
+            f"--name {name!r}: a run's name begins with a letter or digit, holds no '/', '%' or line break "
+            "and at most 100 characters"
+        )
+    return name
+
+
+def default_name(stage: str, root: Path) -> str:
+    """`pretrain-20260131-2`: stage, day, and a number that is free."""
+    number = 1
+    while (root / stage / f"{stage}-{date.today():%Y%m%d}-{number}").exists():
+        number += 1
+    return f"{stage}-{date.today():%Y%m%d}-{number}"

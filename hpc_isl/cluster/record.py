@@ -1,0 +1,117 @@
+"""What a run came from: code, packages, machine, seeds and inputs, written once at submission."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hpc_isl
+from hpc_isl.recipe import Recipe, digest
+from hpc_isl.run import now
+
+PACKAGE = Path(hpc_isl.__file__).parent
+# Only these: an environment may hold tokens.
+ENVIRONMENT = re.compile(
+    r"(OMP|MKL|OPENBLAS|NUMBA)_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_HOME|LD_LIBRARY_PATH|PYTHONPATH"
+    r"|VIRTUAL_ENV|CONDA_PREFIX|LANG|LC_ALL|TZ|HPC_ISL_(RUNS|DATA)|MLFLOW_TRACKING_URI|NCCL_\w+"
+    r"|SLURM_(CLUSTER_NAME|JOB_ID|JOB_PARTITION|SUBMIT_HOST)|LOADEDMODULES"
+)
+
+
+def record(recipe: Recipe, inputs: Mapping[str, str], argv: list[str]) -> dict[str, Any]:
+    """The content of `record.json`; `key` identifies the run wherever it is forwarded to."""
+    return {
+        "key": uuid.uuid4().hex,
+        "digest": digest(recipe, inputs),
+        "made": now(),
+        "argv": argv,
+        "cwd": os.getcwd(),
+        "user": os.environ.get("USER") or str(os.getuid()),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "version": hpc_isl.__version__,
+        **commit(),
+        "code": code_digest(),
+        "inputs": dict(inputs),
+        "seeds": dict(_seeds(recipe.model_dump(mode="json"))),
+        "packages": packages(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(k)},
+    }
+
+
+def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "seed":
+                yield f"{path}{key}", value
+            yield from _seeds(value, f"{path}{key}.")
+
+
+def packages() -> dict[str, str]:
+    """Name and version of every distribution that this Python sees."""
+    found = {str(one.metadata["Name"]): one.version for one in metadata.distributions()}
+    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+
+
+def commit() -> dict[str, str | None]:
+    """Commit of the checkout that this package runs from, and the digest of what differs from it.
+
+    A package that is installed inside some checkout does not belong to it: git must know its files.
+    """
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "diff": None}
+    difference = _git("diff", "HEAD", "--", ".")
+    return {"commit": (_git("rev-parse", "HEAD") or "").strip() or None, "diff": _hash(difference)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def difference() -> str:
+    """The uncommitted changes of the package, as a patch; empty where there are none or no checkout."""
+    return (_git("diff", "HEAD", "--", ".") or "") if commit()["commit"] else ""
+
+
+def _hash(text: str | None) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else None
+
+
+def code_digest() -> str:
+    """Hash of the package's source files, wherever it lies."""
+    total = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        total.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:16]
+
+
+def snapshot(folder: Path) -> Path:
+    """A copy of the package in `folder`: a queued job then runs the code that was submitted."""
+    shutil.copytree(PACKAGE, folder / "hpc_isl", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    return folder
+
+
+def import_path() -> str:
+    """PYTHONPATH for a process that starts in the run folder and must find this very package."""
+    known = os.environ.get("PYTHONPATH", "")
+    if "site-packages" in PACKAGE.parent.parts:
+        return known
+    return os.pathsep.join(filter(None, [str(PACKAGE.parent), known]))

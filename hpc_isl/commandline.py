@@ -1,0 +1,58 @@
+"""Words on the command line, and how a caller is spoken to."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hpc_isl.mistake import Mistake, nearest
+
+if TYPE_CHECKING:
+    from hpc_isl.cluster.report import Caller
+
+Option = tuple[str, dict[str, Any]]
+
+
+def program() -> str:
+    """How the user calls us."""
+    return "hpc-isl" if Path(sys.argv[0]).name == "hpc-isl" else "python -m hpc_isl.submit"
+
+
+class Words(argparse.ArgumentParser):
+    """argparse whose complaints are mistakes of one line."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(prog=f"{program()} {verb}", add_help=False, allow_abbrev=False)
+        self.add_argument("-h", "--help", action="store_true")
+        self.add_argument("words", nargs="*")
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            options = [name for action in self._actions for name in action.option_strings]
+            raise Mistake(f"{unknown[1]}: no such option of {self.prog}; {nearest(unknown[1], options)}")
+        raise Mistake(f"{self.prog}: {message}")
+
+
+def caller(root: Path, argv: tuple[str, ...] = ()) -> Caller:
+    """Whoever typed this call: reads what is printed, keeps runs in `root`."""
+    from hpc_isl.cluster.report import Caller
+
+    return Caller(lambda text: print(text, flush=True), root, program(), argv)
+
+
+def parsed(verb: str, meaning: str, argv: list[str], *options: Option) -> Any:
+    """The parsed words of a command; None where it was asked for help, which is then printed."""
+    words = Words(verb)
+    for name, settings in options:
+        words.add_argument(*name.split(), **settings)
+    given = words.parse_intermixed_args(argv)
+    if given.help:
+        print(f"{words.prog} {meaning}\n")
+        for name, settings in options:
+            print(f"  {name.replace(' ', ', '):<16}{settings['help']}")
+        return None
+    return given

@@ -1,0 +1,100 @@
+"""`VERB --help`: the keys of a recipe and of a site, with their defaults and meaning."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from pydantic_core import PydanticUndefined
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import RECIPES, shipped
+from hpc_isl.site import Site
+from hpc_isl.strict import Strict, flatten, models_in, read_yaml
+
+LEFT = 34
+USAGE = {
+    "annotate import": "annotate import FOLDER [RECIPE.yaml] plate=… labels=…",
+    "annotate draft": "annotate draft [RECIPE.yaml] plate=… labels=… channel=…",
+}
+
+
+def stage_manual(verb: str, program: str) -> str:
+    """The whole page."""
+    kind, options = RECIPES[verb], "[--site NAME|FILE] [--name RUN] [--dry-run] [--wait]"
+    usages = [text for name, text in USAGE.items() if name.startswith(verb)]
+    usages = usages or [f"{verb} [RECIPE.yaml] [key=value …]"]
+    given, origin = _shipped(verb)
+    lines = [str(kind.__doc__).strip(), "", *(f"{program} {usage} {options}" for usage in usages)]
+    lines += ["", f"recipe{origin}", *_entries(_rows(kind, given)), ""]
+    lines += ["site (site.key=value)", *_entries(_rows(Site, {}))]
+    return "\n".join(lines)
+
+
+def _shipped(verb: str) -> tuple[dict[str, Any], str]:
+    """What the shipped recipe of the verb sets."""
+    try:
+        path = shipped(f"{verb}.yaml")
+    except Mistake:
+        return {}, ""
+    return flatten(read_yaml(path)), f" (defaults as in {path.name})"
+
+
+Row = tuple[str, str, str]
+
+
+def _rows(
+    kind: type[Strict], given: dict[str, Any], path: str = "", base: Strict | None = None
+) -> Iterator[Row]:
+    """Key, default and meaning of every key that holds a value, depth first."""
+    for name, known in kind.model_fields.items():
+        key = f"{path}{name}"
+        default = getattr(base, name) if base is not None else known.default
+        nested = models_in(known.annotation)
+        is_list = typing.get_origin(known.annotation) is list
+        if nested and not is_list and isinstance(default, Strict):
+            yield from _rows(nested[0], given, f"{key}.", default)
+            continue
+        yield key, _shown(given.get(key, default)), _meaning(known)
+        if nested:
+            yield from _rows(nested[0], {}, f"{key}.{'N.' if is_list else ''}")
+
+
+def _shown(default: Any) -> str:
+    if default is PydanticUndefined:
+        return "(must be given)"
+    text = yaml.safe_dump(_simple(default), default_flow_style=True, width=1000)
+    return f"= {text.removesuffix(chr(10)).removesuffix('...').strip()}"
+
+
+def _simple(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _meaning(known: Any) -> str:
+    text = " ".join((known.description or "").split())
+    choices = _choices(known.annotation)
+    return f"{text} [{' | '.join(map(str, choices))}]" if choices else text
+
+
+def _choices(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(typing.get_args(annotation))
+    return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
+
+
+def _entries(rows: Iterator[Row]) -> Iterator[str]:
+    """Two columns: `key = default` and its meaning; a long left side has a line of its own."""
+    width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 120))
+    for key, default, meaning in rows:
+        left = f"  {key} {default}"
+        wrapped = textwrap.wrap(meaning, width - LEFT) or [""]
+        if len(left) < LEFT - 1:
+            yield f"{left:<{LEFT}}{wrapped.pop(0)}".rstrip()
+        else:
+            yield left
+        yield from (" " * LEFT + line for line in wrapped if line)

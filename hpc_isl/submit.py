@@ -1,0 +1,154 @@
+"""The door: python -m hpc_isl.submit VERB [RECIPE.yaml] [key=value …] [--site NAME|FILE] [--name RUN]."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import hpc_isl
+from hpc_isl.commandline import Words, caller, program
+from hpc_isl.commands import COMMANDS
+from hpc_isl.mistake import Mistake, nearest
+
+STAGES = {
+    "convert": "a vendor's export to an OME-Zarr plate",
+    "annotate": "import label images to a plate, or draft labels from a stain",
+    "pretrain": "in silico labeling: a network learns stains from label-free images",
+}
+ACTIONS = {"annotate": ("import", "draft")}  # words that stand before the recipe
+ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
+
+
+def main() -> NoReturn:
+    """Entry point of `hpc-isl` and of `python -m hpc_isl.submit`."""
+    sys.exit(door(sys.argv[1:]))
+
+
+def door(argv: list[str]) -> int:
+    """One call; the exit code: 0 done, 2 the user's mistake, 1 failure, 3 stopped, 130 Ctrl-C."""
+    try:
+        return _verb(argv)
+    except Mistake as mistake:
+        print(mistake, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}\ntraceback: {_keep_traceback()}", file=sys.stderr)
+        return 1
+
+
+def _keep_traceback() -> str:
+    import tempfile
+
+    descriptor, path = tempfile.mkstemp(prefix="hpc_isl-", suffix=".txt")
+    with os.fdopen(descriptor, "w") as stream:
+        traceback.print_exc(file=stream)
+    return path
+
+
+def _verb(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    verb, *rest = argv
+    if verb == "--version":
+        print(f"hpc_isl {hpc_isl.__version__}")
+        return 0
+    if verb in STAGES:
+        return _stage(verb, rest)
+    if verb in COMMANDS:
+        return COMMANDS[verb][1](rest)
+    raise Mistake(f"{verb!r} is not a verb; {nearest(verb, [*STAGES, *COMMANDS])}")
+
+
+def _overview() -> str:
+    def listed(rows: dict[str, str]) -> str:
+        return "\n".join(f"  {verb:<10}{meaning}" for verb, meaning in rows.items())
+
+    return f"""In silico labeling of high-content screening plates.
+
+{program()} VERB [RECIPE.yaml] [key=value …] [--site NAME|FILE] [--name RUN] [--dry-run] [--wait]
+
+stages
+{listed(STAGES)}
+
+commands
+{listed({verb: meaning for verb, (meaning, _) in COMMANDS.items()})}
+
+A recipe says what to compute: without one, the shipped recipe of the stage. key=value overrides its keys and
+site.key=value those of the site; values are YAML. VERB --help lists all keys with their meaning.
+"""
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _stage(verb: str, argv: list[str]) -> int:
+    words = Words(verb)
+    words.add_argument("--site", default="laptop")
+    words.add_argument("--name")
+    words.add_argument("--dry-run", action="store_true")
+    words.add_argument("--wait", action="store_true")
+    given = words.parse_intermixed_args(argv)
+    if given.help:
+        from hpc_isl.manual import stage_manual
+
+        print(stage_manual(verb, program()))
+        return 0
+    from hpc_isl import recipe, site
+    from hpc_isl.cluster import launch
+
+    path, keys, site_keys = _sorted_words(verb, given.words)
+    where = site.load(given.site, site_keys)
+    order = launch.Order(verb, recipe.load(verb, path, keys), where, given.name)
+    who = caller(site.runs_root(where), argv=(verb, *argv))
+    return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
+
+
+def _sorted_words(verb: str, words: list[str]) -> tuple[Path | None, list[str], list[str]]:
+    """The recipe file, if any, the assignments to the recipe and those to the site."""
+    path: Path | None = None
+    keys, site_keys, rest = [], [], _action(verb, words)
+    for word in rest:
+        if word.startswith("site."):
+            site_keys.append(word.removeprefix("site."))
+        elif ASSIGNMENT.match(word):
+            keys.append(word)
+        elif path is None and (word.endswith((".yaml", ".yml")) or Path(word).is_file()):
+            path = Path(word)
+        else:
+            raise Mistake(_stray(verb, word, path))
+    return path, keys, site_keys
+
+
+def _stray(verb: str, word: str, path: Path | None) -> str:
+    if path is not None and word.endswith((".yaml", ".yml")):
+        return f"{word}: the recipe is {path} already; one call has one recipe"
+    actions = f"; {nearest(word, ACTIONS[verb])}" if verb in ACTIONS else ""
+    return f"{word!r}: neither a recipe (NAME.yaml) nor key=value{actions}; see {program()} {verb} --help"
+
+
+def _action(verb: str, words: list[str]) -> list[str]:
+    """`import FOLDER …` as the assignments action=import source=FOLDER; paths are not read as YAML."""
+    if verb not in ACTIONS or not words or words[0] not in ACTIONS[verb]:
+        return words
+    action, *rest = words
+    found = [f"action={action}"]
+    for word in rest:
+        is_source = action == "import" and not ASSIGNMENT.match(word) and not word.endswith((".yaml", ".yml"))
+        found.append(f"source={json.dumps(word)}" if is_source else word)
+    return found
+
+
+if __name__ == "__main__":
+    main()

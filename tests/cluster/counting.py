@@ -1,0 +1,81 @@
+"""A stage that only counts, with everything that may befall one: crashes, mistakes, deafness, children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hpc_isl import submit
+from hpc_isl.cluster import jobs
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import RECIPES, Recipe
+from hpc_isl.run import Attempt, Plan
+
+
+class CountRecipe(Recipe):
+    """Counts to a number."""
+
+    steps: int = 3
+    """how far"""
+    pause_s: float = 0.01
+    """between steps"""
+    seed: int = 5
+    """of nothing"""
+    crash_rank: int | None = None
+    """this rank fails at its second step"""
+    kill_rank: int | None = None
+    """this rank is killed at its second step"""
+    mistaken: bool = False
+    """the data turn out to be wrong"""
+    deaf: bool = False
+    """does not stop when asked to"""
+    child: bool = False
+    """starts a process that would outlive it"""
+    word: str = ""
+    """said at the start"""
+    data: Path | None = None
+    """an input"""
+
+
+RECIPES["count"] = CountRecipe
+jobs.STAGES["count"] = "counting"
+submit.STAGES["count"] = "counts to a number"
+
+
+def plan(recipe: CountRecipe) -> Plan:
+    if recipe.steps > 1000:
+        raise Mistake(f"steps: {recipe.steps} is more than I can count; 1000 at most")
+    inputs = {str(recipe.data): recipe.data.read_text()} if recipe.data else {}
+    return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs)
+
+
+def count(recipe: CountRecipe, attempt: Attempt) -> None:
+    folder = attempt.run.checkpoints
+    folder.mkdir(exist_ok=True)
+    first = max((int(path.name) for path in folder.iterdir()), default=0)
+    attempt.say(f"from {first} in attempt {attempt.number} {recipe.word}".strip())
+    if recipe.child:
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    if recipe.mistaken:
+        raise Mistake("well B03: the data are wrong")
+    for step in range(first, recipe.steps):
+        _mishap(recipe, attempt, step - first)
+        time.sleep(recipe.pause_s)
+        attempt.metric(step, loss=1.0 / (step + 1))
+        attempt.progress(step + 1, recipe.steps, "steps", loss=1.0 / (step + 1))
+        if attempt.stopping.is_set() and not recipe.deaf:
+            if attempt.rank == 0:
+                (folder / str(step + 1)).touch()
+            return
+    attempt.finish({"counted": recipe.steps, "made": {"nothing": "at all"}})
+
+
+def _mishap(recipe: CountRecipe, attempt: Attempt, step: int) -> None:
+    if step == 1 and attempt.rank == recipe.crash_rank:
+        raise RuntimeError("boom")
+    if step == 1 and attempt.rank == recipe.kill_rank:
+        os.kill(os.getpid(), signal.SIGKILL)

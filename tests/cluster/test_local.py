@@ -1,0 +1,169 @@
+"""Runs on this machine: real processes, real signals, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Door, eventually
+
+QUIET = "site.tracking=none"
+LONG = ("steps=400", "pause_s=0.05", QUIET)
+
+
+def lines(door: Door, name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (door.folder(name) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_are_one_run(door: Door) -> None:
+    done = door("count", "site.processes=2", QUIET, "--name", "two")
+    assert done.returncode == 0, done.stdout
+    records = [json.loads((door.folder("two") / f"attempts/0/rank-{r}.json").read_text()) for r in (0, 1)]
+    assert [(r["rank"], r["size"], r["outcome"]) for r in records] == [(0, 2, "done"), (1, 2, "done")]
+    assert [line["step"] for line in lines(door, "two")] == [0, 1, 2], "rank 0 alone writes metrics"
+    assert "counts to 3" in done.stdout.splitlines()[0], "first what will be done"
+    assert "counted  3" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("next: "), "last what to type next"
+
+
+def test_names_with_spaces_and_quotes_are_safe(door: Door) -> None:
+    name = """a "b' $HOME;c"""
+    assert door("count", QUIET, "--name", name).returncode == 0
+    assert (door.folder(name) / "done" / "count.json").is_file()
+    assert name in door("status").stdout
+
+
+def test_what_a_rank_says_is_shown_and_its_noise_is_not(door: Door) -> None:
+    done = door("count", "word=heed", QUIET)
+    assert "heed" in done.stdout
+    assert "submitit" not in done.stdout
+
+
+def test_one_crashed_rank_ends_the_run_in_seconds(door: Door) -> None:
+    started = time.monotonic()
+    done = door("count", *LONG, "crash_rank=1", "site.processes=3", "--name", "crash")
+    assert time.monotonic() - started < 15, "20 s of counting were left"
+    assert done.returncode == 1
+    assert "failed in rank 1 of 3: RuntimeError: boom" in done.stdout
+    assert "Traceback" not in done.stdout
+    log = next(line.split()[-1] for line in done.stdout.splitlines() if "traceback" in line)
+    assert 'raise RuntimeError("boom")' in Path(log).read_text()
+    assert door.left() == []
+
+
+@pytest.mark.kill
+def test_a_killed_rank_ends_the_run_and_is_named(door: Door) -> None:
+    done = door("count", *LONG, "kill_rank=1", "site.processes=2")
+    assert done.returncode == 1
+    assert "rank 1 of 2: it was killed (SIGKILL)" in done.stdout
+    assert door.left() == []
+
+
+def test_a_mistake_found_in_the_job_is_one_message(door: Door) -> None:
+    done = door("count", "mistaken=true", "site.processes=2", QUIET)
+    assert done.returncode == 2
+    assert "well B03: the data are wrong" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_no_process_outlives_a_run(door: Door) -> None:
+    assert door("count", "child=true", QUIET).returncode == 0
+    assert door.left() == []
+
+
+def test_ctrl_c_saves_and_resume_goes_on(door: Door) -> None:
+    call = door.open("count", *LONG, "site.processes=2", "--name", "ctrl")
+    assert eventually(lambda: (door.folder("ctrl") / "metrics.jsonl").exists())
+    os.killpg(call.pid, signal.SIGINT)
+    output, _ = call.communicate(timeout=20)
+    assert call.returncode == 130, output
+    assert "next: python -m hpc_isl.submit resume ctrl" in output
+    assert door.left() == []
+    assert "stopped" in door("status").stdout
+
+    resumed = door.open("resume", "ctrl")
+    assert eventually(lambda: "from " in _log(door, "ctrl", 1))
+    saved = int(_log(door, "ctrl", 1).split("from ")[1].split()[0])
+    assert 0 < saved < 400
+    door("cancel", "ctrl")
+    resumed.communicate(timeout=20)
+    assert resumed.returncode == 3
+    assert "cancelled" in door("status").stdout
+
+
+def _log(door: Door, name: str, attempt: int) -> str:
+    log = door.folder(name) / "attempts" / str(attempt) / "rank-0.log"
+    return log.read_text() if log.exists() else ""
+
+
+def test_a_second_ctrl_c_kills_what_does_not_stop(door: Door) -> None:
+    call = door.open("count", *LONG, "deaf=true", "child=true", "--name", "deaf")
+    assert eventually(lambda: (door.folder("deaf") / "metrics.jsonl").exists())
+    os.killpg(call.pid, signal.SIGINT)
+    time.sleep(1)
+    assert call.poll() is None, "the first is a request"
+    os.killpg(call.pid, signal.SIGINT)
+    output, _ = call.communicate(timeout=20)
+    assert call.returncode == 130
+    assert "was killed" in output
+    assert door.left() == []
+
+
+@pytest.mark.kill
+def test_no_orphan_is_left_when_the_door_is_killed(door: Door) -> None:
+    heeding = door.open("count", *LONG, "site.processes=2", "--name", "heeding")
+    deaf = door.open("count", *LONG, "deaf=true", "child=true", "--name", "deaf")
+    for name in ("heeding", "deaf"):
+        assert eventually(lambda name=name: (door.folder(name) / "metrics.jsonl").exists())
+    for call in (heeding, deaf):
+        call.kill()
+        call.communicate()
+    assert eventually(lambda: (door.folder("heeding") / "checkpoints").exists(), 5)
+    assert eventually(lambda: door.left() == [], 25)
+    table = door("status").stdout
+    assert "deaf     lost" in table
+    assert "heeding  stopped" in table, "it had time to save"
+
+
+def test_nodes_fold_into_one_machine_with_a_notice(door: Door) -> None:
+    done = door("count", "site.nodes=2", QUIET, "--name", "folded")
+    assert "the processes of 2 nodes run here, 2 in all" in done.stdout
+    assert (door.folder("folded") / "attempts/0/rank-1.json").is_file()
+
+
+def test_a_running_run_is_seen_followed_and_cancelled_from_elsewhere(door: Door, tmp_path: Path) -> None:
+    call = door.open("count", *LONG, "--name", "far")
+    assert eventually(lambda: (door.folder("far") / "metrics.jsonl").exists())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    root = str(door.cwd / "runs")
+    assert "running" in door("status", "--root", root, cwd=elsewhere).stdout
+    again = door("count", *LONG, "--name", "far")
+    assert again.returncode == 2
+    assert "is running already" in again.stdout
+    assert "from 0" in door("logs", str(door.folder("far")), cwd=elsewhere).stdout
+    assert "told to save" in door("cancel", "far", "--root", root, cwd=elsewhere).stdout
+    call.communicate(timeout=20)
+    assert call.returncode == 3
+    assert "cancelled" in door("status", "--root", root, cwd=elsewhere).stdout
+
+
+def test_logs_show_the_failing_ranks_traceback_first(door: Door) -> None:
+    door("count", "crash_rank=1", "site.processes=2", QUIET, "--name", "crash")
+    shown = door("logs", "crash").stdout.splitlines()
+    assert shown[0] == "--- rank 1 failed:"
+    assert any("boom" in line for line in shown[:20])
+    assert "from 0" in door("logs", "crash", "--rank", "0").stdout
+
+
+def test_setup_lines_and_another_python_come_before_the_rank(door: Door) -> None:
+    done = door("count", QUIET, "site.setup=[export HPC_ISL_GREETING=hello]", "--name", "setup")
+    assert done.returncode == 0, done.stdout
+    broken = door("count", QUIET, "site.setup=[echo no such module; exit 7]")
+    assert broken.returncode == 1
+    assert "ended with code 7 before it could report" in broken.stdout
