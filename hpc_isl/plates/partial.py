@@ -27,20 +27,27 @@ def appears_whole(folder: Path, need: int, overwrite: bool = False) -> Iterator[
         need: bytes that will be written at most, for the message of a full disk.
         overwrite: replace a folder that is there.
     """
-    if folder.exists() and not overwrite:
-        raise Mistake(f"{folder}: is there already")
-    try:
+    partial = folder.with_name(f".{folder.name}{MARK}-{os.getpid()}-{secrets.token_hex(4)}")
+    with naming_full(folder, need):
         folder.parent.mkdir(parents=True, exist_ok=True)
         clean(folder)
-        partial = folder.with_name(f".{folder.name}{MARK}-{os.getpid()}-{secrets.token_hex(4)}")
-        partial.mkdir()
-    except OSError as error:
-        raise (full(folder, need) if is_full(error) else _refused(folder, error)) from None
+        if folder.exists() and not overwrite:
+            raise Mistake(f"{folder}: is there already")
+        try:
+            partial.mkdir()
+            yield partial
+            _rename(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def naming_full(folder: Path, need: int) -> Iterator[None]:
+    """A full disk becomes a `Mistake` that names the folder and the bytes needed."""
     try:
-        yield partial
-        _rename(partial, folder)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield
+    except Exception as error:
         if is_full(error):
             raise full(folder, need) from None
         raise
@@ -58,7 +65,10 @@ def clean(folder: Path) -> None:
 
 def sweep(plate: Path) -> int:
     """Removes the unfinished files and folders of a plate that nobody is writing; how many there were."""
-    found = [path for depth in ("", "*/", "*/*/") for path in plate.glob(f"{depth}.*{MARK}*")]
+    depths = ("", "*/", "*/*/")
+    for old in [path for depth in depths for path in plate.glob(f"{depth}.*{OLD}*")]:
+        clean(old.with_name(old.name[1:].partition(OLD)[0]))
+    found = [path for depth in depths for path in plate.glob(f"{depth}.*{MARK}*")]
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -96,7 +106,3 @@ def _rename(partial: Path, folder: Path) -> None:
     os.rename(folder, old)
     os.rename(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _refused(folder: Path, error: OSError) -> Mistake:
-    return Mistake(f"{folder}: cannot be made: {error.strerror}")

@@ -1,0 +1,71 @@
+"""Whose conversion a plate folder holds: a record made before any field, and a lock while it grows."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from hpc_isl import __version__
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.partial import MARK, naming_full
+from hpc_isl.run import read_json, write_atomic
+
+RECORD = "index/conversion.json"
+LOCK = "index/conversion.lock"
+State = Literal["new", "unfinished", "finished"]
+
+
+def state(out: Path, digest: str) -> State:
+    """What lies at `out`.
+
+    Raises:
+        Mistake: something else than the plate of this digest; how to go on is said.
+    """
+    if not out.exists():
+        return "new"
+    record = read_json(out / RECORD) if out.is_dir() else None
+    if record is None:
+        if out.is_dir() and not _strangers(out):
+            return "new"
+        raise Mistake(f"out: {out} is there already and was not made by convert; choose another out")
+    finished = (out / "zarr.json").exists()
+    if record["digest"] != digest:
+        what = "another plate" if finished else "a half-converted plate"
+        raise Mistake(
+            f"out: {out} holds {what}, from {record['source']} or by another recipe; "
+            f"choose another out, or remove it: rm -r {shlex.quote(str(out))}"
+        )
+    return "finished" if finished else "unfinished"
+
+
+@contextmanager
+def held(out: Path, digest: str, source: Path) -> Iterator[None]:
+    """`out` is this process's alone, and says whose conversion it is; the lock ends with the process."""
+    try:
+        with naming_full(out, 4096):
+            (out / LOCK).parent.mkdir(parents=True, exist_ok=True)
+            lock = (out / LOCK).open("w")
+    except OSError as error:
+        raise Mistake(f"out: {out} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Mistake(f"out: another process is converting to {out} now") from None
+        except OSError:
+            pass  # a file system without locks
+        record = {"digest": digest, "source": str(source), "hpc_isl": __version__}
+        with naming_full(out, 4096):
+            write_atomic(out / RECORD, json.dumps(record, indent=1))
+        yield
+
+
+def _strangers(out: Path) -> bool:
+    """Whether there is anything that a conversion killed before its record would not leave."""
+    ours = {out / "index", out / LOCK}
+    return any(path not in ours and MARK not in path.name for path in out.rglob("*"))

@@ -1,0 +1,119 @@
+"""Fields through parallel processes: one of them reads, measures and writes a field, whole or not at all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.assemble import assemble, inputs_digest, places
+from hpc_isl.plates.metadata import read_group
+from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, Plate
+from hpc_isl.plates.statistics import measure
+from hpc_isl.plates.store import image_path, write_field
+from hpc_isl.recipe import CodecRecipe
+
+
+@dataclass(frozen=True)
+class Work:
+    """One field to convert; `plate` comes without its fields."""
+
+    out: Path
+    plate: Plate
+    field: Field
+    files: tuple[PlaneFile, ...]
+    codec: CodecRecipe
+    levels: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a field: written, kept as it was, or damaged (then `problem` says how)."""
+
+    key: FieldKey
+    kept: bool = False
+    problem: str = ""
+
+
+def convert_field(work: Work) -> Outcome:
+    """Converts one field, unless its image is there and was made of the same files in the same way.
+
+    Raises:
+        Mistake: it cannot be written; that it cannot be read is told by the outcome.
+    """
+    key, image = work.field.key, image_path(work.out, work.plate, work.field.key)
+    try:
+        inputs = inputs_digest(work.field, work.files, work.codec.model_dump(), work.levels)
+        if image.exists() and read_group(image).get("hpc_isl", {}).get("inputs") == inputs:
+            return Outcome(key, kept=True)
+        field, pixels = assemble(work.field, work.files)
+    except Mistake as error:
+        return Outcome(key, problem=str(error))
+    statistics = measure(pixels, places(work.files))
+    write_field(
+        work.out, work.plate, field, pixels, statistics, work.codec, work.levels,
+        inputs=inputs, overwrite=True,
+    )  # fmt: skip
+    return Outcome(key)
+
+
+def convert_fields(works: list[Work], processes: int, stopping: threading.Event) -> Iterator[Outcome]:
+    """Outcomes as they come; none is begun after `stopping`.
+
+    Processes are spawned, for a forked one would inherit threads that hold locks.
+    """
+    processes = min(processes, len(works))
+    if processes < 2:
+        yield from (convert_field(work) for work in _until(works, stopping))
+        return
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
+    try:
+        yield from _flow(pool, iter(_until(works, stopping)), 2 * processes)
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "a converting process was ended from outside, perhaps for want of memory; "
+            "what is written is kept: start again, with fewer cpus if it was memory"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _until(works: Iterable[Work], stopping: threading.Event) -> Iterator[Work]:
+    for work in works:
+        if stopping.is_set():
+            return
+        yield work
+
+
+def _flow(pool: ProcessPoolExecutor, works: Iterator[Work], ahead: int) -> Iterator[Outcome]:
+    """Keeps at most `ahead` fields under way, so that a stop is soon."""
+    pending: set[Future[Outcome]] = set()
+    while True:
+        while len(pending) < ahead and (work := next(works, None)):
+            pending.add(pool.submit(convert_field, work))
+        if not pending:
+            return
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in done)
+
+
+def _begin() -> None:
+    """A process heeds its parent alone: no signals of its own, one thread, and its end with the parent's."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    os.environ["HPC_ISL_IO_THREADS"] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
