@@ -135,9 +135,10 @@ def _inspect(argv: list[str]) -> int:
     given = parsed("inspect", "PLATE.zarr …: what is on a plate", argv)
     if given is None:
         return 0
+    plates = _plates("inspect", given)
     from hpc_isl.stages.inspect import inspect
 
-    for path in _plates("inspect", given):
+    for path in plates:
         print("\n".join(inspect(path)))
     return 0
 
@@ -149,9 +150,10 @@ def _validate(argv: list[str]) -> int:
     )  # fmt: skip
     if given is None:
         return 0
+    plates = _plates("validate", given)
     from hpc_isl.stages.inspect import validate
 
-    problems = [f"{path}: {one}" for path in _plates("validate", given) for one in validate(path, given.deep)]
+    problems = [f"{path}: {one}" for path in plates for one in validate(path, given.deep)]
     print("\n".join(problems) if problems else "valid")
     return int(bool(problems))
 

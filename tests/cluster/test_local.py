@@ -7,10 +7,13 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.conftest import Door, eventually
+if TYPE_CHECKING:
+    from tests.conftest import Door
+
 
 QUIET = "site.tracking=none"
 LONG = ("steps=400", "pause_s=0.05", QUIET)
@@ -78,7 +81,7 @@ def test_no_process_outlives_a_run(door: Door) -> None:
 
 def test_ctrl_c_saves_and_resume_goes_on(door: Door) -> None:
     call = door.open("count", *LONG, "site.processes=2", "--name", "ctrl")
-    assert eventually(lambda: (door.folder("ctrl") / "metrics.jsonl").exists())
+    assert door.eventually(lambda: (door.folder("ctrl") / "metrics.jsonl").exists())
     os.killpg(call.pid, signal.SIGINT)
     output, _ = call.communicate(timeout=20)
     assert call.returncode == 130, output
@@ -87,7 +90,7 @@ def test_ctrl_c_saves_and_resume_goes_on(door: Door) -> None:
     assert "stopped" in door("status").stdout
 
     resumed = door.open("resume", "ctrl")
-    assert eventually(lambda: "from " in _log(door, "ctrl", 1))
+    assert door.eventually(lambda: "from " in _log(door, "ctrl", 1))
     saved = int(_log(door, "ctrl", 1).split("from ")[1].split()[0])
     assert 0 < saved < 400
     door("cancel", "ctrl")
@@ -103,7 +106,7 @@ def _log(door: Door, name: str, attempt: int) -> str:
 
 def test_a_second_ctrl_c_kills_what_does_not_stop(door: Door) -> None:
     call = door.open("count", *LONG, "deaf=true", "child=true", "--name", "deaf")
-    assert eventually(lambda: (door.folder("deaf") / "metrics.jsonl").exists())
+    assert door.eventually(lambda: (door.folder("deaf") / "metrics.jsonl").exists())
     os.killpg(call.pid, signal.SIGINT)
     time.sleep(1)
     assert call.poll() is None, "the first is a request"
@@ -119,12 +122,12 @@ def test_no_orphan_is_left_when_the_door_is_killed(door: Door) -> None:
     heeding = door.open("count", *LONG, "site.processes=2", "--name", "heeding")
     deaf = door.open("count", *LONG, "deaf=true", "child=true", "--name", "deaf")
     for name in ("heeding", "deaf"):
-        assert eventually(lambda name=name: (door.folder(name) / "metrics.jsonl").exists())
+        assert door.eventually(lambda name=name: (door.folder(name) / "metrics.jsonl").exists())
     for call in (heeding, deaf):
         call.kill()
         call.communicate()
-    assert eventually(lambda: (door.folder("heeding") / "checkpoints").exists(), 5)
-    assert eventually(lambda: door.left() == [], 25)
+    assert door.eventually(lambda: (door.folder("heeding") / "checkpoints").exists(), 5)
+    assert door.eventually(lambda: door.left() == [], 25)
     table = door("status").stdout
     assert "deaf     lost" in table
     assert "heeding  stopped" in table, "it had time to save"
@@ -138,7 +141,7 @@ def test_nodes_fold_into_one_machine_with_a_notice(door: Door) -> None:
 
 def test_a_running_run_is_seen_followed_and_cancelled_from_elsewhere(door: Door, tmp_path: Path) -> None:
     call = door.open("count", *LONG, "--name", "far")
-    assert eventually(lambda: (door.folder("far") / "metrics.jsonl").exists())
+    assert door.eventually(lambda: (door.folder("far") / "metrics.jsonl").exists())
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     root = str(door.cwd / "runs")

@@ -1,0 +1,224 @@
+"""The door as a user meets it: help, mistakes, dry runs, an installed wheel."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hpc_isl import commands, submit
+from hpc_isl.cluster import jobs
+from hpc_isl.recipe import RECIPES
+
+if TYPE_CHECKING:
+    from tests.conftest import Door
+
+ROOT = Path(__file__).parents[1]
+COUNTING = ROOT / "tests" / "cluster"
+
+
+def test_help_comes_in_under_half_a_second(door: Door) -> None:
+    took = {}
+    for words in (["--help"], ["pretrain", "--help"]):
+        door(*words)  # the first call compiles, as an installation does
+        times = []
+        for _ in range(4):
+            started = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-m", "hpc_isl.submit", *words], cwd=door.cwd, env=door.environment,
+                capture_output=True, check=True,
+            )  # fmt: skip
+            times.append(time.perf_counter() - started)
+            assert done.stdout
+        took[" ".join(words)] = min(times)
+    assert max(took.values()) < 0.5, took
+
+
+def test_help_of_a_verb_tells_each_key_its_default_and_meaning(door: Door) -> None:
+    page = " ".join(door("pretrain", "--help").stdout.split())
+    for key in ("plates (must be given)", "sources.N.channel", "train.micro_batch = ", "site.key=value"):
+        assert key in page
+    assert "crops per forward pass, the span of BatchNorm; divides batch" in page
+    assert "[auto | fp32 | bf16 | fp16]" in page
+
+
+def test_every_key_of_every_recipe_and_site_has_a_meaning() -> None:
+    from hpc_isl.manual import _rows
+    from hpc_isl.site import Site
+
+    for kind in [*(RECIPES[verb] for verb in submit.STAGES), Site]:
+        rows = list(_rows(kind, {}))
+        assert [key for key, _, meaning in rows if not meaning] == []
+
+
+def test_the_tables_of_stages_agree() -> None:
+    assert set(submit.STAGES) == set(jobs.STAGES) == set(RECIPES)
+    for verb in (*submit.STAGES, *commands.COMMANDS):
+        assert verb in submit._overview()
+
+
+def test_verbs_of_later_days_do_not_exist(door: Door) -> None:
+    for verb in ("doctor", "sweep", "finetune", "segment", "report", "retry"):
+        assert verb not in submit.STAGES
+        assert verb not in commands.COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pretrian"], "'pretrian' is not a verb; did you mean 'pretrain'?"),
+        (["count", "stepz=3"], "stepz: no such key; did you mean 'steps'?"),
+        (["pretrain", "train.stepz=3"], "train.stepz: no such key; did you mean 'steps'?"),
+        (["count", "steps=many"], "steps: Input should be a valid integer"),
+        (["count", "steps=[3"], "the value is not YAML"),
+        (["pretrain", "pretrian.yaml"], "did you mean 'pretrain.yaml'?"),
+        (["count", "steps"], "'steps': neither a recipe (NAME.yaml) nor key=value"),
+        (["count", "site.gpuz=1"], "gpuz: no such key; did you mean 'gpus'?"),
+        (["count", "--site", "lapto"], "did you mean 'laptop'?"),
+        (["count", "--dryrun"], "--dryrun: no such option of python -m hpc_isl.submit count; did you mean"),
+        (["count", "--name", "a/b"], "--name 'a/b'"),
+        (["count", "--name", "100%"], "--name '100%'"),
+        (["count", "steps=5000"], "5000 is more than I can count"),
+        (["annotate", "imprt"], "did you mean 'import'?"),
+        (["status", "nothing"], "'nothing': no such run"),
+        (["cancel"], "name one run"),
+        (["validate"], "name a plate"),
+        (["resume", "--port", "3"], "--port: no such option"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_what_would_be_right(door: Door, words: list[str], says: str) -> None:
+    done = door(*words)
+    assert done.returncode == 2, done.stdout
+    assert says in done.stdout
+    assert "Traceback" not in done.stdout
+    assert len(done.stdout.splitlines()) <= 12
+    assert not (door.cwd / "runs").exists(), "a mistake leaves nothing behind"
+
+
+def test_a_typo_comes_before_what_it_leaves_missing(door: Door) -> None:
+    complaints = door("pretrain", "plate=P01.zarr").stdout.splitlines()[1:]
+    assert complaints[0].strip().startswith("plate: no such key; did you mean 'plates'?")
+
+
+def test_an_unexpected_error_is_short_and_keeps_its_traceback(door: Door) -> None:
+    (door.cwd / "runs").touch()  # a file where the folder of runs should be
+    done = door("count", "site.tracking=none")
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) <= 4
+    trace = Path(done.stdout.split("traceback: ")[1].strip())
+    assert "Traceback" in trace.read_text()
+    trace.unlink()
+
+
+def test_a_dry_run_is_exact_and_writes_nothing(door: Door) -> None:
+    (door.cwd / "two.yaml").write_text("steps: 2\nword: it's\n")
+    before = sorted(door.cwd.rglob("*"))
+    done = door("count", "two.yaml", "seed=9", "site.processes=2", "--name", "dry", "--dry-run")
+    assert done.returncode == 0, done.stdout
+    for line in ("steps: 2", "seed: 9", "word: it's", "counts to 2", f"run folder {door.folder('dry')}"):
+        assert line in done.stdout
+    assert "2 processes on this machine" in done.stdout
+    assert sorted(door.cwd.rglob("*")) == before
+
+
+def test_the_same_recipe_under_the_same_name_is_done_once(door: Door) -> None:
+    words = ["count", "site.tracking=none", "--name", "once"]
+    assert door(*words).returncode == 0
+    again = door(*words)
+    assert again.returncode == 0
+    assert "nothing to do: this run is finished" in again.stdout
+    assert (door.folder("once") / "attempts" / "1").exists() is False
+    other = door(*words, "steps=4")
+    assert other.returncode == 2
+    assert "steps: 3 there, 4 here" in other.stdout
+    assert "choose another --name" in other.stdout
+
+
+def test_inputs_that_changed_are_another_computation(door: Door) -> None:
+    data = door.cwd / "data.txt"
+    data.write_text("one")
+    words = ["count", f"data={data}", "site.tracking=none", "--name", "input"]
+    assert door(*words).returncode == 0
+    data.write_text("two")
+    changed = door(*words)
+    assert changed.returncode == 2
+    assert f"contents of {data}: 'one' there, 'two' here" in changed.stdout
+
+
+def test_a_name_of_an_unfinished_run_leads_to_resume(door: Door) -> None:
+    words = ["count", "site.tracking=none", "--name", "half"]
+    assert door(*words, "crash_rank=0").returncode == 1
+    again = door(*words, "crash_rank=0")
+    assert again.returncode == 2
+    assert "go on with python -m hpc_isl.submit resume half" in again.stdout
+
+
+def test_runs_without_a_name_get_short_ones_in_turn(door: Door) -> None:
+    for _ in range(2):
+        assert door("count", "site.tracking=none").returncode == 0
+    names = sorted(path.name for path in (door.cwd / "runs" / "count").iterdir())
+    assert re.fullmatch(r"count-\d{8}-1", names[0])
+    assert names[1] == names[0][:-1] + "2"
+
+
+def test_runs_lie_where_the_environment_or_the_site_says(door: Door, tmp_path: Path) -> None:
+    door.environment["HPC_ISL_RUNS"] = str(tmp_path / "by environment")
+    assert door("count", "site.tracking=none", "--name", "a").returncode == 0
+    assert (tmp_path / "by environment/count/a/recipe.yaml").is_file()
+    assert "count  a" in door("status").stdout
+    done = door("count", "site.tracking=none", f"site.runs={tmp_path / 'by site'}", "--name", "b")
+    assert (tmp_path / "by site/count/b/recipe.yaml").is_file()
+    assert "count  b" in door("status", "--root", str(tmp_path / "by site")).stdout
+    assert done.returncode == 0
+
+
+def test_output_that_no_one_reads_any_more_is_no_error(door: Door) -> None:
+    command = f"{sys.executable} -m hpc_isl.submit pretrain --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=door.cwd, env=door.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_words_of_annotate_become_keys() -> None:
+    words = ["import", "my masks: all/", "labels=nuclei", "plate=P.zarr"]
+    assert submit._action("annotate", words) == [
+        "action=import", 'source="my masks: all/"', "labels=nuclei", "plate=P.zarr",
+    ]  # fmt: skip
+    assert submit._action("annotate", ["draft", "plate=P.zarr"]) == ["action=draft", "plate=P.zarr"]
+    assert submit._action("convert", ["import"]) == ["import"]
+
+
+@pytest.mark.journey
+def test_an_installed_wheel_works_outside_the_checkout(tmp_path: Path, door: Door) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    target = tmp_path / "installed"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile"]
+    subprocess.run([*install, "--target", str(target), str(wheel)], check=True)
+    environment = {**door.environment, "PYTHONPATH": str(target)}
+
+    def typed(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    where = typed(sys.executable, "-c", "import hpc_isl; print(hpc_isl.__file__)")
+    assert where.stdout.startswith(str(target)), "the wheel, not the checkout"
+    module = typed(sys.executable, "-m", "hpc_isl.submit", "--help")
+    script = typed(str(target / "bin" / "hpc-isl"), "--help")
+    assert module.returncode == script.returncode == 0, module.stderr + script.stderr
+    assert script.stdout == module.stdout.replace("python -m hpc_isl.submit", "hpc-isl")
+    page = typed(sys.executable, "-m", "hpc_isl.submit", "pretrain", "--help")
+    assert "defaults as in pretrain.yaml" in page.stdout, "recipes are shipped"
+    sites = typed(sys.executable, "-m", "hpc_isl.submit", "convert", "--site", "nowhere")
+    assert "'laptop', 'slurm'" in sites.stderr, "sites are shipped"
+    assert not (tmp_path / "runs").exists()
+    environment["PYTHONPATH"] += f":{COUNTING}"
+    run = typed(sys.executable, str(COUNTING / "door.py"), "count", "site.tracking=none", "site.processes=2")
+    assert run.returncode == 0, run.stdout + run.stderr
