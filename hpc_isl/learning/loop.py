@@ -103,12 +103,13 @@ def train(
     world: World,
     checkpoints: Checkpoints,
     channels_last: bool = True,
-) -> Progress:
+) -> tuple[Progress, bool]:
     """Trains `network` in place for `steps` optimiser steps, from the newest checkpoint if there is one.
 
     Returns:
-        The progress; `progress.step < steps` if it was stopped (a checkpoint lies there) or if
-        `recipe.patience` ended it. With `patience` set, the network then holds the best weights.
+        The progress, and whether training has come to its end: after all steps, or by
+        `recipe.patience` (the network then holds the best weights). Else it was stopped, and a
+        checkpoint lies there.
 
     Raises:
         Mistake: a loss that is not finite (no weights are touched), or numbers that do not fit.
@@ -116,11 +117,11 @@ def train(
     course = _Course(network, loss, hooks, recipe, optim, steps, world, checkpoints, channels_last)
     with running_statistics(network) as norms:
         progress = course.run(norms)
-    if recipe.patience is not None and course.finished(progress):
-        best = checkpoints.best()
-        if best is not None:
-            network.load_state_dict(best["network"])
-    return progress
+    finished = course.finished(progress)
+    best = checkpoints.best() if finished and recipe.patience is not None else None
+    if best is not None:
+        network.load_state_dict(best["network"])
+    return progress, finished
 
 
 @dataclass

@@ -78,7 +78,7 @@ def run(folder: Path, world: World, **settings):
 
     hooks = Hooks(batches(recipe, values["steps"], world.rank, world.size), stopping=stopping, report=report)
     checkpoints = Checkpoints(folder / "checkpoints", "digest", say=lambda text: None)
-    progress = train(net, loss_of("l1"), hooks, recipe, optim, values["steps"], world, checkpoints)
+    progress, _ = train(net, loss_of("l1"), hooks, recipe, optim, values["steps"], world, checkpoints)
     return result | {"weights": net.state_dict(), "step": progress.step}
 
 

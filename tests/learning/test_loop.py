@@ -67,9 +67,10 @@ def trained(tmp_path):
         hooks = Hooks(ranks.batches(settings, steps, 0, 1), **hooks)
         network = network or ranks.network()
         checkpoints = Checkpoints(tmp_path / "checkpoints", "digest", say=lambda text: None)
-        progress = train(
+        progress, finished = train(
             network, loss or loss_of("l1"), hooks, settings, optim or default, steps, World(), checkpoints
         )
+        assert finished == (progress.step == steps or progress.misses == recipe.get("patience"))
         return network, progress, reported
 
     return run

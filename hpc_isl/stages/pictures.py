@@ -1,0 +1,147 @@
+"""Pictures for people: source, target and prediction side by side, and how training went."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from hpc_isl.run import write_atomic
+
+EDGE = 512
+MOST_PANELS = 2
+INK = "#333333"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One field for a row of the picture; arrays are (channel, y, x).
+
+    Attributes:
+        title: well, and what the plate map says of it.
+        names: of the sources and targets shown.
+        pccs: of each target, over the whole field.
+        pixel_um: edge of a pixel in micrometres, or None.
+    """
+
+    title: str
+    sources: NDArray[Any]
+    targets: NDArray[Any] | None
+    prediction: NDArray[Any]
+    source_names: tuple[str, ...]
+    target_names: tuple[str, ...]
+    pccs: tuple[float, ...]
+    pixel_um: float | None = None
+
+    def cropped(self) -> Example:
+        """At most two sources and two targets, and the middle 512 × 512 pixels: what one can see in print."""
+        box = tuple(
+            slice(max(n - EDGE, 0) // 2, max(n - EDGE, 0) // 2 + EDGE) for n in self.sources.shape[1:]
+        )
+
+        def cut(pixels: NDArray[Any]) -> NDArray[Any]:
+            return pixels[:MOST_PANELS, *box].astype(np.float32)
+
+        return Example(
+            self.title, cut(self.sources), None if self.targets is None else cut(self.targets),
+            cut(self.prediction), self.source_names[:MOST_PANELS], self.target_names[:MOST_PANELS],
+            self.pccs[:MOST_PANELS], self.pixel_um,
+        )  # fmt: skip
+
+
+def draw_examples(examples: Sequence[Example], path: Path) -> None:
+    """One row per field: its sources, then for each target the truth and the prediction on one scale."""
+    first = examples[0]
+    columns = len(first.sources) + 2 * len(first.prediction)
+    figure = Figure(figsize=(3.0 * columns, 3.25 * len(examples)), layout="constrained", dpi=110)
+    grid = figure.subplots(len(examples), columns, squeeze=False)
+    for axes, example in zip(grid, examples, strict=True):
+        for each in axes:
+            each.set_axis_off()
+        _draw_row(list(axes), example)
+    _save(figure, path)
+
+
+def _draw_row(axes: list[Axes], example: Example) -> None:
+    for place, (axis, plane) in enumerate(zip(axes, example.sources, strict=False)):
+        name = example.source_names[place]
+        _show(axis, plane, _range(plane, 0.5, 99.5), f"{example.title}\n{name}" if not place else f"\n{name}")
+    _scale_bar(axes[0], example.sources.shape[1:], example.pixel_um)
+    rest = axes[len(example.sources) :]
+    for place, prediction in enumerate(example.prediction):
+        truth = None if example.targets is None else example.targets[place]
+        limits = _range(prediction if truth is None else truth, 1, 99.8)
+        if truth is not None:
+            _show(rest[2 * place], truth, limits, f"\n{example.target_names[place]}", "magma")
+        score = f"PCC {example.pccs[place]:.2f} in the whole field" if example.pccs else "no stain"
+        _show(rest[2 * place + 1], prediction, limits, f"predicted\n{score}", "magma")
+
+
+def _show(
+    axis: Axes, plane: NDArray[Any], limits: tuple[float, float], title: str, colors: str = "gray"
+) -> None:
+    axis.imshow(plane, cmap=colors, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    axis.set_title(title, fontsize=9, color=INK, loc="left")
+
+
+def _range(plane: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    bottom, top = np.percentile(plane, [low, high])
+    return float(bottom), float(top if top > bottom else bottom + 1)
+
+
+def _scale_bar(axis: Axes, shape: tuple[int, ...], pixel_um: float | None) -> None:
+    """A bar of a round length near a quarter of the width; none where the size of a pixel is unknown."""
+    if pixel_um is None:
+        return
+    y, x = shape
+    length = round_length(x * pixel_um / 4)
+    left, top, width = 0.04 * x, 0.94 * y, length / pixel_um
+    ground = Rectangle((left / 2, top - 0.07 * y), width + left, 0.11 * y, color="black", alpha=0.55, lw=0)
+    axis.add_patch(ground)
+    axis.add_patch(Rectangle((left, top), width, 0.012 * y, color="white", lw=0))
+    axis.text(left + width / 2, top - 0.01 * y, f"{length:g} µm", color="white", fontsize=8, ha="center")
+
+
+def round_length(about: float) -> float:
+    """The greatest of 1, 2, 5, 10, 20, 50, … (and their tenths, …) that is not above `about`."""
+    decade = 10.0 ** np.floor(np.log10(about))
+    return float(max(step * decade for step in (1, 2, 5) if step * decade <= about * 1.0001))
+
+
+def draw_training(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Training loss and validation PCC by step, from the lines of metrics.jsonl."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=110)
+    left, right = figure.subplots(1, 2, sharex=True)
+    seen = list(lines)
+    losses = _curve(left, seen, "train/loss", "loss in training")
+    _curve(right, seen, "validation/pcc", "PCC in validation")
+    if min(losses, default=0) > 0:
+        left.set_yscale("log")
+    _save(figure, path)
+
+
+def _curve(axis: Axes, lines: Sequence[Mapping[str, Any]], name: str, title: str) -> list[float]:
+    """Draws one figure by step; where an attempt repeats steps, its own lines count."""
+    points = {line["step"]: line["values"][name] for line in lines if name in line["values"]}
+    points = dict(sorted(points.items()))
+    mark = "o" if len(points) < 50 else ""
+    axis.plot(list(points), list(points.values()), color="#2a6f97", lw=1.4, marker=mark, ms=3)
+    axis.set_title(title, fontsize=10, color=INK, loc="left")
+    axis.set_xlabel("step", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    return list(points.values())
+
+
+def _save(figure: Figure, path: Path) -> None:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", facecolor="white")
+    write_atomic(path, stream.getvalue())
