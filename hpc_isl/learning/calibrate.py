@@ -165,12 +165,19 @@ def _foreground(
 ) -> Foreground | None:
     if not recipe.required:
         return None
-    first = view.targets[0]
-    channel = recipe.channel or first.channel
+    channel = recipe.channel or view.targets[0].channel
     for index in indices:
         index.channel(channel)
-    known = [role for role in view.targets + view.sources if role.channel == channel]
-    role = replace((known or [Role(channel, "max", first.acquisition)])[0], numbers=None)
+    role = replace(_shown(view, channel), numbers=None)
     auto = recipe.threshold == "auto"
     threshold = _histogram(view, indices, split, role).otsu() if auto else float(recipe.threshold)
     return Foreground(role, threshold, recipe.fraction)
+
+
+def _shown(view: View, channel: str) -> Role:
+    """The target of that channel; of another channel all planes, by their maximum."""
+    for role in view.targets:
+        if role.channel == channel:
+            return role
+    passes = [role.acquisition for role in view.sources if role.channel == channel]
+    return Role(channel, "max", (passes or [view.targets[0].acquisition])[0])

@@ -15,7 +15,7 @@ from hpc_isl.learning.planes import Numbers, Plane, halved_shape
 from hpc_isl.learning.split import Split
 from hpc_isl.learning.view import Role, View
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.statistics import PlaneStatistics
 from hpc_isl.plates.store import Index
 
@@ -81,8 +81,9 @@ def level_on(view: View, index: Index, key: FieldKey) -> int:
         fitting = [n for n in range(levels) if isclose(size * 2**n, view.pixel_um, rel_tol=0.05)]
     if fitting:
         return fitting[0]
-    wanted = f"{view.pixel_um:g} µm" if view.pixel_um else f"level {view.level}"
-    there = f"{size:g} µm × 1, 2, 4, … on " if size else ""
+    known = view.pixel_um is not None and size is not None
+    wanted = f"{view.pixel_um:g} µm" if known else f"level {view.level}"
+    there = f"{size:g} µm × 1, 2, 4, … on " if known else ""
     raise Mistake(
         f"{index.path}: field {key} has no pixels of {wanted}; it has {there}levels 0 to {levels - 1}"
     )
@@ -130,7 +131,7 @@ def _found(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
         raise Mistake(f"{name}: the field has no plane of this channel at time {time}")
     focus = {z: fact.focus for z, fact in facts.items()}
     try:
-        planes = choose_planes(role.plane, focus, stored.z_um, index.plate.plane_um)
+        planes = choose_planes(role.plane, focus, _heights(stored, role.channel), index.plate.plane_um)
     except Mistake as error:
         raise Mistake(f"{name}: {error}") from None
     level = level_on(view, index, at)
@@ -143,6 +144,14 @@ def _found(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
         profile=_profile(view, index, channel),
     )  # fmt: skip
     return plane, facts[planes[0]]
+
+
+def _heights(field: Field, channel: str) -> dict[int, float]:
+    """Plane -> height in micrometres, of one channel; empty where it is not known for each."""
+    own = field.details.get("z_um", {}).get(channel)
+    planes = range(len(field.z_um)) if own is None else field.planes(channel)
+    heights = field.z_um if own is None else own
+    return dict(zip(planes, heights, strict=True)) if len(heights) == len(planes) else {}
 
 
 def _profile(view: View, index: Index, channel: int) -> Profile | None:

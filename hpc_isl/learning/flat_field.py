@@ -39,8 +39,9 @@ def gain(profile: Profile, shape: tuple[int, int], box: tuple[slice, slice]) -> 
 
     The plane is mapped onto the profile's own `Dims`, so that any level of a pyramid can be asked for.
     Harmony's polynomial is sum c[i][j] · u^(i-j) · v^j with u = (x - Origin[0]) · Scale[0] and v alike
-    along y; found on a Phenix export, where it follows the background of each channel with a correlation
-    of 0.98 to 0.99, better than with x and y exchanged or mirrored, and has a mean of 1.000.
+    along y. Nothing published says so: found on a Phenix export, where a channel without cells follows
+    this reading with a correlation of 0.99, and any exchange or mirroring of axes less well (a test
+    holds it); the polynomials so read have a mean of 1.000.
     """
     if profile["Type"] == "Identity":
         return np.ones([side.stop - side.start for side in box], np.float32)
@@ -71,12 +72,11 @@ def estimate(planes: Iterable[NDArray[Any]]) -> Profile:
     (24 fields leave 1 % on average, 7 % in a corner, where cells give a quarter of the light); a
     polynomial of degree 4 is fitted to what remains.
     """
-    blocks = np.stack([_blocks(plane) for plane in planes])
-    centers = (np.arange(blocks.shape[1]) + 0.5) / blocks.shape[1] - 0.5
-    v, u = (axis.ravel() for axis in np.meshgrid(centers, centers, indexing="ij"))
+    found = [_blocks(plane) for plane in planes]
+    v, u = (axis.ravel() for axis in np.meshgrid(*found[0][1], indexing="ij"))
     powers = [(i - j, j) for i in range(DEGREE + 1) for j in range(i + 1)]
     design = np.stack([u**a * v**b for a, b in powers], axis=1)
-    solution = np.linalg.lstsq(design, np.mean(blocks, axis=0).ravel(), rcond=None)[0]
+    solution = np.linalg.lstsq(design, np.mean([means for means, _ in found], axis=0).ravel(), rcond=None)[0]
     flat = iter(solution.tolist())
     return {
         "Type": "Polynomial",
@@ -85,12 +85,14 @@ def estimate(planes: Iterable[NDArray[Any]]) -> Profile:
     }  # fmt: skip
 
 
-def _blocks(plane: NDArray[Any], edge: int = 16) -> NDArray[np.float64]:
-    """Means over edge × edge blocks, over the mean of the plane; a constant plane gives ones."""
-    edges = [np.linspace(0, length, edge + 1).astype(int) for length in plane.shape]
-    sums = plane.astype(np.float64)
-    for axis, bounds in enumerate(edges):
-        sums = np.add.reduceat(sums, np.minimum(bounds[:-1], plane.shape[axis] - 1), axis=axis)
-    areas = np.outer(*(np.maximum(np.diff(bounds), 1) for bounds in edges))
-    means = sums / areas
-    return means / means.mean() if means.mean() > 0 else np.ones_like(means)
+def _blocks(plane: NDArray[Any], count: int = 16) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Means over count × count blocks, over the mean of the plane; and their centres, -0.5 to 0.5 (y, x)."""
+    sums, sizes, centers = plane.astype(np.float64), [], []
+    for axis, length in enumerate(plane.shape):
+        starts = np.linspace(0, length, count + 1).astype(int)[:-1]
+        size = np.maximum(np.diff(starts, append=length), 1)
+        sums = np.add.reduceat(sums, starts, axis=axis)
+        sizes.append(size)
+        centers.append((starts + size / 2) / length - 0.5)
+    means = sums / np.outer(*sizes)
+    return means / means.mean() if means.mean() > 0 else np.ones_like(means), centers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,17 @@ REDUCE: dict[int | str, Callable[..., NDArray[Any]]] = {"max": np.max, "mean": n
 
 
 def choose_planes(
-    spec: int | str, focus: Mapping[int, float], z_um: Sequence[float] = (), plane_um: float | None = None
+    spec: int | str,
+    focus: Mapping[int, float],
+    z_um: Mapping[int, float] = {},
+    plane_um: float | None = None,
 ) -> tuple[int, ...]:
     """The planes that `spec` means: all that exist for a projection, else one.
 
     Args:
         spec: a number; max, mean or min; focus, focus+2 (planes) or focus-4um (micrometres).
         focus: plane that exists -> focus score, greater is sharper; the first of equals is taken.
-        z_um: heights of all planes, to which micrometres refer; else `plane_um`, their distance.
+        z_um: plane -> height, to which micrometres refer; where empty, `plane_um`, their distance.
 
     Raises:
         Mistake: there is no such plane; the message lacks the field, which the caller knows.
@@ -41,7 +44,9 @@ def choose_planes(
     return (plane,)
 
 
-def _from_focus(spec: str, focus: Mapping[int, float], z_um: Sequence[float], plane_um: float | None) -> int:
+def _from_focus(
+    spec: str, focus: Mapping[int, float], z_um: Mapping[int, float], plane_um: float | None
+) -> int:
     sharpest = min(focus, key=lambda plane: (-focus[plane], plane))
     offset, unit = re.fullmatch(r"focus([+-][\d.]+)?\s?(um)?", spec).groups()  # type: ignore[union-attr]
     if offset is None:

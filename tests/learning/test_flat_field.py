@@ -79,19 +79,25 @@ def test_planes_of_any_size_and_dark_ones_give_a_profile(shape: tuple[int, int])
 
 @pytest.mark.realdata
 def test_the_vendors_profile_follows_the_background_of_a_real_plate_best_as_it_is(realdata: Path) -> None:
-    folder = realdata / "vendor" / "phenix_brightfield" / "images"
+    """Channel 6 holds hardly any cells, and a profile far steeper along x than along y."""
+    folder = realdata / "vendor" / "phenix_phase" / "images"
     stated = re.findall(r"<FlatfieldProfile>(.*?)<", (folder / "Index.idx.xml").read_text("utf-8-sig"))
-    agreement = []
-    for channel in (4, 5):
-        rows = json.loads(re.search(r"Coefficients: (\[\[.*?]])", stated[channel - 1])[1])  # type: ignore[index]
+    for channel, least in ((3, 0.95), (5, 0.96), (6, 0.985)):
+        text = next(text for text in stated if f"Channel: {channel}," in text)
+        rows = json.loads(_found(r"Coefficients: (\[\[.*?]])", text))
         plane = tifffile.imread(folder / f"r01c01f01p01-ch{channel}sk1fk1fl1.tiff")
         background = ndimage.percentile_filter(plane[::8, ::8], 10, size=15).ravel()
         profile = gain(HOECHST | {"Coefficients": rows}, (1080, 1080), WHOLE)
         views = [profile, profile[::-1], profile[:, ::-1], profile[::-1, ::-1]]
         views += [view.T for view in views]
-        agreement.append([np.corrcoef(view[::8, ::8].ravel(), background)[0, 1] for view in views])
-        assert profile.mean() == pytest.approx(1, abs=1e-3)
-        nonflatness = float(re.search(r"Original: ([\d.]+)", stated[channel - 1])[1])  # type: ignore[index]
+        agreement = [np.corrcoef(view[::8, ::8].ravel(), background)[0, 1] for view in views]
+        assert np.argmax(agreement) == 0
+        assert agreement[0] > least
+        nonflatness = float(_found(r"Original: ([\d.]+)", text))
         assert np.diff(np.percentile(profile, [1, 99]))[0] < nonflatness < np.ptp(profile)
-    assert np.argmax(agreement, axis=1).tolist() == [0, 0]
-    assert np.max(agreement) > 0.985
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match
+    return match[1]

@@ -32,11 +32,11 @@ def test_a_plane_is_a_number_a_projection_or_an_offset_from_focus(
     spec: int | str, planes: tuple[int, ...]
 ) -> None:
     assert choose_planes(spec, FOCUS, plane_um=2.0) == planes
-    assert choose_planes(spec, FOCUS, z_um=(-4, -2, 0, 2, 4)) == planes
+    assert choose_planes(spec, FOCUS, z_um=dict(enumerate((-4, -2, 0, 2, 4)))) == planes
 
 
 def test_heights_that_fall_are_followed_downwards() -> None:
-    assert choose_planes("focus+2um", FOCUS, z_um=(4, 2, 0, -2, -4)) == (1,)
+    assert choose_planes("focus+2um", FOCUS, z_um=dict(enumerate((4, 2, 0, -2, -4)))) == (1,)
 
 
 def test_only_planes_that_exist_are_projected_or_in_focus() -> None:
@@ -58,7 +58,7 @@ def test_a_plane_beyond_the_stack_is_refused_with_what_there_is(
     spec: int | str, z_um: tuple[float, ...], said: str
 ) -> None:
     with pytest.raises(Mistake, match=said):
-        choose_planes(spec, FOCUS, z_um)
+        choose_planes(spec, FOCUS, dict(enumerate(z_um)))
 
 
 def test_projections_are_numpys() -> None:

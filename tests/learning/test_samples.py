@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpc_isl.learning.calibrate import view_of
+from hpc_isl.learning.planes import counts
+from hpc_isl.learning.samples import Crops, crops_of, read
+from hpc_isl.learning.split import draw
+from hpc_isl.learning.view import Foreground, Role, View
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import Index
+from hpc_isl.recipe import AugmentRecipe, PretrainRecipe, SplitRecipe
+
+MakePlate = Callable[..., Index]
+ANY = {"foreground": {"required": False}}
+STILL = {"flip": False, "brightness": 0, "contrast": 0}
+
+
+def planned(
+    indices: list[Index], data: dict[str, Any] = ANY, augment: dict[str, Any] = STILL, **train: Any
+) -> tuple[Crops, View]:
+    asked = PretrainRecipe.model_validate(
+        {
+            "plates": ["P01.zarr"],
+            "sources": [{"channel": "Phase", "plane": [0, 2]}],
+            "targets": [{"channel": "Hoechst", "plane": "max"}],
+            "train": {"steps": 4, "batch": 8, "micro_batch": 2, "crop": 32, "crops_per_field": 3} | train,
+            "augment": augment,
+            "data": data,
+        }
+    )
+    split = draw(indices, SplitRecipe(test=0, validation=0))
+    view = view_of(indices, split, asked)
+    return crops_of(view, indices, split, asked.train, asked.augment), view
+
+
+def where(crop: np.ndarray[Any, Any], field: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """The place of a crop's first plane in a field's: found by looking everywhere."""
+    windows = np.lib.stride_tricks.sliding_window_view(field[0], crop.shape[-2:])
+    places = np.argwhere((abs(windows - crop[0]) < 1e-6).all(axis=(2, 3)))
+    assert len(places) == 1
+    return int(places[0][0]), int(places[0][1])
+
+
+def test_a_crop_is_a_box_of_its_field_and_every_field_gives_its_share_in_every_epoch(
+    make_plate: MakePlate,
+) -> None:
+    indices = [make_plate(), make_plate(name="P02", wells=("B02",))]
+    crops, view = planned(indices)
+    assert len(crops) == 4 * 3
+    by_name = {index.plate.name: index for index in indices}
+    for epoch in range(2):
+        numbers = range(epoch * 12, epoch * 12 + 12)
+        fields = [crops.field(number) for number in numbers]
+        names = [(field.plate, str(field.key)) for field in fields]
+        assert all(names.count(name) == 3 for name in names)
+        assert names != sorted(names)
+        for number, field in zip(numbers, fields, strict=True):
+            sources, targets = crops[number]
+            whole = read(view, by_name[field.plate], field.key)
+            y, x = where(sources, whole[0])
+            box = (slice(y, y + 32), slice(x, x + 32))
+            assert whole[1] is not None
+            assert np.array_equal(sources, whole[0][:, *box])
+            assert np.array_equal(targets, whole[1][:, *box])
+
+
+def test_a_sample_depends_on_seed_and_number_alone(make_plate: MakePlate) -> None:
+    index = make_plate()
+    lively = {"flip": True, "noise": 0.5, "scale": 0.1}
+    crops, _ = planned([index], augment=lively)
+    again, _ = planned([index], augment=lively)
+    forwards = [crops[n] for n in range(20)]
+    backwards = [again[n] for n in reversed(range(20))][::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not np.array_equal(forwards[0][0], replace(crops, seed=1)[0][0])
+    assert len({sources.tobytes() for sources, _ in forwards}) == 20
+
+
+def test_times_of_a_field_count_as_fields(make_plate: MakePlate) -> None:
+    index = make_plate(wells=("B02",), shape=(3, 2, 3, 64, 64))
+    crops, view = planned([index])
+    assert len(crops) == 9
+    assert {crops.field(n).time for n in range(9)} == {0, 1, 2}
+    third = next(n for n in range(9) if crops.field(n).time == 2)
+    where(crops[third][0], read(view, index, FieldKey("B02", "1"), time=2)[0])
+
+
+def test_crops_hold_the_foreground_that_is_asked_for(make_plate: MakePlate) -> None:
+    pixels = {}
+    for i, well in enumerate(("B02", "B03", "C02")):
+        array = np.full((1, 2, 3, 96, 80), 200, np.uint16)
+        array[0, 1, 1, 10 + 20 * i : 16 + 20 * i, 60:66] = 5000
+        pixels[FieldKey(well, "1")] = array
+    index = make_plate(pixels=pixels)
+    crops, view = planned([index], {"foreground": {"fraction": 0.01}, "normalize": {"target": "none"}})
+    assert view.foreground is not None
+    assert 200 <= view.foreground.threshold < 5000
+    shares = [(crops[number][1] > view.foreground.threshold).mean() for number in range(45)]
+    assert min(shares) > 0
+    assert np.mean(np.array(shares) >= 0.01) > 0.9
+    free, _ = planned([index], ANY | {"normalize": {"target": "none"}})
+    assert min((free[number][1] > 200).mean() for number in range(45)) == 0
+
+
+def test_foreground_may_be_judged_on_all_planes_of_a_channel_that_is_no_target(make_plate: MakePlate) -> None:
+    pixels = np.full((1, 2, 3, 96, 80), 200, np.uint16)
+    pixels[0, 0, 1, 80:, 60:] = 900
+    index = make_plate(wells=("B02",), pixels={FieldKey("B02", "1"): pixels})
+    shown = {"channel": "Phase", "threshold": 500, "fraction": 0.05}
+    crops, view = planned([index], {"foreground": shown, "normalize": {"target": "none"}})
+    assert view.foreground == Foreground(Role("Phase", "max"), 500, 0.05)
+    plane = crops.fields[0].foreground
+    assert plane is not None
+    assert counts(plane, plane.whole).max() == 900
+
+
+def test_fields_without_foreground_are_left_out_counted_and_named(make_plate: MakePlate) -> None:
+    dark = {FieldKey("B03", "1"): np.full((1, 2, 3, 96, 80), 200, np.uint16)}
+    crops, _ = planned([make_plate(pixels=dark)], {"foreground": {"threshold": 2000}})
+    assert len(crops) == 2 * 3
+    assert crops.dropped == ("P01 B03/1",)
+    assert crops.says == (
+        "1 of 3 training fields are left out, for no crop has 0.50% above 2000 counts "
+        "of 'Hoechst': P01 B03/1",
+    )
+    with pytest.raises(
+        Mistake, match=r"no training field holds 0\.50% of a crop above 60000 counts of 'Hoechst'"
+    ):
+        planned([make_plate(name="P02")], {"foreground": {"threshold": 60000}})
+
+
+def test_fields_smaller_than_a_crop_are_reflected_and_it_is_said(make_plate: MakePlate) -> None:
+    index = make_plate(wells=("B02",))
+    crops, view = planned([index], crop=128)
+    sources, targets = crops[0]
+    assert sources.shape == (2, 128, 128)
+    assert targets.shape == (1, 128, 128)
+    whole, _ = read(view, index, FieldKey("B02", "1"))
+    assert np.array_equal(sources[:, 16:112, 24:104], whole)
+    assert np.array_equal(sources[:, :16, 24:104], whole[:, 16:0:-1])
+    assert crops.says == ("1 of 1 fields are smaller than a crop (128 pixels): reflected to fit",)
+
+
+@pytest.mark.parametrize("crop", [32, 96])
+def test_a_scaled_crop_has_the_edge_of_a_crop(make_plate: MakePlate, crop: int) -> None:
+    crops, _ = planned([make_plate()], {}, {"scale": 0.3}, crop=crop)
+    assert {crops[n][0].shape for n in range(9)} == {(2, crop, crop)}
+    assert {crops[n][1].shape for n in range(9)} == {(1, crop, crop)}
+
+
+def test_augmentation_leaves_targets_their_values(make_plate: MakePlate) -> None:
+    index = make_plate()
+    crops, _ = planned([index])
+    lively = replace(crops, augment=AugmentRecipe(noise=1.0, blur=1.0, contrast=0.5, brightness=2.0))
+    for number in range(9):
+        assert np.array_equal(np.sort(crops[number][1].ravel()), np.sort(lively[number][1].ravel()))
+
+
+def test_all_fields_that_lack_a_plane_are_told_at_once(make_plate: MakePlate) -> None:
+    shape = (1, 2, 2, 96, 80)
+    short = {FieldKey(well, "1"): np.zeros(shape, np.uint16) for well in ("B03", "C02")}
+    with pytest.raises(Mistake, match="2 of 3 training fields lack what is asked for") as caught:
+        planned([make_plate(pixels=short)])
+    assert "P01 B03/1 'Phase': plane 2; there are the planes 0, 1" in str(caught.value)
+    assert "P01 C02/1" in str(caught.value)
+
+
+def test_planning_reads_no_pixels(make_plate: MakePlate, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = make_plate()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a store was opened")
+
+    monkeypatch.setattr("hpc_isl.plates.levels.open_level", refuse)
+    crops, _ = planned([index], {})
+    with pytest.raises(AssertionError, match="a store was opened"):
+        crops[0]
