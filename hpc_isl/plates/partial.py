@@ -65,16 +65,21 @@ def clean(folder: Path) -> None:
 
 def sweep(plate: Path) -> int:
     """Removes the unfinished files and folders of a plate that nobody is writing; how many there were."""
-    depths = ("", "*/", "*/*/")
-    for old in [path for depth in depths for path in plate.glob(f"{depth}.*{OLD}*")]:
-        clean(old.with_name(old.name[1:].partition(OLD)[0]))
-    found = [path for depth in depths for path in plate.glob(f"{depth}.*{MARK}*")]
+    found = leftovers(plate)
     for path in found:
-        if path.is_dir():
+        if OLD in path.name:
+            clean(path.with_name(path.name[1:].partition(OLD)[0]))
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
     return len(found)
+
+
+def leftovers(plate: Path) -> list[Path]:
+    """Unfinished files and folders of a plate, down to its images; those of labels are removed by `clean`."""
+    depths = ("", "*/", "*/*/")
+    return [path for depth in depths for mark in (MARK, OLD) for path in plate.glob(f"{depth}.*{mark}*")]
 
 
 def is_full(error: BaseException) -> bool:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 # A channel is saturated where more than this share of a plane lies at a camera's greatest value,
 SATURATED_SHARE = 1e-3
 CAMERA_BITS = (8, 10, 12, 14, 16)
-# and empty where pixels two apart correlate less than this in all its planes: noise, no structure.
-EMPTY_CORRELATION = 0.05
+# and empty where in all its planes pixels 2 apart are as unlike as pixels 16 apart, up to this share:
+# noise without structure, shading aside.
+EMPTY_STRUCTURE = 0.1
 BINS_PER_OCTAVE = 128
 Place = tuple[int, int, int]
 FLOAT_OCTAVES = (-16, 16)
@@ -204,22 +205,23 @@ def edges(dtype: str) -> NDArray[np.float64]:
 
 
 def _plane(plane: NDArray[Any]) -> tuple[PlaneStatistics, NDArray[np.int64], float, float]:
-    """Statistics, histogram, share of pixels at a camera's greatest value, correlation at distance 2."""
+    """Statistics, histogram, share of pixels at a camera's greatest value, share of structure."""
     values, counts = _values(plane)
     total = plane.size
     weights = counts / total
     mean = float(values @ weights)
     variance = float((values - mean) ** 2 @ weights)
     p1, p50, p99, p999 = _percentiles(values, counts, (1, 50, 99, 99.9))
-    rough = _roughness(plane)
+    pixels = plane.astype(np.float32)
+    rough, coarse = _unlikeness(pixels, 2), _unlikeness(pixels, 16)
     greatest = float(values[-1])
     at_limit = counts[-1] / total if greatest in [2.0**bits - 1 for bits in CAMERA_BITS] else 0.0
     facts = PlaneStatistics(
         min=float(values[0]), max=greatest, mean=mean, sd=variance**0.5,
         p1=p1, p50=p50, p99=p99, p999=p999, focus=2 * rough / mean**2 if mean else 0.0,
     )  # fmt: skip
-    correlation = 1 - rough / (2 * variance) if variance else 0.0
-    return facts, _binned(values, counts, plane.dtype.name), float(at_limit), correlation
+    structure = 1 - rough / coarse if coarse else 0.0
+    return facts, _binned(values, counts, plane.dtype.name), float(at_limit), structure
 
 
 def _values(plane: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -242,10 +244,9 @@ def _percentiles(
     return [float(value) for value in below + (above - below) * (ranks - np.floor(ranks))]
 
 
-def _roughness(plane: NDArray[Any]) -> float:
-    """Mean squared difference of pixels two apart, over both axes."""
-    pixels = plane.astype(np.float32)
-    steps = [pixels[2:] - pixels[:-2], pixels[:, 2:] - pixels[:, :-2]]
+def _unlikeness(pixels: NDArray[np.float32], apart: int) -> float:
+    """Mean squared difference of pixels so far apart, over both axes."""
+    steps = [pixels[apart:] - pixels[:-apart], pixels[:, apart:] - pixels[:, :-apart]]
     squares = [float(np.vdot(step, step)) / step.size for step in steps if step.size]
     return sum(squares) / len(squares) if squares else 0.0
 
@@ -257,7 +258,7 @@ def _binned(values: NDArray[np.float64], counts: NDArray[np.int64], dtype: str) 
 
 
 def _flags(facts: list[tuple[float, float]]) -> list[str]:
-    words = ["empty"] if all(correlation < EMPTY_CORRELATION for _, correlation in facts) else []
+    words = ["empty"] if all(structure < EMPTY_STRUCTURE for _, structure in facts) else []
     return words + (["saturated"] if any(share > SATURATED_SHARE for share, _ in facts) else [])
 
 
