@@ -165,6 +165,7 @@ def measure(pixels: NDArray[Any], existing: Collection[Place] | None = None) -> 
     Args:
         existing: the planes that were imaged, as (time, channel, plane); None: all of them.
     """
+    edges(pixels.dtype.name)  # refuses types that are not measured
     places = sorted(np.ndindex(pixels.shape[:3]) if existing is None else existing)
     planes: dict[Place, PlaneStatistics] = {}
     histograms: dict[int, Histogram] = {}

@@ -1,0 +1,155 @@
+"""Statistics against numpy and scikit-image as oracles."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as hn
+from skimage.filters import threshold_otsu
+
+from hpc_isl.plates.statistics import Histogram, digest, edges, from_dict, measure, to_dict
+
+DTYPES = ["uint8", "uint16", "int16", "uint32", "int32", "float32"]
+
+
+def gamma(dtype: str, scale: float = 200, shape: tuple[int, ...] = (1, 2, 2, 120, 90)) -> np.ndarray:
+    values = np.random.default_rng(0).gamma(2, scale, shape)
+    return np.minimum(values, 250).astype(dtype) if dtype == "uint8" else values.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_statistics_of_a_plane_are_numpys(dtype: str) -> None:
+    pixels = gamma(dtype)
+    statistics = measure(pixels)
+    assert set(statistics.planes) == {(0, c, z) for c in range(2) for z in range(2)}
+    for place, found in statistics.planes.items():
+        plane = pixels[place].astype(float)
+        expected = [
+            plane.min(),
+            plane.max(),
+            plane.mean(),
+            plane.std(),
+            *np.percentile(plane, [1, 50, 99, 99.9]),
+        ]
+        assert [found.min, found.max, found.mean, found.sd, found.p1, found.p50, found.p99, found.p999] == (
+            pytest.approx(expected)
+        )
+
+
+@settings(deadline=None, max_examples=40)
+@given(hn.arrays(np.uint16, hn.array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_percentiles_are_numpys_for_any_plane(plane: np.ndarray) -> None:
+    (found,) = measure(plane[None, None, None]).planes.values()
+    assert [found.p1, found.p50, found.p99, found.p999] == pytest.approx(
+        np.percentile(plane, [1, 50, 99, 99.9])
+    )
+
+
+@pytest.mark.parametrize(("dtype", "bins"), [("uint8", 256), ("uint16", 1280), ("uint32", 3328)])
+def test_the_bins_depend_on_the_dtype_alone(dtype: str, bins: int) -> None:
+    assert len(edges(dtype)) == bins + 1
+    assert np.all(np.diff(edges(dtype)) > 0)
+    assert edges(dtype)[-1] == np.iinfo(dtype).max + 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_histogram_counts_what_numpy_counts(dtype: str) -> None:
+    pixels = gamma(dtype) - (np.asarray(90, dtype) if dtype in ("int16", "int32", "float32") else 0)
+    found = measure(pixels).histograms[1]
+    expected, _ = np.histogram(pixels[:, 1].astype(float), edges(dtype))
+    np.testing.assert_array_equal(found.counts, expected)
+    assert found.total == pixels[:, 1].size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_figures_from_a_histogram_are_close_to_those_from_pixels(dtype: str) -> None:
+    pixels = gamma(dtype)[:, :1]
+    histogram = measure(pixels).histograms[0]
+    for q in (0, 1, 5, 50, 99, 99.5, 99.9, 100):
+        assert histogram.percentile(q) == pytest.approx(np.percentile(pixels, q), rel=0.02, abs=0.6)
+    assert histogram.mean() == pytest.approx(pixels.mean(), rel=0.01)
+    assert histogram.sd() == pytest.approx(pixels.std(), rel=0.01)
+    assert histogram.fraction_above(137.0) == pytest.approx((pixels > 137).mean(), abs=0.005)
+
+
+def test_otsus_threshold_is_scikit_images() -> None:
+    rng = np.random.default_rng(1)
+    dark, bright = rng.normal(60, 12, 9000), rng.normal(180, 15, 4000)
+    pixels = np.concatenate([dark, bright]).clip(0, 255).astype("uint8").reshape(1, 1, 1, 100, 130)
+    assert measure(pixels).histograms[0].otsu() == threshold_otsu(pixels)
+
+
+def test_histograms_of_parts_merge_to_that_of_the_whole() -> None:
+    pixels = gamma("uint16")
+    parts = [measure(pixels[:, :1, z : z + 1]).histograms[0] for z in range(2)]
+    assert parts[0] + parts[1] == measure(pixels[:, :1]).histograms[0]
+
+
+def test_histograms_of_two_types_do_not_merge() -> None:
+    with pytest.raises(ValueError, match="no bins in common"):
+        measure(gamma("uint8")).histograms[0] + measure(gamma("uint16")).histograms[0]
+
+
+def test_a_histogram_without_pixels_has_no_figures() -> None:
+    with pytest.raises(ValueError, match="holds no pixels"):
+        Histogram("uint8", np.zeros(256, np.int64)).percentile(50)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_survive_json(dtype: str) -> None:
+    statistics = measure(gamma(dtype))
+    assert from_dict(json.loads(json.dumps(to_dict(statistics)))) == statistics
+
+
+def test_planes_that_were_not_imaged_are_not_measured() -> None:
+    pixels = gamma("uint16")
+    pixels[0, 1] = 0
+    statistics = measure(pixels, {(0, 0, 0), (0, 0, 1)})
+    assert set(statistics.planes) == {(0, 0, 0), (0, 0, 1)}
+    assert set(statistics.histograms) == {0}
+    assert not statistics.flags or all(flag.endswith(":0") for flag in statistics.flags)
+
+
+def test_the_sharper_of_two_planes_has_the_greater_focus() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    sharp = gaussian_filter(np.random.default_rng(0).random((200, 200)), 2) * 1e4
+    pixels = np.stack([sharp, gaussian_filter(sharp, 2)])[None, None].astype("uint16")
+    planes = measure(pixels).planes
+    assert planes[0, 0, 0].focus > 2 * planes[0, 0, 1].focus
+
+
+def test_noise_on_a_shaded_background_is_empty_and_cells_are_not() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:400j, -1:1:400j]
+    background = 300 * (1 - 0.2 * (x**2 + y**2))
+    nucleus = 2000 * np.exp(-((x - 0.2) ** 2 + y**2) / 0.001)
+    pixels = np.stack([rng.poisson(background), rng.poisson(background + nucleus)]).astype("uint16")
+    assert measure(pixels[None, :, None]).flags == ("empty:0",)
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_plane_at_the_cameras_limit_is_saturated(bits: int) -> None:
+    pixels = gamma("uint16", scale=100, shape=(1, 1, 1, 128, 128))
+    pixels[..., :20, :20] = 2**bits - 1
+    assert "saturated:0" in measure(pixels).flags
+    pixels[..., :20, :20] = 2**bits - 2
+    assert "saturated:0" not in measure(pixels).flags
+
+
+def test_the_digest_tells_pixels_shape_and_type_apart_but_not_the_order_of_bytes() -> None:
+    pixels = gamma("uint16")
+    changed = pixels.copy()
+    changed[0, 0, 0, 3, 4] ^= 1
+    others = [changed, pixels.reshape(1, 4, 1, 120, 90), pixels.astype("uint32"), pixels.view("int16")]
+    assert len({digest(pixels), *map(digest, others)}) == 5
+    assert digest(pixels.astype(">u2")) == digest(pixels)
+    assert digest(np.asfortranarray(pixels)) == digest(pixels)
+
+
+def test_a_type_that_no_camera_writes_is_refused() -> None:
+    with pytest.raises(ValueError, match="complex64"):
+        measure(np.zeros((1, 1, 1, 4, 4), np.complex64))
