@@ -41,7 +41,7 @@ def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
 
     `sources.0.channel=DIC` reaches into a list that `content` holds.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(content))
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(content, sort_keys=False))
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key.strip():

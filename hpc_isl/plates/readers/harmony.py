@@ -168,7 +168,7 @@ def _camera(index: Index, order: Order, files: Mapping[FieldKey, Sequence[PlaneF
         height, width = (number(facts, name, origin) for name in ("ImageSizeY", "ImageSizeX"))
         sizes[channel] = (int(height), int(width)) if height and width else shape
         metres = number(facts, "ImageResolutionX", origin)
-        pixel_um = pixel_um or (metres * 1e6 if metres else None)
+        pixel_um = pixel_um or (round(metres * 1e6, 12) if metres else None)
     return Camera(sizes, dtype, pixel_um)
 
 

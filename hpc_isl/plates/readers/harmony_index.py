@@ -133,7 +133,7 @@ def _image(facts: Mapping[str, str], path: Path) -> Image:
     origin = f"{path}: image {facts.get('id', '(without id)')}"
     url = facts.get("URL", "")
     slow_fast = _KINETICS.search(url)
-    slow, fast = (int(slow_fast[1]), int(slow_fast[2])) if slow_fast else (0, 0)
+    slow, fast = (int(slow_fast[1]), int(slow_fast[2])) if slow_fast else (0, 1)
     return Image(
         id=facts.get("id", ""),
         url=url,

@@ -92,7 +92,7 @@ def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
     """Wells as written (b3, B03), or one for each image, A01, A02, …, in natural order."""
     images = sorted({n.image for n in named if n.image}, key=natural)
     if not images:
-        names = {n.well: _well(n) for n in named}
+        names = {n.well: _well(n, recipe.wells_on_plate) for n in {n.well: n for n in named}.values()}
         rows, columns = layout(set(names.values()), recipe.wells_on_plate)
         return Wells(rows, columns, names, {})
     if nameless := [n for n in named if not n.image]:
@@ -102,9 +102,11 @@ def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
     return Wells(rows, columns, names, {well: {"image": image} for image, well in names.items()})
 
 
-def _well(named: Named) -> str:
+def _well(named: Named, wells_on_plate: int | None) -> str:
     try:
-        return well_name(*well_position(named.well))
+        well = well_name(*well_position(named.well))
+        layout({well}, wells_on_plate)
+        return well
     except Mistake as error:
         raise Mistake(f"{named.origin}: {error}") from None
 

@@ -43,20 +43,22 @@ def natural(text: str) -> tuple[list[tuple[str, int, str]], str]:
     return [(word, len(digits), digits) for word, digits in parts], text
 
 
-def by_regex(folder: Folder, regex: str) -> tuple[list[Named], str]:
+def by_regex(folder: Folder, regex: str, key: str = "pattern.regex") -> tuple[list[Named], str]:
     """The files whose whole path below the folder matches, in natural order, and a remark on the rest.
+
+    `key` is what the user knows the expression by.
 
     Raises:
         Mistake: the expression is none, has unknown groups, or neither `well` nor `image`; no file
             matches; a link that matches leads out of the folder.
     """
-    expression = _compile(regex)
+    expression = _compile(regex, key)
     names = sorted(folder.files | folder.leaving, key=natural)
     matches = [(name, match) for name in names if (match := expression.fullmatch(name))]
     if not matches:
         shown = "; there are: " + ", ".join(map(repr, names[:3])) if names else "; the folder is empty"
         raise Mistake(
-            f"{folder.root}: no file matches pattern.regex {regex!r}, "
+            f"{folder.root}: no file matches {key} {regex!r}, "
             f"which must match the whole path below that folder{shown}"
         )
     for name, _ in matches:
@@ -65,12 +67,9 @@ def by_regex(folder: Folder, regex: str) -> tuple[list[Named], str]:
                 f"{folder.root / name} is a link that leads out of {folder.root}; put the file itself there"
             )
     kept = {name for name, _ in matches}
-    others = [name for name in names if name not in kept]
-    remark = (
-        f"{len(others)} files do not match pattern.regex and are left out, e.g. {others[0]!r}"
-        if others
-        else ""
-    )
+    others = [name for name in names if name not in kept and name.lower().endswith(IMAGES)]
+    shown = ", ".join(map(repr, others[:3]))
+    remark = f"{len(others)} images do not match {key} and are left out, e.g. {shown}" if others else ""
     return [Named(name, name, **_texts(match)) for name, match in matches], remark
 
 
@@ -78,18 +77,16 @@ def _texts(match: re.Match[str]) -> dict[str, str]:
     return {group: text or "" for group, text in match.groupdict().items()}
 
 
-def _compile(regex: str) -> re.Pattern[str]:
+def _compile(regex: str, key: str) -> re.Pattern[str]:
     try:
         expression = re.compile(regex)
     except re.error as error:
-        raise Mistake(f"pattern.regex {regex!r} is no regular expression: {error}") from None
+        raise Mistake(f"{key} {regex!r} is no regular expression: {error}") from None
     for group in expression.groupindex:
         if group not in GROUPS:
-            raise Mistake(f"pattern.regex {regex!r} has a group {group!r}; {nearest(group, GROUPS)}")
+            raise Mistake(f"{key} {regex!r} has a group {group!r}; {nearest(group, GROUPS)}")
     if ("well" in expression.groupindex) == ("image" in expression.groupindex):
-        raise Mistake(
-            f"pattern.regex {regex!r} needs one of the groups well and image, as in (?P<well>[A-P]\\d\\d)"
-        )
+        raise Mistake(f"{key} {regex!r} needs one of the groups well and image, as in (?P<well>[A-P]\\d\\d)")
     return expression
 
 

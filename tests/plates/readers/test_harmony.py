@@ -1,0 +1,459 @@
+"""Harmony exports, from a real instrument and bent ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.planes import read_plane
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.readers import harmony
+
+A01 = FieldKey("A01", "1")
+
+
+def both(shot: Any, **facts: object) -> list[dict[str, str]]:
+    return [shot(ChannelID=channel, **facts) for channel in (1, 2)]
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("version", ["HarmonyV5", "HarmonyV6", "HarmonyV7"])
+def test_every_version_says_the_same(tmp_path: Path, harmony_export: Any, version: str) -> None:
+    shots = [s for plane in (1, 2, 3) for s in both(harmony_export.shot, PlaneID=plane)]
+    export = harmony.read(harmony_export.write(tmp_path, shots, version=version))
+    plate = export.plate
+    assert (plate.name, len(plate.rows), len(plate.columns)) == ("P 01", 8, 12)
+    assert [(c.name, c.fluorescent) for c in plate.channels] == [
+        ("Brightfield", False),
+        ("HOECHST 33342", True),
+    ]
+    assert [(c.excitation_nm, c.emission_nm, c.exposure_s) for c in plate.channels] == [
+        (740, None, 0.1),
+        (405, 456, 0.02),
+    ]
+    assert (plate.pixel_um, plate.plane_um) == (0.5, 1.0)
+    assert (plate.details["version"], plate.details["instrument"]) == (version, "Phenix")
+    assert plate.details["objective"] == "20x/1"
+    [field] = plate.fields
+    assert (field.key, field.shape, field.dtype) == (A01, (1, 2, 3, 24, 32), "uint16")
+    assert field.z_um == (1.0, 2.0, 3.0)
+    assert export.problems == () == export.remarks
+    json.dumps([plate.details, field.details, [c.flat_field for c in plate.channels]], allow_nan=False)
+
+
+def test_pixels_are_found_where_the_index_says(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [s for plane in (3, 1, 2) for s in both(harmony_export.shot, PlaneID=plane)]
+    export = harmony.read(harmony_export.write(tmp_path, shots))
+    read = {(p.channel, p.plane): int(read_plane(p.path)[0, 0]) for p in export.files[A01]}
+    written = {(int(s["ChannelID"]) - 1, int(s["PlaneID"]) - 1): number for number, s in enumerate(shots)}
+    assert read == written
+
+
+def test_position_is_that_of_the_first_pixel_with_y_down(tmp_path: Path, harmony_export: Any) -> None:
+    """Two fields, one above the other, overlap as a mosaic placed by hand does."""
+    upper = harmony_export.shot(PositionX="1E-04", PositionY="6E-06")
+    lower = harmony_export.shot(FieldID=2, PositionX="1E-04", PositionY="-6E-06")
+    plate = harmony.read(harmony_export.write(tmp_path, [upper, lower])).plate
+    places = {field.key.name: field.position_um for field in plate.fields}
+    # 24 × 32 pixels of 0.5 µm: the centre of the first pixel is 5.75 µm above, 7.75 µm left of the middle.
+    assert places == {"1": (-6 - 5.75, 100 - 7.75), "2": (6 - 5.75, 100 - 7.75)}
+    height_um = 24 * 0.5
+    assert places["2"][0] - places["1"][0] == height_um, "the lower field begins where the upper one ends"
+
+
+def test_flat_field_profile_becomes_numbers(tmp_path: Path, harmony_export: Any) -> None:
+    channels = {1: harmony_export.channels[1] | {"ChannelName": "405ex, [570: 630]"}}
+    export = harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], channels=channels))
+    [channel] = export.plate.channels
+    assert channel.name == "405ex, [570: 630]"
+    assert channel.flat_field == {
+        "Character": "NonFlat",
+        "Mean": 443.5,
+        "NonFlatness": {"Corrected": 0.04, "Random": None},
+        "Profile": {
+            "Coefficients": [[1.25], [-0.0365, -0.032]],
+            "Dims": [24, 32],
+            "Origin": [11.5, 15.5],
+            "Scale": [0.04, 0.03],
+            "Type": "Polynomial",
+        },
+        "Quality": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "profile", ["{Background: [%s", "no profile %s", "{A: &amp;a [*a], Background: {B: *a}} %s"]
+)
+def test_an_unreadable_flat_field_is_left_out_and_said(
+    tmp_path: Path, harmony_export: Any, profile: str
+) -> None:
+    export = harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], profile=profile))
+    assert export.plate.channels[0].flat_field is None
+    assert "'Brightfield'" in export.remarks[0]
+
+
+def test_channels_may_have_fewer_planes(tmp_path: Path, harmony_export: Any) -> None:
+    """Bright-field at four heights, the stain at one, in every field: that is no fault."""
+    shots = [
+        shot
+        for field in (1, 2)
+        for shot in [
+            *(harmony_export.shot(FieldID=field, PlaneID=plane) for plane in (1, 2, 3, 4)),
+            harmony_export.shot(FieldID=field, ChannelID=2, PositionZ="-4E-06"),
+        ]
+    ]
+    export = harmony.read(harmony_export.write(tmp_path, shots))
+    field = export.plate.fields[0]
+    assert export.problems == ()
+    assert field.shape == (1, 2, 4, 24, 32)
+    assert field.details["planes"] == {"Brightfield": [0, 1, 2, 3], "HOECHST 33342": [0]}
+    assert field.planes("Brightfield") == (0, 1, 2, 3)
+    assert field.planes("HOECHST 33342") == (0,)
+    assert field.z_um == (1.0, 2.0, 3.0, 4.0)
+    assert field.details["z_um"] == {"Brightfield": [1.0, 2.0, 3.0, 4.0], "HOECHST 33342": [-4.0]}
+    assert len(export.files[A01]) == 5
+
+
+def test_times_follow_the_time_point_and_its_fast_series(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [
+        harmony_export.shot(
+            TimepointID=time, URL=f"t{time}sk{time}fk{fast}.tiff", MeasurementTimeOffset=time * 60
+        )
+        for time in (10, 9)
+        for fast in (2, 1)
+    ]
+    export = harmony.read(harmony_export.write(tmp_path, shots))
+    assert export.problems == ()
+    assert export.plate.fields[0].shape[0] == 4
+    assert [p.path.name for p in export.files[A01]] == [
+        "t9sk9fk1.tiff",
+        "t9sk9fk2.tiff",
+        "t10sk10fk1.tiff",
+        "t10sk10fk2.tiff",
+    ]
+    assert export.plate.fields[0].details["seconds"] == [540, 540, 600, 600]
+
+
+def test_channels_of_one_name_stay_two(tmp_path: Path, harmony_export: Any) -> None:
+    channels = dict.fromkeys((1, 2), harmony_export.channels[1])
+    export = harmony.read(harmony_export.write(tmp_path, both(harmony_export.shot), channels=channels))
+    assert [channel.name for channel in export.plate.channels] == ["Brightfield", "Brightfield 2"]
+
+
+def test_the_height_of_the_found_focus_is_kept(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [harmony_export.shot(PositionZ="-5E-06", AbsPositionZ="0.134611905")]
+    [field] = harmony.read(harmony_export.write(tmp_path, shots)).plate.fields
+    assert field.details["focus_um"] == 134616.905
+
+
+def test_an_index_without_sizes_takes_those_of_the_files(tmp_path: Path, harmony_export: Any) -> None:
+    channels = {1: {"ChannelName": "Brightfield"}}
+    export = harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], channels=channels))
+    assert export.plate.fields[0].shape == (1, 1, 1, 24, 32)
+    assert export.plate.pixel_um is None is export.plate.fields[0].position_um
+    assert not export.plate.channels[0].fluorescent, "by its name, for want of anything else"
+
+
+def test_assay_layout_becomes_the_plate_map(tmp_path: Path, harmony_export: Any) -> None:
+    harmony_export.write(tmp_path, [harmony_export.shot()])
+    (tmp_path / "Assaylayout").mkdir()
+    wells = "".join(
+        f"<Well><Row>{row}</Row><Col>{col}</Col><Value>{value}</Value></Well>"
+        for row, col, value in [(1, 1, "DMSO"), (2, 3, "taxol &amp; co"), (2, 4, "")]
+    )
+    (tmp_path / "Assaylayout" / "a.xml").write_text(
+        f"<AssayLayout xmlns='x'><Layer><Name>Compound</Name>{wells}</Layer></AssayLayout>"
+    )
+    assert harmony.read(tmp_path).plate_map == {
+        "A01": {"Compound": "DMSO"},
+        "B03": {"Compound": "taxol & co"},
+    }
+
+
+# ---------------------------------------------------------------- where exports lie
+
+
+def test_the_folder_may_be_the_export_or_its_images(tmp_path: Path, harmony_export: Any) -> None:
+    harmony_export.write(tmp_path / "P01", [harmony_export.shot()])
+    for folder in (tmp_path / "P01", tmp_path / "P01" / "Images", tmp_path):
+        assert harmony.recognise(folder)
+        assert harmony.read(folder).plate.name == "P 01"
+
+
+def test_several_exports_are_not_one(tmp_path: Path, harmony_export: Any) -> None:
+    for name in ("P01", "P02"):
+        harmony_export.write(tmp_path / name, [harmony_export.shot()])
+    with pytest.raises(Mistake, match="2 Harmony exports \\(P01, P02\\)"):
+        harmony.read(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "images/", "r01c01/", "images/r01c01/"])
+def test_archives_keep_images_below_the_index(tmp_path: Path, harmony_export: Any, below: str) -> None:
+    shot = harmony_export.shot()
+    harmony_export.write(tmp_path, [shot], version="HarmonyV7")
+    home = tmp_path / "index" if below.startswith("images") else tmp_path / "archive"
+    home.mkdir()
+    (tmp_path / "Images" / "Index.idx.xml").rename(home / "Index.xml")
+    base = tmp_path if below.startswith("images") else home
+    (base / below).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "Images" / shot["URL"]).rename(base / below / shot["URL"])
+    (tmp_path / "Images").rmdir()
+    [plane] = harmony.read(tmp_path).files[A01]
+    assert plane.path == base / below / shot["URL"]
+
+
+def test_files_in_subfolders_with_windows_separators_are_found(tmp_path: Path, harmony_export: Any) -> None:
+    shot = harmony_export.shot()
+    harmony_export.write(tmp_path, [shot])
+    images = tmp_path / "Images"
+    (images / "r01c01").mkdir()
+    (images / shot["URL"]).rename(images / "r01c01" / shot["URL"])
+    text = harmony_export.index_text([shot | {"URL": f"r01c01\\{shot['URL']}"}])
+    (images / "Index.idx.xml").write_text(text)
+    export = harmony.read(tmp_path)
+    assert export.problems == ()
+    assert export.files[A01][0].path == images / "r01c01" / shot["URL"]
+
+
+def test_a_folder_without_an_index_is_not_harmony(tmp_path: Path) -> None:
+    (tmp_path / "Index.xml").write_text("<something/>")
+    assert not harmony.recognise(tmp_path)
+    with pytest.raises(Mistake, match=r"Images/Index\.idx\.xml"):
+        harmony.read(tmp_path)
+
+
+# ---------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.tiff", "a/../../secret.tiff", "/etc/secret.tiff", "C:\\secret.tiff", "\\\\host\\secret.tiff",
+     "http://host/secret.tiff", "file:///secret.tiff", "..\\secret.tiff"],
+)  # fmt: skip
+def test_a_file_outside_the_folder_is_refused(tmp_path: Path, harmony_export: Any, name: str) -> None:
+    good = harmony_export.shot()
+    harmony_export.write(tmp_path, [good])
+    text = harmony_export.index_text([good, harmony_export.shot(ChannelID=2, id="0101K1", URL=name)])
+    (tmp_path / "Images" / "Index.idx.xml").write_text(text)
+    with pytest.raises(Mistake) as mistake:
+        harmony.read(tmp_path)
+    for part in ("Index.idx.xml", "0101K1", repr(name)):
+        assert part in str(mistake.value)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_link_that_leads_out_is_refused(tmp_path: Path, harmony_export: Any, folder: bool) -> None:
+    good = harmony_export.shot()
+    export = harmony_export.write(tmp_path / "export", [good, harmony_export.shot(ChannelID=2)])
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "x.tiff").write_bytes(b"")
+    link = export / "Images" / ("linked" if folder else "x.tiff")
+    os.symlink(outside if folder else outside / "x.tiff", link)
+    url = "linked/x.tiff" if folder else "x.tiff"
+    text = harmony_export.index_text([good, harmony_export.shot(ChannelID=2, URL=url)])
+    (export / "Images" / "Index.idx.xml").write_text(text)
+    with pytest.raises(Mistake, match="link that leads out"):
+        harmony.read(export)
+
+
+def test_missing_files_are_named_with_their_field(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [s for field in (1, 2) for s in both(harmony_export.shot, FieldID=field)]
+    harmony_export.write(tmp_path, shots)
+    (tmp_path / "Images" / shots[3]["URL"]).unlink()
+    export = harmony.read(tmp_path)
+    assert export.problems == ((FieldKey("A01", "2"), f"{shots[3]['URL']} is missing"),)
+    assert [p.channel for p in export.files[FieldKey("A01", "2")]] == [0]
+    assert export.plate.fields[1].shape == (1, 2, 1, 24, 32)
+
+
+def test_duplicate_entries_name_both_files(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [harmony_export.shot(), harmony_export.shot(URL="again.tiff")]
+    export = harmony.read(harmony_export.write(tmp_path, shots))
+    [(key, text)] = export.problems
+    assert key == A01
+    assert "given twice" in text
+    assert shots[0]["URL"] in text
+    assert "again.tiff" in text
+
+
+def test_one_file_for_two_planes_is_named(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [harmony_export.shot(), harmony_export.shot(PlaneID=2, URL=harmony_export.shot()["URL"])]
+    [(_, text)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
+    assert "is given for channel 'Brightfield' plane 0 and channel 'Brightfield' plane 1" in text
+
+
+def test_a_field_that_was_cut_short_is_named(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [s for field in (1, 2, 3) for s in both(harmony_export.shot, FieldID=field)][:-1]
+    [(key, text)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
+    assert key.name == "3"
+    assert "lacks channel 'HOECHST 33342' plane 0" in text
+
+
+def test_a_failed_image_is_named(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [harmony_export.shot(State="Failed")]
+    [(key, text)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
+    assert key == A01
+    assert f"{shots[0]['URL']} (Failed)" in text
+
+
+def test_an_image_without_file_is_named(tmp_path: Path, harmony_export: Any) -> None:
+    good = harmony_export.shot()
+    harmony_export.write(tmp_path, [good])
+    text = harmony_export.index_text([good, harmony_export.shot(FieldID=2, URL="", id="0101K1F2P1R1")])
+    (tmp_path / "Images" / "Index.idx.xml").write_text(text)
+    [(key, text)] = harmony.read(tmp_path).problems
+    assert key.name == "2"
+    assert "the file of 0101K1F2P1R1 is missing" in text
+
+
+def test_channels_of_different_size_are_named(tmp_path: Path, harmony_export: Any) -> None:
+    channels = harmony_export.channels | {
+        2: harmony_export.channels[2] | {"ImageSizeX": "16", "ImageSizeY": "12"}
+    }
+    export = harmony.read(harmony_export.write(tmp_path, both(harmony_export.shot), channels=channels))
+    assert "differ in size (y, x): (12, 16), (24, 32)" in export.problems[0][1]
+
+
+def test_wells_outside_the_plate_are_refused(tmp_path: Path, harmony_export: Any) -> None:
+    harmony_export.write(tmp_path, [harmony_export.shot(Row=9)])
+    with pytest.raises(Mistake, match="row 9, column 1, but the plate has 8 rows and 12 columns"):
+        harmony.read(tmp_path)
+
+
+def test_a_plate_without_format_gets_the_smallest(tmp_path: Path, harmony_export: Any) -> None:
+    plate = harmony.read(
+        harmony_export.write(tmp_path, [harmony_export.shot(Col=13)], plate={"PlateID": "P"})
+    ).plate
+    assert (plate.name, len(plate.rows), len(plate.columns)) == ("P", 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"Row": "A"}, "Row is 'A'; a whole number is expected"),
+        ({"FieldID": ""}, "FieldID is ''; a whole number is expected"),
+        ({"PositionX": "left"}, "PositionX is 'left'; a number is expected"),
+    ],
+)
+def test_numbers_that_are_none_name_the_image(
+    tmp_path: Path, harmony_export: Any, facts: dict[str, str], said: str
+) -> None:
+    good = harmony_export.shot()
+    harmony_export.write(tmp_path, [good])
+    (tmp_path / "Images" / "Index.idx.xml").write_text(
+        harmony_export.index_text([good | {"id": "here"} | facts])
+    )
+    with pytest.raises(Mistake, match=f"image here: {said}"):
+        harmony.read(tmp_path)
+
+
+def test_an_index_of_nothing_is_refused(tmp_path: Path, harmony_export: Any) -> None:
+    with pytest.raises(Mistake, match="names no images"):
+        harmony.read(harmony_export.write(tmp_path, []))
+
+
+def test_an_export_without_any_of_its_files_is_refused(tmp_path: Path, harmony_export: Any) -> None:
+    shot = harmony_export.shot()
+    harmony_export.write(tmp_path, [shot])
+    (tmp_path / "Images" / shot["URL"]).unlink()
+    with pytest.raises(Mistake, match="none of the images that it names is there"):
+        harmony.read(tmp_path)
+
+
+def test_a_truncated_index_is_refused(tmp_path: Path, harmony_export: Any) -> None:
+    path = harmony_export.write(tmp_path, [harmony_export.shot()]) / "Images" / "Index.idx.xml"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(Mistake, match=r"Index\.idx\.xml is not well-formed XML"):
+        harmony.read(tmp_path)
+
+
+def test_an_index_with_entities_is_refused(tmp_path: Path, harmony_export: Any) -> None:
+    path = harmony_export.write(tmp_path, [harmony_export.shot()]) / "Images" / "Index.idx.xml"
+    text = path.read_text(encoding="utf-8-sig").replace(
+        "<EvaluationInputData", '<!DOCTYPE x [<!ENTITY a "aaaa">]><EvaluationInputData', 1
+    )
+    path.write_text(text.replace("P 01", "&a;&a;"))
+    with pytest.raises(Mistake, match=r"Index\.idx\.xml: holds a DTD or entities"):
+        harmony.read(tmp_path)
+
+
+def test_a_plate_of_many_images_is_read_whole(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [
+        harmony_export.shot(
+            Row=1 + well // 12, Col=1 + well % 12, FieldID=field, PlaneID=plane, ChannelID=channel
+        )
+        for well in range(96)
+        for field in range(1, 10)
+        for plane in range(1, 6)
+        for channel in (1, 2)
+    ]
+    harmony_export.write(tmp_path, shots[:1])
+    (tmp_path / "Images" / "Index.idx.xml").write_text(harmony_export.index_text(shots))
+    for shot in shots[1:]:
+        (tmp_path / "Images" / shot["URL"]).touch()
+    export = harmony.read(tmp_path)
+    assert len(export.plate.fields) == 96 * 9
+    assert sum(map(len, export.files.values())) == len(shots) == 8640
+    assert export.problems == ()
+
+
+# ---------------------------------------------------------------- the real ones
+
+
+@pytest.mark.realdata
+def test_a_real_phenix_export_with_bright_field(realdata: Path) -> None:
+    export = harmony.read(realdata / "vendor" / "phenix_brightfield")
+    plate = export.plate
+    assert [(c.name, c.fluorescent) for c in plate.channels] == [
+        ("Alexa 647", True),
+        ("Alexa 568", True),
+        ("488 long", True),
+        ("Alexa 488", True),
+        ("HOECHST 33342", True),
+        ("Brightfield", False),
+    ]
+    assert plate.pixel_um == pytest.approx(0.5979760809567617)
+    assert (plate.name, len(plate.rows), len(plate.columns)) == ("BR00121482", 16, 24)
+    hoechst = plate.channels[4].flat_field
+    assert hoechst is not None
+    assert hoechst["NonFlatness"]["Original"] == 0.77089328
+    assert [len(row) for row in hoechst["Profile"]["Coefficients"]] == [1, 2, 3, 4, 5]
+    [field] = plate.fields
+    half = (1080 - 1) / 2 * 0.5979760809567617
+    assert field.position_um == pytest.approx((-half, -half), abs=1e-3)
+    assert field.details["z_um"]["HOECHST 33342"] == [-4.0]
+    assert export.problems == ()
+    for plane in export.files[field.key]:
+        assert np.array_equal(read_plane(plane.path), tifffile.imread(plane.path))
+
+
+@pytest.mark.realdata
+def test_a_real_phenix_export_with_digital_phase_contrast(realdata: Path) -> None:
+    export = harmony.read(realdata / "vendor" / "phenix_phase")
+    label_free = [channel.name for channel in export.plate.channels if not channel.fluorescent]
+    assert label_free == ["Digital Phase Contrast", "Brightfield high"]
+    assert len(export.files[A01]) == 6
+    assert export.problems == ()
+
+
+@pytest.mark.realdata
+def test_a_real_operetta_export_with_two_fields(realdata: Path) -> None:
+    export = harmony.read(realdata / "vendor" / "operetta_sonata")
+    first, second = export.plate.fields
+    assert (str(first.key), str(second.key)) == ("C03/1", "C03/2")
+    assert first.position_um is not None
+    assert second.position_um is not None
+    apart = np.subtract(second.position_um, first.position_um)
+    assert apart == pytest.approx((0, 1080 * 1.1959521619135234), abs=0.1), "neighbours that touch"
+    assert export.plate_map == {}, "the layout of this export is empty"
+    assert export.plate.details["instrument"] == "Sonata"

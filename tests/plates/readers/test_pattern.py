@@ -1,0 +1,536 @@
+"""Folders of images that are read by their names, or by a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.planes import read_plane
+from hpc_isl.plates.plate import Export, FieldKey
+from hpc_isl.plates.readers import pattern
+from hpc_isl.plates.readers.pattern_names import natural
+from hpc_isl.recipe import ConvertRecipe, PatternRecipe, load
+
+Images = Callable[..., Path]
+REGEX = r"(?P<well>\w+?)_s(?P<field>[^_]+)_w(?P<channel>\w+?)(_z(?P<plane>[^_]+))?(_t(?P<time>\w+))?\.tif"
+
+
+def read(folder: Path, **recipe: Any) -> Export:
+    return pattern.read(folder, PatternRecipe.model_validate({"regex": REGEX, **recipe}))
+
+
+def table(folder: Path, *lines: str) -> dict[str, Any]:
+    path = folder.parent / "table.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return {"regex": None, "table": path}
+
+
+def order(export: Export, key: FieldKey) -> list[tuple[str, int, int]]:
+    return [(plane.path.name, plane.channel, plane.plane) for plane in export.files[key]]
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_names_become_wells_fields_and_channels(images: Images) -> None:
+    folder = images("b3_s1_w2.tif", "b3_s1_w1.tif", "B03_s2_w1.tif", "B03_s2_w2.tif", "notes.tif")
+    export = read(folder, channels={"2": "DAPI", "1": "BF"}, transmitted=["BF"], pixel_um=0.5)
+    plate = export.plate
+    assert [(c.name, c.fluorescent) for c in plate.channels] == [("DAPI", True), ("BF", False)]
+    assert [str(field.key) for field in plate.fields] == ["B03/2", "B03/1"]
+    assert {field.shape for field in plate.fields} == {(1, 2, 1, 24, 32)}
+    assert (plate.name, plate.pixel_um, plate.plane_um, len(plate.columns)) == ("export", 0.5, None, 12)
+    assert export.problems == ()
+    assert export.remarks == ("1 images do not match pattern.regex and are left out, e.g. 'notes.tif'",)
+    json.dumps([field.details for field in plate.fields])
+
+
+@pytest.mark.parametrize(
+    ("said", "in_order"),
+    [
+        (["10", "9", "1"], ["1", "9", "10"]),
+        (["+4", "-4", "0"], ["-4", "0", "+4"]),
+        (["1341.95", "999.5", "-3.0"], ["-3.0", "999.5", "1341.95"]),
+        (["008", "10", "9"], ["008", "9", "10"]),
+    ],
+)
+def test_planes_are_ordered_by_number(images: Images, said: list[str], in_order: list[str]) -> None:
+    export = read(images(*(f"A01_s1_w1_z{plane}.tif" for plane in said)))
+    assert [name for name, _, _ in order(export, FieldKey("A01", "1"))] == [
+        f"A01_s1_w1_z{plane}.tif" for plane in in_order
+    ]
+
+
+def test_heights_are_kept_and_counted_within_a_field(images: Images) -> None:
+    names = [
+        f"A01_s{field}_w1_z{height}.tif"
+        for field, z in ((1, 10.0), (2, 10.5))
+        for height in (z, z + 2, z + 4)
+    ]
+    export = read(images(*names))
+    assert [field.z_um for field in export.plate.fields] == [(10.0, 12.0, 14.0), (10.5, 12.5, 14.5)]
+    assert export.plate.plane_um == 2.0
+    assert export.problems == ()
+    assert "micrometres" in export.remarks[0]
+
+
+def test_numbers_become_heights_only_with_a_distance(images: Images) -> None:
+    folder = images(*(f"A01_s1_w1_z{plane}.tif" for plane in (2, 4, 8)))
+    assert read(folder).plate.fields[0].z_um == ()
+    far = read(folder, plane_um=1.5).plate
+    assert far.fields[0].z_um == (0.0, 1.5, 4.5)
+    assert far.fields[0].details["plane_numbers"] == [2, 4, 8]
+    assert far.plane_um is None, "uneven"
+
+
+def test_a_channel_with_one_plane_stands_where_others_have_it(images: Images) -> None:
+    names = [f"A01_s{field}_w1_z{plane}.tif" for field in (1, 2) for plane in (1, 2, 3)]
+    export = read(images(*names, "A01_s1_w2_z3.tif", "A01_s2_w2_z3.tif", "A01_s1_w3.tif", "A01_s2_w3.tif"))
+    field = export.plate.fields[0]
+    assert field.shape == (1, 3, 3, 24, 32)
+    assert field.details["planes"] == {"1": [0, 1, 2], "2": [2], "3": [0]}
+    assert export.problems == ()
+
+
+def test_times_are_in_natural_order(images: Images) -> None:
+    export = read(images("A01_s1_w1_t10.tif", "A01_s1_w1_t9.tif", "A01_s1_w1_t1.tif"))
+    assert export.plate.fields[0].shape[0] == 3
+    assert [p.path.name[-7:] for p in export.files[FieldKey("A01", "1")]] == ["_t1.tif", "_t9.tif", "t10.tif"]
+
+
+def test_acquisitions_have_planes_and_times_of_their_own(images: Images) -> None:
+    folder = images(
+        "live/A01_z1_t1.tif",
+        "live/A01_z5_t1.tif",
+        "live/A01_z5_t2.tif",
+        "live/A01_z1_t2.tif",
+        "stain/A01_z3_t7.tif",
+    )
+    export = read(folder, regex=r"(?P<acquisition>\w+)/(?P<well>\w+)_z(?P<plane>\d)_t(?P<time>\d)\.tif")
+    assert export.plate.acquisitions == {0: "live", 1: "stain"}
+    shapes = {str(field.key): field.shape[:3] for field in export.plate.fields}
+    assert shapes == {"A01/1": (2, 1, 2), "A01/1x1": (1, 1, 1)}
+    assert export.problems == ()
+
+
+def test_images_become_wells_in_natural_order(images: Images) -> None:
+    folder = images(*(f"{line}_{c}.tif" for line in ("HeLa_10", "HeLa_9", "BMDM") for c in ("phase", "dapi")))
+    export = read(folder, regex=r"(?P<image>.+)_(?P<channel>phase|dapi)\.tif")
+    assert export.plate_map == {
+        "A01": {"image": "BMDM"},
+        "A02": {"image": "HeLa_9"},
+        "A03": {"image": "HeLa_10"},
+    }
+    assert export.plate.wells == ("A01", "A02", "A03")
+
+
+def test_many_images_take_a_larger_plate(images: Images) -> None:
+    export = read(images(*(f"i{number}.tif" for number in range(100))), regex=r"(?P<image>\w+)\.tif")
+    assert (len(export.plate.rows), len(export.plate.columns)) == (16, 24)
+    assert export.plate_map["A24"] == {"image": "i23"}
+    assert export.plate_map["B01"] == {"image": "i24"}
+
+
+def test_more_images_than_wells_are_refused(images: Images) -> None:
+    folder = images(*(f"i{number}.tif" for number in range(7)))
+    with pytest.raises(Mistake, match="7 images do not fit a plate of 6 wells"):
+        read(folder, regex=r"(?P<image>\w+)\.tif", wells_on_plate=6)
+
+
+def test_fields_with_other_names_are_numbered(images: Images) -> None:
+    export = read(images("A01_spos-10_w1.tif", "A01_spos-9_w1.tif", "B01_spos-10_w1.tif"))
+    names = {str(field.key): field.details["name"] for field in export.plate.fields}
+    assert names == {"A01/1": "pos-9", "A01/2": "pos-10", "B01/2": "pos-10"}
+
+
+def test_a_field_that_reads_as_an_acquisition_is_numbered(images: Images) -> None:
+    export = read(images("A01_s1x2_w1.tif"))
+    assert [str(field.key) for field in export.plate.fields] == ["A01/1"]
+
+
+def test_a_file_of_several_pages_holds_a_plane_per_page(images: Images) -> None:
+    folder = images("A01_s1_w1.tif", shape=(5, 24, 32))
+    tifffile.imwrite(folder / "A01_s1_w2.tif", np.zeros((24, 32), np.uint16))
+    export = read(folder)
+    assert export.plate.fields[0].shape == (1, 2, 5, 24, 32)
+    assert [(p.plane, p.page) for p in export.files[FieldKey("A01", "1")] if p.channel == 0] == [
+        (page, page) for page in range(5)
+    ]
+    assert export.plate.fields[0].details["planes"] == {"1": [0, 1, 2, 3, 4], "2": [0]}
+
+
+def test_names_without_channel_are_one_channel(images: Images) -> None:
+    folder = images("A01.tif")
+    regex = r"(?P<well>\w+)\.tif"
+    assert [c.name for c in read(folder, regex=regex).plate.channels] == ["channel"]
+    assert [c.name for c in read(folder, regex=regex, channels={"": "DIC"}).plate.channels] == ["DIC"]
+    assert [c.name for c in read(folder, regex=regex, channels={"x": "DIC"}).plate.channels] == ["DIC"]
+
+
+def test_png_files_are_read_too(images: Images) -> None:
+    export = read(images("A01_w1.png", dtype="uint8"), regex=r"(?P<well>\w+?)_w(?P<channel>\d)\.png")
+    [field] = export.plate.fields
+    assert (field.shape, field.dtype) == ((1, 1, 1, 24, 32), "uint8")
+
+
+def test_hidden_files_are_not_seen(images: Images) -> None:
+    export = read(images("A01_s1_w1.tif", "._A01_s1_w1.tif", ".snapshot/A01_s1_w1.tif"))
+    assert export.remarks == () == export.problems
+
+
+names = st.text("abcXYZ019", min_size=1, max_size=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(
+    wells=st.sets(st.tuples(st.integers(0, 7), st.integers(0, 11)), min_size=1, max_size=3),
+    fields=st.sets(st.from_regex(r"[A-Za-z1-9]{1,3}", fullmatch=True), min_size=1, max_size=2),
+    channels=st.sets(names, min_size=1, max_size=2),
+    planes=st.sets(st.integers(-20, 20), min_size=1, max_size=3),
+    times=st.sets(st.integers(0, 12), min_size=1, max_size=2),
+)
+def test_what_names_say_is_what_is_read(
+    tmp_path_factory: pytest.TempPathFactory,
+    wells: set[tuple[int, int]],
+    fields: set[str],
+    channels: set[str],
+    planes: set[int],
+    times: set[int],
+) -> None:
+    folder = tmp_path_factory.mktemp("plate")
+    written: dict[str, tuple[str, str, str, int, int]] = {}
+    for row, column in wells:
+        for field in fields:
+            for channel in channels:
+                for plane in planes:
+                    for time in times:
+                        name = f"{'ABCDEFGH'[row]}{column + 1}_s{field}_w{channel}_z{plane}_t{time}.tif"
+                        written[name] = (f"{'ABCDEFGH'[row]}{column + 1:02d}", field, channel, plane, time)
+                        tifffile.imwrite(folder / name, np.zeros((2, 2), np.uint8))
+    export = read(folder)
+    names = [channel.name for channel in export.plate.channels]
+    found = {
+        plane.path.name: (
+            key.well,
+            key.name,
+            names[plane.channel],
+            sorted(planes)[plane.plane],
+            sorted(times)[plane.time],
+        )
+        for key, stack in export.files.items()
+        for plane in stack
+    }
+    renamed = {field.key.name: field.details.get("name", field.key.name) for field in export.plate.fields}
+    assert {name: (w, renamed[f], *rest) for name, (w, f, *rest) in found.items()} == written
+    assert export.problems == ()
+
+
+@given(st.lists(st.integers(0, 10**30), max_size=5), st.text("ab-", max_size=3))
+def test_natural_order_is_that_of_the_numbers(numbers: list[int], word: str) -> None:
+    said = [f"{word}{number}" for number in numbers]
+    assert sorted(said, key=natural) == [f"{word}{number}" for number in sorted(numbers)]
+
+
+# ---------------------------------------------------------------- what is wrong
+
+
+def test_no_match_shows_the_expression_and_three_names(images: Images) -> None:
+    folder = images("one.tif", "two.tif", "a/three.tif", "z.tif")
+    with pytest.raises(Mistake) as mistake:
+        read(folder)
+    for part in (repr(REGEX), "'a/three.tif', 'one.tif', 'two.tif'", "whole path"):
+        assert part in str(mistake.value)
+
+
+def test_an_empty_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="the folder is empty"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("regex", "said"),
+    [
+        (r"(?P<wel>\w+)", "group 'wel'; did you mean 'well'"),
+        (r"(?P<channel>\w+)", "one of the groups well and image"),
+        (r"(?P<well>\w+)(?P<image>\w+)", "one of the groups well and image"),
+        (r"(?P<well>", "is no regular expression"),
+    ],
+)
+def test_an_expression_that_cannot_work_is_explained(images: Images, regex: str, said: str) -> None:
+    with pytest.raises(Mistake) as mistake:
+        read(images("A01.tif"), regex=regex)
+    assert said in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "said"),
+    [
+        ("5_s1_w1.tif", {}, "5_s1_w1.tif: well '5' is no well name"),
+        ("A01_s1_w1_zmid.tif", {}, "A01_s1_w1_zmid.tif: plane 'mid' is no number"),
+        (
+            "A01_s1_w2.tif",
+            {"channels": {"w2": "DAPI"}},
+            "A01_s1_w2.tif: channel '2' is not in pattern.channels",
+        ),
+        ("A01_s1_w1.tif", {"transmitted": ["BF"]}, "pattern.transmitted: no channel 'BF'"),
+        (
+            "P01_s1_w1.tif",
+            {"wells_on_plate": 96},
+            "P01_s1_w1.tif: wells up to P01 do not fit a plate of 96 wells",
+        ),
+    ],
+)
+def test_what_names_cannot_mean_is_explained(
+    images: Images, name: str, recipe: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Mistake) as mistake:
+        read(images(name), **recipe)
+    assert said in str(mistake.value)
+
+
+def test_two_files_for_one_plane_name_both(images: Images) -> None:
+    export = read(images("A1_s1_w1.tif", "A01_s1_w1.tif"))
+    [(key, text)] = export.problems
+    assert key == FieldKey("A01", "1")
+    assert "A1_s1_w1.tif" in text
+    assert "A01_s1_w1.tif" in text
+    assert len(export.files[key]) == 1
+
+
+def test_a_lost_file_is_noticed_by_its_neighbours(images: Images) -> None:
+    names = [f"A01_s{field}_w{channel}.tif" for field in (1, 2, 3) for channel in (1, 2)]
+    [(key, text)] = read(images(*names[:-1])).problems
+    assert str(key) == "A01/3"
+    assert text == "lacks channel '2' plane 0, which most fields have"
+
+
+def test_a_stain_of_few_fields_is_no_fault_of_the_others(images: Images) -> None:
+    names = [f"A01_s{field}_w1.tif" for field in range(1, 6)]
+    export = read(images(*names, "A01_s1_w2.tif"))
+    assert export.problems == ()
+    assert export.plate.fields[1].planes("2") == ()
+
+
+def test_damaged_files_are_all_named(images: Images) -> None:
+    folder = images(*(f"A01_s{field}_w1.tif" for field in (1, 2, 3)))
+    for field in (1, 3):
+        path = folder / f"A01_s{field}_w1.tif"
+        path.write_bytes(path.read_bytes()[:-100])
+    export = read(folder)
+    assert [(str(key), "is truncated" in text) for key, text in export.problems] == [
+        ("A01/1", True),
+        ("A01/3", True),
+    ]
+    assert export.files[FieldKey("A01", "1")] == ()
+    assert export.plate.fields[0].shape == (1, 1, 1, 24, 32)
+
+
+def test_a_folder_without_any_usable_file_is_refused(images: Images) -> None:
+    folder = images("A01_s1_w1.tif")
+    (folder / "A01_s1_w1.tif").write_bytes(b"")
+    with pytest.raises(Mistake, match=r"no file can be used; .*A01_s1_w1\.tif is empty"):
+        read(folder)
+
+
+def test_planes_that_differ_in_shape_are_named(images: Images) -> None:
+    folder = images("A01_s1_w1.tif", "A01_s2_w1.tif", "A01_s2_w2.tif", "A01_s1_w2.tif")
+    tifffile.imwrite(folder / "A01_s1_w2.tif", np.zeros((24, 30), np.uint16))
+    tifffile.imwrite(folder / "A01_s2_w2.tif", np.zeros((24, 32), np.uint8))
+    problems = {str(key): text for key, text in read(folder).problems}
+    assert "A01_s1_w2.tif (24, 30) uint16" in problems["A01/1"]
+    assert "A01_s2_w2.tif (24, 32) uint8" in problems["A01/2"]
+
+
+def test_pages_and_a_stated_plane_contradict(images: Images) -> None:
+    folder = images("A01_s1_w1_z3.tif", shape=(5, 24, 32))
+    tifffile.imwrite(folder / "A01_s2_w1_z3.tif", np.zeros((24, 32), np.uint16))
+    [(key, text)] = read(folder).problems
+    assert str(key) == "A01/1"
+    assert text == "A01_s1_w1_z3.tif has 5 pages, but is said to be plane 3"
+
+
+def test_a_matching_link_that_leads_out_is_refused(images: Images, tmp_path: Path) -> None:
+    folder = images("A01_s1_w1.tif")
+    (tmp_path / "secret").write_bytes(b"x")
+    os.symlink(tmp_path / "secret", folder / "A01_s2_w1.tif")
+    with pytest.raises(Mistake, match=r"A01_s2_w1\.tif is a link that leads out"):
+        read(folder)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_a_table_says_where_files_belong(images: Images) -> None:
+    folder = images("x/1.tif", "x/2.tif", "x/3.tif")
+    lines = ["path,well,field,channel,plane,time,acquisition"]
+    lines += [f"x/{number}.tif,b3,1,DAPI,{10 - number},," for number in (1, 2, 3)]
+    export = read(folder, **table(folder, *lines))
+    assert [name for name, _, _ in order(export, FieldKey("B03", "1"))] == ["3.tif", "2.tif", "1.tif"]
+    assert export.problems == ()
+
+
+def test_a_table_of_paths_and_wells_is_enough(images: Images) -> None:
+    folder = images("1.tif", "2.tif")
+    export = read(folder, **table(folder, "\ufeffpath, well", "1.tif,A01", "2.tif,A02"))
+    assert export.plate.wells == ("A01", "A02")
+
+
+def test_files_that_a_table_names_in_vain_are_problems(images: Images) -> None:
+    folder = images("1.tif")
+    export = read(folder, **table(folder, "path,well,field", "1.tif,A01,1", "2.tif,A01,2"))
+    assert [(str(key), text) for key, text in export.problems] == [("A01/2", "2.tif is missing")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["path,wel", "1.tif,A01"], "unknown column 'wel'; did you mean 'well'"),
+        (["path,well,dose", "1.tif,A01,3"], "unknown column 'dose'"),
+        (["path;well", "1.tif;A01"], "unknown column 'path;well'"),
+        (["path", "1.tif"], "path and well are needed"),
+        (["path,well,well", "1.tif,A01,A01"], "each once"),
+        (["path,well"], "no rows"),
+        (["path,well", "1.tif"], "line 2: 2 cells"),
+        (["path,well", "1.tif,A01,x"], "line 2: 2 cells"),
+        (["path,well", "1.tif,"], "line 2: path and well must be given"),
+        (["path,well", "../1.tif,A01"], "line 2 names '../1.tif'"),
+        (["path,well", "/etc/passwd,A01"], "line 2 names '/etc/passwd'"),
+        (["path,well", "1.tif,Q99"], "line 2: wells up to Q99"),
+    ],
+)
+def test_a_table_that_is_wrong_names_line_and_column(images: Images, lines: list[str], said: str) -> None:
+    folder = images("1.tif")
+    with pytest.raises(Mistake) as mistake:
+        read(folder, **table(folder, *lines))
+    assert "table.csv" in str(mistake.value)
+    assert said in str(mistake.value)
+
+
+def test_a_table_that_is_not_text_is_refused(images: Images) -> None:
+    folder = images("1.tif")
+    recipe = table(folder, "")
+    recipe["table"].write_bytes(b"path,well\n\xff\xfe\x00,A01\n")
+    with pytest.raises(Mistake, match="not readable as CSV"):
+        read(folder, **recipe)
+    recipe["table"].unlink()
+    with pytest.raises(Mistake, match="there is no such file"):
+        read(folder, **recipe)
+
+
+# ---------------------------------------------------------------- the shipped patterns
+
+
+def shipped(name: str, folder: Path, *more: str) -> Export:
+    recipe = load("convert", Path(f"patterns/{name}.yaml"), [f"source={folder}", "out=x.zarr", *more])
+    assert isinstance(recipe, ConvertRecipe)
+    assert recipe.pattern is not None
+    return pattern.read(folder, recipe.pattern)
+
+
+@pytest.mark.realdata
+def test_the_google_field_has_its_planes_in_order(realdata: Path) -> None:
+    export = shipped("isl_google", realdata / "isl-google")
+    key = FieldKey("A04", "1")
+    assert order(export, key) == [
+        *((f"phase_contrast_z{z:02d}.png", 0, plane) for plane, z in enumerate((2, 4, 6, 8, 10))),
+        ("DAPI_CONFOCAL_maxproject.png", 1, 0),
+    ]
+    [field] = export.plate.fields
+    assert (field.shape, field.dtype) == ((1, 2, 5, 1024, 1024), "uint16")
+    assert [(c.name, c.fluorescent) for c in export.plate.channels] == [
+        ("Phase contrast", False),
+        ("DAPI", True),
+    ]
+    assert export.problems == () == export.remarks
+    assert read_plane(export.files[key][0].path).shape == (1024, 1024)
+
+
+def test_the_google_study_is_read_as_published(images: Images) -> None:
+    lab = "lab-Finkbeiner,condition-kevan_0_8,acquisition_date,year-2015,month-9,day-28,well-A4"
+    end = "is_mask-false,kind,value-ORIGINAL.png"
+    stain = f"{lab},depth_computation,value-MAXPROJECT,channel,value"
+    folder = images(
+        *(f"{lab},z_depth-{z},channel,value-PHASE_CONTRAST,{end}" for z in (0, 10, 9)),
+        *(f"{stain}-{name}_CONFOCAL,{end}" for name in ("DAPI", "MAP2", "NEURITE")),
+        f"{stain}-DAPI_CONFOCAL,statistic,value-MEDIAN,kind,value-PREDICTED.png",
+    )
+    export = shipped("isl_google_public", folder)
+    assert [channel.name for channel in export.plate.channels] == ["Phase contrast", "DAPI", "MAP2"]
+    assert export.plate.fields[0].details["plane_numbers"] == [0, 9, 10]
+    assert len(export.files[FieldKey("A04", "1")]) == 5
+
+
+@pytest.mark.realdata
+def test_sephace_has_its_planes_in_order_of_height(realdata: Path) -> None:
+    export = shipped("sephace", realdata / "sephace")
+    assert export.plate_map == {"A01": {"image": "set1"}, "A02": {"image": "set2"}}
+    first = export.plate.fields[0]
+    assert first.z_um == (1327.60, 1341.95, 1351.60, 1352.25, 1362.00, 1376.80)
+    assert first.details["planes"] == {"Brightfield": [0, 1, 2, 3, 4, 5], "DAPI": [0]}
+    for stack in export.files.values():
+        heights = [float(p.path.stem.split("-Z")[1]) for p in stack if p.channel == 0]
+        assert heights == sorted(heights)
+        assert [p.path.name for p in stack if p.channel == 1] == ["fl.tif"]
+    assert export.problems == ()
+
+
+@pytest.mark.realdata
+def test_images_without_wells_are_read(realdata: Path) -> None:
+    regex = r"(?P<image>.+)_(?P<channel>phase|nuclear)\.tif"
+    export = read(realdata / "phase_nuclear", regex=regex, transmitted=["phase"])
+    assert len(export.plate.wells) == len(export.plate.fields) == 20
+    assert {field.key.name for field in export.plate.fields} == {"1"}
+    assert sorted(row["image"] for row in export.plate_map.values())[:3] == ["3T3_2", "3T3_3", "3T3_t1"]
+    assert not any("labels" in str(plane.path) for stack in export.files.values() for plane in stack)
+    assert export.problems == ()
+
+
+@pytest.mark.realdata
+def test_imagexpress_stacks_are_read_without_projections(realdata: Path) -> None:
+    export = shipped(
+        "imagexpress_stack",
+        realdata / "vendor" / "imagexpress_htd",
+        "pattern.channels={'1': DAPI, '2': FITC, '3': Texas Red}",
+    )
+    assert [str(field.key) for field in export.plate.fields] == ["B02/1", "B02/2", "B03/1", "B03/2"]
+    assert {field.shape for field in export.plate.fields} == {(1, 3, 2, 256, 256)}
+    assert not any("ZStep_0" in str(plane.path) for stack in export.files.values() for plane in stack)
+    assert export.problems == ()
+
+
+@pytest.mark.realdata
+def test_metaxpress_stacks_are_read_without_thumbnails(realdata: Path) -> None:
+    folder = realdata / "vendor" / "metaxpress_database" / "2023-02-21" / "1334"
+    stacks = shipped("imagexpress_stack", folder)
+    assert {field.shape for field in stacks.plate.fields} == {(1, 3, 10, 512, 512)}
+    assert stacks.plate.fields[0].details["planes"] == {"1": list(range(10)), "2": list(range(10)), "4": [0]}
+    flat = shipped("imagexpress", folder)
+    assert {field.shape for field in flat.plate.fields} == {(1, 3, 1, 512, 512)}
+    for export in (stacks, flat):
+        assert export.problems == ()
+        assert not any("thumb" in plane.path.name for stack in export.files.values() for plane in stack)
+
+
+@pytest.mark.realdata
+def test_imagexpress_without_stacks_is_read(realdata: Path) -> None:
+    export = shipped("imagexpress", realdata / "bbbc039" / "images")
+    assert len(export.plate.fields) == 14
+    assert export.problems == ()
+
+
+@pytest.mark.realdata
+def test_cellvoyager_is_read_without_shading_images(realdata: Path) -> None:
+    export = shipped("cellvoyager", realdata / "vendor" / "cellvoyager_cv8000")
+    assert export.plate.wells == ("D08", "E03", "F08")
+    assert {field.shape for field in export.plate.fields} == {(1, 2, 4, 2000, 2000)}
+    assert export.problems == ()
