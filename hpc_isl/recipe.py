@@ -105,15 +105,15 @@ class AnnotateRecipe(Recipe):
     labels: str
     """name of the labels, e.g. nuclei"""
     source: Path | None = None
-    """import: a folder of label images (TIFF, PNG) or a CSV with columns path, well, field and
-    optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field)"""
+    """import: a folder of label images (TIFF, PNG) or a CSV with columns path, well (or image),
+    field and optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field)"""
     regex: str | None = None
-    """import from a folder: regular expression over file names with groups well and field (or
-    image, the name kept in the plate map)"""
+    """import from a folder: regular expression over the whole path below `source` with groups well
+    and field (or image, the name kept in the plate map); null: B03_1.tif, or B03/1.png"""
     fields: list[str] | None = None
     """draft: only these, e.g. [B03/1, D07]; null: all"""
     channel: str | None = None
-    """draft: the fluorescent channel"""
+    """draft: the fluorescent channel; of several planes the brightest at each pixel"""
     method: Literal["threshold"] = "threshold"
     """draft: smooth, threshold, split touching objects"""
     threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
@@ -317,7 +317,8 @@ class TrainRecipe(Strict):
     evaluate_every: Positive = 1000
     """steps between scores on the validation wells"""
     patience: Positive | None = None
-    """stop after so many validations without a better PCC; null: never"""
+    """stop after so many validations without a better PCC, and keep the best weights; null: never
+    stop, and keep the last ones"""
     seed: int = 0
     """of weights, crops and augmentation"""
 
