@@ -1,0 +1,55 @@
+"""Labels drafted from a stain: smooth, threshold, split what touches. A start for people, not a truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage import feature, filters, segmentation
+
+Labels = NDArray[np.uint32]
+RULES = {"otsu": filters.threshold_otsu, "triangle": filters.threshold_triangle, "li": filters.threshold_li}
+
+
+def draft(stain: NDArray[Any], *, threshold: str | float, sigma: float, min_area: int, split: bool) -> Labels:
+    """Labels (y, x) of the bright objects of a stain (y, x).
+
+    Args:
+        threshold: otsu, triangle or li (of the smoothed stain), or a value in counts.
+        sigma: of the Gaussian before the threshold, in pixels.
+        min_area: smaller objects are dropped, in pixels; peaks of the distance map nearer to each other
+            than the radius of such an object are one.
+        split: touching objects are cut by a watershed on the distance to the background.
+    """
+    smooth = ndimage.gaussian_filter(stain.astype(np.float32), sigma)
+    above = RULES[threshold](smooth) if isinstance(threshold, str) else threshold
+    mask = ndimage.binary_fill_holes(smooth > above)
+    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
+    if split:
+        pieces = _split(pieces, reach=max(1, round(np.sqrt(min_area / np.pi))))
+    return in_raster_order(_without_small(pieces, min_area))
+
+
+def _split(pieces: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
+    """Each piece is flooded from the peaks of its distance to the background."""
+    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(pieces > 0), reach / 2)
+    peaks = feature.peak_local_max(distance, min_distance=reach, labels=pieces, exclude_border=False)
+    seeds = np.zeros_like(pieces)
+    seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    flooded: NDArray[np.int32] = segmentation.watershed(-distance, seeds, mask=pieces > 0)
+    return flooded
+
+
+def _without_small(labels: NDArray[Any], min_area: int) -> NDArray[Any]:
+    return np.where(np.bincount(labels.ravel())[labels] < min_area, 0, labels)
+
+
+def in_raster_order(labels: NDArray[Any]) -> Labels:
+    """The same objects numbered 1, 2, … by where their first pixel lies."""
+    values, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    order = np.argsort(np.where(values == 0, -1, first))
+    rank = np.empty(len(values), np.uint32)
+    rank[order] = np.arange(len(values)) + (0 not in values)
+    return rank[inverse].reshape(labels.shape)
