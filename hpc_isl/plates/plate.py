@@ -69,7 +69,8 @@ class Field:
             then in `details["z_um"]`, channel name -> heights.
         details: further facts the vendor states for this field (time stamps, autofocus height), as
             JSON can hold them. Every reader gives `planes`, channel name -> plane numbers that were
-            imaged: channels may have fewer than z planes, or none. The rest is stored as zeros.
+            imaged: channels may have fewer than z planes, or none. Where a channel was not imaged at
+            all times there is also `times`, channel name -> times. The rest is stored as zeros.
     """
 
     key: FieldKey

@@ -120,8 +120,10 @@ def _plane_files(
     named: dict[FieldKey, list[PlaneFile]] = defaultdict(list)
     absent: dict[Path, str] = {}
     for image in index.images:
-        name = folder.locate(image.url or image.id, f"{path}: image {image.id}")
-        name = below + (_well_folder(image) if by_well else "") + name
+        origin = f"{path}: image {image.id}"
+        name = folder.locate(image.url or image.id or "(no file)", origin)
+        if below or by_well:
+            name = folder.locate(below + (_well_folder(image) if by_well else "") + name, origin)
         file = folder.root / name
         if name not in folder.files:
             absent[file] = f"{image.url or 'the file of ' + image.id} is missing"
@@ -166,9 +168,9 @@ def _camera(index: Index, order: Order, files: Mapping[FieldKey, Sequence[PlaneF
     for channel in order.channels:
         facts, origin = index.channels[channel], f"{path}: channel {channel}"
         height, width = (number(facts, name, origin) for name in ("ImageSizeY", "ImageSizeX"))
-        sizes[channel] = (int(height), int(width)) if height and width else shape
+        sizes[channel] = (int(height), int(width)) if height and width and min(height, width) >= 1 else shape
         metres = number(facts, "ImageResolutionX", origin)
-        pixel_um = pixel_um or (round(metres * 1e6, 12) if metres else None)
+        pixel_um = pixel_um or (round(metres * 1e6, 12) if metres and metres > 0 else None)
     return Camera(sizes, dtype, pixel_um)
 
 
@@ -187,15 +189,17 @@ def _probe(files: Mapping[FieldKey, Sequence[PlaneFile]], path: Path) -> tuple[S
 
 def _layout(index: Index, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Rows and columns that the index states, or those of the smallest format that holds its wells."""
-    wells = {(image.row, image.column): image for image in index.images}
     rows, columns = (
         int(number(index.plate, name, f"{path}: plate") or 0) for name in ("PlateRows", "PlateColumns")
     )
+    if not (0 <= rows <= 32 and 0 <= columns <= 48):
+        raise Mistake(
+            f"{path}: the plate has {rows} rows and {columns} columns; at most 32 and 48 are expected"
+        )
+    wells = {(image.row, image.column): image for image in index.images}
     for (row, column), image in wells.items():
         if not (1 <= row <= (rows or 32) and 1 <= column <= (columns or 48)):
-            said = (
-                f"{rows} rows and {columns} columns" if rows and columns else "at most 32 rows and 48 columns"
-            )
+            said = f"{rows or 32} rows and {columns or 48} columns"
             raise Mistake(
                 f"{path}: image {image.id} is in row {row}, column {column}, but the plate has {said}"
             )

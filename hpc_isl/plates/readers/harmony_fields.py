@@ -60,7 +60,7 @@ def field(
     size = camera.sizes[min(image.channel for image in images)]
     heights = _heights(images, order)
     longest = max(heights.values(), key=len, default=())
-    details: dict[str, Any] = {"planes": stacks.imaged(stack, order.names), "time": images[0].moment}
+    details: dict[str, Any] = {**stacks.imaged(stack, order.names), "time": images[0].moment}
     if len(set(heights.values())) > 1:
         details["z_um"] = {name: list(values) for name, values in heights.items()}
     details |= _focus(images) | (_seconds(images, order) if times > 1 else {})
@@ -99,13 +99,15 @@ def first_pixel(image: Image, size: Size, pixel_um: float | None) -> tuple[float
 def _heights(images: Sequence[Image], order: Order) -> dict[str, tuple[float, ...]]:
     """Channel name -> heights of its planes at its first time; empty where the vendor does not say."""
     heights: dict[int, dict[int, float | None]] = {}
-    for image in sorted(images, key=lambda image: (image.channel, image.time, image.plane)):
+    for image in sorted(images, key=lambda image: image.time):
         heights.setdefault(image.channel, {}).setdefault(image.plane, image.z_um)
-    known = {c: [z for z in planes.values() if z is not None] for c, planes in heights.items()}
-    return {
-        order.names[order.channels[c]]: tuple(values) if len(values) == len(heights[c]) else ()
-        for c, values in known.items()
-    }
+    stated = {}
+    for channel in sorted(heights):
+        values = [z for _, z in sorted(heights[channel].items()) if z is not None]
+        stated[order.names[order.channels[channel]]] = (
+            tuple(values) if len(values) == len(heights[channel]) else ()
+        )
+    return stated
 
 
 def _focus(images: Sequence[Image]) -> dict[str, float]:

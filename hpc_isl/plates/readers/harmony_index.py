@@ -157,10 +157,9 @@ def _whole(facts: Mapping[str, str], name: str, origin: str, default: int | None
     text = facts.get(name, "")
     if not text and default is not None:
         return default
-    try:
-        return int(text)
-    except ValueError:
-        raise Mistake(f"{origin}: {name} is {text!r}; a whole number is expected") from None
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise Mistake(f"{origin}: {name} is {text!r}; a whole number is expected")
+    return int(text)
 
 
 def number(facts: Mapping[str, str], name: str, origin: str) -> float | None:

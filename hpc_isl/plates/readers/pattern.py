@@ -156,7 +156,7 @@ def _field(
         shape=(times, len(names), max(depth, len(numbers)), *known.shape),
         dtype=known.dtype,
         z_um=z_um,
-        details={"planes": stacks.imaged(planes, names), **axes.original(key), **_stated(numbers)},
+        details={**stacks.imaged(planes, names), **axes.original(key), **_stated(numbers)},
     )
 
 

@@ -46,12 +46,17 @@ def extent(planes: Sequence[PlaneFile]) -> tuple[int, int]:
     return 1 + max(p.time for p in planes), 1 + max(p.plane for p in planes)
 
 
-def imaged(planes: Sequence[PlaneFile], channels: Sequence[str]) -> dict[str, list[int]]:
-    """Channel name -> numbers of the planes it was imaged in, at any time (`Field.details["planes"]`)."""
-    numbers: dict[int, set[int]] = defaultdict(set)
+def imaged(planes: Sequence[PlaneFile], channels: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+    """What of a field exists, for its `details`: `planes`, and `times` where a channel lacks some."""
+    depths: dict[int, set[int]] = defaultdict(set)
+    times: dict[int, set[int]] = defaultdict(set)
     for plane in planes:
-        numbers[plane.channel].add(plane.plane)
-    return {channels[channel]: sorted(numbers[channel]) for channel in sorted(numbers)}
+        depths[plane.channel].add(plane.plane)
+        times[plane.channel].add(plane.time)
+    found = {"planes": {channels[c]: sorted(depths[c]) for c in sorted(depths)}}
+    if any(len(seen) < extent(planes)[0] for seen in times.values()):
+        found["times"] = {channels[c]: sorted(times[c]) for c in sorted(times)}
+    return found
 
 
 def spacing(fields: Iterable[Field]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.planes import read_plane
@@ -141,6 +144,16 @@ def test_times_follow_the_time_point_and_its_fast_series(tmp_path: Path, harmony
         "t10sk10fk2.tiff",
     ]
     assert export.plate.fields[0].details["seconds"] == [540, 540, 600, 600]
+
+
+def test_channels_may_have_fewer_times(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [
+        *(harmony_export.shot(TimepointID=time) for time in (0, 1, 2)),
+        harmony_export.shot(ChannelID=2, TimepointID=1),
+    ]
+    export = harmony.read(harmony_export.write(tmp_path, shots))
+    assert export.problems == ()
+    assert export.plate.fields[0].details["times"] == {"Brightfield": [0, 1, 2], "HOECHST 33342": [1]}
 
 
 def test_channels_of_one_name_stay_two(tmp_path: Path, harmony_export: Any) -> None:
@@ -355,6 +368,32 @@ def test_numbers_that_are_none_name_the_image(
     )
     with pytest.raises(Mistake, match=f"image here: {said}"):
         harmony.read(tmp_path)
+
+
+def test_a_plate_larger_than_any_is_refused(tmp_path: Path, harmony_export: Any) -> None:
+    plate = {"Name": "P", "PlateRows": "100", "PlateColumns": "12"}
+    with pytest.raises(Mistake, match="100 rows and 12 columns; at most 32 and 48"):
+        harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], plate=plate))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    place=st.integers(0, 10_000),
+    cut=st.integers(0, 20),
+    noise=st.text(max_size=5) | st.sampled_from(["-1", "1e99", "<b/>", "nan"]),
+)
+def test_a_bent_index_is_read_or_refused_and_nothing_else(
+    tmp_path: Path, harmony_export: Any, place: int, cut: int, noise: str
+) -> None:
+    shots = [s for plane in (1, 2) for s in both(harmony_export.shot, PlaneID=plane)]
+    harmony_export.write(tmp_path, shots)
+    text = harmony_export.index_text(shots, "HarmonyV7")
+    place %= len(text)
+    bent = text[:place] + noise + text[place + cut :]
+    (tmp_path / "Images" / "Index.idx.xml").write_text(bent, encoding="utf-8", errors="replace")
+    with contextlib.suppress(Mistake):
+        export = harmony.read(tmp_path)
+        assert set(export.files) == {field.key for field in export.plate.fields}
 
 
 def test_an_index_of_nothing_is_refused(tmp_path: Path, harmony_export: Any) -> None:
