@@ -68,7 +68,7 @@ def list_folder(folder: Path) -> Folder:
             name = below + entry.name
             if entry.name.startswith("."):
                 continue
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
+            if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(root):
                 leaving.add(name)
             elif entry.is_dir(follow_symlinks=False):
                 stack.append(name + "/")

@@ -69,7 +69,7 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
         acquisitions={number: name or "0" for name, number in axes.acquisitions.items()},
         details={"reader": "pattern"},
     )
-    problems += _disagreements(files, headers)
+    problems += _disagreements(files, headers, below.root)
     if heights:
         remarks.append("the planes' names have decimal points and are taken as heights in micrometres")
     return Export(plate, files, tuple(problems), axes.wells.plate_map, tuple(remarks))
@@ -176,13 +176,15 @@ def _z_um(numbers: Sequence[float], heights: bool, plane_um: float | None) -> tu
 
 
 def _disagreements(
-    files: Mapping[FieldKey, Sequence[PlaneFile]], headers: Mapping[Path, Header]
+    files: Mapping[FieldKey, Sequence[PlaneFile]], headers: Mapping[Path, Header], root: Path
 ) -> list[stacks.Problem]:
     """Fields whose planes can each be read, but not be stacked."""
     problems = []
     for key, planes in files.items():
-        kinds = {(headers[p.path].shape, headers[p.path].dtype): p.path.name for p in planes}
+        kinds = {(headers[p.path].shape, headers[p.path].dtype): p.path for p in planes}
         if len(kinds) > 1:
-            said = ", ".join(f"{name} {shape} {dtype}" for (shape, dtype), name in kinds.items())
+            said = ", ".join(
+                f"{path.relative_to(root)} {shape} {dtype}" for (shape, dtype), path in kinds.items()
+            )
             problems.append((key, f"its planes differ in shape or type: {said}"))
     return problems

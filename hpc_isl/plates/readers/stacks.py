@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -54,7 +55,8 @@ def imaged(planes: Sequence[PlaneFile], channels: Sequence[str]) -> dict[str, di
         depths[plane.channel].add(plane.plane)
         times[plane.channel].add(plane.time)
     found = {"planes": {channels[c]: sorted(depths[c]) for c in sorted(depths)}}
-    if any(len(seen) < extent(planes)[0] for seen in times.values()):
+    every, _ = extent(planes)
+    if any(len(seen) < every for seen in times.values()):
         found["times"] = {channels[c]: sorted(times[c]) for c in sorted(times)}
     return found
 
@@ -75,7 +77,7 @@ def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> list[str]:
     for plane in planes:
         where, first = place(plane), seen.setdefault(place(plane), plane)
         if first is not plane:
-            found.append(f"{_said(where, channels)} is given twice: {first.path.name} and {plane.path.name}")
+            found.append(f"{_said(where, channels)} is given twice: {_apart(first.path, plane.path)}")
         elif used.setdefault((plane.path, plane.page), where) != where:
             other = used[plane.path, plane.page]
             found.append(
@@ -102,6 +104,12 @@ def _incomplete(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequenc
         for key, lack in lacking.items()
         if lack
     ]
+
+
+def _apart(first: Path, second: Path) -> str:
+    """Both paths, below the last folder that they share."""
+    shared = os.path.commonpath([first.parent, second.parent])
+    return f"{first.relative_to(shared)} and {second.relative_to(shared)}"
 
 
 def _said(where: Place, channels: Sequence[str]) -> str:

@@ -307,6 +307,11 @@ def test_two_files_for_one_plane_name_both(images: Images) -> None:
     assert len(export.files[key]) == 1
 
 
+def test_two_files_of_one_name_are_told_apart_by_their_folders(images: Images) -> None:
+    export = read(images("z1/A01_s1_w1.tif", "z2/A01_s1_w1.tif"), regex=r"z\d/(?P<well>\w+?)_.*\.tif")
+    assert "z1/A01_s1_w1.tif and z2/A01_s1_w1.tif" in export.problems[0][1]
+
+
 def test_a_lost_file_is_noticed_by_its_neighbours(images: Images) -> None:
     names = [f"A01_s{field}_w{channel}.tif" for field in (1, 2, 3) for channel in (1, 2)]
     [(key, text)] = read(images(*names[:-1])).problems
@@ -357,6 +362,14 @@ def test_pages_and_a_stated_plane_contradict(images: Images) -> None:
     [(key, text)] = read(folder).problems
     assert str(key) == "A01/1"
     assert text == "A01_s1_w1_z3.tif has 5 pages, but is said to be plane 3"
+
+
+def test_links_within_the_folder_are_files_and_links_in_a_circle_are_none(images: Images) -> None:
+    folder = images("A01_s1_w1.tif")
+    os.symlink(folder / "A01_s1_w1.tif", folder / "A02_s1_w1.tif")
+    os.symlink(folder / "A03_s1_w1.tif", folder / "A03_s1_w1.tif")
+    os.symlink(folder, folder / "again")
+    assert read(folder).plate.wells == ("A01", "A02")
 
 
 def test_a_matching_link_that_leads_out_is_refused(images: Images, tmp_path: Path) -> None:
