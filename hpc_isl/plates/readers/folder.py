@@ -72,7 +72,7 @@ def list_folder(folder: Path) -> Folder:
                 leaving.add(name)
             elif entry.is_dir(follow_symlinks=False):
                 stack.append(name + "/")
-            elif entry.is_file():
+            elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
                 files.add(name)
     return Folder(root, frozenset(files), frozenset(leaving))
 
