@@ -115,6 +115,16 @@ class Site(Strict):
     def minutes(self) -> int | None:
         return minutes(self.time) if self.time else None
 
+    def alone(self) -> Site:
+        """The same for a stage that one process computes: it has the CPUs of all, and no GPU.
+
+        A number of processes or GPUs that was asked for is kept.
+        """
+        if self.processes is not None:
+            return self
+        cpus = self.cpus and self.cpus * self.per_node
+        return self.model_copy(update={"processes": 1, "nodes": 1, "gpus": 0, "cpus": cpus})
+
     def tracking_address(self, root: Path) -> str | None:
         """The MLflow address of runs below `root`; None: they are not forwarded."""
         if self.tracking == "none":

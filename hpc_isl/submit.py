@@ -110,7 +110,7 @@ def _stage(verb: str, argv: list[str]) -> int:
 
     path, keys, site_keys = _sorted_words(verb, given.words)
     where = site.load(given.site, site_keys)
-    order = launch.Order(verb, recipe.load(verb, path, keys), where, given.name)
+    order = launch.order(verb, recipe.load(verb, path, keys), where, given.name)
     who = caller(site.runs_root(where), argv=(verb, *argv))
     return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
 

@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 COUNTING = Path(__file__).parent / "cluster"
 
@@ -72,17 +76,65 @@ class Door:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the processes of these tests keep compiled modules, as an installed package has them."""
-    return tmp_path_factory.mktemp("compiled")
+def open_door(pytestconfig: pytest.Config) -> Callable[[Path], Door]:
+    """open_door(folder) -> Door of a user who stands there.
 
-
-@pytest.fixture
-def door(tmp_path: Path, compiled: Path) -> Door:
+    Its processes keep compiled modules from one session to the next, as an installation does.
+    """
+    compiled = pytestconfig.cache.mkdir("compiled")
     dropped = {"PYTHONDONTWRITEBYTECODE", "HPC_ISL_RUNS", "CUDA_VISIBLE_DEVICES"}
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment |= {
         "PYTHONPYCACHEPREFIX": str(compiled), "PYTHONPATH": f"{COUNTING}:{COUNTING.parents[1]}",
-        "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    return Door(tmp_path, environment)
+    return lambda folder: Door(folder, {**environment, "XDG_CONFIG_HOME": str(folder / "config")})
+
+
+@pytest.fixture
+def door(tmp_path: Path, open_door: Callable[[Path], Door]) -> Door:
+    return open_door(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def write_stained_plate() -> Callable[..., Any]:
+    """write_stained_plate(path, …) -> Index of a plate whose stain a small network learns in a minute."""
+    return _write_stained_plate
+
+
+def _write_stained_plate(
+    path: Path,
+    wells: tuple[str, ...] = ("B02", "B03", "B04", "C02", "C03", "C04"),
+    label_free: tuple[str, ...] = ("Brightfield",),
+    stains: tuple[str, ...] = ("Hoechst",),
+    planes: int = 2,
+    size: int = 96,
+    times: int = 1,
+) -> Any:
+    from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
+    from hpc_isl.plates.statistics import measure
+    from hpc_isl.plates.store import finalise, write_field
+    from hpc_isl.recipe import CodecRecipe
+
+    channels = (*(Channel(name, fluorescent=False) for name in label_free), *map(Channel, stains))
+    shape = (times, len(channels), planes, size, size)
+    fields = tuple(Field(FieldKey(well, "1"), shape, "uint16") for well in wells)
+    plate = Plate(path.stem, *layout(set(wells)), channels, fields, pixel_um=0.6)
+    for number, field in enumerate(fields):
+        pixels = np.stack([_stained(channels, shape[2:], number, moment) for moment in range(times)])
+        write_field(path, plate, field, pixels, measure(pixels), CodecRecipe(chunk=32))
+    rows = {well: {"cell_line": {"B": "HeLa", "C": "3T3"}.get(well[0], "MCF10A")} for well in wells}
+    return finalise(path, plate, rows)
+
+
+def _stained(channels: Sequence[Any], shape: tuple[int, ...], *place: int) -> NDArray[np.uint16]:
+    """(c, z, y, x): cells are dark spots with a bright rim where label-free, bright spots in a stain."""
+    from hpc_isl.seeds import stream
+
+    rng = stream(0, *place)
+    y, x = np.mgrid[: shape[-2], : shape[-1]]
+    centers = rng.uniform(0, shape[-1], (8, 2))
+    spots = np.max([np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 50) for cy, cx in centers], axis=0)
+    clear = 20000 - 6000 * gaussian_filter(spots, 1) + 4000 * (gaussian_filter(spots, 3) - spots)
+    ideal = [800 + 9000 * spots if channel.fluorescent else clear for channel in channels]
+    return np.stack([plane + rng.normal(0, 60, shape) for plane in ideal]).astype(np.uint16)

@@ -26,6 +26,7 @@ STAGES = {
     "annotate": "hpc_isl.stages.annotate",
     "pretrain": "hpc_isl.stages.pretrain",
 }
+ALONE = {"convert", "annotate"}  # one process, which starts others as it needs them
 MISTAKE, FAILED, STOPPED = 2, 1, 3  # exit codes; 0 is done
 ORPHAN_GRACE_S = 10.0  # to save in, after whoever watched over the run has died
 

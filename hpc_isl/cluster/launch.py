@@ -15,7 +15,7 @@ import psutil
 from hpc_isl.cluster import names, record, report, status
 from hpc_isl.cluster.follow import View
 from hpc_isl.cluster.forward import forwarding
-from hpc_isl.cluster.jobs import STAGES, Job, stage_module
+from hpc_isl.cluster.jobs import ALONE, STAGES, Job, stage_module
 from hpc_isl.cluster.report import Caller
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import Recipe
@@ -40,6 +40,11 @@ class Order:
         """Where the run will lie."""
         name = names.valid_name(self.name) if self.name else names.default_name(self.stage, root)
         return Run(root / self.stage / name)
+
+
+def order(stage: str, recipe: Recipe, site: Site, name: str | None) -> Order:
+    """The order with the part of the site that the stage can use."""
+    return Order(stage, recipe, site.alone() if stage in ALONE else site, name)
 
 
 def dry_run(order: Order, caller: Caller) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_isl.cluster import status
+from hpc_isl.cluster.record import PACKAGE
 from hpc_isl.run import Run, read_json, write_atomic
 from hpc_isl.strict import flatten, read_yaml
 
@@ -43,8 +44,18 @@ def sync(run: Run) -> str:
     with _only_writer(run.folder / ".tracking.lock", wait_s=0) as mine:
         if not mine:
             return f"{run.name}: another process forwards it just now"
+        if _nothing_new(run, uri):
+            return f"{run.name}: nothing new for {uri}"
         _check(uri)
         return f"{run.name}: {_Forward(run, uri).all()} to {uri}"
+
+
+def _nothing_new(run: Run, uri: str) -> bool:
+    """Whether an earlier pass over the ended run forwarded all; MLflow need not be imported to know."""
+    kept = read_json(run.folder / "tracking.json") or {}
+    size = run.metrics.stat().st_size if run.metrics.exists() else 0
+    ended = kept.get("ended") == [status.state(run).word, len(run.attempt_numbers())]
+    return ended and kept.get("uri") == uri and kept["offset"] == size
 
 
 @contextmanager
@@ -247,9 +258,9 @@ class _Forward:
         with self.mlflow.start_run(run_id=self.kept["run_id"]):
             made = self.mlflow.pyfunc.log_model(
                 name="model",
-                python_model=str(Path(__file__).with_name("served.py")),
+                python_model=str(PACKAGE / "learning" / "served.py"),
                 artifacts={"model": str(self.run.model)},
-                code_paths=[str(Path(__file__).parent.parent)],
+                code_paths=[str(PACKAGE)],
                 pip_requirements=[f"{name}=={self.record['packages'][name]}" for name in self._needs()],
             )
         self.kept["model"] = made.model_uri
@@ -271,10 +282,12 @@ class _Forward:
     def _state(self, found: status.State) -> None:
         self._tag({"hpc_isl.state": found.word, "hpc_isl.attempts": len(self.run.attempt_numbers())})
         kind = KINDS.get(found.word, "KILLED")
-        if kind in ("RUNNING", "SCHEDULED"):
+        if found.alive:
             self.client.update_run(self.kept["run_id"], status=kind)
         else:
             self.client.set_terminated(self.kept["run_id"], kind)
+        self.kept["ended"] = None if found.alive else [found.word, len(self.run.attempt_numbers())]
+        self._keep()
 
 
 def _plain(key: str) -> str:

@@ -64,7 +64,7 @@ def count(recipe: CountRecipe, attempt: Attempt) -> None:
         raise Mistake("well B03: the data are wrong")
     for step in range(first, recipe.steps):
         _mishap(recipe, attempt, step - first)
-        time.sleep(recipe.pause_s)
+        time.sleep(0 if os.environ.get("COUNT_FAST") else recipe.pause_s)
         attempt.metric(step, loss=1.0 / (step + 1))
         attempt.progress(step + 1, recipe.steps, "steps", loss=1.0 / (step + 1))
         if attempt.stopping.is_set() and not recipe.deaf:
