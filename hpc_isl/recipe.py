@@ -138,9 +138,11 @@ class PlaneRecipe(Strict):
     """channel name as the plate has it"""
     plane: int | list[int] | str = "focus"
     """a number; a list of numbers (one plane each); max, mean, min (projections); focus (the
-    sharpest plane), focus+2, focus-1 (planes), focus+4um, focus-4um (micrometres)"""
+    plane of this channel that scores sharpest, field by field), focus+2, focus-1 (planes), focus+4um,
+    focus-4um (micrometres, to the nearest plane)"""
     acquisition: int | None = None
-    """pass of imaging; null: the field's own, or the only one"""
+    """pass of imaging; null: the field's own, or the only one. Where a plate has several and one
+    plane names its acquisition, all must"""
 
     @field_validator("plane")
     @classmethod
@@ -164,7 +166,7 @@ class SplitRecipe(Strict):
     by: Literal["well", "field"] = "well"
     """the unit that never straddles two parts; field only where wells are unknown"""
     test: Fraction = 0.15
-    """share of units held out for the final scores"""
+    """share of units held out for the final scores; those of `hold_out` count towards it"""
     validation: Fraction = 0.1
     """share of units held out to watch training"""
     stratify: str | None = None
@@ -185,11 +187,14 @@ class ForegroundRecipe(Strict):
     """Only crops that hold something to learn from."""
 
     channel: str | None = None
-    """channel that shows it; null: the first target's"""
+    """channel that shows it; null: the first target's. A target is judged on its own plane, another
+    channel on the maximum over its planes"""
     threshold: Literal["auto"] | float = "auto"
-    """counts above which a pixel is foreground; auto: Otsu over the training wells' histogram"""
+    """stored counts (before flat field) above which a pixel is foreground; auto: Otsu over the
+    training wells' histogram"""
     fraction: Fraction = 0.005
-    """least share of foreground pixels in a crop; 0: one pixel is enough; see `required`"""
+    """least share of foreground pixels in a crop; 0: one pixel is enough. Eight places are tried, then
+    the crop is laid around a foreground pixel; fields that cannot hold so much are left out"""
     required: bool = True
     """false: any crop will do"""
 
@@ -198,14 +203,17 @@ class NormalizeRecipe(Strict):
     """What pixels become before the network sees them."""
 
     source: Literal["standard", "percentile", "none"] = "standard"
-    """by field and plane: (x - mean) / sd, or (x - p1) / (p99 - p1)"""
+    """by field and plane: (x - mean) / sd, or (x - p1) / (p99 - p1). Numbers are the index's, of level
+    0; for projections, and after flat field or box mean, those of the corrected plane at the first
+    level of at most 1024 pixels"""
     local_px: Count = 0
     """sources: edge in pixels of a box mean that is subtracted first, against vignetting; 0: none"""
     target: Literal["standard", "percentile", "max16", "none"] = "percentile"
     """(x - mean) / sd; (x - low) / (high - low); x / 65535; raw counts"""
     target_by: Literal["wells", "field"] = "wells"
-    """statistics of the training wells together, or of each field (stains that differ in
-    brightness from field to field; predictions are then in relative units)"""
+    """statistics of the training wells together (of the channel's planes and times, pooled), or of
+    each field's own plane (stains that differ in brightness from field to field; predictions are
+    then in relative units)"""
     low: Annotated[float, Bound(ge=0, le=100)] = 5
     """target percentile that becomes 0"""
     high: Annotated[float, Bound(ge=0, le=100)] = 99.5
@@ -303,9 +311,9 @@ class TrainRecipe(Strict):
     micro_batch: Positive = 16
     """crops per forward pass, the span of BatchNorm; divides batch"""
     crop: Positive = 512
-    """edge of a crop in pixels of the level read; a multiple of 32"""
+    """edge of a crop in pixels of the level read; a multiple of 32; smaller fields are reflected"""
     crops_per_field: Positive = 5
-    """crops drawn from each field in an epoch"""
+    """crops drawn from each field (and time of a field) in an epoch"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """of the forward pass; auto: bf16 on GPUs that have it, else fp32"""
     compile: bool = False
