@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 
 import numpy as np
 import torch
@@ -102,7 +106,23 @@ def _forkserver() -> multiprocessing.context.ForkServerContext:
     """Loading processes are forked from a server that has imported much and started no thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with _environment(
+        PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path)
+    ):
+        forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables for a process that is started meanwhile: it imports what this one would import."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _alone(worker: int) -> None:

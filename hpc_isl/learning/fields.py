@@ -27,7 +27,7 @@ class FieldView:
     Attributes:
         shape: (y, x) at the level read.
         targets: None where the plate or the field has no such channel.
-        foreground: the plane on which crops are judged, or None.
+        foreground: the plane on which training crops are judged, in stored counts, or None.
     """
 
     plate: str
@@ -36,7 +36,7 @@ class FieldView:
     shape: tuple[int, int]
     sources: tuple[Plane, ...]
     targets: tuple[Plane, ...] | None
-    foreground: Plane | None
+    foreground: Plane | None = None
 
 
 def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldView:
@@ -49,16 +49,24 @@ def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldV
     with_targets = all(_has(index, key, role) for role in view.targets)
     sources = tuple(_source(view, index, key, time, role) for role in view.sources)
     targets = tuple(_target(view, index, key, time, role) for role in view.targets) if with_targets else None
-    shown = view.foreground if with_targets else None
-    return FieldView(
-        plate=index.plate.name,
-        key=key,
-        time=time,
-        shape=_one_shape(sources + (targets or ())),
-        sources=sources,
-        targets=targets,
-        foreground=_found(view, index, key, time, shown.role)[0] if shown else None,
-    )
+    return FieldView(index.plate.name, key, time, _one_shape(sources + (targets or ())), sources, targets)
+
+
+def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldView:
+    """The same of a field to train on: with its targets, and the plane on which crops are judged.
+
+    Raises:
+        Mistake: as `field_view`; a target is not there.
+    """
+    field = field_view(view, index, key, time)
+    if field.targets is None:
+        names = ", ".join(repr(role.channel) for role in view.targets)
+        raise Mistake(f"{index.plate.name} {key}: has no plane of a target, {names}")
+    if view.foreground is None:
+        return field
+    shown, _ = _found(view, index, key, time, view.foreground.role)
+    _one_shape((*field.sources, shown))
+    return replace(field, foreground=shown)
 
 
 def fields_of(view: View, index: Index, split: Split, part: str) -> tuple[FieldKey, ...]:

@@ -96,7 +96,7 @@ def measured(plane: Plane) -> Numbers:
 
     From the first level, not finer than the plane's own, whose longer edge is at most 1024 pixels.
     """
-    key = (*plane.place, plane.kind)
+    key = (*plane.place, repr(plane.profile), plane.local_px, plane.kind, plane.low, plane.high)
     if key not in _MEASURED:
         _MEASURED[key] = numbers(plane.kind, measured_pixels(plane), plane.low, plane.high)
     return _MEASURED[key]

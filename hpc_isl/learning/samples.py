@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.learning.augment import resize, shade, turn, zoom
-from hpc_isl.learning.fields import FieldView, field_view, fields_of, image_key
+from hpc_isl.learning.fields import FieldView, field_view, fields_of, image_key, training_view
 from hpc_isl.learning.pixels import Box, Pixels, pad
 from hpc_isl.learning.planes import Plane, counts, smallest, stack
 from hpc_isl.learning.split import Split
@@ -128,7 +128,9 @@ def _at_random(shape: tuple[int, int], sides: Sequence[int], rng: np.random.Gene
 def _around_foreground(plane: Plane, threshold: float, sides: Sequence[int], rng: np.random.Generator) -> Box:
     small = smallest(plane)
     pixels = counts(small, small.whole)
-    bright = np.argwhere(pixels > min(threshold, pixels.max() - 1e-6))
+    bright = np.argwhere(pixels > threshold)
+    if not len(bright):
+        bright = np.argwhere(pixels == pixels.max())
     center = (bright[rng.integers(len(bright))] + 0.5) * np.divide(plane.shape, small.shape)
     corner = [
         int(np.clip(c - side / 2, 0, n - side)) for c, side, n in zip(center, sides, plane.shape, strict=True)
@@ -181,13 +183,9 @@ def crops_of(
 
 def _training_field(view: View, index: Index, key: FieldKey, time: int) -> FieldView | Mistake:
     try:
-        field = field_view(view, index, key, time)
+        return training_view(view, index, key, time)
     except Mistake as mistake:
         return mistake
-    if field.targets is None:
-        names = ", ".join(repr(role.channel) for role in view.targets)
-        return Mistake(f"{index.plate.name} {key}: has no plane of a target, {names}")
-    return field
 
 
 def _with_foreground(
@@ -201,7 +199,7 @@ def _with_foreground(
     kept: list[FieldView] = []
     dropped: list[FieldView] = []
     for field in fields:
-        needed = max(wanted.fraction * edge**2, 1)
+        needed = max(wanted.fraction * np.prod(np.minimum(field.shape, edge)), 1)
         (kept if _most(plates[field.plate], field, wanted) >= needed else dropped).append(field)
     if not kept:
         raise Mistake(

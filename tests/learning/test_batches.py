@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +114,26 @@ def test_loading_processes_leave_the_jobs_signals_to_the_one_that_trains(crops: 
             process.send_signal(each)
     assert len(list(iterator)) == 30 * 4 - 1
     assert ended(started)
+
+
+def test_loading_processes_run_the_code_of_the_one_that_trains(crops: Crops, tmp_path: Path) -> None:
+    """Even where another checkout lies in the current folder."""
+    (tmp_path / "here" / "hpc_isl").mkdir(parents=True)
+    (tmp_path / "here" / "hpc_isl" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    (tmp_path / "crops.pickle").write_bytes(pickle.dumps((crops, TRAIN)))
+    (tmp_path / "train.py").write_text(
+        "import pickle\n"
+        "from hpc_isl.learning.batches import batches\n"
+        "if __name__ == '__main__':\n"
+        "    crops, train = pickle.load(open('../crops.pickle', 'rb'))\n"
+        "    print(len(list(batches(crops, train, workers=1))))\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "train.py")], cwd=tmp_path / "here", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(root)}, timeout=120,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("4\n", "")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

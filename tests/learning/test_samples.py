@@ -110,6 +110,15 @@ def test_crops_hold_the_foreground_that_is_asked_for(make_plate: MakePlate) -> N
     assert min((free[number][1] > 200).mean() for number in range(45)) == 0
 
 
+def test_foreground_too_small_for_the_coarsest_level_is_still_found(make_plate: MakePlate) -> None:
+    pixels = np.full((1, 2, 3, 96, 80), 200, np.uint16)
+    pixels[0, 1, 1, 50, 40] = 60000
+    index = make_plate(wells=("B02",), pixels={FieldKey("B02", "1"): pixels})
+    shown = {"threshold": 30000, "fraction": 0}
+    crops, _ = planned([index], {"foreground": shown, "normalize": {"target": "none"}})
+    assert all((crops[number][1] == 60000).any() for number in range(12))
+
+
 def test_foreground_may_be_judged_on_all_planes_of_a_channel_that_is_no_target(make_plate: MakePlate) -> None:
     pixels = np.full((1, 2, 3, 96, 80), 200, np.uint16)
     pixels[0, 0, 1, 80:, 60:] = 900

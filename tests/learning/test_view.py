@@ -98,6 +98,16 @@ def test_by_field_a_target_takes_the_numbers_of_its_own_plane(make_plate: MakePl
     assert np.allclose(targets[0], np.clip((plane - low) / (high - low), -1.5, 1.5), atol=1e-4)
 
 
+def test_two_views_of_one_plate_do_not_share_numbers(make_plate: MakePlate) -> None:
+    index = make_plate()
+    for local, low in ((0, 10), (0, 20), (7, 20), (9, 20)):
+        rule = {"target_by": "field", "low": low, "local_px": local}
+        sources, targets = read(viewed([index], recipe({"normalize": rule})), index, KEY)
+        assert targets is not None
+        assert np.percentile(targets, low) == pytest.approx(0, abs=1e-5)
+        assert np.allclose(sources.std(axis=(1, 2)), 1, atol=1e-4)
+
+
 def test_sources_by_percentile_use_the_first_and_the_last_but_one(make_plate: MakePlate) -> None:
     index = make_plate()
     sources, _ = read(viewed([index], recipe({"normalize": {"source": "percentile"}})), index, KEY)
@@ -266,6 +276,15 @@ def test_on_another_plate_channels_are_found_by_name_and_targets_may_be_absent(m
     assert np.array_equal(read(view, turned, KEY)[0], sources)
     with pytest.raises(Mistake, match=r"has no channel 'Phase'; .*There are: 'DIC', 'Hoechst'"):
         read(view, make_plate(name="P04", channels=(Channel("DIC"), Channel("Hoechst"))), KEY)
+
+
+def test_the_channel_that_shows_foreground_is_needed_for_training_alone(make_plate: MakePlate) -> None:
+    names = ("Phase", "Hoechst", "GFP")
+    index = make_plate(channels=tuple(map(Channel, names)), shape=(1, 3, 3, 96, 80))
+    view = viewed([index], recipe({"foreground": {"channel": "GFP"}}))
+    sources, targets = read(view, make_plate(name="P02"), KEY)
+    assert sources.shape == (2, 96, 80)
+    assert targets is not None
 
 
 def test_on_a_plate_with_smaller_pixels_the_level_of_the_same_size_is_read(make_plate: MakePlate) -> None:
