@@ -15,7 +15,9 @@ from hpc_isl.mistake import Mistake, nearest
 class Strict(BaseModel):
     """A frozen value; the string under each field is its documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 S = TypeVar("S", bound=Strict)

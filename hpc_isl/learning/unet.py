@@ -35,22 +35,18 @@ def build(net: NetRecipe, sources: int, outputs: int, seed: int = 0, pretrained:
     with torch.random.fork_rng():
         torch.manual_seed(seeds.integer(seed, "weights"))
         network = _construct(net, sources, outputs, file)
-        _freeze_unused(network, sources)
+        _freeze_unused(net.encoder, network, sources)
     return network
 
 
-def check_weights(net: NetRecipe) -> Path | None:
-    """For the time of submission: the encoder is known, and its weights lie here (downloaded if need be).
+def check_weights(net: NetRecipe, sources: int = 3) -> Path | None:
+    """For the time of submission: the network can be built, its weights lie here (downloaded if need be).
 
     Returns:
         The file of the weights, None for random ones.
     """
-    check_names(net)
-    if not net.weights:
-        return None
-    path = find_weights(net.encoder, net.weights)
-    build(net, 3, 1)
-    return path
+    build(net, sources, 1)
+    return find_weights(net.encoder, net.weights) if net.weights else None
 
 
 def check_names(net: NetRecipe) -> None:
@@ -125,13 +121,16 @@ def _differs(wanted: Tensor, given: Tensor | None) -> bool:
     return given is None or given.shape != wanted.shape
 
 
-def _freeze_unused(network: nn.Module, sources: int) -> None:
+def _freeze_unused(encoder: str, network: nn.Module, sources: int) -> None:
     """Some encoders keep layers that a U-Net never reaches; ranks must not wait for their gradients."""
     network.eval()
     try:
         network(torch.zeros(1, sources, 2 * STRIDE, 2 * STRIDE)).sum().backward()
-    except (RuntimeError, AssertionError):  # an encoder of one fixed size
-        return
+    except (RuntimeError, AssertionError) as error:
+        raise Mistake(
+            f"net.encoder={encoder}: takes images of one fixed size, not any multiple of {STRIDE} pixels "
+            f"({error})"
+        ) from None
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None

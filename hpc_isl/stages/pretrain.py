@@ -69,7 +69,7 @@ def plan(recipe: PretrainRecipe) -> Plan:
     indices = _open(recipe.plates)
     study, crops = _study(recipe, indices, draw(indices, recipe.split))
     _check_labels(recipe, study)
-    weights = check_weights(recipe.net)
+    weights = check_weights(recipe.net, len(study.view.sources))
     inputs = {index.plate.name: index.fingerprint for index in indices}
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]

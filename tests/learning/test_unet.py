@@ -72,6 +72,11 @@ def test_an_unknown_encoder_names_the_nearest():
         check_weights(NetRecipe(encoder="tu-resnet81"))
 
 
+def test_an_encoder_of_one_fixed_size_is_refused():
+    with pytest.raises(Mistake, match="one fixed size"):
+        check_weights(NetRecipe(encoder="tu-test_coatnet", weights=None))
+
+
 def test_a_decoder_of_the_wrong_length_is_refused():
     with pytest.raises(Mistake, match="3 to 5 numbers"):
         build(tiny(decoder=[8, 4]), 1, 1)

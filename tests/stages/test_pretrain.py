@@ -1,0 +1,343 @@
+"""Pretraining as a stage: from a plate to a model, scores, pictures, a virtual stain."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from hpc_isl.learning import model
+from hpc_isl.learning.predict import predict
+from hpc_isl.learning.samples import read
+from hpc_isl.mistake import Mistake
+from hpc_isl.objects.scores import pcc
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import open_plate, read_box, write_labels
+from hpc_isl.recipe import PretrainRecipe, load
+from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.pictures import round_length
+from hpc_isl.stages.pretrain import plan, pretrain
+from hpc_isl.strict import to_yaml
+
+SCRIPT = Path(__file__).with_name("run_pretrain.py")
+SMALL = [
+    "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst, plane: max}]",
+    "split={test_wells: [B04, C04], validation_wells: [C03]}",
+    "net={encoder: tu-test_resnet, weights: null, decoder: [16, 16, 8, 8, 8]}", "optim.lr=0.006",
+    "train={steps: 80, batch: 8, micro_batch: 4, crop: 64, evaluate_every: 40, checkpoint_every: 25}",
+    "data.workers=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plate(tmp_path_factory, write_stained_plate):
+    """A plate with labels on its test wells."""
+    path = tmp_path_factory.mktemp("plates") / "P01.zarr"
+    index = write_stained_plate(path)
+    for well in ("B04", "C04"):
+        image = index.image(FieldKey(well, "1"))
+        bright = read_box(image, 0, 0, 1, [0], slice(None), slice(None))[0] > 3000
+        labels = np.zeros(bright.shape, np.uint32)
+        labels[bright], labels[:48][bright[:48]] = 1, 2
+        write_labels(image, "nuclei", labels, origin="drafted", boxes=[(0, 0, 96, 96)])
+    return index
+
+
+@pytest.fixture(scope="module")
+def recipe(plate):
+    def make(*overrides) -> PretrainRecipe:
+        return load("pretrain", None, [f"plates=[{plate.path}]", *SMALL, *overrides])
+
+    return make
+
+
+def attempt(folder, **place) -> Attempt:
+    return Attempt(Run(folder / "runs" / "pretrain" / "a"), **place)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, recipe):
+    """A finished run of one process."""
+    torch.set_num_threads(1)
+    one = attempt(tmp_path_factory.mktemp("done"))
+    pretrain(recipe("labels=nuclei"), one)
+    return one.run
+
+
+def rows(run):
+    with (run.folder / "scores.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+# ---------------------------------------------------------------- plan
+
+
+def test_a_plan_says_what_will_be_done_and_writes_nothing(recipe, plate, tmp_path, monkeypatch):
+    monkeypatch.chdir(plate.path.parent)
+    before = sorted(plate.path.parent.rglob("*"))
+    found = plan(recipe("plates=[P*.zarr]"))
+    said = "\n".join(found.says)
+    assert "train      3 fields in 3 wells" in said
+    assert "80 steps of 8 crops of 64 × 64 pixels: 42.7 epochs of 15 crops" in said
+    assert "1, 2 processes can share them" in said
+    assert "Brightfield focus → Hoechst max" in said
+    assert found.recipe.plates == [plate.path]
+    assert found.inputs == {"P01": plate.fingerprint}
+    assert sorted(plate.path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("plates=[/nowhere/*.zarr]", r"plates: nothing is called /nowhere/\*.zarr"),
+        ("plates=[/nowhere/P01.zarr]", "/nowhere/P01.zarr"),
+        ("targets.0.channel=Hoechts", "no channel 'Hoechts'; did you mean 'Hoechst'"),
+        ("sources.0.plane=5", "B02/1 'Brightfield': plane 5; there are the planes 0, 1"),
+        ("split={test: 1}", "no field is left to train on"),
+        ("net.encoder=resnet81", "did you mean 'resnet18'"),
+        ("net.weights=/nowhere/w.pth", "net.weights=/nowhere/w.pth: there is no such"),
+        ("predict={tile: 100}", "predict.tile=100: a multiple of 32"),
+        ("labels=nuclie", "labels='nuclie': on no test field; did you mean 'nuclei'"),
+        ("data.foreground={threshold: 65000}", "no training field holds"),
+        ("data.level=9", "level"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_submitted(recipe, override, message):
+    with pytest.raises(Mistake, match=message):
+        plan(recipe(override))
+
+
+def test_epochs_become_steps(recipe):
+    said = "\n".join(plan(recipe("train.steps=null", "train.epochs=3")).says)
+    assert "6 steps of 8 crops" in said  # 3 epochs × 3 fields × 5 crops / 8
+
+
+# ---------------------------------------------------------------- a finished run
+
+
+def test_the_network_has_learnt_the_stain(done):
+    found = done.summary()["figures"]
+    assert found["pcc"] > 0.9
+    assert found["images"] == 2
+    assert found["objects"] == 4
+    assert found["steps"] == 80
+
+
+def test_scores_have_a_row_per_test_field_with_the_plate_maps_columns(done):
+    found = rows(done)
+    assert [(row["plate"], row["well"], row["cell_line"]) for row in found] == [
+        ("P01", "B04", "HeLa"), ("P01", "C04", "3T3"),
+    ]  # fmt: skip
+    mean = np.mean([float(row["pcc"]) for row in found])
+    assert done.summary()["figures"]["pcc"] == pytest.approx(mean, abs=1e-4)
+    by_line = done.summary()["by"]["cell_line"]
+    assert by_line["HeLa"]["pcc"] == pytest.approx(float(found[0]["pcc"]), abs=1e-4)
+    assert all(float(row["pcc_objects"]) > 0 for row in found)
+
+
+def test_the_model_alone_repeats_its_scores(done, plate):
+    network, contract = model.load(done.model)
+    sources, targets = read(contract.view, plate, FieldKey("B04", "1"))
+    assert pcc(predict(network, sources)[0], targets[0]) == pytest.approx(
+        float(rows(done)[0]["pcc"]), abs=1e-4
+    )
+
+
+def test_the_model_carries_its_contract(done, plate):
+    _, contract = model.load(done.model)
+    assert contract.plates == {"P01": plate.fingerprint}
+    assert contract.wells["train"] == {"P01": ["B02", "B03", "C02"]}
+    assert contract.wells["test"] == {"P01": ["B04", "C04"]}
+    assert contract.view.pixel_um == 0.6
+    assert contract.view.targets[0].numbers[1] > 0
+    assert (contract.step, contract.precision) == (80, "fp32")
+    assert PretrainRecipe.model_validate(contract.recipe).train.steps == 80
+
+
+def test_the_virtual_stain_is_a_plate_in_counts(done, plate):
+    stain = open_plate(done.folder / "stain.zarr")
+    key = FieldKey("B04", "1")
+    assert stain.plate.wells == ("B04", "C04")
+    assert [channel.name for channel in stain.plate.channels] == ["Hoechst (predicted)"]
+    assert stain.field(key).dtype == "uint16"
+    assert stain.plate_map["B04"] == {"cell_line": "HeLa"}
+    whole = slice(None), slice(None)
+    found = read_box(stain.image(key), 0, 0, 0, [0], *whole)[0]
+    truth = read_box(plate.image(key), 0, 0, 1, [0, 1], *whole).max(0)
+    assert pcc(found, truth) > 0.9
+    assert np.percentile(found, 99) == pytest.approx(np.percentile(truth, 99), rel=0.3)
+
+
+def test_metrics_tell_loss_and_validation_by_step(done):
+    lines = list(done.metric_lines())
+    losses = {line["step"]: line["values"]["train/loss"] for line in lines if "train/loss" in line["values"]}
+    assert list(losses) == list(range(1, 81))
+    assert losses[80] < losses[1]
+    assert [line["step"] for line in lines if "validation/pcc" in line["values"]] == [40, 80]
+
+
+def test_pictures_are_drawn(done):
+    for name in ("examples", "training"):
+        with Image.open(done.pictures / f"{name}.png") as picture:
+            assert picture.size[0] > 900
+            assert np.asarray(picture.convert("L")).std() > 20
+
+
+@pytest.mark.parametrize(("about", "length"), [(130.0, 100), (49.9, 20), (0.7, 0.5), (2.0, 2)])
+def test_scale_bars_have_round_lengths(about, length):
+    assert round_length(about) == pytest.approx(length)
+
+
+# ---------------------------------------------------------------- other ways
+
+
+def test_fields_of_several_times_plates_and_targets(tmp_path, write_stained_plate):
+    for name in ("P01", "P02"):
+        write_stained_plate(tmp_path / f"{name}.zarr", stains=("Hoechst", "CellMask"), times=2, size=64)
+    one = attempt(tmp_path)
+    pretrain(
+        load("pretrain", None, [
+            f"plates=[{tmp_path}/P01.zarr, {tmp_path}/P02.zarr]", *SMALL, "train.steps=2", "train.crop=32",
+            "targets=[{channel: Hoechst, plane: max}, {channel: Hoechst, plane: 0}, {channel: CellMask}]",
+            "data.normalize={target: standard, target_by: field}", "predict={tile: 32, halo: 32}",
+        ]), one,
+    )  # fmt: skip
+    assert len(rows(one.run)) == 2 * 2 * 2 * 3
+    stain = open_plate(one.run.folder / "stain" / "P02.zarr")
+    assert stain.field(FieldKey("B04", "1")).shape == (2, 3, 1, 64, 64)
+    assert stain.field(FieldKey("B04", "1")).dtype == "float32"
+    names = [channel.name for channel in stain.plate.channels]
+    assert names == ["Hoechst max (predicted)", "Hoechst 0 (predicted)", "CellMask (predicted)"]
+
+
+def test_a_lower_level_of_the_pyramid_gives_a_stain_of_that_pixel_size(tmp_path, write_stained_plate):
+    write_stained_plate(tmp_path / "P01.zarr", size=288)
+    one = attempt(tmp_path)
+    overrides = ["train.steps=2", "train.crop=32", "data.level=1"]
+    pretrain(load("pretrain", None, [f"plates=[{tmp_path}/P01.zarr]", *SMALL, *overrides]), one)
+    stain = open_plate(one.run.folder / "stain.zarr")
+    assert stain.field(FieldKey("B04", "1")).shape[-2:] == (144, 144)
+    assert stain.plate.pixel_um == pytest.approx(1.2)
+
+
+def test_without_test_wells_there_is_a_model_and_no_score(recipe, tmp_path):
+    one = attempt(tmp_path)
+    pretrain(recipe("split={test: 0, validation: 0}", "train.steps=2"), one)
+    summary = one.run.summary()
+    assert summary["figures"] == {"steps": 2}
+    assert set(summary["made"]) == {"model", "training curves"}
+
+
+def test_another_recipe_in_the_same_run_folder_is_refused(recipe, tmp_path):
+    one = attempt(tmp_path)
+    pretrain(recipe("train.steps=2"), one)
+    with pytest.raises(Mistake, match="belongs to another recipe"):
+        pretrain(recipe("train.steps=3"), attempt(tmp_path, number=1))
+
+
+def test_a_nan_loss_names_fields_and_leaves_no_checkpoint(recipe, tmp_path):
+    one = attempt(tmp_path)
+    with pytest.raises(Mistake, match=r"the loss is (nan|inf) in P01 [BC]0\d/1.*optim.lr"):
+        pretrain(recipe("optim={lr: 1.0e+30, schedule: constant, clip_norm: null}"), one)
+    assert not one.run.model.exists()
+    assert one.run.summary() is None
+
+
+# ---------------------------------------------------------------- stopped, killed, shared
+
+
+def start(run: Run, recipe: PretrainRecipe, size: int = 1) -> list[subprocess.Popen]:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.recipe.write_text(to_yaml(recipe))
+    return [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(run.folder), str(rank), str(size)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def test_a_run_asked_to_stop_saves_and_is_taken_up_to_the_same_weights(recipe, done, tmp_path):
+    one = attempt(tmp_path)
+    told = one.metric
+
+    def metric(step, **values):
+        told(step, **values)
+        if step == 13:
+            one.stopping.set()
+
+    one.metric = metric
+    pretrain(recipe("labels=nuclei"), one)
+    assert one.run.summary() is None
+    assert (one.run.checkpoints / "step-00000014.pt").exists()
+    pretrain(recipe("labels=nuclei"), attempt(tmp_path, number=1))
+    assert same_weights(one.run, done)
+
+
+def test_a_run_asked_to_stop_while_it_scores_gives_no_half_result(recipe, tmp_path):
+    one = attempt(tmp_path)
+    told = one.progress
+
+    def progress(step, total, unit, **values):
+        told(step, total, unit, **values)
+        if unit == "test fields":
+            one.stopping.set()
+
+    one.progress = progress
+    pretrain(recipe("train.steps=2"), one)
+    assert one.run.summary() is None
+    assert not (one.run.folder / "scores.csv").exists()
+    pretrain(recipe("train.steps=2"), attempt(tmp_path, number=1))
+    assert len(rows(one.run)) == 2
+
+
+@pytest.mark.kill
+def test_killed_in_mid_epoch_and_resumed_gives_the_same_weights_to_the_bit(recipe, done, tmp_path):
+    run = attempt(tmp_path).run
+    [process] = start(run, recipe("labels=nuclei"))
+    while len(list(run.metric_lines())) < 40 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, said
+    assert not run.done.exists()
+    again = attempt(tmp_path, number=1)
+    pretrain(recipe("labels=nuclei"), again)
+    steps = [
+        line["step"] for line in run.metric_lines() if line["attempt"] == 1 and "train/loss" in line["values"]
+    ]
+    assert 1 < steps[0] <= 80
+    assert same_weights(run, done)
+    assert rows(run) == rows(done)
+
+
+@pytest.mark.journey
+def test_two_processes_with_loading_processes_score_as_one(recipe, done, tmp_path):
+    run = attempt(tmp_path).run
+    processes = start(run, recipe("labels=nuclei", "data.workers=1"), size=2)
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    losses = [
+        [line["values"]["train/loss"] for line in each.metric_lines() if "train/loss" in line["values"]]
+        for each in (run, done)
+    ]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0][:8] == pytest.approx(losses[1][:8], rel=5e-2)
+    assert [row["well"] for row in rows(run)] == ["B04", "C04"]
+    for one, two in zip(rows(run), rows(done), strict=True):
+        assert float(one["pcc"]) == pytest.approx(float(two["pcc"]), abs=0.05)
+
+
+def same_weights(one: Run, two: Run) -> bool:
+    first, second = (load_file(run.model / "weights.safetensors") for run in (one, two))
+    return all(torch.equal(first[name], second[name]) for name in second)
