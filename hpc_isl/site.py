@@ -118,7 +118,7 @@ class Site(Strict):
     def alone(self) -> Site:
         """The same for a stage that one process computes: it has the CPUs of all, and no GPU.
 
-        A number of processes or GPUs that was asked for is kept.
+        A number of processes that was asked for is kept.
         """
         if self.processes is not None:
             return self

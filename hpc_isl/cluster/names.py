@@ -41,11 +41,10 @@ def _long(run: Run) -> str:
 
 def address(run: Run, root: Path) -> str:
     """How to write the run on a command line: its name where that finds it, else its path."""
-    with suppress(Mistake):
-        if find(run.name, root).folder == run.folder:
-            return shlex.quote(run.name)
-        if find(_long(run), root).folder == run.folder:
-            return shlex.quote(_long(run))
+    for name in (run.name, _long(run)):
+        with suppress(Mistake):
+            if find(name, root).folder == run.folder:
+                return shlex.quote(name)
     return shlex.quote(str(run.folder))
 
 

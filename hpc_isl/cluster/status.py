@@ -112,7 +112,7 @@ def _queued(asked: dict[str, Any]) -> State | None:
     for word, names in kinds.items():
         if said.state in names:
             plain = said.state in ("PENDING", "RUNNING")
-            return State(word, said.reason.strip("() ") if plain else said.state.lower())
+            return State(word, said.reason.strip("() ").replace("None", "") if plain else said.state.lower())
     return None
 
 

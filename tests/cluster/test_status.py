@@ -1,0 +1,114 @@
+"""What has become of a run, told from its folder alone; and how runs are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hpc_isl.cluster import names, status
+from hpc_isl.mistake import Mistake
+from hpc_isl.run import Attempt, Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return made(tmp_path, "count", "one")
+
+
+def made(root: Path, stage: str, name: str) -> Run:
+    run = Run(root / stage / name)
+    run.folder.mkdir(parents=True)
+    run.recipe.write_text("steps: 3\n")
+    return run
+
+
+def submitted(run: Run, **facts: Any) -> None:
+    content = {"executor": "local", "host": socket.gethostname(), **facts}
+    (run.attempts / str(run.next_attempt()) / "submission.json").write_text(json.dumps(content))
+
+
+def me() -> dict[str, Any]:
+    return {"pid": os.getpid(), "pid_started": psutil.Process().create_time()}
+
+
+def test_a_run_lives_as_long_as_the_process_that_watches_over_it(run: Run) -> None:
+    assert status.state(run).word == "new"
+    submitted(run, **me())
+    assert status.state(run) == status.State("running")
+
+
+def test_a_process_of_the_same_number_that_began_later_is_another(run: Run) -> None:
+    submitted(run, pid=os.getpid(), pid_started=1.0)
+    assert status.state(run).word == "lost"
+
+
+def test_a_run_of_another_machine_lives_while_its_heart_beats(run: Run) -> None:
+    submitted(run, host="elsewhere", pid=1, pid_started=1.0)
+    attempt = Attempt(run)
+    moment = datetime.now(UTC)
+    attempt.note(rank=0, start=moment.isoformat(), heartbeat=moment.isoformat())
+    assert status.state(run).word == "running"
+    attempt.note(heartbeat=(moment - timedelta(minutes=5)).isoformat())
+    assert status.state(run).word == "lost"
+    assert "last seen" in status.state(run).detail
+
+
+def test_the_first_rank_to_fail_tells_why(run: Run) -> None:
+    submitted(run)
+    for rank, moment, message in (
+        (0, "2026-01-01T00:00:02", "connection lost"),
+        (1, "2026-01-01T00:00:01", "boom"),
+    ):
+        Attempt(run, rank=rank).note(
+            rank=rank, heartbeat=moment, exit=moment, outcome="failed", message=message
+        )
+    assert status.state(run) == status.State("failed", "rank 1: boom")
+
+
+def test_done_is_done_whatever_else_is_written(run: Run) -> None:
+    submitted(run, **me())
+    Attempt(run).finish({"pcc": 0.91234, "made": {"model": "x"}, "figures": {"steps": 7}})
+    assert status.state(run).word == "done"
+    assert status.main_figures(run.summary()) == {"pcc": "0.9123", "steps": "7"}
+
+
+def test_runs_are_found_by_name_by_stage_and_name_and_by_path(tmp_path: Path) -> None:
+    one, other = made(tmp_path, "convert", "P1"), made(tmp_path, "pretrain", "P1")
+    alone = made(tmp_path, "pretrain", "it's S12")
+    assert names.find("it's S12", tmp_path) == alone
+    assert names.find("convert/P1", tmp_path) == one
+    assert names.find(str(other.folder), Path("/nowhere")) == other
+    with pytest.raises(Mistake, match="write convert/P1 or pretrain/P1"):
+        names.find("P1", tmp_path)
+    with pytest.raises(Mistake, match="did you mean"):
+        names.find("its S12", tmp_path)
+
+
+def test_an_address_is_the_shortest_that_finds_the_run(tmp_path: Path) -> None:
+    made(tmp_path, "convert", "P1")
+    other, alone = made(tmp_path, "pretrain", "P1"), made(tmp_path, "pretrain", "it's S12")
+    assert names.address(alone, tmp_path) == "'it'\"'\"'s S12'"
+    assert names.address(other, tmp_path) == "pretrain/P1"
+    assert names.address(other, Path("/nowhere")) == str(other.folder)
+
+
+@pytest.mark.parametrize("name", ["S12", "a b", "it's", '"x"', "ä$;&", "x" * 100])
+def test_names_may_hold_spaces_and_quotes(name: str) -> None:
+    assert names.valid_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "-f", "a\nb", "%j", " a", "a ", "x" * 101])
+def test_names_that_would_break_a_path_or_a_command_are_refused(name: str) -> None:
+    with pytest.raises(Mistake, match="--name"):
+        names.valid_name(name)
+
+
+def test_durations_are_for_people() -> None:
+    assert [status.duration(s) for s in (4.4, 192, 18120)] == ["4 s", "3 min 12 s", "5 h 02 min"]

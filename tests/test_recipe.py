@@ -1,0 +1,83 @@
+"""Recipes: shipped ones are legal, digests say what is computed and not where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import RECIPES, PretrainRecipe, digest, load, shipped, shipped_names
+from hpc_isl.strict import parse, read_yaml, to_yaml
+
+PLATE = ["plates=[P1.zarr]", "sources=[{channel: BF}]", "targets=[{channel: DAPI, plane: max}]"]
+
+
+def pretrain(*words: str) -> PretrainRecipe:
+    recipe = load("pretrain", None, [*PLATE, *words])
+    assert isinstance(recipe, PretrainRecipe)
+    return recipe
+
+
+INPUTS = {
+    "convert": ["source=export", "out=P1.zarr"],
+    "annotate": ["action=draft", "plate=P1.zarr", "labels=nuclei"],
+    "pretrain": PLATE,
+}
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_shipped_recipes_are_legal_once_their_inputs_are_given(name: str) -> None:
+    content = read_yaml(shipped(name))
+    keys = {stage: set(kind.model_fields) for stage, kind in RECIPES.items()}
+    stage = (
+        Path(name).stem
+        if Path(name).stem in RECIPES
+        else max(keys, key=lambda s: len(keys[s] & set(content)))
+    )
+    words = [word for word in INPUTS[stage] if word.split("=")[0] not in content]
+    assert load(stage, Path(name), words)
+
+
+def test_a_recipe_survives_its_run_folder() -> None:
+    recipe = pretrain("train.steps=7", "split.hold_out={cell_line: [HeLa]}")
+    assert parse(PretrainRecipe, yaml.safe_load(to_yaml(recipe)), "x") == recipe
+
+
+def test_one_plate_need_not_be_a_list() -> None:
+    assert pretrain("plates=P1.zarr").plates == [Path("P1.zarr")]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("train.epochs=3", "give either steps or epochs"),
+        ("train.micro_batch=15", "does not divide batch"),
+        ("train.crop=100", "not a multiple of 32"),
+        ("sources=[{channel: BF, plane: focsu}]", "a plane is a number"),
+        ("sources=[]", "sources is empty"),
+        ("split.test=1.5", "less than or equal to 1"),
+        ("data.normalize.source=standart", "'standard'"),
+        ("optim.lr=.nan", "finite"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(word: str, says: str) -> None:
+    with pytest.raises(Mistake, match=says):
+        pretrain(*(["train.steps=9"] if "epochs" in word else []), word)
+
+
+def test_a_recipe_file_that_is_not_there_is_named_with_the_shipped_ones() -> None:
+    with pytest.raises(Mistake, match=r"did you mean 'pretrain\.yaml'"):
+        load("pretrain", Path("pretrian.yaml"), [])
+
+
+def test_a_digest_follows_what_is_computed_and_not_where_it_lies() -> None:
+    here, there = pretrain("plates=[/here/P1.zarr]"), pretrain("plates=[/there/P1.zarr]")
+    assert digest(here, {"P1": "abc"}) == digest(there, {"P1": "abc"})
+    assert digest(here, {"P1": "abc"}) != digest(here, {"P1": "abd"})
+    assert digest(here) != digest(pretrain("train.seed=1"))
+
+
+def test_sites_are_no_recipes() -> None:
+    assert not [name for name in shipped_names() if name.startswith("sites")]

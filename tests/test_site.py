@@ -1,0 +1,104 @@
+"""Sites: found by name, strict, and telling processes, times and addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpc_isl import site
+from hpc_isl.mistake import Mistake
+from hpc_isl.site import Site, load, minutes, runs_root
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("HPC_ISL_RUNS", raising=False)
+    return tmp_path
+
+
+def test_shipped_sites_are_legal(home: Path) -> None:
+    assert load("laptop", []).executor == "local"
+    assert load("slurm", ["gpus=2"]).ranks == 2
+
+
+def test_a_users_site_comes_before_one_of_the_same_name_elsewhere(home: Path) -> None:
+    for folder, nodes in ((home / "config/hpc_isl/sites", 2), (home / "sites", 3)):
+        folder.mkdir(parents=True)
+        (folder / "laptop.yaml").write_text(f"nodes: {nodes}\n")
+        assert load("laptop", []).nodes == nodes
+    (home / "other.yaml").write_text("nodes: 4\n")
+    assert load("other.yaml", []).nodes == 4
+
+
+def test_a_site_that_is_not_there_is_named_with_those_that_are(home: Path) -> None:
+    (home / "sites").mkdir()
+    (home / "sites" / "cluster.yaml").touch()
+    with pytest.raises(Mistake, match=r"did you mean 'cluster'\? There are: 'cluster', 'laptop', 'slurm'"):
+        load("clustr", [])
+    with pytest.raises(Mistake, match="there is no such file"):
+        load("gone.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90min", 90), ("12h", 720), ("2d", 2880), ("1d12h", 2160), ("12:00:00", 720), ("1-00:00:30", 1441)],
+)
+def test_times_are_minutes(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("time=30", "with its unit"),
+        ("time=12:00:00", "with its unit"),  # YAML reads 43200
+        ("time=soon", "a time is written as"),
+        ("time=0min", "shorter than a minute"),
+        ("memory=64", "valid string"),
+        ("memory=64 gigs", "a whole number and a unit"),
+        ("tracking=mlflow.example.org", "starts with http"),
+        ("tracking='https://me:secret@example.org'", "MLFLOW_TRACKING_PASSWORD"),
+        ("executor=pbs", "'local' or 'slurm'"),
+        ("processes=0", "greater than or equal to 1"),
+        ("partion=gpu", "did you mean 'partition'"),
+    ],
+)
+def test_what_a_site_cannot_be_is_refused(word: str, says: str) -> None:
+    with pytest.raises(Mistake, match=says):
+        load("laptop", [word])
+
+
+def test_one_process_per_gpu_unless_a_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert site.gpus_here() == ["3", "5"]
+    assert Site().ranks == 2
+    assert Site(gpus=0).ranks == 1
+    assert Site(gpus=4, nodes=2).ranks == 8
+    assert Site(processes=3, gpus=1).ranks == 3
+    assert Site(executor="slurm").ranks == 1, "what the login node has says nothing about the nodes"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert Site().ranks == 1
+
+
+def test_a_stage_of_one_process_has_the_cpus_of_all() -> None:
+    alone = Site(executor="slurm", gpus=4, cpus=8, nodes=2).alone()
+    assert (alone.ranks, alone.cpus, alone.visible_gpus) == (1, 32, 0)
+    assert Site(processes=2).alone().ranks == 2
+
+
+def test_runs_lie_below_the_folder_unless_site_or_environment_say_else(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert runs_root() == home / "runs"
+    monkeypatch.setenv("HPC_ISL_RUNS", "/elsewhere/runs")
+    assert runs_root(Site()) == Path("/elsewhere/runs")
+    assert runs_root(Site(runs=Path("mine"))) == home / "mine"
+
+
+def test_metrics_go_beside_the_runs_unless_said_otherwise() -> None:
+    assert Site().tracking_address(Path("/r")) == "sqlite:////r/mlflow.db"
+    assert Site(tracking="none").tracking_address(Path("/r")) is None
+    assert Site(tracking="http://mlflow:5000").tracking_address(Path("/r")) == "http://mlflow:5000"
