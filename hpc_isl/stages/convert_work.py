@@ -73,10 +73,13 @@ def convert_fields(works: list[Work], processes: int, stopping: threading.Event)
     if processes < 2:
         yield from (convert_field(work) for work in _until(works, stopping))
         return
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
     try:
         yield from _flow(pool, iter(_until(works, stopping)), 2 * processes)
     except BrokenProcessPool:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # the pool asks them with SIGTERM, which they ignore, and would wait for ever
         raise RuntimeError(
             "a converting process was ended from outside, perhaps for want of memory; "
             "what is written is kept: start again, with fewer cpus if it was memory"

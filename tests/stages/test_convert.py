@@ -1,0 +1,553 @@
+"""`convert`: pixel exact, whole or not at all, the same plate however often it is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import Index, open_level, open_plate, read_box
+from hpc_isl.recipe import ConvertRecipe
+from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.convert import convert, plan
+from hpc_isl.strict import to_yaml
+
+REGEX = r"(?P<well>[A-H]\d\d)_s(?P<field>\d+)_w(?P<channel>\d)_z(?P<plane>\d+)\.tif"
+PATTERN = {"regex": REGEX, "channels": {"1": "Phase", "2": "DAPI"}, "transmitted": ["Phase"], "pixel_um": 0.5}
+SHAPE = (50, 70)
+ALL = slice(None)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Callable[[Path], None]:
+    where = Path(__file__).parent.parent / "plates" / "judges.py"
+    spec = importlib.util.spec_from_file_location("judges", where)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: Callable[[Path], None] = module.judge
+    return found
+
+
+def plane_file(folder: Path, well: str, field: int, channel: int, plane: int) -> Path:
+    return folder / f"{well}_s{field}_w{channel}_z{plane}.tif"
+
+
+def write_export(
+    folder: Path, wells: tuple[str, ...] = ("B02", "B03"), fields: int = 2, planes: int = 2
+) -> Path:
+    """An export of TIFF files, each with pixels of its own."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for well in wells:
+        for field in range(1, fields + 1):
+            for channel in (1, 2):
+                for plane in range(planes):
+                    pixels = rng.gamma(2, 100 * channel, SHAPE).astype("uint16")
+                    tifffile.imwrite(plane_file(folder, well, field, channel, plane), pixels)
+    return folder
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    return write_export(tmp_path / "export")
+
+
+def recipe(export: Path, **given: Any) -> ConvertRecipe:
+    whole = {"source": export, "out": export.parent / "P01.zarr", "pattern": PATTERN, "codec": {"chunk": 32}}
+    return ConvertRecipe.model_validate(whole | given)
+
+
+def attempt(folder: Path, cpus: int = 1) -> Attempt:
+    return Attempt(Run(folder / "runs" / "convert" / "P01"), cpus=cpus)
+
+
+def run(what: ConvertRecipe, cpus: int = 1) -> Index:
+    convert(what, attempt(what.out.parent, cpus))
+    return open_plate(what.out)
+
+
+def summary(what: ConvertRecipe) -> dict[str, Any]:
+    found = attempt(what.out.parent).run.summary()
+    assert found is not None
+    return found
+
+
+def stamps(plate: Path) -> dict[str, tuple[int, int]]:
+    """Which files there are, and whether they were written anew."""
+    facts = {str(p.relative_to(plate)): p.stat() for p in plate.rglob("*") if p.is_file()}
+    return {name: (fact.st_ino, fact.st_mtime_ns) for name, fact in facts.items()}
+
+
+def contents(plate: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(plate)): p.read_bytes() for p in plate.rglob("*") if p.is_file()}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def corrupt(path: Path) -> None:
+    """Damage that only decoding finds."""
+    tifffile.imwrite(path, tifffile.imread(path), compression="zlib")
+    content = bytearray(path.read_bytes())
+    content[-200:-100] = bytes(100)
+    path.write_bytes(content)
+
+
+def assert_exact(index: Index, export: Path) -> None:
+    """Every stored plane is tifffile's."""
+    for field in index.plate.fields:
+        for channel in range(field.shape[1]):
+            for plane in range(field.shape[2]):
+                found = read_box(index.image(field.key), 0, 0, channel, [plane], ALL, ALL)[0]
+                path = plane_file(export, field.key.well, int(field.key.name), channel + 1, plane)
+                np.testing.assert_array_equal(found, tifffile.imread(path))
+
+
+# ---------------------------------------------------------------- what is made
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_every_pixel_is_the_files_and_the_plate_is_valid(
+    export: Path, judge: Callable[[Path], None], cpus: int
+) -> None:
+    index = run(recipe(export), cpus)
+    assert_exact(index, export)
+    judge(index.path)
+    assert [str(field.key) for field in index.plate.fields] == ["B02/1", "B02/2", "B03/1", "B03/2"]
+    assert [(c.name, c.fluorescent) for c in index.plate.channels] == [("Phase", False), ("DAPI", True)]
+    assert index.problems == ()
+    said = summary(recipe(export))
+    assert (said["fields"], said["skipped"], said["fingerprint"]) == (4, 0, index.fingerprint)
+    assert said["made"] == {"plate": str(index.path)}
+    assert f"inspect {index.path}" in said["next"][0]
+
+
+def test_a_harmony_export_is_recognised_and_converted(tmp_path: Path, judge: Callable[[Path], None]) -> None:
+    from hpc_isl.stages.synthetic import write
+
+    write(tmp_path / "export", wells=2, fields=1, size=64, planes=2)
+    index = run(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P.zarr"))
+    judge(index.path)
+    assert len(index.plate.fields) == 2
+    assert index.plate.pixel_um == pytest.approx(0.598, abs=1e-3)
+
+
+def test_planes_that_a_channel_lacks_are_zeros_that_have_no_statistics(export: Path) -> None:
+    for path in export.glob("*_w2_z1.tif"):
+        path.unlink()
+    index = run(recipe(export))
+    for key, statistics in index.statistics.items():
+        assert set(statistics.planes) == {(0, 0, 0), (0, 0, 1), (0, 1, 0)}
+        assert index.field(key).details["planes"] == {"Phase": [0, 1], "DAPI": [0]}
+        assert not read_box(index.image(key), 0, 0, 1, [1], ALL, ALL).any()
+
+
+def test_fields_may_differ_in_shape_and_type(export: Path) -> None:
+    for path in export.glob("B02_s2_*"):
+        tifffile.imwrite(path, tifffile.imread(path)[:40, :40].clip(0, 255).astype("uint8"))
+    index = run(recipe(export))
+    assert index.field(FieldKey("B02", "2")).dtype == "uint8"
+    assert index.field(FieldKey("B02", "2")).shape[-2:] == (40, 40)
+    assert_exact(index, export)
+
+
+def test_only_the_chosen_fields_are_converted(export: Path) -> None:
+    index = run(recipe(export, fields=["b2/1", "B03"]))
+    assert [str(field.key) for field in index.plate.fields] == ["B02/1", "B03/1", "B03/2"]
+    with pytest.raises(Mistake, match="no field or well 'B02/9'; did you mean 'B02/"):
+        plan(recipe(export, fields=["B02/9"]))
+
+
+def test_the_plate_map_is_kept_above_what_the_export_says(export: Path) -> None:
+    (export / "map.csv").write_text("well;dose;Treatment\nb2;1;DMSO\nB03;2;\n\n")
+    index = run(recipe(export, plate_map=export / "map.csv"))
+    assert index.plate_map == {
+        "B02": {"dose": "1", "Treatment": "DMSO"},
+        "B03": {"dose": "2", "Treatment": ""},
+    }
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def test_the_plan_says_what_is_there_and_what_it_takes_and_writes_nothing(export: Path) -> None:
+    before = sorted(export.parent.rglob("*"))
+    made = plan(recipe(export))
+    said = "\n".join(made.says)
+    assert "4 fields in 2 wells, 2 channels (Phase, DAPI), 2 planes, 50 × 70 pixels, 16 files" in said
+    assert "4 fields to convert: 0.12 MB in, about" in said
+    assert "pixel size unknown" not in said
+    assert made.makes == (export.parent / "P01.zarr",)
+    assert sorted(export.parent.rglob("*")) == before
+
+
+def test_an_unknown_pixel_size_is_one_line_and_no_invention(export: Path) -> None:
+    what = recipe(export, pattern=PATTERN | {"pixel_um": None})
+    assert sum("pixel size unknown" in line for line in plan(what).says) == 1
+    assert run(what).plate.pixel_um is None
+
+
+def test_paths_of_the_plan_are_absolute(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(export.parent)
+    made = plan(recipe(Path("export"), out=Path("P01.zarr")))
+    assert made.recipe.source == export
+    assert made.recipe.out == export.parent / "P01.zarr"
+
+
+def test_the_estimate_is_close_to_what_is_written(tmp_path: Path) -> None:
+    from hpc_isl.stages.convert_costs import costs
+    from hpc_isl.stages.convert_survey import survey
+
+    write_export(tmp_path / "export", planes=1)
+    what = recipe(tmp_path / "export")
+    found = survey(what)
+    guess = costs(found.todo, found.export.files, what.codec)
+    index = run(what)
+    size = sum(p.stat().st_size for p in index.path.glob("[!.]*/*/*/*/c/**/*") if p.is_file())
+    assert guess.bytes_in == sum(p.stat().st_size for p in (tmp_path / "export").glob("*.tif"))
+    assert 0.5 < guess.bytes_out / size < 2
+
+
+@pytest.mark.parametrize("name", ["P01", "P01.zar", "export/P01.zarr"])
+def test_a_plate_that_is_no_zarr_or_inside_the_export_is_refused(export: Path, name: str) -> None:
+    with pytest.raises(Mistake, match=r"out: .*(ends in \.zarr|inside the export)"):
+        plan(recipe(export, out=export.parent / name))
+
+
+def test_too_little_room_is_said_before_anything_is_written(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpc_isl.stages.convert_survey.free", lambda folder: 1000)
+    with pytest.raises(Mistake, match=r"P01\.zarr: the disk is full: [\d,]+ bytes are needed"):
+        plan(recipe(export))
+    assert not (export.parent / "P01.zarr").exists()
+
+
+# ---------------------------------------------------------------- again, stopped, killed
+
+
+def test_a_second_run_does_nothing_and_says_so(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = run(recipe(export))
+    before = stamps(index.path)
+    assert "nothing to convert" in "\n".join(plan(recipe(export)).says)
+    assert run(recipe(export)) == index
+    assert stamps(index.path) == before
+    assert "nothing to do" in capsys.readouterr().out
+    assert summary(recipe(export))["fields"] == 4
+
+
+def test_a_changed_plate_map_is_brought_to_a_finished_plate_without_touching_pixels(export: Path) -> None:
+    index = run(recipe(export))
+    before = stamps(index.path)
+    (export / "map.csv").write_text("well,dose\nB02,1\n")
+    changed = run(recipe(export, plate_map=export / "map.csv"))
+    assert changed.plate_map == {"B02": {"dose": "1"}}
+    assert changed.fingerprint == index.fingerprint
+    rewritten = {name for name, stamp in stamps(index.path).items() if before.get(name) != stamp}
+    assert not any("/c/" in name for name in rewritten)
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_stop_is_heeded_between_fields_and_what_is_written_is_kept(export: Path, cpus: int) -> None:
+    what, stopped = recipe(export), attempt(export.parent, cpus)
+
+    def progress(done: int, *rest: Any, **metrics: float) -> None:
+        stopped.stopping.set()
+
+    stopped.progress = progress  # type: ignore[method-assign]
+    convert(what, stopped)
+    if (what.out / "zarr.json").exists():  # two processes had all four under way
+        assert cpus == 2
+        return
+    assert stopped.run.summary() is None
+    kept = {name: stamp for name, stamp in stamps(what.out).items() if "/c/" in name}
+    assert kept
+    index = run(what)
+    assert_exact(index, export)
+    assert kept.items() <= stamps(what.out).items()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from hpc_isl.recipe import load
+from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.convert import convert
+
+if __name__ == "__main__":
+    convert(load("convert", Path(sys.argv[2]), []), Attempt(Run(Path(sys.argv[1])), cpus=2))
+"""
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(300)
+def test_killed_at_any_moment_and_started_again_the_plate_is_the_same(tmp_path: Path) -> None:
+    export = write_export(tmp_path / "export", wells=("B02", "B03", "C04"), fields=3)
+    expected = run(recipe(export, out=tmp_path / "whole.zarr"))
+    out, script = tmp_path / "killed.zarr", tmp_path / "killed.py"
+    script.write_text(KILLED)
+    what = recipe(export, out=out)
+    (tmp_path / "killed.yaml").write_text(to_yaml(what))
+    command = [
+        sys.executable,
+        str(script),
+        str(tmp_path / "runs" / "convert" / "x"),
+        str(tmp_path / "killed.yaml"),
+    ]
+    rng, kills = random.Random(0), 0
+    for count in (1, 3, 5, 8):
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        while process.poll() is None and images(out) < count:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.02)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        if (out / "zarr.json").exists():
+            break
+        with pytest.raises(Mistake, match="not finished"):
+            open_plate(out)
+        assert process.returncode == -signal.SIGKILL
+    index = run(what)
+    assert kills > 1
+    assert index.fingerprint == expected.fingerprint
+    ours, theirs = contents(out), contents(expected.path)
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if ours[name] != theirs[name]} == set()
+
+
+def images(plate: Path) -> int:
+    return len(list(plate.glob("*/*/[!.]*/zarr.json")))
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(120)
+def test_a_converting_process_ended_from_outside_is_told_and_its_field_is_done_again(export: Path) -> None:
+    what = recipe(export)
+    ended = threading.Event()
+
+    def end_one() -> None:
+        import psutil
+
+        while not ended.is_set():
+            for child in psutil.Process().children(recursive=True):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.send_signal(signal.SIGKILL)
+                    ended.set()
+                    return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=end_one, daemon=True)
+    thread.start()
+    with pytest.raises(RuntimeError, match="ended from outside"):
+        convert(what, attempt(export.parent, 2))
+    ended.set()
+    thread.join()
+    assert_exact(run(what), export)
+
+
+def test_an_image_of_a_file_that_was_replaced_since_is_made_anew(export: Path) -> None:
+    what = recipe(export)
+    corrupt(plane_file(export, "B03", 2, 1, 0))
+    with pytest.raises(Mistake, match="B03/2"):
+        run(what)
+    before = stamps(what.out)
+    path = plane_file(export, "B02", 1, 2, 1)
+    tifffile.imwrite(path, tifffile.imread(path) + 1)
+    tifffile.imwrite(plane_file(export, "B03", 2, 1, 0), np.ones(SHAPE, "uint16"))
+    index = run(what)
+    assert_exact(index, export)
+    kept = {name for name, stamp in stamps(what.out).items() if before.get(name) == stamp and "/c/" in name}
+    assert {name[:6] for name in kept} == {"B/02/2", "B/03/1"}
+
+
+def test_two_conversions_to_one_plate_at_the_same_time_are_refused(export: Path) -> None:
+    what = recipe(export)
+    (what.out / "index").mkdir(parents=True)
+    with (what.out / "index" / "conversion.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Mistake, match="another process is converting"):
+            run(what)
+    assert_exact(run(what), export)
+
+
+def test_ranks_beyond_the_first_leave_the_work_to_it(export: Path) -> None:
+    convert(recipe(export), Attempt(Run(export.parent / "runs" / "convert" / "x"), rank=1, size=2))
+    assert not recipe(export).out.exists()
+
+
+# ---------------------------------------------------------------- another plate
+
+
+def test_a_plate_from_another_source_or_recipe_is_not_overwritten(export: Path, tmp_path: Path) -> None:
+    index = run(recipe(export))
+    other = write_export(tmp_path / "other", wells=("C05",))
+    for what in (recipe(other), recipe(export, codec={"chunk": 64}), recipe(export, name="P02")):
+        with pytest.raises(Mistake, match=r"holds another plate, from .*export.* rm -r"):
+            plan(what)
+        with pytest.raises(Mistake, match="choose another out"):
+            run(what)
+    assert open_plate(index.path) == index
+
+
+def test_a_half_converted_plate_of_another_recipe_is_refused_with_the_way_out(export: Path) -> None:
+    corrupt(plane_file(export, "B03", 2, 1, 0))
+    with pytest.raises(Mistake, match="B03/2"):
+        run(recipe(export))
+    with pytest.raises(Mistake, match=r"a half-converted plate, from .* or by another recipe; .*rm -r"):
+        plan(recipe(export, levels=2))
+    assert "half converted" in "\n".join(plan(recipe(export, on_error="skip")).says)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_convert_did_not_make_is_not_touched(export: Path, kind: str) -> None:
+    out = export.parent / "P01.zarr"
+    thing = out / "precious" if kind == "folder" else out
+    thing.parent.mkdir(exist_ok=True)
+    thing.write_text("years of work")
+    with pytest.raises(Mistake, match="was not made by convert"):
+        plan(recipe(export))
+    assert thing.read_text() == "years of work"
+
+
+# ---------------------------------------------------------------- damage
+
+
+def damage(export: Path) -> None:
+    truncate(plane_file(export, "B02", 1, 1, 0))
+    plane_file(export, "B02", 2, 2, 0).write_bytes(b"")
+    odd = plane_file(export, "B03", 1, 2, 1)
+    tifffile.imwrite(odd, tifffile.imread(odd).astype("uint8"))
+
+
+def test_damaged_fields_are_named_together_and_nothing_is_finished(export: Path) -> None:
+    damage(export)
+    with pytest.raises(Mistake) as raised:
+        run(recipe(export))
+    said = str(raised.value)
+    assert said.startswith("3 of 4 fields are damaged:")
+    for name in ("B02_s1_w1_z0.tif", "B02_s2_w2_z0.tif", "B03_s1_w2_z1.tif", "on_error: skip"):
+        assert name in said
+    assert not (recipe(export).out / "zarr.json").exists()
+
+
+def test_a_damaged_file_that_only_decoding_finds_is_named_with_the_others(export: Path) -> None:
+    corrupt(plane_file(export, "B03", 2, 1, 1))
+    with pytest.raises(Mistake, match=r"(?s)1 of 4 fields are damaged:.*B03/2: .*B03_s2_w1_z1\.tif"):
+        run(recipe(export), cpus=2)
+
+
+def test_damaged_fields_are_skipped_recorded_and_the_rest_is_a_plate(
+    export: Path, judge: Callable[[Path], None]
+) -> None:
+    damage(export)
+    index = run(recipe(export, on_error="skip"))
+    assert [str(field.key) for field in index.plate.fields] == ["B03/2"]
+    assert {str(key) for key, _ in index.problems} == {"B02/1", "B02/2", "B03/1"}
+    assert any("B03_s1_w2_z1.tif" in text for _, text in index.problems)
+    assert summary(recipe(export))["skipped"] == 3
+    judge(index.path)
+
+
+def test_fields_that_were_skipped_join_the_plate_when_their_files_are_repaired(export: Path) -> None:
+    path = plane_file(export, "B02", 1, 1, 0)
+    pixels = tifffile.imread(path)
+    truncate(path)
+    first = run(recipe(export, on_error="skip"))
+    tifffile.imwrite(path, pixels)
+    index = run(recipe(export, on_error="skip"))
+    assert len(first.plate.fields) == 3
+    assert len(index.plate.fields) == 4
+    assert index.problems == ()
+    assert_exact(index, export)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_plate_of_which_every_field_is_damaged_is_a_mistake(export: Path, on_error: str) -> None:
+    for path in export.glob("*_w1_z0.tif"):
+        truncate(path)
+    with pytest.raises(Mistake, match="B02/1"):
+        run(recipe(export, on_error=on_error))
+    assert not (recipe(export).out / "zarr.json").exists()
+
+
+def test_hundreds_of_damaged_fields_fit_one_screen(tmp_path: Path) -> None:
+    export = write_export(tmp_path / "export", wells=("B02", "B03", "B04"), fields=9, planes=1)
+    for path in export.glob("*_w1_z0.tif"):
+        path.write_bytes(b"")
+    path = plane_file(export, "B02", 1, 1, 0)
+    tifffile.imwrite(path, np.ones(SHAPE, "uint16"))
+    with pytest.raises(Mistake) as raised:
+        plan(recipe(export))
+    assert "and 6 more" in str(raised.value)
+    assert len(str(raised.value).splitlines()) < 25
+
+
+# ---------------------------------------------------------------- real exports
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "fields", "channels"),
+    [("phenix_brightfield", 1, 6), ("phenix_phase", 1, 6), ("operetta_sonata/operetta_plate", 2, 1)],
+)
+def test_real_harmony_exports_convert_to_the_pixel(
+    realdata: Path, tmp_path: Path, judge: Callable[[Path], None], name: str, fields: int, channels: int
+) -> None:
+    what = ConvertRecipe(source=realdata / "vendor" / name, out=tmp_path / "P.zarr")
+    index = run(what)
+    assert len(index.plate.fields) == fields
+    assert len(index.plate.channels) == channels
+    assert index.plate.pixel_um is not None
+    from hpc_isl.plates.readers import detect
+
+    compared = 0
+    for key, files in detect.read(what).files.items():
+        image = open_level(index.image(key), 0).read().result()
+        for file in files:
+            np.testing.assert_array_equal(image[file.channel, file.plane], tifffile.imread(file.path))
+            compared += 1
+    assert compared == fields * channels
+    judge(index.path)
+
+
+@pytest.mark.realdata
+def test_the_planes_of_isl_google_convert_in_order(realdata: Path, tmp_path: Path) -> None:
+    folder = realdata / "isl-google"
+    pattern = {
+        "regex": r"condition_(?P<image>\w+)/(?P<channel>phase|DAPI)_[A-Za-z]+_z?(?P<plane>\d*)\w*\.png",
+        "channels": {"phase": "Phase", "DAPI": "DAPI"},
+        "transmitted": ["Phase"],
+    }
+    index = run(
+        ConvertRecipe.model_validate({"source": folder, "out": tmp_path / "P.zarr", "pattern": pattern})
+    )
+    (field,) = index.plate.fields
+    image = open_level(index.image(field.key), 0).read().result()
+    from PIL import Image
+
+    for plane, number in enumerate((2, 4, 6, 8, 10)):
+        path = folder / "condition_B_well_A4" / f"phase_contrast_z{number:02d}.png"
+        np.testing.assert_array_equal(image[0, plane], np.asarray(Image.open(path)))
+    assert {(c, z) for _, c, z in index.statistics[field.key].planes} == {*((0, z) for z in range(5)), (1, 0)}
