@@ -191,7 +191,8 @@ class ForegroundRecipe(Strict):
     channel on the maximum over its planes"""
     threshold: Literal["auto"] | float = "auto"
     """stored counts (before flat field) above which a pixel is foreground; auto: Otsu over the
-    training wells' histogram"""
+    logarithm of the training wells' counts, or of each field's own where targets are normalised by
+    field"""
     fraction: Fraction = 0.005
     """least share of foreground pixels in a crop; 0: one pixel is enough. Eight places are tried, then
     the crop is laid around a foreground pixel; fields that cannot hold so much are left out"""
@@ -229,7 +230,7 @@ class DataRecipe(Strict):
     """level of the pyramid: 0 full resolution, 1 half, …"""
     flat_field: Literal["none", "vendor", "estimated"] = "none"
     """illumination correction when reading: the index's profile, one estimated from the training
-    wells, or none"""
+    wells (of 20 fields or more: cells must average out), or none"""
     normalize: NormalizeRecipe = NormalizeRecipe()
     """of sources and targets"""
     foreground: ForegroundRecipe = ForegroundRecipe()

@@ -10,7 +10,7 @@ from operator import add
 
 import numpy as np
 
-from hpc_isl.learning.fields import FieldView, field_view, fields_of, image_key
+from hpc_isl.learning.fields import FieldView, field_view, fields_of, foreground_threshold, image_key
 from hpc_isl.learning.flat_field import Profile, estimate
 from hpc_isl.learning.pixels import numbers
 from hpc_isl.learning.planes import Numbers, counts, measured_pixels, smallest
@@ -169,8 +169,9 @@ def _foreground(
     for index in indices:
         index.channel(channel)
     role = replace(_shown(view, channel), numbers=None)
-    auto = recipe.threshold == "auto"
-    threshold = _histogram(view, indices, split, role).otsu() if auto else float(recipe.threshold)
+    threshold = None if recipe.threshold == "auto" else float(recipe.threshold)
+    if threshold is None and view.normalize.target_by == "wells":
+        threshold = foreground_threshold(_histogram(view, indices, split, role))
     return Foreground(role, threshold, recipe.fraction)
 
 

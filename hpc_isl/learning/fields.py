@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from math import isclose
+from math import inf, isclose
 
 import numpy as np
 
@@ -13,10 +13,10 @@ from hpc_isl.learning.flat_field import Profile, vendor_profile
 from hpc_isl.learning.pixels import REDUCE, choose_planes, numbers
 from hpc_isl.learning.planes import Numbers, Plane, halved_shape
 from hpc_isl.learning.split import Split
-from hpc_isl.learning.view import Role, View
+from hpc_isl.learning.view import Foreground, Role, View
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Field, FieldKey
-from hpc_isl.plates.statistics import PlaneStatistics
+from hpc_isl.plates.statistics import Histogram, PlaneStatistics
 from hpc_isl.plates.store import Index
 
 
@@ -27,7 +27,9 @@ class FieldView:
     Attributes:
         shape: (y, x) at the level read.
         targets: None where the plate or the field has no such channel.
-        foreground: the plane on which training crops are judged, in stored counts, or None.
+        foreground: the plane on which training crops are judged, or None.
+        threshold: stored counts of that plane above which a pixel is foreground; infinite where the
+            channel is flagged empty and has no threshold but its own.
     """
 
     plate: str
@@ -37,6 +39,7 @@ class FieldView:
     sources: tuple[Plane, ...]
     targets: tuple[Plane, ...] | None
     foreground: Plane | None = None
+    threshold: float = 0.0
 
 
 def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldView:
@@ -66,7 +69,32 @@ def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> Fie
         return field
     shown, _ = _found(view, index, key, time, view.foreground.role)
     _one_shape((*field.sources, shown))
-    return replace(field, foreground=shown)
+    return replace(field, foreground=shown, threshold=_threshold(index, key, view.foreground))
+
+
+def _threshold(index: Index, key: FieldKey, wanted: Foreground) -> float:
+    if wanted.threshold is not None:
+        return wanted.threshold
+    at, channel = image_key(key, wanted.role), index.channel(wanted.role.channel)
+    if f"empty:{channel}" in index.statistics[at].flags:
+        return inf
+    return foreground_threshold(index.histogram([at], channel))
+
+
+def foreground_threshold(histogram: Histogram) -> float:
+    """Otsu's threshold (IEEE Trans. SMC 9, 1979) over the logarithm of count + median.
+
+    The logarithm keeps few and very bright pixels from deciding: of a Phenix field with three nuclei and
+    one of them far brighter, plain Otsu takes the bright one alone.
+    """
+    light = np.log(np.maximum(histogram.centers, 0) + max(histogram.percentile(50), 1))
+    below, moment = np.cumsum(histogram.counts), np.cumsum(histogram.counts * light)
+    above = histogram.total - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = moment / below - (moment[-1] - moment) / above
+        between = np.where((below > 0) & (above > 0), below * above * gap**2, -1.0)
+    best = np.flatnonzero(between[:-1] == between[:-1].max())  # many, where a gap parts the classes
+    return float(histogram.centers[[best[0], best[-1] + 1]].mean())
 
 
 def fields_of(view: View, index: Index, split: Split, part: str) -> tuple[FieldKey, ...]:

@@ -116,9 +116,9 @@ def _place(
     for _ in range(REDRAWS):
         box = _at_random(field.shape, sides, rng)
         stored = counts(plane, box)
-        if np.count_nonzero(stored > wanted.threshold) >= max(wanted.fraction * stored.size, 1):
+        if np.count_nonzero(stored > field.threshold) >= max(wanted.fraction * stored.size, 1):
             return box, {plane.place: stored}
-    return _around_foreground(plane, wanted.threshold, sides, rng), {}
+    return _around_foreground(plane, field.threshold, sides, rng), {}
 
 
 def _at_random(shape: tuple[int, int], sides: Sequence[int], rng: np.random.Generator) -> Box:
@@ -203,8 +203,8 @@ def _with_foreground(
         (kept if _most(plates[field.plate], field, wanted) >= needed else dropped).append(field)
     if not kept:
         raise Mistake(
-            f"no training field holds {wanted.fraction:.2%} of a crop above {wanted.threshold:g} counts of "
-            f"{wanted.role.channel!r}; set data.foreground.threshold, fraction, or required=false"
+            f"no training field holds {_named(wanted)} in a crop; "
+            "set data.foreground.threshold, fraction, or required=false"
         )
     return kept, dropped
 
@@ -213,7 +213,12 @@ def _most(index: Index, field: FieldView, wanted: Foreground) -> float:
     """At most so many pixels of the field are foreground: those of level 0, of all its planes together."""
     key = image_key(field.key, wanted.role)
     histogram = index.histogram([key], index.channel(wanted.role.channel))
-    return histogram.fraction_above(wanted.threshold) * histogram.total
+    return histogram.fraction_above(field.threshold) * histogram.total
+
+
+def _named(wanted: Foreground) -> str:
+    limit = "Otsu's threshold" if wanted.threshold is None else f"{wanted.threshold:g} counts"
+    return f"{wanted.fraction:.2%} above {limit} of {wanted.role.channel!r}"
 
 
 def _says(
@@ -226,6 +231,5 @@ def _says(
         named = ", ".join(f"{field.plate} {field.key}" for field in dropped[:LISTED])
         yield (
             f"{len(dropped)} of {len(kept) + len(dropped)} training fields are left out, for no crop has "
-            f"{wanted.fraction:.2%} above {wanted.threshold:g} counts of {wanted.role.channel!r}: {named}"
-            + (", …" * (len(dropped) > LISTED))
+            f"{_named(wanted)}: {named}" + (", …" * (len(dropped) > LISTED))
         )

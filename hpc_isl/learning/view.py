@@ -28,10 +28,13 @@ class Role:
 
 @dataclass(frozen=True)
 class Foreground:
-    """A crop must hold at least `fraction` of pixels above `threshold`, in stored counts of the role."""
+    """A crop must hold at least `fraction` of pixels above `threshold`, in stored counts of the role.
+
+    A threshold of None is Otsu's of each field.
+    """
 
     role: Role
-    threshold: float
+    threshold: float | None
     fraction: float
 
 

@@ -16,6 +16,7 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipe import AugmentRecipe, PretrainRecipe, SplitRecipe
+from hpc_isl.seeds import stream
 
 MakePlate = Callable[..., Index]
 ANY = {"foreground": {"required": False}}
@@ -141,9 +142,34 @@ def test_fields_without_foreground_are_left_out_counted_and_named(make_plate: Ma
         "of 'Hoechst': P01 B03/1",
     )
     with pytest.raises(
-        Mistake, match=r"no training field holds 0\.50% of a crop above 60000 counts of 'Hoechst'"
+        Mistake, match=r"no training field holds 0\.50% above 60000 counts of 'Hoechst' in a crop"
     ):
         planned([make_plate(name="P02")], {"foreground": {"threshold": 60000}})
+
+
+def test_bright_specks_do_not_decide_what_foreground_is(make_plate: MakePlate) -> None:
+    pixels = stream(2).normal(200, 10, (1, 2, 3, 96, 80)).astype(np.uint16)
+    pixels[..., 20:40, 20:40] = 900
+    pixels[..., 60, 60:63] = 60000
+    index = make_plate(pixels={FieldKey(well, "1"): pixels for well in ("B02", "B03", "C02")})
+    _, view = planned([index], {})
+    assert view.foreground is not None
+    assert 300 < (view.foreground.threshold or 0) < 800
+
+
+def test_where_targets_are_normalised_by_field_each_has_a_threshold_of_its_own(make_plate: MakePlate) -> None:
+    """A stain ten times as bright in one well: one threshold would take all of it, or none of the rest."""
+    noise = stream(1).normal(200, 10, (1, 2, 3, 96, 80)).astype(np.uint16)
+    usual = noise.copy()
+    usual[..., 30:50, 30:50] += 800
+    wells = {"B02": usual, "B03": usual * 10, "C02": noise}
+    index = make_plate(pixels={FieldKey(well, "1"): array for well, array in wells.items()})
+    crops, view = planned([index], {"normalize": {"target_by": "field"}})
+    assert view.foreground is not None
+    assert view.foreground.threshold is None
+    assert crops.fields[1].threshold == pytest.approx(10 * crops.fields[0].threshold, rel=0.02)
+    assert crops.dropped == ("P01 C02/1",)
+    assert "above Otsu's threshold of 'Hoechst'" in crops.says[0]
 
 
 def test_fields_smaller_than_a_crop_are_reflected_and_it_is_said(make_plate: MakePlate) -> None:
