@@ -19,7 +19,8 @@ PLATES = {
     "paper/cells_pretrain.yaml": {"label_free": ("DIC",), "stains": ("CellMask",), "planes": 5},
 }  # fmt: skip
 SIZE = [
-    "net.weights=null", "net.encoder=tu-test_resnet", "net.decoder=[16,8,8,4,4]", "train.crop=32", "train.steps=1",
+    "net.weights=null", "net.encoder=tu-test_resnet", "net.decoder=[16,8,8,4,4]", "train.crop=32",
+    "train.steps=1",
     "train.epochs=null", "train.batch=4", "train.micro_batch=2", "train.precision=fp32", "data.workers=0",
 ]  # fmt: skip
 # The plate of these tests has a plane every 2 µm at most, and few fields.

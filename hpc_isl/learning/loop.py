@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -21,12 +20,10 @@ from hpc_isl.learning.losses import Loss
 from hpc_isl.learning.norms import RunningStatistics, running_statistics
 from hpc_isl.learning.optim import optimizer_of, rate
 from hpc_isl.learning.precision import autocast, resolve
+from hpc_isl.learning.transfer import MicroBatch, on_device
 from hpc_isl.learning.world import World
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import OptimRecipe, TrainRecipe
-
-# (step, number of the micro-batch within the step, sources, targets): a rank's share of each step, in order.
-MicroBatch = tuple[int, int, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -171,9 +168,12 @@ class _Course:
         if self.world.size == 1:
             return self.network
         devices = [self.world.device.index] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(
-            self.network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings(
+            action="ignore", category=FutureWarning
+        ):  # of broadcast_buffers' next name
+            return DistributedDataParallel(
+                self.network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def _boundary(self, progress: Progress) -> Progress:
         """Between two steps: score and save, where it is time to."""
@@ -286,31 +286,3 @@ class _Course:
             f"they were. Try a lower optim.lr (now {self.optim.lr:g}), optim.clip_norm=1, "
             "train.precision=fp32, or another data.normalize (raw counts as targets make large gradients)"
         )
-
-
-def on_device(
-    micros: Iterator[MicroBatch], device: torch.device, layout: torch.memory_format
-) -> Iterator[MicroBatch]:
-    """The micro-batches on the device; on a GPU the next one is copied while this one is computed."""
-
-    def move(item: MicroBatch) -> MicroBatch:
-        step, micro, *pair = item
-        sources, targets = (t.to(device, non_blocking=True, memory_format=layout) for t in pair)
-        return step, micro, sources, targets
-
-    if device.type != "cuda":
-        yield from map(move, micros)
-        return
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    main = torch.cuda.current_stream(device)
-    ahead: deque[tuple[MicroBatch, torch.Event]] = deque()
-    while True:
-        with torch.cuda.stream(side):
-            ahead.extend((move(item), side.record_event()) for item in islice(micros, 2 - len(ahead)))
-        if not ahead:
-            return
-        now, copied = ahead.popleft()
-        main.wait_event(copied)
-        for tensor in now[2:]:
-            tensor.record_stream(main)
-        yield now

@@ -20,7 +20,7 @@ from hpc_isl.learning.batches import batches, default_workers
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.fields import image_key
-from hpc_isl.learning.loop import Hooks, MicroBatch, Progress, check_shares, train
+from hpc_isl.learning.loop import Hooks, Progress, check_shares, train
 from hpc_isl.learning.losses import loss_of
 from hpc_isl.learning.precision import DTYPES, resolve
 from hpc_isl.learning.predict import check_grid, predict
@@ -28,6 +28,7 @@ from hpc_isl.learning.samples import Crops, crops_of
 from hpc_isl.learning.split import PARTS, Split, draw
 from hpc_isl.learning.split import read as read_split
 from hpc_isl.learning.split import write as write_split
+from hpc_isl.learning.transfer import MicroBatch
 from hpc_isl.learning.unet import build, check_names, check_weights
 from hpc_isl.learning.view import View
 from hpc_isl.learning.weights import SUFFIXES

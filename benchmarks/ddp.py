@@ -1,0 +1,179 @@
+"""What distributing costs: 2 processes against 1, and the training loop against the bare network.
+
+    python benchmarks/ddp.py                                          # on CPUs, gloo; two minutes
+    python benchmarks/ddp.py --processes 4 --batch 64 --micro 16 --crop 512     # on 4 GPUs, nccl
+    python benchmarks/ddp.py --processes 1 --batch 64 --micro 16 --crop 512 --precision fp32
+
+Batches lie in memory: nothing is read. Every kind of step is timed by its median; the loop and the bare
+network run step by step in turns in one process, so that their ratio holds on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_isl.learning.checkpoint import Checkpoints
+from hpc_isl.learning.loop import Hooks, train
+from hpc_isl.learning.losses import loss_of
+from hpc_isl.learning.optim import optimizer_of
+from hpc_isl.learning.precision import autocast, resolve
+from hpc_isl.learning.transfer import MicroBatch
+from hpc_isl.learning.unet import build
+from hpc_isl.learning.world import World, open_world
+from hpc_isl.recipe import NetRecipe, OptimRecipe, TrainRecipe
+from hpc_isl.run import Attempt, Run
+
+WARM_UP = 2
+
+
+def main() -> None:
+    given = arguments()
+    if given.rank is not None:
+        as_rank(given)
+        return
+    processes = given.processes
+    kind = (
+        f"{torch.cuda.get_device_name()}"
+        if torch.cuda.is_available()
+        else f"CPU, {given.threads} thread(s) each"
+    )
+    print(
+        f"{given.encoder} U-Net, {given.batch} crops of {given.crop}² in micro-batches of {given.micro}, "
+        f"{given.precision}, {kind}"
+    )
+    one = measured(given, 1)
+    show("bare network, 1 process", one["bare"], given.batch, one["bare"])
+    show("training loop, 1 process", one["loop"], given.batch, one["bare"])
+    print(f"loop ÷ bare network: {one['loop'] / one['bare']:.3f}")
+    if processes > 1:
+        many = measured(given, processes)
+        show(f"training loop, {processes} processes", many["loop"], given.batch, one["bare"])
+        print(f"throughput of {processes} processes ÷ 1: {one['loop'] / many['loop']:.2f}")
+
+
+def arguments() -> argparse.Namespace:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--encoder", default="densenet121")
+    options.add_argument("--crop", type=int, default=128)
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--micro", type=int, default=4)
+    options.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
+    options.add_argument("--processes", type=int, default=2)
+    options.add_argument("--threads", type=int, default=1, help="of each process, on a CPU")
+    options.add_argument("--precision", default="auto")
+    options.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return options.parse_args()
+
+
+def show(name: str, seconds: float, batch: int, bare: float) -> None:
+    print(f"{name:<28}{seconds * 1e3:9.1f} ms a step{batch / seconds:10.1f} crops/s{bare / seconds:8.2f} ×")
+
+
+def measured(given: argparse.Namespace, processes: int) -> dict[str, float]:
+    """Median seconds of a step in that many processes, each started afresh."""
+    with tempfile.TemporaryDirectory() as folder:
+        of = vars(given) | {"processes": processes, "folder": folder}
+        words = [f"--{name}={value}" for name, value in of.items() if name != "rank"]
+        ranks = [
+            subprocess.Popen([sys.executable, __file__, *words, f"--rank={r}"]) for r in range(processes)
+        ]
+        codes = [process.wait() for process in ranks]
+        if any(codes):
+            sys.exit(f"the processes ended with {codes}")
+        return dict(json.loads(Path(folder, "result.json").read_text()))
+
+
+def as_rank(given: argparse.Namespace) -> None:
+    size = given.processes
+    attempt = Attempt(Run(given.folder), 0, given.rank, size, given.rank, size, cpus=given.threads)
+    with open_world(attempt) as world:
+        times = in_turns(given, world)
+        if world.rank == 0:
+            result = {kind: median(values[WARM_UP:]) for kind, values in times.items() if values}
+            (given.folder / "result.json").write_text(json.dumps(result))
+
+
+def pair(given: argparse.Namespace, micro: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(micro)
+    shape = (given.micro, 3, given.crop, given.crop)
+    sources = torch.randn(shape, generator=generator)
+    targets = sources[:, :1].abs()
+    on_gpu = torch.cuda.is_available()
+    return (sources.pin_memory(), targets.pin_memory()) if on_gpu else (sources, targets)
+
+
+def network(given: argparse.Namespace, world: World) -> nn.Module:
+    fresh = build(NetRecipe(encoder=given.encoder, weights=None), 3, 1)
+    return fresh.to(world.device).to(memory_format=torch.channels_last)
+
+
+def in_turns(given: argparse.Namespace, world: World) -> dict[str, list[float]]:
+    """Seconds of each step: of the product's loop, and in one process of the bare network in between."""
+    times: dict[str, list[float]] = {"loop": [], "bare": []}
+    steps = WARM_UP + given.steps
+    recipe = TrainRecipe(
+        steps=steps, batch=given.batch, micro_batch=given.micro, crop=given.crop,
+        precision=given.precision, checkpoint_every=10**6,
+    )  # fmt: skip
+    own = range(world.rank, given.batch // given.micro, world.size)
+    cached = {micro: pair(given, micro) for micro in own}
+    bare_step = bare(given, world) if world.size == 1 else None
+
+    def batches(first: int) -> Iterator[MicroBatch]:
+        return ((step, j, *cached[j]) for step in range(first, steps) for j in own)
+
+    def report(step: int, values: dict[str, float]) -> None:
+        times["loop"].append(values["step_s"])
+        if bare_step:
+            start = time.perf_counter()
+            bare_step()
+            times["bare"].append(time.perf_counter() - start)
+
+    hooks = Hooks(batches, report=report)
+    checkpoints = Checkpoints(given.folder / "checkpoints", "benchmark", say=lambda text: None)
+    train(network(given, world), loss_of("l1"), hooks, recipe, OptimRecipe(), steps, world, checkpoints)
+    return times
+
+
+def bare(given: argparse.Namespace, world: World) -> Callable[[], None]:
+    """A step of the least that trains: forward, backward, clipping, optimiser; batches on the device."""
+    of, dtype = network(given, world), resolve(given.precision, world.device)
+    of.train()
+    optimizer = optimizer_of(of.parameters(), OptimRecipe())
+    shares = given.batch // given.micro
+    cached = [
+        [t.to(world.device, memory_format=torch.channels_last) for t in pair(given, micro)]
+        for micro in range(shares)
+    ]
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for sources, targets in cached:
+            with autocast(world.device, dtype):
+                prediction: Any = of(sources)
+            (nn.functional.l1_loss(prediction.float(), targets) / shares).backward()
+        nn.utils.clip_grad_norm_(of.parameters(), 1.0)
+        optimizer.step()
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
