@@ -1,0 +1,82 @@
+"""Plate maps as people keep them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate_map import merged, read_plate_map
+
+
+def read(
+    tmp_path: Path, text: str, known: dict[str, dict[str, str]] | None = None
+) -> dict[str, dict[str, str]]:
+    path = tmp_path / "map.csv"
+    path.write_bytes(text.encode())
+    return read_plate_map(path, 8, 12, known or {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "well,dose,cell line\nB02,1,HeLa\nC11,2,3T3\n",
+        "\ufeffwell,dose,cell line\r\nB02,1,HeLa\r\nC11,2,3T3\r\n",
+        "Well;dose;cell line\nb2;1;HeLa\nc011;2;3T3",
+        "well\tdose\tcell line\n B2 \t 1\tHeLa\n\nC11\t2\t3T3\n",
+        'dose,cell line,well\n1,"HeLa",B02\n2,"3T3",C11\n,,\n',
+    ],
+    ids=["plain", "from Excel", "semicolons", "tabs and gaps", "any order"],
+)
+def test_wells_are_brought_to_one_form_whatever_the_separator(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text) == {
+        "B02": {"dose": "1", "cell line": "HeLa"},
+        "C11": {"dose": "2", "cell line": "3T3"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "well,dose\nB02,1\nI01,2\n",
+            r"map\.csv, line 3: well I01 lies outside the plate, whose last well is H12",
+        ),
+        ("well,dose\nB02,1\n2B,2\n", r"map\.csv, line 3: well '2B' is no well name"),
+        ("well,dose\nB02,1\nb2,2\n", r"map\.csv, line 3: well B02 is given twice"),
+        ("well,dose\nB02,1,x\n", "line 2: 3 values for 2 columns"),
+        ("wells,dose\nB02,1\n", r"no column 'well'; did you mean 'wells'"),
+        ("well,dose,dose\nB02,1,2\n", "several columns 'dose'"),
+        ("", "is empty"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(Mistake, match=message):
+        read(tmp_path, text)
+
+
+def test_a_table_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"plate_map: .*none\.csv: there is no such file"):
+        read_plate_map(tmp_path / "none.csv", 8, 12, {})
+    (tmp_path / "map.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(Mistake, match=r"map\.xlsx is no readable CSV"):
+        read_plate_map(tmp_path / "map.xlsx", 8, 12, {})
+
+
+def test_images_that_stand_for_wells_can_be_named_instead(tmp_path: Path) -> None:
+    known = {"A01": {"image": "HeLa_5"}, "A02": {"image": "3T3_3"}}
+    found = read(tmp_path, "image,cell_line\n3T3_3,NIH-3T3\n", known)
+    assert merged(known, found) == {
+        "A01": {"image": "HeLa_5"},
+        "A02": {"image": "3T3_3", "cell_line": "NIH-3T3"},
+    }
+    with pytest.raises(Mistake, match="no image '3T3_4'; did you mean '3T3_3'"):
+        read(tmp_path, "image,cell_line\n3T3_4,NIH-3T3\n", known)
+
+
+def test_a_persons_map_goes_above_the_exports() -> None:
+    assert merged({"A01": {"a": "1", "b": "2"}}, {"A01": {"a": "9"}, "A02": {}}) == {
+        "A01": {"a": "9", "b": "2"},
+        "A02": {},
+    }
