@@ -17,6 +17,7 @@ PLATES = {
         "label_free": ("Brightfield", "Digital Phase Contrast"), "stains": ("DAPI",), "planes": 4,
     },
     "paper/cells_pretrain.yaml": {"label_free": ("DIC",), "stains": ("CellMask",), "planes": 5},
+    "small_pretrain.yaml": {"label_free": ("phase",), "stains": ("nuclear",), "planes": 1},
 }  # fmt: skip
 SIZE = [
     "net.weights=null", "net.encoder=tu-test_resnet", "net.decoder=[16,8,8,4,4]", "train.crop=32",
@@ -28,6 +29,7 @@ FIT = {
     "pretrain.yaml": ["sources.0.plane=0", "sources.1.plane=2"],
     "paper/nuclei_pretrain.yaml": ["split.test=0.2"],
     "paper/cells_pretrain.yaml": [],
+    "small_pretrain.yaml": ["data.level=0"],
 }
 
 
