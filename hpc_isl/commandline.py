@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -41,7 +42,20 @@ def caller(root: Path, argv: tuple[str, ...] = ()) -> Caller:
     """Whoever typed this call: reads what is printed, keeps runs in `root`."""
     from hpc_isl.cluster.report import Caller
 
-    return Caller(lambda text: print(text, flush=True), root, program(), argv)
+    return Caller(say, root, program(), argv)
+
+
+def say(text: str) -> None:
+    """Prints; a run whose watcher has closed the pipe goes on, and its exit code stands."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        silence()
+
+
+def silence() -> None:
+    """From here on, nothing that is printed goes anywhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def parsed(verb: str, meaning: str, argv: list[str], *options: Option) -> Any:

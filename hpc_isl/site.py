@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field as Bound
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.strict import Strict, override, parse, read_yaml
@@ -94,6 +94,16 @@ class Site(Strict):
         if tracking and not re.match(r"none$|https?://|sqlite:|postgresql|mysql|databricks", tracking):
             raise ValueError("an MLflow address starts with http://, https:// or sqlite:///; or write none")
         return tracking
+
+    @model_validator(mode="after")
+    def _time_to_save(self) -> Site:
+        # Slurm sends the signal up to a minute early; Python must have started by then.
+        least = -(-self.signal_s // 60) + 3
+        if self.executor == "slurm" and self.minutes is not None and self.minutes < least:
+            raise ValueError(
+                f"time {self.time} is too short to save {self.signal_s} s before its end: {least}min"
+            )
+        return self
 
     @property
     def ranks(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hpc_isl
-from hpc_isl.commandline import Words, caller, program
+from hpc_isl.commandline import Words, caller, program, silence
 from hpc_isl.commands import COMMANDS
 from hpc_isl.mistake import Mistake, nearest
 
@@ -40,7 +40,7 @@ def door(argv: list[str]) -> int:
         print("\nstopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, `head` say, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        silence()
         return 0
     except Exception as error:
         print(f"{type(error).__name__}: {error}\ntraceback: {_keep_traceback()}", file=sys.stderr)

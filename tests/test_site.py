@@ -64,11 +64,13 @@ def test_times_are_minutes(text: str, expected: int) -> None:
         ("executor=pbs", "'local' or 'slurm'"),
         ("processes=0", "greater than or equal to 1"),
         ("partion=gpu", "did you mean 'partition'"),
+        ("{executor: slurm, time: 4min}", "too short to save 120 s before its end: 5min"),
     ],
 )
 def test_what_a_site_cannot_be_is_refused(word: str, says: str) -> None:
+    words = [word] if "{" not in word else ["executor=slurm", "time=4min"]
     with pytest.raises(Mistake, match=says):
-        load("laptop", [word])
+        load("laptop", words)
 
 
 def test_one_process_per_gpu_unless_a_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,6 @@ class View:
     def __post_init__(self) -> None:
         self._tail = Tail(self.run.attempts / str(self.attempt) / f"rank-{self.rank}.log")
         self._shown = time.monotonic(), 0.0
-        self._shown = time.monotonic(), 0.0
 
     def tick(self) -> None:
         for line in self._tail.lines():
@@ -74,8 +75,9 @@ class View:
             self._print(progress)
 
     def say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(BrokenPipeError):  # no one reads any more; the run goes on
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
     def close(self) -> None:
         self.tick()
@@ -83,12 +85,15 @@ class View:
             self._bar.close()
 
     def _draw(self, progress: dict[str, Any]) -> None:
-        bar = self._bar
-        if bar is None or (bar.total, bar.unit) != (progress["total"], progress["unit"]):
+        bar, unit = self._bar, f" {progress['unit']}"
+        if bar is None or (bar.total, bar.unit) != (progress["total"], unit):
             if bar is not None:
                 bar.close()
-            first = progress["done"]
-            bar = self._bar = tqdm(total=progress["total"], initial=first, unit=progress["unit"], leave=False)
+            size = shutil.get_terminal_size()  # tqdm's own draws nothing where a terminal has no size
+            bar = self._bar = tqdm(
+                total=progress["total"], initial=progress["done"], unit=unit,
+                leave=False, ncols=size.columns, nrows=size.lines, file=sys.stderr,
+            )  # fmt: skip
         bar.set_postfix_str(figures(progress.get("metrics", {})), refresh=False)
         if progress["done"] != bar.n:
             bar.update(progress["done"] - bar.n)

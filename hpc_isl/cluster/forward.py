@@ -84,11 +84,10 @@ def sync_all(runs: list[Run], say: Callable[[str], None]) -> int:
 
     failed, away = 0, set[str]()
     for run in runs:
-        uri = status.site_of(run).tracking_address(run.root)
-        if uri in away:
-            continue
         try:
-            say(sync(run))
+            uri = status.site_of(run).tracking_address(run.root)
+            if uri not in away:
+                say(sync(run))
         except Unreachable as error:
             away.add(str(uri))
             failed += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,11 +33,16 @@ MISTAKE, FAILED, STOPPED = 2, 1, 3  # exit codes; 0 is done
 ORPHAN_GRACE_S = 10.0  # to save in, after whoever watched over the run has died
 
 
-def stage_module(name: str) -> ModuleType:
-    """The module `NAME` of a stage: it offers `plan` and a function called as the stage."""
-    if name not in STAGES:
-        raise Mistake(f"{name!r} is not a stage; {nearest(name, STAGES)}")
-    return importlib.import_module(STAGES[name])
+def module_of(stage: str) -> str:
+    """The name of the module of a stage."""
+    if stage not in STAGES:
+        raise Mistake(f"{stage!r} is not a stage; {nearest(stage, STAGES)}")
+    return STAGES[stage]
+
+
+def stage_module(stage: str) -> ModuleType:
+    """The module of a stage: it offers `plan` and a function called as the stage."""
+    return importlib.import_module(module_of(stage))
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,7 @@ def _warn_through(attempt: Attempt) -> None:
 def _private_caches() -> None:
     """Caches of compiled code on a shared disk go stale; each job has its own, on the node."""
     folder = tempfile.mkdtemp(prefix="hpc_isl-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for variable in ("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
         os.environ.setdefault(variable, f"{folder}/{variable.lower()}")
 

@@ -15,7 +15,7 @@ import psutil
 from hpc_isl.cluster import names, record, report, status
 from hpc_isl.cluster.follow import View
 from hpc_isl.cluster.forward import forwarding
-from hpc_isl.cluster.jobs import ALONE, STAGES, Job, stage_module
+from hpc_isl.cluster.jobs import ALONE, Job, module_of, stage_module
 from hpc_isl.cluster.report import Caller
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import Recipe
@@ -69,21 +69,24 @@ def _dry_lines(order: Order, plan: Plan, run: Run) -> Iterator[str]:
     if order.site.executor == "slurm":
         from hpc_isl.cluster import slurm
 
-        job = Job(order.stage, STAGES[order.stage], run.folder, 0)
+        job = Job(order.stage, module_of(order.stage), run.folder, 0)
         yield from ("", "# sbatch", slurm.text(job, order.site).rstrip())
         yield from ("", "# start", slurm.start_time(job, order.site))
 
 
 def resources(site: Site) -> str:
     """`2 processes on this machine, 1 GPU, at most 12h`."""
-    machines = "this machine" if site.executor == "local" else f"{site.nodes} Slurm node(s)"
-    parts = [f"{site.ranks} process{'es' if site.ranks > 1 else ''} on {machines}"]
-    if site.cpus:
-        parts.append(f"{site.cpus} CPUs each")
-    parts.append(f"{site.visible_gpus or 'no'} GPU{'s' if site.visible_gpus > 1 else ''} per node")
+    machines = "this machine" if site.executor == "local" else _some(site.nodes, "Slurm node")
+    parts = [f"{_some(site.ranks, 'process', 'es')} on {machines}"]
+    parts += [f"{_some(site.cpus, 'CPU')} each"] if site.cpus else []
+    parts.append(f"{_some(site.visible_gpus, 'GPU')} per node" if site.visible_gpus else "no GPU")
     parts += [f"{site.memory} per node"] if site.memory else []
     parts += [f"at most {site.time}"] if site.time else []
     return ", ".join(parts)
+
+
+def _some(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{plural if number > 1 else ''}"
 
 
 def launch(order: Order, caller: Caller, wait: bool) -> int:
@@ -175,7 +178,7 @@ def _make(run: Run, plan: Plan, site: Site, caller: Caller) -> None:
 
 
 def _submit(run: Run, site: Site, caller: Caller, wait: bool) -> int:
-    job = Job(run.stage, STAGES[run.stage], run.folder, run.next_attempt())
+    job = Job(run.stage, module_of(run.stage), run.folder, run.next_attempt())
     return _to_slurm(job, site, caller, wait) if site.executor == "slurm" else _here(job, site, caller)
 
 
@@ -220,10 +223,19 @@ def _needs_slurm() -> None:
 
 def follow(run: Run, caller: Caller, rank: int = 0, everything: bool = False) -> int:
     """Shows what the run says until it has ended; Ctrl-C leaves it running."""
+    try:
+        _until_ended(run, rank, everything)
+    except KeyboardInterrupt:
+        caller.say(f"{run.name!r} goes on; to end it: {caller.command('cancel', run)}")
+        return report.INTERRUPTED
+    return report.waited(run, caller)
+
+
+def _until_ended(run: Run, rank: int, everything: bool) -> None:
     view = View(run, run.attempt_numbers()[-1], rank, everything)
     asked, alive = -1e9, True
     while alive:
-        if run.attempt_numbers()[-1] != view.attempt:
+        if run.attempt_numbers()[-1] != view.attempt:  # Slurm has started it again
             view.close()
             view = View(run, run.attempt_numbers()[-1], rank, everything)
         view.tick()
@@ -231,4 +243,3 @@ def follow(run: Run, caller: Caller, rank: int = 0, everything: bool = False) ->
             asked, alive = time.monotonic(), status.state(run).alive
         time.sleep(LOOK_S)
     view.close()
-    return report.waited(run, caller)

@@ -35,11 +35,11 @@ def place() -> Place:
         return Place(cpus=cpus_here())
     here = submitit.JobEnvironment()
     local_size = max(1, here.num_tasks // here.num_nodes)
-    cpus = int(os.environ.get("SLURM_CPUS_PER_TASK") or max(1, cpus_here() // local_size))
-    return Place(
-        here.global_rank, here.num_tasks, here.local_rank, local_size,
-        int(os.environ.get("HPC_ISL_CPUS") or cpus), int(os.environ.get("SLURM_RESTART_COUNT") or 0),
-    )  # fmt: skip
+    # A local run may stand inside a Slurm job, whose words are then not meant for it.
+    slurm = os.environ if here.cluster == "slurm" else {}
+    cpus = slurm.get("SLURM_CPUS_PER_TASK") or os.environ.get("HPC_ISL_CPUS") or cpus_here() // local_size
+    restarts = int(slurm.get("SLURM_RESTART_COUNT") or 0)
+    return Place(here.global_rank, here.num_tasks, here.local_rank, local_size, max(1, int(cpus)), restarts)
 
 
 def cpus_here() -> int:

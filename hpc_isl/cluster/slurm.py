@@ -25,6 +25,7 @@ from hpc_isl.site import Site
 INHERITED = re.compile(r"(SLURM|SBATCH|SRUN|PMI|MASTER|SUBMITIT)\w*|HPC_ISL_(WATCHER|CPUS)")
 KEPT = {"SLURM_CONF"}
 OTHERS_LEAVE_S = 60.0
+ANSWER_S = 30
 
 
 def scrubbed() -> list[str]:
@@ -91,10 +92,13 @@ def start_time(job: Job, site: Site) -> str:
     """When Slurm says that the job would start; the reason where it would refuse it."""
     if shutil.which("sbatch") is None:
         return "there is no sbatch on this machine"
-    done = subprocess.run(
-        [*_scrubbing(), "sbatch", "--test-only"],
-        input=text(job, site), capture_output=True, text=True, timeout=60, cwd="/",
-    )  # fmt: skip
+    command = [*_scrubbing(), "sbatch", "--test-only"]
+    try:
+        done = subprocess.run(
+            command, input=text(job, site), capture_output=True, text=True, timeout=ANSWER_S, cwd="/"
+        )
+    except subprocess.TimeoutExpired:
+        return f"Slurm did not answer within {ANSWER_S} s"
     return (done.stderr or done.stdout).strip().removeprefix("sbatch: ")
 
 
@@ -176,7 +180,7 @@ def queue(job: str) -> Queued | None:
 
 def _answer(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -42,7 +42,10 @@ class Requests:
 
     @contextmanager
     def listening(self) -> Iterator[Requests]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What nohup or a shell's & has us ignore stays ignored.
+        numbers = [
+            n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN
+        ]
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
@@ -99,7 +102,8 @@ class Watch:
         try:
             while len(self._codes) < len(self.ranks):
                 time.sleep(LOOK_S)
-                tick()
+                with suppress(OSError, ValueError):  # whoever watched has left: no reason to end the run
+                    tick()
                 self._look()
                 self._stop_if_asked()
                 self._kill_if_due()

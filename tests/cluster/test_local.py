@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
     from tests.conftest import Door
 
 
+HERE = Path(__file__).parent
 QUIET = "site.tracking=none"
 LONG = ("steps=400", "pause_s=0.05", QUIET)
 
@@ -162,6 +168,49 @@ def test_logs_show_the_failing_ranks_traceback_first(door: Door) -> None:
     assert shown[0] == "--- rank 1 failed:"
     assert any("boom" in line for line in shown[:20])
     assert "from 0" in door("logs", "crash", "--rank", "0").stdout
+
+
+def test_a_terminal_sees_a_bar_and_what_is_said_above_it(door: Door) -> None:
+    terminal, inside = pty.openpty()
+    words = ["count", "steps=30", "pause_s=0.05", "word=heed", QUIET]
+    call = subprocess.Popen(
+        [sys.executable, str(HERE / "door.py"), *words], cwd=door.cwd, env=door.environment,
+        stdin=subprocess.DEVNULL, stdout=inside, stderr=inside,
+    )  # fmt: skip
+    os.close(inside)
+    shown = b""
+    with suppress(OSError):  # how a terminal says that no one writes any more
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert call.wait() == 0
+    assert b"heed" in shown
+    assert re.search(rb"\d+/30 \[.* steps/s, loss 0\.\d+", shown)
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(door: Door) -> None:
+    call = door.open("count", "steps=30", "pause_s=0.05", QUIET, "--name", "unread")
+    assert call.stdout is not None
+    call.stdout.readline()
+    call.stdout.close()
+    assert call.wait(30) == 0
+    assert (door.folder("unread") / "done" / "count.json").is_file()
+
+
+def test_ctrl_c_while_following_leaves_the_run_alone(door: Door) -> None:
+    run = door.open("count", *LONG, "--name", "on")
+    assert door.eventually(lambda: (door.folder("on") / "metrics.jsonl").exists())
+    reader = door.open("logs", "on", "-f")
+    assert reader.stdout is not None
+    assert any("from 0" in line for line in reader.stdout)
+    os.killpg(reader.pid, signal.SIGINT)
+    output, _ = reader.communicate(timeout=20)
+    assert reader.returncode == 130
+    assert "'on' goes on" in output
+    assert run.poll() is None
+    door("cancel", "on")
+    run.communicate(timeout=20)
+    assert run.returncode == 3
 
 
 def test_setup_lines_and_another_python_come_before_the_rank(door: Door) -> None:
