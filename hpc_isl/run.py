@@ -75,12 +75,14 @@ class Plan:
         says: lines for the user: what was found, what will be done, in fields, GB, hours.
         inputs: name -> fingerprint of the data that the stage will read.
         makes: the folders or files that will appear.
+        check_size: raises a `Mistake` for a number of processes that cannot share the work.
     """
 
     recipe: Any
     says: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     makes: tuple[Path, ...] = ()
+    check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
 
 
 @dataclass(frozen=True)

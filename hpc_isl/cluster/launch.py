@@ -49,7 +49,7 @@ def order(stage: str, recipe: Recipe, site: Site, name: str | None) -> Order:
 
 def dry_run(order: Order, caller: Caller) -> int:
     """Says exactly what would be done, and writes nothing."""
-    plan = stage_module(order.stage).plan(order.recipe)
+    plan = _planned(order)
     run = order.folder(caller.root)
     finished = _is_finished(run, plan, caller)
     for line in _dry_lines(order, plan, run):
@@ -57,6 +57,13 @@ def dry_run(order: Order, caller: Caller) -> int:
     if finished:
         caller.say(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
     return 0
+
+
+def _planned(order: Order) -> Plan:
+    """What the stage would do, on as many processes as the site gives it."""
+    plan: Plan = stage_module(order.stage).plan(order.recipe)
+    plan.check_size(order.site.ranks)
+    return plan
 
 
 def _dry_lines(order: Order, plan: Plan, run: Run) -> Iterator[str]:
@@ -91,7 +98,7 @@ def _some(number: int, noun: str, plural: str = "s") -> str:
 
 def launch(order: Order, caller: Caller, wait: bool) -> int:
     """Plans, makes the run folder, submits; the exit code."""
-    plan = stage_module(order.stage).plan(order.recipe)
+    plan = _planned(order)
     run = order.folder(caller.root)
     for line in plan.says:
         caller.say(line)

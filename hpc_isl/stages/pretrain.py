@@ -74,7 +74,9 @@ def plan(recipe: PretrainRecipe) -> Plan:
     inputs = {index.plate.name: index.fingerprint for index in indices}
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]
-    return Plan(recipe, tuple(_says(recipe, study, crops)), inputs)
+    return Plan(
+        recipe, tuple(_says(recipe, study, crops)), inputs, check_size=partial(check_shares, recipe.train)
+    )
 
 
 def _located(recipe: PretrainRecipe) -> PretrainRecipe:
@@ -229,8 +231,8 @@ def _train(course: _Course) -> tuple[Progress, bool]:
     recipe, world, attempt, steps = course.recipe, course.world, course.attempt, course.ledger.steps
     workers = default_workers(attempt.cpus) if recipe.data.workers is None else recipe.data.workers
     attempt.say(
-        f"training on {world.size} × {world.device}, each with {torch.get_num_threads()} threads and "
-        f"{workers} loading processes"
+        f"training: {world.size} process{'es' * (world.size > 1)} on {world.device.type}, each with "
+        f"{torch.get_num_threads()} threads and {workers} loading processes"
     )
 
     def from_step(first: int) -> Iterator[MicroBatch]:

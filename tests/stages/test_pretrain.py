@@ -115,6 +115,13 @@ def test_mistakes_are_found_before_anything_is_submitted(recipe, override, messa
         plan(recipe(override))
 
 
+def test_processes_that_cannot_share_a_step_are_refused_at_submission(recipe):
+    found = plan(recipe())
+    found.check_size(2)
+    with pytest.raises(Mistake, match="3 processes cannot share the 2 micro-batches"):
+        found.check_size(3)
+
+
 def test_epochs_become_steps(recipe):
     said = "\n".join(plan(recipe("train.steps=null", "train.epochs=3")).says)
     assert "6 steps of 8 crops" in said  # 3 epochs × 3 fields × 5 crops / 8
