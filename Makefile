@@ -1,12 +1,20 @@
 # make demo, make test: all that is needed is Python >= 3.11 and make.
-PYTHON ?= python3
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
+H = $(BIN)/python -m hpc_isl.submit
+# Further words for steps: make demo PLATE='--wells 6' PRETRAIN='train.steps=20' SITE='site.cpus=1'; make test PYTEST='-k store'
+PLATE :=
+PRETRAIN :=
+SITE :=
+PYTEST :=
 
 .PHONY: help setup demo test lint lock clean
 
 help:
-	@echo "make demo    a synthetic plate -> OME-Zarr -> pretrained model -> scores and pictures (runs in ./demo)"
+	@echo "make demo    a synthetic plate -> OME-Zarr -> pretrained model -> scores and pictures, in demo/"
 	@echo "make test    lint, types, tests"
+	@echo "make setup   .venv, with every dependency as requirements.txt locks it"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make lock    resolve the dependencies of pyproject.toml anew into requirements.txt"
 	@echo "make clean   remove the environment and the demo"
@@ -14,12 +22,32 @@ help:
 setup: .venv/.ready
 
 .venv/.ready: requirements.txt requirements-uv.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-uv.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
+
+demo: setup
+	rm -rf demo
+	$(BIN)/python -m hpc_isl.stages.synthetic demo/export $(PLATE)
+	$(H) convert source=demo/export out=demo/plate.zarr plate_map=demo/export/plate_map.csv site.runs=demo/runs $(SITE)
+	$(H) annotate import demo/export/truth/nuclei plate=demo/plate.zarr labels=nuclei site.runs=demo/runs $(SITE)
+	$(H) inspect demo/plate.zarr
+	$(H) pretrain demo.yaml --name demo site.runs=demo/runs $(SITE) $(PRETRAIN)
+	@echo
+	@echo "What was made, below demo/:"
+	@echo "  export/                     a plate as an Opera Phenix writes it, and the truth about its cells"
+	@echo "  plate.zarr                  the same as OME-Zarr 0.5, with its nuclei as labels"
+	@echo "  runs/pretrain/demo/         the run: recipe, split, checkpoints, metrics, and"
+	@echo "    model/                    the model: weights and its contract"
+	@echo "    scores.csv                PCC, MAE and SSIM of each held-out field"
+	@echo "    pictures/examples.png     source, target, prediction side by side"
+	@echo "    stain.zarr                the virtual stain of the held-out wells"
+	@echo "Mean PCC of held-out fields:  $$($(BIN)/python -c 'import json; \
+	print(round(json.load(open("demo/runs/pretrain/demo/done/pretrain.json"))["figures"]["pcc"], 3))')"
+	@echo "To see it all in MLflow:      $(H) ui --root demo/runs"
 
 lint: setup
 	$(BIN)/ruff check
@@ -27,9 +55,9 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST)
 
-lock:
+lock: setup
 	echo uv | $(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header -o requirements-uv.txt -
 	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml -o requirements.txt
 
