@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from dataclasses import field as member
-from dataclasses import fields as members
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates import metadata
+from hpc_isl.plates import index_table, metadata
 from hpc_isl.plates.plate import Field, FieldKey, Plate, well_position
-from hpc_isl.plates.statistics import FieldStatistics, Histogram, PlaneStatistics, edges, from_dict
+from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
 from hpc_isl.run import write_atomic
 
 PlateMap = Mapping[str, Mapping[str, str]]
 Problems = tuple[tuple[FieldKey, str], ...]
-FACTS = tuple(fact.name for fact in members(PlaneStatistics))
-FILE = "index/fields.parquet"
 # A field is out of focus in a channel where its sharpest plane scores below half of the plate's
 # median, and below it by this many robust standard deviations of the logarithm.
 FOCUS_DEVIATIONS = 4.0
@@ -82,7 +75,7 @@ class Index:
         kinds = sorted({self.field(key).dtype for key in wanted})
         if len(kinds) != 1:
             raise Mistake(f"{self.path}: there is no one histogram for fields of the types {kinds}")
-        return _histogram(self.path, [self._rows[key] for key in wanted], kinds[0], channel)
+        return index_table.histogram(self.path, [self._rows[key] for key in wanted], kinds[0], channel)
 
 
 def image_path(path: Path, plate: Plate, key: FieldKey) -> Path:
@@ -121,9 +114,10 @@ def open_plate(path: Path) -> Index:
     """The plate at `path`, from two files; an index that is not there is made anew from the images."""
     ours = _plate_attributes(path)
     try:
-        return _index(path, ours, _read_table(path))
+        table = index_table.read_table(path)
     except (OSError, pa.ArrowException):
         return rebuild_index(path)
+    return _index(path, ours, table)
 
 
 def rebuild_index(path: Path) -> Index:
@@ -131,8 +125,11 @@ def rebuild_index(path: Path) -> Index:
     ours = _plate_attributes(path)
     plate = metadata.plate_from(ours["plate"], ())
     keys = [key for well in _wells(path) for key in _keys_of_well(path / well)]
-    _write_index(path, _read_images(path, plate, keys))
-    return _index(path, ours, _read_table(path))
+    try:
+        _write_index(path, _read_images(path, plate, keys))
+    except OSError as error:
+        raise Mistake(f"{path}: its index is missing and cannot be made anew: {error.strerror}") from None
+    return _index(path, ours, index_table.read_table(path))
 
 
 def _order(field: Field) -> tuple[tuple[int, int], int, int, str]:
@@ -162,7 +159,7 @@ def _keys_of_well(folder: Path) -> list[FieldKey]:
     return [FieldKey(**fact) for fact in facts]
 
 
-# ---------------------------------------------------------------- the file
+# ---------------------------------------------------------------- from images to the index
 
 
 def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[str, Any]]:
@@ -174,53 +171,31 @@ def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[st
 def _write_index(path: Path, images: list[dict[str, Any]]) -> None:
     statistics = [from_dict(image["statistics"]) for image in images]
     blurred = _out_of_focus(statistics)
-    rows = [_line(*each) for each in zip(images, statistics, blurred, strict=True)]
-    table = pa.Table.from_pylist(rows, schema=_schema(rows))
-    channels = [channel["name"] for channel in images[0]["plate"]["channels"]]
-    fingerprint = _fingerprint(channels, images)
-    stream = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata({"fingerprint": fingerprint}), stream, compression="zstd",
-        use_dictionary=False,
-    )  # fmt: skip
-    metadata.write_group(path / "index", ours={"file": "fields.parquet"})
-    write_atomic(path / FILE, stream.getvalue())
+    rows = [
+        index_table.row(image["field"], image["levels"], found, (*found.flags, *more))
+        for image, found, more in zip(images, statistics, blurred, strict=True)
+    ]
+    metadata.write_group(path / "index", ours={"file": index_table.FILE.partition("/")[2]})
+    write_atomic(path / index_table.FILE, index_table.encoded(rows, _fingerprint(images)))
 
 
-def _line(image: dict[str, Any], statistics: FieldStatistics, blurred: list[int]) -> dict[str, Any]:
-    field = image["field"]
-    keys = list(statistics.planes)
-    facts = {name: [getattr(plane, name) for plane in statistics.planes.values()] for name in FACTS}
-    return {
-        **field["key"],
-        "shape": field["shape"],
-        "dtype": field["dtype"],
-        "levels": image["levels"],
-        "position_um": field["position_um"],
-        "z_um": field["z_um"],
-        "details": json.dumps(field["details"]),
-        "digest": statistics.digest,
-        "flags": [*statistics.flags, *(f"out of focus:{channel}" for channel in blurred)],
-        **{part: [key[at] for key in keys] for at, part in enumerate(("time", "channel", "plane"))},
-        **facts,
-        **{f"histogram_{channel}": h.counts for channel, h in statistics.histograms.items()},
-    }
-
-
-def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
-    numbers, floats, text = pa.list_(pa.int64()), pa.list_(pa.float64()), pa.string()
-    histograms = sorted({name for row in rows for name in row if name.startswith("histogram_")})
-    kinds = {
-        "well": text, "name": text, "acquisition": pa.int64(), "shape": numbers, "dtype": text,
-        "levels": pa.int64(), "position_um": floats, "z_um": floats, "details": text, "digest": text,
-        "flags": pa.list_(text), "time": numbers, "channel": numbers, "plane": numbers,
-    }  # fmt: skip
-    return pa.schema(
-        list((kinds | dict.fromkeys(FACTS, floats) | dict.fromkeys(histograms, numbers)).items())
+def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
+    fields = index_table.fields(table)
+    rows = {field.key: row for row, field in enumerate(fields)}
+    return Index(
+        path=path,
+        plate=metadata.plate_from(ours["plate"], fields),
+        fingerprint=index_table.fingerprint(table),
+        plate_map=ours["plate_map"],
+        statistics=index_table.Statistics.of(path, fields, table),
+        problems=tuple((FieldKey(*key), text) for *key, text in ours["problems"]),
+        depth=dict(zip(rows, table["levels"].to_pylist(), strict=True)),
+        _rows=rows,
     )
 
 
-def _fingerprint(channels: list[str], images: list[dict[str, Any]]) -> str:
+def _fingerprint(images: list[dict[str, Any]]) -> str:
+    channels = images[0]["plate"]["channels"]
     fields = [
         [image["field"][fact] for fact in ("key", "shape", "dtype", "position_um", "z_um")]
         + [image["statistics"]["digest"]]
@@ -230,9 +205,9 @@ def _fingerprint(channels: list[str], images: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps([channels, ordered]).encode()).hexdigest()[:16]
 
 
-def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[int]]:
-    """For each field the channels in which it is blurred beside the plate's other fields."""
-    blurred: list[list[int]] = [[] for _ in statistics]
+def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[str]]:
+    """For each field, the flags of channels in which it is blurred beside the plate's other fields."""
+    blurred: list[list[str]] = [[] for _ in statistics]
     for channel in sorted({key[1] for field in statistics for key in field.planes}):
         scores = {
             at: max(plane.focus for key, plane in field.planes.items() if key[1] == channel)
@@ -246,126 +221,5 @@ def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[int]]:
         limit = np.exp(np.median(logs) - max(FOCUS_DEVIATIONS * spread, np.log(2)))
         for at, score in scores.items():
             if score < limit:
-                blurred[at].append(channel)
+                blurred[at].append(f"out of focus:{channel}")
     return blurred
-
-
-def _read_table(path: Path) -> pa.Table:
-    """All columns but the histograms, which are nearly all of the file."""
-    with pq.ParquetFile(path / FILE) as file:
-        names = [name for name in file.schema_arrow.names if not name.startswith("histogram_")]
-        return file.read(columns=names)
-
-
-def _histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogram:
-    lists = _histograms_of(path, channel, (path / FILE).stat().st_mtime_ns)
-    ends, counts = _numbers(lists.offsets), _numbers(lists.values)
-    total = np.zeros(len(edges(dtype)) - 1, np.int64)
-    for row in rows:
-        if ends[row] < ends[row + 1]:
-            total += counts[ends[row] : ends[row + 1]]
-    return Histogram(dtype, total)
-
-
-def _numbers(array: pa.Array) -> NDArray[Any]:
-    """By the buffer protocol, for `to_numpy` imports pandas, which takes a second."""
-    numbers: NDArray[Any] = np.from_dlpack(array)
-    return numbers
-
-
-@lru_cache(maxsize=4)
-def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
-    """A channel's histograms of all fields, kept while fields are asked for one by one."""
-    column = f"histogram_{channel}"
-    with pq.ParquetFile(path / FILE) as file:
-        if column not in file.schema_arrow.names:
-            raise Mistake(f"{path}: channel {channel} holds no pixels")
-        return file.read(columns=[column])[column].combine_chunks()
-
-
-def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
-    facts = table.select(
-        ["well", "name", "acquisition", "shape", "dtype", "position_um", "z_um", "details"]
-    ).to_pylist()
-    found = tuple(
-        metadata.field_from(
-            fact
-            | {"key": {part: fact[part] for part in ("well", "name", "acquisition")}}
-            | {"details": json.loads(fact["details"])}
-        )
-        for fact in facts
-    )
-    rows = {field.key: row for row, field in enumerate(found)}
-    return Index(
-        path=path,
-        plate=metadata.plate_from(ours["plate"], found),
-        fingerprint=table.schema.metadata[b"fingerprint"].decode(),
-        plate_map=ours["plate_map"],
-        statistics=_Statistics.of(path, rows, [field.dtype for field in found], table),
-        problems=tuple((FieldKey(*key), text) for *key, text in ours["problems"]),
-        depth=dict(zip(rows, table["levels"].to_pylist(), strict=True)),
-        _rows=rows,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Statistics(Mapping[FieldKey, FieldStatistics]):
-    """Statistics held as columns; a field's are made when asked for, its histograms read when asked for."""
-
-    path: Path
-    rows: Mapping[FieldKey, int]
-    dtypes: list[str]
-    ends: NDArray[np.int64]
-    places: NDArray[np.int64]
-    facts: NDArray[np.float64]
-    flags: list[list[str]]
-    digests: list[str]
-
-    @classmethod
-    def of(cls, path: Path, rows: Mapping[FieldKey, int], dtypes: list[str], table: pa.Table) -> _Statistics:
-        def flat(name: str) -> NDArray[Any]:
-            return _numbers(table[name].combine_chunks().flatten())
-
-        ends = np.cumsum(_numbers(table["time"].combine_chunks().value_lengths()))
-        return cls(
-            path, rows, dtypes, ends,
-            np.stack([flat(part) for part in ("time", "channel", "plane")], axis=1),
-            np.stack([flat(fact) for fact in FACTS], axis=1),
-            table["flags"].to_pylist(), table["digest"].to_pylist(),
-        )  # fmt: skip
-
-    def __getitem__(self, key: FieldKey) -> FieldStatistics:
-        row = self.rows[key]
-        part = slice(self.ends[row - 1] if row else 0, self.ends[row])
-        places, facts = self.places[part].tolist(), self.facts[part].tolist()
-        planes = {(t, c, z): PlaneStatistics(*fact) for (t, c, z), fact in zip(places, facts, strict=True)}
-        channels = sorted({channel for _, channel, _ in planes})
-        histograms = _Histograms(self.path, row, self.dtypes[row], channels)
-        return FieldStatistics(planes, histograms, tuple(self.flags[row]), self.digests[row])
-
-    def __iter__(self) -> Iterator[FieldKey]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True, eq=False)
-class _Histograms(Mapping[int, Histogram]):
-    """The histograms of one field, read from the index when asked for."""
-
-    path: Path
-    row: int
-    dtype: str
-    channels: list[int]
-
-    def __getitem__(self, channel: int) -> Histogram:
-        if channel not in self.channels:
-            raise KeyError(channel)
-        return _histogram(self.path, [self.row], self.dtype, channel)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.channels)
-
-    def __len__(self) -> int:
-        return len(self.channels)

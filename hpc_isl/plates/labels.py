@@ -112,7 +112,9 @@ def _list(image: Path) -> None:
 
 def _facts(image: Path) -> tuple[Plate, Field, int]:
     ours = metadata.read_group(image)["hpc_isl"]
-    return metadata.plate_from(ours["plate"], ()), metadata.field_from(ours["field"]), ours["levels"]
+    sizes = {name: ours["plate"][name] for name in ("name", "pixel_um", "plane_um")}
+    plate = Plate(rows=(), columns=(), channels=(), fields=(), **sizes)
+    return plate, metadata.field_from(ours["field"]), ours["levels"]
 
 
 def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDArray[np.uint32]:

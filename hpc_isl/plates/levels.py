@@ -129,7 +129,8 @@ def _write_array(path: Path, pixels: NDArray[Any], axes: tuple[str, ...], codec:
             "fill_value": 0,
         },
     }
-    ts.open(spec, create=True, delete_existing=True).result().write(pixels).result()
+    store = ts.open(spec, create=True, delete_existing=True, context=_context(os.getpid())).result()
+    store.write(pixels).result()
 
 
 def _bytes(dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -33,6 +33,16 @@ def plate_facts(plate: Plate) -> dict[str, Any]:
     return _plain(facts)
 
 
+def image_facts(plate: Plate) -> dict[str, Any]:
+    """What every image says of its plate, so that labels and the index can be made from it."""
+    return {
+        "name": plate.name,
+        "channels": [channel.name for channel in plate.channels],
+        "pixel_um": plate.pixel_um,
+        "plane_um": plate.plane_um,
+    }
+
+
 def plate_from(facts: Mapping[str, Any], fields: tuple[Field, ...]) -> Plate:
     return Plate(
         name=facts["name"],
@@ -64,8 +74,9 @@ def field_from(facts: Mapping[str, Any]) -> Field:
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """As JSON holds it: tuples become lists, keys strings, dates and paths text."""
-    result: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    """As JSON holds it: tuples become lists, keys strings, dates and paths text, NaN null."""
+    text = json.dumps(value, default=lambda other: other.item() if hasattr(other, "item") else str(other))
+    result: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
     return result
 
 
@@ -79,7 +90,7 @@ def write_group(
     parts = {"ome": ome, "hpc_isl": ours}
     attributes = {name: part for name, part in parts.items() if part is not None}
     content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    write_atomic(folder / "zarr.json", json.dumps(content))
+    write_atomic(folder / "zarr.json", json.dumps(content, allow_nan=False))
 
 
 def read_group(folder: Path) -> dict[str, Any]:

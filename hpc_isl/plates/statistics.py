@@ -166,6 +166,8 @@ def measure(pixels: NDArray[Any], existing: Collection[Place] | None = None) -> 
         existing: the planes that were imaged, as (time, channel, plane); None: all of them.
     """
     edges(pixels.dtype.name)  # refuses types that are not measured
+    if not np.isfinite(pixels).all():
+        raise ValueError("some pixels are NaN or infinite")
     places = sorted(np.ndindex(pixels.shape[:3]) if existing is None else existing)
     planes: dict[Place, PlaneStatistics] = {}
     histograms: dict[int, Histogram] = {}

@@ -76,7 +76,7 @@ def write_field(
     with appears_whole(image, need, overwrite) as folder:
         write_pyramid(folder, stored, metadata.axes(field), count, codec, "mean")
         ours = {
-            "plate": metadata.plate_facts(plate),
+            "plate": metadata.image_facts(plate),
             "field": metadata.field_facts(field),
             "levels": count,
             "inputs": inputs,

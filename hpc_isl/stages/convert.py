@@ -68,7 +68,9 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
 
 def _settled(found: Survey) -> bool:
     """Whether the finished plate is all that this conversion could make it."""
-    return not found.todo and open_plate(found.recipe.out).plate_map == found.plate_map
+    index = open_plate(found.recipe.out)
+    left_out = {key for key, _ in index.problems}
+    return not found.todo and index.plate_map == found.plate_map and left_out == set(found.damaged)
 
 
 def _convert_all(found: Survey, attempt: Attempt) -> Damaged | None:

@@ -63,6 +63,7 @@ def survey(recipe: ConvertRecipe) -> Survey:
     _check_places(recipe)
     export = _complete(_chosen(detect.read(recipe), recipe.fields))
     plate = export.plate
+    _check_names(plate)
     plate_map = merged(export.plate_map, {})
     if recipe.plate_map:
         size = len(plate.rows), len(plate.columns)
@@ -133,6 +134,15 @@ def _check_places(recipe: ConvertRecipe) -> None:
         raise Mistake(f"out: {recipe.out}: the name of a plate ends in .zarr, as in {out.name}.zarr")
     if out == source or source in out.parents:
         raise Mistake(f"out: {recipe.out} lies inside the export {recipe.source}; choose another folder")
+
+
+def _check_names(plate: Plate) -> None:
+    """Two fields must not share a folder, on disks that ignore case either."""
+    folders: dict[tuple[str, str], FieldKey] = {}
+    for field in plate.fields:
+        other = folders.setdefault((field.key.well, field.key.image.lower()), field.key)
+        if other != field.key:
+            raise Mistake(f"fields {other!r} and {field.key!r} would share a folder: name one otherwise")
 
 
 def _chosen(export: Export, wanted: list[str] | None) -> Export:

@@ -51,7 +51,7 @@ def convert_field(work: Work) -> Outcome:
     key, image = work.field.key, image_path(work.out, work.plate, work.field.key)
     try:
         inputs = inputs_digest(work.field, work.files, work.codec.model_dump(), work.levels)
-        if image.exists() and read_group(image).get("hpc_isl", {}).get("inputs") == inputs:
+        if _made_of(image, inputs):
             return Outcome(key, kept=True)
         field, pixels = assemble(work.field, work.files)
     except Mistake as error:
@@ -62,6 +62,13 @@ def convert_field(work: Work) -> Outcome:
         inputs=inputs, overwrite=True,
     )  # fmt: skip
     return Outcome(key)
+
+
+def _made_of(image: Path, inputs: str) -> bool:
+    try:
+        return bool(read_group(image)["hpc_isl"]["inputs"] == inputs)
+    except (Mistake, KeyError):
+        return False
 
 
 def convert_fields(works: list[Work], processes: int, stopping: threading.Event) -> Iterator[Outcome]:
@@ -76,7 +83,7 @@ def convert_fields(works: list[Work], processes: int, stopping: threading.Event)
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
     try:
-        yield from _flow(pool, iter(_until(works, stopping)), 2 * processes)
+        yield from _flow(pool, _until(works, stopping), 2 * processes, stopping)
     except BrokenProcessPool:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # the pool asks them with SIGTERM, which they ignore, and would wait for ever
@@ -95,8 +102,10 @@ def _until(works: Iterable[Work], stopping: threading.Event) -> Iterator[Work]:
         yield work
 
 
-def _flow(pool: ProcessPoolExecutor, works: Iterator[Work], ahead: int) -> Iterator[Outcome]:
-    """Keeps at most `ahead` fields under way, so that a stop is soon."""
+def _flow(
+    pool: ProcessPoolExecutor, works: Iterator[Work], ahead: int, stopping: threading.Event
+) -> Iterator[Outcome]:
+    """Keeps at most `ahead` fields under way and takes back those that wait at a stop, so that it is soon."""
     pending: set[Future[Outcome]] = set()
     while True:
         while len(pending) < ahead and (work := next(works, None)):
@@ -104,6 +113,8 @@ def _flow(pool: ProcessPoolExecutor, works: Iterator[Work], ahead: int) -> Itera
         if not pending:
             return
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        if stopping.is_set():
+            pending = {future for future in pending if not future.cancel()}
         yield from (future.result() for future in done)
 
 

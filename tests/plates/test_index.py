@@ -16,7 +16,7 @@ import pytest
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import index as index_file
-from hpc_isl.plates import metadata, ngff
+from hpc_isl.plates import index_table, metadata, ngff
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout, well_name
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, PlaneStatistics, measure, to_dict
 from hpc_isl.plates.store import finalise, open_plate, rebuild_index, write_field
@@ -55,11 +55,11 @@ def test_the_plate_comes_back_as_it_was_described(make_plate: MakePlate) -> None
 def test_an_index_made_anew_is_equal_and_a_missing_one_is_made_by_opening(make_plate: MakePlate) -> None:
     index, _ = make_plate(SHAPE, (1, 2, 1, 30, 40))
     assert rebuild_index(index.path) == index
-    content = (index.path / index_file.FILE).read_bytes()
-    (index.path / index_file.FILE).unlink()
+    content = (index.path / index_table.FILE).read_bytes()
+    (index.path / index_table.FILE).unlink()
     assert open_plate(index.path) == index
-    assert (index.path / index_file.FILE).read_bytes() == content
-    (index.path / index_file.FILE).write_bytes(content[:100])
+    assert (index.path / index_table.FILE).read_bytes() == content
+    (index.path / index_table.FILE).write_bytes(content[:100])
     assert open_plate(index.path) == index
 
 
@@ -168,7 +168,7 @@ def test_no_field_at_all_is_no_plate(tmp_path: Path) -> None:
 
 def test_the_table_opens_in_pandas_with_a_column_for_each_fact(make_plate: MakePlate) -> None:
     index, pixels = make_plate(SHAPE, SHAPE)
-    table = pq.read_table(index.path / index_file.FILE).to_pandas()
+    table = pq.read_table(index.path / index_table.FILE).to_pandas()
     assert list(table["well"]) == ["B02", "B03"]
     assert table["mean"][1][0] == pytest.approx(pixels[B03][0, 0, 0].mean())
     assert {"p999", "focus", "digest", "position_um", "histogram_0", "histogram_1"} <= set(table.columns)
@@ -191,13 +191,13 @@ def large_plate(path: Path) -> Plate:
     counts = rng.poisson(np.linspace(3000, 0, 1280) ** 1.2).astype(np.int64)
     planes = {(0, c, z): PlaneStatistics(*rng.random(9).tolist()) for c in range(6) for z in range(4)}
     statistics = FieldStatistics(planes, {c: Histogram("uint16", counts) for c in range(6)}, (), "0" * 32)
-    packed, facts = to_dict(statistics), metadata.plate_facts(plate)
+    packed, facts = to_dict(statistics), metadata.image_facts(plate)
     images = [
         {"field": metadata.field_facts(field), "levels": 5, "plate": facts, "statistics": packed}
         for field in fields
     ]
     index_file._write_index(path, images)
-    ours = {"plate": facts, "plate_map": {}, "problems": []}
+    ours = {"plate": metadata.plate_facts(plate), "plate_map": {}, "problems": []}
     metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
     return plate
 

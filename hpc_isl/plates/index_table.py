@@ -1,0 +1,182 @@
+"""The table in a plate's index: one row per field, statistics as columns, histograms read when asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from dataclasses import fields as members
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates import metadata
+from hpc_isl.plates.plate import Field, FieldKey
+from hpc_isl.plates.statistics import FieldStatistics, Histogram, PlaneStatistics, edges
+
+FILE = "index/fields.parquet"
+FACTS = tuple(fact.name for fact in members(PlaneStatistics))
+Row = dict[str, Any]
+
+
+def row(field: Mapping[str, Any], levels: int, statistics: FieldStatistics, flags: tuple[str, ...]) -> Row:
+    """One field as a row; `field` as `metadata.field_facts` writes it."""
+    keys = list(statistics.planes)
+    facts = {name: [getattr(plane, name) for plane in statistics.planes.values()] for name in FACTS}
+    return {
+        **field["key"],
+        "shape": field["shape"],
+        "dtype": field["dtype"],
+        "levels": levels,
+        "position_um": field["position_um"],
+        "z_um": field["z_um"],
+        "details": json.dumps(field["details"]),
+        "digest": statistics.digest,
+        "flags": flags,
+        **{part: [key[at] for key in keys] for at, part in enumerate(("time", "channel", "plane"))},
+        **facts,
+        **{f"histogram_{channel}": h.counts for channel, h in statistics.histograms.items()},
+    }
+
+
+def encoded(rows: list[Row], fingerprint: str) -> bytes:
+    """The file's content."""
+    table = pa.Table.from_pylist(rows, schema=_schema(rows))
+    stream = io.BytesIO()
+    named = table.replace_schema_metadata({"fingerprint": fingerprint})
+    pq.write_table(named, stream, compression="zstd", use_dictionary=False)
+    return stream.getvalue()
+
+
+def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
+    numbers, floats, text = pa.list_(pa.int64()), pa.list_(pa.float64()), pa.string()
+    histograms = sorted({name for row in rows for name in row if name.startswith("histogram_")})
+    kinds = {
+        "well": text, "name": text, "acquisition": pa.int64(), "shape": numbers, "dtype": text,
+        "levels": pa.int64(), "position_um": floats, "z_um": floats, "details": text, "digest": text,
+        "flags": pa.list_(text), "time": numbers, "channel": numbers, "plane": numbers,
+    }  # fmt: skip
+    return pa.schema(
+        list((kinds | dict.fromkeys(FACTS, floats) | dict.fromkeys(histograms, numbers)).items())
+    )
+
+
+def read_table(path: Path) -> pa.Table:
+    """All columns but the histograms, which are nearly all of the file; `path` is the plate's."""
+    with pq.ParquetFile(path / FILE) as file:
+        names = [name for name in file.schema_arrow.names if not name.startswith("histogram_")]
+        return file.read(columns=names)
+
+
+def fingerprint(table: pa.Table) -> str:
+    found: bytes = table.schema.metadata[b"fingerprint"]
+    return found.decode()
+
+
+def fields(table: pa.Table) -> tuple[Field, ...]:
+    """The fields, in the order of the rows."""
+    key = ["well", "name", "acquisition"]
+    facts = table.select([*key, "shape", "dtype", "position_um", "z_um", "details"]).to_pylist()
+    return tuple(
+        metadata.field_from(
+            fact | {"key": {part: fact[part] for part in key}, "details": json.loads(fact["details"])}
+        )
+        for fact in facts
+    )
+
+
+def histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogram:
+    """Counts of one channel over these rows, all of one dtype."""
+    lists = _histograms_of(path, channel, (path / FILE).stat().st_mtime_ns)
+    ends, counts = _numbers(lists.offsets), _numbers(lists.values)
+    total = np.zeros(len(edges(dtype)) - 1, np.int64)
+    for row in rows:
+        if ends[row] < ends[row + 1]:
+            total += counts[ends[row] : ends[row + 1]]
+    return Histogram(dtype, total)
+
+
+def _numbers(array: pa.Array) -> NDArray[Any]:
+    """By the buffer protocol, for `to_numpy` imports pandas, which takes a second."""
+    numbers: NDArray[Any] = np.from_dlpack(array)
+    return numbers
+
+
+@lru_cache(maxsize=4)
+def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
+    """A channel's histograms of all fields, kept while fields are asked for one by one."""
+    column = f"histogram_{channel}"
+    with pq.ParquetFile(path / FILE) as file:
+        if column not in file.schema_arrow.names:
+            raise Mistake(f"{path}: channel {channel} holds no pixels")
+        return file.read(columns=[column])[column].combine_chunks()
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics(Mapping[FieldKey, FieldStatistics]):
+    """Statistics held as columns; a field's are made when asked for, its histograms read when asked for."""
+
+    path: Path
+    rows: Mapping[FieldKey, int]
+    dtypes: list[str]
+    ends: NDArray[np.int64]
+    places: NDArray[np.int64]
+    facts: NDArray[np.float64]
+    flags: list[list[str]]
+    digests: list[str]
+
+    @classmethod
+    def of(cls, path: Path, found: tuple[Field, ...], table: pa.Table) -> Statistics:
+        def flat(name: str) -> NDArray[Any]:
+            return _numbers(table[name].combine_chunks().flatten())
+
+        ends = np.cumsum(_numbers(table["time"].combine_chunks().value_lengths()))
+        return cls(
+            path, {field.key: row for row, field in enumerate(found)}, [field.dtype for field in found], ends,
+            np.stack([flat(part) for part in ("time", "channel", "plane")], axis=1),
+            np.stack([flat(fact) for fact in FACTS], axis=1),
+            table["flags"].to_pylist(), table["digest"].to_pylist(),
+        )  # fmt: skip
+
+    def __getitem__(self, key: FieldKey) -> FieldStatistics:
+        row = self.rows[key]
+        part = slice(self.ends[row - 1] if row else 0, self.ends[row])
+        places, facts = self.places[part].tolist(), self.facts[part].tolist()
+        planes = {(t, c, z): PlaneStatistics(*fact) for (t, c, z), fact in zip(places, facts, strict=True)}
+        channels = sorted({channel for _, channel, _ in planes})
+        histograms = _Histograms(self.path, row, self.dtypes[row], channels)
+        return FieldStatistics(planes, histograms, tuple(self.flags[row]), self.digests[row])
+
+    def __iter__(self) -> Iterator[FieldKey]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Histograms(Mapping[int, Histogram]):
+    """The histograms of one field, read from the index when asked for."""
+
+    path: Path
+    row: int
+    dtype: str
+    channels: list[int]
+
+    def __getitem__(self, channel: int) -> Histogram:
+        if channel not in self.channels:
+            raise KeyError(channel)
+        return histogram(self.path, [self.row], self.dtype, channel)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.channels)
+
+    def __len__(self) -> int:
+        return len(self.channels)
