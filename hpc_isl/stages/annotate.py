@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,7 +66,7 @@ def plan(recipe: AnnotateRecipe) -> Plan:
 
 
 def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
-    """Writes the labels, field by field; what is there already and equal is left alone.
+    """Writes the labels, field by field, one thread per CPU; what is there already and equal is left alone.
 
     Nothing is written while a label image is damaged, or while other labels would be written over
     without `overwrite`: all such fields are named together.
@@ -73,20 +76,15 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     index = _open(recipe)
     makers = _imports(recipe, index) if recipe.action == "import" else _drafts(recipe, index)
     _check(recipe, index, makers)
-    tally = dict.fromkeys(("written", "kept", "objects", "boxes", "dropped"), 0)
-    for number, (key, make) in enumerate(makers.items(), 1):
-        if attempt.stopping.is_set():
-            return
-        made = make()
-        new = _is_new(recipe, index, key, made)
-        if new:
-            store.write_labels(
-                index.image(key), recipe.labels, made.labels, origin=ORIGINS[recipe.action],
-                boxes=made.boxes, overwrite=recipe.overwrite,
-            )  # fmt: skip
-        for name, count in made.counts.items() | {("written" if new else "kept", 1)}:
-            tally[name] += count
-        attempt.progress(number, len(makers), "fields")
+    tally: Counter[str] = Counter(written=0, kept=0, objects=0, boxes=0, dropped=0)
+    with ThreadPoolExecutor(attempt.cpus) as pool:
+        found = pool.map(partial(_annotate_field, recipe, index, attempt.stopping), makers.items())
+        for number, counts in enumerate(found, 1):
+            if counts is None:
+                attempt.say("stopped between fields; what is written is kept")
+                return
+            tally.update(counts)
+            attempt.progress(number, len(makers), "fields")
     if tally["dropped"]:
         attempt.say(f"{tally['dropped']} objects outside every annotation box were dropped")
     attempt.say(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
@@ -97,6 +95,23 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
         "made": {f"labels {recipe.labels!r}": str(recipe.plate)},
         "next": [f"python -m hpc_isl.submit inspect {plate}"],
     })  # fmt: skip
+
+
+def _annotate_field(
+    recipe: AnnotateRecipe, index: store.Index, stopping: threading.Event, item: tuple[FieldKey, Maker]
+) -> dict[str, int] | None:
+    """Makes and writes the labels of one field; its counts, or None where the stage is to stop."""
+    if stopping.is_set():
+        return None
+    key, make = item
+    made = make()
+    new = _is_new(recipe, index, key, made)
+    if new:
+        store.write_labels(
+            index.image(key), recipe.labels, made.labels, origin=ORIGINS[recipe.action],
+            boxes=made.boxes, overwrite=recipe.overwrite,
+        )  # fmt: skip
+    return {"written": int(new), "kept": int(not new), **made.counts}
 
 
 def _check(recipe: AnnotateRecipe, index: store.Index, makers: Mapping[FieldKey, Maker]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def run(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     """Plan and do, as the door does; the summary of the done record."""
     recipe = AnnotateRecipe.model_validate({"labels": "nuclei", **keys})
     where = Run(tmp_path / "runs" / "annotate" / "a")
-    annotate(plan(recipe).recipe, Attempt(where))
+    annotate(plan(recipe).recipe, Attempt(where, cpus=2))
     return where.summary() or {}
 
 
@@ -81,10 +82,18 @@ def test_a_second_import_keeps_what_is_equal_and_refuses_what_differs(
     np.testing.assert_array_equal(store.read_labels(image, "nuclei"), truth(export, KEYS[0], "cells"))
 
 
+class AfterOneField(threading.Event):
+    """Set when it is asked for the second time."""
+
+    def is_set(self) -> bool:
+        before = super().is_set()
+        self.set()
+        return before
+
+
 def test_a_stopped_import_goes_on_where_it_was(export: Path, plate: Path, tmp_path: Path) -> None:
     recipe = AnnotateRecipe(action="import", plate=plate, labels="nuclei", source=export / "truth" / "nuclei")
-    attempt = Attempt(Run(tmp_path / "runs" / "annotate" / "a"))
-    attempt.progress = lambda *_, **__: attempt.stopping.set()  # type: ignore[method-assign]
+    attempt = Attempt(Run(tmp_path / "runs" / "annotate" / "a"), stopping=AfterOneField())
     annotate(recipe, attempt)
     assert attempt.run.summary() is None
     summary = run(tmp_path, action="import", plate=plate, source=export / "truth" / "nuclei")
