@@ -265,6 +265,8 @@ class Attempt:
             rank=self.rank, size=self.size, attempt=self.number, pid=os.getpid(),
             node=socket.gethostname(), start=now(), heartbeat=now(),
         )  # fmt: skip
+        if self.rank == 0:
+            _end_line(self.run.metrics)
         ended = threading.Event()
         beat = threading.Thread(target=self._beat, args=(ended, vitals), daemon=True, name="heartbeat")
         beat.start()
@@ -291,6 +293,13 @@ class Attempt:
                     self.metric(int(time.time() - origin), **vitals())
             except OSError:
                 continue
+
+
+def _end_line(path: Path) -> None:
+    """A line torn by a kill gets its end, so that it spoils no other."""
+    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with path.open("a") as stream:
+            stream.write("\n")
 
 
 def _outcome(error: BaseException) -> dict[str, Any]:

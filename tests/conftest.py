@@ -41,7 +41,7 @@ class Door:
         """One call to its end; output and errors together in `stdout`."""
         return subprocess.run(
             [sys.executable, str(COUNTING / "door.py"), *words], cwd=cwd or self.cwd, env=self.environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
         )  # fmt: skip
 
     def open(self, *words: str) -> subprocess.Popen[str]:
@@ -65,7 +65,7 @@ class Door:
                 continue
         return found
 
-    def eventually(self, true: Callable[[], object], within_s: float = 20) -> bool:
+    def eventually(self, true: Callable[[], object], within_s: float = 90) -> bool:
         """Whether it comes true in time."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:

@@ -121,6 +121,10 @@ def test_a_torn_last_line_of_metrics_is_passed_over(folder: Run) -> None:
     with folder.metrics.open("a") as stream:
         stream.write('{"step": 2, "val')
     assert [line["step"] for line in folder.metric_lines()] == [1]
+    resumed = Attempt(folder, number=1)
+    with resumed.recorded():
+        resumed.metric(2, loss=0.4)
+    assert [line["step"] for line in folder.metric_lines()] == [1, 2]
 
 
 def test_vitals_join_the_metrics(folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,11 @@ def test_runs_lie_where_the_environment_or_the_site_says(door: Door, tmp_path: P
     assert (tmp_path / "by site/count/b/recipe.yaml").is_file()
     assert "count  b" in door("status", "--root", str(tmp_path / "by site")).stdout
     assert done.returncode == 0
+    typed = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
+    assert typed[3:] == ["ui", "--root", str(tmp_path / "by site")], "what to type next works as it stands"
+    failed = door("count", "site.tracking=none", f"site.runs={tmp_path / 'by site'}", "crash_rank=0")
+    typed = shlex.split(failed.stdout.splitlines()[-1].removeprefix("next: "))
+    assert Path(typed[4]).parent == tmp_path / "by site" / "count"
 
 
 def test_output_that_no_one_reads_any_more_is_no_error(door: Door) -> None:

@@ -29,7 +29,7 @@ def forwarding(run: Run, site: Site) -> Iterator[None]:
     environment = {**os.environ, "PYTHONPATH": import_path()}
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            ["nice", "-n", "15", *command], cwd=run.folder, env=environment, start_new_session=True,
+            ["nice", "-n", "15", *command], cwd=run.folder, env=environment, process_group=0,
             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
         )  # fmt: skip
     try:

@@ -21,7 +21,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.run import Attempt, Run
+from hpc_isl.run import Attempt, Run, read_json
 
 STAGES = {
     "convert": "hpc_isl.stages.convert",
@@ -120,14 +120,8 @@ def _stay_for_rank_0(attempt: Attempt) -> None:
     """`srun --wait` ends a job some time after its first rank has left: rank 0 leaves first."""
     if attempt.rank == 0 or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return
-    while not (_record_of(attempt, 0) or {}).get("exit"):
+    while not (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
         time.sleep(0.5)
-
-
-def _record_of(attempt: Attempt, rank: int) -> dict[str, Any] | None:
-    from hpc_isl.run import read_json
-
-    return read_json(attempt.folder / f"rank-{rank}.json")
 
 
 def _forwarded(attempt: Attempt) -> AbstractContextManager[None]:
@@ -217,10 +211,10 @@ def _redirect(log: Path) -> None:
 
 def _warn_through(attempt: Attempt) -> None:
     """Warnings that the package itself raises are said; those of libraries stay in the log."""
-    quiet = warnings.showwarning
+    quiet, ours = warnings.showwarning, f"{Path(__file__).parents[1]}{os.sep}"
 
     def show(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
-        if f"{os.sep}hpc_isl{os.sep}" in filename:
+        if filename.startswith(ours):
             attempt.say(f"warning: {message}")
         else:
             quiet(message, category, filename, *rest, **more)
@@ -238,5 +232,6 @@ def _private_caches() -> None:
 
 def threads(cpus: int) -> Mapping[str, str]:
     """Environment that caps the thread pools of numerical libraries; they read it when imported."""
-    names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA", "BLOSC")
-    return {f"{name}_NUM_THREADS" if name != "BLOSC" else "BLOSC_NTHREADS": str(cpus) for name in names}
+    libraries = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")
+    names = [*(f"{library}_NUM_THREADS" for library in libraries), "BLOSC_NTHREADS"]
+    return dict.fromkeys(names, str(cpus))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED
 from hpc_isl.cluster.names import address
 from hpc_isl.cluster.supervise import Ending
 from hpc_isl.run import Run
+from hpc_isl.site import runs_root
 
 INTERRUPTED = 130
 
@@ -28,7 +30,13 @@ class Caller:
 
     def command(self, verb: str, run: Run, *options: str) -> str:
         """A line to type, such as `python -m hpc_isl.submit logs S12 -f`."""
-        return " ".join([self.program, verb, address(run, self.root), *options])
+        return " ".join([self.program, verb, address(run, runs_root()), *options])
+
+    @property
+    def ui(self) -> str:
+        """The line that opens MLflow on these runs."""
+        elsewhere = [] if self.root == runs_root() else ["--root", shlex.quote(str(self.root))]
+        return " ".join([self.program, "ui", *elsewhere])
 
 
 def done(run: Run, caller: Caller) -> int:
@@ -38,7 +46,7 @@ def done(run: Run, caller: Caller) -> int:
     for line in [*_columns(status.main_figures(summary)), *_columns(_paths(summary.get("made", {})))]:
         caller.say(f"  {line}")
     caller.say(f"  run folder  {run.folder}")
-    following = summary.get("next") or [f"{caller.program} ui"]
+    following = summary.get("next") or [caller.ui]
     caller.say("next: " + "\n      ".join(map(str, following)))
     return 0
 

@@ -68,14 +68,18 @@ class Ending:
 def start(
     command: Sequence[str], environments: Sequence[Mapping[str, str]], logs: Sequence[Path], folder: Path
 ) -> list[subprocess.Popen[bytes]]:
-    """One process per environment, each in a session of its own: the terminal's Ctrl-C reaches us alone."""
+    """One process per environment, each in a process group of its own: Ctrl-C reaches us alone.
+
+    A session of its own would do that too, but where the kernel groups tasks by session to share out
+    the CPUs, a user's `nice` would then mean nothing.
+    """
     ranks = []
     for environment, log in zip(environments, logs, strict=True):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stream:
             ranks.append(
                 subprocess.Popen(
-                    command, env=dict(environment), cwd=folder, start_new_session=True,
+                    command, env=dict(environment), cwd=folder, process_group=0,
                     stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
                 )
             )  # fmt: skip
@@ -153,7 +157,7 @@ class Watch:
                     os.kill(rank.pid, number)
 
     def _end(self) -> None:
-        """Whatever else happened, no rank and no process of a rank's session is left."""
+        """Whatever else happened, no rank and no process of a rank's group is left."""
         self._send(signal.SIGKILL)
         leaders = {rank.pid for rank in self.ranks}
         deadline = time.monotonic() + SWEEP_S
@@ -167,11 +171,11 @@ class Watch:
 
 
 def _members(leaders: set[int]) -> list[int]:
-    """Processes in the sessions of `leaders`, but for these."""
+    """Processes in the groups of `leaders`, but for these."""
     found = []
     for pid in psutil.pids():
         with suppress(ProcessLookupError, PermissionError):
-            if pid not in leaders and os.getsid(pid) in leaders and not _is_zombie(pid):
+            if pid not in leaders and os.getpgid(pid) in leaders and not _is_zombie(pid):
                 found.append(pid)
     return found
 

@@ -10,6 +10,7 @@ import re
 import socket
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -78,7 +79,7 @@ def _only_writer(lock: Path, wait_s: float) -> Iterator[bool]:
 def _check(uri: str) -> None:
     """A server that is not there is found out in seconds, before MLflow is imported and retries."""
     parts = urllib.parse.urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
+    if parts.scheme not in ("http", "https") or parts.scheme in urllib.request.getproxies():
         return
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -212,10 +213,12 @@ class _Forward:
         return sent + self._send(batch, end)
 
     def _fresh(self, line: dict[str, Any]) -> list[Any]:
+        last, metric = self.kept["last"], self.mlflow.entities.Metric
+        new = {key: value for key, value in line["values"].items() if line["step"] > last.get(key, -1)}
+        if not new:
+            return []
+        last |= dict.fromkeys(new, line["step"])
         moment = int(datetime.fromisoformat(line["time"]).timestamp() * 1000)
-        new = {key: v for key, v in line["values"].items() if line["step"] > self.kept["last"].get(key, -1)}
-        self.kept["last"] |= dict.fromkeys(new, line["step"])
-        metric = self.mlflow.entities.Metric
         return [metric(_plain(key), value, moment, line["step"]) for key, value in new.items()]
 
     def _new_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
@@ -223,9 +226,12 @@ class _Forward:
         with suppress(FileNotFoundError), self.run.metrics.open("rb") as stream:
             stream.seek(self.kept["offset"])
             for raw in stream:
-                if raw.endswith(b"\n"):
-                    with suppress(json.JSONDecodeError):
-                        yield json.loads(raw), stream.tell()
+                if not raw.endswith(b"\n"):
+                    return
+                try:
+                    yield json.loads(raw), stream.tell()
+                except json.JSONDecodeError:
+                    yield {"values": {}}, stream.tell()
 
     def _send(self, batch: list[Any], offset: int) -> int:
         """What is sent twice because we died before the offset was kept, MLflow itself drops."""
@@ -270,15 +276,9 @@ class _Forward:
 
     def _needs(self) -> list[str]:
         needed = (
-            "torch",
-            "segmentation_models_pytorch",
-            "safetensors",
-            "numpy",
-            "scipy",
-            "pydantic",
-            "PyYAML",
+            "torch segmentation_models_pytorch safetensors numpy scipy pydantic PyYAML tensorstore pyarrow"
         )
-        return [name for name in needed if name in self.record.get("packages", {})]
+        return [name for name in needed.split() if name in self.record.get("packages", {})]
 
     def _state(self, found: status.State) -> None:
         self._tag({"hpc_isl.state": found.word, "hpc_isl.attempts": len(self.run.attempt_numbers())})

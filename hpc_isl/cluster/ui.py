@@ -55,7 +55,7 @@ def _free_port() -> int:
 
 
 def _start(uri: str, root: Path, port: int) -> subprocess.Popen[bytes]:
-    """In a session of its own, so that it can be ended with all its workers."""
+    """In a process group of its own, so that it can be ended with all its workers."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--default-artifact-root", (root / "mlflow-artifacts").as_uri()]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
@@ -64,7 +64,7 @@ def _start(uri: str, root: Path, port: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **quiet, "DO_NOT_TRACK": "true"}
     with (root / "mlflow.log").open("ab") as log:
         return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
         )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 QUIET = "site.tracking=none"
-LONG = ("steps=400", "pause_s=0.05", QUIET)
+LONG = ("steps=1000", "pause_s=0.2", QUIET)  # minutes, which no test waits for
 
 
 def lines(door: Door, name: str) -> list[dict[str, object]]:
@@ -56,7 +56,7 @@ def test_what_a_rank_says_is_shown_and_its_noise_is_not(door: Door) -> None:
 def test_one_crashed_rank_ends_the_run_in_seconds(door: Door) -> None:
     started = time.monotonic()
     done = door("count", *LONG, "crash_rank=1", "site.processes=3", "--name", "crash")
-    assert time.monotonic() - started < 15, "20 s of counting were left"
+    assert time.monotonic() - started < 100, "200 s of counting were left"
     assert done.returncode == 1
     assert "failed in rank 1 of 3: RuntimeError: boom" in done.stdout
     assert "Traceback" not in done.stdout
@@ -89,7 +89,7 @@ def test_ctrl_c_saves_and_resume_goes_on(door: Door) -> None:
     call = door.open("count", *LONG, "site.processes=2", "--name", "ctrl")
     assert door.eventually(lambda: (door.folder("ctrl") / "metrics.jsonl").exists())
     os.killpg(call.pid, signal.SIGINT)
-    output, _ = call.communicate(timeout=20)
+    output, _ = call.communicate(timeout=90)
     assert call.returncode == 130, output
     assert "next: python -m hpc_isl.submit resume ctrl" in output
     assert door.left() == []
@@ -98,9 +98,9 @@ def test_ctrl_c_saves_and_resume_goes_on(door: Door) -> None:
     resumed = door.open("resume", "ctrl")
     assert door.eventually(lambda: "from " in _log(door, "ctrl", 1))
     saved = int(_log(door, "ctrl", 1).split("from ")[1].split()[0])
-    assert 0 < saved < 400
+    assert 0 < saved < 1000
     door("cancel", "ctrl")
-    resumed.communicate(timeout=20)
+    resumed.communicate(timeout=90)
     assert resumed.returncode == 3
     assert "cancelled" in door("status").stdout
 
@@ -117,7 +117,7 @@ def test_a_second_ctrl_c_kills_what_does_not_stop(door: Door) -> None:
     time.sleep(1)
     assert call.poll() is None, "the first is a request"
     os.killpg(call.pid, signal.SIGINT)
-    output, _ = call.communicate(timeout=20)
+    output, _ = call.communicate(timeout=90)
     assert call.returncode == 130
     assert "was killed" in output
     assert door.left() == []
@@ -132,8 +132,8 @@ def test_no_orphan_is_left_when_the_door_is_killed(door: Door) -> None:
     for call in (heeding, deaf):
         call.kill()
         call.communicate()
-    assert door.eventually(lambda: (door.folder("heeding") / "checkpoints").exists(), 5)
-    assert door.eventually(lambda: door.left() == [], 25)
+    assert door.eventually(lambda: (door.folder("heeding") / "checkpoints").exists())
+    assert door.eventually(lambda: door.left() == [], 90)
     table = door("status").stdout
     assert "deaf     lost" in table
     assert "heeding  stopped" in table, "it had time to save"
@@ -157,7 +157,7 @@ def test_a_running_run_is_seen_followed_and_cancelled_from_elsewhere(door: Door,
     assert "is running already" in again.stdout
     assert "from 0" in door("logs", str(door.folder("far")), cwd=elsewhere).stdout
     assert "told to save" in door("cancel", "far", "--root", root, cwd=elsewhere).stdout
-    call.communicate(timeout=20)
+    call.communicate(timeout=90)
     assert call.returncode == 3
     assert "cancelled" in door("status", "--root", root, cwd=elsewhere).stdout
 
@@ -193,7 +193,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(door: Door) -> None:
     assert call.stdout is not None
     call.stdout.readline()
     call.stdout.close()
-    assert call.wait(30) == 0
+    assert call.wait(90) == 0
     assert (door.folder("unread") / "done" / "count.json").is_file()
 
 
@@ -204,12 +204,12 @@ def test_ctrl_c_while_following_leaves_the_run_alone(door: Door) -> None:
     assert reader.stdout is not None
     assert any("from 0" in line for line in reader.stdout)
     os.killpg(reader.pid, signal.SIGINT)
-    output, _ = reader.communicate(timeout=20)
+    output, _ = reader.communicate(timeout=90)
     assert reader.returncode == 130
     assert "'on' goes on" in output
     assert run.poll() is None
     door("cancel", "on")
-    run.communicate(timeout=20)
+    run.communicate(timeout=90)
     assert run.returncode == 3
 
 

@@ -9,7 +9,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
@@ -21,7 +20,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.conftest import Door
 
-LONG = ("steps=400", "pause_s=0.05")
+LONG = ("steps=1000", "pause_s=0.2")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_ui_answers_on_loopback_until_ctrl_c(forwarded: Door) -> None:
     with urllib.request.urlopen(address) as page:
         assert b"MLflow" in page.read()
     os.killpg(call.pid, signal.SIGINT)
-    call.communicate(timeout=20)
+    call.communicate(timeout=90)
     assert call.returncode == 0
     assert forwarded.eventually(lambda: forwarded.left() == [])
 
@@ -84,27 +83,27 @@ def test_ui_answers_on_loopback_until_ctrl_c(forwarded: Door) -> None:
 @pytest.mark.kill
 def test_steps_that_a_resumed_run_does_again_are_not_doubled(door: Door) -> None:
     call = door.open("count", *LONG, "--name", "kill")
-    assert door.eventually(lambda: (door.folder("kill") / "tracking.json").exists(), 40)
+    assert door.eventually(lambda: (door.folder("kill") / "tracking.json").exists(), 90)
     os.killpg(call.pid, signal.SIGKILL)
     call.communicate()
-    assert door.eventually(lambda: door.left() == [], 25), "the forwarder ends with the run"
+    assert door.eventually(lambda: door.left() == [], 90), "the forwarder ends with the run"
     for path in (door.folder("kill") / "checkpoints").iterdir():
         path.unlink()  # all steps are done again
     door.environment["COUNT_FAST"] = "1"
     assert door("resume", "kill").returncode == 0
-    assert [step for step, _ in losses(door)] == list(range(400))
+    assert [step for step, _ in losses(door)] == list(range(1000))
     written = (door.folder("kill") / "metrics.jsonl").read_text().count('"loss"')
-    assert written > 400, "the run folder keeps both"
+    assert written > 1000, "the run folder keeps both"
 
 
 def test_a_server_that_is_away_neither_stops_nor_delays_a_run(door: Door) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # a port on which no one listens
         uri = f"http://127.0.0.1:{held.getsockname()[1]}"
-        started = time.monotonic()
         done = door("count", f"site.tracking={uri}", "--name", "alone")
         assert done.returncode == 0, done.stdout
-        assert time.monotonic() - started < 10
+        log = door.folder("alone") / "attempts" / "0" / "forward.log"
+        assert log.read_text().count("does not answer") == 1, "tried once, and that was that"
         synced = door("sync")
         assert synced.returncode == 1
         assert "does not answer" in synced.stdout
