@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpc_isl.learning import model
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import PretrainRecipe, digest, load, shipped_names
 from hpc_isl.run import Attempt, Run
@@ -54,6 +55,9 @@ def test_a_shipped_recipe_trains_one_step_on_a_plate_of_its_kind(name, tmp_path,
     attempt = Attempt(Run(tmp_path / "runs" / "pretrain" / "a"))
     pretrain(plan(recipe).recipe, attempt)
     assert attempt.run.summary()["figures"]["steps"] == 1
+    _, contract = model.load(attempt.run.model)
+    unit = contract.wells["train"]["P01"][0]
+    assert ("/" in unit) == (recipe.split.by == "field")
 
 
 def test_the_papers_recipe_is_the_papers():

@@ -168,9 +168,8 @@ class _Course:
         if self.world.size == 1:
             return self.network
         devices = [self.world.device.index] if self.world.device.type == "cuda" else None
-        with warnings.catch_warnings(
-            action="ignore", category=FutureWarning
-        ):  # of broadcast_buffers' next name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about the next name of broadcast_buffers
             return DistributedDataParallel(
                 self.network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
             )
@@ -248,11 +247,17 @@ class _Course:
         """Forward and backward of one micro-batch; gradients of the ranks meet in the last one."""
         # Dropout is then a function of the position in the run, not of what was drawn before.
         torch.manual_seed(seeds.integer(self.recipe.seed, "step", step, micro))
-        with self._apart(last):
-            with autocast(self.world.device, self.precision):
-                prediction = self.runner(sources)
-            value = self.loss(prediction.float(), targets)
-            torch.autograd.backward(self.scaler.scale(value / self.share))
+        try:
+            with self._apart(last):
+                with autocast(self.world.device, self.precision):
+                    prediction = self.runner(sources)
+                value = self.loss(prediction.float(), targets)
+                torch.autograd.backward(self.scaler.scale(value / self.share))
+        except torch.OutOfMemoryError:
+            raise Mistake(
+                f"step {step + 1}: the GPU has too little memory for {len(sources)} crops at once: lower "
+                f"train.micro_batch (now {self.recipe.micro_batch}), or train.crop"
+            ) from None
         return value.detach()
 
     def _apart(self, last: bool) -> AbstractContextManager[Any]:

@@ -77,9 +77,14 @@ def _whole(network: nn.Module, sources: Pixels, device: torch.device, dtype: tor
     """One pass over an array, padded by reflection below and to the right to multiples of the stride."""
     y, x = sources.shape[1:]
     padded = np.pad(sources, ((0, 0), (0, padding(y, STRIDE)), (0, padding(x, STRIDE))), mode="reflect")
-    with torch.inference_mode(), autocast(device, dtype):
-        batch = torch.from_numpy(padded)[None].to(device, memory_format=torch.channels_last)
-        result = network(batch)[0, :, :y, :x]
+    try:
+        with torch.inference_mode(), autocast(device, dtype):
+            batch = torch.from_numpy(padded)[None].to(device, memory_format=torch.channels_last)
+            result = network(batch)[0, :, :y, :x]
+    except torch.OutOfMemoryError:
+        raise Mistake(
+            f"the GPU has too little memory for {y} × {x} pixels at once: predict in tiles, predict.tile=1024"
+        ) from None
     return np.asarray(result.float().cpu().numpy())
 
 

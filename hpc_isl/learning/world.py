@@ -65,8 +65,7 @@ class World:
 
     def wait(self) -> None:
         """Returns when every rank has come here."""
-        if self.size > 1:
-            dist.barrier()
+        self.sum(torch.zeros(1))  # on the CPU: gloo's, which needs no device
 
 
 @contextmanager
@@ -89,9 +88,10 @@ def open_world(attempt: Attempt, timeout_s: float = 600.0) -> Iterator[World]:
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=store, rank=attempt.rank, world_size=attempt.size, timeout=timedelta(seconds=timeout_s),
     )  # fmt: skip
-    yield World(attempt.rank, attempt.size, attempt.local_rank, device)
+    world = World(attempt.rank, attempt.size, attempt.local_rank, device)
+    yield world
     # Not in a finally: a failing rank must not wait here for those it leaves in the middle of a step.
-    dist.barrier()
+    world.wait()
     dist.destroy_process_group()
 
 

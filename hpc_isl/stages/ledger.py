@@ -36,7 +36,9 @@ class Ledger:
         means = {name: mean(line[name] for line in self._window) for name in values}
         self._window.clear()
         means["crops_per_s"] = self.batch / max(means["step_s"], 1e-9)
-        self.attempt.metric(step, **{f"train/{name}": value for name, value in means.items()})
+        # fp16 passes over steps whose gradient is infinite: JSON has no such number
+        finite = {f"train/{name}": value for name, value in means.items() if math.isfinite(value)}
+        self.attempt.metric(step, **finite)
 
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
         """After scoring the validation wells."""

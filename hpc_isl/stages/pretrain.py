@@ -25,7 +25,7 @@ from hpc_isl.learning.losses import loss_of
 from hpc_isl.learning.precision import DTYPES, resolve
 from hpc_isl.learning.predict import check_grid, predict
 from hpc_isl.learning.samples import Crops, crops_of
-from hpc_isl.learning.split import PARTS, Split, draw
+from hpc_isl.learning.split import PARTS, draw
 from hpc_isl.learning.split import read as read_split
 from hpc_isl.learning.split import write as write_split
 from hpc_isl.learning.transfer import MicroBatch
@@ -68,7 +68,9 @@ def plan(recipe: PretrainRecipe) -> Plan:
     check_grid(recipe.predict.tile, recipe.predict.halo)
     recipe = _located(recipe)
     indices = _open(recipe.plates)
-    study, crops = _study(recipe, indices, draw(indices, recipe.split))
+    split = draw(indices, recipe.split)
+    study = Study(indices, split, view_of(indices, split, recipe))
+    crops = crops_of(study.view, indices, split, recipe.train, recipe.augment)
     _check_labels(recipe, study)
     weights = check_weights(recipe.net, len(study.view.sources))
     inputs = {index.plate.name: index.fingerprint for index in indices}
@@ -103,11 +105,6 @@ def _expanded(given: Path) -> list[Path]:
 def _open(paths: Sequence[Path]) -> tuple[Index, ...]:
     """The plates in the order of their names: sample numbers do not depend on where they lie."""
     return tuple(sorted((open_plate(path) for path in paths), key=lambda index: index.plate.name))
-
-
-def _study(recipe: PretrainRecipe, indices: tuple[Index, ...], split: Split) -> tuple[Study, Crops]:
-    study = Study(indices, split, view_of(indices, split, recipe))
-    return study, crops_of(study.view, indices, split, recipe.train, recipe.augment)
 
 
 def _check_labels(recipe: PretrainRecipe, study: Study) -> None:
@@ -285,7 +282,7 @@ def _keep_model(course: _Course, step: int) -> None:
         recipe=recipe.model_dump(mode="json"),
         digest=course.checkpoints.digest,
         split=study.split.digest,
-        wells={part: _wells(study, part) for part in PARTS},
+        wells={part: _units(study, part, recipe.split.by) for part in PARTS},
         plates={index.plate.name: index.fingerprint for index in study.indices},
         step=step,
         code=hpc_isl.__version__,
@@ -293,11 +290,12 @@ def _keep_model(course: _Course, step: int) -> None:
     model.save(course.attempt.run.model, course.network, contract)
 
 
-def _wells(study: Study, part: str) -> dict[str, list[str]]:
-    return {
-        index.plate.name: sorted({key.well for owner, key in study.places(part) if owner is index})
-        for index in study.indices
-    }
+def _units(study: Study, part: str, by: str) -> dict[str, list[str]]:
+    """Plate -> wells of a part, or fields as in B03/1 where the split is by field."""
+    found: dict[str, set[str]] = {index.plate.name: set() for index in study.indices}
+    for index, key in study.places(part):
+        found[index.plate.name].add(key.well if by == "well" else f"{key.well}/{key.name}")
+    return {name: sorted(units) for name, units in found.items()}
 
 
 def _summary(course: _Course, results: Results, step: int) -> dict[str, Any]:

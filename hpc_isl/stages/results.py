@@ -17,7 +17,7 @@ from hpc_isl.stages.held_out import (
     Seen,
     Study,
     look,
-    mean,
+    main_scores,
     name_of,
     score,
     write_scores,
@@ -59,8 +59,10 @@ def make_results(
     gathered = world.gather((attempt.stopping.is_set(), rows, examples))
     if any(stopped for stopped, _, _ in gathered):
         return None
-    places_of = ("plate", "well", "field", "acquisition", "time", "target")
-    ordered = sorted((r for _, own, _ in gathered for r in own), key=lambda r: [str(r[n]) for n in places_of])
+    by = ("plate", "well", "field", "acquisition", "time", "target")
+    ordered = sorted(
+        (row for _, own, _ in gathered for row in own), key=lambda row: [row[name] for name in by]
+    )
     made: dict[str, str] = {}
     if world.rank == 0:
         shown = dict(pair for _, _, own in gathered for pair in own)
@@ -99,7 +101,7 @@ def _own_share(
             write_stain(path, plate, study, seen)
         if number in shown:
             examples.append((number, _example(study, seen[0], found)))
-        attempt.progress(done, len(own), "test fields", pcc=mean(row["pcc"] for row in rows))
+        attempt.progress(done, len(own), "test fields", **main_scores(rows))
     return rows, examples
 
 

@@ -182,6 +182,14 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed_too(trained):
         trained(loss=loss)
 
 
+def test_a_gpu_too_small_for_a_micro_batch_is_said_so(trained):
+    def loss(prediction, target):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(Mistake, match=r"too little memory for 2 crops at once: lower train.micro_batch"):
+        trained(loss=loss)
+
+
 @pytest.mark.parametrize("patience", [None, 2])
 def test_the_best_weights_are_kept_only_with_patience(trained, patience):
     scores = {2: 0.5, 4: 0.9, 6: 0.7, 8: 0.8, 10: 0.1}

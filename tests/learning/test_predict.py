@@ -81,6 +81,15 @@ def test_a_network_with_statistics_of_the_image_warns_when_tiled():
     predict(network, field(64, 64))
 
 
+def test_a_gpu_too_small_for_a_field_is_told_of_tiles():
+    class Large(nn.Module):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(Mistake, match=r"too little memory for 64 × 96 pixels at once.*predict.tile"):
+        predict(Large(), field(64, 96))
+
+
 def test_bf16_is_near_fp32_and_comes_back_as_float32():
     sources, network = field(64, 64), Small()
     found = predict(network, sources, dtype=torch.bfloat16)
