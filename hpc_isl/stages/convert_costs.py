@@ -52,10 +52,15 @@ def _size(paths: list[Path]) -> int:
 
 
 def _compressed_share(fields: tuple[Field, ...], files: Files, codec: CodecRecipe) -> float:
-    """From one plane of each channel of the field in the middle."""
+    """From one plane of each channel of three fields spread over the plate."""
     if codec.name == "none" or not fields:
         return 1.0
-    one_each = {file.channel: file for file in files[fields[len(fields) // 2].key]}
+    step = max(len(fields) // 3, 1)
+    one_each = {
+        (field.key, file.channel): file
+        for field in fields[step // 2 :: step][:3]
+        for file in files[field.key]
+    }
     shares = [share for file in one_each.values() for share in _share(file, codec)]
     return min(sum(shares) / len(shares), 1.0) if shares else 1.0
 

@@ -22,7 +22,7 @@ import tifffile
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_level, open_plate, read_box
-from hpc_isl.recipe import ConvertRecipe
+from hpc_isl.recipe import ConvertRecipe, load
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.convert import convert, plan
 from hpc_isl.strict import to_yaml
@@ -397,6 +397,29 @@ def test_ranks_beyond_the_first_leave_the_work_to_it(export: Path) -> None:
     assert not recipe(export).out.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small disk: root on Linux")
+@pytest.mark.parametrize(("cpus", "size"), [(1, "80k"), (2, "80k"), (1, "32k"), (1, "180k")])
+def test_a_disk_that_fills_up_is_a_mistake_and_the_conversion_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, size: str
+) -> None:
+    export, disk = write_export(tmp_path / "export"), tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        what = recipe(export, out=disk / "P01.zarr")
+        monkeypatch.setattr("hpc_isl.stages.convert_survey.free", lambda folder: 10**9)
+        with pytest.raises(Mistake, match=r"disk/P01\.zarr.*: the disk is full: [\d,]+ bytes are needed"):
+            run(what, cpus)
+        with pytest.raises(Mistake, match="not finished"):
+            open_plate(what.out)
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert_exact(run(what), export)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 # ---------------------------------------------------------------- another plate
 
 
@@ -483,6 +506,31 @@ def test_fields_that_were_skipped_join_the_plate_when_their_files_are_repaired(e
     assert_exact(index, export)
 
 
+def test_killed_while_repaired_fields_join_the_plate_it_is_finished_by_the_next_run(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = plane_file(export, "B02", 1, 1, 0)
+    pixels = tifffile.imread(path)
+    truncate(path)
+    what = recipe(export, on_error="skip")
+    run(what)
+    tifffile.imwrite(path, pixels)
+
+    def killed(*parts: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "hpc_isl.plates.ngff.plate_group", killed
+        )  # after the index, before the plate's own file
+        with pytest.raises(KeyboardInterrupt):
+            run(what)
+    assert open_plate(what.out).problems
+    index = run(what)
+    assert index.problems == ()
+    assert_exact(index, export)
+
+
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 def test_a_plate_of_which_every_field_is_damaged_is_a_mistake(export: Path, on_error: str) -> None:
     for path in export.glob("*_w1_z0.tif"):
@@ -551,3 +599,23 @@ def test_the_planes_of_isl_google_convert_in_order(realdata: Path, tmp_path: Pat
         path = folder / "condition_B_well_A4" / f"phase_contrast_z{number:02d}.png"
         np.testing.assert_array_equal(image[0, plane], np.asarray(Image.open(path)))
     assert {(c, z) for _, c, z in index.statistics[field.key].planes} == {*((0, z) for z in range(5)), (1, 0)}
+
+
+@pytest.mark.realdata
+def test_the_planes_of_sephace_convert_in_order_of_height(realdata: Path, tmp_path: Path) -> None:
+    what = load(
+        "convert", Path("patterns/sephace.yaml"), [f"source={realdata / 'sephace'}", f"out={tmp_path}/P.zarr"]
+    )
+    assert isinstance(what, ConvertRecipe)
+    index = run(what)
+    assert len(index.plate.fields) == 2
+    for field, folder in zip(index.plate.fields, ("set1", "set2"), strict=True):
+        heights = sorted(
+            (float(path.stem.rpartition("-Z")[2]), path)
+            for path in (realdata / "sephace" / folder).glob("*-Z*.tif")
+        )
+        channel = next(n for n, c in enumerate(index.plate.channels) if not c.fluorescent)
+        image = open_level(index.image(field.key), 0).read().result()[channel]
+        assert len(image) == len(heights) == 6
+        for plane, (_, path) in zip(image, heights, strict=True):
+            np.testing.assert_array_equal(plane, tifffile.imread(path))
