@@ -11,11 +11,14 @@ import socket
 import time
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hpc_isl.cluster import status
 from hpc_isl.cluster.record import PACKAGE
@@ -262,17 +265,31 @@ class _Forward:
         if self.kept.get("model") or not self.run.model.is_dir():
             return False
         self.mlflow.set_tracking_uri(self.uri)
-        with self.mlflow.start_run(run_id=self.kept["run_id"]):
+        with warnings.catch_warnings(), self.mlflow.start_run(run_id=self.kept["run_id"]):
+            warnings.simplefilter("ignore")  # advice to whoever writes a model, not to who trained one
             made = self.mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(PACKAGE / "learning" / "served.py"),
                 artifacts={"model": str(self.run.model)},
+                signature=self._signature(),
                 code_paths=[str(PACKAGE)],
                 pip_requirements=[f"{name}=={self.record['packages'][name]}" for name in self._needs()],
             )
         self.kept["model"] = made.model_uri
         self._keep()
         return True
+
+    def _signature(self) -> Any:
+        """Arrays (image, source, y, x) to arrays (image, target, y, x), of the contract's channels."""
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        view = (read_json(self.run.model / "contract.json") or {})["view"]
+        sides = [
+            Schema([TensorSpec(np.dtype("float32"), (-1, len(view[roles]), -1, -1))])
+            for roles in ("sources", "targets")
+        ]
+        return ModelSignature(*sides)
 
     def _needs(self) -> list[str]:
         needed = (

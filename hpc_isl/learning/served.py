@@ -21,7 +21,8 @@ class Stain(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.network, self.contract = load(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Pixels:
+    # MLflow would take hints for a schema of its own; the true one is logged with the model.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Stored counts (image, source, y, x) to stains (image, target, y, x), float32.
 
         Sources stand in the contract's order, at its µm per pixel. Stains are in counts where the
