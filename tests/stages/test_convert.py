@@ -215,15 +215,19 @@ def test_paths_of_the_plan_are_absolute(export: Path, monkeypatch: pytest.Monkey
 def test_the_estimate_is_close_to_what_is_written(tmp_path: Path) -> None:
     from hpc_isl.stages.convert_costs import costs
     from hpc_isl.stages.convert_survey import survey
+    from hpc_isl.stages.synthetic import write
 
-    write_export(tmp_path / "export", planes=1)
-    what = recipe(tmp_path / "export")
+    write(tmp_path / "export", wells=2, fields=1, size=256, planes=2)
+    what = ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P.zarr", levels=3)
     found = survey(what)
     guess = costs(found.todo, found.export.files, what.codec)
     index = run(what)
-    size = sum(p.stat().st_size for p in index.path.glob("[!.]*/*/*/*/c/**/*") if p.is_file())
-    assert guess.bytes_in == sum(p.stat().st_size for p in (tmp_path / "export").glob("*.tif"))
-    assert 0.5 < guess.bytes_out / size < 2
+    files = [p for p in index.path.glob("[!.]*/*/*/*/c/**/*") if p.is_file()]
+    finest = sum(p.stat().st_size for p in files if p.relative_to(index.path).parts[3] == "0")
+    raw = sum(np.prod(field.shape) * 2 for field in index.plate.fields)
+    assert guess.bytes_in == sum(p.stat().st_size for p in (tmp_path / "export" / "Images").glob("*.tif*"))
+    assert guess.share == pytest.approx(finest / raw, rel=0.05)
+    assert guess.bytes_out == pytest.approx(sum(p.stat().st_size for p in files), rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["P01", "P01.zar", "export/P01.zarr"])
