@@ -7,7 +7,7 @@ writes plates does.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,14 @@ from hpc_isl.plates.metadata import axes, place
 from hpc_isl.plates.plate import Field, Plate, well_position
 from hpc_isl.plates.statistics import FieldStatistics, PlaneStatistics
 
+Grid = dict[str, tuple[float, float]]  # axis -> distance of pixels, position of the first one's centre
+
 
 def image(plate: Plate, field: Field, levels: int, statistics: FieldStatistics) -> v05.Image:
     """A field as a multiscale image, axes (t) c z y x, with channel names, colours and windows."""
-    names = axes(field)
-    z_um = field.z_um[0] if field.z_um else 0.0
-    y_um, x_um = field.position_um if field.position_um and plate.pixel_um else (0.0, 0.0)
-    lattice = {
-        "z": (plate.plane_um or 1.0, z_um if plate.plane_um else 0.0),
-        "y": (plate.pixel_um or 1.0, y_um),
-        "x": (plate.pixel_um or 1.0, x_um),
-    }
+    grid = _grid(plate, field)
     return v05.Image(
-        multiscales=[_multiscale(plate, str(field.key), names, lattice, levels, "mean")],
+        multiscales=[_multiscale(plate, str(field.key), axes(field), grid, levels, "mean")],
         omero=v05.Omero(channels=_channels(plate, field, statistics)),
     )
 
@@ -40,16 +35,11 @@ def label_image(plate: Plate, field: Field, levels: int, shown: str, values: Ite
     Every label of `values` gets a colour, as the specification advises and viewers like it best.
     """
     names = tuple(name for name in axes(field) if name != "c")
-    depth = field.shape[2]
-    step, z_um = plate.plane_um or 1.0, field.z_um[0] if field.z_um and plate.plane_um else 0.0
-    y_um, x_um = field.position_um if field.position_um and plate.pixel_um else (0.0, 0.0)
-    lattice = {
-        "z": (step * depth, z_um + step * (depth - 1) / 2),
-        "y": (plate.pixel_um or 1.0, y_um),
-        "x": (plate.pixel_um or 1.0, x_um),
-    }
+    depth, grid = field.shape[2], _grid(plate, field)
+    step, first = grid["z"]
+    grid["z"] = (step * depth, first + step * (depth - 1) / 2)
     return v05.LabelImage(
-        multiscales=[_multiscale(plate, shown, names, lattice, levels, "nearest")],
+        multiscales=[_multiscale(plate, shown, names, grid, levels, "nearest")],
         image_label=v05.ImageLabel(
             colors=[v05.LabelColor(label_value=value, rgba=_hue(value)) for value in (0, *values)],
             source=v05.LabelSource(image="../../"),
@@ -63,19 +53,21 @@ def _hue(label: int) -> list[int]:
     return [*(round(255 * part) for part in rgb), 255] if label else [0, 0, 0, 0]
 
 
+def _grid(plate: Plate, field: Field) -> Grid:
+    """The grid of level 0; where a size is unknown, in pixels from the first."""
+    y_um, x_um = field.position_um if field.position_um and plate.pixel_um else (0.0, 0.0)
+    z_um = field.z_um[0] if field.z_um and plate.plane_um else 0.0
+    pixel, step = plate.pixel_um or 1.0, plate.plane_um or 1.0
+    return {"t": (1.0, 0.0), "c": (1.0, 0.0), "z": (step, z_um), "y": (pixel, y_um), "x": (pixel, x_um)}
+
+
 def _multiscale(
-    plate: Plate,
-    name: str,
-    names: tuple[str, ...],
-    lattice: Mapping[str, tuple[float, float]],
-    levels: int,
-    kind: str,
+    plate: Plate, name: str, names: tuple[str, ...], grid: Grid, levels: int, kind: str
 ) -> v05.Multiscale:
-    """`lattice`: axis -> (distance of pixels, position of the first pixel's centre) at level 0."""
     return v05.Multiscale(
         name=name,
         axes=[_axis(plate, axis) for axis in names],
-        datasets=[_dataset(names, lattice, level) for level in range(levels)],
+        datasets=[_dataset(names, grid, level) for level in range(levels)],
         type=kind,
     )
 
@@ -89,13 +81,12 @@ def _axis(plate: Plate, name: str) -> v05.TimeAxis | v05.ChannelAxis | v05.Space
     return v05.SpaceAxis(name=name, unit="micrometer" if known else None)
 
 
-def _dataset(names: tuple[str, ...], lattice: Mapping[str, tuple[float, float]], level: int) -> v05.Dataset:
+def _dataset(names: tuple[str, ...], grid: Grid, level: int) -> v05.Dataset:
     """A pixel of level k covers 2^k of level 0, so its centre lies (2^k - 1) / 2 of them further in."""
-    factor = {name: 2**level if name in "yx" else 1 for name in names}
-    steps = {name: lattice.get(name, (1.0, 0.0))[0] for name in names}
-    origins = {name: lattice.get(name, (1.0, 0.0))[1] for name in names}
-    scale = [steps[name] * factor[name] for name in names]
-    translation = [origins[name] + steps[name] * (factor[name] - 1) / 2 for name in names]
+    factors = [2**level if name in "yx" else 1 for name in names]
+    places = [(*grid[name], factor) for name, factor in zip(names, factors, strict=True)]
+    scale = [step * factor for step, _, factor in places]
+    translation = [first + step * (factor - 1) / 2 for step, first, factor in places]
     return v05.Dataset(
         path=str(level),
         coordinateTransformations=[
