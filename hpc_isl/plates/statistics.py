@@ -87,8 +87,9 @@ class Histogram:
         cumulative = np.cumsum(self.counts)
         at = int(np.searchsorted(cumulative, rank, side="right"))
         low, high = self._span(at)
-        before = cumulative[at] - self.counts[at]
-        return float(low + (high - low) * (rank - before) / max(int(self.counts[at]) - 1, 1))
+        count = int(self.counts[at])
+        share = (rank - (cumulative[at] - count)) / max(count - 1, 1)
+        return float(low + (high - low) * min(share, 1))
 
     def mean(self) -> float:
         self._refuse_empty()

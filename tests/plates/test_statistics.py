@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
 from skimage.filters import threshold_otsu
 
@@ -73,6 +74,15 @@ def test_figures_from_a_histogram_are_close_to_those_from_pixels(dtype: str) -> 
     assert histogram.mean() == pytest.approx(pixels.mean(), rel=0.01)
     assert histogram.sd() == pytest.approx(pixels.std(), rel=0.01)
     assert histogram.fraction_above(137.0) == pytest.approx((pixels > 137).mean(), abs=0.005)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 65535), min_size=1, max_size=40), st.floats(0, 100))
+def test_a_percentile_lies_in_the_bins_around_numpys(values: list[int], q: float) -> None:
+    pixels = np.array(values, "uint16").reshape(1, 1, 1, 1, -1)
+    found = measure(pixels).histograms[0].percentile(q)
+    below, above = (np.percentile(values, q, method=method) for method in ("lower", "higher"))
+    assert below * (1 - 1 / 128) <= found <= above * (1 + 1 / 128)
 
 
 def test_otsus_threshold_is_scikit_images() -> None:
