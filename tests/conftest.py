@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,10 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and processes inherit that: then
+# no test of Ctrl-C could pass.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COUNTING = Path(__file__).parent / "cluster"
 
