@@ -109,13 +109,20 @@ def _flow(
     pending: set[Future[Outcome]] = set()
     while True:
         while len(pending) < ahead and (work := next(works, None)):
-            pending.add(pool.submit(convert_field, work))
+            pending.add(_submitted(pool, work))
         if not pending:
             return
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
         if stopping.is_set():
             pending = {future for future in pending if not future.cancel()}
         yield from (future.result() for future in done)
+
+
+def _submitted(pool: ProcessPoolExecutor, work: Work) -> Future[Outcome]:
+    try:
+        return pool.submit(convert_field, work)
+    except (ValueError, OSError) as error:  # the pool broke while it started another process
+        raise BrokenProcessPool(str(error)) from None
 
 
 def _begin() -> None:
