@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -23,18 +22,17 @@ ROOT = Path(__file__).parents[1]
 COUNTING = ROOT / "tests" / "cluster"
 
 
-def test_help_comes_in_under_half_a_second(door: Door) -> None:
-    """Time on the processor: the machine may be busy with other tests, and nothing here waits."""
-    for words in (["--help"], ["pretrain", "--help"]):
-        door(*words)  # the first call compiles, as an installation does
-        took = []
-        for _ in range(3):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            command = [sys.executable, "-m", "hpc_isl.submit", *words]
-            subprocess.run(command, cwd=door.cwd, env=door.environment, capture_output=True, check=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert min(took) < 0.5, (words, took)
+@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"]])
+def test_help_loads_nothing_that_makes_one_wait(door: Door, words: list[str]) -> None:
+    """How long it takes is told by benchmarks/door.py."""
+    code = f"import sys; from hpc_isl.submit import door; door({words}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=door.cwd, env=door.environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    heavy = {"torch", "zarr", "dask", "mlflow", "tensorstore", "submitit", "scipy", "skimage", "pandas"}
+    assert done.stdout
+    assert heavy.isdisjoint(done.stderr.split())
 
 
 def test_help_of_a_verb_tells_each_key_its_default_and_meaning(door: Door) -> None:
