@@ -76,9 +76,7 @@ def write(
             truth = _truth(well, number, size, bare, seed)
             for name, pixels in _planes(truth, well, number, channels, heights, seed):
                 _write_tiff(where.parent / name, pixels)
-            for kind in ("cells", "nuclei"):
-                path = folder / "truth" / kind / f"{well.name}_{number}.tiff"
-                _write_tiff(path, getattr(truth, kind)[_INNER])
+            _write_truth(folder / "truth", f"{well.name}_{number}.tiff", truth)
     _write_plate_map(folder / "plate_map.csv", places)
     write_atomic(where, index(places, plate_format, fields, channels, heights, size))
 
@@ -100,6 +98,11 @@ def _planes(
             rng = stream(seed, "camera", well.name, field, channel.name, plane)
             lit = light * illumination(channel.profile, light.shape[0])
             yield file_name(well, field, plane, number), expose(lit, rng)
+
+
+def _write_truth(folder: Path, name: str, truth: Truth) -> None:
+    _write_tiff(folder / "cells" / name, truth.cells[_INNER])
+    _write_tiff(folder / "nuclei" / name, truth.nuclei[_INNER])
 
 
 def _write_tiff(path: Path, pixels: NDArray[np.uint16]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from math import ceil, sqrt
 
@@ -24,9 +24,8 @@ def index(
     size: int,
 ) -> str:
     """The text of `Index.idx.xml`: every plane of every field of every well."""
-    rows, columns = FORMATS[plate_format]
     images = [
-        _image(well, field, plane, number, channel, z_um, size, _position(field, fields, size))
+        _image(_which(well, field, plane, number) | _how(channel, size) | _where(field, fields, z_um, size))
         for well in wells
         for field in range(1, fields + 1)
         for plane, z_um in enumerate(heights_um, 1)
@@ -37,16 +36,7 @@ def index(
         '<EvaluationInputData Version="1" xmlns="http://www.perkinelmer.com/PEHH/HarmonyV5">',
         "<User>hpc_isl</User>",
         "<InstrumentType>Synthetic</InstrumentType>",
-        "<Plates><Plate>",
-        "<PlateID>synthetic</PlateID>",
-        "<MeasurementID>00000000-0000-0000-0000-000000000000</MeasurementID>",
-        "<MeasurementStartTime>2024-01-01T12:00:00.0000000+00:00</MeasurementStartTime>",
-        "<Name>synthetic</Name>",
-        f"<PlateTypeName>{plate_format} synthetic</PlateTypeName>",
-        f"<PlateRows>{rows}</PlateRows>",
-        f"<PlateColumns>{columns}</PlateColumns>",
-        *(f'<Well id="{well.row + 1:02d}{well.column + 1:02d}" />' for well in wells),
-        "</Plate></Plates>",
+        *_plate(wells, plate_format),
         "<Maps><Map>",
         *(_flat_field(number, channel, size) for number, channel in enumerate(channels, 1)),
         "</Map></Maps>",
@@ -58,25 +48,30 @@ def index(
     return "\n".join(lines) + "\n"
 
 
-def _position(field: int, fields: int, size: int) -> tuple[float, float]:
-    """Stage position (x, y) of a field's centre in metres: a square grid without gaps, y upwards."""
-    wide = ceil(sqrt(fields))
-    row, column = divmod(field - 1, wide)
-    edge = size * PIXEL_UM * 1e-6
-    return (column - (wide - 1) / 2) * edge, ((wide - 1) / 2 - row) * edge
+def _plate(wells: Sequence[Well], plate_format: int) -> list[str]:
+    rows, columns = FORMATS[plate_format]
+    return [
+        "<Plates><Plate>",
+        "<PlateID>synthetic</PlateID>",
+        "<MeasurementID>00000000-0000-0000-0000-000000000000</MeasurementID>",
+        "<MeasurementStartTime>2024-01-01T12:00:00.0000000+00:00</MeasurementStartTime>",
+        "<Name>synthetic</Name>",
+        f"<PlateTypeName>{plate_format} synthetic</PlateTypeName>",
+        f"<PlateRows>{rows}</PlateRows>",
+        f"<PlateColumns>{columns}</PlateColumns>",
+        *(f'<Well id="{well.row + 1:02d}{well.column + 1:02d}" />' for well in wells),
+        "</Plate></Plates>",
+    ]
 
 
-def _image(
-    well: Well,
-    field: int,
-    plane: int,
-    number: int,
-    channel: Channel,
-    z_um: float,
-    size: int,
-    position: tuple[float, float],
-) -> str:
-    values = {
+def _image(values: Mapping[str, object]) -> str:
+    """The entry of one plane; keys are tags, with their unit where they have one."""
+    inside = (f"<{tag}>{value}</{tag.split()[0]}>" for tag, value in values.items())
+    return "\n".join(['<Image Version="1">', *inside, "</Image>"])
+
+
+def _which(well: Well, field: int, plane: int, number: int) -> dict[str, object]:
+    return {
         "id": f"{well.row + 1:02d}{well.column + 1:02d}K1F{field}P{plane}R{number}",
         "State": "Ok",
         "URL": file_name(well, field, plane, number),
@@ -87,6 +82,11 @@ def _image(
         "TimepointID": 0,
         "ChannelID": number,
         "FlimID": 1,
+    }
+
+
+def _how(channel: Channel, size: int) -> dict[str, object]:
+    return {
         "ChannelName": channel.name,
         "ImageType": "Signal",
         "AcquisitionType": "NonConfocal",
@@ -100,20 +100,27 @@ def _image(
         "BinningY": 2,
         "MaxIntensity": 65535,
         "CameraType": "Synthetic",
-        'PositionX Unit="m"': f"{position[0]:.9f}",
-        'PositionY Unit="m"': f"{position[1]:.9f}",
-        'PositionZ Unit="m"': f"{z_um * 1e-6:.6E}",
-        'AbsPositionZ Unit="m"': f"{0.1346 + z_um * 1e-6:.9f}",
-        'MeasurementTimeOffset Unit="s"': 0,
-        "AbsTime": "2024-01-01T12:00:00.000+00:00",
         'MainExcitationWavelength Unit="nm"': channel.nm[0],
         'MainEmissionWavelength Unit="nm"': channel.nm[1],
         'ObjectiveMagnification Unit=""': 20,
         'ObjectiveNA Unit=""': 1,
         'ExposureTime Unit="s"': 0.1,
     }
-    inside = (f"<{tag}>{value}</{tag.split()[0]}>" for tag, value in values.items())
-    return "\n".join(['<Image Version="1">', *inside, "</Image>"])
+
+
+def _where(field: int, fields: int, z_um: float, size: int) -> dict[str, object]:
+    """The stage position of a field's centre: fields in a square grid without gaps, y upwards."""
+    wide = ceil(sqrt(fields))
+    row, column = divmod(field - 1, wide)
+    edge = size * PIXEL_UM * 1e-6
+    return {
+        'PositionX Unit="m"': f"{(column - (wide - 1) / 2) * edge:.9f}",
+        'PositionY Unit="m"': f"{((wide - 1) / 2 - row) * edge:.9f}",
+        'PositionZ Unit="m"': f"{z_um * 1e-6:.6E}",
+        'AbsPositionZ Unit="m"': f"{0.1346 + z_um * 1e-6:.9f}",
+        'MeasurementTimeOffset Unit="s"': 0,
+        "AbsTime": "2024-01-01T12:00:00.000+00:00",
+    }
 
 
 def _flat_field(number: int, channel: Channel, size: int) -> str:
