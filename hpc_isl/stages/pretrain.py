@@ -135,7 +135,7 @@ def _says(recipe: PretrainRecipe, study: Study, crops: Crops) -> Iterator[str]:
     )
     shares = of.batch // of.micro_batch
     legal = [str(n) for n in range(1, shares + 1) if shares % n == 0]
-    yield f"a step is {shares} micro-batches of {of.micro_batch}: {', '.join(legal)} processes can share them"
+    yield f"micro-batches in a step: {shares} of {of.micro_batch} crops; for {' or '.join(legal)} process(es)"
     weights = recipe.net.weights or "random"
     roles = [", ".join(map(name_of, planes)) for planes in (study.view.sources, study.view.targets)]
     yield f"U-Net on {recipe.net.encoder} ({weights} weights): {roles[0]} → {roles[1]}"

@@ -98,5 +98,14 @@ def _field(study: Study, index: Index, key: FieldKey) -> Field:
         key=key,
         shape=(stored.shape[0], len(study.view.targets), 1, *shape),
         dtype=stored.dtype if whole else "float32",
-        position_um=stored.position_um,
+        position_um=_first_pixel(stored, index.plate.pixel_um, stored.shape[3] // shape[0]),
     )
+
+
+def _first_pixel(stored: Field, pixel_um: float | None, factor: int) -> tuple[float, float] | None:
+    """Centre of the first pixel of a level that is `factor` times as coarse: further in by half the rest."""
+    if stored.position_um is None or pixel_um is None:
+        return stored.position_um
+    y, x = stored.position_um
+    further = pixel_um * (factor - 1) / 2
+    return y + further, x + further

@@ -87,7 +87,7 @@ def test_a_plan_says_what_will_be_done_and_writes_nothing(recipe, plate, tmp_pat
     said = "\n".join(found.says)
     assert "train      3 fields in 3 wells" in said
     assert "80 steps of 8 crops of 64 × 64 pixels: 42.7 epochs of 15 crops" in said
-    assert "1, 2 processes can share them" in said
+    assert "micro-batches in a step: 2 of 4 crops; for 1 or 2 process(es)" in said
     assert "Brightfield focus → Hoechst max" in said
     assert found.recipe.plates == [plate.path]
     assert found.inputs == {"P01": plate.fingerprint}
