@@ -303,5 +303,4 @@ def _summary(course: _Course, results: Results, step: int) -> dict[str, Any]:
         "figures": figures(results.rows) | {"steps": step},
         "by": by_plate_map(course.study, results.rows),
         "made": {"model": str(course.attempt.run.model), **results.made},
-        "next": ["python -m hpc_isl.submit ui"],
     }
