@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -143,3 +144,15 @@ def _stained(channels: Sequence[Any], shape: tuple[int, ...], *place: int) -> ND
     clear = 20000 - 6000 * gaussian_filter(spots, 1) + 4000 * (gaussian_filter(spots, 3) - spots)
     ideal = [800 + 9000 * spots if channel.fluorescent else clear for channel in channels]
     return np.stack([plane + rng.normal(0, 60, shape) for plane in ideal]).astype(np.uint16)
+
+
+@pytest.fixture(scope="session")
+def judge() -> Callable[[Path], None]:
+    """judge(plate): two validators and two readers look at it."""
+    spec = importlib.util.spec_from_file_location("judges", Path(__file__).with_name("plates") / "judges.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: Callable[[Path], None] = module.judge
+    return found

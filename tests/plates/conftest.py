@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,15 +61,3 @@ def make_plate(tmp_path: Path) -> MakePlate:
         return finalise(path, plate, plate_map), pixels
 
     return make
-
-
-@pytest.fixture(scope="session")
-def judge() -> Callable[[Path], None]:
-    """judge(plate): two validators and two readers look at it."""
-    spec = importlib.util.spec_from_file_location("judges", Path(__file__).with_name("judges.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: Callable[[Path], None] = module.judge
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 import random
 import signal
@@ -31,18 +30,6 @@ REGEX = r"(?P<well>[A-H]\d\d)_s(?P<field>\d+)_w(?P<channel>\d)_z(?P<plane>\d+)\.
 PATTERN = {"regex": REGEX, "channels": {"1": "Phase", "2": "DAPI"}, "transmitted": ["Phase"], "pixel_um": 0.5}
 SHAPE = (50, 70)
 ALL = slice(None)
-
-
-@pytest.fixture(scope="module")
-def judge() -> Callable[[Path], None]:
-    where = Path(__file__).parent.parent / "plates" / "judges.py"
-    spec = importlib.util.spec_from_file_location("judges", where)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: Callable[[Path], None] = module.judge
-    return found
 
 
 def plane_file(folder: Path, well: str, field: int, channel: int, plane: int) -> Path:
