@@ -1,0 +1,303 @@
+#!/usr/bin/env python3
+"""A real Slurm in a private folder on this machine, to try a cluster and to test against.
+
+python slurm/testcluster/testcluster.py start --nodes 2 --cpus 4
+python slurm/testcluster/testcluster.py stop
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import daemons
+import programs
+from daemons import Broken
+from settings import Settings, configure, site, too_long, written_by_us
+
+ORDER = ("slurmd", "slurmctld", "slurmdbd", "mariadbd", "munged")  # of ending
+USABLE = {"IDLE", "MIXED", "ALLOCATED", "IDLE+COMPLETING", "MIXED+COMPLETING", "ALLOCATED+COMPLETING"}
+
+
+class Mistake(Exception):
+    """Of the user; told in one line."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    asked = _parser().parse_args(words)
+    folder = asked.folder.expanduser().resolve()
+    try:
+        if asked.verb == "start":
+            return start(folder, _settings(asked))
+        if asked.verb == "stop":
+            return stop(folder)
+        return restart(folder, asked.daemon, asked.stop_s)
+    except Mistake as mistake:
+        print(mistake, file=sys.stderr)
+        return 2
+
+
+def start(folder: Path, settings: Settings) -> int:
+    """0: every node is idle."""
+    if missing := programs.missing(settings.accounting):
+        raise Mistake(f"missing: {', '.join(missing)}. On Debian: apt install {programs.PACKAGES}")
+    with _alone(folder):
+        if daemons.running(folder):
+            return _already(folder, settings)
+        return _start(folder, settings)
+
+
+def stop(folder: Path) -> int:
+    """Ends and removes everything, also what a killed start has left."""
+    if not _ours(folder):
+        print(f"no test cluster in {folder}")
+        return 0
+    began = time.monotonic()
+    _end(folder)
+    print(f"stopped in {time.monotonic() - began:.1f} s, and {folder} removed")
+    return 0
+
+
+def restart(folder: Path, daemon: str, stop_s: float) -> int:
+    """Ends it, waits, starts it again; jobs go on meanwhile."""
+    settings = Settings.of(folder)
+    if settings is None or not daemons.running(folder):
+        raise Mistake(f"no test cluster runs in {folder}: start one first")
+    daemons.end(folder, daemon, patience_s=30)  # the controller writes its state first
+    time.sleep(stop_s)
+    try:
+        _controller(folder) if daemon == "slurmctld" else _nodes(folder, settings)
+        _usable(folder, settings)
+    except Broken as broken:
+        return _failed(folder, broken)
+    return 0
+
+
+def _start(folder: Path, settings: Settings) -> int:
+    began = time.monotonic()
+    site_file = Path(settings.site_file)
+    if site_file.exists() and not written_by_us(site_file):
+        raise Mistake(f"{site_file} is not a test cluster's: name another with --site-file")
+    _clear(folder)
+    settings.write(folder)
+    try:
+        _bring_up(folder, settings)
+    except (Broken, KeyboardInterrupt) as broken:
+        status = _failed(folder, broken) if isinstance(broken, Broken) else 130
+        _end(folder)
+        return status
+    site_file.parent.mkdir(parents=True, exist_ok=True)
+    site_file.write_text(site(folder))
+    _tell(folder, settings, time.monotonic() - began)
+    return 0
+
+
+def _bring_up(folder: Path, settings: Settings) -> None:
+    for name in ("log", "state"):
+        (folder / name).mkdir()
+    configure(folder, settings)
+    _munge(folder)
+    if settings.accounting:
+        _accounting(folder)
+    _controller(folder)
+    _nodes(folder, settings)
+    _usable(folder, settings)
+
+
+def _munge(folder: Path) -> None:
+    # It wants a socket that every user reaches; this one is ours alone.
+    files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
+    options = [f"--{option}={folder}/munge.{suffix}" for option, suffix in files.items()]
+    daemons.start(folder, "munged", "munged", "--foreground", "--force", *options)
+    daemons.wait(folder, "munged", (folder / "munge.socket").exists)
+
+
+def _accounting(folder: Path) -> None:
+    options = f"--defaults-file={folder}/mariadb.cnf"
+    daemons.call(
+        folder, "mariadb-install-db", options, f"--extra-file={folder}/mariadb.sql", "--skip-test-db"
+    )
+    daemons.start(folder, "mariadbd", "mariadbd", options)
+    daemons.wait(folder, "mariadbd", (folder / "mariadbd.pid").exists)
+    daemons.start(folder, "slurmdbd", "slurmdbd", "-D")
+    port = _said(folder / "slurmdbd.conf", "DbdPort")
+    daemons.wait(folder, "slurmdbd", lambda: _listens(int(port)))
+    daemons.call(folder, "sacctmgr", "--immediate", "add", "cluster", "testcluster")
+
+
+def _controller(folder: Path) -> None:
+    daemons.start(folder, "slurmctld", "slurmctld", "-D", "-f", f"{folder}/slurm.conf")
+    port = _said(folder / "slurm.conf", "SlurmctldPort")
+    daemons.wait(folder, "slurmctld", lambda: _listens(int(port)))
+
+
+def _nodes(folder: Path, settings: Settings) -> None:
+    for name in settings.names:
+        daemons.start(folder, f"slurmd.{name}", "slurmd", "-D", "-N", name, "-f", f"{folder}/slurm.conf")
+
+
+def _usable(folder: Path, settings: Settings) -> None:
+    for name in settings.names:
+        daemons.wait(folder, f"slurmd.{name}", lambda name=name: _answers(folder, name))
+
+
+def _answers(folder: Path, node: str) -> bool:
+    """The controller takes a node for idle before it has heard of it."""
+    told = daemons.call(folder, "scontrol", "--oneliner", "show", "node", node)
+    about = dict(word.split("=", 1) for word in told.split() if "=" in word)
+    return about["State"] in USABLE and about["SlurmdStartTime"] != "None" and _listens(int(about["Port"]))
+
+
+def _end(folder: Path) -> None:
+    if any(process.name == "slurmctld" for process in daemons.running(folder)):
+        _cancel_jobs(folder)
+    # Those that would not go, while the controller knows them as cancelled: it does not start them again.
+    daemons.kill(folder, "job")
+    daemons.kill(folder, daemons.STEP)
+    for name in (*ORDER, ""):
+        daemons.end(folder, name, patience_s=1)
+    settings = Settings.of(folder)
+    if settings and written_by_us(Path(settings.site_file), folder):
+        Path(settings.site_file).unlink()
+    shutil.rmtree(folder)
+
+
+def _cancel_jobs(folder: Path) -> None:
+    try:
+        jobs = daemons.call(folder, "squeue", "--noheader", "--format=%A", within_s=5).split()
+        if jobs:
+            daemons.call(folder, "scancel", "--full", *sorted(set(jobs)), within_s=5)
+            daemons.gone(folder, daemons.STEP, 2)
+    except Broken:
+        pass  # what cannot be cancelled is killed below
+
+
+def _failed(folder: Path, broken: Broken) -> int:
+    name, reason = broken.args
+    log = folder / "log" / f"{name}.out"
+    print(f"{name} {reason}", file=sys.stderr)
+    if log.is_file():
+        print(*log.read_text(errors="replace").splitlines()[-15:], sep="\n", file=sys.stderr)
+    return 1
+
+
+def _already(folder: Path, settings: Settings) -> int:
+    if Settings.of(folder) != settings:
+        raise Mistake(
+            f"a test cluster with other settings runs in {folder}: "
+            f"stop it first with `stop --folder {folder}`, or start this one with another --folder"
+        )
+    print(f"runs already: export SLURM_CONF={folder}/slurm.conf")
+    return 0
+
+
+def _tell(folder: Path, settings: Settings, took_s: float) -> None:
+    count = f"{settings.nodes} nodes of {settings.cpus} CPUs and {settings.memory} MB"
+    print(f"{count}, {'with' if settings.accounting else 'without'} accounting, up in {took_s:.1f} s")
+    print("To look with sinfo, squeue and sacct:")
+    print(f"  export SLURM_CONF={folder}/slurm.conf")
+    print("To compute there:")
+    default = Path(settings.site_file) == _site_file()
+    print(f"  python -m hpc_isl.submit pretrain … --site {'testcluster' if default else settings.site_file}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two starts in one folder take turns."""
+    if too_long(folder):
+        raise Mistake(
+            f"--folder {folder}: too long for the names of sockets below it; take one such as /tmp/cluster"
+        )
+    if folder.exists() and not _ours(folder):
+        raise Mistake(f"--folder {folder}: holds something else; name an empty or a new one")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _ours(folder: Path) -> bool:
+    """An empty folder is what a start leaves that was killed at once."""
+    return folder.is_dir() and ((folder / "settings.json").exists() or not any(folder.iterdir()))
+
+
+def _clear(folder: Path) -> None:
+    """Of what a machine that was switched off has left."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _said(conf: Path, key: str) -> str:
+    lines = dict(line.split("=", 1) for line in conf.read_text().splitlines())
+    return lines[key]
+
+
+def _settings(asked: argparse.Namespace) -> Settings:
+    site_file = str((asked.site_file or _site_file()).expanduser().absolute())
+    if wrong := [line for line in asked.lines if "=" not in line]:
+        raise Mistake(f"--set {wrong[0]}: write Key=Value, as in slurm.conf")
+    return Settings(asked.nodes, asked.cpus, asked.memory, asked.accounting, tuple(asked.lines), site_file)
+
+
+def _site_file() -> Path:
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return config / "hpc_isl" / "sites" / "testcluster.yaml"
+
+
+def _parser() -> argparse.ArgumentParser:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--folder", type=Path, default=cache / "hpc_isl" / "testcluster", metavar="DIR",
+        help="everything of the cluster lies here (default: %(default)s)",
+    )  # fmt: skip
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    _start_options(verbs.add_parser("start", parents=[common], help="bring a cluster up"))
+    verbs.add_parser("stop", parents=[common], help="end it, and remove all of it")
+    again = verbs.add_parser("restart", parents=[common], help="end a daemon and start it again; jobs go on")
+    again.add_argument("daemon", choices=["slurmctld", "slurmd"])
+    again.add_argument("--stop-s", type=float, default=0, metavar="SECONDS", help="how long it is away")
+    return parser
+
+
+def _start_options(start: argparse.ArgumentParser) -> None:
+    start.add_argument("--nodes", type=_positive, default=2)
+    start.add_argument("--cpus", type=_positive, default=4, help="per node; more than there are is fine")
+    start.add_argument("--memory", type=_positive, default=4000, metavar="MB", help="per node")
+    start.add_argument("--without-accounting", dest="accounting", action="store_false", help="no sacct")
+    start.add_argument(
+        "--set", dest="lines", nargs="+", action="extend", default=[], metavar="Key=Value",
+        help="lines of slurm.conf that replace or add, e.g. MaxArraySize=10 KillWait=5",
+    )  # fmt: skip
+    start.add_argument("--site-file", type=Path, metavar="FILE", help="where to write the site")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
