@@ -35,10 +35,13 @@ def _status(argv: list[str]) -> int:
     given = parsed("status", "[RUN …]: a table of all runs, or of these", argv, ROOT)
     if given is None:
         return 0
-    from hpc_isl.cluster import names, status
+    from hpc_isl.cluster import names, table
 
     runs = names.some(given.words, _root(given))
-    print("\n".join(status.table(runs)) if runs else f"there are no runs in {_root(given)}")
+    lines = (
+        table.table(runs, elements=bool(given.words)) if runs else [f"there are no runs in {_root(given)}"]
+    )
+    print("\n".join([*lines, *(table.attempts(runs[0]) if len(given.words) == 1 else [])]))
     return 0
 
 
@@ -50,12 +53,12 @@ def _logs(argv: list[str]) -> int:
     )  # fmt: skip
     if given is None:
         return 0
-    from hpc_isl.cluster import launch, status
+    from hpc_isl.cluster import status, table, waiting
 
     run = _one_run("logs", given)
     if given.follow and status.state(run).alive:
-        return launch.follow(run, caller(run.root), given.rank or 0, everything=True)
-    for line in status.log_lines(run, given.rank):
+        return waiting.follow(run, caller(run.root), given.rank or 0, everything=True)
+    for line in table.log_lines(run, given.rank):
         print(line)
     return 0
 
@@ -72,20 +75,48 @@ def _cancel(argv: list[str]) -> int:
     return 0
 
 
+AGAIN = (
+    ("--site", {"help": "another site than the run's own"}),
+    ("--wait", {"action": "store_true", "help": "on Slurm: until it ends"}),
+)
+
+
 def _resume(argv: list[str]) -> int:
     given = parsed(
-        "resume", "RUN [site.key=value …]: goes on from the newest checkpoint", argv, ROOT,
-        ("--site", {"help": "another site than the run's own"}),
-        ("--wait", {"action": "store_true", "help": "on Slurm: until it ends"}),
+        "resume", "RUN [site.key=value …]: goes on from the newest checkpoint; of an array, with the "
+        "elements that are not done; of a chain, beyond the stop", argv, ROOT, *AGAIN,
+        ("--after", {"action": "append", "default": [], "help": "a run that must be done before"}),
     )  # fmt: skip
     if given is None:
         return 0
-    from hpc_isl.cluster import launch
+    from hpc_isl.cluster import chain, launch, names
 
+    keys, run = _keys_and_run("resume", given)
+    who = caller(_root(given))
+    if run.stage == "chain":
+        return chain.resume(run, who, given.wait)
+    after = tuple(names.find(name, _root(given)) for name in given.after)
+    return launch.resume(run, _site(run, given.site, keys), who, given.wait, after)
+
+
+def _retry(argv: list[str]) -> int:
+    given = parsed(
+        "retry", "RUN [site.key=value …]: what failed or got lost starts again, in the same folders; with "
+        "more memory or time where that was missing", argv, ROOT, *AGAIN,
+    )  # fmt: skip
+    if given is None:
+        return 0
+    from hpc_isl.cluster import retry
+
+    keys, run = _keys_and_run("retry", given)
+    chosen = _site(run, given.site, keys) if given.site or keys else None
+    return retry.retry(run, chosen, caller(_root(given)), given.wait)
+
+
+def _keys_and_run(verb: str, given: Any) -> tuple[list[str], Run]:
     keys = [word.removeprefix("site.") for word in given.words if word.startswith("site.")]
     given.words = [word for word in given.words if not word.startswith("site.")]
-    run = _one_run("resume", given)
-    return launch.resume(run, _site(run, given.site, keys), caller(_root(given)), given.wait)
+    return keys, _one_run(verb, given)
 
 
 def _site(run: Run, name: str | None, keys: list[str]) -> Site:
@@ -165,6 +196,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "logs": ("what a run wrote; -f follows it", _logs),
     "cancel": ("tells a run to save and stop", _cancel),
     "resume": ("goes on with a run that stopped or failed", _resume),
+    "retry": ("starts again what failed, of an array that alone", _retry),
     "sync": ("forwards runs to MLflow", _sync),
     "ui": ("opens MLflow on this machine", _ui),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -56,6 +57,31 @@ def _umask() -> int:
 
 
 _UMASK = _umask()
+
+
+def share_with_group(group: str | None) -> None:
+    """From here on this process writes files that a group may write too; see `make_folder`."""
+    global _UMASK
+    if group is not None:
+        os.umask(0o002)
+        _UMASK = 0o002
+
+
+def make_folder(path: Path, group: str | None) -> None:
+    """A new folder, of `group` where one is given; what is made in it later belongs to that group too.
+
+    Raises:
+        FileExistsError: there is something of this name.
+    """
+    path.mkdir(parents=True)
+    if group is None:
+        return
+    try:
+        shutil.chown(path, group=group)
+        path.chmod(0o2775)
+    except (LookupError, PermissionError) as error:
+        path.rmdir()
+        raise Mistake(f"site.group={group}: {error}; name a group that you belong to") from None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -140,9 +166,34 @@ class Run:
         return self.folder.parent.name
 
     @property
+    def cancelled(self) -> Path:
+        """The mark of a run that was cancelled: it is not started again by itself."""
+        return self.folder / "cancelled"
+
+    @property
+    def array(self) -> Run | None:
+        """The array whose element this run is."""
+        above = Run(self.folder.parent.parent)
+        return above if above.elements_file.is_file() else None
+
+    @property
     def root(self) -> Path:
         """The folder of all runs."""
-        return self.folder.parent.parent
+        return self.array.root if self.array else self.folder.parent.parent
+
+    @property
+    def label(self) -> str:
+        """Its name for people; an element has its array's before its own: `seeds/seed=0`."""
+        return f"{self.array.name}/{self.name}" if self.array else self.name
+
+    @property
+    def elements_file(self) -> Path:
+        return self.folder / "elements.json"
+
+    def elements(self) -> list[Run]:
+        """The runs of an array, or of a chain, in order; none: a single run."""
+        listed = (read_json(self.elements_file) or {}).get("elements", [])
+        return [Run(Path(os.path.normpath(self.folder / path))) for path in listed]
 
     def summary(self) -> dict[str, Any] | None:
         """What the stage said when it was done, or None: not done."""

@@ -22,8 +22,9 @@ _UNITS_MIN = {"min": 1, "m": 1, "h": 60, "d": 1440}
 class Site(Strict):
     """Where to compute: executor, machines, folders, tracking."""
 
-    executor: Literal["local", "slurm"] = "local"
-    """local: here, in the foreground; slurm: through sbatch, detached"""
+    executor: Literal["local", "slurm", "allocation"] = "local"
+    """local: here, in the foreground; slurm: through sbatch, detached; allocation: in the foreground,
+    through srun, inside a job of Slurm that has begun (in an sbatch file of your own, or after salloc)"""
     nodes: Positive = 1
     """machines; local has one and folds the processes of the others into it"""
     processes: Positive | None = None
@@ -45,16 +46,30 @@ class Site(Strict):
     """of Slurm"""
     constraint: str | None = None
     """of Slurm: features that the nodes must have"""
+    reservation: str | None = None
+    """of Slurm"""
+    mail: str | None = None
+    """address to which Slurm writes when a job has ended or failed"""
+    array: Positive | None = None
+    """elements of an array that run at once; null: slurm no limit, local as many as fit"""
     sbatch: dict[str, str | int | bool] = {}
-    """further flags of sbatch, e.g. {reservation: course, exclusive: true}"""
+    """further flags of sbatch, e.g. {exclusive: true, exclude: node7}"""
+    slurm_conf: Path | None = None
+    """configuration of the cluster that is meant, where a machine knows several; null: the machine's"""
+    container: Path | None = None
+    """Apptainer image in which the jobs run, with slurm/hpc_isl.def as its recipe; null: no container"""
+    binds: list[str] = []
+    """folders that the container sees beside the home folder, e.g. [/data, /scratch]"""
     signal_s: Positive = 120
     """slurm: seconds before the time limit at which the run is told to save"""
     python: str | None = None
-    """command that starts Python in the job, e.g. apptainer exec isl.sif python; null: this Python"""
+    """command that starts Python in the job; null: this Python, or the container's"""
     setup: list[str] = []
     """shell lines that run before it, e.g. [module load cuda]"""
     runs: Path | None = None
     """folder of all run folders; null: $HPC_ISL_RUNS, or ./runs"""
+    group: str | None = None
+    """group whose members may write the run folders too; null: as the umask says"""
     tracking: str | None = None
     """address of an MLflow server, or an sqlite address; null: mlflow.db in the folder of runs;
     none: runs are not forwarded"""
@@ -195,6 +210,11 @@ def load(name: str, assignments: list[str]) -> Site:
     path = find(name)
     origin = f"{path}" + (f" with {' '.join(f'site.{a}' for a in assignments)}" if assignments else "")
     return parse(Site, override(read_yaml(path), assignments), origin)
+
+
+def kept(path: Path) -> Site:
+    """The site that is kept in a run folder: where its newest attempt computes."""
+    return parse(Site, read_yaml(path), str(path))
 
 
 def runs_root(site: Site | None = None) -> Path:

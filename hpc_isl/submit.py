@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hpc_isl
 from hpc_isl.commandline import Words, caller, program, silence
@@ -19,6 +19,10 @@ STAGES = {
     "convert": "a vendor's export to an OME-Zarr plate",
     "annotate": "import label images to a plate, or draft labels from a stain",
     "pretrain": "in silico labeling: a network learns stains from label-free images",
+}
+MANY = {
+    "sweep": "an array of runs of one stage that differ in what is swept over",
+    "chain": "stages one after another, with stops where a person annotates",
 }
 ACTIONS = {"annotate": ("import", "draft")}  # words that stand before the recipe
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
@@ -64,11 +68,11 @@ def _verb(argv: list[str]) -> int:
     if verb == "--version":
         print(f"hpc_isl {hpc_isl.__version__}")
         return 0
-    if verb in STAGES:
+    if verb in STAGES or verb in MANY:
         return _stage(verb, rest)
     if verb in COMMANDS:
         return COMMANDS[verb][1](rest)
-    raise Mistake(f"{verb!r} is not a verb; {nearest(verb, [*STAGES, *COMMANDS])}")
+    raise Mistake(f"{verb!r} is not a verb; {nearest(verb, [*STAGES, *MANY, *COMMANDS])}")
 
 
 def _overview() -> str:
@@ -81,6 +85,9 @@ def _overview() -> str:
 
 stages
 {listed(STAGES)}
+
+many runs
+{listed(MANY)}
 
 commands
 {listed({verb: meaning for verb, (meaning, _) in COMMANDS.items()})}
@@ -99,19 +106,37 @@ def _stage(verb: str, argv: list[str]) -> int:
     words.add_argument("--name")
     words.add_argument("--dry-run", action="store_true")
     words.add_argument("--wait", action="store_true")
+    words.add_argument("--after", action="append", default=[])
     given = words.parse_intermixed_args(argv)
     if given.help:
         from hpc_isl.manual import stage_manual
 
         print(stage_manual(verb, program()))
         return 0
+    return _submitted(verb, given, tuple(argv))
+
+
+def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
+    """A stage, an array or a chain, as the words ask for it."""
     from hpc_isl import recipe, site
-    from hpc_isl.cluster import launch
+    from hpc_isl.cluster import chain, launch, names, orders, sweep
 
     path, keys, site_keys = _sorted_words(verb, given.words)
     where = site.load(given.site, site_keys)
-    order = launch.order(verb, recipe.load(verb, path, keys), where, given.name)
     who = caller(site.runs_root(where), argv=(verb, *argv))
+    after = tuple(names.find(name, who.root) for name in given.after)
+    if verb == "chain":
+        if path is None or after or given.dry_run:
+            raise Mistake(
+                f"chain: name a recipe, as in {program()} chain chain.yaml; it has neither --after nor --dry-run"
+            )
+        return chain.start(path, keys, where, given.name, who, given.wait)
+    if verb == "sweep":
+        order = sweep.order(path, keys, where, given.name, after)
+    else:
+        order = orders.Order(
+            verb, recipe.load(verb, path, keys), orders.site_of(verb, where), given.name, after
+        )
     return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
 
 

@@ -32,7 +32,7 @@ BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statis
 HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tensorstore", "scipy", "skimage"}
 ALLOWED = {("commands.py", "hpc_isl.stages.inspect")}  # inspect and validate submit nothing
 ONLY = {
-    "submitit": {"cluster/slurm.py", "cluster/local.py"},
+    "submitit": {"cluster/slurm/sbatch.py"},
     # served.py is run by MLflow itself and imported by nothing.
     "mlflow": {"cluster/tracking.py", "learning/served.py"},
     "dask": {"cluster/pool.py"},

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hpc_isl import site
 from hpc_isl.cluster import status
 from hpc_isl.cluster.record import import_path
 from hpc_isl.run import Run
@@ -19,9 +20,9 @@ LAST_PASS_S = 45.0  # how long the end of a run waits for the rest to be forward
 
 
 @contextmanager
-def forwarding(run: Run, site: Site) -> Iterator[None]:
+def forwarding(run: Run, where: Site) -> Iterator[None]:
     """Forwards the run's newest attempt while the block lasts, and what is left at its end."""
-    if site.tracking_address(run.root) is None:
+    if where.tracking_address(run.root) is None:
         yield
         return
     log = run.attempts / str(run.attempt_numbers()[-1]) / "forward.log"
@@ -48,20 +49,26 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def follow(run: Run) -> None:
     """Forwards every few seconds until the run has ended; imports MLflow once there is a metric."""
-    while _goes_on(run) and not run.metrics.exists():
+    while _goes_on(run) and not _measured(run):
         time.sleep(1)
-    if not run.metrics.exists():
+    if not _measured(run):
         return
     from hpc_isl.cluster.tracking import sync
 
     going = True
     while going:
         going = _goes_on(run)
-        try:
-            print(sync(run), flush=True)
-        except Exception as error:  # whatever it is, the next pass or a later `sync` makes up for it
-            print(f"not forwarded: {error}", flush=True)
+        for one in _measured(run):
+            try:
+                print(sync(one), flush=True)
+            except Exception as error:  # whatever it is, the next pass or a later `sync` makes up for it
+                print(f"not forwarded: {error}", flush=True)
         _pause(run, FOLLOW_S if going else 0)
+
+
+def _measured(run: Run) -> list[Run]:
+    """The run, or the elements of an array, that have metrics to forward."""
+    return [one for one in run.elements() or [run] if one.metrics.exists()]
 
 
 def _pause(run: Run, seconds: float) -> None:
@@ -72,6 +79,8 @@ def _pause(run: Run, seconds: float) -> None:
 
 def _goes_on(run: Run) -> bool:
     """Whether more is to come: looks at the run folder alone, for a queue is not to be asked each second."""
+    if run.elements():
+        return any(_goes_on(one) for one in run.elements())
     asked = status.submission(run)
     left = any(record.get("exit") for record in status.ranks(run)[:1])
     gone = asked.get("executor") == "local" and status.watcher(asked) is None
@@ -83,16 +92,16 @@ def sync_all(runs: list[Run], say: Callable[[str], None]) -> int:
     from hpc_isl.cluster.tracking import Unreachable, sync
 
     failed, away = 0, set[str]()
-    for run in runs:
+    for run in [one for each in runs for one in each.elements() or [each]]:
         try:
-            uri = status.site_of(run).tracking_address(run.root)
+            uri = site.kept(run.site).tracking_address(run.root)
             if uri not in away:
                 say(sync(run))
         except Unreachable as error:
             away.add(str(uri))
             failed += 1
-            say(f"{run.name}: {error}; everything stays in the run folder, sync again later")
+            say(f"{run.label}: {error}; everything stays in the run folder, sync again later")
         except Exception as error:
             failed += 1
-            say(f"{run.name}: not forwarded: {type(error).__name__}: {error}")
+            say(f"{run.label}: not forwarded: {type(error).__name__}: {error}")
     return int(failed > 0)

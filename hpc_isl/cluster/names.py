@@ -20,10 +20,19 @@ def all_runs(root: Path) -> list[Run]:
 
 
 def find(name: str, root: Path) -> Run:
-    """A run by path, by name, or by `stage/name` where two stages have runs of one name."""
+    """A run by path, by name, or by `stage/name` where two stages have runs of one name.
+
+    An element of an array is found by the array's name and its own: `seeds/seed=0`.
+    """
     for folder in (Path(name), root / name):
         if (folder / "recipe.yaml").is_file():
             return Run(Path(os.path.abspath(folder)))
+    array, _, element = name.partition("/")
+    if element and (members := _elements(array, root)):
+        labels = {run.name: run for run in members}
+        if element in labels:
+            return labels[element]
+        raise Mistake(f"{name!r}: no such element; {nearest(element, labels)}")
     found = [run for run in all_runs(root) if run.name == name]
     if len(found) > 1:
         raise Mistake(
@@ -35,13 +44,19 @@ def find(name: str, root: Path) -> Run:
     return found[0]
 
 
+def _elements(array: str, root: Path) -> list[Run]:
+    return [
+        member for run in all_runs(root) if run.name == array for member in run.elements() if member.array
+    ]
+
+
 def _long(run: Run) -> str:
     return f"{run.stage}/{run.name}"
 
 
 def address(run: Run, root: Path) -> str:
     """How to write the run on a command line: its name where that finds it, else its path."""
-    for name in (run.name, _long(run)):
+    for name in (run.label, _long(run)):
         with suppress(Mistake):
             if find(name, root).folder == run.folder:
                 return shlex.quote(name)

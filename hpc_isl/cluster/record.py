@@ -12,14 +12,17 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import hpc_isl
+from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import Recipe, digest
 from hpc_isl.run import now
 
+NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
 PACKAGE = Path(hpc_isl.__file__).parent
 # Only these: an environment may hold tokens.
 ENVIRONMENT = re.compile(
@@ -51,6 +54,12 @@ def record(recipe: Recipe, inputs: Mapping[str, str], argv: list[str]) -> dict[s
     }
 
 
+def again(content: Mapping[str, Any], recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The record of an element, from its array's: the same but for what it computes."""
+    own = {"key": uuid.uuid4().hex, "digest": digest(recipe, inputs), "inputs": dict(inputs)}
+    return {**content, **own, "seeds": dict(_seeds(recipe.model_dump(mode="json")))}
+
+
 def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:
     if isinstance(content, dict):
         for key, value in content.items():
@@ -61,8 +70,17 @@ def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:
 
 def packages() -> dict[str, str]:
     """Name and version of every distribution that this Python sees."""
-    found = {str(one.metadata["Name"]): one.version for one in metadata.distributions()}
+    found = dict(map(_named, metadata.distributions()))
     return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+
+
+def _named(distribution: metadata.Distribution) -> tuple[str, str]:
+    """Both from one reading of its head: `metadata` and `version` would each parse all of the file."""
+    text = distribution.read_text("METADATA") or ""
+    name, version = NAME.search(text), VERSION.search(text)
+    if name and version:
+        return name[1], version[1]
+    return str(distribution.metadata["Name"]), distribution.version
 
 
 def commit() -> dict[str, str | None]:
@@ -107,6 +125,19 @@ def snapshot(folder: Path) -> Path:
     """A copy of the package in `folder`: a queued job then runs the code that was submitted."""
     shutil.copytree(PACKAGE, folder / "hpc_isl", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     return folder
+
+
+@contextmanager
+def standing_in(folder: Path) -> Iterator[None]:
+    """Relative paths of a recipe are meant from where it was typed, which the record tells."""
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise Mistake(
+            f"{folder}, where this was typed, cannot be read on {socket.gethostname()}: {error}"
+        ) from None
+    with chdir(folder):
+        yield
 
 
 def import_path() -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hpc_isl.cluster import status
+from hpc_isl.cluster import status, table
 from hpc_isl.cluster.follow import progress_text
 from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED
 from hpc_isl.cluster.names import address
 from hpc_isl.cluster.supervise import Ending
 from hpc_isl.run import Run
 from hpc_isl.site import runs_root
+
+if TYPE_CHECKING:
+    from hpc_isl.cluster.local_array import ArrayEnding
 
 INTERRUPTED = 130
 
@@ -41,13 +44,24 @@ class Caller:
 
 def done(run: Run, caller: Caller) -> int:
     """The figures of a finished run, what it made and what to do next."""
+    if run.elements():
+        return _done_elements(run, caller)
     summary = run.summary() or {}
-    caller.say(f"{run.stage} {run.name!r} is done, after {status.took(run)}")
-    for line in [*_columns(status.main_figures(summary)), *_columns(_paths(summary.get("made", {})))]:
+    caller.say(f"{run.stage} {run.label!r} is done, after {table.took(run)}")
+    for line in [*_columns(table.main_figures(summary)), *_columns(_paths(summary.get("made", {})))]:
         caller.say(f"  {line}")
     caller.say(f"  run folder  {run.folder}")
     following = summary.get("next") or [caller.ui]
     caller.say("next: " + "\n      ".join(map(str, following)))
+    return 0
+
+
+def _done_elements(run: Run, caller: Caller) -> int:
+    for line in table.table([run], elements=True):
+        caller.say(line)
+    caller.say(f"{run.stage} {run.name!r} is done")
+    caller.say(f"  run folder  {run.folder}")
+    caller.say(f"next: {caller.ui}")
     return 0
 
 
@@ -101,28 +115,59 @@ def _stopped(run: Run, ending: Ending, caller: Caller) -> int:
     return INTERRUPTED if ending.interrupted else STOPPED
 
 
-def queued(run: Run, job: str, caller: Caller) -> None:
+def queued(run: Run, jobs: Sequence[str], caller: Caller) -> None:
     """What was handed to Slurm, and how to follow it."""
-    caller.say(f"submitted as Slurm job {job}")
+    families = sorted({job.split("_")[0] for job in jobs})
+    what = f"Slurm job {families[0]}" if len(families) == 1 else f"Slurm jobs {', '.join(families)}"
+    caller.say(f"submitted as {what}" + (f", {len(jobs)} elements" if run.elements() else ""))
     caller.say(f"  run folder  {run.folder}")
-    commands = [
-        caller.command("logs", run, "-f"),
-        caller.command("status", run),
-        caller.command("cancel", run),
-    ]
+    follow = [] if run.elements() else [caller.command("logs", run, "-f")]
+    commands = [*follow, caller.command("status", run), caller.command("cancel", run)]
     caller.say("next: " + "\n      ".join(commands))
 
 
 def waited(run: Run, caller: Caller) -> int:
     """How a run that was waited for has ended; the exit code."""
+    if run.elements():
+        return _ended_elements(run, caller)
     found = status.state(run)
     if found.word == "done":
         return done(run, caller)
-    for line in status.failure_text(run):
+    for line in table.failure_text(run):
         caller.say(line)
-    caller.say(f"{run.stage} {run.name!r} is {found.word}" + (f": {found.detail}" if found.detail else ""))
+    caller.say(f"{run.stage} {run.label!r} is {found.word}" + (f": {found.detail}" if found.detail else ""))
     caller.say(f"next: {caller.command('resume', run)}")
     if found.word in ("stopped", "cancelled"):
         return STOPPED
     mistake = (status.first_failure(status.ranks(run)) or {}).get("outcome") == "mistake"
     return MISTAKE if mistake else FAILED
+
+
+# ---------------------------------------------------------------- chains and arrays
+
+
+def chained(run: Run, caller: Caller) -> int:
+    """How far a chain is that no run of failed."""
+    for line in table.table([run], elements=True):
+        caller.say(line)
+    return 0
+
+
+def ended_array(run: Run, ending: ArrayEnding, caller: Caller) -> int:
+    """How an array that was computed here has ended; the exit code."""
+    code = _ended_elements(run, caller)
+    return INTERRUPTED if ending.interrupted and code != 0 else code
+
+
+def _ended_elements(run: Run, caller: Caller) -> int:
+    found = status.states(run.elements())
+    if all(each.word == "done" for each in found.values()):
+        return done(run, caller)
+    bad = {one: each for one, each in found.items() if each.word in ("failed", "lost")}
+    for one, each in list(bad.items())[:5]:
+        caller.say(f"{one.label} {each.word}: {each.detail}")
+    caller.say(f"{run.stage} {run.name!r}: {status.state(run).detail}")
+    caller.say(f"  run folder  {run.folder}")
+    first = [caller.command("logs", next(iter(bad)))] if bad else []
+    caller.say("next: " + "\n      ".join([*first, caller.command("retry" if bad else "resume", run)]))
+    return FAILED if bad else STOPPED

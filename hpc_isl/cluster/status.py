@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,45 +15,131 @@ from typing import Any
 
 import psutil
 
-from hpc_isl.cluster.follow import figure, progress_text
+from hpc_isl.cluster.slurm import queue
+from hpc_isl.cluster.slurm.queue import Queued
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run, now, read_json, write_atomic
-from hpc_isl.site import Site
-from hpc_isl.strict import parse, read_yaml
 
 FRESH_S = 60.0  # a heartbeat younger than this is a living rank, where nothing else can be asked
-QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED"}
-FAILED = {"FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
-
-
-# ---------------------------------------------------------------- state
+WORDS = {
+    "queued": "PENDING CONFIGURING REQUEUED REQUEUE_HOLD REQUEUE_FED SUSPENDED SPECIAL_EXIT RESV_DEL_HOLD",
+    "running": "RUNNING COMPLETING STAGE_OUT SIGNALING STOPPED RESIZING",
+    "cancelled": "CANCELLED REVOKED",
+    "failed": "FAILED TIMEOUT NODE_FAIL OUT_OF_MEMORY BOOT_FAIL DEADLINE PREEMPTED",
+}
+OURS = {theirs: ours for ours, names in WORDS.items() for theirs in names.split()}
+# What an array is called that has elements in several states: the first of these that one of them is in.
+FIRST = ("running", "queued", "failed", "lost", "stopped", "cancelled", "new", "done")
+# How slurmstepd and srun tell, in a job's own output, what ended it: read where Slurm has forgotten the job.
+TOLD = {
+    "out_of_memory": re.compile(r"oom[-_]kill|out of memory|OUT_OF_MEMORY", re.IGNORECASE),
+    "timeout": re.compile(r"DUE TO TIME LIMIT"),
+    "node_fail": re.compile(r"DUE TO NODE FAILURE"),
+}
+DIED = re.compile(r"srun: error: (?P<node>\S+): task (?P<rank>\d+): (?P<how>.+)")
 
 
 @dataclass(frozen=True)
 class State:
-    """One word, and why: done, running, queued, stopped, cancelled, failed, lost or new."""
+    """What has become of a run.
+
+    Attributes:
+        word: done, running, queued, stopped, cancelled, failed, lost or new.
+        detail: why.
+        node: where it runs, in Slurm's short form.
+        left: time until Slurm ends it.
+        cause: Slurm's word for a failure: timeout, out_of_memory, node_fail …
+    """
 
     word: str
     detail: str = ""
+    node: str = ""
+    left: str = ""
+    cause: str = ""
 
     @property
     def alive(self) -> bool:
         return self.word in ("running", "queued")
 
 
+def state(run: Run) -> State:
+    """What has become of the run."""
+    return states([run])[run]
+
+
+def states(runs: Sequence[Run]) -> dict[Run, State]:
+    """What has become of each run; a cluster's queue is asked once for all of them."""
+    members = {run: run.elements() for run in runs}
+    single = list(dict.fromkeys(one for run in runs for one in (members[run] or [run])))
+    asked = {run: submission(run) for run in single}
+    said = _said(asked)
+    found = {run: _state(run, asked[run], said.get(run)) for run in single}
+    return {
+        run: _together(run, [found[one] for one in members[run]]) if members[run] else found[run]
+        for run in runs
+    }
+
+
+def _together(run: Run, parts: Sequence[State]) -> State:
+    """The state of an array: `running`, with `3 done, 2 running, 1 failed`; a chain may wait for a person."""
+    counts = Counter(part.word for part in parts)
+    word = next((word for word in FIRST if counts[word]), "new")
+    detail = ", ".join(f"{counts[name]} {name}" for name in reversed(FIRST) if counts[name])
+    waits = read_json(run.folder / "waits.json")
+    if waits and word == "new":
+        return State("stopped", f"{detail}; waits for a person: {waits['stop']}")
+    return State(word, detail)
+
+
+# ---------------------------------------------------------------- what the scheduler says
+
+
+@dataclass(frozen=True)
+class Silence:
+    """The cluster of a run does not answer: its folder alone can tell."""
+
+
+def _said(asked: Mapping[Run, Mapping[str, Any]]) -> dict[Run, Queued | Silence]:
+    """Slurm's word on each run that was handed to it, where it has one."""
+    jobs: dict[str | None, dict[Run, str]] = {}
+    for run, content in asked.items():
+        if content.get("job"):
+            jobs.setdefault(content.get("slurm_conf"), {})[run] = str(content["job"])
+    said: dict[Run, Queued | Silence] = {}
+    for conf, names in jobs.items():
+        answer = queue.queue(names.values(), Path(conf) if conf else None)
+        words = {run: Silence() if answer is None else answer.get(name) for run, name in names.items()}
+        said |= {run: word for run, word in words.items() if word is not None}
+    return said
+
+
+def _queued(said: Queued | Silence | None) -> State | None:
+    """Slurm's word, in ours; None where it has none, or none that tells what became of the run."""
+    if not isinstance(said, Queued) or said.state not in OURS:
+        return None
+    word = OURS[said.state]
+    if word == "failed":
+        return State(word, said.state.lower(), said.node, cause=said.state.lower())
+    detail = said.reason if said.state == "PENDING" else "" if said.state == "RUNNING" else said.state.lower()
+    if said.reason == "DependencyNeverSatisfied":
+        detail = "the run before it did not end well"
+    return State(word, detail, said.node, said.left)
+
+
+# ---------------------------------------------------------------- what the folder says
+
+
 def submission(run: Run) -> dict[str, Any]:
-    """The record of the newest submission: executor, host, process or job id."""
+    """The newest submission: executor, host, process or job; what a rank says of its job where the
+    submitting process was ended before it could note it."""
     for number in reversed(run.attempt_numbers()):
         content = read_json(run.attempts / str(number) / "submission.json")
         if content:
             return content
+        record = read_json(run.attempts / str(number) / "rank-0.json") or {}
+        if record.get("job"):
+            return {"executor": "slurm", "job": record["job"], "host": record["node"]}
     return {}
-
-
-def site_of(run: Run) -> Site:
-    """The site that the run was made for."""
-    return parse(Site, read_yaml(run.site), str(run.site))
 
 
 def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
@@ -63,67 +151,80 @@ def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
     return sorted((record for path in paths if (record := read_json(path))), key=lambda r: int(r["rank"]))
 
 
-def first_failure(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+def first_failure(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The record of the rank that failed first: the others often only lost their partner."""
     failed = [record for record in records if record.get("outcome") in ("failed", "mistake")]
     return min(failed, key=lambda record: str(record["exit"]), default=None)
 
 
-def state(run: Run) -> State:
-    """What has become of the run."""
+def _state(run: Run, asked: Mapping[str, Any], said: Queued | Silence | None) -> State:
     if run.summary() is not None:
         return State("done")
     if not run.attempt_numbers():
         return State("new", "not started")
-    records, asked = ranks(run), submission(run)
-    queued = _queued(asked)
+    records, queued = ranks(run), _queued(said)
     if queued is not None and queued.alive:
         return queued
     failure = first_failure(records)
     if failure:
-        return State("failed", f"rank {failure['rank']}: {first_line(failure['message'])}")
-    if _lives(asked, records):
-        return State("running")
+        return State("failed", f"rank {failure['rank']}: {first_line(failure['message'])}", failure.get("node", ""))
+    if _lives(asked, records, isinstance(said, Silence)):
+        if run.array and not records:
+            return State("queued", "waits for its turn")
+        unheard = "Slurm does not answer" if isinstance(said, Silence) else ""
+        return State("running", unheard, records[0].get("node", "") if records else "")
     return _ended(run, records, queued)
 
 
-def _ended(run: Run, records: list[dict[str, Any]], queued: State | None) -> State:
+def _ended(run: Run, records: Sequence[dict[str, Any]], queued: State | None) -> State:
     """The state of a run that no one works on, that is not done, and whose ranks reported no failure."""
-    if cancelled(run).exists():
+    if run.cancelled.exists():
         return State("cancelled")
     if records and all(record.get("outcome") == "stopped" for record in records):
         return State("stopped")
+    told = _told(run)
     if queued is not None:
-        return queued
+        detail = (told.detail if told and queued.detail == "failed" else "") or queued.detail
+        return State(queued.word, detail, queued.node, cause=queued.cause)
+    if told is not None:
+        return told
     seen = max((str(record.get("heartbeat")) for record in records), default=None)
     return State("lost", f"last seen {seen[:19]} UTC" if seen else "it never reported")
 
 
-def _queued(asked: dict[str, Any]) -> State | None:
-    """Slurm's word, in ours; None for a run of this machine, or where Slurm knows nothing."""
-    if asked.get("executor") != "slurm":
+def _told(run: Run) -> State | None:
+    """What the job's own output says of its end: a rank that was killed leaves no record."""
+    text = "\n".join(job_output(run, 200))
+    died = DIED.search(text)
+    cause = next((cause for cause, pattern in TOLD.items() if pattern.search(text)), "")
+    if not (died or cause):
         return None
-    from hpc_isl.cluster.slurm import queue
-
-    said = queue(str(asked["job"]))
-    if said is None:
-        return None
-    kinds = {"queued": QUEUED, "running": RUNNING, "cancelled": {"CANCELLED"}, "failed": FAILED}
-    for word, names in kinds.items():
-        if said.state in names:
-            plain = said.state in ("PENDING", "RUNNING")
-            return State(word, said.reason.strip("() ").replace("None", "") if plain else said.state.lower())
-    return None
+    who = f"rank {died['rank']} on {died['node']}: {died['how']}" if died else cause
+    return State("failed", f"{cause}: {who}" if died and cause else who, cause=cause)
 
 
-def _lives(asked: dict[str, Any], records: list[dict[str, Any]]) -> bool:
+def job_output(run: Run, lines: int) -> list[str]:
+    """The last lines that the newest job of the run wrote itself, outside of the ranks' logs."""
+    asked = submission(run)
+    if not asked.get("job"):
+        return []
+    folder = (run.array or run).sbatch
+    paths = [folder / f"{asked['job']}_0_log.{kind}" for kind in ("out", "err")]
+    paths.append(run.attempts / str(run.attempt_numbers()[-1]) / "srun.log")
+    found = [path.read_text(errors="replace").splitlines()[-lines:] for path in paths if path.is_file()]
+    return [line for part in found for line in part]
+
+
+def _lives(asked: Mapping[str, Any], records: Sequence[dict[str, Any]], unheard: bool) -> bool:
     if asked.get("executor") == "local" and asked.get("host") == socket.gethostname():
         return watcher(asked) is not None
+    if unheard and not records:
+        return True  # in a queue that does not answer just now
     beats = [str(record["heartbeat"]) for record in records if not record.get("exit")]
-    return any(_age_s(beat) < FRESH_S for beat in beats)
+    return any(age_s(beat) < FRESH_S for beat in beats)
 
 
-def watcher(asked: dict[str, Any]) -> psutil.Process | None:
+def watcher(asked: Mapping[str, Any]) -> psutil.Process | None:
     """The living process that watches over a local run; a later one with the same id is not it."""
     with suppress(psutil.Error, KeyError):  # no key: it has said that it ended
         process = psutil.Process(asked["pid"])
@@ -133,7 +234,8 @@ def watcher(asked: dict[str, Any]) -> psutil.Process | None:
     return None
 
 
-def _age_s(moment: str) -> float:
+def age_s(moment: str) -> float:
+    """Seconds since a moment that `run.now` gave."""
     return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
 
 
@@ -141,103 +243,34 @@ def first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else ""
 
 
-# ---------------------------------------------------------------- the table
-
-
-def table(runs: list[Run]) -> list[str]:
-    """One line per run, under a heading."""
-    rows = [("stage", "name", "state", "progress", "took", "")]
-    rows += [_row(run) for run in runs]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return ["  ".join([*map(str.ljust, row[:5], widths), row[5]]).rstrip() for row in rows]
-
-
-def _row(run: Run) -> tuple[str, str, str, str, str, str]:
-    found = state(run)
-    progress = (ranks(run) or [{}])[0].get("progress")
-    figures = "  ".join(f"{name} {value}" for name, value in list(main_figures(run.summary()).items())[:2])
-    shown = figures or (progress_text(progress) if progress else "-")
-    return run.stage, run.name, found.word, shown, took(run), found.detail
-
-
-def main_figures(summary: dict[str, Any] | None) -> dict[str, str]:
-    """The numbers and short texts of a done record, ready to print."""
-    content = dict(summary or {})
-    content |= content.pop("figures", {}) if isinstance(content.get("figures"), dict) else {}
-    plain = {name: value for name, value in content.items() if isinstance(value, (int, float, str))}
-    return {name: figure(value) for name, value in plain.items() if name not in ("attempt", "time")}
-
-
-def took(run: Run) -> str:
-    """Time that the run was worked on, over all its attempts."""
-    total = 0.0
-    for number in run.attempt_numbers():
-        for record in ranks(run, number)[:1]:
-            end = record.get("exit") or record["heartbeat"]
-            total += _age_s(record["start"]) - _age_s(end)
-    return duration(total)
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 12 s`, `5 h 02 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-# ---------------------------------------------------------------- logs and cancel
-
-
-def failure_text(run: Run) -> list[str]:
-    """The failing rank's message and where its traceback lies, or nothing."""
-    records = ranks(run)
-    failure = first_failure(records)
-    if failure is None:
-        return []
-    log = run.attempts / str(run.attempt_numbers()[-1]) / f"rank-{failure['rank']}.log"
-    lines = [f"rank {failure['rank']} of {failure['size']} on {failure['node']}: {failure['message']}"]
-    return lines if failure["outcome"] == "mistake" else [*lines, f"traceback: {log}"]
-
-
-def log_lines(run: Run, rank: int | None) -> Iterator[str]:
-    """The newest attempt's log: of `rank`, or the first failing rank's traceback and then rank 0's log."""
-    number = run.attempt_numbers()[-1] if run.attempt_numbers() else 0
-    failure = first_failure(ranks(run))
-    if rank is None and failure and failure["outcome"] == "failed":
-        yield f"--- rank {failure['rank']} failed:"
-        yield from str(failure["traceback"]).splitlines()
-        yield "--- log of rank 0:"
-    log = run.attempts / str(number) / f"rank-{rank or 0}.log"
-    if log.is_file():
-        yield from log.read_text(errors="replace").splitlines()
-        return
-    yield f"rank {rank or 0} of attempt {number} has no log yet ({log})"
-    for path in sorted(run.sbatch.glob("*_log.*")):  # a job that died before it reached us speaks there
-        yield from (f"{path.name}: {line}" for line in path.read_text(errors="replace").splitlines()[-30:])
-
-
-def cancelled(run: Run) -> Path:
-    """The mark of a run that was cancelled: it is not started again by itself."""
-    return run.folder / "cancelled"
+# ---------------------------------------------------------------- cancel
 
 
 def cancel(run: Run) -> str:
-    """Tells the run to save and stop; what was done, as a line."""
-    found, asked = state(run), submission(run)
-    if not found.alive:
-        raise Mistake(f"{run.name!r} is not running: it is {found.word}")
-    if asked["executor"] == "local" and asked["host"] != socket.gethostname():
-        raise Mistake(f"{run.name!r} runs on {asked['host']}; cancel it there")
-    write_atomic(cancelled(run), now() + "\n")
-    if asked["executor"] == "slurm":
-        from hpc_isl.cluster import slurm
-
-        slurm.cancel(str(asked["job"]))
-        return f"job {asked['job']} is told to save and stop"
-    process = watcher(asked)
-    if process is not None:
+    """Tells the run, or the living elements of an array, to save and stop; what was done, as a line."""
+    found = states(run.elements() or [run])
+    living = [one for one, each in found.items() if each.alive]
+    if not living:
+        raise Mistake(f"{run.label!r} is not running: it is {state(run).word}")
+    asked = {one: submission(one) for one in living}
+    for content in asked.values():
+        if content["executor"] == "local" and content["host"] != socket.gethostname():
+            raise Mistake(f"{run.label!r} runs on {content['host']}; cancel it there")
+    for one in living:
+        write_atomic(one.cancelled, now() + "\n")
+    jobs = _cancel_jobs(asked.values())
+    watchers = {each.pid: each for content in asked.values() if (each := watcher(content))}
+    for process in watchers.values():
         process.send_signal(signal.SIGTERM)
-    return f"process {asked['pid']} is told to save and stop"
+    told = [f"job {job}" for job in jobs] + [f"process {pid}" for pid in watchers]
+    return f"{', '.join(told) or run.label} is told to save and stop"
+
+
+def _cancel_jobs(asked: Sequence[Mapping[str, Any]] | Any) -> list[str]:
+    by_conf: dict[str | None, list[str]] = {}
+    for content in asked:
+        if content.get("job"):
+            by_conf.setdefault(content.get("slurm_conf"), []).append(str(content["job"]))
+    for conf, jobs in by_conf.items():
+        queue.cancel(jobs, Path(conf) if conf else None)
+    return [job for jobs in by_conf.values() for job in jobs]

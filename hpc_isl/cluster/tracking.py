@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_isl import site
 from hpc_isl.cluster import status
 from hpc_isl.cluster.record import PACKAGE
 from hpc_isl.run import Run, read_json, write_atomic
@@ -42,16 +43,16 @@ def sync(run: Run) -> str:
     Raises:
         Unreachable: no server answers.
     """
-    uri = status.site_of(run).tracking_address(run.root)
+    uri = site.kept(run.site).tracking_address(run.root)
     if uri is None:
-        return f"{run.name}: its site says tracking: none"
+        return f"{run.label}: its site says tracking: none"
     with _only_writer(run.folder / ".tracking.lock", wait_s=0) as mine:
         if not mine:
-            return f"{run.name}: another process forwards it just now"
+            return f"{run.label}: another process forwards it just now"
         if _nothing_new(run, uri):
-            return f"{run.name}: nothing new for {uri}"
+            return f"{run.label}: nothing new for {uri}"
         _check(uri)
-        return f"{run.name}: {_Forward(run, uri).all()} to {uri}"
+        return f"{run.label}: {_Forward(run, uri).all()} to {uri}"
 
 
 def _nothing_new(run: Run, uri: str) -> bool:
@@ -152,12 +153,12 @@ class _Forward:
             return str(found[0].info.run_id)
         started = int(self.run.origin() * 1000)
         tags = {"hpc_isl.key": self.record["key"]}
-        made = self.client.create_run(experiment, start_time=started, tags=tags, run_name=self.run.name)
+        made = self.client.create_run(experiment, start_time=started, tags=tags, run_name=self.run.label)
         return str(made.info.run_id)
 
     def _experiment(self) -> str:
         """Its id. Made by one process at a time: eight that create one database together fail."""
-        name = status.site_of(self.run).experiment or self.run.stage
+        name = site.kept(self.run.site).experiment or self.run.stage
         root = self.run.root
         with _only_writer(root / ".mlflow.lock", wait_s=120):
             found = self.client.get_experiment_by_name(name)
@@ -177,7 +178,8 @@ class _Forward:
         facts = {
             "hpc_isl.stage": self.run.stage, "hpc_isl.folder": str(self.run.folder),
             "hpc_isl.digest": self.record.get("digest"),
-            "hpc_isl.executor": status.site_of(self.run).executor,
+            "hpc_isl.array": self.run.array and self.run.array.name,
+            "hpc_isl.executor": site.kept(self.run.site).executor,
             "mlflow.user": self.record.get("user"), "mlflow.source.git.commit": self.record.get("commit"),
             "mlflow.source.name": " ".join(self.record.get("argv", [])) or None,
         }  # fmt: skip

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -165,7 +166,7 @@ def test_a_running_run_is_seen_followed_and_cancelled_from_elsewhere(door: Door,
 def test_logs_show_the_failing_ranks_traceback_first(door: Door) -> None:
     door("count", "crash_rank=1", "site.processes=2", QUIET, "--name", "crash")
     shown = door("logs", "crash").stdout.splitlines()
-    assert shown[0] == "--- rank 1 failed:"
+    assert shown[0] == f"--- rank 1 on {socket.gethostname()} failed:"
     assert any("boom" in line for line in shown[:20])
     assert "from 0" in door("logs", "crash", "--rank", "0").stdout
 

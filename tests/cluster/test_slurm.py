@@ -11,15 +11,31 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster import slurm, status
+from hpc_isl.cluster import status
 from hpc_isl.cluster.jobs import Job
+from hpc_isl.cluster.slurm import ask, sbatch
+from hpc_isl.cluster.slurm.requeue import requeue
+from hpc_isl.cluster.slurm.sbatch import Batch
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 
 
+GOLDEN = Path(__file__).parent / "golden"
+JOB = "99"
+
+
+@pytest.fixture(autouse=True)
+def _a_plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job("pretrain", "hpc_isl.stages.pretrain", tmp_path / "runs" / "pretrain" / "S 12's", 3)
+    return Job("hpc_isl.stages.pretrain", tmp_path / "runs" / "pretrain" / "S 12's", 3)
+
+
+def alone(job: Job) -> Batch:
+    return Batch(job.run, job.attempt, (job,))
 
 
 def tool(folder: Path, name: str, script: str) -> None:
@@ -36,58 +52,39 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_sbatch_text_says_all_that_slurm_must_know(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    site = Site(
-        executor="slurm", nodes=2, gpus=4, cpus=8, memory="64G", time="2h", partition="gpu", account="lab",
-        qos="long", constraint="a100", sbatch={"reservation": "my course", "exclusive": True, "hold": False},
-        setup=["module load cuda"], signal_s=90, python="/opt/venv/bin/python",
-    )  # fmt: skip
-    folder = job.folder
-    quoted = shlex.quote(str(folder))
-    logs = [shlex.quote(f"{folder}/sbatch/%j_%t_log.{kind}") for kind in ("out", "err")]
-    assert slurm.text(job, site).split("\n") == [
-        "#!/bin/bash",
-        "",
-        "# Parameters",
-        "#SBATCH --account=lab",
-        f"#SBATCH --chdir={quoted}",
-        "#SBATCH --constraint=a100",
-        "#SBATCH --cpus-per-task=8",
-        f"#SBATCH --error={shlex.quote(f'{folder}/sbatch/%j_0_log.err')}",
-        "#SBATCH --exclusive",
-        "#SBATCH --gpus-per-node=4",
-        "#SBATCH --job-name=" + shlex.quote("pretrain-S 12's"),
-        "#SBATCH --mem=64G",
-        "#SBATCH --nodes=2",
-        "#SBATCH --ntasks-per-node=4",
-        "#SBATCH --open-mode=append",
-        f"#SBATCH --output={shlex.quote(f'{folder}/sbatch/%j_0_log.out')}",
-        "#SBATCH --partition=gpu",
-        "#SBATCH --qos=long",
-        "#SBATCH --requeue",
-        "#SBATCH --reservation='my course'",
-        "#SBATCH --signal=USR2@90",
-        "#SBATCH --time=120",
-        "",
-        "# setup",
-        "module load cuda",
-        f"export PYTHONPATH={shlex.quote(f'{folder}/attempts/3/code')}",
-        "export SRUN_CPUS_PER_TASK=8",
-        *(f"export {name}_NUM_THREADS=8" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")),
-        "export BLOSC_NTHREADS=8",
-        "",
-        "# command",
-        "export SUBMITIT_EXECUTOR=slurm",
-        f"srun --unbuffered --output {logs[0]} --error {logs[1]} --kill-on-bad-exit=1 --wait=60 "
-        f"/opt/venv/bin/python -u -m submitit.core._submit {shlex.quote(str(folder / 'sbatch'))}",
-        "",
-    ]
-    assert not folder.exists(), "the text is had without writing anything"
+def held(name: str, text: str, job: Job) -> None:
+    """The text is that of a golden file, in which {folder} stands for the run folder."""
+    golden = (GOLDEN / name).read_text()
+    assert text == golden.replace("{folder}", str(job.folder).replace("'", "'\"'\"'"))
+
+
+FULL = Site(
+    executor="slurm", nodes=2, gpus=4, cpus=8, memory="64G", time="2h", partition="gpu", account="lab",
+    qos="long", constraint="a100", reservation="my course", mail="me@example.org",
+    sbatch={"exclusive": True, "exclude": "node7", "hold": False}, setup=["module load cuda"], signal_s=90,
+    python="/opt/venv/bin/python",
+)  # fmt: skip
+
+
+def test_the_sbatch_text_says_all_that_slurm_must_know(job: Job) -> None:
+    held("all.sbatch", sbatch.text(alone(job), FULL), job)
+    assert not job.folder.exists(), "the text is had without writing anything"
+
+
+def test_an_array_is_throttled_and_waits_for_runs_before_it(job: Job) -> None:
+    site = Site(executor="slurm", array=2, memory="1G", python="python")
+    elements = tuple(Job(job.module, job.folder / "pretrain" / f"seed={n}", 0) for n in range(5))
+    batch = Batch(job.run, 0, elements, after=("7", "9_1"))
+    held("array.sbatch", sbatch.text(batch, site), job)
+
+
+def test_a_container_starts_python_inside_of_it(job: Job) -> None:
+    site = Site(executor="slurm", gpus=1, container=Path("/images/my isl.sif"), binds=["/data", "/scratch"])
+    held("container.sbatch", sbatch.text(alone(job), site), job)
 
 
 def test_what_is_not_given_is_left_to_the_partition(job: Job) -> None:
-    text = slurm.text(job, Site(executor="slurm"))
+    text = sbatch.text(alone(job), Site(executor="slurm"))
     for flag in ("--time", "--mem", "--gpus", "--partition", "--wckey"):
         assert flag not in text
 
@@ -95,7 +92,7 @@ def test_what_is_not_given_is_left_to_the_partition(job: Job) -> None:
 def test_the_shell_reads_names_with_spaces_and_quotes_as_they_are(job: Job) -> None:
     """bash itself is the oracle: srun is replaced by a command that prints its last argument."""
     site = Site(executor="slurm", python=sys.executable)
-    script = 'srun() { printf %s "${@: -1}"; }\n' + slurm.text(job, site)
+    script = 'srun() { printf %s "${@: -1}"; }\n' + sbatch.text(alone(job), site)
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == str(job.folder / "sbatch")
 
@@ -114,10 +111,10 @@ def test_a_job_from_inside_a_job_inherits_nothing_of_it(
         monkeypatch.setenv(name, "of the job outside")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     tool(tools, "sbatch", f'env > {tmp_path}/seen; cp "$1" {tmp_path}/given; echo Submitted batch job 4711')
-    assert slurm.submit(job, Site(executor="slurm")) == "4711"
+    assert sbatch.submit(alone(job), Site(executor="slurm")) == ["4711"]
     seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
-    assert [name for name in seen if slurm.INHERITED.fullmatch(name)] == ["SLURM_CONF"]
-    assert (tmp_path / "given").read_text() == slurm.text(job, Site(executor="slurm"))
+    assert [name for name in seen if ask.INHERITED.fullmatch(name)] == ["SLURM_CONF"]
+    assert (tmp_path / "given").read_text() == sbatch.text(alone(job), Site(executor="slurm"))
     assert (job.folder / "attempts/3/code/hpc_isl/run.py").is_file(), "the code of now, whatever comes"
     assert [path.name for path in (job.folder / "sbatch").glob("*.pkl")] == ["4711_submitted.pkl"]
 
@@ -127,38 +124,98 @@ def test_a_refusal_of_sbatch_is_a_mistake_and_leaves_no_run(tools: Path, job: Jo
 
     tool(tools, "sbatch", "echo 'sbatch: error: invalid partition specified: gpuu' >&2; exit 1")
     with pytest.raises(Mistake, match="invalid partition specified: gpuu"):
-        slurm.submit(job, Site(executor="slurm", partition="gpuu"))
+        sbatch.submit(alone(job), Site(executor="slurm", partition="gpuu"))
 
 
-SHOW = "echo 'JobId=7 JobName=x JobState={} Reason={} Dependency=(null)'"
 GONE = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+MUTE = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
 
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ({"squeue": "echo 'PENDING|Resources'"}, ("queued", "Resources")),
-        ({"squeue": "echo 'RUNNING|None'"}, ("running", "")),
-        ({"squeue": GONE, "scontrol": SHOW.format("OUT_OF_MEMORY", "OutOfMemory")},
-         ("failed", "out_of_memory")),
-        ({"squeue": GONE, "scontrol": SHOW.format("TIMEOUT", "TimeLimit")},
-         ("failed", "timeout")),
-        ({"squeue": GONE, "scontrol": GONE, "sacct": "echo 'CANCELLED by 1000'"}, ("cancelled", "cancelled")),
-        ({"squeue": GONE, "scontrol": GONE, "sacct": "echo 'NODE_FAIL'"}, ("failed", "node_fail")),
-        ({"squeue": GONE, "scontrol": GONE, "sacct": "true"}, ("lost", "it never reported")),
+        ({"squeue": "echo '7|PENDING|Resources||1:00:00'"}, ("queued", "Resources", "")),
+        ({"squeue": "echo '7|RUNNING|None|node[1-2]|59:10'"}, ("running", "", "")),
+        ({"squeue": "echo '7|OUT_OF_MEMORY|OutOfMemory|node1|0:00'"},
+         ("failed", "out_of_memory", "out_of_memory")),
+        ({"squeue": "echo '7|TIMEOUT|TimeLimit|node1|0:00'"}, ("failed", "timeout", "timeout")),
+        ({"squeue": "echo '7|CANCELLED|DependencyNeverSatisfied||1:00:00'"},
+         ("cancelled", "the run before it did not end well", "")),
+        ({"sacct": "echo '7|CANCELLED by 1000|None|None assigned'"}, ("cancelled", "cancelled", "")),
+        ({"sacct": "echo '7|NODE_FAIL|None|node[1-4]'"}, ("failed", "node_fail", "node_fail")),
+        ({"sacct": "echo '7|OUT_OF_MEMORY|None|gpu03'"}, ("failed", "out_of_memory", "out_of_memory")),
+        ({"sacct": "echo '7|PREEMPTED|None|gpu03'"}, ("failed", "preempted", "preempted")),
+        ({"sacct": "echo '7|COMPLETED|None|gpu03'"}, ("lost", "it never reported", "")),
+        ({"sacct": "true"}, ("lost", "it never reported", "")),
+        ({"squeue": MUTE}, ("running", "Slurm does not answer", "")),
     ],
 )  # fmt: skip
 def test_slurms_words_become_ours(
-    tools: Path, job: Job, answers: dict[str, str], expected: tuple[str, str]
+    tools: Path, job: Job, answers: dict[str, str], expected: tuple[str, str, str]
 ) -> None:
-    for name in ("squeue", "scontrol", "sacct"):
+    for name in ("squeue", "sacct"):
         tool(tools, name, answers.get(name, GONE))
-    run = Run(job.folder)
-    number = run.next_attempt()
-    content = {"executor": "slurm", "job": "7", "host": "login"}
-    (run.attempts / str(number) / "submission.json").write_text(json.dumps(content))
-    found = status.state(run)
-    assert (found.word, found.detail) == expected
+    found = status.state(submitted(job, "7"))
+    assert (found.word, found.detail, found.cause) == expected
+
+
+def submitted(job: Job, name: str) -> Run:
+    number = job.run.next_attempt()
+    content = {"executor": "slurm", "job": name, "host": "login"}
+    (job.run.attempts / str(number) / "submission.json").write_text(json.dumps(content))
+    return job.run
+
+
+@pytest.mark.parametrize(
+    ("words", "detail", "cause"),
+    [
+        ("slurmstepd: error: *** STEP 7.0 ON gpu03 CANCELLED AT 2026-11-01T10:00:00 DUE TO TIME LIMIT ***",
+         "timeout", "timeout"),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM "
+         "Killed.\nsrun: error: gpu03: task 2: Out Of Memory",
+         "out_of_memory: rank 2 on gpu03: Out Of Memory", "out_of_memory"),
+        ("srun: error: gpu03: task 1: Killed", "rank 1 on gpu03: Killed", ""),
+    ],
+)  # fmt: skip
+def test_what_slurm_has_forgotten_the_jobs_own_output_tells(
+    tools: Path, job: Job, words: str, detail: str, cause: str
+) -> None:
+    """Without accounting nothing else is left of a job some minutes after its end."""
+    for name in ("squeue", "sacct"):
+        tool(tools, name, GONE)
+    run = submitted(job, "7")
+    run.sbatch.mkdir()
+    (run.sbatch / "7_0_log.err").write_text(words)
+    assert status.state(run) == status.State("failed", detail, cause=cause)
+
+
+def test_one_question_is_asked_for_many_runs(tools: Path, job: Job, tmp_path: Path) -> None:
+    """And each element of an array has its own answer."""
+    asked = tmp_path / "asked"
+    answer = (
+        "7_0|RUNNING|None|node1|10:00\n7_1|PENDING|JobArrayTaskLimit||20:00\n8|FAILED|NonZeroExitCode|node2|0"
+    )
+    tool(tools, "squeue", f'echo "$@" >> {asked}; printf "{answer}\n"')
+    runs = [submitted(Job("m", job.folder.parent / name, 0), name) for name in ("7_0", "7_1", "8")]
+    found = status.states(runs)
+    assert [found[run].word for run in runs] == ["running", "queued", "failed"]
+    assert found[runs[0]].left == "10:00"
+    assert asked.read_text().count("\n") == 1
+    assert asked.read_text().strip().endswith("-j 7,8")
+
+
+def test_arrays_are_split_and_share_their_throttle(job: Job, tools: Path) -> None:
+    tool(tools, "scontrol", "echo 'MaxArraySize            = 10'")
+    jobs = tuple(Job("m", job.folder / str(n), 0) for n in range(25))
+
+    def parts(throttle: int | None) -> list[tuple[int, int, int | None]]:
+        found = sbatch.parts(Batch(job.run, 0, jobs), Site(executor="slurm", array=throttle))
+        assert [one for part in found for one in part.jobs] == list(jobs)
+        return [(len(part.jobs), part.throttle, part.waits) for part in found]
+
+    assert parts(4) == [(10, 2, None), (10, 1, None), (5, 1, None)]
+    assert parts(2) == [(10, 1, None), (10, 1, None), (5, 1, 0)], "the third waits until the first has ended"
+    assert sum(throttle for _, throttle, _ in parts(None)) == 25
 
 
 class TestRequeue:
@@ -167,9 +224,6 @@ class TestRequeue:
     @pytest.fixture
     def attempt(self, job: Job, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
         tool(tools, "scontrol", f'echo "$@" >> {tmp_path}/asked')
-        monkeypatch.setenv("SLURM_JOB_ID", "99")
-        for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
-            monkeypatch.delenv(name, raising=False)
         attempt = Attempt(Run(job.folder))
         attempt.stopping.set()
         with attempt.recorded():
@@ -181,26 +235,18 @@ class TestRequeue:
         return (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
 
     def test_an_attempt_that_saved_goes_back_into_the_queue(self, attempt: Attempt, tmp_path: Path) -> None:
-        assert slurm.requeue(attempt, at_time_limit=True) is None
+        assert requeue(attempt, JOB, at_time_limit=True) is None
         assert self.asked(tmp_path) == "requeue 99\n"
-
-    def test_an_element_of_an_array_is_named_by_its_array(
-        self, attempt: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "90")
-        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
-        slurm.requeue(attempt, at_time_limit=True)
-        assert self.asked(tmp_path) == "requeue 90_4\n"
 
     def test_one_that_brought_nothing_new_does_not(self, attempt: Attempt, tmp_path: Path) -> None:
         os.utime(attempt.run.checkpoints / "new", (0, 0))
-        reason = slurm.requeue(attempt, at_time_limit=True)
+        reason = requeue(attempt, JOB, at_time_limit=True)
         assert reason is not None
         assert "without a new checkpoint" in reason
         assert self.asked(tmp_path) == ""
 
     def test_one_that_was_cancelled_or_preempted_does_not(self, attempt: Attempt, tmp_path: Path) -> None:
-        assert slurm.requeue(attempt, at_time_limit=False)
-        status.cancelled(attempt.run).touch()
-        assert slurm.requeue(attempt, at_time_limit=True)
+        assert requeue(attempt, JOB, at_time_limit=False)
+        attempt.run.cancelled.touch()
+        assert requeue(attempt, JOB, at_time_limit=True)
         assert self.asked(tmp_path) == ""

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hpc_isl.cluster import names, status
+from hpc_isl.cluster import names, status, table
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Attempt, Run
 
@@ -76,7 +76,7 @@ def test_done_is_done_whatever_else_is_written(run: Run) -> None:
     submitted(run, **me())
     Attempt(run).finish({"pcc": 0.91234, "made": {"model": "x"}, "figures": {"steps": 7}})
     assert status.state(run).word == "done"
-    assert status.main_figures(run.summary()) == {"pcc": "0.9123", "steps": "7"}
+    assert table.main_figures(run.summary()) == {"pcc": "0.9123", "steps": "7"}
 
 
 def test_runs_are_found_by_name_by_stage_and_name_and_by_path(tmp_path: Path) -> None:
@@ -111,4 +111,4 @@ def test_names_that_would_break_a_path_or_a_command_are_refused(name: str) -> No
 
 
 def test_durations_are_for_people() -> None:
-    assert [status.duration(s) for s in (4.4, 192, 18120)] == ["4 s", "3 min 12 s", "5 h 02 min"]
+    assert [table.duration(s) for s in (4.4, 192, 18120)] == ["4 s", "3 min 12 s", "5 h 02 min"]

@@ -1,0 +1,53 @@
+"""`--dry-run`: exactly what would be done, and nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hpc_isl.cluster.jobs import Job, module_of
+from hpc_isl.cluster.orders import Order
+from hpc_isl.run import Plan, Run
+from hpc_isl.site import Site
+from hpc_isl.strict import to_yaml
+
+
+def lines(order: Order, plan: Plan, run: Run) -> Iterator[str]:
+    """Resolved recipe, inputs, resources, and on Slurm the sbatch file and the start that it expects."""
+    yield f"# recipe of {order.stage}"
+    yield to_yaml(plan.recipe).rstrip()
+    yield from ("", "# what would be done", *plan.says)
+    if order.elements:
+        yield f"{len(order.elements)} times, with {'; '.join([*order.elements][:12])}"
+    yield from (f"reads {name}, fingerprint {fingerprint}" for name, fingerprint in plan.inputs.items())
+    yield from (f"makes {path}" for path in plan.makes)
+    yield from ("", "# where", resources(order.site), f"run folder {run.folder}")
+    if order.site.executor == "slurm":
+        yield from _slurm(order, run)
+
+
+def _slurm(order: Order, run: Run) -> Iterator[str]:
+    from hpc_isl.cluster.slurm import sbatch
+
+    folders = [run.folder / order.stage / name for name in order.elements or ()] or [run.folder]
+    jobs = tuple(Job(module_of(order.stage), folder, 0) for folder in folders)
+    batch = sbatch.Batch(run, 0, jobs)
+    parts = sbatch.parts(batch, order.site)
+    more = f", the first of {len(parts)}" if len(parts) > 1 else ""
+    yield from ("", f"# sbatch{more}", sbatch.text(batch, order.site).rstrip())
+    yield from ("", "# start", sbatch.start_time(batch, order.site))
+
+
+def resources(site: Site) -> str:
+    """`2 processes on this machine, 1 GPU, at most 12h`."""
+    machines = "this machine" if site.executor == "local" else some(site.nodes, "Slurm node")
+    parts = [f"{some(site.ranks, 'process', 'es')} on {machines}"]
+    parts += [f"{some(site.cpus, 'CPU')} each"] if site.cpus else []
+    parts.append(f"{some(site.visible_gpus, 'GPU')} per node" if site.visible_gpus else "no GPU")
+    parts += [f"{site.memory} per node"] if site.memory else []
+    parts += [f"at most {site.time}"] if site.time else []
+    return ", ".join(parts)
+
+
+def some(number: int, noun: str, plural: str = "s") -> str:
+    """`1 GPU`, `2 GPUs`."""
+    return f"{number} {noun}{plural if number > 1 else ''}"

@@ -1,0 +1,71 @@
+"""Run folders are made here: records first, the recipe last, for a folder without one is no run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from hpc_isl.cluster import record
+from hpc_isl.cluster.orders import Order
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import ChainRecipe
+from hpc_isl.run import Plan, Run, make_folder, share_with_group, write_atomic
+from hpc_isl.site import Site
+from hpc_isl.strict import to_yaml
+
+
+def make(run: Run, order: Order, plan: Plan, argv: tuple[str, ...]) -> None:
+    """The folder of a single run."""
+    content = record.record(plan.recipe, plan.inputs, list(argv))
+    _fill(run, plan, order.site, content | _late(order))
+
+
+def make_array(run: Run, order: Order, plans: Mapping[str, Plan], argv: tuple[str, ...]) -> None:
+    """The folders of an array and of its elements; the array's recipe comes last of all."""
+    content = record.record(order.recipe, {}, list(argv))
+    _new(run, order.site)
+    members = {f"{order.stage}/{name}": plan for name, plan in plans.items()}
+    write_atomic(run.elements_file, json.dumps({"elements": list(members)}, indent=1))
+    for folder, plan in members.items():
+        own = record.again(content, plan.recipe, plan.inputs)
+        _fill(Run(run.folder / folder), plan, order.site, own | _late(order))
+    _describe(run, order.recipe, order.site, content)
+
+
+def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], argv: tuple[str, ...]) -> None:
+    """The folder of a chain; those of its runs lie elsewhere and are made when they are started."""
+    content = record.record(chain, {}, list(argv))
+    _new(run, site)
+    write_atomic(run.elements_file, json.dumps({"elements": members}, indent=1))
+    _describe(run, chain, site, content)
+
+
+def _late(order: Order) -> dict[str, Any]:
+    return {"planned": False} if order.after else {}
+
+
+def _fill(run: Run, plan: Plan, site: Site, content: Mapping[str, Any]) -> None:
+    _new(run, site)
+    _describe(run, plan.recipe, site, content)
+
+
+def _describe(run: Run, recipe: Any, site: Site, content: Mapping[str, Any]) -> None:
+    write_atomic(run.record, json.dumps(content, indent=1))
+    if content["diff"] and run.array is None:
+        write_atomic(run.folder / "code.diff", record.difference())
+    write_atomic(run.site, to_yaml(site))
+    write_atomic(run.recipe, to_yaml(recipe))
+
+
+def _new(run: Run, site: Site) -> None:
+    share_with_group(site.group)
+    try:
+        make_folder(run.folder, site.group)
+    except FileExistsError:
+        raise Mistake(f"{run.folder} was made by someone else just now; choose another --name") from None
+    except PermissionError:
+        raise Mistake(
+            f"{run.folder}: {os.environ.get('USER', 'you')} may not write there; set site.runs"
+        ) from None

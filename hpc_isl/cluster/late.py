@@ -1,0 +1,48 @@
+"""A run that was submitted before its inputs were there is planned when its job starts."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hpc_isl.cluster.record import standing_in
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import RECIPES, digest
+from hpc_isl.run import Attempt, Plan, Run, read_json, write_atomic
+from hpc_isl.strict import parse, read_yaml, to_yaml
+
+
+def is_late(run: Run) -> bool:
+    """Whether the run still has to be planned."""
+    return not (read_json(run.record) or {}).get("planned", True)
+
+
+def plan_late(module: ModuleType, attempt: Attempt) -> None:
+    """Rank 0 plans and keeps the plan in the run folder; the other ranks wait for it.
+
+    Raises:
+        Mistake: what the stage says of its inputs; in the other ranks, that rank 0 has ended.
+    """
+    if attempt.rank == 0 and is_late(attempt.run):
+        _plan(module, attempt)
+    while is_late(attempt.run):
+        if (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
+            raise Mistake("rank 0 could not plan this run; its log says why")
+        time.sleep(0.5)
+
+
+def _plan(module: ModuleType, attempt: Attempt) -> None:
+    run = attempt.run
+    record: dict[str, Any] = read_json(run.record) or {}
+    recipe = parse(RECIPES[run.stage], read_yaml(run.recipe), str(run.recipe))
+    with standing_in(Path(record["cwd"])):
+        plan: Plan = module.plan(recipe)
+    plan.check_size(attempt.size)
+    for line in plan.says:
+        attempt.say(line)
+    write_atomic(run.recipe, to_yaml(plan.recipe))
+    facts = {"inputs": dict(plan.inputs), "digest": digest(plan.recipe, plan.inputs), "planned": True}
+    write_atomic(run.record, json.dumps(record | facts, indent=1))

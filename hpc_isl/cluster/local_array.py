@@ -1,0 +1,96 @@
+"""The elements of an array on this machine: as many at once as fit on its CPUs and GPUs."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from hpc_isl.cluster import local
+from hpc_isl.cluster.follow import progress_text
+from hpc_isl.cluster.jobs import STOPPED, Job
+from hpc_isl.cluster.status import ranks
+from hpc_isl.cluster.supervise import Ending, Requests
+from hpc_isl.run import Run, read_json
+from hpc_isl.site import Site, gpus_here
+
+LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class ArrayEnding:
+    """How the elements ended; those that had not begun when a stop was asked for have no ending."""
+
+    endings: dict[Run, Ending]
+    interrupted: bool = False
+    stopped: bool = False
+
+
+def compute_all(jobs: Sequence[Job], site: Site, say: Callable[[str], None]) -> ArrayEnding:
+    """All elements to their end; one that fails leaves the others alone. A stop is asked of all."""
+    fits = local.slots(site)
+    free = _gpu_sets(site, fits)
+    say(f"{len(jobs)} elements, {fits} at once" if fits > 1 else f"{len(jobs)} elements, one after another")
+    with Requests().listening() as requests, ThreadPoolExecutor(fits) as pool:
+        futures = {pool.submit(_one, job, site, requests, free): job for job in jobs}
+        _watch(futures, say)
+        found = {job.run: ending for future, job in futures.items() if (ending := future.result())}
+    return ArrayEnding(found, requests.interrupted, bool(requests.times))
+
+
+def _gpu_sets(site: Site, fits: int) -> queue.SimpleQueue[Sequence[str] | None]:
+    """Which GPUs each of the runs at once sees: its own ones, where the site says how many it needs."""
+    free: queue.SimpleQueue[Sequence[str] | None] = queue.SimpleQueue()
+    here, needs = gpus_here(), site.gpus
+    for slot in range(fits):
+        free.put(here[slot * needs : (slot + 1) * needs] if needs is not None else None)
+    return free
+
+
+def _one(
+    job: Job, site: Site, requests: Requests, free: queue.SimpleQueue[Sequence[str] | None]
+) -> Ending | None:
+    if requests.times:
+        return None
+    gpus = free.get()
+    try:
+        return local.compute(job, site, requests, lambda text: None, lambda: None, gpus)
+    finally:
+        free.put(gpus)
+
+
+def _watch(futures: dict[Future[Ending | None], Job], say: Callable[[str], None]) -> None:
+    """One line for each element that has ended, above a bar of them all."""
+    left = dict(futures)
+    with tqdm(total=len(left), unit=" elements", leave=False, disable=not sys.stderr.isatty()) as bar:
+        while left:
+            time.sleep(LOOK_S)
+            for future in [future for future in left if future.done()]:
+                job = left.pop(future)
+                ending = future.result()
+                if ending is not None:
+                    say(f"{job.run.label}: {_how(job, ending)}")
+                bar.update()
+            bar.set_postfix_str(
+                ", ".join(_going(job) for job in left.values() if _going(job))[:60], refresh=False
+            )
+
+
+def _going(job: Job) -> str:
+    progress = (read_json(job.run.attempts / str(job.attempt) / "rank-0.json") or {}).get("progress")
+    return f"{job.run.name}: {progress_text(progress)}" if progress else ""
+
+
+def _how(job: Job, ending: Ending) -> str:
+    if job.run.summary() is not None:
+        return "done"
+    if ending.crashed is None or ending.codes[ending.crashed] == STOPPED:
+        return "stopped"
+    records = {record["rank"]: record for record in ranks(job.run)}
+    why = records.get(ending.crashed, {}).get("message") or f"code {ending.codes[ending.crashed]}"
+    return f"failed in rank {ending.crashed}: {str(why).splitlines()[0]}"

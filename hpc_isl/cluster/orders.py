@@ -1,0 +1,97 @@
+"""What is asked for: a stage's recipe, where to compute it, under which name, after which runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.cluster import names, status
+from hpc_isl.cluster.jobs import ALONE, stage_module
+from hpc_isl.cluster.place import in_allocation
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import Recipe
+from hpc_isl.run import Plan, Run, read_json
+from hpc_isl.site import Site
+from hpc_isl.strict import flatten, read_yaml
+
+
+@dataclass(frozen=True)
+class Order:
+    """One run, or an array of runs, that is to be computed.
+
+    Attributes:
+        stage: that computes it, or each element.
+        recipe: of the run; of an array, what was swept over what.
+        site: with the part that the stage can use.
+        name: of the run folder; None: a free one.
+        after: runs that must be done before.
+        elements: name -> recipe, of an array; empty: a single run.
+    """
+
+    stage: str
+    recipe: Recipe
+    site: Site
+    name: str | None = None
+    after: tuple[Run, ...] = ()
+    elements: Mapping[str, Recipe] | None = None
+
+    def run(self, root: Path) -> Run:
+        """Where the run, or the array, will lie."""
+        folder = "sweep" if self.elements else self.stage
+        name = names.valid_name(self.name) if self.name else names.default_name(folder, root)
+        return Run(root / folder / name)
+
+
+def site_of(stage: str, site: Site) -> Site:
+    """The part of a site that the stage can use; in an allocation, what Slurm has given."""
+    if site.executor == "allocation":
+        site = in_allocation(site)
+    return site.alone() if stage in ALONE else site
+
+
+def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Those runs that are not done; one that will never be is a `Mistake`."""
+    found = status.states(after)
+    for run, each in found.items():
+        if each.word != "done" and not each.alive:
+            raise Mistake(f"--after {run.label}: it is {each.word}, so what waits for it would never start")
+    return tuple(run for run, each in found.items() if each.alive)
+
+
+def planned(stage: str, recipe: Recipe, site: Site, late: bool = False) -> Plan:
+    """What the stage would do, on as many processes as the site gives it.
+
+    `late`: its inputs are still being made; it is planned when its job starts.
+    """
+    if late:
+        return Plan(recipe, says=(f"{stage} is planned when its job starts, once what it reads is there",))
+    plan: Plan = stage_module(stage).plan(recipe)
+    plan.check_size(site.ranks)
+    return plan
+
+
+# ---------------------------------------------------------------- a name that exists
+
+
+def differences(run: Run, plan: Plan) -> list[str]:
+    """`  train.steps: 20000 there, 300 here`, for recipe and inputs."""
+    there = flatten(read_yaml(run.recipe))
+    here = flatten(plan.recipe.model_dump(mode="json"))
+    known = (read_json(run.record) or {}).get("inputs", {})
+    there |= {f"contents of {name}": value for name, value in known.items()}
+    here |= {f"contents of {name}": value for name, value in plan.inputs.items()}
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
+
+
+def refuse_another(run: Run, plan: Plan) -> None:
+    """A folder that is there must hold just this run."""
+    if not run.recipe.is_file():
+        raise Mistake(f"{run.folder} is there and is not a run; choose another --name")
+    found = differences(run, plan)
+    if found:
+        raise Mistake(
+            f"{run.stage} {run.name!r} is there, with another recipe; choose another --name.\n"
+            + "\n".join(found[:8] + ["  …"] * (len(found) > 8))
+        )

@@ -1,0 +1,56 @@
+"""`retry`: what failed or got lost starts again, with more memory or time where that was missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hpc_isl import site as sites
+from hpc_isl.cluster import launch, status
+from hpc_isl.cluster.report import Caller
+from hpc_isl.cluster.status import State
+from hpc_isl.mistake import Mistake
+from hpc_isl.run import Run
+from hpc_isl.site import Site
+
+AGAIN = ("failed", "lost", "cancelled", "stopped", "new")
+MORE = 2.0  # times the memory, or the time, that was not enough
+
+
+def retry(run: Run, chosen: Site | None, caller: Caller, wait: bool) -> int:
+    """New attempts of those members of the run that are neither done nor alive: same folders, same
+    seeds, same runs in MLflow.
+
+    `chosen`: a site given by hand, which is taken as it is.
+    """
+    found = status.states(run.elements() or [run])
+    left = {one: each for one, each in found.items() if each.word in AGAIN}
+    if not left:
+        raise Mistake(
+            f"{run.label!r} has nothing to retry: {status.state(run).detail or status.state(run).word}"
+        )
+    code = 0
+    for site, members in _by_site(left, chosen).items():
+        if wait and code == 0:
+            code = launch.go_on(run, members, Site.model_validate_json(site), caller, wait)
+        else:
+            code = launch.go_on(run, members, Site.model_validate_json(site), caller, False) or code
+    return code
+
+
+def _by_site(left: Mapping[Run, State], chosen: Site | None) -> dict[str, list[Run]]:
+    """The members by what they get; those that lacked memory or time get more than the others."""
+    groups: dict[str, list[Run]] = {}
+    for run, each in left.items():
+        site = chosen or _raised(sites.kept(run.site), each.cause)
+        groups.setdefault(site.model_dump_json(), []).append(run)
+    return groups
+
+
+def _raised(site: Site, cause: str) -> Site:
+    """More of what was missing, up to what the partition gives."""
+    if site.executor != "slurm" or cause not in ("out_of_memory", "timeout"):
+        return site
+    from hpc_isl.cluster.slurm import limits
+
+    memory, time = (MORE, 1.0) if cause == "out_of_memory" else (1.0, MORE)
+    return limits.raised(site, memory, time)

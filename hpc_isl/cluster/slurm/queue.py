@@ -1,0 +1,72 @@
+"""Slurm's word on jobs: one question to squeue for all of them, to sacct for those that it has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.cluster.slurm.ask import ask
+from hpc_isl.mistake import Mistake
+
+FORGOTTEN = "Invalid job id specified"
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What Slurm says of a job: its state, why it waits, where it runs, and the time it has left."""
+
+    state: str
+    reason: str = ""
+    node: str = ""
+    left: str = ""
+
+
+def queue(jobs: Iterable[str], conf: Path | None = None) -> Mapping[str, Queued] | None:
+    """Job (`17`, or `17_3` for an element) -> Slurm's word, for those it knows; None: it does not answer.
+
+    Without accounting, Slurm forgets a job some minutes after its end.
+    """
+    asked = set(jobs)
+    if not asked:
+        return {}
+    families = sorted({job.split("_")[0] for job in asked})
+    found = _squeue(families, conf)
+    if found is None:
+        return None
+    forgotten = sorted({job.split("_")[0] for job in asked - set(found)})
+    found = {**_sacct(forgotten, conf), **found} if forgotten else found
+    return {job: word for job, word in found.items() if job in asked}
+
+
+def _squeue(families: list[str], conf: Path | None) -> dict[str, Queued] | None:
+    command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L", "-j", ",".join(families)]
+    code, out, errors = ask(command, conf)
+    if code and FORGOTTEN not in errors:
+        return None
+    return _parsed(out)
+
+
+def _sacct(families: list[str], conf: Path | None) -> dict[str, Queued]:
+    command = ["sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State,Reason,NodeList"]
+    code, out, _ = ask([*command, "-j", ",".join(families)], conf)
+    return {} if code else _parsed(out)
+
+
+def _parsed(answer: str) -> dict[str, Queued]:
+    """Lines of job|state|reason|nodes|…; `CANCELLED by 1000` is the state CANCELLED."""
+    rows = [line.split("|") for line in answer.splitlines() if line.count("|") >= 3]
+    plain = [(job, *(_word(word) for word in words)) for job, *words in rows]
+    return {job: Queued(state.split()[0], *rest) for job, state, *rest in plain if state}
+
+
+def _word(text: str) -> str:
+    text = text.strip("() ")
+    return "" if text in ("None", "None assigned", "INVALID", "UNLIMITED", "NOT_SET") else text
+
+
+def cancel(jobs: Iterable[str], conf: Path | None = None) -> None:
+    """Tells Slurm to end the jobs: TERM first, so that they can save."""
+    code, _, errors = ask(["scancel", *jobs], conf)
+    if code:
+        raise Mistake(f"scancel {' '.join(jobs)}: {errors}")

@@ -1,0 +1,47 @@
+"""Inside a job that was told to stop: back into Slurm's queue, and only if that leads anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from datetime import datetime
+
+from hpc_isl.run import Attempt, read_json
+
+OTHERS_LEAVE_S = 60.0
+
+
+def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
+    """Puts the job back into the queue; or the reason why not.
+
+    Only at the time limit (Slurm itself requeues what it preempts), only when the run was not
+    cancelled, and only when this attempt brought something new.
+    """
+    if not at_time_limit:
+        return "stopped by Slurm or by scancel"
+    if attempt.run.cancelled.exists():
+        return "stopped: the run was cancelled"
+    if not _advanced(attempt):
+        return "stopped at the time limit without a new checkpoint: not started again; give it more time"
+    _others_left(attempt)
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+    return f"stopped; Slurm refused to start it again: {done.stderr.strip()}" if done.returncode else None
+
+
+def _advanced(attempt: Attempt) -> bool:
+    """Whether this attempt left a checkpoint; for a stage that has none, whether it did anything."""
+    record = read_json(attempt.path) or {}
+    if attempt.run.checkpoints.is_dir():
+        newest = max((path.stat().st_mtime for path in attempt.run.checkpoints.iterdir()), default=0.0)
+        return newest > datetime.fromisoformat(record["start"]).timestamp()
+    return bool(record.get("progress", {}).get("done"))
+
+
+def _others_left(attempt: Attempt) -> None:
+    """A barrier through the run folder: all other ranks have written their exit records."""
+    deadline = time.monotonic() + OTHERS_LEAVE_S
+    others = [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
+    while any(not (read_json(path) or {}).get("exit") for path in others):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.5)

@@ -1,0 +1,192 @@
+"""A Slurm cluster as a site: submitit packs the jobs and writes the sbatch file; jobs are detached."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from hpc_isl.cluster.jobs import Job, threads
+from hpc_isl.cluster.record import snapshot
+from hpc_isl.cluster.slurm import limits, queue
+from hpc_isl.cluster.slurm.ask import ask, environment
+from hpc_isl.cluster.worker import work
+from hpc_isl.mistake import Mistake
+from hpc_isl.run import Run
+from hpc_isl.site import Site
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is submitted together: the job of one run, or the elements of an array.
+
+    Attributes:
+        run: in whose folder sbatch files, logs and the code lie: the run's own, or the array's.
+        attempt: of that run; the code is kept below it.
+        jobs: one, or one for each element.
+        after: Slurm's jobs that must have ended well before these start.
+    """
+
+    run: Run
+    attempt: int
+    jobs: tuple[Job, ...]
+    after: tuple[str, ...] = ()
+
+    @property
+    def code(self) -> Path:
+        return self.run.attempts / str(self.attempt) / "code"
+
+
+class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+    """submitit's, but that its text can be had without Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self, elements: int) -> str:
+        """What sbatch would be given for that many jobs."""
+        if elements > 1:
+            self.parameters["map_count"] = elements
+        return str(self._make_submission_file_text(self._submitit_command_str, "0"))
+
+
+def _executor(batch: Batch, site: Site, throttle: int, after: str | None) -> _Executor:
+    # A requeued job is the same submitit job: submitit's own count of time-outs must not end it.
+    executor = _Executor(batch.run.sbatch, max_num_timeout=1000, python=_python(site))
+    given = {
+        "partition": site.partition, "account": site.account, "qos": site.qos,
+        "constraint": site.constraint, "mem": site.memory, "gpus_per_node": site.gpus or None,
+        "mail_user": site.mail, "mail_type": "END,FAIL" if site.mail else None, "dependency": after,
+    }  # fmt: skip
+    cpus = site.cpus or 1
+    executor.update_parameters(
+        **{key: value for key, value in given.items() if value is not None},
+        job_name=f"{batch.run.stage}-{batch.run.name}", nodes=site.nodes, ntasks_per_node=site.per_node,
+        cpus_per_task=cpus, signal_delay_s=site.signal_s, time=site.minutes, wckey=None,
+        array_parallelism=throttle, additional_parameters=_flags(batch, site, after),
+        srun_args=["--kill-on-bad-exit=1", "--wait=60"], setup=_setup(batch, site, cpus),
+    )  # fmt: skip
+    return executor
+
+
+def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, str | int | bool]:
+    """Flags of sbatch that submitit has no word for; the site's own come last and win."""
+    flags: dict[str, str | int | bool] = {"chdir": str(batch.run.folder), "requeue": True}
+    if after:  # what waits for a job that failed would wait for ever
+        flags["kill-on-invalid-dep"] = "yes"
+    if site.reservation:
+        flags["reservation"] = site.reservation
+    own = {key.replace("_", "-"): value for key, value in site.sbatch.items() if value is not False}
+    return flags | own
+
+
+def _python(site: Site) -> str | None:
+    """The command that starts Python in the job; a container sees the run folders and what the site binds."""
+    if site.container is None:
+        return site.python
+    command = ["apptainer", "exec", *(["--nv"] if site.gpus else [])]
+    command += [part for folder in site.binds for part in ("--bind", folder)]
+    return f"{shlex.join([*command, str(site.container)])} {site.python or 'python'}"
+
+
+def _setup(batch: Batch, site: Site, cpus: int) -> list[str]:
+    """Shell lines before srun: the site's, then the code that was submitted and the CPUs of each rank."""
+    path = os.pathsep.join(filter(None, [str(batch.code), os.environ.get("PYTHONPATH")]))
+    exports = {"HPC_ISL_EXECUTOR": "slurm", "PYTHONPATH": path, "SRUN_CPUS_PER_TASK": str(cpus)}
+    return [
+        *site.setup,
+        *(f"export {name}={shlex.quote(value)}" for name, value in {**exports, **threads(cpus)}.items()),
+    ]
+
+
+# ---------------------------------------------------------------- before it is handed over
+
+
+def text(batch: Batch, site: Site) -> str:
+    """The sbatch file of the first part of the batch; writes nothing and needs no Slurm."""
+    first = parts(batch, site)[0]
+    executor = _executor(batch, site, first.throttle, _dependency(batch.after, None))
+    return executor.text(len(first.jobs))
+
+
+def start_time(batch: Batch, site: Site) -> str:
+    """When Slurm says that the job would start; the reason where it would refuse it."""
+    code, out, errors = ask(["sbatch", "--test-only"], site.slurm_conf, given=text(batch, site))
+    return (errors or out).removeprefix("sbatch: ") if code in (0, 1) else errors
+
+
+@dataclass(frozen=True)
+class Part:
+    """Jobs of one call of sbatch; `waits`: number of the part that must have ended before."""
+
+    jobs: tuple[Job, ...]
+    throttle: int
+    waits: int | None = None
+
+
+def parts(batch: Batch, site: Site) -> list[Part]:
+    """The batch in arrays of no more elements than the cluster takes, which share the throttle.
+
+    Where there are more arrays than elements may run at once, one waits for another.
+    """
+    jobs = batch.jobs
+    size = limits.max_array_size(site.slurm_conf) if len(jobs) > 1 else 1
+    pieces = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+    throttle = site.array or len(jobs)
+    lanes = min(len(pieces), throttle)
+    shares = [throttle // lanes + (lane < throttle % lanes) for lane in range(lanes)]
+    return [
+        Part(piece, shares[number % lanes], number - lanes if number >= lanes else None)
+        for number, piece in enumerate(pieces)
+    ]
+
+
+def _dependency(after: Sequence[str], before: str | None) -> str | None:
+    """`afterok:7:8,afterany:9`."""
+    conditions = [f"afterok:{':'.join(after)}"] if after else []
+    return ",".join([*conditions, *([f"afterany:{before}"] if before else [])]) or None
+
+
+# ---------------------------------------------------------------- handing over
+
+
+def submit(batch: Batch, site: Site) -> list[str]:
+    """Hands the jobs to Slurm, all or none; how it calls them, in their order."""
+    snapshot(batch.code)
+    names: list[list[str]] = []
+    for part in parts(batch, site):
+        before = None if part.waits is None else names[part.waits][0].split("_")[0]
+        executor = _executor(batch, site, part.throttle, _dependency(batch.after, before))
+        try:
+            names.append(_handed_over(executor, part.jobs, site.slurm_conf))
+        except submitit.core.utils.FailedJobError as error:
+            if names:
+                queue.cancel([name for part_names in names for name in part_names], site.slurm_conf)
+            raise Mistake(f"sbatch refused the job: {error}") from None
+    return [name for part_names in names for name in part_names]
+
+
+def _handed_over(executor: _Executor, jobs: Sequence[Job], conf: Path | None) -> list[str]:
+    with _environment(conf):
+        submitted: list[Any] = executor.map_array(work, jobs)
+    return [str(one.job_id) for one in submitted]
+
+
+@contextmanager
+def _environment(conf: Path | None) -> Iterator[None]:
+    """submitit calls sbatch with this process's environment: for that moment it is a clean one."""
+    before, clean = dict(os.environ), environment(conf)
+    os.environ.clear()
+    os.environ.update(clean)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

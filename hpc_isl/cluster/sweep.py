@@ -1,0 +1,71 @@
+"""An array of runs of one stage, which differ in what is swept over."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpc_isl.cluster.jobs import STAGES
+from hpc_isl.cluster.orders import Order, site_of
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.recipe import RECIPES, Recipe, SweepRecipe, read
+from hpc_isl.run import Run
+from hpc_isl.site import Site
+from hpc_isl.strict import override, parse
+
+LONGEST = 80  # of an element's name
+
+
+def order(
+    path: Path | None, keys: list[str], site: Site, name: str | None, after: tuple[Run, ...] = ()
+) -> Order:
+    """`over` and `stage` are the sweep's own keys; all others are those of the stage's recipe."""
+    content, origin = read("sweep", path, keys)
+    over, stage = content.pop("over", None), content.pop("stage", None) or _stage_of(path)
+    if over is None:
+        raise Mistake(f"{origin}: over: must be given, as in over='{{seed: [0, 1, 2]}}'")
+    recipe = parse(SweepRecipe, {"stage": stage, "over": over, "base": content}, origin)
+    elements = {label: _element(recipe, values, origin) for label, values in _labelled(recipe)}
+    return Order(stage, recipe, site_of(stage, site), name, after, elements)
+
+
+def _stage_of(path: Path | None) -> str:
+    """`small_pretrain.yaml` is a recipe of pretrain."""
+    words = re.split(r"[_\W]+", path.stem) if path else []
+    found = [word for word in words if word in STAGES]
+    if not found:
+        raise Mistake(f"sweep: say which stage varies, as stage=pretrain; {nearest('', STAGES)}")
+    return found[-1]
+
+
+def _element(recipe: SweepRecipe, values: Mapping[str, Any], origin: str) -> Recipe:
+    keys = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return parse(RECIPES[recipe.stage], override(recipe.base, keys), f"{origin}, element {' '.join(keys)}")
+
+
+def _labelled(recipe: SweepRecipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each element's name and what it sets; two of one name are told apart by a number."""
+    seen: dict[str, int] = {}
+    for values in _combinations(recipe):
+        label = _label(values)
+        seen[label] = seen.get(label, 0) + 1
+        yield label if seen[label] == 1 else f"{label} ({seen[label]})", values
+
+
+def _combinations(recipe: SweepRecipe) -> Iterator[Mapping[str, Any]]:
+    if isinstance(recipe.over, list):
+        yield from recipe.over
+        return
+    for values in itertools.product(*recipe.over.values()):
+        yield dict(zip(recipe.over, values, strict=True))
+
+
+def _label(values: Mapping[str, Any]) -> str:
+    """`seed=0,train.crop=256`, of characters that a folder and a command line can have."""
+    text = ",".join(f"{key}={value}" for key, value in values.items())
+    plain = re.sub(r"[^\w.,=+\-]+", "_", text).strip("_.-") or "as-is"
+    return plain[:LONGEST]

@@ -1,0 +1,140 @@
+"""`status`: one line per run, attempt by attempt where one run is asked for, and what a run wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hpc_isl.cluster.follow import figure, progress_text
+from hpc_isl.cluster.status import State, age_s, first_failure, job_output, ranks, states
+from hpc_isl.mistake import Mistake
+from hpc_isl.run import Run
+
+HEAD = ("stage", "name", "state", "attempt", "progress", "took", "left", "node", "")
+
+
+def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
+    """One line per run under a heading; `elements`: also one for each element of an array."""
+    shown = [one for run in runs for one in (run, *(run.elements() if elements else []))]
+    found = states(shown)
+    rows = [HEAD, *(_row(run, found[run]) for run in shown)]
+    rows = [row for row in rows if row]
+    kept = [c for c in range(len(HEAD)) if c == len(HEAD) - 1 or any(row[c] for row in rows[1:])]
+    widths = {c: max(len(row[c]) for row in rows) for c in kept}
+    return ["  ".join(row[c].ljust(widths[c]) for c in kept).rstrip() for row in rows]
+
+
+def _row(run: Run, found: State) -> tuple[str, ...]:
+    if run.elements_file.is_file():
+        return run.stage, run.name, found.word, "", _share(run), "", "", "", found.detail
+    numbers = run.attempt_numbers()
+    attempt = str(numbers[-1] + 1) if numbers else ""
+    name = f"  {run.label}" if run.array else run.name
+    node, left = (found.node, found.left) if found.alive else ("", "")
+    return run.stage, name, found.word, attempt, _progress(run), took(run), left, node, found.detail
+
+
+def _share(run: Run) -> str:
+    members = run.elements()
+    done = sum(member.summary() is not None for member in members)
+    return f"{done}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
+
+
+def _progress(run: Run) -> str:
+    """The main figures of a finished run; else how far it is, with the last metrics."""
+    figures = "  ".join(f"{name} {value}" for name, value in list(main_figures(run.summary()).items())[:2])
+    progress = (ranks(run) or [{}])[0].get("progress")
+    return figures or (progress_text(progress) if progress else "-")
+
+
+def main_figures(summary: dict[str, Any] | None) -> dict[str, str]:
+    """The numbers and short texts of a done record, ready to print."""
+    content = dict(summary or {})
+    content |= content.pop("figures", {}) if isinstance(content.get("figures"), dict) else {}
+    plain = {name: value for name, value in content.items() if isinstance(value, (int, float, str))}
+    return {name: figure(value) for name, value in plain.items() if name not in ("attempt", "time")}
+
+
+def attempts(run: Run) -> list[str]:
+    """One line per attempt of a run: when, how long, on which nodes, how it ended."""
+    lines = []
+    for number in run.attempt_numbers():
+        records = ranks(run, number)
+        if records:
+            lines.append(f"attempt {number + 1}: {_attempt(records)}")
+    return lines
+
+
+def _attempt(records: Sequence[dict[str, Any]]) -> str:
+    first, failure = records[0], first_failure(records)
+    nodes = ", ".join(dict.fromkeys(record["node"] for record in records))
+    end = first.get("exit") or first["heartbeat"]
+    ending = failure["message"].splitlines()[0] if failure else first.get("outcome", "no word since")
+    job = f", job {first['job']}" if first.get("job") else ""
+    lasted = duration(age_s(first["start"]) - age_s(end))
+    return f"{first['start'][:19]} UTC, {lasted} on {nodes}{job}, {len(records)} ranks: {ending}"
+
+
+def took(run: Run) -> str:
+    """Time that the run was worked on, over all its attempts."""
+    total = 0.0
+    for number in run.attempt_numbers():
+        for record in ranks(run, number)[:1]:
+            end = record.get("exit") or record["heartbeat"]
+            total += age_s(record["start"]) - age_s(end)
+    return duration(total)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 12 s`, `5 h 02 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+# ---------------------------------------------------------------- logs
+
+
+def failure_text(run: Run) -> list[str]:
+    """The failing rank's message and where its traceback lies, or nothing."""
+    failure = first_failure(ranks(run))
+    if failure is None:
+        return []
+    log = run.attempts / str(run.attempt_numbers()[-1]) / f"rank-{failure['rank']}.log"
+    lines = [f"rank {failure['rank']} of {failure['size']} on {failure['node']}: {failure['message']}"]
+    return lines if failure["outcome"] == "mistake" else [*lines, f"traceback: {log}"]
+
+
+def log_lines(run: Run, rank: int | None) -> Iterator[str]:
+    """The newest attempt's log: of `rank`, or the first failing rank's traceback and then rank 0's log."""
+    run = _with_a_log(run)
+    number = run.attempt_numbers()[-1] if run.attempt_numbers() else 0
+    failure = first_failure(ranks(run))
+    if rank is None and failure and failure["outcome"] == "failed":
+        yield f"--- rank {failure['rank']} on {failure['node']} failed:"
+        yield from str(failure["traceback"]).splitlines()
+        yield "--- log of rank 0:"
+    log = run.attempts / str(number) / f"rank-{rank or 0}.log"
+    if log.is_file():
+        yield from log.read_text(errors="replace").splitlines()
+    else:
+        yield f"rank {rank or 0} of attempt {number + 1} has no log yet ({log})"
+    if failure is None and not run.summary():  # a job that died before it reached us speaks there
+        yield from (f"job: {line}" for line in job_output(run, 30))
+
+
+def _with_a_log(run: Run) -> Run:
+    """The run itself; of an array, the element that failed first in order."""
+    members = run.elements()
+    if not members:
+        return run
+    failed = [member for member, found in states(members).items() if found.word in ("failed", "lost")]
+    if not failed:
+        names = ", ".join(member.label for member in members[:4])
+        raise Mistake(
+            f"{run.name!r} has {len(members)} runs, none of which failed; name one of them: {names} …"
+        )
+    return failed[0]
