@@ -1,139 +1,80 @@
-"""The processes of a test cluster: started, found again by a mark in their environment, ended."""
+"""The daemons of a test cluster in the order in which they need each other, each waited for."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+import socket
 from pathlib import Path
 
-import programs
+import processes
+from settings import Settings, configure
 
-MARK = "HPC_ISL_TESTCLUSTER"
-STEP = "slurmstepd"
-
-
-class Broken(Exception):
-    """A daemon ended or did not answer; its name comes first."""
+USABLE = {"IDLE", "MIXED", "ALLOCATED", "IDLE+COMPLETING", "MIXED+COMPLETING", "ALLOCATED+COMPLETING"}
 
 
-@dataclass(frozen=True)
-class Process:
-    pid: int
-    name: str
-    """as its log: slurmctld, slurmd.node1; slurmstepd and job for what runs jobs"""
+def bring_up(folder: Path, settings: Settings) -> None:
+    for name in ("log", "state"):
+        (folder / name).mkdir()
+    configure(folder, settings)
+    _munge(folder)
+    if settings.accounting:
+        _accounting(folder)
+    start_controller(folder)
+    start_nodes(folder, settings)
+    until_usable(folder, settings)
 
 
-def start(folder: Path, name: str, *command: str) -> None:
-    """In the foreground of a session of its own: so nothing that it says is lost, and no moment is without
-    the mark by which `running` finds it."""
-    with (folder / "log" / f"{name}.out").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
-            env=environment(folder, name), start_new_session=True,
-        )  # fmt: skip
-    # A program that is being loaded has no environment yet.
-    while process.poll() is None and _process(folder, process.pid) is None:
-        time.sleep(0.01)
+def _munge(folder: Path) -> None:
+    # It wants a socket that every user reaches; this one is ours alone.
+    files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
+    options = [f"--{option}={folder}/munge.{suffix}" for option, suffix in files.items()]
+    processes.start(folder, "munged", "munged", "--foreground", "--force", *options)
+    processes.wait(folder, "munged", (folder / "munge.socket").exists)
 
 
-def call(folder: Path, *command: str, within_s: float = 60) -> str:
-    """What a command of Slurm or of the database says."""
+def _accounting(folder: Path) -> None:
+    options = f"--defaults-file={folder}/mariadb.cnf"
+    processes.call(
+        folder, "mariadb-install-db", options, f"--extra-file={folder}/mariadb.sql", "--skip-test-db"
+    )
+    processes.start(folder, "mariadbd", "mariadbd", options)
+    processes.wait(folder, "mariadbd", (folder / "mariadbd.pid").exists)
+    processes.start(folder, "slurmdbd", "slurmdbd", "-D")
+    port = _said(folder / "slurmdbd.conf", "DbdPort")
+    processes.wait(folder, "slurmdbd", lambda: _listens(int(port)))
+    processes.call(folder, "sacctmgr", "--immediate", "add", "cluster", "testcluster")
+
+
+def start_controller(folder: Path) -> None:
+    processes.start(folder, "slurmctld", "slurmctld", "-D", "-f", f"{folder}/slurm.conf")
+    port = _said(folder / "slurm.conf", "SlurmctldPort")
+    processes.wait(folder, "slurmctld", lambda: _listens(int(port)))
+
+
+def start_nodes(folder: Path, settings: Settings) -> None:
+    for name in settings.names:
+        processes.start(folder, f"slurmd.{name}", "slurmd", "-D", "-N", name, "-f", f"{folder}/slurm.conf")
+
+
+def until_usable(folder: Path, settings: Settings) -> None:
+    for name in settings.names:
+        processes.wait(folder, f"slurmd.{name}", lambda name=name: _answers(folder, name))
+
+
+def _answers(folder: Path, node: str) -> bool:
+    """The controller takes a node for idle before it has heard of it."""
+    told = processes.call(folder, "scontrol", "--oneliner", "show", "node", node)
+    about = dict(word.split("=", 1) for word in told.split() if "=" in word)
+    return about["State"] in USABLE and about["SlurmdStartTime"] != "None" and _listens(int(about["Port"]))
+
+
+def _listens(port: int) -> bool:
     try:
-        done = subprocess.run(
-            command, env=environment(folder, command[0]), timeout=within_s, check=True, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    except subprocess.CalledProcessError as error:
-        raise Broken(command[0], error.stdout.strip()) from None
-    except subprocess.TimeoutExpired:
-        raise Broken(command[0], f"did not answer within {within_s:g} s") from None
-    return done.stdout
-
-
-def environment(folder: Path, name: str) -> dict[str, str]:
-    """The caller's, without what another cluster or a job around us has put there."""
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "SRUN"))
-    }
-    return {
-        **kept,
-        "PATH": programs.path(),
-        "SLURM_CONF": str(folder / "slurm.conf"),
-        MARK: f"{folder} {name}",
-    }
-
-
-def wait(folder: Path, name: str, true: Callable[[], bool], within_s: float = 60) -> None:
-    """Until it comes true, or the daemon on which that depends has ended, or time is up."""
-    deadline = time.monotonic() + within_s
-    while not true():
-        if not any(process.name == name for process in running(folder)):
-            raise Broken(name, "ended")
-        if time.monotonic() > deadline:
-            raise Broken(name, f"was not ready within {within_s:g} s")
-        time.sleep(0.05)
-
-
-def running(folder: Path) -> list[Process]:
-    """All processes of the cluster in the folder."""
-    return [process for pid in _pids() if (process := _process(folder, pid))]
-
-
-def end(folder: Path, name: str, patience_s: float = 2) -> None:
-    """TERM to all whose name begins so, and KILL to those that are still there."""
-    _send(signal.SIGTERM, folder, name)
-    if not gone(folder, name, patience_s):
-        kill(folder, name)
-
-
-def kill(folder: Path, name: str) -> None:
-    _send(signal.SIGKILL, folder, name)
-    gone(folder, name, 2)
-
-
-def _send(sent: signal.Signals, folder: Path, name: str) -> None:
-    for process in _named(folder, name):
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, sent)
-
-
-def gone(folder: Path, name: str, patience_s: float) -> bool:
-    """Waits for the end of all whose name begins so."""
-    deadline = time.monotonic() + patience_s
-    while _named(folder, name):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
     return True
 
 
-def _named(folder: Path, name: str) -> list[Process]:
-    return [process for process in running(folder) if process.name.startswith(name)]
-
-
-def _pids() -> Iterator[int]:
-    me = os.getpid()
-    return (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != me)
-
-
-def _process(folder: Path, pid: int) -> Process | None:
-    try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        program = Path(f"/proc/{pid}/exe").readlink().name
-    except OSError:
-        return None  # it has ended, or is another user's
-    mark = f"{MARK}={folder} ".encode()
-    name = next((each[len(mark) :].decode() for each in variables if each.startswith(mark)), None)
-    if name is not None:
-        return Process(pid, STEP if program.startswith(STEP) else name)
-    # What a job starts carries no mark. A shell from which somebody looks at the cluster has the first
-    # of these too; the second stands on nodes alone.
-    on_node = any(each.startswith(b"SLURMD_NODENAME=") for each in variables)
-    return (
-        Process(pid, "job") if on_node and f"SLURM_CONF={folder}/slurm.conf".encode() in variables else None
-    )
+def _said(conf: Path, key: str) -> str:
+    lines = dict(line.split("=", 1) for line in conf.read_text().splitlines())
+    return lines[key]

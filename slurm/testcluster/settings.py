@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import secrets
 import socket
 from dataclasses import asdict, dataclass
@@ -100,6 +100,11 @@ def written_by_us(site_file: Path, folder: Path | None = None) -> bool:
     return text == site(folder) if folder else text.startswith(WRITER)
 
 
+def _user() -> str:
+    # Not the one of the environment, which may be that of the caller's sudo or su.
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
 def _read(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
@@ -111,7 +116,7 @@ def _key(line: str) -> str:
 
 
 def _slurm(folder: Path, settings: Settings, port: int, accounting_port: int) -> list[str]:
-    user = getpass.getuser()
+    user = _user()
     host = socket.gethostname().split(".")[0]
     return [
         "ClusterName=testcluster",
@@ -183,7 +188,7 @@ AuthInfo=socket={folder}/munge.socket
 DbdHost=localhost
 DbdAddr=127.0.0.1
 DbdPort={port}
-SlurmUser={getpass.getuser()}
+SlurmUser={_user()}
 PidFile={folder}/slurmdbd.pid
 LogFile={folder}/log/slurmdbd.log
 StorageType=accounting_storage/mysql
@@ -209,7 +214,7 @@ def _mariadb(folder: Path, port: int) -> str:
     """Small, and careless of power cuts: it lives as long as a test."""
     return f"""\
 [mariadbd]
-user={getpass.getuser()}
+user={_user()}
 datadir={folder}/database
 tmpdir={folder}
 socket={folder}/mariadb.socket

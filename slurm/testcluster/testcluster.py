@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A real Slurm in a private folder on this machine, to try a cluster and to test against.
 
-python slurm/testcluster/testcluster.py start --nodes 2 --cpus 4
-python slurm/testcluster/testcluster.py stop
+    python slurm/testcluster/testcluster.py start --nodes 2 --cpus 4
+
+brings it up and says how to use it; `stop` leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import argparse
 import fcntl
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import daemons
+import processes
 import programs
-from daemons import Broken
-from settings import Settings, configure, site, too_long, written_by_us
+from processes import Broken
+from settings import Settings, site, too_long, written_by_us
 
 ORDER = ("slurmd", "slurmctld", "slurmdbd", "mariadbd", "munged")  # of ending
-USABLE = {"IDLE", "MIXED", "ALLOCATED", "IDLE+COMPLETING", "MIXED+COMPLETING", "ALLOCATED+COMPLETING"}
 
 
 class Mistake(Exception):
@@ -50,8 +50,10 @@ def start(folder: Path, settings: Settings) -> int:
     if missing := programs.missing(settings.accounting):
         raise Mistake(f"missing: {', '.join(missing)}. On Debian: apt install {programs.PACKAGES}")
     with _alone(folder):
-        if daemons.running(folder):
-            return _already(folder, settings)
+        known = Settings.of(folder)
+        if known and written_by_us(Path(known.site_file), folder) and processes.running(folder):
+            return _already(folder, known, settings)
+        _end_processes(folder)  # of a start that was cut off
         return _start(folder, settings)
 
 
@@ -69,13 +71,13 @@ def stop(folder: Path) -> int:
 def restart(folder: Path, daemon: str, stop_s: float) -> int:
     """Ends it, waits, starts it again; jobs go on meanwhile."""
     settings = Settings.of(folder)
-    if settings is None or not daemons.running(folder):
+    if settings is None or not processes.running(folder):
         raise Mistake(f"no test cluster runs in {folder}: start one first")
-    daemons.end(folder, daemon, patience_s=30)  # the controller writes its state first
+    processes.end(folder, daemon, patience_s=30)  # the controller writes its state first
     time.sleep(stop_s)
     try:
-        _controller(folder) if daemon == "slurmctld" else _nodes(folder, settings)
-        _usable(folder, settings)
+        daemons.start_controller(folder) if daemon == "slurmctld" else daemons.start_nodes(folder, settings)
+        daemons.until_usable(folder, settings)
     except Broken as broken:
         return _failed(folder, broken)
     return 0
@@ -89,7 +91,7 @@ def _start(folder: Path, settings: Settings) -> int:
     _clear(folder)
     settings.write(folder)
     try:
-        _bring_up(folder, settings)
+        daemons.bring_up(folder, settings)
     except (Broken, KeyboardInterrupt) as broken:
         status = _failed(folder, broken) if isinstance(broken, Broken) else 130
         _end(folder)
@@ -100,82 +102,32 @@ def _start(folder: Path, settings: Settings) -> int:
     return 0
 
 
-def _bring_up(folder: Path, settings: Settings) -> None:
-    for name in ("log", "state"):
-        (folder / name).mkdir()
-    configure(folder, settings)
-    _munge(folder)
-    if settings.accounting:
-        _accounting(folder)
-    _controller(folder)
-    _nodes(folder, settings)
-    _usable(folder, settings)
-
-
-def _munge(folder: Path) -> None:
-    # It wants a socket that every user reaches; this one is ours alone.
-    files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
-    options = [f"--{option}={folder}/munge.{suffix}" for option, suffix in files.items()]
-    daemons.start(folder, "munged", "munged", "--foreground", "--force", *options)
-    daemons.wait(folder, "munged", (folder / "munge.socket").exists)
-
-
-def _accounting(folder: Path) -> None:
-    options = f"--defaults-file={folder}/mariadb.cnf"
-    daemons.call(
-        folder, "mariadb-install-db", options, f"--extra-file={folder}/mariadb.sql", "--skip-test-db"
-    )
-    daemons.start(folder, "mariadbd", "mariadbd", options)
-    daemons.wait(folder, "mariadbd", (folder / "mariadbd.pid").exists)
-    daemons.start(folder, "slurmdbd", "slurmdbd", "-D")
-    port = _said(folder / "slurmdbd.conf", "DbdPort")
-    daemons.wait(folder, "slurmdbd", lambda: _listens(int(port)))
-    daemons.call(folder, "sacctmgr", "--immediate", "add", "cluster", "testcluster")
-
-
-def _controller(folder: Path) -> None:
-    daemons.start(folder, "slurmctld", "slurmctld", "-D", "-f", f"{folder}/slurm.conf")
-    port = _said(folder / "slurm.conf", "SlurmctldPort")
-    daemons.wait(folder, "slurmctld", lambda: _listens(int(port)))
-
-
-def _nodes(folder: Path, settings: Settings) -> None:
-    for name in settings.names:
-        daemons.start(folder, f"slurmd.{name}", "slurmd", "-D", "-N", name, "-f", f"{folder}/slurm.conf")
-
-
-def _usable(folder: Path, settings: Settings) -> None:
-    for name in settings.names:
-        daemons.wait(folder, f"slurmd.{name}", lambda name=name: _answers(folder, name))
-
-
-def _answers(folder: Path, node: str) -> bool:
-    """The controller takes a node for idle before it has heard of it."""
-    told = daemons.call(folder, "scontrol", "--oneliner", "show", "node", node)
-    about = dict(word.split("=", 1) for word in told.split() if "=" in word)
-    return about["State"] in USABLE and about["SlurmdStartTime"] != "None" and _listens(int(about["Port"]))
-
-
 def _end(folder: Path) -> None:
-    if any(process.name == "slurmctld" for process in daemons.running(folder)):
-        _cancel_jobs(folder)
-    # Those that would not go, while the controller knows them as cancelled: it does not start them again.
-    daemons.kill(folder, "job")
-    daemons.kill(folder, daemons.STEP)
-    for name in (*ORDER, ""):
-        daemons.end(folder, name, patience_s=1)
+    _end_processes(folder)
     settings = Settings.of(folder)
     if settings and written_by_us(Path(settings.site_file), folder):
         Path(settings.site_file).unlink()
-    shutil.rmtree(folder)
+    _clear(folder)
+    (folder / "settings.json").unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _end_processes(folder: Path) -> None:
+    if any(process.name == "slurmctld" for process in processes.running(folder)):
+        _cancel_jobs(folder)
+    # Those that would not go, while the controller knows them as cancelled: it does not start them again.
+    processes.kill(folder, "job")
+    processes.kill(folder, processes.STEP)
+    for name in (*ORDER, ""):
+        processes.end(folder, name, patience_s=1)
 
 
 def _cancel_jobs(folder: Path) -> None:
     try:
-        jobs = daemons.call(folder, "squeue", "--noheader", "--format=%A", within_s=5).split()
+        jobs = processes.call(folder, "squeue", "--noheader", "--format=%A", within_s=5).split()
         if jobs:
-            daemons.call(folder, "scancel", "--full", *sorted(set(jobs)), within_s=5)
-            daemons.gone(folder, daemons.STEP, 2)
+            processes.call(folder, "scancel", "--full", *sorted(set(jobs)), within_s=5)
+            processes.gone(folder, processes.STEP, 2)
     except Broken:
         pass  # what cannot be cancelled is killed below
 
@@ -189,8 +141,8 @@ def _failed(folder: Path, broken: Broken) -> int:
     return 1
 
 
-def _already(folder: Path, settings: Settings) -> int:
-    if Settings.of(folder) != settings:
+def _already(folder: Path, known: Settings, settings: Settings) -> int:
+    if known != settings:
         raise Mistake(
             f"a test cluster with other settings runs in {folder}: "
             f"stop it first with `stop --folder {folder}`, or start this one with another --folder"
@@ -234,22 +186,12 @@ def _ours(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Of what a machine that was switched off has left."""
+    """Of everything but the file that says that the folder is ours: should this be cut off, stop goes on."""
     for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-def _said(conf: Path, key: str) -> str:
-    lines = dict(line.split("=", 1) for line in conf.read_text().splitlines())
-    return lines[key]
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "settings.json":
+            path.unlink()
 
 
 def _settings(asked: argparse.Namespace) -> Settings:

@@ -65,8 +65,11 @@ class Cluster:
         return told.split(" JobState=")[1].split()[0]
 
     def start_now(self, job_id: str) -> None:
-        """A requeued job would wait for its `cred_expire`: 30 s here, 120 s by default."""
-        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+        """A requeued job would wait for its `cred_expire`: 30 s here, 120 s by default.
+
+        In the second in which it was ended its node would refuse it (job credential revoked): FAILED.
+        """
+        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+2")
 
     def eventually(self, true: Callable[[], object], within_s: float = 60) -> bool:
         """Whether it comes true in time."""
