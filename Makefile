@@ -3,21 +3,26 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 H = $(BIN)/python -m hpc_isl.submit
-# Further words for steps: make demo PLATE='--wells 6' PRETRAIN='train.steps=20' SITE='site.cpus=1'; make test PYTEST='-k store'
+# Further words for steps: make demo PLATE='--wells 6' PRETRAIN='train.steps=20' SITE='site.cpus=1'; make test PYTEST='-k store';
+# make slurm-start CLUSTER='--nodes 4'
 PLATE :=
 PRETRAIN :=
 SITE :=
+CLUSTER :=
 PYTEST :=
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test slurm-test slurm-start slurm-stop lint lock clean
 
 help:
-	@echo "make demo    a synthetic plate -> OME-Zarr -> pretrained model -> scores and pictures, in demo/"
-	@echo "make test    lint, types, tests"
-	@echo "make setup   .venv, with every dependency as requirements.txt locks it"
-	@echo "make lint    ruff and mypy alone"
-	@echo "make lock    resolve the dependencies of pyproject.toml anew into requirements.txt"
-	@echo "make clean   remove the environment and the demo"
+	@echo "make demo          a synthetic plate -> OME-Zarr -> pretrained model -> scores and pictures, in demo/"
+	@echo "make test          lint, types, tests"
+	@echo "make slurm-test    the tests that need a real Slurm; they bring up their own"
+	@echo "make slurm-start   a real Slurm of two nodes on this machine, to use with --site testcluster"
+	@echo "make slurm-stop    end it, and remove all of it"
+	@echo "make setup         .venv, with every dependency as requirements.txt locks it"
+	@echo "make lint          ruff and mypy alone"
+	@echo "make lock          resolve the dependencies of pyproject.toml anew into requirements.txt"
+	@echo "make clean         remove the environment and the demo"
 
 setup: .venv/.ready
 
@@ -56,6 +61,15 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest $(PYTEST)
+
+slurm-test: setup
+	$(BIN)/pytest tests/slurm $(PYTEST)
+
+slurm-start: setup
+	$(BIN)/python slurm/testcluster/testcluster.py start $(CLUSTER)
+
+slurm-stop: setup
+	$(BIN)/python slurm/testcluster/testcluster.py stop
 
 lock: setup
 	echo uv | $(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header -o requirements-uv.txt -
