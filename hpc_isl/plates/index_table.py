@@ -109,6 +109,13 @@ def _numbers(array: pa.Array) -> NDArray[Any]:
     return numbers
 
 
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The numbers of all lists; `flatten` imports pyarrow.compute, which takes longer than all the rest."""
+    lists = column.combine_chunks()
+    starts = _numbers(lists.offsets)
+    return _numbers(lists.values)[starts[0] : starts[-1]]
+
+
 @lru_cache(maxsize=4)
 def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
     """A channel's histograms of all fields, kept while fields are asked for one by one."""
@@ -134,14 +141,12 @@ class Statistics(Mapping[FieldKey, FieldStatistics]):
 
     @classmethod
     def of(cls, path: Path, found: tuple[Field, ...], table: pa.Table) -> Statistics:
-        def flat(name: str) -> NDArray[Any]:
-            return _numbers(table[name].combine_chunks().flatten())
-
-        ends = np.cumsum(_numbers(table["time"].combine_chunks().value_lengths()))
+        starts = _numbers(table["time"].combine_chunks().offsets).astype(np.int64)
         return cls(
-            path, {field.key: row for row, field in enumerate(found)}, [field.dtype for field in found], ends,
-            np.stack([flat(part) for part in ("time", "channel", "plane")], axis=1),
-            np.stack([flat(fact) for fact in FACTS], axis=1),
+            path, {field.key: row for row, field in enumerate(found)}, [field.dtype for field in found],
+            starts[1:] - starts[0],
+            np.stack([_flat(table[part]) for part in ("time", "channel", "plane")], axis=1),
+            np.stack([_flat(table[fact]) for fact in FACTS], axis=1),
             table["flags"].to_pylist(), table["digest"].to_pylist(),
         )  # fmt: skip
 
