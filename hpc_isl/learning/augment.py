@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from hpc_isl.learning.pixels import Pixels
 from hpc_isl.recipe import AugmentRecipe
@@ -18,6 +17,8 @@ def resize(pixels: Pixels, edge: int) -> Pixels:
     """(c, y, x) to (c, edge, edge), bilinear, pixel areas aligned."""
     if pixels.shape[-2:] == (edge, edge):
         return pixels
+    from scipy import ndimage  # here: a plan makes crops and looks at none
+
     factors = [edge / length for length in pixels.shape[-2:]]
     planes = [ndimage.zoom(p, factors, order=1, mode="nearest", grid_mode=True) for p in pixels]
     return np.stack(planes)
@@ -34,6 +35,8 @@ def turn(sources: Pixels, targets: Pixels, rng: np.random.Generator) -> tuple[Pi
 def shade(sources: Pixels, recipe: AugmentRecipe, rng: np.random.Generator) -> Pixels:
     """Blur, contrast, brightness, noise: in this order, each plane of (c, y, x) with its own numbers."""
     if recipe.blur:
+        from scipy import ndimage
+
         sigmas = rng.uniform(0, recipe.blur, len(sources))
         sources = np.stack([ndimage.gaussian_filter(p, s) for p, s in zip(sources, sigmas, strict=True)])
     if recipe.contrast:

@@ -22,4 +22,6 @@ os.environ.update(dict.fromkeys(THREADS, "1"))
 _set(signal.SIG_IGN)
 os.register_at_fork(after_in_child=lambda: _set(signal.SIG_DFL))
 
+import scipy.ndimage  # noqa: E402, F401  once here rather than once in each process
+
 import hpc_isl.learning.batches  # noqa: E402, F401

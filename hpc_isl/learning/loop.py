@@ -20,6 +20,7 @@ from hpc_isl.learning.losses import Loss
 from hpc_isl.learning.norms import RunningStatistics, running_statistics
 from hpc_isl.learning.optim import optimizer_of, rate
 from hpc_isl.learning.precision import autocast, resolve
+from hpc_isl.learning.shares import check_shares
 from hpc_isl.learning.transfer import MicroBatch, on_device
 from hpc_isl.learning.world import World
 from hpc_isl.mistake import Mistake
@@ -68,26 +69,6 @@ class Progress:
         if not math.isnan(score) and (self.best is None or score > self.best):
             return replace(self, evaluated=self.step, best=score, best_step=self.step, misses=0)
         return replace(self, evaluated=self.step, misses=self.misses + 1)
-
-
-def check_shares(train: TrainRecipe, size: int) -> int:
-    """Micro-batches per rank and step; a number of processes that cannot share them is a `Mistake`."""
-    count = train.batch // train.micro_batch
-    if count % size:
-        legal = [n for n in range(1, count + 1) if count % n == 0]
-        raise Mistake(
-            f"{size} processes cannot share the {count} micro-batches of a step "
-            f"(train.batch={train.batch} / train.micro_batch={train.micro_batch}): "
-            f"take {' or '.join(map(str, _around(size, legal)))} processes, or train.batch="
-            f"{train.micro_batch * size * max(1, round(count / size))}"
-        )
-    return count // size
-
-
-def _around(number: int, legal: list[int]) -> list[int]:
-    below = [n for n in legal if n < number]
-    above = [n for n in legal if n > number]
-    return below[-1:] + above[:1]
 
 
 def train(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from hpc_isl.mistake import Mistake
 
@@ -78,6 +77,8 @@ def project(stack: NDArray[Any], how: int | str) -> Pixels:
 
 def subtract_box_mean(plane: Pixels, edge: int) -> Pixels:
     """The plane minus its mean over boxes of `edge` × `edge` pixels, reflected at the borders."""
+    from scipy import ndimage  # here: a plan reads no pixels, and scipy takes its time
+
     means: Pixels = ndimage.uniform_filter(plane, edge, mode="reflect")
     return plane - means
 

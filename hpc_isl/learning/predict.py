@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hpc_isl.learning.precision import autocast
-from hpc_isl.learning.unet import STRIDE
+from hpc_isl.learning.stride import STRIDE, check_grid
 from hpc_isl.mistake import Mistake
 from hpc_isl.tiles import Tile, padding, tiles
 
@@ -63,14 +63,6 @@ def predict(
         weight[each.read] += bell
     assert total is not None
     return total / weight
-
-
-def check_grid(tile: int | None, halo: int) -> None:
-    """Tiles begin and end at multiples of the network's stride, else they would see another pooling grid."""
-    for key, value in (("predict.tile", tile), ("predict.halo", halo if tile else 0)):
-        if value and value % STRIDE:
-            below = value // STRIDE * STRIDE
-            raise Mistake(f"{key}={value}: a multiple of {STRIDE} is needed, such as {below or STRIDE}")
 
 
 def _whole(network: nn.Module, sources: Pixels, device: torch.device, dtype: torch.dtype) -> Pixels:

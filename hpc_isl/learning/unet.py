@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hpc_isl import seeds
+from hpc_isl.learning.stride import STRIDE
 from hpc_isl.learning.weights import find_weights, read_weights
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.recipe import NetRecipe
-
-STRIDE = 32
-"""Edges of what the network sees are multiples of this, in pixels."""
 
 
 def build(net: NetRecipe, sources: int, outputs: int, seed: int = 0, pretrained: bool = True) -> nn.Module:
@@ -34,8 +32,8 @@ def build(net: NetRecipe, sources: int, outputs: int, seed: int = 0, pretrained:
     file = find_weights(net.encoder, net.weights) if pretrained and net.weights else None
     with torch.random.fork_rng():
         torch.manual_seed(seeds.integer(seed, "weights"))
-        network = _construct(net, sources, outputs, file)
-        _freeze_unused(net.encoder, network, sources)
+        network = construct(net, sources, outputs, file)
+        freeze_unused(net.encoder, network, sources)
     return network
 
 
@@ -66,7 +64,8 @@ def check_names(net: NetRecipe) -> None:
         raise Mistake(f"net.decoder={net.decoder}: 3 to 5 numbers of channels, deepest first, or null")
 
 
-def _construct(net: NetRecipe, sources: int, outputs: int, file: Path | None) -> nn.Module:
+def construct(net: NetRecipe, sources: int, outputs: int, file: Path | None = None) -> nn.Module:
+    """The network with the weights of `file`, or random ones, of which none is frozen."""
     if file is None or net.encoder.startswith("tu-"):
         # timm renames and adapts the tensors of a file itself
         own = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
@@ -121,7 +120,7 @@ def _differs(wanted: Tensor, given: Tensor | None) -> bool:
     return given is None or given.shape != wanted.shape
 
 
-def _freeze_unused(encoder: str, network: nn.Module, sources: int) -> None:
+def freeze_unused(encoder: str, network: nn.Module, sources: int) -> None:
     """Some encoders keep layers that a U-Net never reaches; ranks must not wait for their gradients."""
     network.eval()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import pickle
 import threading
 import urllib.error
@@ -20,9 +19,8 @@ import timm
 import torch
 from huggingface_hub import constants
 
+from hpc_isl.learning.encoders import SUFFIXES, is_file
 from hpc_isl.mistake import Mistake, nearest
-
-SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 class Hub(NamedTuple):
@@ -40,12 +38,12 @@ def find_weights(encoder: str, weights: str) -> Path:
         Mistake: no such file or name; or the weights are not here and the hub does not answer
             within 3 s.
     """
-    if weights.endswith(SUFFIXES) or os.sep in weights:
+    if is_file(weights):
         path = Path(weights).expanduser()
         if path.is_file() and path.suffix in SUFFIXES:
             return path
         raise Mistake(f"net.weights={weights}: there is no such {' or '.join(SUFFIXES)} file")
-    hub = _hub_file(encoder, weights)
+    hub = hub_file(encoder, weights)
     cached = huggingface_hub.try_to_load_from_cache(hub.repo, hub.file, revision=hub.revision)
     if isinstance(cached, str):
         return Path(cached)
@@ -82,7 +80,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return inner or state
 
 
-def _hub_file(encoder: str, weights: str) -> Hub:
+def hub_file(encoder: str, weights: str) -> Hub:
     """Where the library keeps the weights of that name."""
     if encoder.startswith("tu-"):
         config = timm.models.get_pretrained_cfg(encoder[3:], allow_unregistered=True)

@@ -20,7 +20,6 @@ from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.recipe import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages import annotate_files
-from hpc_isl.stages.annotate_draft import draft
 from hpc_isl.stages.annotate_files import Box, LabelFile, raise_together
 
 ORIGINS = {"import": "human", "draft": "drafted"}
@@ -210,6 +209,8 @@ def _drafts(recipe: AnnotateRecipe, index: store.Index) -> dict[FieldKey, Maker]
 
 def _drafted(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotation:
     """From the brightest plane at each pixel; a field that is empty in this channel gets no objects."""
+    from hpc_isl.stages.annotate_draft import draft  # scikit-image, which a plan does without
+
     field, channel = index.field(key), index.channel(recipe.channel or "")
     if f"empty:{channel}" in index.statistics[key].flags:
         times = field.shape[:1] if field.shape[0] > 1 else ()

@@ -13,38 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.learning.fields import fields_of, image_key, level_on
+from hpc_isl.learning.fields import image_key, level_on
 from hpc_isl.learning.samples import read
-from hpc_isl.learning.split import Split
-from hpc_isl.learning.view import Role, View
+from hpc_isl.learning.view import Role
 from hpc_isl.learning.world import World
 from hpc_isl.objects.scores import mae, pcc, pcc_by_object, ssim
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_names, read_labels
 from hpc_isl.run import write_atomic
+from hpc_isl.stages.study import Place, Study, name_of
 
 Pixels = NDArray[np.float32]
 Predictor = Callable[[Pixels], Pixels]
-Place = tuple[Index, FieldKey]
 Row = dict[str, Any]
 SCORES = ("pcc", "mae", "ssim")
 # A column of the plate map with more values than this names wells rather than groups of them.
 MOST_GROUPS = 24
-
-
-@dataclass(frozen=True)
-class Study:
-    """Plates as one model sees them: the view, and who trains, validates and tests."""
-
-    indices: tuple[Index, ...]
-    split: Split
-    view: View
-
-    def places(self, part: str) -> list[Place]:
-        """The fields of a part, over all plates."""
-        return [
-            (index, key) for index in self.indices for key in fields_of(self.view, index, self.split, part)
-        ]
 
 
 @dataclass(frozen=True)
@@ -106,10 +90,6 @@ def score(study: Study, seen: Seen, labels: str | None) -> list[Row]:
         }  # fmt: skip
         rows.append(row | _object_scores(study, seen, role, prediction, truth, labels) | dict(plate_map))
     return rows
-
-
-def name_of(role: Role) -> str:
-    return f"{role.channel} {role.plane}"
 
 
 def _object_scores(

@@ -6,15 +6,16 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from hpc_isl.run import write_atomic
+
+if TYPE_CHECKING:  # matplotlib takes its time: training starts without it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 EDGE = 512
 MOST_PANELS = 2
@@ -59,6 +60,8 @@ class Example:
 
 def draw_examples(examples: Sequence[Example], path: Path) -> None:
     """One row per field: its sources, then for each target the truth and the prediction on one scale."""
+    from matplotlib.figure import Figure
+
     first = examples[0]
     columns = len(first.sources) + 2 * len(first.prediction)
     figure = Figure(figsize=(3.0 * columns, 3.25 * len(examples)), layout="constrained", dpi=110)
@@ -101,6 +104,8 @@ def _scale_bar(axis: Axes, shape: tuple[int, ...], pixel_um: float | None) -> No
     """A bar of a round length near a quarter of the width; none where the size of a pixel is unknown."""
     if pixel_um is None:
         return
+    from matplotlib.patches import Rectangle
+
     y, x = shape
     length = round_length(x * pixel_um / 4)
     left, top, width = 0.04 * x, 0.94 * y, length / pixel_um
@@ -118,6 +123,8 @@ def round_length(about: float) -> float:
 
 def draw_training(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Training loss and validation PCC by step, from the lines of metrics.jsonl."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2, sharex=True)
     seen = list(lines)

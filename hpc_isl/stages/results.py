@@ -10,18 +10,8 @@ from hpc_isl.learning.world import World
 from hpc_isl.plates.plate import Plate
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages import pictures
-from hpc_isl.stages.held_out import (
-    Place,
-    Predictor,
-    Row,
-    Seen,
-    Study,
-    look,
-    main_scores,
-    name_of,
-    score,
-    write_scores,
-)
+from hpc_isl.stages.held_out import Predictor, Row, Seen, look, main_scores, score, write_scores
+from hpc_isl.stages.study import Place, Study, name_of
 from hpc_isl.stages.virtual_stain import finish_stain, stain_paths, stain_plate, start_stain, write_stain
 
 EXAMPLES = 4

@@ -16,7 +16,8 @@ from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field
 from hpc_isl.recipe import CodecRecipe
-from hpc_isl.stages.held_out import Place, Seen, Study, name_of
+from hpc_isl.stages.held_out import Seen
+from hpc_isl.stages.study import Place, Study, name_of
 
 
 def stain_paths(study: Study, places: Sequence[Place], run: Path) -> dict[str, Path]:

@@ -12,10 +12,12 @@ import psutil
 import pytest
 import torch
 
-from hpc_isl.learning.batches import batches, default_workers, micro_batches
+from hpc_isl.learning.batches import batches
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.fields import FieldView
+from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.samples import Crops, crops_of
+from hpc_isl.learning.shares import micro_batches
 from hpc_isl.learning.split import draw
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.store import Index
@@ -157,4 +159,4 @@ def _shards(field: FieldView) -> list[Path]:
 
 
 def test_a_rank_loads_with_the_cpus_it_does_not_train_on() -> None:
-    assert [default_workers(cpus) for cpus in (1, 2, 8, 64)] == [0, 1, 7, 12]
+    assert [loading_processes(None, cpus) for cpus in (1, 2, 8, 64)] == [0, 1, 7, 12]

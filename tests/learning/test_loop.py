@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from hpc_isl.learning.checkpoint import Checkpoints
-from hpc_isl.learning.loop import Hooks, Progress, check_shares, train
+from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.losses import loss_of
 from hpc_isl.learning.optim import optimizer_of, rate
+from hpc_isl.learning.shares import check_shares
 from hpc_isl.learning.world import World
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import OptimRecipe, TrainRecipe

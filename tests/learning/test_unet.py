@@ -98,7 +98,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(offline, monkeypatch):
 
 
 def test_weights_in_the_cache_need_no_network(offline, encoder, tmp_path):
-    hub = weights._hub_file("resnet18", "imagenet")
+    hub = weights.hub_file("resnet18", "imagenet")
     folder = tmp_path / "hub" / f"models--{hub.repo.replace('/', '--')}" / "snapshots" / hub.revision
     folder.mkdir(parents=True)
     save_file(encoder, folder / hub.file)

@@ -1,0 +1,40 @@
+"""What a stage looks at: plates as one model sees them, and who of them trains, validates and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.learning.fields import fields_of
+from hpc_isl.learning.split import Split
+from hpc_isl.learning.view import Role, View
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import Index, open_plate
+
+Place = tuple[Index, FieldKey]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Plates as one model sees them: the view, and who trains, validates and tests."""
+
+    indices: tuple[Index, ...]
+    split: Split
+    view: View
+
+    def places(self, part: str) -> list[Place]:
+        """The fields of a part, over all plates."""
+        return [
+            (index, key) for index in self.indices for key in fields_of(self.view, index, self.split, part)
+        ]
+
+
+def open_plates(paths: Sequence[Path]) -> tuple[Index, ...]:
+    """The plates in the order of their names: sample numbers do not depend on where they lie."""
+    return tuple(sorted((open_plate(path) for path in paths), key=lambda index: index.plate.name))
+
+
+def name_of(role: Role) -> str:
+    """`Hoechst max`: how a source or target is called in tables and pictures."""
+    return f"{role.channel} {role.plane}"
