@@ -306,15 +306,18 @@ class Attempt:
             write_atomic(self.run.done / f"{self.run.stage}.json", json.dumps(content, indent=1))
 
     @contextmanager
-    def recorded(self, vitals: Callable[[], Mapping[str, float]] | None = None) -> Iterator[Attempt]:
+    def recorded(
+        self, vitals: Callable[[], Mapping[str, float]] | None = None, **facts: Any
+    ) -> Iterator[Attempt]:
         """Start and exit records around the stage, and a heartbeat thread in between.
 
         The exit record holds `outcome` (done, stopped, mistake, failed) and the traceback, if any.
         `vitals`, where given, is asked for figures of the machine every 10 s: they join metrics.jsonl.
+        `facts` join the start record.
         """
         self.note(
             rank=self.rank, size=self.size, attempt=self.number, pid=os.getpid(),
-            node=socket.gethostname(), start=now(), heartbeat=now(),
+            node=socket.gethostname(), start=now(), heartbeat=now(), **facts,
         )  # fmt: skip
         if self.rank == 0:
             _end_line(self.run.metrics)

@@ -130,16 +130,19 @@ def _queued(said: Queued | Silence | None) -> State | None:
 
 
 def submission(run: Run) -> dict[str, Any]:
-    """The newest submission: executor, host, process or job; what a rank says of its job where the
-    submitting process was ended before it could note it."""
+    """The newest submission: executor, host, process or job.
+
+    Where the submitting process was ended before it could note it, what a rank says of its job.
+    """
+    said: dict[str, Any] = {}
     for number in reversed(run.attempt_numbers()):
         content = read_json(run.attempts / str(number) / "submission.json")
-        if content:
-            return content
+        if content:  # an attempt after it with the same job was started again by Slurm
+            return content if said.get("job") in (None, content.get("job")) else said
         record = read_json(run.attempts / str(number) / "rank-0.json") or {}
-        if record.get("job"):
-            return {"executor": "slurm", "job": record["job"], "host": record["node"]}
-    return {}
+        if record.get("job") and not said:
+            said = {"executor": "slurm", **{key: record.get(key) for key in ("job", "slurm_conf", "node")}}
+    return said
 
 
 def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
@@ -167,8 +170,11 @@ def _state(run: Run, asked: Mapping[str, Any], said: Queued | Silence | None) ->
         return queued
     failure = first_failure(records)
     if failure:
-        return State("failed", f"rank {failure['rank']}: {first_line(failure['message'])}", failure.get("node", ""))
-    if _lives(asked, records, isinstance(said, Silence)):
+        return State(
+            "failed", f"rank {failure['rank']}: {first_line(failure['message'])}", failure.get("node", "")
+        )
+    told = _told(run) if said is None and asked.get("job") else None
+    if told is None and not isinstance(said, Queued) and _lives(asked, records, isinstance(said, Silence)):
         if run.array and not records:
             return State("queued", "waits for its turn")
         unheard = "Slurm does not answer" if isinstance(said, Silence) else ""
@@ -178,8 +184,8 @@ def _state(run: Run, asked: Mapping[str, Any], said: Queued | Silence | None) ->
 
 def _ended(run: Run, records: Sequence[dict[str, Any]], queued: State | None) -> State:
     """The state of a run that no one works on, that is not done, and whose ranks reported no failure."""
-    if run.cancelled.exists():
-        return State("cancelled")
+    if run.cancelled.exists() or (queued and queued.word == "cancelled"):
+        return State("cancelled", queued.detail if queued and queued.detail != "cancelled" else "")
     if records and all(record.get("outcome") == "stopped" for record in records):
         return State("stopped")
     told = _told(run)

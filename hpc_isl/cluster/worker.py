@@ -65,7 +65,8 @@ def work(job: Job) -> None:
 def _run(job: Job, attempt: Attempt, here: Place) -> int:
     """The stage inside its records; a mistake or failure becomes lines in the log and an exit code."""
     try:
-        with attempt.recorded(vitals if attempt.rank == 0 else None):
+        facts = {"job": here.slurm, "slurm_conf": os.environ.get("SLURM_CONF")} if here.slurm else {}
+        with attempt.recorded(vitals if attempt.rank == 0 else None, **facts):
             _stage(job, attempt)
             _stay_for_rank_0(attempt, here)
     except Mistake as mistake:
@@ -204,8 +205,7 @@ def _warn_through(attempt: Attempt) -> None:
 
 
 def _prepare_node(attempt: Attempt, job: str) -> None:
-    """What Slurm's jobs need: their name in the record, caches of their own, no remains of a kill."""
-    attempt.note(job=job)
+    """What a job of Slurm needs on a node: caches of its own, and no remains of one that was killed."""
     _private_caches()
     if folder := os.environ.get("SUBMITIT_FOLDER"):
         # submitit refuses to write a result where a killed process has left half of one

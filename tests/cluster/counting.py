@@ -29,6 +29,12 @@ class CountRecipe(Recipe):
     """this rank fails at its second step"""
     kill_rank: int | None = None
     """this rank is killed at its second step"""
+    mishaps: int = 1000
+    """attempts that something befalls; later ones go well"""
+    saves: bool = True
+    """leaves a checkpoint when asked to stop"""
+    meet: bool = False
+    """its processes meet as those of a training do, and add up their ranks"""
     mistaken: bool = False
     """the data turn out to be wrong"""
     deaf: bool = False
@@ -56,6 +62,8 @@ def plan(recipe: CountRecipe) -> Plan:
 def count(recipe: CountRecipe, attempt: Attempt) -> None:
     folder = attempt.run.checkpoints
     folder.mkdir(exist_ok=True)
+    if recipe.meet:
+        attempt.say(f"the ranks add up to {_sum_of_ranks(attempt)}")
     first = max((int(path.name) for path in folder.iterdir()), default=0)
     attempt.say(f"from {first} in attempt {attempt.number} {recipe.word}".strip())
     if recipe.child:
@@ -68,13 +76,24 @@ def count(recipe: CountRecipe, attempt: Attempt) -> None:
         attempt.metric(step, loss=1.0 / (step + 1))
         attempt.progress(step + 1, recipe.steps, "steps", loss=1.0 / (step + 1))
         if attempt.stopping.is_set() and not recipe.deaf:
-            if attempt.rank == 0:
+            if attempt.rank == 0 and recipe.saves:
                 (folder / str(step + 1)).touch()
             return
     attempt.finish({"counted": recipe.steps, "made": {"nothing": "at all"}})
 
 
+def _sum_of_ranks(attempt: Attempt) -> int:
+    import torch
+
+    from hpc_isl.learning.world import open_world
+
+    with open_world(attempt, timeout_s=120) as world:
+        return int(world.sum(torch.tensor([attempt.rank])))
+
+
 def _mishap(recipe: CountRecipe, attempt: Attempt, step: int) -> None:
+    if attempt.number >= recipe.mishaps:
+        return
     if step == 1 and attempt.rank == recipe.crash_rank:
         raise RuntimeError("boom")
     if step == 1 and attempt.rank == recipe.kill_rank:

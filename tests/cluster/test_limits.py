@@ -103,7 +103,7 @@ def test_free_text_of_a_node_is_not_read_as_its_state() -> None:
         ({"partition": "gpu", "gpus": 4, "cpus": 16}, "site.cpus=16 × 4 processes = 64 CPUs: "),
         ({"partition": "gpu", "gpus": 4, "cpus": 16}, "at most 62 CPUs; write site.cpus=15"),
         ({"partition": "debug", "processes": 200}, "write site.processes=128"),
-        ({"partition": "gpu", "gpus": 8}, "site.gpus=8: a node of partition 'gpu' gives at most 4 GPUs; write"),
+        ({"partition": "gpu", "gpus": 8}, "a node of partition 'gpu' gives at most 4 GPUs; write"),
         ({"gpus": 1}, "no node of partition 'cpu' has any; write site.gpus=0, or site.partition=gpu"),
         ({"gpus": 8}, "partitions with GPUs: gpu (4 per node), gpu-long (2 per node)"),
         ({"partition": "gpu", "constraint": "a10"}, "has the feature 'a10'; did you mean 'a100'?"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from hpc_isl.cluster.slurm.requeue import requeue
 from hpc_isl.cluster.slurm.sbatch import Batch
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
-
 
 GOLDEN = Path(__file__).parent / "golden"
 JOB = "99"
@@ -141,7 +139,7 @@ MUTE = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; ex
         ({"squeue": "echo '7|TIMEOUT|TimeLimit|node1|0:00'"}, ("failed", "timeout", "timeout")),
         ({"squeue": "echo '7|CANCELLED|DependencyNeverSatisfied||1:00:00'"},
          ("cancelled", "the run before it did not end well", "")),
-        ({"sacct": "echo '7|CANCELLED by 1000|None|None assigned'"}, ("cancelled", "cancelled", "")),
+        ({"sacct": "echo '7|CANCELLED by 1000|None|None assigned'"}, ("cancelled", "", "")),
         ({"sacct": "echo '7|NODE_FAIL|None|node[1-4]'"}, ("failed", "node_fail", "node_fail")),
         ({"sacct": "echo '7|OUT_OF_MEMORY|None|gpu03'"}, ("failed", "out_of_memory", "out_of_memory")),
         ({"sacct": "echo '7|PREEMPTED|None|gpu03'"}, ("failed", "preempted", "preempted")),

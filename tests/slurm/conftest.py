@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Door
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parents[1] / "slurm" / "testcluster" / "testcluster.py"
@@ -144,3 +149,58 @@ def _missing(accounting: bool) -> list[str]:
     spec.loader.exec_module(module)
     found: list[str] = module.missing(accounting)
     return found
+
+
+@dataclass(frozen=True)
+class User:
+    """Someone at the door with a cluster: the stage that only counts, on one small process each."""
+
+    door: Door
+    cluster: Cluster
+
+    def __call__(self, *words: str) -> str:
+        """A call that succeeds; what it printed."""
+        done = self.door(*words)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def submit(self, *words: str, name: str, verb: str = "count") -> str:
+        """Hands a run, or an array, to Slurm; its job id."""
+        said = self(verb, *words, "--site", str(self.cluster.site_file), *SMALL, "--name", name)
+        return said.split("submitted as Slurm job")[1].lstrip("s ").split()[0].strip(",")
+
+    def folder(self, name: str) -> Path:
+        return self.door.folder(name)
+
+    def record(self, name: str, rank: int = 0, attempt: int = 0) -> dict[str, Any]:
+        path = self.folder(name) / "attempts" / str(attempt) / f"rank-{rank}.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def counts(self, name: str, attempt: int = 0) -> bool:
+        """Whether the attempt has begun to count."""
+        return bool(self.record(name, attempt=attempt).get("progress"))
+
+    def word(self, name: str) -> str:
+        """The state that `status` tells."""
+        row = self("status", name).splitlines()[1]
+        return row.split(name, 1)[1].split()[0]
+
+    def becomes(self, name: str, word: str, within_s: float = 120) -> bool:
+        return self.cluster.eventually(lambda: self.word(name) == word, within_s)
+
+    def steps(self, name: str) -> list[int]:
+        lines = (self.folder(name) / "metrics.jsonl").read_text().splitlines()
+        return [line["step"] for line in map(json.loads, lines) if "loss" in line["values"]]
+
+
+SMALL = ("site.memory=100M", "site.tracking=none")
+
+
+@pytest.fixture
+def user(cluster: Cluster, door: Door) -> User:
+    return User(door, cluster)
+
+
+@pytest.fixture
+def user_without_accounting(cluster_without_accounting: Cluster, door: Door) -> User:
+    return User(door, cluster_without_accounting)

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-ANSWER_S = 30
+ANSWER_S = 30.0
 # A job that is submitted from inside another would inherit what was meant for that one.
 INHERITED = re.compile(
     r"(SLURM|SBATCH|SRUN|PMI|MASTER|SUBMITIT)\w*|HPC_ISL_(WATCHER|EXECUTOR|RANK|SIZE|CPUS)"
@@ -22,16 +22,18 @@ def environment(conf: Path | None) -> Mapping[str, str]:
     return {**clean, "SLURM_CONF": str(conf)} if conf else clean
 
 
-def ask(command: list[str], conf: Path | None = None, given: str | None = None) -> tuple[int, str, str]:
+def ask(
+    command: list[str], conf: Path | None = None, given: str | None = None, patience_s: float = ANSWER_S
+) -> tuple[int, str, str]:
     """Exit code, output and errors of a command of Slurm; code 127 where it is not there, 124 where it
     does not answer in time."""
     try:
         done = subprocess.run(
             command, env=environment(conf), input=given, capture_output=True, text=True,
-            timeout=ANSWER_S, cwd="/",
+            timeout=patience_s, cwd="/",
         )  # fmt: skip
     except FileNotFoundError:
         return 127, "", f"there is no {command[0]} on this machine"
     except subprocess.TimeoutExpired:
-        return 124, "", f"{command[0]}: Slurm did not answer within {ANSWER_S} s"
+        return 124, "", f"{command[0]}: Slurm did not answer within {patience_s:.0f} s"
     return done.returncode, done.stdout.strip(), done.stderr.strip()

@@ -107,12 +107,13 @@ class Cluster:
 
 def read(conf: Path | None = None) -> Cluster | None:
     """The whole cluster; None where Slurm does not answer."""
-    show = ["scontrol", "--all", "--oneliner", "show"]
-    answers = [ask([*show, what], conf) for what in ("partition", "node", "config")]
-    if any(code for code, _, _ in answers[:2]):
-        return None
-    partitions, nodes, config = (out for _, out, _ in answers)
-    return parsed(partitions, nodes, config)
+    answers = []
+    for what in ("partition", "node", "config"):
+        code, out, _ = ask(["scontrol", "--all", "--oneliner", "show", what], conf)
+        if code:  # asked again it would only take as long again
+            return None
+        answers.append(out)
+    return parsed(*answers)
 
 
 def parsed(partitions: str, nodes: str, config: str = "") -> Cluster:

@@ -9,6 +9,7 @@ from pathlib import Path
 from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.mistake import Mistake
 
+PATIENCE_S = 10.0  # a controller that is away is not waited for: the run folder tells much
 FORGOTTEN = "Invalid job id specified"
 
 
@@ -41,7 +42,7 @@ def queue(jobs: Iterable[str], conf: Path | None = None) -> Mapping[str, Queued]
 
 def _squeue(families: list[str], conf: Path | None) -> dict[str, Queued] | None:
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L", "-j", ",".join(families)]
-    code, out, errors = ask(command, conf)
+    code, out, errors = ask(command, conf, patience_s=PATIENCE_S)
     if code and FORGOTTEN not in errors:
         return None
     return _parsed(out)
@@ -49,7 +50,7 @@ def _squeue(families: list[str], conf: Path | None) -> dict[str, Queued] | None:
 
 def _sacct(families: list[str], conf: Path | None) -> dict[str, Queued]:
     command = ["sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State,Reason,NodeList"]
-    code, out, _ = ask([*command, "-j", ",".join(families)], conf)
+    code, out, _ = ask([*command, "-j", ",".join(families)], conf, patience_s=PATIENCE_S)
     return {} if code else _parsed(out)
 
 

@@ -1,0 +1,230 @@
+"""`doctor`: looks at this machine and, through a small job, at compute nodes, before anything is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hpc_isl.cluster import findings, mounts, probe
+from hpc_isl.cluster.findings import Finding, ok
+from hpc_isl.cluster.mounts import Mount
+from hpc_isl.cluster.probe import Facts
+from hpc_isl.cluster.slurm import limits, visit
+from hpc_isl.cluster.slurm.ask import ask
+from hpc_isl.cluster.slurm.visit import Outcome, Visit
+from hpc_isl.mistake import Mistake
+from hpc_isl.site import Site
+
+Say = Callable[[str], None]
+FAILED = 1
+
+
+def doctor(site: Site, root: Path, patience_s: float, say: Say) -> int:
+    """Prints a line for each check; the exit code: 0 where nothing failed, else 1."""
+    found: list[Finding] = []
+
+    def tell(some: Iterable[Finding]) -> None:
+        for one in some:
+            found.append(one)
+            say("\n".join(one.lines()))
+
+    say(f"on {socket.gethostname()}, where this was typed")
+    tell(_here(site, root))
+    with _folder(root) as folder:
+        if folder is not None:
+            here = probe.facts(folder, tracking=_server(site, root))
+            tell(_of_this_machine(site, root, here))
+            if site.executor == "slurm":
+                _nodes(site, root, folder, here, patience_s, say, tell, found)
+    return _verdict(found, say)
+
+
+def _verdict(found: Sequence[Finding], say: Say) -> int:
+    counts = {level: sum(one.level == level for one in found) for level in ("FAIL", "warn")}
+    failed = f"{counts['FAIL']} failed" if counts["FAIL"] else "nothing failed"
+    warnings = counts["warn"]
+    say(f"{failed}, {warnings or 'no'} warning{'s' * (warnings != 1)}")
+    return FAILED if counts["FAIL"] else 0
+
+
+# ---------------------------------------------------------------- this machine
+
+
+def _here(site: Site, root: Path) -> Iterator[Finding]:
+    if site.executor == "slurm":
+        yield (slurm := _slurm(site))
+        if slurm.level == "ok":
+            yield _limits(site)
+    yield _runs(site, root)
+    address = site.tracking_address(root)
+    if address and address.startswith("sqlite:///"):
+        yield database(Path(address.removeprefix("sqlite:///")), mounts.mounts())
+    if site.container is not None and not site.container.exists():
+        yield Finding(
+            "FAIL", "container", f"{site.container} does not exist", "build it, or set site.container"
+        )
+
+
+def _slurm(site: Site) -> Finding:
+    conf = site.slurm_conf
+    if conf is not None and not conf.is_file():
+        return Finding(
+            "FAIL", "Slurm", f"site.slurm_conf={conf}: there is no such file", "name the cluster's own"
+        )
+    code, out, errors = ask(["scontrol", "show", "config"], conf)
+    if not code:
+        said = dict(re.findall(r"^(ClusterName|SLURM_VERSION)\s*=\s*(.*?)\s*$", out, re.MULTILINE))
+        return ok(
+            "Slurm",
+            f"{said.get('ClusterName', 'it')} answers, version {said.get('SLURM_VERSION', 'unknown')}",
+        )
+    why = [line for line in (errors or out).splitlines() if line][-1:] or ["it says nothing"]
+    return Finding("FAIL", "Slurm", why[0], "type this on the cluster's login node, or set site.slurm_conf")
+
+
+def _limits(site: Site) -> Finding:
+    try:
+        limits.check(site)
+    except Mistake as mistake:
+        complaint, _, remedy = str(mistake).partition("; write ")
+        return Finding("FAIL", "limits", complaint, f"write {remedy}" if remedy else "change the site file")
+    return ok("limits", "the cluster can give what the site asks for")
+
+
+def _runs(site: Site, root: Path) -> Finding:
+    above = mounts.existing(root)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        return Finding(
+            "FAIL", "folder of runs", f"{above} cannot be written to", "set site.runs, or $HPC_ISL_RUNS"
+        )
+    mount = mounts.mount_of(root)
+    found = f"{root} ({mount.kind}{'' if root.exists() else ', will be made'})"
+    if site.executor == "slurm" and (mount.memory or mounts.temporary(root)):
+        advice = "each node has its own /tmp: set site.runs to a folder that all nodes see"
+        return Finding("warn", "folder of runs", found, advice)
+    return ok("folder of runs", found)
+
+
+def database(path: Path, known: Sequence[Mount]) -> Finding:
+    """Where the MLflow database lies; sqlite needs locks that network file systems do not keep."""
+    mount = mounts.mount_of(path, known)
+    if not mount.network:
+        return ok("MLflow database", f"{path} ({mount.kind})")
+    advice = (
+        "use it from one machine at a time (`sync` and `ui` on the login node), or set site.tracking to the "
+        "address of an MLflow server, or to an sqlite file on a local disk; the runs themselves are safe"
+    )
+    return Finding("warn", "MLflow database", f"{path} lies on a network file system ({mount.kind})", advice)
+
+
+def _server(site: Site, root: Path) -> str | None:
+    """The address of a tracking server, if it is one."""
+    address = site.tracking_address(root)
+    return address if address and address.startswith("http") else None
+
+
+@contextmanager
+def _folder(root: Path) -> Iterator[Path | None]:
+    """A folder below the runs, gone afterwards with all that was made for it; None: it cannot be made."""
+    above = mounts.existing(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))
+    except OSError:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(root, above)
+
+
+def _remove_empty(folder: Path, above: Path) -> None:
+    while folder != above and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _of_this_machine(site: Site, root: Path, here: Facts) -> Iterator[Finding]:
+    yield findings.installed(here, "here")
+    yield from findings.room([here])
+    if site.executor != "slurm":
+        yield findings.gpus([here], site)
+        yield findings.cpus([here], site)
+    server = _server(site, root)
+    if server:
+        yield findings.tracking([here], server, "here")
+
+
+# ---------------------------------------------------------------- the compute nodes
+
+
+def _nodes(
+    site: Site, root: Path, folder: Path, here: Facts, patience_s: float, say: Say,
+    tell: Callable[[Iterable[Finding]], None], found: Sequence[Finding],
+) -> None:  # fmt: skip
+    hopeless = next((one for one in found if one.level == "FAIL" and one.check in ("Slurm", "limits")), None)
+    say("on the compute nodes")
+    if hopeless:
+        say(f"        not asked: {hopeless.check} comes first")
+        return
+    made = visit.visit(site, folder, _server(site, root))
+    if made.refused:
+        tell(
+            [Finding("FAIL", "job", _said(made.refused), "the site's partition, account or qos may be wrong")]
+        )
+        return
+    outcome = visit.wait(made, patience_s, lambda text: say(f"        {text}"))
+    tell(of_nodes(made, outcome, here, _server(site, root)))
+
+
+def _said(errors: str) -> str:
+    return (
+        "\n".join(line.removeprefix("sbatch: error: ") for line in errors.splitlines()) or "sbatch refused it"
+    )
+
+
+def of_nodes(made: Visit, outcome: Outcome, here: Facts, server: str | None) -> Iterator[Finding]:
+    """What is made of the nodes' answers."""
+    missing = made.nodes - len(outcome.facts)
+    if missing:
+        yield _silent(made, outcome, missing)
+    if not outcome.facts:
+        return
+    nodes, site = outcome.facts, made.site
+    yield ok("folder of runs", f"{', '.join(one.host for one in nodes)} saw it and wrote to it")
+    yield from findings.same(here, nodes, site)
+    yield findings.gpus(nodes, site)
+    yield findings.cpus(nodes, site)
+    if not missing:
+        yield findings.ports(nodes, site)
+    yield findings.clocks(here, nodes, made.submitted, outcome.seen)
+    yield from findings.room(nodes)
+    if server:
+        yield findings.tracking(nodes, server, "on the nodes")
+
+
+def _silent(made: Visit, outcome: Outcome, missing: int) -> Finding:
+    """The job brought nothing: it never started, or it ended without a word."""
+    if outcome.state in ("PENDING", "CONFIGURING", ""):
+        why = f"job {made.job} did not start: {outcome.reason or 'Slurm gave no reason'}"
+        never = outcome.reason.split(",")[0] in visit.NEVER
+        if never:
+            return Finding("FAIL", "job", why, "change the site file: with this it waits for ever")
+        return Finding("warn", "job", why, "again when the cluster is less busy, or with --patience 1h")
+    which = "no node" if missing == made.nodes else f"{missing} of {made.nodes} nodes never"
+    end = f"is {outcome.state} and was given up" if not outcome.patient else f"ended as {outcome.state}"
+    why = f"{which} wrote to {made.folder.parent}; job {made.job} {end}"
+    if outcome.log:
+        own = "the job's own words say why; site.setup, site.python and site.container decide what runs"
+        return Finding("FAIL", "job", "\n".join([why, *(f"| {line}" for line in outcome.log)]), own)
+    return Finding(
+        "FAIL", "job", why, "the nodes may not see that folder: set site.runs to one that they see"
+    )

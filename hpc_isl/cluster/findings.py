@@ -1,0 +1,190 @@
+"""What a pre-flight found: one line each, and what it makes of what the machines said of themselves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hpc_isl.cluster.probe import Facts
+from hpc_isl.site import Site
+
+RUNS_GB, TEMPORARY_GB = 20.0, 5.0
+SKEW_S = 2.0
+CHECK_WIDTH = 17
+WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: how it stands, what was looked at, what was found, and what to do about it."""
+
+    level: Literal["ok", "warn", "FAIL"]
+    check: str
+    found: str
+    advice: str = ""
+
+    def lines(self) -> list[str]:
+        """As it is printed; what to do stands below."""
+        indent = " " * (8 + CHECK_WIDTH)
+        advice = _wrapped(f"to do: {self.advice}", len(indent) + 7) if self.advice else []
+        below = [indent + line for line in self._found_lines()] + [
+            indent + ("       " if number else "") + line for number, line in enumerate(advice)
+        ]
+        head = f"  {self.level:<4}  {self.check:<{CHECK_WIDTH}}"
+        return [head + below[0].lstrip(), *below[1:]]
+
+    def _found_lines(self) -> list[str]:
+        """Broken at blanks, but for what another program said."""
+        indent = 8 + CHECK_WIDTH
+        lines = self.found.splitlines() or [""]
+        return [
+            part for line in lines for part in ([line] if line.startswith("|") else _wrapped(line, indent))
+        ]
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH - indent, break_on_hyphens=False, break_long_words=False) or [""]
+
+
+def ok(check: str, found: str) -> Finding:
+    """Nothing to do."""
+    return Finding("ok", check, found)
+
+
+def versions_text(facts: Facts) -> str:
+    """`Python 3.11.7, hpc_isl 0.1.0, torch 2.6.0, …`."""
+    packages = [f"{name} {version}" for name, version in facts.packages.items() if version]
+    return ", ".join([f"Python {facts.python}", f"hpc_isl {facts.version}", *packages])
+
+
+def installed(facts: Facts, where: str) -> Finding:
+    """The packages of one machine: all there, or not."""
+    missing = [name for name, version in facts.packages.items() if not version]
+    if missing:
+        how = f"install hpc_isl with what it needs {where}, or set site.python, site.setup or site.container"
+        return Finding("FAIL", "Python", f"{', '.join(missing)} not installed {where}", how)
+    return ok("Python", versions_text(facts))
+
+
+def room(facts: Sequence[Facts]) -> Iterator[Finding]:
+    """Disk for runs and for temporary files; of several machines the one that has least."""
+    least = min(facts, key=lambda one: one.runs_gb)
+    found = f"{least.runs_gb:.0f} GB free for runs"
+    yield _enough(
+        "disk", found, least.runs_gb >= RUNS_GB, "make room there, or set site.runs to another folder"
+    )
+    least = min(facts, key=lambda one: one.temporary_gb)
+    found = f"{least.temporary_gb:.0f} GB free in {least.temporary} of {least.host}"
+    yield _enough("temporary files", found, least.temporary_gb >= TEMPORARY_GB, _elsewhere())
+
+
+def _elsewhere() -> str:
+    return "name a larger folder, e.g. site.setup='[export TMPDIR=/scratch]'"
+
+
+def _enough(check: str, found: str, enough: bool, advice: str) -> Finding:
+    return ok(check, found) if enough else Finding("warn", check, f"only {found}", advice)
+
+
+def gpus(facts: Sequence[Facts], site: Site) -> Finding:
+    """What each machine sees, against what is asked of each."""
+    asked = site.visible_gpus
+    short = [one for one in facts if len(one.gpus) < asked]
+    if short:
+        found = "; ".join(f"{one.host} sees {len(one.gpus)}" for one in short)
+        return Finding("FAIL", "GPUs", f"asked for {asked} on each node: {found}", _gpu_advice(site))
+    if asked and any(one.packages.get("torch", "").endswith("+cpu") for one in facts):
+        return Finding(
+            "FAIL", "GPUs", "torch is built without CUDA", "install the torch that is built with it"
+        )
+    names = sorted({name for one in facts for name in one.gpus[:asked]})
+    none = "none here" if site.executor == "local" and site.gpus is None else "none asked for"
+    return ok("GPUs", f"{asked} on each node: {', '.join(names)}" if asked else none)
+
+
+def _gpu_advice(site: Site) -> str:
+    if site.executor == "local":
+        return "set site.gpus to what there is"
+    return "look at `nvidia-smi` in a job there; a module may be missing in site.setup"
+
+
+def cpus(facts: Sequence[Facts], site: Site) -> Finding:
+    """What a process may use, against what is asked for it."""
+    asked, least = site.cpus or 1, min(one.cpus for one in facts)
+    if least < asked:
+        found = f"asked for {asked} per process, and one may use {least}"
+        return Finding(
+            "warn", "CPUs", found, f"set site.cpus={least}, or ask why Slurm does not bind to more"
+        )
+    memory = min(one.memory_gb for one in facts)
+    return ok("CPUs", f"{least} that one process may use; a node of {memory:.0f} GB")
+
+
+def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
+    """Versions: everywhere this code; on all nodes the same packages."""
+    others = [one.host for one in nodes if one.code != here.code]
+    if others:
+        what = f"{', '.join(others)} ran another hpc_isl than this one"
+        yield Finding(
+            "FAIL", "code", what, "look for an installed hpc_isl that site.setup puts first on PYTHONPATH"
+        )
+    first = nodes[0]
+    there = installed(first, "on the nodes")
+    equal = there.level == "ok" and not _differences(first, here)
+    yield ok("Python", "versions as here") if equal else there
+    between = [f"{one.host}: {text}" for one in nodes[1:] if (text := _differences(one, first))]
+    if between:
+        yield Finding("FAIL", "versions", "\n".join(between), "give all nodes the same environment")
+    own = site.container or site.python or site.setup
+    elsewhere = "" if own else _differences(first, here)
+    if elsewhere:
+        advice = "start runs from the environment in which the jobs run, or set site.python"
+        yield Finding("warn", "versions", f"nodes have {elsewhere}", advice)
+
+
+def _differences(one: Facts, other: Facts) -> str:
+    """`torch 2.5.0 and not 2.6.0`."""
+    pairs = {"Python": (one.python, other.python)}
+    pairs |= {name: (version, other.packages.get(name, "")) for name, version in one.packages.items()}
+    return ", ".join(
+        f"{name} {a or 'none'} and not {b or 'none'}" for name, (a, b) in pairs.items() if a != b
+    )
+
+
+def ports(nodes: Sequence[Facts], site: Site) -> Finding:
+    """Whether processes on different nodes reach each other, as training needs it."""
+    callers = [one for one in nodes if one.rank > 0]
+    cut = [one for one in callers if not one.reached]
+    if cut:
+        found = f"{cut[0].host} does not reach {nodes[0].host} ({cut[0].tried})"
+        return Finding(
+            "FAIL", "between nodes", found, "a firewall between nodes? Ask the staff; until then site.nodes=1"
+        )
+    if not callers:
+        return ok("between nodes", "the site asks for one node" if site.nodes == 1 else "one node answered")
+    reached = ", ".join(sorted({str(one.reached) for one in callers}))
+    return ok("between nodes", f"{callers[0].host} reached {nodes[0].host} at {reached}")
+
+
+def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen: Sequence[float]) -> Finding:
+    """How far apart: held against the file system, and against the order in which things happened."""
+    apart = {}
+    for one, when in zip(nodes, seen, strict=True):
+        by_order = max(0.0, one.wrote - when) + max(0.0, submitted - one.wrote)
+        apart[one.host] = max(abs(one.ahead_s - here.ahead_s), by_order)
+    worst = max(apart, key=lambda host: apart[host])
+    if apart[worst] < SKEW_S:
+        return ok("clocks", f"within {SKEW_S:.0f} s")
+    advice = "tell the staff: heartbeats and times of runs will look wrong"
+    return Finding("warn", "clocks", f"that of {worst} is {apart[worst]:.0f} s off", advice)
+
+
+def tracking(facts: Sequence[Facts], uri: str, where: str) -> Finding:
+    """Whether the server answers there."""
+    cut = next((one for one in facts if one.tracking), None)
+    if cut is None:
+        return ok("tracking", f"{uri} answers {where}")
+    advice = "runs keep all they measure; `sync`, typed where the server answers, forwards it"
+    return Finding("warn", "tracking", f"{uri} does not answer {where}: {cut.tracking}", advice)

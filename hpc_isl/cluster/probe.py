@@ -1,0 +1,240 @@
+"""What one machine sees, written into a folder that others read: python -m hpc_isl.cluster.probe FOLDER …"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import hpc_isl
+from hpc_isl.cluster import mounts
+from hpc_isl.cluster.record import code_digest
+from hpc_isl.run import read_json, write_atomic
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "zarr",
+    "tensorstore",
+    "dask",
+    "mlflow",
+    "submitit",
+    "scikit-image",
+)
+ANSWER_S = 5.0
+MEET_S = 60.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One machine's. GB are 10⁹ bytes; all that is left out is not known.
+
+    Attributes:
+        packages: name -> version; empty where it is not installed.
+        gpus: names of those that a process here sees.
+        runs_gb, temporary_gb: free where the runs lie, and where this machine keeps temporary files.
+        wrote: by its own clock, when it wrote to the shared folder.
+        ahead_s: of its clock before that of the folder's file system.
+        reached: the address under which it reached the first machine; empty: under none.
+        tracking: why the tracking server cannot be reached; empty: it can.
+    """
+
+    rank: int = 0
+    host: str = ""
+    python: str = ""
+    version: str = ""
+    code: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    gpus: tuple[str, ...] = ()
+    cpus: int = 0
+    memory_gb: float = 0.0
+    runs_gb: float = 0.0
+    temporary: str = ""
+    temporary_gb: float = 0.0
+    wrote: float = 0.0
+    ahead_s: float = 0.0
+    reached: str | None = None
+    tried: str = ""
+    tracking: str | None = None
+
+
+def facts(folder: Path, rank: int = 0, tracking: str | None = None) -> Facts:
+    """This machine's; `folder` lies where the runs lie."""
+    wrote, ahead = _clock(folder, rank)
+    return Facts(
+        rank=rank,
+        # Slurm's name of a node is the one that a user meets in squeue.
+        host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        python=sys.version.split()[0],
+        version=hpc_isl.__version__,
+        code=code_digest(),
+        packages={name: _version(name) for name in PACKAGES},
+        gpus=tuple(gpus()),
+        cpus=len(os.sched_getaffinity(0)),
+        memory_gb=psutil.virtual_memory().total / 1e9,
+        runs_gb=mounts.free_gb(folder),
+        temporary=tempfile.gettempdir(),
+        temporary_gb=mounts.free_gb(Path(tempfile.gettempdir())),
+        wrote=wrote,
+        ahead_s=ahead,
+        tracking=unreachable(tracking) if tracking else None,
+    )
+
+
+def _version(package: str) -> str:
+    """Without importing it: on a shared file system that takes long."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _clock(folder: Path, rank: int) -> tuple[float, float]:
+    """When a file was written by this clock, and how far that is before the file system's own clock."""
+    path = folder / f".clock-{rank}"
+    before = time.time()
+    path.write_bytes(b"1")
+    after = time.time()
+    changed = path.stat().st_mtime
+    path.unlink()
+    # Anything within the time that the writing took is no difference.
+    return after, max(0.0, before - changed) - max(0.0, changed - after)
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that a process here may use, found without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = _nvidia_smi() or [path.name for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    if visible is None:
+        return names
+    chosen = [one for one in visible.split(",") if one.strip() not in ("", "-1")]
+    return names[: len(chosen)]
+
+
+def _nvidia_smi() -> list[str]:
+    """`GPU 0: NVIDIA A100-SXM4-80GB (UUID: …)` -> NVIDIA A100-SXM4-80GB; of a GPU in parts, its parts."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = [line.strip() for line in done.stdout.splitlines() if "UUID" in line]
+    parts = [line.split("Device")[0].strip() for line in lines if line.startswith("MIG")]
+    return parts or [line.split(": ", 1)[1].split(" (UUID")[0] for line in lines if ": " in line]
+
+
+def unreachable(uri: str) -> str:
+    """Why an MLflow server does not answer; empty: it does, or it is no server."""
+    if not uri.startswith(("http://", "https://")):
+        return ""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_S).close()  # noqa: S310 (http alone)
+    except urllib.error.HTTPError:
+        return ""  # whoever refuses is there
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return ""
+
+
+# ---------------------------------------------------------------- from node to node
+
+
+def listen(folder: Path, size: int) -> None:
+    """The first machine: opens a port, publishes where, answers until each other has come or reported."""
+    nonce = secrets.token_hex(8)
+    with socket.create_server(("", 0), backlog=size) as server:
+        server.settimeout(1.0)
+        place = {"hosts": addresses(), "port": server.getsockname()[1], "nonce": nonce}
+        write_atomic(folder / "port.json", json.dumps(place))
+        deadline = time.monotonic() + MEET_S
+        while time.monotonic() < deadline and not _all_reported(folder, size):
+            with suppress(OSError):
+                caller, _ = server.accept()
+                with caller:
+                    caller.sendall(nonce.encode())
+
+
+def _all_reported(folder: Path, size: int) -> bool:
+    return all((folder / f"node-{rank}.json").exists() for rank in range(1, size))
+
+
+def reach(folder: Path) -> tuple[str, str]:
+    """Any other machine: the address under which the first answered, or empty; and what was tried."""
+    deadline = time.monotonic() + MEET_S
+    place = None
+    while place is None and time.monotonic() < deadline:
+        os.listdir(folder)  # a network file system looks again
+        place = read_json(folder / "port.json")
+        time.sleep(0.1)
+    if place is None:
+        return "", "no address was published within a minute"
+    tried = f"{', '.join(place['hosts'])} port {place['port']}"
+    return next((host for host in place["hosts"] if _answers(host, place)), ""), tried
+
+
+def _answers(host: str, place: Mapping[str, Any]) -> bool:
+    """Whether it is the one that published the address: others may listen there too."""
+    try:
+        with socket.create_connection((host, place["port"]), ANSWER_S) as there:
+            there.settimeout(ANSWER_S)
+            return there.recv(64) == str(place["nonce"]).encode()
+    except OSError:
+        return False
+
+
+def addresses() -> list[str]:
+    """IPv4 addresses of this machine; its name need not resolve."""
+    named = []
+    with suppress(OSError):
+        named = [socket.gethostbyname(socket.gethostname())]
+    links = psutil.net_if_addrs().values()
+    listed = [each.address for link in links for each in link if each.family == socket.AF_INET]
+    outside = [host for host in dict.fromkeys(named + listed) if not host.startswith("127.")]
+    return outside or ["127.0.0.1"]
+
+
+# ---------------------------------------------------------------- through the folder
+
+
+def read(path: Path) -> Facts | None:
+    """What another machine wrote, by whatever version of this package; None: nothing yet."""
+    content = read_json(path)
+    if content is None:
+        return None
+    known = {one.name for one in fields(Facts)}
+    return Facts(**{key: value for key, value in content.items() if key in known})
+
+
+def main(folder: Path, tracking: str | None, rank: int, size: int) -> None:
+    """One rank: its facts into the folder; the first then waits for the others to call."""
+    seen = facts(folder, rank, tracking)
+    found = asdict(seen)
+    if size > 1 and rank > 0:
+        found["reached"], found["tried"] = reach(folder)
+    write_atomic(folder / f"node-{rank}.json", json.dumps(found))
+    if size > 1 and rank == 0:
+        listen(folder, size)
+
+
+if __name__ == "__main__":
+    main(
+        Path(sys.argv[1]),
+        sys.argv[2] if len(sys.argv) > 2 else None,
+        int(os.environ.get("SLURM_PROCID", "0")),
+        int(os.environ.get("SLURM_NTASKS", "1")),
+    )

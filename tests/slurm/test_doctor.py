@@ -1,0 +1,115 @@
+"""The first day on a real Slurm: a site is drafted, and a job looks at the nodes."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_isl.site import load
+
+
+@pytest.fixture
+def at_the_door(cluster: Any, tmp_path: Path) -> tuple[list[str], dict[str, Any]]:
+    """How a user of that cluster calls, standing in a folder of their own."""
+    environment = {**cluster.environment, "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("HPC_ISL_RUNS", None)
+    return [sys.executable, "-m", "hpc_isl.submit"], {"cwd": tmp_path, "env": environment, "text": True}
+
+
+def call(at: tuple[list[str], dict[str, Any]], *words: str) -> subprocess.CompletedProcess[str]:
+    command, settings = at
+    return subprocess.run(
+        [*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180, **settings
+    )
+
+
+def levels(text: str) -> dict[str, str]:
+    """check -> ok, warn or FAIL; of nodes, where there is one of this machine too."""
+    return {check: level for level, check in re.findall(r"^  (ok|warn|FAIL) +(\S+(?: \S+)*)  ", text, re.M)}
+
+
+def test_both_nodes_answer(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
+    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.nodes=2")
+    assert done.returncode == 0, done.stdout
+    assert "node1, node2 saw it and wrote to it" in done.stdout
+    assert "node2 reached node1 at " in done.stdout
+    assert {check for check, level in levels(done.stdout).items() if level == "ok"} >= {
+        "Slurm", "limits", "folder of runs", "Python", "GPUs", "between nodes", "clocks",
+    }  # fmt: skip
+    assert not (tmp_path / "runs").exists(), "it leaves nothing behind"
+    assert cluster.eventually(lambda: "hpc-isl-doctor" not in cluster.run("squeue", "-h", "-o", "%j"))
+
+
+def test_folders_with_blanks_and_quotes_are_fine(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
+    runs = tmp_path / "the lab's 100% runs"
+    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), f"site.runs={runs}")
+    assert done.returncode == 0, done.stdout
+    assert "node1 saw it and wrote to it" in done.stdout or "node2 saw it" in done.stdout
+
+
+def test_a_python_that_is_not_there_is_told_in_the_jobs_own_words(cluster: Any, at_the_door: Any) -> None:
+    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.python=/nowhere/python")
+    assert done.returncode == 1
+    assert re.search(r"\| .*/nowhere/python: No such file", done.stdout), done.stdout
+
+
+def test_what_the_cluster_never_gives_is_told_and_no_job_is_submitted(cluster: Any, at_the_door: Any) -> None:
+    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.time=9d")
+    assert done.returncode == 1
+    assert "to do: write site.time=1d" in done.stdout
+    assert "not asked: limits comes first" in done.stdout
+
+
+def test_a_refusal_is_told_in_the_words_of_sbatch(cluster: Any, at_the_door: Any) -> None:
+    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.sbatch={licenses: none}")
+    assert done.returncode == 1
+    assert "Invalid license specification" in done.stdout
+
+
+def test_ctrl_c_takes_the_job_back(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
+    command, settings = at_the_door
+    later = "site.sbatch={begin: now+1hour}"
+    waiting = subprocess.Popen(
+        [*command, "doctor", "--site", str(cluster.site_file), later],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings,
+    )  # fmt: skip
+
+    def queued() -> bool:
+        return "hpc-isl-doctor" in cluster.run("squeue", "-h", "-o", "%j")
+
+    assert cluster.eventually(queued)
+    waiting.send_signal(signal.SIGINT)
+    said, _ = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130, said
+    assert cluster.eventually(lambda: not queued())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_that_does_not_start_in_time_is_a_warning(cluster: Any, at_the_door: Any) -> None:
+    later = "site.sbatch={begin: now+1hour}"
+    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), later, "--patience", "1min")
+    assert done.returncode == 0, done.stdout
+    assert "PENDING (BeginTime)" in done.stdout, "what it waits for"
+    assert levels(done.stdout)["job"] == "warn"
+    assert "hpc-isl-doctor" not in cluster.run("squeue", "-h", "-o", "%j")
+
+
+def test_slurm_takes_jobs_of_a_drafted_site(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
+    done = call(at_the_door, "site", "init", "tc")
+    assert done.returncode == 0, done.stdout
+    site = load(str(tmp_path / "config" / "hpc_isl" / "sites" / "tc.yaml"), [])
+    assert (site.partition, site.gpus, site.cpus, site.memory) == ("main", 0, 4, "4000M")
+    flags = [f"--partition={site.partition}", f"--cpus-per-task={site.cpus}", f"--mem={site.memory}"]
+    flags += [f"--account={site.account}"] if site.account else []
+    taken = subprocess.run(
+        ["sbatch", "--test-only", f"--time={site.minutes}", f"--nodes={site.nodes}", *flags],
+        env=cluster.environment, input="#!/bin/bash\n", capture_output=True, text=True,
+    )  # fmt: skip
+    assert taken.returncode == 0, taken.stderr

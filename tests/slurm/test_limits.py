@@ -1,0 +1,65 @@
+"""What the real Slurm allows, as it says so itself."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from hpc_isl.cluster.slurm import limits, machines
+from hpc_isl.mistake import Mistake
+from hpc_isl.site import Site
+
+
+def site(cluster: Any, **keys: object) -> Site:
+    return Site.model_validate({"executor": "slurm", "slurm_conf": cluster.conf, **keys})
+
+
+def accepted(cluster: Any, *flags: str) -> bool:
+    """Whether sbatch would take and could start it."""
+    done = subprocess.run(
+        ["sbatch", "--test-only", *flags],
+        env=cluster.environment, input="#!/bin/bash\n", capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode == 0
+
+
+def test_the_cluster_is_read(cluster: Any) -> None:
+    found = machines.read(cluster.conf)
+    assert found is not None
+    assert found.name == "testcluster"
+    assert {one.name: one.minutes for one in found.partitions} == {"main": 1440, "short": 10}
+    [node, _] = found.partitions[0].nodes
+    assert (node.cpus, node.memory, node.gpu_count, node.usable) == (4, 4000, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags", "says"),
+    [
+        ({"partition": "short", "time": "1h"}, ["-p", "short", "-t", "60"], "site.time=10min"),
+        ({"nodes": 3}, ["-N", "3"], "site.nodes=2"),
+        ({"memory": "5G"}, ["--mem=5G"], "site.memory=4000M"),
+        ({"cpus": 5}, ["-c", "5"], "site.cpus=4"),
+        ({"gpus": 1}, ["--gpus-per-node=1"], "the cluster has none"),
+        ({"constraint": "a100"}, ["-C", "a100"], "site.constraint=a100"),
+        ({"partition": "shrt"}, ["-p", "shrt"], "did you mean 'short'"),
+    ],
+)
+def test_slurm_itself_would_refuse_what_is_refused(
+    asked: dict[str, object], flags: list[str], says: str, cluster: Any
+) -> None:
+    with pytest.raises(Mistake) as refused:
+        limits.check(site(cluster, **asked))
+    assert says in str(refused.value)
+    assert not accepted(cluster, *flags)
+
+
+def test_slurm_takes_what_a_retry_asks_for_at_most(cluster: Any) -> None:
+    most = limits.raised(site(cluster, nodes=2, partition="short", memory="3G", time="8min"), 9, 9)
+    assert (most.memory, most.time) == ("4000M", "10min")
+    assert accepted(cluster, "-N2", "-p", "short", f"--mem={most.memory}", f"--time={most.minutes}")
+
+
+def test_a_retry_starts_from_what_slurm_gives_by_itself(cluster: Any) -> None:
+    assert limits.raised(site(cluster, cpus=2), memory_factor=1.5).memory == "3000M", "2 × DefMemPerCPU"
