@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_isl import setup_commands
 from hpc_isl.commandline import caller, parsed, program
 from hpc_isl.mistake import Mistake
 
@@ -190,6 +191,8 @@ def _validate(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "site": ("init NAME: a site file drafted for this cluster; list: all sites", setup_commands.site),
+    "doctor": ("a pre-flight of a site, on this machine and on compute nodes", setup_commands.doctor),
     "inspect": ("what is on a plate", _inspect),
     "validate": ("checks a plate against the specification", _validate),
     "status": ("all runs: state, progress, figures", _status),

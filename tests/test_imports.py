@@ -15,7 +15,7 @@ from hpc_isl.cluster.jobs import STAGES
 
 PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 VALUES = {"hpc_isl", "mistake", "strict", "recipe", "site", "run", "tiles", "seeds"}
-DOOR = {"submit", "commands", "commandline", "manual"}
+DOOR = {"submit", "commands", "setup_commands", "commandline", "manual"}
 WINGS = {"plates", "learning", "objects"}
 # The lower a layer, the fewer it knows.
 MAY_KNOW = {

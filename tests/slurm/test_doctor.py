@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hpc_isl.cluster.doctor import doctor
 from hpc_isl.site import load
 
 
@@ -92,12 +93,13 @@ def test_ctrl_c_takes_the_job_back(cluster: Any, at_the_door: Any, tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_job_that_does_not_start_in_time_is_a_warning(cluster: Any, at_the_door: Any) -> None:
-    later = "site.sbatch={begin: now+1hour}"
-    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), later, "--patience", "1min")
-    assert done.returncode == 0, done.stdout
-    assert "PENDING (BeginTime)" in done.stdout, "what it waits for"
-    assert levels(done.stdout)["job"] == "warn"
+def test_a_job_that_does_not_start_in_time_is_a_warning(cluster: Any, tmp_path: Path) -> None:
+    site = load(str(cluster.site_file), ["sbatch={begin: now+1hour}"])
+    said: list[str] = []
+    assert doctor(site, tmp_path / "runs", 3.0, said.append) == 0
+    text = "\n".join(said)
+    assert "PENDING (BeginTime)" in text, "what it waits for"
+    assert levels(text)["job"] == "warn"
     assert "hpc-isl-doctor" not in cluster.run("squeue", "-h", "-o", "%j")
 
 

@@ -37,7 +37,6 @@ def test_the_cluster_is_read(cluster: Any) -> None:
 @pytest.mark.parametrize(
     ("asked", "flags", "says"),
     [
-        ({"partition": "short", "time": "1h"}, ["-p", "short", "-t", "60"], "site.time=10min"),
         ({"nodes": 3}, ["-N", "3"], "site.nodes=2"),
         ({"memory": "5G"}, ["--mem=5G"], "site.memory=4000M"),
         ({"cpus": 5}, ["-c", "5"], "site.cpus=4"),
@@ -53,6 +52,15 @@ def test_slurm_itself_would_refuse_what_is_refused(
         limits.check(site(cluster, **asked))
     assert says in str(refused.value)
     assert not accepted(cluster, *flags)
+
+
+def test_slurm_would_let_a_job_that_is_too_long_wait_for_ever(cluster: Any) -> None:
+    with pytest.raises(Mistake, match=r"write site\.time=10min, or site\.partition=main"):
+        limits.check(site(cluster, partition="short", time="1h"))
+    job = cluster.submit("true", "--partition=short", "--time=60")
+    reason = lambda: cluster.run("squeue", "-h", "-j", job, "-o", "%r").strip()  # noqa: E731
+    assert cluster.eventually(lambda: reason() == "PartitionTimeLimit"), reason()
+    cluster.run("scancel", job)
 
 
 def test_slurm_takes_what_a_retry_asks_for_at_most(cluster: Any) -> None:
