@@ -329,7 +329,7 @@ class TrainRecipe(Strict):
     """stop after so many validations without a better PCC, and keep the best weights; null: never
     stop, and keep the last ones"""
     seed: int = 0
-    """of weights, crops and augmentation"""
+    """of weights, crops and augmentation; at the top of a recipe, `seed` alone is short for it"""
 
     @model_validator(mode="after")
     def _fits(self) -> TrainRecipe:
@@ -380,6 +380,18 @@ class PretrainRecipe(Recipe):
     """how long and in which portions"""
     predict: PredictRecipe = PredictRecipe()
     """whole fields after training"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seed_of_training(cls, content: Any) -> Any:
+        """`seed: 1` is short for `train: {seed: 1}`; the split has its own."""
+        if not isinstance(content, dict) or "seed" not in content:
+            return content
+        rest = {key: value for key, value in content.items() if key != "seed"}
+        own = rest.get("train") or {"steps": 20000}
+        if not isinstance(own, dict) or own.get("seed", content["seed"]) != content["seed"]:
+            raise ValueError("seed is short for train.seed; give one of them")
+        return {**rest, "train": {**own, "seed": content["seed"]}}
 
     @field_validator("plates", mode="before")
     @classmethod

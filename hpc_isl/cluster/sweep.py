@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.cluster.jobs import STAGES
+from hpc_isl.cluster.jobs import STAGES, module_of
 from hpc_isl.cluster.orders import Order, site_of
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.recipe import RECIPES, Recipe, SweepRecipe, read
@@ -28,6 +28,7 @@ def order(
     over, stage = content.pop("over", None), content.pop("stage", None) or _stage_of(path)
     if over is None:
         raise Mistake(f"{origin}: over: must be given, as in over='{{seed: [0, 1, 2]}}'")
+    module_of(stage)
     recipe = parse(SweepRecipe, {"stage": stage, "over": over, "base": content}, origin)
     elements = {label: _element(recipe, values, origin) for label, values in _labelled(recipe)}
     return Order(stage, recipe, site_of(stage, site), name, after, elements)

@@ -1,0 +1,254 @@
+"""Arrays and chains on this machine: what varies, what fails, what goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hpc_isl.cluster import local, sweep
+from hpc_isl.cluster.chain import links
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import ChainRecipe
+from hpc_isl.run import Run
+from hpc_isl.site import Site
+from hpc_isl.strict import parse
+
+if TYPE_CHECKING:
+    from tests.conftest import Door
+
+QUIET = "site.tracking=none"
+
+
+def elements(door: Door, name: str) -> list[Run]:
+    return Run(door.cwd / "runs" / "sweep" / name).elements()
+
+
+# ---------------------------------------------------------------- what varies
+
+
+def labels(over: str, *keys: str) -> list[str]:
+    order = sweep.order(None, ["stage=pretrain", f"over={over}", *PRETRAIN, *keys], Site(), None)
+    return list(order.elements or {})
+
+
+PRETRAIN = ("plates=[P.zarr]", "sources=[{channel: BF, plane: 0}]", "targets=[{channel: DNA, plane: 0}]")
+
+
+def test_all_combinations_are_elements() -> None:
+    assert labels("{seed: [0, 1], train.steps: [64, 128]}") == [
+        "seed=0,train.steps=64", "seed=0,train.steps=128", "seed=1,train.steps=64", "seed=1,train.steps=128",
+    ]  # fmt: skip
+
+
+def test_elements_may_be_listed_one_by_one() -> None:
+    assert labels("[{seed: 3}, {seed: 3}, {net.encoder: 'tu-a/b c'}]") == [
+        "seed=3", "seed=3 (2)", "net.encoder=tu-a_b_c",
+    ]  # fmt: skip
+
+
+def test_each_element_has_the_recipe_that_its_name_says() -> None:
+    order = sweep.order(None, ["stage=pretrain", "over={seed: [4, 5]}", *PRETRAIN], Site(), "s")
+    assert [recipe.train.seed for recipe in (order.elements or {}).values()] == [4, 5]  # type: ignore[attr-defined]
+    assert order.run(Path("/r")).folder == Path("/r/sweep/s")
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        (["stage=pretrain"], "over: must be given"),
+        (["stage=pretrain", "over={}"], "over is empty"),
+        (["stage=pretrain", "over={seed: []}"], "over is empty"),
+        (["over={seed: [0]}"], "say which stage varies, as stage=pretrain"),
+        (["stage=pretrian", "over={seed: [0]}"], "'pretrian' is not a stage; did you mean 'pretrain'"),
+        (["stage=pretrain", "over={split.sead: [0]}", *PRETRAIN], "sead: no such key; did you mean 'seed'"),
+    ],
+)
+def test_what_cannot_be_swept_is_said(keys: list[str], complaint: str) -> None:
+    with pytest.raises(Mistake, match=re.escape(complaint)):
+        sweep.order(None, keys, Site(), None)
+
+
+def test_as_many_run_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "cpus_here", lambda: 16)
+    monkeypatch.setattr(local, "gpus_here", lambda: ["0", "1", "2", "3"])
+    assert local.slots(Site()) == 1, "one that says nothing takes the machine"
+    assert local.slots(Site(cpus=2)) == 8
+    assert local.slots(Site(cpus=2, processes=2)) == 4
+    assert local.slots(Site(gpus=1)) == 4
+    assert local.slots(Site(gpus=2, cpus=4)) == 2
+    assert local.slots(Site(cpus=1, array=3)) == 3
+    assert local.slots(Site(cpus=64)) == 1
+
+
+# ---------------------------------------------------------------- the life of an array
+
+
+def test_a_failed_element_leaves_the_others_alone_and_retry_runs_it_alone(door: Door) -> None:
+    over = "over=[{word: first}, {word: second, crash_rank: 0, mishaps: 1}, {word: third}]"
+    done = door("sweep", "stage=count", over, QUIET, "site.cpus=1", "--name", "some")
+    assert done.returncode == 1, done.stdout
+    assert "failed in rank 0: RuntimeError: boom" in done.stdout
+    assert "2 done, 1 failed" in done.stdout
+    assert "retry some" in done.stdout.splitlines()[-1]
+    assert "3 elements" in done.stdout
+    again = door("retry", "some")
+    assert again.returncode == 0, again.stdout
+    assert [len(run.attempt_numbers()) for run in elements(door, "some")] == [1, 2, 1]
+    assert door("retry", "some").returncode == 2, "there is nothing left to retry"
+    assert "3 done" in door("status").stdout
+
+
+def test_an_element_is_named_by_its_array_and_its_own_name(door: Door) -> None:
+    assert door("sweep", "stage=count", "over={seed: [0, 1]}", QUIET, "--name", "two").returncode == 0
+    assert "from 0 in attempt 0" in door("logs", "two/seed=1").stdout
+    table = door("status", "two").stdout
+    assert "two/seed=0" in table
+    assert "2/2 elements" in table
+    wrong = door("logs", "two/seed=7")
+    assert wrong.returncode == 2
+    assert "did you mean 'seed=" in wrong.stdout
+    same = door("sweep", "stage=count", "over={seed: [0, 1]}", QUIET, "--name", "two")
+    assert "nothing to do" in same.stdout
+    other = door("sweep", "stage=count", "over={seed: [0, 2]}", QUIET, "--name", "two")
+    assert other.returncode == 2
+    assert "over.seed.1: 1 there, 2 here" in other.stdout
+
+
+def test_ctrl_c_stops_the_array_and_resume_does_what_is_left(door: Door) -> None:
+    call = door.open("sweep", "stage=count", "over={seed: [0, 1]}", "steps=1000", "pause_s=0.2", QUIET,
+                     "--name", "torn")  # fmt: skip
+    folder = door.cwd / "runs/sweep/torn/count"
+    assert door.eventually(lambda: (folder / "seed=0/metrics.jsonl").exists())
+    os.killpg(call.pid, signal.SIGINT)
+    output, _ = call.communicate(timeout=90)
+    assert call.returncode == 130, output
+    assert door.left() == []
+    assert not (folder / "seed=1/metrics.jsonl").exists(), "what had not begun does not begin"
+    door.environment["COUNT_FAST"] = "1"
+    assert door("resume", "torn").returncode == 0
+    counted = (folder / "seed=0/attempts/1/rank-0.log").read_text()
+    assert "from 0 " not in counted, "it goes on from where it stopped"
+
+
+def test_a_dry_run_of_an_array_names_its_elements_and_writes_nothing(door: Door) -> None:
+    done = door("sweep", "stage=count", "over={seed: [0, 1]}", "--dry-run", "--site", "slurm", "--name", "x")
+    assert "2 times, with seed=0; seed=1" in done.stdout
+    assert "#SBATCH --array=0-1%2" in done.stdout
+    assert not (door.cwd / "runs").exists()
+
+
+def test_elements_share_one_mlflow_database_and_know_their_array(door: Door) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    assert door("sweep", "stage=count", "over={seed: [0, 1]}", "--name", "two").returncode == 0
+    with closing(sqlite3.connect(door.cwd / "runs" / "mlflow.db")) as database:
+        names = database.execute("select name from runs order by name").fetchall()
+        arrays = database.execute("select value from tags where key = 'hpc_isl.array'").fetchall()
+    assert names == [("two/seed=0",), ("two/seed=1",)]
+    assert arrays == [("two",), ("two",)]
+
+
+# ---------------------------------------------------------------- chains
+
+
+def test_a_chain_runs_in_order_stops_for_a_person_and_goes_on(door: Door) -> None:
+    recipe = door.cwd / "my chain.yaml"
+    recipe.write_text(
+        "steps:\n"
+        "- {name: first, stage: count, set: {steps: 2}}\n"
+        "- {stop: look at the labels}\n"
+        "- {name: last, stage: count, set: {steps: 4}}\n"
+    )
+    done = door("chain", str(recipe), QUIET, "--name", "plan")
+    assert done.returncode == 0, done.stdout
+    assert "then a stop: look at the labels" in done.stdout
+    assert not door.folder("last").exists()
+    assert "waits for a person: look at the labels" in door("status", "plan").stdout
+    again = door("resume", "plan")
+    assert again.returncode == 0, again.stdout
+    assert (door.folder("last") / "done/count.json").exists()
+    assert "2 done" in door("status", "plan").stdout
+
+
+def test_a_chain_ends_where_a_step_fails_and_goes_on_from_there(door: Door) -> None:
+    recipe = door.cwd / "chain.yaml"
+    recipe.write_text(
+        "steps:\n"
+        "- {name: fails, stage: count, set: {crash_rank: 0, mishaps: 1}}\n"
+        "- {name: after it, stage: count}\n"
+    )
+    assert door("chain", str(recipe), QUIET, "--name", "plan").returncode == 1
+    assert not door.folder("after it").exists()
+    again = door("resume", "plan")
+    assert again.returncode == 0, again.stdout
+    assert (door.folder("after it") / "done/count.json").exists()
+
+
+def test_a_typo_in_the_last_step_is_found_before_the_first_starts(door: Door) -> None:
+    recipe = door.cwd / "chain.yaml"
+    recipe.write_text("steps:\n- {name: one, stage: count}\n- {name: two, stage: count, set: {stepz: 3}}\n")
+    done = door("chain", str(recipe), QUIET)
+    assert done.returncode == 2
+    assert "stepz: no such key; did you mean 'steps'" in done.stdout
+    assert not (door.cwd / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "complaint"),
+    [
+        ([{"name": "b", "stage": "convert", "after": ["a"]}, {"name": "a", "stage": "convert"}],
+         "steps.0.after: 'a' is no earlier step"),
+        ([{"name": "a", "stage": "convert"}, {"name": "a", "stage": "convert"}], "two steps are called 'a'"),
+        ([{"name": "a", "stage": "convrt"}], "did you mean 'convert'"),
+    ],
+)  # fmt: skip
+def test_no_circle_can_be_written(steps: list[dict[str, object]], complaint: str) -> None:
+    with pytest.raises(Mistake, match=re.escape(complaint)):
+        links(parse(ChainRecipe, {"steps": steps}, "chain.yaml"), "c")
+
+
+# ---------------------------------------------------------------- one after another
+
+
+def test_a_run_after_another_waits_for_it(door: Door) -> None:
+    first = door.open("count", "steps=20", "pause_s=0.1", QUIET, "--name", "first")
+    assert door.eventually(lambda: (door.folder("first") / "metrics.jsonl").exists())
+    second = door("count", "--after", "first", QUIET, "--name", "second")
+    first.communicate(timeout=60)
+    assert second.returncode == 0, second.stdout
+    assert "waiting for 'first'" in second.stdout
+    ends = [
+        json.loads((door.folder(name) / "attempts/0/rank-0.json").read_text()) for name in ("first", "second")
+    ]
+    assert ends[0]["exit"] < ends[1]["start"]
+
+
+def test_nothing_waits_for_a_run_that_failed(door: Door) -> None:
+    door("count", "crash_rank=0", QUIET, "--name", "first")
+    refused = door("count", "--after", "first", QUIET)
+    assert refused.returncode == 2
+    assert "never start" in refused.stdout
+
+
+def test_a_group_may_write_where_the_site_says_so(door: Door) -> None:
+    import grp
+
+    group = grp.getgrgid(os.getgroups()[0] if os.getgroups() else os.getgid())
+    assert door("count", QUIET, f"site.group={group.gr_name}", "--name", "shared").returncode == 0
+    folder = door.folder("shared")
+    assert folder.stat().st_gid == group.gr_gid
+    assert folder.stat().st_mode & 0o2070 == 0o2070, (
+        "its members write there, and what they make is the group's"
+    )
+    kept = [path for path in folder.rglob("*") if not path.name.endswith(".lock")]
+    assert [path for path in kept if not path.stat().st_mode & 0o020] == []
+    refused = door("count", QUIET, "site.group=no-such-group")
+    assert refused.returncode == 2
+    assert "no-such-group" in refused.stdout

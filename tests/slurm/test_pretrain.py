@@ -1,0 +1,75 @@
+"""Training on a real Slurm, interrupted in every way: the weights are those of a run that was left alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Door
+    from tests.slurm.conftest import User
+
+STEPS = 150
+RECIPE = (
+    "sources=[{channel: Brightfield, plane: focus}]", "targets=[{channel: Hoechst, plane: max}]",
+    "net.encoder=resnet18", "net.weights=null", "net.decoder=[32,16,16,8,8]", f"train.steps={STEPS}",
+    "train.batch=4", "train.micro_batch=2", "train.crop=32", "train.precision=fp32", "data.workers=0",
+    "predict.stain=false", "site.tracking=none",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory,
+    open_door: Callable[[Path], Door],
+    write_stained_plate: Callable[..., Any],
+) -> Door:
+    """A folder with a plate, and a run of two processes that was left alone."""
+    door = open_door(tmp_path_factory.mktemp("trained"))
+    write_stained_plate(door.cwd / "P1.zarr")
+    done = door("pretrain", f"plates=[{door.cwd}/P1.zarr]", *RECIPE, "site.processes=2", "--name", "alone")
+    assert done.returncode == 0, done.stdout
+    return door
+
+
+def weights(door: Door, name: str) -> bytes:
+    return (door.cwd / "runs/pretrain" / name / "model/weights.safetensors").read_bytes()
+
+
+def test_signal_requeue_and_time_limit_leave_the_weights_as_they_would_have_been(
+    user: User, trained: Door
+) -> None:
+    cluster, folder = user.cluster, trained.cwd / "runs/pretrain/torn"
+
+    def step(attempt: int) -> int:
+        path = folder / "attempts" / str(attempt) / "rank-0.json"
+        progress = json.loads(path.read_text()).get("progress") if path.exists() else None
+        return progress["done"] if progress and progress["unit"] == "steps" else 0
+
+    def reaches(attempt: int, wanted: int) -> bool:
+        return cluster.eventually(lambda: step(attempt) >= wanted, 120)
+
+    def goes_back() -> None:
+        assert cluster.eventually(lambda: cluster.job_state(job) == "PENDING", 120), cluster.job_state(job)
+        cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+        cluster.start_now(job)
+
+    said = trained("pretrain", f"plates=[{trained.cwd}/P1.zarr]", *RECIPE, "site.nodes=2", "site.memory=1G",
+                   "--site", str(cluster.site_file), "--name", "torn").stdout  # fmt: skip
+    job = said.split("submitted as Slurm job ")[1].split()[0]
+    assert reaches(0, 15), said
+    cluster.run("scancel", "--signal=USR2", job)  # what Slurm sends some time before the end
+    goes_back()
+    assert reaches(1, step(0) + 15)
+    cluster.run("scontrol", "requeue", job)  # what preemption does
+    goes_back()
+    assert reaches(2, step(1) + 15)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    goes_back()
+    assert cluster.eventually((folder / "done/pretrain.json").exists, 240)
+    assert 15 <= step(0) < step(1) < step(2) < STEPS, "it was torn in mid-run three times"
+    assert weights(trained, "torn") == weights(trained, "alone")
