@@ -126,11 +126,10 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     who = caller(site.runs_root(where), argv=(verb, *argv))
     after = tuple(names.find(name, who.root) for name in given.after)
     if verb == "chain":
-        if path is None or after or given.dry_run:
-            raise Mistake(
-                f"chain: name a recipe, as in {program()} chain chain.yaml; it has neither --after nor --dry-run"
-            )
-        return chain.start(path, keys, where, given.name, who, given.wait)
+        if path is None or after:
+            raise Mistake(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
+        begin = chain.dry_run if given.dry_run else chain.start
+        return begin(path, keys, where, given.name, who, given.wait)
     if verb == "sweep":
         order = sweep.order(path, keys, where, given.name, after)
     else:

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_stages_do_not_know_each_other() -> None:
             if other in STAGES and not stage.startswith(other):
                 wrong.append(f"{one.file} imports the stage {other}")
     assert wrong == []
+
+
+def test_no_modules_know_each_other_in_a_circle() -> None:
+    """Also not inside functions, where an import hides a circle that is there."""
+    known: dict[str, set[str]] = {}
+    for one in ALL:
+        if one.top == "hpc_isl" and not one.typed and _is_module(one.module):
+            own = "hpc_isl." + one.file.removesuffix(".py").replace("/", ".")
+            known.setdefault(own, set()).add(one.module)
+    TopologicalSorter(known).prepare()
 
 
 def test_values_need_nothing_heavy() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpc_isl import recipe as recipes
 from hpc_isl import site as sites
-from hpc_isl.cluster import folders, launch, names, orders, record, report, status, waiting
+from hpc_isl.cluster import dry, folders, launch, names, orders, record, report, status, waiting
 from hpc_isl.cluster.jobs import FAILED, module_of
 from hpc_isl.cluster.report import Caller
 from hpc_isl.mistake import Mistake, nearest
@@ -60,19 +60,38 @@ def links(chain: ChainRecipe, name: str) -> list[Link]:
 
 def start(path: Path, keys: list[str], site: Site, name: str | None, caller: Caller, wait: bool) -> int:
     """Makes the chain's folder and starts all steps up to the first stop; the exit code."""
-    content, origin = recipes.read("chain", path, keys)
-    chain = _absolute(parse(ChainRecipe, content, origin))
-    folder = names.valid_name(name) if name else names.default_name("chain", caller.root)
-    run = Run(caller.root / "chain" / folder)
-    if run.folder.exists():
-        next_line = caller.command("resume", run)
-        raise Mistake(f"chain {run.name!r} is there; go on with {next_line}, or choose another --name")
+    run, chain = _new(path, keys, name, caller)
     chained = links(chain, run.name)
     for link in (link for link in chained if link.step.stage):
         _refuse_taken(_order(link, site, ()), caller)
     members = [os.path.relpath(_run_of(link, run), run.folder) for link in chained if link.step.stage]
     folders.make_chain(run, chain, site, members, caller.argv)
     return _go_on(run, caller, wait)
+
+
+def dry_run(path: Path, keys: list[str], site: Site, name: str | None, caller: Caller, wait: bool) -> int:
+    """One line per step: what, where, after what; writes nothing."""
+    run, chain = _new(path, keys, name, caller)
+    for number, link in enumerate(links(chain, run.name), start=1):
+        after = f", after {' and '.join(link.after)}" if link.after else ""
+        if link.step.stop:
+            caller.say(f"{number}. stop{after}: {link.step.stop}")
+            continue
+        order = _order(link, site, ())
+        _refuse_taken(order, caller)
+        caller.say(f"{number}. {order.stage} {link.name!r}{after}: {dry.resources(order.site)}")
+    return 0
+
+
+def _new(path: Path, keys: list[str], name: str | None, caller: Caller) -> tuple[Run, ChainRecipe]:
+    """The folder that the chain will have, and its recipe; a name that is taken is a `Mistake`."""
+    content, origin = recipes.read("chain", path, keys)
+    folder = names.valid_name(name) if name else names.default_name("chain", caller.root)
+    run = Run(caller.root / "chain" / folder)
+    if run.folder.exists():
+        next_line = caller.command("resume", run)
+        raise Mistake(f"chain {run.name!r} is there; go on with {next_line}, or choose another --name")
+    return run, _absolute(parse(ChainRecipe, content, origin))
 
 
 def resume(run: Run, caller: Caller, wait: bool) -> int:

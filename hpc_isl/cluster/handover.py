@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import psutil
 
@@ -78,16 +80,28 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, caller: Caller, afte
         Job(module_of(one.stage), one.folder, first if one == run else one.next_attempt()) for one in members
     ]
     batch = sbatch.Batch(run, first, tuple(jobs), _jobs_of(after, site))
-    try:
-        numbers = sbatch.submit(batch, site)
-    except Mistake:  # refused: it is as if it had not been asked for
-        _forget(run, first, jobs)
-        raise
-    for job, number in zip(jobs, numbers, strict=True):
-        note_submission(job.run, job.attempt, site, job=number)
-    if members != [run]:
-        note_submission(run, first, site, jobs=sorted({number.split("_")[0] for number in numbers}))
+    with _uninterrupted():
+        try:
+            numbers = sbatch.submit(batch, site)
+        except Mistake:  # refused: it is as if it had not been asked for
+            _forget(run, first, jobs)
+            raise
+        for job, number in zip(jobs, numbers, strict=True):
+            note_submission(job.run, job.attempt, site, job=number)
+        if members != [run]:
+            note_submission(run, first, site, jobs=sorted({number.split("_")[0] for number in numbers}))
     report.queued(run, numbers, caller)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C comes after the block: a job that Slurm has taken is also noted."""
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _forget(run: Run, first: int, jobs: Sequence[Job]) -> None:

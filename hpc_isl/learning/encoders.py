@@ -7,7 +7,6 @@ Importing the libraries takes seconds. The table `encoders.json` says what they 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -16,7 +15,6 @@ from typing import Any
 
 from hpc_isl.recipe import NetRecipe
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
 TABLE = Path(__file__).with_name("encoders.json")
 DECODERS = (3, 4, 5)
 """Blocks that a decoder may have."""
@@ -46,11 +44,6 @@ def check_weights(net: NetRecipe, sources: int) -> Path | None:
     from hpc_isl.learning import unet
 
     return unet.check_weights(net, sources)
-
-
-def is_file(weights: str) -> bool:
-    """Whether weights are given by path rather than by name."""
-    return weights.endswith(SUFFIXES) or os.sep in weights
 
 
 def is_known(net: NetRecipe) -> bool:

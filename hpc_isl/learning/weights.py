@@ -19,7 +19,7 @@ import timm
 import torch
 from huggingface_hub import constants
 
-from hpc_isl.learning.encoders import SUFFIXES, is_file
+from hpc_isl.learning.weight_files import SUFFIXES, is_file
 from hpc_isl.mistake import Mistake, nearest
 
 

@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from hpc_isl.learning.calibrate import view_of
-from hpc_isl.learning.encoders import SUFFIXES, check_names, check_weights
+from hpc_isl.learning.encoders import check_names, check_weights
 from hpc_isl.learning.fields import image_key
 from hpc_isl.learning.forking import fork_server, loading_processes
 from hpc_isl.learning.samples import Crops, crops_of
 from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.split import PARTS, draw
 from hpc_isl.learning.stride import check_grid
+from hpc_isl.learning.weight_files import SUFFIXES
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.store import label_names
 from hpc_isl.recipe import PretrainRecipe

@@ -66,6 +66,7 @@ def count(recipe: CountRecipe, attempt: Attempt) -> None:
         attempt.say(f"the ranks add up to {_sum_of_ranks(attempt)}")
     first = max((int(path.name) for path in folder.iterdir()), default=0)
     attempt.say(f"from {first} in attempt {attempt.number} {recipe.word}".strip())
+    attempt.say(f"code in {Path(submit.__file__).parent}")
     if recipe.child:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     if recipe.mistaken:

@@ -23,6 +23,7 @@ def test_a_run_over_two_nodes_is_done_and_its_names_are_safe(user: User) -> None
          "site.tracking=none", "--name", name, "--wait")  # fmt: skip
     log = (user.folder(name) / "attempts/0/rank-0.log").read_text()
     assert "the ranks add up to 1" in log
+    assert f"code in {user.folder(name)}/attempts/0/code/hpc_isl" in log, "what was submitted, whatever comes"
     assert [user.record(name, rank)["outcome"] for rank in (0, 1)] == ["done", "done"]
     assert user.steps(name) == [0, 1, 2], "rank 0 alone writes metrics"
 

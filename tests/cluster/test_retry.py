@@ -1,0 +1,92 @@
+"""A retry gives more of what was missing, up to what the partition has."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hpc_isl.cluster import retry, status
+from hpc_isl.cluster.report import Caller
+from hpc_isl.mistake import Mistake
+from hpc_isl.run import Attempt, Run
+from hpc_isl.site import Site
+from hpc_isl.strict import to_yaml
+
+PARTITION = (
+    "PartitionName=gpu AllowGroups=ALL Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP "
+    "TotalCPUs=64 TotalNodes=1 DefMemPerNode=UNLIMITED Nodes=gpu01"
+)
+NODE = (
+    "NodeName=gpu01 CPUTot=64 RealMemory=100000 Gres=gpu:4 State=IDLE Partitions=gpu AvailableFeatures=a100 "
+    "ActiveFeatures=a100"
+)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's commands, answering as recorded; sbatch keeps what it is given."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    shown = f'case "$*" in *partition*) echo "{PARTITION}";; *node*) echo "{NODE}";; esac'
+    for name, script in {
+        "scontrol": shown,
+        "sbatch": f'cat "$1" >> {tmp_path}/given; echo Submitted batch job 5',
+        "sinfo": "true",
+        "sacct": "true",
+    }.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def ended(tools: Path, tmp_path: Path, word: str) -> Run:
+    """A run whose job ended as Slurm says with that word."""
+    (tools / "squeue").write_text(f"#!/bin/bash\necho '4|{word}|None|gpu01|0:00'\n")
+    (tools / "squeue").chmod(0o755)
+    run = Run(tmp_path / "runs" / "pretrain" / "one")
+    run.folder.mkdir(parents=True)
+    site = Site(executor="slurm", partition="gpu", memory="60G", time="6h")
+    run.site.write_text(to_yaml(site))
+    run.recipe.write_text("{}\n")
+    run.record.write_text(json.dumps({"key": "k"}))
+    content = {"executor": "slurm", "job": "4", "host": "login"}
+    (run.attempts / str(run.next_attempt()) / "submission.json").write_text(json.dumps(content))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("word", "flags"),
+    [
+        ("OUT_OF_MEMORY", ["--mem=97G", "--time=360"]),  # twice 60G is more than the node has
+        ("TIMEOUT", ["--mem=60G", "--time=720"]),
+        ("NODE_FAIL", ["--mem=60G", "--time=360"]),
+    ],
+)
+def test_what_was_missing_is_raised_and_no_more(
+    tools: Path, tmp_path: Path, word: str, flags: list[str]
+) -> None:
+    run = ended(tools, tmp_path, word)
+    assert status.state(run).cause == word.lower()
+    assert retry.retry(run, None, Caller(print, tmp_path / "runs"), wait=False) == 0
+    given = (tmp_path / "given").read_text()
+    assert [flag for flag in flags if f"#SBATCH {flag}\n" not in given] == []
+    assert run.attempt_numbers() == [0, 1], "the same folder"
+
+
+def test_a_site_that_is_given_is_taken_as_it_is(tools: Path, tmp_path: Path) -> None:
+    run = ended(tools, tmp_path, "OUT_OF_MEMORY")
+    chosen = Site(executor="slurm", partition="gpu", memory="61G")
+    retry.retry(run, chosen, Caller(print, tmp_path / "runs"), wait=False)
+    assert "--mem=61G" in (tmp_path / "given").read_text()
+    assert "memory: 61G" in run.site.read_text(), "the run's site is now this one"
+
+
+def test_what_is_done_is_not_retried(tools: Path, tmp_path: Path) -> None:
+    run = ended(tools, tmp_path, "COMPLETED")
+    Attempt(run).finish({})
+    with pytest.raises(Mistake, match="nothing to retry: done"):
+        retry.retry(run, None, Caller(print, tmp_path / "runs"), wait=False)
