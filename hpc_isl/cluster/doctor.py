@@ -15,8 +15,9 @@ from hpc_isl.cluster import findings, mounts, probe
 from hpc_isl.cluster.findings import Finding, ok
 from hpc_isl.cluster.mounts import Mount
 from hpc_isl.cluster.probe import Facts
-from hpc_isl.cluster.slurm import limits, visit
+from hpc_isl.cluster.slurm import limits, machines, visit
 from hpc_isl.cluster.slurm.ask import ask
+from hpc_isl.cluster.slurm.demand import fitting, nodes_text
 from hpc_isl.cluster.slurm.visit import Outcome, Visit
 from hpc_isl.mistake import Mistake
 from hpc_isl.site import Site
@@ -61,6 +62,7 @@ def _here(site: Site, root: Path) -> Iterator[Finding]:
         yield (slurm := _slurm(site))
         if slurm.level == "ok":
             yield _limits(site)
+            yield from _away(site)
     yield _runs(site, root)
     address = site.tracking_address(root)
     if address and address.startswith("sqlite:///"):
@@ -95,6 +97,20 @@ def _limits(site: Site) -> Finding:
         complaint, _, remedy = str(mistake).partition("; write ")
         return Finding("FAIL", "limits", complaint, f"write {remedy}" if remedy else "change the site file")
     return ok("limits", "the cluster can give what the site asks for")
+
+
+def _away(site: Site) -> Iterator[Finding]:
+    """Nodes that would do, and are out of service: a job that needs them waits until they are back."""
+    cluster = machines.read(site.slurm_conf)
+    partition = cluster.partition(site.partition) if cluster else None
+    nodes = fitting(partition, site) if partition else []
+    up = [node for node in nodes if node.usable]
+    if partition and len(up) < site.nodes <= len(nodes):
+        away = ", ".join(
+            f"{node.name} is {'+'.join(sorted(node.state))}" for node in nodes[:4] if node not in up
+        )
+        found = f"{len(up)} of {nodes_text(len(nodes))} of partition {partition.name!r} in service: {away}"
+        yield Finding("warn", "nodes", found, "jobs will wait until they are back; the staff know when")
 
 
 def _runs(site: Site, root: Path) -> Finding:

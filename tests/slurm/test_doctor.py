@@ -103,6 +103,19 @@ def test_a_job_that_does_not_start_in_time_is_a_warning(cluster: Any, tmp_path: 
     assert "hpc-isl-doctor" not in cluster.run("squeue", "-h", "-o", "%j")
 
 
+def test_nodes_that_are_out_of_service_are_told_before_one_waits(cluster: Any, tmp_path: Path) -> None:
+    cluster.run("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
+    try:
+        said: list[str] = []
+        doctor(load(str(cluster.site_file), ["nodes=2"]), tmp_path / "runs", 1.0, said.append)
+        assert levels("\n".join(said))["nodes"] == "warn"
+        assert any("1 of 2 nodes of partition 'main' in service: node2 is DRAIN" in line for line in said), (
+            said
+        )
+    finally:
+        cluster.run("scontrol", "update", "nodename=node2", "state=resume")
+
+
 def test_slurm_takes_jobs_of_a_drafted_site(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
     done = call(at_the_door, "site", "init", "tc")
     assert done.returncode == 0, done.stdout

@@ -86,14 +86,20 @@ def too_much(partition: Partition, site: Site) -> str | None:
         most = max(map(need.of, nodes))
         if need.amount > most:
             return _above(partition, site, need, most)
-    fitting = [node for node in nodes if all(need.met(node) for need in needs)]
-    if not fitting:
+    count = len(fitting(partition, site))
+    if not count:
         return _not_together(partition, nodes, needs)
-    if site.nodes > len(fitting):
+    if site.nodes > count:
         what = " and ".join(need.said for need in needs)
-        few = f"only {nodes_text(len(fitting))} of partition {partition.name!r} can give {what}"
-        return f"site.nodes={site.nodes}: {few}; write site.nodes={len(fitting)}"
+        few = f"only {nodes_text(count)} of partition {partition.name!r} can give {what}"
+        return f"site.nodes={site.nodes}: {few}; write site.nodes={count}"
     return None
+
+
+def fitting(partition: Partition, site: Site) -> list[Node]:
+    """Nodes that can give all that is asked of each, whether they are up or not."""
+    needs = needs_of(partition, site)
+    return [node for node in eligible(partition, site) if all(need.met(node) for need in needs)]
 
 
 def _above(partition: Partition, site: Site, need: Need, most: int) -> str:
