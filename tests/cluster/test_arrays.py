@@ -203,7 +203,8 @@ def test_a_typo_in_the_last_step_is_found_before_the_first_starts(door: Door) ->
 def test_a_dry_run_of_a_chain_tells_its_steps_and_writes_nothing(door: Door) -> None:
     recipe = door.cwd / "chain.yaml"
     recipe.write_text(
-        "steps:\n- {name: one, stage: count}\n- {stop: draw}\n- {name: two, stage: count, site_set: {cpus: 2}}\n"
+        "steps:\n- {name: one, stage: count}\n- {stop: draw}\n"
+        "- {name: two, stage: count, site_set: {cpus: 2}}\n"
     )
     assert door("chain", str(recipe), "--dry-run").stdout.splitlines() == [
         "1. count 'one': 1 process on this machine, no GPU",
