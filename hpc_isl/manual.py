@@ -12,25 +12,31 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import RECIPES, shipped
+from hpc_isl.recipe import RECIPES, ChainRecipe, Recipe, SweepRecipe, shipped
 from hpc_isl.site import Site
 from hpc_isl.strict import Strict, flatten, models_in, read_yaml
 
 LEFT = 34
+KINDS: dict[str, type[Recipe]] = {**RECIPES, "sweep": SweepRecipe, "chain": ChainRecipe}
+HIDDEN = {"base"}  # of a sweep: filled from the keys that are not its own
 USAGE = {
     "annotate import": "annotate import FOLDER [RECIPE.yaml] plate=… labels=…",
     "annotate draft": "annotate draft [RECIPE.yaml] plate=… labels=… channel=…",
+    "sweep": "sweep [RECIPE.yaml] over='{seed: [0, 1, 2]}' [key=value …]",
+    "chain": "chain RECIPE.yaml",
 }
 
 
 def stage_manual(verb: str, program: str) -> str:
     """The whole page."""
-    kind, options = RECIPES[verb], "[--site NAME|FILE] [--name RUN] [--dry-run] [--wait]"
+    kind, options = KINDS[verb], "[--site NAME|FILE] [--name RUN] [--dry-run] [--wait]"
+    options = options if verb == "chain" else f"{options} [--after RUN]"
     usages = [text for name, text in USAGE.items() if name.startswith(verb)]
     usages = usages or [f"{verb} [RECIPE.yaml] [key=value …]"]
     given, origin = _shipped(verb)
     lines = [str(kind.__doc__).strip(), "", *(f"{program} {usage} {options}" for usage in usages)]
-    lines += ["", f"recipe{origin}", *_entries(_rows(kind, given)), ""]
+    more = ["  all other keys are those of the stage that varies, as pretrain --help lists them"]
+    lines += ["", f"recipe{origin}", *_entries(_rows(kind, given)), *(more if verb == "sweep" else []), ""]
     lines += ["site (site.key=value)", *_entries(_rows(Site, {}))]
     return "\n".join(lines)
 
@@ -52,6 +58,8 @@ def _rows(
 ) -> Iterator[Row]:
     """Key, default and meaning of every key that holds a value, depth first."""
     for name, known in kind.model_fields.items():
+        if name in HIDDEN:
+            continue
         key = f"{path}{name}"
         default = getattr(base, name) if base is not None else known.default
         nested = models_in(known.annotation)

@@ -410,10 +410,10 @@ class PretrainRecipe(Recipe):
 
 
 class SweepRecipe(Recipe):
-    """An array of runs of one stage: `over` says what varies, all other keys are the stage's recipe."""
+    """An array of runs of one stage, each a job of its own: `over` says in what they differ."""
 
     stage: str
-    """that each element runs"""
+    """that each element runs; without it, the file's name tells: small_pretrain.yaml"""
     over: dict[str, list[Any]] | list[dict[str, Any]]
     """dotted key -> values, all combinations, e.g. {seed: [0, 1, 2], train.crop: [256, 512]};
     or a list of elements, e.g. [{seed: 0}, {seed: 1, train.crop: 256}]"""

@@ -81,7 +81,8 @@ def _overview() -> str:
 
     return f"""In silico labeling of high-content screening plates.
 
-{program()} VERB [RECIPE.yaml] [key=value …] [--site NAME|FILE] [--name RUN] [--dry-run] [--wait]
+{program()} VERB [RECIPE.yaml] [key=value …] [--site NAME|FILE] [--name RUN] [--after RUN]
+{" " * len(program())} [--dry-run] [--wait]
 
 stages
 {listed(STAGES)}

@@ -35,6 +35,13 @@ def test_help_loads_nothing_that_makes_one_wait(door: Door, words: list[str]) ->
     assert heavy.isdisjoint(done.stderr.split())
 
 
+@pytest.mark.parametrize("verb", ["annotate", "convert", "pretrain", "sweep", "chain", *commands.COMMANDS])
+def test_every_verb_has_help(door: Door, verb: str) -> None:
+    done = door(verb, "--help")
+    assert done.returncode == 0, done.stdout
+    assert f"python -m hpc_isl.submit {verb}" in done.stdout or "hpc-isl" in done.stdout
+
+
 def test_help_of_a_verb_tells_each_key_its_default_and_meaning(door: Door) -> None:
     page = " ".join(door("pretrain", "--help").stdout.split())
     for key in ("plates (must be given)", "sources.N.channel", "train.micro_batch = ", "site.key=value"):
