@@ -82,7 +82,7 @@ def _overview() -> str:
     return f"""In silico labeling of high-content screening plates.
 
 {program()} VERB [RECIPE.yaml] [key=value …] [--site NAME|FILE] [--name RUN] [--after RUN]
-{" " * len(program())} [--dry-run] [--wait]
+    [--dry-run] [--wait]
 
 stages
 {listed(STAGES)}
