@@ -13,8 +13,8 @@ import pytest
 
 from hpc_isl.cluster import local, sweep
 from hpc_isl.cluster.chain import links
+from hpc_isl.many import ChainRecipe
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import ChainRecipe
 from hpc_isl.run import Run
 from hpc_isl.site import Site
 from hpc_isl.strict import parse
