@@ -36,7 +36,8 @@ def test_a_users_site_comes_before_one_of_the_same_name_elsewhere(home: Path) ->
 def test_a_site_that_is_not_there_is_named_with_those_that_are(home: Path) -> None:
     (home / "sites").mkdir()
     (home / "sites" / "cluster.yaml").touch()
-    with pytest.raises(Mistake, match=r"did you mean 'cluster'\? There are: 'cluster', 'laptop', 'slurm'"):
+    known = r"did you mean 'cluster'\? There are: 'allocation', 'cluster', 'laptop', 'slurm'"
+    with pytest.raises(Mistake, match=known):
         load("clustr", [])
     with pytest.raises(Mistake, match="there is no such file"):
         load("gone.yaml", [])
@@ -61,7 +62,7 @@ def test_times_are_minutes(text: str, expected: int) -> None:
         ("memory=64 gigs", "a whole number and a unit"),
         ("tracking=mlflow.example.org", "starts with http"),
         ("tracking='https://me:secret@example.org'", "MLFLOW_TRACKING_PASSWORD"),
-        ("executor=pbs", "'local' or 'slurm'"),
+        ("executor=pbs", "'local', 'slurm' or 'allocation'"),
         ("processes=0", "greater than or equal to 1"),
         ("partion=gpu", "did you mean 'partition'"),
         ("{executor: slurm, time: 4min}", "too short to save 120 s before its end: 5min"),

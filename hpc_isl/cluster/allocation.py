@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
-from hpc_isl.cluster import local
-from hpc_isl.cluster.jobs import Job, threads
+from hpc_isl.cluster import local, place, status
+from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED, Job, threads
 from hpc_isl.cluster.record import import_path
 from hpc_isl.cluster.supervise import Ending, Requests, Watch, start
 from hpc_isl.site import Site
@@ -17,13 +21,39 @@ def compute(
 ) -> Ending:
     """The whole run: until srun has ended, which ends all ranks when one of them fails."""
     cpus = site.cpus or 1
+    asked = job.run.attempts / str(job.attempt) / "requeue"
     environment = {
         **os.environ, **threads(cpus),
-        "HPC_ISL_EXECUTOR": "slurm",
+        "HPC_ISL_REQUEUE": str(asked),
+        "HPC_ISL_EXECUTOR": "allocation",
         "SRUN_CPUS_PER_TASK": str(cpus),
         "PYTHONPATH": import_path(),
     }  # fmt: skip
     srun = ["srun", "--kill-on-bad-exit=1", "--wait=60", f"--nodes={site.nodes}", f"--ntasks={site.ranks}"]
     log = job.run.attempts / str(job.attempt) / "srun.log"
     processes = start(local.command(job, site, srun), [environment], [log], job.folder)
-    return Watch(processes, requests, say).until_ended(tick)
+    # srun hands USR1 on to the ranks; TERM it takes for itself, and kills them.
+    watch = Watch(processes, requests, say, stops=signal.SIGUSR1, kills=signal.SIGTERM)
+    ending = watch.until_ended(tick)
+    if asked.exists():  # from a container, which has no scontrol
+        asked.unlink()
+        subprocess.run(["scontrol", "requeue", place.job_here() or ""], check=False)
+    return _of_the_ranks(job, site, log, ending)
+
+
+def _of_the_ranks(job: Job, site: Site, log: Path, ending: Ending) -> Ending:
+    """srun has one code for all ranks; their records, or its own words, say which of them it was."""
+    records = status.ranks(job.run, job.attempt)
+    failure = status.first_failure(records)
+    died = status.DIED.search(log.read_text(errors="replace"))
+    [code] = ending.codes.values()
+    codes = dict.fromkeys(range(site.ranks), -(code - 128) if code > 128 else code)
+    if failure is not None:
+        own = (
+            MISTAKE if failure["outcome"] == "mistake" else FAILED
+        )  # those that were ended with it may say 3
+        return replace(ending, codes=dict.fromkeys(codes, own), crashed=int(failure["rank"]))
+    if ending.stopped or (records and all(record.get("outcome") == "stopped" for record in records)):
+        return replace(ending, codes=dict.fromkeys(codes, STOPPED), crashed=None)
+    crashed = ending.crashed
+    return replace(ending, codes=codes, crashed=int(died["rank"]) if code and died else crashed)

@@ -106,6 +106,8 @@ def go_on(
     run: Run, members: Sequence[Run], site: Site, caller: Caller, wait: bool, after: tuple[Run, ...] = ()
 ) -> int:
     """New attempts of these members of the run."""
+    if site.executor == "allocation":
+        site = orders.site_of(run.stage, site)  # another one than it began in, perhaps
     needs_slurm(site)
     if (read_json(run.record) or {}).get("code") != record.code_digest():
         caller.say("the code has changed since this run was made; it goes on with the present code")

@@ -46,7 +46,7 @@ class Order:
 def site_of(stage: str, site: Site) -> Site:
     """The part of a site that the stage can use; in an allocation, what Slurm has given."""
     if site.executor == "allocation":
-        site = in_allocation(site)
+        return in_allocation(site, alone=stage in ALONE)
     return site.alone() if stage in ALONE else site
 
 

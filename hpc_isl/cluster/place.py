@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.site import Site
@@ -38,6 +38,8 @@ def place() -> Place:
     executor = os.environ.get("HPC_ISL_EXECUTOR")
     if executor == "slurm":
         return _in_slurm(os.environ)
+    if executor == "allocation":  # whoever calls srun counts the attempts, also those after a requeue
+        return replace(_in_slurm(os.environ), restarts=0)
     if executor == "local":
         rank, size = (int(os.environ[f"HPC_ISL_{name}"]) for name in ("RANK", "SIZE"))
         return Place(rank, size, rank, size, int(os.environ["HPC_ISL_CPUS"]))
@@ -78,17 +80,24 @@ def cpus_here() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def in_allocation(site: Site) -> Site:
-    """The site with the nodes, processes and CPUs that Slurm has given to the job we stand in."""
+def in_allocation(site: Site, alone: bool = False) -> Site:
+    """The site with the nodes, processes, CPUs and GPUs that Slurm has given to the job we stand in.
+
+    `alone`: for a stage that one process computes, with the CPUs of a whole node.
+    """
     said = os.environ
     if not said.get("SLURM_JOB_ID"):
         raise Mistake(
-            "a site with executor: allocation computes inside a job of Slurm; call it in a file that sbatch "
-            "runs, as slurm/pretrain.sbatch does, or after salloc"
+            "a site with executor: allocation computes inside a job of Slurm: in a file that sbatch runs, as "
+            "slurm/pretrain.sbatch, or after salloc. A run that ended there goes on when that file is handed "
+            "to sbatch again, or here with --site NAME"
         )
     nodes = int(said.get("SLURM_JOB_NUM_NODES", 1))
-    tasks = int(said.get("SLURM_NTASKS", nodes))
-    cpus = int(said.get("SLURM_CPUS_PER_TASK", 0)) or None
+    per_node = int(said.get("SLURM_NTASKS_PER_NODE", 0)) or int(said.get("SLURM_NTASKS", nodes)) // nodes
+    processes = max(1, per_node)
+    cpus = int(said.get("SLURM_CPUS_PER_TASK", 0)) or int(said.get("SLURM_CPUS_ON_NODE", 1)) // processes
     gpus = int(said.get("SLURM_GPUS_ON_NODE", 0))
-    found = {"nodes": nodes, "processes": max(1, tasks // nodes), "cpus": cpus, "gpus": gpus}
+    found = {"nodes": nodes, "processes": processes, "cpus": max(1, cpus), "gpus": gpus}
+    if alone:
+        found = {"nodes": 1, "processes": 1, "cpus": max(1, cpus) * processes, "gpus": 0}
     return site.model_copy(update=found)

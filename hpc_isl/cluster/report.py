@@ -91,6 +91,8 @@ def _crashed(run: Run, ending: Ending, rank: int, caller: Caller) -> int:
         caller.say(f"{run.stage} {run.name!r} ended. Once that is right: {caller.command('resume', run)}")
         return MISTAKE
     log = run.attempts / str(run.attempt_numbers()[-1]) / f"rank-{rank}.log"
+    if not log.exists():  # in an allocation, where srun could not start it
+        log = log.with_name("srun.log")
     why = record.get("message") or _code(ending.codes[rank])
     caller.say(f"{run.stage} {run.name!r} failed in rank {rank} of {len(ending.codes)}: {why}")
     caller.say(f"  traceback   {log}")

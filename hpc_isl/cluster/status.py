@@ -36,7 +36,7 @@ TOLD = {
     "timeout": re.compile(r"DUE TO TIME LIMIT"),
     "node_fail": re.compile(r"DUE TO NODE FAILURE"),
 }
-DIED = re.compile(r"srun: error: (?P<node>\S+): task (?P<rank>\d+): (?P<how>.+)")
+DIED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)\S*: (?P<how>.+)")
 
 
 @dataclass(frozen=True)

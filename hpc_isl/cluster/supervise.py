@@ -88,12 +88,14 @@ def start(
 
 @dataclass
 class Watch:
-    """The loop over the living ranks, until the last has ended."""
+    """The loop over the living ranks, until the last has ended; `stops` and `kills` are signals to them."""
 
     ranks: Sequence[subprocess.Popen[bytes]]
     requests: Requests
     say: Callable[[str], None]
     limit_s: float | None = None
+    stops: int = signal.SIGTERM
+    kills: int = signal.SIGKILL
     crashed: int | None = None
     stopping: bool = False
     killed: bool = False
@@ -141,13 +143,13 @@ class Watch:
             self.say(f"{why}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)")
         if time.monotonic() - self._told > REMIND_S:
             self._told = time.monotonic()
-            self._send(signal.SIGTERM)
+            self._send(self.stops)
 
     def _kill_if_due(self) -> None:
         crash_is_old = self.crashed is not None and time.monotonic() - self._crash > CRASH_GRACE_S
         if self.requests.times >= 2 or crash_is_old:
             self.killed = self.requests.times >= 2
-            self._send(signal.SIGKILL)
+            self._send(self.kills)
 
     def _send(self, number: int) -> None:
         """To the ranks, not to what they started: loading processes end with their rank."""

@@ -11,8 +11,9 @@ from typing import Any
 
 from hpc_isl.cluster.jobs import STAGES, module_of
 from hpc_isl.cluster.orders import Order, site_of
+from hpc_isl.many import SweepRecipe
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.recipe import RECIPES, Recipe, SweepRecipe, read
+from hpc_isl.recipe import RECIPES, Recipe, read
 from hpc_isl.run import Run
 from hpc_isl.site import Site
 from hpc_isl.strict import override, parse
@@ -24,6 +25,11 @@ def order(
     path: Path | None, keys: list[str], site: Site, name: str | None, after: tuple[Run, ...] = ()
 ) -> Order:
     """`over` and `stage` are the sweep's own keys; all others are those of the stage's recipe."""
+    if site.executor == "allocation":
+        raise Mistake(
+            "sweep: inside a job there is one run at a time; use a site with executor: slurm, or "
+            "slurm/array.sbatch"
+        )
     content, origin = read("sweep", path, keys)
     over, stage = content.pop("over", None), content.pop("stage", None) or _stage_of(path)
     if over is None:

@@ -129,7 +129,7 @@ class Listener:
         self.signal: int | None = None
         self._parent = os.getppid()
         self._watcher = int(os.environ.get("HPC_ISL_WATCHER", 0))
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
         threading.Thread(target=self._look, daemon=True, name="listener").start()
 

@@ -1,0 +1,73 @@
+"""Inside a job of Slurm: what it has given becomes the site; needs no Slurm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hpc_isl.cluster.orders import site_of
+from hpc_isl.cluster.place import place
+from hpc_isl.cluster.sweep import order
+from hpc_isl.mistake import Mistake
+from hpc_isl.site import Site, load
+
+GIVEN = {
+    "SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_CPUS_PER_TASK": "6", "SLURM_CPUS_ON_NODE": "24", "SLURM_GPUS_ON_NODE": "4",
+}  # fmt: skip
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Stands in a job of two nodes with four processes each, and nothing else of Slurm around it."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in GIVEN.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_the_job_says_how_many_processes_there_are(job: pytest.MonkeyPatch) -> None:
+    found = site_of("pretrain", load("allocation", ["nodes=9", "cpus=1"]))
+    assert (found.nodes, found.per_node, found.cpus, found.visible_gpus) == (2, 4, 6, 4)
+    assert found.ranks == 8
+
+
+def test_a_stage_of_one_process_has_the_cpus_of_a_node(job: pytest.MonkeyPatch) -> None:
+    found = site_of("convert", load("allocation", []))
+    assert (found.ranks, found.cpus, found.visible_gpus) == (1, 24, 0)
+
+
+def test_what_the_job_did_not_ask_for_is_shared_out(job: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_ON_NODE"):
+        job.delenv(name)
+    found = site_of("pretrain", load("allocation", []))
+    assert (found.ranks, found.cpus, found.visible_gpus) == (8, 6, 0)
+
+
+def test_outside_of_a_job_it_is_a_mistake(job: pytest.MonkeyPatch) -> None:
+    job.delenv("SLURM_JOB_ID")
+    with pytest.raises(Mistake, match=r"slurm/pretrain\.sbatch, or after salloc"):
+        site_of("pretrain", load("allocation", []))
+
+
+def test_a_sweep_is_sent_to_where_arrays_are(job: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Mistake, match=r"slurm/array\.sbatch"):
+        order(
+            Path("pretrain.yaml"), ["plates=[P1.zarr]", "over={seed: [0, 1]}"], load("allocation", []), None
+        )
+
+
+def test_attempts_are_counted_once(job: pytest.MonkeyPatch) -> None:
+    """Where Slurm starts a job of ours again it counts; in an allocation whoever calls srun does."""
+    job.setenv("SLURM_RESTART_COUNT", "2")
+    for executor, restarts in (("slurm", 2), ("allocation", 0)):
+        job.setenv("HPC_ISL_EXECUTOR", executor)
+        assert place().restarts == restarts
+        assert place().slurm == "17"
+
+
+def test_the_executor_of_the_shipped_site(job: pytest.MonkeyPatch) -> None:
+    assert load("allocation", []) == Site(executor="allocation")
