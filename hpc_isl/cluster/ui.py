@@ -1,8 +1,9 @@
-"""`ui`: all runs forwarded, then MLflow's own pages on this machine, until Ctrl-C."""
+"""`ui`: all runs forwarded, and again each minute, and MLflow's own pages on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from hpc_isl.site import Site
 
 HOST = "127.0.0.1"
 START_S = 120.0
+SYNC_S = 60.0
+QUIET = re.compile(r": (nothing new for|its site says tracking: none)")
 
 
 def serve(root: Path, port: int | None, say: Callable[[str], None]) -> int:
@@ -35,13 +38,45 @@ def serve(root: Path, port: int | None, say: Callable[[str], None]) -> int:
     port = port or _free_port()
     server = _start(str(uri), root, port)
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # scancel ends it as Ctrl-C does
         _await(server, port)
         say(f"MLflow: http://{HOST}:{port}   (Ctrl-C ends it)")
-        return server.wait()
+        for line in _from_elsewhere(port):
+            say(line)
+        return _forward_until_ended(server, root)
     except KeyboardInterrupt:
         return 0
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # said twice, it ends all the same
         _end(server)
+
+
+def _from_elsewhere(port: int) -> list[str]:
+    """In a job of Slurm: what to type on one's own computer, whose browser then finds the pages here."""
+    if not os.environ.get("SLURM_JOB_ID"):
+        return []
+    user, login = os.environ.get("USER", "me"), os.environ.get("SLURM_SUBMIT_HOST", "LOGIN")
+    hop = f"-J {user}@{login} {user}@{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}"
+    return ["On your own computer, then open that address there:", f"  ssh -N -L {port}:{HOST}:{port} {hop}"]
+
+
+def _forward_until_ended(server: subprocess.Popen[bytes], root: Path) -> int:
+    """What runs have measured since is forwarded each minute; the server's exit code."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return server.wait(SYNC_S)
+        _forward_again(root)
+
+
+def _forward_again(root: Path) -> None:
+    """One pass; one that fails only says so in the server's log: the next makes up for it."""
+    lines: list[str] = []
+    try:
+        forward.sync_all(names.all_runs(root), lines.append)
+    except Exception as error:  # a folder that cannot be read just now, say
+        lines.append(f"not forwarded: {type(error).__name__}: {error}")
+    with suppress(OSError), (root / "mlflow.log").open("a") as log:
+        log.writelines(f"{line}\n" for line in lines if not QUIET.search(line))
 
 
 def _free_port() -> int:
