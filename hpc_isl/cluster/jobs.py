@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import ModuleType
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.run import Run
+from hpc_isl.site import Site
 
 STAGES = {
     "convert": "hpc_isl.stages.convert",
@@ -49,6 +51,18 @@ def module_of(stage: str) -> str:
 def stage_module(stage: str) -> ModuleType:
     """The module of a stage: it offers `plan` and a function called as the stage."""
     return importlib.import_module(module_of(stage))
+
+
+def interpreter(site: Site) -> str | None:
+    """The command that starts Python in a job; None: this Python's.
+
+    A container sees the home folder, the folder that it starts in and what the site binds.
+    """
+    if site.container is None:
+        return site.python
+    command = ["apptainer", "exec", *(["--nv"] if site.visible_gpus else [])]
+    command += [part for folder in site.binds for part in ("--bind", folder)]
+    return f"{shlex.join([*command, str(site.container)])} {site.python or 'python'}"
 
 
 def threads(cpus: int) -> Mapping[str, str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpc_isl.cluster.jobs import Job, threads
+from hpc_isl.cluster.jobs import Job, interpreter, threads
 from hpc_isl.cluster.place import cpus_here
 from hpc_isl.cluster.record import import_path
 from hpc_isl.cluster.supervise import Ending, Requests, Watch, start
@@ -17,8 +17,9 @@ from hpc_isl.site import Site, gpus_here
 
 def command(job: Job, site: Site, before: Sequence[str] = ()) -> list[str]:
     """What starts a rank, a shell's if the site needs one; `before` is what starts the shell."""
+    python = interpreter(site)
     words = [
-        *(shlex.split(site.python) if site.python else [sys.executable]),
+        *(shlex.split(python) if python else [sys.executable]),
         "-u",
         "-m",
         "hpc_isl.cluster.worker",

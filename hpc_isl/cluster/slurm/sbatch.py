@@ -12,7 +12,7 @@ from typing import Any
 
 import submitit
 
-from hpc_isl.cluster.jobs import Job, threads
+from hpc_isl.cluster.jobs import Job, interpreter, threads
 from hpc_isl.cluster.record import snapshot
 from hpc_isl.cluster.slurm import limits, queue
 from hpc_isl.cluster.slurm.ask import ask, environment
@@ -59,7 +59,7 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
 
 def _executor(batch: Batch, site: Site, throttle: int, after: str | None) -> _Executor:
     # A requeued job is the same submitit job: submitit's own count of time-outs must not end it.
-    executor = _Executor(batch.run.sbatch, max_num_timeout=1000, python=_python(site))
+    executor = _Executor(batch.run.sbatch, max_num_timeout=1000, python=interpreter(site))
     given = {
         "partition": site.partition, "account": site.account, "qos": site.qos,
         "constraint": site.constraint, "mem": site.memory, "gpus_per_node": site.gpus or None,
@@ -87,15 +87,6 @@ def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, str | int |
     return flags | own
 
 
-def _python(site: Site) -> str | None:
-    """The command that starts Python in the job; a container sees the run folders and what the site binds."""
-    if site.container is None:
-        return site.python
-    command = ["apptainer", "exec", *(["--nv"] if site.gpus else [])]
-    command += [part for folder in site.binds for part in ("--bind", folder)]
-    return f"{shlex.join([*command, str(site.container)])} {site.python or 'python'}"
-
-
 def _setup(batch: Batch, site: Site, cpus: int) -> list[str]:
     """Shell lines before srun: the site's, then the code that was submitted and the CPUs of each rank."""
     path = os.pathsep.join(filter(None, [str(batch.code), os.environ.get("PYTHONPATH")]))
@@ -103,6 +94,15 @@ def _setup(batch: Batch, site: Site, cpus: int) -> list[str]:
     return [
         *site.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in {**exports, **threads(cpus)}.items()),
+        *(_requeue_from_outside(batch) if site.container else []),
+    ]
+
+
+def _requeue_from_outside(batch: Batch) -> list[str]:
+    """A container has no scontrol: the job asks for its requeue with a file, and this shell does it."""
+    return [
+        f'export HPC_ISL_REQUEUE={shlex.quote(str(batch.run.sbatch))}/"$SLURM_JOB_ID".requeue',
+        """trap 'rm "$HPC_ISL_REQUEUE" 2>/dev/null && scontrol requeue "$SLURM_JOB_ID"' EXIT""",
     ]
 
 
