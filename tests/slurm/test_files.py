@@ -220,3 +220,30 @@ def _losses(address: str) -> int:
     runs = ask("runs/search", {"experiment_ids": experiments}).get("runs", [])
     run_id = runs[0]["info"]["run_id"]  # type: ignore[index]
     return len(ask(f"metrics/get-history?run_id={run_id}&metric_key=loss").get("metrics", []))
+
+
+APPTAINER = """#!/bin/bash
+[ "$1 $2 $3 $4" = "exec --bind /data /image.sif" ] || exit 9
+PATH=/of/the/image exec "${@:5}"
+"""
+BOXED = ("site.container=/image.sif", "site.binds=[/data]", f"site.python={sys.executable}", "steps=60")
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_run_in_a_container_goes_back_into_the_queue_without_an_scontrol_inside(
+    hand: Hand, by_hand: bool
+) -> None:
+    """Apptainer's place is taken by a script: what is inside finds none of Slurm's commands."""
+    user = hand.user
+    apptainer = user.door.cwd / "bin" / "apptainer"
+    apptainer.write_text(APPTAINER)
+    apptainer.chmod(0o755)
+    words = (*BOXED, "pause_s=0.2")
+    job = hand.pretrain("boxed", *words) if by_hand else user.submit(*words, name="boxed")
+    assert user.cluster.eventually(lambda: user.counts("boxed"))
+    user.cluster.run("scancel", "--signal=USR2", job)
+    assert user.cluster.eventually(lambda: user.cluster.job_state(job) == "PENDING"), user("logs", "boxed")
+    user.cluster.start_now(job)
+    assert hand.ends(job, 120) == "COMPLETED 0:0", user("logs", "boxed")
+    assert user.steps("boxed") == list(range(60))
+    assert not list(user.folder("boxed").rglob("*requeue"))
