@@ -41,7 +41,7 @@ def _init(name: str, given: Any) -> int:
     if given.slurm_conf is not None and not given.slurm_conf.is_file():
         raise Mistake(f"--slurm-conf {given.slurm_conf}: there is no such file")
     from hpc_isl.cluster.slurm.draft import draft
-    from hpc_isl.run import write_atomic
+    from hpc_isl.files import write_atomic
     from hpc_isl.site import load
 
     text = draft(name, given.slurm_conf)

@@ -15,7 +15,7 @@ import pytest
 from hpc_isl.cluster.jobs import STAGES
 
 PACKAGE = Path(__file__).parents[1] / "hpc_isl"
-VALUES = {"hpc_isl", "mistake", "strict", "recipe", "many", "site", "run", "tiles", "seeds"}
+VALUES = {"hpc_isl", "mistake", "files", "strict", "recipe", "many", "site", "run", "tiles", "seeds"}
 DOOR = {"submit", "commands", "setup_commands", "commandline", "manual"}
 WINGS = {"plates", "learning", "objects"}
 # The lower a layer, the fewer it knows.

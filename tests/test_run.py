@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hpc_isl import run
+from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import Attempt, Run, write_atomic
+from hpc_isl.run import Attempt, Run
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from hpc_isl import site as sites
 from hpc_isl.cluster import dry, folders, launch, names, orders, record, report, status, waiting
 from hpc_isl.cluster.jobs import FAILED, module_of
 from hpc_isl.cluster.report import Caller
+from hpc_isl.files import read_json, write_atomic
 from hpc_isl.many import ChainRecipe, StepRecipe
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.run import Run, read_json, write_atomic
+from hpc_isl.run import Run
 from hpc_isl.site import Site
 from hpc_isl.strict import override, parse, read_yaml
 

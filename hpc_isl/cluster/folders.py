@@ -9,9 +9,10 @@ from typing import Any
 
 from hpc_isl.cluster import record
 from hpc_isl.cluster.orders import Order
+from hpc_isl.files import make_folder, share_with_group, write_atomic
 from hpc_isl.many import ChainRecipe
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import Plan, Run, make_folder, share_with_group, write_atomic
+from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
 from hpc_isl.strict import to_yaml
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hpc_isl.run import Run, read_json
+from hpc_isl.files import read_json
+from hpc_isl.run import Run
 
 SAID = re.compile(r"\d\d:\d\d:\d\d  ")  # how Attempt.say begins a line; all else in a log is of libraries
 QUIET_S = 30.0  # between lines of progress where there is no terminal to draw a bar on

@@ -18,8 +18,9 @@ from hpc_isl.cluster.jobs import Job, module_of
 from hpc_isl.cluster.place import job_here
 from hpc_isl.cluster.report import Caller
 from hpc_isl.cluster.supervise import Requests
+from hpc_isl.files import now, write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import Run, now, write_atomic
+from hpc_isl.run import Run
 from hpc_isl.site import Site
 from hpc_isl.strict import to_yaml
 

@@ -9,9 +9,10 @@ from types import ModuleType
 from typing import Any
 
 from hpc_isl.cluster.record import standing_in
+from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES, digest
-from hpc_isl.run import Attempt, Plan, Run, read_json, write_atomic
+from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.strict import parse, read_yaml, to_yaml
 
 

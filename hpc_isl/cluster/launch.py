@@ -9,8 +9,9 @@ from hpc_isl.cluster import dry, folders, orders, place, record, report, status,
 from hpc_isl.cluster.handover import hand_over, needs_slurm
 from hpc_isl.cluster.orders import Order
 from hpc_isl.cluster.report import Caller
+from hpc_isl.files import read_json
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import Plan, Run, read_json
+from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
 
 

@@ -16,7 +16,8 @@ from hpc_isl.cluster.follow import progress_text
 from hpc_isl.cluster.jobs import STOPPED, Job
 from hpc_isl.cluster.status import ranks
 from hpc_isl.cluster.supervise import Ending, Requests
-from hpc_isl.run import Run, read_json
+from hpc_isl.files import read_json
+from hpc_isl.run import Run
 from hpc_isl.site import Site, gpus_here
 
 LOOK_S = 0.2

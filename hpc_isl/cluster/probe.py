@@ -24,7 +24,7 @@ import psutil
 import hpc_isl
 from hpc_isl.cluster import mounts
 from hpc_isl.cluster.record import code_digest
-from hpc_isl.run import read_json, write_atomic
+from hpc_isl.files import read_json, write_atomic
 
 PACKAGES = (
     "torch",

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import hpc_isl
+from hpc_isl.files import now
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import Recipe, digest
-from hpc_isl.run import now
 
 NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
 PACKAGE = Path(hpc_isl.__file__).parent

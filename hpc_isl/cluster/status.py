@@ -17,8 +17,9 @@ import psutil
 
 from hpc_isl.cluster.slurm import queue
 from hpc_isl.cluster.slurm.queue import Queued
+from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import Run, now, read_json, write_atomic
+from hpc_isl.run import Run
 
 FRESH_S = 60.0  # a heartbeat younger than this is a living rank, where nothing else can be asked
 WORDS = {
@@ -241,7 +242,7 @@ def watcher(asked: Mapping[str, Any]) -> psutil.Process | None:
 
 
 def age_s(moment: str) -> float:
-    """Seconds since a moment that `run.now` gave."""
+    """Seconds since a moment that `files.now` gave."""
     return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
 
 

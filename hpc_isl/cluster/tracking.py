@@ -23,7 +23,8 @@ import numpy as np
 from hpc_isl import site
 from hpc_isl.cluster import status
 from hpc_isl.cluster.record import PACKAGE
-from hpc_isl.run import Run, read_json, write_atomic
+from hpc_isl.files import read_json, write_atomic
+from hpc_isl.run import Run
 from hpc_isl.strict import flatten, read_yaml
 
 ANSWER_S = 3.0

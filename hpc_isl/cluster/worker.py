@@ -25,9 +25,10 @@ from hpc_isl.cluster.late import plan_late
 from hpc_isl.cluster.place import Place, place
 from hpc_isl.cluster.slurm.requeue import requeue
 from hpc_isl.cluster.vitals import vitals
+from hpc_isl.files import read_json, share_with_group
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES
-from hpc_isl.run import Attempt, read_json, share_with_group
+from hpc_isl.run import Attempt
 from hpc_isl.strict import parse, read_yaml
 
 ORPHAN_GRACE_S = 10.0  # to save in, after whoever watched over the run has died

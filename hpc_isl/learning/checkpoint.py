@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import write_atomic
 
 State = dict[str, Any]
 

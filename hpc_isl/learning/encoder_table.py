@@ -16,10 +16,10 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
+from hpc_isl.files import write_atomic
 from hpc_isl.learning import encoders, unet, weights
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import NetRecipe
-from hpc_isl.run import write_atomic
 
 LIBRARIES = ("segmentation_models_pytorch", "timm")
 # Of the thousand names of timm these; the library itself is asked about the others.

@@ -12,11 +12,11 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
+from hpc_isl.files import read_json, write_atomic
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import NetRecipe, PredictRecipe
-from hpc_isl.run import read_json, write_atomic
 
 FORMAT = 1
 WEIGHTS, CONTRACT = "weights.safetensors", "contract.json"

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey, Plate, well_position
 from hpc_isl.plates.store import Index
 from hpc_isl.recipe import SplitRecipe
-from hpc_isl.run import write_atomic
 from hpc_isl.seeds import stream
 
 PARTS = ("train", "validation", "test")

@@ -19,8 +19,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import Attempt, read_json, write_atomic
+from hpc_isl.run import Attempt
 
 T = TypeVar("T")
 POLL_S = 0.05

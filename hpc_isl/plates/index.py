@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates import index_table, metadata
 from hpc_isl.plates.plate import Field, FieldKey, Plate, well_position
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
-from hpc_isl.run import write_atomic
 
 PlateMap = Mapping[str, Mapping[str, str]]
 Problems = tuple[tuple[FieldKey, str], ...]

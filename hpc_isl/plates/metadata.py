@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, well_position
-from hpc_isl.run import write_atomic
 
 
 def axes(field: Field) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from hpc_isl import __version__
+from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.partial import MARK, naming_full
-from hpc_isl.run import read_json, write_atomic
 
 RECORD = "index/conversion.json"
 LOCK = "index/conversion.lock"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_isl.files import write_atomic
 from hpc_isl.learning.fields import image_key, level_on
 from hpc_isl.learning.samples import read
 from hpc_isl.learning.view import Role
@@ -20,7 +21,6 @@ from hpc_isl.learning.world import World
 from hpc_isl.objects.scores import mae, pcc, pcc_by_object, ssim
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_names, read_labels
-from hpc_isl.run import write_atomic
 from hpc_isl.stages.study import Place, Study, name_of
 
 Pixels = NDArray[np.float32]

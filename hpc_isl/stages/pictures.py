@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.run import write_atomic
+from hpc_isl.files import write_atomic
 
 if TYPE_CHECKING:  # matplotlib takes its time: training starts without it
     from matplotlib.axes import Axes

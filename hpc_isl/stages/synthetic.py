@@ -19,8 +19,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import write_atomic
 from hpc_isl.seeds import stream
 from hpc_isl.stages.synthetic_cells import Truth, grow
 from hpc_isl.stages.synthetic_index import file_name, index

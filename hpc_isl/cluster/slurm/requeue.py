@@ -9,7 +9,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from hpc_isl.run import Attempt, read_json
+from hpc_isl.files import read_json
+from hpc_isl.run import Attempt
 
 OTHERS_LEAVE_S = 60.0
 

@@ -1,0 +1,81 @@
+"""Files that appear complete or not at all, with one writer each; folders that a group may share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hpc_isl.mistake import Mistake
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_atomic(path: Path, content: str | bytes, durable: bool = True) -> None:
+    """The file appears complete or not at all: temporary name in the same folder, then rename.
+
+    `durable`: also after a power cut; a heartbeat does without.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
+def share_with_group(group: str | None) -> None:
+    """From here on this process writes files that a group may write too; see `make_folder`."""
+    global _UMASK
+    if group is not None:
+        os.umask(0o002)
+        _UMASK = 0o002
+
+
+def make_folder(path: Path, group: str | None) -> None:
+    """A new folder, of `group` where one is given; what is made in it later belongs to that group too.
+
+    Raises:
+        FileExistsError: there is something of this name.
+    """
+    path.mkdir(parents=True)
+    if group is None:
+        return
+    try:
+        shutil.chown(path, group=group)
+        path.chmod(0o2775)
+    except (LookupError, PermissionError) as error:
+        path.rmdir()
+        raise Mistake(f"site.group={group}: {error}; name a group that you belong to") from None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
