@@ -144,7 +144,7 @@ def _sync(argv: list[str]) -> int:
 
 def _ui(argv: list[str]) -> int:
     given = parsed(
-        "ui", ": syncs all runs and opens MLflow on this machine, until Ctrl-C", argv, ROOT,
+        "ui", ": opens MLflow on this machine until Ctrl-C, and syncs all runs again each minute", argv, ROOT,
         ("--port", {"type": int, "help": "default 5000, or a free one"}),
     )  # fmt: skip
     if given is None:
