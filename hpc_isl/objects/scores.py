@@ -42,6 +42,15 @@ def ssim(prediction: Image, truth: Image) -> float:
     )  # fmt: skip
 
 
+def mask_iou(prediction: Image, truth: Image) -> float:
+    """Pixels above 0 in both, over pixels above 0 in one of them; masks or labels.
+
+    1 where both are empty, 0 where one is.
+    """
+    union = int(((prediction > 0) | (truth > 0)).sum())
+    return int(((prediction > 0) & (truth > 0)).sum()) / union if union else 1.0
+
+
 def pcc_by_object(prediction: Image, truth: Image, labels: Image, least: int = 16) -> dict[int, float]:
     """Pearson's correlation over the pixels of each object, label -> PCC.
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from skimage.metrics import structural_similarity
 
-from hpc_isl.objects.scores import mae, pcc, pcc_by_object, ssim
+from hpc_isl.objects.scores import mae, mask_iou, pcc, pcc_by_object, ssim
 
 
 def pair(seed=0, shape=(40, 50)):
@@ -72,3 +72,16 @@ def test_objects_that_are_constant_in_one_image_are_left_out():
     prediction[:10, :10] = 5
     assert pcc_by_object(prediction, truth, labels) == {}
     assert pcc_by_object(prediction, truth, np.zeros_like(labels)) == {}
+
+
+def test_mask_iou_is_the_shared_part_of_masks_or_labels():
+    truth, prediction = np.zeros((4, 6), bool), np.zeros((4, 6), np.uint32)
+    truth[:, :4], prediction[:, 2:] = True, 70000
+    assert mask_iou(prediction, truth) == mask_iou(truth, prediction) == 8 / 24
+    assert mask_iou(truth, truth) == 1
+
+
+def test_mask_iou_of_empty_masks_is_one_and_of_one_empty_mask_nothing():
+    empty, full = np.zeros((3, 3), bool), np.ones((3, 3), bool)
+    assert mask_iou(empty, empty) == 1
+    assert mask_iou(empty, full) == mask_iou(full, empty) == 0
