@@ -105,7 +105,7 @@ def doctor(argv: list[str]) -> int:
         raise Mistake(
             f"doctor {stray[0]}: only site.key=value is taken here; a site is named with --site NAME"
         )
-    from hpc_isl.cluster import doctor as checks
+    from hpc_isl.cluster.preflight import doctor as checks
     from hpc_isl.site import load, runs_root
 
     patience = _minutes(given.patience)

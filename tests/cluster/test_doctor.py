@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster import findings, probe
-from hpc_isl.cluster.doctor import database, of_nodes
-from hpc_isl.cluster.findings import Finding
-from hpc_isl.cluster.mounts import Mount, mount_of
-from hpc_isl.cluster.probe import Facts
-from hpc_isl.cluster.slurm.visit import Outcome, Visit, script
+from hpc_isl.cluster.preflight import findings, probe
+from hpc_isl.cluster.preflight.doctor import database, of_nodes
+from hpc_isl.cluster.preflight.findings import Finding
+from hpc_isl.cluster.preflight.mounts import Mount, mount_of
+from hpc_isl.cluster.preflight.probe import Facts
+from hpc_isl.cluster.preflight.visit import Outcome, Visit, script
 from hpc_isl.site import Site
 
 if TYPE_CHECKING:
@@ -206,14 +206,16 @@ def test_the_job_quotes_what_holds_blanks(tmp_path: Path) -> None:
     lines = script(site, tmp_path / "my runs", "http://mlflow:5000").splitlines()
     assert lines[1] == "module load cuda"
     assert lines[-1] == (
-        "srun apptainer exec --nv '/my images/a.sif' python -m hpc_isl.cluster.probe "
+        "srun apptainer exec --nv '/my images/a.sif' python -m hpc_isl.cluster.preflight.probe "
         f"'{tmp_path / 'my runs'}' http://mlflow:5000"
     )
 
 
 def test_two_machines_meet_through_the_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURMD_NODENAME": "node1"}
-    first = subprocess.Popen([sys.executable, "-m", "hpc_isl.cluster.probe", str(tmp_path)], env=environment)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "hpc_isl.cluster.preflight.probe", str(tmp_path)], env=environment
+    )
     probe.main(tmp_path, None, 1, 2)
     assert first.wait(timeout=60) == 0
     found = [probe.read(tmp_path / f"node-{rank}.json") for rank in (0, 1)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hpc_isl.cluster.doctor import doctor
+from hpc_isl.cluster.preflight.doctor import doctor
 from hpc_isl.site import load
 
 

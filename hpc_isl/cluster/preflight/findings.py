@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hpc_isl.cluster.probe import Facts
+from hpc_isl.cluster.preflight.probe import Facts
 from hpc_isl.site import Site
 
 RUNS_GB, TEMPORARY_GB = 20.0, 5.0

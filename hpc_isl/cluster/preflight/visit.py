@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_isl.cluster import probe
-from hpc_isl.cluster.probe import Facts
+from hpc_isl.cluster.jobs import interpreter
+from hpc_isl.cluster.preflight import probe
+from hpc_isl.cluster.preflight.probe import Facts
 from hpc_isl.cluster.record import snapshot
 from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.cluster.slurm.demand import megabytes
@@ -113,23 +114,14 @@ def _memory(site: Site) -> str | None:
 def script(site: Site, folder: Path, tracking: str | None) -> str:
     """What the job does: the site's own lines, then the probe on each node."""
     path = os.pathsep.join(filter(None, [str(folder / "code"), os.environ.get("PYTHONPATH")]))
-    command = ["-m", "hpc_isl.cluster.probe", str(folder), *([tracking] if tracking else [])]
+    command = ["-m", "hpc_isl.cluster.preflight.probe", str(folder), *([tracking] if tracking else [])]
     lines = [
         "#!/bin/bash",
         *site.setup,
         f"export PYTHONPATH={shlex.quote(path)} SRUN_CPUS_PER_TASK={site.cpus or 1}",
-        f"srun {_python(site)} {shlex.join(command)}",
+        f"srun {interpreter(site) or shlex.quote(sys.executable)} {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _python(site: Site) -> str:
-    """The command that starts Python in the jobs of the site."""
-    if site.container is None:
-        return site.python or shlex.quote(sys.executable)
-    command = ["apptainer", "exec", *(["--nv"] if site.gpus else [])]
-    command += [part for folder in site.binds for part in ("--bind", folder)]
-    return f"{shlex.join([*command, str(site.container)])} {site.python or 'python'}"
 
 
 # ---------------------------------------------------------------- until it ends

@@ -1,4 +1,4 @@
-"""What one machine sees, written into a folder that others read: python -m hpc_isl.cluster.probe FOLDER …"""
+"""What one machine sees, for others to read: python -m hpc_isl.cluster.preflight.probe FOLDER …"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 import hpc_isl
-from hpc_isl.cluster import mounts
+from hpc_isl.cluster.preflight import mounts
 from hpc_isl.cluster.record import code_digest
 from hpc_isl.files import read_json, write_atomic
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpc_isl.cluster import findings, mounts, probe
-from hpc_isl.cluster.findings import Finding, ok
-from hpc_isl.cluster.mounts import Mount
-from hpc_isl.cluster.probe import Facts
-from hpc_isl.cluster.slurm import limits, machines, visit
+from hpc_isl.cluster.preflight import findings, mounts, probe, visit
+from hpc_isl.cluster.preflight.findings import Finding, ok
+from hpc_isl.cluster.preflight.mounts import Mount
+from hpc_isl.cluster.preflight.probe import Facts
+from hpc_isl.cluster.preflight.visit import Outcome, Visit
+from hpc_isl.cluster.slurm import limits, machines
 from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.cluster.slurm.demand import fitting, nodes_text
-from hpc_isl.cluster.slurm.visit import Outcome, Visit
 from hpc_isl.mistake import Mistake
 from hpc_isl.site import Site
 
