@@ -107,9 +107,11 @@ def _retry(argv: list[str]) -> int:
     )  # fmt: skip
     if given is None:
         return 0
-    from hpc_isl.cluster import retry
+    from hpc_isl.cluster import chain, retry
 
     keys, run = _keys_and_run("retry", given)
+    if run.stage == "chain":
+        return chain.retry(run, caller(_root(given)), given.wait)
     chosen = _site(run, given.site, keys) if given.site or keys else None
     return retry.retry(run, chosen, caller(_root(given)), given.wait)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,12 +66,14 @@ def make_folder(path: Path, group: str | None) -> None:
     Raises:
         FileExistsError: there is something of this name.
     """
+    above = [folder for folder in path.parents if not folder.exists()]
     path.mkdir(parents=True)
     if group is None:
         return
     try:
-        shutil.chown(path, group=group)
-        path.chmod(0o2775)
+        for folder in (path, *above):
+            shutil.chown(folder, group=group)
+            folder.chmod(0o2775)
     except (LookupError, PermissionError) as error:
         path.rmdir()
         raise Mistake(f"site.group={group}: {error}; name a group that you belong to") from None
@@ -79,3 +85,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
+
+
+@contextmanager
+def only_writer(lock: Path, wait_s: float = 0) -> Iterator[bool]:
+    """Whether this process now is the only one to write; others wait or leave it."""
+    with lock.open("a") as stream:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    yield False
+                    return
+                time.sleep(0.2)
+        yield True

@@ -110,6 +110,11 @@ class Site(Strict):
             raise ValueError("an MLflow address starts with http://, https:// or sqlite:///; or write none")
         return tracking
 
+    @field_validator("container", "slurm_conf")
+    @classmethod
+    def _from_anywhere(cls, path: Path | None) -> Path | None:
+        return path and Path(os.path.abspath(path.expanduser()))
+
     @model_validator(mode="after")
     def _time_to_save(self) -> Site:
         # Slurm sends the signal up to a minute early; Python must have started by then.

@@ -103,6 +103,11 @@ def resume(run: Run, caller: Caller, wait: bool) -> int:
     return _go_on(run, caller, wait)
 
 
+def retry(run: Run, caller: Caller, wait: bool) -> int:
+    """Starts again what failed, each step after those before it; a stop stays a stop."""
+    return _go_on(run, caller, wait)
+
+
 def _pass(run: Run, name: str, stop: str, caller: Caller) -> None:
     chained = {link.name: link for link in links(_chain(run), run.name)}
     before = _runs_before(chained[name], chained, run)
@@ -130,6 +135,7 @@ def _go_on(run: Run, caller: Caller, wait: bool) -> int:
                     closed.add(link.name)
                     _wait_for_a_person(run, link, caller)
             elif code := _start(link, site, _runs_before(link, by_name, run), caller):
+                caller.say(f"the chain goes on with: {caller.command('resume', run)}")
                 return code
     caller.say(f"chain {run.name!r}: {status.state(run).detail}")
     caller.say(f"next: {caller.command('resume' if closed else 'status', run)}")
@@ -199,7 +205,11 @@ def _assignments(keys: dict[str, object]) -> list[str]:
 
 def _refuse_taken(order: orders.Order, caller: Caller) -> None:
     run = order.run(caller.root)
-    if run.folder.exists() and status.state(run).word != "done":
+    if not run.folder.exists():
+        return
+    if status.state(run).word == "done":
+        orders.refuse_another(run, orders.planned(order.stage, order.recipe, order.site))
+    else:
         raise Mistake(
             f"{run.stage} {run.name!r} is there and {status.state(run).word}; give the step another name"
         )

@@ -44,7 +44,7 @@ def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], arg
 
 
 def _late(order: Order) -> dict[str, Any]:
-    return {"planned": False} if order.after else {}
+    return {"planned": False, "after": [str(run.folder) for run in order.after]} if order.after else {}
 
 
 def _fill(run: Run, plan: Plan, site: Site, content: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hpc_isl import site
-from hpc_isl.cluster import status
+from hpc_isl.cluster import status, submissions
 from hpc_isl.cluster.record import import_path
 from hpc_isl.run import Run
 from hpc_isl.site import Site
@@ -81,7 +81,7 @@ def _goes_on(run: Run) -> bool:
     """Whether more is to come: looks at the run folder alone, for a queue is not to be asked each second."""
     if run.elements():
         return any(_goes_on(one) for one in run.elements())
-    asked = status.submission(run)
+    asked = submissions.newest(run)
     left = any(record.get("exit") for record in status.ranks(run)[:1])
     gone = asked.get("executor") == "local" and status.watcher(asked) is None
     return not (left or gone or run.summary() is not None)

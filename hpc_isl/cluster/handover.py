@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import psutil
 
-from hpc_isl.cluster import allocation, local, local_array, record, report, status
+from hpc_isl.cluster import allocation, local, local_array, report, status, submissions
 from hpc_isl.cluster.follow import View
 from hpc_isl.cluster.forward import forwarding
 from hpc_isl.cluster.jobs import Job, module_of
 from hpc_isl.cluster.place import job_here
 from hpc_isl.cluster.report import Caller
 from hpc_isl.cluster.supervise import Requests
-from hpc_isl.files import now, write_atomic
+from hpc_isl.files import now, share_with_group
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 from hpc_isl.site import Site
-from hpc_isl.strict import to_yaml
 
 
 def hand_over(
@@ -33,6 +30,7 @@ def hand_over(
     Returns:
         The exit code of what was computed here; None: Slurm has it, and it goes on by itself.
     """
+    share_with_group(site.group)
     if site.executor == "slurm":
         _to_slurm(run, members, site, caller, after)
         return None
@@ -46,22 +44,12 @@ def _job(run: Run) -> Job:
     return Job(module_of(run.stage), run.folder, run.next_attempt())
 
 
-def note_submission(run: Run, attempt: int, site: Site, **facts: object) -> None:
-    """What this attempt was handed to; the run's site is from now on this one."""
-    content = {
-        "time": now(), "host": socket.gethostname(), "code": record.code_digest(),
-        "executor": site.executor, "slurm_conf": site.slurm_conf and str(site.slurm_conf),
-        "memory": site.memory, "limit": site.time, **facts,
-    }  # fmt: skip
-    write_atomic(run.attempts / str(attempt) / "submission.json", json.dumps(content, indent=1))
-    write_atomic(run.site, to_yaml(site))
-
-
 # ---------------------------------------------------------------- Slurm
 
 
-def needs_slurm(site: Site) -> None:
-    """A `Mistake` where there is no sbatch, or where the cluster can never give what the site asks for."""
+def check(site: Site, after: Sequence[Run]) -> None:
+    """Before anything is made: a `Mistake` where there is no sbatch, where the cluster can never give
+    what the site asks for, or where what comes before runs elsewhere."""
     if site.executor != "slurm":
         return
     if shutil.which("sbatch") is None:
@@ -71,6 +59,7 @@ def needs_slurm(site: Site) -> None:
     from hpc_isl.cluster.slurm import limits
 
     limits.check(site)
+    _jobs_of(after, site)
 
 
 def _to_slurm(run: Run, members: Sequence[Run], site: Site, caller: Caller, after: Sequence[Run]) -> None:
@@ -82,16 +71,24 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, caller: Caller, afte
     ]
     batch = sbatch.Batch(run, first, tuple(jobs), _jobs_of(after, site))
     with _uninterrupted():
+        for job in jobs:
+            submissions.note(job.run, job.attempt, site, **_this_process())
         try:
             numbers = sbatch.submit(batch, site)
         except Mistake:  # refused: it is as if it had not been asked for
             _forget(run, first, jobs)
             raise
         for job, number in zip(jobs, numbers, strict=True):
-            note_submission(job.run, job.attempt, site, job=number)
+            submissions.note(job.run, job.attempt, site, job=number)
         if members != [run]:
-            note_submission(run, first, site, jobs=sorted({number.split("_")[0] for number in numbers}))
+            families = sorted({number.split("_")[0] for number in numbers})
+            submissions.note(run, first, site, jobs=families)
     report.queued(run, numbers, caller)
+
+
+def _this_process() -> dict[str, object]:
+    me = psutil.Process()
+    return {"pid": me.pid, "pid_started": me.create_time()}
 
 
 @contextmanager
@@ -106,22 +103,18 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _forget(run: Run, first: int, jobs: Sequence[Job]) -> None:
-    if first == 0:
-        shutil.rmtree(run.folder, ignore_errors=True)
-        return
     for folder in (run.attempts / str(first), *(job.run.attempts / str(job.attempt) for job in jobs)):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _jobs_of(after: Sequence[Run], site: Site) -> tuple[str, ...]:
-    """Slurm's jobs of the runs before; an array is one job, whatever it has elements."""
+    """Slurm's jobs of the runs before."""
     found = []
     for run in after:
-        for member in run.elements() or [run]:
-            asked = status.submission(member)
-            if asked.get("slurm_conf") != (site.slurm_conf and str(site.slurm_conf)) or not asked.get("job"):
-                raise Mistake(f"--after {run.label}: it does not run on this cluster; wait until it is done")
-            found.append(str(asked["job"]))
+        asked = submissions.newest(run)
+        if asked.get("slurm_conf") != (site.slurm_conf and str(site.slurm_conf)) or not asked.get("job"):
+            raise Mistake(f"--after {run.label}: it does not run on this cluster; wait until it is done")
+        found.append(str(asked["job"]))
     return tuple(dict.fromkeys(found))
 
 
@@ -130,35 +123,34 @@ def _jobs_of(after: Sequence[Run], site: Site) -> tuple[str, ...]:
 
 def _here(run: Run, site: Site, caller: Caller) -> int:
     """In the foreground, while a process of its own forwards the metrics."""
-    job, me = _job(run), psutil.Process()
-    note_submission(run, job.attempt, site, pid=me.pid, pid_started=me.create_time())
+    job = _job(run)
+    submissions.note(run, job.attempt, site, **_this_process())
     view = View(run, job.attempt)
     with forwarding(run, site):
         with Requests().listening() as requests:
             ending = local.compute(job, site, requests, view.say, view.tick)
         view.close()
-        note_submission(run, job.attempt, site, ended=now())
+        submissions.note(run, job.attempt, site, ended=now())
     return report.ended(run, ending, caller)
 
 
 def _array_here(run: Run, members: Sequence[Run], site: Site, caller: Caller) -> int:
     """As many elements at once as fit; the others wait for their turn."""
-    me = psutil.Process()
     jobs = [_job(member) for member in members]
     run.next_attempt()
     for job in jobs:
-        note_submission(job.run, job.attempt, site, pid=me.pid, pid_started=me.create_time())
+        submissions.note(job.run, job.attempt, site, **_this_process())
     with forwarding(run, site):
         ending = local_array.compute_all(jobs, site, caller.say)
         for job in jobs:
-            note_submission(job.run, job.attempt, site, ended=now())
+            submissions.note(job.run, job.attempt, site, ended=now())
     return report.ended_array(run, ending, caller)
 
 
 def _in_allocation(run: Run, site: Site, caller: Caller) -> int:
     """Through srun, in the job of Slurm that we stand in."""
     job = _job(run)
-    note_submission(run, job.attempt, site, job=job_here())
+    submissions.note(run, job.attempt, site, job=job_here())
     view = View(run, job.attempt)
     with Requests().listening() as requests:
         ending = allocation.compute(job, site, requests, view.say, view.tick)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from hpc_isl.cluster import dry, folders, orders, place, record, report, status, waiting
-from hpc_isl.cluster.handover import hand_over, needs_slurm
+from hpc_isl.cluster import dry, folders, orders, place, record, report, status, submissions, waiting
+from hpc_isl.cluster.handover import check, hand_over
 from hpc_isl.cluster.orders import Order
 from hpc_isl.cluster.report import Caller
 from hpc_isl.files import read_json
@@ -17,6 +19,7 @@ from hpc_isl.site import Site
 
 def dry_run(order: Order, caller: Caller) -> int:
     """Says exactly what would be done, and writes nothing."""
+    order = replace(order, after=orders.unfinished(order.after))
     run, plans = order.run(caller.root), _plans(order)
     plan = next(iter(plans.values()))
     finished = run.folder.exists() and _is_finished(run, order, plan, caller)
@@ -39,13 +42,19 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
             caller.say("nothing to do: this run is finished, with this recipe")
             return report.done(run, caller)
         return resume(run, order.site, caller, wait)  # in an allocation that Slurm has started again
-    needs_slurm(order.site)
+    check(order.site, order.after)
     if order.elements:
         folders.make_array(run, order, plans, caller.argv)
     else:
         folders.make(run, order, plan, caller.argv)
     caller.say(f"{run.stage} {run.name!r}: {dry.resources(order.site)}")
-    return _ended(hand_over(run, run.elements() or [run], order.site, caller, order.after), run, caller, wait)
+    try:
+        with submissions.alone(run):
+            code = hand_over(run, run.elements() or [run], order.site, caller, order.after)
+    except Mistake:  # refused: it is as if it had not been asked for
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    return _ended(code, run, caller, wait)
 
 
 def _plans(order: Order) -> dict[str, Plan]:
@@ -78,7 +87,7 @@ def _is_finished(run: Run, order: Order, plan: Plan, caller: Caller) -> bool:
 
 def _is_ours(run: Run) -> bool:
     """Whether the job that works on the run, as Slurm says, is the one we stand in."""
-    return place.job_here() is not None and status.submission(run).get("job") == place.job_here()
+    return place.job_here() is not None and submissions.newest(run).get("job") == place.job_here()
 
 
 def _refuse_alive(run: Run, found: status.State, caller: Caller) -> None:
@@ -109,11 +118,29 @@ def go_on(
     """New attempts of these members of the run."""
     if site.executor == "allocation":
         site = orders.site_of(run.stage, site)  # another one than it began in, perhaps
-    needs_slurm(site)
+    if site.executor == "allocation" and run.elements():
+        raise Mistake("an array does not go on inside of a job; type it on a login node, or name an element")
+    after = orders.unfinished(after or _kept_after(run))
+    check(site, after)
     if (read_json(run.record) or {}).get("code") != record.code_digest():
         caller.say("the code has changed since this run was made; it goes on with the present code")
     for one in members:
         one.cancelled.unlink(missing_ok=True)
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
     caller.say(f"{run.stage} {run.label!r} goes on{which}: {dry.resources(site)}")
-    return _ended(hand_over(run, members, site, caller, orders.unfinished(after)), run, caller, wait)
+    with submissions.alone(run):
+        _refuse_started(members, caller)
+        code = hand_over(run, members, site, caller, after)
+    return _ended(code, run, caller, wait)
+
+
+def _refuse_started(members: Sequence[Run], caller: Caller) -> None:
+    """What another process has started since we looked."""
+    for one, each in status.states(members).items():
+        if not _is_ours(one):
+            _refuse_alive(one, each, caller)
+
+
+def _kept_after(run: Run) -> tuple[Run, ...]:
+    """The runs that this one was to wait for when it was made."""
+    return tuple(Run(Path(folder)) for folder in (read_json(run.record) or {}).get("after", []))

@@ -52,8 +52,8 @@ def site_of(stage: str, site: Site) -> Site:
 
 
 def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:
-    """Those runs that are not done; one that will never be is a `Mistake`."""
-    found = status.states(after)
+    """Those runs, or elements of arrays, that are not done; one that will never be is a `Mistake`."""
+    found = status.states([member for run in after for member in run.elements() or [run]])
     for run, each in found.items():
         if each.word != "done" and not each.alive:
             raise Mistake(f"--after {run.label}: it is {each.word}, so what waits for it would never start")

@@ -50,8 +50,14 @@ def record(recipe: Recipe, inputs: Mapping[str, str], argv: list[str]) -> dict[s
         "inputs": dict(inputs),
         "seeds": dict(_seeds(recipe.model_dump(mode="json"))),
         "packages": packages(),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(k)},
+        "environment": _environment(),
     }
+
+
+def _environment() -> dict[str, str]:
+    """What may matter of it; an address loses its password."""
+    kept = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(name)}
+    return {name: re.sub(r"://[^/@]*@", "://", value) for name, value in kept.items()}
 
 
 def again(content: Mapping[str, Any], recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpc_isl import site as sites
-from hpc_isl.cluster import launch, status
+from hpc_isl.cluster import launch, status, waiting
 from hpc_isl.cluster.report import Caller
 from hpc_isl.cluster.status import State
 from hpc_isl.mistake import Mistake
@@ -30,11 +30,8 @@ def retry(run: Run, chosen: Site | None, caller: Caller, wait: bool) -> int:
         )
     code = 0
     for site, members in _by_site(left, chosen).items():
-        if wait and code == 0:
-            code = launch.go_on(run, members, Site.model_validate_json(site), caller, wait)
-        else:
-            code = launch.go_on(run, members, Site.model_validate_json(site), caller, False) or code
-    return code
+        code = launch.go_on(run, members, Site.model_validate_json(site), caller, wait=False) or code
+    return waiting.follow(run, caller) if wait and not code and status.state(run).alive else code
 
 
 def _by_site(left: Mapping[Run, State], chosen: Site | None) -> dict[str, list[Run]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from hpc_isl.cluster import submissions
 from hpc_isl.cluster.slurm import queue
 from hpc_isl.cluster.slurm.queue import Queued
 from hpc_isl.files import now, read_json, write_atomic
@@ -72,7 +73,7 @@ def states(runs: Sequence[Run]) -> dict[Run, State]:
     """What has become of each run; a cluster's queue is asked once for all of them."""
     members = {run: run.elements() for run in runs}
     single = list(dict.fromkeys(one for run in runs for one in (members[run] or [run])))
-    asked = {run: submission(run) for run in single}
+    asked = {run: {} if run.summary() is not None else submissions.newest(run) for run in single}
     said = _said(asked)
     found = {run: _state(run, asked[run], said.get(run)) for run in single}
     return {
@@ -109,9 +110,18 @@ def _said(asked: Mapping[Run, Mapping[str, Any]]) -> dict[Run, Queued | Silence]
     said: dict[Run, Queued | Silence] = {}
     for conf, names in jobs.items():
         answer = queue.queue(names.values(), Path(conf) if conf else None)
-        words = {run: Silence() if answer is None else answer.get(name) for run, name in names.items()}
+        words = {
+            run: Silence() if answer is None else _meant(run, asked[run], answer.get(name))
+            for run, name in names.items()
+        }
         said |= {run: word for run, word in words.items() if word is not None}
     return said
+
+
+def _meant(run: Run, asked: Mapping[str, Any], said: Queued | None) -> Queued | None:
+    """Slurm counts its jobs anew now and then: a job of this number that works elsewhere is another."""
+    ours = {"", str(run.folder), str((run.array or run).folder)}
+    return said if said and (said.folder in ours or asked["executor"] == "allocation") else None
 
 
 def _queued(said: Queued | Silence | None) -> State | None:
@@ -128,22 +138,6 @@ def _queued(said: Queued | Silence | None) -> State | None:
 
 
 # ---------------------------------------------------------------- what the folder says
-
-
-def submission(run: Run) -> dict[str, Any]:
-    """The newest submission: executor, host, process or job.
-
-    Where the submitting process was ended before it could note it, what a rank says of its job.
-    """
-    said: dict[str, Any] = {}
-    for number in reversed(run.attempt_numbers()):
-        content = read_json(run.attempts / str(number) / "submission.json")
-        if content:  # an attempt after it with the same job was started again by Slurm
-            return content if said.get("job") in (None, content.get("job")) else said
-        record = read_json(run.attempts / str(number) / "rank-0.json") or {}
-        if record.get("job") and not said:
-            said = {"executor": "slurm", **{key: record.get(key) for key in ("job", "slurm_conf", "node")}}
-    return said
 
 
 def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
@@ -171,16 +165,37 @@ def _state(run: Run, asked: Mapping[str, Any], said: Queued | Silence | None) ->
         return queued
     failure = first_failure(records)
     if failure:
-        return State(
-            "failed", f"rank {failure['rank']}: {first_line(failure['message'])}", failure.get("node", "")
-        )
+        return _failed(run, failure, queued)
     told = _told(run) if said is None and asked.get("job") else None
     if told is None and not isinstance(said, Queued) and _lives(asked, records, isinstance(said, Silence)):
-        if run.array and not records:
-            return State("queued", "waits for its turn")
-        unheard = "Slurm does not answer" if isinstance(said, Silence) else ""
-        return State("running", unheard, records[0].get("node", "") if records else "")
+        return _alive(run, asked, records, isinstance(said, Silence))
+    if asked.get("ended") and not records and not run.cancelled.exists():
+        return State("stopped", "before its turn came")
     return _ended(run, records, queued)
+
+
+def _alive(run: Run, asked: Mapping[str, Any], records: Sequence[dict[str, Any]], unheard: bool) -> State:
+    """The state of a run whose folder alone tells that it lives."""
+    detail = "Slurm does not answer" if unheard else ""
+    if records:
+        return State("running", detail, records[0].get("node", ""))
+    if asked.get("executor") == "slurm":
+        return State("queued", detail or "is being submitted")
+    return State("queued", "waits for its turn") if run.array else State("running")
+
+
+def _failed(run: Run, failure: Mapping[str, Any], queued: State | None) -> State:
+    """A rank has told why; a cause that Slurm knows comes first: the others often only lost their partner."""
+    cause = _cause(_told(run), queued)
+    message = f"rank {failure['rank']}: {first_line(failure['message'])}"
+    return State("failed", f"{cause}: {message}" if cause else message, failure.get("node", ""), cause=cause)
+
+
+def _cause(told: State | None, queued: State | None) -> str:
+    """Slurm's word where it is more than that the job failed, else what the job's own output tells."""
+    if queued is not None and queued.cause not in ("", "failed"):
+        return queued.cause
+    return told.cause if told else ""
 
 
 def _ended(run: Run, records: Sequence[dict[str, Any]], queued: State | None) -> State:
@@ -191,8 +206,8 @@ def _ended(run: Run, records: Sequence[dict[str, Any]], queued: State | None) ->
         return State("stopped")
     told = _told(run)
     if queued is not None:
-        detail = (told.detail if told and queued.detail == "failed" else "") or queued.detail
-        return State(queued.word, detail, queued.node, cause=queued.cause)
+        detail = told.detail if told and queued.detail == "failed" else queued.detail
+        return State(queued.word, detail, queued.node, cause=_cause(told, queued))
     if told is not None:
         return told
     seen = max((str(record.get("heartbeat")) for record in records), default=None)
@@ -212,18 +227,18 @@ def _told(run: Run) -> State | None:
 
 def job_output(run: Run, lines: int) -> list[str]:
     """The last lines that the newest job of the run wrote itself, outside of the ranks' logs."""
-    asked = submission(run)
+    asked = submissions.newest(run)
     if not asked.get("job"):
         return []
-    folder = (run.array or run).sbatch
-    paths = [folder / f"{asked['job']}_0_log.{kind}" for kind in ("out", "err")]
+    folders = dict.fromkeys([run.sbatch, (run.array or run).sbatch])  # an element may have gone on alone
+    paths = [folder / f"{asked['job']}_0_log.{kind}" for folder in folders for kind in ("out", "err")]
     paths.append(run.attempts / str(run.attempt_numbers()[-1]) / "srun.log")
     found = [path.read_text(errors="replace").splitlines()[-lines:] for path in paths if path.is_file()]
     return [line for part in found for line in part]
 
 
 def _lives(asked: Mapping[str, Any], records: Sequence[dict[str, Any]], unheard: bool) -> bool:
-    if asked.get("executor") == "local" and asked.get("host") == socket.gethostname():
+    if asked.get("pid") and not asked.get("job") and asked.get("host") == socket.gethostname():
         return watcher(asked) is not None
     if unheard and not records:
         return True  # in a queue that does not answer just now
@@ -259,8 +274,10 @@ def cancel(run: Run) -> str:
     living = [one for one, each in found.items() if each.alive]
     if not living:
         raise Mistake(f"{run.label!r} is not running: it is {state(run).word}")
-    asked = {one: submission(one) for one in living}
-    for content in asked.values():
+    asked = {one: submissions.newest(one) for one in living}
+    for one, content in asked.items():
+        if content["executor"] == "local" and run.array:
+            raise Mistake(f"{one.label!r} computes in one process with its array; cancel {run.array.name}")
         if content["executor"] == "local" and content["host"] != socket.gethostname():
             raise Mistake(f"{run.label!r} runs on {content['host']}; cancel it there")
     for one in living:

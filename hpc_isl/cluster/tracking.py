@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import re
 import socket
-import time
 import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import numpy as np
 from hpc_isl import site
 from hpc_isl.cluster import status
 from hpc_isl.cluster.record import PACKAGE
-from hpc_isl.files import read_json, write_atomic
+from hpc_isl.files import only_writer, read_json, share_with_group, write_atomic
 from hpc_isl.run import Run
 from hpc_isl.strict import flatten, read_yaml
 
@@ -47,7 +45,8 @@ def sync(run: Run) -> str:
     uri = site.kept(run.site).tracking_address(run.root)
     if uri is None:
         return f"{run.label}: its site says tracking: none"
-    with _only_writer(run.folder / ".tracking.lock", wait_s=0) as mine:
+    share_with_group(site.kept(run.site).group)
+    with only_writer(run.folder / ".tracking.lock", wait_s=0) as mine:
         if not mine:
             return f"{run.label}: another process forwards it just now"
         if _nothing_new(run, uri):
@@ -62,23 +61,6 @@ def _nothing_new(run: Run, uri: str) -> bool:
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
     ended = kept.get("ended") == [status.state(run).word, len(run.attempt_numbers())]
     return ended and kept.get("uri") == uri and kept["offset"] == size
-
-
-@contextmanager
-def _only_writer(lock: Path, wait_s: float) -> Iterator[bool]:
-    """Whether this process now is the only one to write; others wait or leave it."""
-    with lock.open("a") as stream:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    yield False
-                    return
-                time.sleep(0.2)
-        yield True
 
 
 def _check(uri: str) -> None:
@@ -161,7 +143,7 @@ class _Forward:
         """Its id. Made by one process at a time: eight that create one database together fail."""
         name = site.kept(self.run.site).experiment or self.run.stage
         root = self.run.root
-        with _only_writer(root / ".mlflow.lock", wait_s=120):
+        with only_writer(root / ".mlflow.lock", wait_s=120):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
                 return str(found.experiment_id)

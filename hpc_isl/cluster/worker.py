@@ -24,6 +24,7 @@ from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED, Job
 from hpc_isl.cluster.late import plan_late
 from hpc_isl.cluster.place import Place, place
 from hpc_isl.cluster.slurm.requeue import requeue
+from hpc_isl.cluster.submissions import overtaken
 from hpc_isl.cluster.vitals import vitals
 from hpc_isl.files import read_json, share_with_group
 from hpc_isl.mistake import Mistake
@@ -52,6 +53,8 @@ def work(job: Job) -> None:
     attempt.folder.mkdir(parents=True, exist_ok=True)
     _redirect(attempt.log)
     _warn_through(attempt)
+    if here.slurm and overtaken(job.run, job.attempt, here.slurm):
+        raise SystemExit(f"the run was started again as another job: job {here.slurm} leaves it alone")
     if here.slurm:
         _prepare_node(attempt, here.slurm)
     listener = Listener(attempt, _deadline(here, where))

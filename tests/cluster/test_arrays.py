@@ -191,6 +191,28 @@ def test_a_chain_ends_where_a_step_fails_and_goes_on_from_there(door: Door) -> N
     assert (door.folder("after it") / "done/count.json").exists()
 
 
+def test_retry_of_a_chain_keeps_its_order(door: Door) -> None:
+    recipe = door.cwd / "chain.yaml"
+    recipe.write_text(
+        "steps:\n- {name: fails, stage: count, set: {crash_rank: 0, mishaps: 1}}\n"
+        "- {name: next, stage: count}\n"
+    )
+    assert door("chain", str(recipe), QUIET, "--name", "plan").returncode == 1
+    again = door("retry", "plan")
+    assert again.returncode == 0, again.stdout
+    ends = [json.loads((door.folder(name) / "done/count.json").read_text()) for name in ("fails", "next")]
+    assert ends[0]["time"] < ends[1]["time"]
+
+
+def test_a_chain_takes_no_run_of_another_recipe_for_its_own(door: Door) -> None:
+    door("count", "steps=3", QUIET, "--name", "taken")
+    recipe = door.cwd / "chain.yaml"
+    recipe.write_text("steps:\n- {name: taken, stage: count, set: {steps: 77}}\n")
+    refused = door("chain", str(recipe), QUIET)
+    assert refused.returncode == 2
+    assert "steps: 3 there, 77 here" in refused.stdout
+
+
 def test_a_typo_in_the_last_step_is_found_before_the_first_starts(door: Door) -> None:
     recipe = door.cwd / "chain.yaml"
     recipe.write_text("steps:\n- {name: one, stage: count}\n- {name: two, stage: count, set: {stepz: 3}}\n")
@@ -242,6 +264,28 @@ def test_a_run_after_another_waits_for_it(door: Door) -> None:
         json.loads((door.folder(name) / "attempts/0/rank-0.json").read_text()) for name in ("first", "second")
     ]
     assert ends[0]["exit"] < ends[1]["start"]
+
+
+def test_an_array_that_is_stopped_has_failed_nowhere(door: Door) -> None:
+    call = door.open("sweep", "stage=count", "over={seed: [0, 1, 2]}", "steps=1000", "pause_s=0.2", QUIET,
+                     "--name", "torn")  # fmt: skip
+    first = door.cwd / "runs/sweep/torn/count/seed=0/metrics.jsonl"
+    assert door.eventually(first.exists)
+    alone = door("cancel", "torn/seed=1")
+    assert alone.returncode == 2
+    assert "cancel torn" in alone.stdout, "its elements compute in one process"
+    assert door("cancel", "torn").returncode == 0
+    output, _ = call.communicate(timeout=90)
+    assert call.returncode == 3, output
+    assert "lost" not in door("status", "torn").stdout
+
+
+def test_nothing_waits_for_an_array_with_a_failed_element(door: Door) -> None:
+    door("sweep", "stage=count", "over=[{seed: 0}, {seed: 1, crash_rank: 0}]", QUIET, "--name", "some")
+    refused = door("count", "--after", "some", QUIET, "--name", "child")
+    assert refused.returncode == 2
+    assert "--after some/seed=1,crash_rank=0: it is failed" in refused.stdout
+    assert not door.folder("child").exists()
 
 
 def test_nothing_waits_for_a_run_that_failed(door: Door) -> None:

@@ -45,7 +45,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def ended(tools: Path, tmp_path: Path, word: str) -> Run:
     """A run whose job ended as Slurm says with that word."""
-    (tools / "squeue").write_text(f"#!/bin/bash\necho '4|{word}|None|gpu01|0:00'\n")
+    (tools / "squeue").write_text(f"#!/bin/bash\necho '4|{word}|None|gpu01|0:00|'\n")
     (tools / "squeue").chmod(0o755)
     run = Run(tmp_path / "runs" / "pretrain" / "one")
     run.folder.mkdir(parents=True)

@@ -132,20 +132,20 @@ MUTE = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; ex
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ({"squeue": "echo '7|PENDING|Resources||1:00:00'"}, ("queued", "Resources", "")),
-        ({"squeue": "echo '7|RUNNING|None|node[1-2]|59:10'"}, ("running", "", "")),
-        ({"squeue": "echo '7|OUT_OF_MEMORY|OutOfMemory|node1|0:00'"},
+        ({"squeue": "echo '7|PENDING|Resources||1:00:00|'"}, ("queued", "Resources", "")),
+        ({"squeue": "echo '7|RUNNING|None|node[1-2]|59:10|'"}, ("running", "", "")),
+        ({"squeue": "echo '7|OUT_OF_MEMORY|OutOfMemory|node1|0:00|'"},
          ("failed", "out_of_memory", "out_of_memory")),
-        ({"squeue": "echo '7|TIMEOUT|TimeLimit|node1|0:00'"}, ("failed", "timeout", "timeout")),
-        ({"squeue": "echo '7|CANCELLED|DependencyNeverSatisfied||1:00:00'"},
+        ({"squeue": "echo '7|TIMEOUT|TimeLimit|node1|0:00|'"}, ("failed", "timeout", "timeout")),
+        ({"squeue": "echo '7|CANCELLED|DependencyNeverSatisfied||1:00:00|'"},
          ("cancelled", "the run before it did not end well", "")),
-        ({"sacct": "echo '7|CANCELLED by 1000|None|None assigned'"}, ("cancelled", "", "")),
-        ({"sacct": "echo '7|NODE_FAIL|None|node[1-4]'"}, ("failed", "node_fail", "node_fail")),
-        ({"sacct": "echo '7|OUT_OF_MEMORY|None|gpu03'"}, ("failed", "out_of_memory", "out_of_memory")),
-        ({"sacct": "echo '7|PREEMPTED|None|gpu03'"}, ("failed", "preempted", "preempted")),
-        ({"sacct": "echo '7|COMPLETED|None|gpu03'"}, ("lost", "it never reported", "")),
+        ({"sacct": "echo '7|CANCELLED by 1000|None|None assigned||'"}, ("cancelled", "", "")),
+        ({"sacct": "echo '7|NODE_FAIL|None|node[1-4]||'"}, ("failed", "node_fail", "node_fail")),
+        ({"sacct": "echo '7|OUT_OF_MEMORY|None|gpu03||'"}, ("failed", "out_of_memory", "out_of_memory")),
+        ({"sacct": "echo '7|PREEMPTED|None|gpu03||'"}, ("failed", "preempted", "preempted")),
+        ({"sacct": "echo '7|COMPLETED|None|gpu03||'"}, ("lost", "it never reported", "")),
         ({"sacct": "true"}, ("lost", "it never reported", "")),
-        ({"squeue": MUTE}, ("running", "Slurm does not answer", "")),
+        ({"squeue": MUTE}, ("queued", "Slurm does not answer", "")),
     ],
 )  # fmt: skip
 def test_slurms_words_become_ours(
@@ -191,9 +191,10 @@ def test_one_question_is_asked_for_many_runs(tools: Path, job: Job, tmp_path: Pa
     """And each element of an array has its own answer."""
     asked = tmp_path / "asked"
     answer = (
-        "7_0|RUNNING|None|node1|10:00\n7_1|PENDING|JobArrayTaskLimit||20:00\n8|FAILED|NonZeroExitCode|node2|0"
+        r"7_0|RUNNING|None|node1|10:00|\n7_1|PENDING|JobArrayTaskLimit||20:00|\n"
+        r"8|FAILED|NonZeroExitCode|node2|0|"
     )
-    tool(tools, "squeue", f'echo "$@" >> {asked}; printf "{answer}\n"')
+    tool(tools, "squeue", f'echo "$@" >> {asked}; printf "{answer}\\n"')
     runs = [submitted(Job("m", job.folder.parent / name, 0), name) for name in ("7_0", "7_1", "8")]
     found = status.states(runs)
     assert [found[run].word for run in runs] == ["running", "queued", "failed"]
@@ -216,6 +217,33 @@ def test_arrays_are_split_and_share_their_throttle(job: Job, tools: Path) -> Non
     assert sum(throttle for _, throttle, _ in parts(None)) == 25
 
 
+@pytest.mark.parametrize(
+    ("word", "output"),
+    [("OUT_OF_MEMORY", ""), ("FAILED", "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0")],
+)
+def test_a_rank_that_lost_its_partner_does_not_hide_why(
+    tools: Path, job: Job, word: str, output: str
+) -> None:
+    tool(tools, "squeue", f"echo '7|{word}|None|gpu03|0|'")
+    run = submitted(job, "7")
+    run.sbatch.mkdir()
+    (run.sbatch / "7_0_log.err").write_text(output)
+    Attempt(run, rank=1).note(
+        rank=1, exit="2026-01-01", outcome="failed", message="Connection closed by peer", node="gpu03"
+    )
+    found = status.state(run)
+    assert found.cause == "out_of_memory"
+    assert found.detail == "out_of_memory: rank 1: Connection closed by peer"
+
+
+def test_a_job_of_the_same_number_that_works_elsewhere_is_anothers(tools: Path, job: Job) -> None:
+    """A cluster that was set up anew counts from 1 again."""
+    tool(tools, "squeue", "echo '7|RUNNING|None|node1|10:00|/home/someone else'")
+    assert status.state(submitted(job, "7")).word == "lost"
+    tool(tools, "squeue", f'echo "7|RUNNING|None|node1|10:00|{job.folder}"')
+    assert status.state(job.run).word == "running"
+
+
 class TestRequeue:
     """At the time limit rank 0 puts the job back, and only if that leads anywhere."""
 
@@ -236,6 +264,15 @@ class TestRequeue:
         assert requeue(attempt, JOB, at_time_limit=True) is None
         assert self.asked(tmp_path) == "requeue 99\n"
 
+    def test_one_that_is_preempted_with_time_to_save_does(
+        self, attempt: Attempt, tools: Path, tmp_path: Path
+    ) -> None:
+        shown = "JobState=RUNNING Reason=None PreemptEligibleTime=x PreemptTime=2026-11-01T10:00:00"
+        script = f'case "$1" in show) echo "{shown}";; *) echo "$@" >> {tmp_path}/asked;; esac'
+        tool(tools, "scontrol", script)
+        assert requeue(attempt, JOB, at_time_limit=False) is None
+        assert self.asked(tmp_path) == "requeue 99\n"
+
     def test_one_that_brought_nothing_new_does_not(self, attempt: Attempt, tmp_path: Path) -> None:
         os.utime(attempt.run.checkpoints / "new", (0, 0))
         reason = requeue(attempt, JOB, at_time_limit=True)
@@ -247,4 +284,4 @@ class TestRequeue:
         assert requeue(attempt, JOB, at_time_limit=False)
         attempt.run.cancelled.touch()
         assert requeue(attempt, JOB, at_time_limit=True)
-        assert self.asked(tmp_path) == ""
+        assert "requeue" not in self.asked(tmp_path)

@@ -76,6 +76,13 @@ class Cluster:
         """
         self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+2")
 
+    def clear(self) -> None:
+        """Ends what a test has left, so that the next finds both nodes free."""
+        jobs = self.run("squeue", "-h", "-o", "%A").split()
+        if jobs:
+            self.run("scancel", *set(jobs))
+            self.eventually(lambda: not self.run("squeue", "-h").strip(), 30)
+
     def eventually(self, true: Callable[[], object], within_s: float = 60) -> bool:
         """Whether it comes true in time."""
         deadline = time.monotonic() + within_s
@@ -196,11 +203,19 @@ class User:
 SMALL = ("site.memory=100M", "site.tracking=none")
 
 
-@pytest.fixture
-def user(cluster: Cluster, door: Door) -> User:
-    return User(door, cluster)
+@pytest.fixture(scope="session")
+def open_user() -> Callable[[Door, Cluster], User]:
+    """open_user(door, cluster) -> User, for tests that start a cluster of their own."""
+    return User
 
 
 @pytest.fixture
-def user_without_accounting(cluster_without_accounting: Cluster, door: Door) -> User:
-    return User(door, cluster_without_accounting)
+def user(cluster: Cluster, door: Door) -> Iterator[User]:
+    yield User(door, cluster)
+    cluster.clear()
+
+
+@pytest.fixture
+def user_without_accounting(cluster_without_accounting: Cluster, door: Door) -> Iterator[User]:
+    yield User(door, cluster_without_accounting)
+    cluster_without_accounting.clear()

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.slurm.conftest import User
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from tests.conftest import Door
+    from tests.slurm.conftest import Cluster, User
 
 LONG = ("steps=1000", "pause_s=0.2")
 TWO_NODES = ("site.nodes=2",)
@@ -161,6 +165,26 @@ def test_what_waits_for_a_run_that_fails_is_ended_and_says_why(user: User) -> No
     assert "never start" in refused.stdout
 
 
+def test_two_who_resume_at_once_start_one_job(user: User) -> None:
+    user.submit("steps=1", "mistaken=true", name="twice")
+    assert user.becomes("twice", "failed")
+    calls = [user.door.open("resume", "twice") for _ in range(2)]
+    said = [call.communicate(timeout=90)[0] for call in calls]
+    assert sorted(call.returncode for call in calls) == [0, 2], said
+    assert user.becomes("twice", "failed")
+    assert len(list((user.folder("twice") / "attempts").iterdir())) == 2
+
+
+def test_a_resume_that_sbatch_refuses_leaves_the_run_as_it_was(user: User) -> None:
+    user.submit("steps=1", "mistaken=true", name="kept")
+    assert user.becomes("kept", "failed")
+    refused = user.door("resume", "kept", "site.reservation=there is none")
+    assert refused.returncode == 2
+    assert "reservation" in refused.stdout
+    assert [path.name for path in (user.folder("kept") / "attempts").iterdir()] == ["0"]
+    assert user.word("kept") == "failed"
+
+
 def test_what_waits_is_planned_when_its_inputs_are_there(user: User) -> None:
     data = user.door.cwd / "made later.txt"
     job = user.submit("site.sbatch={hold: true}", name="maker")
@@ -191,6 +215,23 @@ def test_a_chain_stops_for_a_person_and_goes_on(user: User) -> None:
     user("resume", "plan")
     assert user.becomes("three", "done")
     assert user.word("plan") == "done"
+
+
+def test_a_run_that_is_preempted_with_time_to_save_goes_back_into_the_queue(
+    start_cluster: Callable[..., AbstractContextManager[Cluster]],
+    open_user: Callable[[Door, Cluster], User],
+    door: Door,
+) -> None:
+    partition = "PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 PriorityTier=1 GraceTime=60"
+    preempting = ("PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", partition)
+    with start_cluster("--without-accounting", "--nodes=1", "--set", *preempting) as cluster:
+        user = open_user(door, cluster)
+        job = user.submit(*LONG, "site.sbatch={exclusive: true}", name="low")
+        assert cluster.eventually(lambda: user.counts("low"))
+        cluster.submit("sleep 3", "--partition=short", "--exclusive")
+        assert cluster.eventually(lambda: cluster.job_state(job) == "PENDING", 90), user("logs", "low")
+        assert user.record("low")["outcome"] == "stopped"
+        assert user.word("low") == "queued"
 
 
 class TestWithoutAccounting:

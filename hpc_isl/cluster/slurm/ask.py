@@ -11,7 +11,7 @@ from pathlib import Path
 ANSWER_S = 30.0
 # A job that is submitted from inside another would inherit what was meant for that one.
 INHERITED = re.compile(
-    r"(SLURM|SBATCH|SRUN|PMI|MASTER|SUBMITIT)\w*|HPC_ISL_(WATCHER|EXECUTOR|RANK|SIZE|CPUS)"
+    r"(SLURM|SBATCH|SRUN|PMI|MASTER|SUBMITIT)\w*|HPC_ISL_(WATCHER|EXECUTOR|RANK|SIZE|CPUS|REQUEUE)"
 )
 KEPT = {"SLURM_CONF"}
 

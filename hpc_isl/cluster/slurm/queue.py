@@ -15,12 +15,14 @@ FORGOTTEN = "Invalid job id specified"
 
 @dataclass(frozen=True)
 class Queued:
-    """What Slurm says of a job: its state, why it waits, where it runs, and the time it has left."""
+    """What Slurm says of a job: its state, why it waits, where it runs, the time it has left, and in which
+    folder it works."""
 
     state: str
     reason: str = ""
     node: str = ""
     left: str = ""
+    folder: str = ""
 
 
 def queue(jobs: Iterable[str], conf: Path | None = None) -> Mapping[str, Queued] | None:
@@ -41,7 +43,7 @@ def queue(jobs: Iterable[str], conf: Path | None = None) -> Mapping[str, Queued]
 
 
 def _squeue(families: list[str], conf: Path | None) -> dict[str, Queued] | None:
-    command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L", "-j", ",".join(families)]
+    command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L|%Z", "-j", ",".join(families)]
     code, out, errors = ask(command, conf, patience_s=PATIENCE_S)
     if code and FORGOTTEN not in errors:
         return None
@@ -49,21 +51,30 @@ def _squeue(families: list[str], conf: Path | None) -> dict[str, Queued] | None:
 
 
 def _sacct(families: list[str], conf: Path | None) -> dict[str, Queued]:
-    command = ["sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State,Reason,NodeList"]
+    command = ["sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State,Reason,NodeList,Timelimit,WorkDir"]
     code, out, _ = ask([*command, "-j", ",".join(families)], conf, patience_s=PATIENCE_S)
     return {} if code else _parsed(out)
 
 
 def _parsed(answer: str) -> dict[str, Queued]:
-    """Lines of job|state|reason|nodes|…; `CANCELLED by 1000` is the state CANCELLED."""
-    rows = [line.split("|") for line in answer.splitlines() if line.count("|") >= 3]
-    plain = [(job, *(_word(word) for word in words)) for job, *words in rows]
+    """Lines of job|state|reason|nodes|time|folder; `CANCELLED by 1000` is the state CANCELLED."""
+    rows = [line.split("|", 5) for line in answer.splitlines() if line.count("|") >= 5]
+    plain = [(job, *map(_word, words), folder) for job, *words, folder in rows]
     return {job: Queued(state.split()[0], *rest) for job, state, *rest in plain if state}
 
 
 def _word(text: str) -> str:
     text = text.strip("() ")
     return "" if text in ("None", "None assigned", "INVALID", "UNLIMITED", "NOT_SET") else text
+
+
+def cancel_all_of(folder: str, comment: str, conf: Path | None = None) -> None:
+    """Ends the jobs that work in a folder and bear a comment, if there are any."""
+    _, out, _ = ask(["squeue", "-h", "--me", "-o", "%A|%k|%Z"], conf, patience_s=PATIENCE_S)
+    rows = [line.split("|", 2) for line in out.splitlines() if line.count("|") >= 2]
+    jobs = sorted({job for job, *rest in rows if rest == [comment, folder]})
+    if jobs:
+        cancel(jobs, conf)
 
 
 def cancel(jobs: Iterable[str], conf: Path | None = None) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
 from datetime import datetime
 from pathlib import Path
 
+from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.files import read_json
 from hpc_isl.run import Attempt
 
@@ -18,10 +20,10 @@ OTHERS_LEAVE_S = 60.0
 def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     """Puts the job back into the queue; or the reason why not.
 
-    Only at the time limit (Slurm itself requeues what it preempts), only when the run was not
-    cancelled, and only when this attempt brought something new.
+    Only at the time limit, or when preempted with time to save (without, Slurm requeues by itself); only
+    when the run was not cancelled, and when this attempt brought something new.
     """
-    if not at_time_limit:
+    if not at_time_limit and not _is_preempted(job):
         return "stopped by Slurm or by scancel"
     if attempt.run.cancelled.exists():
         return "stopped: the run was cancelled"
@@ -33,6 +35,14 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
         return None
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
     return f"stopped; Slurm refused to start it again: {done.stderr.strip()}" if done.returncode else None
+
+
+def _is_preempted(job: str) -> bool:
+    """Whether Slurm has given us time to save before it takes the nodes away: a job that ends within
+    that time has just ended for Slurm, and would not be started again."""
+    _, out, _ = ask(["scontrol", "show", "job", "-o", job])
+    found = re.search(r"JobState=RUNNING .*PreemptTime=(\d{4}-\S+)", out)
+    return found is not None
 
 
 def _asked_outside() -> Path | None:

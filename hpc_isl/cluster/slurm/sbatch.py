@@ -39,6 +39,11 @@ class Batch:
     after: tuple[str, ...] = ()
 
     @property
+    def comment(self) -> str:
+        """What tells Slurm's jobs of this attempt from all others."""
+        return f"hpc_isl attempt {self.attempt}"
+
+    @property
     def code(self) -> Path:
         return self.run.attempts / str(self.attempt) / "code"
 
@@ -63,7 +68,8 @@ def _executor(batch: Batch, site: Site, throttle: int, after: str | None) -> _Ex
     given = {
         "partition": site.partition, "account": site.account, "qos": site.qos,
         "constraint": site.constraint, "mem": site.memory, "gpus_per_node": site.gpus or None,
-        "mail_user": site.mail, "mail_type": "END,FAIL" if site.mail else None, "dependency": after,
+        "mail_user": site.mail, "mail_type": "END,FAIL" if site.mail else None,
+        "comment": batch.comment, "dependency": after,
     }  # fmt: skip
     cpus = site.cpus or 1
     executor.update_parameters(
@@ -83,8 +89,8 @@ def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, str | int |
         flags["kill-on-invalid-dep"] = "yes"
     if site.reservation:
         flags["reservation"] = site.reservation
-    own = {key.replace("_", "-"): value for key, value in site.sbatch.items() if value is not False}
-    return flags | own
+    own = {key.replace("_", "-"): value for key, value in site.sbatch.items()}
+    return {key: value for key, value in (flags | own).items() if value is not False}
 
 
 def _setup(batch: Batch, site: Site, cpus: int) -> list[str]:
@@ -167,8 +173,8 @@ def submit(batch: Batch, site: Site) -> list[str]:
         try:
             names.append(_handed_over(executor, part.jobs, site.slurm_conf))
         except submitit.core.utils.FailedJobError as error:
-            if names:
-                queue.cancel([name for part_names in names for name in part_names], site.slurm_conf)
+            # A busy Slurm may have taken the job that it says it could not take.
+            queue.cancel_all_of(str(batch.run.folder), batch.comment, site.slurm_conf)
             raise Mistake(f"sbatch refused the job: {error}") from None
     return [name for part_names in names for name in part_names]
 
