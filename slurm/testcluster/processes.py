@@ -113,7 +113,7 @@ def gone(folder: Path, name: str, patience_s: float) -> bool:
 
 
 def _named(folder: Path, name: str) -> list[Process]:
-    return [process for process in running(folder) if process.name.startswith(name)]
+    return [process for process in running(folder) if f"{process.name}.".startswith(f"{name}.")]
 
 
 def _pids() -> Iterator[int]:

@@ -54,6 +54,7 @@ def test_a_job_survives_a_restart(cluster: Any, daemon: str) -> None:
     assert cluster.eventually(lambda: cluster.job_state(job) == "RUNNING")
     cluster.restart(daemon, stop_s=1)
     assert cluster.job_state(job) == "RUNNING"
+    cluster.run("sacct")  # the other daemons, slurmdbd too, were left alone
     cluster.run("scancel", job)
     assert cluster.eventually(lambda: cluster.job_state(job) == "CANCELLED")
 
