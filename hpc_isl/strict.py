@@ -92,7 +92,7 @@ def _complaint(kind: type[Strict], entry: Any) -> str:
     if entry["type"] == "missing":
         return f"{dotted}: must be given"
     text = entry["msg"].removeprefix("Value error, ")
-    return f"{dotted}: {text}; got {entry['input']!r}"
+    return f"{dotted}: {text}; got {entry['input']!r}" if path else text
 
 
 def _model_at(kind: Any, path: list[Any]) -> type[Strict] | None:

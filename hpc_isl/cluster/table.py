@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hpc_isl.cluster.follow import figure, progress_text
-from hpc_isl.cluster.status import State, age_s, first_failure, job_output, ranks, states
+from hpc_isl.cluster.status import FRESH_S, State, age_s, first_failure, job_output, ranks, states
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 
@@ -80,8 +80,9 @@ def took(run: Run) -> str:
     total = 0.0
     for number in run.attempt_numbers():
         for record in ranks(run, number)[:1]:
-            end = record.get("exit") or record["heartbeat"]
-            total += age_s(record["start"]) - age_s(end)
+            ended = age_s(record.get("exit") or record["heartbeat"])
+            still = not record.get("exit") and ended < FRESH_S  # a beat comes every few seconds only
+            total += age_s(record["start"]) - (0 if still else ended)
     return duration(total)
 
 
