@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def submit(batch: Batch, site: Site) -> list[str]:
 
 
 def _handed_over(executor: _Executor, jobs: Sequence[Job], conf: Path | None) -> list[str]:
-    with _environment(conf):
+    with _environment(conf), redirect_stderr(io.StringIO()):  # submitit prints what it raises
         submitted: list[Any] = executor.map_array(work, jobs)
     return [str(one.job_id) for one in submitted]
 
