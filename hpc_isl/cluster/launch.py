@@ -48,13 +48,19 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
     else:
         folders.make(run, order, plan, caller.argv)
     caller.say(f"{run.stage} {run.name!r}: {dry.resources(order.site)}")
-    try:
-        with submissions.alone(run):
+    with submissions.alone(run):
+        try:
             code = hand_over(run, run.elements() or [run], order.site, caller, order.after)
-    except Mistake:  # refused: it is as if it had not been asked for
-        shutil.rmtree(run.folder, ignore_errors=True)
-        raise
+        except Mistake:
+            _forget(run)
+            raise
     return _ended(code, run, caller, wait)
+
+
+def _forget(run: Run) -> None:
+    """A run that was refused is as if it had not been asked for; one in which anything began stays."""
+    if not any(one.attempt_numbers() for one in (run, *run.elements())):
+        shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def _plans(order: Order) -> dict[str, Plan]:
