@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from eventually import eventually
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
@@ -71,14 +71,7 @@ class Door:
                 continue
         return found
 
-    def eventually(self, true: Callable[[], object], within_s: float = 90) -> bool:
-        """Whether it comes true in time."""
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            if true():
-                return True
-            time.sleep(0.05)
-        return False
+    eventually = staticmethod(eventually)
 
 
 @pytest.fixture(scope="session")

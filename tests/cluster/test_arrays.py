@@ -157,16 +157,21 @@ def test_elements_share_one_mlflow_database_and_know_their_array(door: Door) -> 
 
 # ---------------------------------------------------------------- chains
 
+FAILS_ONCE = "{name: fails, stage: count, set: {crash_rank: 0, mishaps: 1}}"
+
+
+def chain_of(door: Door, *steps: str) -> str:
+    """The file of a chain of these steps."""
+    path = door.cwd / "my chain.yaml"
+    path.write_text("steps:\n" + "".join(f"- {step}\n" for step in steps))
+    return str(path)
+
 
 def test_a_chain_runs_in_order_stops_for_a_person_and_goes_on(door: Door) -> None:
-    recipe = door.cwd / "my chain.yaml"
-    recipe.write_text(
-        "steps:\n"
-        "- {name: first, stage: count, set: {steps: 2}}\n"
-        "- {stop: look at the labels}\n"
-        "- {name: last, stage: count, set: {steps: 4}}\n"
-    )
-    done = door("chain", str(recipe), QUIET, "--name", "plan")
+    first = "{name: first, stage: count, set: {steps: 2}}"
+    last = "{name: last, stage: count, set: {steps: 4}}"
+    chain = chain_of(door, first, "{stop: look at the labels}", last)
+    done = door("chain", chain, QUIET, "--name", "plan")
     assert done.returncode == 0, done.stdout
     assert "then a stop: look at the labels" in done.stdout
     assert not door.folder("last").exists()
@@ -178,13 +183,8 @@ def test_a_chain_runs_in_order_stops_for_a_person_and_goes_on(door: Door) -> Non
 
 
 def test_a_chain_ends_where_a_step_fails_and_goes_on_from_there(door: Door) -> None:
-    recipe = door.cwd / "chain.yaml"
-    recipe.write_text(
-        "steps:\n"
-        "- {name: fails, stage: count, set: {crash_rank: 0, mishaps: 1}}\n"
-        "- {name: after it, stage: count}\n"
-    )
-    assert door("chain", str(recipe), QUIET, "--name", "plan").returncode == 1
+    chain = chain_of(door, FAILS_ONCE, "{name: after it, stage: count}")
+    assert door("chain", chain, QUIET, "--name", "plan").returncode == 1
     assert not door.folder("after it").exists()
     again = door("resume", "plan")
     assert again.returncode == 0, again.stdout
@@ -192,12 +192,8 @@ def test_a_chain_ends_where_a_step_fails_and_goes_on_from_there(door: Door) -> N
 
 
 def test_retry_of_a_chain_keeps_its_order(door: Door) -> None:
-    recipe = door.cwd / "chain.yaml"
-    recipe.write_text(
-        "steps:\n- {name: fails, stage: count, set: {crash_rank: 0, mishaps: 1}}\n"
-        "- {name: next, stage: count}\n"
-    )
-    assert door("chain", str(recipe), QUIET, "--name", "plan").returncode == 1
+    chain = chain_of(door, FAILS_ONCE, "{name: next, stage: count}")
+    assert door("chain", chain, QUIET, "--name", "plan").returncode == 1
     again = door("retry", "plan")
     assert again.returncode == 0, again.stdout
     ends = [json.loads((door.folder(name) / "done/count.json").read_text()) for name in ("fails", "next")]
@@ -206,29 +202,23 @@ def test_retry_of_a_chain_keeps_its_order(door: Door) -> None:
 
 def test_a_chain_takes_no_run_of_another_recipe_for_its_own(door: Door) -> None:
     door("count", "steps=3", QUIET, "--name", "taken")
-    recipe = door.cwd / "chain.yaml"
-    recipe.write_text("steps:\n- {name: taken, stage: count, set: {steps: 77}}\n")
-    refused = door("chain", str(recipe), QUIET)
+    refused = door("chain", chain_of(door, "{name: taken, stage: count, set: {steps: 77}}"), QUIET)
     assert refused.returncode == 2
     assert "steps: 3 there, 77 here" in refused.stdout
 
 
 def test_a_typo_in_the_last_step_is_found_before_the_first_starts(door: Door) -> None:
-    recipe = door.cwd / "chain.yaml"
-    recipe.write_text("steps:\n- {name: one, stage: count}\n- {name: two, stage: count, set: {stepz: 3}}\n")
-    done = door("chain", str(recipe), QUIET)
+    chain = chain_of(door, "{name: one, stage: count}", "{name: two, stage: count, set: {stepz: 3}}")
+    done = door("chain", chain, QUIET)
     assert done.returncode == 2
     assert "stepz: no such key; did you mean 'steps'" in done.stdout
     assert not (door.cwd / "runs").exists()
 
 
 def test_a_dry_run_of_a_chain_tells_its_steps_and_writes_nothing(door: Door) -> None:
-    recipe = door.cwd / "chain.yaml"
-    recipe.write_text(
-        "steps:\n- {name: one, stage: count}\n- {stop: draw}\n"
-        "- {name: two, stage: count, site_set: {cpus: 2}}\n"
-    )
-    assert door("chain", str(recipe), "--dry-run").stdout.splitlines() == [
+    last = "{name: two, stage: count, site_set: {cpus: 2}}"
+    chain = chain_of(door, "{name: one, stage: count}", "{stop: draw}", last)
+    assert door("chain", chain, "--dry-run").stdout.splitlines() == [
         "1. count 'one': 1 process on this machine, no GPU",
         "2. stop, after one: draw",
         "3. count 'two', after stop 2: 1 process on this machine, 2 CPUs each, no GPU",

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from eventually import eventually
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -85,12 +85,7 @@ class Cluster:
 
     def eventually(self, true: Callable[[], object], within_s: float = 60) -> bool:
         """Whether it comes true in time."""
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            if true():
-                return True
-            time.sleep(0.05)
-        return False
+        return eventually(true, within_s)
 
     def restart(self, daemon: str, stop_s: float = 0) -> None:
         """Ends slurmctld or the nodes' slurmd, waits, starts it again."""
