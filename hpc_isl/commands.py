@@ -111,7 +111,7 @@ def _retry(argv: list[str]) -> int:
 
     keys, run = _keys_and_run("retry", given)
     if run.stage == "chain":
-        return chain.retry(run, caller(_root(given)), given.wait)
+        return chain.go_on(run, caller(_root(given)), given.wait)
     chosen = _site(run, given.site, keys) if given.site or keys else None
     return retry.retry(run, chosen, caller(_root(given)), given.wait)
 

@@ -142,6 +142,16 @@ class Site(Strict):
         return len(gpus_here()) if self.executor == "local" else 0
 
     @property
+    def flags(self) -> dict[str, str | int | bool]:
+        """The further flags of sbatch as it writes them."""
+        return {key.replace("_", "-"): value for key, value in self.sbatch.items()}
+
+    @property
+    def server(self) -> str | None:
+        """The address of the MLflow server; None: a database, or nothing."""
+        return self.tracking if self.tracking and self.tracking.startswith("http") else None
+
+    @property
     def minutes(self) -> int | None:
         return minutes(self.time) if self.time else None
 

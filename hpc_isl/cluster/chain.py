@@ -67,7 +67,7 @@ def start(path: Path, keys: list[str], site: Site, name: str | None, caller: Cal
         _refuse_taken(_order(link, site, ()), caller)
     members = [os.path.relpath(_run_of(link, run), run.folder) for link in chained if link.step.stage]
     folders.make_chain(run, chain, site, members, caller.argv)
-    return _go_on(run, caller, wait)
+    return go_on(run, caller, wait)
 
 
 def dry_run(path: Path, keys: list[str], site: Site, name: str | None, caller: Caller, wait: bool) -> int:
@@ -100,12 +100,7 @@ def resume(run: Run, caller: Caller, wait: bool) -> int:
     waits = read_json(_waits(run))
     if waits:
         _pass(run, str(waits["name"]), str(waits["stop"]), caller)
-    return _go_on(run, caller, wait)
-
-
-def retry(run: Run, caller: Caller, wait: bool) -> int:
-    """Starts again what failed, each step after those before it; a stop stays a stop."""
-    return _go_on(run, caller, wait)
+    return go_on(run, caller, wait)
 
 
 def _pass(run: Run, name: str, stop: str, caller: Caller) -> None:
@@ -120,8 +115,8 @@ def _pass(run: Run, name: str, stop: str, caller: Caller) -> None:
     _waits(run).unlink()
 
 
-def _go_on(run: Run, caller: Caller, wait: bool) -> int:
-    """Starts each step whose stops are passed; one that failed before starts again."""
+def go_on(run: Run, caller: Caller, wait: bool) -> int:
+    """Starts each step whose stops are passed, after those before it; one that failed starts again."""
     made = read_json(run.record) or {}
     site, chained = sites.kept(run.site), links(_chain(run), run.name)
     by_name = {link.name: link for link in chained}
@@ -207,12 +202,10 @@ def _refuse_taken(order: orders.Order, caller: Caller) -> None:
     run = order.run(caller.root)
     if not run.folder.exists():
         return
-    if status.state(run).word == "done":
-        orders.refuse_another(run, orders.planned(order.stage, order.recipe, order.site))
-    else:
-        raise Mistake(
-            f"{run.stage} {run.name!r} is there and {status.state(run).word}; give the step another name"
-        )
+    word = status.state(run).word
+    if word != "done":
+        raise Mistake(f"{run.stage} {run.name!r} is there and {word}; give the step another name")
+    orders.refuse_another(run, orders.planned(order.stage, order.recipe, order.site))
 
 
 def _run_of(link: Link, run: Run) -> Path:

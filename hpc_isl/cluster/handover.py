@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from hpc_isl.cluster import allocation, local, local_array, report, status, submissions
+from hpc_isl.cluster import allocation, local, local_array, report, status, submissions, waiting
 from hpc_isl.cluster.follow import View
 from hpc_isl.cluster.forward import forwarding
 from hpc_isl.cluster.jobs import Job, module_of
@@ -141,10 +141,10 @@ def _array_here(run: Run, members: Sequence[Run], site: Site, caller: Caller) ->
     for job in jobs:
         submissions.note(job.run, job.attempt, site, **_this_process())
     with forwarding(run, site):
-        ending = local_array.compute_all(jobs, site, caller.say)
+        interrupted = local_array.compute_all(jobs, site, caller.say)
         for job in jobs:
             submissions.note(job.run, job.attempt, site, ended=now())
-    return report.ended_array(run, ending, caller)
+    return report.ended_array(run, interrupted, caller)
 
 
 def _in_allocation(run: Run, site: Site, caller: Caller) -> int:
@@ -160,10 +160,6 @@ def _in_allocation(run: Run, site: Site, caller: Caller) -> int:
 
 def _wait_for(after: Sequence[Run], caller: Caller) -> None:
     """Here there is no queue that waits for us."""
-    if not after:
-        return
-    from hpc_isl.cluster import waiting
-
     for run in after:
         caller.say(f"waiting for {run.label!r}")
         waiting.until_ended(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +54,13 @@ def stage_module(stage: str) -> ModuleType:
     return importlib.import_module(module_of(stage))
 
 
-def interpreter(site: Site) -> str | None:
-    """The command that starts Python in a job; None: this Python's.
+def interpreter(site: Site) -> str:
+    """The command that starts Python in a job, as a shell reads it; this Python, unless the site says.
 
     A container sees the home folder, the folder that it starts in and what the site binds.
     """
     if site.container is None:
-        return site.python
+        return site.python or shlex.quote(sys.executable)
     command = ["apptainer", "exec", *(["--nv"] if site.visible_gpus else [])]
     command += [part for folder in site.binds for part in ("--bind", folder)]
     return f"{shlex.join([*command, str(site.container)])} {site.python or 'python'}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,16 +16,8 @@ from hpc_isl.site import Site, gpus_here
 
 def command(job: Job, site: Site, before: Sequence[str] = ()) -> list[str]:
     """What starts a rank, a shell's if the site needs one; `before` is what starts the shell."""
-    python = interpreter(site)
-    words = [
-        *(shlex.split(python) if python else [sys.executable]),
-        "-u",
-        "-m",
-        "hpc_isl.cluster.worker",
-        job.module,
-        str(job.folder),
-        str(job.attempt),
-    ]
+    python = [*shlex.split(interpreter(site)), "-u", "-m", "hpc_isl.cluster.worker"]
+    words = [*python, job.module, str(job.folder), str(job.attempt)]
     script = "\n".join(["set -e", *site.setup, 'exec "$@"'])
     return [*before, "bash", "-c", script, "rank", *words]
 

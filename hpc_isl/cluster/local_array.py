@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -17,31 +16,24 @@ from hpc_isl.cluster.jobs import STOPPED, Job
 from hpc_isl.cluster.status import ranks
 from hpc_isl.cluster.supervise import Ending, Requests
 from hpc_isl.files import read_json
-from hpc_isl.run import Run
 from hpc_isl.site import Site, gpus_here
 
 LOOK_S = 0.2
 
 
-@dataclass(frozen=True)
-class ArrayEnding:
-    """How the elements ended; those that had not begun when a stop was asked for have no ending."""
+def compute_all(jobs: Sequence[Job], site: Site, say: Callable[[str], None]) -> bool:
+    """All elements to their end; one that fails leaves the others alone. A stop is asked of all.
 
-    endings: dict[Run, Ending]
-    interrupted: bool = False
-    stopped: bool = False
-
-
-def compute_all(jobs: Sequence[Job], site: Site, say: Callable[[str], None]) -> ArrayEnding:
-    """All elements to their end; one that fails leaves the others alone. A stop is asked of all."""
+    Returns:
+        Whether Ctrl-C asked for the stop.
+    """
     fits = local.slots(site)
     free = _gpu_sets(site, fits)
     say(f"{len(jobs)} elements, {fits} at once" if fits > 1 else f"{len(jobs)} elements, one after another")
     with Requests().listening() as requests, ThreadPoolExecutor(fits) as pool:
         futures = {pool.submit(_one, job, site, requests, free): job for job in jobs}
         _watch(futures, say)
-        found = {job.run: ending for future, job in futures.items() if (ending := future.result())}
-    return ArrayEnding(found, requests.interrupted, bool(requests.times))
+    return requests.interrupted
 
 
 def _gpu_sets(site: Site, fits: int) -> queue.SimpleQueue[Sequence[str] | None]:

@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,9 @@ def _hash(text: str | None) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else None
 
 
+@cache
 def code_digest() -> str:
-    """Hash of the package's source files, wherever it lies."""
+    """Hash of the source files of the package that this process runs, wherever it lies."""
     total = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         total.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -146,9 +148,13 @@ def standing_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def python_path(first: Path) -> str:
+    """PYTHONPATH with which a process finds the package that lies in `first`."""
+    return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))
+
+
 def import_path() -> str:
     """PYTHONPATH for a process that starts in the run folder and must find this very package."""
-    known = os.environ.get("PYTHONPATH", "")
     if "site-packages" in PACKAGE.parent.parts:
-        return known
-    return os.pathsep.join(filter(None, [str(PACKAGE.parent), known]))
+        return os.environ.get("PYTHONPATH", "")
+    return python_path(PACKAGE.parent)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpc_isl.cluster import status, table
 from hpc_isl.cluster.follow import progress_text
@@ -15,9 +15,6 @@ from hpc_isl.cluster.names import address
 from hpc_isl.cluster.supervise import Ending
 from hpc_isl.run import Run
 from hpc_isl.site import runs_root
-
-if TYPE_CHECKING:
-    from hpc_isl.cluster.local_array import ArrayEnding
 
 INTERRUPTED = 130
 
@@ -155,10 +152,10 @@ def chained(run: Run, caller: Caller) -> int:
     return 0
 
 
-def ended_array(run: Run, ending: ArrayEnding, caller: Caller) -> int:
+def ended_array(run: Run, interrupted: bool, caller: Caller) -> int:
     """How an array that was computed here has ended; the exit code."""
     code = _ended_elements(run, caller)
-    return INTERRUPTED if ending.interrupted and code != 0 else code
+    return INTERRUPTED if interrupted and code != 0 else code
 
 
 def _ended_elements(run: Run, caller: Caller) -> int:

@@ -25,9 +25,8 @@ def retry(run: Run, chosen: Site | None, caller: Caller, wait: bool) -> int:
     found = status.states(run.elements() or [run])
     left = {one: each for one, each in found.items() if each.word in AGAIN}
     if not left:
-        raise Mistake(
-            f"{run.label!r} has nothing to retry: {status.state(run).detail or status.state(run).word}"
-        )
+        now = status.state(run)
+        raise Mistake(f"{run.label!r} has nothing to retry: {now.detail or now.word}")
     code = 0
     for site, members in _by_site(left, chosen).items():
         code = launch.go_on(run, members, Site.model_validate_json(site), caller, wait=False) or code

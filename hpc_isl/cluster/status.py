@@ -103,19 +103,25 @@ class Silence:
 
 def _said(asked: Mapping[Run, Mapping[str, Any]]) -> dict[Run, Queued | Silence]:
     """Slurm's word on each run that was handed to it, where it has one."""
-    jobs: dict[str | None, dict[Run, str]] = {}
-    for run, content in asked.items():
-        if content.get("job"):
-            jobs.setdefault(content.get("slurm_conf"), {})[run] = str(content["job"])
     said: dict[Run, Queued | Silence] = {}
-    for conf, names in jobs.items():
-        answer = queue.queue(names.values(), Path(conf) if conf else None)
+    for conf, names in _by_cluster(asked).items():
+        answer = queue.queue(names.values(), conf)
         words = {
             run: Silence() if answer is None else _meant(run, asked[run], answer.get(name))
             for run, name in names.items()
         }
         said |= {run: word for run, word in words.items() if word is not None}
     return said
+
+
+def _by_cluster(asked: Mapping[Run, Mapping[str, Any]]) -> dict[Path | None, dict[Run, str]]:
+    """The jobs of those runs that Slurm has, by the configuration of its cluster."""
+    jobs: dict[Path | None, dict[Run, str]] = {}
+    for run, content in asked.items():
+        if content.get("job"):
+            conf = content.get("slurm_conf")
+            jobs.setdefault(Path(conf) if conf else None, {})[run] = str(content["job"])
+    return jobs
 
 
 def _meant(run: Run, asked: Mapping[str, Any], said: Queued | None) -> Queued | None:
@@ -282,19 +288,11 @@ def cancel(run: Run) -> str:
             raise Mistake(f"{run.label!r} runs on {content['host']}; cancel it there")
     for one in living:
         write_atomic(one.cancelled, now() + "\n")
-    jobs = _cancel_jobs(asked.values())
+    jobs = {conf: list(names.values()) for conf, names in _by_cluster(asked).items()}
+    for conf, names in jobs.items():
+        queue.cancel(names, conf)
     watchers = {each.pid: each for content in asked.values() if (each := watcher(content))}
     for process in watchers.values():
         process.send_signal(signal.SIGTERM)
-    told = [f"job {job}" for job in jobs] + [f"process {pid}" for pid in watchers]
+    told = [f"job {job}" for names in jobs.values() for job in names] + [f"process {pid}" for pid in watchers]
     return f"{', '.join(told) or run.label} is told to save and stop"
-
-
-def _cancel_jobs(asked: Sequence[Mapping[str, Any]] | Any) -> list[str]:
-    by_conf: dict[str | None, list[str]] = {}
-    for content in asked:
-        if content.get("job"):
-            by_conf.setdefault(content.get("slurm_conf"), []).append(str(content["job"]))
-    for conf, jobs in by_conf.items():
-        queue.cancel(jobs, Path(conf) if conf else None)
-    return [job for jobs in by_conf.values() for job in jobs]

@@ -12,7 +12,7 @@ from hpc_isl.cluster import record
 from hpc_isl.files import now, only_writer, read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
-from hpc_isl.site import Site
+from hpc_isl.site import Site, kept
 from hpc_isl.strict import to_yaml
 
 
@@ -24,7 +24,8 @@ def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
         "memory": site.memory, "limit": site.time, **facts,
     }  # fmt: skip
     write_atomic(run.attempts / str(attempt) / "submission.json", json.dumps(content, indent=1))
-    write_atomic(run.site, to_yaml(site))
+    if kept(run.site) != site:
+        write_atomic(run.site, to_yaml(site))
 
 
 def newest(run: Run) -> dict[str, Any]:

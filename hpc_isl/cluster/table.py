@@ -18,7 +18,6 @@ def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
     shown = [one for run in runs for one in (run, *(run.elements() if elements else []))]
     found = states(shown)
     rows = [HEAD, *(_row(run, found[run]) for run in shown)]
-    rows = [row for row in rows if row]
     kept = [c for c in range(len(HEAD)) if c == len(HEAD) - 1 or any(row[c] for row in rows[1:])]
     widths = {c: max(len(row[c]) for row in rows) for c in kept}
     return ["  ".join(row[c].ljust(widths[c]) for c in kept).rstrip() for row in rows]
@@ -43,8 +42,10 @@ def _share(run: Run) -> str:
 def _progress(run: Run) -> str:
     """The main figures of a finished run; else how far it is, with the last metrics."""
     figures = "  ".join(f"{name} {value}" for name, value in list(main_figures(run.summary()).items())[:2])
+    if figures:
+        return figures
     progress = (ranks(run) or [{}])[0].get("progress")
-    return figures or (progress_text(progress) if progress else "-")
+    return progress_text(progress) if progress else "-"
 
 
 def main_figures(summary: dict[str, Any] | None) -> dict[str, str]:
@@ -68,22 +69,23 @@ def attempts(run: Run) -> list[str]:
 def _attempt(records: Sequence[dict[str, Any]]) -> str:
     first, failure = records[0], first_failure(records)
     nodes = ", ".join(dict.fromkeys(record["node"] for record in records))
-    end = first.get("exit") or first["heartbeat"]
     ending = failure["message"].splitlines()[0] if failure else first.get("outcome", "no word since")
     job = f", job {first['job']}" if first.get("job") else ""
-    lasted = duration(age_s(first["start"]) - age_s(end))
-    return f"{first['start'][:19]} UTC, {lasted} on {nodes}{job}, {len(records)} ranks: {ending}"
+    began, lasted = first["start"][:19], duration(_lasted_s(first))
+    return f"{began} UTC, {lasted} on {nodes}{job}, {len(records)} ranks: {ending}"
 
 
 def took(run: Run) -> str:
     """Time that the run was worked on, over all its attempts."""
-    total = 0.0
-    for number in run.attempt_numbers():
-        for record in ranks(run, number)[:1]:
-            ended = age_s(record.get("exit") or record["heartbeat"])
-            still = not record.get("exit") and ended < FRESH_S  # a beat comes every few seconds only
-            total += age_s(record["start"]) - (0 if still else ended)
-    return duration(total)
+    firsts = (record for number in run.attempt_numbers() for record in ranks(run, number)[:1])
+    return duration(sum(map(_lasted_s, firsts)))
+
+
+def _lasted_s(record: dict[str, Any]) -> float:
+    """Of a rank: to its end, to now while its heart beats (every few seconds only), to its last beat."""
+    ended = age_s(record.get("exit") or record["heartbeat"])
+    still = not record.get("exit") and ended < FRESH_S
+    return age_s(record["start"]) - (0 if still else ended)
 
 
 def duration(seconds: float) -> str:

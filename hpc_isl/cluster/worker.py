@@ -53,9 +53,9 @@ def work(job: Job) -> None:
     attempt.folder.mkdir(parents=True, exist_ok=True)
     _redirect(attempt.log)
     _warn_through(attempt)
-    if here.slurm and overtaken(job.run, job.attempt, here.slurm):
-        raise SystemExit(f"the run was started again as another job: job {here.slurm} leaves it alone")
     if here.slurm:
+        if overtaken(job.run, job.attempt, here.slurm):
+            raise SystemExit(f"the run was started again as another job: job {here.slurm} leaves it alone")
         _prepare_node(attempt, here.slurm)
     listener = Listener(attempt, _deadline(here, where))
     with _forwarded(attempt, here, where):
@@ -106,8 +106,8 @@ def _forwarded(attempt: Attempt, here: Place, where: site.Site) -> AbstractConte
 
     A local run is forwarded by the process that watches over it.
     """
-    server = (where.tracking or "").startswith("http")
-    return forwarding(attempt.run, where) if here.slurm and server and not attempt.rank else nullcontext()
+    ours = here.slurm and where.server and attempt.rank == 0
+    return forwarding(attempt.run, where) if ours else nullcontext()
 
 
 # ---------------------------------------------------------------- being told to stop

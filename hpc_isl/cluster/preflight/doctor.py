@@ -39,7 +39,7 @@ def doctor(site: Site, root: Path, patience_s: float, say: Say) -> int:
     tell(_here(site, root))
     with _folder(root) as folder:
         if folder is not None:
-            here = probe.facts(folder, tracking=_server(site, root))
+            here = probe.facts(folder, tracking=site.server)
             tell(_of_this_machine(site, root, here))
             if site.executor == "slurm":
                 _nodes(site, root, folder, here, patience_s, say, tell, found)
@@ -139,12 +139,6 @@ def database(path: Path, known: Sequence[Mount]) -> Finding:
     return Finding("warn", "MLflow database", f"{path} lies on a network file system ({mount.kind})", advice)
 
 
-def _server(site: Site, root: Path) -> str | None:
-    """The address of a tracking server, if it is one."""
-    address = site.tracking_address(root)
-    return address if address and address.startswith("http") else None
-
-
 @contextmanager
 def _folder(root: Path) -> Iterator[Path | None]:
     """A folder below the runs, gone afterwards with all that was made for it; None: it cannot be made."""
@@ -174,7 +168,7 @@ def _of_this_machine(site: Site, root: Path, here: Facts) -> Iterator[Finding]:
     if site.executor != "slurm":
         yield findings.gpus([here], site)
         yield findings.cpus([here], site)
-    server = _server(site, root)
+    server = site.server
     if server:
         yield findings.tracking([here], server, "here")
 
@@ -191,14 +185,14 @@ def _nodes(
     if hopeless:
         say(f"        not asked: {hopeless.check} comes first")
         return
-    made = visit.visit(site, folder, _server(site, root))
+    made = visit.visit(site, folder, site.server)
     if made.refused:
         tell(
             [Finding("FAIL", "job", _said(made.refused), "the site's partition, account or qos may be wrong")]
         )
         return
     outcome = visit.wait(made, patience_s, lambda text: say(f"        {text}"))
-    tell(of_nodes(made, outcome, here, _server(site, root)))
+    tell(of_nodes(made, outcome, here, site.server))
 
 
 def _said(errors: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ from pathlib import Path
 from hpc_isl.cluster.jobs import interpreter
 from hpc_isl.cluster.preflight import probe
 from hpc_isl.cluster.preflight.probe import Facts
-from hpc_isl.cluster.record import snapshot
+from hpc_isl.cluster.record import python_path, snapshot
 from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.cluster.slurm.queue import Queued, queue
+from hpc_isl.cluster.status import OURS
 from hpc_isl.site import Site
 
 NODES = 2  # enough to see whether nodes reach each other
@@ -24,10 +24,7 @@ MINUTES = 5
 MEMORY = "2G"
 POLL_S = 0.5
 LATE_S = 20.0  # a network file system may show a file this long after it was written
-ENDED = {
-    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
-    "PREEMPTED", "REVOKED",
-}  # fmt: skip
+ENDED = {"COMPLETED", *(state for state, word in OURS.items() if word in ("failed", "cancelled"))}
 # A job that waits for one of these waits for ever.
 NEVER = {
     "PartitionTimeLimit", "PartitionNodeLimit", "PartitionInactive", "PartitionDown", "InvalidAccount",
@@ -98,8 +95,7 @@ def _flags(site: Site, folder: Path, nodes: int) -> Iterator[str]:
         "constraint": site.constraint, "reservation": site.reservation, "chdir": folder,
         "output": str(folder / "job.log").replace("%", "%%"), "requeue": None, "no-requeue": True,
     }  # fmt: skip
-    own = {key.replace("_", "-"): value for key, value in site.sbatch.items()}
-    for key, value in {**given, **own}.items():
+    for key, value in {**given, **site.flags}.items():
         if value is not None and value is not False:
             yield f"--{key}" if value is True else f"--{key}={value}"
 
@@ -113,13 +109,13 @@ def _memory(site: Site) -> str | None:
 
 def script(site: Site, folder: Path, tracking: str | None) -> str:
     """What the job does: the site's own lines, then the probe on each node."""
-    path = os.pathsep.join(filter(None, [str(folder / "code"), os.environ.get("PYTHONPATH")]))
+    path = python_path(folder / "code")
     command = ["-m", "hpc_isl.cluster.preflight.probe", str(folder), *([tracking] if tracking else [])]
     lines = [
         "#!/bin/bash",
         *site.setup,
         f"export PYTHONPATH={shlex.quote(path)} SRUN_CPUS_PER_TASK={site.cpus or 1}",
-        f"srun {interpreter(site) or shlex.quote(sys.executable)} {shlex.join(command)}",
+        f"srun {interpreter(site)} {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ from typing import Any
 import submitit
 
 from hpc_isl.cluster.jobs import Job, interpreter, threads
-from hpc_isl.cluster.record import snapshot
+from hpc_isl.cluster.record import python_path, snapshot
 from hpc_isl.cluster.slurm import limits, queue
 from hpc_isl.cluster.slurm.ask import ask, environment
 from hpc_isl.cluster.worker import work
@@ -90,13 +90,12 @@ def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, str | int |
         flags["kill-on-invalid-dep"] = "yes"
     if site.reservation:
         flags["reservation"] = site.reservation
-    own = {key.replace("_", "-"): value for key, value in site.sbatch.items()}
-    return {key: value for key, value in (flags | own).items() if value is not False}
+    return {key: value for key, value in (flags | site.flags).items() if value is not False}
 
 
 def _setup(batch: Batch, site: Site, cpus: int) -> list[str]:
     """Shell lines before srun: the site's, then the code that was submitted and the CPUs of each rank."""
-    path = os.pathsep.join(filter(None, [str(batch.code), os.environ.get("PYTHONPATH")]))
+    path = python_path(batch.code)
     exports = {"HPC_ISL_EXECUTOR": "slurm", "PYTHONPATH": path, "SRUN_CPUS_PER_TASK": str(cpus)}
     return [
         *site.setup,
@@ -125,8 +124,8 @@ def text(batch: Batch, site: Site) -> str:
 
 def start_time(batch: Batch, site: Site) -> str:
     """When Slurm says that the job would start; the reason where it would refuse it."""
-    code, out, errors = ask(["sbatch", "--test-only"], site.slurm_conf, given=text(batch, site))
-    return (errors or out).removeprefix("sbatch: ") if code in (0, 1) else errors
+    _, out, errors = ask(["sbatch", "--test-only"], site.slurm_conf, given=text(batch, site))
+    return (errors or out).removeprefix("sbatch: ")
 
 
 @dataclass(frozen=True)
