@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -51,11 +52,16 @@ def predict(
             "than in whole fields, and seams may show; predict.tile=null avoids them",
             stacklevel=2,
         )
+    return _blended(sources, tile, halo, lambda part: _whole(network, part, device, dtype))
+
+
+def _blended(sources: Pixels, tile: int, halo: int, whole: Callable[[Pixels], Pixels]) -> Pixels:
+    """The tiles' predictions, each weighted by its bell, over their weights."""
     shape = (sources.shape[1], sources.shape[2])
     weight = np.zeros(shape, np.float32)
     total: Pixels | None = None
     for each in tiles(shape, tile, halo):
-        part = _whole(network, sources[:, *each.read], device, dtype)
+        part = whole(sources[:, *each.read])
         if total is None:
             total = np.zeros((len(part), *shape), np.float32)
         bell = _bell(each, halo // 2)

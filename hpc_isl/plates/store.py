@@ -61,13 +61,7 @@ def write_field(
     Raises:
         Mistake: the disk is full, an image is there already, or the field's name is no folder name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9]+", field.key.name):
-        raise Mistake(f"field {str(field.key)!r}: the name of a field is made of letters and digits")
-    if pixels.shape != field.shape or pixels.dtype.name != field.dtype:
-        raise Mistake(
-            f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
-            f"not {pixels.dtype.name} {pixels.shape}"
-        )
+    _check_field(field, pixels)
     from hpc_isl.plates import ngff
 
     count = count_levels(field.shape, levels)
@@ -83,3 +77,13 @@ def write_field(
             "statistics": to_dict(statistics),
         }
         metadata.write_group(folder, ngff.attributes(ngff.image(plate, field, count, statistics)), ours)
+
+
+def _check_field(field: Field, pixels: NDArray[Any]) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9]+", field.key.name):
+        raise Mistake(f"field {str(field.key)!r}: the name of a field is made of letters and digits")
+    if pixels.shape != field.shape or pixels.dtype.name != field.dtype:
+        raise Mistake(
+            f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
+            f"not {pixels.dtype.name} {pixels.shape}"
+        )

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from large_plate import large_plate
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates import index as index_file
-from hpc_isl.plates import index_table, metadata, ngff
-from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout, well_name
-from hpc_isl.plates.statistics import FieldStatistics, Histogram, PlaneStatistics, measure, to_dict
+from hpc_isl.plates import index_table
+from hpc_isl.plates.plate import Channel, FieldKey, Plate
+from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import finalise, open_plate, rebuild_index, write_field
 from hpc_isl.recipe import CodecRecipe
 
@@ -175,31 +175,6 @@ def test_the_table_opens_in_pandas_with_a_column_for_each_fact(make_plate: MakeP
 
 
 # ---------------------------------------------------------------- speed
-
-
-def large_plate(path: Path) -> Plate:
-    """The index of 384 wells × 9 fields, 6 channels, 4 planes: no pixels, all the statistics."""
-    rows, columns = layout({"P24"})
-    wells = [well_name(row, column) for row in range(16) for column in range(24)]
-    fields = tuple(
-        Field(FieldKey(well, str(number)), (1, 6, 4, 2160, 2160), "uint16", (1.0, 2.0), (0.0, 2.0, 4.0, 6.0))
-        for well in wells
-        for number in range(1, 10)
-    )
-    plate = Plate("large", rows, columns, tuple(Channel(f"channel {c}") for c in range(6)), fields, 0.3, 2.0)
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(np.linspace(3000, 0, 1280) ** 1.2).astype(np.int64)
-    planes = {(0, c, z): PlaneStatistics(*rng.random(9).tolist()) for c in range(6) for z in range(4)}
-    statistics = FieldStatistics(planes, {c: Histogram("uint16", counts) for c in range(6)}, (), "0" * 32)
-    packed, facts = to_dict(statistics), metadata.image_facts(plate)
-    images = [
-        {"field": metadata.field_facts(field), "levels": 5, "plate": facts, "statistics": packed}
-        for field in fields
-    ]
-    index_file._write_index(path, images)
-    ours = {"plate": metadata.plate_facts(plate), "plate_map": {}, "problems": []}
-    metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
-    return plate
 
 
 def test_a_plate_of_3456_fields_opens_from_two_files_without_heavy_libraries(tmp_path: Path) -> None:
