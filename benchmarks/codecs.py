@@ -27,7 +27,7 @@ from zarr.codecs import BloscCodec
 from hpc_isl.plates.assemble import assemble
 from hpc_isl.plates.levels import open_fresh, write_pyramid
 from hpc_isl.plates.readers import harmony
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.stages import synthetic
 
 EDGE, CROP, PLANES, CROPS = 2160, 512, 4, 60

@@ -36,7 +36,9 @@ from hpc_isl.learning.split import draw  # noqa: E402
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout  # noqa: E402
 from hpc_isl.plates.statistics import measure  # noqa: E402
 from hpc_isl.plates.store import finalise, open_plate, write_field  # noqa: E402
-from hpc_isl.recipe import CodecRecipe, PretrainRecipe, SplitRecipe  # noqa: E402
+from hpc_isl.recipes.plates import CodecRecipe  # noqa: E402
+from hpc_isl.recipes.pretrain import PretrainRecipe  # noqa: E402
+from hpc_isl.recipes.training import SplitRecipe  # noqa: E402
 
 EDGE = 2160
 DEPTH = 4

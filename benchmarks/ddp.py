@@ -32,7 +32,7 @@ from hpc_isl.learning.precision import autocast, resolve
 from hpc_isl.learning.transfer import MicroBatch
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.world import World, open_world
-from hpc_isl.recipe import NetRecipe, OptimRecipe, TrainRecipe
+from hpc_isl.recipes.training import NetRecipe, OptimRecipe, TrainRecipe
 from hpc_isl.run import Attempt, Run
 
 WARM_UP = 2

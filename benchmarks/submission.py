@@ -27,7 +27,7 @@ import numpy as np
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import finalise, write_field
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 
 EDGE, DEPTH = 256, 2
 DOOR = ["-m", "hpc_isl.submit"]

@@ -13,7 +13,8 @@ from pydantic_core import PydanticUndefined
 
 from hpc_isl.many import ChainRecipe, SweepRecipe
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import RECIPES, Recipe, shipped
+from hpc_isl.recipe import RECIPES, shipped
+from hpc_isl.recipes.base import Recipe
 from hpc_isl.site import Site
 from hpc_isl.strict import Strict, flatten, models_in, read_yaml
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
-from hpc_isl.recipe import Recipe
+from hpc_isl.recipes.base import Recipe
 from hpc_isl.strict import Strict
 
 
@@ -27,6 +29,21 @@ class SweepRecipe(Recipe):
         if not self.over or (isinstance(self.over, dict) and not all(self.over.values())):
             raise ValueError("over is empty; say what varies, as in over='{seed: [0, 1, 2]}'")
         return self
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What a stage makes of the elements of a sweep, where it offers `arrange(elements, folder)`.
+
+    Attributes:
+        elements: name -> recipe, in order.
+        says: what the user should know.
+        last: name of the element that waits for all others, and is planned when its job starts.
+    """
+
+    elements: Mapping[str, Recipe]
+    says: tuple[str, ...] = ()
+    last: str | None = None
 
 
 class StepRecipe(Strict):

@@ -19,6 +19,7 @@ STAGES = {
     "convert": "a vendor's export to an OME-Zarr plate",
     "annotate": "import label images to a plate, or draft labels from a stain",
     "pretrain": "in silico labeling: a network learns stains from label-free images",
+    "finetune": "a few annotated boxes turn a pretrained network into one that segments",
 }
 MANY = {
     "sweep": "an array of runs of one stage that differ in what is swept over",

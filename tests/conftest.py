@@ -113,7 +113,7 @@ def _write_stained_plate(
     from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
     from hpc_isl.plates.statistics import measure
     from hpc_isl.plates.store import finalise, write_field
-    from hpc_isl.recipe import CodecRecipe
+    from hpc_isl.recipes.plates import CodecRecipe
 
     channels = (*(Channel(name, fluorescent=False) for name in label_free), *map(Channel, stains))
     shape = (times, len(channels), planes, size, size)

@@ -145,7 +145,7 @@ def test_xml_entities_are_refused(door: Door, export: Path) -> None:
 @pytest.fixture(scope="session")
 def plates(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the converted plate P.zarr."""
-    from hpc_isl.recipe import ConvertRecipe
+    from hpc_isl.recipes.plates import ConvertRecipe
     from hpc_isl.run import Attempt, Run
     from hpc_isl.stages import convert
 

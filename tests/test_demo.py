@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpc_isl.recipe import PretrainRecipe, load, shipped
+from hpc_isl.recipe import load, shipped
+from hpc_isl.recipes.pretrain import PretrainRecipe
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PLATE = "--wells 5 --fields 1 --size 128"

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import RECIPES, PretrainRecipe, digest, load, shipped, shipped_names
+from hpc_isl.recipe import RECIPES, digest, load, shipped, shipped_names
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.strict import parse, read_yaml, to_yaml
 
 PLATE = ["plates=[P1.zarr]", "sources=[{channel: BF}]", "targets=[{channel: DAPI, plane: max}]"]

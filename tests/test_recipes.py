@@ -7,7 +7,8 @@ import yaml
 
 from hpc_isl.learning import model
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import PretrainRecipe, digest, load, shipped_names
+from hpc_isl.recipe import digest, load, shipped_names
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.pretrain import plan, pretrain
 from hpc_isl.strict import parse, to_yaml

@@ -18,6 +18,7 @@ STAGES = {
     "convert": "hpc_isl.stages.convert",
     "annotate": "hpc_isl.stages.annotate",
     "pretrain": "hpc_isl.stages.pretrain",
+    "finetune": "hpc_isl.stages.finetune",
 }
 ALONE = {"convert", "annotate"}  # one process, which starts others as it needs them
 MISTAKE, FAILED, STOPPED = 2, 1, 3  # exit codes; 0 is done

@@ -11,7 +11,7 @@ from hpc_isl.cluster.jobs import ALONE, stage_module
 from hpc_isl.cluster.place import in_allocation
 from hpc_isl.files import read_json
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import Recipe
+from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
 from hpc_isl.strict import flatten, read_yaml

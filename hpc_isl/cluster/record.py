@@ -21,7 +21,8 @@ from typing import Any
 import hpc_isl
 from hpc_isl.files import now
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import Recipe, digest
+from hpc_isl.recipe import digest
+from hpc_isl.recipes.base import Recipe
 
 NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
 PACKAGE = Path(hpc_isl.__file__).parent

@@ -13,7 +13,8 @@ from hpc_isl.cluster.jobs import STAGES, module_of
 from hpc_isl.cluster.orders import Order, site_of
 from hpc_isl.many import SweepRecipe
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.recipe import RECIPES, Recipe, read
+from hpc_isl.recipe import RECIPES, read
+from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Run
 from hpc_isl.site import Site
 from hpc_isl.strict import override, parse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpc_isl.learning.pixels import Pixels
-from hpc_isl.recipe import AugmentRecipe
+from hpc_isl.recipes.training import AugmentRecipe
 
 
 def zoom(recipe: AugmentRecipe, rng: np.random.Generator) -> float:

@@ -14,7 +14,7 @@ from hpc_isl.learning.forking import fork_server
 from hpc_isl.learning.samples import Crops
 from hpc_isl.learning.shares import micro_batches
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import TrainRecipe
+from hpc_isl.recipes.training import TrainRecipe
 
 # A job that is stopping saves at a step's end: till then its loading processes live on.
 GRACE_S = 30

@@ -20,7 +20,8 @@ from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.statistics import Histogram
 from hpc_isl.plates.store import Index
-from hpc_isl.recipe import ForegroundRecipe, NormalizeRecipe, PlaneRecipe, PretrainRecipe
+from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.training import ForegroundRecipe, NormalizeRecipe, PlaneRecipe
 
 # So many training fields, evenly spread, tell what the index cannot: the numbers of corrected pixels.
 SAMPLED_FIELDS = 64

@@ -19,7 +19,7 @@ import torch
 from hpc_isl.files import write_atomic
 from hpc_isl.learning import encoders, unet, weights
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import NetRecipe
+from hpc_isl.recipes.training import NetRecipe
 
 LIBRARIES = ("segmentation_models_pytorch", "timm")
 # Of the thousand names of timm these; the library itself is asked about the others.

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.recipe import NetRecipe
+from hpc_isl.recipes.training import NetRecipe
 
 TABLE = Path(__file__).with_name("encoders.json")
 DECODERS = (3, 4, 5)

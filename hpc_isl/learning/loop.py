@@ -24,7 +24,7 @@ from hpc_isl.learning.shares import check_shares
 from hpc_isl.learning.transfer import MicroBatch, on_device
 from hpc_isl.learning.world import World
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import OptimRecipe, TrainRecipe
+from hpc_isl.recipes.training import OptimRecipe, TrainRecipe
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hpc_isl.files import read_json, write_atomic
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import NetRecipe, PredictRecipe
+from hpc_isl.recipes.training import NetRecipe, PredictRecipe
 
 FORMAT = 1
 WEIGHTS, CONTRACT = "weights.safetensors", "contract.json"

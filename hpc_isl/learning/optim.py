@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from hpc_isl.recipe import OptimRecipe
+from hpc_isl.recipes.training import OptimRecipe
 
 
 def optimizer_of(parameters: Iterable[torch.nn.Parameter], optim: OptimRecipe) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from hpc_isl.learning.view import Foreground, View
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
-from hpc_isl.recipe import AugmentRecipe, TrainRecipe
+from hpc_isl.recipes.training import AugmentRecipe, TrainRecipe
 from hpc_isl.seeds import stream
 
 REDRAWS = 8

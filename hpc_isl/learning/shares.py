@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import TrainRecipe
+from hpc_isl.recipes.training import TrainRecipe
 
 
 def steps_of(train: TrainRecipe, samples: int) -> int:

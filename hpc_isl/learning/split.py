@@ -16,7 +16,7 @@ from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey, Plate, well_position
 from hpc_isl.plates.store import Index
-from hpc_isl.recipe import SplitRecipe
+from hpc_isl.recipes.training import SplitRecipe
 from hpc_isl.seeds import stream
 
 PARTS = ("train", "validation", "test")

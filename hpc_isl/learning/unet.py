@@ -15,7 +15,7 @@ from hpc_isl import seeds
 from hpc_isl.learning.stride import STRIDE
 from hpc_isl.learning.weights import find_weights, read_weights
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.recipe import NetRecipe
+from hpc_isl.recipes.training import NetRecipe
 
 
 def build(net: NetRecipe, sources: int, outputs: int, seed: int = 0, pretrained: bool = True) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hpc_isl.learning.flat_field import Profile
 from hpc_isl.learning.planes import Numbers
-from hpc_isl.recipe import NormalizeRecipe
+from hpc_isl.recipes.training import NormalizeRecipe
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hpc_isl.plates import metadata
 from hpc_isl.plates.levels import open_fresh, write_pyramid
 from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, Plate
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 
 Box = tuple[int, int, int, int]
 

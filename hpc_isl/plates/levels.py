@@ -12,7 +12,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 
 SHARD_EDGE = 4096
 SMALLEST_EDGE = 256

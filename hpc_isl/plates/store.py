@@ -19,7 +19,7 @@ from hpc_isl.plates.levels import count_levels, open_level, read_box, write_pyra
 from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.plates.statistics import FieldStatistics, to_dict
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 
 __all__ = [
     "Index",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import Field, FieldKey
-from hpc_isl.recipe import AnnotateRecipe
+from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages import annotate_files
 from hpc_isl.stages.annotate_files import Box, LabelFile, raise_together

@@ -11,7 +11,7 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.plates.partial import naming_full, sweep
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, finalise, open_plate
-from hpc_isl.recipe import ConvertRecipe
+from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.convert_costs import costs
 from hpc_isl.stages.convert_record import held

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 
 SAMPLED_FILES = 1000
 PYRAMID = 4 / 3  # levels below the first add a third

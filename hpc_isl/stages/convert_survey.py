@@ -15,7 +15,7 @@ from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, well_name, well
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
 from hpc_isl.plates.readers import detect
 from hpc_isl.plates.store import open_plate
-from hpc_isl.recipe import ConvertRecipe
+from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.stages.convert_costs import Costs, readable
 from hpc_isl.stages.convert_record import State, state
 

@@ -18,7 +18,7 @@ from hpc_isl.plates.metadata import read_group
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, Plate
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import image_path, write_field
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hpc_isl.learning.stride import check_grid
 from hpc_isl.learning.weight_files import SUFFIXES
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.store import label_names
-from hpc_isl.recipe import PretrainRecipe
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.study import Place, Study, name_of, open_plates
 

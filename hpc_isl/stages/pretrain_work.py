@@ -29,7 +29,8 @@ from hpc_isl.learning.transfer import MicroBatch
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.view import View
 from hpc_isl.learning.world import World, open_world
-from hpc_isl.recipe import PretrainRecipe, digest
+from hpc_isl.recipe import digest
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.held_out import Predictor, by_plate_map, figures, main_scores, quick_scores
 from hpc_isl.stages.ledger import Ledger

@@ -15,7 +15,7 @@ from hpc_isl.learning.fields import field_view, level_on
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.stages.held_out import Seen
 from hpc_isl.stages.study import Place, Study, name_of
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from hpc_isl import submit
 from hpc_isl.cluster import jobs
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import RECIPES, Recipe
+from hpc_isl.recipe import RECIPES
+from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Attempt, Plan
 
 

@@ -12,7 +12,7 @@ import pytest
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.seeds import stream
 
 MakePlate = Callable[..., Index]

@@ -19,7 +19,7 @@ from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.loop import Hooks, train
 from hpc_isl.learning.losses import loss_of
 from hpc_isl.learning.world import World, open_world
-from hpc_isl.recipe import OptimRecipe, TrainRecipe
+from hpc_isl.recipes.training import OptimRecipe, TrainRecipe
 from hpc_isl.run import Attempt, Run
 
 SETTINGS = {"steps": 6, "batch": 8, "micro_batch": 2, "checkpoint_every": 2, "kill_at": 0, "stop_at": 0}

@@ -21,7 +21,8 @@ from hpc_isl.learning.shares import micro_batches
 from hpc_isl.learning.split import draw
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.store import Index
-from hpc_isl.recipe import PretrainRecipe, SplitRecipe, TrainRecipe
+from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.training import SplitRecipe, TrainRecipe
 
 MakePlate = Callable[..., Index]
 Given = dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]

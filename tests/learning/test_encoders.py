@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from hpc_isl.learning import encoder_table, encoders, unet
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import NetRecipe
+from hpc_isl.recipes.training import NetRecipe
 
 TABLE = encoders._table()
 MAKE = "make the table anew: python -m hpc_isl.learning.encoder_table"

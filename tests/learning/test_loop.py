@@ -19,7 +19,7 @@ from hpc_isl.learning.optim import optimizer_of, rate
 from hpc_isl.learning.shares import check_shares
 from hpc_isl.learning.world import World
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import OptimRecipe, TrainRecipe
+from hpc_isl.recipes.training import OptimRecipe, TrainRecipe
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 spec = importlib.util.spec_from_file_location("ranks", SCRIPT)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hpc_isl.learning.augment import resize, shade, turn, zoom
 from hpc_isl.learning.pixels import choose_planes, grown, normalise, numbers, pad, project, subtract_box_mean
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import AugmentRecipe
+from hpc_isl.recipes.training import AugmentRecipe
 from hpc_isl.seeds import stream
 
 FOCUS = {0: 1.0, 1: 2.0, 2: 5.0, 3: 4.0, 4: 0.5}

@@ -13,7 +13,7 @@ from hpc_isl.learning.predict import predict
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.view import Foreground, Role, View
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import NetRecipe, PredictRecipe
+from hpc_isl.recipes.training import NetRecipe, PredictRecipe
 
 
 class Small(nn.Module):

@@ -15,7 +15,8 @@ from hpc_isl.learning.view import Foreground, Role, View
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
-from hpc_isl.recipe import AugmentRecipe, PretrainRecipe, SplitRecipe
+from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.training import AugmentRecipe, SplitRecipe
 from hpc_isl.seeds import stream
 
 MakePlate = Callable[..., Index]

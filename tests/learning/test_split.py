@@ -14,7 +14,7 @@ from hpc_isl.learning.split import Split, draw
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Field, FieldKey, Plate, well_name
 from hpc_isl.plates.store import Index
-from hpc_isl.recipe import SplitRecipe
+from hpc_isl.recipes.training import SplitRecipe
 
 HEAD = "plate,well,field,part\n"
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from hpc_isl.learning import weights
 from hpc_isl.learning.unet import build, check_weights
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import NetRecipe
+from hpc_isl.recipes.training import NetRecipe
 
 TINY = NetRecipe(encoder="resnet18", weights=None, decoder=[32, 16, 8, 8, 4])
 

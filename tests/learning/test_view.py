@@ -17,7 +17,8 @@ from hpc_isl.learning.view import Role, View
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Channel, FieldKey
 from hpc_isl.plates.store import Index, read_box
-from hpc_isl.recipe import PretrainRecipe, SplitRecipe
+from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.training import SplitRecipe
 from hpc_isl.seeds import stream
 
 MakePlate = Callable[..., Index]

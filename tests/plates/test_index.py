@@ -20,7 +20,7 @@ from hpc_isl.plates import index_table
 from hpc_isl.plates.plate import Channel, FieldKey, Plate
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import finalise, open_plate, rebuild_index, write_field
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 
 B02, B03 = FieldKey("B02", "1"), FieldKey("B03", "1")
 SHAPE = (1, 2, 3, 70, 90)

@@ -31,7 +31,7 @@ from hpc_isl.plates.store import (
     write_field,
     write_labels,
 )
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 
 B02 = FieldKey("B02", "1")
 EVERY_PLANE = slice(None)

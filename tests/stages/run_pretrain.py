@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from hpc_isl.recipe import PretrainRecipe
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.pretrain import pretrain
 from hpc_isl.strict import parse, read_yaml

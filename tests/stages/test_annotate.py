@@ -17,7 +17,7 @@ from PIL import Image
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.recipe import AnnotateRecipe, ConvertRecipe, PatternRecipe
+from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe, PatternRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages import synthetic
 from hpc_isl.stages.annotate import annotate, plan

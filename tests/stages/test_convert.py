@@ -21,7 +21,8 @@ import tifffile
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_level, open_plate, read_box
-from hpc_isl.recipe import ConvertRecipe, load
+from hpc_isl.recipe import load
+from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.convert import convert, plan
 from hpc_isl.strict import to_yaml

@@ -14,7 +14,7 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field, write_labels
-from hpc_isl.recipe import CodecRecipe
+from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.stages.inspect import inspect, validate
 
 KEY = FieldKey("B02", "1")

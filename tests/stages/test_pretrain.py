@@ -21,7 +21,8 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.objects.scores import pcc
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import open_plate, read_box, write_labels
-from hpc_isl.recipe import PretrainRecipe, load
+from hpc_isl.recipe import load
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.pictures import round_length
 from hpc_isl.stages.pretrain import plan, pretrain

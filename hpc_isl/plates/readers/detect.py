@@ -8,7 +8,7 @@ from pathlib import Path
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import harmony, pattern
-from hpc_isl.recipe import ConvertRecipe
+from hpc_isl.recipes.plates import ConvertRecipe
 
 
 def read(recipe: ConvertRecipe) -> Export:

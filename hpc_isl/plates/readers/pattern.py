@@ -16,7 +16,7 @@ from hpc_isl.plates.readers import pattern_axes, stacks
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_axes import Axes
 from hpc_isl.plates.readers.pattern_names import Named, by_regex, by_table
-from hpc_isl.recipe import PatternRecipe
+from hpc_isl.recipes.plates import PatternRecipe
 
 
 @dataclass(frozen=True, slots=True)

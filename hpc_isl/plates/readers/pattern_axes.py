@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FORMATS, Channel, FieldKey, layout, row_name, well_name, well_position
 from hpc_isl.plates.readers.pattern_names import Named, natural
-from hpc_isl.recipe import PatternRecipe
+from hpc_isl.recipes.plates import PatternRecipe
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _FIELD = re.compile(r"(?!\d+x)[A-Za-z0-9]+")  # 1x2 would read as field 2 of acquisition 1

@@ -10,7 +10,7 @@ import pytest
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.readers import detect
-from hpc_isl.recipe import ConvertRecipe
+from hpc_isl.recipes.plates import ConvertRecipe
 
 PATTERN = {"regex": r"(?P<well>\w+)\.tif"}
 

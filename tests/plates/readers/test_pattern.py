@@ -19,7 +19,8 @@ from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Export, FieldKey
 from hpc_isl.plates.readers import pattern
 from hpc_isl.plates.readers.pattern_names import natural
-from hpc_isl.recipe import ConvertRecipe, PatternRecipe, load
+from hpc_isl.recipe import load
+from hpc_isl.recipes.plates import ConvertRecipe, PatternRecipe
 
 Images = Callable[..., Path]
 REGEX = r"(?P<well>\w+?)_s(?P<field>[^_]+)_w(?P<channel>\w+?)(_z(?P<plane>[^_]+))?(_t(?P<time>\w+))?\.tif"

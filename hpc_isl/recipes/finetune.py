@@ -1,0 +1,144 @@
+"""The recipe of fine-tuning: a network learns to segment from a few annotated boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field as Bound
+from pydantic import field_validator, model_validator
+
+from hpc_isl.recipes.base import Count, Recipe
+from hpc_isl.recipes.training import (
+    AugmentRecipe,
+    DataRecipe,
+    NetRecipe,
+    OptimRecipe,
+    PlaneRecipe,
+    PredictRecipe,
+    SplitRecipe,
+    TrainRecipe,
+)
+from hpc_isl.strict import Strict
+
+Arm = Literal["random", "imagenet", "random+isl", "imagenet+isl", "drafted", "best"]
+
+
+class ObjectsRecipe(Strict):
+    """What the network says of objects, and how its words become labels."""
+
+    kind: Literal["nuclei", "cells"] = "nuclei"
+    """nuclei: a mask, Jaccard loss, objects are what does not touch; cells: a distance map and a mask,
+    squared error + alpha × cross entropy, objects by flooding"""
+    head: Literal["same", "paper"] = "same"
+    """same: one 3 × 3 convolution with fresh weights, whatever the arm; paper: ISL arms keep the stain's
+    output (nuclei: shifted sigmoid of the scaled stain; cells: two convolutions that widen 1 to 2)"""
+    slope: Annotated[float, Bound(gt=0)] = 10.0
+    """a of the paper's head for nuclei, 1 / (1 + exp(-a (x - 0.5))), x the stain in [0, 1]"""
+    scale: Literal["object", "pixels"] = "object"
+    """unit of the distance map: the greatest of each object at 255, or pixels of the level read; h and
+    alpha refer to it"""
+    alpha: Annotated[float, Bound(gt=0)] = 2000.0
+    """cells: weight of the mask's cross entropy beside the squared error of the distance map"""
+    h: Annotated[float, Bound(ge=0)] = 10.0
+    """cells: peaks of the distance map less than h apart in height are one object"""
+    min_area: Count = 0
+    """smaller objects are dropped, in pixels of the level read"""
+    method: Literal["flood", "reference"] = "flood"
+    """reference: the same by scikit-image step by step, slow; to check"""
+
+
+class TransferRecipe(Strict):
+    """What becomes of weights that were learnt before; arms without any ignore it."""
+
+    frozen: Count = 0
+    """steps at the beginning in which the encoder's weights rest"""
+    layer_lr: Annotated[float, Bound(gt=0, le=1)] = 1.0
+    """each level of the network, from the head down to the first convolution, has the learning rate of
+    the one after it times this; 1: the same for all"""
+    hold_norm: bool = False
+    """BatchNorm keeps the running statistics that it came with; the arm random takes new ones anyway"""
+
+
+class FinetuneRecipe(Recipe):
+    """A segmentation network from N annotation boxes, started from one arm's weights."""
+
+    plates: list[Path]
+    """plates that hold the labels; globs are allowed"""
+    labels: str
+    """labels to learn from: the objects inside their annotation boxes"""
+    truth: list[str] = []
+    """labels that score, each reported apart; empty: `labels`. Drafted labels may train; what scores
+    should be drawn by people"""
+    objects: ObjectsRecipe = ObjectsRecipe()
+    """what is predicted, and how it becomes objects"""
+    pretrained: list[str] = []
+    """ISL runs (names or folders): they say what the network sees, its encoder and the split, and start
+    the arms random+isl (of random weights) and imagenet+isl (of other weights)"""
+    drafted: str | None = None
+    """finetune run on labels drafted in all training wells: it starts the arm drafted"""
+    arm: Arm = "imagenet+isl"
+    """random; imagenet (weights of net.weights); random+isl, imagenet+isl; drafted; best: in a sweep, the
+    arm that scored best"""
+    n: Count | Literal["all"] = "all"
+    """annotation boxes to learn from, drawn from those of the training fields; objects are counted
+    beside them. 0: no annotation at all, the stain that the ISL model predicts is thresholded"""
+    draw: Count = 0
+    """which N boxes, and with `train.seed` all chance in training: the N of one draw hold those of
+    every smaller N, and are the same for all arms"""
+    within: str | None = None
+    """column of the plate map: the boxes of a draw share one value of it, which goes round with the
+    draws; scores then tell test fields of that value from the others"""
+    fold: Count | None = None
+    """leave one out: the annotated field of this number tests, all others train, whatever the split says"""
+    seen: Literal["refuse", "allow"] = "refuse"
+    """test wells on whose stain the ISL model was trained: refuse, or allow and say so"""
+    sources: list[PlaneRecipe] = []
+    """without `pretrained`: what the network sees"""
+    split: SplitRecipe | None = None
+    """without `pretrained`: train, validation, test; null: that of the ISL run, or drawn"""
+    data: DataRecipe | None = None
+    """without `pretrained`: from stored pixels to what the network sees; null: as the ISL run"""
+    net: NetRecipe | None = None
+    """the network; null: that of the ISL run. net.weights serves the arm imagenet"""
+    transfer: TransferRecipe = TransferRecipe()
+    """care for weights learnt before"""
+    augment: AugmentRecipe = AugmentRecipe(scale=0.1)
+    """random changes of crops"""
+    optim: OptimRecipe = OptimRecipe()
+    """the optimiser"""
+    train: TrainRecipe = TrainRecipe(steps=400, batch=8, micro_batch=8)
+    """how long and in which portions: a fixed number of steps, for no annotation is spent on stopping"""
+    predict: PredictRecipe = PredictRecipe(stain=False)
+    """whole fields after training"""
+    among: list[str] = []
+    """arm best: the runs from which the best is taken; a sweep fills it in"""
+
+    @field_validator("plates", "pretrained", "truth", mode="before")
+    @classmethod
+    def _one_or_more(cls, given: Any) -> Any:
+        return given if isinstance(given, list) or given is None else [given]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seed_of_training(cls, content: Any) -> Any:
+        """`seed: 1` is short for `train: {seed: 1}`; the split has its own."""
+        if not isinstance(content, dict) or "seed" not in content:
+            return content
+        rest = {key: value for key, value in content.items() if key != "seed"}
+        own = rest.get("train") or {"steps": 400, "batch": 8, "micro_batch": 8}
+        if not isinstance(own, dict) or own.get("seed", content["seed"]) != content["seed"]:
+            raise ValueError("seed is short for train.seed; give one of them")
+        return {**rest, "train": {**own, "seed": content["seed"]}}
+
+    @model_validator(mode="after")
+    def _fits(self) -> FinetuneRecipe:
+        if not self.plates:
+            raise ValueError("plates is empty")
+        if self.train.patience is not None:
+            raise ValueError("train.patience: annotations are not spent on stopping; give train.steps")
+        if self.pretrained and (self.sources or self.split or self.data):
+            raise ValueError(
+                "sources, split and data are those of the pretrained model; leave them out, or pretrained"
+            )
+        return self

@@ -1,0 +1,110 @@
+"""Recipes that make plates and bring labels to them: convert, annotate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field as Bound
+from pydantic import model_validator
+
+from hpc_isl.recipes.base import Positive, Recipe
+from hpc_isl.strict import Strict
+
+
+class PatternRecipe(Strict):
+    """How file names (or a table) tell well, field, channel, plane, time and acquisition."""
+
+    regex: str | None = None
+    """regular expression that matches the whole path below `source`; named groups: well, or image
+    (each image becomes a well of its own, in natural order); field, channel, plane, time,
+    acquisition. Planes are numbers, or heights in micrometres where they have a decimal point"""
+    table: Path | None = None
+    """CSV instead of a regex: columns path, well, field, channel, plane, time, acquisition
+    (path and well are needed; path is relative to `source`)"""
+    channels: dict[str, str] = {}
+    """name of a channel as the files write it -> name to store, e.g. {w1: DAPI}; the stored order
+    is that of this mapping; several names may lead to one channel; empty: names as written"""
+    transmitted: list[str] = []
+    """stored names of the channels that are label-free (bright-field, phase, DIC)"""
+    pixel_um: Annotated[float, Bound(gt=0)] | None = None
+    """edge of a pixel in micrometres; null: unknown, and no micrometre is invented"""
+    plane_um: Annotated[float, Bound(gt=0)] | None = None
+    """distance between neighbouring planes in micrometres; null: unknown"""
+    wells_on_plate: Literal[6, 12, 24, 48, 96, 384, 1536] | None = None
+    """plate format; null: the smallest of 96, 384, 1536 that holds the wells"""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PatternRecipe:
+        if (self.regex is None) == (self.table is None):
+            raise ValueError("give either regex or table")
+        return self
+
+
+class CodecRecipe(Strict):
+    """How pixels are compressed: lossless, measured in docs/performance.md."""
+
+    name: Literal["zstd", "lz4", "none"] = "lz4"
+    """compressor inside blosc with bit shuffle; none: no compression"""
+    level: Annotated[int, Bound(ge=0, le=9)] = 5
+    """effort of the compressor, 0 to 9"""
+    chunk: Annotated[int, Bound(ge=32)] = 256
+    """edge of a chunk, the unit of reads, in pixels; a shard is a whole field"""
+
+
+class ConvertRecipe(Recipe):
+    """A vendor's export to one OME-Zarr 0.5 plate."""
+
+    source: Path
+    """folder of the export"""
+    out: Path
+    """the plate to write, NAME.zarr"""
+    reader: Literal["auto", "harmony", "pattern"] = "auto"
+    """which vendor's layout; auto looks at the folder"""
+    pattern: PatternRecipe | None = None
+    """for the pattern reader"""
+    name: str | None = None
+    """the plate's name; null: as the export says, or the folder's name"""
+    plate_map: Path | None = None
+    """CSV with a column well and any of treatment, dose, control, cell_line"""
+    on_error: Literal["stop", "skip"] = "stop"
+    """damaged fields: stop after naming all of them, or skip, record and go on"""
+    levels: Positive | None = None
+    """levels of the pyramid; null: until the longer edge is at most 256 pixels"""
+    codec: CodecRecipe = CodecRecipe()
+    """compression and chunk"""
+    fields: list[str] | None = None
+    """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
+
+
+class AnnotateRecipe(Recipe):
+    """Labels and annotation boxes brought to a plate."""
+
+    action: Literal["import", "draft"]
+    """import label images, or draft labels from a stain"""
+    plate: Path
+    """the plate that gets the labels"""
+    labels: str
+    """name of the labels, e.g. nuclei"""
+    source: Path | None = None
+    """import: a folder of label images (TIFF, PNG) or a CSV with columns path, well (or image),
+    field and optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field)"""
+    regex: str | None = None
+    """import from a folder: regular expression over the whole path below `source` with groups well
+    and field (or image, the name kept in the plate map); null: B03_1.tif, or B03/1.png"""
+    fields: list[str] | None = None
+    """draft: only these, e.g. [B03/1, D07]; null: all"""
+    channel: str | None = None
+    """draft: the fluorescent channel; of several planes the brightest at each pixel"""
+    method: Literal["threshold"] = "threshold"
+    """draft: smooth, threshold, split touching objects"""
+    threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
+    """draft: rule, or a value in counts"""
+    sigma: Annotated[float, Bound(ge=0)] = 1.5
+    """draft: Gaussian smoothing before the threshold, in pixels"""
+    min_area: Positive = 50
+    """draft: smaller objects are dropped, in pixels"""
+    split: bool = True
+    """draft: split touching objects by a watershed on the distance map"""
+    overwrite: bool = False
+    """replace labels of this name on the fields concerned"""

@@ -1,0 +1,74 @@
+"""The recipe of pretraining: in silico labeling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import field_validator, model_validator
+
+from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.training import (
+    AugmentRecipe,
+    DataRecipe,
+    LossRecipe,
+    NetRecipe,
+    OptimRecipe,
+    PlaneRecipe,
+    PredictRecipe,
+    SplitRecipe,
+    TrainRecipe,
+)
+
+
+class PretrainRecipe(Recipe):
+    """In silico labeling: a network learns to predict stains from label-free planes."""
+
+    plates: list[Path]
+    """plates to learn from; globs are allowed"""
+    sources: list[PlaneRecipe]
+    """what the network sees"""
+    targets: list[PlaneRecipe]
+    """what it predicts"""
+    labels: str | None = None
+    """labels over whose objects PCC is also reported; null: none"""
+    split: SplitRecipe = SplitRecipe()
+    """train, validation, test"""
+    data: DataRecipe = DataRecipe()
+    """from stored pixels to crops"""
+    augment: AugmentRecipe = AugmentRecipe()
+    """random changes of crops"""
+    net: NetRecipe = NetRecipe()
+    """the network"""
+    loss: LossRecipe = LossRecipe()
+    """what is minimised"""
+    optim: OptimRecipe = OptimRecipe()
+    """the optimiser"""
+    train: TrainRecipe = TrainRecipe(steps=20000)
+    """how long and in which portions"""
+    predict: PredictRecipe = PredictRecipe()
+    """whole fields after training"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seed_of_training(cls, content: Any) -> Any:
+        """`seed: 1` is short for `train: {seed: 1}`; the split has its own."""
+        if not isinstance(content, dict) or "seed" not in content:
+            return content
+        rest = {key: value for key, value in content.items() if key != "seed"}
+        own = rest.get("train") or {"steps": 20000}
+        if not isinstance(own, dict) or own.get("seed", content["seed"]) != content["seed"]:
+            raise ValueError("seed is short for train.seed; give one of them")
+        return {**rest, "train": {**own, "seed": content["seed"]}}
+
+    @field_validator("plates", mode="before")
+    @classmethod
+    def _one_or_more(cls, plates: Any) -> Any:
+        return plates if isinstance(plates, list) else [plates]
+
+    @model_validator(mode="after")
+    def _something(self) -> PretrainRecipe:
+        for name in ("plates", "sources", "targets"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty")
+        return self
