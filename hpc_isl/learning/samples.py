@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.learning.augment import resize, shade, turn, zoom
+from hpc_isl.learning.control import LISTED, permuted
 from hpc_isl.learning.fields import FieldView, field_view, fields_of, image_key, training_view
 from hpc_isl.learning.pixels import Box, Pixels, pad
 from hpc_isl.learning.planes import Plane, counts, smallest, stack
@@ -22,7 +23,6 @@ from hpc_isl.recipes.training import AugmentRecipe, TrainRecipe
 from hpc_isl.seeds import stream
 
 REDRAWS = 8
-LISTED = 10
 
 
 def read(
@@ -147,13 +147,21 @@ def _box(corner: Sequence[int], sides: Sequence[int]) -> Box:
 
 
 def crops_of(
-    view: View, indices: Sequence[Index], split: Split, train: TrainRecipe, augment: AugmentRecipe
+    view: View,
+    indices: Sequence[Index],
+    split: Split,
+    train: TrainRecipe,
+    augment: AugmentRecipe,
+    control: str = "none",
 ) -> Crops:
     """The crops of all training fields; reads no pixels.
 
+    Args:
+        control: permuted: each field has the targets of another one.
+
     Raises:
         Mistake: training fields that lack a plane (all of them are counted, ten are named); no field
-            holds foreground.
+            holds foreground; fields whose targets cannot be permuted.
     """
     found = [
         _training_field(view, index, key, time)
@@ -169,6 +177,10 @@ def crops_of(
         )
     good = [each for each in found if isinstance(each, FieldView)]
     kept, dropped = _with_foreground(view, indices, good, train.crop)
+    says = tuple(_says(kept, dropped, train.crop, view.foreground))
+    if control == "permuted":
+        kept, more = permuted(kept, train.seed)
+        says += more
     return Crops(
         fields=tuple(kept),
         edge=train.crop,
@@ -176,7 +188,7 @@ def crops_of(
         seed=train.seed,
         augment=augment,
         foreground=view.foreground,
-        says=tuple(_says(kept, dropped, train.crop, view.foreground)),
+        says=says,
         dropped=tuple(f"{field.plate} {field.key}" for field in dropped),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
@@ -34,6 +34,9 @@ class PretrainRecipe(Recipe):
     """labels over whose objects PCC is also reported; null: none"""
     split: SplitRecipe = SplitRecipe()
     """train, validation, test"""
+    control: Literal["none", "permuted"] = "none"
+    """permuted: each training field learns the stain of another training field of equal size; what the
+    network then gains, it does not gain from what the stain shows"""
     data: DataRecipe = DataRecipe()
     """from stored pixels to crops"""
     augment: AugmentRecipe = AugmentRecipe()

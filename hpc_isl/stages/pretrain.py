@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +20,7 @@ from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.store import label_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.study import Place, Study, name_of, open_plates
+from hpc_isl.stages.study import Place, Study, expanded, name_of, open_plates
 
 
 def plan(recipe: PretrainRecipe) -> Plan:
@@ -37,7 +36,7 @@ def plan(recipe: PretrainRecipe) -> Plan:
     indices = open_plates(recipe.plates)
     split = draw(indices, recipe.split)
     study = Study(indices, split, view_of(indices, split, recipe))
-    crops = crops_of(study.view, indices, split, recipe.train, recipe.augment)
+    crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
     _check_labels(recipe, study)
     weights = check_weights(recipe.net, len(study.view.sources))
     inputs = {index.plate.name: index.fingerprint for index in indices}
@@ -71,18 +70,7 @@ def _located(recipe: PretrainRecipe) -> PretrainRecipe:
         weights = str(Path(weights).expanduser().absolute())
     net = recipe.net.model_copy(update={"weights": weights})
     split = recipe.split.model_copy(update={"file": file and file.expanduser().absolute()})
-    plates = list(dict.fromkeys(path for given in recipe.plates for path in _expanded(given)))
-    return recipe.model_copy(update={"plates": plates, "net": net, "split": split})
-
-
-def _expanded(given: Path) -> list[Path]:
-    pattern = str(given.expanduser().absolute())
-    if not glob.has_magic(pattern):
-        return [Path(pattern)]
-    found = sorted(Path(path) for path in glob.glob(pattern))
-    if not found:
-        raise Mistake(f"plates: nothing is called {given}")
-    return found
+    return recipe.model_copy(update={"plates": expanded(recipe.plates), "net": net, "split": split})
 
 
 def _check_labels(recipe: PretrainRecipe, study: Study) -> None:

@@ -94,7 +94,7 @@ def _prepare(recipe: PretrainRecipe, attempt: Attempt, world: World) -> _Course:
     split = read_split(path)
     view = view_of(indices, split, recipe).to_dict() if world.rank == 0 else {}
     study = Study(indices, split, View.from_dict(world.share(view)))
-    crops = crops_of(study.view, indices, split, recipe.train, recipe.augment)
+    crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
     for line in crops.says:
         attempt.say(line)
     fingerprints = {index.plate.name: index.fingerprint for index in indices}

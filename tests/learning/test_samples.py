@@ -25,7 +25,11 @@ STILL = {"flip": False, "brightness": 0, "contrast": 0}
 
 
 def planned(
-    indices: list[Index], data: dict[str, Any] = ANY, augment: dict[str, Any] = STILL, **train: Any
+    indices: list[Index],
+    data: dict[str, Any] = ANY,
+    augment: dict[str, Any] = STILL,
+    control: str = "none",
+    **train: Any,
 ) -> tuple[Crops, View]:
     asked = PretrainRecipe.model_validate(
         {
@@ -35,11 +39,12 @@ def planned(
             "train": {"steps": 4, "batch": 8, "micro_batch": 2, "crop": 32, "crops_per_field": 3} | train,
             "augment": augment,
             "data": data,
+            "control": control,
         }
     )
     split = draw(indices, SplitRecipe(test=0, validation=0))
     view = view_of(indices, split, asked)
-    return crops_of(view, indices, split, asked.train, asked.augment), view
+    return crops_of(view, indices, split, asked.train, asked.augment, asked.control), view
 
 
 def where(crop: np.ndarray[Any, Any], field: np.ndarray[Any, Any]) -> tuple[int, int]:
@@ -198,6 +203,75 @@ def test_augmentation_leaves_targets_their_values(make_plate: MakePlate) -> None
     lively = replace(crops, augment=AugmentRecipe(noise=1.0, blur=1.0, contrast=0.5, brightness=2.0))
     for number in range(9):
         assert np.array_equal(np.sort(crops[number][1].ravel()), np.sort(lively[number][1].ravel()))
+
+
+def test_the_permuted_control_gives_every_field_the_stain_of_another_one(make_plate: MakePlate) -> None:
+    indices = [make_plate(), make_plate(name="P02", wells=("B02", "B04"))]
+    by_name = {index.plate.name: index for index in indices}
+    crops, view = planned(indices, control="permuted")
+    plain, _ = planned(indices)
+    stains = {
+        str(field.targets[0].image): read(view, by_name[field.plate], field.key)[1]
+        for field in plain.fields
+        if field.targets
+    }
+    assert [field.key for field in crops.fields] == [field.key for field in plain.fields]
+    learnt = [str(field.targets[0].image) for field in crops.fields if field.targets]
+    assert set(learnt) == set(stains), "each stain is learnt once"
+    assert all(image != own for image, own in zip(learnt, stains, strict=True))
+    for number in range(15):
+        field = crops.field(number)
+        assert field.targets
+        sources, targets = crops[number]
+        y, x = where(sources, read(view, by_name[field.plate], field.key)[0])
+        stain = stains[str(field.targets[0].image)]
+        assert stain is not None
+        assert np.array_equal(targets, stain[:, y : y + 32, x : x + 32])
+    assert "control=permuted: each of 5 training fields learns the stain of another one" in crops.says
+
+
+def test_the_permuted_control_depends_on_the_seed_alone(make_plate: MakePlate) -> None:
+    index = make_plate(wells=("B02", "B03", "B04", "C02", "C03", "C04"))
+
+    def exchanged(seed: int) -> list[str]:
+        crops, _ = planned([index], control="permuted", seed=seed)
+        return [str(field.targets[0].image) for field in crops.fields if field.targets]
+
+    assert exchanged(0) == exchanged(0)
+    assert len({tuple(exchanged(seed)) for seed in range(6)}) > 1
+
+
+def test_times_of_a_field_do_not_exchange_their_stains_with_each_other(make_plate: MakePlate) -> None:
+    index = make_plate(wells=("B02", "B03"), shape=(3, 2, 3, 64, 64))
+    crops, _ = planned([index], control="permuted")
+    for field in crops.fields:
+        assert field.targets
+        assert field.targets[0].image == index.image(
+            FieldKey({"B02": "B03", "B03": "B02"}[field.key.well], "1")
+        )
+        assert field.targets[0].time == field.time
+
+
+def test_a_field_that_is_alone_in_its_size_is_left_out_of_the_control(make_plate: MakePlate) -> None:
+    large = make_plate(name="P02", wells=("D05",), shape=(1, 2, 3, 112, 80))
+    crops, _ = planned([make_plate(), large], control="permuted")
+    assert [str(field.key) for field in crops.fields] == ["B02/1", "B03/1", "C02/1"]
+    assert crops.says[-1] == (
+        "1 training fields are left out of the control, for no other has their size: P02 D05/1"
+    )
+    with pytest.raises(Mistake, match="control=permuted: no two training fields have one size"):
+        planned([large], control="permuted")
+
+
+def test_crops_of_the_control_hold_the_foreground_of_the_stain_they_show(make_plate: MakePlate) -> None:
+    pixels = {}
+    for i, well in enumerate(("B02", "B03", "C02")):
+        array = np.full((1, 2, 3, 96, 80), 200, np.uint16)
+        array[0, 1, 1, 10 + 25 * i : 16 + 25 * i, 60:66] = 5000
+        pixels[FieldKey(well, "1")] = array
+    shown = {"foreground": {"threshold": 1000, "fraction": 0.01}, "normalize": {"target": "none"}}
+    crops, _ = planned([make_plate(pixels=pixels)], shown, control="permuted")
+    assert all((crops[number][1] > 1000).any() for number in range(27))
 
 
 def test_all_fields_that_lack_a_plane_are_told_at_once(make_plate: MakePlate) -> None:

@@ -73,3 +73,12 @@ def test_an_encoder_that_the_table_does_not_name_is_asked_of_its_library(recipes
     found = planned(tmp_path, "pretrain", recipe)
     assert any("tu-test_efficientnet" in line for line in found["says"])
     assert "timm" in found["modules"]
+
+
+def test_the_plan_says_that_stains_are_exchanged_in_the_permuted_control(recipes, tmp_path):
+    found = planned(tmp_path, "pretrain", recipes["pretrain"] | {"control": "permuted"})
+    training = int(found["says"][0].removeprefix("train").split()[0])
+    said = f"control=permuted: each of {training} training fields learns the stain of another one"
+    assert said in found["says"]
+    plain = planned(tmp_path, "pretrain", recipes["pretrain"])
+    assert not any("control" in line for line in plain["says"])
