@@ -8,8 +8,10 @@ import shlex
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Run
 
 
@@ -42,6 +44,18 @@ def find(name: str, root: Path) -> Run:
         known = [run.name for run in reversed(all_runs(root))]
         raise Mistake(f"{name!r}: no such run in {root}; {nearest(name, known)}")
     return found[0]
+
+
+def resolved(recipe: Recipe, root: Path) -> Recipe:
+    """The same with the runs that it names as folders: whoever computes it does not know `root`."""
+    changes: dict[str, Any] = {}
+    for key in recipe.RUNS:
+        given = getattr(recipe, key)
+        if isinstance(given, list):
+            changes[key] = [find(str(name), root).folder for name in given]
+        elif given is not None:
+            changes[key] = find(str(given), root).folder
+    return recipe.model_copy(update=changes) if changes else recipe
 
 
 def _elements(array: str, root: Path) -> list[Run]:

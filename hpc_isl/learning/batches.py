@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hpc_isl.learning.forking import fork_server
-from hpc_isl.learning.samples import Crops
+from hpc_isl.learning.pixels import Pixels
 from hpc_isl.learning.shares import micro_batches
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.training import TrainRecipe
@@ -22,8 +23,14 @@ GRACE_S = 30
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+class Samples(Protocol):
+    """Samples by number, the same whoever asks; picklable."""
+
+    def __getitem__(self, number: int) -> tuple[Pixels, Pixels]: ...
+
+
 def batches(
-    crops: Crops,
+    crops: Samples,
     train: TrainRecipe,
     rank: int = 0,
     size: int = 1,
@@ -66,7 +73,7 @@ def batches(
 class _MicroBatches(Dataset[Pair | Mistake]):
     """Micro-batches by their sample numbers; a mistake is handed over, for torch would bury its text."""
 
-    crops: Crops
+    crops: Samples
 
     def __getitem__(self, numbers: range) -> Pair | Mistake:
         try:

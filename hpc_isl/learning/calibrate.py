@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import reduce
 from math import isclose
 from operator import add
+from typing import Protocol
 
 import numpy as np
 
@@ -20,14 +21,24 @@ from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.statistics import Histogram
 from hpc_isl.plates.store import Index
-from hpc_isl.recipes.pretrain import PretrainRecipe
-from hpc_isl.recipes.training import ForegroundRecipe, NormalizeRecipe, PlaneRecipe
+from hpc_isl.recipes.training import DataRecipe, ForegroundRecipe, NormalizeRecipe, PlaneRecipe
 
 # So many training fields, evenly spread, tell what the index cannot: the numbers of corrected pixels.
 SAMPLED_FIELDS = 64
 
 
-def view_of(indices: Sequence[Index], split: Split, recipe: PretrainRecipe) -> View:
+class Asked(Protocol):
+    """The part of a recipe that says what a network sees and predicts."""
+
+    @property
+    def sources(self) -> list[PlaneRecipe]: ...
+    @property
+    def targets(self) -> list[PlaneRecipe]: ...
+    @property
+    def data(self) -> DataRecipe: ...
+
+
+def view_of(indices: Sequence[Index], split: Split, recipe: Asked) -> View:
     """The view that a recipe means, with every number that the training wells decide.
 
     Targets by wells: from the merged histogram of the channel in the training fields, all its planes
@@ -164,7 +175,7 @@ def _profiles(view: View, indices: Sequence[Index], split: Split) -> dict[str, P
 def _foreground(
     view: View, indices: Sequence[Index], split: Split, recipe: ForegroundRecipe
 ) -> Foreground | None:
-    if not recipe.required:
+    if not recipe.required or not view.targets:
         return None
     channel = recipe.channel or view.targets[0].channel
     for index in indices:

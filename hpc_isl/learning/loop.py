@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,7 +18,7 @@ from hpc_isl import seeds
 from hpc_isl.learning.checkpoint import Checkpoints, State
 from hpc_isl.learning.losses import Loss
 from hpc_isl.learning.norms import RunningStatistics, running_statistics
-from hpc_isl.learning.optim import optimizer_of, rate
+from hpc_isl.learning.optim import Group, groups_of, optimizer_of, rate, set_rate
 from hpc_isl.learning.precision import autocast, resolve
 from hpc_isl.learning.shares import check_shares
 from hpc_isl.learning.transfer import MicroBatch, on_device
@@ -81,8 +81,12 @@ def train(
     world: World,
     checkpoints: Checkpoints,
     channels_last: bool = True,
+    groups: Sequence[Group] | None = None,
 ) -> tuple[Progress, bool]:
     """Trains `network` in place for `steps` optimiser steps, from the newest checkpoint if there is one.
+
+    Args:
+        groups: parameters with learning rates of their own, from `optim.groups_of`; None: all the same.
 
     Returns:
         The progress, and whether training has come to its end: after all steps, or by
@@ -92,7 +96,7 @@ def train(
     Raises:
         Mistake: a loss that is not finite (no weights are touched), or numbers that do not fit.
     """
-    course = _Course(network, loss, hooks, recipe, optim, steps, world, checkpoints, channels_last)
+    course = _Course(network, loss, hooks, recipe, optim, steps, world, checkpoints, channels_last, groups)
     with running_statistics(network) as norms:
         progress = course.run(norms)
     finished = course.finished(progress)
@@ -115,6 +119,7 @@ class _Course:
     world: World
     checkpoints: Checkpoints
     channels_last: bool
+    groups: Sequence[Group] | None
     share: int = field(init=False)
     stopped: bool = False
 
@@ -124,7 +129,7 @@ class _Course:
         self.layout = torch.channels_last if self.channels_last else torch.contiguous_format
         self.network.to(self.world.device).to(memory_format=self.layout)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = optimizer_of(self.parameters, self.optim)
+        self.optimizer = optimizer_of(self.groups or groups_of(self.network), self.optim)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == torch.float16)
 
     def run(self, norms: RunningStatistics) -> Progress:
@@ -255,8 +260,7 @@ class _Course:
         self.stopped = stop > 0
         self._refuse_nan(step, losses, size)
         lr = self.optim.lr * rate(step, self.steps, self.optim.schedule, self.optim.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr, step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {"loss": sum(losses) / len(losses), "lr": lr, "grad_norm": size}

@@ -1,4 +1,4 @@
-"""What training minimises: functions of a predicted and a true target, both (batch, target, y, x) float32."""
+"""What pretraining minimises: functions of a predicted and a true target, (batch, target, y, x) float32."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ class RunningStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.layers = [layer for layer in layers if not getattr(layer, "held", False)]
         self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
         self.buffers = [b for m in self.layers for b in (m.running_mean, m.running_var) if b is not None]
         self.counts = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
@@ -62,3 +65,26 @@ def running_statistics(network: nn.Module) -> Iterator[RunningStatistics]:
     finally:
         for layer, momentum in zip(statistics.layers, statistics.momenta, strict=True):
             layer.momentum = momentum
+
+
+def hold_norms(network: nn.Module) -> None:
+    """BatchNorm keeps the running statistics that it has, and normalises by them in training too."""
+    for module in list(network.modules()):
+        if isinstance(module, _BatchNorm) and not getattr(module, "held", False):
+            kind: Any = type(module)
+            module.__class__ = _held(kind)
+            module.train()
+
+
+@cache
+def _held(kind: Any) -> Any:
+    """The same layer, which stays in evaluation mode; what else it does in `forward` it goes on doing."""
+
+    class Held(kind):  # type: ignore[misc]
+        held = True
+
+        def train(self, mode: bool = True) -> Held:
+            kind.train(self, False)
+            return self
+
+    return Held

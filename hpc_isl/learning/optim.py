@@ -3,20 +3,60 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import nn
 
 from hpc_isl.recipes.training import OptimRecipe
 
+Group = dict[str, Any]
+"""`params`, and beside them `scale`, a factor of the learning rate, and `rests`, steps in which it is 0."""
 
-def optimizer_of(parameters: Iterable[torch.nn.Parameter], optim: OptimRecipe) -> torch.optim.Optimizer:
+
+def optimizer_of(parameters: Iterable[Group], optim: OptimRecipe) -> torch.optim.Optimizer:
     """torch's optimiser of that name; the learning rate is set anew in each step."""
     decay, lr = optim.weight_decay, optim.lr
     if optim.name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=optim.betas[0], weight_decay=decay)
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, betas=optim.betas, weight_decay=decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
+    """The learning rate of `step` in each group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"] * (step >= group["rests"])
+
+
+def groups_of(network: nn.Module, layer_lr: float = 1.0, frozen: int = 0) -> list[Group]:
+    """The trainable parameters by level of the network, as the optimiser takes them.
+
+    Args:
+        layer_lr: each level has the learning rate of the next one towards the head, times this.
+        frozen: steps in which the levels of the encoder rest.
+    """
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    if layer_lr == 1 and not frozen:
+        return [{"params": [p for _, p in named], "scale": 1.0, "rests": 0}]
+    levels: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        levels.setdefault(_level(name), []).append(parameter)
+    last = len(levels) - 1
+    return [
+        {"params": each, "scale": layer_lr ** (last - place), "rests": frozen * name.startswith("encoder")}
+        for place, (name, each) in enumerate(levels.items())
+    ]
+
+
+def _level(name: str) -> str:
+    """`encoder.layer1.0.conv1.weight` is of `encoder.layer1`, `encoder.model.blocks.2.0.bn1.bias` of
+    `encoder.model.blocks.2`: up to the first number, else without the parameter's own name."""
+    numbered = re.match(r".*?\d+(?=\.)", name.removesuffix(".weight").removesuffix(".bias") + ".")
+    part = numbered[0] if numbered else name.rpartition(".")[0]
+    return "segmentation_head" if part.startswith("segmentation_head") else part
 
 
 def rate(step: int, steps: int, schedule: str, warmup: float) -> float:

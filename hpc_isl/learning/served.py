@@ -8,8 +8,9 @@ from typing import Any
 import mlflow
 import numpy as np
 
+from hpc_isl.learning.contract import Contract
 from hpc_isl.learning.flat_field import gain
-from hpc_isl.learning.model import Contract, load
+from hpc_isl.learning.model import load
 from hpc_isl.learning.pixels import Pixels, normalise, numbers, subtract_box_mean
 from hpc_isl.learning.predict import predict
 from hpc_isl.mistake import Mistake

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field as Bound
 
@@ -15,3 +15,6 @@ Count = Annotated[int, Bound(ge=0)]
 
 class Recipe(Strict):
     """What to compute: the base of every stage's recipe."""
+
+    RUNS: ClassVar[tuple[str, ...]] = ()
+    """keys that name other runs, by name or folder"""

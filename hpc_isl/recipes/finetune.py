@@ -63,6 +63,8 @@ class TransferRecipe(Strict):
 class FinetuneRecipe(Recipe):
     """A segmentation network from N annotation boxes, started from one arm's weights."""
 
+    RUNS = ("pretrained", "drafted")
+
     plates: list[Path]
     """plates that hold the labels; globs are allowed"""
     labels: str
@@ -72,10 +74,10 @@ class FinetuneRecipe(Recipe):
     should be drawn by people"""
     objects: ObjectsRecipe = ObjectsRecipe()
     """what is predicted, and how it becomes objects"""
-    pretrained: list[str] = []
+    pretrained: list[Path] = []
     """ISL runs (names or folders): they say what the network sees, its encoder and the split, and start
     the arms random+isl (of random weights) and imagenet+isl (of other weights)"""
-    drafted: str | None = None
+    drafted: Path | None = None
     """finetune run on labels drafted in all training wells: it starts the arm drafted"""
     arm: Arm = "imagenet+isl"
     """random; imagenet (weights of net.weights); random+isl, imagenet+isl; drafted; best: in a sweep, the
@@ -86,17 +88,22 @@ class FinetuneRecipe(Recipe):
     draw: Count = 0
     """which N boxes, and with `train.seed` all chance in training: the N of one draw hold those of
     every smaller N, and are the same for all arms"""
+    only: dict[str, list[str]] = {}
+    """column of the plate map -> values: boxes to learn from are of such wells alone, e.g. {cell_line: [HeLa]}"""
     within: str | None = None
-    """column of the plate map: the boxes of a draw share one value of it, which goes round with the
-    draws; scores then tell test fields of that value from the others"""
+    """column of the plate map: scores of test fields whose value of it the boxes of the draw hold (within)
+    are told from those of the others (across)"""
     fold: Count | None = None
     """leave one out: the annotated field of this number tests, all others train, whatever the split says"""
+    everything: bool = False
+    """all annotation boxes learn, those of test fields too, and nothing is scored: the last step before a
+    model is used"""
     seen: Literal["refuse", "allow"] = "refuse"
     """test wells on whose stain the ISL model was trained: refuse, or allow and say so"""
     sources: list[PlaneRecipe] = []
     """without `pretrained`: what the network sees"""
     split: SplitRecipe | None = None
-    """without `pretrained`: train, validation, test; null: that of the ISL run, or drawn"""
+    """train, validation, test; null: that of the ISL run, or drawn"""
     data: DataRecipe | None = None
     """without `pretrained`: from stored pixels to what the network sees; null: as the ISL run"""
     net: NetRecipe | None = None
@@ -111,7 +118,7 @@ class FinetuneRecipe(Recipe):
     """how long and in which portions: a fixed number of steps, for no annotation is spent on stopping"""
     predict: PredictRecipe = PredictRecipe(stain=False)
     """whole fields after training"""
-    among: list[str] = []
+    among: list[Path] = []
     """arm best: the runs from which the best is taken; a sweep fills it in"""
 
     @field_validator("plates", "pretrained", "truth", mode="before")
@@ -137,8 +144,6 @@ class FinetuneRecipe(Recipe):
             raise ValueError("plates is empty")
         if self.train.patience is not None:
             raise ValueError("train.patience: annotations are not spent on stopping; give train.steps")
-        if self.pretrained and (self.sources or self.split or self.data):
-            raise ValueError(
-                "sources, split and data are those of the pretrained model; leave them out, or pretrained"
-            )
+        if self.pretrained and (self.sources or self.data):
+            raise ValueError("sources and data are those of the pretrained model; leave out either")
         return self

@@ -15,6 +15,7 @@ from hpc_isl.learning import model
 from hpc_isl.learning.batches import batches
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.checkpoint import Checkpoints
+from hpc_isl.learning.contract import Contract
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.losses import loss_of
@@ -157,7 +158,7 @@ def _keep_model(course: _Course, step: int) -> None:
     if course.world.rank:
         return
     dtype = resolve(recipe.train.precision, course.world.device)
-    contract = model.Contract(
+    contract = Contract(
         view=study.view,
         net=recipe.net,
         predict=recipe.predict,

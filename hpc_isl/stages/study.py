@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from hpc_isl.learning.fields import fields_of
 from hpc_isl.learning.split import Split
 from hpc_isl.learning.view import Role, View
+from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate
 
@@ -38,3 +40,18 @@ def open_plates(paths: Sequence[Path]) -> tuple[Index, ...]:
 def name_of(role: Role) -> str:
     """`Hoechst max`: how a source or target is called in tables and pictures."""
     return f"{role.channel} {role.plane}"
+
+
+def expanded(plates: Sequence[Path]) -> list[Path]:
+    """Absolute paths, each once, with globs expanded."""
+    return list(dict.fromkeys(path for given in plates for path in _matches(given)))
+
+
+def _matches(given: Path) -> list[Path]:
+    pattern = str(given.expanduser().absolute())
+    if not glob.has_magic(pattern):
+        return [Path(pattern)]
+    found = sorted(Path(path) for path in glob.glob(pattern))
+    if not found:
+        raise Mistake(f"plates: nothing is called {given}")
+    return found

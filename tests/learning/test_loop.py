@@ -15,7 +15,7 @@ from torch import nn
 from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.losses import loss_of
-from hpc_isl.learning.optim import optimizer_of, rate
+from hpc_isl.learning.optim import groups_of, optimizer_of, rate
 from hpc_isl.learning.shares import check_shares
 from hpc_isl.learning.world import World
 from hpc_isl.mistake import Mistake
@@ -244,7 +244,10 @@ def test_processes_that_cannot_share_a_batch_are_told_the_nearest_numbers():
 
 @pytest.mark.parametrize("steps", [10, 100, 1001])
 def test_one_cycle_is_that_of_torch(steps):
-    optimizer = optimizer_of([nn.Parameter(torch.zeros(1))], OptimRecipe(name="adam", lr=0.5))
+    optimizer = optimizer_of(
+        [{"params": [nn.Parameter(torch.zeros(1))], "scale": 1.0, "rests": 0}],
+        OptimRecipe(name="adam", lr=0.5),
+    )
     theirs = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=0.5, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )

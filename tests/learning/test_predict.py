@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hpc_isl.learning import model
-from hpc_isl.learning.model import Contract
+from hpc_isl.learning.contract import Contract
 from hpc_isl.learning.predict import predict
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.view import Foreground, Role, View

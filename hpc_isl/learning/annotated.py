@@ -1,0 +1,158 @@
+"""From annotation boxes to training samples: crops of a field with what is drawn in them, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_isl.learning.augment import resize, shade, turn, zoom
+from hpc_isl.learning.fields import FieldView
+from hpc_isl.learning.pixels import Box, Pixels, pad
+from hpc_isl.learning.planes import stack
+from hpc_isl.plates.store import read_labels
+from hpc_isl.recipes.training import AugmentRecipe
+from hpc_isl.seeds import stream
+
+REDRAWS = 8
+Labels = NDArray[np.uint32]
+Distance = Callable[[Labels], Pixels]
+Corners = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One annotation box, in pixels of the level that the network sees.
+
+    Attributes:
+        field: at one time; only its sources are read.
+        image, labels, level: where the labels lie.
+        box: (y, x) in which every object is drawn.
+    """
+
+    field: FieldView
+    image: Path
+    labels: str
+    level: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class AnnotatedCrops:
+    """Training samples by number, as `samples.Crops`: (seed, number) decide what is in them, nothing else.
+
+    A crop looks beyond its box, for context; what lies outside of the box counts as unknown.
+
+    Attributes:
+        edge: of a crop, in pixels.
+        distance: labels (y, x) to their distance map; None: no distance map is learnt.
+        in_pixels: distances are lengths, which grow when a crop is magnified.
+    """
+
+    boxes: tuple[Annotated, ...]
+    edge: int
+    per_box: int
+    seed: int
+    augment: AugmentRecipe
+    distance: Distance | None = None
+    in_pixels: bool = False
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return len(self.boxes) * self.per_box
+
+    def __getitem__(self, number: int) -> tuple[Pixels, Pixels]:
+        """Source (C, edge, edge), and target (2 or 3, edge, edge): known, mask, distance; float32."""
+        epoch, crop = self._drawn(number)
+        return self._crop(self.boxes[crop // self.per_box], stream(self.seed, "crop", epoch, crop))
+
+    def field(self, number: int) -> FieldView:
+        """The field that a sample comes from; reads nothing."""
+        return self.boxes[self._drawn(number)[1] // self.per_box].field
+
+    def _drawn(self, number: int) -> tuple[int, int]:
+        epoch, place = divmod(number, len(self))
+        return epoch, int(stream(self.seed, "order", epoch).permutation(len(self))[place])
+
+    def _crop(self, one: Annotated, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+        size = round(self.edge / zoom(self.augment, rng))
+        drawn = _drawn_in(one.image, one.labels, one.level, one.field.time, corners(one.box), self.distance)
+        window = _place(one, drawn, size, rng)
+        sources = resize(pad(stack(one.field.sources, window), size), self.edge)
+        targets = self._resized(_pad_unknown(_cut(drawn, one.box, window), size))
+        if self.augment.flip:
+            sources, targets = turn(sources, targets, rng)
+        return shade(sources, self.augment, rng), targets
+
+    def _resized(self, targets: Pixels) -> Pixels:
+        """Known and mask by their nearest pixel; distances between, and none outside of the mask."""
+        size = targets.shape[-1]
+        if size == self.edge:
+            return targets
+        nearest = ((np.arange(self.edge) + 0.5) * size / self.edge).astype(int)
+        flat = targets[:2][:, nearest[:, None], nearest]
+        if self.distance is None:
+            return flat
+        factor = self.edge / size if self.in_pixels else 1.0
+        return np.concatenate([flat, resize(targets[2:], self.edge) * factor * flat[1]])
+
+
+def corners(box: Box) -> Corners:
+    """(y0, x0, y1, x1) of a box."""
+    return box[0].start, box[1].start, box[0].stop, box[1].stop
+
+
+def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
+    """Labels (y, x) of a field at one time."""
+    labels = read_labels(image, name, level)
+    return labels[time] if labels.ndim == 3 else labels
+
+
+@lru_cache(maxsize=16)
+def _drawn_in(
+    image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None
+) -> Pixels:
+    """Known, mask and distance of a whole box: objects are measured before crops cut them."""
+    labels = labels_in(image, name, level, time)[box[0] : box[2], box[1] : box[3]]
+    maps = [np.ones(labels.shape, np.float32), (labels > 0).astype(np.float32)]
+    return np.stack([*maps, distance(labels)] if distance else maps)
+
+
+def _place(one: Annotated, drawn: Pixels, size: int, rng: np.random.Generator) -> Box:
+    """A window of the field with as much of the box as it can hold, and an object if eight draws find one."""
+    for _ in range(REDRAWS):
+        window = (
+            _along(one.box[0], one.field.shape[0], size, rng),
+            _along(one.box[1], one.field.shape[1], size, rng),
+        )
+        if _cut(drawn, one.box, window)[1].any():
+            break
+    return window
+
+
+def _along(box: slice, length: int, size: int, rng: np.random.Generator) -> slice:
+    side = min(size, length)
+    low, high = sorted((box.start, box.stop - side))
+    start = int(rng.integers(max(low, 0), min(high, length - side) + 1))
+    return slice(start, start + side)
+
+
+def _cut(drawn: Pixels, box: Box, window: Box) -> Pixels:
+    """What is drawn in the window; 0, unknown, outside of the box."""
+    cut = np.zeros((len(drawn), *(w.stop - w.start for w in window)), np.float32)
+    both = [slice(max(b.start, w.start), min(b.stop, w.stop)) for b, w in zip(box, window, strict=True)]
+    there = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(both, window, strict=True))
+    here = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(both, box, strict=True))
+    if all(s.stop > s.start for s in both):
+        cut[(slice(None), *there)] = drawn[(slice(None), *here)]
+    return cut
+
+
+def _pad_unknown(targets: Pixels, size: int) -> Pixels:
+    """As `pixels.pad` lays the sources, but what is reflected there counts as unknown."""
+    missing = [max(size - length, 0) for length in targets.shape[-2:]]
+    return np.pad(targets, [(0, 0), *((m // 2, m - m // 2) for m in missing)])

@@ -1,0 +1,112 @@
+"""A model's contract: what its network expects of a plate, what it predicts, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hpc_isl.files import read_json
+from hpc_isl.learning.view import View
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipes.training import NetRecipe, PredictRecipe
+
+FORMAT = 1
+WEIGHTS, CONTRACT = "weights.safetensors", "contract.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network that segments says, and how its words become objects.
+
+    Attributes:
+        labels: name of the labels that it learnt.
+        kind: nuclei (one output, the mask's logit) or cells (distance map, and the mask's logit).
+        head: same or paper; `from_stain`: the paper's head stands on the output of an ISL model.
+        span: what the stain's output is divided by before the paper's sigmoid.
+        slope: of that sigmoid.
+        scale, h, min_area, method: from distance map and mask to labels, as in ObjectsRecipe.
+        arm, boxes, objects: what it started from and what it learnt from.
+    """
+
+    labels: str
+    kind: str
+    head: str = "same"
+    from_stain: bool = False
+    span: float = 1.0
+    slope: float = 10.0
+    scale: str = "object"
+    h: float = 10.0
+    min_area: int = 0
+    method: str = "flood"
+    arm: str = ""
+    boxes: int = 0
+    objects: int = 0
+
+    @property
+    def outputs(self) -> int:
+        return 1 if self.kind == "nuclei" else 2
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a network expects of a plate, and where it comes from.
+
+    Attributes:
+        view: source and target roles, µm per pixel, normalisation with its numbers.
+        net: what to build; the weights are the model's own.
+        predict: tiles and halo that it was scored with.
+        precision: of the forward pass: fp32, bf16 or fp16.
+        recipe: all of the recipe that trained it, and `digest` of it with its inputs.
+        split: digest of the split; `wells`: part -> plate -> wells (or fields, where the split is by field).
+        plates: name -> fingerprint of the plates that it was trained on.
+        step: optimiser steps behind these weights.
+        code: version of this package.
+        weights: SHA-256 of the weights file.
+        task: of a model that segments; None: it predicts the view's targets.
+    """
+
+    view: View
+    net: NetRecipe
+    predict: PredictRecipe
+    precision: str
+    recipe: Mapping[str, Any]
+    digest: str
+    split: str
+    wells: Mapping[str, Mapping[str, list[str]]]
+    plates: Mapping[str, str]
+    step: int
+    code: str
+    weights: str = ""
+    task: Task | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `from_dict` reads it back to an equal contract."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        models = {"net": self.net.model_dump(mode="json"), "predict": self.predict.model_dump(mode="json")}
+        task = self.task and asdict(self.task)
+        return {"format": FORMAT, **plain, "view": self.view.to_dict(), **models, "task": task}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Contract:
+        own = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+        own["view"] = View.from_dict(content["view"])
+        own["net"] = NetRecipe.model_validate(content["net"])
+        own["predict"] = PredictRecipe.model_validate(content["predict"])
+        own["task"] = Task(**content["task"]) if content.get("task") else None
+        return cls(**own)
+
+
+def read_contract(folder: Path) -> Contract:
+    """The contract of the model in a folder; its weights are not looked at.
+
+    Raises:
+        Mistake: no model there, or one of a later version.
+    """
+    content = read_json(folder / CONTRACT)
+    if content is None or not (folder / WEIGHTS).exists():
+        raise Mistake(f"{folder}: holds no model ({CONTRACT} and {WEIGHTS}); was the run finished?")
+    if content["format"] != FORMAT:
+        raise Mistake(f"{folder}: a model of format {content['format']}; this version reads format {FORMAT}")
+    return Contract.from_dict(content)

@@ -1,0 +1,135 @@
+"""Annotation boxes: which there are, which of them a draw takes to learn from, and which test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl import seeds
+from hpc_isl.learning.fields import fields_of
+from hpc_isl.learning.split import PARTS, Split
+from hpc_isl.learning.view import View
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import Index, annotation, label_names
+
+Corners = tuple[int, int, int, int]
+"""(y0, x0, y1, x1) in pixels, ends excluded."""
+FEW = 6
+"""With fewer annotated fields than this, one field is left out in turn."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """One annotation box of a field at one time.
+
+    Attributes:
+        labels, origin: name of the labels, and who made them.
+        corners: in pixels of level 0.
+    """
+
+    index: Index
+    key: FieldKey
+    time: int
+    labels: str
+    origin: str
+    corners: Corners
+
+    @property
+    def image(self) -> Path:
+        return self.index.image(self.key)
+
+    @property
+    def field(self) -> tuple[str, str, str]:
+        return self.index.plate.name, self.key.well, self.key.name
+
+    @property
+    def place(self) -> tuple[str | int, ...]:
+        """What tells it from all others, wherever the plate lies."""
+        return *self.field, self.key.acquisition, self.time, *self.corners
+
+    def at(self, level: int) -> Corners:
+        """The corners in pixels of a level: those that lie wholly inside."""
+        edge = 2**level
+        y0, x0, y1, x1 = self.corners
+        top, left = -(-y0 // edge), -(-x0 // edge)
+        # Levels round odd sizes up: the last pixel of a field belongs to it.
+        height, width = self.index.field(self.key).shape[-2:]
+        bottom = -(-y1 // edge) if y1 == height else y1 // edge
+        right = -(-x1 // edge) if x1 == width else x1 // edge
+        return top, left, max(bottom, top + 1), max(right, left + 1)
+
+    def value(self, column: str) -> str:
+        """Of its well in the plate map; empty where it has none."""
+        return self.index.plate_map.get(self.key.well, {}).get(column, "")
+
+
+def boxes_of(
+    view: View, indices: Sequence[Index], split: Split, labels: str, parts: Sequence[str] = PARTS
+) -> list[Box]:
+    """Every box of these labels in fields of these parts, plate by plate.
+
+    Raises:
+        Mistake: no field has labels of that name.
+    """
+    found = [box for index in indices for part in parts for key in fields_of(view, index, split, part)
+             for box in _boxes(index, key, labels)]  # fmt: skip
+    if not found:
+        every = (index.image(field.key) for index in indices for field in index.plate.fields)
+        names = {name for image in every for name in label_names(image)}
+        where = "" if set(parts) == set(PARTS) else f" in the parts {', '.join(parts)} of the split"
+        raise Mistake(f"labels {labels!r}: no field{where} has them; {nearest(labels, sorted(names))}")
+    return found
+
+
+def _boxes(index: Index, key: FieldKey, labels: str) -> Iterator[Box]:
+    image = index.image(key)
+    if labels in label_names(image):
+        origin, boxes = annotation(image, labels)
+        for time in range(index.field(key).shape[0]):
+            yield from (Box(index, key, time, labels, origin, box) for box in boxes)
+
+
+def draw(boxes: Sequence[Box], n: int | str, number: int) -> list[Box]:
+    """The first `n` boxes (or all) in the order of draw `number`; fewer are a `Mistake`.
+
+    The order is by a hash of the draw and the box, so that draws are nested in N, the same for all
+    arms, and stay as they are when boxes are added elsewhere.
+    """
+    if n != "all" and int(n) > len(boxes):
+        raise Mistake(f"n={n}: there are {len(boxes)} annotation boxes to learn from; take n=all")
+    ordered = sorted(boxes, key=lambda box: seeds.integer(number, "annotation", *box.place))
+    return ordered if n == "all" else ordered[: int(n)]
+
+
+def only(boxes: Sequence[Box], wanted: Mapping[str, Sequence[str]]) -> list[Box]:
+    """The boxes whose wells have one of the values wanted in each column.
+
+    Raises:
+        Mistake: a column or value that no annotated well has.
+    """
+    for column, values in wanted.items():
+        there = sorted({box.value(column) for box in boxes} - {""})
+        for value in values:
+            if value not in there:
+                raise Mistake(f"only.{column}: no annotated well has {value!r}; {nearest(value, there)}")
+    return [box for box in boxes if all(box.value(c) in values for c, values in wanted.items())]
+
+
+def fields(boxes: Iterable[Box]) -> list[tuple[str, str, str]]:
+    """The annotated fields, in the order of the boxes."""
+    return list(dict.fromkeys(box.field for box in boxes))
+
+
+def fingerprint(boxes: Iterable[Box]) -> str:
+    """Hash of where boxes lie, who made their labels, and of the labels' files, by name and size."""
+    total = hashlib.sha256()
+    for image, name in sorted({(box.image, box.labels) for box in boxes}):
+        total.update(repr((name, annotation(image, name))).encode())
+        for path in sorted((image / "labels").rglob("*")):
+            if path.is_file():
+                total.update(f"{path.relative_to(image)} {path.stat().st_size}\n".encode())
+    total.update(repr(sorted(box.place for box in boxes)).encode())
+    return total.hexdigest()[:32]

@@ -1,0 +1,131 @@
+"""What a sweep of fine-tuning runs has that others have not: folds, arms without a start, a final model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpc_isl.files import read_json
+from hpc_isl.many import Arrangement
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipe import RECIPES
+from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.run import Run
+from hpc_isl.stages.finetune_boxes import FEW, boxes_of, fields
+from hpc_isl.stages.finetune_setting import Setting, settle
+from hpc_isl.stages.study import expanded
+from hpc_isl.strict import parse, read_yaml
+
+FINAL = "final"
+ALL = {"n": "all", "draw": 0, "only": {}, "fold": None, "everything": True}
+MAIN = {"nuclei": "iou", "cells": "mAP"}
+"""The score that decides, by the kind of objects."""
+
+
+def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
+    """The elements that can be computed, with folds where few fields are annotated, and `final` last.
+
+    Left out, with a word: more boxes than there are, and N = 0 of arms that know nothing.
+    """
+    recipes = {name: each for name, each in elements.items() if isinstance(each, FinetuneRecipe)}
+    first = next(iter(recipes.values()))
+    setting = settle(_plain(first))
+    says: list[str] = []
+    kept = dict(_possible(recipes, setting, says))
+    if not kept:
+        raise Mistake("\n".join(["sweep: no element can be computed", *(f"  {line}" for line in says)]))
+    count = _annotated_fields(first, setting)
+    if count < FEW and all(each.fold is None for each in kept.values()):
+        says.append(f"{count} annotated fields, fewer than {FEW}: each is left out in turn, and tests")
+        kept = dict(_folded(kept, count, says))
+    among = [folder / "finetune" / name for name in kept]
+    final = first.model_copy(update={"arm": "best", "among": among, **ALL})
+    boxes = boxes_of(setting.view, setting.indices, setting.split, first.labels)
+    says.append(f"{FINAL}, the last element: the best arm learns from all {len(boxes)} boxes")
+    return Arrangement({**kept, FINAL: final}, tuple(says), FINAL)
+
+
+def _plain(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """The same with all boxes, so that nothing is missing."""
+    changes = {"plates": expanded(recipe.plates), "n": "all", "fold": None, "seen": "allow"}
+    return recipe.model_copy(update=changes)
+
+
+def _possible(
+    recipes: Mapping[str, FinetuneRecipe], setting: Setting, says: list[str]
+) -> Iterator[tuple[str, FinetuneRecipe]]:
+    missing = set()
+    for name, each in recipes.items():
+        if each.n != "all" and each.n > len(setting.pool) - (each.fold is not None):
+            missing.add(f"n={each.n} is left out: there are {len(setting.pool)} annotation boxes")
+        elif each.n == 0 and each.arm in ("random", "imagenet"):
+            missing.add(f"n=0 of arm {each.arm} is left out: it knows nothing before an annotation")
+        else:
+            yield name, each
+    says += sorted(missing)
+
+
+def _annotated_fields(recipe: FinetuneRecipe, setting: Setting) -> int:
+    return len(fields(boxes_of(setting.view, setting.indices, setting.split, recipe.labels)))
+
+
+def _folded(
+    recipes: Mapping[str, FinetuneRecipe], count: int, says: list[str]
+) -> Iterator[tuple[str, FinetuneRecipe]]:
+    """Each element once for each field that is left out; N is less by what that field holds."""
+    if count < 2:
+        raise Mistake("sweep: one annotated field alone cannot both train and test; annotate another one")
+    for name, each in recipes.items():
+        if each.n != "all" and each.n > count - 1:
+            says.append(f"n={each.n} is left out: {count - 1} fields are left to learn from")
+            continue
+        for fold in range(count):
+            yield f"{name},fold={fold}", each.model_copy(update={"fold": fold})
+
+
+# ---------------------------------------------------------------- the best arm
+
+
+def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """The recipe of the best arm among the finished runs, for all annotations.
+
+    The best is whoever has the greatest mean score at the most annotations. It is chosen by the fields
+    that test, so its own score there would be no estimate; `final` is scored nowhere.
+
+    Raises:
+        Mistake: runs that are not done.
+    """
+    missing = [run.name for run in recipe.among if Run(run).summary() is None]
+    if missing:
+        raise Mistake(
+            f"{len(missing)} of {len(recipe.among)} elements are not done ({', '.join(missing[:4])}"
+            f"{', …' * (len(missing) > 4)}): the best arm is not known yet; retry the sweep"
+        )
+    if not recipe.among:
+        raise Mistake("arm=best: is for sweeps, which compare arms; name one")
+    scores = _scores([Run(path) for path in recipe.among])
+    winner = max(scores, key=lambda path: scores[path])
+    chosen = parse(RECIPES["finetune"], read_yaml(Run(winner).recipe), str(winner))
+    assert isinstance(chosen, FinetuneRecipe)
+    return chosen.model_copy(update={"among": recipe.among, **ALL})
+
+
+def _scores(runs: list[Run]) -> dict[Path, float]:
+    """One run of each arm and variant -> mean main score at the most annotations."""
+    groups: dict[str, dict[int, list[tuple[float, Path]]]] = {}
+    for run in runs:
+        content: dict[str, Any] = read_yaml(run.recipe)
+        figures = (read_json(run.done / "finetune.json") or {}).get("figures", {})
+        value = figures.get(MAIN[content["objects"]["kind"]])
+        if value is None or math.isnan(value) or content["n"] == 0:
+            continue
+        key = repr({k: v for k, v in content.items() if k not in ("n", "draw", "fold", "train")})
+        seed = {k: v for k, v in content["train"].items() if k != "seed"}
+        groups.setdefault(f"{key} {seed}", {}).setdefault(figures["boxes"], []).append((value, run.folder))
+    if not groups:
+        raise Mistake("no element has a score: no test field has labels to score by, so no arm is the best")
+    most = {key: by_size[max(by_size)] for key, by_size in groups.items()}
+    return {each[0][1]: sum(value for value, _ in each) / len(each) for each in most.values()}
