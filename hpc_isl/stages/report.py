@@ -1,0 +1,63 @@
+"""The report of a fine-tuning sweep: one page that works offline, with its figures and tables beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.files import write_atomic
+from hpc_isl.run import Run
+from hpc_isl.stages import report_page, report_panels, report_pictures
+from hpc_isl.stages.report_pictures import Picture
+from hpc_isl.stages.report_sweep import read_sweep
+from hpc_isl.stages.report_tables import Results, results, tables
+from hpc_isl.stages.report_words import headline
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the page lies, and what it says first."""
+
+    page: Path
+    headline: tuple[str, ...]
+
+
+def report(run: Run) -> Report:
+    """Reads what the sweep has so far and writes `report/` in its folder; the page appears last.
+
+    Raises:
+        Mistake: the run is no sweep of fine-tuning, or none of its elements is done.
+    """
+    found = results(read_sweep(run))
+    truth = found.truth
+    said = headline(
+        found.sweep, truth, found.designs[truth, ""], found.differences[truth, ""], found.savings[truth]
+    )
+    pictures, (panels, problems) = list(_pictures(found)), report_panels.panels(found.sweep)
+    folder = run.folder / "report"
+    for one in (*pictures, *panels):
+        write_atomic(folder / one.name, one.png, durable=False)
+    for name, text in tables(found).items():
+        write_atomic(folder / name, text, durable=False)
+    page = folder / "report.html"
+    write_atomic(page, report_page.written(found, said, pictures, (panels, problems)))
+    _forget(folder, {one.name for one in (*pictures, *panels)})
+    return Report(page, tuple(said))
+
+
+def _pictures(found: Results) -> Iterator[Picture]:
+    yield report_pictures.draw_scores(found, found.sweep.fewest)
+    for place, truth in enumerate(found.sweep.truths):
+        yield report_pictures.draw_curves(found, truth, f"curves-{place}.png")
+    differences = report_pictures.draw_differences(found)
+    if differences:
+        yield differences
+
+
+def _forget(folder: Path, names: set[str]) -> None:
+    """Figures of an earlier report that this one does not have."""
+    for pattern in ("panel-*.png", "curves-*.png", "differences.png"):
+        for path in folder.glob(pattern):
+            if path.name not in names:
+                path.unlink(missing_ok=True)
