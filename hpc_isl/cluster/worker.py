@@ -59,20 +59,22 @@ def work(job: Job) -> None:
         _prepare_node(attempt, here.slurm)
     listener = Listener(attempt, _deadline(here, where))
     with _forwarded(attempt, here, where):
-        code = _run(job, attempt, here)
+        code = _run(job, attempt, here, listener)
     if code == 0 and attempt.stopping.is_set() and not attempt.run.summary():
         code = _leave_stopped(attempt, here, listener)
     if code:
         raise SystemExit(code)
 
 
-def _run(job: Job, attempt: Attempt, here: Place) -> int:
+def _run(job: Job, attempt: Attempt, here: Place, listener: Listener) -> int:
     """The stage inside its records; a mistake or failure becomes lines in the log and an exit code."""
     try:
         facts = {"job": here.slurm, "slurm_conf": os.environ.get("SLURM_CONF")} if here.slurm else {}
         with attempt.recorded(vitals if attempt.rank == 0 else None, **facts):
             _stage(job, attempt)
             _stay_for_rank_0(attempt, here)
+            if listener.overdue:  # Slurm may have told this rank alone so far
+                attempt.note(overdue=True)
     except Mistake as mistake:
         print(mistake, file=sys.stderr, flush=True)
         return MISTAKE
@@ -124,13 +126,13 @@ def _deadline(here: Place, where: site.Site) -> float | None:
 class Listener:
     """Turns signals, the deadline, and the death of whoever watches over us, into `attempt.stopping`.
 
-    A handler only keeps the signal's number; a thread looks at it, so that no lock is taken in a handler.
+    A handler only keeps the signals' numbers; a thread looks at it, so that no lock is taken in a handler.
     """
 
     def __init__(self, attempt: Attempt, deadline: float | None = None) -> None:
         self.attempt = attempt
         self.deadline = deadline
-        self.signal: int | None = None
+        self.signals: set[int] = set()
         self._parent = os.getppid()
         self._watcher = int(os.environ.get("HPC_ISL_WATCHER", 0))
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
@@ -139,16 +141,17 @@ class Listener:
 
     @property
     def overdue(self) -> bool:
-        """Whether the job's time is over: a reason to start it again, which TERM (scancel) is not."""
-        if self.signal is not None:
-            return self.signal == signal.SIGUSR2
-        return self.deadline is not None and time.time() > self.deadline
+        """Whether the job's time is over: a reason to start it again, which TERM (scancel) is not.
+
+        When the limit comes sooner than was said, Slurm sends USR2 and TERM in either order.
+        """
+        return signal.SIGUSR2 in self.signals or (self.deadline is not None and time.time() > self.deadline)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = self.signal or number
+        self.signals.add(number)
 
     def _look(self) -> None:
-        while self.signal is None and not self.overdue and not self._orphaned():
+        while not self.signals and not self.overdue and not self._orphaned():
             time.sleep(0.2)
         self.attempt.stopping.set()
         while not self._orphaned():

@@ -207,14 +207,31 @@ def test_arrays_are_split_and_share_their_throttle(job: Job, tools: Path) -> Non
     tool(tools, "scontrol", "echo 'MaxArraySize            = 10'")
     jobs = tuple(Job("m", job.folder / str(n), 0) for n in range(25))
 
-    def parts(throttle: int | None) -> list[tuple[int, int, int | None]]:
+    def parts(throttle: int | None) -> list[tuple[int, int, tuple[int, ...]]]:
         found = sbatch.parts(Batch(job.run, 0, jobs), Site(executor="slurm", array=throttle))
         assert [one for part in found for one in part.jobs] == list(jobs)
         return [(len(part.jobs), part.throttle, part.waits) for part in found]
 
-    assert parts(4) == [(10, 2, None), (10, 1, None), (5, 1, None)]
-    assert parts(2) == [(10, 1, None), (10, 1, None), (5, 1, 0)], "the third waits until the first has ended"
+    assert parts(4) == [(10, 2, ()), (10, 1, ()), (5, 1, ())]
+    assert parts(2) == [(10, 1, ()), (10, 1, ()), (5, 1, (0,))], "the third waits until the first has ended"
     assert sum(throttle for _, throttle, _ in parts(None)) == 25
+
+
+def test_the_last_element_waits_for_all_parts_and_for_what_was_handed_over_before(
+    job: Job, tools: Path
+) -> None:
+    tool(tools, "scontrol", "echo 'MaxArraySize            = 10'")
+    jobs = tuple(Job("m", job.folder / str(n), 0) for n in range(22))
+    batch = Batch(job.run, 0, jobs, last=True, beside=("4", "7"))
+    site = Site(executor="slurm", array=8)
+    parts = sbatch.parts(batch, site)
+    assert [len(part.jobs) for part in parts] == [10, 10, 1, 1]
+    assert (parts[-1].jobs, parts[-1].waits, parts[-1].beside) == ((jobs[-1],), (0, 1, 2), ("4", "7"))
+    alone = Batch(job.run, 0, jobs[-1:], last=True, beside=("4", "7"))
+    assert "#SBATCH --dependency=afterany:4:7\n" in sbatch.text(alone, site)
+    assert "#SBATCH --kill-on-invalid-dep=yes\n" in sbatch.text(alone, site)
+    waits = Batch(job.run, 0, jobs[-1:], ("3",), last=True, beside=("4",))
+    assert "#SBATCH --dependency=afterok:3,afterany:4\n" in sbatch.text(waits, site)
 
 
 @pytest.mark.parametrize(
@@ -249,13 +266,19 @@ class TestRequeue:
 
     @pytest.fixture
     def attempt(self, job: Job, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
-        tool(tools, "scontrol", f'echo "$@" >> {tmp_path}/asked')
-        attempt = Attempt(Run(job.folder))
+        self.shown(tools, tmp_path, "JobState=RUNNING Reason=None Dependency=(null)")
+        attempt = Attempt(Run(job.folder), size=2)
         attempt.stopping.set()
+        Attempt(attempt.run, rank=1).note(exit="2026-01-01", outcome="stopped")
         with attempt.recorded():
             attempt.run.checkpoints.mkdir()
             (attempt.run.checkpoints / "new").touch()
         return attempt
+
+    def shown(self, tools: Path, tmp_path: Path, job: str) -> None:
+        """What `scontrol show job` will say; what else is asked of it is kept."""
+        script = f'case "$1" in show) echo "JobId=99 {job}";; *) echo "$@" >> {tmp_path}/asked;; esac'
+        tool(tools, "scontrol", script)
 
     def asked(self, tmp_path: Path) -> str:
         return (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
@@ -267,10 +290,38 @@ class TestRequeue:
     def test_one_that_is_preempted_with_time_to_save_does(
         self, attempt: Attempt, tools: Path, tmp_path: Path
     ) -> None:
-        shown = "JobState=RUNNING Reason=None PreemptEligibleTime=x PreemptTime=2026-11-01T10:00:00"
-        script = f'case "$1" in show) echo "{shown}";; *) echo "$@" >> {tmp_path}/asked;; esac'
-        tool(tools, "scontrol", script)
+        times = "PreemptEligibleTime=x PreemptTime=2026-11-01T10:00:00"
+        self.shown(tools, tmp_path, f"JobState=RUNNING Reason=None {times}")
         assert requeue(attempt, JOB, at_time_limit=False) is None
+        assert self.asked(tmp_path) == "requeue 99\n"
+
+    def test_one_whose_other_rank_alone_was_told_of_the_time_limit_does(
+        self, attempt: Attempt, tmp_path: Path
+    ) -> None:
+        Attempt(attempt.run, rank=1).note(exit="2026-01-01", outcome="stopped", overdue=True)
+        assert requeue(attempt, JOB, at_time_limit=False) is None
+        assert self.asked(tmp_path) == "requeue 99\n"
+
+    def test_one_that_slurm_ends_at_its_limit_does_though_no_rank_was_told(
+        self, attempt: Attempt, tools: Path, tmp_path: Path
+    ) -> None:
+        self.shown(tools, tmp_path, "JobState=COMPLETING Reason=TimeLimit Dependency=(null)")
+        assert requeue(attempt, JOB, at_time_limit=False) is None
+        assert self.asked(tmp_path) == "requeue 99\n"
+
+    def test_one_that_scancel_ends_at_its_limit_does_not(
+        self, attempt: Attempt, tools: Path, tmp_path: Path
+    ) -> None:
+        self.shown(tools, tmp_path, "JobState=COMPLETING Reason=None Dependency=(null)")
+        assert requeue(attempt, JOB, at_time_limit=True) == "stopped by Slurm or by scancel"
+        assert self.asked(tmp_path) == ""
+
+    def test_the_signal_counts_where_slurm_does_not_answer(
+        self, attempt: Attempt, tools: Path, tmp_path: Path
+    ) -> None:
+        script = f'case "$1" in show) exit 1;; *) echo "$@" >> {tmp_path}/asked;; esac'
+        tool(tools, "scontrol", script)
+        assert requeue(attempt, JOB, at_time_limit=True) is None
         assert self.asked(tmp_path) == "requeue 99\n"
 
     def test_one_that_brought_nothing_new_does_not(self, attempt: Attempt, tmp_path: Path) -> None:

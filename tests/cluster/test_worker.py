@@ -39,6 +39,17 @@ def test_a_signal_asks_to_stop(attempt: Attempt, number: signal.Signals, overdue
     assert listener.overdue is overdue, "USR2 tells of the time limit; TERM of scancel, or of preemption"
 
 
+@pytest.mark.parametrize("order", [(signal.SIGTERM, signal.SIGUSR2), (signal.SIGUSR2, signal.SIGTERM)])
+def test_a_limit_that_came_sooner_than_was_said_sends_two_signals_in_either_order(
+    attempt: Attempt, order: tuple[signal.Signals, ...]
+) -> None:
+    listener = Listener(attempt, deadline=time.time() + 1000)
+    for number in order:
+        signal.raise_signal(number)
+    assert attempt.stopping.wait(30)
+    assert listener.overdue
+
+
 def test_the_deadline_is_that_of_slurm_or_of_the_site() -> None:
     site = Site(executor="slurm", time="10min", signal_s=60)
     assert _deadline(Place(slurm="7", end=5000.0), site) == 4940.0

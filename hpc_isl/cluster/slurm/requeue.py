@@ -21,15 +21,21 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     """Puts the job back into the queue; or the reason why not.
 
     Only at the time limit, or when preempted with time to save (without, Slurm requeues by itself); only
-    when the run was not cancelled, and when this attempt brought something new.
+    when neither run nor job was cancelled, and when this attempt brought something new.
+
+    Args:
+        at_time_limit: as far as this rank knows; another may know more, and so does Slurm.
     """
-    if not at_time_limit and not _is_preempted(job):
+    _others_left(attempt)
+    told = _told(job)
+    if told is None:
+        told = at_time_limit or any((read_json(path) or {}).get("overdue") for path in _others(attempt))
+    if not told:
         return "stopped by Slurm or by scancel"
     if attempt.run.cancelled.exists():
         return "stopped: the run was cancelled"
     if not _advanced(attempt):
         return "stopped at the time limit without a new checkpoint: not started again; give it more time"
-    _others_left(attempt)
     if asked := _asked_outside():
         asked.touch()
         return None
@@ -37,12 +43,16 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     return f"stopped; Slurm refused to start it again: {done.stderr.strip()}" if done.returncode else None
 
 
-def _is_preempted(job: str) -> bool:
-    """Whether Slurm has given us time to save before it takes the nodes away: a job that ends within
-    that time has just ended for Slurm, and would not be started again."""
+def _told(job: str) -> bool | None:
+    """Whether Slurm itself says that the job is to go on later; None: it lets it run, or does not answer.
+
+    It is to go on where its limit has passed, and where Slurm gives time to save before it takes the
+    nodes away: a job that ends within that time has just ended for Slurm. What scancel ended is not.
+    """
     _, out, _ = ask(["scontrol", "show", "job", "-o", job])
-    found = re.search(r"JobState=RUNNING .*PreemptTime=(\d{4}-\S+)", out)
-    return found is not None
+    if re.search(r"JobState=RUNNING .*PreemptTime=(\d{4}-\S+)", out) or " Reason=TimeLimit " in out:
+        return True
+    return False if re.search(r"JobState=(COMPLETING|CANCELLED)", out) else None
 
 
 def _asked_outside() -> Path | None:
@@ -60,11 +70,15 @@ def _advanced(attempt: Attempt) -> bool:
     return bool(record.get("progress", {}).get("done"))
 
 
+def _others(attempt: Attempt) -> list[Path]:
+    """The records of all ranks but this one."""
+    return [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
+
+
 def _others_left(attempt: Attempt) -> None:
     """A barrier through the run folder: all other ranks have written their exit records."""
     deadline = time.monotonic() + OTHERS_LEAVE_S
-    others = [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
-    while any(not (read_json(path) or {}).get("exit") for path in others):
+    while any(not (read_json(path) or {}).get("exit") for path in _others(attempt)):
         if time.monotonic() > deadline:
             return
         time.sleep(0.5)
