@@ -14,19 +14,25 @@ from hpc_isl.strict import Strict
 
 
 class SweepRecipe(Recipe):
-    """An array of runs of one stage, each a job of its own: `over` says in what they differ."""
+    """An array of runs of one stage, each a job of its own: `over` says in what they differ.
+
+    Typed again with the --name of a sweep that has ended, and with more in `over`, it computes what is new.
+    """
 
     stage: str
     """that each element runs; without it, the file's name tells: small_pretrain.yaml"""
     over: dict[str, list[Any]] | list[dict[str, Any]]
     """dotted key -> values, all combinations, e.g. {seed: [0, 1, 2], train.crop: [256, 512]};
-    or a list of elements, e.g. [{seed: 0}, {seed: 1, train.crop: 256}]"""
+    or a list of groups, e.g. [{seed: [0, 1]}, {seed: 1, train.crop: [256, 512]}]: in each group a list means
+    each of its values, all combinations, and what comes twice is one element. A value that is itself a
+    list is written [[32, 16]]"""
     base: dict[str, Any] = {}
     """the stage's recipe without what varies"""
 
     @model_validator(mode="after")
     def _something_varies(self) -> SweepRecipe:
-        if not self.over or (isinstance(self.over, dict) and not all(self.over.values())):
+        groups = [self.over] if isinstance(self.over, dict) else self.over
+        if not self.over or any(values == [] for group in groups for values in group.values()):
             raise ValueError("over is empty; say what varies, as in over='{seed: [0, 1, 2]}'")
         return self
 

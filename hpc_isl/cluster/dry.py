@@ -15,9 +15,12 @@ def lines(order: Order, plan: Plan, run: Run) -> Iterator[str]:
     """Resolved recipe, inputs, resources, and on Slurm the sbatch file and the start that it expects."""
     yield f"# recipe of {order.stage}"
     yield to_yaml(plan.recipe).rstrip()
-    yield from ("", "# what would be done", *plan.says)
+    yield from ("", "# what would be done", *order.says, *plan.says)
     if order.elements:
-        yield f"{len(order.elements)} times, with {'; '.join([*order.elements][:12])}"
+        names = [name for name in order.elements if name != order.last]
+        yield f"{len(names)} times, with {'; '.join(names[:12])}" + (" …" if len(names) > 12 else "")
+    if order.last:
+        yield f"then {order.last}, when all of these have ended"
     yield from (f"reads {name}, fingerprint {fingerprint}" for name, fingerprint in plan.inputs.items())
     yield from (f"makes {path}" for path in plan.makes)
     yield from ("", "# where", resources(order.site), f"run folder {run.folder}")
@@ -30,7 +33,7 @@ def _slurm(order: Order, run: Run) -> Iterator[str]:
 
     folders = [run.folder / order.stage / name for name in order.elements or ()] or [run.folder]
     jobs = tuple(Job(module_of(order.stage), folder, 0) for folder in folders)
-    batch = sbatch.Batch(run, 0, jobs)
+    batch = sbatch.Batch(run, 0, jobs, last=order.last is not None)
     parts = sbatch.parts(batch, order.site)
     more = f", the first of {len(parts)}" if len(parts) > 1 else ""
     yield from ("", f"# sbatch{more}", sbatch.text(batch, order.site).rstrip())

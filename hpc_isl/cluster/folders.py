@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hpc_isl.cluster import record
@@ -27,12 +27,28 @@ def make_array(run: Run, order: Order, plans: Mapping[str, Plan], argv: tuple[st
     """The folders of an array and of its elements; the array's recipe comes last of all."""
     content = record.record(order.recipe, {}, list(argv))
     _new(run, order.site)
-    members = {f"{order.stage}/{name}": plan for name, plan in plans.items()}
-    write_atomic(run.elements_file, json.dumps({"elements": list(members)}, indent=1))
-    for folder, plan in members.items():
-        own = record.again(content, plan.recipe, plan.inputs)
-        _fill(Run(run.folder / folder), plan, order.site, own | _late(order))
-    _describe(run, order.recipe, order.site, content)
+    write_atomic(run.elements_file, json.dumps(elements(order, plans), indent=1))
+    for name, plan in plans.items():
+        make_element(element(run, order.stage, name), order, plan, content, late=name == order.last)
+    after = {key: value for key, value in _late(order).items() if key == "after"}
+    _describe(run, order.recipe, order.site, content | after)
+
+
+def element(run: Run, stage: str, name: str) -> Run:
+    """Where the element of this name lies in its array."""
+    return Run(run.folder / stage / name)
+
+
+def elements(order: Order, names: Iterable[str]) -> dict[str, Any]:
+    """The content of `elements.json`: which there are, and which of them waits for all others."""
+    folders = {"elements": [f"{order.stage}/{name}" for name in names]}
+    return folders | ({"last": f"{order.stage}/{order.last}"} if order.last else {})
+
+
+def make_element(one: Run, order: Order, plan: Plan, content: Mapping[str, Any], late: bool) -> None:
+    """The folder of an element, with the record of its array; `late`: it is planned when its job starts."""
+    own = record.again(content, plan.recipe, plan.inputs) | _late(order)
+    _fill(one, plan, order.site, own | ({"planned": False} if late else {}))
 
 
 def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], argv: tuple[str, ...]) -> None:

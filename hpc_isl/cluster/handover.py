@@ -6,20 +6,26 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from hpc_isl.cluster import allocation, local, local_array, report, status, submissions, waiting
+from hpc_isl.cluster import allocation, last, local, local_array, report, status, submissions, waiting
 from hpc_isl.cluster.follow import View
 from hpc_isl.cluster.forward import forwarding
 from hpc_isl.cluster.jobs import Job, module_of
 from hpc_isl.cluster.place import job_here
 from hpc_isl.cluster.report import Caller
+from hpc_isl.cluster.slurm import queue
 from hpc_isl.cluster.supervise import Requests
 from hpc_isl.files import now, share_with_group
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 from hpc_isl.site import Site
+
+if TYPE_CHECKING:
+    from hpc_isl.cluster.slurm.sbatch import Batch
 
 
 def hand_over(
@@ -65,25 +71,45 @@ def check(site: Site, after: Sequence[Run]) -> None:
 def _to_slurm(run: Run, members: Sequence[Run], site: Site, caller: Caller, after: Sequence[Run]) -> None:
     from hpc_isl.cluster.slurm import sbatch
 
-    first = run.next_attempt()
-    jobs = [
-        Job(module_of(one.stage), one.folder, first if one == run else one.next_attempt()) for one in members
-    ]
-    batch = sbatch.Batch(run, first, tuple(jobs), _jobs_of(after, site))
+    overtaken = _waiting(members[-1])
+    batch = _batch(run, members, site, after)
     with _uninterrupted():
-        for job in jobs:
+        for job in batch.jobs:
             submissions.note(job.run, job.attempt, site, **_this_process())
         try:
             numbers = sbatch.submit(batch, site)
         except Mistake:  # refused: it is as if it had not been asked for
-            _forget(run, first, jobs)
+            _forget(run, batch.attempt, batch.jobs)
             raise
-        for job, number in zip(jobs, numbers, strict=True):
+        for job, number in zip(batch.jobs, numbers, strict=True):
             submissions.note(job.run, job.attempt, site, job=number)
         if members != [run]:
             families = sorted({number.split("_")[0] for number in numbers})
-            submissions.note(run, first, site, jobs=families)
+            submissions.note(run, batch.attempt, site, jobs=families)
+    if overtaken.get("job"):
+        conf = overtaken.get("slurm_conf")
+        queue.cancel([str(overtaken["job"])], Path(conf) if conf else None)
     report.queued(run, numbers, caller)
+
+
+def _batch(run: Run, members: Sequence[Run], site: Site, after: Sequence[Run]) -> Batch:
+    """The jobs of these members, each with a new attempt; the last element of an array waits for others."""
+    from hpc_isl.cluster.slurm import sbatch
+
+    waits, final = _jobs_of(after, site), members[-1] if last.is_last(members[-1]) else None
+    beside = last.waits_for(final, members, site) if final else ()
+    first = run.next_attempt()
+    jobs = tuple(
+        Job(module_of(one.stage), one.folder, first if one == run else one.next_attempt()) for one in members
+    )
+    return sbatch.Batch(run, first, jobs, waits, final is not None, beside)
+
+
+def _waiting(member: Run) -> dict[str, Any]:
+    """What the last element was handed to, where it waits for elements that have ended: a new job waits for
+    those that begin now."""
+    waits = last.is_last(member) and status.state(member).alive
+    return submissions.newest(member) if waits else {}
 
 
 def _this_process() -> dict[str, object]:
@@ -137,11 +163,13 @@ def _here(run: Run, site: Site, caller: Caller) -> int:
 def _array_here(run: Run, members: Sequence[Run], site: Site, caller: Caller) -> int:
     """As many elements at once as fit; the others wait for their turn."""
     jobs = [_job(member) for member in members]
+    final = next((job for job in jobs[-1:] if last.is_last(job.run)), None)
     run.next_attempt()
     for job in jobs:
         submissions.note(job.run, job.attempt, site, **_this_process())
     with forwarding(run, site):
-        interrupted = local_array.compute_all(jobs, site, caller.say)
+        first = [job for job in jobs if job != final]
+        interrupted = local_array.compute_all(first, site, caller.say, final)
         for job in jobs:
             submissions.note(job.run, job.attempt, site, ended=now())
     return report.ended_array(run, interrupted, caller)

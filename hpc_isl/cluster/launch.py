@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_isl.cluster import dry, folders, orders, place, record, report, status, submissions, waiting
+from hpc_isl.cluster import (
+    dry,
+    folders,
+    last,
+    orders,
+    place,
+    record,
+    report,
+    status,
+    submissions,
+    waiting,
+    widen,
+)
 from hpc_isl.cluster.handover import check, hand_over
 from hpc_isl.cluster.orders import Order
 from hpc_isl.cluster.report import Caller
@@ -19,12 +31,17 @@ from hpc_isl.site import Site
 
 def dry_run(order: Order, caller: Caller) -> int:
     """Says exactly what would be done, and writes nothing."""
-    order = replace(order, after=orders.unfinished(order.after))
-    run, plans = order.run(caller.root), _plans(order)
-    plan = next(iter(plans.values()))
-    finished = run.folder.exists() and _is_finished(run, order, plan, caller)
-    for line in dry.lines(order, plan, run):
+    order, run, plans = _prepared(order, caller)
+    there, finished = run.folder.exists(), False
+    new = widen.new_elements(run, order, plans) if there and order.elements else []
+    if new:
+        _refuse_living(run, caller)
+    elif there:
+        finished = _is_finished(run, order, next(iter(plans.values())), caller)
+    for line in dry.lines(_left(order, run) if new else order, next(iter(plans.values())), run):
         caller.say(line)
+    if new:
+        caller.say(f"{widen.says(run, order, new)}: {'; '.join(new[:12])}")
     if finished:
         caller.say(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
     return 0
@@ -32,12 +49,14 @@ def dry_run(order: Order, caller: Caller) -> int:
 
 def launch(order: Order, caller: Caller, wait: bool) -> int:
     """Plans, makes the run folder, hands it over; the exit code."""
-    order = replace(order, after=orders.unfinished(order.after))
-    run, plans = order.run(caller.root), _plans(order)
+    order, run, plans = _prepared(order, caller)
     plan = next(iter(plans.values()))
-    for line in plan.says:
+    for line in (*order.says, *plan.says):
         caller.say(line)
     if run.folder.exists():
+        widen.settle(run)
+        if order.elements and (new := widen.new_elements(run, order, plans)):
+            return _widened(run, order, plans, new, caller, wait)
         if _is_finished(run, order, plan, caller):
             caller.say("nothing to do: this run is finished, with this recipe")
             return report.done(run, caller)
@@ -57,17 +76,45 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
     return _ended(code, run, caller, wait)
 
 
+def _prepared(order: Order, caller: Caller) -> tuple[Order, Run, dict[str, Plan]]:
+    """What is asked for, as the stage arranges it, where it will lie, and the plan of each part."""
+    order = replace(order, after=orders.unfinished(order.after))
+    run = order.run(caller.root)
+    order = orders.arranged(order, run)
+    return order, run, orders.plans(order)
+
+
+def _widened(
+    run: Run, order: Order, plans: Mapping[str, Plan], new: list[str], caller: Caller, wait: bool
+) -> int:
+    """The sweep takes in the new elements, and goes on with what is not done."""
+    check(order.site, order.after)
+    with submissions.alone(run):
+        _refuse_living(run, caller)
+        widen.widen(run, order, plans, new, caller.argv)
+    caller.say(widen.says(run, order, new))
+    return resume(run, order.site, caller, wait, order.after)
+
+
+def _refuse_living(run: Run, caller: Caller) -> None:
+    found = status.state(run)
+    if found.alive:
+        raise Mistake(
+            f"{run.label!r} is {found.word}; wait for it ({caller.command('status', run)}) or "
+            f"{caller.command('cancel', run)}, and widen it then"
+        )
+
+
+def _left(order: Order, run: Run) -> Order:
+    """The elements that a wider sweep would compute: new ones, and those that are not done."""
+    done = {one.name for one in last.others(run) if one.summary() is not None}
+    return replace(order, elements={k: v for k, v in (order.elements or {}).items() if k not in done})
+
+
 def _forget(run: Run) -> None:
     """A run that was refused is as if it had not been asked for; one in which anything began stays."""
     if not any(one.attempt_numbers() for one in (run, *run.elements())):
         shutil.rmtree(run.folder, ignore_errors=True)
-
-
-def _plans(order: Order) -> dict[str, Plan]:
-    """The plan of each element, or of the run under its name."""
-    recipes = order.elements or {order.stage: order.recipe}
-    late = bool(order.after)
-    return {name: orders.planned(order.stage, each, order.site, late) for name, each in recipes.items()}
 
 
 def _ended(code: int | None, run: Run, caller: Caller, wait: bool) -> int:
@@ -78,7 +125,8 @@ def _ended(code: int | None, run: Run, caller: Caller, wait: bool) -> int:
 
 def _is_finished(run: Run, order: Order, plan: Plan, caller: Caller) -> bool:
     """Whether just this was computed under this name; False: an allocation may go on with it."""
-    orders.refuse_another(run, replace(plan, recipe=order.recipe, inputs={}) if order.elements else plan)
+    if not order.elements:  # those of an array have been looked at one by one
+        orders.refuse_another(run, plan)
     found = status.state(run)
     if found.word == "done":
         return True
@@ -108,6 +156,7 @@ def _refuse_alive(run: Run, found: status.State, caller: Caller) -> None:
 
 def resume(run: Run, site: Site, caller: Caller, wait: bool, after: tuple[Run, ...] = ()) -> int:
     """A new attempt in the same folder, with its recipe; of an array, of the elements that are not done."""
+    widen.settle(run)
     found = status.states(run.elements() or [run])
     if all(each.word == "done" for each in found.values()):
         caller.say("nothing to do: this run is finished")
@@ -115,7 +164,7 @@ def resume(run: Run, site: Site, caller: Caller, wait: bool, after: tuple[Run, .
     left = [one for one, each in found.items() if each.word != "done" and (not each.alive or _is_ours(one))]
     if not left:
         _refuse_alive(run, status.state(run), caller)
-    return go_on(run, left, site, caller, wait, after)
+    return go_on(run, last.along(run, left), site, caller, wait, after)
 
 
 def go_on(
@@ -143,7 +192,8 @@ def go_on(
 def _refuse_started(members: Sequence[Run], caller: Caller) -> None:
     """What another process has started since we looked."""
     for one, each in status.states(members).items():
-        if not _is_ours(one):
+        waits = last.is_last(one) and submissions.newest(one).get("job")  # for those that have ended
+        if not _is_ours(one) and not waits:
             _refuse_alive(one, each, caller)
 
 

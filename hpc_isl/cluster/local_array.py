@@ -21,18 +21,22 @@ from hpc_isl.site import Site, gpus_here
 LOOK_S = 0.2
 
 
-def compute_all(jobs: Sequence[Job], site: Site, say: Callable[[str], None]) -> bool:
+def compute_all(jobs: Sequence[Job], site: Site, say: Callable[[str], None], last: Job | None = None) -> bool:
     """All elements to their end; one that fails leaves the others alone. A stop is asked of all.
+
+    `last` starts when all others have ended.
 
     Returns:
         Whether Ctrl-C asked for the stop.
     """
     fits = local.slots(site)
     free = _gpu_sets(site, fits)
-    say(f"{len(jobs)} elements, {fits} at once" if fits > 1 else f"{len(jobs)} elements, one after another")
+    how = f"{fits} at once" if fits > 1 else "one after another"
+    if jobs:
+        say(f"{len(jobs)} elements, {how}" + (f"; then {last.run.name!r}" if last else ""))
     with Requests().listening() as requests, ThreadPoolExecutor(fits) as pool:
-        futures = {pool.submit(_one, job, site, requests, free): job for job in jobs}
-        _watch(futures, say)
+        for turn in (jobs, [last] if last else []):
+            _watch({pool.submit(_one, job, site, requests, free): job for job in turn}, say)
     return requests.interrupted
 
 

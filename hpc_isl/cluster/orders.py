@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from hpc_isl.cluster import names, status
 from hpc_isl.cluster.jobs import ALONE, stage_module
 from hpc_isl.cluster.place import in_allocation
 from hpc_isl.files import read_json
+from hpc_isl.many import Arrangement
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Plan, Run
@@ -28,6 +30,8 @@ class Order:
         name: of the run folder; None: a free one.
         after: runs that must be done before.
         elements: name -> recipe, of an array; empty: a single run.
+        last: name of the element that waits for all others; it comes last in `elements`.
+        says: what the user should know of the elements.
     """
 
     stage: str
@@ -36,6 +40,8 @@ class Order:
     name: str | None = None
     after: tuple[Run, ...] = ()
     elements: Mapping[str, Recipe] | None = None
+    last: str | None = None
+    says: tuple[str, ...] = ()
 
     def run(self, root: Path) -> Run:
         """Where the run, or the array, will lie."""
@@ -49,6 +55,33 @@ def site_of(stage: str, site: Site) -> Site:
     if site.executor == "allocation":
         return in_allocation(site, alone=stage in ALONE)
     return site.alone() if stage in ALONE else site
+
+
+def named(order: Order, root: Path) -> Order:
+    """The same with the runs that its recipes name as folders."""
+    elements = order.elements and {n: names.resolved(each, root) for n, each in order.elements.items()}
+    return replace(order, recipe=names.resolved(order.recipe, root), elements=elements)
+
+
+def arranged(order: Order, run: Run) -> Order:
+    """An array with the elements that its stage makes of what is swept over."""
+    arrange = getattr(stage_module(order.stage), "arrange", None) if order.elements else None
+    if arrange is None:
+        return order
+    made: Arrangement = arrange(order.elements, run.folder)
+    elements = {name: recipe for name, recipe in made.elements.items() if name != made.last}
+    if made.last:
+        elements[made.last] = made.elements[made.last]
+    return replace(order, elements=elements, last=made.last, says=made.says)
+
+
+def plans(order: Order) -> dict[str, Plan]:
+    """The plan of each element, or of the run under its stage's name."""
+    recipes = order.elements or {order.stage: order.recipe}
+    return {
+        name: planned(order.stage, each, order.site, late=bool(order.after) or name == order.last)
+        for name, each in recipes.items()
+    }
 
 
 def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:
@@ -92,7 +125,11 @@ def refuse_another(run: Run, plan: Plan) -> None:
         raise Mistake(f"{run.folder} is there and is not a run; choose another --name")
     found = differences(run, plan)
     if found:
-        raise Mistake(
-            f"{run.stage} {run.name!r} is there, with another recipe; choose another --name.\n"
-            + "\n".join(found[:8] + ["  …"] * (len(found) > 8))
-        )
+        refuse(run, found)
+
+
+def refuse(run: Run, found: list[str]) -> NoReturn:
+    raise Mistake(
+        f"{run.stage} {run.name!r} is there, with another recipe; choose another --name.\n"
+        + "\n".join(found[:8] + ["  …"] * (len(found) > 8))
+    )

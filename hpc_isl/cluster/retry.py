@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpc_isl import site as sites
-from hpc_isl.cluster import launch, status, waiting
+from hpc_isl.cluster import last, launch, status, waiting, widen
 from hpc_isl.cluster.report import Caller
 from hpc_isl.cluster.status import State
 from hpc_isl.mistake import Mistake
@@ -22,15 +22,27 @@ def retry(run: Run, chosen: Site | None, caller: Caller, wait: bool) -> int:
 
     `chosen`: a site given by hand, which is taken as it is.
     """
+    widen.settle(run)
     found = status.states(run.elements() or [run])
     left = {one: each for one, each in found.items() if each.word in AGAIN}
     if not left:
         now = status.state(run)
         raise Mistake(f"{run.label!r} has nothing to retry: {now.detail or now.word}")
     code = 0
-    for site, members in _by_site(left, chosen).items():
+    for site, members in _last_at_the_end(run, _by_site(left, chosen)).items():
         code = launch.go_on(run, members, Site.model_validate_json(site), caller, wait=False) or code
     return waiting.follow(run, caller) if wait and not code and status.state(run).alive else code
+
+
+def _last_at_the_end(run: Run, groups: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """What waits for all other elements starts after them, with the site it has or gets."""
+    final = last.of(run)
+    if final is None or final.summary() is not None:
+        return groups
+    own = next((site for site, members in groups.items() if final in members), None)
+    own = own or sites.kept(final.site).model_dump_json()
+    members = [one for one in groups.pop(own, []) if one != final]
+    return {**groups, own: [*members, final]}
 
 
 def _by_site(left: Mapping[Run, State], chosen: Site | None) -> dict[str, list[Run]]:

@@ -65,11 +65,16 @@ def _labelled(recipe: SweepRecipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _combinations(recipe: SweepRecipe) -> Iterator[Mapping[str, Any]]:
-    if isinstance(recipe.over, list):
-        yield from recipe.over
-        return
-    for values in itertools.product(*recipe.over.values()):
-        yield dict(zip(recipe.over, values, strict=True))
+    """All of each group; what an earlier one has set just so does not come again."""
+    seen: set[str] = set()
+    for group in [recipe.over] if isinstance(recipe.over, dict) else recipe.over:
+        sets = [values if isinstance(values, list) else [values] for values in group.values()]
+        for chosen in itertools.product(*sets):
+            values = dict(zip(group, chosen, strict=True))
+            text = json.dumps(values, sort_keys=True, default=str)
+            if text not in seen:
+                seen.add(text)
+                yield values
 
 
 def _label(values: Mapping[str, Any]) -> str:

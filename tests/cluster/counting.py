@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_isl import submit
 from hpc_isl.cluster import jobs
+from hpc_isl.many import Arrangement
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.base import Recipe
-from hpc_isl.run import Attempt, Plan
+from hpc_isl.run import Attempt, Plan, Run
 
 
 class CountRecipe(Recipe):
@@ -46,6 +48,10 @@ class CountRecipe(Recipe):
     """said at the start"""
     data: Path | None = None
     """an input"""
+    final: bool = False
+    """a sweep of such ends with an element `final` that adds up what the others have counted"""
+    among: list[Path] = []
+    """the runs that it adds up"""
 
 
 RECIPES["count"] = CountRecipe
@@ -57,7 +63,26 @@ def plan(recipe: CountRecipe) -> Plan:
     if recipe.steps > 1000:
         raise Mistake(f"steps: {recipe.steps} is more than I can count; 1000 at most")
     inputs = {str(recipe.data): recipe.data.read_text()} if recipe.data else {}
+    if recipe.among:
+        return Plan(recipe.model_copy(update={"word": f"of {_sum(recipe.among)}"}))
     return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs)
+
+
+def arrange(elements: Mapping[str, CountRecipe], folder: Path) -> Arrangement:
+    """One more element, if that is asked for."""
+    if not any(recipe.final for recipe in elements.values()):
+        return Arrangement(elements)
+    final = CountRecipe(steps=1, among=[folder / "count" / name for name in elements])
+    says = (f"final adds up what {len(elements)} others have counted",)
+    return Arrangement({**elements, "final": final}, says, last="final")
+
+
+def _sum(runs: list[Path]) -> int:
+    found = {path.name: Run(path).summary() for path in runs}
+    missing = [name for name, summary in found.items() if summary is None]
+    if missing:
+        raise Mistake(f"nothing to add up for {', '.join(missing)}; retry the sweep")
+    return sum(summary["counted"] for summary in found.values() if summary)
 
 
 def count(recipe: CountRecipe, attempt: Attempt) -> None:

@@ -47,9 +47,24 @@ def test_all_combinations_are_elements() -> None:
 
 
 def test_elements_may_be_listed_one_by_one() -> None:
-    assert labels("[{seed: 3}, {seed: 3}, {net.encoder: 'tu-a/b c'}]") == [
-        "seed=3", "seed=3 (2)", "net.encoder=tu-a_b_c",
+    assert labels("[{seed: 3}, {net.encoder: 'tu-a/b c'}, {net.encoder: 'tu-a/b;c'}]") == [
+        "seed=3", "net.encoder=tu-a_b_c", "net.encoder=tu-a_b_c (2)",
     ]  # fmt: skip
+
+
+def test_in_each_group_a_list_means_each_of_its_values() -> None:
+    groups = (
+        "[{seed: [0, 1], train.steps: [64, 128]}, {seed: 2, train.steps: [64]}, {net.decoder: [[32, 16]]}]"
+    )
+    assert labels(groups) == [
+        "seed=0,train.steps=64", "seed=0,train.steps=128", "seed=1,train.steps=64", "seed=1,train.steps=128",
+        "seed=2,train.steps=64", "net.decoder=_32,_16",
+    ]  # fmt: skip
+
+
+def test_what_comes_twice_is_one_element() -> None:
+    assert labels("[{seed: [0, 1]}, {seed: [1, 2]}, {seed: 2}]") == ["seed=0", "seed=1", "seed=2"]
+    assert labels("[{seed: 1, train.steps: 64}, {train.steps: [64], seed: [1]}]") == ["seed=1,train.steps=64"]
 
 
 def test_each_element_has_the_recipe_that_its_name_says() -> None:
@@ -64,6 +79,7 @@ def test_each_element_has_the_recipe_that_its_name_says() -> None:
         (["stage=pretrain"], "over: must be given"),
         (["stage=pretrain", "over={}"], "over is empty"),
         (["stage=pretrain", "over={seed: []}"], "over is empty"),
+        (["stage=pretrain", "over=[{seed: [0]}, {seed: []}]"], "over is empty"),
         (["over={seed: [0]}"], "say which stage varies, as stage=pretrain"),
         (["stage=pretrian", "over={seed: [0]}"], "'pretrian' is not a stage; did you mean 'pretrain'"),
         (["stage=pretrain", "over={split.sead: [0]}", *PRETRAIN], "sead: no such key; did you mean 'seed'"),

@@ -32,12 +32,16 @@ class Batch:
         attempt: of that run; the code is kept below it.
         jobs: one, or one for each element.
         after: Slurm's jobs that must have ended well before these start.
+        last: whether the last job waits until all others have ended, however they end.
+        beside: Slurm's jobs that the last one waits for too.
     """
 
     run: Run
     attempt: int
     jobs: tuple[Job, ...]
     after: tuple[str, ...] = ()
+    last: bool = False
+    beside: tuple[str, ...] = ()
 
     @property
     def comment(self) -> str:
@@ -118,7 +122,7 @@ def _requeue_from_outside(batch: Batch) -> list[str]:
 def text(batch: Batch, site: Site) -> str:
     """The sbatch file of the first part of the batch; writes nothing and needs no Slurm."""
     first = parts(batch, site)[0]
-    executor = _executor(batch, site, first.throttle, _dependency(batch.after, None))
+    executor = _executor(batch, site, first.throttle, _dependency(batch.after, first.beside))
     return executor.text(len(first.jobs))
 
 
@@ -130,34 +134,41 @@ def start_time(batch: Batch, site: Site) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """Jobs of one call of sbatch; `waits`: number of the part that must have ended before."""
+    """Jobs of one call of sbatch; `waits`: numbers of the parts that must have ended before, and `beside`
+    other jobs."""
 
     jobs: tuple[Job, ...]
     throttle: int
-    waits: int | None = None
+    waits: tuple[int, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 def parts(batch: Batch, site: Site) -> list[Part]:
     """The batch in arrays of no more elements than the cluster takes, which share the throttle.
 
-    Where there are more arrays than elements may run at once, one waits for another.
+    Where there are more arrays than elements may run at once, one waits for another; and the last job for
+    all of them, so that it can say what it misses.
     """
-    jobs = batch.jobs
+    jobs = batch.jobs[:-1] if batch.last else batch.jobs
     size = limits.max_array_size(site.slurm_conf) if len(jobs) > 1 else 1
     pieces = [jobs[first : first + size] for first in range(0, len(jobs), size)]
     throttle = site.array or len(jobs)
     lanes = min(len(pieces), throttle)
     shares = [throttle // lanes + (lane < throttle % lanes) for lane in range(lanes)]
-    return [
-        Part(piece, shares[number % lanes], number - lanes if number >= lanes else None)
+    found = [
+        Part(piece, shares[number % lanes], (number - lanes,) if number >= lanes else ())
         for number, piece in enumerate(pieces)
     ]
+    last = Part(batch.jobs[-1:], 1, tuple(range(len(found))), batch.beside)
+    return [*found, last] if batch.last else found
 
 
-def _dependency(after: Sequence[str], before: str | None) -> str | None:
+def _dependency(after: Sequence[str], before: Sequence[str]) -> str | None:
     """`afterok:7:8,afterany:9`."""
-    conditions = [f"afterok:{':'.join(after)}"] if after else []
-    return ",".join([*conditions, *([f"afterany:{before}"] if before else [])]) or None
+    conditions = [
+        f"{word}:{':'.join(jobs)}" for word, jobs in (("afterok", after), ("afterany", before)) if jobs
+    ]
+    return ",".join(conditions) or None
 
 
 # ---------------------------------------------------------------- handing over
@@ -168,7 +179,7 @@ def submit(batch: Batch, site: Site) -> list[str]:
     snapshot(batch.code)
     names: list[list[str]] = []
     for part in parts(batch, site):
-        before = None if part.waits is None else names[part.waits][0].split("_")[0]
+        before = [*(names[number][0].split("_")[0] for number in part.waits), *part.beside]
         executor = _executor(batch, site, part.throttle, _dependency(batch.after, before))
         try:
             names.append(_handed_over(executor, part.jobs, site.slurm_conf))

@@ -1,0 +1,43 @@
+"""The element of an array that waits until all others have ended, where its stage has arranged one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpc_isl.cluster import status, submissions
+from hpc_isl.files import read_json
+from hpc_isl.run import Run
+from hpc_isl.site import Site
+
+
+def of(run: Run) -> Run | None:
+    """The last element of the array, if it has one."""
+    name = (read_json(run.elements_file) or {}).get("last")
+    return Run(run.folder / name) if name else None
+
+
+def others(run: Run) -> list[Run]:
+    """The elements of the array that it waits for."""
+    final = of(run)
+    return [one for one in run.elements() if one != final]
+
+
+def is_last(run: Run) -> bool:
+    """Whether the run is the last element of its array."""
+    return run.array is not None and of(run.array) == run
+
+
+def along(run: Run, members: Sequence[Run]) -> list[Run]:
+    """These elements of the array, and after them the last one, unless it is done."""
+    final = of(run)
+    first = [one for one in members if one != final]
+    return [*first, final] if final and final.summary() is None else first
+
+
+def waits_for(final: Run, members: Sequence[Run], site: Site) -> tuple[str, ...]:
+    """Slurm's jobs, of this cluster, of the living elements that were handed over before these members."""
+    before = [one for one in others(final.array or final) if one not in members]
+    living = [submissions.newest(one) for one, each in status.states(before).items() if each.alive]
+    here = site.slurm_conf and str(site.slurm_conf)
+    jobs = [str(asked["job"]) for asked in living if asked.get("job") and asked.get("slurm_conf") == here]
+    return tuple(sorted({job.split("_")[0] for job in jobs}))
