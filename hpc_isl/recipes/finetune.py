@@ -89,7 +89,8 @@ class FinetuneRecipe(Recipe):
     """which N boxes, and with `train.seed` all chance in training: the N of one draw hold those of
     every smaller N, and are the same for all arms"""
     only: dict[str, list[str]] = {}
-    """column of the plate map -> values: boxes to learn from are of such wells alone, e.g. {cell_line: [HeLa]}"""
+    """column of the plate map -> values: boxes to learn from are of such wells alone, as in
+    {cell_line: [HeLa]}"""
     within: str | None = None
     """column of the plate map: scores of test fields whose value of it the boxes of the draw hold (within)
     are told from those of the others (across)"""

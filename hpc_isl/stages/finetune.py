@@ -18,7 +18,7 @@ from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages import finetune_sweep
 from hpc_isl.stages.finetune_boxes import fingerprint
 from hpc_isl.stages.finetune_setting import Setting, settle
-from hpc_isl.stages.study import expanded
+from hpc_isl.stages.study import expanded, located_net, located_split
 
 arrange = finetune_sweep.arrange
 
@@ -60,8 +60,10 @@ def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:
         "pretrained": [run.absolute() for run in recipe.pretrained],
         "drafted": recipe.drafted and recipe.drafted.absolute(),
     }
-    if recipe.split and recipe.split.file:
-        changes["split"] = recipe.split.model_copy(update={"file": recipe.split.file.expanduser().absolute()})
+    if recipe.split:
+        changes["split"] = located_split(recipe.split)
+    if recipe.net:
+        changes["net"] = located_net(recipe.net)
     return recipe.model_copy(update=changes)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.encoders import check_names, check_weights
@@ -15,12 +14,11 @@ from hpc_isl.learning.samples import Crops, crops_of
 from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.split import PARTS, draw
 from hpc_isl.learning.stride import check_grid
-from hpc_isl.learning.weight_files import SUFFIXES
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.store import label_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.study import Place, Study, expanded, name_of, open_plates
+from hpc_isl.stages.study import Place, Study, expanded, located_net, located_split, name_of, open_plates
 
 
 def plan(recipe: PretrainRecipe) -> Plan:
@@ -65,12 +63,12 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
 
 def _located(recipe: PretrainRecipe) -> PretrainRecipe:
     """The same with globs expanded and absolute paths: the job may start in another folder."""
-    weights, file = recipe.net.weights, recipe.split.file
-    if weights and weights.endswith(SUFFIXES):
-        weights = str(Path(weights).expanduser().absolute())
-    net = recipe.net.model_copy(update={"weights": weights})
-    split = recipe.split.model_copy(update={"file": file and file.expanduser().absolute()})
-    return recipe.model_copy(update={"plates": expanded(recipe.plates), "net": net, "split": split})
+    changes = {
+        "plates": expanded(recipe.plates),
+        "net": located_net(recipe.net),
+        "split": located_split(recipe.split),
+    }
+    return recipe.model_copy(update=changes)
 
 
 def _check_labels(recipe: PretrainRecipe, study: Study) -> None:

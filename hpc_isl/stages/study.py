@@ -10,9 +10,11 @@ from pathlib import Path
 from hpc_isl.learning.fields import fields_of
 from hpc_isl.learning.split import Split
 from hpc_isl.learning.view import Role, View
+from hpc_isl.learning.weight_files import SUFFIXES
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.recipes.training import NetRecipe, SplitRecipe
 
 Place = tuple[Index, FieldKey]
 
@@ -55,3 +57,15 @@ def _matches(given: Path) -> list[Path]:
     if not found:
         raise Mistake(f"plates: nothing is called {given}")
     return found
+
+
+def located_net(net: NetRecipe) -> NetRecipe:
+    """The same with the absolute path of a weights file."""
+    if not net.weights or not net.weights.endswith(SUFFIXES):
+        return net
+    return net.model_copy(update={"weights": str(Path(net.weights).expanduser().absolute())})
+
+
+def located_split(split: SplitRecipe) -> SplitRecipe:
+    """The same with the absolute path of its file."""
+    return split.model_copy(update={"file": split.file and split.file.expanduser().absolute()})
