@@ -138,6 +138,7 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
         order = orders.Order(
             verb, recipe.load(verb, path, keys), orders.site_of(verb, where), given.name, after
         )
+    order = orders.named(order, who.root)
     return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
 
 
