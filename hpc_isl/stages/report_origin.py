@@ -37,7 +37,8 @@ def split_rows(sweep: Sweep) -> list[SplitRow]:
         split = read_split(path)
     except Mistake:
         return []
-    groups, found = _groups(sweep), {}
+    groups = _groups(sweep)
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for (plate, well, _), part in split.parts.items():
         row = found.setdefault((plate, groups.get((plate, well), "")), {part: [] for part in PARTS})
         if well not in row[part]:
@@ -91,8 +92,8 @@ def swept(sweep: Sweep) -> list[tuple[str, str]]:
     rows = []
     for key in swept_keys(sweep.recipe):
         names = sorted({name for one in flat for name in one if name == key or name.startswith(f"{key}.")})
-        for name in names or [key]:
-            rows.append((name, ", ".join(dict.fromkeys(str(one.get(name)) for one in flat))))
+        values = {name: dict.fromkeys(str(one.get(name)) for one in flat) for name in names or [key]}
+        rows += [(name, ", ".join(each)) for name, each in values.items()]
     return rows
 
 
@@ -118,7 +119,8 @@ def provenance(sweep: Sweep) -> list[tuple[str, str]]:
     rows = [("sweep", str(sweep.run.folder))]
     rows += [(name, _values(records, key)) for name, key in (
         ("version of hpc_isl", "version"), ("commit", "commit"), ("changes to it (digest)", "diff"),
-        ("source files (digest)", "code"), ("submitted", "made"), ("Python", "python"), ("machine", "platform"),
+        ("source files (digest)", "code"), ("submitted", "made"), ("Python", "python"),
+        ("machine", "platform"),
     )]  # fmt: skip
     packages = [
         {_plain(name): value for name, value in (record.get("packages") or {}).items()} for record in records

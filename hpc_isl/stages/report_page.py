@@ -75,7 +75,8 @@ def _about(sweep: Sweep) -> str:
     draws = len({draw for draw, _ in sweep.chances})
     score = f"Main score: {name_of_score(sweep.score)} against {sweep.truths[0]}."
     return (
-        f"{whole} of {len(sweep.names)} elements are done: {len(sweep.arms)} arms, draws {draws}, seeds {seeds}. "
+        f"{whole} of {len(sweep.names)} elements are done: "
+        f"arms {len(sweep.arms)}, draws {draws}, seeds {seeds}. "
         f"{score} Square brackets hold 95 % intervals. Written {now()[:16].replace('T', ' ')} UTC by report."
     )
 
@@ -95,11 +96,12 @@ def _final(found: Results) -> Iterator[Html]:
         for name in ("iou", "mAP")
         if name in final.figures
     )
-    command = f"segment model={shlex.quote(found.sweep.run.name)} plates=… labels={shlex.quote(final.recipe.labels)}"
+    named, labels = shlex.quote(found.sweep.run.name), shlex.quote(final.recipe.labels)
+    command = f"segment model={named} plates=… labels={labels}"
     learnt = f"arm {final.arm.name}, {final.trained('boxes'):g} boxes, {final.trained('objects'):g} objects"
     yield tag(
-        "p", tag("strong", "The model that segment takes: "), f"element {final.run.name}, {learnt}, {figures}. ",
-        "It is no part of the curves. ", tag("code", command),
+        "p", tag("strong", "The model that segment takes: "),
+        f"element {final.run.name}, {learnt}, {figures}. It is no part of the curves. ", tag("code", command),
     )  # fmt: skip
 
 
@@ -132,8 +134,8 @@ def _how(found: Results, same: str) -> str:
 def _differences(every: Sequence[Difference], caption: str, with_n: bool) -> Html:
     header = ["arm", "against", *(["N"] if with_n else []), "difference", "gain", "pairs", "in words"]
     rows = [
-        [one.arm, one.base, *([one.n] if with_n else []), bounded(one.value, signed), bounded(one.gain, percent),
-         one.pairs, VERDICTS[one.verdict]]
+        [one.arm, one.base, *([one.n] if with_n else []), bounded(one.value, signed),
+         bounded(one.gain, percent), one.pairs, VERDICTS[one.verdict]]
         for one in every
     ]  # fmt: skip
     return table(header, rows, caption, range(2, len(header) - 1))
@@ -159,9 +161,10 @@ def _circular(truth: Truth) -> Iterator[str]:
 def _savings(found: Results) -> Iterator[object]:
     every = found.savings[found.truth]
     yield tag(
-        "p", "How many times the annotated objects of an arm another arm needs to reach the same score. The curves "
-        "are taken as rising, linear in the logarithm of the objects; nothing is extrapolated: > means that the "
-        "score was never reached, < that it was exceeded from the start. Above 1 the arm with ISL saves annotations.",
+        "p", "How many times the annotated objects of an arm another arm needs to reach the same score. "
+        "Curves are taken as rising, linear in the logarithm of the objects. Nothing is extrapolated: > means "
+        "that the score was never reached, < that it was exceeded from the start. Above 1 the arm with ISL "
+        "saves annotations.",
     )  # fmt: skip
     rows = [
         [one.arm, one.n, f"{one.objects:.0f}", number(one.score), one.base, f"{one.factor} ×",

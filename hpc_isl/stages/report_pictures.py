@@ -92,7 +92,8 @@ def draw_scores(found: Results, n: N) -> Picture:
 
 def _shown_cells(found: Results, n: N) -> list[Cell]:
     columns = found.designs[found.truth, ""].columns
-    return [cell for cell in found.sweep.cells if cell.n in (0, n) and cell in columns]
+    here = [cell for cell in found.sweep.cells if cell in columns and cell.n in (0, n)]
+    return sorted(here, key=lambda cell: cell.n == 0 != n)
 
 
 def _cell_name(cell: Cell, n: N) -> str:
@@ -117,23 +118,23 @@ def _draw_cell(axis: Axes, found: Design, cell: Cell, row: int) -> None:
 
 
 def draw_curves(found: Results, truth: Truth, name: str) -> Picture:
-    """Mean score with its interval, above over boxes, below over annotated objects; a column per facet."""
+    """Mean score with its interval, left over boxes, right over annotated objects; a row per facet."""
     from matplotlib.figure import Figure
 
     sweep = found.sweep
-    figure = Figure(figsize=(WIDTH, 8.0), layout="constrained", dpi=DPI)
-    grid = figure.subplots(2, len(sweep.facets), sharey=True, squeeze=False)
-    for column, same in enumerate(sweep.facets):
-        for axis, over in zip(grid[:, column], ("boxes", "objects"), strict=True):
+    figure = Figure(figsize=(WIDTH, 1.0 + 3.6 * len(sweep.facets)), layout="constrained", dpi=DPI)
+    grid = figure.subplots(len(sweep.facets), 2, sharey=True, squeeze=False)
+    for axes, same in zip(grid, sweep.facets, strict=True):
+        for axis, over in zip(axes, ("boxes", "objects"), strict=True):
             _draw_arms(axis, found, found.designs[truth, same], over)
-        grid[0, column].set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
+        axes[0].set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
     for axis in grid[:, 0]:
         axis.set_ylabel(f"mean {name_of_score(sweep.score)}, {truth}", fontsize=10)
-    lines, labels = grid[1, 0].get_legend_handles_labels()
+    lines, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=10, frameon=False)
     caption = (
-        "Mean score over test boxes and draws; bands: 95 % intervals. Above over the number of annotation boxes "
-        "(evenly spaced), below over the objects in them (logarithmic). Level lines learnt from no annotation."
+        "Mean score over test boxes and draws; bands: 95 % intervals. Left over the number of annotation "
+        "boxes (evenly spaced), right over the objects in them (logarithmic). Dotted: no annotation at all."
     )
     levels = "; ".join(f"{cell.arm} at N = {cell.n}: {found.designs[truth, ''].mean(cell).value:.2f}"
                        for cell in found.designs[truth, ""].columns)  # fmt: skip
@@ -147,12 +148,12 @@ def _draw_arms(axis: Axes, found: Results, one: Design, over: str) -> None:
         places = {n: sweep.trained(n, "objects") for n in sweep.counts}
         axis.set_xscale("log")
     for arm in sweep.arms:
-        curve = [Cell(arm, n) for n in sweep.counts if Cell(arm, n) in one.columns and places[n] >= 0]
+        curve = [Cell(arm, n) for n in sweep.counts if Cell(arm, n) in one.columns]
         if curve:
             _draw_curve(axis, sweep, one, curve, [places[cell.n] for cell in curve])
-        if Cell(arm, 0) in one.columns:
-            level = one.mean(Cell(arm, 0)).value
-            axis.axhline(level, color=color(arm), lw=1.3, ls=":", label=f"{arm}, N = 0")
+    for arm in [arm for arm in sweep.arms if Cell(arm, 0) in one.columns]:
+        level = one.mean(Cell(arm, 0)).value
+        axis.axhline(level, color=color(arm), lw=1.8, ls=":", label=f"{arm}, N = 0")
     if over == "boxes":
         axis.set_xticks(list(places.values()), [_tick(sweep, n) for n in places], fontsize=10)
         axis.set_xlim(-0.4, len(places) - 0.6)
@@ -170,7 +171,8 @@ def _draw_curve(
     isl = arm.name.endswith("+isl")
     axis.plot(
         places, [mean.value for mean in means], MARKS[variant % len(MARKS)], color=color(arm), lw=2, ms=7,
-        ls="-" if isl else "--", mfc=color(arm) if isl else "white", mew=1.6, label=str(arm), clip_on=False, zorder=3,
+        ls="-" if isl else "--", mfc=color(arm) if isl else "white", mew=1.6, label=str(arm),
+        clip_on=False, zorder=3,
     )  # fmt: skip
     low, high = [mean.low for mean in means], [mean.high for mean in means]
     axis.fill_between(places, low, high, color=color(arm), alpha=0.15, lw=0)
@@ -192,16 +194,16 @@ def _log_ticks(axis: Axes, places: Sequence[float]) -> None:
 
 
 def draw_differences(found: Results) -> Picture | None:
-    """Difference of each pair of arms over the number of boxes: where the interval meets 0, nothing is shown."""
+    """Difference of each pair of arms over the number of boxes; open where its interval holds 0."""
     from matplotlib.figure import Figure
 
     every = found.differences[found.truth, ""]
     pairs = list(dict.fromkeys((one.arm, one.base) for one in every))
     if not pairs:
         return None
-    columns = min(3, len(pairs))
+    columns = 2 if len(pairs) in (2, 4) else min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(WIDTH * columns / 3, 0.3 + 2.9 * rows), layout="constrained", dpi=DPI)
+    figure = Figure(figsize=(WIDTH * min(1, columns / 2.6), 0.3 + 2.9 * rows), layout="constrained", dpi=DPI)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axis in grid[len(pairs) :]:
         axis.set_axis_off()
@@ -211,8 +213,8 @@ def draw_differences(found: Results) -> Picture | None:
         axis.set_ylabel(f"difference of {name_of_score(found.sweep.score)}", fontsize=10)
     said = "; ".join(f"{o.arm} less {o.base} at N = {o.n}: {o.value.value:+.2f}, {o.verdict}" for o in every)
     caption = (
-        "Difference on the same test boxes and draws with its 95 % interval. Above 0: the arm with ISL scores "
-        "higher. Open: the interval includes 0, or there is none."
+        "Difference on the same test boxes and draws with its 95 % interval. Above 0: the arm with ISL "
+        "scores higher. Open: the interval includes 0, or there is none."
     )
     return finished(figure, "differences.png", f"Differences between arms. {said}", caption)
 

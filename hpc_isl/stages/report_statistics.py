@@ -216,7 +216,8 @@ def _savings(sweep: Sweep, found: Design, ours: list[Cell], theirs: list[Cell]) 
     objects = [[sweep.trained(cell.n, "objects") for cell in cells] for cells in (ours, theirs)]
 
     def factors(means: NDArray[Any]) -> list[tuple[float, Between]]:
-        curve, other = Curve(objects[0], means[: len(ours)]), Curve(objects[1], means[len(ours) :])
+        scores = means.tolist()
+        curve, other = Curve(objects[0], scores[: len(ours)]), Curve(objects[1], scores[len(ours) :])
         return [(score, saved(curve, other, score)) for score in curve.monotone()]
 
     again = [] if np.isnan(resampled).any() else [factors(means) for means in resampled]

@@ -16,7 +16,6 @@ from hpc_isl.many import SweepRecipe
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Run
-
 from hpc_isl.strict import flatten, parse, read_yaml
 
 FINAL = "final"

@@ -70,7 +70,7 @@ def tables(found: Results) -> dict[str, str]:
 
 def _scores(sweep: Sweep) -> Iterator[dict[str, Any]]:
     for element in sweep.elements:
-        own = {"element": element.run.name, "arm": str(element.arm), "n": element.recipe.n}
+        own: dict[str, Any] = {"element": element.run.name, "arm": str(element.arm), "n": element.recipe.n}
         own |= {"draw": element.recipe.draw, "seed": element.recipe.train.seed}
         own |= {f"trained_{what}": element.trained(what) for what in ("boxes", "objects")}
         for scored in element.scored:
@@ -101,10 +101,11 @@ def _summary(found: Results) -> Iterator[dict[str, Any]]:
         for cell in sweep.cells:
             for score, each in spreads(sweep, truth, cell, same).items():
                 yield {
-                    "truth": truth.name, "origin": truth.origin, "same": same, "arm": str(cell.arm), "n": cell.n,
-                    "objects": sweep.trained(cell.n, "objects"), "score": score, "mean": each.mean,
-                    "sd": each.sd, "scored": each.images, "undefined": each.undefined,
-                } | (_bounds("", one.mean(cell)) if score == sweep.score and cell in one.columns else {})  # fmt: skip
+                    "truth": truth.name, "origin": truth.origin, "same": same, "arm": str(cell.arm),
+                    "n": cell.n, "objects": sweep.trained(cell.n, "objects"), "score": score,
+                    "mean": each.mean, "sd": each.sd, "scored": each.images, "undefined": each.undefined,
+                    **(_bounds("", one.mean(cell)) if score == sweep.score and cell in one.columns else {}),
+                }  # fmt: skip
 
 
 def _differences(found: Results) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,9 @@ from hpc_isl.stages.report_statistics import Design, Difference, Saving, rivals
 from hpc_isl.stages.report_sweep import Arm, Cell, N, Sweep, Truth
 
 NAMES = {"iou": "IoU", "count_error": "count error"}
-ONE_DRAW = "One draw of boxes was made: no intervals are given, for the luck of the draw cannot be told from the arm."
+ONE_DRAW = (
+    "One draw of boxes was made: no intervals are given, for its luck cannot be told from what the arm does."
+)
 
 
 def name_of_score(score: str) -> str:
@@ -128,6 +130,8 @@ def _beyond(own: Sequence[Difference], n: N) -> Iterator[str]:
 
 def _saved(here: Sequence[Saving]) -> Iterator[str]:
     for one in here:
+        if one.base.name == "drafted":
+            continue
         likely = f" [{one.likely}]" if one.likely else ""
         yield f"For that score, {one.base} needs {one.factor} × the annotated objects{likely}."
 

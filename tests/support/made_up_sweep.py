@@ -1,4 +1,4 @@
-"""A sweep of fine-tuning as its elements leave it, with scores from a seeded generator instead of networks."""
+"""A sweep of fine-tuning as its elements leave it; scores are a seeded generator's, not a network's."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from hpc_isl.strict import to_yaml
 START = {"random": 0.42, "random+isl": 0.62, "imagenet": 0.5, "imagenet+isl": 0.64, "drafted": 0.63}
 LINES = {"B": "HeLa", "C": "3T3", "D": "MCF10A"}
 COLUMNS = [
-    "plate", "well", "field", "time", "box", "truth", "origin", "same", "iou", "mAP", "AP50", "AP75", "F1", "PQ",
-    "SQ", "RQ", "count_error", "objects", "predicted", "cell_line",
+    "plate", "well", "field", "time", "box", "truth", "origin", "same", "iou", "mAP", "AP50", "AP75", "F1",
+    "PQ", "SQ", "RQ", "count_error", "objects", "predicted", "cell_line",
 ]  # fmt: skip
 PACKAGES = {"torch": "2.15.0", "segmentation_models_pytorch": "0.5.0", "numpy": "2.3.1"}
 
@@ -59,13 +59,14 @@ class Shape:
 
 
 def made_up_sweep(root: Path, index: Index, shape: Shape | None = None, name: str = "nuc") -> Run:
-    """`runs/sweep/<name>` below `root`, with an ISL run that it comes from; `index`: the plate of its panels."""
+    """`runs/sweep/<name>` below `root`, and the ISL run it comes from; `index`: the plate."""
     shape = shape or Shape()
     pretrained = _pretrained(root, index)
     run = Run(root / "runs" / "sweep" / name)
     over = {"arm": list(shape.arms), "n": list(shape.ns), "draw": list(shape.draws), **shape.over}
     base = {"plates": [str(index.path)], "labels": "nuclei", "truth": [name for name, _ in shape.truth],
-            "pretrained": [str(pretrained)], "within": shape.within, "objects": {"kind": shape.kind}}  # fmt: skip
+            "pretrained": [str(pretrained)], "within": shape.within,
+            "objects": {"kind": shape.kind}}  # fmt: skip
     settings = _settings(shape, over)
     for label_, setting in settings.items():
         _element(Run(run.folder / "finetune" / label_), index, shape, base | setting, label_)
@@ -162,8 +163,9 @@ def _scores(index: Index, shape: Shape, recipe: FinetuneRecipe) -> list[dict[str
     rows = []
     for truth, origin in shape.truth:
         for well in shape.wells:
-            for box in ("0 0 96 48", "0 48 96 96"):
-                rows.append(_row(index, shape, recipe, truth, origin, well, box))
+            rows += [
+                _row(index, shape, recipe, truth, origin, well, box) for box in ("0 0 96 48", "0 48 96 96")
+            ]
     return rows
 
 
@@ -179,8 +181,9 @@ def _row(
         3, str(recipe.arm), str(recipe.n), recipe.draw, recipe.train.seed, well, box, truth
     ).normal(0, 0.02)
     iou = float(np.clip(mean + place + chance, 0.01, 0.99))
-    scores = {"iou": iou, "mAP": iou * 0.6, "AP50": iou * 0.9, "AP75": iou * 0.5, "F1": iou * 0.95, "PQ": iou * 0.7,
-              "SQ": "" if iou < 0.35 else 0.7 + iou / 10, "RQ": iou * 0.95, "count_error": round(10 * (0.7 - iou))}  # fmt: skip
+    scores = {"iou": iou, "mAP": iou * 0.6, "AP50": iou * 0.9, "AP75": iou * 0.5, "F1": iou * 0.95,
+              "PQ": iou * 0.7, "SQ": "" if iou < 0.35 else 0.7 + iou / 10, "RQ": iou * 0.95,
+              "count_error": round(10 * (0.7 - iou))}  # fmt: skip
     row = {"plate": index.plate.name, "well": well, "field": "1", "time": 0, "box": box, "truth": truth,
            "origin": origin, "same": same, **scores, "objects": 8, "predicted": 9}  # fmt: skip
     return row | ({"cell_line": LINES[well[0]]} if shape.cell_line else {})
@@ -215,12 +218,12 @@ def _panels(run: Run, index: Index, shape: Shape, recipe: FinetuneRecipe) -> Non
         labels[corner : corner + 6, 2:9] = labels.max() + 1
         arrays[f"labels_{key}"] = labels
         if recipe.arm.endswith("+isl"):
-            arrays[f"stain_{key}"] = ((stain - 700) / 9000 + rng.normal(0, 0.05, stain.shape)).astype(
-                np.float16
-            )
+            arrays[f"stain_{key}"] = (
+                (stain.astype(float) - 700) / 9000 + rng.normal(0, 0.05, stain.shape)
+            ).astype(np.float16)
         listed.append(
-            {"key": str(key), "plate": str(index.path), "well": one.key.well, "field": one.key.name, "time": 0,
-             "level": 0, "box": list(box), "truth": shape.truth[0][0]}
+            {"key": str(key), "plate": str(index.path), "well": one.key.well, "field": one.key.name,
+             "time": 0, "level": 0, "box": list(box), "truth": shape.truth[0][0]}
         )  # fmt: skip
     _write(run.folder / "panels.json", json.dumps(listed))
     np.savez_compressed(run.folder / "panels.npz", **arrays)
@@ -246,8 +249,8 @@ def _contract(index: Index) -> dict[str, Any]:
 
 def _record() -> dict[str, Any]:
     return {"key": "k", "digest": "d" * 16, "made": "2026-01-31T10:00:00.000+00:00", "version": "0.1.0",
-            "commit": "c0ffee" * 6, "diff": None, "code": "deadbeef", "python": "3.11.9", "packages": PACKAGES,
-            "inputs": {"P01": "5eed5eed5eed5eed"}}  # fmt: skip
+            "commit": "c0ffee" * 6, "diff": None, "code": "deadbeef", "python": "3.11.9",
+            "packages": PACKAGES, "inputs": {"P01": "5eed5eed5eed5eed"}}  # fmt: skip
 
 
 def _table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
