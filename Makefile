@@ -3,10 +3,11 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 H = $(BIN)/python -m hpc_isl.submit
-# Further words for steps: make demo PLATE='--wells 6' PRETRAIN='train.steps=20' SITE='site.cpus=1'; make test PYTEST='-k store';
+# Further words for steps: make demo PLATE='--wells 6' PRETRAIN='train.steps=20' SWEEP='train.steps=5' SITE='site.cpus=1'; make test PYTEST='-k store';
 # make slurm-start CLUSTER='--nodes 4'
 PLATE :=
 PRETRAIN :=
+SWEEP :=
 SITE :=
 CLUSTER :=
 PYTEST :=
@@ -14,7 +15,7 @@ PYTEST :=
 .PHONY: help setup demo test slurm-test slurm-start slurm-stop lint lock clean
 
 help:
-	@echo "make demo          a synthetic plate -> OME-Zarr -> pretrained model -> scores and pictures, in demo/"
+	@echo "make demo          a synthetic plate -> OME-Zarr -> pretrained model -> segmentation from one field, in demo/"
 	@echo "make test          lint, types, tests"
 	@echo "make slurm-test    the tests that need a real Slurm; they bring up their own"
 	@echo "make slurm-start   a real Slurm of two nodes on this machine, to use with --site testcluster"
@@ -41,6 +42,8 @@ demo: setup
 	$(H) annotate import demo/export/truth/nuclei plate=demo/plate.zarr labels=nuclei site.runs=demo/runs $(SITE)
 	$(H) inspect demo/plate.zarr
 	$(H) pretrain demo.yaml --name demo site.runs=demo/runs $(SITE) $(PRETRAIN)
+	$(H) sweep demo_sweep.yaml --name nuclei site.runs=demo/runs site.cpus=1 $(SITE) $(SWEEP)
+	$(H) report nuclei --root demo/runs
 	@echo
 	@echo "What was made, below demo/:"
 	@echo "  export/                     a plate as an Opera Phenix writes it, and the truth about its cells"
@@ -52,6 +55,8 @@ demo: setup
 	@echo "    stain.zarr                the virtual stain of the held-out wells"
 	@echo "Mean PCC of held-out fields:  $$($(BIN)/python -c 'import json; \
 	print(round(json.load(open("demo/runs/pretrain/demo/done/pretrain.json"))["figures"]["pcc"], 3))')"
+	@echo "  runs/sweep/nuclei/          nuclei from 1 and 3 annotated fields, with and without pretraining, and"
+	@echo "    report/report.html        what it shows: open it in a browser"
 	@echo "To see it all in MLflow:      $(H) ui --root demo/runs"
 
 lint: setup

@@ -25,6 +25,7 @@ PRETRAIN = (
     "data.level=0 train.steps=2 train.crop=64 train.batch=2 train.micro_batch=2 train.evaluate_every=2 "
     "split.test_wells=[B03] split.validation_wells=[B02] data.workers=0"
 )
+SWEEP = "over.n=[1] over.draw=[0] train.steps=1 train.crop=32 train.batch=2 train.micro_batch=2"
 SITE = "site.tracking=none site.cpus=1"
 
 
@@ -66,12 +67,14 @@ def run_all(command: list[str]) -> str:
 @pytest.mark.journey
 @pytest.mark.timeout(900)
 def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[str], tmp_path: Path) -> None:
-    told = run_all([*make, "demo", f"PLATE={PLATE}", f"PRETRAIN={PRETRAIN}", f"SITE={SITE}"])
+    words = {"PLATE": PLATE, "PRETRAIN": PRETRAIN, "SWEEP": SWEEP, "SITE": SITE}
+    told = run_all([*make, "demo", *(f"{name}={value}" for name, value in words.items())])
     demo = tmp_path / "demo"
     run = demo / "runs" / "pretrain" / "demo"
     listed = re.findall(r"^ +(\S+) {2,}\S", told.split("What was made, below demo/:")[1], re.MULTILINE)
-    assert len(listed) == 7
-    assert all((demo / path).exists() or (run / path).exists() for path in listed)
+    assert len(listed) == 9
+    inside = (demo, run, demo / "runs" / "sweep" / "nuclei")
+    assert all(any((folder / path).exists() for folder in inside) for path in listed)
     pcc = json.loads((run / "done" / "pretrain.json").read_text())["figures"]["pcc"]
     assert f"Mean PCC of held-out fields:  {round(pcc, 3)}\n" in told
     assert told.splitlines()[-1].endswith("-m hpc_isl.submit ui --root demo/runs")
@@ -79,14 +82,16 @@ def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[s
         rows = list(csv.DictReader(file))
     assert [(row["well"], row["treatment"]) for row in rows] == [("B03", "compound A")]
     assert int(rows[0]["objects"]) > 0  # the labels were imported
-    for words in (
+    for step in (
         "stages.synthetic",
         "submit convert",
         "submit annotate import",
         "submit inspect",
         "submit pretrain",
+        "submit sweep",
+        "submit report",
     ):
-        assert f"/python -m hpc_isl.{words} " in told  # each step is echoed as a user could type it
+        assert f"/python -m hpc_isl.{step} " in told  # each step is echoed as a user could type it
 
 
 def test_the_recipe_of_the_demo_needs_no_download_and_holds_out_one_well_of_each_treatment() -> None:

@@ -26,6 +26,8 @@ class Stain(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Stored counts (image, source, y, x) to stains (image, target, y, x), float32.
 
+        A model that segments gives what it says of objects: the mask's logit, or distance map and logit.
+
         Sources stand in the contract's order, at its µm per pixel. Stains are in counts where the
         model normalised its targets by the training wells, else in units of each field's own.
         """
@@ -39,6 +41,8 @@ class Stain(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         how = self.contract.predict
         sources = np.stack([_seen(self.contract, number, plane) for number, plane in enumerate(image)])
         stains = predict(self.network, sources, tile=how.tile, halo=how.halo if how.tile else 0)
+        if self.contract.task:
+            return stains
         scales = [role.numbers or (0.0, 1.0) for role in self.contract.view.targets]
         offset, scale = (np.array(each, np.float32)[:, None, None] for each in zip(*scales, strict=True))
         return stains * scale + offset

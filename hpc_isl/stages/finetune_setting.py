@@ -59,7 +59,7 @@ class Setting:
             return None
         if arm not in self.starts:
             there = ", ".join(["random", "imagenet", *self.starts])
-            raise Mistake(f"arm={arm}: {_needs(arm)}; with what is given there are the arms {there}")
+            raise Mistake(f"arm={arm}: {needs(arm)}; with what is given there are the arms {there}")
         return self.starts[arm]
 
 
@@ -93,7 +93,8 @@ def settle(recipe: FinetuneRecipe) -> Setting:
 # ---------------------------------------------------------------- models
 
 
-def _needs(arm: str) -> str:
+def needs(arm: str) -> str:
+    """What must be given for an arm that has no model to start from."""
     if arm == "drafted":
         return "drafted must name a finetune run on drafted labels"
     kind = "random weights (net.weights=null)" if arm == "random+isl" else "weights of a file or name"

@@ -15,7 +15,7 @@ from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.finetune_boxes import FEW, boxes_of, fields
-from hpc_isl.stages.finetune_setting import Setting, settle
+from hpc_isl.stages.finetune_setting import Setting, needs, settle
 from hpc_isl.stages.study import expanded
 from hpc_isl.strict import parse, read_yaml
 
@@ -63,9 +63,18 @@ def _possible(
             missing.add(f"n={each.n} is left out: there are {len(setting.pool)} annotation boxes")
         elif each.n == 0 and each.arm in ("random", "imagenet"):
             missing.add(f"n=0 of arm {each.arm} is left out: it knows nothing before an annotation")
+        elif why := _impossible(each, setting):
+            missing.add(f"arm {each.arm} is left out: {why}")
         else:
             yield name, each
     says += sorted(missing)
+
+
+def _impossible(recipe: FinetuneRecipe, setting: Setting) -> str:
+    """Why the arm has nothing to start from; empty where it has."""
+    if recipe.arm == "imagenet":
+        return "" if setting.net.weights else "net.weights names no weights"
+    return "" if recipe.arm == "random" or recipe.arm in setting.starts else needs(recipe.arm)
 
 
 def _annotated_fields(recipe: FinetuneRecipe, setting: Setting) -> int:

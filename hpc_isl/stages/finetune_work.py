@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
         figures["steps"], **{f"test/{name}": v for name, v in figures.items() if "_sd" not in name}
     )
     attempt.finish({"figures": figures, "arm": recipe.arm, "made": _made(course)})
+    if world.rank == 0:  # a sweep has many runs, and each checkpoint is three models large
+        shutil.rmtree(attempt.run.checkpoints, ignore_errors=True)
 
 
 def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
