@@ -192,6 +192,26 @@ def _validate(argv: list[str]) -> int:
     return int(bool(problems))
 
 
+# ---------------------------------------------------------------- what a sweep has found
+
+
+def _report(argv: list[str]) -> int:
+    given = parsed("report", "RUN: one page about a sweep of finetune, as far as it is done", argv, ROOT)
+    if given is None:
+        return 0
+    run = _one_run("report", given)
+    from hpc_isl.stages.report import report
+
+    made = report(run)
+    print("\n".join([*made.headline, f"  report      {_short(made.page)}"]))
+    return 0
+
+
+def _short(path: Path) -> str:
+    """As it is typed from here, where it lies below."""
+    return str(path.relative_to(os.getcwd())) if path.is_relative_to(os.getcwd()) else str(path)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "site": ("init NAME: a site file drafted for this cluster; list: all sites", setup_commands.site),
     "doctor": ("a pre-flight of a site, on this machine and on compute nodes", setup_commands.doctor),
@@ -202,6 +222,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "cancel": ("tells a run to save and stop", _cancel),
     "resume": ("goes on with a run that stopped or failed", _resume),
     "retry": ("starts again what failed, of an array that alone", _retry),
+    "report": ("one page about a sweep of finetune: curves, annotations saved, pictures", _report),
     "sync": ("forwards runs to MLflow", _sync),
     "ui": ("opens MLflow on this machine", _ui),
 }

@@ -43,7 +43,8 @@ MAY_KNOW = {
 # learning may use these of the plates; nothing else crosses from wing to wing.
 BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statistics"}
 HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tensorstore", "scipy", "skimage"}
-ALLOWED = {("commands.py", "hpc_isl.stages.inspect")}  # inspect and validate submit nothing
+# inspect, validate and report submit nothing
+ALLOWED = {("commands.py", "hpc_isl.stages.inspect"), ("commands.py", "hpc_isl.stages.report")}
 ONLY = {
     "submitit": {"cluster/slurm/sbatch.py"},
     # served.py is run by MLflow itself and imported by nothing.

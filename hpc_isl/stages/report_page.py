@@ -162,9 +162,9 @@ def _savings(found: Results) -> Iterator[object]:
     every = found.savings[found.truth]
     yield tag(
         "p", "How many times the annotated objects of an arm another arm needs to reach the same score. "
-        "Curves are taken as rising, linear in the logarithm of the objects. Nothing is extrapolated: > means "
-        "that the score was never reached, < that it was exceeded from the start. Above 1 the arm with ISL "
-        "saves annotations.",
+        "Curves are taken as rising, linear in the logarithm of the objects. Nothing is extrapolated: > "
+        "means that the score was never reached, < that it was exceeded from the start. Above 1 the arm with "
+        "ISL saves annotations.",
     )  # fmt: skip
     rows = [
         [one.arm, one.n, f"{one.objects:.0f}", number(one.score), one.base, f"{one.factor} ×",
