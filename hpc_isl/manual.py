@@ -24,6 +24,7 @@ HIDDEN = {"base"}  # of a sweep: filled from the keys that are not its own
 USAGE = {
     "annotate import": "annotate import FOLDER [RECIPE.yaml] plate=… labels=…",
     "annotate draft": "annotate draft [RECIPE.yaml] plate=… labels=… channel=…",
+    "annotate export": "annotate export [RECIPE.yaml] plate=… labels=… out=FOLDER",
     "sweep": "sweep [RECIPE.yaml] over='{seed: [0, 1, 2]}' [key=value …]",
     "chain": "chain RECIPE.yaml",
 }

@@ -17,7 +17,7 @@ from hpc_isl.mistake import Mistake, nearest
 
 STAGES = {
     "convert": "a vendor's export to an OME-Zarr plate",
-    "annotate": "import label images to a plate, or draft labels from a stain",
+    "annotate": "labels of a plate: drafted from a stain, exported to be corrected, imported",
     "pretrain": "in silico labeling: a network learns stains from label-free images",
     "finetune": "a few annotated boxes turn a pretrained network into one that segments",
 }
@@ -25,7 +25,7 @@ MANY = {
     "sweep": "an array of runs of one stage that differ in what is swept over",
     "chain": "stages one after another, with stops where a person annotates",
 }
-ACTIONS = {"annotate": ("import", "draft")}  # words that stand before the recipe
+ACTIONS = {"annotate": ("import", "draft", "export")}  # words that stand before the recipe
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
 

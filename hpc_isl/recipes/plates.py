@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field as Bound
 from pydantic import model_validator
 
-from hpc_isl.recipes.base import Positive, Recipe
+from hpc_isl.recipes.base import Count, Positive, Recipe
 from hpc_isl.strict import Strict
 
 
@@ -78,22 +78,31 @@ class ConvertRecipe(Recipe):
 
 
 class AnnotateRecipe(Recipe):
-    """Labels and annotation boxes brought to a plate."""
+    """Labels and annotation boxes brought to a plate, or lent to a person who corrects them."""
 
-    action: Literal["import", "draft"]
-    """import label images, or draft labels from a stain"""
+    action: Literal["import", "draft", "export"]
+    """import label images, draft labels from a stain, or export images and labels to be corrected"""
     plate: Path
-    """the plate that gets the labels"""
+    """the plate that gets, or lends, the labels"""
     labels: str
     """name of the labels, e.g. nuclei"""
     source: Path | None = None
     """import: a folder of label images (TIFF, PNG) or a CSV with columns path, well (or image),
-    field and optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field)"""
+    field and optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field);
+    of a folder that export wrote, only labels that were changed become human"""
+    accept: bool = False
+    """import of a folder that export wrote: a person has looked at the unchanged labels too, and
+    they are right as they are: they become human"""
     regex: str | None = None
     """import from a folder: regular expression over the whole path below `source` with groups well
     and field (or image, the name kept in the plate map); null: B03_1.tif, or B03/1.png"""
     fields: list[str] | None = None
-    """draft: only these, e.g. [B03/1, D07]; null: all"""
+    """draft, export: only these, e.g. [B03/1, D07]; null: all"""
+    out: Path | None = None
+    """export: the folder to write, new or empty"""
+    box: tuple[Count, Count, Count, Count] | None = None
+    """export: annotation box (y0, x0, y1, x1 in pixels) of the fields in which a person has drawn
+    nothing yet; null: the box of the labels that are there, or the whole field"""
     channel: str | None = None
     """draft: the fluorescent channel; of several planes the brightest at each pixel"""
     method: Literal["threshold"] = "threshold"

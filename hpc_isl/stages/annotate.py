@@ -1,4 +1,4 @@
-"""Labels and annotation boxes come to a plate: drawn by people and imported, or drafted from a stain."""
+"""Labels and annotation boxes come to a plate: drafted from a stain, lent to people, brought back."""
 
 from __future__ import annotations
 
@@ -7,50 +7,38 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates import store
-from hpc_isl.plates.plate import Field, FieldKey
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages import annotate_files
-from hpc_isl.stages.annotate_files import Box, LabelFile, raise_together
+from hpc_isl.stages import annotate_export, annotate_files, annotate_lent
+from hpc_isl.stages.annotate_files import Annotation, LabelFile, raise_together, whole
 
-ORIGINS = {"import": "human", "draft": "drafted"}
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """Labels (y, x) or (t, y, x) of a field and its boxes; `dropped` objects lay outside every box."""
-
-    labels: NDArray[Any]
-    boxes: tuple[Box, ...]
-    dropped: int = 0
-
-    @property
-    def counts(self) -> dict[str, int]:
-        objects = len(np.setdiff1d(self.labels, [0]))
-        return {"objects": objects, "boxes": len(self.boxes), "dropped": self.dropped}
-
-
+NEEDED = {"import": "source", "draft": "channel", "export": "out"}
+FOREIGN = {
+    "import": ("channel", "fields", "out", "box"),
+    "draft": ("source", "regex", "out", "box", "accept"),
+    "export": ("source", "regex", "channel", "accept", "overwrite"),
+}
 Maker = Callable[[], Annotation]
 
 
 def plan(recipe: AnnotateRecipe) -> Plan:
     """Which fields would get labels; names together all label images that do not fit, by their headers."""
     index = _open(recipe)
+    if recipe.action == "export":
+        return annotate_export.plan(_absolute(recipe), index)
     inputs = {index.plate.name: index.fingerprint}
     if recipe.action == "import":
-        files, remark = _files(recipe, index)
-        keys = [file.key for file in files]
+        files, makers, says = _imports(recipe, index)
+        keys = list(makers)
         boxes = sum(len(file.boxes) or 1 for file in files)
-        says = [f"{len(files)} label images with {boxes} annotation boxes", *([remark] if remark else [])]
+        says = [f"{len(files)} label images with {boxes} annotation boxes", *says]
         inputs["label images"] = annotate_files.fingerprint(files)
     else:
         keys = _chosen(recipe, index)
@@ -73,7 +61,13 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     if attempt.rank:
         return
     index = _open(recipe)
-    makers = _imports(recipe, index) if recipe.action == "import" else _drafts(recipe, index)
+    if recipe.action == "export":
+        annotate_export.export(recipe, index, attempt)
+        return
+    if recipe.action == "import":
+        _, makers, says = _imports(recipe, index)
+    else:
+        makers, says = _drafts(recipe, index), []
     _check(recipe, index, makers)
     tally: Counter[str] = Counter(written=0, kept=0, objects=0, boxes=0, dropped=0)
     with ThreadPoolExecutor(attempt.cpus) as pool:
@@ -84,6 +78,8 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
                 return
             tally.update(counts)
             attempt.progress(number, len(makers), "fields")
+    for line in says:
+        attempt.say(line)
     if tally["dropped"]:
         attempt.say(f"{tally['dropped']} objects outside every annotation box were dropped")
     attempt.say(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
@@ -107,8 +103,8 @@ def _annotate_field(
     new = _is_new(recipe, index, key, made)
     if new:
         store.write_labels(
-            index.image(key), recipe.labels, made.labels, origin=ORIGINS[recipe.action],
-            boxes=made.boxes, overwrite=recipe.overwrite,
+            index.image(key), recipe.labels, made.labels, origin=made.origin, boxes=made.boxes,
+            overwrite=recipe.overwrite or bool(made.base),
         )  # fmt: skip
     return {"written": int(new), "kept": int(not new), **made.counts}
 
@@ -132,12 +128,14 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
         return True
     image, name = index.image(key), recipe.labels
     origin, boxes = store.annotation(image, name)
-    same = (origin, tuple(boxes)) == (ORIGINS[recipe.action], made.boxes)
+    same = (origin, tuple(boxes)) == (made.origin, made.boxes)
     if same and np.array_equal(store.read_labels(image, name), made.labels):
         return False
-    if not recipe.overwrite:
-        raise Mistake(f"has other labels {name!r} already ({origin}); overwrite=true replaces them")
-    return True
+    if recipe.overwrite or (made.base and made.base == annotate_lent.version(image, name)):
+        return True
+    if made.base:
+        raise Mistake(f"labels {name!r} have changed since they were exported; overwrite=true replaces them")
+    raise Mistake(f"has other labels {name!r} already ({origin}); overwrite=true replaces them")
 
 
 def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
@@ -146,44 +144,71 @@ def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
 
 def _open(recipe: AnnotateRecipe) -> store.Index:
     """The plate, after a look at the keys that the action needs and those that mean nothing to it."""
-    needed, foreign = (
-        ("source", ("channel", "fields")) if recipe.action == "import" else ("channel", ("source", "regex"))
-    )
-    if getattr(recipe, needed) is None:
-        raise Mistake(f"annotate {recipe.action}: {needed} must be given")
-    for key in foreign:
-        if getattr(recipe, key) is not None:
+    if getattr(recipe, NEEDED[recipe.action]) is None:
+        raise Mistake(f"annotate {recipe.action}: {NEEDED[recipe.action]} must be given")
+    for key in FOREIGN[recipe.action]:
+        if getattr(recipe, key) not in (None, False):
             raise Mistake(f"annotate {recipe.action}: {key} means nothing here; leave it out")
     return store.open_plate(recipe.plate)
 
 
 def _absolute(recipe: AnnotateRecipe) -> AnnotateRecipe:
-    source = recipe.source and recipe.source.absolute()
-    return recipe.model_copy(update={"plate": recipe.plate.absolute(), "source": source})
+    paths = {
+        name: path and path.absolute() for name, path in (("source", recipe.source), ("out", recipe.out))
+    }
+    return recipe.model_copy(update={"plate": recipe.plate.absolute(), **paths})
 
 
 # ---------------------------------------------------------------- import
 
 
 def _files(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[LabelFile], str]:
-    assert recipe.source is not None
-    files, remark = annotate_files.find(recipe.source, recipe.regex, index)
+    source, folder = recipe.source, _lent(recipe, index)
+    assert source is not None
+    files, remark = annotate_files.find(folder.table if folder else source, recipe.regex, index)
     annotate_files.check_headers(files, index)
     return files, remark
 
 
-def _imports(recipe: AnnotateRecipe, index: store.Index) -> dict[FieldKey, Maker]:
-    return {file.key: partial(_imported, file, index) for file in _files(recipe, index)[0]}
+def _lent(recipe: AnnotateRecipe, index: store.Index) -> annotate_lent.Folder | None:
+    """What the source is, if `annotate export` wrote it."""
+    assert recipe.source is not None
+    folder = annotate_lent.opened(recipe.source)
+    if folder is None and recipe.accept:
+        raise Mistake(
+            f"accept: {recipe.source} was not written by annotate export; other labels are human anyway"
+        )
+    if folder is not None:
+        annotate_lent.check(folder, index, recipe.labels)
+        if recipe.regex is not None:
+            raise Mistake(f"regex: {folder.path} says itself which label image is whose; leave it out")
+    return folder
+
+
+def _imports(
+    recipe: AnnotateRecipe, index: store.Index
+) -> tuple[list[LabelFile], dict[FieldKey, Maker], list[str]]:
+    """The label images, what is to be written of them, and what a user should know of those lent before.
+
+    What was lent is read to know whether it has changed, so what stands in its way is told at once.
+    """
+    files, remark = _files(recipe, index)
+    says = [remark] if remark else []
+    folder = _lent(recipe, index)
+    if folder is None:
+        return files, {file.key: partial(_imported, file, index) for file in files}, says
+    found = [annotate_lent.back(file, index, folder, recipe.accept) for file in files]
+    makers: dict[FieldKey, Maker] = {
+        one.file.key: partial(annotate_lent.annotation, one, index) for one in found if one.origin is not None
+    }
+    _check(recipe, index, makers)
+    return files, makers, says + annotate_lent.says(found, recipe.accept)
 
 
 def _imported(file: LabelFile, index: store.Index) -> Annotation:
     field = index.field(file.key)
     labels, dropped = annotate_files.read(file, field)
-    return Annotation(labels, file.boxes or _whole(field), dropped)
-
-
-def _whole(field: Field) -> tuple[Box, ...]:
-    return ((0, 0, *field.shape[-2:]),)
+    return Annotation(labels, file.boxes or whole(field), dropped)
 
 
 # ---------------------------------------------------------------- draft
@@ -198,9 +223,7 @@ def _chosen(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKey]:
         raise Mistake(
             f"channel: {channel.name} is label-free; a stain is needed; {nearest(channel.name, stains)}"
         )
-    keys = [field.key for field in index.plate.fields]
-    wanted = keys if recipe.fields is None else index.plate.choose(recipe.fields)
-    return [key for key in keys if key in wanted]
+    return annotate_files.chosen(recipe.fields, index)
 
 
 def _drafts(recipe: AnnotateRecipe, index: store.Index) -> dict[FieldKey, Maker]:
@@ -214,7 +237,7 @@ def _drafted(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annot
     field, channel = index.field(key), index.channel(recipe.channel or "")
     if f"empty:{channel}" in index.statistics[key].flags:
         times = field.shape[:1] if field.shape[0] > 1 else ()
-        return Annotation(np.zeros(times + field.shape[-2:], np.uint32), _whole(field))
+        return Annotation(np.zeros(times + field.shape[-2:], np.uint32), whole(field), origin="drafted")
     labels = [
         draft(
             store.read_box(index.image(key), 0, time, channel, slice(None), slice(None), slice(None)).max(0),
@@ -222,4 +245,4 @@ def _drafted(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annot
         )
         for time in range(field.shape[0])
     ]  # fmt: skip
-    return Annotation(np.stack(labels) if len(labels) > 1 else labels[0], _whole(field))
+    return Annotation(np.stack(labels) if len(labels) > 1 else labels[0], whole(field), origin="drafted")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,40 @@ class LabelFile:
     path: Path
     key: FieldKey
     boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Labels (y, x) or (t, y, x) of a field and its boxes.
+
+    Attributes:
+        dropped: objects that lay outside every box.
+        origin: who made them.
+        base: version of the plate's labels that these were made from, and may replace; None: of none.
+    """
+
+    labels: NDArray[Any]
+    boxes: tuple[Box, ...]
+    dropped: int = 0
+    origin: str = "human"
+    base: str | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        objects = len(np.setdiff1d(self.labels, [0]))
+        return {"objects": objects, "boxes": len(self.boxes), "dropped": self.dropped}
+
+
+def whole(field: Field) -> tuple[Box, ...]:
+    """The largest box there is."""
+    return ((0, 0, *field.shape[-2:]),)
+
+
+def chosen(fields: Sequence[str] | None, index: Index) -> list[FieldKey]:
+    """The fields named, or all, in plate order."""
+    keys = [field.key for field in index.plate.fields]
+    wanted = keys if fields is None else index.plate.choose(fields)
+    return [key for key in keys if key in wanted]
 
 
 def find(source: Path, regex: str | None, index: Index) -> tuple[list[LabelFile], str]:
@@ -183,9 +218,14 @@ def fingerprint(files: Iterable[LabelFile]) -> str:
     return digest.hexdigest()[:16]
 
 
+def pixels(file: LabelFile, field: Field) -> NDArray[np.integer]:
+    """All that the file holds, as (t, y, x)."""
+    return np.stack([read_plane(file.path, page) for page in range(field.shape[0])])
+
+
 def read(file: LabelFile, field: Field) -> tuple[NDArray[np.integer], int]:
     """Labels (y, x), or (t, y, x), without the objects outside every box, and how many those were."""
-    labels = np.stack([read_plane(file.path, page) for page in range(field.shape[0])])
+    labels = pixels(file, field)
     _check_values(file.path, labels)
     kept, dropped = _inside(labels, file.boxes)
     return (kept if field.shape[0] > 1 else kept[0]), dropped

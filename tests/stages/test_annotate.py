@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+import yaml
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -233,6 +235,204 @@ def test_a_draft_does_not_replace_what_people_drew_unless_it_is_told_to(
     with pytest.raises(Mistake, match=r"has other labels 'nuclei' already \(human\)"):
         run(tmp_path, **keys)
     run(tmp_path, **keys, overwrite=True)
+
+
+# ---------------------------------------------------------------- lent to people, and back
+
+NAME = 'nuclei & "their" 007'
+
+
+@pytest.fixture
+def drafted(export: Path, plate: Path, tmp_path: Path) -> Path:
+    """A plate with two drafted fields, and one that a person drew in two boxes."""
+    run(tmp_path, action="draft", plate=plate, labels=NAME, channel="HOECHST 33342", fields=["B02"])
+    path = str(export / "truth" / "nuclei" / "B03_1.tiff")
+    boxes = [{"y0": 0, "x0": 0, "y1": 40, "x1": 50}, {"y0": 60, "x0": 60, "y1": 128, "x1": 128}]
+    rows = [{"path": path, "well": "B03", "field": "1", **box} for box in boxes]
+    table = write_table(tmp_path / "human.csv", rows)
+    run(tmp_path, action="import", plate=plate, labels=NAME, source=table)
+    return plate
+
+
+def lent(tmp_path: Path, plate: Path, **keys: Any) -> Path:
+    out = tmp_path / "to do"
+    run(tmp_path, action="export", plate=plate, labels=NAME, out=out, **keys)
+    return out
+
+
+def bring(tmp_path: Path, plate: Path, out: Path, **keys: Any) -> dict[str, Any]:
+    return run(tmp_path, action="import", plate=plate, labels=NAME, source=out, **keys)
+
+
+def on_plate(plate: Path, key: FieldKey) -> tuple[np.ndarray, str, list[Any]]:
+    image = store.open_plate(plate).image(key)
+    return store.read_labels(image, NAME), *store.annotation(image, NAME)
+
+
+def corrected(out: Path, key: FieldKey, dtype: str = "int32") -> np.ndarray:
+    """A person draws one more object, and saves with another program."""
+    path = out / f"{key.well}_{key.name}.labels.tif"
+    labels = tifffile.imread(path).astype(dtype)
+    labels[:9, 100:120] = 60000
+    tifffile.imwrite(path, labels)
+    return labels
+
+
+def same(one: tuple[np.ndarray, str, list[Any]], other: tuple[np.ndarray, str, list[Any]]) -> bool:
+    return np.array_equal(one[0], other[0]) and one[1:] == other[1:]
+
+
+def test_labels_that_a_person_corrected_come_back_as_human_and_all_others_stay(
+    drafted: Path, tmp_path: Path
+) -> None:
+    before = [on_plate(drafted, key) for key in KEYS[:3]]
+    out = lent(tmp_path, drafted)
+    drawn = corrected(out, KEYS[0])
+    keys = {"action": "import", "plate": drafted, "labels": NAME, "source": out}
+    said = plan(AnnotateRecipe.model_validate(keys)).says
+    assert "1 label images are corrected, 3 are unchanged" in said
+    assert f"labels {NAME!r} for 1 of 4 fields of {drafted}" in said
+    assert bring(tmp_path, drafted, out)["written"] == 1
+    assert same(on_plate(drafted, KEYS[0]), (drawn, "human", before[0][2]))
+    assert all(same(on_plate(drafted, key), was) for key, was in zip(KEYS[1:3], before[1:], strict=True))
+    image = store.open_plate(drafted).image(KEYS[3])
+    assert NAME not in store.label_names(image), "nobody drew there"
+    assert bring(tmp_path, drafted, out)["kept"] == 1, "a second time changes nothing"
+
+
+def test_the_boxes_of_labels_are_lent_and_come_back(drafted: Path, tmp_path: Path) -> None:
+    was = on_plate(drafted, KEYS[2])
+    out = lent(tmp_path, drafted, fields=["B03/1"])
+    path = out / "B03_1.labels.tif"
+    labels = tifffile.imread(path)
+    labels[70:75, 70:75], labels[50:55, 20:30] = 50001, 50002
+    tifffile.imwrite(path, labels)
+    assert bring(tmp_path, drafted, out)["dropped"] == 1
+    now = on_plate(drafted, KEYS[2])
+    np.testing.assert_array_equal(now[0], np.where(labels == 50002, 0, labels))
+    assert now[1:] == ("human", was[2])
+
+
+def test_what_a_person_found_right_as_it_is_becomes_human_by_accept(drafted: Path, tmp_path: Path) -> None:
+    out = lent(tmp_path, drafted, box=[10, 20, 110, 90])
+    before = on_plate(drafted, KEYS[0])[0]
+    bring(tmp_path, drafted, out)
+    assert on_plate(drafted, KEYS[0])[1] == "drafted"
+    assert bring(tmp_path, drafted, out, accept=True)["fields"] == 4
+    labels, origin, boxes = on_plate(drafted, KEYS[0])
+    assert (origin, boxes) == ("human", [(10, 20, 110, 90)])
+    inside = np.unique(before[10:110, 20:90])
+    np.testing.assert_array_equal(labels, np.where(np.isin(before, inside), before, 0))
+    empty = on_plate(drafted, KEYS[3])
+    assert not empty[0].any()
+    assert empty[1:] == ("human", [(10, 20, 110, 90)])
+    assert on_plate(drafted, KEYS[2])[2] == [(0, 0, 40, 50), (60, 60, 128, 128)], "as a person drew them"
+
+
+def test_other_boxes_around_unchanged_labels_are_taken_over_and_do_not_make_them_human(
+    drafted: Path, tmp_path: Path
+) -> None:
+    out = lent(tmp_path, drafted, fields=["B02/1"])
+    table = (out / "boxes.csv").read_text()
+    assert table.count("0,0,128,128") == 1
+    (out / "boxes.csv").write_text(table.replace("0,0,128,128", "0,0,128,64"))
+    bring(tmp_path, drafted, out)
+    assert on_plate(drafted, KEYS[0])[1:] == ("drafted", [(0, 0, 128, 64)])
+
+
+def test_labels_that_changed_on_the_plate_meanwhile_are_not_written_over(
+    drafted: Path, tmp_path: Path
+) -> None:
+    out = lent(tmp_path, drafted)
+    drawn = corrected(out, KEYS[0])
+    draft_again = {"action": "draft", "channel": "HOECHST 33342", "fields": ["B02/1"], "min_area": 200}
+    run(tmp_path, plate=drafted, labels=NAME, overwrite=True, **draft_again)
+    before = on_plate(drafted, KEYS[0])
+    keys = {"action": "import", "plate": drafted, "labels": NAME, "source": out}
+    for refused in (lambda: bring(tmp_path, drafted, out), lambda: plan(AnnotateRecipe.model_validate(keys))):
+        with pytest.raises(Mistake, match=r"B02/1: .*have changed since they were exported; overwrite=true"):
+            refused()
+    assert same(on_plate(drafted, KEYS[0]), before)
+    bring(tmp_path, drafted, out, overwrite=True)
+    np.testing.assert_array_equal(on_plate(drafted, KEYS[0])[0], drawn)
+
+
+def test_an_exported_folder_holds_what_a_person_needs(drafted: Path, tmp_path: Path) -> None:
+    out = lent(tmp_path, drafted)
+    stems = [f"{key.well}_{key.name}" for key in KEYS]
+    images = {f"{stem}.{kind}.tif" for stem in stems for kind in ("image", "labels")}
+    assert {path.name for path in out.iterdir()} == images | {"boxes.csv", "manifest.json", "README.txt"}
+    index = store.open_plate(drafted)
+    with tifffile.TiffFile(out / "B02_1.image.tif") as tiff:
+        metadata = tiff.imagej_metadata or {}
+        assert metadata["Labels"] == [channel.name for channel in index.plate.channels]
+        pixels = tiff.asarray()
+    for number in range(len(index.plate.channels)):
+        stored = store.read_box(index.image(KEYS[0]), 0, 0, number, slice(0, 1), slice(None), slice(None))
+        np.testing.assert_array_equal(pixels[number], stored[0])
+    assert not tifffile.imread(out / "B03_2.labels.tif").any()
+    command = next(
+        line for line in (out / "README.txt").read_text().splitlines() if "annotate import" in line
+    )
+    words = shlex.split(command)
+    assert words[3:6] == ["annotate", "import", str(out)]
+    given = dict(word.split("=", 1) for word in words[6:])
+    assert yaml.safe_load(given["labels"]) == NAME
+    assert yaml.safe_load(given["plate"]) == str(drafted)
+
+
+def test_a_stopped_export_leaves_no_folder(drafted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "to do"
+    recipe = AnnotateRecipe(action="export", plate=drafted, labels=NAME, out=out)
+    attempt = Attempt(Run(tmp_path / "runs" / "annotate" / "b"), stopping=AfterOneField())
+    annotate(recipe, attempt)
+    assert attempt.run.summary() is None
+    assert not [path for path in tmp_path.iterdir() if "to do" in path.name]
+    out.mkdir()
+    assert lent(tmp_path, drafted) == out, "an empty folder will do"
+
+
+def test_mistakes_about_lending_are_told_before_anything_is_done(drafted: Path, tmp_path: Path) -> None:
+    out = lent(tmp_path, drafted)
+    free, truth_folder = tmp_path / "free", tmp_path / "masks"
+    truth_folder.mkdir()
+    tifffile.imwrite(truth_folder / "B02_1.tif", np.zeros((128, 128), np.uint8))
+    for keys, said in [
+        ({"action": "export"}, "annotate export: out must be given"),
+        ({"action": "export", "out": out}, "holds something already; name a new or an empty folder"),
+        ({"action": "export", "out": free, "overwrite": True}, "overwrite means nothing here"),
+        ({"action": "export", "out": free, "box": [0, 0, 500, 5]}, r"B02/1: box \(0, 0, 500, 5\)"),
+        ({"action": "export", "out": free, "fields": ["H12"]}, "not on the plate"),
+        ({"action": "import", "source": out, "labels": "cells"}, "was exported from labels"),
+        ({"action": "import", "source": out, "regex": "(?P<well>X)"}, "says itself"),
+        ({"action": "import", "source": truth_folder, "accept": True}, "not written by annotate export"),
+    ]:
+        with pytest.raises(Mistake, match=said):
+            plan(AnnotateRecipe.model_validate({"plate": drafted, "labels": NAME, **keys}))
+    assert not free.exists()
+    (out / "manifest.json").write_text('{"written_by": "annotate export"}')
+    with pytest.raises(Mistake, match=r"manifest.json is damaged"):
+        bring(tmp_path, drafted, out)
+    (out / "manifest.json").unlink()
+    assert bring(tmp_path, drafted, out / "boxes.csv", overwrite=True)["fields"] == 4, (
+        "a table like any other"
+    )
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**31), st.sampled_from(["uint16", "int32", "uint32", "uint8"]))
+def test_whatever_is_drawn_comes_back_to_the_pixel(
+    plate: Path, tmp_path_factory: pytest.TempPathFactory, seed: int, dtype: str
+) -> None:
+    folder = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, 250, (128, 128)).astype(dtype) if seed % 5 else np.zeros((128, 128), dtype)
+    out = lent(folder, plate, fields=["B03/2"])
+    was = tifffile.imread(out / "B03_2.labels.tif")
+    tifffile.imwrite(out / "B03_2.labels.tif", drawn)
+    bring(folder, plate, out)
+    if not np.array_equal(was, drawn):
+        assert same(on_plate(plate, KEYS[3]), (drawn, "human", [(0, 0, 128, 128)]))
 
 
 def test_touching_discs_are_split_only_when_asked() -> None:
