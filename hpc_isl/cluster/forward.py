@@ -16,6 +16,7 @@ from hpc_isl.run import Run
 from hpc_isl.site import Site
 
 FOLLOW_S = 10.0
+WAIT_S = 15.0  # at its end, for another process that forwards the same
 LAST_PASS_S = 45.0  # how long the end of a run waits for the rest to be forwarded
 
 
@@ -58,9 +59,9 @@ def follow(run: Run) -> None:
     going = True
     while going:
         going = _goes_on(run)
-        for one in _measured(run):
+        for one in [*_measured(run), *_arrays(run, going)]:
             try:
-                print(sync(one), flush=True)
+                print(sync(one, 0 if going else WAIT_S), flush=True)
             except Exception as error:  # whatever it is, the next pass or a later `sync` makes up for it
                 print(f"not forwarded: {error}", flush=True)
         _pause(run, FOLLOW_S if going else 0)
@@ -69,6 +70,13 @@ def follow(run: Run) -> None:
 def _measured(run: Run) -> list[Run]:
     """The run, or the elements of an array, that have metrics to forward."""
     return [one for one in run.elements() or [run] if one.metrics.exists()]
+
+
+def _arrays(run: Run, going: bool) -> list[Run]:
+    """The array that is followed; that of an element at its end alone, for many elements ask after it."""
+    if run.elements():
+        return [run]
+    return [run.array] if run.array and not going else []
 
 
 def _pause(run: Run, seconds: float) -> None:
@@ -92,7 +100,7 @@ def sync_all(runs: list[Run], say: Callable[[str], None]) -> int:
     from hpc_isl.cluster.tracking import Unreachable, sync
 
     failed, away = 0, set[str]()
-    for run in [one for each in runs for one in each.elements() or [each]]:
+    for run in [one for each in runs for one in _with_elements(each)]:
         try:
             uri = site.kept(run.site).tracking_address(run.root)
             if uri not in away:
@@ -105,3 +113,9 @@ def sync_all(runs: list[Run], say: Callable[[str], None]) -> int:
             failed += 1
             say(f"{run.label}: not forwarded: {type(error).__name__}: {error}")
     return int(failed > 0)
+
+
+def _with_elements(run: Run) -> list[Run]:
+    """An array has a run of its own in MLflow, above those of its elements; a chain has none."""
+    members = run.elements()
+    return [run, *members] if any(one.array == run for one in members) else members or [run]

@@ -9,23 +9,22 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hpc_isl import site
 from hpc_isl.cluster import status
-from hpc_isl.cluster.record import PACKAGE
+from hpc_isl.cluster.tracked_files import changed, stamp
+from hpc_isl.cluster.tracked_model import log_model
 from hpc_isl.files import only_writer, read_json, share_with_group, write_atomic
 from hpc_isl.run import Run
 from hpc_isl.strict import flatten, read_yaml
 
 ANSWER_S = 3.0
+PARENT_S = 30.0  # how long an element waits for another to make the MLflow run of their array
 KINDS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "queued": "SCHEDULED"}
 
 
@@ -36,8 +35,10 @@ class Unreachable(RuntimeError):
 # ---------------------------------------------------------------- one pass
 
 
-def sync(run: Run) -> str:
+def sync(run: Run, wait_s: float = 0) -> str:
     """Forwards what is new in the run folder; a line that says what was done.
+
+    `wait_s`: how long another process that forwards it just now is waited for.
 
     Raises:
         Unreachable: no server answers.
@@ -46,7 +47,7 @@ def sync(run: Run) -> str:
     if uri is None:
         return f"{run.label}: its site says tracking: none"
     share_with_group(site.kept(run.site).group)
-    with only_writer(run.folder / ".tracking.lock", wait_s=0) as mine:
+    with only_writer(run.folder / ".tracking.lock", wait_s) as mine:
         if not mine:
             return f"{run.label}: another process forwards it just now"
         if _nothing_new(run, uri):
@@ -59,8 +60,12 @@ def _nothing_new(run: Run, uri: str) -> bool:
     """Whether an earlier pass over the ended run forwarded all; MLflow need not be imported to know."""
     kept = read_json(run.folder / "tracking.json") or {}
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
-    ended = kept.get("ended") == [status.state(run).word, len(run.attempt_numbers())]
-    return ended and kept.get("uri") == uri and kept["offset"] == size
+    if kept.get("uri") != uri or kept["offset"] != size or changed(run, kept["files"]):
+        return False
+    above = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
+    if kept.get("parent") != above.get("run_id"):
+        return False
+    return kept.get("ended") == [status.state(run).word, len(run.attempt_numbers())]
 
 
 def _check(uri: str) -> None:
@@ -100,18 +105,22 @@ class _Forward:
 
     def __init__(self, run: Run, uri: str) -> None:
         self.run, self.uri, self.mlflow = run, uri, _mlflow()
-        self.client = self.mlflow.MlflowClient(tracking_uri=uri)
+        with _one_at_a_time(run.root):  # eight that create one database together fail
+            self.client = self.mlflow.MlflowClient(tracking_uri=uri)
         self.record = read_json(run.record) or {}
         self.kept = read_json(run.folder / "tracking.json") or {}
         if self.kept.get("uri") != uri or not self._exists():
             self.kept = {"uri": uri, "run_id": self._find_or_make(), "offset": 0, "last": {}, "files": {}}
-            self._describe()
             self._keep()
 
     def all(self) -> str:
-        """Metrics, files, the model, the state."""
+        """What it is, where it was changed; metrics, files, the model, the state."""
+        if self.run.recipe in changed(self.run, self.kept["files"]):
+            self._describe()
+        if self.run.array:
+            self._under(self.run.array)
         steps = self._metrics()
-        files = self._files()
+        files = self._send_files()
         found = status.state(self.run)
         modelled = found.word == "done" and self._model()
         self._state(found)
@@ -140,10 +149,12 @@ class _Forward:
         return str(made.info.run_id)
 
     def _experiment(self) -> str:
-        """Its id. Made by one process at a time: eight that create one database together fail."""
-        name = site.kept(self.run.site).experiment or self.run.stage
+        """Its id, made by one process at a time."""
+        members = [one for one in self.run.elements() if one.array == self.run]
+        stage = members[0].stage if members else self.run.stage  # MLflow shows a family in one experiment
+        name = site.kept(self.run.site).experiment or stage
         root = self.run.root
-        with only_writer(root / ".mlflow.lock", wait_s=120):
+        with _one_at_a_time(root):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
                 return str(found.experiment_id)
@@ -152,10 +163,11 @@ class _Forward:
             return str(self.client.create_experiment(name, artifact_location=place))
 
     def _describe(self) -> None:
-        """Parameters, tags and data sets: what does not change after submission."""
+        """Parameters, tags and data sets. A parameter never changes in MLflow; a wider sweep has more."""
         entities = self.mlflow.entities
-        flat = flatten(read_yaml(self.run.recipe))
-        params = [entities.Param(_plain(key), str(value)[:6000]) for key, value in flat.items()]
+        flat = {_plain(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
+        there = self.client.get_run(self.kept["run_id"]).data.params
+        params = [entities.Param(key, str(value)[:6000]) for key, value in flat.items() if key not in there]
         for first in range(0, len(params), 100):
             self.client.log_batch(self.kept["run_id"], params=params[first : first + 100])
         facts = {
@@ -168,6 +180,24 @@ class _Forward:
         }  # fmt: skip
         self._tag({name: value for name, value in facts.items() if value})
         self._data_sets(self.record.get("inputs", {}))
+
+    def _under(self, array: Run) -> None:
+        """The run is a child of its array's, which whoever comes first makes."""
+        above = read_json(array.folder / "tracking.json") or {}
+        if above.get("uri") != self.uri:
+            above = self._parent(array)
+        if self.kept.get("parent") != above["run_id"]:
+            self._tag({"mlflow.parentRunId": above["run_id"]})
+            self.kept["parent"] = above["run_id"]
+            self._keep()
+
+    def _parent(self, array: Run) -> dict[str, Any]:
+        with only_writer(array.folder / ".tracking.lock", wait_s=PARENT_S) as mine:
+            if not mine:
+                raise Unreachable(f"{array.label} is being forwarded by another process just now")
+            parent = _Forward(array, self.uri)
+            parent.all()
+            return parent.kept
 
     def _tag(self, facts: Mapping[str, object]) -> None:
         tags = [self.mlflow.entities.RunTag(name, str(value)) for name, value in facts.items()]
@@ -229,58 +259,24 @@ class _Forward:
         self._keep()
         return len(batch)
 
-    def _files(self) -> int:
-        """Recipe, records, tables and pictures that are new or have changed."""
-        names = ("recipe.yaml", "site.yaml", "record.json", "code.diff", "split.csv", "scores.csv")
-        paths = [self.run.folder / name for name in names] + sorted(self.run.pictures.glob("*.png"))
-        sent = 0
-        for path in filter(Path.is_file, paths):
-            inside = str(path.relative_to(self.run.folder))
-            seen = [path.stat().st_mtime_ns, path.stat().st_size]
-            if self.kept["files"].get(inside) != seen:
-                folder = str(Path(inside).parent) if "/" in inside else None
-                self.client.log_artifact(self.kept["run_id"], str(path), folder)
-                self.kept["files"][inside] = seen
-                sent += 1
+    def _send_files(self) -> int:
+        new = changed(self.run, self.kept["files"])
+        for path in new:
+            inside = path.relative_to(self.run.folder)
+            seen, folder = stamp(path), None if inside.parent == Path() else str(inside.parent)
+            self.client.log_artifact(self.kept["run_id"], str(path), folder)
+            self.kept["files"][str(inside)] = seen
         self._keep()
-        return sent
+        return len(new)
 
     def _model(self) -> bool:
-        """The model as code that reads safetensors: nothing is pickled."""
         if self.kept.get("model") or not self.run.model.is_dir():
             return False
         self.mlflow.set_tracking_uri(self.uri)
-        with warnings.catch_warnings(), self.mlflow.start_run(run_id=self.kept["run_id"]):
-            warnings.simplefilter("ignore")  # advice to whoever writes a model, not to who trained one
-            made = self.mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(PACKAGE / "learning" / "served.py"),
-                artifacts={"model": str(self.run.model)},
-                signature=self._signature(),
-                code_paths=[str(PACKAGE)],
-                pip_requirements=[f"{name}=={self.record['packages'][name]}" for name in self._needs()],
-            )
-        self.kept["model"] = made.model_uri
+        packages = self.record.get("packages", {})
+        self.kept["model"] = log_model(self.mlflow, self.run, self.kept["run_id"], packages)
         self._keep()
         return True
-
-    def _signature(self) -> Any:
-        """Arrays (image, source, y, x) to arrays (image, target, y, x), of the contract's channels."""
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        view = (read_json(self.run.model / "contract.json") or {})["view"]
-        sides = [
-            Schema([TensorSpec(np.dtype("float32"), (-1, len(view[roles]), -1, -1))])
-            for roles in ("sources", "targets")
-        ]
-        return ModelSignature(*sides)
-
-    def _needs(self) -> list[str]:
-        needed = (
-            "torch segmentation_models_pytorch safetensors numpy scipy pydantic PyYAML tensorstore pyarrow"
-        )
-        return [name for name in needed.split() if name in self.record.get("packages", {})]
 
     def _state(self, found: status.State) -> None:
         self._tag({"hpc_isl.state": found.word, "hpc_isl.attempts": len(self.run.attempt_numbers())})
@@ -291,6 +287,10 @@ class _Forward:
             self.client.set_terminated(self.kept["run_id"], kind)
         self.kept["ended"] = None if found.alive else [found.word, len(self.run.attempt_numbers())]
         self._keep()
+
+
+def _one_at_a_time(root: Path) -> AbstractContextManager[bool]:
+    return only_writer(root / ".mlflow.lock", wait_s=120)
 
 
 def _plain(key: str) -> str:

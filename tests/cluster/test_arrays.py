@@ -159,18 +159,6 @@ def test_a_dry_run_of_an_array_names_its_elements_and_writes_nothing(door: Door)
     assert not (door.cwd / "runs").exists()
 
 
-def test_elements_share_one_mlflow_database_and_know_their_array(door: Door) -> None:
-    import sqlite3
-    from contextlib import closing
-
-    assert door("sweep", "stage=count", "over={seed: [0, 1]}", "--name", "two").returncode == 0
-    with closing(sqlite3.connect(door.cwd / "runs" / "mlflow.db")) as database:
-        names = database.execute("select name from runs order by name").fetchall()
-        arrays = database.execute("select value from tags where key = 'hpc_isl.array'").fetchall()
-    assert names == [("two/seed=0",), ("two/seed=1",)]
-    assert arrays == [("two",), ("two",)]
-
-
 # ---------------------------------------------------------------- chains
 
 FAILS_ONCE = "{name: fails, stage: count, set: {crash_rank: 0, mishaps: 1}}"
