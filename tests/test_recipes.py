@@ -1,15 +1,20 @@
-"""Every recipe that is shipped for pretraining loads, and trains on a plate of its kind."""
+"""Every recipe that is shipped loads, and those that train do so on a plate of their kind."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from hpc_isl.cluster import sweep
 from hpc_isl.learning import model
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import digest, load, shipped_names
+from hpc_isl.plates.store import write_labels
+from hpc_isl.recipe import digest, load, shipped, shipped_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Run
+from hpc_isl.site import Site
+from hpc_isl.stages import finetune
 from hpc_isl.stages.pretrain import plan, pretrain
 from hpc_isl.strict import parse, to_yaml
 
@@ -73,3 +78,89 @@ def test_the_papers_recipe_is_the_papers():
     assert cells.optim == nuclei.optim
     assert cells.train == nuclei.train
     assert [(s.channel, s.plane) for s in cells.sources] == [("DIC", [0, 2, 4])]
+
+
+# ---------------------------------------------------------------- fine-tuning and its sweeps
+
+FINETUNE = [
+    "finetune_nuclei.yaml",
+    "finetune_cells.yaml",
+    "paper/nuclei_finetune.yaml",
+    "paper/cells_finetune.yaml",
+]
+SWEEPS = [
+    "sweep_nuclei.yaml",
+    "sweep_cells.yaml",
+    "paper/sweep_nuclei.yaml",
+    "paper/sweep_cells.yaml",
+    "demo_sweep.yaml",
+]
+ONE_STEP = ["train.steps=1", "train.crop=32", "train.batch=2", "train.micro_batch=2", "train.precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, write_stained_plate):
+    """An ISL run of one step, of random weights, and the plate with labels that it learnt from."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    index = write_stained_plate(folder / "P01.zarr", size=64)
+    squares = np.zeros((64, 64), np.uint32)
+    squares[8:24, 8:24], squares[30:50, 30:50] = 1, 2
+    for field in index.plate.fields:
+        write_labels(index.image(field.key), "nuclei", squares, origin="human", boxes=[(0, 0, 64, 64)])
+    keys = ["sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst}]", "predict.stain=false"]
+    recipe = load("pretrain", None, [f"plates=[{folder}/P01.zarr]", *keys, *SIZE, "split.test=0.3"])
+    attempt = Attempt(Run(folder / "runs" / "pretrain" / "S12"))
+    pretrain(plan(recipe).recipe, attempt)
+    return folder
+
+
+def given(folder):
+    return [f"plates=[{folder}/P01.zarr]", f"pretrained=[{folder}/runs/pretrain/S12]", "labels=nuclei"]
+
+
+def test_all_recipes_are_tried_somewhere():
+    others = {"annotate.yaml", "convert.yaml", "demo.yaml"}
+    assert set(shipped_names()) == others | set(PLATES) | set(FINETUNE) | set(SWEEPS) | patterns()
+
+
+def patterns():
+    return {name for name in shipped_names() if name.startswith("patterns/")}
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_a_shipped_recipe_of_finetune_takes_one_step_and_scores(name, pretrained, tmp_path):
+    recipe = load("finetune", Path(name), [*given(pretrained), *ONE_STEP, "arm=random+isl", "n=1"])
+    attempt = Attempt(Run(tmp_path / "runs" / "finetune" / "a"))
+    finetune.finetune(finetune.plan(recipe).recipe, attempt)
+    figures = attempt.run.summary()["figures"]
+    assert (figures["steps"], figures["boxes"], figures["objects"]) == (1, 1, 2)
+    assert 0 <= figures["iou"] <= 1
+    assert model.load(attempt.run.model)[1].task.kind in name
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_shipped_sweep_loads_and_ends_with_the_final_model(name, pretrained, tmp_path):
+    keys = [*given(pretrained), *ONE_STEP] + (["over.arm=[random, random+isl]"] if "paper" in name else [])
+    order = sweep.order(shipped(name), keys, Site(), None)
+    made = finetune.arrange(order.elements, tmp_path)
+    assert list(made.elements)[-1] == made.last == "final"
+    arms = {each.arm for each in made.elements.values()}
+    assert arms == {"random", "random+isl", "best"}
+    for element in [each for each in made.elements.values() if each.n == 1][:2]:
+        assert finetune.plan(element).recipe.n == 1
+
+
+def test_the_papers_fine_tuning_is_the_papers():
+    nuclei = load("finetune", Path("paper/nuclei_finetune.yaml"), ["plates=[x]", "labels=y"])
+    cells = load("finetune", Path("paper/cells_finetune.yaml"), ["plates=[x]", "labels=y"])
+    assert (nuclei.optim.name, nuclei.optim.lr) == ("adam", 0.01)
+    assert (nuclei.objects.kind, nuclei.objects.head, nuclei.train.crop) == ("nuclei", "paper", 512)
+    assert (cells.objects.kind, cells.objects.alpha, cells.objects.h, cells.objects.scale) == (
+        "cells", 2000, 10, "object",
+    )  # fmt: skip
+    sweeps = [
+        yaml.safe_load(shipped(f"paper/sweep_{kind}.yaml").read_text())["over"]
+        for kind in ("nuclei", "cells")
+    ]
+    assert [each["n"] for each in sweeps] == [[1, 10, 50, 100, 200, 500], [1, 10, 50, 80]]
+    assert all(each["arm"] == ["imagenet", "imagenet+isl"] for each in sweeps)
