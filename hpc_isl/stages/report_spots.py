@@ -78,7 +78,7 @@ def _kept(element: Element) -> Iterator[tuple[Spot, Said]]:
     """What is in panels.json and panels.npz; nothing where they are not there, or torn."""
     try:
         listed = json.loads((element.run.folder / "panels.json").read_text())
-        with np.load(element.run.folder / "panels.npz") as arrays:
+        with (element.run.folder / "panels.npz").open("rb") as stream, np.load(stream) as arrays:
             for entry in listed:
                 key = entry["key"]
                 stain = arrays[f"stain_{key}"] if f"stain_{key}" in arrays.files else None

@@ -20,6 +20,7 @@ from hpc_isl.strict import flatten, parse, read_yaml
 
 FINAL = "final"
 SCORES = ("iou", "mAP", "AP50", "AP75", "F1", "PQ", "SQ", "RQ", "count_error")
+MAIN = ("iou", "mAP")
 PLACE = ("plate", "well", "field", "time", "box")
 OWN = {*PLACE, *SCORES, "truth", "origin", "same", "objects", "predicted"}
 # These are the axes of a report; whatever else is swept makes another arm.
@@ -146,7 +147,7 @@ class Sweep:
     @property
     def score(self) -> str:
         """The main score: objects that touch are told apart by mAP alone."""
-        return "iou" if self.first.objects.kind == "nuclei" else "mAP"
+        return MAIN[self.first.objects.kind == "cells"]
 
     @cached_property
     def truths(self) -> tuple[Truth, ...]:
@@ -194,8 +195,9 @@ class Sweep:
         return ("", *(name for name in ("within", "across") if name in found))
 
     def trained(self, n: N, what: str) -> float:
-        """Boxes or objects at one N, the mean over draws."""
-        return fmean(element.trained(what) for element in self.elements if element.recipe.n == n)
+        """Boxes or objects at one N: the mean over draws, each counted once for all arms."""
+        own = [element for element in self.elements if element.recipe.n == n]
+        return fmean({(e.chance, e.recipe.fold): e.trained(what) for e in own}.values())
 
 
 def read_sweep(run: Run) -> Sweep:
@@ -281,7 +283,8 @@ def _lines(path: Path) -> Iterator[Row]:
 
 
 def _scored(line: Row) -> Scored:
-    values = {name: float(line[name]) if line.get(name) else float("nan") for name in SCORES}
+    given = {name: line[name] if name in MAIN else line.get(name) for name in SCORES}
+    values = {name: float(text) if text else float("nan") for name, text in given.items()}
     columns = {name: value or "" for name, value in line.items() if name not in OWN}
     place = tuple(line[name] for name in PLACE)
     return Scored(place, Truth(line["truth"], line["origin"]), line.get("same") or "", columns, values)
