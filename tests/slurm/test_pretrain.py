@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,22 @@ def weights(door: Door, name: str) -> bytes:
     return (door.cwd / "runs/pretrain" / name / "model/weights.safetensors").read_bytes()
 
 
+def status(pid: int) -> str:
+    path = Path(f"/proc/{pid}/status")
+    return path.read_text() if path.exists() else ""
+
+
+def held(pid: int) -> bool:
+    return "State:\tT" in status(pid)
+
+
+def told_of_the_limit(pid: int) -> bool:
+    """Whether USR2 waits for a process that is held, or it was let go on with it."""
+    found = status(pid)
+    pending = int(found.split("ShdPnd:")[1].split()[0], 16) if found else 0
+    return "State:\tT" not in found or bool(pending & 1 << signal.SIGUSR2 - 1)
+
+
 def test_signal_requeue_and_time_limit_leave_the_weights_as_they_would_have_been(
     user: User, trained: Door
 ) -> None:
@@ -53,8 +71,16 @@ def test_signal_requeue_and_time_limit_leave_the_weights_as_they_would_have_been
     def reaches(attempt: int, wanted: int) -> bool:
         return cluster.eventually(lambda: step(attempt) >= wanted, 120)
 
+    def process(rank: int) -> int:
+        return int(json.loads((folder / f"attempts/2/rank-{rank}.json").read_text())["pid"])
+
+    def story() -> str:
+        logs = sorted(folder.glob("attempts/*/rank-*.log")) + sorted(folder.glob("sbatch/*.err"))
+        told = "\n".join(f"== {log.relative_to(folder)}\n{log.read_text()[-2000:]}" for log in logs)
+        return f"{cluster.run('scontrol', 'show', 'job', job)}\n{told}"
+
     def goes_back() -> None:
-        assert cluster.eventually(lambda: cluster.job_state(job) == "PENDING", 120), cluster.job_state(job)
+        assert cluster.eventually(lambda: cluster.job_state(job) == "PENDING", 120), story()
         cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
         cluster.start_now(job)
 
@@ -64,12 +90,19 @@ def test_signal_requeue_and_time_limit_leave_the_weights_as_they_would_have_been
     assert reaches(0, 15), said
     cluster.run("scancel", "--signal=USR2", job)  # what Slurm sends some time before the end
     goes_back()
-    assert reaches(1, step(0) + 15)
+    assert reaches(1, step(0) + 15), story()
     cluster.run("scontrol", "requeue", job)  # what preemption does
     goes_back()
-    assert reaches(2, step(1) + 15)
-    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    assert reaches(2, step(1) + 15), story()
+    ranks = [process(rank) for rank in (0, 1)]
+    for pid in ranks:  # Slurm looks at limits every 30 s: on a quick machine the run would be done by then
+        os.kill(pid, signal.SIGSTOP)
+    assert cluster.eventually(lambda: all(map(held, ranks)), 10), story()
+    cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+100")  # in less than signal_s
+    assert cluster.eventually(lambda: all(map(told_of_the_limit, ranks)), 90), story()
+    for pid in filter(held, ranks):
+        os.kill(pid, signal.SIGCONT)
     goes_back()
-    assert cluster.eventually((folder / "done/pretrain.json").exists, 240)
+    assert cluster.eventually((folder / "done/pretrain.json").exists, 240), story()
     assert 15 <= step(0) < step(1) < step(2) < STEPS, "it was torn in mid-run three times"
     assert weights(trained, "torn") == weights(trained, "alone")
