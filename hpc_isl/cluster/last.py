@@ -27,6 +27,11 @@ def is_last(run: Run) -> bool:
     return run.array is not None and of(run.array) == run
 
 
+def leads_to_another(run: Run) -> bool:
+    """Whether the run is an element of an array that has a last one, which is not this one."""
+    return run.array is not None and of(run.array) not in (None, run)
+
+
 def along(run: Run, members: Sequence[Run]) -> list[Run]:
     """These elements of the array, and after them the last one, unless it is done."""
     final = of(run)

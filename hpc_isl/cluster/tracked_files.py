@@ -7,14 +7,19 @@ from pathlib import Path
 
 from hpc_isl.run import Run
 
-NAMES = ("recipe.yaml", "site.yaml", "record.json", "elements.json", "code.diff", "split.csv", "scores.csv")
+NAMES = ("recipe.yaml", "site.yaml", "record.json", "elements.json", "code.diff", "split.csv")
+TABLES = ("boxes.csv", "scores.csv")
 PAGES = ("html", "png", "csv")
 
 
 def files(run: Run) -> list[Path]:
     """Recipe, records, tables, pictures, and the report of an array."""
     pages = [path for kind in PAGES for path in run.folder.glob(f"report/**/*.{kind}")]
-    paths = [*(run.folder / name for name in NAMES), *sorted(run.pictures.glob("*.png")), *sorted(pages)]
+    paths = [
+        *(run.folder / name for name in NAMES + TABLES),
+        *sorted(run.pictures.glob("*.png")),
+        *sorted(pages),
+    ]
     return [path for path in paths if path.is_file()]
 
 

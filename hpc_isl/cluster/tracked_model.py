@@ -31,11 +31,12 @@ def log_model(mlflow: Any, run: Run, run_id: str, packages: Mapping[str, str]) -
 
 
 def _signature(mlflow: Any, run: Run) -> Any:
-    """Arrays (image, source, y, x) to arrays (image, target, y, x), of the contract's channels."""
-    view = (read_json(run.model / "contract.json") or {})["view"]
-    types = mlflow.types
+    """Arrays (image, source, y, x) to arrays (image, output, y, x), of the contract's channels."""
+    contract = read_json(run.model / "contract.json") or {}
+    view, task, types = contract["view"], contract.get("task"), mlflow.types
+    outputs = {"nuclei": 1, "cells": 2}[task["kind"]] if task else len(view["targets"])
     sides = [
-        types.Schema([types.TensorSpec(np.dtype("float32"), (-1, len(view[roles]), -1, -1))])
-        for roles in ("sources", "targets")
+        types.Schema([types.TensorSpec(np.dtype("float32"), (-1, planes, -1, -1))])
+        for planes in (len(view["sources"]), outputs)
     ]
     return mlflow.models.ModelSignature(*sides)

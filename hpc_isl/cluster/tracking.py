@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_isl import site
-from hpc_isl.cluster import status
+from hpc_isl.cluster import last, status
 from hpc_isl.cluster.tracked_files import changed, stamp
 from hpc_isl.cluster.tracked_model import log_model
 from hpc_isl.files import only_writer, read_json, share_with_group, write_atomic
@@ -270,7 +270,8 @@ class _Forward:
         return len(new)
 
     def _model(self) -> bool:
-        if self.kept.get("model") or not self.run.model.is_dir():
+        """Of an array that ends with one model of all, only that one: a sweep has a hundred others."""
+        if self.kept.get("model") or not self.run.model.is_dir() or last.leads_to_another(self.run):
             return False
         self.mlflow.set_tracking_uri(self.uri)
         packages = self.record.get("packages", {})
