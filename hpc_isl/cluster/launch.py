@@ -88,9 +88,10 @@ def _widened(
     run: Run, order: Order, plans: Mapping[str, Plan], new: list[str], caller: Caller, wait: bool
 ) -> int:
     """The sweep takes in the new elements, and goes on with what is not done."""
+    _refuse_living(run, caller)
     check(order.site, order.after)
     with submissions.alone(run):
-        _refuse_living(run, caller)
+        _refuse_living(run, caller)  # it may have been started just now
         widen.widen(run, order, plans, new, caller.argv)
     caller.say(widen.says(run, order, new))
     return resume(run, order.site, caller, wait, order.after)

@@ -137,8 +137,8 @@ def test_an_element_is_named_by_its_array_and_its_own_name(door: Door) -> None:
 
 
 def test_ctrl_c_stops_the_array_and_resume_does_what_is_left(door: Door) -> None:
-    call = door.open("sweep", "stage=count", "over={seed: [0, 1]}", "steps=1000", "pause_s=0.2", QUIET,
-                     "--name", "torn")  # fmt: skip
+    over = "over=[{word: short, steps: 2}, {seed: [0, 1]}]"
+    call = door.open("sweep", "stage=count", over, "steps=1000", "pause_s=0.2", QUIET, "--name", "torn")
     folder = door.cwd / "runs/sweep/torn/count"
     assert door.eventually(lambda: (folder / "seed=0/metrics.jsonl").exists())
     os.killpg(call.pid, signal.SIGINT)
@@ -150,6 +150,7 @@ def test_ctrl_c_stops_the_array_and_resume_does_what_is_left(door: Door) -> None
     assert door("resume", "torn").returncode == 0
     counted = (folder / "seed=0/attempts/1/rank-0.log").read_text()
     assert "from 0 " not in counted, "it goes on from where it stopped"
+    assert [len(run.attempt_numbers()) for run in elements(door, "torn")] == [1, 2, 2]
 
 
 def test_a_dry_run_of_an_array_names_its_elements_and_writes_nothing(door: Door) -> None:

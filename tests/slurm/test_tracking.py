@@ -72,3 +72,28 @@ def test_a_server_that_is_killed_and_comes_back_holds_each_step_once(user: User)
     with server(user, folder, port):
         user("sync", "kept")
     assert steps(folder) == list(range(150))
+
+
+def families(folder: Path) -> list[tuple[str, str]]:
+    """(parent, child) of all runs that are below another."""
+    query = (
+        "select parent.name, child.name from tags t join runs child on child.run_uuid = t.run_uuid "
+        "join runs parent on parent.run_uuid = t.value where t.key = 'mlflow.parentRunId' order by 2"
+    )
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        return database.execute(query).fetchall()
+
+
+def test_elements_of_an_array_find_one_parent_from_several_nodes(user: User) -> None:
+    folder, port = user.door.cwd, free_port()
+    with server(user, folder, port):
+        user("sweep", "stage=count", "over={seed: [0, 1]}", f"site.tracking=http://127.0.0.1:{port}",
+             "--site", str(user.cluster.site_file), "site.memory=500M", "site.cpus=1",
+             "site.sbatch={exclusive: true}", "--name", "nuc")  # fmt: skip
+        assert user.becomes("nuc", "done"), user("status", "nuc")
+        user("sync", "nuc")
+        user("sync", "nuc")
+    assert families(folder) == [("nuc", "nuc/seed=0"), ("nuc", "nuc/seed=1")]
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        found = database.execute("select name, status from runs order by name").fetchall()
+    assert found == [(name, "FINISHED") for name in ("nuc", "nuc/seed=0", "nuc/seed=1")]
