@@ -48,7 +48,7 @@ def report(run: Run) -> Report:
 
 def _pictures(found: Results) -> Iterator[Picture]:
     yield report_pictures.draw_scores(found, found.sweep.fewest)
-    for place, truth in enumerate(found.sweep.truths):
+    for place, truth in enumerate(found.sweep.truths if found.sweep.counts else ()):
         yield report_pictures.draw_curves(found, truth, f"curves-{place}.png")
     differences = report_pictures.draw_differences(found)
     if differences:

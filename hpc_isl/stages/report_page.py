@@ -142,6 +142,9 @@ def _differences(every: Sequence[Difference], caption: str, with_n: bool) -> Htm
 
 
 def _curves(found: Results, known: dict[str, Picture]) -> Iterator[object]:
+    if not found.sweep.counts:
+        yield tag("p", "No element learnt from annotations: there is no curve.")
+        return
     for place, truth in enumerate(found.sweep.truths):
         if place:
             yield tag("h3", f"Against {truth}", *_circular(truth))

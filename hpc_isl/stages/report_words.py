@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from hpc_isl.objects.bootstrap import Interval
-from hpc_isl.stages.report_statistics import Design, Difference, Saving, rivals
+from hpc_isl.stages.report_statistics import Design, Difference, Saving
 from hpc_isl.stages.report_sweep import Arm, Cell, N, Sweep, Truth
 
 NAMES = {"iou": "IoU", "count_error": "count error"}
@@ -54,9 +54,8 @@ def headline(
     sweep: Sweep, truth: Truth, found: Design, less: Sequence[Difference], saved: Sequence[Saving]
 ) -> list[str]:
     """The result in a few sentences."""
-    n, pairs = sweep.fewest, rivals(sweep)
-    lines = [*_warnings(truth)]
-    arms = [arm for arm in dict.fromkeys(ours for ours, _ in pairs) if Cell(arm, n) in found.columns]
+    n, lines = sweep.fewest, [*_warnings(truth)]
+    arms = [arm for arm in sweep.arms if arm.name.endswith("+isl") and Cell(arm, n) in found.columns]
     for place, arm in enumerate(arms):
         own = [one for one in less if one.arm == arm]
         lines.append(_reached(sweep, found, arm, own, place == 0))
@@ -140,4 +139,4 @@ def _without_isl(sweep: Sweep, found: Design) -> Iterator[str]:
     cells = [cell for cell in found.columns if cell.n == sweep.fewest] or list(found.columns)
     reached = "; ".join(f"{cell.arm} {bounded(found.mean(cell))}" for cell in cells)
     yield f"With {boxes(sweep, cells[0].n)}, {name_of_score(sweep.score)}: {reached}."
-    yield "No arm with ISL is done: what ISL brings cannot be said."
+    yield f"No arm with ISL is done at N = {cells[0].n}: what ISL brings cannot be said."
