@@ -21,6 +21,7 @@ from hpc_isl.seeds import stream
 REDRAWS = 8
 Labels = NDArray[np.uint32]
 Distance = Callable[[Labels], Pixels]
+Drawn = tuple[NDArray[np.bool_], Pixels | None]
 Corners = tuple[int, int, int, int]
 
 
@@ -83,7 +84,7 @@ class AnnotatedCrops:
         drawn = _drawn_in(one.image, one.labels, one.level, one.field.time, corners(one.box), self.distance)
         window = _place(one, drawn, size, rng)
         sources = resize(pad(stack(one.field.sources, window), size), self.edge)
-        targets = self._resized(_pad_unknown(_cut(drawn, one.box, window), size))
+        targets = self._resized(_pad_unknown(_targets(drawn, one.box, window), size))
         if self.augment.flip:
             sources, targets = turn(sources, targets, rng)
         return shade(sources, self.augment, rng), targets
@@ -115,21 +116,21 @@ def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
 @lru_cache(maxsize=16)
 def _drawn_in(
     image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None
-) -> Pixels:
-    """Known, mask and distance of a whole box: objects are measured before crops cut them."""
+) -> Drawn:
+    """Mask and distance of a whole box: objects are measured before crops cut them."""
     labels = labels_in(image, name, level, time)[box[0] : box[2], box[1] : box[3]]
-    maps = [np.ones(labels.shape, np.float32), (labels > 0).astype(np.float32)]
-    return np.stack([*maps, distance(labels)] if distance else maps)
+    return labels > 0, distance(labels) if distance else None
 
 
-def _place(one: Annotated, drawn: Pixels, size: int, rng: np.random.Generator) -> Box:
+def _place(one: Annotated, drawn: Drawn, size: int, rng: np.random.Generator) -> Box:
     """A window of the field with as much of the box as it can hold, and an object if eight draws find one."""
     for _ in range(REDRAWS):
         window = (
             _along(one.box[0], one.field.shape[0], size, rng),
             _along(one.box[1], one.field.shape[1], size, rng),
         )
-        if _cut(drawn, one.box, window)[1].any():
+        here, _ = _overlap(one.box, window)
+        if drawn[0][here].any():
             break
     return window
 
@@ -141,14 +142,25 @@ def _along(box: slice, length: int, size: int, rng: np.random.Generator) -> slic
     return slice(start, start + side)
 
 
-def _cut(drawn: Pixels, box: Box, window: Box) -> Pixels:
-    """What is drawn in the window; 0, unknown, outside of the box."""
-    cut = np.zeros((len(drawn), *(w.stop - w.start for w in window)), np.float32)
-    both = [slice(max(b.start, w.start), min(b.stop, w.stop)) for b, w in zip(box, window, strict=True)]
-    there = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(both, window, strict=True))
-    here = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(both, box, strict=True))
-    if all(s.stop > s.start for s in both):
-        cut[(slice(None), *there)] = drawn[(slice(None), *here)]
+def _overlap(box: Box, window: Box) -> tuple[Box, Box]:
+    """Where box and window meet, in pixels of the box and of the window."""
+    both = [(max(b.start, w.start), min(b.stop, w.stop)) for b, w in zip(box, window, strict=True)]
+    here, there = (
+        tuple(slice(low - one.start, high - one.start) for (low, high), one in zip(both, of, strict=True))
+        for of in (box, window)
+    )
+    return (here[0], here[1]), (there[0], there[1])
+
+
+def _targets(drawn: Drawn, box: Box, window: Box) -> Pixels:
+    """Known, mask and distance in the window; 0, unknown, outside of the box."""
+    mask, distance = drawn
+    here, there = _overlap(box, window)
+    cut = np.zeros((2 if distance is None else 3, *(w.stop - w.start for w in window)), np.float32)
+    cut[0, *there] = 1
+    cut[1, *there] = mask[here]
+    if distance is not None:
+        cut[2, *there] = distance[here]
     return cut
 
 

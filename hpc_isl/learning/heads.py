@@ -46,17 +46,17 @@ class ShiftedSigmoid(nn.Module):
 def set_head(network: Any, task: Task, seed: int = 0) -> None:
     """Puts the task's head behind a network's own last layer, in place.
 
-    Where the head stands on a stain, the network predicts it (1 output); else it has `task.outputs`.
+    Where the head stands on a stain, the network predicts it (1 output); else it has `task.outputs`,
+    whose weights are drawn anew: what a network drew before its head depends on its arm.
 
     Args:
         seed: of the weights of new layers; torch's own generator is left alone.
     """
     head = network.segmentation_head
-    if task.head == "same":
-        if task.kind == "cells":
-            network.segmentation_head = nn.Sequential(*head, Scaled([UNIT[task.scale], 1.0]))
-        return
     if not task.from_stain:
+        _draw(head[0], seed)
+        if task.head == "same" and task.kind == "cells":
+            network.segmentation_head = nn.Sequential(*head, Scaled([UNIT[task.scale], 1.0]))
         return
     if head[0].out_channels != 1:
         raise Mistake(
@@ -64,6 +64,15 @@ def set_head(network: Any, task: Task, seed: int = 0) -> None:
             f"{head[0].out_channels}"
         )
     network.segmentation_head = nn.Sequential(*head, *_on_stain(task, seed))
+
+
+def _draw(layer: nn.Conv2d, seed: int) -> None:
+    """As segmentation_models_pytorch begins its heads."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds.integer(seed, "head"))
+        nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _on_stain(task: Task, seed: int) -> list[nn.Module]:

@@ -33,8 +33,7 @@ def load(folder: Path) -> tuple[nn.Module, Contract]:
     """
     contract, state = read_state(folder)
     view, task = contract.view, contract.task
-    stain = task is None or task.from_stain
-    outputs = len(view.targets) if stain else task.outputs if task else 0
+    outputs = len(view.targets) if task is None else 1 if task.from_stain else task.outputs
     network = build(contract.net, len(view.sources), outputs, pretrained=False)
     if task is not None:
         set_head(network, task)

@@ -28,7 +28,8 @@ def optimizer_of(parameters: Iterable[Group], optim: OptimRecipe) -> torch.optim
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
     """The learning rate of `step` in each group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["scale"] * (step >= group["rests"])
+        # A checkpoint of an earlier version brings groups without either.
+        group["lr"] = lr * group.get("scale", 1.0) * (step >= group.get("rests", 0))
 
 
 def groups_of(network: nn.Module, layer_lr: float = 1.0, frozen: int = 0) -> list[Group]:

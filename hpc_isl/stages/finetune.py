@@ -34,8 +34,8 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     if recipe.arm == "best":
         recipe = finetune_sweep.best(recipe)
     setting = settle(recipe)
-    inputs = _inputs(recipe, setting)
     _check(recipe, setting)
+    inputs = _inputs(recipe, setting)
     size = partial(check_shares, recipe.train)
     return Plan(recipe, tuple(_says(recipe, setting)), inputs, check_size=size)
 

@@ -12,6 +12,7 @@ from hpc_isl.learning.fields import fields_of
 from hpc_isl.learning.split import PARTS, Split
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.labels import slug
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, annotation, label_names
 
@@ -51,19 +52,22 @@ class Box:
         return *self.field, self.key.acquisition, self.time, *self.corners
 
     def at(self, level: int) -> Corners:
-        """The corners in pixels of a level: those that lie wholly inside."""
-        edge = 2**level
+        """The corners in pixels of a level: those that lie wholly inside, or the one that it starts in."""
         y0, x0, y1, x1 = self.corners
-        top, left = -(-y0 // edge), -(-x0 // edge)
-        # Levels round odd sizes up: the last pixel of a field belongs to it.
         height, width = self.index.field(self.key).shape[-2:]
-        bottom = -(-y1 // edge) if y1 == height else y1 // edge
-        right = -(-x1 // edge) if x1 == width else x1 // edge
-        return top, left, max(bottom, top + 1), max(right, left + 1)
+        top, bottom = _coarse(y0, y1, height, 2**level)
+        left, right = _coarse(x0, x1, width, 2**level)
+        return top, left, bottom, right
 
     def value(self, column: str) -> str:
         """Of its well in the plate map; empty where it has none."""
         return self.index.plate_map.get(self.key.well, {}).get(column, "")
+
+
+def _coarse(start: int, stop: int, length: int, edge: int) -> tuple[int, int]:
+    """From pixels to larger ones of an edge; levels round odd sizes up, so the last one may be less."""
+    first, last = -(-start // edge), -(-stop // edge) if stop == length else stop // edge
+    return (first, last) if first < last else (start // edge, start // edge + 1)
 
 
 def boxes_of(
@@ -124,11 +128,11 @@ def fields(boxes: Iterable[Box]) -> list[tuple[str, str, str]]:
 
 
 def fingerprint(boxes: Iterable[Box]) -> str:
-    """Hash of where boxes lie, who made their labels, and of the labels' files, by name and size."""
+    """Hash of where boxes lie, who made their labels, and of these labels' files, by name and size."""
     total = hashlib.sha256()
     for image, name in sorted({(box.image, box.labels) for box in boxes}):
         total.update(repr((name, annotation(image, name))).encode())
-        for path in sorted((image / "labels").rglob("*")):
+        for path in sorted((image / "labels" / slug(name)).rglob("*")):
             if path.is_file():
                 total.update(f"{path.relative_to(image)} {path.stat().st_size}\n".encode())
     total.update(repr(sorted(box.place for box in boxes)).encode())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.learning.calibrate import view_of
-from hpc_isl.learning.contract import Contract, read_contract
+from hpc_isl.learning.contract import Contract, Task, read_contract
 from hpc_isl.learning.split import Split
 from hpc_isl.learning.split import draw as draw_split
 from hpc_isl.learning.split import read as read_split
@@ -113,9 +113,26 @@ def _starts(recipe: FinetuneRecipe) -> dict[str, Start]:
         starts[arm] = start
     if recipe.drafted is not None:
         starts["drafted"] = _start(recipe.drafted, "drafted")
-        if starts["drafted"].contract.task is None:
-            raise Mistake(f"drafted={recipe.drafted}: a finetune run on drafted labels is needed")
+        _refuse_unfit(recipe, starts["drafted"].contract.task)
     return starts
+
+
+def _refuse_unfit(recipe: FinetuneRecipe, task: Task | None) -> None:
+    """The arm drafted begins with a head that says what the others will say."""
+    if task is None:
+        raise Mistake(f"drafted={recipe.drafted}: a finetune run on drafted labels is needed")
+    of = recipe.objects
+    if task.kind != of.kind:
+        raise Mistake(f"drafted={recipe.drafted}: it segments {task.kind}, objects.kind is {of.kind}")
+    if task.kind == "cells" and task.scale != of.scale:
+        raise Mistake(
+            f"drafted={recipe.drafted}: objects.scale was {task.scale} there, here it is {of.scale}"
+        )
+    if task.from_stain:
+        raise Mistake(
+            f"drafted={recipe.drafted}: it began with an ISL model; the control is to know of the stain by "
+            "its drafted labels alone: arm=random or arm=imagenet"
+        )
 
 
 def _start(run: Path, key: str) -> Start:
@@ -156,21 +173,30 @@ def _listed(index: Index, split: Split) -> bool:
 
 def _view(recipe: FinetuneRecipe, indices: Sequence[Index], split: Split, starts: dict[str, Start]) -> View:
     """What the network sees: as the pretrained models do, else as the recipe says."""
-    isl = _isl(starts)
-    if not isl:
+    views = [start.contract.view for start in starts.values()]
+    if not _isl(starts):
         if not recipe.sources:
             raise Mistake("sources: must be given where there is no pretrained model to say what is seen")
-        return view_of(indices, split, _Asked(recipe.sources, [], recipe.data or DataRecipe()))
-    views = [start.contract.view for start in isl]
+        views.insert(0, view_of(indices, split, _Asked(recipe.sources, [], recipe.data or DataRecipe())))
     for view in views[1:]:
-        if (view.sources, view.level, view.normalize) != (
-            views[0].sources, views[0].level, views[0].normalize,
-        ):  # fmt: skip
-            raise Mistake("pretrained: the models see different things (sources, level or normalisation)")
+        if _seen_by(view) != _seen_by(views[0]):
+            raise Mistake(
+                "the models that arms start from see different things (sources, level, flat field or "
+                "normalisation); compare those that see the same"
+            )
     for index in indices:
         for role in views[0].sources:
             index.channel(role.channel)
     return views[0]
+
+
+def _seen_by(view: View) -> tuple[object, ...]:
+    """All that decides what sources look like."""
+    rule = view.normalize
+    return (
+        view.sources, view.level, view.pixel_um, view.flat_field, dict(view.profiles), rule.source,
+        rule.local_px,
+    )  # fmt: skip
 
 
 def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
@@ -200,7 +226,8 @@ def _parted(
     truths = recipe.truth or [recipe.labels]
     if recipe.fold is None:
         testing = [box for name in truths for box in _of(view, indices, split, name, ("test",))]
-        return boxes_.boxes_of(view, indices, split, recipe.labels, LEARN), testing
+        learning = _of if recipe.n == 0 else boxes_.boxes_of
+        return learning(view, indices, split, recipe.labels, LEARN), testing
     pool = boxes_.boxes_of(view, indices, split, recipe.labels)
     left_out = boxes_.fields(pool)
     if recipe.fold >= len(left_out):

@@ -15,7 +15,7 @@ from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.finetune_boxes import FEW, boxes_of, fields
-from hpc_isl.stages.finetune_setting import Setting, needs, settle
+from hpc_isl.stages.finetune_setting import LEARN, Setting, needs, settle
 from hpc_isl.stages.study import expanded
 from hpc_isl.strict import parse, read_yaml
 
@@ -23,6 +23,8 @@ FINAL = "final"
 ALL = {"n": "all", "draw": 0, "only": {}, "fold": None, "everything": True}
 MAIN = {"nuclei": "iou", "cells": "mAP"}
 """The score that decides, by the kind of objects."""
+Place = tuple[str, str, str]
+"""Plate, well and name of a field."""
 
 
 def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
@@ -34,13 +36,16 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
     first = next(iter(recipes.values()))
     setting = settle(_plain(first))
     says: list[str] = []
-    kept = dict(_possible(recipes, setting, says))
+    kept = dict(_startable(recipes, setting, says))
+    left_out = fields(boxes_of(setting.view, setting.indices, setting.split, first.labels))
+    if len(left_out) < FEW and all(each.fold is None for each in kept.values()):
+        says.append(
+            f"{len(left_out)} annotated fields, fewer than {FEW}: each is left out in turn, and tests"
+        )
+        kept = dict(_folded(kept, len(left_out)))
+    kept = dict(_enough(kept, setting, left_out, says))
     if not kept:
         raise Mistake("\n".join(["sweep: no element can be computed", *(f"  {line}" for line in says)]))
-    count = _annotated_fields(first, setting)
-    if count < FEW and all(each.fold is None for each in kept.values()):
-        says.append(f"{count} annotated fields, fewer than {FEW}: each is left out in turn, and tests")
-        kept = dict(_folded(kept, count, says))
     among = [folder / "finetune" / name for name in kept]
     final = first.model_copy(update={"arm": "best", "among": among, **ALL})
     boxes = boxes_of(setting.view, setting.indices, setting.split, first.labels)
@@ -49,22 +54,20 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
 
 
 def _plain(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    """The same with all boxes, so that nothing is missing."""
-    changes = {"plates": expanded(recipe.plates), "n": "all", "fold": None, "seen": "allow"}
+    """The same with the boxes of all parts, so that nothing is missing."""
+    changes = {"plates": expanded(recipe.plates), "n": "all", "fold": None, "everything": True}
     return recipe.model_copy(update=changes)
 
 
-def _possible(
+def _startable(
     recipes: Mapping[str, FinetuneRecipe], setting: Setting, says: list[str]
 ) -> Iterator[tuple[str, FinetuneRecipe]]:
     missing = set()
     for name, each in recipes.items():
-        if each.n != "all" and each.n > len(setting.pool) - (each.fold is not None):
-            missing.add(f"n={each.n} is left out: there are {len(setting.pool)} annotation boxes")
+        if why := _impossible(each, setting):
+            missing.add(f"arm {each.arm} is left out: {why}")
         elif each.n == 0 and each.arm in ("random", "imagenet"):
             missing.add(f"n=0 of arm {each.arm} is left out: it knows nothing before an annotation")
-        elif why := _impossible(each, setting):
-            missing.add(f"arm {each.arm} is left out: {why}")
         else:
             yield name, each
     says += sorted(missing)
@@ -77,22 +80,36 @@ def _impossible(recipe: FinetuneRecipe, setting: Setting) -> str:
     return "" if recipe.arm == "random" or recipe.arm in setting.starts else needs(recipe.arm)
 
 
-def _annotated_fields(recipe: FinetuneRecipe, setting: Setting) -> int:
-    return len(fields(boxes_of(setting.view, setting.indices, setting.split, recipe.labels)))
-
-
-def _folded(
-    recipes: Mapping[str, FinetuneRecipe], count: int, says: list[str]
-) -> Iterator[tuple[str, FinetuneRecipe]]:
-    """Each element once for each field that is left out; N is less by what that field holds."""
+def _folded(recipes: Mapping[str, FinetuneRecipe], count: int) -> Iterator[tuple[str, FinetuneRecipe]]:
+    """Each element once for each field that is left out."""
     if count < 2:
         raise Mistake("sweep: one annotated field alone cannot both train and test; annotate another one")
     for name, each in recipes.items():
-        if each.n != "all" and each.n > count - 1:
-            says.append(f"n={each.n} is left out: {count - 1} fields are left to learn from")
-            continue
         for fold in range(count):
             yield f"{name},fold={fold}", each.model_copy(update={"fold": fold})
+
+
+def _enough(
+    recipes: Mapping[str, FinetuneRecipe], setting: Setting, left_out: list[Place], says: list[str]
+) -> Iterator[tuple[str, FinetuneRecipe]]:
+    """Those with as many boxes as they ask for; with folds in each of them, so that means compare."""
+    folds = {each.fold for each in recipes.values()}
+    least = min((_boxes_for(fold, setting, left_out) for fold in folds), default=0)
+    missing = {}
+    for name, each in recipes.items():
+        if each.n == "all" or each.n <= least:
+            yield name, each
+        else:
+            where = "" if folds == {None} else ", where the field with most boxes is left out"
+            missing[each.n] = f"n={each.n} is left out: there are {least} annotation boxes{where}"
+    says += [missing[n] for n in sorted(missing)]
+
+
+def _boxes_for(fold: int | None, setting: Setting, left_out: list[Place]) -> int:
+    """How many boxes may be learnt from, where the split decides or a field is left out."""
+    if fold is not None:
+        return sum(box.field != left_out[fold] for box in setting.pool if fold < len(left_out))
+    return sum(setting.split.part(box.index.plate.name, box.key) in LEARN for box in setting.pool)
 
 
 # ---------------------------------------------------------------- the best arm
@@ -124,7 +141,7 @@ def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
 
 def _scores(runs: list[Run]) -> dict[Path, float]:
     """One run of each arm and variant -> mean main score at the most annotations."""
-    groups: dict[str, dict[int, list[tuple[float, Path]]]] = {}
+    groups: dict[str, dict[float, list[tuple[float, Path]]]] = {}
     for run in runs:
         content: dict[str, Any] = read_yaml(run.recipe)
         figures = (read_json(run.done / "finetune.json") or {}).get("figures", {})
@@ -133,7 +150,8 @@ def _scores(runs: list[Run]) -> dict[Path, float]:
             continue
         key = repr({k: v for k, v in content.items() if k not in ("n", "draw", "fold", "train")})
         seed = {k: v for k, v in content["train"].items() if k != "seed"}
-        groups.setdefault(f"{key} {seed}", {}).setdefault(figures["boxes"], []).append((value, run.folder))
+        n = math.inf if content["n"] == "all" else content["n"]  # folds differ in how many boxes `all` are
+        groups.setdefault(f"{key} {seed}", {}).setdefault(n, []).append((value, run.folder))
     if not groups:
         raise Mistake("no element has a score: no test field has labels to score by, so no arm is the best")
     most = {key: by_size[max(by_size)] for key, by_size in groups.items()}

@@ -6,11 +6,10 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -37,9 +36,10 @@ from hpc_isl.objects.distance import distance_map
 from hpc_isl.objects.matching import inside
 from hpc_isl.recipe import digest
 from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.finetune_boxes import Box
-from hpc_isl.stages.finetune_scores import main_figures, make_scores
+from hpc_isl.stages.finetune_scores import count, main_figures, make_scores
 from hpc_isl.stages.finetune_setting import Setting, settle
 from hpc_isl.stages.held_out import write_scores
 from hpc_isl.stages.ledger import Ledger
@@ -55,6 +55,8 @@ class _Course:
     setting: Setting
     task: Task | None
     network: nn.Module
+    objects: tuple[int, ...]
+    """in each box that it learns from"""
 
     @property
     def seed(self) -> int:
@@ -96,44 +98,49 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
 
 def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
     setting = settle(recipe)
-    task = _task(recipe, setting)
+    objects = tuple(_objects(box) for box in setting.learning)
+    task = _task(recipe, setting, sum(objects))
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
-    network = _network(recipe, setting, task, seed)
+    network: Any = _network(recipe, setting, task, seed)
     if recipe.transfer.hold_norm and recipe.arm != "random":
-        hold_norms(network)
-    return _Course(recipe, attempt, world, setting, task, network)
+        # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
+        hold_norms(network.encoder if recipe.arm == "imagenet" else network)
+    return _Course(recipe, attempt, world, setting, task, network, objects)
 
 
 # ---------------------------------------------------------------- the network
 
 
-def _task(recipe: FinetuneRecipe, setting: Setting) -> Task | None:
+def _task(recipe: FinetuneRecipe, setting: Setting, objects: int) -> Task | None:
     """What the network will say; None: it goes on predicting the stain, which is then thresholded."""
     of, start = recipe.objects, setting.start(recipe.arm)
     isl = start is not None and start.contract.task is None
-    if recipe.n == 0 and isl:
-        return None
+    if start is not None and recipe.n == 0:
+        kept = start.contract.task
+        return kept and replace(
+            kept, h=of.h, min_area=of.min_area, method=of.method, arm=recipe.arm, boxes=0, objects=0
+        )
     stain = start.contract.view.normalize.target if start else ""
     return Task(
         labels=recipe.labels, kind=of.kind, head=of.head, from_stain=isl and of.head == "paper",
         span=65535.0 if stain == "none" else 1.0, slope=of.slope, scale=of.scale, h=of.h,
         min_area=of.min_area, method=of.method, arm=recipe.arm, boxes=len(setting.learning),
-        objects=sum(_objects(box, 0) for box in setting.learning),
+        objects=objects,
     )  # fmt: skip
 
 
 def _network(recipe: FinetuneRecipe, setting: Setting, task: Task | None, seed: int) -> nn.Module:
     """The one network of all arms, with the weights that this arm starts from."""
     start = setting.start(recipe.arm)
-    if start is not None and (task is None or recipe.n == 0):
+    if start is not None and recipe.n == 0:
         network, _ = model.load(start.folder)
         return network
     assert task is not None
-    net = setting.net if recipe.arm == "imagenet" else setting.net.model_copy(update={"weights": None})
     isl = start is not None and start.contract.task is None
     outputs = len(start.contract.view.targets) if start and task.from_stain else task.outputs
+    net = _net(recipe, setting)
     network = build(net, len(setting.view.sources), outputs, seed, pretrained=start is None)
-    if start is None or not isl:
+    if not isl:
         set_head(network, task, seed)
     if start is not None:
         _, state = model.read_state(start.folder)
@@ -143,10 +150,16 @@ def _network(recipe: FinetuneRecipe, setting: Setting, task: Task | None, seed: 
     return network
 
 
-def _objects(box: Box, level: int) -> int:
-    """Objects inside a box."""
-    labels = inside(labels_in(box.image, box.labels, level, box.time), box.at(level))
-    return len(np.setdiff1d(labels, [0]))
+def _net(recipe: FinetuneRecipe, setting: Setting) -> NetRecipe:
+    """The one network, with the weights that this arm began with, before any run."""
+    start = setting.start(recipe.arm)
+    weights = start.contract.net.weights if start else setting.net.weights
+    return setting.net.model_copy(update={"weights": None if recipe.arm == "random" else weights})
+
+
+def _objects(box: Box) -> int:
+    """Objects inside a box, at full resolution."""
+    return count(inside(labels_in(box.image, box.labels, 0, box.time), box.corners))
 
 
 # ---------------------------------------------------------------- training
@@ -207,8 +220,8 @@ def _digest(course: _Course) -> str:
 def _write_boxes(course: _Course) -> None:
     rows = [
         {"plate": box.index.plate.name, "well": box.key.well, "field": box.key.name, "time": box.time,
-         "box": " ".join(map(str, box.corners)), "origin": box.origin, "objects": _objects(box, 0)}
-        for box in course.setting.learning
+         "box": " ".join(map(str, box.corners)), "origin": box.origin, "objects": objects}
+        for box, objects in zip(course.setting.learning, course.objects, strict=True)
     ]  # fmt: skip
     write_scores(rows, course.attempt.run.folder / "boxes.csv")
 
@@ -217,16 +230,14 @@ def _keep_model(course: _Course) -> None:
     recipe, setting, task = course.recipe, course.setting, course.task
     if course.world.rank or task is None:
         return
-    if recipe.n == 0:
-        task = course.setting.starts[recipe.arm].contract.task
     dtype = resolve(recipe.train.precision, course.world.device)
     contract = Contract(
-        view=setting.view, net=setting.net, predict=recipe.predict,
+        view=setting.view, net=_net(recipe, setting), predict=recipe.predict,
         precision=next(name for name, known in DTYPES.items() if known == dtype),
         recipe=recipe.model_dump(mode="json"), digest=_digest(course), split=setting.split.digest,
         wells={"train": _wells(setting.learning), "test": _wells(setting.testing)},
         plates={index.plate.name: index.fingerprint for index in setting.indices},
-        step=recipe.train.steps or 0, code=hpc_isl.__version__, task=task,
+        step=_steps(course), code=hpc_isl.__version__, task=task,
     )  # fmt: skip
     model.save(course.attempt.run.model, course.network, contract)
 
@@ -240,14 +251,18 @@ def _wells(boxes: tuple[Box, ...]) -> dict[str, list[str]]:
 
 
 def _cost(course: _Course, seconds: float) -> dict[str, Any]:
-    learning, of = course.setting.learning, course.recipe.train
-    samples = len(learning) * of.crops_per_field
     return {
-        "boxes": len(learning),
-        "objects": sum(_objects(box, 0) for box in learning),
-        "steps": steps_of(of, samples) if learning else 0,
+        "boxes": len(course.objects),
+        "objects": sum(course.objects),
+        "steps": _steps(course),
         "seconds": round(seconds, 1),
     }
+
+
+def _steps(course: _Course) -> int:
+    """Of the optimiser; none without annotation."""
+    of = course.recipe.train
+    return steps_of(of, len(course.objects) * of.crops_per_field) if course.objects else 0
 
 
 def _made(course: _Course) -> dict[str, str]:
