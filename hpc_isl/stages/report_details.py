@@ -24,8 +24,8 @@ def warnings(sweep: Sweep) -> list[str]:
     missing = [name for name in sweep.missing if name != FINAL]
     if missing:
         lines.append(
-            f"{len(missing)} of {len(sweep.names)} elements are missing from this report: {_some(missing)}. "
-            "Arms are compared only on draws that both have."
+            f"Missing from this report, of {len(sweep.names)} elements: {_some(missing)}. Arms are "
+            "compared only on draws that both have."
         )
     if FINAL in sweep.missing:
         lines.append(f"The final model is not done: it {sweep.missing[FINAL]}.")

@@ -26,7 +26,7 @@ from hpc_isl.stages.report_words import (
 Section = tuple[str, str, list[object]]
 VERDICTS = {
     "better": "ISL scores higher", "worse": "ISL scores lower",
-    "no difference shown": "no difference shown: the interval includes 0", "not known": "no interval",
+    "no difference shown": "no difference shown", "not known": "no interval",
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Draw = Callable[["Axes", int], None]
 """Draws a view, with a title of so many letters in a line."""
-MOST = 4
+MOST, WIDEST = 4, 5
 MATCHED, EXTRA, MISSED, TRUE = "#56b4e9", "#d55e00", "#f0e442", "#c2188b"
 MEANING = {
     MATCHED: "matched: IoU ≥ 0.5", EXTRA: "false positive: predicted, no such object",
@@ -55,12 +55,14 @@ def _draw(spot: Spot, seen: Seen, said: Mapping[Cell, Said], name: str) -> Pictu
     columns = max(4, *map(len, rows))
     height, width = seen.truth.shape
     edge = WIDTH / columns
-    tall = (edge - 0.15) * height / width + 0.6
+    letters = int(edge * 12.5)
+    titles = 2 + max(len(str(cell.arm)) + 10 > letters for cell in said)
+    tall = (edge - 0.15) * height / width + 0.2 * titles + 0.1
     figure = Figure(figsize=(WIDTH, tall * (1 + len(rows)) + 0.35), layout="constrained", dpi=DPI)
     grid = figure.subplots(1 + len(rows), columns, squeeze=False)
     for axis in grid.ravel():
         axis.set_axis_off()
-    letters, counts = int(edge * 13), []
+    counts = []
     for axis, draw in zip(grid[0], plate, strict=False):
         draw(axis, letters)
     for axes, cells in zip(grid[1:], rows, strict=True):
@@ -78,7 +80,7 @@ def _rows(said: Mapping[Cell, Said]) -> list[list[Cell]]:
     numbers = sorted({cell.n for cell in cells if cell.n != 0}, key=rank)
     rows = [[cell for cell in cells if cell.n == n] for n in numbers] or [[]]
     rows[0] += [cell for cell in cells if cell.n == 0]
-    return rows
+    return [row[start : start + WIDEST] for row in rows for start in range(0, len(row), WIDEST)]
 
 
 def _plate_views(seen: Seen, said: Mapping[Cell, Said]) -> list[Draw]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-WIDTH = 13.0
+WIDTH = 9.7
 PALE = "#777777"
 # Okabe and Ito: told apart by all kinds of colour vision, and by their lightness within a pair of arms.
 COLORS = {
@@ -57,11 +57,10 @@ def color(arm: Arm) -> str:
 
 
 def facet_title(sweep: Sweep, same: str) -> str:
-    """`test boxes across: cell_line differs from the training boxes'`."""
+    """`across: another cell_line`, than that of the training boxes."""
     if not same or not sweep.first.within:
         return FACETS[same]
-    meets = "is that of the training boxes" if same == "within" else "is not that of the training boxes"
-    return f"{same}: {sweep.first.within} {meets}"
+    return f"{same}: {'the same' if same == 'within' else 'another'} {sweep.first.within}"
 
 
 # ---------------------------------------------------------------- each arm at one number of boxes
@@ -131,7 +130,8 @@ def draw_curves(found: Results, truth: Truth, name: str) -> Picture:
     for axis in grid[:, 0]:
         axis.set_ylabel(f"mean {name_of_score(sweep.score)}, {truth}", fontsize=10)
     lines, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=10, frameon=False)
+    across = 3 if max(map(len, labels), default=0) < 24 else 2
+    figure.legend(lines, labels, loc="outside lower center", ncols=across, fontsize=10, frameon=False)
     caption = (
         "Mean score over test boxes and draws; bands: 95 % intervals. Left over the number of annotation "
         "boxes (evenly spaced), right over the objects in them (logarithmic). Dotted: no annotation at all."

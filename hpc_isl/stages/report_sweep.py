@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,8 +45,10 @@ class Arm:
         return f"{self.name}, {self.rest}" if self.rest else self.name
 
     @property
-    def order(self) -> tuple[int, str, str]:
-        return ORDER.index(self.name) if self.name in ORDER else len(ORDER), self.name, self.rest
+    def order(self) -> tuple[int, str, list[str], str]:
+        """By name as people list arms; numbers in the rest by their size."""
+        numbers = [digits.zfill(20) for digits in re.findall(r"\d+", self.rest)]
+        return ORDER.index(self.name) if self.name in ORDER else len(ORDER), self.name, numbers, self.rest
 
 
 @dataclass(frozen=True)
