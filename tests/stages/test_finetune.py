@@ -1,0 +1,464 @@
+"""Fine-tuning as a stage: from a pretrained model and a few boxes to objects, scores and panels."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.ndimage import label
+
+from hpc_isl.learning import model
+from hpc_isl.learning.contract import CONTRACT
+from hpc_isl.learning.predict import predict
+from hpc_isl.learning.samples import read
+from hpc_isl.mistake import Mistake
+from hpc_isl.objects.matching import object_scores
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import open_plate, read_box, read_labels, write_labels
+from hpc_isl.recipe import load
+from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.finetune import finetune, plan
+from hpc_isl.stages.finetune_boxes import Box, draw
+from hpc_isl.stages.finetune_scores import count, objects_in
+from hpc_isl.stages.finetune_setting import settle
+from hpc_isl.stages.pretrain import pretrain
+from hpc_isl.strict import to_yaml
+
+SCRIPT = Path(__file__).with_name("run_finetune.py")
+SPLIT = "split={test_wells: [B04, C04], validation_wells: [C03]}"
+NET = "net={encoder: tu-test_resnet, weights: null, decoder: [16, 16, 8, 8, 8]}"
+SHORT = "train={steps: 2, batch: 4, micro_batch: 2, crop: 32, precision: fp32, crops_per_field: 2}"
+ISL = [
+    "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst, plane: max}]", SPLIT, SHORT,
+    "data.workers=0", "predict.stain=false",
+]  # fmt: skip
+# Of B02 the upper half and a part of the lower one, of all other wells the whole field.
+BOXES = {"B02": [(0, 0, 48, 96), (60, 10, 90, 70)]}
+WHOLE = [(0, 0, 96, 96)]
+
+
+def write_truth(index, names, spoilt=()):
+    """Objects of the stain; in spoilt wells what lies outside of boxes is nonsense."""
+    for field in index.plate.fields:
+        well, image = field.key.well, index.image(field.key)
+        stain = read_box(image, 0, 0, 1, [0, 1], slice(None), slice(None)).max(0)
+        objects = label(stain > 3500)[0].astype(np.uint32)
+        boxes = BOXES.get(well, WHOLE)
+        if well in spoilt:
+            drawn = np.zeros(objects.shape, bool)
+            for y0, x0, y1, x1 in boxes:
+                drawn[y0:y1, x0:x1] = True
+            objects[~drawn] = 77
+        for name, origin in names.items():
+            write_labels(image, name, objects, origin=origin, boxes=boxes, overwrite=True)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, write_stained_plate):
+    """A folder with a plate, weights of an encoder, two ISL runs and one on drafted labels."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("finetune")
+    index = write_stained_plate(folder / "P01.zarr")
+    write_truth(index, {"nuclei": "human", "nuclei drafted": "drafted"})
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), folder / "test_resnet.safetensors")
+    for name, weights in (("plain", "null"), ("file", folder / "test_resnet.safetensors")):
+        keys = [f"plates=[{folder}/P01.zarr]", *ISL, NET, f"net.weights={weights}"]
+        pretrain(load("pretrain", None, keys), Attempt(Run(folder / "runs" / "pretrain" / name)))
+    run(folder, "drafted", "labels=nuclei drafted", "arm=random", plain=True)
+    return folder
+
+
+def recipe(folder, *keys, plain=False):
+    starts = ["plain"] if plain else ["plain", "file"]
+    given = [f"pretrained={json.dumps([str(folder / 'runs' / 'pretrain' / name) for name in starts])}"]
+    if not plain:
+        given.append(f"drafted={folder / 'runs' / 'finetune' / 'drafted'}")
+    return load("finetune", None, [f"plates=[{folder}/P01.zarr]", "labels=nuclei", SHORT, *given, *keys])
+
+
+def run(folder, name, *keys, plain=False, root=None) -> Run:
+    """A finished run."""
+    one = Attempt(Run((root or folder) / "runs" / "finetune" / name))
+    finetune(plan(recipe(folder, *keys, plain=plain)).recipe, one)
+    return one.run
+
+
+def rows(run, name="scores.csv"):
+    with (run.folder / name).open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def same_weights(one: Run, two: Run) -> bool:
+    first, second = (load_file(run.model / "weights.safetensors") for run in (one, two))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in second)
+
+
+# ---------------------------------------------------------------- finished runs
+
+
+@pytest.mark.parametrize(
+    ("arm", "keys"),
+    [
+        ("random", []),
+        ("random+isl", []),
+        ("imagenet", ["transfer={frozen: 1, layer_lr: 0.7, hold_norm: true}"]),
+        ("imagenet+isl", ["transfer={hold_norm: true}"]),
+        ("drafted", []),
+        ("random+isl", ["objects.head=paper"]),
+        ("random", ["objects.kind=cells"]),
+        ("imagenet+isl", ["objects={kind: cells, scale: pixels, h: 1, alpha: 20}"]),
+        ("random+isl", ["objects={kind: cells, head: paper, method: reference}"]),
+    ],
+)
+def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path, arm, keys):
+    if "kind: cells" in str(keys) or "kind=cells" in str(keys):
+        keys = [*keys, "drafted=null"]
+    found = run(world, "a", f"arm={arm}", "n=2", *keys, root=tmp_path)
+    summary = found.summary()
+    assert (summary["arm"], summary["figures"]["images"], summary["figures"]["boxes"]) == (arm, 2, 2)
+    assert [(row["well"], row["truth"], row["origin"], row["cell_line"]) for row in rows(found)] == [
+        ("B04", "nuclei", "human", "HeLa"), ("C04", "nuclei", "human", "3T3"),
+    ]  # fmt: skip
+    boxes = rows(found, "boxes.csv")
+    assert sum(int(box["objects"]) for box in boxes) == summary["figures"]["objects"] > 0
+    network, contract = model.load(found.model)
+    assert (contract.task.arm, contract.task.boxes, contract.step) == (arm, 2, 2)
+    assert (contract.net.weights is None) == (arm in ("random", "random+isl", "drafted"))
+    assert not found.checkpoints.exists()
+    index = open_plate(world / "P01.zarr")
+    listed = json.loads((found.folder / "panels.json").read_text())
+    with np.load(found.folder / "panels.npz") as arrays:
+        assert ("stain_0" in arrays) == arm.endswith("isl")
+        for entry, row in zip(listed, rows(found), strict=True):
+            key = FieldKey(entry["well"], entry["field"])
+            truth = read_labels(index.image(key), "nuclei")
+            ours = arrays[f"labels_{entry['key']}"]
+            assert count(ours) == int(row["predicted"])
+            assert object_scores(ours, truth)["mAP"] == pytest.approx(float(row["mAP"]), abs=1e-5)
+            sources, _ = read(contract.view, index, key)
+            assert np.array_equal(objects_in(predict(network, sources), contract.task), ours)
+
+
+@pytest.mark.parametrize("arm", ["random+isl", "drafted"])
+def test_without_any_annotation_what_was_learnt_before_is_scored(world, tmp_path, arm):
+    found = run(world, "a", f"arm={arm}", "n=0", root=tmp_path)
+    figures = found.summary()["figures"]
+    assert (figures["boxes"], figures["objects"], figures["steps"], figures["images"]) == (0, 0, 0, 2)
+    assert rows(found, "boxes.csv") == []
+    assert found.model.exists() == (arm == "drafted")
+    if arm == "drafted":
+        assert same_weights(found, Run(world / "runs" / "finetune" / "drafted"))
+
+
+def test_what_is_drawn_outside_of_boxes_changes_neither_weights_nor_scores(world, tmp_path):
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    write_truth(open_plate(tmp_path / "P01.zarr"), {"nuclei": "human"}, spoilt=["B02"])
+    keys = ["arm=random+isl", "fold=0", "seen=allow"]  # the first field, B02, tests
+    learn = ["arm=random+isl"]
+    for name, wanted in (("tests", keys), ("learns", learn)):
+        plain = run(world, name, *wanted, root=tmp_path / "plain")
+        spoilt = run(world, name, *wanted, f"plates=[{tmp_path}/P01.zarr]", root=tmp_path / "spoilt")
+        assert len(rows(plain)) == 2
+        assert rows(plain) == rows(spoilt)
+        assert same_weights(plain, spoilt)
+
+
+def test_truths_are_scored_apart_and_the_first_gives_the_figures(world, tmp_path):
+    found = run(world, "a", "arm=random", "n=1", "truth=[nuclei drafted, nuclei]", "within=cell_line",
+                root=tmp_path)  # fmt: skip
+    assert [row["origin"] for row in rows(found)] == ["drafted", "drafted", "human", "human"]
+    assert found.summary()["figures"]["images"] == 2
+    [box] = rows(found, "boxes.csv")
+    line = {"B": "HeLa", "C": "3T3"}[box["well"][0]]
+    assert all((row["same"] == "within") == (row["cell_line"] == line) for row in rows(found))
+    assert {entry["truth"] for entry in json.loads((found.folder / "panels.json").read_text())} == {
+        "nuclei drafted"
+    }
+
+
+def test_with_everything_all_boxes_learn_and_nothing_is_scored(world, tmp_path):
+    wanted = recipe(world, "arm=random", "everything=true")
+    assert not any("nothing will be scored" in line for line in plan(wanted).says)
+    found = run(world, "a", "arm=random", "everything=true", root=tmp_path)
+    assert {box["well"] for box in rows(found, "boxes.csv")} == {"B02", "B03", "B04", "C02", "C03", "C04"}
+    assert found.summary()["figures"]["images"] == 0
+    assert not (found.folder / "scores.csv").exists()
+    assert not (found.folder / "panels.json").exists()
+
+
+# ---------------------------------------------------------------- who learns, who tests
+
+
+def wells(boxes):
+    return [box.key.well for box in boxes]
+
+
+def test_test_wells_never_learn(world):
+    setting = settle(recipe(world, "arm=random"))
+    assert sorted(wells(setting.pool)) == ["B02", "B02", "B03", "C02", "C03"]
+    assert sorted(wells(setting.testing)) == ["B04", "C04"]
+    one = settle(recipe(world, "arm=random", "only={cell_line: [3T3]}"))
+    assert sorted(wells(one.learning)) == ["C02", "C03"]
+
+
+@pytest.mark.parametrize("fold", range(6))
+def test_a_field_left_out_tests_and_all_others_learn(world, fold):
+    setting = settle(recipe(world, "arm=random", f"fold={fold}", "seen=allow"))
+    [out] = set(wells(setting.testing))
+    assert set(wells(setting.learning)) == {"B02", "B03", "B04", "C02", "C03", "C04"} - {out}
+    assert len(setting.learning) + len(setting.testing) == 7
+
+
+def test_boxes_are_nested_in_n_and_the_same_for_all_arms(world):
+    def places(*keys):
+        return [box.place for box in settle(recipe(world, *keys)).learning]
+
+    for number in (0, 1):
+        for arm in ("random", "drafted"):
+            every = places(f"arm={arm}", f"draw={number}")
+            assert [places("n=1", f"draw={number}"), places("n=3", f"draw={number}")] == [
+                every[:1],
+                every[:3],
+            ]
+    assert len({places("n=1", f"draw={number}")[0] for number in range(8)}) > 1
+
+
+def test_a_box_that_is_added_leaves_the_order_of_the_others(world):
+    pool = list(settle(recipe(world)).pool)
+    added = replace(pool[0], corners=(50, 50, 60, 60))
+    for number in range(5):
+        with_it = [box for box in draw([added, *pool], "all", number) if box != added]
+        assert with_it == draw(pool, "all", number) == draw(pool[::-1], "all", number)
+
+
+@pytest.mark.parametrize(
+    ("corners", "level", "expected"),
+    [
+        ((0, 0, 96, 96), 1, (0, 0, 48, 48)),
+        ((3, 4, 21, 20), 1, (2, 2, 10, 10)),
+        ((3, 4, 21, 20), 2, (1, 1, 5, 5)),
+        ((5, 5, 7, 7), 2, (1, 1, 2, 2)),
+        ((93, 93, 96, 96), 2, (23, 23, 24, 24)),
+    ],
+)
+def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, expected):
+    index = open_plate(world / "P01.zarr")
+    assert Box(index, FieldKey("B02", "1"), 0, "nuclei", "human", corners).at(level) == expected
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["labels=nuclie"], "labels 'nuclie': no field has them; did you mean 'nuclei'"),
+        (["truth=[nuclie]"], "labels 'nuclie': no field has them; did you mean 'nuclei'"),
+        (["n=9"], "n=9: there are 5 annotation boxes to learn from; take n=all"),
+        (["fold=6"], "fold=6: there are 6 annotated fields, folds from 0 on"),
+        (["fold=1"], r"plain was trained on test fields \(B03/1\).*seen=allow"),
+        (["only={cell_line: [3t3]}"], "only.cell_line: no annotated well has '3t3'; did you mean '3T3'"),
+        (["arm=random", "n=0"], "n=0: the arm random knows nothing"),
+        (["arm=imagenet", NET], "arm=imagenet: net.weights names no weights"),
+        (["arm=drafted", "drafted=null"], "arm=drafted: drafted must name a finetune run"),
+        (["arm=random+isl", "pretrained=[{file}]"], r"arm=random\+isl: pretrained must name an ISL run"),
+        (["pretrained=[{plain}, {plain}]"], r"both start the arm random\+isl"),
+        (["pretrained=[{drafted}]"], "this model segments; an ISL run, of pretrain, is needed"),
+        (["drafted={plain}"], "a finetune run on drafted labels is needed"),
+        (["pretrained=[/nowhere]"], "pretrained=/nowhere: .*holds no model"),
+        (["arm=drafted", "objects.kind=cells"], "it segments nuclei, objects.kind is cells"),
+        (["net={encoder: resnet18, weights: null}"], "one network for all arms"),
+        (["predict={tile: 100}"], "predict.tile=100: a multiple of 32"),
+        (["arm=best"], "arm=best: is for sweeps"),
+        (["pretrained=[]", "drafted=null", "arm=random"], "sources: must be given"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found_before_anything_is_submitted(world, keys, message):
+    places = {name: world / "runs" / "pretrain" / name for name in ("plain", "file")}
+    places["drafted"] = world / "runs" / "finetune" / "drafted"
+    for name, path in places.items():
+        keys = [key.replace("{" + name + "}", str(path)) for key in keys]
+    with pytest.raises(Mistake, match=message):
+        plan(recipe(world, *keys))
+
+
+def changed(world, folder, name, change):
+    """A copy of an ISL run, whose contract was changed."""
+    copy = folder / "runs" / "pretrain" / name
+    shutil.copytree(world / "runs" / "pretrain" / name, copy)
+    content = json.loads((copy / "model" / CONTRACT).read_text())
+    change(content)
+    (copy / "model" / CONTRACT).write_text(json.dumps(content))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(split="0" * 16), "trained with different splits"),
+        (lambda c: c["view"]["normalize"].update(source="percentile"), "see different things"),
+        (lambda c: c["view"].update(flat_field="vendor"), "see different things"),
+        (lambda c: c["net"].update(decoder=[32, 16, 8]), "one network for all arms"),
+    ],
+    ids=["split", "normalisation", "flat field", "network"],
+)
+def test_models_that_cannot_be_compared_are_refused(world, tmp_path, change, message):
+    other = changed(world, tmp_path, "file", change)
+    with pytest.raises(Mistake, match=message):
+        plan(recipe(world, f"pretrained=[{world}/runs/pretrain/plain, {other}]"))
+
+
+def test_a_model_that_sees_other_things_does_not_start_the_arm_drafted(world, tmp_path):
+    shutil.copytree(world / "runs" / "finetune" / "drafted", tmp_path / "drafted")
+    file = tmp_path / "drafted" / "model" / CONTRACT
+    content = json.loads(file.read_text())
+    content["view"]["sources"][0]["plane"] = 0
+    file.write_text(json.dumps(content))
+    with pytest.raises(Mistake, match="see different things"):
+        plan(recipe(world, f"drafted={tmp_path}/drafted"))
+
+
+def test_test_wells_that_a_model_has_seen_may_be_allowed_and_it_is_said(world):
+    said = plan(recipe(world, "arm=random+isl", "fold=1", "seen=allow")).says
+    assert any("plain was trained on test fields (B03/1), so scores flatter its arm" in line for line in said)
+
+
+def test_a_plate_that_the_split_does_not_list_is_refused(world, tmp_path, write_stained_plate):
+    write_truth(write_stained_plate(tmp_path / "P02.zarr"), {"nuclei": "human"})
+    with pytest.raises(Mistake, match="plate 'P02' is not in the split of the pretrained model"):
+        plan(recipe(world, f"plates=[{world}/P01.zarr, {tmp_path}/P02.zarr]"))
+
+
+def test_labels_on_test_fields_alone_are_enough_without_annotation(world, tmp_path):
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    index = open_plate(tmp_path / "P01.zarr")
+    for well in ("B04", "C04"):
+        image = index.image(FieldKey(well, "1"))
+        write_labels(image, "few", read_labels(image, "nuclei"), origin="human", boxes=WHOLE)
+    few = [f"plates=[{tmp_path}/P01.zarr]", "labels=few"]
+    assert any("scored on 2 boxes of 'few'" in line for line in plan(recipe(world, *few, "n=0")).says)
+    with pytest.raises(Mistake, match="no field in the parts train, validation of the split has them"):
+        plan(recipe(world, *few, "n=1"))
+
+
+def test_other_labels_of_a_plate_do_not_make_a_run_another_one(world, tmp_path):
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    wanted = recipe(world, f"plates=[{tmp_path}/P01.zarr]")
+    before = plan(wanted).inputs
+    index = open_plate(tmp_path / "P01.zarr")
+    for well in ("B02", "B04"):
+        image = index.image(FieldKey(well, "1"))
+        labels = read_labels(image, "nuclei")
+        write_labels(image, "else", labels, origin="drafted", boxes=WHOLE)
+    assert plan(wanted).inputs == before
+    labels[:20] = 0
+    write_labels(image, "nuclei", labels, origin="human", boxes=WHOLE, overwrite=True)
+    after = plan(wanted).inputs
+    assert {name for name in before if before[name] != after[name]} == {"test boxes"}
+
+
+PLAN = """
+import json, sys
+from pathlib import Path
+from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.stages.finetune import plan
+from hpc_isl.strict import parse, read_yaml
+plan(parse(FinetuneRecipe, read_yaml(Path(sys.argv[1])), "recipe"))
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_a_plan_imports_nothing_that_only_its_job_needs(world, tmp_path):
+    """Encoders of timm are asked of their library; of those that a table knows nothing is."""
+    net = {"encoder": "resnet18", "weights": None, "decoder": None, "channels_last": True}
+    start = changed(world, tmp_path, "plain", lambda content: content.update(net=net))
+    wanted = recipe(world, f"pretrained=[{start}]", "drafted=null", "arm=random+isl", "n=2")
+    (tmp_path / "recipe.yaml").write_text(to_yaml(wanted))
+    words = [sys.executable, "-c", PLAN, str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    heavy = {
+        "torch",
+        "timm",
+        "segmentation_models_pytorch",
+        "scipy",
+        "skimage",
+        "numba",
+        "matplotlib",
+        "zarr",
+    }
+    assert heavy & set(json.loads(done.stdout.splitlines()[-1])) == set()
+
+
+# ---------------------------------------------------------------- stopped, shared
+
+
+def test_a_run_asked_to_stop_saves_and_is_taken_up_to_the_same_weights(world, tmp_path):
+    keys = ["arm=random+isl", "n=2", "train.steps=4", "objects.kind=cells", "drafted=null"]
+    wanted = plan(recipe(world, *keys)).recipe
+    through = run(world, "a", *keys, root=tmp_path / "through")
+    one = Attempt(Run(tmp_path / "runs" / "finetune" / "a"))
+    told = one.metric
+
+    def metric(step, **values):
+        told(step, **values)
+        if step == 1:
+            one.stopping.set()
+
+    one.metric = metric
+    finetune(wanted, one)
+    assert one.run.summary() is None
+    assert (one.run.checkpoints / "step-00000002.pt").exists()
+    again = Attempt(one.run, number=1)
+    shown = again.progress
+
+    def progress(done, total, unit, **values):
+        shown(done, total, unit, **values)
+        if unit == "test fields":
+            again.stopping.set()
+
+    again.progress = progress
+    finetune(wanted, again)
+    assert one.run.summary() is None
+    assert not (one.run.folder / "scores.csv").exists()
+    finetune(wanted, Attempt(one.run, number=2))
+    assert same_weights(one.run, through)
+    assert rows(one.run) == rows(through)
+
+
+@pytest.mark.journey
+def test_two_processes_score_as_one(world, tmp_path):
+    keys = ["arm=random+isl", "n=2", "train.steps=1", "objects.kind=cells", "drafted=null"]
+    wanted = plan(recipe(world, *keys)).recipe
+    two = Run(tmp_path / "runs" / "finetune" / "two")
+    two.folder.mkdir(parents=True)
+    two.recipe.write_text(to_yaml(wanted))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(two.folder), str(rank), "2"], text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    one = run(world, "one", *keys, root=tmp_path)
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    first, second = (load_file(run.model / "weights.safetensors") for run in (one, two))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-4)
+    assert rows(two, "boxes.csv") == rows(one, "boxes.csv")
+    own = ("plate", "well", "field", "box", "truth", "objects")
+    assert [[row[c] for c in own] for row in rows(two)] == [[row[c] for c in own] for row in rows(one)]
+    for alone, shared in zip(rows(one), rows(two), strict=True):
+        assert float(shared["iou"]) == pytest.approx(float(alone["iou"]), abs=0.02)
+    assert (two.folder / "panels.json").read_text() == (one.folder / "panels.json").read_text()
