@@ -385,8 +385,8 @@ def test_whatever_else_is_swept_makes_another_arm(tmp_path: Path, plate: Index) 
     shape = having(PAIR, over={"train.steps": (400, 1600)})
     found = of(made_up_sweep(tmp_path, plate, shape))
     assert [str(arm) for arm in found.sweep.arms] == [
-        "random, train.steps=1600", "random, train.steps=400",
-        "random+isl, train.steps=1600", "random+isl, train.steps=400",
+        "random, train.steps=400", "random, train.steps=1600",
+        "random+isl, train.steps=400", "random+isl, train.steps=1600",
     ]  # fmt: skip
     pairs = {(str(one.arm), str(one.base)) for one in found.differences[found.truth, ""]}
     assert pairs == {
