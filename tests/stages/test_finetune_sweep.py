@@ -1,0 +1,183 @@
+"""Sweeps of fine-tuning: which elements there are, and which arm is the best."""
+
+import json
+import math
+
+import pytest
+from made_up_sweep import label_plate
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import read_labels, write_labels
+from hpc_isl.recipe import load
+from hpc_isl.run import Run
+from hpc_isl.stages.finetune import arrange, plan
+from hpc_isl.stages.finetune_setting import settle
+from hpc_isl.stages.finetune_sweep import best
+from hpc_isl.strict import to_yaml
+
+PLAIN = [
+    "labels=nuclei", "sources=[{channel: Brightfield}]", "arm=random",
+    "net={encoder: resnet18, weights: null}", "train={steps: 1, batch: 2, micro_batch: 2, crop: 32}",
+    "split={test_wells: [B04, C04], validation_wells: []}",
+]  # fmt: skip
+WHOLE = [(0, 0, 64, 64)]
+
+
+@pytest.fixture(scope="module")
+def plate(tmp_path_factory, write_stained_plate):
+    """Six fields with `nuclei`; `four` on four of them, three boxes on B02; `tests` on the two that test."""
+    index = write_stained_plate(tmp_path_factory.mktemp("plates") / "P01.zarr", size=64)
+    label_plate(index)
+    for name, wells in (("four", ("B02", "B03", "C02", "C04")), ("tests", ("B04", "C04"))):
+        for well in wells:
+            image = index.image(FieldKey(well, "1"))
+            three = [(0, 0, 20, 64), (20, 0, 40, 64), (40, 0, 64, 64)]
+            boxes = three if well == "B02" else WHOLE
+            write_labels(image, name, read_labels(image, "nuclei"), origin="human", boxes=boxes)
+    return index
+
+
+@pytest.fixture(scope="module")
+def elements(plate):
+    def make(*keys, **over):
+        """name -> recipe; over: key -> values, one after the other."""
+        base = [f"plates=[{plate.path}]", *PLAIN, *keys]
+        return {
+            f"{key}={value}": load("finetune", None, [*base, f"{key}={json.dumps(value)}"])
+            for key, values in over.items() for value in values
+        }  # fmt: skip
+
+    return make
+
+
+# ---------------------------------------------------------------- which elements there are
+
+
+def test_the_last_element_learns_from_all_boxes_and_waits_for_all_others(elements, plate, tmp_path):
+    found = arrange(elements(n=[1, 4, "all"]), tmp_path)
+    assert list(found.elements) == ["n=1", "n=4", "n=all", "final"]
+    assert found.last == "final"
+    final = found.elements["final"]
+    assert (final.arm, final.n, final.everything) == ("best", "all", True)
+    assert final.among == [tmp_path / "finetune" / name for name in ("n=1", "n=4", "n=all")]
+    assert found.says == ("final, the last element: the best arm learns from all 6 boxes",)
+    assert len(settle(final.model_copy(update={"arm": "random"})).learning) == 6
+
+
+def test_more_boxes_than_there_are_and_arms_that_know_nothing_are_left_out_with_a_word(elements, tmp_path):
+    arms = elements("n=1", arm=["random", "imagenet", "random+isl", "drafted"])
+    found = arrange(arms | elements(n=[0, 4, 5, 9]), tmp_path)
+    assert list(found.elements) == ["arm=random", "n=4", "final"]
+    said = "\n".join(found.says)
+    assert "n=0 of arm random is left out: it knows nothing before an annotation" in said
+    for n in (5, 9):
+        assert f"n={n} is left out: there are 4 annotation boxes" in said
+    assert "arm imagenet is left out: net.weights names no weights" in said
+    assert "arm random+isl is left out: pretrained must name an ISL run" in said
+    assert "arm drafted is left out: drafted must name a finetune run" in said
+    with pytest.raises(Mistake, match=r"no element can be computed\n  n=9 is left out"):
+        arrange(elements(n=[9]), tmp_path)
+
+
+def test_with_few_annotated_fields_each_is_left_out_in_turn(elements, tmp_path):
+    found = arrange(elements("labels=four", n=[1, 3, 4, "all"]), tmp_path)
+    names = [f"n={n},fold={fold}" for n in (1, 3, "all") for fold in range(4)]
+    assert list(found.elements) == [*names, "final"]
+    assert found.says[0] == "4 annotated fields, fewer than 6: each is left out in turn, and tests"
+    # Of six boxes three are of one field.
+    where = "there are 3 annotation boxes, where the field with most boxes is left out"
+    assert f"n=4 is left out: {where}" in found.says
+    tested = []
+    for name in names[-4:]:
+        setting = settle(found.elements[name])
+        assert len({box.field for box in setting.testing}) == 1
+        assert {box.field for box in setting.learning}.isdisjoint(box.field for box in setting.testing)
+        assert len(setting.learning) + len(setting.testing) == 6
+        tested.append(setting.testing[0].key.well)
+    assert sorted(tested) == ["B02", "B03", "C02", "C04"]
+
+
+def test_annotated_test_fields_alone_are_enough_where_each_is_left_out(elements, tmp_path):
+    """Where an ISL model is to be scored people annotate its test wells, and no others."""
+    found = arrange(elements("labels=tests", n=[1]), tmp_path)
+    assert list(found.elements) == ["n=1,fold=0", "n=1,fold=1", "final"]
+    for name in ("n=1,fold=0", "n=1,fold=1"):
+        assert "learns from 1 of 1 annotation boxes" in "\n".join(plan(found.elements[name]).says)
+
+
+def test_folds_that_are_given_are_not_folded_again(elements, tmp_path):
+    found = arrange(elements("labels=four", "n=all", fold=[0, 2]), tmp_path)
+    assert list(found.elements) == ["fold=0", "fold=2", "final"]
+
+
+def test_one_annotated_field_alone_is_too_few(elements, plate, tmp_path):
+    image = plate.image(FieldKey("B02", "1"))
+    write_labels(image, "one", read_labels(image, "nuclei"), origin="human", boxes=WHOLE, overwrite=True)
+    with pytest.raises(Mistake, match="one annotated field alone cannot both train and test"):
+        arrange(elements("labels=one", n=["all"]), tmp_path)
+
+
+# ---------------------------------------------------------------- the best arm
+
+
+@pytest.fixture
+def done(elements, tmp_path):
+    """done(name, *keys, iou=…, boxes=…) -> folder of a run; without a score it is not done."""
+
+    def make(name, *keys, iou=None, boxes=1):
+        recipe = load("finetune", None, [*base(elements), *keys])
+        run = Run(tmp_path / "finetune" / name)
+        run.folder.mkdir(parents=True)
+        run.recipe.write_text(to_yaml(recipe))
+        if iou is not None:
+            run.done.mkdir()
+            figures = {"boxes": boxes, "steps": 1} | ({} if math.isnan(iou) else {"iou": iou})
+            (run.done / "finetune.json").write_text(json.dumps({"figures": figures}))
+        return run.folder
+
+    return make
+
+
+def base(elements):
+    """The keys that all elements of these tests have."""
+    [recipe] = elements(n=["all"]).values()
+    return [f"plates=[{recipe.plates[0]}]", *PLAIN]
+
+
+def wanted(elements, among):
+    [recipe] = elements(n=["all"]).values()
+    return recipe.model_copy(update={"arm": "best", "among": among})
+
+
+def test_the_best_has_the_greatest_mean_score_at_the_most_boxes(elements, done):
+    among = [
+        done("a0", "n=1", "arm=random", iou=0.99),
+        done("a1", "n=all", "draw=0", "arm=random", iou=0.5, boxes=4),
+        done("a2", "n=all", "draw=1", "arm=random", "train.seed=1", iou=0.9, boxes=3),
+        done("b0", "n=1", "arm=imagenet", iou=0.1),
+        done("b1", "n=all", "draw=0", "arm=imagenet", iou=0.65, boxes=4),
+        done("b2", "n=all", "draw=1", "arm=imagenet", "train.seed=1", iou=0.6, boxes=3),
+        done("zero", "n=0", "arm=random", iou=1.0, boxes=0),
+    ]
+    chosen = best(wanted(elements, among))
+    assert (chosen.arm, chosen.n, chosen.draw, chosen.everything) == ("random", "all", 0, True)
+    assert chosen.among == among
+
+
+def test_what_is_swept_beside_the_arm_makes_another_arm(elements, done):
+    among = [
+        done("a", "n=all", "optim.lr=0.1", iou=0.5), done("b", "n=all", "optim.lr=0.2", iou=0.7),
+        done("c", "n=all", "optim.lr=0.3", iou=float("nan")),
+    ]  # fmt: skip
+    assert best(wanted(elements, among)).optim.lr == 0.2
+
+
+def test_the_best_is_not_known_before_all_are_done_and_scored(elements, done):
+    among = [done("a", "n=all", iou=0.5), done("lost", "n=1")]
+    with pytest.raises(Mistake, match=r"1 of 2 elements are not done \(lost\).*retry the sweep"):
+        best(wanted(elements, among))
+    with pytest.raises(Mistake, match="no element has a score: no test field has labels"):
+        best(wanted(elements, [done("b", "n=all", iou=float("nan"))]))
+    with pytest.raises(Mistake, match="arm=best: is for sweeps"):
+        best(wanted(elements, []))
