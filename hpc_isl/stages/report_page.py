@@ -91,17 +91,18 @@ def _final(found: Results) -> Iterator[Html]:
     final = found.sweep.final
     if final is None:
         return
-    figures = ", ".join(
+    scores = [
         f"{name_of_score(name)} {number(float(final.figures[name]))}"
         for name in ("iou", "mAP")
         if name in final.figures
-    )
+    ]
     named, labels = shlex.quote(found.sweep.run.name), shlex.quote(final.recipe.labels)
     command = f"segment model={named} plates=… labels={labels}"
-    learnt = f"arm {final.arm.name}, {final.trained('boxes'):g} boxes, {final.trained('objects'):g} objects"
+    learnt = [f"{final.trained(what):g} {what}" for what in ("boxes", "objects")]
+    facts = ", ".join([f"element {final.run.name}", f"arm {final.arm.name}", *learnt, *scores])
     yield tag(
         "p", tag("strong", "The model that segment takes: "),
-        f"element {final.run.name}, {learnt}, {figures}. It is no part of the curves. ", tag("code", command),
+        f"{facts}. It is no part of the curves. ", tag("code", command),
     )  # fmt: skip
 
 

@@ -250,14 +250,15 @@ def _element(run: Run, recipes: Mapping[Run, FinetuneRecipe], varied: Sequence[s
     rest = ", ".join(f"{key}={_shown(flat, key)}" for key in varied)
     name = str(summary.get("arm", recipe.arm)) if recipe.arm == "best" else recipe.arm
     arm = Arm(name, rest)
+    unscored = run.name == FINAL and recipe.everything
     try:
-        scored = tuple(map(_scored, _lines(run.folder / "scores.csv")))
+        scored = () if unscored else tuple(map(_scored, _lines(run.folder / "scores.csv")))
         boxes = tuple(_lines(run.folder / "boxes.csv")) if recipe.n != 0 else ()
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise _NotThereError(
             f"is done, but its tables cannot be read: {type(error).__name__}: {error}"
         ) from None
-    if not scored:
+    if not scored and not unscored:
         raise _NotThereError("is done, but scored no test box")
     return Element(run, recipe, arm, summary, scored, boxes)
 
