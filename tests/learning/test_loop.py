@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.losses import loss_of
 from hpc_isl.learning.optim import groups_of, optimizer_of, rate
 from hpc_isl.learning.shares import check_shares
+from hpc_isl.learning.unet import build
 from hpc_isl.learning.world import World
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipes.training import OptimRecipe, TrainRecipe
+from hpc_isl.recipes.training import NetRecipe, OptimRecipe, TrainRecipe
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 spec = importlib.util.spec_from_file_location("ranks", SCRIPT)
@@ -60,7 +62,7 @@ def alone(tmp_path_factory):
 def trained(tmp_path):
     """train(...) with small defaults and what it reported."""
 
-    def run(network=None, *, loss=None, steps=6, optim=None, hooks=None, **recipe):
+    def run(network=None, *, loss=None, steps=6, optim=None, hooks=None, groups=None, **recipe):
         settings, default = ranks.recipes(steps=steps)
         settings = settings.model_copy(update=recipe)
         reported = {}
@@ -69,8 +71,9 @@ def trained(tmp_path):
         network = network or ranks.network()
         checkpoints = Checkpoints(tmp_path / "checkpoints", "digest", say=lambda text: None)
         progress, finished = train(
-            network, loss or loss_of("l1"), hooks, settings, optim or default, steps, World(), checkpoints
-        )
+            network, loss or loss_of("l1"), hooks, settings, optim or default, steps, World(), checkpoints,
+            groups=groups,
+        )  # fmt: skip
         assert finished == (progress.step == steps or progress.misses == recipe.get("patience"))
         return network, progress, reported
 
@@ -266,3 +269,83 @@ def test_cosine_rises_and_falls_to_nothing():
     assert max(rates) == rates[9] == 1
     assert rates[-1] == pytest.approx(0, abs=1e-9)
     assert rate(50, 100, "constant", 0.1) == 1
+
+
+# ---------------------------------------------------------------- levels of a network with rates of their own
+
+
+ENCODERS = ["resnet18", "tu-mobilenetv1_100", "tu-resnet10t", "densenet121"]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_each_level_learns_more_slowly_than_the_next_from_the_head_down(encoder):
+    network = build(NetRecipe(encoder=encoder, weights=None), 2, 1)
+    groups = groups_of(network, layer_lr=0.5, frozen=7)
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+    scale = {id(p): group["scale"] for group in groups for p in group["params"]}
+    rests = {id(p): group["rests"] for group in groups for p in group["params"]}
+    along = [(name, scale[id(p)]) for name, p in network.named_parameters() if p.requires_grad]
+    scales = [value for _, value in along]
+    assert scales == sorted(scales)
+    assert len(set(scales)) == len(groups) > 8
+    first = next(m for m in network.encoder.modules() if isinstance(m, nn.Conv2d))
+    assert scale[id(first.weight)] == min(scales) == 0.5 ** (len(groups) - 1)
+    head = {value for name, value in along if name.startswith("segmentation_head")}
+    assert head == {1.0}
+    parts = {name.split(".")[0]: rests[id(p)] for name, p in network.named_parameters() if p.requires_grad}
+    assert parts == {"encoder": 7, "decoder": 0, "segmentation_head": 0}
+
+
+class Parts(nn.Module):
+    """A network of two parts, of which one is called as an encoder is."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3))
+        self.segmentation_head = nn.Conv2d(3, 1, 1)
+
+    def forward(self, x):
+        return self.segmentation_head(self.encoder(x))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_frozen_encoder_rests_for_so_many_steps_and_moves_afterwards(trained, name):
+    network, seen = Parts(), []
+
+    def report(step, values):
+        seen.append({n: p.detach().clone() for n, p in network.named_parameters()})
+
+    trained(network, steps=4, hooks={"report": report}, groups=groups_of(network, frozen=2),
+            optim=OptimRecipe(name=name, lr=0.05, weight_decay=0.1, schedule="constant"))  # fmt: skip
+    first = dict(Parts().named_parameters())
+    moved = [
+        {n.split(".")[0] for n in now if not torch.equal(now[n], before[n])}
+        for before, now in zip([first, *seen[:-1]], seen, strict=True)
+    ]
+    head, both = {"segmentation_head"}, {"encoder", "segmentation_head"}
+    assert moved == [head, head, both, both]
+
+
+def test_groups_that_ask_for_nothing_train_to_the_same_weights_to_the_bit(trained, tmp_path):
+    plain, *_ = trained()
+    shutil.rmtree(tmp_path / "checkpoints")
+    network = ranks.network()
+    grouped, *_ = trained(network, groups=groups_of(network))
+    assert equal(plain.state_dict(), grouped.state_dict())
+
+
+def test_a_checkpoint_from_before_there_were_groups_is_taken_up_to_the_same_weights(alone, tmp_path):
+    """Its optimiser knows of no scale and no rest."""
+    ranks.run(tmp_path, World(), steps=6)
+    for path in sorted((tmp_path / "checkpoints").glob("*.pt"))[1:]:
+        path.unlink()
+    [path] = (tmp_path / "checkpoints").glob("*.pt")
+    state = torch.load(path, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        del group["scale"], group["rests"]
+    torch.save(state, path)
+    resumed = ranks.run(tmp_path, World())
+    assert len(resumed["losses"]) < 6
+    assert equal(resumed["weights"], alone["weights"])
