@@ -20,7 +20,7 @@ from hpc_isl.recipe import load, shipped
 from hpc_isl.recipes.pretrain import PretrainRecipe
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PLATE = "--wells 5 --fields 1 --size 128"
+PLATE = "--wells 7 --fields 1 --size 128"
 PRETRAIN = (
     "data.level=0 train.steps=2 train.crop=64 train.batch=2 train.micro_batch=2 train.evaluate_every=2 "
     "split.test_wells=[B03] split.validation_wells=[B02] data.workers=0"

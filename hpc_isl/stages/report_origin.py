@@ -13,7 +13,8 @@ from hpc_isl.learning.split import PARTS
 from hpc_isl.learning.split import read as read_split
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.store import open_plate
-from hpc_isl.stages.report_sweep import Arm, Element, Sweep, rank, swept_keys
+from hpc_isl.stages.report_arms import Arm, swept_keys
+from hpc_isl.stages.report_sweep import Element, Sweep, rank
 from hpc_isl.strict import flatten
 
 PACKAGES = ("torch", "segmentation_models_pytorch", "numpy", "scipy", "scikit-image")

@@ -12,8 +12,9 @@ import numpy as np
 
 from hpc_isl.seeds import stream
 from hpc_isl.stages.pictures import INK
+from hpc_isl.stages.report_arms import Arm
 from hpc_isl.stages.report_statistics import Design, Difference
-from hpc_isl.stages.report_sweep import Arm, Cell, N, Sweep, Truth
+from hpc_isl.stages.report_sweep import Cell, N, Sweep, Truth
 from hpc_isl.stages.report_tables import Results
 from hpc_isl.stages.report_words import name_of_score
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hpc_isl.objects.bootstrap import RESAMPLES, Interval, interval, resampled_means
 from hpc_isl.objects.savings import Between, Curve, saved, saved_interval
-from hpc_isl.stages.report_sweep import Arm, Cell, Chance, N, Scored, Sweep, Truth
+from hpc_isl.stages.report_arms import Arm
+from hpc_isl.stages.report_sweep import Cell, Chance, N, Scored, Sweep, Truth
 
 Path_ = tuple[str, ...]
 Key = tuple[Path_, Chance]
@@ -139,17 +140,24 @@ class Difference:
 def rivals(sweep: Sweep) -> list[tuple[Arm, Arm]]:
     """Each arm with ISL beside the same without, and beside the one that starts from drafted labels.
 
-    Arms that differ in more are compared where all else is equal, or where the other is a control
-    that no arm with ISL has a like of, such as `random` trained for longer.
+    Arms that differ in more are compared where all else is equal. A control that no arm on the other
+    side has a like of, such as `random` trained for longer, or ISL on permuted stains, is set beside the
+    plain one.
     """
     isl = [arm for arm in sweep.arms if arm.name.endswith("+isl")]
-    rests = {arm.rest for arm in isl}
+    bases = [arm for arm in sweep.arms if arm not in isl]
+    ours, theirs = ({arm.rest for arm in arms} for arms in (isl, bases))
+
+    def alike(arm: Arm, base: Arm) -> bool:
+        alone = (arm.rest not in theirs) + (base.rest not in ours)
+        return arm.rest == base.rest or alone == 1 or not ours & theirs
+
     return [
         (arm, base)
         for arm in isl
         for name in (arm.name.removesuffix("+isl"), "drafted")
-        for base in sweep.arms
-        if base.name == name and (base.rest == arm.rest or base.rest not in rests)
+        for base in bases
+        if base.name == name and alike(arm, base)
     ]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,38 +16,19 @@ from hpc_isl.many import SweepRecipe
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Run
-from hpc_isl.strict import flatten, parse, read_yaml
+from hpc_isl.stages.report_arms import Arm, Arms
+from hpc_isl.strict import parse, read_yaml
 
 FINAL = "final"
 SCORES = ("iou", "mAP", "AP50", "AP75", "F1", "PQ", "SQ", "RQ", "count_error")
 MAIN = ("iou", "mAP")
 PLACE = ("plate", "well", "field", "time", "box")
 OWN = {*PLACE, *SCORES, "truth", "origin", "same", "objects", "predicted"}
-# These are the axes of a report; whatever else is swept makes another arm.
-AXES = ("arm", "n", "draw", "fold", "seed", "train.seed", "among")
-ORDER = ("random", "random+isl", "imagenet", "imagenet+isl", "drafted", "best")
 Row = Mapping[str, str]
 N = int | str
 """Annotation boxes, or all."""
 Chance = tuple[int, int]
 """Draw and seed: what an unlucky run can blame."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """An initialisation, and what else is swept beside boxes and chance."""
-
-    name: str
-    rest: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}, {self.rest}" if self.rest else self.name
-
-    @property
-    def order(self) -> tuple[int, str, list[str], str]:
-        """By name as people list arms; numbers in the rest by their size."""
-        numbers = [digits.zfill(20) for digits in re.findall(r"\d+", self.rest)]
-        return ORDER.index(self.name) if self.name in ORDER else len(ORDER), self.name, numbers, self.rest
 
 
 @dataclass(frozen=True)
@@ -213,12 +193,12 @@ def read_sweep(run: Run) -> Sweep:
     members = run.elements()
     recipes = {member: parse(FinetuneRecipe, read_yaml(member.recipe), str(member.recipe))
                for member in members if member.recipe.is_file()}  # fmt: skip
-    varied = _varied(recipe, [one for member, one in recipes.items() if member.name != FINAL])
+    arms = Arms.of(recipe, [one for member, one in recipes.items() if member.name != FINAL])
     done: list[Element] = []
     missing: dict[str, str] = {}
     for member in members:
         try:
-            done.append(_element(member, recipes, varied))
+            done.append(_element(member, recipes, arms))
         except _NotThereError as why:
             missing[member.name] = str(why)
     final = next((element for element in done if element.run.name == FINAL), None)
@@ -241,15 +221,13 @@ def _sweep_recipe(run: Run) -> SweepRecipe:
     return recipe
 
 
-def _element(run: Run, recipes: Mapping[Run, FinetuneRecipe], varied: Sequence[str]) -> Element:
+def _element(run: Run, recipes: Mapping[Run, FinetuneRecipe], arms: Arms) -> Element:
     summary = _summary(run)
     if summary is None or run not in recipes:
         raise _NotThereError(_state(run))
     recipe = recipes[run]
-    flat = flatten(recipe.model_dump(mode="json"))
-    rest = ", ".join(f"{key}={_shown(flat, key)}" for key in varied)
     name = str(summary.get("arm", recipe.arm)) if recipe.arm == "best" else recipe.arm
-    arm = Arm(name, rest)
+    arm = Arm(name, arms.rest(recipe))
     unscored = run.name == FINAL and recipe.everything
     try:
         scored = () if unscored else tuple(map(_scored, _lines(run.folder / "scores.csv")))
@@ -292,32 +270,3 @@ def _scored(line: Row) -> Scored:
     columns = {name: value or "" for name, value in line.items() if name not in OWN}
     place = tuple(line[name] for name in PLACE)
     return Scored(place, Truth(line["truth"], line["origin"]), line.get("same") or "", columns, values)
-
-
-# ---------------------------------------------------------------- what is swept
-
-
-def swept_keys(recipe: SweepRecipe) -> list[str]:
-    """The dotted keys that elements of the sweep set."""
-    given = [recipe.over] if isinstance(recipe.over, dict) else recipe.over
-    found: dict[str, None] = {}
-    for one in given:
-        for key, value in one.items():
-            nested = (
-                flatten(value, key) if isinstance(value, dict) and isinstance(recipe.over, list) else {key: 0}
-            )
-            found |= dict.fromkeys(nested)
-    return list(found)
-
-
-def _varied(recipe: SweepRecipe, recipes: Sequence[FinetuneRecipe]) -> list[str]:
-    """Swept keys that make another arm: their values differ, and they are no axis of the report."""
-    flat = [flatten(one.model_dump(mode="json")) for one in recipes]
-    keys = [key for key in swept_keys(recipe) if key not in AXES]
-    return [key for key in keys if len({_shown(one, key) for one in flat}) > 1]
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    """The value of a key as a label has it: of a path its last part."""
-    found = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
-    return " ".join(Path(v).name if isinstance(v, str) and "/" in v else f"{v}" for v in found.values())

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from hpc_isl.objects.bootstrap import Interval
+from hpc_isl.stages.report_arms import Arm
 from hpc_isl.stages.report_statistics import Design, Difference, Saving
-from hpc_isl.stages.report_sweep import Arm, Cell, N, Sweep, Truth
+from hpc_isl.stages.report_sweep import Cell, N, Sweep, Truth
 
 NAMES = {"iou": "IoU", "count_error": "count error"}
 ONE_DRAW = (
@@ -109,8 +110,12 @@ def _against_drafted(one: Difference) -> str:
     verdict = one.verdict
     if verdict == "not known":
         verdict = "better" if one.value.value > 0 else "worse"
-    said = "ISL beats" if verdict == "better" else "ISL does not beat"
-    return f"{said} labels drafted from the stain (difference {bounded(one.value, signed)})"
+    said = {
+        "better": "ISL beats labels drafted from the stain",
+        "worse": "ISL does not beat labels drafted from the stain",
+        "no difference shown": "ISL is not shown to beat labels drafted from the stain",
+    }[verdict]
+    return f"{said} (difference {bounded(one.value, signed)})"
 
 
 def _beyond(own: Sequence[Difference], n: N) -> Iterator[str]:

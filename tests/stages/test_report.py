@@ -304,7 +304,7 @@ def test_annotations_saved_are_read_off_the_other_arms_curve(whole: tuple[Run, R
 
 
 def test_where_isl_does_not_beat_drafted_labels_the_headline_says_so(whole: tuple[Run, Report]) -> None:
-    assert "ISL does not beat labels drafted from the stain (difference " in whole[1].headline[0]
+    assert "ISL is not shown to beat labels drafted from the stain (difference " in whole[1].headline[0]
 
 
 @pytest.mark.parametrize(
