@@ -1,8 +1,15 @@
-"""Sweeps of fine-tuning: which elements there are, and which arm is the best."""
+"""Sweeps of fine-tuning: which elements there are, which arm is best, and the way from sweep to page."""
 
+import csv
 import json
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up_sweep import label_plate
 
@@ -181,3 +188,70 @@ def test_the_best_is_not_known_before_all_are_done_and_scored(elements, done):
         best(wanted(elements, [done("b", "n=all", iou=float("nan"))]))
     with pytest.raises(Mistake, match="arm=best: is for sweeps"):
         best(wanted(elements, []))
+
+
+# ---------------------------------------------------------------- the journey
+
+ISL = [
+    "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst, plane: max}]", "data.workers=0",
+    "split={test_wells: [B04, C04], validation_wells: []}", "predict.stain=false",
+    "net={encoder: tu-test_resnet, weights: null, decoder: [16, 16, 8, 8, 8]}",
+    "train={steps: 30, batch: 8, micro_batch: 8, crop: 64}", "optim.lr=0.006",
+]  # fmt: skip
+SWEEP = [
+    "stage=finetune", "labels=nuclei", "optim.lr=0.006",
+    "train={steps: 12, batch: 4, micro_batch: 4, crop: 64}", "pretrained=isl", "--name", "few",
+]  # fmt: skip
+
+
+def door(folder: Path, *words: str) -> str:
+    """One call of the command line, to its end."""
+    site = ["site.cpus=1", "site.tracking=none"] if words[0] != "report" else []
+    call = subprocess.run(
+        [sys.executable, "-m", "hpc_isl.submit", *words, *site], cwd=folder, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert call.returncode == 0, call.stdout
+    return call.stdout
+
+
+@pytest.mark.journey
+@pytest.mark.timeout(900)
+def test_from_a_sweep_to_its_page_and_on_to_a_wider_one(tmp_path, write_stained_plate):
+    index = write_stained_plate(tmp_path / "P01.zarr")
+    label_plate(index)
+    plates = f"plates=[{index.path}]"
+    door(tmp_path, "pretrain", plates, *ISL, "--name", "isl")
+    over = "over={arm: [random, random+isl], n: [1], draw: [%s]}"
+    door(tmp_path, "sweep", plates, *SWEEP, over % "0, 1")
+    sweep = Run(tmp_path / "runs" / "sweep" / "few")
+    names = [run.name for run in sweep.elements()]
+    assert len(names) == 5
+    assert names[-1] == "final"
+    assert all(run.summary() for run in sweep.elements())
+    first = Run(sweep.folder / "finetune" / "final").summary()
+    assert first["figures"]["boxes"] == 6
+    page = look_at_page(tmp_path, sweep, elements=4)
+
+    door(tmp_path, "sweep", plates, *SWEEP, over % "0, 1, 2")
+    assert len(sweep.elements()) == 7
+    assert Run(sweep.folder / "finetune" / "final").summary()["time"] > first["time"]
+    assert look_at_page(tmp_path, sweep, elements=6) != page
+
+
+def look_at_page(folder: Path, sweep: Run, elements: int) -> str:
+    door(folder, "report", "few")
+    report = sweep.folder / "report"
+    page = (report / "report.html").read_text()
+    text = re.sub(r"<[^>]+>", " ", page)
+    assert "not drawn" not in text
+    assert "cannot be read" not in text
+    assert "missing from this report" not in text.lower()
+    # One picture for each of the two test boxes.
+    assert sorted(path.name for path in report.glob("panel-*.png")) == ["panel-0.png", "panel-1.png"]
+    with (report / "scores_all.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["element"] for row in rows}) == elements
+    assert len(rows) == 2 * elements
+    assert all(np.isfinite(float(row["iou"])) for row in rows)
+    return page
