@@ -97,7 +97,8 @@ def _goes_on(run: Run) -> bool:
 
 def sync_all(runs: list[Run], say: Callable[[str], None]) -> int:
     """Forwards each run once; the exit code: 1 where one could not be forwarded."""
-    from hpc_isl.cluster.tracking import Unreachable, sync
+    from hpc_isl.cluster.tracked_store import Unreachable
+    from hpc_isl.cluster.tracking import sync
 
     failed, away = 0, set[str]()
     for run in [one for each in runs for one in _with_elements(each)]:

@@ -6,11 +6,8 @@ import json
 import logging
 import os
 import re
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,17 +16,13 @@ from hpc_isl import site
 from hpc_isl.cluster import last, status
 from hpc_isl.cluster.tracked_files import changed, stamp
 from hpc_isl.cluster.tracked_model import log_model
+from hpc_isl.cluster.tracked_store import Unreachable, check, client, one_at_a_time
 from hpc_isl.files import only_writer, read_json, share_with_group, write_atomic
 from hpc_isl.run import Run
 from hpc_isl.strict import flatten, read_yaml
 
-ANSWER_S = 3.0
 PARENT_S = 30.0  # how long an element waits for another to make the MLflow run of their array
 KINDS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "queued": "SCHEDULED"}
-
-
-class Unreachable(RuntimeError):
-    """The tracking server does not answer; the run folder keeps everything until it does."""
 
 
 # ---------------------------------------------------------------- one pass
@@ -52,7 +45,7 @@ def sync(run: Run, wait_s: float = 0) -> str:
             return f"{run.label}: another process forwards it just now"
         if _nothing_new(run, uri):
             return f"{run.label}: nothing new for {uri}"
-        _check(uri)
+        check(uri)
         return f"{run.label}: {_Forward(run, uri).all()} to {uri}"
 
 
@@ -66,18 +59,6 @@ def _nothing_new(run: Run, uri: str) -> bool:
     if kept.get("parent") != above.get("run_id"):
         return False
     return kept.get("ended") == [status.state(run).word, len(run.attempt_numbers())]
-
-
-def _check(uri: str) -> None:
-    """A server that is not there is found out in seconds, before MLflow is imported and retries."""
-    parts = urllib.parse.urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.scheme in urllib.request.getproxies():
-        return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname or "", port), ANSWER_S).close()
-    except OSError as error:
-        raise Unreachable(f"{uri} does not answer ({error})") from None
 
 
 def _mlflow() -> Any:
@@ -105,8 +86,7 @@ class _Forward:
 
     def __init__(self, run: Run, uri: str) -> None:
         self.run, self.uri, self.mlflow = run, uri, _mlflow()
-        with _one_at_a_time(run.root):  # eight that create one database together fail
-            self.client = self.mlflow.MlflowClient(tracking_uri=uri)
+        self.client = client(self.mlflow, uri, run.root)
         self.record = read_json(run.record) or {}
         self.kept = read_json(run.folder / "tracking.json") or {}
         if self.kept.get("uri") != uri or not self._exists():
@@ -154,7 +134,7 @@ class _Forward:
         stage = members[0].stage if members else self.run.stage  # MLflow shows a family in one experiment
         name = site.kept(self.run.site).experiment or stage
         root = self.run.root
-        with _one_at_a_time(root):
+        with one_at_a_time(root):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
                 return str(found.experiment_id)
@@ -288,10 +268,6 @@ class _Forward:
             self.client.set_terminated(self.kept["run_id"], kind)
         self.kept["ended"] = None if found.alive else [found.word, len(self.run.attempt_numbers())]
         self._keep()
-
-
-def _one_at_a_time(root: Path) -> AbstractContextManager[bool]:
-    return only_writer(root / ".mlflow.lock", wait_s=120)
 
 
 def _plain(key: str) -> str:

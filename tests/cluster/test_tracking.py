@@ -96,6 +96,19 @@ def test_steps_that_a_resumed_run_does_again_are_not_doubled(door: Door) -> None
     assert written > 1000, "the run folder keeps both"
 
 
+@pytest.mark.kill
+def test_a_database_whose_making_is_ended_is_made_again(door: Door) -> None:
+    assert door("count", "site.tracking=none", "--name", "one").returncode == 0
+    (door.folder("one") / "site.yaml").write_text("executor: local\n")
+    call = door.open("sync", "one")
+    assert door.eventually((door.cwd / "runs/.mlflow.db.new/mlflow.db").exists)
+    os.killpg(call.pid, signal.SIGKILL)
+    call.communicate()
+    again = door("sync", "one")
+    assert again.returncode == 0, again.stdout
+    assert [step for step, _ in losses(door)] == [0, 1, 2]
+
+
 def test_a_server_that_is_away_neither_stops_nor_delays_a_run(door: Door) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # a port on which no one listens
