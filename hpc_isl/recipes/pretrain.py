@@ -18,6 +18,7 @@ from hpc_isl.recipes.training import (
     PredictRecipe,
     SplitRecipe,
     TrainRecipe,
+    with_seed,
 )
 
 
@@ -55,14 +56,7 @@ class PretrainRecipe(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _seed_of_training(cls, content: Any) -> Any:
-        """`seed: 1` is short for `train: {seed: 1}`; the split has its own."""
-        if not isinstance(content, dict) or "seed" not in content:
-            return content
-        rest = {key: value for key, value in content.items() if key != "seed"}
-        own = rest.get("train") or {"steps": 20000}
-        if not isinstance(own, dict) or own.get("seed", content["seed"]) != content["seed"]:
-            raise ValueError("seed is short for train.seed; give one of them")
-        return {**rest, "train": {**own, "seed": content["seed"]}}
+        return with_seed(content, steps=20000)
 
     @field_validator("plates", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
@@ -232,3 +232,17 @@ class PredictRecipe(Strict):
     """pixels read around a tile; only with `tile`"""
     stain: bool = True
     """write the virtual stain of the test wells as an OME-Zarr plate"""
+
+
+def with_seed(content: Any, **defaults: Any) -> Any:
+    """A recipe's keys in which `seed: 1` is short for `train: {seed: 1}`; the split has its own.
+
+    `defaults`: of `train`, where nothing is given but the seed.
+    """
+    if not isinstance(content, dict) or "seed" not in content:
+        return content
+    rest = {key: value for key, value in content.items() if key != "seed"}
+    own = rest.get("train") or defaults
+    if not isinstance(own, dict) or own.get("seed", content["seed"]) != content["seed"]:
+        raise ValueError("seed is short for train.seed; give one of them")
+    return {**rest, "train": {**own, "seed": content["seed"]}}
