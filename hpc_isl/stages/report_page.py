@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 
 from hpc_isl.files import now
@@ -96,13 +95,11 @@ def _final(found: Results) -> Iterator[Html]:
         for name in ("iou", "mAP")
         if name in final.figures
     ]
-    named, labels = shlex.quote(found.sweep.run.name), shlex.quote(final.recipe.labels)
-    command = f"segment model={named} plates=… labels={labels}"
     learnt = [f"{final.trained(what):g} {what}" for what in ("boxes", "objects")]
     facts = ", ".join([f"element {final.run.name}", f"arm {final.arm.name}", *learnt, *scores])
     yield tag(
-        "p", tag("strong", "The model that segment takes: "),
-        f"{facts}. It is no part of the curves. ", tag("code", command),
+        "p", tag("strong", "The model that the sweep ends with: "),
+        f"{facts}. It is no part of the curves. ", tag("code", str(final.run.model)),
     )  # fmt: skip
 
 

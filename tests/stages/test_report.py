@@ -179,7 +179,7 @@ def test_the_page_tells_split_boxes_recipes_code_and_cost(whole: tuple[Run, Repo
 def test_the_final_model_is_shown_and_no_part_of_the_curves(whole: tuple[Run, Report]) -> None:
     run, made = whole
     text = Parsed(made.page).text
-    assert "The model that segment takes: element final, arm random+isl, 12 boxes" in text
+    assert "The model that the sweep ends with: element final, arm random+isl, 12 boxes" in text
     assert "final" not in {row["element"] for row in lines(made.page.parent / "scores_all.csv")}
     sweep = read_sweep(run)
     assert {cell.arm.name for cell in sweep.cells} == {
