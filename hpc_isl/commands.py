@@ -203,8 +203,18 @@ def _report(argv: list[str]) -> int:
     from hpc_isl.stages.report import report
 
     made = report(run)
-    print("\n".join([*made.headline, f"  report      {_short(made.page)}"]))
+    print("\n".join([*made.headline, f"  report      {_short(made.page)}"]), flush=True)
+    _forward(run)
     return 0
+
+
+def _forward(run: Run) -> None:
+    """The page reaches MLflow too, where the run has a place there."""
+    from hpc_isl import site
+    from hpc_isl.cluster import forward
+
+    if site.kept(run.site).tracking_address(run.root) is not None:
+        forward.sync_each([run], print)
 
 
 def _short(path: Path) -> str:

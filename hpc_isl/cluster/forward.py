@@ -96,12 +96,17 @@ def _goes_on(run: Run) -> bool:
 
 
 def sync_all(runs: list[Run], say: Callable[[str], None]) -> int:
-    """Forwards each run once; the exit code: 1 where one could not be forwarded."""
+    """Forwards each run once, and the elements of arrays; 1 where one could not be forwarded."""
+    return sync_each([one for each in runs for one in _with_elements(each)], say)
+
+
+def sync_each(runs: list[Run], say: Callable[[str], None]) -> int:
+    """Forwards just these runs once; the exit code: 1 where one could not be forwarded."""
     from hpc_isl.cluster.tracked_store import Unreachable
     from hpc_isl.cluster.tracking import sync
 
     failed, away = 0, set[str]()
-    for run in [one for each in runs for one in _with_elements(each)]:
+    for run in runs:
         try:
             uri = site.kept(run.site).tracking_address(run.root)
             if uri not in away:

@@ -475,13 +475,32 @@ def test_an_element_without_kept_boxes_is_left_out_of_the_pictures(tmp_path: Pat
 def test_the_verb_prints_the_headline_and_where_the_page_lies(
     tmp_path: Path, plate: Index, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made_up_sweep(tmp_path, plate, having(PAIR, draws=(0,)))
+    run = made_up_sweep(tmp_path, plate, having(PAIR, draws=(0,)))
+    (run.folder / "site.yaml").write_text("tracking: none\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HPC_ISL_RUNS", raising=False)
     assert submit.door(["report", "nuc"]) == 0
     said = capsys.readouterr().out
     assert "random+isl reaches IoU 0.6" in said
     assert said.rstrip().endswith("runs/sweep/nuc/report/report.html")
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow, about its own libraries
+def test_the_page_reaches_mlflow(
+    tmp_path: Path, plate: Index, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_up_sweep(tmp_path, plate, having(PAIR, draws=(0,)))
+    (run.folder / "site.yaml").write_text("executor: local\n")
+    (run.folder / "record.json").write_text(json.dumps({"key": "of this sweep", "digest": "0"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPC_ISL_RUNS", raising=False)
+    assert submit.door(["report", "nuc"]) == 0
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
+    kept = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "report")}
+    assert {"report/report.html", "report/summary.csv"} <= kept, capsys.readouterr().out
 
 
 def test_a_second_report_takes_the_place_of_the_first(tmp_path: Path, plate: Index) -> None:
