@@ -249,7 +249,7 @@ def test_no_circle_can_be_written(steps: list[dict[str, object]], complaint: str
 
 
 def test_a_run_after_another_waits_for_it(door: Door) -> None:
-    first = door.open("count", "steps=20", "pause_s=0.1", QUIET, "--name", "first")
+    first = door.open("count", "steps=100", "pause_s=0.1", QUIET, "--name", "first")
     assert door.eventually(lambda: (door.folder("first") / "metrics.jsonl").exists())
     second = door("count", "--after", "first", QUIET, "--name", "second")
     first.communicate(timeout=60)
