@@ -9,7 +9,7 @@ cp "$here"/*.yaml "$here"/split.csv .
 ONE="site.cpus=1 ${SITE:-}"                    # one core for each run; sweeps fill all cores
 
 run() {  # VERB NAME …: begun, taken up again, or done
-  if [ -d "runs/$1/$2" ] && [ "$1" != sweep ]; then $H resume "$1/$2" $ONE; return; fi
+  if [ -d "runs/$1/$2" ]; then $H resume "$1/$2" $ONE; return; fi
   local verb=$1 name=$2; shift 2
   $H "$verb" "$@" --name "$name" $ONE
 }
