@@ -10,7 +10,7 @@ import yaml
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES, digest, load, shipped, shipped_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
-from hpc_isl.strict import parse, read_yaml, to_yaml
+from hpc_isl.strict import override, parse, read_yaml, to_yaml
 
 PLATE = ["plates=[P1.zarr]", "sources=[{channel: BF}]", "targets=[{channel: DAPI, plane: max}]"]
 
@@ -25,12 +25,14 @@ INPUTS = {
     "convert": ["source=export", "out=P1.zarr"],
     "annotate": ["action=draft", "plate=P1.zarr", "labels=nuclei"],
     "pretrain": PLATE,
+    "finetune": ["plates=[P1.zarr]", "labels=nuclei"],
 }
 
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_shipped_recipes_are_legal_once_their_inputs_are_given(name: str) -> None:
     content = read_yaml(shipped(name))
+    swept = {key: content.pop(key) for key in ("stage", "over") if key in content}
     keys = {stage: set(kind.model_fields) for stage, kind in RECIPES.items()}
     stage = (
         Path(name).stem
@@ -38,7 +40,7 @@ def test_shipped_recipes_are_legal_once_their_inputs_are_given(name: str) -> Non
         else max(keys, key=lambda s: len(keys[s] & set(content)))
     )
     words = [word for word in INPUTS[stage] if word.split("=")[0] not in content]
-    assert load(stage, Path(name), words)
+    assert parse(RECIPES[swept.get("stage", stage)], override(content, words), name)
 
 
 def test_a_recipe_survives_its_run_folder() -> None:

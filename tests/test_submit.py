@@ -66,7 +66,7 @@ def test_the_tables_of_stages_agree() -> None:
 
 
 def test_verbs_of_later_days_do_not_exist(door: Door) -> None:
-    for verb in ("finetune", "segment", "report", "table"):
+    for verb in ("segment", "table"):
         assert verb not in submit.STAGES
         assert verb not in commands.COMMANDS
 
