@@ -86,14 +86,25 @@ def families(folder: Path) -> list[tuple[str, str]]:
 
 def test_elements_of_an_array_find_one_parent_from_several_nodes(user: User) -> None:
     folder, port = user.door.cwd, free_port()
+    whole = [(name, "FINISHED") for name in ("nuc", "nuc/seed=0", "nuc/seed=1")]
+
+    def forwarded() -> bool:
+        """A job that has just ended may still forward its element: until then `sync` leaves it alone."""
+        user("sync", "nuc")
+        return states(folder) == whole
+
     with server(user, folder, port):
         user("sweep", "stage=count", "over={seed: [0, 1]}", f"site.tracking=http://127.0.0.1:{port}",
              "--site", str(user.cluster.site_file), "site.memory=500M", "site.cpus=1",
              "site.sbatch={exclusive: true}", "--name", "nuc")  # fmt: skip
         assert user.becomes("nuc", "done"), user("status", "nuc")
+        assert user.cluster.eventually(forwarded, 120), user("sync", "nuc")
         user("sync", "nuc")
-        user("sync", "nuc")
+    assert states(folder) == whole
     assert families(folder) == [("nuc", "nuc/seed=0"), ("nuc", "nuc/seed=1")]
+
+
+def states(folder: Path) -> list[tuple[str, str]]:
+    """(name, status) of all runs."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        found = database.execute("select name, status from runs order by name").fetchall()
-    assert found == [(name, "FINISHED") for name in ("nuc", "nuc/seed=0", "nuc/seed=1")]
+        return database.execute("select name, status from runs order by name").fetchall()
