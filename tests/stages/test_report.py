@@ -581,9 +581,12 @@ def test_a_browser_without_network_shows_every_picture_and_nothing_overlaps(
     page.write_text(whole[1].page.read_text().replace("</body>", PROBE))
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1200", "--dump-dom"]
-    shown = subprocess.run(
+    options += ["--disable-dev-shm-usage", "--enable-logging=stderr"]
+    done = subprocess.run(
         [browser, *options, page.as_uri()], capture_output=True, text=True, timeout=300, check=True
-    ).stdout
+    )
+    shown = done.stdout
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     title = re.search(r"<title>(.*?)</title>", shown, re.DOTALL)
     assert title is not None
     seen = json.loads(title[1])
