@@ -87,10 +87,10 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     if rows is None:
         attempt.stopping.set()  # one rank was asked to stop; now all of them know
         return
-    figures = main_figures(rows, recipe) | _cost(course, seconds)
-    attempt.metric(
-        figures["steps"], **{f"test/{name}": v for name, v in figures.items() if "_sd" not in name}
-    )
+    scores = main_figures(rows, recipe)
+    figures = scores | _cost(course, seconds)
+    shown = {f"test/{name}": value for name, value in scores.items() if not name.endswith("_sd")}
+    attempt.metric(figures["steps"], **shown)
     attempt.finish({"figures": figures, "arm": recipe.arm, "made": _made(course)})
     if world.rank == 0:  # a sweep has many runs, and each checkpoint is three models large
         shutil.rmtree(attempt.run.checkpoints, ignore_errors=True)
