@@ -27,6 +27,7 @@ VALUES = {
     "run",
     "tiles",
     "seeds",
+    "tasks",
 }
 DOOR = {"submit", "commands", "setup_commands", "commandline", "manual"}
 WINGS = {"plates", "learning", "objects"}

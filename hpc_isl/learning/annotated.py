@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.learning.augment import resize, shade, turn, zoom
 from hpc_isl.learning.fields import FieldView
+from hpc_isl.learning.numbering import drawn
 from hpc_isl.learning.pixels import Box, Pixels, pad
 from hpc_isl.learning.planes import stack
 from hpc_isl.plates.store import read_labels
@@ -21,7 +22,7 @@ from hpc_isl.seeds import stream
 REDRAWS = 8
 Labels = NDArray[np.uint32]
 Distance = Callable[[Labels], Pixels]
-Drawn = tuple[NDArray[np.bool_], Pixels | None]
+Maps = tuple[NDArray[np.bool_], Pixels | None]
 Corners = tuple[int, int, int, int]
 
 
@@ -68,23 +69,19 @@ class AnnotatedCrops:
 
     def __getitem__(self, number: int) -> tuple[Pixels, Pixels]:
         """Source (C, edge, edge), and target (2 or 3, edge, edge): known, mask, distance; float32."""
-        epoch, crop = self._drawn(number)
+        epoch, crop = drawn(self.seed, number, len(self))
         return self._crop(self.boxes[crop // self.per_box], stream(self.seed, "crop", epoch, crop))
 
     def field(self, number: int) -> FieldView:
         """The field that a sample comes from; reads nothing."""
-        return self.boxes[self._drawn(number)[1] // self.per_box].field
-
-    def _drawn(self, number: int) -> tuple[int, int]:
-        epoch, place = divmod(number, len(self))
-        return epoch, int(stream(self.seed, "order", epoch).permutation(len(self))[place])
+        return self.boxes[drawn(self.seed, number, len(self))[1] // self.per_box].field
 
     def _crop(self, one: Annotated, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
         size = round(self.edge / zoom(self.augment, rng))
-        drawn = _drawn_in(one.image, one.labels, one.level, one.field.time, corners(one.box), self.distance)
-        window = _place(one, drawn, size, rng)
+        maps = _maps_of(one.image, one.labels, one.level, one.field.time, corners(one.box), self.distance)
+        window = _place(one, maps, size, rng)
         sources = resize(pad(stack(one.field.sources, window), size), self.edge)
-        targets = self._resized(_pad_unknown(_targets(drawn, one.box, window), size))
+        targets = self._resized(_pad_unknown(_targets(maps, one.box, window), size))
         if self.augment.flip:
             sources, targets = turn(sources, targets, rng)
         return shade(sources, self.augment, rng), targets
@@ -114,15 +111,13 @@ def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
 
 
 @lru_cache(maxsize=16)
-def _drawn_in(
-    image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None
-) -> Drawn:
+def _maps_of(image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None) -> Maps:
     """Mask and distance of a whole box: objects are measured before crops cut them."""
     labels = labels_in(image, name, level, time)[box[0] : box[2], box[1] : box[3]]
     return labels > 0, distance(labels) if distance else None
 
 
-def _place(one: Annotated, drawn: Drawn, size: int, rng: np.random.Generator) -> Box:
+def _place(one: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> Box:
     """A window of the field with as much of the box as it can hold, and an object if eight draws find one."""
     for _ in range(REDRAWS):
         window = (
@@ -130,7 +125,7 @@ def _place(one: Annotated, drawn: Drawn, size: int, rng: np.random.Generator) ->
             _along(one.box[1], one.field.shape[1], size, rng),
         )
         here, _ = _overlap(one.box, window)
-        if drawn[0][here].any():
+        if maps[0][here].any():
             break
     return window
 
@@ -152,9 +147,9 @@ def _overlap(box: Box, window: Box) -> tuple[Box, Box]:
     return (here[0], here[1]), (there[0], there[1])
 
 
-def _targets(drawn: Drawn, box: Box, window: Box) -> Pixels:
+def _targets(maps: Maps, box: Box, window: Box) -> Pixels:
     """Known, mask and distance in the window; 0, unknown, outside of the box."""
-    mask, distance = drawn
+    mask, distance = maps
     here, there = _overlap(box, window)
     cut = np.zeros((2 if distance is None else 3, *(w.stop - w.start for w in window)), np.float32)
     cut[0, *there] = 1

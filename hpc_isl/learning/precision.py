@@ -19,6 +19,11 @@ def resolve(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """fp32, bf16 or fp16."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context of a forward pass; fp32 leaves it alone."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

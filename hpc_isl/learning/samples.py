@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpc_isl.learning.augment import resize, shade, turn, zoom
 from hpc_isl.learning.control import LISTED, permuted
 from hpc_isl.learning.fields import FieldView, field_view, fields_of, image_key, training_view
+from hpc_isl.learning.numbering import drawn
 from hpc_isl.learning.pixels import Box, Pixels, pad
 from hpc_isl.learning.planes import Plane, counts, smallest, stack
 from hpc_isl.learning.split import Split
@@ -72,16 +71,12 @@ class Crops:
 
     def __getitem__(self, number: int) -> tuple[Pixels, Pixels]:
         """Source (C, edge, edge) and target (K, edge, edge), float32."""
-        epoch, crop = self._drawn(number)
+        epoch, crop = drawn(self.seed, number, len(self))
         return self._crop(self.fields[crop // self.per_field], stream(self.seed, "crop", epoch, crop))
 
     def field(self, number: int) -> FieldView:
         """The field that a sample comes from; reads nothing."""
-        return self.fields[self._drawn(number)[1] // self.per_field]
-
-    def _drawn(self, number: int) -> tuple[int, int]:
-        epoch, place = divmod(number, len(self))
-        return epoch, int(_order(self.seed, epoch, len(self))[place])
+        return self.fields[drawn(self.seed, number, len(self))[1] // self.per_field]
 
     def _crop(self, field: FieldView, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
         size = round(self.edge / zoom(self.augment, rng))
@@ -92,11 +87,6 @@ class Crops:
         if self.augment.flip:
             sources, targets = turn(sources, targets, rng)
         return shade(sources, self.augment, rng), targets
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    return stream(seed, "order", epoch).permutation(length)
 
 
 # ---------------------------------------------------------------- where a crop lies
@@ -163,19 +153,7 @@ def crops_of(
         Mistake: training fields that lack a plane (all of them are counted, ten are named); no field
             holds foreground; fields whose targets cannot be permuted.
     """
-    found = [
-        _training_field(view, index, key, time)
-        for index in indices
-        for key in fields_of(view, index, split, "train")
-        for time in range(index.field(key).shape[0])
-    ]
-    bad = [each for each in found if isinstance(each, Mistake)]
-    if bad:
-        lines = [f"  {each}" for each in bad[:LISTED]] + ["  …"] * (len(bad) > LISTED)
-        raise Mistake(
-            "\n".join([f"{len(bad)} of {len(found)} training fields lack what is asked for:", *lines])
-        )
-    good = [each for each in found if isinstance(each, FieldView)]
+    good = _training_fields(view, indices, split)
     kept, dropped = _with_foreground(view, indices, good, train.crop)
     says = tuple(_says(kept, dropped, train.crop, view.foreground))
     if control == "permuted":
@@ -191,6 +169,22 @@ def crops_of(
         says=says,
         dropped=tuple(f"{field.plate} {field.key}" for field in dropped),
     )
+
+
+def _training_fields(view: View, indices: Sequence[Index], split: Split) -> list[FieldView]:
+    found = [
+        _training_field(view, index, key, time)
+        for index in indices
+        for key in fields_of(view, index, split, "train")
+        for time in range(index.field(key).shape[0])
+    ]
+    bad = [each for each in found if isinstance(each, Mistake)]
+    if bad:
+        lines = [f"  {each}" for each in bad[:LISTED]] + ["  …"] * (len(bad) > LISTED)
+        raise Mistake(
+            "\n".join([f"{len(bad)} of {len(found)} training fields lack what is asked for:", *lines])
+        )
+    return [each for each in found if isinstance(each, FieldView)]
 
 
 def _training_field(view: View, index: Index, key: FieldKey, time: int) -> FieldView | Mistake:

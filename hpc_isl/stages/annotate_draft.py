@@ -29,7 +29,7 @@ def draft(stain: NDArray[Any], *, threshold: str | float, sigma: float, min_area
     pieces, _ = ndimage.label(mask, np.ones((3, 3)))
     if split:
         pieces = _split(pieces, reach=max(1, round(np.sqrt(min_area / np.pi))))
-    return in_raster_order(_without_small(pieces, min_area))
+    return without_small(pieces, min_area)
 
 
 def _split(pieces: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
@@ -42,8 +42,9 @@ def _split(pieces: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
     return flooded
 
 
-def _without_small(labels: NDArray[Any], min_area: int) -> NDArray[Any]:
-    return np.where(np.bincount(labels.ravel())[labels] < min_area, 0, labels)
+def without_small(labels: NDArray[Any], min_area: int) -> Labels:
+    """The objects of `min_area` pixels or more, numbered anew."""
+    return in_raster_order(np.where(np.bincount(labels.ravel())[labels] < min_area, 0, labels))
 
 
 def in_raster_order(labels: NDArray[Any]) -> Labels:

@@ -28,16 +28,16 @@ from hpc_isl.objects.matching import inside, object_scores
 from hpc_isl.objects.scores import mask_iou
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt
-from hpc_isl.stages.annotate_draft import draft, in_raster_order
+from hpc_isl.stages.annotate_draft import draft, without_small
 from hpc_isl.stages.finetune_boxes import Box
 from hpc_isl.stages.finetune_setting import Setting
+from hpc_isl.stages.finetune_sweep import SCORES
 from hpc_isl.stages.held_out import Row, mean, spread, write_scores
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
 Panel = tuple[int, dict[str, Any], dict[str, NDArray[Any]]]
 PANELS = 4
-SCORES = ("iou", "mAP", "AP50", "AP75", "F1", "PQ", "SQ", "RQ", "count_error")
 # Of a predicted stain, as `annotate draft` treats a true one; smallest objects in pixels of the level read.
 DRAFT = {"threshold": "otsu", "sigma": 1.0, "split": True}
 DRAFT_AREA = 20
@@ -52,12 +52,7 @@ def objects_in(prediction: Pixels, task: Task | None) -> Labels:
     else:
         way = reference if task.method == "reference" else flood
         found = way(prediction[0], prediction[1] > 0, task.h)
-    return _without_small(found, task.min_area) if task.min_area > 1 else found
-
-
-def _without_small(labels: Labels, least: int) -> Labels:
-    kept = np.where(np.bincount(labels.ravel())[labels] < least, 0, labels)
-    return in_raster_order(kept)
+    return without_small(found, task.min_area) if task.min_area > 1 else found
 
 
 def make_scores(
@@ -77,11 +72,10 @@ def make_scores(
     see = partial(predict, device=world.device, dtype=dtype, tile=of.tile, halo=of.halo)
     network.to(world.device)
     stain = _stain(recipe, setting, world.device)
-    groups = _by_field(setting.testing)
     rows: list[tuple[int, Row]] = []
     panels: list[Panel] = []
     shown = _shown(setting.testing)
-    own = groups[world.rank :: world.size]
+    own = _by_field(setting.testing)[world.rank :: world.size]
     for done, boxes in enumerate(own, 1):
         if attempt.stopping.is_set():
             break
@@ -97,18 +91,16 @@ def make_scores(
     gathered = world.gather((attempt.stopping.is_set(), rows, panels))
     if any(stopped for stopped, _, _ in gathered):
         return None
-    ordered = [
-        row for _, row in sorted((pair for _, each, _ in gathered for pair in each), key=lambda p: p[0])
-    ]
+    numbered = sorted((pair for _, each, _ in gathered for pair in each), key=lambda pair: pair[0])
     if world.rank == 0:
-        _write(attempt, ordered, [panel for _, _, each in gathered for panel in each])
-    return ordered
+        _write(attempt, [row for _, row in numbered], [panel for _, _, each in gathered for panel in each])
+    return [row for _, row in numbered]
 
 
 def _stain(recipe: FinetuneRecipe, setting: Setting, device: torch.device) -> nn.Module | None:
     """The ISL model behind the arm, which shows what it predicts of the stain."""
     start = setting.start(recipe.arm)
-    if start is None or start.contract.task is not None:
+    if start is None or not start.isl:
         return None
     network, _ = model.load(start.folder)
     return network.to(device)

@@ -31,6 +31,11 @@ class Start:
     folder: Path
     contract: Contract
 
+    @property
+    def isl(self) -> bool:
+        """Whether it predicts a stain; else it segments."""
+        return self.contract.task is None
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -105,7 +110,7 @@ def _starts(recipe: FinetuneRecipe) -> dict[str, Start]:
     starts: dict[str, Start] = {}
     for run in recipe.pretrained:
         start = _start(run, "pretrained")
-        if start.contract.task is not None:
+        if not start.isl:
             raise Mistake(f"pretrained={run}: this model segments; an ISL run, of pretrain, is needed")
         arm = "random+isl" if start.contract.net.weights is None else "imagenet+isl"
         if arm in starts:

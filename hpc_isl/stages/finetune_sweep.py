@@ -21,6 +21,8 @@ from hpc_isl.strict import parse, read_yaml
 
 FINAL = "final"
 ALL = {"n": "all", "draw": 0, "only": {}, "fold": None, "everything": True}
+SCORES = ("iou", "mAP", "AP50", "AP75", "F1", "PQ", "SQ", "RQ", "count_error")
+"""Of a test box, as `scores.csv` has them."""
 MAIN = {"nuclei": "iou", "cells": "mAP"}
 """The score that decides, by the kind of objects."""
 Place = tuple[str, str, str]
@@ -37,7 +39,8 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
     setting = settle(_plain(first))
     says: list[str] = []
     kept = dict(_startable(recipes, setting, says))
-    left_out = fields(boxes_of(setting.view, setting.indices, setting.split, first.labels))
+    boxes = boxes_of(setting.view, setting.indices, setting.split, first.labels)
+    left_out = fields(boxes)
     if len(left_out) < FEW and all(each.fold is None for each in kept.values()):
         says.append(
             f"{len(left_out)} annotated fields, fewer than {FEW}: each is left out in turn, and tests"
@@ -48,7 +51,6 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
         raise Mistake("\n".join(["sweep: no element can be computed", *(f"  {line}" for line in says)]))
     among = [folder / "finetune" / name for name in kept]
     final = first.model_copy(update={"arm": "best", "among": among, **ALL})
-    boxes = boxes_of(setting.view, setting.indices, setting.split, first.labels)
     says.append(f"{FINAL}, the last element: the best arm learns from all {len(boxes)} boxes")
     return Arrangement({**kept, FINAL: final}, tuple(says), FINAL)
 

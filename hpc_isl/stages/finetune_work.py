@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch import nn
 
 import hpc_isl
 from hpc_isl import seeds
+from hpc_isl.files import read_json
 from hpc_isl.learning import model
 from hpc_isl.learning.annotated import Annotated, AnnotatedCrops, labels_in
 from hpc_isl.learning.batches import batches
@@ -27,7 +27,7 @@ from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.norms import hold_norms
 from hpc_isl.learning.object_losses import object_loss
 from hpc_isl.learning.optim import groups_of
-from hpc_isl.learning.precision import DTYPES, resolve
+from hpc_isl.learning.precision import name_of, resolve
 from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.transfer import MicroBatch
 from hpc_isl.learning.unet import build
@@ -55,13 +55,10 @@ class _Course:
     setting: Setting
     task: Task | None
     network: nn.Module
+    seed: int
+    """of this draw: the same for all arms"""
     objects: tuple[int, ...]
     """in each box that it learns from"""
-
-    @property
-    def seed(self) -> int:
-        """Of this draw: the same for all arms."""
-        return seeds.integer(self.recipe.train.seed, "draw", self.recipe.draw)
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
@@ -105,7 +102,7 @@ def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
     if recipe.transfer.hold_norm and recipe.arm != "random":
         # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
         hold_norms(network.encoder if recipe.arm == "imagenet" else network)
-    return _Course(recipe, attempt, world, setting, task, network, objects)
+    return _Course(recipe, attempt, world, setting, task, network, seed, objects)
 
 
 # ---------------------------------------------------------------- the network
@@ -114,15 +111,15 @@ def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
 def _task(recipe: FinetuneRecipe, setting: Setting, objects: int) -> Task | None:
     """What the network will say; None: it goes on predicting the stain, which is then thresholded."""
     of, start = recipe.objects, setting.start(recipe.arm)
-    isl = start is not None and start.contract.task is None
     if start is not None and recipe.n == 0:
         kept = start.contract.task
         return kept and replace(
             kept, h=of.h, min_area=of.min_area, method=of.method, arm=recipe.arm, boxes=0, objects=0
         )
     stain = start.contract.view.normalize.target if start else ""
+    from_stain = start is not None and start.isl and of.head == "paper"
     return Task(
-        labels=recipe.labels, kind=of.kind, head=of.head, from_stain=isl and of.head == "paper",
+        labels=recipe.labels, kind=of.kind, head=of.head, from_stain=from_stain,
         span=65535.0 if stain == "none" else 1.0, slope=of.slope, scale=of.scale, h=of.h,
         min_area=of.min_area, method=of.method, arm=recipe.arm, boxes=len(setting.learning),
         objects=objects,
@@ -136,7 +133,7 @@ def _network(recipe: FinetuneRecipe, setting: Setting, task: Task | None, seed: 
         network, _ = model.load(start.folder)
         return network
     assert task is not None
-    isl = start is not None and start.contract.task is None
+    isl = start is not None and start.isl
     outputs = len(start.contract.view.targets) if start and task.from_stain else task.outputs
     net = _net(recipe, setting)
     network = build(net, len(setting.view.sources), outputs, seed, pretrained=start is None)
@@ -210,8 +207,7 @@ def _annotated(course: _Course, box: Box) -> Annotated:
 
 def _digest(course: _Course) -> str:
     """Of the recipe and its inputs: a checkpoint of anything else is refused."""
-    known = json.loads(course.attempt.run.record.read_text()) if course.attempt.run.record.exists() else {}
-    return digest(course.recipe, known.get("inputs", {}))
+    return digest(course.recipe, (read_json(course.attempt.run.record) or {}).get("inputs", {}))
 
 
 # ---------------------------------------------------------------- what is left behind
@@ -230,10 +226,9 @@ def _keep_model(course: _Course) -> None:
     recipe, setting, task = course.recipe, course.setting, course.task
     if course.world.rank or task is None:
         return
-    dtype = resolve(recipe.train.precision, course.world.device)
     contract = Contract(
         view=setting.view, net=_net(recipe, setting), predict=recipe.predict,
-        precision=next(name for name, known in DTYPES.items() if known == dtype),
+        precision=name_of(resolve(recipe.train.precision, course.world.device)),
         recipe=recipe.model_dump(mode="json"), digest=_digest(course), split=setting.split.digest,
         wells={"train": _wells(setting.learning), "test": _wells(setting.testing)},
         plates={index.plate.name: index.fingerprint for index in setting.indices},
@@ -267,9 +262,5 @@ def _steps(course: _Course) -> int:
 
 def _made(course: _Course) -> dict[str, str]:
     run = course.attempt.run
-    there = {
-        "model": run.model,
-        "scores": run.folder / "scores.csv",
-        "pictures": run.pictures / "objects.png",
-    }
+    there = {"model": run.model, "scores": run.folder / "scores.csv"}
     return {name: str(path) for name, path in there.items() if path.exists()}

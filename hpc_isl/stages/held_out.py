@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
+from hpc_isl.learning.annotated import labels_in
 from hpc_isl.learning.fields import image_key, level_on
 from hpc_isl.learning.samples import read
 from hpc_isl.learning.view import Role
 from hpc_isl.learning.world import World
 from hpc_isl.objects.scores import mae, pcc, pcc_by_object, ssim
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, label_names, read_labels
+from hpc_isl.plates.store import Index, label_names
 from hpc_isl.stages.study import Place, Study, name_of
 
 Pixels = NDArray[np.float32]
@@ -99,8 +100,8 @@ def _object_scores(
     image = seen.index.image(image_key(seen.key, role))
     if labels is None or labels not in label_names(image):
         return {}
-    objects = read_labels(image, labels, level_on(study.view, seen.index, seen.key))
-    found = pcc_by_object(prediction, truth, objects[seen.time] if objects.ndim == 3 else objects)
+    objects = labels_in(image, labels, level_on(study.view, seen.index, seen.key), seen.time)
+    found = pcc_by_object(prediction, truth, objects)
     return {"objects": len(found), "pcc_objects": mean(found.values())}
 
 

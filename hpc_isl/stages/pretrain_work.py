@@ -19,7 +19,7 @@ from hpc_isl.learning.contract import Contract
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.losses import loss_of
-from hpc_isl.learning.precision import DTYPES, resolve
+from hpc_isl.learning.precision import name_of, resolve
 from hpc_isl.learning.predict import predict
 from hpc_isl.learning.samples import Crops, crops_of
 from hpc_isl.learning.shares import check_shares, steps_of
@@ -157,12 +157,11 @@ def _keep_model(course: _Course, step: int) -> None:
     recipe, study = course.recipe, course.study
     if course.world.rank:
         return
-    dtype = resolve(recipe.train.precision, course.world.device)
     contract = Contract(
         view=study.view,
         net=recipe.net,
         predict=recipe.predict,
-        precision=next(name for name, known in DTYPES.items() if known == dtype),
+        precision=name_of(resolve(recipe.train.precision, course.world.device)),
         recipe=recipe.model_dump(mode="json"),
         digest=course.checkpoints.digest,
         split=study.split.digest,

@@ -8,9 +8,10 @@ from typing import Any
 from hpc_isl.learning.split import PARTS
 from hpc_isl.objects.bootstrap import Spread
 from hpc_isl.stages import report_origin as rests_on
+from hpc_isl.stages.finetune_sweep import FINAL, SCORES
 from hpc_isl.stages.report_html import Html, table, tag
 from hpc_isl.stages.report_pictures import facet_title
-from hpc_isl.stages.report_sweep import FINAL, SCORES, Sweep, Truth
+from hpc_isl.stages.report_sweep import Sweep, Truth
 from hpc_isl.stages.report_tables import Results, spreads, training_boxes
 from hpc_isl.stages.report_words import name_of_score
 from hpc_isl.strict import flatten

@@ -16,12 +16,10 @@ from hpc_isl.many import SweepRecipe
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Run
+from hpc_isl.stages.finetune_sweep import FINAL, MAIN, SCORES
 from hpc_isl.stages.report_arms import Arm, Arms
 from hpc_isl.strict import parse, read_yaml
 
-FINAL = "final"
-SCORES = ("iou", "mAP", "AP50", "AP75", "F1", "PQ", "SQ", "RQ", "count_error")
-MAIN = ("iou", "mAP")
 PLACE = ("plate", "well", "field", "time", "box")
 OWN = {*PLACE, *SCORES, "truth", "origin", "same", "objects", "predicted"}
 Row = Mapping[str, str]
@@ -130,7 +128,7 @@ class Sweep:
     @property
     def score(self) -> str:
         """The main score: objects that touch are told apart by mAP alone."""
-        return MAIN[self.first.objects.kind == "cells"]
+        return MAIN[self.first.objects.kind]
 
     @cached_property
     def truths(self) -> tuple[Truth, ...]:
@@ -265,7 +263,7 @@ def _lines(path: Path) -> Iterator[Row]:
 
 
 def _scored(line: Row) -> Scored:
-    given = {name: line[name] if name in MAIN else line.get(name) for name in SCORES}
+    given = {name: line[name] if name in MAIN.values() else line.get(name) for name in SCORES}
     values = {name: float(text) if text else float("nan") for name, text in given.items()}
     columns = {name: value or "" for name, value in line.items() if name not in OWN}
     place = tuple(line[name] for name in PLACE)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from hpc_isl.objects.bootstrap import Interval, Spread, spread
+from hpc_isl.stages.finetune_sweep import SCORES
 from hpc_isl.stages.report_statistics import Design, Difference, Saving, design, differences, savings
-from hpc_isl.stages.report_sweep import PLACE, SCORES, Cell, Sweep, Truth, rank
+from hpc_isl.stages.report_sweep import PLACE, Cell, Sweep, Truth, rank
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,60 @@
+"""Tasks: calls that a stage hands out to processes which may die, and what comes back of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call, which any process may compute, and again after a crash: it must leave the same files each time.
+
+    Attributes:
+        name: unique among the tasks that are handed out together.
+        argument: small and picklable: coordinates and paths, never arrays.
+        memory: bytes that the call takes at most.
+    """
+
+    name: str
+    argument: Any
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a task.
+
+    Attributes:
+        value: what the call returned; small.
+        problem: why there is no value: what the call raised each time, or that its processes died.
+    """
+
+    name: str
+    value: Any = None
+    problem: str = ""
+
+
+class Pool(Protocol):
+    """Processes that wait for tasks, on one machine or several."""
+
+    @property
+    def workers(self) -> int:
+        """Processes there are now."""
+
+    def run(self, call: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[Answer]:
+        """Answers in the order of completion, one for each task that was begun; `tasks` is read as it goes.
+
+        What fails, or loses its process, is tried again elsewhere; what fails each time is answered with its
+        problem. Once the attempt is asked to stop, none is begun, those under way are waited for and the rest is
+        left out.
+
+        Args:
+            call: a function at the top of a module.
+        """
+
+
+Pools = Callable[[int], AbstractContextManager[Pool]]
+"""Starts processes for tasks that take so many bytes each, as many as CPUs (or GPUs) and memory allow."""
