@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Task:
-    """One call, which any process may compute, and again after a crash: it must leave the same files each time.
+    """One call, which any process may compute, and again after a crash: it leaves the same files each time.
 
     Attributes:
         name: unique among the tasks that are handed out together.
@@ -48,8 +48,8 @@ class Pool(Protocol):
         """Answers in the order of completion, one for each task that was begun; `tasks` is read as it goes.
 
         What fails, or loses its process, is tried again elsewhere; what fails each time is answered with its
-        problem. Once the attempt is asked to stop, none is begun, those under way are waited for and the rest is
-        left out.
+        problem. Once the attempt is asked to stop none is begun, those under way are waited for, and the rest
+        is left out.
 
         Args:
             call: a function at the top of a module.
