@@ -1,0 +1,120 @@
+"""Labels in, a table of objects out: where each lies, its size and shape, and what each channel says in it.
+
+Figures that scikit-image's `regionprops` knows have its values; the loops over pixels are in `passes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.objects import passes
+
+Columns = dict[str, NDArray[Any]]
+Floats = NDArray[np.float64]
+
+
+def features(
+    labels: NDArray[np.uint32], channels: Mapping[str, NDArray[Any]], pixel_um: float | None
+) -> Columns:
+    """One row for each object, by ascending label.
+
+    `label`; `y0`, `x0`, `y1`, `x1`: bounding box in pixels, ends excluded; `centroid_y_um`, `centroid_x_um`:
+    from the centre of the image's first pixel; `area_um2`, `perimeter_um`, `eccentricity`, `solidity`,
+    `orientation_rad`, `equivalent_diameter_um`: as `regionprops` has them; `touches_border`: has pixels
+    in an outermost row or column of the image; for each channel `<channel>_mean`, `_sd` (of all pixels: n,
+    not n − 1), `_min`, `_max` and `_sum`, in counts.
+
+    Args:
+        labels: (y, x), 0 background; pieces of one label are one object.
+        channels: name -> (y, x) pixels of the shape of `labels`.
+        pixel_um: edge of a pixel in micrometres. None: the columns end in `_px` instead, the area too.
+    """
+    labels, names, rows = _tidy(labels)
+    box, sums = passes.measure(labels, rows, len(names))
+    length, square = ("px", "px") if pixel_um is None else ("um", "um2")
+    edge = 1.0 if pixel_um is None else pixel_um
+    area = sums[0].astype(np.float64)
+    eccentricity, orientation = _ellipse(area, sums)
+    y0, x0, y1, x1 = box
+    found: Columns = {
+        "label": names, "y0": y0, "x0": x0, "y1": y1, "x1": x1,
+        f"centroid_y_{length}": (y0 + sums[1] / area) * edge,
+        f"centroid_x_{length}": (x0 + sums[2] / area) * edge,
+        f"area_{square}": area * edge**2,
+        f"perimeter_{length}": passes.perimeters(labels, rows, len(names)) * edge,
+        "eccentricity": eccentricity,
+        "solidity": area / passes.hulls(labels, rows, box),
+        "orientation_rad": orientation,
+        f"equivalent_diameter_{length}": np.sqrt(4 * area / np.pi) * edge,
+        "touches_border": (y0 == 0) | (x0 == 0) | (y1 == labels.shape[0]) | (x1 == labels.shape[1]),
+    }  # fmt: skip
+    for name, pixels in channels.items():
+        found |= _counts(name, labels, rows, area, pixels)
+    return found
+
+
+def assigned(nuclei: NDArray[np.uint32], cells: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The cell of each nucleus, by ascending label of the nuclei.
+
+    It is the cell that holds most of the nucleus's pixels; of equals the one of the smaller label. 0: no cell
+    holds any of them. What lies outside of cells plays no part, as in CellProfiler's RelateObjects.
+
+    Args:
+        nuclei, cells: (y, x) labels of one image, 0 background.
+    """
+    if nuclei.shape != cells.shape:
+        raise ValueError(f"nuclei {nuclei.shape} and cells {cells.shape} differ in shape")
+    tidy, names, rows = _tidy(nuclei)
+    both = (tidy > 0) & (cells > 0)
+    ours, theirs = rows[tidy[both]].astype(np.uint64), cells[both].astype(np.uint64)
+    pairs, shared = np.unique(ours << 32 | theirs, return_counts=True)
+    pairs = pairs[np.argsort(-shared, kind="stable")]
+    nucleus, first = np.unique(pairs >> 32, return_index=True)
+    found = np.zeros(len(names), np.uint32)
+    found[nucleus] = pairs[first] & 0xFFFFFFFF
+    return found
+
+
+def _tidy(labels: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]]:
+    """Labels in one piece of memory; those given, ascending; by label in that memory the row in the table."""
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        raise Mistake(f"labels of shape {labels.shape}, {labels.dtype}: (y, x) of whole numbers from 0 on")
+    tidy, names = np.ascontiguousarray(labels, np.uint32), None
+    if tidy.max(initial=0) > 4 * tidy.size:  # named anew, so that a table by label is short
+        names, place = np.unique(np.append(tidy, np.uint32(0)), return_inverse=True)
+        tidy = place[:-1].reshape(labels.shape).astype(np.uint32)
+    there = passes.present(tidy, int(tidy.max(initial=0)))
+    there[0] = False
+    found = np.flatnonzero(there).astype(np.uint32)
+    return tidy, found if names is None else names[found], (np.cumsum(there) - 1).astype(np.int32)
+
+
+def _ellipse(area: Floats, sums: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Eccentricity, and orientation between the rows' axis and the long one, of the ellipse of equal moments.
+
+    As in `regionprops`, in whose inertia tensor pixels are points: a line has eccentricity 1.
+    """
+    _, y, x, yy, xx, xy = sums.astype(np.float64)
+    # Central moments times the area are whole numbers: those that should be equal are.
+    along, across, both = area * yy - y * y, area * xx - x * x, area * xy - y * x
+    spread = np.hypot(along - across, 2 * both)
+    longest = (along + across + spread) / 2
+    eccentricity = np.sqrt(np.divide(spread, longest, out=np.zeros_like(area), where=longest > 0))
+    turned = 0.5 * np.arctan2(2 * both, along - across)
+    return eccentricity, np.where(along == across, np.where(both > 0, np.pi / 4, -np.pi / 4), turned)
+
+
+def _counts(
+    name: str, labels: NDArray[np.uint32], rows: NDArray[np.int32], area: Floats, pixels: NDArray[Any]
+) -> Columns:
+    if pixels.shape != labels.shape:
+        raise ValueError(f"channel {name!r} {pixels.shape} and labels {labels.shape} differ in shape")
+    exact = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
+    total, low, high, squares = passes.totals(labels, rows, len(area), np.ascontiguousarray(pixels, exact))
+    values = (total / area, np.sqrt(squares / area), low, high, total)
+    return {f"{name}_{of}": one for of, one in zip(("mean", "sd", "min", "max", "sum"), values, strict=True)}
