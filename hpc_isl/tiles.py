@@ -11,43 +11,40 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Tile:
-    """One inference window: `own` boxes partition the image, `read` is `own` grown by the halo.
+    """One inference window: `own` boxes partition the image, `read` is `own` grown by the halo at least.
 
-    `read` is clipped to the image. `inner` cuts `own` out of an array that holds `read`.
+    All tiles of an image read boxes of one shape: where `own` grown by the halo would leave the image,
+    the box is moved inside rather than clipped.
     """
 
     own: Box
     read: Box
 
-    @property
-    def inner(self) -> Box:
-        return tuple(
-            slice(own.start - read.start, own.stop - read.start)
-            for own, read in zip(self.own, self.read, strict=True)
-        )
 
-
-def tiles(shape: tuple[int, ...], size: int | None, halo: int = 0) -> Iterator[Tile]:
+def tiles(shape: tuple[int, ...], size: int | None, halo: int = 0, stride: int = 1) -> Iterator[Tile]:
     """Tiles on one global grid with its origin at 0, in raster order.
 
     Args:
         shape: of the image, in pixels, e.g. (y, x).
-        size: edge of an own box; None makes the whole image one tile.
-        halo: pixels that `read` goes beyond `own` on each side, inside the image.
+        size: edge of an own box, a multiple of `stride`; None makes the whole image one tile.
+        halo: pixels that `read` goes beyond `own` on each side, where there is an image; a multiple of
+            `stride`.
+        stride: edges of what is read are multiples of it: the image is thought of as padded at its end.
     """
     if size is not None and size < 1:
         raise ValueError(f"tile size {size}: a positive number of pixels, or null for one tile")
-    edges = [range(0, length, size or max(length, 1)) for length in shape]
-    for corner in product(*edges):
-        own = tuple(
-            slice(start, min(start + (size or length), length))
-            for start, length in zip(corner, shape, strict=True)
-        )
-        read = tuple(
-            slice(max(box.start - halo, 0), min(box.stop + halo, length))
-            for box, length in zip(own, shape, strict=True)
-        )
-        yield Tile(own, read)
+    for sides in product(*(_sides(length, size, halo, stride) for length in shape)):
+        yield Tile(tuple(own for own, _ in sides), tuple(read for _, read in sides))
+
+
+def _sides(length: int, size: int | None, halo: int, stride: int) -> list[tuple[slice, slice]]:
+    """What the tiles along one axis own and read."""
+    end = length + padding(length, stride)
+    if size is None or size + 2 * halo >= end:  # a tile would read all of it
+        return [(slice(0, length), slice(0, end))]
+    wide = size + 2 * halo
+    starts = [(own, min(max(own - halo, 0), end - wide)) for own in range(0, length, size)]
+    return [(slice(own, min(own + size, length)), slice(read, read + wide)) for own, read in starts]
 
 
 def padding(length: int, stride: int) -> int:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from hpc_isl.files import read_json, write_atomic
+from hpc_isl.learning.precision import repeat_on
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Attempt
 
@@ -113,9 +114,7 @@ def _device(local_rank: int, local_size: int) -> torch.device:
         "cuda", local_rank % count
     )  # a scheduler that binds GPUs shows each rank only its own
     torch.cuda.set_device(device)
-    # Equal recipes give equal results on one kind of device: no algorithm is chosen by a race.
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    repeat_on(device)
     return device
 
 

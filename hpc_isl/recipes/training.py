@@ -229,7 +229,9 @@ class PredictRecipe(Strict):
     tile: Positive | None = None
     """edge of a tile on a fixed global grid, a multiple of 32; null: one field is one tile"""
     halo: Count = 128
-    """pixels read around a tile; only with `tile`"""
+    """pixels read around a tile, at least; only with `tile`"""
+    batch: Positive = 4
+    """tiles per forward pass; only with `tile`"""
     stain: bool = True
     """write the virtual stain of the test wells as an OME-Zarr plate"""
 
