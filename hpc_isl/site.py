@@ -29,6 +29,8 @@ class Site(Strict):
     """machines; local has one and folds the processes of the others into it"""
     processes: Positive | None = None
     """processes per node; null: one per GPU, or one"""
+    workers: Positive | None = None
+    """segment: worker processes per node; null: one per GPU, or one per CPU, as many as memory holds"""
     gpus: Count | None = None
     """GPUs per node; null: local all that are visible, slurm none"""
     cpus: Positive | None = None
@@ -164,6 +166,18 @@ class Site(Strict):
             return self
         cpus = self.cpus and self.cpus * self.per_node
         return self.model_copy(update={"processes": 1, "nodes": 1, "gpus": 0, "cpus": cpus})
+
+    def pooled(self) -> Site:
+        """The same for a stage that worker processes compute: one process per node looks after them.
+
+        A number of processes that was asked for is that of the workers. Local has one node, which gets the
+        workers of all.
+        """
+        workers, nodes = self.workers or self.processes, self.nodes
+        if self.executor == "local":
+            workers, nodes = workers and workers * nodes, 1
+        cpus = self.cpus and self.cpus * self.per_node
+        return self.model_copy(update={"processes": 1, "nodes": nodes, "cpus": cpus, "workers": workers})
 
     def tracking_address(self, root: Path) -> str | None:
         """The MLflow address of runs below `root`; None: they are not forwarded."""

@@ -20,6 +20,7 @@ STAGES = {
     "annotate": "labels of a plate: drafted from a stain, exported to be corrected, imported",
     "pretrain": "in silico labeling: a network learns stains from label-free images",
     "finetune": "a few annotated boxes turn a pretrained network into one that segments",
+    "segment": "plates and a fine-tuned model to objects: labels, a table of features, counts",
 }
 MANY = {
     "sweep": "an array of runs of one stage that differ in what is swept over",

@@ -46,12 +46,13 @@ BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statis
 HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tensorstore", "scipy", "skimage"}
 # inspect, validate and report submit nothing
 ALLOWED = {("commands.py", "hpc_isl.stages.inspect"), ("commands.py", "hpc_isl.stages.report")}
+POOL = {f"cluster/pool{part}.py" for part in ("", "_flow", "_meeting", "_processes")}
 ONLY = {
     "submitit": {"cluster/slurm/sbatch.py"},
     # served.py is run by MLflow itself and imported by nothing.
     "mlflow": {"cluster/tracking.py", "learning/served.py"},
-    "dask": {"cluster/pool.py"},
-    "distributed": {"cluster/pool.py"},
+    "dask": POOL,
+    "distributed": POOL,
 }
 
 

@@ -19,8 +19,10 @@ STAGES = {
     "annotate": "hpc_isl.stages.annotate",
     "pretrain": "hpc_isl.stages.pretrain",
     "finetune": "hpc_isl.stages.finetune",
+    "segment": "hpc_isl.stages.segment",
 }
 ALONE = {"convert", "annotate"}  # one process, which starts others as it needs them
+POOLED = {"segment"}  # one process per node; rank 0 computes the stage with the worker processes of all
 MISTAKE, FAILED, STOPPED = 2, 1, 3  # exit codes; 0 is done
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hpc_isl.cluster import names, status
-from hpc_isl.cluster.jobs import ALONE, stage_module
+from hpc_isl.cluster.jobs import ALONE, POOLED, stage_module
 from hpc_isl.cluster.place import in_allocation
 from hpc_isl.files import read_json
 from hpc_isl.many import Arrangement
@@ -52,9 +52,11 @@ class Order:
 
 def site_of(stage: str, site: Site) -> Site:
     """The part of a site that the stage can use; in an allocation, what Slurm has given."""
+    alone, pooled = stage in ALONE, stage in POOLED
+    site = site.pooled() if pooled else site
     if site.executor == "allocation":
-        return in_allocation(site, alone=stage in ALONE)
-    return site.alone() if stage in ALONE else site
+        return in_allocation(site, one_each=alone or pooled, one_node=alone)
+    return site.alone() if alone else site
 
 
 def named(order: Order, root: Path) -> Order:

@@ -80,10 +80,12 @@ def cpus_here() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def in_allocation(site: Site, alone: bool = False) -> Site:
+def in_allocation(site: Site, one_each: bool = False, one_node: bool = False) -> Site:
     """The site with the nodes, processes, CPUs and GPUs that Slurm has given to the job we stand in.
 
-    `alone`: for a stage that one process computes, with the CPUs of a whole node.
+    Args:
+        one_each: one process per node, which has the CPUs of all that Slurm would start there.
+        one_node: on one node alone, without its GPUs.
     """
     said = os.environ
     if not said.get("SLURM_JOB_ID"):
@@ -98,6 +100,8 @@ def in_allocation(site: Site, alone: bool = False) -> Site:
     cpus = int(said.get("SLURM_CPUS_PER_TASK", 0)) or int(said.get("SLURM_CPUS_ON_NODE", 1)) // processes
     gpus = int(said.get("SLURM_GPUS_ON_NODE", 0))
     found = {"nodes": nodes, "processes": processes, "cpus": max(1, cpus), "gpus": gpus}
-    if alone:
-        found = {"nodes": 1, "processes": 1, "cpus": max(1, cpus) * processes, "gpus": 0}
+    if one_each:
+        found |= {"processes": 1, "cpus": max(1, cpus) * processes}
+    if one_node:
+        found |= {"nodes": 1, "gpus": 0}
     return site.model_copy(update=found)

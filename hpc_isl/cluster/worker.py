@@ -19,8 +19,9 @@ from types import FrameType
 from typing import Any
 
 from hpc_isl import site
+from hpc_isl.cluster import pool
 from hpc_isl.cluster.forward import forwarding
-from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED, Job
+from hpc_isl.cluster.jobs import FAILED, MISTAKE, POOLED, STOPPED, Job
 from hpc_isl.cluster.late import plan_late
 from hpc_isl.cluster.place import Place, place
 from hpc_isl.cluster.slurm.requeue import requeue
@@ -59,19 +60,19 @@ def work(job: Job) -> None:
         _prepare_node(attempt, here.slurm)
     listener = Listener(attempt, _deadline(here, where))
     with _forwarded(attempt, here, where):
-        code = _run(job, attempt, here, listener)
+        code = _run(job, attempt, here, where, listener)
     if code == 0 and attempt.stopping.is_set() and not attempt.run.summary():
         code = _leave_stopped(attempt, here, listener)
     if code:
         raise SystemExit(code)
 
 
-def _run(job: Job, attempt: Attempt, here: Place, listener: Listener) -> int:
+def _run(job: Job, attempt: Attempt, here: Place, where: site.Site, listener: Listener) -> int:
     """The stage inside its records; a mistake or failure becomes lines in the log and an exit code."""
     try:
         facts = {"job": here.slurm, "slurm_conf": os.environ.get("SLURM_CONF")} if here.slurm else {}
         with attempt.recorded(vitals if attempt.rank == 0 else None, **facts):
-            _stage(job, attempt)
+            _stage(job, attempt, where)
             _stay_for_rank_0(attempt, here)
             if listener.overdue:  # Slurm may have told this rank alone so far
                 attempt.note(overdue=True)
@@ -85,12 +86,20 @@ def _run(job: Job, attempt: Attempt, here: Place, listener: Listener) -> int:
     return 0
 
 
-def _stage(job: Job, attempt: Attempt) -> None:
-    """Imports the stage, reads its recipe from the run folder and runs it."""
+def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
+    """Imports the stage, reads its recipe from the run folder and runs it.
+
+    A pooled stage is run by rank 0, which is handed the worker processes; the other ranks lend theirs.
+    """
     module, run = importlib.import_module(job.module), job.run
     plan_late(module, attempt)
     recipe = parse(RECIPES[run.stage], read_yaml(run.recipe), str(run.recipe))
-    getattr(module, run.stage)(recipe, attempt)
+    if run.stage not in POOLED:
+        getattr(module, run.stage)(recipe, attempt)
+    elif attempt.rank == 0:
+        getattr(module, run.stage)(recipe, attempt, pool.pools(attempt, where))
+    else:
+        pool.serve(attempt, where)
     if attempt.rank == 0 and not attempt.stopping.is_set() and not run.summary():
         raise RuntimeError(f"the stage {run.stage} ended without its done record")
 

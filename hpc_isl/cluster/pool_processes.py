@@ -1,0 +1,146 @@
+"""The worker processes of a pool on one node: each has a nanny of Dask, which replaces it when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpc_isl.cluster.jobs import threads
+from hpc_isl.cluster.pool_share import Share
+
+CONNECT_S = 30
+START_S = 300  # a worker process that imports from a slow shared disk
+TRIES = 3  # starts of one worker process that may fail in a row
+AGAIN_S = 1.0
+CLOSE_S = 5.0  # tasks that go on beyond are ended with their process: they leave nothing half done
+MEMORY = "memory"  # the resource of which each worker has its share, and each task takes its part
+SETTINGS: Mapping[str, Any] = {
+    "distributed.worker.multiprocessing-method": "spawn",
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.preload": [],
+    "distributed.nanny.preload": [],
+    "distributed.nanny.environ": {},
+    "distributed.nanny.pre-spawn-environ": {},
+    "distributed.scheduler.preload": [],
+    "distributed.scheduler.worker-ttl": "15 minutes",  # compiled code may hold the interpreter for long
+    "distributed.scheduler.idle-timeout": None,
+    "distributed.scheduler.no-workers-timeout": None,
+    "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
+    "distributed.comm.tls.min-version": 1.3,
+    "distributed.admin.event-loop-monitor-interval": "100 ms",
+}
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Dask as pools mean it, whatever a user's own configuration of Dask says."""
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
+    import dask
+    import distributed  # noqa: F401  (its defaults come first)
+
+    with dask.config.set(SETTINGS):
+        yield
+
+
+@dataclass
+class Crew:
+    """The worker processes of this node, while a scheduler has work for them; lives in an event loop.
+
+    Attributes:
+        shares: what each of them has.
+        scheduler: its address.
+        security: certificate and key of the run, as Dask takes them.
+        host: address of this node on which they listen; None: the one on the route to the scheduler.
+        wanted: whether the scheduler is still meant to be there.
+    """
+
+    shares: Sequence[Share]
+    scheduler: str
+    security: Any
+    host: str | None = None
+    wanted: Callable[[], bool] = lambda: True
+    _closing: bool = False
+    _nannies: list[Any] = field(default_factory=list)
+    _keepers: list[asyncio.Task[None]] = field(default_factory=list)
+    _folder: str = ""
+
+    def start(self) -> None:
+        """Begins to start them; returns at once."""
+        # Libraries read this when they are imported, which is before a nanny can tell its process.
+        os.environ.update(threads(self.shares[0].cpus))
+        self._folder = tempfile.mkdtemp(prefix="hpc_isl-pool-")
+        self._keepers = [
+            asyncio.create_task(self._keep(share, number)) for number, share in enumerate(self.shares)
+        ]
+
+    @property
+    def gone(self) -> bool:
+        """Whether no process is left, nor will be."""
+        return all(keeper.done() for keeper in self._keepers)
+
+    async def ended(self) -> None:
+        """Returns when no process is left: the scheduler has gone, or none could be started."""
+        await asyncio.gather(*self._keepers)
+
+    async def close(self) -> None:
+        """Ends all of them."""
+        self._closing = True
+        await asyncio.gather(*(_close(nanny) for nanny in self._nannies))
+        await self.ended()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _keep(self, share: Share, number: int) -> None:
+        """One worker process, and another when its nanny too has given it up."""
+        failures = 0
+        while failures < TRIES and not self._closing and self.wanted():
+            nanny = self._nanny(share, number)
+            self._nannies.append(nanny)
+            try:
+                await nanny
+                failures = 0
+                await nanny.finished()
+            except Exception as error:
+                failures += 1
+                print(f"a worker process did not start: {error!r}", file=sys.stderr, flush=True)
+            finally:
+                await _close(nanny)
+                self._nannies.remove(nanny)
+            if not self._closing:
+                await asyncio.sleep(AGAIN_S)
+
+    def _nanny(self, share: Share, number: int) -> Any:
+        from distributed import Nanny
+
+        return Nanny(
+            self.scheduler, nthreads=share.threads, memory_limit=0, resources={MEMORY: share.memory},
+            env=dict(share.environment), security=self.security, host=self.host, protocol="tls",
+            local_directory=self._folder, death_timeout=START_S, worker_class=worker,
+            name=f"{os.uname().nodename}-{os.getpid()}-{number}", dashboard_address="127.0.0.1:0",
+        )  # fmt: skip
+
+
+async def _close(nanny: Any) -> None:
+    with suppress(Exception):
+        await nanny.close(timeout=CLOSE_S)
+
+
+def worker(*args: Any, **words: Any) -> Any:
+    """The worker of Dask in its process, which heeds its nanny alone: it has no signals of its own."""
+    from distributed import Worker
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    os.environ["HPC_ISL_IO_THREADS"] = "1"
+    return Worker(*args, **words)

@@ -1,0 +1,117 @@
+"""How the CPUs, GPUs and memory of a node are shared out among the worker processes of a pool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from hpc_isl.cluster.jobs import threads
+from hpc_isl.cluster.slurm.demand import megabytes
+from hpc_isl.site import Site, gpus_here
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker process has.
+
+    Attributes:
+        cpus: that its libraries may use.
+        memory: bytes.
+        gpu: the one that it sees, as CUDA_VISIBLE_DEVICES names it; empty: none.
+    """
+
+    cpus: int
+    memory: int
+    gpu: str = ""
+
+    @property
+    def threads(self) -> int:
+        """Tasks that it has under way: one is read or written while others compute."""
+        return 1 + self.cpus
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {**threads(self.cpus), "CUDA_VISIBLE_DEVICES": self.gpu}
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node has for its worker processes: `workers` is how many were asked for, if any; bytes."""
+
+    cpus: int
+    memory: int
+    gpus: Sequence[str] = ()
+    workers: int | None = None
+
+    @property
+    def wanted(self) -> int:
+        return self.workers or len(self.gpus) or self.cpus
+
+
+def node_here(site: Site, cpus: int) -> Node:
+    """This node, as the site and the machine have it."""
+    return Node(cpus, memory_here(site), gpus_here()[: site.visible_gpus], site.workers)
+
+
+def shares(node: Node, task_memory: int) -> list[Share]:
+    """A share for each worker process: as many as are wanted and as tasks of so many bytes fit, at least one.
+
+    Several on one GPU take turns; those on a node with GPUs are spread over them.
+    """
+    fit = node.memory // task_memory if task_memory else node.wanted
+    count = max(1, min(node.wanted, fit))
+    cpus = max(1, node.cpus // count)
+    gpus = list(node.gpus) or [""]
+    return [Share(cpus, node.memory // count, gpus[number % len(gpus)]) for number in range(count)]
+
+
+def lowered(node: Node, task_memory: int) -> str:
+    """What to say where memory holds fewer worker processes than were wanted; else empty."""
+    count = len(shares(node, task_memory))
+    if count == node.wanted:
+        return ""
+    plural = "process" if count == 1 else "processes"
+    return (
+        f"{count} worker {plural} per node, not {node.wanted}: a task takes up to "
+        f"{task_memory / 1e9:.3g} GB of the {node.memory / 1e9:.3g} GB that are free"
+    )
+
+
+# ---------------------------------------------------------------- memory
+
+
+def memory_here(site: Site) -> int:
+    """Bytes that the worker processes of this node may take: what the site says, or what is free."""
+    if site.memory is not None:
+        return megabytes(site.memory) * 2**20
+    limits = [psutil.virtual_memory().available, _of_the_job(os.environ), _of_the_cgroup()]
+    return min(limit for limit in limits if limit)
+
+
+def _of_the_job(said: Mapping[str, str]) -> int:
+    """What Slurm has given the job on this node; 0: it does not say, or all."""
+    if said.get("HPC_ISL_EXECUTOR") not in ("slurm", "allocation"):
+        return 0
+    if per_node := int(said.get("SLURM_MEM_PER_NODE", 0)):
+        return per_node * 2**20
+    return int(said.get("SLURM_MEM_PER_CPU", 0)) * int(said.get("SLURM_CPUS_ON_NODE", 0)) * 2**20
+
+
+def _of_the_cgroup() -> int:
+    """What is left of the limit of this process's control group, as of a container; 0: no limit."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # `max` is no limit
+            most = int((CGROUP / limit).read_text())
+            # Without a limit the older kernels say nearly 2⁶³.
+            return max(1, most - int((CGROUP / used).read_text())) if most < 2**60 else 0
+    return 0
