@@ -14,6 +14,7 @@ from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe
 from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.strict import Strict, override, parse, read_yaml
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -21,6 +22,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "annotate": AnnotateRecipe,
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
+    "segment": SegmentRecipe,
 }
 R = TypeVar("R", bound=Recipe)
 

@@ -28,6 +28,7 @@ def write_labels(
     *,
     origin: str,
     boxes: Sequence[Box],
+    fingerprint: str = "",
     overwrite: bool = False,
 ) -> None:
     """Writes labels of an image under `labels/`, with as many levels as the image, as uint32.
@@ -36,6 +37,7 @@ def write_labels(
         labels: (y, x) integers of the image's size, or (t, y, x) where it has times; 0 background.
         origin: who made them: "human", "drafted", …
         boxes: (y0, x0, y1, x1) in pixels, ends excluded, in which every object is drawn.
+        fingerprint: of what computed them, kept with them, so that two computations never mix.
         overwrite: replace labels of this name.
     """
     plate, field, levels = _facts(image)
@@ -48,7 +50,8 @@ def write_labels(
         )
     if name in label_names(image) and not overwrite:
         raise Mistake(f"{image}: has labels {name!r} already; overwrite=true replaces them")
-    ours = {"name": name, "origin": origin, "boxes": [[int(edge) for edge in box] for box in boxes]}
+    ours: dict[str, Any] = {"name": name, "origin": origin, "boxes": [list(map(int, box)) for box in boxes]}
+    ours |= {"fingerprint": fingerprint} if fingerprint else {}
     from hpc_isl.plates import ngff
 
     names = tuple(axis for axis in metadata.axes(field) if axis != "c")
@@ -75,6 +78,17 @@ def annotation(image: Path, name: str) -> tuple[str, list[Box]]:
     """Who made the labels, and the boxes (y0, x0, y1, x1) in which every object is drawn."""
     ours = metadata.read_group(_existing(image, name))["hpc_isl"]
     return ours["origin"], [(box[0], box[1], box[2], box[3]) for box in ours["boxes"]]
+
+
+def computed_by(image: Path, name: str) -> tuple[str, str] | None:
+    """Who made the labels and the fingerprint of the computation ("" for others); None: there are none.
+
+    Where there are none, only one place is looked at.
+    """
+    if not (_folder(image, name) / "zarr.json").is_file() and name not in _named(image):
+        return None
+    ours = metadata.read_group(_existing(image, name)).get("hpc_isl", {})
+    return str(ours.get("origin", "")), str(ours.get("fingerprint", ""))
 
 
 def slug(name: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import metadata
 from hpc_isl.plates.index import Index, finalise, image_path, open_plate, rebuild_index
-from hpc_isl.plates.labels import annotation, label_names, read_labels, write_labels
+from hpc_isl.plates.labels import annotation, computed_by, label_names, read_labels, write_labels
 from hpc_isl.plates.levels import count_levels, open_level, read_box, write_pyramid
 from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, Plate
@@ -24,6 +24,7 @@ from hpc_isl.recipes.plates import CodecRecipe
 __all__ = [
     "Index",
     "annotation",
+    "computed_by",
     "finalise",
     "image_path",
     "label_names",

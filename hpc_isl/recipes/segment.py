@@ -1,0 +1,99 @@
+"""The recipe of segmentation: plates and a fine-tuned model become labels and tables of objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field as Bound
+from pydantic import field_validator, model_validator
+
+from hpc_isl.recipes.base import Count, Fraction, Positive, Recipe
+from hpc_isl.recipes.training import PredictRecipe
+from hpc_isl.strict import Strict
+
+
+class TruthRecipe(Strict):
+    """What counts of objects are held against, on the fields that have it: labels, or a stain."""
+
+    labels: str | None = None
+    """labels that are there already, e.g. drawn by people"""
+    channel: str | None = None
+    """a nuclear stain, of which objects are drafted as `annotate draft` does"""
+    threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
+    """of the stain: rule, or a value in counts"""
+    sigma: Annotated[float, Bound(ge=0)] = 1.5
+    """of the stain: Gaussian smoothing before the threshold, in pixels"""
+    min_area: Positive = 50
+    """of the stain: smaller objects are dropped, in pixels"""
+
+    @model_validator(mode="after")
+    def _one(self) -> TruthRecipe:
+        if (self.labels is None) == (self.channel is None):
+            raise ValueError("give either labels or channel")
+        return self
+
+
+class SegmentRecipe(Recipe):
+    """Every object of whole plates: labels beside the images, features in tables, counts per well."""
+
+    RUNS = ("model", "stain")
+
+    model: Path
+    """run of finetune that segments; of a sweep its last element, `final`, is meant. A run of pretrain will do
+    too: then objects are drafted from the stain that it predicts"""
+    plates: list[Path]
+    """plates to segment; globs are allowed"""
+    labels: str | None = None
+    """name of the labels that are written; null: as those that the model learnt from"""
+    fields: list[str] | None = None
+    """only these of each plate, e.g. [B03/1, D07] (a well means all its fields); null: all"""
+    write: list[Literal["labels", "stain", "distance", "mask"]] = ["labels"]
+    """what is kept: labels in the plates; predicted stain, distance map and mask (as logits) in plates of
+    their own in the run folder, at the size that the model sees"""
+    channels: dict[str, str] = {}
+    """the model's channel -> the plate's, where they are called differently"""
+    pixel_um: Annotated[float, Bound(gt=0)] | None = None
+    """µm per pixel that the model was trained at, where its contract does not know"""
+    stain: Path | None = None
+    """run of pretrain: the stain that it predicts is measured for each object too"""
+    measure: list[str] | None = None
+    """channels whose intensity is measured, fluorescent ones as the maximum over planes, others as the mean;
+    null: all fluorescent channels"""
+    cells: str | None = None
+    """labels of cells on the same images: each object is assigned to the cell that holds most of it"""
+    truth: TruthRecipe | None = None
+    """what counts per well are held against"""
+    overlap: Fraction | None = 0.3
+    """IoU from which an object that two overlapping fields show counts once; null: fields are not compared"""
+    predict: PredictRecipe | None = None
+    """whole fields, or tiles; null: as the model was scored"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """of the forward pass; null: as the model was scored where the device can, else fp32"""
+    threads: Positive = 1
+    """of a forward pass on a CPU: it decides the order of sums, and with it the last bits"""
+    compile: bool = False
+    """torch.compile the network"""
+    h: Annotated[float, Bound(ge=0)] | None = None
+    """cells: peaks of the distance map less than h apart in height are one object; null: the model's"""
+    min_area: Count | None = None
+    """smaller objects are dropped, in pixels that the model sees; null: the model's"""
+    largest: Positive = 2**27
+    """an image of more pixels is predicted and labelled in bounded memory, to the same labels"""
+    block: Positive = 4096
+    """edge of the blocks in which that is done; changes no label"""
+    overwrite: bool = False
+    """replace labels of this name that another run of segment made"""
+
+    @field_validator("plates", mode="before")
+    @classmethod
+    def _one_or_more(cls, plates: Any) -> Any:
+        return plates if isinstance(plates, list) else [plates]
+
+    @model_validator(mode="after")
+    def _something(self) -> SegmentRecipe:
+        if not self.plates:
+            raise ValueError("plates is empty")
+        if not self.write:
+            raise ValueError("write is empty; say what is kept, as in write=[labels]")
+        return self

@@ -1,0 +1,270 @@
+"""The stage `segment`: whole plates and a fine-tuned model become labels, tables of objects and counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hpc_isl.files import read_json
+from hpc_isl.learning.stride import check_grid
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.store import computed_by
+from hpc_isl.recipes.segment import SegmentRecipe
+from hpc_isl.run import Attempt, Plan
+from hpc_isl.seeds import stream
+from hpc_isl.stages import segment_finish as finish
+from hpc_isl.stages.segment_files import COPY, Row, Work, done, write_record
+from hpc_isl.stages.segment_setting import (
+    Models,
+    Target,
+    fingerprint,
+    model_run,
+    models_of,
+    scale_of,
+    targets_of,
+    unseen,
+    view_of,
+)
+from hpc_isl.stages.study import expanded
+from hpc_isl.tasks import Pool, Pools, Task
+
+VERIFY = "verify.json"
+Place = tuple[Target, Work]
+
+
+def plan(recipe: SegmentRecipe) -> Plan:
+    """What segmenting would do; writes nothing.
+
+    Raises:
+        Mistake: whatever can be known before pixels are read: models, plates, channels, pixel sizes, labels in
+            the way, tiles.
+    """
+    recipe = _located(recipe)
+    models = models_of(recipe)
+    targets = targets_of(recipe, view_of(recipe, models.contract))
+    says = [*_says(recipe, models, targets), *_checked(recipe, models, targets)]
+    inputs = {target.name: target.index.fingerprint for target in targets} | {"model": models.contract.weights}
+    if models.stain_contract:
+        inputs["stain"] = models.stain_contract.weights
+    return Plan(recipe, tuple(says), inputs)
+
+
+def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
+    """Segments all fields that are not done yet, then gathers their tables, last of all.
+
+    Killed or stopped at any moment and started again, it goes on and ends with the same labels and tables. A
+    field that cannot be read is listed as lost; the others are complete.
+    """
+    start = time.monotonic()
+    models = models_of(recipe)
+    targets = targets_of(recipe, view_of(recipe, models.contract))
+    places = list(_places(recipe, models, targets, attempt.run.folder))
+    with pools(_memory(recipe, models, targets)) as pool:
+        rows = _segment_all(recipe, models, places, attempt, pool)
+        if rows is None:
+            return attempt.say("stopped between fields; what is done is kept")
+        twice = finish.seen_twice(recipe, models, targets, rows, pool)
+        if twice is None:
+            return attempt.say("stopped while overlapping fields were compared; what is done is kept")
+        _verify(attempt, places, rows, pool)
+    if not attempt.stopping.is_set():
+        finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
+    return None
+
+
+# ---------------------------------------------------------------- plan
+
+
+def _located(recipe: SegmentRecipe) -> SegmentRecipe:
+    """The same with globs expanded, absolute paths, and the run whose model is meant."""
+    changes = {
+        "plates": expanded(recipe.plates),
+        "model": model_run(recipe.model.absolute()).folder,
+        "stain": recipe.stain and recipe.stain.absolute(),
+    }
+    return recipe.model_copy(update=changes)
+
+
+def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[str]:
+    fields = sum(len(target.keys) for target in targets)
+    pixels = sum(_pixels(target) for target in targets)
+    plates = f"{len(targets)} plates" if len(targets) > 1 else f"plate {targets[0].name}"
+    yield f"{plates}: {fields:,} fields, {pixels / 1e9:.3g} gigapixels to segment into labels {models.labels!r}"
+    task = models.contract.task
+    kind = f"{task.kind}, arm {task.arm}" if task else "a stain, from which objects are drafted"
+    of = recipe.predict or models.contract.predict
+    tiles = f"tiles of {of.tile} pixels" if of.tile else "whole fields"
+    yield f"model {models.folder.parent}: {kind}; U-Net on {models.contract.net.encoder}, {tiles}"
+    # Labels compress some twentyfold; features are some 200 bytes an object, some 100 of which are stored.
+    yield f"about {max(pixels * 4 / 20 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
+
+
+def _pixels(target: Target) -> int:
+    shapes = [target.index.field(key).shape for key in target.keys]
+    return sum(times * y * x for times, _, _, y, x in shapes)
+
+
+def _checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[str]:
+    """Refuses what can never work; says what the user should know."""
+    of = recipe.predict or models.contract.predict
+    check_grid(of.tile, of.halo)
+    view = view_of(recipe, models.contract)
+    for target in targets:
+        for name in recipe.measure or []:
+            target.index.channel(name)
+        blind = list(unseen(recipe, view, target.index, target.keys))
+        if len(blind) == len(target.keys):
+            raise Mistake(blind[0])
+        if blind:
+            yield f"{target.name}: {len(blind)} of {len(target.keys)} fields cannot be seen, as {blind[0]}"
+        if models.stain_contract and (
+            blind := list(unseen(recipe, view_of(recipe, models.stain_contract), target.index, target.keys[:1]))
+        ):
+            raise Mistake(f"stain: {blind[0]}")
+        scale = scale_of(recipe, view, target.index, target.keys[0])
+        if scale.factor != 1:
+            yield (
+                f"{target.name}: pixels of {target.index.plate.pixel_um:g} µm are resampled to the "
+                f"{scale.pixel_um:g} µm of the model; labels are of full resolution"
+            )
+        if "labels" in recipe.write:
+            yield from _in_the_way(recipe, models, target)
+
+
+def _in_the_way(recipe: SegmentRecipe, models: Models, target: Target) -> Iterator[str]:
+    """Labels of the name that are there: those of people and drafts stay, those of another run are refused."""
+    others, kept = [], []
+    for key in target.keys:
+        made = computed_by(target.index.image(key), models.labels)
+        if made and not made[1]:
+            kept.append(key)
+            made = computed_by(target.index.image(key), models.labels + COPY)
+        if made and made[1] not in ("", fingerprint(recipe, models, target.index, key)):
+            others.append(key)
+    if others and not recipe.overwrite:
+        raise Mistake(
+            f"{target.index.path}: {len(others)} fields ({', '.join(map(str, others[:3]))}"
+            f"{', …' if len(others) > 3 else ''}) have labels {models.labels!r} of another run of segment; "
+            "choose another labels=, or overwrite=true replaces them"
+        )
+    if kept:
+        yield (
+            f"{target.name}: labels {models.labels!r} that people drew or drafted on {len(kept)} fields stay; "
+            f"there the computed ones are called {models.labels + COPY!r}"
+        )
+
+
+# ---------------------------------------------------------------- all fields
+
+
+def _places(
+    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path
+) -> Iterator[Place]:
+    for target in targets:
+        for key in target.keys:
+            mark = fingerprint(recipe, models, target.index, key)
+            yield target, Work(run, target.index.path, target.name, target.slug, key, mark)
+
+
+def _segment_all(
+    recipe: SegmentRecipe, models: Models, places: Sequence[Place], attempt: Attempt, pool: Pool
+) -> list[Row] | None:
+    """A row for each field, in order, a lost one with its `problem`; None if the run is stopping."""
+    from hpc_isl.stages.segment_work import segment_field
+
+    labels = models.labels if "labels" in recipe.write else None
+    found = {work.record: done(work, target.index.image(work.key), labels) for target, work in places}
+    todo = {str(work.record): work for _, work in places if found[work.record] is None}
+    ledger = _Ledger(attempt, len(places), len(places) - len(todo))
+    ledger.objects = sum(row["objects"] for row in found.values() if row)
+    memory = {str(work.record): _field_memory(recipe, models, target, work) for target, work in places}
+    tasks = (Task(name, work, memory[name]) for name, work in todo.items())
+    for answer in pool.run(segment_field, tasks):
+        work = todo[answer.name]
+        row = answer.value
+        if answer.problem:
+            attempt.say(f"lost: {work.name} {work.key}: {answer.problem}")
+            row = write_record(work, {"problem": answer.problem})
+        found[work.record] = row
+        ledger.field(row)
+    if any(row is None for row in found.values()):
+        return None
+    return [row for row in found.values() if row is not None]
+
+
+class _Ledger:
+    """Keeps the bar moving, and a line of metrics now and then."""
+
+    def __init__(self, attempt: Attempt, total: int, before: int) -> None:
+        self.attempt, self.total, self.done, self.before = attempt, total, before, before
+        self.objects = self.lost = 0
+        self.start = time.monotonic()
+        self._show()
+
+    def field(self, row: Row) -> None:
+        self.done += 1
+        self.objects += row.get("objects", 0)
+        self.lost += "problem" in row
+        self._show()
+        if self.done % max(1, self.total // 200) == 0 or self.done == self.total:
+            self.attempt.metric(self.done, **{f"segment/{k}": float(v) for k, v in self._figures().items()})
+
+    def _figures(self) -> dict[str, float]:
+        minutes = max(time.monotonic() - self.start, 1e-3) / 60
+        lost = {"lost": self.lost} if self.lost else {}
+        return {"objects": self.objects, "fields per minute": (self.done - self.before) / minutes, **lost}
+
+    def _show(self) -> None:
+        self.attempt.progress(self.done, self.total, "fields", **self._figures())
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _memory(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> int:
+    """Bytes of the field that takes most, and of what a process holds before its first field."""
+    from hpc_isl.stages.segment_memory import PROCESS, needed
+
+    return PROCESS + max(
+        needed(recipe, models, target.index, key) for target in targets for key in _corners(target)
+    )
+
+
+def _corners(target: Target) -> list:  # type: ignore[type-arg]
+    """The fields of the greatest images."""
+    shapes = {target.index.field(key).shape[-2:]: key for key in target.keys}
+    return list(shapes.values())
+
+
+def _field_memory(recipe: SegmentRecipe, models: Models, target: Target, work: Work) -> int:
+    from hpc_isl.stages.segment_memory import needed
+
+    return needed(recipe, models, target.index, work.key)
+
+
+# ---------------------------------------------------------------- verify
+
+
+def _verify(attempt: Attempt, places: Sequence[Place], rows: Sequence[Row], pool: Pool) -> None:
+    """Computes a share of the fields again, where it was asked for, and compares all that was found.
+
+    Raises:
+        RuntimeError: naming the fields that differ.
+    """
+    from hpc_isl.stages.segment_work import verify_field
+
+    share = (read_json(attempt.run.folder / VERIFY) or {}).get("share", 0.0)
+    whole = [work for (_, work), row in zip(places, rows, strict=True) if "problem" not in row]
+    count = min(len(whole), max(1, round(share * len(whole)))) if share else 0
+    chosen = stream(attempt.number, "verify").choice(len(whole), count, replace=False)
+    tasks = [Task(f"{whole[i].name} {whole[i].key}", whole[i]) for i in sorted(chosen)]
+    wrong = []
+    for number, answer in enumerate(pool.run(verify_field, tasks), 1):
+        attempt.progress(number, count, "fields verified")
+        if said := answer.problem or answer.value:
+            wrong.append(f"{answer.name}: {said}")
+    if wrong:
+        raise RuntimeError("\n".join([f"{len(wrong)} of {count} fields differ", *wrong]))
+    if count:
+        attempt.say(f"{count} fields computed again: labels and tables are the same")

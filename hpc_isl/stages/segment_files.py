@@ -1,0 +1,132 @@
+"""The files of a segmentation: tables and records of fields, and when a field counts as done."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hpc_isl.files import read_json, write_atomic
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import computed_by
+
+Row = dict[str, Any]
+COPY = " predicted"  # added to the name of labels where people, or a draft, have the name already
+
+
+@dataclass(frozen=True)
+class Work:
+    """One field to segment: coordinates and paths alone.
+
+    Attributes:
+        run: folder of the run, which holds the recipe.
+        name, slug: of the plate, in tables and in file names.
+    """
+
+    run: Path
+    plate: Path
+    name: str
+    slug: str
+    key: FieldKey
+    fingerprint: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.key.well}-{self.key.image}"
+
+    @property
+    def record(self) -> Path:
+        """Written last: what was found, and of what it was made."""
+        return self.run / "fields" / self.slug / f"{self.file}.json"
+
+    @property
+    def table(self) -> Path:
+        """One row for each object."""
+        return self.run / "objects" / self.slug / f"{self.file}.parquet"
+
+    @property
+    def maps(self) -> Path:
+        """The plate of what the network says."""
+        return self.run / "maps" / f"{self.slug}.zarr"
+
+    @property
+    def scratch(self) -> Path:
+        return self.run / "scratch" / self.slug / self.file
+
+
+def labels_name(image: Path, name: str) -> str:
+    """Under which name labels are written beside an image: those that people drew, or a draft, stay."""
+    made = computed_by(image, name)
+    return name if made is None or made[1] else name + COPY
+
+
+def done(work: Work, image: Path, labels: str | None) -> Row | None:
+    """The record of a field that is done, with these labels where they are kept; None: it is to be computed."""
+    record = read_json(work.record)
+    if record is None or record["fingerprint"] != work.fingerprint or "problem" in record:
+        return None
+    if not work.table.exists():
+        return None
+    if labels is not None:
+        made = computed_by(image, labels_name(image, labels))
+        if made is None or made[1] != work.fingerprint:
+            return None
+    return record
+
+
+def write_record(work: Work, facts: Mapping[str, Any]) -> Row:
+    """The done record of a field, or with a `problem` the word that it is lost."""
+    key = work.key
+    record = {
+        "plate": work.name, "well": key.well, "field": key.name, "acquisition": key.acquisition,
+        "fingerprint": work.fingerprint, **facts,
+    }  # fmt: skip
+    write_atomic(work.record, json.dumps(record, indent=1))
+    return record
+
+
+def table_of(work: Work, columns: list[tuple[int, dict[str, NDArray[Any]]]]) -> pa.Table:
+    """One row for each object of a field, by time: where it is, then its features."""
+    parts = []
+    for time, features in columns:
+        count = len(features["label"])
+        where = {
+            "plate": [work.name] * count, "well": [work.key.well] * count, "field": [work.key.name] * count,
+            "acquisition": np.full(count, work.key.acquisition, np.int32),
+            "time": np.full(count, time, np.int32),
+        }  # fmt: skip
+        parts.append(pa.table(_typed(where) | {name: pa.array(one) for name, one in features.items()}))
+    return pa.concat_tables(parts)
+
+
+def _typed(where: dict[str, Any]) -> dict[str, pa.Array]:
+    """An empty list is a column of text all the same."""
+    return {k: pa.array(v, pa.string()) if isinstance(v, list) else pa.array(v) for k, v in where.items()}
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """The same bytes for the same rows; complete or not at all."""
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd")
+    write_atomic(path, stream.getvalue())
+
+
+def content_hash(labels: Iterable[NDArray[np.uint32]], table: pa.Table) -> str:
+    """Of every label and every figure of a field; labels come in bands of whole rows, in raster order."""
+    found = hashlib.sha256()
+    for band in labels:
+        found.update(np.ascontiguousarray(band).data)
+    for name in table.column_names:
+        column = table[name].to_numpy(zero_copy_only=False)
+        content = "\n".join(column).encode() if column.dtype == object else column.tobytes()
+        found.update(name.encode() + b"\0" + content)
+    return found.hexdigest()
