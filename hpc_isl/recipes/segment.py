@@ -40,8 +40,8 @@ class SegmentRecipe(Recipe):
     RUNS = ("model", "stain")
 
     model: Path
-    """run of finetune that segments; of a sweep its last element, `final`, is meant. A run of pretrain will do
-    too: then objects are drafted from the stain that it predicts"""
+    """run of finetune that segments; of a sweep its last element, `final`, is meant. A run of pretrain will
+    do too: then objects are drafted from the stain that it predicts"""
     plates: list[Path]
     """plates to segment; globs are allowed"""
     labels: str | None = None

@@ -70,7 +70,7 @@ def draw_examples(examples: Sequence[Example], path: Path) -> None:
         for each in axes:
             each.set_axis_off()
         _draw_row(list(axes), example)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_row(axes: list[Axes], example: Example) -> None:
@@ -132,7 +132,7 @@ def draw_training(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     _curve(right, seen, "validation/pcc", "PCC in validation")
     if min(losses, default=0) > 0:
         left.set_yscale("log")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _curve(axis: Axes, lines: Sequence[Mapping[str, Any]], name: str, title: str) -> list[float]:
@@ -148,7 +148,8 @@ def _curve(axis: Axes, lines: Sequence[Mapping[str, Any]], name: str, title: str
     return list(points.values())
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """The picture as a PNG, complete or not at all."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor="white")
     write_atomic(path, stream.getvalue())

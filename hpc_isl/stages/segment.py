@@ -37,14 +37,16 @@ def plan(recipe: SegmentRecipe) -> Plan:
     """What segmenting would do; writes nothing.
 
     Raises:
-        Mistake: whatever can be known before pixels are read: models, plates, channels, pixel sizes, labels in
-            the way, tiles.
+        Mistake: whatever can be known before pixels are read: models, plates, channels, pixel sizes,
+            labels in the way, tiles.
     """
     recipe = _located(recipe)
     models = models_of(recipe)
     targets = targets_of(recipe, view_of(recipe, models.contract))
     says = [*_says(recipe, models, targets), *_checked(recipe, models, targets)]
-    inputs = {target.name: target.index.fingerprint for target in targets} | {"model": models.contract.weights}
+    inputs = {target.name: target.index.fingerprint for target in targets} | {
+        "model": models.contract.weights
+    }
     if models.stain_contract:
         inputs["stain"] = models.stain_contract.weights
     return Plan(recipe, tuple(says), inputs)
@@ -90,7 +92,7 @@ def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> I
     fields = sum(len(target.keys) for target in targets)
     pixels = sum(_pixels(target) for target in targets)
     plates = f"{len(targets)} plates" if len(targets) > 1 else f"plate {targets[0].name}"
-    yield f"{plates}: {fields:,} fields, {pixels / 1e9:.3g} gigapixels to segment into labels {models.labels!r}"
+    yield f"{plates}: {fields:,} fields, {pixels / 1e9:.3g} gigapixels, segmented into {models.labels!r}"
     task = models.contract.task
     kind = f"{task.kind}, arm {task.arm}" if task else "a stain, from which objects are drafted"
     of = recipe.predict or models.contract.predict
@@ -119,7 +121,9 @@ def _checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -
         if blind:
             yield f"{target.name}: {len(blind)} of {len(target.keys)} fields cannot be seen, as {blind[0]}"
         if models.stain_contract and (
-            blind := list(unseen(recipe, view_of(recipe, models.stain_contract), target.index, target.keys[:1]))
+            blind := list(
+                unseen(recipe, view_of(recipe, models.stain_contract), target.index, target.keys[:1])
+            )
         ):
             raise Mistake(f"stain: {blind[0]}")
         scale = scale_of(recipe, view, target.index, target.keys[0])
@@ -133,7 +137,7 @@ def _checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -
 
 
 def _in_the_way(recipe: SegmentRecipe, models: Models, target: Target) -> Iterator[str]:
-    """Labels of the name that are there: those of people and drafts stay, those of another run are refused."""
+    """Labels of the name that are there: those of people and drafts stay, another run's are refused."""
     others, kept = [], []
     for key in target.keys:
         made = computed_by(target.index.image(key), models.labels)
@@ -150,17 +154,15 @@ def _in_the_way(recipe: SegmentRecipe, models: Models, target: Target) -> Iterat
         )
     if kept:
         yield (
-            f"{target.name}: labels {models.labels!r} that people drew or drafted on {len(kept)} fields stay; "
-            f"there the computed ones are called {models.labels + COPY!r}"
+            f"{target.name}: labels {models.labels!r} that people drew or drafted on {len(kept)} fields "
+            f"stay; there the computed ones are called {models.labels + COPY!r}"
         )
 
 
 # ---------------------------------------------------------------- all fields
 
 
-def _places(
-    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path
-) -> Iterator[Place]:
+def _places(recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path) -> Iterator[Place]:
     for target in targets:
         for key in target.keys:
             mark = fingerprint(recipe, models, target.index, key)

@@ -70,7 +70,7 @@ def labels_name(image: Path, name: str) -> str:
 
 
 def done(work: Work, image: Path, labels: str | None) -> Row | None:
-    """The record of a field that is done, with these labels where they are kept; None: it is to be computed."""
+    """The record of a field that is done, with these labels where they are kept; None: not done."""
     record = read_json(work.record)
     if record is None or record["fingerprint"] != work.fingerprint or "problem" in record:
         return None

@@ -1,4 +1,4 @@
-"""The end of a segmentation: tables of whole plates, counts of wells, losses and pictures, then the done record."""
+"""The end of a segmentation: tables of plates, counts of wells, losses, pictures, and the done record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc_isl.files import write_atomic
-from hpc_isl.learning.drift import drift
+from hpc_isl.learning.drift import FAR, drift
 from hpc_isl.plates.plate import well_position
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Run
@@ -23,7 +23,6 @@ from hpc_isl.stages.segment_overlap import Twice, wells_of
 from hpc_isl.stages.segment_setting import Models, Target, view_of
 from hpc_isl.tasks import Pool, Task
 
-DRIFTED = 6.0  # robust z from which a well is named
 Doubles = Mapping[str, Sequence[Twice]]
 """Slug of a plate -> its objects that are seen twice."""
 
@@ -164,21 +163,19 @@ def _drift(
         attempt.say("the model's contract has no statistics of its training fields: drift is not known")
         return {}
     view = view_of(recipe, models.contract)
-    names = {plate: own for own, plate in recipe.channels.items()}
-    own = {names.get(role, role): facts for role, facts in reference.items()}
     lines = [
         {"plate": target.name, **row}
         for target in targets
-        for row in drift(own, view, target.index, target.keys)
+        for row in drift(reference, view, target.index, target.keys)
     ]
     path = attempt.run.folder / "drift.csv"
     columns = list(lines[0])
     write_atomic(path, _csv(columns, ([line.get(name) for name in columns] for line in lines)))
-    far = [line for line in lines if line["largest"] > DRIFTED]
+    far = [line for line in lines if line["largest"] > FAR]
     if far:
         worst = max(far, key=lambda line: line["largest"])
         attempt.say(
-            f"warning: in {len(far)} of {len(lines)} wells the images are unlike those that the model was trained "
-            f"on (worst: {worst['plate']} {worst['well']}); look at the pictures, and at {path.name}"
+            f"warning: in {len(far)} of {len(lines)} wells the images are unlike those that the model was "
+            f"trained on (worst: {worst['plate']} {worst['well']}); look at the pictures, and at {path.name}"
         )
     return {"drift of each well": path}

@@ -52,7 +52,7 @@ def _outputs(
 def write_map(path: Path, plate: Plate, key: FieldKey, pixels: Pixels) -> None:
     """The image of one field: (t, c, y, x) float32, on the grid that the model sees."""
     stack = pixels[:, :, None]
-    field = Field(key=key, shape=stack.shape, dtype="float32")  # type: ignore[arg-type]
+    field = Field(key=key, shape=stack.shape, dtype="float32")
     write_field(path, plate, field, stack, measure(stack), CodecRecipe(), overwrite=True)
 
 
@@ -60,9 +60,7 @@ def plate_of(index: Index, maps: Maps, pixel_um: float | None) -> Plate:
     """The plate that holds the maps, as yet without fields."""
     channels = tuple(Channel(name) for name, _, _ in maps.channels)
     about = {"predicted from": index.plate.name, "fingerprint": index.fingerprint}
-    return replace(
-        index.plate, channels=channels, fields=(), pixel_um=pixel_um, plane_um=None, details=about
-    )
+    return replace(index.plate, channels=channels, fields=(), pixel_um=pixel_um, plane_um=None, details=about)
 
 
 def finish_maps(path: Path, plate: Plate, fields: Sequence[Field], index: Index) -> None:

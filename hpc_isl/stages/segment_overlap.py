@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.objects.overlap import duplicates, overlapping
+from hpc_isl.objects.overlap import Seen, counted_first, duplicates, overlapping
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.store import Index, open_plate, read_labels
 from hpc_isl.stages.segment_files import labels_name
 
 Twice = tuple[str, int, int, str]
 """Image of an object (`B03/2`), its time and label, and the object that it is again (`B03/1:17`)."""
-
-Seen = tuple[int, int]
-"""Number of a field within its well, and a label."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,9 @@ def wells_of(index: Index, keys: Sequence[FieldKey], labels: str, iou: float) ->
     ]
 
 
-def _places(fields: Sequence[Field], pixel_um: float) -> tuple[list[tuple[float, float]], list[tuple[int, int]]]:
+def _places(
+    fields: Sequence[Field], pixel_um: float
+) -> tuple[list[tuple[float, float]], list[tuple[int, int]]]:
     """First pixels (y, x) in pixels, and shapes."""
     places = [field.position_um or (0.0, 0.0) for field in fields]
     return [(y / pixel_um, x / pixel_um) for y, x in places], [(f.shape[-2], f.shape[-1]) for f in fields]
@@ -67,9 +66,9 @@ def seen_twice(well: Well) -> list[Twice]:
             for a, b, box_a, box_b in pairs
             for one, two in duplicates(images[a][time][box_a], images[b][time][box_b], well.iou)
         ]
-        cut = [_cut(image[time]) for image in images]
+        cut = {(field, label) for field, image in enumerate(images) for label in _cut(image[time])}
         for group in _groups(same):
-            kept, *others = sorted(group, key=lambda each: (each[1] in cut[each[0]], each))
+            kept, *others = counted_first(group, cut)
             name = f"{well.keys[kept[0]]}:{kept[1]}"
             found += [(str(well.keys[field]), time, label, name) for field, label in others]
     return sorted(found)

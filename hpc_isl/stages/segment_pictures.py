@@ -1,4 +1,4 @@
-"""What one would rather look at: outlines of objects on the images of a few fields, spread over the plates."""
+"""What one would rather look at: outlines of objects on images of a few fields, spread over the plates."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def _panel(
     source = source[: shown.shape[0], : shown.shape[1]]
     box = tuple(slice(max(n - EDGE, 0) // 2, max(n - EDGE, 0) // 2 + EDGE) for n in shown.shape)
     about = [value for value in index.plate_map.get(key.well, {}).values() if value]
-    title = f"{target.name} {', '.join([str(key), *about[:2]])}\n{np.count_nonzero(np.unique(labels))} objects"
+    title = (
+        f"{target.name} {', '.join([str(key), *about[:2]])}\n{np.count_nonzero(np.unique(labels))} objects"
+    )
     return title, source[box], shown[box]
 
 

@@ -1,4 +1,4 @@
-"""What segmentation stands on: the model that segments, the plates, their fields, and who is who in the tables."""
+"""What segmentation stands on: the models, the plates with their fields, and their names in the tables."""
 
 from __future__ import annotations
 
