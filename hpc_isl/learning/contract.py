@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Contract:
         code: version of this package.
         weights: SHA-256 of the weights file.
         task: of a model that segments; None: it predicts the view's targets.
+        reference: what the sources of its training fields are like, against which `drift` holds others.
     """
 
     view: View
@@ -80,17 +81,18 @@ class Contract:
     code: str
     weights: str = ""
     task: Task | None = None
+    reference: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back to an equal contract."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
         models = {"net": self.net.model_dump(mode="json"), "predict": self.predict.model_dump(mode="json")}
         task = self.task and asdict(self.task)
         return {"format": FORMAT, **plain, "view": self.view.to_dict(), **models, "task": task}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Contract:
-        own = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+        own = {each.name: content[each.name] for each in fields(cls) if each.name in content}
         own["view"] = View.from_dict(content["view"])
         own["net"] = NetRecipe.model_validate(content["net"])
         own["predict"] = PredictRecipe.model_validate(content["predict"])

@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpc_isl.learning.blend import Blend, Rows
+from hpc_isl.learning.footprint import footprint
 from hpc_isl.learning.pixels import Box, Pixels
 from hpc_isl.learning.precision import autocast, repeat_on
 from hpc_isl.learning.stride import STRIDE, check_grid
 from hpc_isl.mistake import Mistake
 from hpc_isl.tiles import Tile, tiles
+
+__all__ = ["Predictor", "footprint", "predict"]
 
 PER_IMAGE = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 Read = Callable[[Box], Pixels]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from skimage.measure import label
 from torch import nn
@@ -20,7 +18,7 @@ from hpc_isl.learning.annotated import labels_in
 from hpc_isl.learning.contract import Task
 from hpc_isl.learning.fields import level_on
 from hpc_isl.learning.precision import resolve
-from hpc_isl.learning.predict import predict
+from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import read
 from hpc_isl.learning.world import World
 from hpc_isl.objects.flood import flood, reference
@@ -67,11 +65,8 @@ def make_scores(
 
     In the run folder appear `scores.csv`, `panels.json` and `panels.npz`.
     """
-    dtype = resolve(recipe.train.precision, world.device)
-    of = recipe.predict
-    see = partial(predict, device=world.device, dtype=dtype, tile=of.tile, halo=of.halo)
-    network.to(world.device)
-    stain = _stain(recipe, setting, world.device)
+    predictor = _predictor(recipe, setting, network, world)
+    stain = _stain(recipe, setting, world)
     rows: list[tuple[int, Row]] = []
     panels: list[Panel] = []
     shown = _shown(setting.testing)
@@ -81,11 +76,11 @@ def make_scores(
             break
         first = boxes[0][1]
         sources, _ = read(setting.view, first.index, first.key, first.time)
-        found = objects_in(see(network, sources), task)
+        found = objects_in(predictor(sources), task)
         for number, box in boxes:
             rows.append((number, _row(recipe, setting, box, found)))
             if number in shown:
-                predicted = see(stain, sources)[0] if stain else None
+                predicted = stain(sources)[0] if stain else None
                 panels.append(_panel(shown.index(number), setting, box, found, predicted))
         attempt.progress(done, len(own), "test fields", **_quick([row for _, row in rows]))
     gathered = world.gather((attempt.stopping.is_set(), rows, panels))
@@ -97,13 +92,20 @@ def make_scores(
     return [row for _, row in numbered]
 
 
-def _stain(recipe: FinetuneRecipe, setting: Setting, device: torch.device) -> nn.Module | None:
+def _predictor(recipe: FinetuneRecipe, setting: Setting, network: nn.Module, world: World) -> Predictor:
+    of, dtype = recipe.predict, resolve(recipe.train.precision, world.device)
+    return Predictor(
+        network, world.device, dtype, of.tile, of.halo, of.batch,
+        channels_last=setting.net.channels_last,
+    )  # fmt: skip
+
+
+def _stain(recipe: FinetuneRecipe, setting: Setting, world: World) -> Predictor | None:
     """The ISL model behind the arm, which shows what it predicts of the stain."""
     start = setting.start(recipe.arm)
     if start is None or not start.isl:
         return None
-    network, _ = model.load(start.folder)
-    return network.to(device)
+    return _predictor(recipe, setting, model.load(start.folder)[0], world)
 
 
 def _by_field(boxes: Sequence[Box]) -> list[list[tuple[int, Box]]]:

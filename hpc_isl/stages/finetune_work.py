@@ -20,7 +20,8 @@ from hpc_isl.learning.annotated import Annotated, AnnotatedCrops, labels_in
 from hpc_isl.learning.batches import batches
 from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.contract import Contract, Task
-from hpc_isl.learning.fields import field_view, level_on
+from hpc_isl.learning.drift import Reference, reference_of
+from hpc_isl.learning.fields import field_view, fields_of, level_on
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.heads import set_head, start_from
 from hpc_isl.learning.loop import Hooks, Progress, train
@@ -232,9 +233,18 @@ def _keep_model(course: _Course) -> None:
         recipe=recipe.model_dump(mode="json"), digest=_digest(course), split=setting.split.digest,
         wells={"train": _wells(setting.learning), "test": _wells(setting.testing)},
         plates={index.plate.name: index.fingerprint for index in setting.indices},
-        step=_steps(course), code=hpc_isl.__version__, task=task,
+        step=_steps(course), code=hpc_isl.__version__, task=task, reference=_reference(setting),
     )  # fmt: skip
     model.save(course.attempt.run.model, course.network, contract)
+
+
+def _reference(setting: Setting) -> Reference:
+    """What the images are like that the model knows: the ISL model's, which saw most, else the split's."""
+    known = [start.contract.reference for start in setting.starts.values() if start.isl]
+    if known and known[0]:
+        return known[0]
+    keys = [fields_of(setting.view, index, setting.split, "train") for index in setting.indices]
+    return reference_of(setting.view, setting.indices, keys)
 
 
 def _wells(boxes: tuple[Box, ...]) -> dict[str, list[str]]:

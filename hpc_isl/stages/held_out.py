@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.annotated import labels_in
 from hpc_isl.learning.fields import image_key, level_on
+from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import read
 from hpc_isl.learning.view import Role
 from hpc_isl.learning.world import World
@@ -25,7 +26,6 @@ from hpc_isl.plates.store import Index, label_names
 from hpc_isl.stages.study import Place, Study, name_of
 
 Pixels = NDArray[np.float32]
-Predictor = Callable[[Pixels], Pixels]
 Row = dict[str, Any]
 SCORES = ("pcc", "mae", "ssim")
 # A column of the plate map with more values than this names wells rather than groups of them.

@@ -16,11 +16,13 @@ from hpc_isl.learning.batches import batches
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.contract import Contract
+from hpc_isl.learning.drift import reference_of
+from hpc_isl.learning.fields import fields_of
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.losses import loss_of
 from hpc_isl.learning.precision import name_of, resolve
-from hpc_isl.learning.predict import predict
+from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import Crops, crops_of
 from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.split import PARTS, draw
@@ -30,10 +32,11 @@ from hpc_isl.learning.transfer import MicroBatch
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.view import View
 from hpc_isl.learning.world import World, open_world
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipe import digest
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt
-from hpc_isl.stages.held_out import Predictor, by_plate_map, figures, main_scores, quick_scores
+from hpc_isl.stages.held_out import by_plate_map, figures, main_scores, quick_scores
 from hpc_isl.stages.ledger import Ledger
 from hpc_isl.stages.results import Results, make_results
 from hpc_isl.stages.study import Study, open_plates
@@ -59,7 +62,10 @@ class _Course:
     def predictor(self) -> Predictor:
         of, device = self.recipe.predict, self.world.device
         dtype = resolve(self.recipe.train.precision, device)
-        return partial(predict, self.network, device=device, dtype=dtype, tile=of.tile, halo=of.halo)
+        return Predictor(
+            self.network, device, dtype, of.tile, of.halo, of.batch,
+            channels_last=self.recipe.net.channels_last,
+        )  # fmt: skip
 
 
 def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
@@ -169,8 +175,14 @@ def _keep_model(course: _Course, step: int) -> None:
         plates={index.plate.name: index.fingerprint for index in study.indices},
         step=step,
         code=hpc_isl.__version__,
+        reference=reference_of(study.view, study.indices, _training(study)),
     )
     model.save(course.attempt.run.model, course.network, contract)
+
+
+def _training(study: Study) -> list[tuple[FieldKey, ...]]:
+    """The training fields of each plate."""
+    return [fields_of(study.view, index, study.split, "train") for index in study.indices]
 
 
 def _units(study: Study, part: str, by: str) -> dict[str, list[str]]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.world import World
 from hpc_isl.plates.plate import Plate
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages import pictures
-from hpc_isl.stages.held_out import Predictor, Row, Seen, look, main_scores, score, write_scores
+from hpc_isl.stages.held_out import Row, Seen, look, main_scores, score, write_scores
 from hpc_isl.stages.study import Place, Study, name_of
 from hpc_isl.stages.virtual_stain import finish_stain, stain_paths, stain_plate, start_stain, write_stain
 
