@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.drift import FAR, drift
-from hpc_isl.plates.plate import well_position
+from hpc_isl.plates.plate import Field, FieldKey, well_position
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages import segment_pictures, table
+from hpc_isl.stages import segment_overlap, segment_pictures, table
 from hpc_isl.stages.segment_files import Row, Work
+from hpc_isl.stages.segment_maps import finish_maps, maps_of, plate_of
 from hpc_isl.stages.segment_overlap import Twice, wells_of
-from hpc_isl.stages.segment_setting import Models, Target, view_of
+from hpc_isl.stages.segment_setting import Models, Target, scale_of, view_of
 from hpc_isl.tasks import Pool, Task
 
 Doubles = Mapping[str, Sequence[Twice]]
@@ -31,8 +32,6 @@ def seen_twice(
     recipe: SegmentRecipe, models: Models, targets: Sequence[Target], rows: Sequence[Row], pool: Pool
 ) -> Doubles | None:
     """The objects of overlapping fields that do not count; None if the run is stopping."""
-    from hpc_isl.stages.segment_overlap import seen_twice as of_well
-
     if recipe.overlap is None or "labels" not in recipe.write:
         return {}
     lost = {(row["plate"], row["well"], row["field"], row["acquisition"]) for row in rows if "problem" in row}
@@ -44,7 +43,7 @@ def seen_twice(
             owner[tasks[-1].name] = target.slug
     found: dict[str, list[Twice]] = {}
     answers = 0
-    for answer in pool.run(of_well, tasks):
+    for answer in pool.run(segment_overlap.seen_twice, tasks):
         if answer.problem:
             raise RuntimeError(f"overlapping fields of {answer.name}: {answer.problem}")
         answers += 1
@@ -78,6 +77,7 @@ def finish(
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
     made |= {"losses": run.folder / "losses.csv"} if lost else {}
     made |= _drift(recipe, models, targets, attempt)
+    made |= _finish_maps(recipe, models, targets, run, rows)
     made |= table.after_segmenting(run)
     made |= segment_pictures.draw(recipe, models, targets, run, rows)
     twice = sum(len(each) for each in doubles.values())
@@ -128,14 +128,10 @@ def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[
     again: dict[str, dict[tuple[int, int], str]] = {}
     for image, time, label, of in twice:
         again.setdefault(image, {})[time, label] = of
-    whole = {(row["well"], row["field"], row["acquisition"]) for row in rows
-             if row["plate"] == target.name and "problem" not in row}  # fmt: skip
-    keys = [key for key in target.keys if (key.well, key.name, key.acquisition) in whole]
-    keys.sort(key=lambda key: (well_position(key.well), key.name, key.acquisition))
     path = run.folder / "tables" / f"{target.slug}.parquet"
     stream = io.BytesIO()
     writer: pq.ParquetWriter | None = None
-    for key in keys:
+    for key in _whole(target, rows):
         file = Work(run.folder, target.index.path, target.name, target.slug, key, "").table
         part = _with_duplicates(pq.read_table(file), again.get(str(key), {}))
         writer = writer or pq.ParquetWriter(stream, part.schema, compression="zstd")
@@ -149,6 +145,37 @@ def _with_duplicates(part: pa.Table, of: Mapping[tuple[int, int], str]) -> pa.Ta
     places = zip(part["time"].to_pylist(), part["label"].to_pylist(), strict=True) if of else []
     names = [of.get(place) for place in places] if of else [None] * part.num_rows
     return part.append_column("duplicate_of", pa.array(names, pa.string()))
+
+
+# ---------------------------------------------------------------- plates of maps
+
+
+def _finish_maps(
+    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Run, rows: Sequence[Row]
+) -> dict[str, Path]:
+    """What the networks say, as plates that open like any other."""
+    maps = maps_of(recipe.write, models.contract, models.stain_contract)
+    if not maps.channels:
+        return {}
+    view = view_of(recipe, models.contract)
+    for target in targets:
+        fields = []
+        for key in _whole(target, rows):
+            scale = scale_of(recipe, view, target.index, key)
+            shape = (target.index.field(key).shape[0], len(maps.channels), 1, *scale.shape)
+            fields.append(Field(key=key, shape=shape, dtype="float32"))
+        if fields:
+            path = run.folder / "maps" / f"{target.slug}.zarr"
+            finish_maps(path, plate_of(target.index, maps, scale.pixel_um), fields, target.index)
+    return {"what the network says": run.folder / "maps"}
+
+
+def _whole(target: Target, rows: Sequence[Row]) -> list[FieldKey]:
+    """The fields of a plate that are not lost, in the order of its table."""
+    there = {(row["well"], row["field"], row["acquisition"]) for row in rows
+             if row["plate"] == target.name and "problem" not in row}  # fmt: skip
+    keys = [key for key in target.keys if (key.well, key.name, key.acquisition) in there]
+    return sorted(keys, key=lambda key: (well_position(key.well), key.name, key.acquisition))
 
 
 # ---------------------------------------------------------------- drift
