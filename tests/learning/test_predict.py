@@ -1,5 +1,12 @@
 """Predicting whole fields, with and without tiles; and the model that remembers how."""
 
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +16,13 @@ from torch import nn
 
 from hpc_isl.learning import model
 from hpc_isl.learning.contract import Contract
-from hpc_isl.learning.predict import predict
+from hpc_isl.learning.footprint import footprint
+from hpc_isl.learning.predict import Predictor, predict
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.view import Foreground, Role, View
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.training import NetRecipe, PredictRecipe
+from hpc_isl.tiles import tiles
 
 
 class Small(nn.Module):
@@ -79,6 +88,7 @@ def test_a_network_with_statistics_of_the_image_warns_when_tiled():
     with pytest.warns(UserWarning, match="predict.tile=null"):
         predict(network, field(64, 64), tile=32)
     predict(network, field(64, 64))
+    predict(network, field(64, 64), tile=64)
 
 
 def test_a_gpu_too_small_for_a_field_is_told_of_tiles():
@@ -88,6 +98,8 @@ def test_a_gpu_too_small_for_a_field_is_told_of_tiles():
 
     with pytest.raises(Mistake, match=r"too little memory for 64 × 96 pixels at once.*predict.tile"):
         predict(Large(), field(64, 96))
+    with pytest.raises(Mistake, match=r"too little memory for 3 × 96 × 96 pixels.*predict.batch=1"):
+        Predictor(Large(), tile=32, halo=32, batch=3)(field(200, 200))
 
 
 def test_bf16_is_near_fp32_and_comes_back_as_float32():
@@ -95,6 +107,214 @@ def test_bf16_is_near_fp32_and_comes_back_as_float32():
     found = predict(network, sources, dtype=torch.bfloat16)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, predict(network, sources), atol=0.05)
+
+
+# ---------------------------------------------------------------- the grid
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 700), st.integers(1, 700)),
+    size=st.sampled_from([32, 64, 160, None]),
+    halo=st.sampled_from([0, 32, 96]),
+)
+def test_tiles_own_each_pixel_once_and_read_boxes_of_one_shape(shape, size, halo):
+    owned = np.zeros(shape, int)
+    padded = [-(-n // 32) * 32 for n in shape]
+    grid = list(tiles(shape, size, halo, 32))
+    for tile in grid:
+        owned[tile.own] += 1
+        for own, read, end in zip(tile.own, tile.read, padded, strict=True):
+            assert 0 <= read.start <= max(own.start - halo, 0)
+            assert min(own.stop + halo, end) <= read.stop <= end
+            assert read.start % 32 == read.stop % 32 == 0
+    assert (owned == 1).all()
+    assert len({tuple(read.stop - read.start for read in tile.read) for tile in grid}) == 1
+    corners = [[own.start for own in tile.own] for tile in grid]
+    assert corners == sorted(corners)
+
+
+class Watched(Small):
+    """Remembers the shapes that it was given, and how many called it at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes, self.inside, self.most, self.threads = [], 0, 0, []
+
+    def forward(self, x):
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.shapes.append(tuple(x.shape))
+        self.threads.append(torch.get_num_threads())
+        time.sleep(0.002)
+        result = super().forward(x)
+        self.inside -= 1
+        return result
+
+
+@pytest.mark.parametrize(("batch", "passes"), [(1, 12), (4, 3), (5, 3), (50, 1)])
+def test_all_passes_over_tiles_are_alike(batch, passes):
+    network, sources = Watched(), field(200, 161)
+    found = Predictor(network, tile=64, halo=32, batch=batch)(sources)
+    assert network.shapes == [(min(batch, 12), 2, 128, 128)] * passes
+    np.testing.assert_allclose(found, predict(Small(), sources), atol=2e-6)
+
+
+def test_tiles_that_would_all_read_the_whole_field_are_one():
+    network = Watched()
+    Predictor(network, tile=64, halo=32, batch=4)(field(128, 96))
+    assert network.shapes == [(1, 2, 128, 96)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    y=st.integers(40, 300),
+    x=st.integers(40, 200),
+    tile=st.sampled_from([32, 64]),
+    halo=st.sampled_from([0, 32, 64]),
+    batch=st.integers(1, 5),
+)
+def test_blended_are_the_tiles_by_their_weights(y, x, tile, halo, batch):
+    """Against the definition, over the whole image at once and in double precision."""
+    sources, network, ramp = field(y, x), Small(), halo // 2
+    total, weight = np.zeros((y, x)), np.zeros((y, x))
+    padded = np.pad(sources, ((0, 0), (0, -y % 32), (0, -x % 32)), mode="reflect")
+    for each in tiles((y, x), tile, halo, 32):
+        part = np.zeros(padded.shape[1:])
+        part[each.read] = predict(network, padded[:, *each.read])[0]
+        far = [
+            np.maximum(np.maximum(own.start - np.arange(n), np.arange(n) - own.stop + 1), 0)
+            for own, n in zip(each.own, (y, x), strict=True)
+        ]
+        bell = np.multiply.outer(*(np.maximum(1 - f / (ramp + 1), 0) for f in far))
+        total += part[:y, :x] * bell
+        weight += bell
+    found = Predictor(network, tile=tile, halo=halo, batch=batch)(sources)
+    np.testing.assert_allclose(found[0], total / weight, atol=5e-6)
+
+
+# ---------------------------------------------------------------- images of any size
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    y=st.integers(1, 400),
+    x=st.integers(1, 200),
+    tile=st.sampled_from([32, 64, None]),
+    halo=st.sampled_from([0, 32, 64]),
+    batch=st.integers(1, 5),
+)
+def test_row_by_row_an_image_is_the_same_bits(y, x, tile, halo, batch):
+    sources, predictor = field(y, x), Predictor(Small(), tile=tile, halo=halo, batch=batch)
+    found, end = np.full((1, y, x), np.nan, np.float32), 0
+
+    def write(rows, pixels):
+        nonlocal end
+        assert rows.start == end < rows.stop
+        found[:, rows], end = pixels, rows.stop
+
+    predictor.into(lambda box: sources[:, *box].copy(), write, (y, x))
+    assert end == y
+    np.testing.assert_array_equal(found, predictor(sources))
+
+
+def test_of_a_long_image_only_a_band_is_held():
+    read, done = [], [0]
+
+    def part(box):
+        rows, columns = box
+        read.append((rows.stop - rows.start, rows.start - done[-1]))
+        return np.ones((2, rows.stop - rows.start, columns.stop - columns.start), np.float32)
+
+    Predictor(Small(), tile=64, halo=32, batch=2).into(
+        part, lambda rows, _: done.append(rows.stop), (3000, 96)
+    )
+    assert max(high for high, _ in read) == 128
+    assert max(ahead for _, ahead in read) <= 4 * 64  # the tiles of a pass, and of one ahead
+    assert max(np.diff(done)) <= 2 * 64
+    assert done[-1] == 3000
+
+
+# ---------------------------------------------------------------- threads
+
+
+def test_threads_are_set_for_a_pass_and_put_back():
+    network, before = Watched(), torch.get_num_threads()
+    Predictor(network, threads=before + 1)(field(32, 32))
+    assert network.threads == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_many_threads_may_ask_and_the_network_runs_for_one_at_a_time():
+    network = Watched()
+    predictor = Predictor(network, tile=32, halo=32, batch=2, threads=1)
+    fields = [field(100, 100, seed) for seed in range(12)]
+    expected = [predictor(each) for each in fields]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(predictor, fields))
+    assert network.most == 1
+    assert threading.active_count() < 20
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_any_number_of_runs_gives_the_same_bits_with_one_number_of_threads(network):
+    sources = field(200, 160)
+    first = Predictor(network, tile=64, halo=32, batch=3, threads=1)
+    again = replace(first, network=build(contract().net, 2, 1, seed=4, pretrained=False))
+    np.testing.assert_array_equal(first(sources), again(sources))
+    np.testing.assert_array_equal(first(sources), first(sources))
+
+
+def test_compiled_it_says_the_same():
+    sources, network = field(64, 96), Small()
+    found = Predictor(network, compiled=True)(sources)
+    np.testing.assert_allclose(found, predict(network, sources), atol=2e-6)
+
+
+# ---------------------------------------------------------------- memory
+
+MEASURE = """
+import sys, threading
+import numpy as np, psutil
+from hpc_isl.learning.predict import Predictor
+from hpc_isl.learning.unet import build
+from hpc_isl.recipes.training import NetRecipe
+
+def watch():
+    while not done.wait(0.001):
+        most[0] = max(most[0], psutil.Process().memory_info().rss)
+
+for encoder in sys.argv[1:]:
+    predictor = Predictor(build(NetRecipe(encoder=encoder, weights=None), 3, 2), threads=1)
+    predictor(np.zeros((3, 64, 64), np.float32))
+    done, most, sources = threading.Event(), [0], np.ones((3, 768, 768), np.float32)
+    before = psutil.Process().memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    predictor(sources)
+    done.set()
+    watcher.join()
+    print(most[0] - before)
+"""
+
+
+def test_the_memory_of_a_pass_is_known_before_it():
+    encoders = ["mobilenet_v2", "densenet121"]
+    told = subprocess.run(
+        [sys.executable, "-c", MEASURE, *encoders], capture_output=True, text=True, check=True, timeout=300
+    )
+    for encoder, measured in zip(encoders, map(int, told.stdout.split()), strict=True):
+        expected = footprint(NetRecipe(encoder=encoder, weights=None), 768 * 768)
+        assert measured / 1.5 < expected < measured * 1.5
+
+
+def test_more_channels_and_more_pixels_take_more_memory():
+    small, large = (
+        NetRecipe(encoder="resnet18", weights=None, decoder=d) for d in ([64, 32, 16], [256, 128, 64])
+    )
+    assert footprint(small, 10**6) < footprint(large, 10**6)
+    assert footprint(small, 2 * 10**6) == pytest.approx(2 * footprint(small, 10**6))
 
 
 # ---------------------------------------------------------------- the model
