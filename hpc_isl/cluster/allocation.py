@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_isl.cluster import local, place, status
-from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED, Job, threads
+from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED, Job, srun_flags, threads
 from hpc_isl.cluster.record import import_path
 from hpc_isl.cluster.supervise import Ending, Requests, Watch, start
 from hpc_isl.site import Site
@@ -29,7 +29,7 @@ def compute(
         "SRUN_CPUS_PER_TASK": str(cpus),
         "PYTHONPATH": import_path(),
     }  # fmt: skip
-    srun = ["srun", "--kill-on-bad-exit=1", "--wait=60", f"--nodes={site.nodes}", f"--ntasks={site.ranks}"]
+    srun = ["srun", *srun_flags(job.run.stage), f"--nodes={site.nodes}", f"--ntasks={site.ranks}"]
     log = job.run.attempts / str(job.attempt) / "srun.log"
     processes = start(local.command(job, site, srun), [environment], [log], job.folder)
     # srun hands USR1 on to the ranks; TERM it takes for itself, and kills them.

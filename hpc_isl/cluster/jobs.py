@@ -69,6 +69,13 @@ def interpreter(site: Site) -> str:
     return f"{shlex.join([*command, str(site.container)])} {site.python or 'python'}"
 
 
+def srun_flags(stage: str) -> list[str]:
+    """How srun takes the end of a rank: all end with it, but where the stage can do without other nodes."""
+    if stage in POOLED:
+        return ["--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
+    return ["--kill-on-bad-exit=1", "--wait=60"]
+
+
 def threads(cpus: int) -> Mapping[str, str]:
     """Environment that caps the thread pools of numerical libraries; they read it when imported."""
     libraries = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")

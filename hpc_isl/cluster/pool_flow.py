@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 import sys
 import time
@@ -26,9 +27,9 @@ _numbers = count()
 
 @dataclass(frozen=True)
 class _Said:
-    """What a worker process says of a call: its value, or why there is none and whether to try again."""
+    """What a worker process says of a call: its value, pickled, or why there is none and whether to try again."""
 
-    value: Any = None
+    value: bytes = b""
     problem: str = ""
     again: bool = False
     worker: str = ""
@@ -39,13 +40,13 @@ def _call(call: Callable[[Any], Any], argument: Any) -> _Said:
     from distributed import get_worker
 
     try:
-        return _Said(call(argument))
+        return _Said(pickle.dumps(call(argument)))  # here, for what cannot be sent is a problem of this task
     except Mistake as mistake:
         return _Said(problem=str(mistake))
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        return _Said(None, f"{type(error).__name__}: {error}", True, str(get_worker().address))
+        return _Said(b"", f"{type(error).__name__}: {error}", True, str(get_worker().address))
 
 
 @dataclass
@@ -193,7 +194,7 @@ class _Flow:
         if said is None:
             return self._suspect(turn)
         if not said.problem:
-            return Answer(name, said.value)
+            return Answer(name, pickle.loads(said.value))  # noqa: S301  (from our own process)
         turn.raised += 1
         if not said.again or turn.raised >= TRIES:
             return Answer(name, problem=said.problem)

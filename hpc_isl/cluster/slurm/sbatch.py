@@ -13,7 +13,7 @@ from typing import Any
 
 import submitit
 
-from hpc_isl.cluster.jobs import Job, interpreter, threads
+from hpc_isl.cluster.jobs import POOLED, Job, interpreter, srun_flags, threads
 from hpc_isl.cluster.record import python_path, snapshot
 from hpc_isl.cluster.slurm import limits, queue
 from hpc_isl.cluster.slurm.ask import ask, environment
@@ -42,6 +42,11 @@ class Batch:
     after: tuple[str, ...] = ()
     last: bool = False
     beside: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """Of its jobs: an array's own run is of none."""
+        return self.jobs[0].run.stage
 
     @property
     def comment(self) -> str:
@@ -82,7 +87,7 @@ def _executor(batch: Batch, site: Site, throttle: int, after: str | None) -> _Ex
         job_name=f"{batch.run.stage}-{batch.run.name}", nodes=site.nodes, ntasks_per_node=site.per_node,
         cpus_per_task=cpus, signal_delay_s=site.signal_s, time=site.minutes, wckey=None,
         array_parallelism=throttle, additional_parameters=_flags(batch, site, after),
-        srun_args=["--kill-on-bad-exit=1", "--wait=60"], setup=_setup(batch, site, cpus),
+        srun_args=srun_flags(batch.stage), setup=_setup(batch, site, cpus),
     )  # fmt: skip
     return executor
 
@@ -90,6 +95,8 @@ def _executor(batch: Batch, site: Site, throttle: int, after: str | None) -> _Ex
 def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, str | int | bool]:
     """Flags of sbatch that submitit has no word for; the site's own come last and win."""
     flags: dict[str, str | int | bool] = {"chdir": str(batch.run.folder), "requeue": True}
+    if batch.stage in POOLED:  # it goes on when one of its nodes is lost
+        flags["no-kill"] = True
     if after:  # what waits for a job that failed would wait for ever
         flags["kill-on-invalid-dep"] = "yes"
     if site.reservation:

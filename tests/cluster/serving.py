@@ -1,0 +1,11 @@
+"""Another rank of a pooled job, as on another node: `python serving.py RUN_FOLDER`."""
+
+import sys
+from pathlib import Path
+
+from hpc_isl.cluster.pool import serve
+from hpc_isl.run import Attempt, Run
+from hpc_isl.site import Site
+
+if __name__ == "__main__":
+    serve(Attempt(Run(Path(sys.argv[1])), rank=1, size=2), Site(workers=1))

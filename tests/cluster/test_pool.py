@@ -1,0 +1,339 @@
+"""A pool's worker processes: real ones, which raise, die and are replaced while every task is answered."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from eventually import eventually
+
+from hpc_isl.cluster import pool_flow
+from hpc_isl.cluster.pool import pools
+from hpc_isl.cluster.pool_share import Node, Share, lowered, memory_here, shares
+from hpc_isl.run import Attempt, Run
+from hpc_isl.site import Site
+from hpc_isl.tasks import Answer, Pool, Task
+
+if TYPE_CHECKING:
+    from tests.conftest import Door
+
+HERE = Path(__file__).parent
+GB = 10**9
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def calls() -> Iterator[Any]:
+    """The module of the calls, which worker processes import too: they get our path."""
+    sys.path.insert(0, str(HERE))
+    import calls
+
+    yield calls
+    sys.path.remove(str(HERE))
+
+
+Opened = Callable[..., AbstractContextManager[Pool]]
+
+
+def attempt_in(folder: Path, size: int = 1) -> Attempt:
+    attempt = Attempt(Run(folder / "segment" / "one"), size=size, cpus=2)
+    attempt.folder.mkdir(parents=True)
+    return attempt
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """Two worker processes of two threads."""
+    with pools(attempt_in(tmp_path_factory.mktemp("shared")), Site(workers=2))(GB // 10) as pool:
+        assert eventually(lambda: pool.workers == 2)
+        yield pool
+
+
+def tasks_of(arguments: Any) -> Iterator[Task]:
+    return (Task(str(number), argument) for number, argument in enumerate(arguments))
+
+
+def trials(folder: Path) -> Counter[int]:
+    """How often each number was tried."""
+    return Counter(int(path.name.split("-")[0]) for path in folder.iterdir())
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Worker processes of pools of this process."""
+    found = []
+    for process in psutil.Process().children():
+        if any("spawn_main" in word for word in process.cmdline()):
+            found.append(process)
+    return found
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_every_task_is_answered_once_in_any_order(shared: Pool, calls: Any) -> None:
+    answers = list(shared.run(calls.doubled, tasks_of(range(100))))
+    assert sorted(int(answer.name) for answer in answers) == list(range(100))
+    assert all(answer == Answer(answer.name, 2 * int(answer.name)) for answer in answers)
+
+
+def test_tasks_are_read_as_they_are_needed(shared: Pool, calls: Any) -> None:
+    """There may be hundreds of thousands: a window of them is under way."""
+    read = []
+
+    def endless() -> Iterator[Task]:
+        while True:
+            read.append(len(read))
+            yield Task(str(len(read)), len(read))
+
+    answers = shared.run(calls.doubled, endless())
+    for number in range(1, 30):
+        next(answers)
+        assert len(read) <= number + 100
+    answers.close()  # type: ignore[attr-defined]
+    assert len(list(shared.run(calls.doubled, tasks_of(range(3))))) == 3, "what was left is not in the way"
+
+
+def test_no_tasks_have_no_answers(shared: Pool, calls: Any) -> None:
+    assert list(shared.run(calls.doubled, [])) == []
+
+
+def test_a_large_task_has_its_process_for_itself(shared: Pool, calls: Any) -> None:
+    large = [Task(f"large {n}", 0.1, memory=10**15) for n in range(4)]
+    small = [Task(f"small {n}", 0.1, memory=1) for n in range(8)]
+    answers = list(shared.run(calls.who, [*small[:4], *large, *small[4:]]))
+    assert len(answers) == 12
+    for one in answers:
+        if one.name.startswith("large"):
+            others = [a.value for a in answers if a is not one and a.value[0] == one.value[0]]
+            assert all(end <= one.value[1] or begin >= one.value[2] for _, begin, end in others)
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_call_that_raises_is_tried_three_times_and_told(shared: Pool, calls: Any, tmp_path: Path) -> None:
+    answers = {a.name: a for a in shared.run(calls.refused, tasks_of((tmp_path, n) for n in range(6)))}
+    assert {name for name, answer in answers.items() if answer.problem} == {"1", "3", "5"}
+    assert answers["3"].problem == "ArithmeticError: 3 is odd"
+    assert trials(tmp_path) == {0: 1, 1: 3, 2: 1, 3: 3, 4: 1, 5: 3}
+
+
+def test_one_that_goes_well_at_last_is_like_any_other(shared: Pool, calls: Any, tmp_path: Path) -> None:
+    answers = list(shared.run(calls.at_the_third, tasks_of((tmp_path, n) for n in range(3))))
+    assert {answer.value for answer in answers} == {0, 1, 2}
+    assert not any(answer.problem for answer in answers)
+
+
+def test_a_mistake_is_not_tried_again(shared: Pool, calls: Any, tmp_path: Path) -> None:
+    [answer] = shared.run(calls.mistaken, tasks_of([(tmp_path, 7)]))
+    assert answer.problem == "well 7 is wrong"
+    assert trials(tmp_path) == {7: 1}
+
+
+def test_an_answer_that_cannot_be_sent_is_a_problem_of_its_task(shared: Pool, calls: Any) -> None:
+    [answer] = shared.run(calls.unsendable, tasks_of([None]))
+    assert "TypeError" in answer.problem
+
+
+@pytest.mark.kill
+def test_a_task_that_kills_its_process_is_told_and_its_neighbours_are_not_blamed(
+    shared: Pool, calls: Any, tmp_path: Path
+) -> None:
+    deadly = {5, 6, 17}
+    arguments = [(tmp_path, n, n in deadly) for n in range(24)]
+    answers = {int(a.name): a for a in shared.run(calls.deadly, tasks_of(arguments))}
+    assert sorted(answers) == list(range(24))
+    assert {n for n, answer in answers.items() if answer.problem} == deadly
+    assert answers[17].problem == "its process died 3 times"
+    assert all(answers[n].value == n for n in answers if n not in deadly)
+    tried = trials(tmp_path)
+    assert all(tried[n] <= 3 for n in deadly)
+
+
+@pytest.mark.kill
+def test_a_process_that_is_killed_is_replaced(shared: Pool, calls: Any) -> None:
+    assert eventually(lambda: shared.workers == 2)
+    before = {process.pid for process in worker_processes()}
+    found = []
+    for answer in shared.run(calls.who, tasks_of([0.02] * 60)):
+        found.append(answer)
+        if len(found) in (10, 30):
+            worker_processes()[-1].kill()
+    assert sorted(int(answer.name) for answer in found) == list(range(60))
+    assert not any(answer.problem for answer in found)
+    assert eventually(lambda: shared.workers == 2)
+    assert {process.pid for process in worker_processes()} != before
+
+
+@pytest.mark.kill
+def test_a_pool_without_processes_that_none_comes_back_to_says_so(
+    calls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_flow, "BACK_S", 2.0)
+    with pools(attempt_in(tmp_path), Site(workers=1))(0) as pool:
+        multiprocessing.set_executable("/bin/false")
+        try:
+            with pytest.raises(RuntimeError, match="all worker processes have died"):
+                list(pool.run(calls.deadly, tasks_of([(tmp_path, 1, True)])))
+        finally:
+            multiprocessing.set_executable(sys.executable)
+
+
+# ---------------------------------------------------------------- ending
+
+
+def test_a_stop_begins_none_and_waits_for_those_under_way(calls: Any, tmp_path: Path) -> None:
+    attempt = attempt_in(tmp_path)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with pools(attempt, Site(workers=2))(0) as pool:
+        stop = threading.Thread(
+            target=lambda: eventually(lambda: any(marks.iterdir())) and attempt.stopping.set()
+        )
+        stop.start()
+        answers = list(pool.run(calls.slow, tasks_of((marks, n) for n in range(100))))
+        stop.join()
+        assert list(pool.run(calls.doubled, tasks_of(range(3)))) == []
+    begun = {path.name.split("-")[1] for path in marks.glob("begun-*")}
+    assert 0 < len(begun) < 100
+    assert begun == {path.name.split("-")[1] for path in marks.glob("ended-*")} == {a.name for a in answers}
+
+
+def test_a_closed_pool_leaves_no_process_and_no_file(
+    calls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = set(worker_processes())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pools(attempt_in(tmp_path), Site(workers=1))(0) as pool:
+        assert len(list(pool.run(calls.doubled, tasks_of(range(3))))) == 3
+        assert set(worker_processes()) - others
+    assert set(worker_processes()) <= others
+    assert [path.name for path in tmp_path.iterdir()] == ["segment"]
+
+
+@pytest.mark.kill
+def test_nothing_outlives_a_killed_rank(door: Door) -> None:
+    call = door.open("square", "numbers=1000", "pause_s=0.2", "site.workers=2", "--name", "killed")
+    folder = door.cwd / "runs" / "square" / "killed"
+    assert door.eventually(lambda: len(list(folder.glob("squares/*"))) > 3)
+    assert len(door.left()) > 3
+    rank = next(process for process in door.left() if "hpc_isl.cluster.worker" in process.cmdline())
+    call.kill()
+    rank.kill()
+    assert door.eventually(lambda: door.left() == [])
+    call.communicate()
+
+
+@pytest.mark.kill
+def test_a_pooled_run_is_stopped_and_goes_on(door: Door) -> None:
+    words = ("square", "numbers=60", "pause_s=0.1", "site.processes=2", "site.tracking=none")
+    call = door.open(*words, "--name", "on")
+    folder = door.cwd / "runs" / "square" / "on"
+    assert door.eventually(lambda: len(list(folder.glob("squares/*"))) > 3)
+    os.killpg(call.pid, signal.SIGINT)
+    output, _ = call.communicate(timeout=90)
+    assert call.returncode == 130, output
+    before = len(list((folder / "squares").iterdir()))
+    assert 0 < before < 60
+    done = door("resume", "on")
+    assert done.returncode == 0, done.stdout
+    assert {path.name: path.read_text() for path in (folder / "squares").iterdir()} == {
+        str(n): str(n * n) for n in range(60)
+    }
+    assert door.left() == []
+
+
+# ---------------------------------------------------------------- several nodes
+
+
+def test_another_rank_lends_its_processes_until_rank_0_has_left(calls: Any, tmp_path: Path) -> None:
+    attempt = attempt_in(tmp_path, size=2)
+    path = attempt.folder / "scheduler.json"
+    with ExitStack() as stack:
+        with attempt.recorded():
+            other = subprocess.Popen([sys.executable, str(HERE / "serving.py"), str(attempt.run.folder)])
+            stack.callback(other.kill)
+            with pools(attempt, Site(workers=1))(0) as pool:
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600, "who can read it can run code as we"
+                assert eventually(lambda: pool.workers == 2)
+                answers = list(pool.run(calls.who, tasks_of([0.02] * 40)))
+                assert len({answer.value[0] for answer in answers}) == 2
+            assert not path.exists()
+            with pools(attempt, Site(workers=1))(0) as pool:
+                assert eventually(lambda: pool.workers == 2), "a second pool of the stage finds it too"
+            assert other.poll() is None
+        assert other.wait(60) == 0
+
+
+# ---------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize(
+    ("node", "task_memory", "expected"),
+    [
+        (Node(8, 64 * GB), GB, 8),
+        (Node(8, 64 * GB, ("0", "1")), GB, 2),
+        (Node(8, 64 * GB, ("0", "1"), workers=3), GB, 3),
+        (Node(8, 64 * GB, workers=3), GB, 3),
+        (Node(8, 64 * GB), 20 * GB, 3),
+        (Node(8, 64 * GB), 100 * GB, 1),
+        (Node(8, 64 * GB), 0, 8),
+    ],
+)
+def test_workers_are_as_many_as_gpus_or_cpus_and_as_memory_holds(
+    node: Node, task_memory: int, expected: int
+) -> None:
+    found = shares(node, task_memory)
+    assert len(found) == expected
+    assert sum(share.cpus for share in found) <= node.cpus
+    assert sum(share.memory for share in found) <= node.memory
+    assert bool(lowered(node, task_memory)) == (expected < node.wanted)
+
+
+def test_what_is_lowered_is_said() -> None:
+    said = lowered(Node(8, 64 * GB), 20 * GB)
+    assert said == (
+        "3 worker processes per node, not 8: a task takes up to 20 GB of the 64 GB that are free"
+    )
+
+
+def test_each_worker_sees_one_gpu_and_its_threads() -> None:
+    found = [share.environment for share in shares(Node(8, GB, ("2", "GPU-7f")), 0)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["2", "GPU-7f"]
+    assert {each["OMP_NUM_THREADS"] for each in found} == {"4"}
+    two_on_each = shares(Node(8, GB, ("0", "1"), workers=4), 0)
+    assert [share.gpu for share in two_on_each] == ["0", "1", "0", "1"]
+    assert Share(2, GB).environment["CUDA_VISIBLE_DEVICES"] == "", "without a GPU of its own it takes none"
+
+
+def test_a_worker_process_has_this_environment(shared: Pool, calls: Any) -> None:
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HPC_ISL_IO_THREADS")
+    answers = {a.name: a.value for a in shared.run(calls.environment, (Task(n, n) for n in names))}
+    assert answers == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HPC_ISL_IO_THREADS": "1"}
+
+
+def test_memory_is_what_the_site_the_job_or_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory_here(Site(memory="3G")) == 3 * 2**30
+    free = psutil.virtual_memory().available
+    assert 0 < memory_here(Site()) < 1.5 * free
+    for name, value in {"HPC_ISL_EXECUTOR": "slurm", "SLURM_MEM_PER_NODE": "100"}.items():
+        monkeypatch.setenv(name, value)
+    assert memory_here(Site()) == 100 * 2**20
+    monkeypatch.delenv("SLURM_MEM_PER_NODE")
+    for name, value in {"SLURM_MEM_PER_CPU": "10", "SLURM_CPUS_ON_NODE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert memory_here(Site()) == 40 * 2**20
