@@ -1,4 +1,4 @@
-"""Small plates of blobs, and a model that makes objects of them: networks need not have learnt to be exact."""
+"""Small plates of blobs, and a model that finds objects in them: it need not have learnt to be exact."""
 
 from __future__ import annotations
 
