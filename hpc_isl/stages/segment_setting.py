@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpc_isl.learning.contract import Contract, read_contract
 from hpc_isl.learning.fields import field_view
-from hpc_isl.learning.foreign import Scale, renamed, scale_on
+from hpc_isl.learning.foreign import Scale, at_scale, renamed, scale_on
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.labels import slug
@@ -143,8 +143,7 @@ def unseen(recipe: SegmentRecipe, view: View, index: Index, keys: Sequence[Field
     """Why fields cannot be looked at, as far as it is known without their pixels."""
     for key in keys:
         try:
-            scale_of(recipe, view, index, key)
-            field_view(view, index, key)
+            field_view(at_scale(view, scale_of(recipe, view, index, key)), index, key)
         except Mistake as mistake:
             yield str(mistake)
 
