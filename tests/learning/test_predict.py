@@ -1,5 +1,6 @@
 """Predicting whole fields, with and without tiles; and the model that remembers how."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -346,6 +347,14 @@ def test_a_model_is_read_back_as_it_was_written(network, tmp_path):
     assert about == contract(weights=about.weights)
     sources = field(64, 64)
     np.testing.assert_array_equal(predict(found, sources), predict(network, sources))
+
+
+def test_a_contract_knows_its_training_images_and_older_ones_do_not():
+    own = contract(reference={"Phase focus+2": {"contrast": [-2.5, 0.2]}})
+    content = json.loads(json.dumps(own.to_dict()))
+    assert Contract.from_dict(content) == own
+    del content["reference"], content["predict"]["batch"]
+    assert Contract.from_dict(content) == contract(reference={})
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):
