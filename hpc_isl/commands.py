@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_isl import setup_commands
 from hpc_isl.commandline import caller, parsed, program
-from hpc_isl.mistake import Mistake
+from hpc_isl.mistake import Mistake, nearest
 
 if TYPE_CHECKING:
     from hpc_isl.run import Run
@@ -208,6 +208,48 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
+TABLE_KEYS = {
+    "out": "a file, .csv or .parquet; default wells.csv, fields.csv, … in the run folder",
+    "per": "a row for each well | field | plate | object; default well",
+    "heatmap": "what is drawn of each plate: count, a column of the table of wells, or a feature of\n"
+    "                objects, whose median is drawn; several with commas; default count,confluence",
+}
+
+
+def _table(argv: list[str]) -> int:
+    manual = "\n".join(f"  {key + '=…':<14}{meaning}" for key, meaning in TABLE_KEYS.items())
+    given = parsed(
+        "table", "RUN [key=value …]: one table of all plates of a run of segment, joined with their plate "
+        f"maps, and heat maps of the plates\n\n{manual}", argv, ROOT,
+    )  # fmt: skip
+    if given is None:
+        return 0
+    keys = _table_keys([word for word in given.words if "=" in word])
+    given.words = [word for word in given.words if "=" not in word]
+    run = _one_run("table", given)
+    from hpc_isl.stages.table import table
+
+    heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
+    out = Path(keys["out"]).expanduser() if "out" in keys else None
+    made = table(run, out, keys.get("per", "well"), heat_maps)
+    width = max(map(len, made.made))
+    lines = (f"  {what:<{width}}  {_short(path)}" for what, path in made.made.items())
+    print("\n".join([made.headline, *lines]))
+    if "per" not in keys:
+        print(f"next: {caller(_root(given)).command('table', run)} per=object out=objects.parquet")
+    return 0
+
+
+def _table_keys(words: list[str]) -> dict[str, str]:
+    keys = dict(word.split("=", 1) for word in words)
+    for key, value in keys.items():
+        if key not in TABLE_KEYS:
+            raise Mistake(f"table {key}=: no such key; {nearest(key, TABLE_KEYS)}")
+        if not value:
+            raise Mistake(f"table {key}=: a value is missing; {key} is {TABLE_KEYS[key].split(';')[0]}")
+    return keys
+
+
 def _forward(run: Run) -> None:
     """The page reaches MLflow too, where the run has a place there."""
     from hpc_isl import site
@@ -233,6 +275,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "resume": ("goes on with a run that stopped or failed", _resume),
     "retry": ("starts again what failed, of an array that alone", _retry),
     "report": ("one page about a sweep of finetune: curves, annotations saved, pictures", _report),
+    "table": ("objects of segmented plates per well, with the plate map; heat maps", _table),
     "sync": ("forwards runs to MLflow", _sync),
     "ui": ("opens MLflow on this machine", _ui),
 }

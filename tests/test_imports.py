@@ -44,8 +44,8 @@ MAY_KNOW = {
 # learning may use these of the plates; nothing else crosses from wing to wing.
 BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statistics"}
 HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tensorstore", "scipy", "skimage"}
-# inspect, validate and report submit nothing
-ALLOWED = {("commands.py", "hpc_isl.stages.inspect"), ("commands.py", "hpc_isl.stages.report")}
+# inspect, validate, report and table submit nothing
+ALLOWED = {("commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "report", "table")}
 POOL = {f"cluster/pool{part}.py" for part in ("", "_flow", "_meeting", "_processes")}
 ONLY = {
     "submitit": {"cluster/slurm/sbatch.py"},
