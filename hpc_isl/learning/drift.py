@@ -2,8 +2,9 @@
 
 Facts are unitless and hold for what the network sees, whose brightness is normalised field by field: how
 strong and how sharp contrast is, and how light and shadow share it. A well's z is the distance of its
-fields' median from the median of the training fields, in robust standard deviations among these. Training
-fields themselves stay below NOTICEABLE; beyond FAR a model should not be trusted before one has looked.
+fields' median from the median of the training fields, in robust standard deviations among these. Of wells
+of a training plate some pass NOTICEABLE in one fact or another, where wells are single fields (3 to 5 were
+seen); beyond FAR a model should not be trusted before one has looked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from hpc_isl.plates.statistics import PlaneStatistics
 from hpc_isl.plates.store import Index
 
 NOTICEABLE, FAR = 3.0, 6.0
-# Where training fields are few, or all alike, their spread says little: it counts as this at least.
+# Where training fields are few, or all alike, their spread says little: it counts as this share of the
+# median at least, or of 1 where that is less.
 LEAST_SPREAD = 0.05
 Reference = Mapping[str, Mapping[str, list[float]]]
 """Source, in the order of the view -> fact -> median and robust standard deviation of training fields."""
@@ -77,7 +79,7 @@ def _distances(
 def _spread(values: Sequence[float]) -> list[float]:
     median = float(np.median(values))
     deviation = 1.4826 * float(np.median(np.abs(np.asarray(values) - median)))
-    return [median, max(deviation, LEAST_SPREAD)]
+    return [median, max(deviation, LEAST_SPREAD * max(abs(median), 1))]
 
 
 def _same_pixels(view: View, index: Index) -> bool:
