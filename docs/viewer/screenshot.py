@@ -22,7 +22,7 @@ from typing import Any
 import neuroglancer
 from serve import lend
 
-SIZE = 800  # of the picture, in pixels
+SIZE = 640  # of the picture, in pixels
 SHADER = """#uicontrol invlerp normalized(range=[{start}, {end}])
 void main() {{ emitGrayscale(normalized()); }}"""
 TRANSFORMATIONS = "coordinateTransformations"
@@ -77,7 +77,7 @@ def state_of(folder: Path, url: str, labels: str, channel: str | None, view: Box
         "layout": "xy",
         "showAxisLines": False,
         "showDefaultAnnotations": False,
-        "displayDimensions": ["x", "y"],
+        "displayDimensions": ["x", "y", "z"],  # with two alone, neuroglancer 2.41 garbles labels
         **place(ome["multiscales"][0], shape, view or (0, 0, *shape[-2:])),
     }
 
