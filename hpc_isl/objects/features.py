@@ -19,7 +19,11 @@ Floats = NDArray[np.float64]
 
 
 def features(
-    labels: NDArray[np.uint32], channels: Mapping[str, NDArray[Any]], pixel_um: float | None
+    labels: NDArray[np.uint32],
+    channels: Mapping[str, NDArray[Any]],
+    pixel_um: float | None,
+    origin: tuple[int, int] = (0, 0),
+    image: tuple[int, int] | None = None,
 ) -> Columns:
     """One row for each object, by ascending label.
 
@@ -33,6 +37,8 @@ def features(
         labels: (y, x), 0 background; pieces of one label are one object.
         channels: name -> (y, x) pixels of the shape of `labels`.
         pixel_um: edge of a pixel in micrometres. None: the columns end in `_px` instead, the area too.
+        origin, image: where a crop of whole objects lies (y, x) in an image of that shape, whose rows these
+            then are, bit for bit.
     """
     labels, names, rows = _tidy(labels)
     box, sums = passes.measure(labels, rows, len(names))
@@ -40,7 +46,8 @@ def features(
     edge = 1.0 if pixel_um is None else pixel_um
     area = sums[0].astype(np.float64)
     eccentricity, orientation = _ellipse(area, sums)
-    y0, x0, y1, x1 = box
+    y0, x0, y1, x1 = (side + origin[axis % 2] for axis, side in enumerate(box))
+    high, wide = image or labels.shape
     found: Columns = {
         "label": names, "y0": y0, "x0": x0, "y1": y1, "x1": x1,
         f"centroid_y_{length}": (y0 + sums[1] / area) * edge,
@@ -51,7 +58,7 @@ def features(
         "solidity": area / passes.hulls(labels, rows, box),
         "orientation_rad": orientation,
         f"equivalent_diameter_{length}": np.sqrt(4 * area / np.pi) * edge,
-        "touches_border": (y0 == 0) | (x0 == 0) | (y1 == labels.shape[0]) | (x1 == labels.shape[1]),
+        "touches_border": (y0 == 0) | (x0 == 0) | (y1 == high) | (x1 == wide),
     }  # fmt: skip
     for name, pixels in channels.items():
         found |= _counts(name, labels, rows, area, pixels)

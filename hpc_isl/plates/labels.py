@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates import metadata
-from hpc_isl.plates.levels import open_fresh, write_pyramid
+from hpc_isl.plates.levels import create_level, open_fresh, shard_boxes, write_coarser, write_pyramid
 from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.recipes.plates import CodecRecipe
 
 Box = tuple[int, int, int, int]
+MOST_COLORS = 4096
 
 
 def write_labels(
@@ -50,16 +52,67 @@ def write_labels(
         )
     if name in label_names(image) and not overwrite:
         raise Mistake(f"{image}: has labels {name!r} already; overwrite=true replaces them")
-    ours: dict[str, Any] = {"name": name, "origin": origin, "boxes": [list(map(int, box)) for box in boxes]}
-    ours |= {"fingerprint": fingerprint} if fingerprint else {}
-    from hpc_isl.plates import ngff
-
-    names = tuple(axis for axis in metadata.axes(field) if axis != "c")
-    ome = ngff.attributes(ngff.label_image(plate, field, levels, name, _values(pixels)))
+    about = _About(image, name, plate, field, levels, origin, boxes, fingerprint)
     with appears_whole(_folder(image, name), pixels.nbytes, overwrite) as folder:
-        write_pyramid(folder, pixels, names, levels, CodecRecipe(), "stride")
-        metadata.write_group(folder, ome, ours)
+        write_pyramid(folder, pixels, about.axes, levels, CodecRecipe(), "stride")
+        about.write(folder, _values(pixels))
     _list(image)
+
+
+def write_large_labels(
+    image: Path,
+    name: str,
+    times: Sequence[NDArray[np.uint32]],
+    *,
+    origin: str,
+    fingerprint: str,
+    overwrite: bool = False,
+) -> None:
+    """Labels of a whole image that memory does not hold, as `write_labels` writes those that it does.
+
+    Args:
+        times: (y, x) of each time, in files that are mapped to memory: they are read a shard at a time.
+    """
+    plate, field, levels = _facts(image)
+    y, x = field.shape[-2:]
+    about = _About(image, name, plate, field, levels, origin, [(0, 0, y, x)], fingerprint)
+    with appears_whole(_folder(image, name), 4 * len(times) * y * x, overwrite) as folder:
+        shape = (*((len(times),) if len(times) > 1 else ()), 1, y, x)
+        store = create_level(folder, 0, shape, np.dtype(np.uint32), about.axes, CodecRecipe())
+        for box in shard_boxes(store):
+            time = box[0].start if len(times) > 1 else 0
+            store[box].write(times[time][box[-2:]].reshape(store[box].shape)).result()
+        write_coarser(folder, store, about.axes, levels, CodecRecipe())
+        about.write(folder, range(1, 1 + min(MOST_COLORS, max(int(one.max()) for one in times))))
+    _list(image)
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is said of labels beside their pixels."""
+
+    image: Path
+    name: str
+    plate: Plate
+    field: Field
+    levels: int
+    origin: str
+    boxes: Sequence[Box]
+    fingerprint: str
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return tuple(axis for axis in metadata.axes(self.field) if axis != "c")
+
+    def write(self, folder: Path, values: Sequence[int]) -> None:
+        """The group's metadata; `values`: labels that get a colour."""
+        from hpc_isl.plates import ngff
+
+        boxes = [list(map(int, box)) for box in self.boxes]
+        ours: dict[str, Any] = {"name": self.name, "origin": self.origin, "boxes": boxes}
+        ours |= {"fingerprint": self.fingerprint} if self.fingerprint else {}
+        found = ngff.label_image(self.plate, self.field, self.levels, self.name, values)
+        metadata.write_group(folder, ngff.attributes(found), ours)
 
 
 def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
@@ -67,6 +120,14 @@ def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
     folder = _existing(image, name)
     pixels: NDArray[np.uint32] = open_fresh(folder, level).read().result()
     return pixels[..., 0, :, :]
+
+
+def label_bands(image: Path, name: str, rows: int = 1024) -> Iterator[NDArray[np.uint32]]:
+    """Labels at full resolution in bands of whole rows, from the first one on, time by time."""
+    store = open_fresh(_existing(image, name), 0)
+    for time in [store[number] for number in range(store.shape[0])] if store.rank == 4 else [store]:
+        for first in range(0, time.shape[-2], rows):
+            yield time[0, first : min(first + rows, time.shape[-2])].read().result()
 
 
 def label_names(image: Path) -> list[str]:
@@ -144,10 +205,10 @@ def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDAr
 
 
 def _values(pixels: NDArray[np.uint32]) -> list[int]:
-    """The labels there are, background apart."""
+    """The labels there are, background apart; the first of very many, for each takes 70 bytes of metadata."""
     few = pixels.size and pixels.max() < 4 * pixels.size
     found = np.flatnonzero(np.bincount(pixels.ravel())) if few else np.unique(pixels)
-    return [int(value) for value in found if value]
+    return [int(value) for value in found if value][:MOST_COLORS]
 
 
 def _inside(box: Box, shape: tuple[int, ...]) -> bool:

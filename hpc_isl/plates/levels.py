@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,10 +45,37 @@ def write_pyramid(
     """
     for level in range(levels):
         if level:
-            factors = [1] * (pixels.ndim - 2) + [2, 2]
-            pixels = ts.downsample(ts.array(pixels), factors, method).read().result()
-        _write_array(folder / str(level), pixels, axes, codec)
+            pixels = ts.downsample(ts.array(pixels), _halved(pixels.ndim), method).read().result()
+        create_level(folder, level, pixels.shape, pixels.dtype, axes, codec).write(pixels).result()
     _open.cache_clear()
+
+
+def write_coarser(
+    folder: Path, first: ts.TensorStore, axes: tuple[str, ...], levels: int, codec: CodecRecipe
+) -> None:
+    """Levels 1, 2, … of labels whose level 0 is written, a shard at a time: memory holds four of them."""
+    fine = first
+    for level in range(1, levels):
+        view = ts.downsample(fine, _halved(fine.rank), "stride")
+        coarse = create_level(folder, level, tuple(view.shape), fine.dtype.numpy_dtype, axes, codec)
+        for box in shard_boxes(coarse):
+            coarse[box].write(view[box].read().result()).result()
+        fine = coarse
+
+
+def shard_boxes(store: ts.TensorStore) -> Iterator[tuple[slice, ...]]:
+    """The boxes that have a file each: what one writer may write at once."""
+    size = [int(edge or 0) for edge in store.chunk_layout.write_chunk.shape or ()]
+    starts = [range(0, length, edge) for length, edge in zip(store.shape, size, strict=True)]
+    for corner in product(*starts):
+        yield tuple(
+            slice(start, min(start + edge, length))
+            for start, edge, length in zip(corner, size, store.shape, strict=True)
+        )
+
+
+def _halved(rank: int) -> list[int]:
+    return [1] * (rank - 2) + [2, 2]
 
 
 def open_level(image: Path, level: int) -> ts.TensorStore:
@@ -106,9 +135,17 @@ def shards(shape: tuple[int, ...], chunk: int) -> tuple[tuple[int, ...], tuple[i
     return time + shape[len(time) : -2] + edges, inner
 
 
-def _write_array(path: Path, pixels: NDArray[Any], axes: tuple[str, ...], codec: CodecRecipe) -> None:
-    shard, chunk = shards(pixels.shape, codec.chunk)
-    inner = [_bytes(pixels.dtype), *_compressor(codec, pixels.dtype)]
+def create_level(
+    folder: Path,
+    level: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    axes: tuple[str, ...],
+    codec: CodecRecipe,
+) -> ts.TensorStore:
+    """A new array of one level, as yet without pixels."""
+    shard, chunk = shards(shape, codec.chunk)
+    inner = [_bytes(dtype), *_compressor(codec, dtype)]
     sharding = {
         "chunk_shape": chunk,
         "codecs": inner,
@@ -117,11 +154,11 @@ def _write_array(path: Path, pixels: NDArray[Any], axes: tuple[str, ...], codec:
     }
     spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{path}/"},
+        "kvstore": {"driver": "file", "path": f"{folder}/{level}/"},
         "store_data_equal_to_fill_value": True,
         "metadata": {
-            "shape": pixels.shape,
-            "data_type": pixels.dtype.name,
+            "shape": shape,
+            "data_type": dtype.name,
             "dimension_names": axes,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
             "chunk_key_encoding": {"name": "default"},
@@ -129,8 +166,7 @@ def _write_array(path: Path, pixels: NDArray[Any], axes: tuple[str, ...], codec:
             "fill_value": 0,
         },
     }
-    store = ts.open(spec, create=True, delete_existing=True, context=_context(os.getpid())).result()
-    store.write(pixels).result()
+    return ts.open(spec, create=True, delete_existing=True, context=_context(os.getpid())).result()
 
 
 def _bytes(dtype: np.dtype[Any]) -> dict[str, Any]:

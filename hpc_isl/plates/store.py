@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import metadata
 from hpc_isl.plates.index import Index, finalise, image_path, open_plate, rebuild_index
-from hpc_isl.plates.labels import annotation, computed_by, label_names, read_labels, write_labels
+from hpc_isl.plates.labels import (
+    annotation,
+    computed_by,
+    label_bands,
+    label_names,
+    read_labels,
+    write_labels,
+    write_large_labels,
+)
 from hpc_isl.plates.levels import count_levels, open_level, read_box, write_pyramid
 from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, Plate
@@ -27,6 +35,7 @@ __all__ = [
     "computed_by",
     "finalise",
     "image_path",
+    "label_bands",
     "label_names",
     "open_level",
     "open_plate",
@@ -35,6 +44,7 @@ __all__ = [
     "rebuild_index",
     "write_field",
     "write_labels",
+    "write_large_labels",
 ]
 
 

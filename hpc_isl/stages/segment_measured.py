@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hpc_isl.learning.foreign import to_full
+from hpc_isl.learning.foreign import to_full_box
 from hpc_isl.mistake import Mistake
 from hpc_isl.objects.features import assigned, features
 from hpc_isl.plates.plate import FieldKey
@@ -17,15 +17,17 @@ from hpc_isl.plates.store import Index, read_box, read_labels
 from hpc_isl.recipes.segment import TruthRecipe
 from hpc_isl.stages import segment_files as files
 from hpc_isl.stages.annotate_draft import draft
-from hpc_isl.stages.segment_bench import Bench, Labels, Seen, stain_scale
+from hpc_isl.stages.segment_bench import Bench, Labels, Pixels, Seen, stain_scale
 from hpc_isl.stages.segment_files import Work
+
+Box = tuple[slice, slice]
 
 
 def measured(bench: Bench, index: Index, work: Work, seen: list[Seen]) -> pa.Table:
     """One row for each object of a field."""
     rows = []
     for time, each in enumerate(seen):
-        channels = _channels(bench, index, work.key, time, each)
+        channels = intensities(bench, index, work.key, time, each.stain, _whole(each.labels.shape))
         columns = features(each.labels, channels, index.plate.pixel_um)
         if bench.recipe.cells:
             columns["cell"] = _cells(bench.recipe.cells, index, work.key, time, each.labels)
@@ -33,30 +35,37 @@ def measured(bench: Bench, index: Index, work: Work, seen: list[Seen]) -> pa.Tab
     return files.table_of(work, rows)
 
 
-def _channels(bench: Bench, index: Index, key: FieldKey, time: int, seen: Seen) -> Mapping[str, NDArray[Any]]:
-    """Channel -> (y, x): stored counts of those that are measured, and the predicted stains."""
+def intensities(
+    bench: Bench, index: Index, key: FieldKey, time: int, stain: Pixels | None, box: Box
+) -> Mapping[str, NDArray[Any]]:
+    """Channel -> (y, x) of a box of level 0: stored counts of those that are measured, and predicted stains.
+
+    Args:
+        stain: (target, y, x) on the grid of the model that predicts it, or None.
+    """
     there = {channel.name: channel.fluorescent for channel in index.plate.channels}
     wanted = bench.recipe.measure
     names = [name for name, stains in there.items() if stains] if wanted is None else wanted
-    found = {name: _projected(index, key, time, name, there[name]) for name in names}
-    if seen.stain is None or bench.stain_view is None:
+    found = {name: _projected(index, key, time, name, there[name], box) for name in names}
+    if stain is None or bench.stain_view is None:
         return found
-    shape = (seen.labels.shape[0], seen.labels.shape[1])
-    full = to_full(seen.stain, stain_scale(bench, index, key), shape)
+    full = to_full_box(lambda part: np.asarray(stain[:, *part]), stain_scale(bench, index, key), box)
     names = [f"{role.channel} (predicted)" for role in bench.stain_view.targets]
     return found | dict(zip(names, full, strict=True))
 
 
-def _projected(index: Index, key: FieldKey, time: int, name: str, fluorescent: bool) -> NDArray[Any]:
+def _projected(index: Index, key: FieldKey, time: int, name: str, stains: bool, box: Box) -> NDArray[Any]:
     """The maximum over the planes of a stain, the mean of those of transmitted light."""
     planes = list(index.field(key).planes(name))
     if not planes:
-        shape = index.field(key).shape
-        return np.zeros(shape[-2:], np.float32)
-    whole = slice(None)
-    stack = read_box(index.image(key), 0, time, index.channel(name), planes, whole, whole)
-    projected: NDArray[Any] = stack.max(0) if fluorescent else stack.mean(0, dtype=np.float32)
+        return np.zeros([side.stop - side.start for side in box], np.float32)
+    stack = read_box(index.image(key), 0, time, index.channel(name), planes, *box)
+    projected: NDArray[Any] = stack.max(0) if stains else stack.mean(0, dtype=np.float32)
     return projected
+
+
+def _whole(shape: tuple[int, ...]) -> Box:
+    return slice(0, shape[-2]), slice(0, shape[-1])
 
 
 def _cells(name: str, index: Index, key: FieldKey, time: int, labels: Labels) -> NDArray[np.uint32]:
@@ -86,6 +95,6 @@ def true_count(of: TruthRecipe | None, index: Index, key: FieldKey, times: int) 
 def _drafted(of: TruthRecipe, channel: str, index: Index, key: FieldKey, time: int) -> int:
     if f"empty:{index.channel(channel)}" in index.statistics[key].flags:
         return 0
-    stain = _projected(index, key, time, channel, True)
+    stain = _projected(index, key, time, channel, True, _whole(index.field(key).shape))
     found = draft(stain, threshold=of.threshold, sigma=of.sigma, min_area=of.min_area, split=True)
     return int(found.max(initial=0))

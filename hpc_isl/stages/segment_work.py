@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc_isl.files import read_json
-from hpc_isl.plates.store import Index, read_labels, write_labels
+from hpc_isl.plates.store import Index, label_bands, write_labels
 from hpc_isl.stages import segment_files as files
 from hpc_isl.stages.segment_bench import Bench, Labels, Seen, bench_of, index_of, look
 from hpc_isl.stages.segment_files import Row, Work
+from hpc_isl.stages.segment_large import bands, is_large, looked_at, segment_large
 from hpc_isl.stages.segment_maps import plate_of, write_map
 from hpc_isl.stages.segment_measured import measured, true_count
 from hpc_isl.stages.segment_setting import scale_of
@@ -26,27 +27,37 @@ def segment_field(work: Work) -> Row:
     """
     start = monotonic()
     bench, index = bench_of(work.run), index_of(work.plate)
-    seen = look(bench, index, work.key)
-    table = measured(bench, index, work, seen)
-    _keep(bench, index, work, seen, table)
-    facts = _facts(bench, index, work, seen, table)
+    if is_large(bench, index, work.key):
+        facts = segment_large(bench, index, work)
+    else:
+        seen = look(bench, index, work.key)
+        table = measured(bench, index, work, seen)
+        _keep(bench, index, work, seen, table)
+        facts = _facts(bench, index, work, seen, table)
     return files.write_record(work, {**facts, "seconds": round(monotonic() - start, 3)})
 
 
 def verify_field(work: Work) -> str:
     """What is wrong with a field that is done, by computing it again; empty where nothing is."""
     bench, index = bench_of(work.run), index_of(work.plate)
-    record = read_json(work.record) or {}
-    seen = look(bench, index, work.key)
-    table = measured(bench, index, work, seen)
-    if files.content_hash([each.labels for each in seen], table) != record.get("hash"):
+    expected = (read_json(work.record) or {}).get("hash")
+    if _computed_hash(bench, index, work) != expected:
         return "computed again, its objects are others than its record says"
+    if "labels" not in bench.recipe.write:
+        return ""
     image = index.image(work.key)
-    if "labels" in bench.recipe.write:
-        kept = read_labels(image, files.labels_name(image, bench.models.labels))
-        if not np.array_equal(kept, _stacked(seen)):
-            return "its labels on disk are others than were computed"
-    return "" if pq.read_table(work.table).equals(table) else "its table on disk is another than was computed"
+    kept = label_bands(image, files.labels_name(image, bench.models.labels))
+    if files.content_hash(kept, pq.read_table(work.table)) != expected:
+        return "its labels or its table on disk are others than were computed"
+    return ""
+
+
+def _computed_hash(bench: Bench, index: Index, work: Work) -> str:
+    if is_large(bench, index, work.key):
+        with looked_at(bench, index, work) as (labels, table):
+            return files.content_hash(bands(labels), table)
+    seen = look(bench, index, work.key)
+    return files.content_hash([each.labels for each in seen], measured(bench, index, work, seen))
 
 
 # ---------------------------------------------------------------- what is kept

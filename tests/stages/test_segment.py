@@ -92,6 +92,12 @@ def hashes(run):
     return {(one["plate"], one["well"], one["field"]): one["hash"] for one in records}, tables
 
 
+def shards(plate):
+    """The bytes of every shard of labels, at all levels."""
+    files = [path for path in plate.rglob("labels/**/c/**/*") if path.is_file()]
+    return {path.relative_to(plate): path.read_bytes() for path in files}
+
+
 def test_labels_are_the_flood_of_what_the_network_says_of_whole_fields(lab, tmp_path):
     segmented(lab, tmp_path)
     index = open_plate(tmp_path / "S1.zarr")
@@ -277,3 +283,29 @@ def test_a_model_under_other_names_of_channels_says_what_there_is(lab, tmp_path)
     with pytest.raises(Mistake, match="'Phse' is no channel of the model; did you mean 'Phase'"):
         plan(load("segment", None, [*keys, "channels={Phse: Brightfield}"]))
     assert plan(load("segment", None, [*keys, "channels={Phase: Brightfield}"])).inputs["S1"]
+
+
+@pytest.mark.parametrize("keys", [(), ("predict={tile: 32, halo: 32, batch: 3}",)])
+def test_a_field_too_large_for_memory_gives_the_same_objects(lab, tmp_path, keys):
+    plain = hashes(segmented(lab, tmp_path / "a", *keys))
+    blocks = segmented(lab, tmp_path / "b", *keys, "largest=1000", "block=40")
+    assert hashes(blocks) == plain
+    assert not list(blocks.folder.glob("scratch/*/*"))
+    assert shards(tmp_path / "b" / "S1.zarr") == shards(tmp_path / "a" / "S1.zarr")
+    assert validate(tmp_path / "b" / "S1.zarr") == []
+
+
+def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):
+    run = segmented(lab, tmp_path)
+    (run.folder / "verify.json").write_text('{"share": 1}')
+    segmented(lab, tmp_path, copy=False)
+    index = open_plate(tmp_path / "S1.zarr")
+    image = index.image(index.plate.fields[2].key)
+    spoilt, mark = read_labels(image, "found"), json.loads((run.folder / "fields/S1/B03-1.json").read_text())
+    spoilt[0, 0] += 1
+    write_labels(
+        image, "found", spoilt, origin="segmented", boxes=[(0, 0, 96, 128)],
+        fingerprint=mark["fingerprint"], overwrite=True,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="1 of 4 fields differ\nS1 B03/1: its labels or its table on disk"):
+        segmented(lab, tmp_path, copy=False)
