@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,6 +111,8 @@ def _stage(verb: str, argv: list[str]) -> int:
     words.add_argument("--dry-run", action="store_true")
     words.add_argument("--wait", action="store_true")
     words.add_argument("--after", action="append", default=[])
+    if verb == "segment":
+        words.add_argument("--verify", type=_share, default=0.0)
     given = words.parse_intermixed_args(argv)
     if given.help:
         from hpc_isl.manual import stage_manual
@@ -117,6 +120,17 @@ def _stage(verb: str, argv: list[str]) -> int:
         print(stage_manual(verb, program()))
         return 0
     return _submitted(verb, given, tuple(argv))
+
+
+def _share(text: str) -> float:
+    """`1%` or 0.01."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise Mistake(f"--verify {text}: write the share of fields to compute again, as in --verify 1%")
+    return share
 
 
 def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
@@ -139,7 +153,7 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
         order = orders.Order(
             verb, recipe.load(verb, path, keys), orders.site_of(verb, where), given.name, after
         )
-    order = orders.named(order, who.root)
+    order = replace(orders.named(order, who.root), verify=getattr(given, "verify", 0.0))
     return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from hpc_isl.cluster import (
 from hpc_isl.cluster.handover import check, hand_over
 from hpc_isl.cluster.orders import Order
 from hpc_isl.cluster.report import Caller
-from hpc_isl.files import read_json
+from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
@@ -58,14 +59,18 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
         if order.elements and (new := widen.new_elements(run, order, plans)):
             return _widened(run, order, plans, new, caller, wait)
         if _is_finished(run, order, plan, caller):
-            caller.say("nothing to do: this run is finished, with this recipe")
-            return report.done(run, caller)
+            if not order.verify:
+                caller.say("nothing to do: this run is finished, with this recipe")
+                return report.done(run, caller)
+            reopen(run)
+        _ask(run, order)
         return resume(run, order.site, caller, wait)  # in an allocation that Slurm has started again
     check(order.site, order.after)
     if order.elements:
         folders.make_array(run, order, plans, caller.argv)
     else:
         folders.make(run, order, plan, caller.argv)
+        _ask(run, order)
     caller.say(f"{run.stage} {run.name!r}: {dry.resources(order.site)}")
     with submissions.alone(run):
         try:
@@ -74,6 +79,17 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
             _forget(run)
             raise
     return _ended(code, run, caller, wait)
+
+
+def reopen(run: Run) -> None:
+    """A run that is done may start again: what it has computed stays, and its stage finds what is left."""
+    (run.done / f"{run.stage}.json").unlink(missing_ok=True)
+
+
+def _ask(run: Run, order: Order) -> None:
+    """Leaves word in the run folder of the share that is to be computed again."""
+    if order.verify:
+        write_atomic(run.folder / "verify.json", json.dumps({"share": order.verify}))
 
 
 def _prepared(order: Order, caller: Caller) -> tuple[Order, Run, dict[str, Plan]]:

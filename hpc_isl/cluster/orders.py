@@ -32,6 +32,7 @@ class Order:
         elements: name -> recipe, of an array; empty: a single run.
         last: name of the element that waits for all others; it comes last in `elements`.
         says: what the user should know of the elements.
+        verify: share of the fields of a segmentation that are computed again and compared.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class Order:
     elements: Mapping[str, Recipe] | None = None
     last: str | None = None
     says: tuple[str, ...] = ()
+    verify: float = 0.0
 
     def run(self, root: Path) -> Run:
         """Where the run, or the array, will lie."""

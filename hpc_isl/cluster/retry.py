@@ -17,12 +17,15 @@ MORE = 2.0  # times the memory, or the time, that was not enough
 
 
 def retry(run: Run, chosen: Site | None, caller: Caller, wait: bool) -> int:
-    """New attempts of those members of the run that are neither done nor alive: same folders, same
-    seeds, same runs in MLflow.
+    """New attempts of those members of the run that are neither done nor alive, or done with losses: same
+    folders, same seeds, same runs in MLflow.
 
     `chosen`: a site given by hand, which is taken as it is.
     """
     widen.settle(run)
+    for one in run.elements() or [run]:
+        if (one.summary() or {}).get("lost"):  # fields, say, whose files may be whole by now
+            launch.reopen(one)
     found = status.states(run.elements() or [run])
     left = {one: each for one, each in found.items() if each.word in AGAIN}
     if not left:

@@ -29,7 +29,6 @@ from hpc_isl.stages.segment_setting import (
 from hpc_isl.stages.study import expanded
 from hpc_isl.tasks import Pool, Pools, Task
 
-VERIFY = "verify.json"
 Place = tuple[Target, Work]
 
 
@@ -256,16 +255,17 @@ def _verify(attempt: Attempt, places: Sequence[Place], rows: Sequence[Row], pool
     """
     from hpc_isl.stages.segment_work import verify_field
 
-    share = (read_json(attempt.run.folder / VERIFY) or {}).get("share", 0.0)
+    share = (read_json(attempt.run.folder / finish.VERIFY) or {}).get("share", 0.0)
     whole = [work for (_, work), row in zip(places, rows, strict=True) if "problem" not in row]
     count = min(len(whole), max(1, round(share * len(whole)))) if share else 0
     chosen = stream(attempt.number, "verify").choice(len(whole), count, replace=False)
-    tasks = [Task(f"{whole[i].name} {whole[i].key}", whole[i]) for i in sorted(chosen)]
+    tasks = {f"{whole[i].name} {whole[i].key}": whole[i] for i in sorted(chosen)}
     wrong = []
-    for number, answer in enumerate(pool.run(verify_field, tasks), 1):
+    for number, answer in enumerate(pool.run(verify_field, (Task(n, w) for n, w in tasks.items())), 1):
         attempt.progress(number, count, "fields verified")
         if said := answer.problem or answer.value:
             wrong.append(f"{answer.name}: {said}")
+            tasks[answer.name].record.unlink()  # so that it is computed anew
     if wrong:
         raise RuntimeError("\n".join([f"{len(wrong)} of {count} fields differ", *wrong]))
     if count:

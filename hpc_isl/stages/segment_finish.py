@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hpc_isl.learning.drift import FAR, drift
 from hpc_isl.plates.plate import Field, FieldKey, well_position
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Run
+from hpc_isl.site import runs_root
 from hpc_isl.stages import segment_overlap, segment_pictures, table
 from hpc_isl.stages.segment_files import Row, Work
 from hpc_isl.stages.segment_maps import finish_maps, maps_of, plate_of
@@ -24,6 +26,8 @@ from hpc_isl.stages.segment_overlap import Twice, wells_of
 from hpc_isl.stages.segment_setting import Models, Target, scale_of, view_of
 from hpc_isl.tasks import Pool, Task
 
+VERIFY = "verify.json"
+"""In a run folder: which share of its fields is to be computed again."""
 Doubles = Mapping[str, Sequence[Twice]]
 """Slug of a plate -> its objects that are seen twice."""
 
@@ -84,9 +88,24 @@ def finish(
     counted = sum(row.get("objects", 0) for row in rows) - twice
     figures = {"objects": counted, "fields": len(rows) - len(lost), "lost fields": len(lost)}
     figures |= {"seen twice": twice} if twice else {}
+    (run.folder / VERIFY).unlink(missing_ok=True)
     attempt.finish(
-        {"figures": {**figures, "seconds": round(seconds, 1)}, "made": {k: str(v) for k, v in made.items()}}
+        {
+            "figures": {**figures, "seconds": round(seconds, 1)},
+            "made": {what: str(path) for what, path in made.items()},
+            "lost": len(lost),
+            "next": list(_next(run, bool(lost))),
+        }
     )
+
+
+def _next(run: Run, lost: bool) -> Iterator[str]:
+    """What a person types now."""
+    own = shlex.quote(run.name if run.root == runs_root() else str(run.folder))
+    program = "python -m hpc_isl.submit"
+    if lost:
+        yield f"{program} retry {own}     # once the files of the lost fields are whole"
+    yield f"{program} table {own} out=wells.csv"
 
 
 def _write_losses(run: Run, lost: Sequence[Row]) -> None:

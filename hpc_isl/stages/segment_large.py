@@ -89,8 +89,8 @@ def _refuse(bench: Bench) -> None:
     asked = [key for key in ("cells", "truth") if getattr(bench.recipe, key) is not None]
     if bench.maps.channels or asked or bench.rule.kind == "stain" or bench.rule.method == "reference":
         raise Mistake(
-            "an image of more than `largest` pixels becomes labels and features alone: leave out cells, truth "
-            "and maps, or raise largest if memory holds the image"
+            "an image of more than `largest` pixels becomes labels and features alone: leave out cells, "
+            "truth and maps, or raise largest if memory holds the image"
         )
 
 
