@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from hpc_isl.cluster import pool_meeting as meeting
@@ -21,6 +24,7 @@ from hpc_isl.tasks import Pool, Pools
 LOOPBACK = "127.0.0.1"
 BEGIN_S = 600.0  # for the first worker process to start
 LOOK_S = 0.05
+LOST_S = 60.0  # a rank 0 that cannot be reached for so long is lost, or we are
 
 
 def pools(attempt: Attempt, site: Site) -> Pools:
@@ -30,17 +34,28 @@ def pools(attempt: Attempt, site: Site) -> Pools:
 
 def serve(attempt: Attempt, site: Site) -> None:
     """Another rank: its node's worker processes are there for rank 0 until that has left, or is lost."""
+    answered = time.monotonic()
     with settings():
         for found in meeting.meetings(attempt):
             security = meeting.security_of(found.certificate, found.key)
-            host = meeting.reached(found, security.get_connection_args("client")["ssl_context"])
+            context = security.get_connection_args("client")["ssl_context"]
+            host = meeting.reached(found, context)
             if host is not None:
                 given = shares(node_here(site, attempt.cpus), found.task_memory)
-                asyncio.run(_serve(attempt, found, Crew(given, f"tls://{host}:{found.port}", security)))
+                crew = Crew(given, f"tls://{host}:{found.port}", security)
+                crew.wanted = partial(_stands, attempt, found, context)
+                asyncio.run(_serve(crew))
+                answered = time.monotonic()
+            elif time.monotonic() - answered > LOST_S:
+                print(f"rank 0 has not answered for {LOST_S:.0f} s", file=sys.stderr, flush=True)
+                return
 
 
-async def _serve(attempt: Attempt, found: meeting.Meeting, crew: Crew) -> None:
-    crew.wanted = lambda: meeting.stands(attempt, found)
+def _stands(attempt: Attempt, found: meeting.Meeting, context: ssl.SSLContext) -> bool:
+    return meeting.stands(attempt, found) and meeting.reached(found, context) is not None
+
+
+async def _serve(crew: Crew) -> None:
     crew.start()
     await crew.ended()
     await crew.close()

@@ -27,7 +27,7 @@ _numbers = count()
 
 @dataclass(frozen=True)
 class _Said:
-    """What a worker process says of a call: its value, pickled, or why there is none and whether to try again."""
+    """What a worker process says of a call: its value, pickled; or why there is none."""
 
     value: bytes = b""
     problem: str = ""
@@ -212,9 +212,9 @@ class _Flow:
 
     def _take_back_stranded(self) -> None:
         """A suspect whose process went before it was given to it waits for an address that never comes."""
-        living = set(self.pool.addresses())
+        known = self.pool.scheduler.tasks
         for future, turn in list(self.pending.items()):
-            if turn.place and turn.place not in living and future.status == "pending":
+            if turn.place and (task := known.get(future.key)) and task.state == "no-worker":
                 self.pending.pop(future).place = ""
                 future.cancel()
                 self.suspects.append(turn)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -21,6 +20,7 @@ START_S = 300  # a worker process that imports from a slow shared disk
 TRIES = 3  # starts of one worker process that may fail in a row
 AGAIN_S = 1.0
 CLOSE_S = 5.0  # tasks that go on beyond are ended with their process: they leave nothing half done
+FOLDER = "temporary-directory"
 MEMORY = "memory"  # the resource of which each worker has its share, and each task takes its part
 SETTINGS: Mapping[str, Any] = {
     "distributed.worker.multiprocessing-method": "spawn",
@@ -45,12 +45,16 @@ SETTINGS: Mapping[str, Any] = {
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """Dask as pools mean it, whatever a user's own configuration of Dask says."""
+    """Dask as pools mean it, whatever a user's own configuration of Dask says; files go into a folder of
+    this process."""
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
     import dask
     import distributed  # noqa: F401  (its defaults come first)
 
-    with dask.config.set(SETTINGS):
+    with (
+        tempfile.TemporaryDirectory(prefix="hpc_isl-pool-", ignore_cleanup_errors=True) as folder,
+        dask.config.set({**SETTINGS, FOLDER: folder}),
+    ):
         yield
 
 
@@ -63,7 +67,7 @@ class Crew:
         scheduler: its address.
         security: certificate and key of the run, as Dask takes them.
         host: address of this node on which they listen; None: the one on the route to the scheduler.
-        wanted: whether the scheduler is still meant to be there.
+        wanted: whether the scheduler is still there; asked before each start, in a thread.
     """
 
     shares: Sequence[Share]
@@ -74,13 +78,11 @@ class Crew:
     _closing: bool = False
     _nannies: list[Any] = field(default_factory=list)
     _keepers: list[asyncio.Task[None]] = field(default_factory=list)
-    _folder: str = ""
 
     def start(self) -> None:
         """Begins to start them; returns at once."""
         # Libraries read this when they are imported, which is before a nanny can tell its process.
         os.environ.update(threads(self.shares[0].cpus))
-        self._folder = tempfile.mkdtemp(prefix="hpc_isl-pool-")
         self._keepers = [
             asyncio.create_task(self._keep(share, number)) for number, share in enumerate(self.shares)
         ]
@@ -99,12 +101,11 @@ class Crew:
         self._closing = True
         await asyncio.gather(*(_close(nanny) for nanny in self._nannies))
         await self.ended()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _keep(self, share: Share, number: int) -> None:
         """One worker process, and another when its nanny too has given it up."""
         failures = 0
-        while failures < TRIES and not self._closing and self.wanted():
+        while failures < TRIES and not self._closing and await asyncio.to_thread(self.wanted):
             nanny = self._nanny(share, number)
             self._nannies.append(nanny)
             try:
@@ -121,12 +122,13 @@ class Crew:
                 await asyncio.sleep(AGAIN_S)
 
     def _nanny(self, share: Share, number: int) -> Any:
+        import dask
         from distributed import Nanny
 
         return Nanny(
             self.scheduler, nthreads=share.threads, memory_limit=0, resources={MEMORY: share.memory},
             env=dict(share.environment), security=self.security, host=self.host, protocol="tls",
-            local_directory=self._folder, death_timeout=START_S, worker_class=worker,
+            local_directory=dask.config.get(FOLDER), death_timeout=START_S, worker_class=worker,
             name=f"{os.uname().nodename}-{os.getpid()}-{number}", dashboard_address="127.0.0.1:0",
         )  # fmt: skip
 

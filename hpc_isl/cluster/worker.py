@@ -105,8 +105,11 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
 
 
 def _stay_for_rank_0(attempt: Attempt, here: Place) -> None:
-    """`srun --wait` ends a job some time after its first rank has left: rank 0 leaves first."""
-    if attempt.rank == 0 or not here.slurm:
+    """`srun --wait` ends a job some time after its first rank has left: rank 0 leaves first.
+
+    Those of a pooled stage leave when they have lost rank 0, and srun lets them.
+    """
+    if attempt.rank == 0 or not here.slurm or attempt.run.stage in POOLED:
         return
     while not (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
         time.sleep(0.5)

@@ -40,6 +40,12 @@ def test_a_stage_of_one_process_has_the_cpus_of_a_node(job: pytest.MonkeyPatch) 
     assert (found.ranks, found.cpus, found.visible_gpus) == (1, 24, 0)
 
 
+def test_a_pooled_stage_has_one_process_per_node_with_all_of_it(job: pytest.MonkeyPatch) -> None:
+    found = site_of("segment", load("allocation", []))
+    assert (found.ranks, found.cpus, found.visible_gpus, found.workers) == (2, 24, 4, None)
+    assert site_of("segment", load("allocation", ["processes=3"])).workers == 3
+
+
 def test_what_the_job_did_not_ask_for_is_shared_out(job: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_ON_NODE"):
         job.delenv(name)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -74,11 +73,7 @@ def trials(folder: Path) -> Counter[int]:
 
 def worker_processes() -> list[psutil.Process]:
     """Worker processes of pools of this process."""
-    found = []
-    for process in psutil.Process().children():
-        if any("spawn_main" in word for word in process.cmdline()):
-            found.append(process)
-    return found
+    return [one for one in psutil.Process().children() if any("spawn_main" in word for word in one.cmdline())]
 
 
 # ---------------------------------------------------------------- answers
@@ -227,14 +222,15 @@ def test_a_closed_pool_leaves_no_process_and_no_file(
 
 @pytest.mark.kill
 def test_nothing_outlives_a_killed_rank(door: Door) -> None:
-    call = door.open("square", "numbers=1000", "pause_s=0.2", "site.workers=2", "--name", "killed")
+    words = ("square", "numbers=1000", "pause_s=0.2", "site.workers=2", "site.tracking=none")
+    call = door.open(*words, "--name", "killed")
     folder = door.cwd / "runs" / "square" / "killed"
     assert door.eventually(lambda: len(list(folder.glob("squares/*"))) > 3)
     assert len(door.left()) > 3
     rank = next(process for process in door.left() if "hpc_isl.cluster.worker" in process.cmdline())
     call.kill()
     rank.kill()
-    assert door.eventually(lambda: door.left() == [])
+    assert door.eventually(lambda: door.left() == []), [one.cmdline() for one in door.left()]
     call.communicate()
 
 
@@ -255,6 +251,14 @@ def test_a_pooled_run_is_stopped_and_goes_on(door: Door) -> None:
         str(n): str(n * n) for n in range(60)
     }
     assert door.left() == []
+
+
+def test_on_one_node_nothing_listens_beyond_it(shared: Pool) -> None:
+    """Neither scheduler and workers, which ask for a certificate, nor the pages they show, which do not."""
+    processes = [psutil.Process(), *worker_processes()]
+    sockets = [one for process in processes for one in process.net_connections("inet")]
+    listening = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
 
 
 # ---------------------------------------------------------------- several nodes
@@ -306,9 +310,7 @@ def test_workers_are_as_many_as_gpus_or_cpus_and_as_memory_holds(
 
 def test_what_is_lowered_is_said() -> None:
     said = lowered(Node(8, 64 * GB), 20 * GB)
-    assert said == (
-        "3 worker processes per node, not 8: a task takes up to 20 GB of the 64 GB that are free"
-    )
+    assert said == ("3 worker processes per node, not 8: a task takes up to 20 GB of the 64 GB that are free")
 
 
 def test_each_worker_sees_one_gpu_and_its_threads() -> None:

@@ -81,6 +81,14 @@ def test_a_container_starts_python_inside_of_it(job: Job) -> None:
     held("container.sbatch", sbatch.text(alone(job), site), job)
 
 
+def test_a_pooled_job_does_without_a_node_that_is_lost(job: Job) -> None:
+    pooled = Job("hpc_isl.stages.segment", job.folder.parents[1] / "segment" / "one", 0)
+    text = sbatch.text(alone(pooled), Site(executor="slurm", nodes=2))
+    assert "#SBATCH --no-kill\n" in text
+    assert " --kill-on-bad-exit=0 --wait=0 --no-kill " in text
+    assert "--no-kill" not in sbatch.text(alone(job), Site(executor="slurm", nodes=2))
+
+
 def test_what_is_not_given_is_left_to_the_partition(job: Job) -> None:
     text = sbatch.text(alone(job), Site(executor="slurm"))
     for flag in ("--time", "--mem", "--gpus", "--partition", "--wckey"):

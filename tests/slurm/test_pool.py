@@ -35,7 +35,9 @@ def squares(user: User, name: str) -> dict[str, str]:
 
 def has_both_nodes(user: User, name: str, attempt: int = 0) -> bool:
     """Whether the processes of both nodes have answered."""
-    return int(record(user, name, attempt=attempt).get("progress", {}).get("metrics", {}).get("workers", 0)) > 1
+    return (
+        int(record(user, name, attempt=attempt).get("progress", {}).get("metrics", {}).get("workers", 0)) > 1
+    )
 
 
 def test_the_processes_of_two_nodes_work_together(user: User) -> None:
@@ -86,7 +88,9 @@ def test_at_its_time_limit_a_pooled_run_is_started_again(user: User) -> None:
     job = user.submit("numbers=600", "pause_s=0.2", *TWO_NODES, name="limit", verb="square")
     assert user.cluster.eventually(lambda: has_both_nodes(user, "limit"))
     user.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-    assert user.cluster.eventually(lambda: user.cluster.job_state(job) == "PENDING", 120), user("logs", "limit")
+    assert user.cluster.eventually(lambda: user.cluster.job_state(job) == "PENDING", 120), user(
+        "logs", "limit"
+    )
     before = len(squares(user, "limit"))
     assert before < 600
     assert [record(user, "limit", rank)["outcome"] for rank in (0, 1)] == ["stopped", "stopped"]
