@@ -101,7 +101,7 @@ class Predictor:
         self.network.eval()
         if len(grid) == 1:
             [(_, whole)] = self._passes(read, grid, shape)
-            write(slice(0, shape[0]), whole[0][:, : shape[0], : shape[1]])
+            write(slice(0, shape[0]), np.ascontiguousarray(whole[0][:, : shape[0], : shape[1]]))
         else:
             self._judge()
             for rows, pixels in self._blended(read, grid, shape):
@@ -155,7 +155,7 @@ class Predictor:
             ):
                 there = batch.to(self.device, non_blocking=True)
                 form = torch.channels_last if self.channels_last else torch.contiguous_format
-                return _Pass(self._forward(there.contiguous(memory_format=form)).float())
+                return _Pass(self._forward(there.contiguous(memory_format=form)).float().contiguous())
         except torch.OutOfMemoryError:
             count, _, y, x = batch.shape
             many = f"{count} × " if count > 1 else ""

@@ -46,7 +46,9 @@ def field(y, x, seed=0):
 
 @pytest.mark.parametrize("shape", [(64, 96), (50, 70), (20, 33), (3, 64)])
 def test_a_prediction_has_the_size_of_its_field(shape):
-    assert predict(Small(), field(*shape)).shape == (1, *shape)
+    found = predict(Small(), field(*shape))
+    assert found.shape == (1, *shape)
+    assert found.flags.c_contiguous
 
 
 def test_a_field_of_whole_strides_is_not_padded():
