@@ -48,9 +48,16 @@ def done(run: Run, caller: Caller) -> int:
     for line in [*_columns(table.main_figures(summary)), *_columns(_paths(summary.get("made", {})))]:
         caller.say(f"  {line}")
     caller.say(f"  run folder  {run.folder}")
-    following = summary.get("next") or [caller.ui]
-    caller.say("next: " + "\n      ".join(map(str, following)))
+    following = [_typed(str(line), run, caller) for line in summary.get("next") or [caller.ui]]
+    caller.say("next: " + "\n      ".join(following))
     return 0
+
+
+def _typed(line: str, run: Run, caller: Caller) -> str:
+    """A line of the stage as one types it: the stage does not know how its run is called here."""
+    if "{run}" not in line:
+        return line
+    return f"{caller.program} {line.replace('{run}', address(run, runs_root()))}"
 
 
 def _done_elements(run: Run, caller: Caller) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from hpc_isl.learning.drift import FAR, drift
 from hpc_isl.plates.plate import Field, FieldKey, well_position
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Run
-from hpc_isl.site import runs_root
 from hpc_isl.stages import segment_overlap, segment_pictures, table
 from hpc_isl.stages.segment_files import Row, Work
 from hpc_isl.stages.segment_maps import finish_maps, maps_of, plate_of
@@ -94,18 +92,9 @@ def finish(
             "figures": {**figures, "seconds": round(seconds, 1)},
             "made": {what: str(path) for what, path in made.items()},
             "lost": len(lost),
-            "next": list(_next(run, bool(lost))),
+            "next": [*(["retry {run}"] if lost else []), "table {run} out=wells.csv"],
         }
     )
-
-
-def _next(run: Run, lost: bool) -> Iterator[str]:
-    """What a person types now."""
-    own = shlex.quote(run.name if run.root == runs_root() else str(run.folder))
-    program = "python -m hpc_isl.submit"
-    if lost:
-        yield f"{program} retry {own}     # once the files of the lost fields are whole"
-    yield f"{program} table {own} out=wells.csv"
 
 
 def _write_losses(run: Run, lost: Sequence[Row]) -> None:
