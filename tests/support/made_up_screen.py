@@ -80,25 +80,25 @@ def _ground(name: str, shape: tuple[int, int, int]) -> np.ndarray:
 
 def save_model(
     folder: Path,
-    plate: Index | None = None,
     *,
     kind: str = "cells",
     level: int = 0,
     predict: PredictRecipe | None = None,
     pixel_um: float | None = 0.5,
     channel: str = "Brightfield",
+    net: NetRecipe = NET,
 ) -> Run:
     """A run of finetune that holds a model of random weights, which calls about a third of pixels object."""
     run = Run(folder)
     folder.mkdir(parents=True)
     run.recipe.write_text("{}\n")
     task = Task("cells", kind, scale="object", h=2.0, min_area=6, arm="random")
-    network = build(NET, 1, task.outputs, seed=1, pretrained=False)
+    network = build(net, 1, task.outputs, seed=1, pretrained=False)
     set_head(network, task, 1)
     _calibrate(network, task)
     view = View((Role(channel, 0),), (), level=level, pixel_um=pixel_um)
     contract = Contract(
-        view=view, net=NET, predict=predict or PredictRecipe(stain=False), precision="fp32", recipe={},
+        view=view, net=net, predict=predict or PredictRecipe(stain=False), precision="fp32", recipe={},
         digest="0" * 16, split="", wells={}, plates={}, step=0, code=hpc_isl.__version__, task=task,
     )  # fmt: skip
     model.save(run.model, network, contract)
