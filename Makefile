@@ -15,7 +15,7 @@ PYTEST :=
 .PHONY: help setup demo test slurm-test slurm-start slurm-stop lint lock clean
 
 help:
-	@echo "make demo          a synthetic plate -> OME-Zarr -> pretrained model -> segmentation from one field, in demo/"
+	@echo "make demo          a synthetic plate -> OME-Zarr -> pretrained model -> segmentation from one field -> every nucleus, in demo/"
 	@echo "make test          lint, types, tests"
 	@echo "make slurm-test    the tests that need a real Slurm; they bring up their own"
 	@echo "make slurm-start   a real Slurm of two nodes on this machine, to use with --site testcluster"
@@ -44,6 +44,8 @@ demo: setup
 	$(H) pretrain demo.yaml --name demo site.runs=demo/runs $(SITE) $(PRETRAIN)
 	$(H) sweep demo_sweep.yaml --name nuclei site.runs=demo/runs site.cpus=1 $(SITE) $(SWEEP)
 	$(H) report nuclei --root demo/runs
+	$(H) segment model=nuclei plates=[demo/plate.zarr] labels=predicted 'truth={labels: nuclei}' --name objects site.runs=demo/runs $(SITE)
+	$(H) table objects out=demo/wells.csv --root demo/runs
 	@echo
 	@echo "What was made, below demo/:"
 	@echo "  export/                     a plate as an Opera Phenix writes it, and the truth about its cells"
@@ -57,6 +59,9 @@ demo: setup
 	print(round(json.load(open("demo/runs/pretrain/demo/done/pretrain.json"))["figures"]["pcc"], 3))')"
 	@echo "  runs/sweep/nuclei/          nuclei from 1 and 3 annotated fields, with and without pretraining, and"
 	@echo "    report/report.html        what it shows: open it in a browser"
+	@echo "  runs/segment/objects/       every nucleus of the plate: labels in plate.zarr, a table of features, and"
+	@echo "    pictures/               outlines, counts against the truth, the plate as a heat map"
+	@echo "  wells.csv                 counts per well, with treatments"
 	@echo "To see it all in MLflow:      $(H) ui --root demo/runs"
 
 lint: setup
