@@ -65,11 +65,6 @@ def test_the_tables_of_stages_agree() -> None:
         assert verb in submit._overview()
 
 
-def test_verbs_of_later_days_do_not_exist(door: Door) -> None:
-    assert "table" not in submit.STAGES
-    assert "table" not in commands.COMMANDS
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [

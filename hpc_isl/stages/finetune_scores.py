@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import label
 from torch import nn
 
 from hpc_isl.files import write_atomic
@@ -21,36 +20,20 @@ from hpc_isl.learning.precision import resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import read
 from hpc_isl.learning.world import World
-from hpc_isl.objects.flood import flood, reference
 from hpc_isl.objects.matching import inside, object_scores
 from hpc_isl.objects.scores import mask_iou
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt
-from hpc_isl.stages.annotate_draft import draft, without_small
 from hpc_isl.stages.finetune_boxes import Box
 from hpc_isl.stages.finetune_setting import Setting
 from hpc_isl.stages.finetune_sweep import SCORES
 from hpc_isl.stages.held_out import Row, mean, spread, write_scores
+from hpc_isl.stages.objects_from import objects_in, rule_of
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
 Panel = tuple[int, dict[str, Any], dict[str, NDArray[Any]]]
 PANELS = 4
-# Of a predicted stain, as `annotate draft` treats a true one; smallest objects in pixels of the level read.
-DRAFT = {"threshold": "otsu", "sigma": 1.0, "split": True}
-DRAFT_AREA = 20
-
-
-def objects_in(prediction: Pixels, task: Task | None) -> Labels:
-    """Labels (y, x) from a prediction (output, y, x); without a task it is a stain, drafted from."""
-    if task is None:
-        return draft(prediction[0], min_area=DRAFT_AREA, **DRAFT)  # type: ignore[arg-type]
-    if task.kind == "nuclei":
-        found: Labels = label(prediction[0] > 0, connectivity=2).astype(np.uint32)
-    else:
-        way = reference if task.method == "reference" else flood
-        found = way(prediction[0], prediction[1] > 0, task.h)
-    return without_small(found, task.min_area) if task.min_area > 1 else found
 
 
 def make_scores(
@@ -76,7 +59,7 @@ def make_scores(
             break
         first = boxes[0][1]
         sources, _ = read(setting.view, first.index, first.key, first.time)
-        found = objects_in(predictor(sources), task)
+        found = objects_in(predictor(sources), rule_of(task))
         for number, box in boxes:
             rows.append((number, _row(recipe, setting, box, found)))
             if number in shown:

@@ -58,7 +58,7 @@ def written(
         tag("p", _about(sweep), class_="about"),
         tag("div", *[tag("p", line) for line in said], class_="headline"),
         *_warnings(sweep), *_final(found),
-        tag("nav", tag("ol", *contents), aria_label="contents"),
+        tag("nav", tag("ol", *contents), **{"aria-label": "contents"}),
         *[tag("section", tag("h2", title), *inside, id=name) for name, title, inside in sections],
     ]  # fmt: skip
     return page(f"{sweep.run.name}: fine-tuning sweep", join(parts))

@@ -26,6 +26,7 @@ from hpc_isl.tasks import Pool, Task
 
 VERIFY = "verify.json"
 """In a run folder: which share of its fields is to be computed again."""
+GROUP = 2**16  # rows that are written, and read, together
 Doubles = Mapping[str, Sequence[Twice]]
 """Slug of a plate -> its objects that are seen twice."""
 
@@ -132,21 +133,28 @@ def _write_plates(run: Run, targets: Sequence[Target]) -> None:
 
 
 def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[Twice]) -> None:
-    """All objects of a plate, field by field, so that memory holds one field; with `duplicate_of`."""
+    """All objects of a plate, in groups of rows that memory holds; with `duplicate_of`."""
     again: dict[str, dict[tuple[int, int], str]] = {}
     for image, time, label, of in twice:
         again.setdefault(image, {})[time, label] = of
     path = run.folder / "tables" / f"{target.slug}.parquet"
     stream = io.BytesIO()
     writer: pq.ParquetWriter | None = None
+    waiting: list[pa.Table] = []
     for key in _whole(target, rows):
         file = Work(run.folder, target.index.path, target.name, target.slug, key, "").table
         part = _with_duplicates(pq.read_table(file), again.get(str(key), {}))
         writer = writer or pq.ParquetWriter(stream, part.schema, compression="zstd")
-        writer.write_table(part)
-    if writer is not None:
-        writer.close()
-        write_atomic(path, stream.getvalue())
+        waiting.append(part)
+        if sum(each.num_rows for each in waiting) >= GROUP:
+            writer.write_table(pa.concat_tables(waiting))
+            waiting.clear()
+    if writer is None:
+        return
+    if waiting:
+        writer.write_table(pa.concat_tables(waiting))
+    writer.close()
+    write_atomic(path, stream.getvalue())
 
 
 def _with_duplicates(part: pa.Table, of: Mapping[tuple[int, int], str]) -> pa.Table:
@@ -203,8 +211,10 @@ def _drift(
         for target in targets
         for row in drift(reference, view, target.index, target.keys)
     ]
+    if not lines:
+        return {}
     path = attempt.run.folder / "drift.csv"
-    columns = list(lines[0])
+    columns = list(dict.fromkeys(name for line in lines for name in line))
     write_atomic(path, _csv(columns, ([line.get(name) for name in columns] for line in lines)))
     far = [line for line in lines if line["largest"] > FAR]
     if far:

@@ -28,8 +28,9 @@ from hpc_isl.recipe import load
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.finetune import finetune, plan
 from hpc_isl.stages.finetune_boxes import Box, draw
-from hpc_isl.stages.finetune_scores import count, objects_in
+from hpc_isl.stages.finetune_scores import count
 from hpc_isl.stages.finetune_setting import settle
+from hpc_isl.stages.objects_from import objects_in, rule_of
 from hpc_isl.stages.pretrain import pretrain
 from hpc_isl.strict import to_yaml
 
@@ -135,6 +136,7 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
     assert (contract.task.arm, contract.task.boxes, contract.step) == (arm, 2, 2)
     assert (contract.net.weights is None) == (arm in ("random", "random+isl", "drafted"))
     assert not found.checkpoints.exists()
+    assert list(contract.reference) == ["Brightfield focus"]
     index = open_plate(world / "P01.zarr")
     listed = json.loads((found.folder / "panels.json").read_text())
     with np.load(found.folder / "panels.npz") as arrays:
@@ -146,7 +148,7 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
             assert count(ours) == int(row["predicted"])
             assert object_scores(ours, truth)["mAP"] == pytest.approx(float(row["mAP"]), abs=1e-5)
             sources, _ = read(contract.view, index, key)
-            assert np.array_equal(objects_in(predict(network, sources), contract.task), ours)
+            assert np.array_equal(objects_in(predict(network, sources), rule_of(contract.task)), ours)
 
 
 @pytest.mark.parametrize("arm", ["random+isl", "drafted"])
