@@ -33,16 +33,54 @@ class Basins(NamedTuple):
 
 def objects_of(level: NDArray[Any], h: float) -> NDArray[np.uint32]:
     """Labels of the image that lies within the frame of `level`."""
-    flat, width, names = level.ravel(), level.shape[1], np.zeros(level.size, np.int32)
-    # Components newly named do not touch each other, nor do peaks: at most one pixel in four.
-    most = (level.shape[0] - 1) // 2 * ((width - 1) // 2) + 1
-    parent = np.zeros(most, np.int32)
-    pixels, ends = _collect(names, parent[: 1 + _name(flat, names, parent, width)])
-    _sort(pixels, ends, flat, flat.view(f"u{flat.itemsize}"))
-    basins = Basins(parent, np.zeros(most, level.dtype), *np.zeros((2, most), np.int32))
-    _visit(pixels, flat, names, basins, width, level.dtype.type(h))
-    labels: NDArray[np.uint32] = _number(names, basins)
+    names, parent = names_for(level.shape)
+    pixels, ends = components_of(level, names, parent)
+    labels = flooded(pixels, ends, level.ravel(), names, parent, steps_around(level.shape), h)
     return np.ascontiguousarray(labels.reshape(level.shape)[1:-1, 1:-1])
+
+
+def names_for(shape: tuple[int, ...]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Room for the name of each pixel of a framed image, and for the parent of each name."""
+    # Components newly named do not touch each other, nor do peaks: at most one pixel in four.
+    most = (shape[0] - 1) // 2 * ((shape[1] - 1) // 2) + 1
+    return np.zeros(shape[0] * shape[1], np.int32), np.zeros(most, np.int32)
+
+
+def steps_around(shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """From each pixel of a framed image to the eight around it: (pixels, 8), one row in memory."""
+    width = shape[1]
+    steps = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
+    return np.broadcast_to(np.array(steps, np.int32), (shape[0] * width, 8))
+
+
+def components_of(
+    level: NDArray[Any], names: Any, parent: Any
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Pixels of a framed image component by component, each in raster order, and where each ends.
+
+    `names` are 0 before and after; some components are empty.
+    """
+    flat = level.ravel()
+    pixels, ends = _collect(names, parent[: 1 + _name(flat, names, parent, level.shape[1])])
+    return pixels, ends
+
+
+def flooded(
+    pixels: Any, ends: Any, level: Any, names: Any, parent: Any, around: Any, h: float
+) -> NDArray[np.uint32]:
+    """Labels of all pixels, flat, by the flood of those given; 0 elsewhere.
+
+    Args:
+        pixels, ends: components, as `components_of` has them; this sorts them.
+        level: of each pixel, flat; pixel 0 is none.
+        names: 0 for each pixel. parent: room for as many basins as there are peaks, and one.
+        around: (pixels, 8) steps from each pixel to those around it; a step to pixel 0 leads nowhere.
+    """
+    _sort(pixels, ends, level, level.view(f"u{level.itemsize}"))
+    basins = Basins(parent, np.zeros(parent.size, level.dtype), *np.zeros((2, parent.size), np.int32))
+    _visit(pixels, level, names, basins, around, level.dtype.type(h))
+    labels: NDArray[np.uint32] = _number(names, basins)
+    return labels
 
 
 # ---------------------------------------------------------------- components of the mask
@@ -176,19 +214,18 @@ def _by_byte(keys: Any, spare: Any, row: int, size: int, shift: int, counts: Any
 
 
 @compiled
-def _visit(pixels: Any, level: Any, names: Any, basins: Basins, width: int, h: Any) -> None:
+def _visit(pixels: Any, level: Any, names: Any, basins: Basins, around: Any, h: Any) -> None:
     """Each pixel joins the basin of the pixels around it that were visited, or is the peak of a new one."""
-    around = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
     count = 0
     for p in pixels:
         basin = 0
-        for step in around:
+        for step in around[p]:
             name = names[p + step]
             if name == 0 or name == basin:
                 continue
             name = _root(basins.parent, name)
             if basin != 0 and name != basin:
-                basin = _meet(p, level, names, basins, around)
+                basin = _meet(p, level, names, basins, around[p])
                 break
             basin = name
         if basin == 0:

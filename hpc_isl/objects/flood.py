@@ -36,7 +36,7 @@ def flood(distance: NDArray[Any], mask: NDArray[Any], h: float) -> Labels:
         h: in the unit of the map. Where two peaks meet no more than h below the lower one, they are one
             object, and so are equal peaks.
     """
-    return objects_of(_levels(distance, mask, h), h)
+    return objects_of(levels(distance, mask, h), h)
 
 
 def reference(distance: NDArray[Any], mask: NDArray[Any], h: float) -> Labels:
@@ -45,7 +45,7 @@ def reference(distance: NDArray[Any], mask: NDArray[Any], h: float) -> Labels:
     Seeds are the same on every map, labels on every map without equal levels. Where levels are equal, the
     layout of its queue decides, so pixels between two objects may differ, and with them the objects' numbers.
     """
-    level = _levels(distance, mask, h)
+    level = levels(distance, mask, h)
     inside = level > -np.inf
     if not inside.any():
         return np.zeros(distance.shape, np.uint32)
@@ -63,7 +63,7 @@ def _numbered(labels: NDArray[Any]) -> Labels:
     return numbered
 
 
-def _levels(distance: NDArray[Any], mask: NDArray[Any], h: float) -> NDArray[Any]:
+def levels(distance: NDArray[Any], mask: NDArray[Any], h: float) -> NDArray[Any]:
     """D′ in a frame of −∞, so that every pixel has eight neighbours; −0 becomes 0, which it equals."""
     _check(distance, mask, h)
     height, width = distance.shape

@@ -14,7 +14,7 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages import segment_finish as finish
-from hpc_isl.stages.segment_files import COPY, Row, Work, done, write_record
+from hpc_isl.stages.segment_files import COPY, Row, Work, done, sweep_run, write_record
 from hpc_isl.stages.segment_setting import (
     Models,
     Target,
@@ -70,6 +70,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
             return attempt.say("stopped while overlapping fields were compared; what is done is kept")
         _verify(attempt, places, rows, pool)
     if not attempt.stopping.is_set():
+        sweep_run(attempt.run, attempt.number)
         finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
     return None
 

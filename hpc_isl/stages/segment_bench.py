@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from hpc_isl.strict import parse, read_yaml
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
+_LOADING = Lock()
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,14 @@ class Seen:
     labels: Labels
 
 
-@lru_cache(maxsize=2)
 def bench_of(run: Path) -> Bench:
-    """The networks of a run, ready on this process's device."""
+    """The networks of a run, ready on this process's device; loaded once, whichever thread asks first."""
+    with _LOADING:
+        return _bench(run)
+
+
+@lru_cache(maxsize=2)
+def _bench(run: Path) -> Bench:
     recipe = parse(RECIPES["segment"], read_yaml(Run(run).recipe), str(Run(run).recipe))
     assert isinstance(recipe, SegmentRecipe)
     models = models_of(recipe)

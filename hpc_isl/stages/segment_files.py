@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_isl.files import read_json, write_atomic
+from hpc_isl.plates.partial import MARK
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import computed_by
+from hpc_isl.run import Run
 
 Row = dict[str, Any]
 COPY = " predicted"  # added to the name of labels where people, or a draft, have the name already
+FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
+FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv")  # the same
 
 
 @dataclass(frozen=True)
@@ -130,3 +135,28 @@ def content_hash(labels: Iterable[NDArray[np.uint32]], table: pa.Table) -> str:
         content = "\n".join(column).encode() if column.dtype == object else column.tobytes()
         found.update(name.encode() + b"\0" + content)
     return found.hexdigest()
+
+
+# ---------------------------------------------------------------- what killed processes left
+
+
+def sweep_image(image: Path) -> None:
+    """Removes unfinished files beside the labels of an image, whose field is about to be written again."""
+    _remove((image / "labels").glob(f".zarr.json.*{MARK}"))
+
+
+def sweep_run(run: Run, attempt: int) -> None:
+    """Removes what was never finished from the run folder; none of this attempt writes fields any more."""
+    older = [run.attempts / str(number) for number in run.attempt_numbers() if number < attempt]
+    for folder in (*(run.folder / name for name in FOLDERS), *older):
+        _remove(folder.rglob(f".*{MARK}*"))
+    for name in FILES:
+        _remove(run.folder.glob(f".{name}.*{MARK}"))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

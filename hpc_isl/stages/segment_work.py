@@ -27,6 +27,7 @@ def segment_field(work: Work) -> Row:
     """
     start = monotonic()
     bench, index = bench_of(work.run), index_of(work.plate)
+    files.sweep_image(index.image(work.key))
     if is_large(bench, index, work.key):
         facts = segment_large(bench, index, work)
     else:

@@ -84,7 +84,7 @@ def draw_plates(maps: Sequence[Map], title: str, unit: str, path: Path) -> None:
     )
     bar.set_label(unit, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     _write(figure, path)
 
 
@@ -111,6 +111,7 @@ def limits(maps: Sequence[Map], unit: str) -> tuple[float, float]:
 
 def _draw_plate(axis: Axes, one: Map, scale: Any) -> None:
     from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
 
     wells = {
@@ -123,8 +124,11 @@ def _draw_plate(axis: Axes, one: Map, scale: Any) -> None:
     if len(wells) <= NUMBERED:
         for (well, place), color in zip(wells.items(), colors, strict=True):
             if well in known:
-                how = {"ha": "center", "va": "center", "fontsize": 6.5, "color": ink_on(color[:3])}
-                axis.text(*place, short(known[well]), **how).set_in_layout(False)
+                ink = ink_on(to_rgb(color))
+                text = axis.text(
+                    *place, short(known[well]), ha="center", va="center", fontsize=6.5, color=ink
+                )
+                text.set_in_layout(False)
     axis.set_xlim(-0.6, len(one.columns) - 0.4)
     axis.set_ylim(len(one.rows) - 0.4, -0.6)
     axis.set_aspect("equal")
@@ -193,8 +197,10 @@ def scatter(counts: Sequence[tuple[float, float]], path: Path, title: str) -> di
     ours, theirs = np.array(counts, np.float64).reshape(-1, 2).T
     top = 1.06 * float(max(ours.max(initial=1), theirs.max(initial=1)))
     axis.plot([0, top], [0, top], color="#999999", lw=1, ls="--", zorder=1)
-    how = {"fontsize": 8, "ha": "right", "va": "bottom", "rotation": 45, "rotation_mode": "anchor"}
-    axis.text(top * 0.97, top * 0.985, "equal ", color="#777777", **how)
+    axis.text(
+        top * 0.97, top * 0.985, "equal ", color="#777777", fontsize=8, ha="right", va="bottom",
+        rotation=45, rotation_mode="anchor",
+    )  # fmt: skip
     axis.plot(theirs, ours, "o", ms=5, mew=0, color="#0072b2", alpha=0.65, zorder=2)
     axis.set(xlim=(0, top), ylim=(0, top), aspect="equal")
     axis.set_xlabel("true objects per well, by a stain or drawn by people", fontsize=9)

@@ -113,6 +113,7 @@ class Objects:
             return
         area = "area_px" if plate.pixel_um is None else "area_um2"
         table = plate.objects(list(dict.fromkeys([*WHERE, DUPLICATE, area, *self.features])))
+        assert table is not None
         self.rows = _by_shot(table)
         self.values = np.column_stack(
             [np.zeros((table.num_rows, 0)), *(table[n].to_numpy() for n in self.features)]

@@ -1,0 +1,201 @@
+"""Segmentation is killed at every turn, and ends with the labels and tables of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from left_on_disk import Left, differing, left_by, read_every_array, unfinished
+from made_up_screen import save_model, write_screen
+
+if TYPE_CHECKING:
+    from tests.conftest import Door
+
+WELLS = [f"{row}{column:02d}" for row in "BCDE" for column in range(2, 10)]
+FIELDS, SHAPE = 3, (160, 192)
+SITE = ("site.workers=2", "site.memory=4G", "site.tracking=none")
+# A field whose process has died three times in one attempt is given up: so no more are killed in one.
+WORKERS_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A folder with a model, a plate, and the run `alone`, which was never disturbed."""
+
+    door: Door
+    alone: Left
+
+    def segment(self, plate: str, name: str) -> tuple[str, ...]:
+        return ("segment", "model=cells", f"plates={plate}.zarr", "labels=found", "--name", name, *SITE)
+
+    def run(self, name: str) -> Path:
+        return self.door.cwd / "runs" / "segment" / name
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, open_door: Callable[[Path], Door]) -> Lab:
+    door = open_door(tmp_path_factory.mktemp("killed"))
+    write_screen(door.cwd / "S1.zarr", WELLS, FIELDS, SHAPE)
+    shutil.copytree(door.cwd / "S1.zarr", door.cwd / "copy" / "S1.zarr")
+    save_model(door.cwd / "runs" / "finetune" / "cells")
+    lab = Lab(door, {})
+    call = door.open(*lab.segment("S1", "alone"))
+    output, _ = call.communicate(timeout=400)
+    assert call.returncode == 0, output
+    return Lab(door, left_by(lab.run("alone"), [door.cwd / "S1.zarr"]))
+
+
+@dataclass
+class Killer:
+    """Ends processes of one run at moments of its choosing; counts those that were alive in mid-run."""
+
+    door: Door
+    run: Path
+    rng: random.Random = field(default_factory=lambda: random.Random(20))
+    kills: list[str] = field(default_factory=list)
+    call: subprocess.Popen[str] | None = None
+
+    def begin(self, *words: str) -> None:
+        self.call = self.door.open(*words)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output of the call, once it has ended."""
+        assert self.call is not None
+        output, _ = self.call.communicate(timeout=400)
+        return self.call.returncode, output
+
+    # ---------------------------------------------------------------- who is there
+
+    def rank(self) -> list[psutil.Process]:
+        """The process that hands the fields out."""
+        return self._children("hpc_isl.cluster.worker", self._door())
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that compute them, whether they are ready or still starting."""
+        return self._children("spawn_main", self.rank())
+
+    def _door(self) -> list[psutil.Process]:
+        assert self.call is not None
+        return [psutil.Process(self.call.pid)] if self.call.poll() is None else []
+
+    @staticmethod
+    def _children(word: str, parents: list[psutil.Process]) -> list[psutil.Process]:
+        found = []
+        for parent in parents:
+            try:
+                children = parent.children()
+                found += [child for child in children if any(word in part for part in child.cmdline())]
+            except psutil.Error:
+                continue
+        return found
+
+    def records(self) -> int:
+        return len(list(self.run.glob("fields/*/*.json")))
+
+    def done(self) -> bool:
+        return (self.run / "done" / "segment.json").exists()
+
+    # ---------------------------------------------------------------- moments
+
+    def wait(self, true: Callable[[], object], longest_s: float) -> None:
+        """Until it is true, or the run has ended, and then a random while."""
+        assert self.call is not None
+        call = self.call
+        assert self.door.eventually(lambda: true() or call.poll() is not None, 300)
+        time.sleep(self.rng.uniform(0, longest_s))
+
+    def after_a_field(self) -> None:
+        """At a random moment soon after another field is done: others are under way."""
+        before = self.records()
+        self.wait(lambda: self.records() > before and self.workers(), 0.2)
+
+    def while_starting(self) -> None:
+        """At a random moment of the start of worker processes, which takes seconds."""
+        self.wait(self.workers, 4)
+
+    # ---------------------------------------------------------------- kills
+
+    def kill_a_worker(self) -> None:
+        if found := self.workers():
+            self._kill("worker", self.rng.choice(found))
+
+    def kill_drivers(self, who: str) -> None:
+        """The rank, the door, or both."""
+        for name, found in {"rank": self.rank(), "door": self._door()}.items():
+            if name in who and found:
+                self._kill(name, found[0])
+
+    def _kill(self, name: str, process: psutil.Process) -> None:
+        if self.done() or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            return
+        process.kill()
+        self.kills.append(name)
+
+
+# Of each attempt: when its worker processes are killed, when its driver is, and which process of it.
+ATTEMPTS = [
+    (["field", "field"], "field", "rank"),
+    (["start", "field"], "field", "rank and door"),
+    (["field", "start"], "start", "door"),
+    (["start", "start"], "field", "rank"),
+    (["field", "field"], "start", "rank and door"),
+    (["field", "field"], "finish", "rank"),
+]
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(900)
+def test_killed_twenty_times_it_ends_with_the_same_labels_and_tables(lab: Lab) -> None:
+    killer = Killer(lab.door, lab.run("killed"))
+    total = len(WELLS) * FIELDS
+    moments = {
+        "field": killer.after_a_field,
+        "start": killer.while_starting,
+        "finish": lambda: killer.wait(lambda: killer.records() == total, 1.5),
+    }
+    words = lab.segment("copy/S1", "killed")
+    for workers, driver, who in ATTEMPTS:
+        killer.begin(*words)
+        for moment in workers:
+            moments[moment]()
+            killer.kill_a_worker()
+        moments[driver]()
+        killer.kill_drivers(who)
+        code, output = killer.end()
+        print(
+            f"{killer.records()} fields, {killer.kills[-4:]}: {code}", time.strftime("%H:%M:%S"), flush=True
+        )
+        assert code != 0, output
+        assert lab.door.eventually(lambda: lab.door.left() == []), "a killed run leaves no process behind"
+        assert lab.door.eventually(lambda: " running" not in lab.door("status", "killed").stdout)
+        words = ("resume", "killed")
+    killer.begin(*words)
+    for _ in range(WORKERS_AT_ONCE):
+        killer.while_starting()
+        killer.kill_a_worker()
+    code, output = killer.end()
+    assert code == 0, output
+    assert killer.kills.count("worker") >= 14, killer.kills
+    assert len(killer.kills) >= 20, killer.kills
+    as_if_left_alone(lab, killer.run, lab.door.cwd / "copy" / "S1.zarr")
+
+
+def as_if_left_alone(lab: Lab, run: Path, plate: Path) -> None:
+    """The same labels and tables, nothing unfinished, nothing unreadable, no process."""
+    assert differing(left_by(run, [plate]), lab.alone) == []
+    assert not (run / "losses.csv").exists()
+    assert json.loads((run / "done" / "segment.json").read_text())["figures"]["lost fields"] == 0
+    assert unfinished(run, plate) == []
+    assert read_every_array(plate) == read_every_array(lab.door.cwd / "S1.zarr")
+    valid = lab.door("validate", "--deep", str(plate))
+    assert valid.returncode == 0, valid.stdout
+    assert lab.door.left() == []
