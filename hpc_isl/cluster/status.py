@@ -244,6 +244,8 @@ def job_output(run: Run, lines: int) -> list[str]:
 
 
 def _lives(asked: Mapping[str, Any], records: Sequence[dict[str, Any]], unheard: bool) -> bool:
+    if asked.get("ended") and not asked.get("job"):
+        return False  # whoever watched over it here has seen its ranks end, even if they could not say so
     if asked.get("pid") and not asked.get("job") and asked.get("host") == socket.gethostname():
         return watcher(asked) is not None
     if unheard and not records:
