@@ -249,6 +249,10 @@ def _pieces(surveys: list[_Objects], image: _Image) -> _Pieces:
     component = _components(surveys, np.cumsum([0, *counts]), image)
     pixels = np.bincount(component, size).astype(np.int64)
     budget = max((np.prod([side.stop - side.start for side in box]) for box in image.blocks), default=1)
+    if pixels.max(initial=0) + budget >= 2**31:
+        raise Mistake(
+            f"a component of the mask has {pixels.max():,} pixels; fewer than 2^31 can be flooded together"
+        )
     _, group = np.unique((np.cumsum(pixels) - pixels) // budget, return_inverse=True)
     return _Pieces(
         np.repeat(np.arange(len(counts)), counts), size, start, group[component], starts,

@@ -92,7 +92,7 @@ def finish(
         {
             "figures": {**figures, "seconds": round(seconds, 1)},
             "made": {what: str(path) for what, path in made.items()},
-            "lost": len(lost),
+            **({"lost": len(lost)} if lost else {}),
             "next": [*(["retry {run}"] if lost else []), "table {run} out=wells.csv"],
         }
     )

@@ -13,7 +13,7 @@ from hpc_isl.learning.foreign import to_full_box
 from hpc_isl.mistake import Mistake
 from hpc_isl.objects.features import assigned, features
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, read_box, read_labels
+from hpc_isl.plates.store import Index, computed_by, read_box, read_labels
 from hpc_isl.recipes.segment import TruthRecipe
 from hpc_isl.stages import segment_files as files
 from hpc_isl.stages.annotate_draft import draft
@@ -77,11 +77,18 @@ def _cells(name: str, index: Index, key: FieldKey, time: int, labels: Labels) ->
 # ---------------------------------------------------------------- truth
 
 
-def true_count(of: TruthRecipe | None, index: Index, key: FieldKey, times: int) -> int | None:
-    """How many objects there are by labels or by a stain; None where the field has neither."""
+def true_count(of: TruthRecipe | None, index: Index, work: Work, times: int) -> int | None:
+    """How many objects there are by labels or by a stain; None where the field has neither.
+
+    What this very run has written is no truth.
+    """
     if of is None:
         return None
+    key = work.key
     if of.labels is not None:
+        made = computed_by(index.image(key), of.labels)
+        if made and made[1] == work.fingerprint:
+            return None
         try:
             labels = read_labels(index.image(key), of.labels)
         except Mistake:

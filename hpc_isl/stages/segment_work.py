@@ -90,7 +90,7 @@ def _stacked(seen: list[Seen]) -> Labels:
 
 
 def _facts(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.Table) -> Row:
-    truth = true_count(bench.recipe.truth, index, work.key, len(seen))
+    truth = true_count(bench.recipe.truth, index, work, len(seen))
     return {
         "shape": list(seen[0].labels.shape),
         "times": len(seen),

@@ -255,6 +255,17 @@ def test_counts_are_held_against_the_stain(lab, tmp_path):
     assert (run.pictures / "counts.png").stat().st_size > 5000
 
 
+def test_what_a_run_has_written_itself_is_no_truth(lab, tmp_path):
+    shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
+    drawn = np.zeros((96, 128), np.uint32)
+    drawn[10:20, 10:20], drawn[40:50, 10:20] = 1, 2
+    image = tmp_path / "S1.zarr" / "B" / "02" / "1"
+    write_labels(image, "found", drawn, origin="human", boxes=[(0, 0, 96, 128)])
+    run = segmented(lab, tmp_path, "truth={labels: found}", copy=False)
+    records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
+    assert [record.get("truth") for record in records] == [2, None, None, None]
+
+
 def test_objects_are_assigned_to_the_cells_that_hold_them(lab, tmp_path):
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     segmented(lab, tmp_path, copy=False, name="cells")
