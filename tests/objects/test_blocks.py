@@ -2,11 +2,14 @@
 
 import hashlib
 import random
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+import peak_memory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,3 +200,27 @@ def test_mistakes_are_named():
         by_blocks(mask.astype(float), mask, -1, (4, 4))
     with pytest.raises(Mistake, match="NaN or infinite"):
         by_blocks(np.full((8, 8), np.nan), mask, 1, (4, 4))
+
+
+def test_a_large_image_takes_a_sixteenth_of_the_memory_and_gives_the_same_labels(tmp_path):
+    edge, rng = 8192, np.random.default_rng(3)
+    piece = ndimage.gaussian_filter(rng.random((1024, 1024)), 6, mode="wrap").astype(np.float32)
+    piece = (piece - piece.mean()) / piece.std()
+    distance = np.lib.format.open_memmap(tmp_path / "distance.npy", "w+", np.float32, (edge, edge))
+    mask = np.lib.format.open_memmap(tmp_path / "mask.npy", "w+", bool, (edge, edge))
+    for row in range(0, edge, 1024):
+        for column in range(0, edge, 1024):
+            tile = np.roll(piece, (int(rng.integers(1024)), int(rng.integers(1024))), (0, 1))
+            distance[row : row + 1024, column : column + 1024] = 40 * tile
+            mask[row : row + 1024, column : column + 1024] = tile > 0.5
+    distance.flush()
+    mask.flush()
+    found = {}
+    for way in ("whole", "blocks"):
+        script = Path(peak_memory.__file__)
+        told = subprocess.run(
+            [sys.executable, script, tmp_path, way, str(edge)], capture_output=True, text=True, check=True
+        )
+        found[way] = told.stdout.split()
+    assert found["blocks"][0] == found["whole"][0]
+    assert int(found["blocks"][1]) < int(found["whole"][1]) / 16
