@@ -72,8 +72,8 @@ def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[s
     demo = tmp_path / "demo"
     run = demo / "runs" / "pretrain" / "demo"
     listed = re.findall(r"^ +(\S+) {2,}\S", told.split("What was made, below demo/:")[1], re.MULTILINE)
-    assert len(listed) == 9
-    inside = (demo, run, demo / "runs" / "sweep" / "nuclei")
+    assert len(listed) == 12
+    inside = (demo, run, demo / "runs" / "sweep" / "nuclei", demo / "runs" / "segment" / "objects")
     assert all(any((folder / path).exists() for folder in inside) for path in listed)
     pcc = json.loads((run / "done" / "pretrain.json").read_text())["figures"]["pcc"]
     assert f"Mean PCC of held-out fields:  {round(pcc, 3)}\n" in told
@@ -90,6 +90,8 @@ def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[s
         "submit pretrain",
         "submit sweep",
         "submit report",
+        "submit segment",
+        "submit table",
     ):
         assert f"/python -m hpc_isl.{step} " in told  # each step is echoed as a user could type it
 

@@ -119,7 +119,7 @@ def given(folder):
 
 
 def test_all_recipes_are_tried_somewhere():
-    others = {"annotate.yaml", "convert.yaml", "demo.yaml"}
+    others = {"annotate.yaml", "convert.yaml", "demo.yaml", "segment.yaml"}
     assert set(shipped_names()) == others | set(PLATES) | set(FINETUNE) | set(SWEEPS) | patterns()
 
 
