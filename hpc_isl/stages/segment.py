@@ -98,8 +98,8 @@ def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> I
     of = recipe.predict or models.contract.predict
     tiles = f"tiles of {of.tile} pixels" if of.tile else "whole fields"
     yield f"model {models.folder.parent}: {kind}; U-Net on {models.contract.net.encoder}, {tiles}"
-    # Labels compress some twentyfold; features are some 200 bytes an object, some 100 of which are stored.
-    yield f"about {max(pixels * 4 / 20 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
+    # Measured on cells: 0.4 bytes a pixel, with the pyramid.
+    yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
 
 
 def _pixels(target: Target) -> int:
