@@ -14,7 +14,7 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages import segment_finish as finish
-from hpc_isl.stages.segment_files import COPY, Row, Work, done, sweep_run, write_record
+from hpc_isl.stages.segment_files import COPY, Row, Work, done, sweep_labels, sweep_run, write_record
 from hpc_isl.stages.segment_setting import (
     Models,
     Target,
@@ -71,6 +71,8 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         _verify(attempt, places, rows, pool)
     if not attempt.stopping.is_set():
         sweep_run(attempt.run, attempt.number)
+        for target, work in places:
+            sweep_labels(target.index.image(work.key), models.labels)
         finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
     return None
 

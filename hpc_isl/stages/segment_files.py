@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_isl.files import read_json, write_atomic
-from hpc_isl.plates.partial import MARK
+from hpc_isl.plates.labels import slug
+from hpc_isl.plates.partial import MARK, clean
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import computed_by
 from hpc_isl.run import Run
@@ -143,6 +144,11 @@ def content_hash(labels: Iterable[NDArray[np.uint32]], table: pa.Table) -> str:
 def sweep_image(image: Path) -> None:
     """Removes unfinished files beside the labels of an image, whose field is about to be written again."""
     _remove((image / "labels").glob(f".zarr.json.*{MARK}"))
+
+
+def sweep_labels(image: Path, name: str) -> None:
+    """Removes labels of this name that were never finished beside those that were."""
+    clean(image / "labels" / slug(labels_name(image, name)))
 
 
 def sweep_run(run: Run, attempt: int) -> None:
