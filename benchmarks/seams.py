@@ -49,7 +49,7 @@ def main() -> None:
         parts = [flood(maps[0][tile.read], maps[1][tile.read], H) for tile in grid]
         _tell("halo, crop, IoU", halo, whole, glued(grid, parts, whole.shape))
         try:
-            found = by_cellpose(parts, given.block, halo, whole.shape)
+            found = by_cellpose(maps, given.block, halo)
         except ImportError as error:
             print(f"  cellpose's merge: not tried, {error}")
             continue
@@ -121,16 +121,17 @@ def _overlapping(a: Tile, in_a: NDArray[Any], b: Tile, in_b: NDArray[Any]) -> li
     ]
 
 
-def by_cellpose(parts: list[Labels], block: int, halo: int, shape: tuple[int, ...]) -> Labels:
+def by_cellpose(maps: Maps, block: int, halo: int) -> Labels:
+    """Its blocks differ from our tiles: those at the image's border read less, and are flooded as it cuts them."""
     from cellpose.contrib import distributed_segmentation as cellpose
 
-    size, whole = (PLANES, block, block), (PLANES, *shape)
+    size, whole = (PLANES, block, block), (PLANES, *maps[0].shape)
     indices, crops = cellpose.get_block_crops(whole, size, np.array([0, halo, halo]), None)
     blocks = cellpose.get_nblocks(whole, size)
     found, faces, used = np.zeros(whole, np.uint32), [], []
-    for index, crop, part in zip(indices, crops, parts, strict=True):
-        volume = np.repeat(part[None], PLANES, 0)
-        trimmed, box = cellpose.remove_overlaps(volume, crop, halo, size)
+    for index, crop in zip(indices, crops, strict=True):
+        part = flood(maps[0][crop[1:]], maps[1][crop[1:]], H)
+        trimmed, box = cellpose.remove_overlaps(np.repeat(part[None], PLANES, 0), crop, halo, size)
         named, names = cellpose.global_segment_ids(trimmed, index, blocks)
         found[tuple(box)] = named
         faces.append(cellpose.block_faces(named))

@@ -26,6 +26,7 @@ INPUTS = {
     "annotate": ["action=draft", "plate=P1.zarr", "labels=nuclei"],
     "pretrain": PLATE,
     "finetune": ["plates=[P1.zarr]", "labels=nuclei"],
+    "segment": ["model=nuc", "plates=[P1.zarr]"],
 }
 
 
