@@ -10,6 +10,8 @@ PRETRAIN :=
 SWEEP :=
 SITE :=
 CLUSTER :=
+# Test files that run side by side.
+JOBS := 2
 PYTEST :=
 
 .PHONY: help setup demo test slurm-test slurm-start slurm-stop lint lock clean
@@ -70,7 +72,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup $(PYTEST)
 
 slurm-test: setup
 	$(BIN)/pytest tests/slurm $(PYTEST)

@@ -23,6 +23,14 @@ from scipy.ndimage import gaussian_filter
 # no test of Ctrl-C could pass.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side run the tests of different files, but those on a real Slurm one after the other."""
+    for item in items:
+        group = "slurm" if item.path.parent.name == "slurm" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 COUNTING = Path(__file__).parent / "cluster"
 
 

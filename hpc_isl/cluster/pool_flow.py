@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -21,6 +21,8 @@ from hpc_isl.tasks import Answer, Task
 TRIES = 3  # of a call that raises, and of one whose process dies
 AHEAD = 2  # tasks under way for each thread that computes
 LOOK_S = 0.5
+TOGETHER_S = 0.02  # what ends within it is taken back, and what follows it given out, in one message
+BEGUN = {"executing", "long-running", "memory", "error"}  # of Dask's states of a task in a worker process
 BACK_S = 180.0  # for a worker process to come back when none is left
 _numbers = count()
 
@@ -127,23 +129,24 @@ class _Flow:
     def _fill(self, tasks: Iterator[Task], more: bool) -> bool:
         """Gives out what fits into the window; whether `tasks` has more."""
         window = max(1, AHEAD * self.pool.scheduler.total_nthreads)
-        while more and len(self.pending) < window:
-            task = next(tasks, None)
-            if task is None:
-                more = False
+        turns: list[_Turn] = []
+        while len(self.pending) + len(turns) < window and (self.again or more):
+            if self.again:
+                turns.append(self.again.popleft())
+            elif task := next(tasks, None):
+                turns.append(_Turn(task))
             else:
-                self.again.append(_Turn(task))
-            while self.again and len(self.pending) < window:
-                self._give(self.again.popleft())
-        while self.again and len(self.pending) < window:
-            self._give(self.again.popleft())
+                more = False
+        self._give(turns)
         if not more and not self.again:
             self._give_alone()
         return more
 
-    def _give(self, turn: _Turn) -> None:
-        others = [address for address in self.pool.addresses() if address != turn.avoid]
-        self._submit(turn, others if turn.avoid and others else None, loose=True)
+    def _give(self, turns: Sequence[_Turn]) -> None:
+        """To any process, but for what has raised in one: to another, where there is one."""
+        for avoid, some in _grouped(turns, lambda turn: turn.avoid):
+            others = [address for address in self.pool.addresses() if address != avoid]
+            self._submit(some, others if avoid and others else None, loose=True)
 
     def _give_alone(self) -> None:
         """One suspect to each process that has nothing else, once only suspects are left."""
@@ -154,19 +157,24 @@ class _Flow:
             if address not in taken and self.suspects:
                 turn = self.suspects.popleft()
                 turn.place = address
-                self._submit(turn, [address], loose=False)
+                self._submit([turn], [address], loose=False)
 
-    def _submit(self, turn: _Turn, workers: list[str] | None, loose: bool) -> None:
-        task = turn.task
-        # A key of its own each time; those that begin alike are counted together by Dask.
-        key = (f"{self.call.__name__}-{self.number}", task.name, turn.raised, turn.died, time.monotonic_ns())
-        future = self.pool.client.submit(
-            _call, self.call, task.argument, key=key, pure=False, workers=workers,
-            allow_other_workers=loose and workers is not None,
-            resources={MEMORY: max(1, min(task.memory, self.pool.share))},
-        )  # fmt: skip
-        self.pending[future] = turn
-        future.add_done_callback(self.ended.put)
+    def _submit(self, turns: Sequence[_Turn], workers: list[str] | None, loose: bool) -> None:
+        """Tasks of one memory go together."""
+        for memory, some in _grouped(turns, lambda turn: min(turn.task.memory, self.pool.share)):
+            futures = self.pool.client.map(
+                _call, [self.call] * len(some), [turn.task.argument for turn in some],
+                key=[self._key(turn) for turn in some], pure=False, workers=workers,
+                allow_other_workers=loose and workers is not None, resources={MEMORY: max(1, memory)},
+            )  # fmt: skip
+            for future, turn in zip(futures, some, strict=True):
+                self.pending[future] = turn
+                future.add_done_callback(self.ended.put)
+
+    def _key(self, turn: _Turn) -> tuple[Any, ...]:
+        """A key of its own each time; those that begin alike are counted together by Dask."""
+        name = f"{self.call.__name__}-{self.number}"
+        return name, turn.task.name, turn.raised, turn.died, time.monotonic_ns()
 
     # ------------------------------------------------------------ taking back
 
@@ -177,6 +185,7 @@ class _Flow:
         except queue.Empty:
             self._take_back_stranded()
             return
+        time.sleep(TOGETHER_S)
         while not self.ended.empty():
             futures.append(self.ended.get())
         futures = [future for future in futures if future in self.pending]
@@ -250,6 +259,14 @@ class _Flow:
             self.pending.clear()
 
 
+def _grouped(turns: Sequence[_Turn], of: Callable[[_Turn], Any]) -> Iterator[tuple[Any, list[_Turn]]]:
+    """The turns of which something is the same, in the order in which they came."""
+    groups: dict[Any, list[_Turn]] = {}
+    for turn in turns:
+        groups.setdefault(of(turn), []).append(turn)
+    yield from groups.items()
+
+
 def _said_by_dask(future: Any) -> _Said | None:
     """What became of a call that said nothing itself: None if its process died; else it could not be sent."""
     from distributed import KilledWorker
@@ -261,8 +278,8 @@ def _said_by_dask(future: Any) -> _Said | None:
 
 
 def _pause(dask_worker: Any) -> list[Any]:
-    """In a worker process: it begins no more tasks; those that it has begun."""
+    """In a worker process: it begins no more tasks; those that it has begun, ended ones among them."""
     from distributed.core import Status
 
     dask_worker.status = Status.paused
-    return [state.key for state in dask_worker.state.executing]
+    return [key for key, task in dask_worker.state.tasks.items() if task.state in BEGUN]

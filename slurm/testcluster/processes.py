@@ -92,8 +92,11 @@ def end(folder: Path, name: str, patience_s: float = 2) -> None:
 
 
 def kill(folder: Path, name: str) -> None:
-    _send(signal.SIGKILL, folder, name)
-    gone(folder, name, 2)
+    """Again and again: a script that is killed may just have started another program."""
+    for _ in range(40):
+        _send(signal.SIGKILL, folder, name)
+        if gone(folder, name, 0.05):
+            return
 
 
 def _send(sent: signal.Signals, folder: Path, name: str) -> None:
