@@ -122,7 +122,7 @@ def _overlapping(a: Tile, in_a: NDArray[Any], b: Tile, in_b: NDArray[Any]) -> li
 
 
 def by_cellpose(maps: Maps, block: int, halo: int) -> Labels:
-    """Its blocks differ from our tiles: those at the image's border read less, and are flooded as it cuts them."""
+    """Each block is flooded as cellpose cuts it: those at the image's border read less than our tiles."""
     from cellpose.contrib import distributed_segmentation as cellpose
 
     size, whole = (PLANES, block, block), (PLANES, *maps[0].shape)

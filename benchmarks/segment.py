@@ -1,33 +1,45 @@
 """Segmentation is bound by its parts: the stage against them, two workers against one, memory against size.
 
-    python benchmarks/segment.py [--fields 24] [--edge 512] [--encoder tu-mobilenetv1_100]
+    python benchmarks/segment.py [--fields 24] [--edge 512] [--encoder tu-mobilenetv1_100] [--rounds 3]
 
-One process on one CPU (or GPU) at first: seconds a field of the whole stage, as the run folder tells
-(the first fields apart, in which code is compiled), over the sum of what its parts take each alone on the
-same fields, and over the bare network. Then two workers against one, beside two bare networks against one.
-Then the greatest memory of a worker on plates of more and more fields.
+One process held to one CPU (or with a GPU) at first: seconds a field of the whole stage, as the run folder
+tells (the first fields apart, in which code is compiled), over the sum of what its parts take each alone on
+the same fields, and over the bare network, which itself is held against a product of two matrices: the most
+that one thread of this machine (or its GPU) computes. Then two workers on two CPUs against that one, beside
+two bare networks against one. All of it in turns, medians of the rounds. Last the greatest memory of a worker
+on plates of more and more fields.
+
+    python benchmarks/segment.py --count-only
+
+The operations of one forward pass over a megapixel, for some encoders: they are the same on any machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
 from hpc_isl.learning.foreign import read_sources, to_full
+from hpc_isl.learning.unet import construct
+from hpc_isl.plates.plate import Field
+from hpc_isl.plates.store import Index
 from hpc_isl.recipe import load
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Run
@@ -35,12 +47,15 @@ from hpc_isl.stages import segment_files as files
 from hpc_isl.stages import segment_work
 from hpc_isl.stages.objects_from import objects_in
 from hpc_isl.stages.segment import plan
-from hpc_isl.stages.segment_bench import Seen, bench_of, index_of
+from hpc_isl.stages.segment_bench import Bench, Seen, bench_of, index_of
 from hpc_isl.stages.segment_measured import measured
 from hpc_isl.stages.segment_setting import scale_of
 from hpc_isl.strict import to_yaml
 
+PARTS = ("reading", "network", "to full resolution", "flood", "features", "writing", "hash and record")
+STAGES = ("stage", "two workers", "one network", "two networks")
 WARM = 4  # fields that are left out at the beginning
+Timed = Callable[[str, Callable[[], Any]], Any]
 
 
 def main() -> None:
@@ -48,22 +63,50 @@ def main() -> None:
     words.add_argument("--fields", type=int, default=24)
     words.add_argument("--edge", type=int, default=512)
     words.add_argument("--encoder", default="tu-mobilenetv1_100")
+    words.add_argument("--rounds", type=int, default=3)
+    words.add_argument("--count-only", action="store_true")
     given = words.parse_args()
+    if given.count_only:
+        for encoder in ("densenet121", "resnet34", "resnet18", "tu-mobilenetv1_100"):
+            flops = _flops(NetRecipe(encoder=encoder, weights=None))
+            print(f"{encoder:<20}{flops / 1e12:6.2f} TFLOP a megapixel")
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         net = NetRecipe(encoder=given.encoder, weights=None, decoder=[64, 48, 32, 16])
         save_model(folder / "runs" / "finetune" / "cells", net=net)
         plate = _plate(folder, "P", given.fields, given.edge)
-        one, _ = _stage(folder, plate, "one", 1)
-        parts = _parts(folder, plate)
-        print(f"{given.fields} fields of {given.edge} × {given.edge}, {given.encoder}, one process")
-        for what, seconds in parts.items():
-            print(f"  {what:<22}{1000 * seconds:8.1f} ms a field")
-        print(f"  {'whole stage':<22}{1000 * one:8.1f} ms a field")
-        print(f"whole stage / sum of its parts: {one / sum(parts.values()):.2f}")
-        print(f"whole stage / bare network:     {one / parts['network']:.2f}")
-        _workers(folder, plate, one)
+        print(f"{given.fields} fields of {given.edge} × {given.edge}, {given.encoder}, one CPU")
+        rounds = [_round(folder, plate, number) for number in range(given.rounds)]
+        found = {what: median(each[what] for each in rounds) for what in rounds[0]}
+        for what in PARTS + STAGES:
+            print(f"  {what:<22}{1000 * found[what]:8.1f} ms a field")
+        _ratio(rounds, "whole stage / sum of its parts", lambda r: r["stage"] / sum(r[p] for p in PARTS))
+        _ratio(rounds, "whole stage / bare network", lambda r: r["stage"] / r["network"])
+        _ratio(rounds, "two workers are as fast as one, times", lambda r: r["stage"] / r["two workers"])
+        _ratio(rounds, "two bare networks, times", lambda r: r["one network"] / r["two networks"])
+        _ratio(
+            rounds, "share of what two bare networks reach",
+            lambda r: r["stage"] / r["two workers"] / (r["one network"] / r["two networks"]),
+        )  # fmt: skip
+        reached = _flops(net) * given.edge**2 / 1e6 / found["network"]
+        print(f"bare network: {reached / 1e9:.0f} GFLOP/s, {reached / _limit():.0%} of a product of matrices")
         _memory(folder, given.fields, given.edge)
+
+
+def _round(folder: Path, plate: Path, number: int) -> dict[str, float]:
+    """Seconds a field of everything that is compared."""
+    stage, _ = _stage(folder, plate, f"one {number}", 1)
+    parts = _parts(folder, plate, f"parts {number}")
+    two, _ = _stage(folder, plate, f"two {number}", 2)
+    run = folder / "runs" / "segment" / f"parts {number}"
+    alone, beside = (_bare(run, plate, processes) for processes in (1, 2))
+    return {**parts, "stage": stage, "two workers": two, "one network": alone, "two networks": beside}
+
+
+def _ratio(rounds: list[dict[str, float]], what: str, of: Callable[[dict[str, float]], float]) -> None:
+    values = sorted(of(each) for each in rounds)
+    print(f"{what}: {median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})")
 
 
 def _plate(folder: Path, name: str, fields: int, edge: int) -> Path:
@@ -86,13 +129,24 @@ def _stage(folder: Path, plate: Path, name: str, workers: int) -> tuple[float, i
         "site.tracking=none",
     ]
     command = [sys.executable, "-m", "hpc_isl.submit", "segment", *keys, *site, "--name", name]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as door:
+    with _held_to(workers), subprocess.Popen(command, stdout=subprocess.DEVNULL) as door:
         most = _greatest(door)
     assert door.returncode == 0
     records = (folder / "runs" / "segment" / name / "fields").rglob("*.json")
     ends = sorted(path.stat().st_mtime_ns for path in records)
     warm = WARM * workers
     return (ends[-1] - ends[warm - 1]) / 1e9 / (len(ends) - warm), most
+
+
+@contextmanager
+def _held_to(cpus: int) -> Iterator[None]:
+    """This process, and what it starts, has so many CPUs."""
+    all_cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(all_cpus)[:cpus])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_cpus)
 
 
 def _greatest(door: subprocess.Popen[Any]) -> int:
@@ -105,18 +159,18 @@ def _greatest(door: subprocess.Popen[Any]) -> int:
                     most = max(most, process.memory_info().rss)
             except psutil.NoSuchProcess:
                 continue
-        time.sleep(0.1)
+        time.sleep(1)
     return most
 
 
 # ---------------------------------------------------------------- its parts
 
 
-def _parts(folder: Path, plate: Path) -> dict[str, float]:
+def _parts(folder: Path, plate: Path, name: str) -> dict[str, float]:
     """Median seconds a field of each part alone."""
     torch.set_num_threads(1)
-    keys = [f"model={folder}/runs/finetune/cells", f"plates=[{plate}]", "labels=parts"]
-    run = Run(folder / "runs" / "segment" / "parts")
+    keys = [f"model={folder}/runs/finetune/cells", f"plates=[{plate}]", f"labels={name}"]
+    run = Run(folder / "runs" / "segment" / name)
     recipe = plan(load("segment", None, keys)).recipe
     run.folder.mkdir(parents=True)
     run.recipe.write_text(to_yaml(recipe))
@@ -129,50 +183,72 @@ def _parts(folder: Path, plate: Path) -> dict[str, float]:
         times.setdefault(what, []).append(time.perf_counter() - start)
         return result
 
-    for field in index.plate.fields:
-        key, shape = field.key, (field.shape[-2], field.shape[-1])
-        work = files.Work(run.folder, plate, "P", "P", key, "0")
-        scale = scale_of(recipe, bench.view, index, key)
-        sources = timed("reading", lambda: read_sources(bench.view, index, key, 0, scale))  # noqa: B023
-        said = timed("network", lambda: bench.predictor(sources))  # noqa: B023
-        full = to_full(said, scale, shape)
-        labels = timed("flood", lambda: objects_in(full, bench.rule))  # noqa: B023
-        seen = [Seen(said, None, labels)]
-        table = timed("features", lambda: measured(bench, index, work, seen))  # noqa: B023
-        timed("writing", lambda: segment_work._keep(bench, index, work, seen, table))  # noqa: B023
-        facts = timed("hash and record", lambda: segment_work._facts(bench, index, work, seen, table))  # noqa: B023
-        files.write_record(work, facts)
+    with _held_to(1):
+        for field in index.plate.fields:
+            _take_apart(bench, index, run, plate, field, timed)
     return {what: median(values[WARM:]) for what, values in times.items()}
+
+
+def _take_apart(bench: Bench, index: Index, run: Run, plate: Path, field: Field, timed: Timed) -> None:
+    """Computes one field as the stage does, a part at a time."""
+    key, shape = field.key, (field.shape[-2], field.shape[-1])
+    work = files.Work(run.folder, plate, "P", "P", key, "0")
+    scale = scale_of(bench.recipe, bench.view, index, key)
+    sources = timed("reading", lambda: read_sources(bench.view, index, key, 0, scale))
+    said = timed("network", lambda: bench.predictor(sources))
+    full = timed("to full resolution", lambda: to_full(said, scale, shape))
+    labels = timed("flood", lambda: objects_in(full, bench.rule))
+    seen = [Seen(said, None, labels)]
+    table = timed("features", lambda: measured(bench, index, work, seen))
+    timed("writing", lambda: segment_work._keep(bench, index, work, seen, table))
+    timed(
+        "hash and record",
+        lambda: files.write_record(work, segment_work._facts(bench, index, work, seen, table)),
+    )
+
+
+# ---------------------------------------------------------------- operations
+
+
+def _flops(net: NetRecipe, sources: int = 2, outputs: int = 2, edge: int = 1024) -> float:
+    """Operations of a forward pass per million pixels; a multiplication and an addition are two."""
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        construct(net, sources, outputs).eval()(torch.empty(1, sources, edge, edge))
+    return counter.get_total_flops() / edge**2 * 1e6
+
+
+def _limit(edge: int = 2048, trials: int = 5) -> float:
+    """Operations a second of a product of two matrices in the precision of the network, at best."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.rand(edge, edge, device=device)
+    best = float("inf")
+    for _ in range(trials):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * edge**3 / best
 
 
 # ---------------------------------------------------------------- workers and memory
 
 
-def _workers(folder: Path, plate: Path, one: float) -> None:
-    two, _ = _stage(folder, plate, "two", 2)
-    alone, beside = _bare(folder, plate, 1), _bare(folder, plate, 2)
-    print(
-        f"two workers are {one / two:.2f} times as fast as one; two bare networks {alone / beside:.2f} times"
-    )
-    print(f"share of what two bare networks reach: {(one / two) / (alone / beside):.2f}")
-
-
-def _bare(folder: Path, plate: Path, processes: int) -> float:
+def _bare(run: Path, plate: Path, processes: int) -> float:
     """Seconds a field of bare networks, one to a process, over the same pixels."""
     context = multiprocessing.get_context("spawn")
     ready, results = context.Barrier(processes), context.Queue()
-    crew = [context.Process(target=_forward, args=(folder, plate, ready, results)) for _ in range(processes)]
-    for process in crew:
-        process.start()
-    seconds = [results.get() for _ in crew]
-    for process in crew:
-        process.join()
+    crew = [context.Process(target=_forward, args=(run, plate, ready, results)) for _ in range(processes)]
+    with _held_to(processes):
+        for process in crew:
+            process.start()
+        seconds = [results.get() for _ in crew]
+        for process in crew:
+            process.join()
     return median(seconds) / processes
 
 
-def _forward(folder: Path, plate: Path, ready: Any, results: Any) -> None:
+def _forward(run: Path, plate: Path, ready: Any, results: Any) -> None:
     torch.set_num_threads(1)
-    bench, index = bench_of(folder / "runs" / "segment" / "parts"), index_of(plate)
+    bench, index = bench_of(run), index_of(plate)
     keys = [field.key for field in index.plate.fields]
     scale = scale_of(bench.recipe, bench.view, index, keys[0])
     sources = [read_sources(bench.view, index, key, 0, scale) for key in keys]

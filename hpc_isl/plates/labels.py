@@ -50,7 +50,7 @@ def write_labels(
             f"{image}: annotation box {tuple(outside[0])} (y0, x0, y1, x1) is empty or lies outside the "
             f"image of {field.shape[-2]} × {field.shape[-1]} pixels"
         )
-    if name in label_names(image) and not overwrite:
+    if not overwrite and _find(image, name):
         raise Mistake(f"{image}: has labels {name!r} already; overwrite=true replaces them")
     about = _About(image, name, plate, field, levels, origin, boxes, fingerprint)
     with appears_whole(_folder(image, name), pixels.nbytes, overwrite) as folder:
@@ -111,8 +111,8 @@ class _About:
         boxes = [list(map(int, box)) for box in self.boxes]
         ours: dict[str, Any] = {"name": self.name, "origin": self.origin, "boxes": boxes}
         ours |= {"fingerprint": self.fingerprint} if self.fingerprint else {}
-        found = ngff.label_image(self.plate, self.field, self.levels, self.name, values)
-        metadata.write_group(folder, ngff.attributes(found), ours)
+        found = ngff.attributes(ngff.label_image(self.plate, self.field, self.levels, self.name))
+        metadata.write_group(folder, ngff.colored(found, values), ours)
 
 
 def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
@@ -142,13 +142,11 @@ def annotation(image: Path, name: str) -> tuple[str, list[Box]]:
 
 
 def computed_by(image: Path, name: str) -> tuple[str, str] | None:
-    """Who made the labels and the fingerprint of the computation ("" for others); None: there are none.
-
-    Where there are none, only one place is looked at.
-    """
-    if not (_folder(image, name) / "zarr.json").is_file() and name not in _named(image):
+    """Who made the labels and the fingerprint of the computation ("" for others); None: there are none."""
+    folder = _find(image, name)
+    if folder is None:
         return None
-    ours = metadata.read_group(_existing(image, name)).get("hpc_isl", {})
+    ours = metadata.read_group(folder).get("hpc_isl", {})
     return str(ours.get("origin", "")), str(ours.get("fingerprint", ""))
 
 
@@ -165,23 +163,38 @@ def _folder(image: Path, name: str) -> Path:
 
 
 def _existing(image: Path, name: str) -> Path:
-    named = _named(image)
-    if name not in named:
-        raise Mistake(f"{image}: has no labels {name!r}; {nearest(name, named)}")
-    return named[name]
+    folder = _find(image, name)
+    if folder is None:
+        raise Mistake(f"{image}: has no labels {name!r}; {nearest(name, _named(image))}")
+    return folder
+
+
+def _find(image: Path, name: str) -> Path | None:
+    """The folder of labels, if they are there: one of ours, or one of another program that is called so."""
+    others = {folder.name: folder for folder in _folders(image)}
+    own = _folder(image, name).name
+    return others.get(own, others.get(name))
 
 
 def _named(image: Path) -> dict[str, Path]:
     """Shown name -> folder; labels of other programs are shown by their folder's name."""
-    folders = [path.parent for path in (image / "labels").glob("[!.]*/zarr.json")]
-    return {metadata.read_group(f).get("hpc_isl", {}).get("name", f.name): f for f in folders}
+    return {_shown(folder): folder for folder in _folders(image)}
+
+
+def _shown(folder: Path) -> str:
+    name = str(metadata.read_group(folder).get("hpc_isl", {}).get("name", ""))
+    return name if name and slug(name) == folder.name else folder.name
+
+
+def _folders(image: Path) -> list[Path]:
+    return sorted(path.parent for path in (image / "labels").glob("[!.]*/zarr.json"))
 
 
 def _list(image: Path) -> None:
     """The labels group names every folder that is there, so it heals after a kill in between."""
     from hpc_isl.plates import ngff
 
-    folders = sorted(folder.name for folder in _named(image).values())
+    folders = [folder.name for folder in _folders(image)]
     metadata.write_group(image / "labels", ngff.attributes(ngff.labels_group(folders)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,28 +30,16 @@ def image(plate: Plate, field: Field, levels: int, statistics: FieldStatistics) 
     )
 
 
-def label_image(plate: Plate, field: Field, levels: int, shown: str, values: Iterable[int]) -> v05.LabelImage:
-    """Labels of a field, axes (t) z y x: one plane, as thick as the whole stack it was drawn for.
-
-    Every label of `values` gets a colour, as the specification advises and viewers like it best.
-    """
+def label_image(plate: Plate, field: Field, levels: int, shown: str) -> v05.LabelImage:
+    """Labels of a field, axes (t) z y x: one plane, as thick as the whole stack it was drawn for."""
     names = tuple(name for name in axes(field) if name != "c")
     depth, grid = field.shape[2], _grid(plate, field)
     step, first = grid["z"]
     grid["z"] = (step * depth, first + step * (depth - 1) / 2)
     return v05.LabelImage(
         multiscales=[_multiscale(plate, shown, names, grid, levels, "nearest")],
-        image_label=v05.ImageLabel(
-            colors=[v05.LabelColor(label_value=value, rgba=_hue(value)) for value in (0, *values)],
-            source=v05.LabelSource(image="../../"),
-        ),
+        image_label=v05.ImageLabel(source=v05.LabelSource(image="../../")),
     )
-
-
-def _hue(label: int) -> list[int]:
-    """Colours of neighbouring numbers lie far apart: steps of the golden ratio around the circle."""
-    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 1)
-    return [*(round(255 * part) for part in rgb), 255] if label else [0, 0, 0, 0]
 
 
 def _grid(plate: Plate, field: Field) -> Grid:
@@ -156,12 +145,25 @@ def labels_group(folders: list[str]) -> v05.LabelsGroup:
 
 
 def attributes(model: Any) -> dict[str, Any]:
-    """What stands under `attributes.ome`: the model as JSON, with two traps passed by."""
+    """What stands under `attributes.ome`: the model as JSON, with a trap passed by."""
     content: dict[str, Any] = model.model_dump(mode="json", exclude_none=True)
-    if isinstance(model, v05.LabelImage):
-        for color in content["image-label"]["colors"]:
-            color["label-value"] = int(color["label-value"])  # yaozarrs writes 1.0, readers want 1
     if isinstance(model, v05.Plate):
         # The text of 0.5 asks for it, its schema does not know it: readers accept it, some warn without.
         content["plate"]["version"] = model.version
     return content
+
+
+def colored(attributes: dict[str, Any], labels: Iterable[int]) -> dict[str, Any]:
+    """The attributes of labels with a colour for each, as the specification advises and viewers like it best.
+
+    As JSON: the model would compare each colour with all others, in Python.
+    """
+    colors = [{"label-value": label, "rgba": _color(label)} for label in (0, *labels)]
+    return attributes | {"image-label": {"colors": colors, **attributes["image-label"]}}
+
+
+@lru_cache(maxsize=8192)
+def _color(label: int) -> list[int]:
+    """Colours of neighbouring numbers lie far apart: steps of the golden ratio around the circle."""
+    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 1)
+    return [*(round(255 * part) for part in rgb), 255] if label else [0, 0, 0, 0]
