@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
+from hpc_isl.cluster.pool_share import LARGE_PAGES
 from hpc_isl.learning.foreign import read_sources, to_full
 from hpc_isl.learning.unet import construct
 from hpc_isl.plates.plate import Field
@@ -71,6 +72,7 @@ def main() -> None:
             flops = _flops(NetRecipe(encoder=encoder, weights=None))
             print(f"{encoder:<20}{flops / 1e12:6.2f} TFLOP a megapixel")
         return
+    os.environ |= LARGE_PAGES  # the bare network has them too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         net = NetRecipe(encoder=given.encoder, weights=None, decoder=[64, 48, 32, 16])

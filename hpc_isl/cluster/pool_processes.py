@@ -42,7 +42,9 @@ SETTINGS: Mapping[str, Any] = {
     "distributed.scheduler.no-workers-timeout": None,
     "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
     "distributed.comm.tls.min-version": 1.3,
+    "distributed.scheduler.active-memory-manager.start": False,
     "distributed.admin.event-loop-monitor-interval": "100 ms",
+    "distributed.admin.tick.interval": "500 ms",
 }
 
 
