@@ -1,6 +1,7 @@
 """Segmentation is bound by its parts: the stage against them, two workers against one, memory against size.
 
-    python benchmarks/segment.py [--fields 24] [--edge 512] [--encoder tu-mobilenetv1_100] [--rounds 3]
+    python benchmarks/segment.py [--fields 24] [--edge 512] [--spacing 20] [--encoder tu-mobilenetv1_100]
+                                 [--rounds 3]
 
 One process held to one CPU (or with a GPU) at first: seconds a field of the whole stage, as the run folder
 tells (the first fields apart, in which code is compiled), over the sum of what its parts take each alone on
@@ -8,10 +9,6 @@ the same fields, and over the bare network, which itself is held against a produ
 that one thread of this machine (or its GPU) computes. Then two workers on two CPUs against that one, beside
 two bare networks against one. All of it in turns, medians of the rounds. Last the greatest memory of a worker
 on plates of more and more fields.
-
-    python benchmarks/segment.py --count-only
-
-The operations of one forward pass over a megapixel, for some encoders: they are the same on any machine.
 """
 
 from __future__ import annotations
@@ -44,13 +41,13 @@ from hpc_isl.plates.store import Index
 from hpc_isl.recipe import load
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages import segment_files as files
-from hpc_isl.stages import segment_work
-from hpc_isl.stages.objects_from import objects_in
 from hpc_isl.stages.segment import plan
-from hpc_isl.stages.segment_bench import Bench, Seen, bench_of, index_of
-from hpc_isl.stages.segment_measured import measured
-from hpc_isl.stages.segment_setting import scale_of
+from hpc_isl.stages.segmentation import files
+from hpc_isl.stages.segmentation.bench import Bench, Seen, bench_of, index_of
+from hpc_isl.stages.segmentation.measured import measured
+from hpc_isl.stages.segmentation.setting import scale_of
+from hpc_isl.stages.segmentation.work import _facts, _keep
+from hpc_isl.stages.shared.objects_from import objects_in
 from hpc_isl.strict import to_yaml
 
 PARTS = ("reading", "network", "to full resolution", "flood", "features", "writing", "hash and record")
@@ -64,20 +61,15 @@ def main() -> None:
     words.add_argument("--fields", type=int, default=24)
     words.add_argument("--edge", type=int, default=512)
     words.add_argument("--encoder", default="tu-mobilenetv1_100")
+    words.add_argument("--spacing", type=int, default=20, help="pixels from one nucleus to the next")
     words.add_argument("--rounds", type=int, default=3)
-    words.add_argument("--count-only", action="store_true")
     given = words.parse_args()
-    if given.count_only:
-        for encoder in ("densenet121", "resnet34", "resnet18", "tu-mobilenetv1_100"):
-            flops = _flops(NetRecipe(encoder=encoder, weights=None))
-            print(f"{encoder:<20}{flops / 1e12:6.2f} TFLOP a megapixel")
-        return
     os.environ |= LARGE_PAGES  # the bare network has them too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         net = NetRecipe(encoder=given.encoder, weights=None, decoder=[64, 48, 32, 16])
         save_model(folder / "runs" / "finetune" / "cells", net=net)
-        plate = _plate(folder, "P", given.fields, given.edge)
+        plate = _plate(folder, "P", given.fields, given)
         print(f"{given.fields} fields of {given.edge} × {given.edge}, {given.encoder}, one CPU")
         rounds = [_round(folder, plate, number) for number in range(given.rounds)]
         found = {what: median(each[what] for each in rounds) for what in rounds[0]}
@@ -91,9 +83,9 @@ def main() -> None:
             rounds, "share of what two bare networks reach",
             lambda r: r["stage"] / r["two workers"] / (r["one network"] / r["two networks"]),
         )  # fmt: skip
-        reached = _flops(net) * given.edge**2 / 1e6 / found["network"]
+        reached = flops(net) * given.edge**2 / 1e6 / found["network"]
         print(f"bare network: {reached / 1e9:.0f} GFLOP/s, {reached / _limit():.0%} of a product of matrices")
-        _memory(folder, given.fields, given.edge)
+        _memory(folder, given)
 
 
 def _round(folder: Path, plate: Path, number: int) -> dict[str, float]:
@@ -111,10 +103,10 @@ def _ratio(rounds: list[dict[str, float]], what: str, of: Callable[[dict[str, fl
     print(f"{what}: {median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})")
 
 
-def _plate(folder: Path, name: str, fields: int, edge: int) -> Path:
+def _plate(folder: Path, name: str, fields: int, given: argparse.Namespace) -> Path:
     wells = [f"{row}{column:02d}" for row in "ABCDEFGH" for column in range(1, 13)][: -(-fields // 4)]
     path = folder / f"{name}.zarr"
-    write_screen(path, wells, min(4, fields), (edge, edge))
+    write_screen(path, wells, min(4, fields), (given.edge, given.edge), spacing=given.spacing)
     return path
 
 
@@ -131,7 +123,7 @@ def _stage(folder: Path, plate: Path, name: str, workers: int) -> tuple[float, i
         "site.tracking=none",
     ]
     command = [sys.executable, "-m", "hpc_isl.submit", "segment", *keys, *site, "--name", name]
-    with _held_to(workers), subprocess.Popen(command, stdout=subprocess.DEVNULL) as door:
+    with held_to(workers), subprocess.Popen(command, stdout=subprocess.DEVNULL) as door:
         most = _greatest(door)
     assert door.returncode == 0
     records = (folder / "runs" / "segment" / name / "fields").rglob("*.json")
@@ -141,7 +133,7 @@ def _stage(folder: Path, plate: Path, name: str, workers: int) -> tuple[float, i
 
 
 @contextmanager
-def _held_to(cpus: int) -> Iterator[None]:
+def held_to(cpus: int) -> Iterator[None]:
     """This process, and what it starts, has so many CPUs."""
     all_cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(all_cpus)[:cpus])
@@ -185,7 +177,7 @@ def _parts(folder: Path, plate: Path, name: str) -> dict[str, float]:
         times.setdefault(what, []).append(time.perf_counter() - start)
         return result
 
-    with _held_to(1):
+    with held_to(1):
         for field in index.plate.fields:
             _take_apart(bench, index, run, plate, field, timed)
     return {what: median(values[WARM:]) for what, values in times.items()}
@@ -202,17 +194,17 @@ def _take_apart(bench: Bench, index: Index, run: Run, plate: Path, field: Field,
     labels = timed("flood", lambda: objects_in(full, bench.rule))
     seen = [Seen(said, None, labels)]
     table = timed("features", lambda: measured(bench, index, work, seen))
-    timed("writing", lambda: segment_work._keep(bench, index, work, seen, table))
+    timed("writing", lambda: _keep(bench, index, work, seen, table))
     timed(
         "hash and record",
-        lambda: files.write_record(work, segment_work._facts(bench, index, work, seen, table)),
+        lambda: files.write_record(work, _facts(bench, index, work, seen, table)),
     )
 
 
 # ---------------------------------------------------------------- operations
 
 
-def _flops(net: NetRecipe, sources: int = 2, outputs: int = 2, edge: int = 1024) -> float:
+def flops(net: NetRecipe, sources: int = 2, outputs: int = 2, edge: int = 1024) -> float:
     """Operations of a forward pass per million pixels; a multiplication and an addition are two."""
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         construct(net, sources, outputs).eval()(torch.empty(1, sources, edge, edge))
@@ -239,7 +231,7 @@ def _bare(run: Path, plate: Path, processes: int) -> float:
     context = multiprocessing.get_context("spawn")
     ready, results = context.Barrier(processes), context.Queue()
     crew = [context.Process(target=_forward, args=(run, plate, ready, results)) for _ in range(processes)]
-    with _held_to(processes):
+    with held_to(processes):
         for process in crew:
             process.start()
         seconds = [results.get() for _ in crew]
@@ -262,9 +254,9 @@ def _forward(run: Path, plate: Path, ready: Any, results: Any) -> None:
     results.put((time.perf_counter() - start) / len(sources))
 
 
-def _memory(folder: Path, fields: int, edge: int) -> None:
-    for count in (fields // 3, fields, fields * 3):
-        plate = _plate(folder, f"M{count}", count, edge)
+def _memory(folder: Path, given: argparse.Namespace) -> None:
+    for count in (given.fields // 3, given.fields, given.fields * 3):
+        plate = _plate(folder, f"M{count}", count, given)
         _, most = _stage(folder, plate, f"memory {count}", 1)
         print(f"greatest memory of the worker, plate of {count:>4} fields: {most / 2**20:6.0f} MiB")
 

@@ -97,7 +97,7 @@ def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[s
 
 
 def test_the_recipe_of_the_demo_needs_no_download_and_holds_out_one_well_of_each_treatment() -> None:
-    from hpc_isl.stages.synthetic_layout import lay_out
+    from hpc_isl.stages.synthesis.layout import lay_out
 
     recipe = load("pretrain", shipped("demo.yaml"), [])
     assert isinstance(recipe, PretrainRecipe)

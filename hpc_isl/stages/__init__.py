@@ -1,1 +1,1 @@
-"""The corridor: one file per verb that computes; stages speak to each other through files."""
+"""The corridor: one file per verb that computes, its parts in a folder; stages speak through files."""

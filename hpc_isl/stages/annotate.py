@@ -16,8 +16,18 @@ from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages import annotate_export, annotate_files, annotate_lent
-from hpc_isl.stages.annotate_files import Annotation, LabelFile, raise_together, whole
+from hpc_isl.stages.annotation import export, lent
+from hpc_isl.stages.annotation.files import (
+    Annotation,
+    LabelFile,
+    check_headers,
+    chosen,
+    find,
+    fingerprint,
+    raise_together,
+    read,
+    whole,
+)
 
 NEEDED = {"import": "source", "draft": "channel", "export": "out"}
 FOREIGN = {
@@ -32,14 +42,14 @@ def plan(recipe: AnnotateRecipe) -> Plan:
     """Which fields would get labels; names together all label images that do not fit, by their headers."""
     index = _open(recipe)
     if recipe.action == "export":
-        return annotate_export.plan(_absolute(recipe), index)
+        return export.plan(_absolute(recipe), index)
     inputs = {index.plate.name: index.fingerprint}
     if recipe.action == "import":
         files, makers, says = _imports(recipe, index)
         keys = list(makers)
         boxes = sum(len(file.boxes) or 1 for file in files)
         says = [f"{len(files)} label images with {boxes} annotation boxes", *says]
-        inputs["label images"] = annotate_files.fingerprint(files)
+        inputs["label images"] = fingerprint(files)
     else:
         keys = _chosen(recipe, index)
         says = [f"drafted from {recipe.channel} of {len(keys)} fields, threshold {recipe.threshold}"]
@@ -62,7 +72,7 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
         return
     index = _open(recipe)
     if recipe.action == "export":
-        annotate_export.export(recipe, index, attempt)
+        export.export(recipe, index, attempt)
         return
     if recipe.action == "import":
         _, makers, says = _imports(recipe, index)
@@ -131,7 +141,7 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
     same = (origin, tuple(boxes)) == (made.origin, made.boxes)
     if same and np.array_equal(store.read_labels(image, name), made.labels):
         return False
-    if recipe.overwrite or (made.base and made.base == annotate_lent.version(image, name)):
+    if recipe.overwrite or (made.base and made.base == lent.version(image, name)):
         return True
     if made.base:
         raise Mistake(f"labels {name!r} have changed since they were exported; overwrite=true replaces them")
@@ -165,21 +175,21 @@ def _absolute(recipe: AnnotateRecipe) -> AnnotateRecipe:
 def _files(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[LabelFile], str]:
     source, folder = recipe.source, _lent(recipe, index)
     assert source is not None
-    files, remark = annotate_files.find(folder.table if folder else source, recipe.regex, index)
-    annotate_files.check_headers(files, index)
+    files, remark = find(folder.table if folder else source, recipe.regex, index)
+    check_headers(files, index)
     return files, remark
 
 
-def _lent(recipe: AnnotateRecipe, index: store.Index) -> annotate_lent.Folder | None:
+def _lent(recipe: AnnotateRecipe, index: store.Index) -> lent.Folder | None:
     """What the source is, if `annotate export` wrote it."""
     assert recipe.source is not None
-    folder = annotate_lent.opened(recipe.source)
+    folder = lent.opened(recipe.source)
     if folder is None and recipe.accept:
         raise Mistake(
             f"accept: {recipe.source} was not written by annotate export; other labels are human anyway"
         )
     if folder is not None:
-        annotate_lent.check(folder, index, recipe.labels)
+        lent.check(folder, index, recipe.labels)
         if recipe.regex is not None:
             raise Mistake(f"regex: {folder.path} says itself which label image is whose; leave it out")
     return folder
@@ -197,17 +207,17 @@ def _imports(
     folder = _lent(recipe, index)
     if folder is None:
         return files, {file.key: partial(_imported, file, index) for file in files}, says
-    found = [annotate_lent.back(file, index, folder, recipe.accept) for file in files]
+    found = [lent.back(file, index, folder, recipe.accept) for file in files]
     makers: dict[FieldKey, Maker] = {
-        one.file.key: partial(annotate_lent.annotation, one, index) for one in found if one.origin is not None
+        one.file.key: partial(lent.annotation, one, index) for one in found if one.origin is not None
     }
     _check(recipe, index, makers)
-    return files, makers, says + annotate_lent.says(found, recipe.accept)
+    return files, makers, says + lent.says(found, recipe.accept)
 
 
 def _imported(file: LabelFile, index: store.Index) -> Annotation:
     field = index.field(file.key)
-    labels, dropped = annotate_files.read(file, field)
+    labels, dropped = read(file, field)
     return Annotation(labels, file.boxes or whole(field), dropped)
 
 
@@ -223,7 +233,7 @@ def _chosen(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKey]:
         raise Mistake(
             f"channel: {channel.name} is label-free; a stain is needed; {nearest(channel.name, stains)}"
         )
-    return annotate_files.chosen(recipe.fields, index)
+    return chosen(recipe.fields, index)
 
 
 def _drafts(recipe: AnnotateRecipe, index: store.Index) -> dict[FieldKey, Maker]:
@@ -232,7 +242,7 @@ def _drafts(recipe: AnnotateRecipe, index: store.Index) -> dict[FieldKey, Maker]
 
 def _drafted(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotation:
     """From the brightest plane at each pixel; a field that is empty in this channel gets no objects."""
-    from hpc_isl.stages.annotate_draft import draft  # scikit-image, which a plan does without
+    from hpc_isl.objects.draft import draft  # scikit-image, which a plan does without
 
     field, channel = index.field(key), index.channel(recipe.channel or "")
     if f"empty:{channel}" in index.statistics[key].flags:

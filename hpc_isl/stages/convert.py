@@ -13,10 +13,10 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.convert_costs import costs
-from hpc_isl.stages.convert_record import held
-from hpc_isl.stages.convert_survey import Survey, check, damage, describe, listing, survey
-from hpc_isl.stages.convert_work import Work, convert_fields
+from hpc_isl.stages.conversion.costs import costs
+from hpc_isl.stages.conversion.record import held
+from hpc_isl.stages.conversion.survey import Survey, check, damage, describe, listing, survey
+from hpc_isl.stages.conversion.work import Work, convert_fields
 
 Damaged = dict[FieldKey, list[str]]
 

@@ -15,12 +15,12 @@ from hpc_isl.learning.stride import check_grid
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages import finetune_sweep
-from hpc_isl.stages.finetune_boxes import fingerprint
-from hpc_isl.stages.finetune_setting import Setting, settle
-from hpc_isl.stages.study import expanded, located_net, located_split
+from hpc_isl.stages.finetuning import sweep
+from hpc_isl.stages.finetuning.boxes import fingerprint
+from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.shared.study import expanded, located_net, located_split
 
-arrange = finetune_sweep.arrange
+arrange = sweep.arrange
 
 
 def plan(recipe: FinetuneRecipe) -> Plan:
@@ -32,7 +32,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     """
     recipe = _located(recipe)
     if recipe.arm == "best":
-        recipe = finetune_sweep.best(recipe)
+        recipe = sweep.best(recipe)
     setting = settle(recipe)
     _check(recipe, setting)
     inputs = _inputs(recipe, setting)
@@ -48,9 +48,9 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     """
     if loading_processes(recipe.data.workers if recipe.data else None, attempt.cpus) and recipe.n != 0:
         fork_server()
-    from hpc_isl.stages import finetune_work  # torch and its libraries: a plan does without
+    from hpc_isl.stages.finetuning import work  # torch and its libraries: a plan does without
 
-    finetune_work.finetune(recipe, attempt)
+    work.finetune(recipe, attempt)
 
 
 def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:

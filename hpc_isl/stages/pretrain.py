@@ -18,7 +18,15 @@ from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.store import label_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.study import Place, Study, expanded, located_net, located_split, name_of, open_plates
+from hpc_isl.stages.shared.study import (
+    Place,
+    Study,
+    expanded,
+    located_net,
+    located_split,
+    name_of,
+    open_plates,
+)
 
 
 def plan(recipe: PretrainRecipe) -> Plan:
@@ -53,9 +61,9 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
     """
     if loading_processes(recipe.data.workers, attempt.cpus):
         fork_server()  # it imports what loading needs while this process imports the rest
-    from hpc_isl.stages import pretrain_work  # torch and its libraries take seconds: a plan does without
+    from hpc_isl.stages.pretraining import work  # torch and its libraries take seconds: a plan does without
 
-    pretrain_work.pretrain(recipe, attempt)
+    work.pretrain(recipe, attempt)
 
 
 # ---------------------------------------------------------------- what a plan consists of

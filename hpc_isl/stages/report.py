@@ -8,11 +8,12 @@ from pathlib import Path
 
 from hpc_isl.files import write_atomic
 from hpc_isl.run import Run
-from hpc_isl.stages import report_page, report_panels, report_pictures
-from hpc_isl.stages.report_pictures import Picture
-from hpc_isl.stages.report_sweep import read_sweep
-from hpc_isl.stages.report_tables import Results, results, tables
-from hpc_isl.stages.report_words import headline
+from hpc_isl.stages.reporting.page import written
+from hpc_isl.stages.reporting.panels import panels
+from hpc_isl.stages.reporting.pictures import Picture, draw_curves, draw_differences, draw_scores
+from hpc_isl.stages.reporting.sweep import read_sweep
+from hpc_isl.stages.reporting.tables import Results, results, tables
+from hpc_isl.stages.reporting.words import headline
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,23 @@ def report(run: Run) -> Report:
     said = headline(
         found.sweep, truth, found.designs[truth, ""], found.differences[truth, ""], found.savings[truth]
     )
-    pictures, (panels, problems) = list(_pictures(found)), report_panels.panels(found.sweep)
+    pictures, (shown, problems) = list(_pictures(found)), panels(found.sweep)
     folder = run.folder / "report"
-    for one in (*pictures, *panels):
+    for one in (*pictures, *shown):
         write_atomic(folder / one.name, one.png, durable=False)
     for name, text in tables(found).items():
         write_atomic(folder / name, text, durable=False)
     page = folder / "report.html"
-    write_atomic(page, report_page.written(found, said, pictures, (panels, problems)))
-    _forget(folder, {one.name for one in (*pictures, *panels)})
+    write_atomic(page, written(found, said, pictures, (shown, problems)))
+    _forget(folder, {one.name for one in (*pictures, *shown)})
     return Report(page, tuple(said))
 
 
 def _pictures(found: Results) -> Iterator[Picture]:
-    yield report_pictures.draw_scores(found, found.sweep.fewest)
+    yield draw_scores(found, found.sweep.fewest)
     for place, truth in enumerate(found.sweep.truths if found.sweep.counts else ()):
-        yield report_pictures.draw_curves(found, truth, f"curves-{place}.png")
-    differences = report_pictures.draw_differences(found)
+        yield draw_curves(found, truth, f"curves-{place}.png")
+    differences = draw_differences(found)
     if differences:
         yield differences
 

@@ -13,9 +13,9 @@ from hpc_isl.plates.store import computed_by
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
-from hpc_isl.stages import segment_finish as finish
-from hpc_isl.stages.segment_files import COPY, Row, Work, done, sweep_labels, sweep_run, write_record
-from hpc_isl.stages.segment_setting import (
+from hpc_isl.stages.segmentation import finish
+from hpc_isl.stages.segmentation.files import COPY, Row, Work, done, sweep_labels, sweep_run, write_record
+from hpc_isl.stages.segmentation.setting import (
     Models,
     Target,
     fingerprint,
@@ -26,7 +26,7 @@ from hpc_isl.stages.segment_setting import (
     unseen,
     view_of,
 )
-from hpc_isl.stages.study import expanded
+from hpc_isl.stages.shared.study import expanded
 from hpc_isl.tasks import Pool, Pools, Task
 
 Place = tuple[Target, Work]
@@ -175,7 +175,7 @@ def _segment_all(
     recipe: SegmentRecipe, models: Models, places: Sequence[Place], attempt: Attempt, pool: Pool
 ) -> list[Row] | None:
     """A row for each field, in order, a lost one with its `problem`; None if the run is stopping."""
-    from hpc_isl.stages.segment_work import segment_field
+    from hpc_isl.stages.segmentation.work import segment_field
 
     labels = models.labels if "labels" in recipe.write else None
     found = {work.record: done(work, target.index.image(work.key), labels) for target, work in places}
@@ -228,7 +228,7 @@ class _Ledger:
 
 def _memory(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> int:
     """Bytes of the field that takes most, and of what a process holds before its first field."""
-    from hpc_isl.stages.segment_memory import PROCESS, needed
+    from hpc_isl.stages.segmentation.memory import PROCESS, needed
 
     return PROCESS + max(
         needed(recipe, models, target.index, key) for target in targets for key in _corners(target)
@@ -242,7 +242,7 @@ def _corners(target: Target) -> list:  # type: ignore[type-arg]
 
 
 def _field_memory(recipe: SegmentRecipe, models: Models, target: Target, work: Work) -> int:
-    from hpc_isl.stages.segment_memory import needed
+    from hpc_isl.stages.segmentation.memory import needed
 
     return needed(recipe, models, target.index, work.key)
 
@@ -256,7 +256,7 @@ def _verify(attempt: Attempt, places: Sequence[Place], rows: Sequence[Row], pool
     Raises:
         RuntimeError: naming the fields that differ.
     """
-    from hpc_isl.stages.segment_work import verify_field
+    from hpc_isl.stages.segmentation.work import verify_field
 
     share = (read_json(attempt.run.folder / finish.VERIFY) or {}).get("share", 0.0)
     whole = [work for (_, work), row in zip(places, rows, strict=True) if "problem" not in row]

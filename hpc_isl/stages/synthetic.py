@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.seeds import stream
-from hpc_isl.stages.synthetic_cells import Truth, grow
-from hpc_isl.stages.synthetic_index import file_name, index
-from hpc_isl.stages.synthetic_layout import (
+from hpc_isl.stages.synthesis.cells import Truth, grow
+from hpc_isl.stages.synthesis.index import file_name, index
+from hpc_isl.stages.synthesis.layout import (
     BRIGHTFIELD,
     CELLMASK,
     HOECHST,
@@ -34,7 +34,7 @@ from hpc_isl.stages.synthetic_layout import (
     Well,
     lay_out,
 )
-from hpc_isl.stages.synthetic_optics import expose, illumination
+from hpc_isl.stages.synthesis.optics import expose, illumination
 
 MARGIN = 32  # pixels grown around a field and cut off, so that no edge shows in its optics
 _INNER = (slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.run import Run
-from hpc_isl.stages import table_maps, table_write
-from hpc_isl.stages.table_read import Segmented, segmented
-from hpc_isl.stages.table_rows import BY, Row, rows_of
+from hpc_isl.stages.tables import maps, write
+from hpc_isl.stages.tables.read import Segmented, segmented
+from hpc_isl.stages.tables.rows import BY, Row, rows_of
 
 PER = (*BY, "object")
 
@@ -39,16 +39,16 @@ def table(
     """
     if per not in PER:
         raise Mistake(f"per={per}: no such table; {nearest(per, PER)}")
-    path = table_write.checked(out or run.folder / f"{per}s.csv")
+    path = write.checked(out or run.folder / f"{per}s.csv")
     plates = segmented(run)
     wells = rows_of(plates, "well")
-    columns = table_maps.columns_of(heat_maps, wells)
+    columns = maps.columns_of(heat_maps, wells)
     if per == "object":
-        count = table_write.write_objects(path, plates)
+        count = write.write_objects(path, plates)
     else:
-        count = table_write.write_rows(path, wells if per == "well" else rows_of(plates, per))
+        count = write.write_rows(path, wells if per == "well" else rows_of(plates, per))
     headline = _headline(plates, wells)
-    pictures = table_maps.draw(run, plates, wells, columns, f"{headline}.")
+    pictures = maps.draw(run, plates, wells, columns, f"{headline}.")
     return Made(headline, {f"table of {_many(count, per)}": path, **pictures})
 
 

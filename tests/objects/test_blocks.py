@@ -19,8 +19,8 @@ from skimage.measure import label
 from hpc_isl.mistake import Mistake
 from hpc_isl.objects import blocks
 from hpc_isl.objects.blocks import flood_blocks
+from hpc_isl.objects.draft import without_small
 from hpc_isl.objects.flood import flood
-from hpc_isl.stages.annotate_draft import without_small
 
 quickly = settings(deadline=None, max_examples=20)
 edges = st.tuples(st.integers(6, 40), st.integers(6, 40))

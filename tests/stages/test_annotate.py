@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hpc_isl.mistake import Mistake
+from hpc_isl.objects.draft import draft, in_raster_order
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe, PatternRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages import synthetic
 from hpc_isl.stages.annotate import annotate, plan
-from hpc_isl.stages.annotate_draft import draft, in_raster_order
 from hpc_isl.stages.convert import convert
 
 KEYS = [FieldKey("B02", "1"), FieldKey("B02", "2"), FieldKey("B03", "1"), FieldKey("B03", "2")]

@@ -201,8 +201,8 @@ def test_paths_of_the_plan_are_absolute(export: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_estimate_is_close_to_what_is_written(tmp_path: Path) -> None:
-    from hpc_isl.stages.convert_costs import costs
-    from hpc_isl.stages.convert_survey import survey
+    from hpc_isl.stages.conversion.costs import costs
+    from hpc_isl.stages.conversion.survey import survey
     from hpc_isl.stages.synthetic import write
 
     write(tmp_path / "export", wells=2, fields=1, size=256, planes=2)
@@ -227,7 +227,7 @@ def test_a_plate_that_is_no_zarr_or_inside_the_export_is_refused(export: Path, n
 def test_too_little_room_is_said_before_anything_is_written(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpc_isl.stages.convert_survey.free", lambda folder: 1000)
+    monkeypatch.setattr("hpc_isl.stages.conversion.survey.free", lambda folder: 1000)
     with pytest.raises(Mistake, match=r"P01\.zarr: the disk is full: [\d,]+ bytes are needed"):
         plan(recipe(export))
     assert not (export.parent / "P01.zarr").exists()
@@ -401,7 +401,7 @@ def test_a_disk_that_fills_up_is_a_mistake_and_the_conversion_goes_on_when_there
         pytest.skip("no small disk can be mounted here")
     try:
         what = recipe(export, out=disk / "P01.zarr")
-        monkeypatch.setattr("hpc_isl.stages.convert_survey.free", lambda folder: 10**9)
+        monkeypatch.setattr("hpc_isl.stages.conversion.survey.free", lambda folder: 10**9)
         with pytest.raises(Mistake, match=r"disk/P01\.zarr.*: the disk is full: [\d,]+ bytes are needed"):
             run(what, cpus)
         with pytest.raises(Mistake, match="not finished"):

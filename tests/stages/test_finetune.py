@@ -27,11 +27,11 @@ from hpc_isl.plates.store import open_plate, read_box, read_labels, write_labels
 from hpc_isl.recipe import load
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.finetune import finetune, plan
-from hpc_isl.stages.finetune_boxes import Box, draw
-from hpc_isl.stages.finetune_scores import count
-from hpc_isl.stages.finetune_setting import settle
-from hpc_isl.stages.objects_from import objects_in, rule_of
+from hpc_isl.stages.finetuning.boxes import Box, draw
+from hpc_isl.stages.finetuning.scores import count
+from hpc_isl.stages.finetuning.setting import settle
 from hpc_isl.stages.pretrain import pretrain
+from hpc_isl.stages.shared.objects_from import objects_in, rule_of
 from hpc_isl.strict import to_yaml
 
 SCRIPT = Path(__file__).with_name("run_finetune.py")

@@ -19,8 +19,8 @@ from hpc_isl.plates.store import read_labels, write_labels
 from hpc_isl.recipe import load
 from hpc_isl.run import Run
 from hpc_isl.stages.finetune import arrange, plan
-from hpc_isl.stages.finetune_setting import settle
-from hpc_isl.stages.finetune_sweep import best
+from hpc_isl.stages.finetuning.setting import settle
+from hpc_isl.stages.finetuning.sweep import best
 from hpc_isl.strict import to_yaml
 
 PLAIN = [

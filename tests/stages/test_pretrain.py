@@ -24,8 +24,8 @@ from hpc_isl.plates.store import open_plate, read_box, write_labels
 from hpc_isl.recipe import load
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.pictures import round_length
 from hpc_isl.stages.pretrain import plan, pretrain
+from hpc_isl.stages.shared.pictures import round_length
 from hpc_isl.strict import to_yaml
 
 SCRIPT = Path(__file__).with_name("run_pretrain.py")

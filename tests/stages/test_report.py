@@ -23,10 +23,10 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.plates.store import Index
 from hpc_isl.run import Run
 from hpc_isl.stages.report import Report, report
-from hpc_isl.stages.report_panels import EXTRA, MATCHED, MISSED, panels
-from hpc_isl.stages.report_sweep import read_sweep
-from hpc_isl.stages.report_tables import Results, results, tables
-from hpc_isl.stages.report_words import headline
+from hpc_isl.stages.reporting.panels import EXTRA, MATCHED, MISSED, panels
+from hpc_isl.stages.reporting.sweep import read_sweep
+from hpc_isl.stages.reporting.tables import Results, results, tables
+from hpc_isl.stages.reporting.words import headline
 
 NASTY = """<i>it's a "sweep" & more"""
 LOST = "arm=imagenet+isl,n=2,draw=1"

@@ -18,11 +18,11 @@ from hpc_isl.learning.model import load as load_model
 from hpc_isl.learning.predict import predict
 from hpc_isl.learning.samples import read
 from hpc_isl.mistake import Mistake
+from hpc_isl.objects.draft import in_raster_order, without_small
 from hpc_isl.objects.flood import reference
 from hpc_isl.plates.store import label_names, open_plate, read_box, read_labels, write_labels
 from hpc_isl.recipe import load
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.annotate_draft import in_raster_order, without_small
 from hpc_isl.stages.inspect import validate
 from hpc_isl.stages.segment import plan, segment
 from hpc_isl.strict import to_yaml

@@ -16,9 +16,10 @@ from scipy import ndimage
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.seeds import stream
-from hpc_isl.stages import synthetic, synthetic_optics
-from hpc_isl.stages.synthetic_cells import Condition, grow
-from hpc_isl.stages.synthetic_layout import HOECHST, lay_out
+from hpc_isl.stages import synthetic
+from hpc_isl.stages.synthesis import optics
+from hpc_isl.stages.synthesis.cells import Condition, grow
+from hpc_isl.stages.synthesis.layout import HOECHST, lay_out
 
 NAMESPACE = "{http://www.perkinelmer.com/PEHH/HarmonyV5}"
 
@@ -65,8 +66,8 @@ def test_defocus_follows_the_transport_of_intensity() -> None:
     rng = stream(0, "phase")
     phase = ndimage.gaussian_filter(rng.standard_normal((128, 128)), 6) * 2
     z, um = 0.5, 0.6
-    seen = synthetic_optics.brightfield(phase, np.zeros_like(phase), z, um) - 1
-    told = -z * synthetic_optics.WAVELENGTH_UM / (2 * np.pi) * ndimage.laplace(phase, mode="wrap") / um**2
+    seen = optics.brightfield(phase, np.zeros_like(phase), z, um) - 1
+    told = -z * optics.WAVELENGTH_UM / (2 * np.pi) * ndimage.laplace(phase, mode="wrap") / um**2
     inner = (slice(20, -20), slice(20, -20))
     assert np.corrcoef(seen[inner].ravel(), told[inner].ravel())[0, 1] > 0.99
 
@@ -78,7 +79,7 @@ def test_stained_light_falls_on_nuclei_and_is_even_after_the_stated_profile(tmp_
     assert stain[nuclei].mean() > 5 * stain[~nuclei].mean()
     empty = tifffile.imread(tmp_path / "Images" / "r02c02f02p01-ch2sk1fk1fl1.tiff").astype(float)
     assert not tifffile.imread(tmp_path / "truth" / "nuclei" / "B02_2.tiff").any()
-    light = (empty - synthetic_optics.PEDESTAL) / synthetic_optics.illumination(HOECHST.profile, 256)
+    light = (empty - optics.PEDESTAL) / optics.illumination(HOECHST.profile, 256)
     corner, middle = light[:64, :64].mean(), light[96:160, 96:160].mean()
     assert corner == pytest.approx(middle, rel=0.03)
     assert empty[:64, :64].mean() < 0.95 * empty[96:160, 96:160].mean()
@@ -89,7 +90,7 @@ def test_the_stated_profile_is_the_polynomial_that_was_used(export: Path) -> Non
     stated = re.search(r"Coefficients: (\[\[.*?\]\]), Dims: \[128, 128\].*?ChannelName: HOECHST", text)
     assert stated
     assert stated[1] == str([list(order) for order in HOECHST.profile])
-    assert synthetic_optics.illumination(((1.0,), (0.5, 0.0)), 4)[0].tolist() == [
+    assert optics.illumination(((1.0,), (0.5, 0.0)), 4)[0].tolist() == [
         0.8125, 0.9375, 1.0625, 1.1875,
     ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from hpc_isl import submit
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 from hpc_isl.stages.table import after_segmenting, table
-from hpc_isl.stages.table_pictures import MISSING, Map, agreement, draw_plates, plate_heat_map, scatter
+from hpc_isl.stages.tables.pictures import MISSING, Map, agreement, draw_plates, plate_heat_map, scatter
 
 DRUGS = {"B02": {"treatment": "DMSO", "dose": "0"}, "B03": {"treatment": "Taxol, 1 nM", "dose": "1.5"}}
 FIRST = MadeUp(

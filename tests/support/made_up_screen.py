@@ -35,10 +35,12 @@ def write_screen(
     step: int | None = None,
     pixel_um: float = 0.5,
     times: int = 1,
+    spacing: int = 20,
 ) -> Index:
     """A plate of cells in bright-field and their nuclei; fields of a well lie side by side.
 
     `step`: pixels from one field to the next; less than their width makes them overlap on one ground.
+    `spacing`: pixels from one nucleus to the next.
     """
     rows, columns = layout(set(wells))
     y, x = shape
@@ -52,7 +54,7 @@ def write_screen(
     )  # fmt: skip
     plate = Plate(path.stem, rows, columns, CHANNELS, made, pixel_um)
     for well in wells:
-        ground = _ground(f"{path.stem} {well}", (times, y, (fields - 1) * step + x))
+        ground = _ground(f"{path.stem} {well}", (times, y, (fields - 1) * step + x), spacing)
         for number, field in enumerate(f for f in made if f.key.well == well):
             pixels = ground[:, :, None, :, number * step : number * step + x]
             write_field(path, plate, field, pixels, measure(pixels), CodecRecipe(chunk=64))
@@ -60,13 +62,13 @@ def write_screen(
     return finalise(path, plate, {well: {"treatment": treatments[n % 2]} for n, well in enumerate(wells)})
 
 
-def _ground(name: str, shape: tuple[int, int, int]) -> np.ndarray:
+def _ground(name: str, shape: tuple[int, int, int], spacing: int = 20) -> np.ndarray:
     """(t, channel, y, x): nuclei on a rough lattice, and a bright-field that follows them."""
     rng = np.random.default_rng(list(name.encode()))
     stains = []
     for _ in range(shape[0]):
         points = np.zeros(shape[1:])
-        ys, xs = np.mgrid[8 : shape[1] : 20, 8 : shape[2] : 20]
+        ys, xs = np.mgrid[8 : shape[1] : spacing, 8 : shape[2] : spacing]
         ys, xs = (
             np.clip(v + rng.integers(-5, 6, v.shape), 0, n - 1)
             for v, n in zip((ys, xs), shape[1:], strict=True)

@@ -1,0 +1,127 @@
+"""What a 384-well plate costs: operations of the network, seconds of CPU for the rest, bytes and files.
+
+    python benchmarks/scale.py [--objects 500] [--repeats 7]
+
+One field of 2160² in two channels is measured on one CPU, times 384 wells of 9 fields. The network
+is not run: its operations are counted, which are the same on any machine, and what follows it is given the
+maps that a perfect network would say of so many round cells. `segment.py` measures whole runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from segment import flops, held_to
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from made_up_screen import save_model, write_screen
+
+from hpc_isl.learning.foreign import read_sources
+from hpc_isl.objects.distance import distance_map
+from hpc_isl.plates.store import Index
+from hpc_isl.recipe import load
+from hpc_isl.recipes.training import NetRecipe
+from hpc_isl.run import Run
+from hpc_isl.stages.segment import plan
+from hpc_isl.stages.segmentation import files
+from hpc_isl.stages.segmentation.bench import Bench, Seen, bench_of, index_of
+from hpc_isl.stages.segmentation.measured import measured
+from hpc_isl.stages.segmentation.setting import scale_of
+from hpc_isl.stages.segmentation.work import _facts, _keep
+from hpc_isl.stages.shared.objects_from import objects_in
+from hpc_isl.strict import to_yaml
+
+EDGE, FIELDS = 2160, 384 * 9
+ENCODERS = ("densenet121", "resnet34", "resnet18", "tu-mobilenetv1_100")
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    words.add_argument("--objects", type=int, default=500)
+    words.add_argument("--repeats", type=int, default=7)
+    given = words.parse_args()
+    megapixels = EDGE**2 / 1e6
+    for encoder in ENCODERS:
+        each = flops(NetRecipe(encoder=encoder, weights=None)) / 1e12
+        plate = each * megapixels * FIELDS / 1e3
+        print(f"{encoder:<20}{each:6.2f} TFLOP a megapixel   {plate:6.1f} PFLOP a plate")
+    with tempfile.TemporaryDirectory() as name, held_to(1):
+        folder = Path(name)
+        save_model(folder / "runs" / "finetune" / "cells")
+        write_screen(folder / "P.zarr", ["B02"], 1, (EDGE, EDGE), spacing=96)
+        bench, index, work = _bench(folder)
+        maps = cells(given.objects)
+        rounds = [_round(bench, index, work, maps) for _ in range(given.repeats)]
+        found = {what: median(each[what] for each in rounds[1:]) for what in rounds[0]}
+        print(f"one field of {EDGE}², {found.pop('objects'):.0f} objects, one CPU:")
+        for what, seconds in found.items():
+            print(f"  {what:<18}{1000 * seconds:8.0f} ms   {seconds * FIELDS / 3600:6.2f} CPU hours a plate")
+        total = sum(found.values())
+        print(f"  {'all of it':<18}{1000 * total:8.0f} ms   {total * FIELDS / 3600:6.2f} CPU hours a plate")
+        _sizes(index, work)
+
+
+def _bench(folder: Path) -> tuple[Bench, Index, files.Work]:
+    keys = [f"model={folder}/runs/finetune/cells", f"plates=[{folder}/P.zarr]", "labels=found"]
+    run = Run(folder / "runs" / "segment" / "one")
+    run.folder.mkdir(parents=True)
+    run.recipe.write_text(to_yaml(plan(load("segment", None, keys)).recipe))
+    index = index_of(folder / "P.zarr")
+    work = files.Work(run.folder, index.path, "P", "P", index.plate.fields[0].key, "0")
+    return bench_of(run.folder), index, work
+
+
+def cells(count: int) -> NDArray[np.float32]:
+    """Distance map and logit of the mask (2, y, x) of round cells that touch here and there."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((EDGE, EDGE), np.uint32)
+    ys, xs = np.ogrid[:EDGE, :EDGE]
+    for number, (y, x) in enumerate(rng.uniform(0, EDGE, (count, 2)), start=1):
+        radius = rng.uniform(20, 32)
+        box = tuple(slice(max(int(v - radius), 0), int(v + radius) + 2) for v in (y, x))
+        inside = (ys[box[0]] - y) ** 2 + (xs[:, box[1]] - x) ** 2 < radius**2
+        labels[box][inside & (labels[box] == 0)] = number
+    return np.stack([distance_map(labels), np.where(labels > 0, 5, -5)]).astype(np.float32)
+
+
+def _round(bench: Bench, index: Index, work: files.Work, maps: NDArray[np.float32]) -> dict[str, float]:
+    times: dict[str, float] = {}
+
+    def timed(what: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        times[what] = time.perf_counter() - start
+        return result
+
+    scale = scale_of(bench.recipe, bench.view, index, work.key)
+    timed("reading", lambda: read_sources(bench.view, index, work.key, 0, scale))
+    labels = timed("flood", lambda: objects_in(maps, bench.rule))
+    seen = [Seen(maps, None, labels)]
+    table = timed("features", lambda: measured(bench, index, work, seen))
+    timed("writing", lambda: _keep(bench, index, work, seen, table))
+    timed("hash and record", lambda: files.write_record(work, _facts(bench, index, work, seen, table)))
+    return {"objects": float(labels.max()), **times}
+
+
+def _sizes(index: Index, work: files.Work) -> None:
+    labels = index.image(work.key) / "labels" / "found"
+    of_labels = [path.stat().st_size for path in labels.rglob("*") if path.is_file()]
+    of_run = [path.stat().st_size for path in (work.table, work.record)]
+    for what, sizes in {"labels": of_labels, "table and record": of_run}.items():
+        print(
+            f"{what:<18}{sum(sizes) / 1e3:8.0f} kB in {len(sizes)} files a field   "
+            f"{sum(sizes) * FIELDS / 1e9:6.2f} GB in {len(sizes) * FIELDS:,} files a plate"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Labels lent to a person: what they were when the folder left, and what has changed when it is back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from hpc_isl.files import read_json
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates import store
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.stages.annotation import files
+from hpc_isl.stages.annotation.files import Annotation, Box, LabelFile, whole
+
+MANIFEST, TABLE = "manifest.json", "boxes.csv"
+WRITER = "annotate export"
+
+
+@dataclass(frozen=True)
+class Lent:
+    """The labels of one field as they were when they were exported.
+
+    Attributes:
+        content: hash of the label image in the folder.
+        base: version of the plate's own labels; empty: there were none.
+        origin: who had made them; empty: nobody.
+    """
+
+    content: str
+    base: str
+    origin: str
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An exported folder: the plate, the labels' name, what was lent of each field."""
+
+    path: Path
+    plate: str
+    labels: str
+    fields: Mapping[FieldKey, Lent]
+
+    @property
+    def table(self) -> Path:
+        return self.path / TABLE
+
+
+def content(labels: NDArray[Any]) -> str:
+    """A hash of the pixels, whatever type a program saves them as."""
+    return hashlib.sha256(str(labels.shape).encode() + labels.astype("<i8").tobytes()).hexdigest()[:32]
+
+
+def version(image: Path, name: str) -> str:
+    """A hash of an image's labels, who made them, and their boxes; empty where there are none."""
+    if name not in store.label_names(image):
+        return ""
+    origin, boxes = store.annotation(image, name)
+    text = f"{content(store.read_labels(image, name))} {origin} {[list(box) for box in boxes]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def manifest(plate: str, labels: str, fields: Mapping[FieldKey, Lent]) -> str:
+    """What `opened` reads."""
+    rows = [
+        {"well": key.well, "field": key.name, "acquisition": key.acquisition, **vars(lent)}
+        for key, lent in fields.items()
+    ]
+    return json.dumps({"written_by": WRITER, "plate": plate, "labels": labels, "fields": rows}, indent=1)
+
+
+def opened(source: Path) -> Folder | None:
+    """The exported folder that `source`, or the folder of this table, is; None: labels from elsewhere."""
+    path = source.parent if source.name == TABLE else source
+    try:
+        found = read_json(path / MANIFEST) if path.is_dir() else None
+        if found is None or found.get("written_by") != WRITER:
+            return None
+        return Folder(path, found["plate"], found["labels"], dict(map(_lent, found["fields"])))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Mistake(
+            f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}); without it, {TABLE} and the "
+            "label images come in as a person's: remove it to do so"
+        ) from None
+
+
+def _lent(row: Mapping[str, Any]) -> tuple[FieldKey, Lent]:
+    boxes = tuple((int(y0), int(x0), int(y1), int(x1)) for y0, x0, y1, x1 in row["boxes"])
+    key = FieldKey(row["well"], row["field"], row["acquisition"])
+    return key, Lent(row["content"], row["base"], row["origin"], boxes)
+
+
+def check(folder: Folder, index: store.Index, labels: str) -> None:
+    """The folder goes back to where it came from."""
+    for what, was, now in (("plate", folder.plate, index.plate.name), ("labels", folder.labels, labels)):
+        if was != now:
+            raise Mistake(
+                f"source: {folder.path} was exported from {what} {was!r}, and this is {now!r}; remove its "
+                f"{MANIFEST} to bring all of it in as a person's"
+            )
+
+
+@dataclass(frozen=True)
+class Back:
+    """A label image that came back: `origin` tells whose labels these are now; None: as on the plate."""
+
+    file: LabelFile
+    corrected: bool
+    origin: str | None
+    base: str | None
+
+
+def back(file: LabelFile, index: store.Index, folder: Folder, accept: bool) -> Back:
+    """Only what a person changed, or accepted, is human; other labels keep whom they were made by."""
+    was = folder.fields.get(file.key)
+    if was is None:
+        return Back(file, True, "human", None)
+    if content(files.pixels(file, index.field(file.key))) != was.content:
+        return Back(file, True, "human", was.base)
+    if accept:
+        return Back(file, False, "human", was.base)
+    moved = was.origin and (file.boxes or whole(index.field(file.key))) != was.boxes
+    return Back(file, False, was.origin if moved else None, was.base)
+
+
+def annotation(one: Back, index: store.Index) -> Annotation:
+    """What is to be written of a label image that came back."""
+    assert one.origin is not None
+    field = index.field(one.file.key)
+    labels, dropped = files.read(one.file, field)
+    return Annotation(labels, one.file.boxes or whole(field), dropped, one.origin, one.base)
+
+
+def says(found: list[Back], accept: bool) -> list[str]:
+    """How many are corrected, and what becomes of the rest."""
+    corrected = sum(one.corrected for one in found)
+    rest, moved = len(found) - corrected, sum(not one.corrected and one.origin is not None for one in found)
+    lines = [f"{corrected} label images are corrected, {rest} are unchanged"]
+    if rest and accept:
+        lines.append("accept=true: the unchanged ones are human too")
+    elif rest:
+        lines.append(
+            "the unchanged ones stay what they are; accept=true where a person found them right as they are"
+        )
+    if moved and not accept:
+        lines.append(f"{moved} unchanged ones have other annotation boxes, which are taken over")
+    return lines

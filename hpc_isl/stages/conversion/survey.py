@@ -1,0 +1,203 @@
+"""What a conversion finds before it starts: the export, the plate that may be there already, the costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.metadata import plate_facts
+from hpc_isl.plates.partial import free, full
+from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, well_name, well_position
+from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
+from hpc_isl.plates.readers import detect
+from hpc_isl.plates.store import open_plate
+from hpc_isl.recipes.plates import ConvertRecipe
+from hpc_isl.stages.conversion.costs import Costs, readable
+from hpc_isl.stages.conversion.record import State, state
+
+SHOWN = 20  # problems on one screen
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is and what is to be done.
+
+    Attributes:
+        export: with the chosen fields alone, damaged ones included.
+        digest: of the plate to be made, as far as names, layout and recipe say; the same for a
+            conversion that goes on.
+        todo: fields to convert; those of an unfinished plate are looked at one by one.
+    """
+
+    recipe: ConvertRecipe
+    export: Export
+    plate_map: PlateMap
+    digest: str
+    state: State
+    todo: tuple[Field, ...]
+
+    @property
+    def plate(self) -> Plate:
+        return self.export.plate
+
+    @property
+    def damaged(self) -> dict[FieldKey, list[str]]:
+        """What is known to be wrong before any pixel is decoded."""
+        found: dict[FieldKey, list[str]] = {}
+        for key, text in self.export.problems:
+            found.setdefault(key, []).append(text)
+        return found
+
+
+def survey(recipe: ConvertRecipe) -> Survey:
+    """Reads the export's index and looks at `out`; no pixel is decoded and nothing is written.
+
+    Raises:
+        Mistake: for all that can be known now: no export, damaged fields (on_error: stop), another
+            plate at `out`, a plate map that does not fit, fields that are not there.
+    """
+    _check_places(recipe)
+    export = _complete(_chosen(detect.read(recipe), recipe.fields))
+    plate = export.plate
+    _check_names(plate)
+    plate_map = merged(export.plate_map, {})
+    if recipe.plate_map:
+        size = len(plate.rows), len(plate.columns)
+        plate_map = merged(plate_map, read_plate_map(recipe.plate_map, *size, export.plate_map))
+    digest = _digest(recipe, export)
+    at_out = state(recipe.out, digest)
+    bad = {key for key, _ in export.problems}
+    there = {field.key for field in open_plate(recipe.out).plate.fields} if at_out == "finished" else set()
+    todo = tuple(field for field in plate.fields if field.key not in there | bad)
+    return Survey(recipe, export, plate_map, digest, at_out, todo)
+
+
+def describe(found: Survey, costs: Costs) -> tuple[str, ...]:
+    """What a person wants to know before it starts: what is there, what it takes, what is wrong."""
+    plate, recipe = found.plate, found.recipe
+    lines = [f"{plate.name}: {_counted(found.export)}", *found.export.remarks]
+    if plate.pixel_um is None:
+        lines.append("pixel size unknown: positions are kept in pixels, no micrometres are invented")
+    lines += _plate_map_lines(found)
+    if found.state == "finished" and not found.todo:
+        return (*lines, f"{recipe.out} holds this plate already: nothing to convert")
+    if found.state == "unfinished":
+        lines.append(f"{recipe.out} is half converted: fields that are there and unchanged are kept")
+    lines.append(
+        f"{_many(len(found.todo), 'field')} to convert: {readable(costs.bytes_in)} in, about "
+        f"{readable(costs.bytes_out)} out (pixels take {100 * costs.share:.0f} % with {recipe.codec.name}), "
+        f"{readable(free(recipe.out))} free at {recipe.out}"
+    )
+    if found.damaged:
+        lines += ["these fields are skipped:", *listing(found.damaged)]
+    return tuple(lines)
+
+
+def check(found: Survey, costs: Costs) -> None:
+    """Raises what forbids the conversion: damaged fields that may not be skipped, or too little room."""
+    if found.damaged and found.recipe.on_error == "stop":
+        raise Mistake(damage(found.damaged, len(found.plate.fields)))
+    if not found.todo and found.state != "finished":
+        raise Mistake("\n".join(["no field can be converted:", *listing(found.damaged)]))
+    if found.state == "new" and costs.bytes_out > free(found.recipe.out):
+        raise full(found.recipe.out, costs.bytes_out)
+
+
+def damage(damaged: Mapping[FieldKey, Sequence[str]], of: int) -> str:
+    """The message that names all damaged fields together."""
+    return "\n".join([
+        f"{len(damaged)} of {of} fields are damaged:",
+        *listing(damaged),
+        "repair or remove these files and start again, or set on_error: skip to leave the fields out",
+    ])  # fmt: skip
+
+
+def listing(damaged: Mapping[FieldKey, Sequence[str]]) -> list[str]:
+    """One screen of fields and what is wrong with each."""
+    lines = [f"  {key}: {'; '.join(texts)}" for key, texts in sorted(damaged.items())]
+    return lines[:SHOWN] + ([f"  … and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
+
+
+def _digest(recipe: ConvertRecipe, export: Export) -> str:
+    keys = {field.key for field in export.plate.fields} | {key for key, _ in export.problems}
+    parts = [plate_facts(export.plate), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _check_places(recipe: ConvertRecipe) -> None:
+    out, source = recipe.out.absolute(), recipe.source.absolute()
+    if out.suffix != ".zarr":
+        raise Mistake(f"out: {recipe.out}: the name of a plate ends in .zarr, as in {out.name}.zarr")
+    if out == source or source in out.parents:
+        raise Mistake(f"out: {recipe.out} lies inside the export {recipe.source}; choose another folder")
+
+
+def _check_names(plate: Plate) -> None:
+    """Two fields must not share a folder, on disks that ignore case either."""
+    folders: dict[tuple[str, str], FieldKey] = {}
+    for field in plate.fields:
+        other = folders.setdefault((field.key.well, field.key.image.lower()), field.key)
+        if other != field.key:
+            raise Mistake(f"fields {other!r} and {field.key!r} would share a folder: name one otherwise")
+
+
+def _chosen(export: Export, wanted: list[str] | None) -> Export:
+    """The export with these fields alone; a well means all its fields."""
+    if wanted is None:
+        return export
+    keys = [field.key for field in export.plate.fields]
+    chosen: set[FieldKey] = set()
+    for text in wanted:
+        found = {key for key in keys if str(key) == _normal(text) or key.well == _normal(text)}
+        if not found:
+            names = [*map(str, keys), *export.plate.wells]
+            raise Mistake(f"fields: the export has no field or well {text!r}; {nearest(text, names)}")
+        chosen |= found
+    problems = tuple((key, text) for key, text in export.problems if key in chosen)
+    return replace(export, plate=export.plate.keep(chosen), problems=problems)
+
+
+def _complete(export: Export) -> Export:
+    """Fields without any file are damaged too, whether or not the reader says so."""
+    named = {key for key, _ in export.problems}
+    keys = [field.key for field in export.plate.fields]
+    bare = [(key, "none of its files is there") for key in keys if not export.files.get(key)]
+    return replace(export, problems=(*export.problems, *(p for p in bare if p[0] not in named)))
+
+
+def _normal(text: str) -> str:
+    """ "b3/1" -> "B03/1"."""
+    well, slash, name = text.partition("/")
+    return well_name(*well_position(well)) + slash + name
+
+
+def _counted(export: Export) -> str:
+    plate = export.plate
+    shapes = Counter(field.shape for field in plate.fields)
+    (times, _, depth, height, width), _ = shapes.most_common(1)[0]
+    planes = _many(depth, "plane") + (f" × {times} times" if times > 1 else "")
+    files = len({file.path for field in plate.fields for file in export.files.get(field.key, ())})
+    return (
+        f"{_many(len(plate.fields), 'field')} in {_many(len(plate.wells), 'well')}, "
+        f"{_many(len(plate.channels), 'channel')} ({', '.join(channel.name for channel in plate.channels)}), "
+        f"{planes}, {height} × {width} pixels"
+        + (" (fields differ)" if len(shapes) > 1 else "")
+        + f", {_many(files, 'file')}"
+    )
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _plate_map_lines(found: Survey) -> list[str]:
+    if not found.plate_map:
+        return []
+    columns = sorted({name for facts in found.plate_map.values() for name in facts})
+    missing = [well for well in found.plate.wells if well not in found.plate_map]
+    line = f"plate map: {len(found.plate_map)} wells, columns {', '.join(columns)}"
+    return [line + (f"; not in it: {', '.join(missing[:10])}" if missing else "")]

@@ -1,0 +1,1 @@
+"""What `finetune` and its sweeps are made of: boxes, setting, work, scores."""

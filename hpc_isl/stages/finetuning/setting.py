@@ -1,0 +1,269 @@
+"""What a fine-tuning run stands on: plates, split, view, network, the weights it starts from, its boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.learning.calibrate import view_of
+from hpc_isl.learning.contract import Contract, Task, read_contract
+from hpc_isl.learning.split import Split
+from hpc_isl.learning.split import draw as draw_split
+from hpc_isl.learning.split import read as read_split
+from hpc_isl.learning.view import View
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.store import Index
+from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.recipes.training import DataRecipe, NetRecipe, PlaneRecipe, SplitRecipe
+from hpc_isl.run import Run
+from hpc_isl.stages.finetuning import boxes as boxes_
+from hpc_isl.stages.finetuning.boxes import Box
+from hpc_isl.stages.shared.study import open_plates
+
+LEARN = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that weights are taken from."""
+
+    folder: Path
+    contract: Contract
+
+    @property
+    def isl(self) -> bool:
+        """Whether it predicts a stain; else it segments."""
+        return self.contract.task is None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything but pixels.
+
+    Attributes:
+        net: what to build; its weights are those of the arm imagenet.
+        starts: arm -> the model that it starts from, for the arms that have one.
+        learning: the boxes of this draw; testing: those that score, the main truth's first.
+        remarks: what the user should know.
+    """
+
+    indices: tuple[Index, ...]
+    split: Split
+    view: View
+    net: NetRecipe
+    starts: dict[str, Start]
+    pool: tuple[Box, ...]
+    learning: tuple[Box, ...]
+    testing: tuple[Box, ...]
+    remarks: tuple[str, ...] = ()
+
+    def start(self, arm: str) -> Start | None:
+        """The model that an arm starts from; None: random weights, or those of a file."""
+        if arm in ("random", "imagenet"):
+            return None
+        if arm not in self.starts:
+            there = ", ".join(["random", "imagenet", *self.starts])
+            raise Mistake(f"arm={arm}: {needs(arm)}; with what is given there are the arms {there}")
+        return self.starts[arm]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    sources: list[PlaneRecipe]
+    targets: list[PlaneRecipe]
+    data: DataRecipe
+
+
+def settle(recipe: FinetuneRecipe) -> Setting:
+    """Opens what a recipe names; reads no pixels and no weights.
+
+    Raises:
+        Mistake: whatever does not fit together: models of different views, splits or networks, an arm
+            without a model to start from, too few boxes, test wells that a model has trained on.
+    """
+    starts = _starts(recipe)
+    indices = open_plates(recipe.plates)
+    split = _split(recipe, indices, starts)
+    view, net = _view(recipe, indices, split, starts), _net(recipe, starts)
+    pool, testing = _parted(recipe, view, indices, split)
+    pool = boxes_.only(pool, recipe.only)
+    learning = boxes_.draw(pool, recipe.n, recipe.draw) if recipe.n != 0 else []
+    remarks = _seen(recipe, testing, starts)
+    return Setting(
+        indices, split, view, net, starts, tuple(pool), tuple(learning), tuple(testing), tuple(remarks)
+    )
+
+
+# ---------------------------------------------------------------- models
+
+
+def needs(arm: str) -> str:
+    """What must be given for an arm that has no model to start from."""
+    if arm == "drafted":
+        return "drafted must name a finetune run on drafted labels"
+    kind = "random weights (net.weights=null)" if arm == "random+isl" else "weights of a file or name"
+    return f"pretrained must name an ISL run that began with {kind}"
+
+
+def _starts(recipe: FinetuneRecipe) -> dict[str, Start]:
+    starts: dict[str, Start] = {}
+    for run in recipe.pretrained:
+        start = _start(run, "pretrained")
+        if not start.isl:
+            raise Mistake(f"pretrained={run}: this model segments; an ISL run, of pretrain, is needed")
+        arm = "random+isl" if start.contract.net.weights is None else "imagenet+isl"
+        if arm in starts:
+            raise Mistake(f"pretrained: {starts[arm].folder.parent} and {run} both start the arm {arm}")
+        starts[arm] = start
+    if recipe.drafted is not None:
+        starts["drafted"] = _start(recipe.drafted, "drafted")
+        _refuse_unfit(recipe, starts["drafted"].contract.task)
+    return starts
+
+
+def _refuse_unfit(recipe: FinetuneRecipe, task: Task | None) -> None:
+    """The arm drafted begins with a head that says what the others will say."""
+    if task is None:
+        raise Mistake(f"drafted={recipe.drafted}: a finetune run on drafted labels is needed")
+    of = recipe.objects
+    if task.kind != of.kind:
+        raise Mistake(f"drafted={recipe.drafted}: it segments {task.kind}, objects.kind is {of.kind}")
+    if task.kind == "cells" and task.scale != of.scale:
+        raise Mistake(
+            f"drafted={recipe.drafted}: objects.scale was {task.scale} there, here it is {of.scale}"
+        )
+    if task.from_stain:
+        raise Mistake(
+            f"drafted={recipe.drafted}: it began with an ISL model; the control is to know of the stain by "
+            "its drafted labels alone: arm=random or arm=imagenet"
+        )
+
+
+def _start(run: Path, key: str) -> Start:
+    folder = Run(run).model
+    try:
+        return Start(folder, read_contract(folder))
+    except Mistake as mistake:
+        raise Mistake(f"{key}={run}: {mistake}") from None
+
+
+def _isl(starts: dict[str, Start]) -> list[Start]:
+    return [start for arm, start in starts.items() if arm != "drafted"]
+
+
+def _split(recipe: FinetuneRecipe, indices: Sequence[Index], starts: dict[str, Start]) -> Split:
+    isl = _isl(starts)
+    if recipe.split is not None or not isl:
+        return draw_split(indices, recipe.split or SplitRecipe())
+    digests = {start.contract.split for start in isl}
+    if len(digests) > 1:
+        raise Mistake("pretrained: the models were trained with different splits; compare those of one split")
+    path = isl[0].folder.parent / "split.csv"
+    split = read_split(path)
+    if split.digest not in digests:
+        raise Mistake(f"{path}: this is not the split that the model was trained with")
+    strangers = [index.plate.name for index in indices if not _listed(index, split)]
+    if strangers:
+        raise Mistake(
+            f"plate {strangers[0]!r} is not in the split of the pretrained model; give split.file, a CSV "
+            "that lists it too"
+        )
+    return split
+
+
+def _listed(index: Index, split: Split) -> bool:
+    return any(split.part(index.plate.name, field.key) for field in index.plate.fields)
+
+
+def _view(recipe: FinetuneRecipe, indices: Sequence[Index], split: Split, starts: dict[str, Start]) -> View:
+    """What the network sees: as the pretrained models do, else as the recipe says."""
+    views = [start.contract.view for start in starts.values()]
+    if not _isl(starts):
+        if not recipe.sources:
+            raise Mistake("sources: must be given where there is no pretrained model to say what is seen")
+        views.insert(0, view_of(indices, split, _Asked(recipe.sources, [], recipe.data or DataRecipe())))
+    for view in views[1:]:
+        if _seen_by(view) != _seen_by(views[0]):
+            raise Mistake(
+                "the models that arms start from see different things (sources, level, flat field or "
+                "normalisation); compare those that see the same"
+            )
+    for index in indices:
+        for role in views[0].sources:
+            index.channel(role.channel)
+    return views[0]
+
+
+def _seen_by(view: View) -> tuple[object, ...]:
+    """All that decides what sources look like."""
+    rule = view.normalize
+    return (
+        view.sources, view.level, view.pixel_um, view.flat_field, dict(view.profiles), rule.source,
+        rule.local_px,
+    )  # fmt: skip
+
+
+def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
+    """One network for all arms; its weights are what the arm imagenet starts from."""
+    nets = [start.contract.net for start in starts.values()]
+    chosen = recipe.net or next((net for net in nets if net.weights is not None), None)
+    chosen = chosen or (nets[0] if nets else NetRecipe())
+    for arm, start in starts.items():
+        own = start.contract.net
+        if (own.encoder, own.decoder) != (chosen.encoder, chosen.decoder):
+            raise Mistake(
+                f"arm {arm}: {start.folder.parent} is a U-Net on {own.encoder} {own.decoder or ''}, the "
+                f"others are on {chosen.encoder} {chosen.decoder or ''}; one network for all arms"
+            )
+    return chosen
+
+
+# ---------------------------------------------------------------- boxes
+
+
+def _parted(
+    recipe: FinetuneRecipe, view: View, indices: Sequence[Index], split: Split
+) -> tuple[list[Box], list[Box]]:
+    """Boxes that may train, and boxes that test, of each truth in turn."""
+    if recipe.everything:
+        return boxes_.boxes_of(view, indices, split, recipe.labels), []
+    truths = recipe.truth or [recipe.labels]
+    if recipe.fold is None:
+        testing = [box for name in truths for box in _of(view, indices, split, name, ("test",))]
+        learning = _of if recipe.n == 0 else boxes_.boxes_of
+        return learning(view, indices, split, recipe.labels, LEARN), testing
+    pool = boxes_.boxes_of(view, indices, split, recipe.labels)
+    left_out = boxes_.fields(pool)
+    if recipe.fold >= len(left_out):
+        raise Mistake(f"fold={recipe.fold}: there are {len(left_out)} annotated fields, folds from 0 on")
+    own = left_out[recipe.fold]
+    there = [box for name in truths for box in boxes_.boxes_of(view, indices, split, name)]
+    return [box for box in pool if box.field != own], [box for box in there if box.field == own]
+
+
+def _of(view: View, indices: Sequence[Index], split: Split, name: str, parts: tuple[str, ...]) -> list[Box]:
+    """The boxes, none where no field of these parts has the labels."""
+    try:
+        return boxes_.boxes_of(view, indices, split, name, parts)
+    except Mistake:
+        boxes_.boxes_of(view, indices, split, name)  # a name that is nowhere is a mistake all the same
+        return []
+
+
+def _seen(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Start]) -> Iterator[str]:
+    """Test wells on which a model was trained are refused, or said."""
+    for start in starts.values():
+        known = start.contract.wells.get("train", {})
+        leaks = [box for box in testing if _trained_on(box, known.get(box.index.plate.name, []))]
+        if not leaks:
+            continue
+        names = ", ".join(dict.fromkeys(f"{box.key.well}/{box.key.name}" for box in leaks[:6]))
+        text = f"{start.folder.parent.name} was trained on test fields ({names}), so scores flatter its arm"
+        if recipe.seen == "refuse":
+            raise Mistake(f"{text}. Annotate wells of its part `test` (its split.csv), or say seen=allow")
+        yield text
+
+
+def _trained_on(box: Box, units: Sequence[str]) -> bool:
+    return box.key.well in units or f"{box.key.well}/{box.key.name}" in units

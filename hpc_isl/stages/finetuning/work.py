@@ -1,0 +1,276 @@
+"""The work of fine-tuning, inside the job: starts from the arm's weights, trains on boxes, scores."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+import hpc_isl
+from hpc_isl import seeds
+from hpc_isl.files import read_json
+from hpc_isl.learning import model
+from hpc_isl.learning.annotated import Annotated, AnnotatedCrops, labels_in
+from hpc_isl.learning.batches import batches
+from hpc_isl.learning.checkpoint import Checkpoints
+from hpc_isl.learning.contract import Contract, Task
+from hpc_isl.learning.drift import Reference, reference_of
+from hpc_isl.learning.fields import field_view, fields_of, level_on
+from hpc_isl.learning.forking import loading_processes
+from hpc_isl.learning.heads import set_head, start_from
+from hpc_isl.learning.loop import Hooks, Progress, train
+from hpc_isl.learning.norms import hold_norms
+from hpc_isl.learning.object_losses import object_loss
+from hpc_isl.learning.optim import groups_of
+from hpc_isl.learning.precision import name_of, resolve
+from hpc_isl.learning.shares import check_shares, steps_of
+from hpc_isl.learning.transfer import MicroBatch
+from hpc_isl.learning.unet import build
+from hpc_isl.learning.world import World, open_world
+from hpc_isl.objects.distance import distance_map
+from hpc_isl.objects.matching import inside
+from hpc_isl.recipe import digest
+from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.recipes.training import NetRecipe
+from hpc_isl.run import Attempt
+from hpc_isl.stages.finetuning.boxes import Box
+from hpc_isl.stages.finetuning.scores import count, main_figures, make_scores
+from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.shared.held_out import write_scores
+from hpc_isl.stages.shared.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class _Course:
+    """One attempt at a run, and what it works on."""
+
+    recipe: FinetuneRecipe
+    attempt: Attempt
+    world: World
+    setting: Setting
+    task: Task | None
+    network: nn.Module
+    seed: int
+    """of this draw: the same for all arms"""
+    objects: tuple[int, ...]
+    """in each box that it learns from"""
+
+
+def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
+    """Trains on the drawn boxes, keeps the model, scores the test boxes.
+
+    A run that is asked to stop saves a checkpoint (or drops the scores it has so far) and returns;
+    the next attempt takes it up there.
+    """
+    rows, seconds = None, 0.0
+    with open_world(attempt) as world:
+        check_shares(recipe.train, world.size)
+        course = _prepare(recipe, attempt, world)
+        if world.rank == 0:
+            _write_boxes(course)
+        finished = recipe.n == 0
+        if not finished:
+            start = time.monotonic()
+            _, finished = _train(course)
+            seconds = time.monotonic() - start
+        if finished:
+            _keep_model(course)
+            rows = make_scores(recipe, course.setting, course.network, course.task, attempt, world)
+    if rows is None:
+        attempt.stopping.set()  # one rank was asked to stop; now all of them know
+        return
+    scores = main_figures(rows, recipe)
+    figures = scores | _cost(course, seconds)
+    shown = {f"test/{name}": value for name, value in scores.items() if not name.endswith("_sd")}
+    attempt.metric(figures["steps"], **shown)
+    attempt.finish({"figures": figures, "arm": recipe.arm, "made": _made(course)})
+    if world.rank == 0:  # a sweep has many runs, and each checkpoint is three models large
+        shutil.rmtree(attempt.run.checkpoints, ignore_errors=True)
+
+
+def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
+    setting = settle(recipe)
+    objects = tuple(_objects(box) for box in setting.learning)
+    task = _task(recipe, setting, sum(objects))
+    seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
+    network: Any = _network(recipe, setting, task, seed)
+    if recipe.transfer.hold_norm and recipe.arm != "random":
+        # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
+        hold_norms(network.encoder if recipe.arm == "imagenet" else network)
+    return _Course(recipe, attempt, world, setting, task, network, seed, objects)
+
+
+# ---------------------------------------------------------------- the network
+
+
+def _task(recipe: FinetuneRecipe, setting: Setting, objects: int) -> Task | None:
+    """What the network will say; None: it goes on predicting the stain, which is then thresholded."""
+    of, start = recipe.objects, setting.start(recipe.arm)
+    if start is not None and recipe.n == 0:
+        kept = start.contract.task
+        return kept and replace(
+            kept, h=of.h, min_area=of.min_area, method=of.method, arm=recipe.arm, boxes=0, objects=0
+        )
+    stain = start.contract.view.normalize.target if start else ""
+    from_stain = start is not None and start.isl and of.head == "paper"
+    return Task(
+        labels=recipe.labels, kind=of.kind, head=of.head, from_stain=from_stain,
+        span=65535.0 if stain == "none" else 1.0, slope=of.slope, scale=of.scale, h=of.h,
+        min_area=of.min_area, method=of.method, arm=recipe.arm, boxes=len(setting.learning),
+        objects=objects,
+    )  # fmt: skip
+
+
+def _network(recipe: FinetuneRecipe, setting: Setting, task: Task | None, seed: int) -> nn.Module:
+    """The one network of all arms, with the weights that this arm starts from."""
+    start = setting.start(recipe.arm)
+    if start is not None and recipe.n == 0:
+        network, _ = model.load(start.folder)
+        return network
+    assert task is not None
+    isl = start is not None and start.isl
+    outputs = len(start.contract.view.targets) if start and task.from_stain else task.outputs
+    net = _net(recipe, setting)
+    network = build(net, len(setting.view.sources), outputs, seed, pretrained=start is None)
+    if not isl:
+        set_head(network, task, seed)
+    if start is not None:
+        _, state = model.read_state(start.folder)
+        start_from(network, state, head=task.from_stain or not isl)
+    if isl:
+        set_head(network, task, seed)
+    return network
+
+
+def _net(recipe: FinetuneRecipe, setting: Setting) -> NetRecipe:
+    """The one network, with the weights that this arm began with, before any run."""
+    start = setting.start(recipe.arm)
+    weights = start.contract.net.weights if start else setting.net.weights
+    return setting.net.model_copy(update={"weights": None if recipe.arm == "random" else weights})
+
+
+def _objects(box: Box) -> int:
+    """Objects inside a box, at full resolution."""
+    return count(inside(labels_in(box.image, box.labels, 0, box.time), box.corners))
+
+
+# ---------------------------------------------------------------- training
+
+
+def _train(course: _Course) -> tuple[Progress, bool]:
+    recipe, world, attempt = course.recipe, course.world, course.attempt
+    crops = _crops(course)
+    steps = steps_of(recipe.train, len(crops))
+    workers = loading_processes(recipe.data.workers if recipe.data else None, attempt.cpus)
+    ledger = Ledger(attempt, steps, recipe.train.batch)
+    attempt.say(
+        f"{len(crops.boxes)} boxes, {course.task.objects if course.task else 0} objects; {world.size} "
+        f"process{'es' * (world.size > 1)} on {world.device.type}, {torch.get_num_threads()} threads each"
+    )
+
+    def from_step(first: int) -> Iterator[MicroBatch]:
+        return batches(crops, recipe.train, world.rank, world.size, first, steps, workers)
+
+    hooks = Hooks(from_step, attempt.stopping.is_set, ledger.step)
+    loss = object_loss(recipe.objects.kind, recipe.objects.alpha)
+    checkpoints = Checkpoints(attempt.run.checkpoints, _digest(course), recipe.train.keep, attempt.say)
+    groups = groups_of(course.network, recipe.transfer.layer_lr, recipe.transfer.frozen)
+    return train(
+        course.network, loss, hooks, recipe.train, recipe.optim, steps, world, checkpoints,
+        course.setting.net.channels_last, groups,
+    )  # fmt: skip
+
+
+def _crops(course: _Course) -> AnnotatedCrops:
+    recipe, of = course.recipe, course.recipe.objects
+    return AnnotatedCrops(
+        boxes=tuple(_annotated(course, box) for box in course.setting.learning),
+        edge=recipe.train.crop, per_box=recipe.train.crops_per_field,
+        seed=course.seed, augment=recipe.augment,
+        distance=partial(distance_map, scale=of.scale) if of.kind == "cells" else None,
+        in_pixels=of.scale == "pixels",
+    )  # fmt: skip
+
+
+def _annotated(course: _Course, box: Box) -> Annotated:
+    view = course.setting.view
+    level = level_on(view, box.index, box.key)
+    y0, x0, y1, x1 = box.at(level)
+    field = field_view(view, box.index, box.key, box.time)
+    return Annotated(field, box.image, box.labels, level, (slice(y0, y1), slice(x0, x1)))
+
+
+def _digest(course: _Course) -> str:
+    """Of the recipe and its inputs: a checkpoint of anything else is refused."""
+    return digest(course.recipe, (read_json(course.attempt.run.record) or {}).get("inputs", {}))
+
+
+# ---------------------------------------------------------------- what is left behind
+
+
+def _write_boxes(course: _Course) -> None:
+    rows = [
+        {"plate": box.index.plate.name, "well": box.key.well, "field": box.key.name, "time": box.time,
+         "box": " ".join(map(str, box.corners)), "origin": box.origin, "objects": objects}
+        for box, objects in zip(course.setting.learning, course.objects, strict=True)
+    ]  # fmt: skip
+    write_scores(rows, course.attempt.run.folder / "boxes.csv")
+
+
+def _keep_model(course: _Course) -> None:
+    recipe, setting, task = course.recipe, course.setting, course.task
+    if course.world.rank or task is None:
+        return
+    contract = Contract(
+        view=setting.view, net=_net(recipe, setting), predict=recipe.predict,
+        precision=name_of(resolve(recipe.train.precision, course.world.device)),
+        recipe=recipe.model_dump(mode="json"), digest=_digest(course), split=setting.split.digest,
+        wells={"train": _wells(setting.learning), "test": _wells(setting.testing)},
+        plates={index.plate.name: index.fingerprint for index in setting.indices},
+        step=_steps(course), code=hpc_isl.__version__, task=task, reference=_reference(setting),
+    )  # fmt: skip
+    model.save(course.attempt.run.model, course.network, contract)
+
+
+def _reference(setting: Setting) -> Reference:
+    """What the images are like that the model knows: the ISL model's, which saw most, else the split's."""
+    known = [start.contract.reference for start in setting.starts.values() if start.isl]
+    if known and known[0]:
+        return known[0]
+    keys = [fields_of(setting.view, index, setting.split, "train") for index in setting.indices]
+    return reference_of(setting.view, setting.indices, keys)
+
+
+def _wells(boxes: tuple[Box, ...]) -> dict[str, list[str]]:
+    """Plate -> fields, as in B03/1."""
+    found: dict[str, set[str]] = {}
+    for box in boxes:
+        found.setdefault(box.index.plate.name, set()).add(f"{box.key.well}/{box.key.name}")
+    return {name: sorted(units) for name, units in found.items()}
+
+
+def _cost(course: _Course, seconds: float) -> dict[str, Any]:
+    return {
+        "boxes": len(course.objects),
+        "objects": sum(course.objects),
+        "steps": _steps(course),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _steps(course: _Course) -> int:
+    """Of the optimiser; none without annotation."""
+    of = course.recipe.train
+    return steps_of(of, len(course.objects) * of.crops_per_field) if course.objects else 0
+
+
+def _made(course: _Course) -> dict[str, str]:
+    run = course.attempt.run
+    there = {"model": run.model, "scores": run.folder / "scores.csv"}
+    return {name: str(path) for name, path in there.items() if path.exists()}

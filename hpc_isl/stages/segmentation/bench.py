@@ -1,0 +1,140 @@
+"""The networks of a run, ready in a process of the pool, and what they make of a field: labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpc_isl.learning.fields import image_key
+from hpc_isl.learning.foreign import Scale, read_sources, to_full
+from hpc_isl.learning.model import load
+from hpc_isl.learning.precision import resolve
+from hpc_isl.learning.predict import Predictor
+from hpc_isl.learning.view import View
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.recipe import RECIPES
+from hpc_isl.recipes.segment import SegmentRecipe
+from hpc_isl.run import Run
+from hpc_isl.stages.segmentation.maps import Maps, maps_of
+from hpc_isl.stages.segmentation.setting import Models, models_of, scale_of, view_of
+from hpc_isl.stages.shared.objects_from import Rule, objects_in, rule_of
+from hpc_isl.strict import parse, read_yaml
+
+Pixels = NDArray[np.float32]
+Labels = NDArray[np.uint32]
+_LOADING = Lock()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a process keeps between fields: the recipe and the networks, loaded once."""
+
+    recipe: SegmentRecipe
+    models: Models
+    view: View
+    predictor: Predictor
+    rule: Rule
+    stain: Predictor | None
+    stain_view: View | None
+    maps: Maps
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One field at one time.
+
+    Attributes:
+        prediction: (output, y, x) as the network says it, on its own grid.
+        stain: (target, y, x) on the grid of its model, or None.
+        labels: (y, x) at full resolution.
+    """
+
+    prediction: Pixels
+    stain: Pixels | None
+    labels: Labels
+
+
+def bench_of(run: Path) -> Bench:
+    """The networks of a run, ready on this process's device; loaded once, whichever thread asks first."""
+    with _LOADING:
+        return _bench(run)
+
+
+@lru_cache(maxsize=2)
+def _bench(run: Path) -> Bench:
+    recipe = parse(RECIPES["segment"], read_yaml(Run(run).recipe), str(Run(run).recipe))
+    assert isinstance(recipe, SegmentRecipe)
+    models = models_of(recipe)
+    stained = models.stain_contract
+    return Bench(
+        recipe, models, view_of(recipe, models.contract), _loaded(recipe, models.folder),
+        _rule(recipe, models),
+        stain=_loaded(recipe, models.stain) if models.stain else None,
+        stain_view=view_of(recipe, stained) if stained else None,
+        maps=maps_of(recipe.write, models.contract, stained),
+    )  # fmt: skip
+
+
+def _rule(recipe: SegmentRecipe, models: Models) -> Rule:
+    """The model's rule, with what the recipe says otherwise."""
+    changes = {key: value for key in ("h", "min_area") if (value := getattr(recipe, key)) is not None}
+    return replace(rule_of(models.contract.task), **changes)
+
+
+def _loaded(recipe: SegmentRecipe, folder: Path) -> Predictor:
+    """The network on the device that this process sees."""
+    network, contract = load(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    of = recipe.predict or contract.predict
+    precision = recipe.precision or _possible(contract.precision, device)
+    return Predictor(
+        network, device, resolve(precision, device), tile=of.tile, halo=of.halo, batch=of.batch,
+        threads=recipe.threads, channels_last=contract.net.channels_last, compiled=recipe.compile,
+    )  # fmt: skip
+
+
+def _possible(precision: str, device: torch.device) -> str:
+    """What the model was scored with, where the device computes so: a CPU computes in fp32."""
+    return precision if device.type == "cuda" else "fp32"
+
+
+@lru_cache(maxsize=16)
+def index_of(plate: Path) -> Index:
+    return open_plate(plate)
+
+
+# ---------------------------------------------------------------- pixels to labels
+
+
+def look(bench: Bench, index: Index, key: FieldKey) -> list[Seen]:
+    """All times of a field."""
+    return [_look(bench, index, key, time) for time in range(index.field(key).shape[0])]
+
+
+def _look(bench: Bench, index: Index, key: FieldKey, time: int) -> Seen:
+    scale = scale_of(bench.recipe, bench.view, index, key)
+    prediction = bench.predictor(read_sources(bench.view, index, key, time, scale))
+    shape = index.field(image_key(key, bench.view.sources[0])).shape
+    full = to_full(prediction, scale, (shape[-2], shape[-1]))
+    stain = _stain(bench, index, key, time)
+    return Seen(prediction, stain, objects_in(full, bench.rule.finer(scale.to_level_0)))
+
+
+def _stain(bench: Bench, index: Index, key: FieldKey, time: int) -> Pixels | None:
+    if bench.stain is None or bench.stain_view is None:
+        return None
+    scale = stain_scale(bench, index, key)
+    return bench.stain(read_sources(bench.stain_view, index, key, time, scale))
+
+
+def stain_scale(bench: Bench, index: Index, key: FieldKey) -> Scale:
+    """The scale of a field for the model of the stain."""
+    assert bench.stain_view is not None
+    return scale_of(bench.recipe, bench.stain_view, index, key)

@@ -1,0 +1,227 @@
+"""The end of a segmentation: tables of plates, counts of wells, losses, pictures, and the done record."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpc_isl.files import write_atomic
+from hpc_isl.learning.drift import FAR, drift
+from hpc_isl.plates.plate import Field, FieldKey, well_position
+from hpc_isl.recipes.segment import SegmentRecipe
+from hpc_isl.run import Attempt, Run
+from hpc_isl.stages import table
+from hpc_isl.stages.segmentation import overlap, pictures
+from hpc_isl.stages.segmentation.files import Row, Work
+from hpc_isl.stages.segmentation.maps import finish_maps, maps_of, plate_of
+from hpc_isl.stages.segmentation.overlap import Twice, wells_of
+from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, view_of
+from hpc_isl.tasks import Pool, Task
+
+VERIFY = "verify.json"
+"""In a run folder: which share of its fields is to be computed again."""
+GROUP = 2**16  # rows that are written, and read, together
+Doubles = Mapping[str, Sequence[Twice]]
+"""Slug of a plate -> its objects that are seen twice."""
+
+
+def seen_twice(
+    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], rows: Sequence[Row], pool: Pool
+) -> Doubles | None:
+    """The objects of overlapping fields that do not count; None if the run is stopping."""
+    if recipe.overlap is None or "labels" not in recipe.write:
+        return {}
+    lost = {(row["plate"], row["well"], row["field"], row["acquisition"]) for row in rows if "problem" in row}
+    tasks, owner = [], {}
+    for target in targets:
+        whole = [k for k in target.keys if (target.name, k.well, k.name, k.acquisition) not in lost]
+        for number, well in enumerate(wells_of(target.index, whole, models.labels, recipe.overlap)):
+            tasks.append(Task(f"{target.slug} {number}", well))
+            owner[tasks[-1].name] = target.slug
+    found: dict[str, list[Twice]] = {}
+    answers = 0
+    for answer in pool.run(overlap.seen_twice, tasks):
+        if answer.problem:
+            raise RuntimeError(f"overlapping fields of {answer.name}: {answer.problem}")
+        answers += 1
+        found.setdefault(owner[answer.name], []).extend(answer.value)
+    return found if answers == len(tasks) else None
+
+
+def finish(
+    recipe: SegmentRecipe,
+    models: Models,
+    targets: Sequence[Target],
+    attempt: Attempt,
+    rows: Sequence[Row],
+    doubles: Doubles,
+    seconds: float,
+) -> None:
+    """Everything about the run as a whole; refuses while a field has neither objects nor a reason.
+
+    Raises:
+        RuntimeError: no field at all could be segmented.
+    """
+    run, lost = attempt.run, [row for row in rows if "problem" in row]
+    if len(lost) == len(rows):
+        raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
+    missing = sum(len(target.keys) for target in targets) - len(rows)
+    assert not missing, f"{missing} fields have no record"
+    _write_losses(run, lost)
+    _write_plates(run, targets)
+    for target in targets:
+        _write_table(run, target, rows, doubles.get(target.slug, ()))
+    made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
+    made |= {"losses": run.folder / "losses.csv"} if lost else {}
+    made |= _drift(recipe, models, targets, attempt)
+    made |= _finish_maps(recipe, models, targets, run, rows)
+    made |= table.after_segmenting(run)
+    made |= pictures.draw(recipe, models, targets, run, rows)
+    twice = sum(len(each) for each in doubles.values())
+    counted = sum(row.get("objects", 0) for row in rows) - twice
+    figures = {"objects": counted, "fields": len(rows) - len(lost), "lost fields": len(lost)}
+    figures |= {"seen twice": twice} if twice else {}
+    (run.folder / VERIFY).unlink(missing_ok=True)
+    attempt.finish(
+        {
+            "figures": {**figures, "seconds": round(seconds, 1)},
+            "made": {what: str(path) for what, path in made.items()},
+            **({"lost": len(lost)} if lost else {}),
+            "next": [*(["retry {run}"] if lost else []), "table {run} out=wells.csv"],
+        }
+    )
+
+
+def _write_losses(run: Run, lost: Sequence[Row]) -> None:
+    """`losses.csv`: every field that has no objects because it could not be read, and why."""
+    path = run.folder / "losses.csv"
+    if not lost:
+        return path.unlink(missing_ok=True)
+    names = ("plate", "well", "field", "acquisition", "problem")
+    return write_atomic(path, _csv(names, ([row[name] for name in names] for row in lost)))
+
+
+def _csv(names: Sequence[str], lines: Iterator[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _write_plates(run: Run, targets: Sequence[Target]) -> None:
+    """`plates.json`: what tables and pictures need to know of the plates, without opening them."""
+    plates = [
+        {
+            "plate": target.name, "slug": target.slug, "path": str(target.index.path),
+            "rows": list(target.index.plate.rows), "columns": list(target.index.plate.columns),
+            "pixel_um": target.index.plate.pixel_um,
+            "plate_map": {well: dict(line) for well, line in target.index.plate_map.items()},
+        }
+        for target in targets
+    ]  # fmt: skip
+    write_atomic(run.folder / "plates.json", json.dumps(plates, indent=1))
+
+
+# ---------------------------------------------------------------- one table per plate
+
+
+def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[Twice]) -> None:
+    """All objects of a plate, in groups of rows that memory holds; with `duplicate_of`."""
+    again: dict[str, dict[tuple[int, int], str]] = {}
+    for image, time, label, of in twice:
+        again.setdefault(image, {})[time, label] = of
+    path = run.folder / "tables" / f"{target.slug}.parquet"
+    stream = io.BytesIO()
+    writer: pq.ParquetWriter | None = None
+    waiting: list[pa.Table] = []
+    for key in _whole(target, rows):
+        file = Work(run.folder, target.index.path, target.name, target.slug, key, "").table
+        part = _with_duplicates(pq.read_table(file), again.get(str(key), {}))
+        writer = writer or pq.ParquetWriter(stream, part.schema, compression="zstd")
+        waiting.append(part)
+        if sum(each.num_rows for each in waiting) >= GROUP:
+            writer.write_table(pa.concat_tables(waiting))
+            waiting.clear()
+    if writer is None:
+        return
+    if waiting:
+        writer.write_table(pa.concat_tables(waiting))
+    writer.close()
+    write_atomic(path, stream.getvalue())
+
+
+def _with_duplicates(part: pa.Table, of: Mapping[tuple[int, int], str]) -> pa.Table:
+    places = zip(part["time"].to_pylist(), part["label"].to_pylist(), strict=True) if of else []
+    names = [of.get(place) for place in places] if of else [None] * part.num_rows
+    return part.append_column("duplicate_of", pa.array(names, pa.string()))
+
+
+# ---------------------------------------------------------------- plates of maps
+
+
+def _finish_maps(
+    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Run, rows: Sequence[Row]
+) -> dict[str, Path]:
+    """What the networks say, as plates that open like any other."""
+    maps = maps_of(recipe.write, models.contract, models.stain_contract)
+    if not maps.channels:
+        return {}
+    view = view_of(recipe, models.contract)
+    for target in targets:
+        fields = []
+        for key in _whole(target, rows):
+            scale = scale_of(recipe, view, target.index, key)
+            shape = (target.index.field(key).shape[0], len(maps.channels), 1, *scale.shape)
+            fields.append(Field(key=key, shape=shape, dtype="float32"))
+        if fields:
+            path = run.folder / "maps" / f"{target.slug}.zarr"
+            finish_maps(path, plate_of(target.index, maps, scale.pixel_um), fields, target.index)
+    return {"what the network says": run.folder / "maps"}
+
+
+def _whole(target: Target, rows: Sequence[Row]) -> list[FieldKey]:
+    """The fields of a plate that are not lost, in the order of its table."""
+    there = {(row["well"], row["field"], row["acquisition"]) for row in rows
+             if row["plate"] == target.name and "problem" not in row}  # fmt: skip
+    keys = [key for key in target.keys if (key.well, key.name, key.acquisition) in there]
+    return sorted(keys, key=lambda key: (well_position(key.well), key.name, key.acquisition))
+
+
+# ---------------------------------------------------------------- drift
+
+
+def _drift(
+    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], attempt: Attempt
+) -> dict[str, Path]:
+    """`drift.csv`: how far the sources of each well lie from those that the model was trained on."""
+    reference = models.contract.reference
+    if not reference:
+        attempt.say("the model's contract has no statistics of its training fields: drift is not known")
+        return {}
+    view = view_of(recipe, models.contract)
+    lines = [
+        {"plate": target.name, **row}
+        for target in targets
+        for row in drift(reference, view, target.index, target.keys)
+    ]
+    if not lines:
+        return {}
+    path = attempt.run.folder / "drift.csv"
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    write_atomic(path, _csv(columns, ([line.get(name) for name in columns] for line in lines)))
+    far = [line for line in lines if line["largest"] > FAR]
+    if far:
+        worst = max(far, key=lambda line: line["largest"])
+        attempt.say(
+            f"warning: in {len(far)} of {len(lines)} wells the images are unlike those that the model was "
+            f"trained on (worst: {worst['plate']} {worst['well']}); look at the pictures, and at {path.name}"
+        )
+    return {"drift of each well": path}

@@ -1,0 +1,204 @@
+"""A field that memory does not hold: predicted in bands, flooded in blocks, measured object by object."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hpc_isl.learning.foreign import Scale, read_sources, to_full_box
+from hpc_isl.learning.predict import Predictor
+from hpc_isl.learning.view import View
+from hpc_isl.mistake import Mistake
+from hpc_isl.objects.blocks import flood_blocks
+from hpc_isl.objects.features import features
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import Index, write_large_labels
+from hpc_isl.stages.segmentation import files
+from hpc_isl.stages.segmentation.bench import Bench, stain_scale
+from hpc_isl.stages.segmentation.files import Row, Work
+from hpc_isl.stages.segmentation.measured import intensities
+from hpc_isl.stages.segmentation.setting import scale_of
+from hpc_isl.tiles import tiles
+
+Block = tuple[slice, slice]
+Labels = NDArray[np.uint32]
+BAND = 256  # rows that are hashed at once
+
+
+@dataclass(frozen=True)
+class _Large:
+    """One time of a field; labels and predicted stains lie in files, which memory need not hold."""
+
+    labels: Labels
+    stain: NDArray[np.float32] | None
+
+
+def is_large(bench: Bench, index: Index, key: FieldKey) -> bool:
+    """Whether a field has more pixels than the recipe holds in memory."""
+    y, x = index.field(key).shape[-2:]
+    return y * x > bench.recipe.largest
+
+
+@contextmanager
+def looked_at(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Labels], pa.Table]]:
+    """The labels of each time, in files that are there until the block ends, and the table of their objects.
+
+    Raises:
+        Mistake: what is asked for is not made of large images.
+    """
+    _refuse(bench)
+    with _scratch(work.scratch) as folder:
+        seen = [_look(bench, index, work.key, t, folder) for t in range(index.field(work.key).shape[0])]
+        parts = [(t, _features(bench, index, work.key, t, one)) for t, one in enumerate(seen)]
+        yield [one.labels for one in seen], files.table_of(work, parts)
+
+
+def segment_large(bench: Bench, index: Index, work: Work) -> Row:
+    """Computes a field and writes its labels and table; the facts of its record."""
+    with looked_at(bench, index, work) as (labels, table):
+        if "labels" in bench.recipe.write:
+            name = files.labels_name(index.image(work.key), bench.models.labels)
+            write_large_labels(
+                index.image(work.key), name, labels, origin="segmented", fingerprint=work.fingerprint,
+                overwrite=True,
+            )  # fmt: skip
+        files.write_table(work.table, table)
+        return {
+            "shape": list(labels[0].shape), "times": len(labels), "pixel_um": index.plate.pixel_um,
+            "objects": table.num_rows, "area": _area(table, index.plate.pixel_um),
+            "hash": files.content_hash(bands(labels), table),
+        }  # fmt: skip
+
+
+def bands(labels: list[Labels]) -> Iterator[Labels]:
+    """Rows of each time, a few at once."""
+    for one in labels:
+        for first in range(0, one.shape[0], BAND):
+            yield np.asarray(one[first : first + BAND])
+
+
+def _refuse(bench: Bench) -> None:
+    asked = [key for key in ("cells", "truth") if getattr(bench.recipe, key) is not None]
+    if bench.maps.channels or asked or bench.rule.kind == "stain" or bench.rule.method == "reference":
+        raise Mistake(
+            "an image of more than `largest` pixels becomes labels and features alone: leave out cells, "
+            "truth and maps, or raise largest if memory holds the image"
+        )
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for what lies between; what a killed attempt left there is removed first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _look(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) -> _Large:
+    y, x = index.field(key).shape[-2:]
+    scale = scale_of(bench.recipe, bench.view, index, key)
+    prediction = _predicted(bench.predictor, bench.view, index, key, time, scale, folder / f"{time}.npy")
+    labels = np.lib.format.open_memmap(folder / f"labels-{time}.npy", "w+", np.uint32, (y, x))
+
+    def read(box: Block) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        full = to_full_box(lambda part: np.asarray(prediction[:, *part]), scale, box)
+        return full[0], full[-1] > 0
+
+    def write(box: Block, found: Labels) -> None:
+        labels[box] = found
+
+    rule, edge = bench.rule.finer(scale.to_level_0), bench.recipe.block
+    h = rule.h if rule.kind == "cells" else None
+    scratch = folder / f"blocks-{time}"
+    scratch.mkdir()
+    flood_blocks(read, write, (y, x), h, block=(edge, edge), scratch=scratch, min_area=rule.min_area)
+    shutil.rmtree(scratch)
+    return _Large(labels, _stain(bench, index, key, time, folder))
+
+
+def _stain(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) -> NDArray[np.float32] | None:
+    if bench.stain is None or bench.stain_view is None:
+        return None
+    scale = stain_scale(bench, index, key)
+    return _predicted(bench.stain, bench.stain_view, index, key, time, scale, folder / f"stain-{time}.npy")
+
+
+def _predicted(
+    predictor: Predictor, view: View, index: Index, key: FieldKey, time: int, scale: Scale, file: Path
+) -> NDArray[np.float32]:
+    """(output, y, x) on the grid that the model sees, in a file."""
+    made: list[NDArray[np.float32]] = []
+
+    def write(rows: slice, band: NDArray[np.float32]) -> None:
+        if not made:
+            made.append(np.lib.format.open_memmap(file, "w+", np.float32, (len(band), *scale.shape)))
+        made[0][:, rows] = band
+
+    predictor.into(lambda box: read_sources(view, index, key, time, scale, box), write, scale.shape)
+    return made[0]
+
+
+# ---------------------------------------------------------------- features
+
+
+def _features(bench: Bench, index: Index, key: FieldKey, time: int, seen: _Large) -> dict[str, NDArray[Any]]:
+    """Of all objects, by label: each measured in the block that holds its first row and column."""
+    shape = (seen.labels.shape[0], seen.labels.shape[1])
+    boxes = _boxes(seen.labels, bench.recipe.block)
+    edge = bench.recipe.block
+    owner = boxes[:, 0] // edge * (shape[1] // edge + 1) + boxes[:, 1] // edge
+    found = []
+    for block in np.unique(owner[1:]):
+        own = np.flatnonzero(owner == block)
+        own = own[own > 0]
+        low, high = boxes[own, :2].min(0), boxes[own, 2:].max(0)
+        box = (slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
+        labels = np.asarray(seen.labels[box])
+        labels = np.where((owner == block)[labels] & (labels > 0), labels, 0).astype(np.uint32)
+        channels = intensities(bench, index, key, time, seen.stain, box)
+        origin = (box[0].start, box[1].start)
+        found.append(features(labels, channels, index.plate.pixel_um, origin, shape))
+    if not found:
+        empty = np.zeros((1, 1), np.uint32)
+        channels = intensities(bench, index, key, time, seen.stain, (slice(0, 1), slice(0, 1)))
+        return features(empty, channels, index.plate.pixel_um)
+    order = np.argsort(np.concatenate([part["label"] for part in found]), kind="stable")
+    return {name: np.concatenate([part[name] for part in found])[order] for name in found[0]}
+
+
+def _boxes(labels: Labels, edge: int) -> NDArray[np.int64]:
+    """(label, (y0, x0, y1, x1)) of each object, background's among them; a block at a time."""
+    from skimage.measure import regionprops
+
+    grid = list(tiles(labels.shape, edge))
+    most = max(int(labels[tile.own].max()) for tile in grid)
+    boxes = np.tile(np.array([*labels.shape, 0, 0], np.int64), (most + 1, 1))
+    for tile in grid:
+        y, x = tile.own[0].start, tile.own[1].start
+        for each in regionprops(np.asarray(labels[tile.own]).astype(np.int64)):
+            y0, x0, y1, x1 = each.bbox
+            box = boxes[each.label]
+            box[:2] = np.minimum(box[:2], (y0 + y, x0 + x))
+            box[2:] = np.maximum(box[2:], (y1 + y, x1 + x))
+    return boxes
+
+
+def _area(table: pa.Table, pixel_um: float | None) -> int:
+    """Pixels of all objects."""
+    if pixel_um is None:
+        return round(float(np.sum(table["area_px"].to_numpy())))
+    return round(float(np.sum(table["area_um2"].to_numpy())) / pixel_um**2)

@@ -1,0 +1,35 @@
+"""How much memory a field takes: decides how many processes a machine holds, and what runs beside what."""
+
+from __future__ import annotations
+
+from hpc_isl.learning.contract import Contract
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import Index
+from hpc_isl.recipes.segment import SegmentRecipe
+from hpc_isl.stages.segmentation.setting import Models, scale_of, view_of
+
+PROCESS = 900 * 2**20  # Python with torch, the network, and what libraries keep
+LABELLING = 60  # bytes a pixel of level 0: prediction and its interpolation, flood, labels, features
+
+
+def needed(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> int:
+    """Bytes at most while one time of a field is computed, beside what the process holds anyway."""
+    y, x = index.field(key).shape[-2:]
+    measured = 4 * (len(index.plate.channels) if recipe.measure is None else len(recipe.measure))
+    whole = min(y * x, recipe.largest) * (LABELLING + measured)
+    return whole + _forward(recipe, models.contract, index, key)
+
+
+def _forward(recipe: SegmentRecipe, contract: Contract, index: Index, key: FieldKey) -> int:
+    """Bytes of one forward pass."""
+    from hpc_isl.learning.predict import footprint
+
+    of = recipe.predict or contract.predict
+    try:
+        shape = scale_of(recipe, view_of(recipe, contract), index, key).shape
+    except ValueError:  # it will be lost, and takes nothing
+        return 0
+    pixels = shape[0] * shape[1]
+    if of.tile is not None and max(shape) > of.tile:
+        pixels = of.batch * (of.tile + 2 * of.halo) ** 2
+    return footprint(contract.net, pixels)

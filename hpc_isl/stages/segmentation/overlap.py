@@ -1,0 +1,103 @@
+"""Fields that overlap on the stage: objects seen twice are found, so that they count once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_isl.objects.overlap import Seen, counted_first, duplicates, overlapping
+from hpc_isl.plates.plate import Field, FieldKey
+from hpc_isl.plates.store import Index, open_plate, read_labels
+from hpc_isl.stages.segmentation.files import labels_name
+
+Twice = tuple[str, int, int, str]
+"""Image of an object (`B03/2`), its time and label, and the object that it is again (`B03/1:17`)."""
+
+
+@dataclass(frozen=True)
+class Well:
+    """The fields of one well and acquisition whose places on the stage are known."""
+
+    plate: Path
+    labels: str
+    iou: float
+    keys: tuple[FieldKey, ...]
+
+
+def wells_of(index: Index, keys: Sequence[FieldKey], labels: str, iou: float) -> list[Well]:
+    """Wells in which fields overlap."""
+    if index.plate.pixel_um is None:
+        return []
+    groups: dict[tuple[str, int], list[Field]] = {}
+    for key in keys:
+        field = index.field(key)
+        if field.position_um is not None:
+            groups.setdefault((key.well, key.acquisition), []).append(field)
+    return [
+        Well(index.path, labels, iou, tuple(field.key for field in fields))
+        for fields in groups.values()
+        if overlapping(*_places(fields, index.plate.pixel_um))
+    ]
+
+
+def _places(
+    fields: Sequence[Field], pixel_um: float
+) -> tuple[list[tuple[float, float]], list[tuple[int, int]]]:
+    """First pixels (y, x) in pixels, and shapes."""
+    places = [field.position_um or (0.0, 0.0) for field in fields]
+    return [(y / pixel_um, x / pixel_um) for y, x in places], [(f.shape[-2], f.shape[-1]) for f in fields]
+
+
+def seen_twice(well: Well) -> list[Twice]:
+    """The objects of a well that another field shows better, or as well and before."""
+    index = open_plate(well.plate)
+    assert index.plate.pixel_um is not None
+    fields = [index.field(key) for key in well.keys]
+    images = [_labels(index, key, well.labels) for key in well.keys]
+    pairs = overlapping(*_places(fields, index.plate.pixel_um))
+    found: list[Twice] = []
+    for time in range(min(map(len, images))):
+        same = [
+            ((a, one), (b, two))
+            for a, b, box_a, box_b in pairs
+            for one, two in duplicates(images[a][time][box_a], images[b][time][box_b], well.iou)
+        ]
+        cut = {(field, label) for field, image in enumerate(images) for label in _cut(image[time])}
+        for group in _groups(same):
+            kept, *others = counted_first(group, cut)
+            name = f"{well.keys[kept[0]]}:{kept[1]}"
+            found += [(str(well.keys[field]), time, label, name) for field, label in others]
+    return sorted(found)
+
+
+def _groups(pairs: Sequence[tuple[Seen, Seen]]) -> list[list[Seen]]:
+    """Objects that are one and the same, also where they are so by way of a third."""
+    graph: dict[Seen, set[Seen]] = {}
+    for a, b in pairs:
+        graph.setdefault(a, {a}).add(b)
+        graph.setdefault(b, {b}).add(a)
+    groups: list[list[Seen]] = []
+    while graph:
+        start, near = graph.popitem()
+        group, todo = {start}, set(near)
+        while todo := todo - group:
+            group |= todo
+            todo = set().union(*(graph.pop(each) for each in todo))
+        groups.append(sorted(group))
+    return groups
+
+
+def _cut(labels: NDArray[np.uint32]) -> set[int]:
+    """The objects that touch the border of their image: perhaps not seen whole."""
+    return {int(v) for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]) for v in np.unique(edge)}
+
+
+def _labels(index: Index, key: FieldKey, name: str) -> NDArray[np.uint32]:
+    """(t, y, x)."""
+    image = index.image(key)
+    labels = read_labels(image, labels_name(image, name))
+    return labels if labels.ndim == 3 else labels[None]

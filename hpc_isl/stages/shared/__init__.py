@@ -1,0 +1,1 @@
+"""What several stages share; it knows none of them."""

@@ -1,0 +1,1 @@
+"""What the synthetic plate is made of: cells, optics, layout, the vendor's index."""
