@@ -29,7 +29,7 @@ class Site(Strict):
     """machines; local has one and folds the processes of the others into it"""
     processes: Positive | None = None
     """processes per node; null: one per GPU, or one"""
-    workers: Positive | None = None
+    workers: Count | None = None
     """segment: worker processes per node; null: one per GPU, or one per CPU, as many as memory holds"""
     gpus: Count | None = None
     """GPUs per node; null: local all that are visible, slurm none"""
@@ -170,12 +170,13 @@ class Site(Strict):
     def pooled(self) -> Site:
         """The same for a stage that worker processes compute: one process per node looks after them.
 
-        A number of processes that was asked for is that of the workers. Local has one node, which gets the
-        workers of all.
+        A number of processes that was asked for is that of the workers; where none was, 0 of them says so,
+        also when a run goes on with the site that was kept. Local has one node, which gets all workers.
         """
-        workers, nodes = self.workers or self.processes, self.nodes
+        workers = self.processes or 0 if self.workers is None else self.workers
+        nodes = self.nodes
         if self.executor == "local":
-            workers, nodes = workers and workers * nodes, 1
+            workers, nodes = workers * nodes, 1
         cpus = self.cpus and self.cpus * self.per_node
         return self.model_copy(update={"processes": 1, "nodes": nodes, "cpus": cpus, "workers": workers})
 

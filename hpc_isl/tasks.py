@@ -56,5 +56,22 @@ class Pool(Protocol):
         """
 
 
-Pools = Callable[[int], AbstractContextManager[Pool]]
-"""Starts processes for tasks that take so many bytes each, as many as CPUs (or GPUs) and memory allow."""
+@dataclass(frozen=True)
+class Need:
+    """What a pool's processes are to hold, in bytes.
+
+    Attributes:
+        process: each of them, before its first task and between tasks.
+        task: the largest task, beside that.
+    """
+
+    process: int
+    task: int
+
+    @property
+    def whole(self) -> int:
+        return self.process + self.task
+
+
+Pools = Callable[[Need], AbstractContextManager[Pool]]
+"""Starts processes that can hold what is needed, as many as CPUs (or GPUs) and memory allow."""

@@ -188,8 +188,7 @@ def go_on(
     run: Run, members: Sequence[Run], site: Site, caller: Caller, wait: bool, after: tuple[Run, ...] = ()
 ) -> int:
     """New attempts of these members of the run."""
-    if site.executor == "allocation":
-        site = orders.site_of(run.stage, site)  # another one than it began in, perhaps
+    site = orders.site_of(members[0].stage, site)  # another one than it began in, perhaps
     if site.executor == "allocation" and run.elements():
         raise Mistake("an array does not go on inside of a job; type it on a login node, or name an element")
     after = orders.unfinished(after or _kept_after(run))

@@ -19,56 +19,71 @@ from hpc_isl.cluster.pool_processes import Crew, settings
 from hpc_isl.cluster.pool_share import Node, Share, lowered, node_here, shares
 from hpc_isl.run import Attempt
 from hpc_isl.site import Site
-from hpc_isl.tasks import Pool, Pools
+from hpc_isl.tasks import Need, Pool, Pools
 
 LOOPBACK = "127.0.0.1"
 BEGIN_S = 600.0  # for the first worker process to start
 LOOK_S = 0.05
+AGAIN_S = 0.5
 LOST_S = 60.0  # a rank 0 that cannot be reached for so long is lost, or we are
 
 
 def pools(attempt: Attempt, site: Site) -> Pools:
     """What rank 0 hands to its stage."""
-    return lambda task_memory: _opened(attempt, node_here(site, attempt.cpus), task_memory)
+    return lambda need: _opened(attempt, node_here(site, attempt.cpus), need)
 
 
 def serve(attempt: Attempt, site: Site) -> None:
     """Another rank: its node's worker processes are there for rank 0 until that has left, or is lost."""
-    answered = time.monotonic()
     with settings():
         for found in meeting.meetings(attempt):
             security = meeting.security_of(found.certificate, found.key)
+            stands = partial(meeting.stands, attempt, found)
             context = security.get_connection_args("client")["ssl_context"]
-            host = meeting.reached(found, context)
+            host = _reached(found, context, stands)
             if host is not None:
-                given = shares(node_here(site, attempt.cpus), found.task_memory)
+                given = shares(node_here(site, attempt.cpus), found.need)
                 crew = Crew(given, f"tls://{host}:{found.port}", security)
-                crew.wanted = partial(_stands, attempt, found, context)
-                asyncio.run(_serve(crew))
-                answered = time.monotonic()
-            elif time.monotonic() - answered > LOST_S:
+                crew.wanted = partial(_answers, found, context, stands)
+                asyncio.run(_serve(crew, stands))
+            elif stands():
                 print(f"rank 0 has not answered for {LOST_S:.0f} s", file=sys.stderr, flush=True)
                 return
 
 
-def _stands(attempt: Attempt, found: meeting.Meeting, context: ssl.SSLContext) -> bool:
-    return meeting.stands(attempt, found) and meeting.reached(found, context) is not None
+def _reached(found: meeting.Meeting, context: ssl.SSLContext, stands: Callable[[], bool]) -> str | None:
+    """The host of rank 0, which may be too busy to answer at once; None: it is lost, or has left."""
+    deadline = time.monotonic() + LOST_S
+    while stands():
+        host = meeting.reached(found, context)
+        if host is not None or time.monotonic() > deadline:
+            return host
+        time.sleep(AGAIN_S)
+    return None
 
 
-async def _serve(crew: Crew) -> None:
+def _answers(found: meeting.Meeting, context: ssl.SSLContext, stands: Callable[[], bool]) -> bool:
+    return _reached(found, context, stands) is not None
+
+
+async def _serve(crew: Crew, stands: Callable[[], bool]) -> None:
+    """Until no process is left, or rank 0 has left: those that are just starting would look for it on."""
     crew.start()
-    await crew.ended()
+    ended = asyncio.create_task(crew.ended())
+    while not ended.done() and await asyncio.to_thread(stands):
+        await asyncio.wait([ended], timeout=AGAIN_S)
     await crew.close()
+    await ended
 
 
 # ---------------------------------------------------------------- rank 0
 
 
 @contextmanager
-def _opened(attempt: Attempt, node: Node, task_memory: int) -> Iterator[Pool]:
+def _opened(attempt: Attempt, node: Node, need: Need) -> Iterator[Pool]:
     """A scheduler in this process, this node's worker processes, and those of other nodes as they come."""
-    given = shares(node, task_memory)
-    if said := lowered(node, task_memory):
+    given = shares(node, need)
+    if said := lowered(node, need):
         attempt.say(said)
     with ExitStack() as stack:
         stack.enter_context(settings())
@@ -80,8 +95,8 @@ def _opened(attempt: Attempt, node: Node, task_memory: int) -> Iterator[Pool]:
         stack.callback(run, office.close)
         attempt.say(_dashboard(office.scheduler))
         if attempt.size > 1:
-            stack.enter_context(meeting.published(attempt, office.meeting(task_memory)))
-        pool = DaskPool(stack.enter_context(office.client()), office.scheduler, attempt, given[0].memory)
+            stack.enter_context(meeting.published(attempt, office.meeting(need)))
+        pool = DaskPool(stack.enter_context(office.client()), office.scheduler, attempt)
         _wait_for_first(pool, office.crew)
         yield pool
 
@@ -109,10 +124,10 @@ class _Office:
     def port(self) -> int:
         return int(self.scheduler.port)
 
-    def meeting(self, task_memory: int) -> meeting.Meeting:
+    def meeting(self, need: Need) -> meeting.Meeting:
         security = self.security
         return meeting.Meeting(
-            meeting.addresses(), self.port, security.tls_ca_file, security.tls_client_key, task_memory
+            meeting.addresses(), self.port, security.tls_ca_file, security.tls_client_key, need
         )
 
     def client(self) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import queue
 import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -48,7 +49,14 @@ def _call(call: Callable[[Any], Any], argument: Any) -> _Said:
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
+        if _spoilt(error):
+            os._exit(1)
         return _Said(b"", f"{type(error).__name__}: {error}", True, str(get_worker().address))
+
+
+def _spoilt(error: BaseException) -> bool:
+    """Whether no later call in this process can use its GPU: another process can."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 @dataclass
@@ -60,6 +68,7 @@ class _Turn:
         died: how often the process that had it has died; from then on it is tried alone.
         avoid: the worker where it raised.
         place: the worker to which it was given alone.
+        booked: bytes that it has of its worker's share.
     """
 
     task: Task
@@ -67,6 +76,7 @@ class _Turn:
     died: int = 0
     avoid: str = ""
     place: str = ""
+    booked: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,6 @@ class DaskPool:
     client: Any
     scheduler: Any
     attempt: Attempt
-    share: int
 
     @property
     def workers(self) -> int:
@@ -90,8 +99,30 @@ class DaskPool:
         finally:
             flow.leave()
 
-    def addresses(self) -> list[str]:
-        return list(self.scheduler.workers)
+    def shares(self) -> dict[str, int]:
+        """Address of each worker process -> bytes that its tasks may take together."""
+
+        async def in_its_loop() -> dict[str, int]:
+            return {address: int(one.resources[MEMORY]) for address, one in self.scheduler.workers.items()}
+
+        found: dict[str, int] = self.client.sync(in_its_loop)
+        return found
+
+    def said(self, futures: Sequence[Any]) -> dict[Any, _Said | None]:
+        """What calls that have ended say; None: their process has died, with what they said.
+
+        What is lost is not waited for: Dask would compute it again, wherever it finds a place.
+        """
+        found = {future: _said_by_dask(future) for future in futures if future.status != "finished"}
+        there = [future for future in futures if future not in found]
+        while there:
+            answer = self.client.sync(self.client.scheduler.gather, keys=[future.key for future in there])
+            if answer["status"] == "OK":
+                return found | {future: answer["data"][future.key] for future in there}
+            lost = set(answer["keys"])
+            found |= {future: None for future in there if future.key in lost}
+            there = [future for future in there if future.key not in lost]
+        return found
 
 
 @dataclass
@@ -143,31 +174,39 @@ class _Flow:
         return more
 
     def _give(self, turns: Sequence[_Turn]) -> None:
-        """To any process, but for what has raised in one: to another, where there is one."""
+        """To any process, but for what has raised in one: to another, where one can hold it."""
+        if not turns:
+            return
+        shares = self.pool.shares()
         for avoid, some in _grouped(turns, lambda turn: turn.avoid):
-            others = [address for address in self.pool.addresses() if address != avoid]
-            self._submit(some, others if avoid and others else None, loose=True)
+            others = {address: share for address, share in shares.items() if address != avoid}
+            self._submit(some, shares, list(others) if avoid else None)
 
     def _give_alone(self) -> None:
-        """One suspect to each process that has nothing else, once only suspects are left."""
-        if any(not turn.place for turn in self.pending.values()):
+        """One suspect to each process that has nothing else and can hold it, once only suspects are left."""
+        if not self.suspects or any(not turn.place for turn in self.pending.values()):
             return
-        taken = {turn.place for turn in self.pending.values()}
-        for address in self.pool.addresses():
+        taken, shares = {turn.place for turn in self.pending.values()}, self.pool.shares()
+        for address, share in shares.items():
             if address not in taken and self.suspects:
                 turn = self.suspects.popleft()
+                if share < _booked(turn, shares):
+                    self.suspects.append(turn)
+                    continue
                 turn.place = address
-                self._submit([turn], [address], loose=False)
+                self._submit([turn], shares, [address])
 
-    def _submit(self, turns: Sequence[_Turn], workers: list[str] | None, loose: bool) -> None:
-        """Tasks of one memory go together."""
-        for memory, some in _grouped(turns, lambda turn: min(turn.task.memory, self.pool.share)):
+    def _submit(self, turns: Sequence[_Turn], shares: Mapping[str, int], among: list[str] | None) -> None:
+        """Tasks of one memory go together; `among`: the workers that may have them, if one of these can."""
+        for memory, some in _grouped(turns, lambda turn: _booked(turn, shares)):
+            workers = [address for address in among or () if shares[address] >= memory] or None
             futures = self.pool.client.map(
                 _call, [self.call] * len(some), [turn.task.argument for turn in some],
                 key=[self._key(turn) for turn in some], pure=False, workers=workers,
-                allow_other_workers=loose and workers is not None, resources={MEMORY: max(1, memory)},
+                resources={MEMORY: memory},
             )  # fmt: skip
             for future, turn in zip(futures, some, strict=True):
+                turn.booked = memory
                 self.pending[future] = turn
                 future.add_done_callback(self.ended.put)
 
@@ -189,9 +228,7 @@ class _Flow:
         while not self.ended.empty():
             futures.append(self.ended.get())
         futures = [future for future in futures if future in self.pending]
-        found = self.pool.client.gather(dict(enumerate(futures)), errors="skip")
-        for number, future in enumerate(futures):
-            said = found[number] or _said_by_dask(future)
+        for future, said in self.pool.said(futures).items():
             answer = self._answer(self.pending.pop(future), said)
             future.release()
             if answer is not None:
@@ -220,13 +257,17 @@ class _Flow:
         return None
 
     def _take_back_stranded(self) -> None:
-        """A suspect whose process went before it was given to it waits for an address that never comes."""
-        known = self.pool.scheduler.tasks
+        """What waits for worker processes that have gone: those it was given to, or all that can hold it."""
+        known, shares = self.pool.scheduler.tasks, self.pool.shares()
         for future, turn in list(self.pending.items()):
-            if turn.place and (task := known.get(future.key)) and task.state == "no-worker":
-                self.pending.pop(future).place = ""
+            task, bound = known.get(future.key), turn.place or turn.avoid
+            if task is None or task.state != "no-worker":
+                continue
+            if self.stopped or bound or turn.booked > max(shares.values(), default=turn.booked):
+                self.pending.pop(future)
                 future.cancel()
-                self.suspects.append(turn)
+                (self.suspects if turn.place else self.again).append(turn)
+                turn.place = turn.avoid = ""
 
     # ------------------------------------------------------------ ending
 
@@ -257,6 +298,11 @@ class _Flow:
         if self.pending:
             self.pool.client.cancel(list(self.pending))
             self.pending.clear()
+
+
+def _booked(turn: _Turn, shares: Mapping[str, int]) -> int:
+    """What a task has of a share: all of the greatest, if it takes more."""
+    return max(1, min(turn.task.memory, max(shares.values(), default=turn.task.memory)))
 
 
 def _grouped(turns: Sequence[_Turn], of: Callable[[_Turn], Any]) -> Iterator[tuple[Any, list[_Turn]]]:

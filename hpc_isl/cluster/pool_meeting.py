@@ -18,6 +18,7 @@ import psutil
 
 from hpc_isl.files import read_json
 from hpc_isl.run import Attempt
+from hpc_isl.tasks import Need
 
 FILE = "scheduler.json"
 LOOK_S = 0.5
@@ -33,14 +34,14 @@ class Meeting:
     Attributes:
         hosts: addresses under which the node of rank 0 may be reached.
         certificate, key: PEM, of this pool alone: who has them may join, and runs what it is told.
-        task_memory: bytes that a task takes.
+        need: what the processes are to hold.
     """
 
     hosts: tuple[str, ...]
     port: int
     certificate: str
     key: str
-    task_memory: int
+    need: Need
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def meetings(attempt: Attempt) -> Iterator[Meeting]:
     living = _Living(attempt)
     while living.now():
         if content := read_json(attempt.folder / FILE):
-            yield Meeting(**content)
+            yield Meeting(**{**content, "need": Need(**content["need"])})
         time.sleep(LOOK_S)
 
 

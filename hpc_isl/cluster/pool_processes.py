@@ -110,7 +110,8 @@ class Crew:
     async def _keep(self, share: Share, number: int) -> None:
         """One worker process, and another when its nanny too has given it up."""
         failures = 0
-        while failures < TRIES and not self._closing and await asyncio.to_thread(self.wanted):
+        # The question takes a while, in which this may have been closed.
+        while failures < TRIES and await asyncio.to_thread(self.wanted) and not self._closing:
             nanny = self._nanny(share, number)
             self._nannies.append(nanny)
             try:
@@ -140,7 +141,8 @@ class Crew:
 
 async def _close(nanny: Any) -> None:
     with suppress(Exception):
-        await nanny.close(timeout=CLOSE_S)
+        # A process that is just starting is waited for by its nanny; it ends with this one.
+        await asyncio.wait_for(nanny.close(timeout=CLOSE_S), 2 * CLOSE_S)
 
 
 def worker(*args: Any, **words: Any) -> Any:

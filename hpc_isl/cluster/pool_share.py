@@ -13,6 +13,7 @@ import psutil
 from hpc_isl.cluster.jobs import threads
 from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.site import Site, gpus_here
+from hpc_isl.tasks import Need
 
 # PyTorch then asks for large pages, where the kernel gives them: on a CPU a tenth and more of a forward pass
 # was the kernel's, which laid out anew the memory of each layer.
@@ -26,7 +27,7 @@ class Share:
 
     Attributes:
         cpus: that its libraries may use.
-        memory: bytes.
+        memory: bytes that its tasks may take together, beside what the process holds anyway.
         gpu: the one that it sees, as CUDA_VISIBLE_DEVICES names it; empty: none.
     """
 
@@ -63,27 +64,28 @@ def node_here(site: Site, cpus: int) -> Node:
     return Node(cpus, memory_here(site), gpus_here()[: site.visible_gpus], site.workers)
 
 
-def shares(node: Node, task_memory: int) -> list[Share]:
-    """A share for each worker process: as many as are wanted and as tasks of so many bytes fit, at least one.
+def shares(node: Node, need: Need) -> list[Share]:
+    """A share for each worker process: as many as are wanted and fit with their largest task, at least one.
 
     Several on one GPU take turns; those on a node with GPUs are spread over them.
     """
-    fit = node.memory // task_memory if task_memory else node.wanted
+    fit = node.memory // need.whole if need.whole else node.wanted
     count = max(1, min(node.wanted, fit))
     cpus = max(1, node.cpus // count)
     gpus = list(node.gpus) or [""]
-    return [Share(cpus, node.memory // count, gpus[number % len(gpus)]) for number in range(count)]
+    memory = max(1, node.memory // count - need.process)
+    return [Share(cpus, memory, gpus[number % len(gpus)]) for number in range(count)]
 
 
-def lowered(node: Node, task_memory: int) -> str:
+def lowered(node: Node, need: Need) -> str:
     """What to say where memory holds fewer worker processes than were wanted; else empty."""
-    count = len(shares(node, task_memory))
+    count = len(shares(node, need))
     if count == node.wanted:
         return ""
     plural = "process" if count == 1 else "processes"
     return (
-        f"{count} worker {plural} per node, not {node.wanted}: a task takes up to "
-        f"{task_memory / 1e9:.3g} GB of the {node.memory / 1e9:.3g} GB that are free"
+        f"{count} worker {plural} per node, not {node.wanted}: one takes up to "
+        f"{need.whole / 1e9:.3g} GB of the {node.memory / 1e9:.3g} GB that are free"
     )
 
 
@@ -91,9 +93,12 @@ def lowered(node: Node, task_memory: int) -> str:
 
 
 def memory_here(site: Site) -> int:
-    """Bytes that the worker processes of this node may take: what the site says, or what is free."""
-    if site.memory is not None:
-        return megabytes(site.memory) * 2**20
+    """Bytes that the worker processes of this node may take: what the site says, or what is free.
+
+    To Slurm, `0G` is all that the node has.
+    """
+    if site.memory is not None and (said := megabytes(site.memory)):
+        return said * 2**20
     limits = [psutil.virtual_memory().available, _of_the_job(os.environ), _of_the_cgroup()]
     return min(limit for limit in limits if limit)
 

@@ -27,7 +27,7 @@ from hpc_isl.stages.segmentation.setting import (
     view_of,
 )
 from hpc_isl.stages.shared.study import expanded
-from hpc_isl.tasks import Pool, Pools, Task
+from hpc_isl.tasks import Need, Pool, Pools, Task
 
 Place = tuple[Target, Work]
 
@@ -61,7 +61,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     models = models_of(recipe)
     targets = targets_of(recipe, view_of(recipe, models.contract))
     places = list(_places(recipe, models, targets, attempt.run.folder))
-    with pools(_memory(recipe, models, targets)) as pool:
+    with pools(_need(recipe, models, targets)) as pool:
         rows = _segment_all(recipe, models, places, attempt, pool)
         if rows is None:
             return attempt.say("stopped between fields; what is done is kept")
@@ -226,13 +226,12 @@ class _Ledger:
 # ---------------------------------------------------------------- memory
 
 
-def _memory(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> int:
-    """Bytes of the field that takes most, and of what a process holds before its first field."""
+def _need(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Need:
+    """What a process holds before its first field, and the field that takes most."""
     from hpc_isl.stages.segmentation.memory import PROCESS, needed
 
-    return PROCESS + max(
-        needed(recipe, models, target.index, key) for target in targets for key in _corners(target)
-    )
+    fields = ((target.index, key) for target in targets for key in _corners(target))
+    return Need(PROCESS, max(needed(recipe, models, index, key) for index, key in fields))
 
 
 def _corners(target: Target) -> list:  # type: ignore[type-arg]

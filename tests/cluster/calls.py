@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,26 @@ def deadly(what: tuple[Path, int, bool]) -> int:
     time.sleep(0.02)
     if kills:
         os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def dies_after_answering(what: tuple[Path, int, bool]) -> int:
+    """Its process ends when the answer is ready, and perhaps not yet fetched."""
+    _, number, dies = what
+    if dies:
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return number
+
+
+def spoilt_once(what: tuple[Path, int]) -> int:
+    """The first one to come spoils its process: from then on each call in it fails, as PyTorch says it."""
+    folder, number = what
+    mark = folder / "spoilt"
+    with suppress(FileExistsError), mark.open("x") as stream:
+        stream.write(str(os.getpid()))
+    time.sleep(0.02)
+    if mark.read_text() == str(os.getpid()):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
     return number
 
 

@@ -11,7 +11,7 @@ from hpc_isl.cluster import jobs
 from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.tasks import Pools, Task
+from hpc_isl.tasks import Need, Pools, Task
 
 
 class SquareRecipe(Recipe):
@@ -44,7 +44,7 @@ def square(recipe: SquareRecipe, attempt: Attempt, pools: Pools) -> None:
     ]
     attempt.progress(recipe.numbers - len(tasks), recipe.numbers, "squares")
     workers = set()
-    with pools(10**6) as pool:
+    with pools(Need(0, 10**6)) as pool:
         for answer in pool.run(write_square, tasks):
             assert not answer.problem, answer
             workers.add(answer.value)

@@ -1,4 +1,4 @@
-"""Another rank of a pooled job, as on another node: `python serving.py RUN_FOLDER`."""
+"""Another rank of a pooled job, as on another node: `python serving.py RUN_FOLDER [MEMORY]`."""
 
 import sys
 from pathlib import Path
@@ -8,4 +8,5 @@ from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 
 if __name__ == "__main__":
-    serve(Attempt(Run(Path(sys.argv[1])), rank=1, size=2), Site(workers=1))
+    memory = sys.argv[2] if len(sys.argv) > 2 else None
+    serve(Attempt(Run(Path(sys.argv[1])), rank=1, size=2), Site(workers=1, memory=memory))

@@ -25,13 +25,14 @@ from hpc_isl.cluster.pool import pools
 from hpc_isl.cluster.pool_share import Node, Share, lowered, memory_here, shares
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
-from hpc_isl.tasks import Answer, Pool, Task
+from hpc_isl.tasks import Answer, Need, Pool, Task
 
 if TYPE_CHECKING:
     from tests.conftest import Door
 
 HERE = Path(__file__).parent
 GB = 10**9
+NOTHING = Need(0, 0)  # that a process is to hold
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
@@ -57,7 +58,7 @@ def attempt_in(folder: Path, size: int = 1) -> Attempt:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """Two worker processes of two threads."""
-    with pools(attempt_in(tmp_path_factory.mktemp("shared")), Site(workers=2))(GB // 10) as pool:
+    with pools(attempt_in(tmp_path_factory.mktemp("shared")), Site(workers=2))(NOTHING) as pool:
         assert eventually(lambda: pool.workers == 2)
         yield pool
 
@@ -73,7 +74,8 @@ def trials(folder: Path) -> Counter[int]:
 
 def worker_processes() -> list[psutil.Process]:
     """Worker processes of pools of this process."""
-    return [one for one in psutil.Process().children() if any("spawn_main" in word for word in one.cmdline())]
+    living = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in living if any("spawn_main" in word for word in one.cmdline())]
 
 
 # ---------------------------------------------------------------- answers
@@ -175,11 +177,32 @@ def test_a_process_that_is_killed_is_replaced(shared: Pool, calls: Any) -> None:
 
 
 @pytest.mark.kill
+def test_an_answer_that_dies_with_its_process_is_no_reason_to_wait(
+    shared: Pool, calls: Any, tmp_path: Path
+) -> None:
+    arguments = [(tmp_path, n, n in (2, 9)) for n in range(12)]
+    answers = {int(a.name): a for a in shared.run(calls.dies_after_answering, tasks_of(arguments))}
+    assert sorted(answers) == list(range(12))
+    assert all(answers[n].value == n for n in answers if n not in (2, 9))
+    assert all(answers[n].value == n or "died" in answers[n].problem for n in (2, 9))
+
+
+@pytest.mark.kill
+def test_a_process_whose_gpu_is_spoilt_gives_way_to_another(shared: Pool, calls: Any, tmp_path: Path) -> None:
+    """A CUDA context is unusable after an illegal access: in that process all further calls would fail."""
+    before = {process.pid for process in worker_processes()}
+    answers = list(shared.run(calls.spoilt_once, tasks_of((tmp_path, n) for n in range(8))))
+    assert sorted(answer.value for answer in answers) == list(range(8))
+    assert eventually(lambda: shared.workers == 2)
+    assert {process.pid for process in worker_processes()} != before
+
+
+@pytest.mark.kill
 def test_a_pool_without_processes_that_none_comes_back_to_says_so(
     calls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_flow, "BACK_S", 2.0)
-    with pools(attempt_in(tmp_path), Site(workers=1))(0) as pool:
+    with pools(attempt_in(tmp_path), Site(workers=1))(NOTHING) as pool:
         multiprocessing.set_executable("/bin/false")
         try:
             with pytest.raises(RuntimeError, match="all worker processes have died"):
@@ -195,7 +218,7 @@ def test_a_stop_begins_none_and_waits_for_those_under_way(calls: Any, tmp_path: 
     attempt = attempt_in(tmp_path)
     marks = tmp_path / "marks"
     marks.mkdir()
-    with pools(attempt, Site(workers=2))(0) as pool:
+    with pools(attempt, Site(workers=2))(NOTHING) as pool:
         stop = threading.Thread(
             target=lambda: eventually(lambda: any(marks.iterdir())) and attempt.stopping.set()
         )
@@ -213,7 +236,7 @@ def test_a_closed_pool_leaves_no_process_and_no_file(
 ) -> None:
     others = set(worker_processes())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pools(attempt_in(tmp_path), Site(workers=1))(0) as pool:
+    with pools(attempt_in(tmp_path), Site(workers=1))(NOTHING) as pool:
         assert len(list(pool.run(calls.doubled, tasks_of(range(3))))) == 3
         assert set(worker_processes()) - others
     assert set(worker_processes()) <= others
@@ -271,53 +294,77 @@ def test_another_rank_lends_its_processes_until_rank_0_has_left(calls: Any, tmp_
         with attempt.recorded():
             other = subprocess.Popen([sys.executable, str(HERE / "serving.py"), str(attempt.run.folder)])
             stack.callback(other.kill)
-            with pools(attempt, Site(workers=1))(0) as pool:
+            with pools(attempt, Site(workers=1))(NOTHING) as pool:
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600, "who can read it can run code as we"
                 assert eventually(lambda: pool.workers == 2)
                 answers = list(pool.run(calls.who, tasks_of([0.02] * 40)))
                 assert len({answer.value[0] for answer in answers}) == 2
             assert not path.exists()
-            with pools(attempt, Site(workers=1))(0) as pool:
+            with pools(attempt, Site(workers=1))(NOTHING) as pool:
                 assert eventually(lambda: pool.workers == 2), "a second pool of the stage finds it too"
             assert other.poll() is None
         assert other.wait(60) == 0
+
+
+@pytest.mark.kill
+def test_tasks_that_a_small_node_cannot_hold_are_computed_on_the_large_one(
+    calls: Any, tmp_path: Path
+) -> None:
+    """Also those that have raised, or had their process die under them."""
+    attempt = attempt_in(tmp_path, size=2)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with ExitStack() as stack:
+        with attempt.recorded():
+            command = [sys.executable, str(HERE / "serving.py"), str(attempt.run.folder), "64M"]
+            other = subprocess.Popen(command)
+            stack.callback(other.kill)
+            with pools(attempt, Site(workers=1, memory="2G"))(NOTHING) as pool:
+                assert eventually(lambda: pool.workers == 2)
+                third = [Task(f"third {n}", (marks, n), memory=GB) for n in range(2)]
+                assert not any(answer.problem for answer in pool.run(calls.at_the_third, third))
+                deadly = [Task(f"deadly {n}", (marks, n, n == 7), memory=GB) for n in range(5, 9)]
+                found = {answer.name: answer.problem for answer in pool.run(calls.deadly, deadly)}
+        assert other.wait(60) == 0
+    assert found == {f"deadly {n}": "its process died 3 times" if n == 7 else "" for n in range(5, 9)}
 
 
 # ---------------------------------------------------------------- shares
 
 
 @pytest.mark.parametrize(
-    ("node", "task_memory", "expected"),
+    ("node", "need", "expected"),
     [
-        (Node(8, 64 * GB), GB, 8),
-        (Node(8, 64 * GB, ("0", "1")), GB, 2),
-        (Node(8, 64 * GB, ("0", "1"), workers=3), GB, 3),
-        (Node(8, 64 * GB, workers=3), GB, 3),
-        (Node(8, 64 * GB), 20 * GB, 3),
-        (Node(8, 64 * GB), 100 * GB, 1),
-        (Node(8, 64 * GB), 0, 8),
+        (Node(8, 64 * GB), Need(0, GB), 8),
+        (Node(8, 64 * GB, ("0", "1")), Need(0, GB), 2),
+        (Node(8, 64 * GB, ("0", "1"), workers=3), Need(0, GB), 3),
+        (Node(8, 64 * GB, workers=3), Need(0, GB), 3),
+        (Node(8, 64 * GB), Need(0, 20 * GB), 3),
+        (Node(8, 64 * GB), Need(10 * GB, 10 * GB), 3),
+        (Node(8, 64 * GB), Need(GB, 100 * GB), 1),
+        (Node(8, 64 * GB), NOTHING, 8),
     ],
 )
 def test_workers_are_as_many_as_gpus_or_cpus_and_as_memory_holds(
-    node: Node, task_memory: int, expected: int
+    node: Node, need: Need, expected: int
 ) -> None:
-    found = shares(node, task_memory)
+    found = shares(node, need)
     assert len(found) == expected
     assert sum(share.cpus for share in found) <= node.cpus
-    assert sum(share.memory for share in found) <= node.memory
-    assert bool(lowered(node, task_memory)) == (expected < node.wanted)
+    assert sum(share.memory + need.process for share in found) <= node.memory
+    assert bool(lowered(node, need)) == (expected < node.wanted)
 
 
 def test_what_is_lowered_is_said() -> None:
-    said = lowered(Node(8, 64 * GB), 20 * GB)
-    assert said == ("3 worker processes per node, not 8: a task takes up to 20 GB of the 64 GB that are free")
+    said = lowered(Node(8, 64 * GB), Need(GB, 19 * GB))
+    assert said == "3 worker processes per node, not 8: one takes up to 20 GB of the 64 GB that are free"
 
 
 def test_each_worker_sees_one_gpu_and_its_threads() -> None:
-    found = [share.environment for share in shares(Node(8, GB, ("2", "GPU-7f")), 0)]
+    found = [share.environment for share in shares(Node(8, GB, ("2", "GPU-7f")), NOTHING)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["2", "GPU-7f"]
     assert {each["OMP_NUM_THREADS"] for each in found} == {"4"}
-    two_on_each = shares(Node(8, GB, ("0", "1"), workers=4), 0)
+    two_on_each = shares(Node(8, GB, ("0", "1"), workers=4), NOTHING)
     assert [share.gpu for share in two_on_each] == ["0", "1", "0", "1"]
     assert Share(2, GB).environment["CUDA_VISIBLE_DEVICES"] == "", "without a GPU of its own it takes none"
 
@@ -330,6 +377,7 @@ def test_a_worker_process_has_this_environment(shared: Pool, calls: Any) -> None
 
 def test_memory_is_what_the_site_the_job_or_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory_here(Site(memory="3G")) == 3 * 2**30
+    assert memory_here(Site(memory="0G")) == memory_here(Site()), "to Slurm that is all of a node"
     free = psutil.virtual_memory().available
     assert 0 < memory_here(Site()) < 1.5 * free
     for name, value in {"HPC_ISL_EXECUTOR": "slurm", "SLURM_MEM_PER_NODE": "100"}.items():
