@@ -83,6 +83,13 @@ class Contract:
     task: Task | None = None
     reference: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
 
+    def essence(self) -> dict[str, Any]:
+        """What decides the objects that this model finds, as plain JSON: all but where it comes from."""
+        content = self.to_dict()
+        said = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
+        names = ("kind", "head", "from_stain", "span", "slope", "scale", "h", "min_area", "method")
+        return said | {"task": self.task and {name: getattr(self.task, name) for name in names}}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back to an equal contract."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}

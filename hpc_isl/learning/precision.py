@@ -15,7 +15,7 @@ def resolve(precision: str, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     if precision == "fp16" and device.type != "cuda":
-        raise Mistake("train.precision=fp16 needs a GPU; on a CPU take fp32, or bf16")
+        raise Mistake("precision=fp16 needs a GPU; on a CPU take fp32, or bf16")
     return DTYPES[precision]
 
 

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 def features(
     labels: NDArray[np.uint32],
-    channels: Mapping[str, NDArray[Any]],
+    channels: Mapping[str, NDArray[Any] | None],
     pixel_um: float | None,
     origin: tuple[int, int] = (0, 0),
     image: tuple[int, int] | None = None,
@@ -35,7 +35,7 @@ def features(
 
     Args:
         labels: (y, x), 0 background; pieces of one label are one object.
-        channels: name -> (y, x) pixels of the shape of `labels`.
+        channels: name -> (y, x) pixels of the shape of `labels`; None: not imaged, and nothing is known.
         pixel_um: edge of a pixel in micrometres. None: the columns end in `_px` instead, the area too.
         origin, image: where a crop of whole objects lies (y, x) in an image of that shape, whose rows these
             then are, bit for bit.
@@ -117,11 +117,14 @@ def _ellipse(area: Floats, sums: NDArray[np.int64]) -> tuple[Floats, Floats]:
 
 
 def _counts(
-    name: str, labels: NDArray[np.uint32], rows: NDArray[np.int32], area: Floats, pixels: NDArray[Any]
+    name: str, labels: NDArray[np.uint32], rows: NDArray[np.int32], area: Floats, pixels: NDArray[Any] | None
 ) -> Columns:
+    figures = ("mean", "sd", "min", "max", "sum")
+    if pixels is None:
+        return {f"{name}_{of}": np.full(len(area), np.nan) for of in figures}
     if pixels.shape != labels.shape:
         raise ValueError(f"channel {name!r} {pixels.shape} and labels {labels.shape} differ in shape")
     exact = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
     total, low, high, squares = passes.totals(labels, rows, len(area), np.ascontiguousarray(pixels, exact))
     values = (total / area, np.sqrt(squares / area), low, high, total)
-    return {f"{name}_{of}": one for of, one in zip(("mean", "sd", "min", "max", "sum"), values, strict=True)}
+    return {f"{name}_{of}": one for of, one in zip(figures, values, strict=True)}

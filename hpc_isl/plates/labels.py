@@ -141,6 +141,30 @@ def annotation(image: Path, name: str) -> tuple[str, list[Box]]:
     return ours["origin"], [(box[0], box[1], box[2], box[3]) for box in ours["boxes"]]
 
 
+def covers(image: Path, name: str) -> bool:
+    """Whether the labels are complete in all of the image; those of other programs are taken to be."""
+    boxes = metadata.read_group(_existing(image, name)).get("hpc_isl", {}).get("boxes")
+    y, x = _facts(image)[1].shape[-2:]
+    return boxes is None or [0, 0, y, x] in boxes
+
+
+def stamp(image: Path, name: str) -> str:
+    """What tells these labels from others: who made them, boxes, and their files, by name and size."""
+    folder = _existing(image, name)
+    found = hashlib.sha256(repr((name, metadata.read_group(folder).get("hpc_isl", {}))).encode())
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+    return found.hexdigest()
+
+
+def read_label_box(image: Path, name: str, time: int, y: slice, x: slice) -> NDArray[np.uint32]:
+    """A box (y, x) of the labels of one time at full resolution."""
+    store = open_fresh(_existing(image, name), 0)
+    box: NDArray[np.uint32] = (store[time] if store.rank == 4 else store)[0, y, x].read().result()
+    return box
+
+
 def computed_by(image: Path, name: str) -> tuple[str, str] | None:
     """Who made the labels and the fingerprint of the computation ("" for others); None: there are none."""
     folder = _find(image, name)

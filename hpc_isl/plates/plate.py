@@ -85,6 +85,11 @@ class Field:
         imaged = self.details.get("planes")
         return tuple(range(self.shape[2])) if imaged is None else tuple(imaged.get(channel, ()))
 
+    def imaged(self, channel: str, time: int) -> tuple[int, ...]:
+        """The planes in which `channel` was imaged at a time; none: the zeros there are no counts."""
+        times = self.details.get("times", {}).get(channel)
+        return self.planes(channel) if times is None or time in times else ()
+
 
 @dataclass(frozen=True)
 class Plate:

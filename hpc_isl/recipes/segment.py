@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
-from hpc_isl.recipes.base import Count, Fraction, Positive, Recipe
+from hpc_isl.recipes.base import Count, Positive, Recipe
 from hpc_isl.recipes.training import PredictRecipe
 from hpc_isl.strict import Strict
 
@@ -20,6 +20,8 @@ class TruthRecipe(Strict):
     """labels that are there already, e.g. drawn by people"""
     channel: str | None = None
     """a nuclear stain, of which objects are drafted as `annotate draft` does"""
+    acquisition: int | None = None
+    """of the stain: pass of imaging that has it; null: the field's own"""
     threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
     """of the stain: rule, or a value in counts"""
     sigma: Annotated[float, Bound(ge=0)] = 1.5
@@ -64,7 +66,7 @@ class SegmentRecipe(Recipe):
     """labels of cells on the same images: each object is assigned to the cell that holds most of it"""
     truth: TruthRecipe | None = None
     """what counts per well are held against"""
-    overlap: Fraction | None = 0.3
+    overlap: Annotated[float, Bound(gt=0, le=1)] | None = 0.3
     """IoU from which an object that two overlapping fields show counts once; null: fields are not compared"""
     predict: PredictRecipe | None = None
     """whole fields, or tiles; null: as the model was scored"""

@@ -9,7 +9,7 @@ from pathlib import Path
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.run import Run
 from hpc_isl.stages.tables import maps, write
-from hpc_isl.stages.tables.read import Segmented, segmented
+from hpc_isl.stages.tables.read import Segmented, check_done, segmented
 from hpc_isl.stages.tables.rows import BY, Row, rows_of
 
 PER = (*BY, "object")
@@ -40,6 +40,16 @@ def table(
     if per not in PER:
         raise Mistake(f"per={per}: no such table; {nearest(per, PER)}")
     path = write.checked(out or run.folder / f"{per}s.csv")
+    check_done(run)
+    return _written(run, path, per, heat_maps)
+
+
+def after_segmenting(run: Run) -> dict[str, Path]:
+    """The table of wells and its heat maps, as segmenting ends: what it is -> where it lies."""
+    return dict(_written(run, run.folder / "wells.csv", "well", None).made)
+
+
+def _written(run: Run, path: Path, per: str, heat_maps: Sequence[str] | None) -> Made:
     plates = segmented(run)
     wells = rows_of(plates, "well")
     columns = maps.columns_of(heat_maps, wells)
@@ -50,11 +60,6 @@ def table(
     headline = _headline(plates, wells)
     pictures = maps.draw(run, plates, wells, columns, f"{headline}.")
     return Made(headline, {f"table of {_many(count, per)}": path, **pictures})
-
-
-def after_segmenting(run: Run) -> dict[str, Path]:
-    """The table of wells and its heat maps, as segmenting ends: what it is -> where it lies."""
-    return dict(table(run).made)
 
 
 def _headline(plates: Sequence[Segmented], wells: Sequence[Row]) -> str:

@@ -20,12 +20,17 @@ from hpc_isl.learning.samples import read
 from hpc_isl.mistake import Mistake
 from hpc_isl.objects.draft import in_raster_order, without_small
 from hpc_isl.objects.flood import reference
-from hpc_isl.plates.store import label_names, open_plate, read_box, read_labels, write_labels
-from hpc_isl.recipe import load
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import finalise, label_names, open_plate, read_box, read_labels, write_labels
+from hpc_isl.recipe import RECIPES, load
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.inspect import validate
-from hpc_isl.stages.segment import plan, segment
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.segment import _places, plan, segment
+from hpc_isl.stages.segmentation.overlap import seen_twice, wells_of
+from hpc_isl.stages.segmentation.setting import _unique, models_of, targets_of
+from hpc_isl.stages.segmentation.work import segment_field
+from hpc_isl.stages.table import table
+from hpc_isl.strict import parse, read_yaml, to_yaml
 from hpc_isl.tasks import Answer
 
 
@@ -214,6 +219,54 @@ def test_labels_that_people_drew_stay(lab, tmp_path):
     assert validate(tmp_path / "S1.zarr") == []
 
 
+def test_computed_labels_that_people_corrected_stay_too(lab, tmp_path):
+    shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
+    image = tmp_path / "S1.zarr" / "B" / "02" / "1"
+    drawn = np.eye(96, 128, dtype=np.uint32)
+    for name in ("found", "found predicted"):
+        write_labels(image, name, drawn, origin="human", boxes=[(0, 0, 96, 128)])
+    with pytest.raises(Mistake, match=r"1 fields \(B02/1\) people have labels 'found', and have corrected"):
+        segmented(lab, tmp_path, "overwrite=true", copy=False)
+    np.testing.assert_array_equal(read_labels(image, "found predicted"), drawn)
+
+
+def test_a_run_that_goes_on_leaves_what_another_has_written_since(lab, tmp_path):
+    first = segmented(lab, tmp_path)
+    segmented(lab, tmp_path, "h=5", "overwrite=true", name="other", copy=False)
+    before = shards(tmp_path / "S1.zarr")
+    recipe = parse(RECIPES["segment"], read_yaml(first.recipe), "recipe")
+    with pytest.raises(Mistake, match="of another run of segment"):
+        segment(recipe, Attempt(first, 1), Here())
+    with pytest.raises(Mistake, match="of another run of segment"):
+        segment_field(works(first, recipe)[0])
+    assert shards(tmp_path / "S1.zarr") == before
+
+
+def works(run, recipe):
+    """The fields of a run, as it hands them out."""
+    models = models_of(recipe)
+    return [work for _, work in _places(recipe, models, targets_of(recipe, models.contract.view), run.folder)]
+
+
+@pytest.mark.parametrize("change", ["h", "size"])
+def test_another_rule_or_size_of_pixels_is_another_computation(lab, tmp_path, change):
+    """The weights may be the same, and the pixels."""
+    home = tmp_path / "lab"
+    shutil.copytree(lab, home)
+    segmented(home, tmp_path / "a")
+    labels = tmp_path / "a" / "S1.zarr" / "B" / "02" / "1" / "labels"
+    if change == "h":
+        contract = home / "runs" / "finetune" / "cells" / "model" / "contract.json"
+        contract.write_text(contract.read_text().replace('"h": 2.0', '"h": 3.0'))
+    else:
+        shutil.rmtree(home / "S1.zarr")
+        write_screen(home / "S1.zarr", pixel_um=0.505)
+        shutil.copytree(home / "S1.zarr", tmp_path / "b" / "S1.zarr")
+        shutil.copytree(labels, tmp_path / "b" / "S1.zarr" / "B" / "02" / "1" / "labels")
+    with pytest.raises(Mistake, match="of another run of segment"):
+        segmented(home, tmp_path / ("a" if change == "h" else "b"), name="again", copy=False)
+
+
 def test_labels_of_another_run_are_replaced_when_that_is_asked_for(lab, tmp_path):
     segmented(lab, tmp_path)
     with pytest.raises(Mistake, match=r"4 fields .* of another run of segment; .* overwrite=true"):
@@ -255,6 +308,86 @@ def test_counts_are_held_against_the_stain(lab, tmp_path):
     assert (run.pictures / "counts.png").stat().st_size > 5000
 
 
+def test_where_a_stain_was_not_imaged_nothing_is_known_of_it(lab, tmp_path):
+    write_screen(tmp_path / "S1.zarr", unstained=["B03"])
+    run = segmented(lab, tmp_path, "truth={channel: Hoechst, min_area: 10}", copy=False)
+    records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
+    assert [record.get("truth") is None for record in records] == [False, False, True, True]
+    objects = pd.read_parquet(run.folder / "objects")
+    figures = objects.filter(like="Hoechst_")
+    assert figures.shape[1] == 5
+    assert figures[objects.well == "B03"].isna().all(axis=None)
+    assert figures[objects.well == "B02"].notna().all(axis=None)
+    wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
+    assert wells.truth_fields.to_dict() == pytest.approx({"B02": 2, "B03": np.nan}, nan_ok=True)
+    assert np.isnan(wells.median_Hoechst_mean["B03"])
+
+
+def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_path):
+    shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
+    drawn = np.zeros((96, 128), np.uint32)
+    drawn[10:20, 10:20] = 1
+    for field, box in ((1, (0, 0, 32, 32)), (2, (0, 0, 96, 128))):
+        image = tmp_path / "S1.zarr" / "B" / "02" / str(field)
+        write_labels(image, "drawn", drawn, origin="human", boxes=[box])
+    run = segmented(lab, tmp_path, "truth={labels: drawn}", copy=False)
+    records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
+    assert [record.get("truth") for record in records] == [None, [1], None, None]
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("truth={channel: Hoecst}", "no channel 'Hoecst'; did you mean 'Hoechst'"),
+        ("truth={labels: drawn}", "none of the 4 fields has labels 'drawn'"),
+        ("cells=drawn", "4 of 4 fields have no labels 'drawn', S1 B02/1 among them"),
+        ("largest=1000", "more than 1,000 pixels .* in which tiles, as in predict='{tile: 1024"),
+        ("overlap=0", "overlap"),
+    ],
+)
+def test_what_can_never_work_is_refused_before_a_pixel_is_read(lab, key, says):
+    keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]", "labels=found", key]
+    with pytest.raises(Mistake, match=says):
+        plan(load("segment", None, keys))
+
+
+def test_maps_of_images_too_large_for_memory_are_refused_at_once(lab):
+    keys = [
+        f"model={lab}/runs/finetune/cells",
+        f"plates=[{lab}/S1.zarr]",
+        "predict={tile: 32}",
+        "largest=1000",
+    ]
+    assert plan(load("segment", None, keys))
+    with pytest.raises(Mistake, match="becomes labels and features alone"):
+        plan(load("segment", None, [*keys, "write=[labels, mask]"]))
+
+
+def test_fields_that_convert_left_out_are_lost_to_their_wells(lab, tmp_path):
+    left = (FieldKey("B03", "3"), "its files are missing")
+    write_screen(tmp_path / "S1.zarr", problems=[left])
+    run = segmented(lab, tmp_path, copy=False)
+    losses = pd.read_csv(run.folder / "losses.csv", dtype=str)
+    assert losses[["well", "field", "problem"]].to_numpy().tolist() == [
+        ["B03", "3", "left out by convert: its files are missing"]
+    ]
+    wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
+    assert (wells.fields.to_dict(), wells.lost_fields.to_dict()) == (
+        {"B02": 2, "B03": 2},
+        {"B02": 0, "B03": 1},
+    )
+    assert "lost" not in run.summary(), "there is nothing to retry"
+
+
+def test_a_plate_map_that_was_corrected_reaches_the_tables(lab, tmp_path):
+    run = segmented(lab, tmp_path)
+    index = open_plate(tmp_path / "S1.zarr")
+    finalise(index.path, index.plate, {"B02": {"treatment": "another"}})
+    table(run)
+    wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
+    assert wells.treatment.fillna("").to_dict() == {"B02": "another", "B03": ""}
+
+
 def test_what_a_run_has_written_itself_is_no_truth(lab, tmp_path):
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     drawn = np.zeros((96, 128), np.uint32)
@@ -263,7 +396,7 @@ def test_what_a_run_has_written_itself_is_no_truth(lab, tmp_path):
     write_labels(image, "found", drawn, origin="human", boxes=[(0, 0, 96, 128)])
     run = segmented(lab, tmp_path, "truth={labels: found}", copy=False)
     records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
-    assert [record.get("truth") for record in records] == [2, None, None, None]
+    assert [record.get("truth") for record in records] == [[2], None, None, None]
 
 
 def test_objects_are_assigned_to_the_cells_that_hold_them(lab, tmp_path):
@@ -296,10 +429,10 @@ def test_a_model_under_other_names_of_channels_says_what_there_is(lab, tmp_path)
     assert plan(load("segment", None, [*keys, "channels={Phase: Brightfield}"])).inputs["S1"]
 
 
-@pytest.mark.parametrize("keys", [(), ("predict={tile: 32, halo: 32, batch: 3}",)])
-def test_a_field_too_large_for_memory_gives_the_same_objects(lab, tmp_path, keys):
-    plain = hashes(segmented(lab, tmp_path / "a", *keys))
-    blocks = segmented(lab, tmp_path / "b", *keys, "largest=1000", "block=40")
+def test_a_field_too_large_for_memory_gives_the_same_objects(lab, tmp_path):
+    tiles = "predict={tile: 32, halo: 32, batch: 3}"
+    plain = hashes(segmented(lab, tmp_path / "a", tiles))
+    blocks = segmented(lab, tmp_path / "b", tiles, "largest=1000", "block=40")
     assert hashes(blocks) == plain
     assert not list(blocks.folder.glob("scratch/*/*"))
     assert shards(tmp_path / "b" / "S1.zarr") == shards(tmp_path / "a" / "S1.zarr")
@@ -323,3 +456,37 @@ def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="1 of 4 fields differ\nS1 B03/1: its labels or its table on disk"):
         segmented(lab, tmp_path, copy=False)
+
+
+def test_fields_of_another_kind_of_device_are_not_called_wrong(lab, tmp_path, capsys):
+    run = segmented(lab, tmp_path)
+    path = run.folder / "fields/S1/B03-1.json"
+    record = json.loads(path.read_text())
+    assert record["device"] == "cpu fp32"
+    path.write_text(json.dumps({**record, "device": "cuda bf16", "hash": "another"}))
+    (run.folder / "verify.json").write_text('{"share": 1}')
+    segmented(lab, tmp_path, copy=False)
+    said = capsys.readouterr().out
+    assert "1 of 4 fields could not be verified" in said
+    assert "S1 B03/1: computed on cuda bf16, and this is cpu fp32" in said
+    assert "3 fields computed again: labels and tables are the same" in said
+    assert "warning: fields were computed on unlike devices (3 on cpu fp32, 1 on cuda bf16)" in said
+
+
+def test_what_one_field_shows_apart_is_two_objects(tmp_path):
+    """Though the field beside it shows them as one, which is the same as either."""
+    index = write_screen(tmp_path / "S1.zarr", wells=("B02",), fields=2, shape=(64, 128), step=64)
+    apart, one = np.zeros((2, 64, 128), np.uint32)
+    apart[20:30, 80:90], apart[20:30, 90:100] = 1, 2
+    one[20:30, 16:36] = 1
+    keys = [field.key for field in index.plate.fields]
+    for key, labels in zip(keys, (apart, one), strict=True):
+        write_labels(
+            index.image(key), "found", labels, origin="segmented", boxes=[(0, 0, 64, 128)], fingerprint="f"
+        )
+    [well] = wells_of(index, dict.fromkeys(keys, "f"), "found", 0.3)
+    assert seen_twice(well) == [("B02/2", 0, 1, "B02/1:1")]
+
+
+def test_plates_of_one_name_are_told_apart():
+    assert _unique(["P", "P (1)", "P", "Q"]) == ["P (2)", "P (1)", "P (3)", "Q"]

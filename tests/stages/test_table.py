@@ -389,7 +389,7 @@ def test_only_a_run_of_segment_that_is_done_has_tables(tmp_path: Path) -> None:
     run = made_up_segmentation(tmp_path, [FIRST])
     with pytest.raises(Mistake, match="table: 'S12' is a pretrain run; name a run of segment"):
         table(Run(tmp_path / "runs" / "pretrain" / "S12"))
-    (run.folder / "plates.json").unlink()
+    (run.done / "segment.json").unlink()
     with pytest.raises(Mistake, match="table: 'nuc-P' is not done, its objects lie field by field in"):
         table(run)
 

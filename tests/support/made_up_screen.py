@@ -36,11 +36,14 @@ def write_screen(
     pixel_um: float = 0.5,
     times: int = 1,
     spacing: int = 20,
+    unstained: Sequence[str] = (),
+    problems: Sequence[tuple[FieldKey, str]] = (),
 ) -> Index:
     """A plate of cells in bright-field and their nuclei; fields of a well lie side by side.
 
     `step`: pixels from one field to the next; less than their width makes them overlap on one ground.
-    `spacing`: pixels from one nucleus to the next.
+    `spacing`: pixels from one nucleus to the next. `unstained`: wells in which the nuclei were not imaged.
+    `problems`: fields that were left out, and why.
     """
     rows, columns = layout(set(wells))
     y, x = shape
@@ -48,7 +51,8 @@ def write_screen(
     made = tuple(
         Field(
             FieldKey(well, str(number + 1)), (times, 2, 1, y, x), "uint16",
-            (0.0, number * step * pixel_um), (0.0,), {"planes": {"Brightfield": [0], "Hoechst": [0]}},
+            (0.0, number * step * pixel_um), (0.0,),
+            {"planes": {"Brightfield": [0], "Hoechst": [] if well in unstained else [0]}},
         )
         for well in wells for number in range(fields)
     )  # fmt: skip
@@ -56,10 +60,12 @@ def write_screen(
     for well in wells:
         ground = _ground(f"{path.stem} {well}", (times, y, (fields - 1) * step + x), spacing)
         for number, field in enumerate(f for f in made if f.key.well == well):
-            pixels = ground[:, :, None, :, number * step : number * step + x]
+            pixels = ground[:, :, None, :, number * step : number * step + x].copy()
+            pixels[:, 1] *= well not in unstained  # what was not imaged is stored as zeros
             write_field(path, plate, field, pixels, measure(pixels), CodecRecipe(chunk=64))
     treatments = ("control", "drug")
-    return finalise(path, plate, {well: {"treatment": treatments[n % 2]} for n, well in enumerate(wells)})
+    plate_map = {well: {"treatment": treatments[n % 2]} for n, well in enumerate(wells)}
+    return finalise(path, plate, plate_map, tuple(problems))
 
 
 def _ground(name: str, shape: tuple[int, int, int], spacing: int = 20) -> np.ndarray:

@@ -58,6 +58,8 @@ def made_up_segmentation(root: Path, plates: Sequence[MadeUp], name: str = "nuc-
     lost = [(plate.name, *key, why) for plate in plates for key, why in plate.lost.items()]
     lines = ["plate,well,field,acquisition,problem", *(f"{p},{w},{f},0,{why}" for p, w, f, why in lost)]
     (run.folder / "losses.csv").write_text("\n".join(lines) + "\n")
+    run.done.mkdir()
+    (run.done / "segment.json").write_text("{}")
     return run
 
 
@@ -136,7 +138,8 @@ def _counts(plate: MadeUp, well: str, table: pa.Table) -> dict[str, Any]:
     area = table["area_um2" if plate.pixel_um else "area_px"].to_numpy().sum() / (plate.pixel_um or 1) ** 2
     facts = {"shape": plate.shape, "pixel_um": plate.pixel_um, "objects": table.num_rows, "area": round(area)}
     if well in plate.truth:
-        facts["truth"] = table.num_rows + well_position(well)[1] % 3
+        counts = [int(np.sum(table["time"].to_numpy() == time)) for time in range(plate.times)]
+        facts["truth"] = [count + well_position(well)[1] % 3 for count in counts]
     return {**facts, "hash": "h", "seconds": 1.5}
 
 

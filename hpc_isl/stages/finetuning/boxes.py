@@ -12,9 +12,8 @@ from hpc_isl.learning.fields import fields_of
 from hpc_isl.learning.split import PARTS, Split
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.labels import slug
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, annotation, label_names
+from hpc_isl.plates.store import Index, annotation, label_names, stamp
 
 Corners = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels, ends excluded."""
@@ -131,9 +130,6 @@ def fingerprint(boxes: Iterable[Box]) -> str:
     """Hash of where boxes lie, who made their labels, and of these labels' files, by name and size."""
     total = hashlib.sha256()
     for image, name in sorted({(box.image, box.labels) for box in boxes}):
-        total.update(repr((name, annotation(image, name))).encode())
-        for path in sorted((image / "labels" / slug(name)).rglob("*")):
-            if path.is_file():
-                total.update(f"{path.relative_to(image)} {path.stat().st_size}\n".encode())
+        total.update(stamp(image, name).encode())
     total.update(repr(sorted(box.place for box in boxes)).encode())
     return total.hexdigest()[:32]

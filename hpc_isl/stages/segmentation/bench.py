@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hpc_isl.learning.fields import image_key
 from hpc_isl.learning.foreign import Scale, read_sources, to_full
 from hpc_isl.learning.model import load
-from hpc_isl.learning.precision import resolve
+from hpc_isl.learning.precision import name_of, resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.view import View
 from hpc_isl.plates.plate import FieldKey
@@ -23,7 +23,7 @@ from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segmentation.maps import Maps, maps_of
-from hpc_isl.stages.segmentation.setting import Models, models_of, scale_of, view_of
+from hpc_isl.stages.segmentation.setting import Models, models_of, scale_of, stain_scale_of, view_of
 from hpc_isl.stages.shared.objects_from import Rule, objects_in, rule_of
 from hpc_isl.strict import parse, read_yaml
 
@@ -34,12 +34,17 @@ _LOADING = Lock()
 
 @dataclass(frozen=True)
 class Bench:
-    """What a process keeps between fields: the recipe and the networks, loaded once."""
+    """What a process keeps between fields: the recipe and the networks, loaded once.
+
+    Attributes:
+        device: kind of device and precision, as in `cpu fp32`: on each kind results repeat to the bit.
+    """
 
     recipe: SegmentRecipe
     models: Models
     view: View
     predictor: Predictor
+    device: str
     rule: Rule
     stain: Predictor | None
     stain_view: View | None
@@ -73,9 +78,10 @@ def _bench(run: Path) -> Bench:
     assert isinstance(recipe, SegmentRecipe)
     models = models_of(recipe)
     stained = models.stain_contract
+    predictor = _loaded(recipe, models.folder)
     return Bench(
-        recipe, models, view_of(recipe, models.contract), _loaded(recipe, models.folder),
-        _rule(recipe, models),
+        recipe, models, view_of(recipe, models.contract), predictor,
+        f"{predictor.device.type} {name_of(predictor.dtype)}", _rule(recipe, models),
         stain=_loaded(recipe, models.stain) if models.stain else None,
         stain_view=view_of(recipe, stained) if stained else None,
         maps=maps_of(recipe.write, models.contract, stained),
@@ -137,4 +143,4 @@ def _stain(bench: Bench, index: Index, key: FieldKey, time: int) -> Pixels | Non
 def stain_scale(bench: Bench, index: Index, key: FieldKey) -> Scale:
     """The scale of a field for the model of the stain."""
     assert bench.stain_view is not None
-    return scale_of(bench.recipe, bench.stain_view, index, key)
+    return stain_scale_of(bench.recipe, bench.stain_view, index, key)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_isl.files import read_json, write_atomic
+from hpc_isl.mistake import Mistake
 from hpc_isl.plates.labels import slug
 from hpc_isl.plates.partial import MARK, clean
 from hpc_isl.plates.plate import FieldKey
@@ -73,6 +74,27 @@ def labels_name(image: Path, name: str) -> str:
     """Under which name labels are written beside an image: those that people drew, or a draft, stay."""
     made = computed_by(image, name)
     return name if made is None or made[1] else name + COPY
+
+
+def check_place(image: Path, name: str, fingerprint: str, overwrite: bool) -> None:
+    """What lies where labels are about to be written may be replaced.
+
+    Raises:
+        Mistake: people corrected it, or another computation made it and `overwrite` does not say so.
+    """
+    made = computed_by(image, labels_name(image, name))
+    if made is None or made[1] == fingerprint:
+        return
+    if not made[1]:
+        raise Mistake(
+            f"{image}: people have labels {name!r} there, and have corrected those that were computed, "
+            f"{name + COPY!r}: neither is replaced; choose another labels="
+        )
+    if not overwrite:
+        raise Mistake(
+            f"{image}: has labels {name!r} of another run of segment; choose another labels=, or "
+            "overwrite=true replaces them"
+        )
 
 
 def done(work: Work, image: Path, labels: str | None) -> Row | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hpc_isl.stages import table
 from hpc_isl.stages.segmentation import overlap, pictures
 from hpc_isl.stages.segmentation.files import Row, Work
 from hpc_isl.stages.segmentation.maps import finish_maps, maps_of, plate_of
+from hpc_isl.stages.segmentation.memory import compared
 from hpc_isl.stages.segmentation.overlap import Twice, wells_of
 from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, view_of
 from hpc_isl.tasks import Pool, Task
@@ -33,18 +35,24 @@ Doubles = Mapping[str, Sequence[Twice]]
 
 
 def seen_twice(
-    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], rows: Sequence[Row], pool: Pool
+    recipe: SegmentRecipe,
+    models: Models,
+    places: Sequence[tuple[Target, Work]],
+    rows: Sequence[Row],
+    pool: Pool,
 ) -> Doubles | None:
     """The objects of overlapping fields that do not count; None if the run is stopping."""
     if recipe.overlap is None or "labels" not in recipe.write:
         return {}
-    lost = {(row["plate"], row["well"], row["field"], row["acquisition"]) for row in rows if "problem" in row}
+    whole: dict[str, tuple[Target, dict[FieldKey, str]]] = {}
+    for (target, work), row in zip(places, rows, strict=True):
+        if "problem" not in row:
+            whole.setdefault(target.slug, (target, {}))[1][work.key] = work.fingerprint
     tasks, owner = [], {}
-    for target in targets:
-        whole = [k for k in target.keys if (target.name, k.well, k.name, k.acquisition) not in lost]
-        for number, well in enumerate(wells_of(target.index, whole, models.labels, recipe.overlap)):
-            tasks.append(Task(f"{target.slug} {number}", well))
-            owner[tasks[-1].name] = target.slug
+    for slug, (target, marks) in whole.items():
+        for number, well in enumerate(wells_of(target.index, marks, models.labels, recipe.overlap)):
+            tasks.append(Task(f"{slug} {number}", well, compared(target.index, well.keys)))
+            owner[tasks[-1].name] = slug
     found: dict[str, list[Twice]] = {}
     answers = 0
     for answer in pool.run(overlap.seen_twice, tasks):
@@ -74,10 +82,14 @@ def finish(
         raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
     missing = sum(len(target.keys) for target in targets) - len(rows)
     assert not missing, f"{missing} fields have no record"
+    to_retry = len(lost)
+    if recipe.fields is None:
+        lost += [left for target in targets for left in _left_out(target)]
     _write_losses(run, lost)
-    _write_plates(run, targets)
     for target in targets:
         _write_table(run, target, rows, doubles.get(target.slug, ()))
+    _write_plates(recipe, run, targets)
+    _say_devices(rows, attempt)
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
     made |= {"losses": run.folder / "losses.csv"} if lost else {}
     made |= _drift(recipe, models, targets, attempt)
@@ -86,17 +98,35 @@ def finish(
     made |= pictures.draw(recipe, models, targets, run, rows)
     twice = sum(len(each) for each in doubles.values())
     counted = sum(row.get("objects", 0) for row in rows) - twice
-    figures = {"objects": counted, "fields": len(rows) - len(lost), "lost fields": len(lost)}
+    figures = {"objects": counted, "fields": sum("problem" not in row for row in rows)}
+    figures |= {"lost fields": len(lost)}
     figures |= {"seen twice": twice} if twice else {}
     (run.folder / VERIFY).unlink(missing_ok=True)
     attempt.finish(
         {
             "figures": {**figures, "seconds": round(seconds, 1)},
             "made": {what: str(path) for what, path in made.items()},
-            **({"lost": len(lost)} if lost else {}),
-            "next": [*(["retry {run}"] if lost else []), "table {run} out=wells.csv"],
+            **({"lost": to_retry} if to_retry else {}),
+            "next": [*(["retry {run}"] if to_retry else []), "table {run} out=wells.csv"],
         }
     )
+
+
+def _left_out(target: Target) -> Iterator[Row]:
+    """Fields that `convert` has left out: they are missing in the counts of their wells all the same."""
+    passes = {key.acquisition for key in target.keys}
+    for key, text in target.index.problems:
+        if key.acquisition in passes:
+            where = {"well": key.well, "field": key.name, "acquisition": key.acquisition}
+            yield {"plate": target.name, **where, "problem": f"left out by convert: {text}"}
+
+
+def _say_devices(rows: Sequence[Row], attempt: Attempt) -> None:
+    """Results repeat to the bit on one kind of device; where a run had several, it is said."""
+    devices = Counter(row["device"] for row in rows if "device" in row)
+    if len(devices) > 1:
+        found = ", ".join(f"{count} on {device}" for device, count in devices.most_common())
+        attempt.say(f"warning: fields were computed on unlike devices ({found}): last bits may differ")
 
 
 def _write_losses(run: Run, lost: Sequence[Row]) -> None:
@@ -116,13 +146,17 @@ def _csv(names: Sequence[str], lines: Iterator[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _write_plates(run: Run, targets: Sequence[Target]) -> None:
+def _write_plates(recipe: SegmentRecipe, run: Run, targets: Sequence[Target]) -> None:
     """`plates.json`: what tables and pictures need to know of the plates, without opening them."""
     plates = [
         {
             "plate": target.name, "slug": target.slug, "path": str(target.index.path),
             "rows": list(target.index.plate.rows), "columns": list(target.index.plate.columns),
             "pixel_um": target.index.plate.pixel_um,
+            "left_out": [
+                {name: row[name] for name in ("well", "field", "acquisition", "problem")}
+                for row in (_left_out(target) if recipe.fields is None else ())
+            ],
             "plate_map": {well: dict(line) for well, line in target.index.plate_map.items()},
         }
         for target in targets
@@ -151,11 +185,11 @@ def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[
             writer.write_table(pa.concat_tables(waiting))
             waiting.clear()
     if writer is None:
-        return
+        return path.unlink(missing_ok=True)
     if waiting:
         writer.write_table(pa.concat_tables(waiting))
     writer.close()
-    write_atomic(path, stream.getvalue())
+    return write_atomic(path, stream.getvalue())
 
 
 def _with_duplicates(part: pa.Table, of: Mapping[tuple[int, int], str]) -> pa.Table:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from hpc_isl.learning.foreign import Scale, read_sources, to_full_box
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.view import View
-from hpc_isl.mistake import Mistake
 from hpc_isl.objects.blocks import flood_blocks
 from hpc_isl.objects.features import features
 from hpc_isl.plates.plate import FieldKey
@@ -25,7 +24,7 @@ from hpc_isl.stages.segmentation import files
 from hpc_isl.stages.segmentation.bench import Bench, stain_scale
 from hpc_isl.stages.segmentation.files import Row, Work
 from hpc_isl.stages.segmentation.measured import intensities
-from hpc_isl.stages.segmentation.setting import scale_of
+from hpc_isl.stages.segmentation.setting import refuse_large, scale_of
 from hpc_isl.tiles import tiles
 
 Block = tuple[slice, slice]
@@ -41,12 +40,6 @@ class _Large:
     stain: NDArray[np.float32] | None
 
 
-def is_large(bench: Bench, index: Index, key: FieldKey) -> bool:
-    """Whether a field has more pixels than the recipe holds in memory."""
-    y, x = index.field(key).shape[-2:]
-    return y * x > bench.recipe.largest
-
-
 @contextmanager
 def looked_at(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Labels], pa.Table]]:
     """The labels of each time, in files that are there until the block ends, and the table of their objects.
@@ -54,7 +47,7 @@ def looked_at(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Lab
     Raises:
         Mistake: what is asked for is not made of large images.
     """
-    _refuse(bench)
+    refuse_large(bench.recipe, bench.models.contract)
     with _scratch(work.scratch) as folder:
         seen = [_look(bench, index, work.key, t, folder) for t in range(index.field(work.key).shape[0])]
         parts = [(t, _features(bench, index, work.key, t, one)) for t, one in enumerate(seen)]
@@ -83,15 +76,6 @@ def bands(labels: list[Labels]) -> Iterator[Labels]:
     for one in labels:
         for first in range(0, one.shape[0], BAND):
             yield np.asarray(one[first : first + BAND])
-
-
-def _refuse(bench: Bench) -> None:
-    asked = [key for key in ("cells", "truth") if getattr(bench.recipe, key) is not None]
-    if bench.maps.channels or asked or bench.rule.kind == "stain" or bench.rule.method == "reference":
-        raise Mistake(
-            "an image of more than `largest` pixels becomes labels and features alone: leave out cells, "
-            "truth and maps, or raise largest if memory holds the image"
-        )
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hpc_isl.learning.foreign import to_full_box
-from hpc_isl.mistake import Mistake
 from hpc_isl.objects.draft import draft
 from hpc_isl.objects.features import assigned, features
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, computed_by, read_box, read_labels
+from hpc_isl.plates.store import Index, computed_by, covers, read_box, read_labels
 from hpc_isl.recipes.segment import TruthRecipe
 from hpc_isl.stages.segmentation import files
 from hpc_isl.stages.segmentation.bench import Bench, Labels, Pixels, Seen, stain_scale
@@ -37,7 +38,7 @@ def measured(bench: Bench, index: Index, work: Work, seen: list[Seen]) -> pa.Tab
 
 def intensities(
     bench: Bench, index: Index, key: FieldKey, time: int, stain: Pixels | None, box: Box
-) -> Mapping[str, NDArray[Any]]:
+) -> Mapping[str, NDArray[Any] | None]:
     """Channel -> (y, x) of a box of level 0: stored counts of those that are measured, and predicted stains.
 
     Args:
@@ -54,11 +55,13 @@ def intensities(
     return found | dict(zip(names, full, strict=True))
 
 
-def _projected(index: Index, key: FieldKey, time: int, name: str, stains: bool, box: Box) -> NDArray[Any]:
-    """The maximum over the planes of a stain, the mean of those of transmitted light."""
-    planes = list(index.field(key).planes(name))
+def _projected(
+    index: Index, key: FieldKey, time: int, name: str, stains: bool, box: Box
+) -> NDArray[Any] | None:
+    """The maximum over the planes of a stain, the mean of those of transmitted light; None: not imaged."""
+    planes = list(index.field(key).imaged(name, time))
     if not planes:
-        return np.zeros([side.stop - side.start for side in box], np.float32)
+        return None
     stack = read_box(index.image(key), 0, time, index.channel(name), planes, *box)
     projected: NDArray[Any] = stack.max(0) if stains else stack.mean(0, dtype=np.float32)
     return projected
@@ -77,31 +80,42 @@ def _cells(name: str, index: Index, key: FieldKey, time: int, labels: Labels) ->
 # ---------------------------------------------------------------- truth
 
 
-def true_count(of: TruthRecipe | None, index: Index, work: Work, times: int) -> int | None:
-    """How many objects there are by labels or by a stain; None where the field has neither.
+def true_counts(of: TruthRecipe | None, index: Index, work: Work, times: int) -> list[int] | None:
+    """How many objects there are at each time, by labels or by a stain; None: the field has neither.
 
-    What this very run has written is no truth.
+    Labels count where they are drawn in all of the field. What this very run has written is no truth.
     """
     if of is None:
         return None
-    key = work.key
     if of.labels is not None:
-        made = computed_by(index.image(key), of.labels)
-        if made and made[1] == work.fingerprint:
-            return None
-        try:
-            labels = read_labels(index.image(key), of.labels)
-        except Mistake:
-            return None
-        return sum(int(np.count_nonzero(np.unique(p))) for p in labels.reshape(-1, *labels.shape[-2:]))
-    if of.channel not in [channel.name for channel in index.plate.channels]:
+        return _drawn(of.labels, index.image(work.key), work.fingerprint)
+    key = stained(of, work.key)
+    there = key in index.statistics and of.channel in [channel.name for channel in index.plate.channels]
+    if not there or of.channel is None:
         return None
-    return sum(_drafted(of, of.channel, index, key, time) for time in range(times))
+    counts = [_drafted(of, of.channel, index, key, time) for time in range(times)]
+    known = [count for count in counts if count is not None]
+    return known if len(known) == times else None
 
 
-def _drafted(of: TruthRecipe, channel: str, index: Index, key: FieldKey, time: int) -> int:
+def stained(of: TruthRecipe, key: FieldKey) -> FieldKey:
+    """The field in the pass of imaging that has the stain."""
+    return key if of.acquisition is None else replace(key, acquisition=of.acquisition)
+
+
+def _drawn(name: str, image: Path, own: str) -> list[int] | None:
+    made = computed_by(image, name)
+    if made is None or made[1] == own or not covers(image, name):
+        return None
+    labels = read_labels(image, name)
+    return [int(np.count_nonzero(np.unique(one))) for one in labels.reshape(-1, *labels.shape[-2:])]
+
+
+def _drafted(of: TruthRecipe, channel: str, index: Index, key: FieldKey, time: int) -> int | None:
+    stain = _projected(index, key, time, channel, True, _whole(index.field(key).shape))
+    if stain is None:
+        return None
     if f"empty:{index.channel(channel)}" in index.statistics[key].flags:
         return 0
-    stain = _projected(index, key, time, channel, True, _whole(index.field(key).shape))
     found = draft(stain, threshold=of.threshold, sigma=of.sigma, min_area=of.min_area, split=True)
     return int(found.max(initial=0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hpc_isl.learning.contract import Contract
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
@@ -9,15 +11,22 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.stages.segmentation.setting import Models, scale_of, view_of
 
 PROCESS = 900 * 2**20  # Python with torch, the network, and what libraries keep
+HELD = 24  # bytes a pixel of each further time of a field: its prediction, stain and labels
 LABELLING = 60  # bytes a pixel of level 0: prediction and its interpolation, flood, labels, features
 
 
 def needed(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> int:
-    """Bytes at most while one time of a field is computed, beside what the process holds anyway."""
-    y, x = index.field(key).shape[-2:]
+    """Bytes at most while a field is computed, beside what the process holds anyway."""
+    times, *_, y, x = index.field(key).shape
     measured = 4 * (len(index.plate.channels) if recipe.measure is None else len(recipe.measure))
     whole = min(y * x, recipe.largest) * (LABELLING + measured)
-    return whole + _forward(recipe, models.contract, index, key)
+    held = 0 if y * x > recipe.largest else (times - 1) * y * x * HELD
+    return whole + held + _forward(recipe, models.contract, index, key)
+
+
+def compared(index: Index, keys: Sequence[FieldKey]) -> int:
+    """Bytes while the overlapping fields of a well are compared: the labels of all of them."""
+    return sum(4 * t * y * x for t, _, _, y, x in (index.field(key).shape for key in keys))
 
 
 def _forward(recipe: SegmentRecipe, contract: Contract, index: Index, key: FieldKey) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hpc_isl.objects.overlap import Seen, counted_first, duplicates, overlapping
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.store import Index, open_plate, read_labels
-from hpc_isl.stages.segmentation.files import labels_name
+from hpc_isl.stages.segmentation.files import check_place, labels_name
 
 Twice = tuple[str, int, int, str]
 """Image of an object (`B03/2`), its time and label, and the object that it is again (`B03/1:17`)."""
@@ -20,25 +20,32 @@ Twice = tuple[str, int, int, str]
 
 @dataclass(frozen=True)
 class Well:
-    """The fields of one well and acquisition whose places on the stage are known."""
+    """The fields of one well and acquisition whose places on the stage are known, and their labels."""
 
     plate: Path
     labels: str
     iou: float
     keys: tuple[FieldKey, ...]
+    fingerprints: tuple[str, ...]
 
 
-def wells_of(index: Index, keys: Sequence[FieldKey], labels: str, iou: float) -> list[Well]:
-    """Wells in which fields overlap."""
+def wells_of(index: Index, marks: Mapping[FieldKey, str], labels: str, iou: float) -> list[Well]:
+    """Wells in which fields overlap; `marks`: the fingerprint of each field's labels."""
     if index.plate.pixel_um is None:
         return []
     groups: dict[tuple[str, int], list[Field]] = {}
-    for key in keys:
+    for key in marks:
         field = index.field(key)
         if field.position_um is not None:
             groups.setdefault((key.well, key.acquisition), []).append(field)
     return [
-        Well(index.path, labels, iou, tuple(field.key for field in fields))
+        Well(
+            index.path,
+            labels,
+            iou,
+            tuple(field.key for field in fields),
+            tuple(marks[field.key] for field in fields),
+        )
         for fields in groups.values()
         if overlapping(*_places(fields, index.plate.pixel_um))
     ]
@@ -57,7 +64,9 @@ def seen_twice(well: Well) -> list[Twice]:
     index = open_plate(well.plate)
     assert index.plate.pixel_um is not None
     fields = [index.field(key) for key in well.keys]
-    images = [_labels(index, key, well.labels) for key in well.keys]
+    images = [
+        _labels(index, key, well.labels, mark) for key, mark in zip(well.keys, well.fingerprints, strict=True)
+    ]
     pairs = overlapping(*_places(fields, index.plate.pixel_um))
     found: list[Twice] = []
     for time in range(min(map(len, images))):
@@ -70,6 +79,8 @@ def seen_twice(well: Well) -> list[Twice]:
         for group in _groups(same):
             kept, *others = counted_first(group, cut)
             name = f"{well.keys[kept[0]]}:{kept[1]}"
+            # What one field shows apart is two objects, even where another shows them as one.
+            others = [one for one in others if one[0] != kept[0]]
             found += [(str(well.keys[field]), time, label, name) for field, label in others]
     return sorted(found)
 
@@ -96,8 +107,9 @@ def _cut(labels: NDArray[np.uint32]) -> set[int]:
     return {int(v) for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]) for v in np.unique(edge)}
 
 
-def _labels(index: Index, key: FieldKey, name: str) -> NDArray[np.uint32]:
-    """(t, y, x)."""
+def _labels(index: Index, key: FieldKey, name: str, fingerprint: str) -> NDArray[np.uint32]:
+    """(t, y, x); a `Mistake` where another run has replaced them."""
     image = index.image(key)
+    check_place(image, name, fingerprint, overwrite=False)
     labels = read_labels(image, labels_name(image, name))
     return labels if labels.ndim == 3 else labels[None]

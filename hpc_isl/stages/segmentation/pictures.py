@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hpc_isl.learning.foreign import read_sources
 from hpc_isl.learning.view import View
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, read_labels
+from hpc_isl.plates.store import read_label_box
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segmentation.files import Row, labels_name
@@ -19,7 +19,7 @@ from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, view_o
 from hpc_isl.stages.shared.pictures import INK, save
 
 SHOWN = 6
-EDGE = 512  # pixels of the label's level that a panel shows
+EDGE = 512  # pixels that a panel shows
 
 
 def draw(
@@ -27,7 +27,7 @@ def draw(
 ) -> dict[str, Path]:
     """`pictures/objects.png`: the first source of up to six fields, with the outline of each object."""
     places = [(target, key) for target in targets for key in target.keys]
-    whole = [place for place, row in zip(places, rows, strict=True) if "problem" not in row]
+    whole = [(*place, row) for place, row in zip(places, rows, strict=True) if "problem" not in row]
     if not whole or "labels" not in recipe.write:
         return {}
     chosen = np.linspace(0, len(whole) - 1, min(SHOWN, len(whole))).round().astype(int)
@@ -39,27 +39,22 @@ def draw(
 
 
 def _panel(
-    recipe: SegmentRecipe, models: Models, view: View, target: Target, key: FieldKey
+    recipe: SegmentRecipe, models: Models, view: View, target: Target, key: FieldKey, row: Row
 ) -> tuple[str, NDArray[np.float32], NDArray[np.uint32]]:
-    """Title, image and labels of the middle of a field, on the level of the labels that shows most of it."""
-    index = target.index
-    labels = _labels(index, key, labels_name(index.image(key), models.labels))
-    scale = scale_of(recipe, view, index, key)
-    source = read_sources(view, index, key, 0, scale)[0]
-    step = max(1, round(scale.to_level_0))
-    shown = labels[step // 2 :: step, step // 2 :: step][: source.shape[0], : source.shape[1]]
-    source = source[: shown.shape[0], : shown.shape[1]]
-    box = tuple(slice(max(n - EDGE, 0) // 2, max(n - EDGE, 0) // 2 + EDGE) for n in shown.shape)
-    about = [value for value in index.plate_map.get(key.well, {}).values() if value]
-    title = (
-        f"{target.name} {', '.join([str(key), *about[:2]])}\n{np.count_nonzero(np.unique(labels))} objects"
+    """Title, image and labels of the middle of a field, on the grid that the model sees; no more is read."""
+    index, scale = target.index, scale_of(recipe, view, target.index, key)
+    y, x = (slice((n - min(n, EDGE)) // 2, (n + min(n, EDGE)) // 2) for n in scale.shape)
+    source = read_sources(view, index, key, 0, scale, (y, x))[0]
+    rows, columns = (
+        np.minimum(((np.arange(s.start, s.stop) + 0.5) * scale.to_level_0).astype(int), n - 1)
+        for s, n in zip((y, x), index.field(key).shape[-2:], strict=True)
     )
-    return title, source[box], shown[box]
-
-
-def _labels(index: Index, key: FieldKey, name: str) -> NDArray[np.uint32]:
-    labels = read_labels(index.image(key), name)
-    return labels[0] if labels.ndim == 3 else labels
+    image, name = index.image(key), labels_name(index.image(key), models.labels)
+    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    labels = read_label_box(image, name, 0, *box)[np.ix_(rows - rows[0], columns - columns[0])]
+    about = [value for value in index.plate_map.get(key.well, {}).values() if value]
+    title = f"{target.name} {', '.join([str(key), *about[:2]])}\n{row['objects']:,} objects"
+    return title, source, labels
 
 
 def _draw(panels: Sequence[tuple[str, NDArray[np.float32], NDArray[np.uint32]]], path: Path) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from hpc_isl.learning.contract import Contract, read_contract
-from hpc_isl.learning.fields import field_view
+from hpc_isl.learning.fields import field_view, image_key
 from hpc_isl.learning.foreign import Scale, at_scale, renamed, scale_on
 from hpc_isl.learning.view import View
-from hpc_isl.mistake import Mistake
+from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.labels import slug
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.plates.store import Index, computed_by, open_plate, stamp
 from hpc_isl.recipe import digest
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
@@ -33,11 +36,13 @@ class Models:
     Attributes:
         folder: of the model that segments; `stain` the one whose stain is measured too, or None.
         labels: name of the labels to write.
+        essence: hash of what decides their objects.
     """
 
     folder: Path
     contract: Contract
     labels: str
+    essence: str
     stain: Path | None = None
     stain_contract: Contract | None = None
 
@@ -72,12 +77,17 @@ def models_of(recipe: SegmentRecipe) -> Models:
     if labels is None:
         raise Mistake("labels: must name what is written, as in labels=nuclei; this model predicts a stain")
     if recipe.stain is None:
-        return Models(folder, contract, labels)
+        return Models(folder, contract, labels, _essence(contract))
     stain = Run(recipe.stain).model
     stained = _contract("stain", recipe.stain, stain)
     if stained.task is not None:
         raise Mistake(f"stain={recipe.stain}: this model segments; a run of pretrain predicts a stain")
-    return Models(folder, contract, labels, stain, stained)
+    return Models(folder, contract, labels, _essence(contract, stained), stain, stained)
+
+
+def _essence(*contracts: Contract) -> str:
+    content = json.dumps([contract.essence() for contract in contracts], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def model_run(folder: Path) -> Run:
@@ -100,8 +110,25 @@ def _contract(key: str, given: Path, folder: Path) -> Contract:
 
 
 def view_of(recipe: SegmentRecipe, contract: Contract) -> View:
-    """What the model sees, in the plates' names of channels."""
-    return renamed(contract.view, recipe.channels)
+    """What the model sees, in the plates' names of channels: those of the recipe that it knows."""
+    return renamed(contract.view, {a: b for a, b in recipe.channels.items() if a in _channels(contract)})
+
+
+def check_channels(recipe: SegmentRecipe, models: Models) -> None:
+    """Each name that the recipe translates is one of a model's.
+
+    Raises:
+        Mistake: naming the nearest.
+    """
+    known = _channels(models.contract)
+    known += _channels(models.stain_contract) if models.stain_contract else []
+    for name in recipe.channels:
+        if name not in known:
+            raise Mistake(f"channels: {name!r} is no channel of the model; {nearest(name, known)}")
+
+
+def _channels(contract: Contract) -> list[str]:
+    return list(dict.fromkeys(role.channel for role in contract.view.sources + contract.view.targets))
 
 
 # ---------------------------------------------------------------- plates
@@ -117,10 +144,13 @@ def targets_of(recipe: SegmentRecipe, view: View) -> tuple[Target, ...]:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The same names, numbered where several plates have one."""
-    return [
-        name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)
-    ]
+    """The same names, numbered where several plates have one, by a number that makes no other's name."""
+    found: list[str] = []
+    for name in names:
+        tries = (f"{name} ({number})" for number in count(1))
+        taken = {*names, *found}
+        found.append(name if names.count(name) == 1 else next(each for each in tries if each not in taken))
+    return found
 
 
 def _keys(recipe: SegmentRecipe, view: View, index: Index) -> tuple[FieldKey, ...]:
@@ -139,6 +169,11 @@ def scale_of(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> 
     return scale_on(view, index, key, recipe.pixel_um)
 
 
+def stain_scale_of(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> Scale:
+    """The same for the model of the stain, of which `pixel_um` speaks where it does not know its own."""
+    return scale_on(view, index, key, view.pixel_um or recipe.pixel_um)
+
+
 def unseen(recipe: SegmentRecipe, view: View, index: Index, keys: Sequence[FieldKey]) -> Iterator[str]:
     """Why fields cannot be looked at, as far as it is known without their pixels."""
     for key in keys:
@@ -148,13 +183,53 @@ def unseen(recipe: SegmentRecipe, view: View, index: Index, keys: Sequence[Field
             yield str(mistake)
 
 
+def is_large(recipe: SegmentRecipe, index: Index, key: FieldKey) -> bool:
+    """Whether a field has more pixels than the recipe holds in memory."""
+    y, x = index.field(key).shape[-2:]
+    return y * x > recipe.largest
+
+
+def refuse_large(recipe: SegmentRecipe, contract: Contract) -> None:
+    """What cannot be made of images that memory does not hold.
+
+    Raises:
+        Mistake: with what to change.
+    """
+    way = "or raise largest if memory holds the image"
+    if (recipe.predict or contract.predict).tile is None:
+        raise Mistake(
+            f"an image of more than {recipe.largest:,} pixels (largest) is not predicted as a whole: say in "
+            f"which tiles, as in predict='{{tile: 1024, halo: 128}}', {way}"
+        )
+    task = contract.task
+    asked = [key for key in ("cells", "truth") if getattr(recipe, key) is not None]
+    if asked or set(recipe.write) != {"labels"} or task is None or task.method == "reference":
+        raise Mistake(
+            f"an image of more than {recipe.largest:,} pixels (largest) becomes labels and features alone, "
+            f"by a model that segments: leave out cells, truth and maps, {way}"
+        )
+
+
 # ---------------------------------------------------------------- fingerprints
 
 
 def fingerprint(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> str:
-    """Of all that decides the objects of a field: recipe, weights, pixels; wherever they lie."""
+    """Of all that decides the objects of a field and their figures: recipe, models, pixels, other labels."""
     own = recipe.model_copy(update=AROUND)
-    facts = {"model": models.contract.weights, "pixels": index.statistics[key].digest, "field": str(key)}
-    if models.stain_contract:
-        facts["stain"] = models.stain_contract.weights
+    sizes = f"{index.plate.pixel_um} {[channel.name for channel in index.plate.channels]}"
+    facts = {"models": models.essence, "plate": sizes, "field": str(key)}
+    for number, at in enumerate(dict.fromkeys([key, *_looked_at(recipe, models, key)])):
+        if at in index.statistics:
+            facts[f"pixels {number}"] = index.statistics[at].digest
+    for what, name in (("cells", recipe.cells), ("truth", recipe.truth and recipe.truth.labels)):
+        if name and computed_by(index.image(key), name):
+            facts[what] = stamp(index.image(key), name)
     return digest(own, facts)
+
+
+def _looked_at(recipe: SegmentRecipe, models: Models, key: FieldKey) -> Iterator[FieldKey]:
+    """The same field in the passes of imaging that sources and truth are read from."""
+    contracts = [models.contract, *([models.stain_contract] if models.stain_contract else [])]
+    yield from (image_key(key, role) for contract in contracts for role in contract.view.sources)
+    if recipe.truth and recipe.truth.acquisition is not None:
+        yield replace(key, acquisition=recipe.truth.acquisition)

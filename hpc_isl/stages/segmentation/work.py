@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import monotonic
 
 import numpy as np
@@ -13,10 +14,10 @@ from hpc_isl.plates.store import Index, label_bands, write_labels
 from hpc_isl.stages.segmentation import files
 from hpc_isl.stages.segmentation.bench import Bench, Labels, Seen, bench_of, index_of, look
 from hpc_isl.stages.segmentation.files import Row, Work
-from hpc_isl.stages.segmentation.large import bands, is_large, looked_at, segment_large
+from hpc_isl.stages.segmentation.large import bands, looked_at, segment_large
 from hpc_isl.stages.segmentation.maps import plate_of, write_map
-from hpc_isl.stages.segmentation.measured import measured, true_count
-from hpc_isl.stages.segmentation.setting import scale_of
+from hpc_isl.stages.segmentation.measured import measured, true_counts
+from hpc_isl.stages.segmentation.setting import is_large, scale_of
 
 
 def segment_field(work: Work) -> Row:
@@ -28,33 +29,49 @@ def segment_field(work: Work) -> Row:
     start = monotonic()
     bench, index = bench_of(work.run), index_of(work.plate)
     files.sweep_image(index.image(work.key))
-    if is_large(bench, index, work.key):
+    if "labels" in bench.recipe.write:
+        files.check_place(
+            index.image(work.key), bench.models.labels, work.fingerprint, bench.recipe.overwrite
+        )
+    if is_large(bench.recipe, index, work.key):
         facts = segment_large(bench, index, work)
     else:
         seen = look(bench, index, work.key)
         table = measured(bench, index, work, seen)
         _keep(bench, index, work, seen, table)
         facts = _facts(bench, index, work, seen, table)
-    return files.write_record(work, {**facts, "seconds": round(monotonic() - start, 3)})
+    how = {"device": bench.device, "seconds": round(monotonic() - start, 3)}
+    return files.write_record(work, {**facts, **how})
 
 
-def verify_field(work: Work) -> str:
-    """What is wrong with a field that is done, by computing it again; empty where nothing is."""
+@dataclass(frozen=True)
+class Verified:
+    """What is wrong with a field that is done, or why it cannot be told; both empty: nothing."""
+
+    wrong: str = ""
+    untold: str = ""
+
+
+def verify_field(work: Work) -> Verified:
+    """Computes a field that is done again, and compares objects, labels and table."""
     bench, index = bench_of(work.run), index_of(work.plate)
-    expected = (read_json(work.record) or {}).get("hash")
+    record = read_json(work.record) or {}
+    if record.get("device", bench.device) != bench.device:
+        return Verified(untold=f"computed on {record['device']}, and this is {bench.device}")
+    expected = record.get("hash")
     if _computed_hash(bench, index, work) != expected:
-        return "computed again, its objects are others than its record says"
+        return Verified("computed again, its objects are others than its record says")
     if "labels" not in bench.recipe.write:
-        return ""
+        return Verified()
     image = index.image(work.key)
     kept = label_bands(image, files.labels_name(image, bench.models.labels))
     if files.content_hash(kept, pq.read_table(work.table)) != expected:
-        return "its labels or its table on disk are others than were computed"
-    return ""
+        return Verified("its labels or its table on disk are others than were computed")
+    return Verified()
 
 
 def _computed_hash(bench: Bench, index: Index, work: Work) -> str:
-    if is_large(bench, index, work.key):
+    if is_large(bench.recipe, index, work.key):
         with looked_at(bench, index, work) as (labels, table):
             return files.content_hash(bands(labels), table)
     seen = look(bench, index, work.key)
@@ -90,7 +107,7 @@ def _stacked(seen: list[Seen]) -> Labels:
 
 
 def _facts(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.Table) -> Row:
-    truth = true_count(bench.recipe.truth, index, work, len(seen))
+    truth = true_counts(bench.recipe.truth, index, work, len(seen))
     return {
         "shape": list(seen[0].labels.shape),
         "times": len(seen),

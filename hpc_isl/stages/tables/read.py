@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from hpc_isl.files import read_json
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.metadata import read_group
 from hpc_isl.plates.plate import layout, well_position
 from hpc_isl.run import Run
 
@@ -28,7 +29,7 @@ class Shot:
 
     Attributes:
         pixels: of the image; 0 where it is lost.
-        truth: objects that there are, all times together, or None.
+        truth: objects that there are, or None.
         problem: why the field is lost; empty: it is not.
     """
 
@@ -83,26 +84,30 @@ def counts(objects: pa.Table) -> pa.ChunkedArray:
     return pc.equal(pc.fill_null(objects[DUPLICATE], ""), "")
 
 
-def segmented(run: Run) -> list[Segmented]:
-    """The plates of a run of segment.
+def check_done(run: Run) -> None:
+    """Tables are of a run that is done: until then those of its plates are missing, or of fewer fields.
 
     Raises:
         Mistake: it is a run of something else, or not done.
     """
     if run.stage != "segment":
         raise Mistake(f"table: {run.label!r} is a {run.stage} run; name a run of segment")
-    try:
-        plates = json.loads((run.folder / "plates.json").read_text())
-    except FileNotFoundError:
+    if run.summary() is None:
         raise Mistake(
             f"table: {run.label!r} is not done, its objects lie field by field in {run.folder / 'objects'}"
-        ) from None
+        )
+
+
+def segmented(run: Run) -> list[Segmented]:
+    """The plates of a run of segment."""
+    plates = json.loads((run.folder / "plates.json").read_text())
     return [_plate(run.folder, facts) for facts in plates]
 
 
 def _plate(folder: Path, facts: Mapping[str, Any]) -> Segmented:
     table = folder / "tables" / f"{facts['slug']}.parquet"
     records = [read_json(path) or {} for path in (folder / "fields" / facts["slug"]).glob("*.json")]
+    records += facts.get("left_out", [])
     records.sort(key=lambda one: (well_position(one["well"]), one["field"], one["acquisition"]))
     rows, columns = facts.get("rows"), facts.get("columns")
     if not rows or not columns:
@@ -112,15 +117,25 @@ def _plate(folder: Path, facts: Mapping[str, Any]) -> Segmented:
         times = 1 + (pc.max(pq.read_table(table, columns=["time"])["time"]).as_py() or 0)
     shots = tuple(shot for record in records for shot in _shots(record, times))
     return Segmented(
-        facts["plate"], tuple(rows), tuple(columns), facts["pixel_um"], facts["plate_map"], table, shots
+        facts["plate"], tuple(rows), tuple(columns), facts["pixel_um"], _plate_map(facts), table, shots
     )
+
+
+def _plate_map(facts: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
+    """As the plate has it now, for it may have been corrected; where the plate has gone, as it was."""
+    try:
+        now: Mapping[str, Mapping[str, str]] = read_group(Path(facts["path"]))["hpc_isl"]["plate_map"]
+    except (Mistake, KeyError):
+        now = facts["plate_map"]
+    return now
 
 
 def _shots(record: Mapping[str, Any], times: int) -> Iterator[Shot]:
     problem = record.get("problem", "")
     height, width = (0, 0) if problem else record["shape"][-2:]
+    truth = record.get("truth")
     for time in range(record.get("times", times)):
         yield Shot(
             record["well"], record["field"], record["acquisition"], time, height * width,
-            record.get("truth"), problem,
+            None if truth is None else truth[time], problem,
         )  # fmt: skip

@@ -83,7 +83,7 @@ def _counts(plate: Segmented, where: Row, shots: Sequence[Shot], objects: Object
     if plate.pixel_um is not None:
         mm2 = pixels * plate.pixel_um**2 / 1e6
         row["objects_per_mm2"] = objects.seen(whole) / mm2 if whole else None
-    return row if "time" in where else row | _truth(whole, objects)
+    return row | _truth(whole, objects)
 
 
 def _fields(shots: Sequence[Shot]) -> int:
@@ -95,7 +95,7 @@ def _truth(shots: Sequence[Shot], objects: Objects) -> Row:
     if not known:
         return {}
     return {
-        "truth_fields": len(known), "truth_objects": sum(shot.truth or 0 for shot in known),
+        "truth_fields": _fields(known), "truth_objects": sum(shot.truth or 0 for shot in known),
         "objects_in_truth_fields": objects.seen(known),
     }  # fmt: skip
 
