@@ -42,7 +42,8 @@ def test_a_stage_of_one_process_has_the_cpus_of_a_node(job: pytest.MonkeyPatch) 
 
 def test_a_pooled_stage_has_one_process_per_node_with_all_of_it(job: pytest.MonkeyPatch) -> None:
     found = site_of("segment", load("allocation", []))
-    assert (found.ranks, found.cpus, found.visible_gpus, found.workers) == (2, 24, 4, None)
+    assert (found.ranks, found.cpus, found.visible_gpus, found.workers) == (2, 24, 4, 0)
+    assert site_of("segment", found) == found, "a run that goes on has as much as it began with"
     assert site_of("segment", load("allocation", ["processes=3"])).workers == 3
 
 
