@@ -76,7 +76,7 @@ def _bench(folder: Path) -> tuple[Bench, Index, files.Work]:
     run.folder.mkdir(parents=True)
     run.recipe.write_text(to_yaml(plan(load("segment", None, keys)).recipe))
     index = index_of(folder / "P.zarr")
-    work = files.Work(run.folder, index.path, "P", "P", index.plate.fields[0].key, "0")
+    work = files.Work(run.folder, index.path, "P", "P", index.plate.fields[0].key, "0", "0")
     return bench_of(run.folder), index, work
 
 

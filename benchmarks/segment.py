@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
-from hpc_isl.cluster.pool_share import LARGE_PAGES
+from hpc_isl.cluster.pooled.share import LARGE_PAGES
 from hpc_isl.learning.foreign import read_sources, to_full
 from hpc_isl.learning.unet import construct
 from hpc_isl.plates.plate import Field
@@ -186,7 +186,7 @@ def _parts(folder: Path, plate: Path, name: str) -> dict[str, float]:
 def _take_apart(bench: Bench, index: Index, run: Run, plate: Path, field: Field, timed: Timed) -> None:
     """Computes one field as the stage does, a part at a time."""
     key, shape = field.key, (field.shape[-2], field.shape[-1])
-    work = files.Work(run.folder, plate, "P", "P", key, "0")
+    work = files.Work(run.folder, plate, "P", "P", key, "0", "0")
     scale = scale_of(bench.recipe, bench.view, index, key)
     sources = timed("reading", lambda: read_sources(bench.view, index, key, 0, scale))
     said = timed("network", lambda: bench.predictor(sources))

@@ -53,7 +53,8 @@ PARTS = {
 }  # fmt: skip
 # A run of segment ends with its table.
 ASKED = {("stages/segmentation/finish.py", "hpc_isl.stages.table")}
-POOL = {f"cluster/pool{part}.py" for part in ("", "_flow", "_meeting", "_processes")}
+PARTS_OF_POOL = ("call", "flow", "meeting", "processes")
+POOL = {"cluster/pool.py", *(f"cluster/pooled/{part}.py" for part in PARTS_OF_POOL)}
 ONLY = {
     "submitit": {"cluster/slurm/sbatch.py"},
     # served.py is run by MLflow itself and imported by nothing.

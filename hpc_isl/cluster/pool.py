@@ -13,10 +13,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from hpc_isl.cluster import pool_meeting as meeting
-from hpc_isl.cluster.pool_flow import DaskPool
-from hpc_isl.cluster.pool_processes import Crew, settings
-from hpc_isl.cluster.pool_share import Node, Share, lowered, node_here, shares
+from hpc_isl.cluster.pooled import meeting
+from hpc_isl.cluster.pooled.flow import DaskPool
+from hpc_isl.cluster.pooled.processes import Crew, settings
+from hpc_isl.cluster.pooled.share import Node, Share, lowered, node_here, shares
 from hpc_isl.run import Attempt
 from hpc_isl.site import Site
 from hpc_isl.tasks import Need, Pool, Pools

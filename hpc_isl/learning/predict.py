@@ -25,7 +25,7 @@ from hpc_isl.tiles import Tile, tiles
 
 __all__ = ["Predictor", "footprint", "predict"]
 
-PER_IMAGE = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+PER_IMAGE = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 Read = Callable[[Box], Pixels]
 Write = Callable[[slice, Pixels], None]
 
@@ -103,7 +103,8 @@ class Predictor:
             [(_, whole)] = self._passes(read, grid, shape)
             write(slice(0, shape[0]), np.ascontiguousarray(whole[0][:, : shape[0], : shape[1]]))
         else:
-            self._judge()
+            if doubt := self.doubt(shape):
+                warnings.warn(doubt, stacklevel=3)
             for rows, pixels in self._blended(read, grid, shape):
                 write(rows, pixels)
 
@@ -114,13 +115,15 @@ class Predictor:
                 yield from blend.add(tile, prediction)
         yield from blend.rest()
 
-    def _judge(self) -> None:
-        if any(isinstance(module, PER_IMAGE) for module in self.network.modules()):
-            warnings.warn(
-                "the network normalises by the statistics of each image: in tiles it sees other statistics "
-                "than in whole fields, and seams may show; predict.tile=null avoids them",
-                stacklevel=4,
-            )
+    def doubt(self, shape: tuple[int, int]) -> str:
+        """Why the prediction of a field of this size (y, x) may have seams; empty: there are none."""
+        tiled = self.tile is not None and max(shape) > self.tile
+        if not tiled or not any(isinstance(module, PER_IMAGE) for module in self.network.modules()):
+            return ""
+        return (
+            "the network normalises by the statistics of each image: in tiles it sees other statistics than "
+            "in whole fields, and seams may show; predict.tile=null avoids them"
+        )
 
     def _passes(
         self, read: Read, grid: Sequence[Tile], shape: tuple[int, int]

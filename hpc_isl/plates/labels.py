@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates import metadata
-from hpc_isl.plates.levels import create_level, open_fresh, shard_boxes, write_coarser, write_pyramid
+from hpc_isl.plates.levels import (
+    create_level,
+    open_fresh,
+    shard_boxes,
+    write_coarser,
+    write_pyramid,
+    write_shards,
+)
 from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.recipes.plates import CodecRecipe
@@ -81,7 +88,7 @@ def write_large_labels(
         store = create_level(folder, 0, shape, np.dtype(np.uint32), about.axes, CodecRecipe())
         for box in shard_boxes(store):
             time = box[0].start if len(times) > 1 else 0
-            store[box].write(times[time][box[-2:]].reshape(store[box].shape)).result()
+            write_shards(store, box, times[time][box[-2:]].reshape(store[box].shape))
         write_coarser(folder, store, about.axes, levels, CodecRecipe())
         about.write(folder, range(1, 1 + min(MOST_COLORS, max(int(one.max()) for one in times))))
     _list(image)

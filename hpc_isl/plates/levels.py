@@ -59,8 +59,21 @@ def write_coarser(
         view = ts.downsample(fine, _halved(fine.rank), "stride")
         coarse = create_level(folder, level, tuple(view.shape), fine.dtype.numpy_dtype, axes, codec)
         for box in shard_boxes(coarse):
-            coarse[box].write(view[box].read().result()).result()
+            write_shards(coarse, box, view[box].read().result())
         fine = coarse
+
+
+def write_shards(store: ts.TensorStore, box: tuple[slice, ...], pixels: NDArray[Any]) -> None:
+    """Writes whole shards: of one that two processes write a part of each, one part is lost without a word.
+
+    Raises:
+        ValueError: the box begins or ends within a shard.
+    """
+    size = [int(edge or 0) for edge in store.chunk_layout.write_chunk.shape or ()]
+    for side, edge, length in zip(box, size, store.shape, strict=True):
+        if side.start % edge or (side.stop % edge and side.stop != length):
+            raise ValueError(f"{side.start}:{side.stop} of {length} are no whole shards of {edge}")
+    store[box].write(pixels).result()
 
 
 def shard_boxes(store: ts.TensorStore) -> Iterator[tuple[slice, ...]]:

@@ -18,6 +18,7 @@ from hpc_isl.stages.segmentation.setting import (
     Target,
     check_channels,
     fingerprint,
+    labels_mark,
     model_run,
     models_of,
     targets_of,
@@ -115,8 +116,8 @@ def _pixels(target: Target) -> int:
 def _places(recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path) -> Iterator[Place]:
     for target in targets:
         for key in target.keys:
-            mark = fingerprint(recipe, models, target.index, key)
-            yield target, Work(run, target.index.path, target.name, target.slug, key, mark)
+            whole, own = (of(recipe, models, target.index, key) for of in (fingerprint, labels_mark))
+            yield target, Work(run, target.index.path, target.name, target.slug, key, whole, own)
 
 
 def _segment_all(

@@ -20,9 +20,9 @@ import psutil
 import pytest
 from eventually import eventually
 
-from hpc_isl.cluster import pool_flow
 from hpc_isl.cluster.pool import pools
-from hpc_isl.cluster.pool_share import Node, Share, lowered, memory_here, shares
+from hpc_isl.cluster.pooled import flow
+from hpc_isl.cluster.pooled.share import Node, Share, lowered, memory_here, shares
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 from hpc_isl.tasks import Answer, Need, Pool, Task
@@ -201,7 +201,7 @@ def test_a_process_whose_gpu_is_spoilt_gives_way_to_another(shared: Pool, calls:
 def test_a_pool_without_processes_that_none_comes_back_to_says_so(
     calls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_flow, "BACK_S", 2.0)
+    monkeypatch.setattr(flow, "BACK_S", 2.0)
     with pools(attempt_in(tmp_path), Site(workers=1))(NOTHING) as pool:
         multiprocessing.set_executable("/bin/false")
         try:

@@ -17,7 +17,7 @@ from skimage.transform import downscale_local_mean
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import partial
-from hpc_isl.plates.levels import shards
+from hpc_isl.plates.levels import create_level, shards, write_shards
 from hpc_isl.plates.plate import Field, FieldKey, Plate
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import (
@@ -188,6 +188,18 @@ def test_a_field_is_one_shard_per_level_and_time(make_plate: MakePlate) -> None:
 )
 def test_a_shard_is_a_field_up_to_4096_pixels(shape: tuple[int, ...], shard: tuple[int, ...]) -> None:
     assert shards(shape, 256) == (shard, (1,) * (len(shape) - 2) + (256, 256))
+
+
+@pytest.mark.parametrize("box", [slice(0, 100), slice(64, 192), slice(100, 200)])
+def test_a_part_of_a_shard_is_not_written(tmp_path: Path, box: slice) -> None:
+    """Two processes that write a part of one shard each would lose one of them without a word."""
+    axes = ("z", "y", "x")
+    store = create_level(tmp_path, 0, (1, 200, 200), np.dtype(np.uint32), axes, CodecRecipe(chunk=64))
+    inside = (slice(0, 1), slice(0, 200), box)
+    with pytest.raises(ValueError, match=f"{box.start}:{box.stop} of 200 are no whole shards of 256"):
+        write_shards(store, inside, np.ones((1, 200, box.stop - box.start), np.uint32))
+    write_shards(store, (slice(0, 1), slice(0, 200), slice(0, 200)), np.ones((1, 200, 200), np.uint32))
+    assert (store.read().result() == 1).all()
 
 
 def test_an_image_of_several_shards_is_exact(make_plate: MakePlate, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,15 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.objects.draft import in_raster_order, without_small
 from hpc_isl.objects.flood import reference
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import finalise, label_names, open_plate, read_box, read_labels, write_labels
+from hpc_isl.plates.store import (
+    computed_by,
+    finalise,
+    label_names,
+    open_plate,
+    read_box,
+    read_labels,
+    write_labels,
+)
 from hpc_isl.recipe import RECIPES, load
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.inspect import validate
@@ -267,6 +275,16 @@ def test_another_rule_or_size_of_pixels_is_another_computation(lab, tmp_path, ch
         segmented(home, tmp_path / ("a" if change == "h" else "b"), name="again", copy=False)
 
 
+def test_a_run_that_only_measures_more_has_the_same_labels(lab, tmp_path):
+    """So it need not be told to replace them; its tables are its own."""
+    first = segmented(lab, tmp_path)
+    before = shards(tmp_path / "S1.zarr")
+    more = segmented(lab, tmp_path, "measure=[Brightfield]", name="more", copy=False)
+    assert shards(tmp_path / "S1.zarr") == before
+    assert "Brightfield_mean" in pd.read_parquet(more.folder / "objects")
+    assert "Hoechst_mean" in pd.read_parquet(first.folder / "objects")
+
+
 def test_labels_of_another_run_are_replaced_when_that_is_asked_for(lab, tmp_path):
     segmented(lab, tmp_path)
     with pytest.raises(Mistake, match=r"4 fields .* of another run of segment; .* overwrite=true"):
@@ -448,11 +466,11 @@ def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):
     asked.write_text('{"share": 1}')
     index = open_plate(tmp_path / "S1.zarr")
     image = index.image(index.plate.fields[2].key)
-    spoilt, mark = read_labels(image, "found"), json.loads((run.folder / "fields/S1/B03-1.json").read_text())
+    spoilt, mark = read_labels(image, "found"), computed_by(image, "found")[1]
     spoilt[0, 0] += 1
     write_labels(
         image, "found", spoilt, origin="segmented", boxes=[(0, 0, 96, 128)],
-        fingerprint=mark["fingerprint"], overwrite=True,
+        fingerprint=mark, overwrite=True,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="1 of 4 fields differ\nS1 B03/1: its labels or its table on disk"):
         segmented(lab, tmp_path, copy=False)

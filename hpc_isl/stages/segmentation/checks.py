@@ -15,8 +15,8 @@ from hpc_isl.stages.segmentation.files import COPY
 from hpc_isl.stages.segmentation.setting import (
     Models,
     Target,
-    fingerprint,
     is_large,
+    labels_mark,
     refuse_large,
     scale_of,
     unseen,
@@ -107,7 +107,7 @@ def in_the_way(recipe: SegmentRecipe, models: Models, target: Target) -> Iterato
             made = computed_by(target.index.image(key), models.labels + COPY)
         if made and not made[1]:
             corrected.append(key)
-        elif made and made[1] != fingerprint(recipe, models, target.index, key):
+        elif made and made[1] != labels_mark(recipe, models, target.index, key):
             others.append(key)
     if corrected:
         raise Mistake(

@@ -37,6 +37,7 @@ class Work:
     Attributes:
         run: folder of the run, which holds the recipe.
         name, slug: of the plate, in tables and in file names.
+        fingerprint: of all that decides what is found; `mark`: of what decides the labels alone.
     """
 
     run: Path
@@ -44,7 +45,8 @@ class Work:
     name: str
     slug: str
     key: FieldKey
-    fingerprint: str
+    fingerprint: str = ""
+    mark: str = ""
 
     @property
     def file(self) -> str:
@@ -76,14 +78,14 @@ def labels_name(image: Path, name: str) -> str:
     return name if made is None or made[1] else name + COPY
 
 
-def check_place(image: Path, name: str, fingerprint: str, overwrite: bool) -> None:
+def check_place(image: Path, name: str, mark: str, overwrite: bool) -> None:
     """What lies where labels are about to be written may be replaced.
 
     Raises:
         Mistake: people corrected it, or another computation made it and `overwrite` does not say so.
     """
     made = computed_by(image, labels_name(image, name))
-    if made is None or made[1] == fingerprint:
+    if made is None or made[1] == mark:
         return
     if not made[1]:
         raise Mistake(
@@ -106,7 +108,7 @@ def done(work: Work, image: Path, labels: str | None) -> Row | None:
         return None
     if labels is not None:
         made = computed_by(image, labels_name(image, labels))
-        if made is None or made[1] != work.fingerprint:
+        if made is None or made[1] != work.mark:
             return None
     return record
 
@@ -180,6 +182,7 @@ def sweep_run(run: Run, attempt: int) -> None:
         _remove(folder.rglob(f".*{MARK}*"))
     for name in FILES:
         _remove(run.folder.glob(f".{name}.*{MARK}"))
+    _remove([run.folder / "scratch"])
 
 
 def _remove(paths: Iterable[Path]) -> None:

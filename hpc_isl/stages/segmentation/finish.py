@@ -47,7 +47,7 @@ def seen_twice(
     whole: dict[str, tuple[Target, dict[FieldKey, str]]] = {}
     for (target, work), row in zip(places, rows, strict=True):
         if "problem" not in row:
-            whole.setdefault(target.slug, (target, {}))[1][work.key] = work.fingerprint
+            whole.setdefault(target.slug, (target, {}))[1][work.key] = work.mark
     tasks, owner = [], {}
     for slug, (target, marks) in whole.items():
         for number, well in enumerate(wells_of(target.index, marks, models.labels, recipe.overlap)):
@@ -89,27 +89,32 @@ def finish(
     for target in targets:
         _write_table(run, target, rows, doubles.get(target.slug, ()))
     _write_plates(recipe, run, targets)
-    _say_devices(rows, attempt)
+    _say_doubts(rows, attempt)
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
     made |= {"losses": run.folder / "losses.csv"} if lost else {}
     made |= _drift(recipe, models, targets, attempt)
     made |= _finish_maps(recipe, models, targets, run, rows)
     made |= table.after_segmenting(run)
     made |= pictures.draw(recipe, models, targets, run, rows)
-    twice = sum(len(each) for each in doubles.values())
-    counted = sum(row.get("objects", 0) for row in rows) - twice
-    figures = {"objects": counted, "fields": sum("problem" not in row for row in rows)}
-    figures |= {"lost fields": len(lost)}
-    figures |= {"seen twice": twice} if twice else {}
     (run.folder / VERIFY).unlink(missing_ok=True)
     attempt.finish(
         {
-            "figures": {**figures, "seconds": round(seconds, 1)},
+            "figures": {**_figures(rows, doubles, len(lost)), "seconds": round(seconds, 1)},
             "made": {what: str(path) for what, path in made.items()},
             **({"lost": to_retry} if to_retry else {}),
             "next": [*(["retry {run}"] if to_retry else []), "table {run} out=wells.csv"],
         }
     )
+
+
+def _figures(rows: Sequence[Row], doubles: Doubles, lost: int) -> dict[str, int]:
+    twice = sum(len(each) for each in doubles.values())
+    found = {
+        "objects": sum(row.get("objects", 0) for row in rows) - twice,
+        "fields": sum("problem" not in row for row in rows),
+        "lost fields": lost,
+    }
+    return found | ({"seen twice": twice} if twice else {})
 
 
 def _left_out(target: Target) -> Iterator[Row]:
@@ -121,8 +126,10 @@ def _left_out(target: Target) -> Iterator[Row]:
             yield {"plate": target.name, **where, "problem": f"left out by convert: {text}"}
 
 
-def _say_devices(rows: Sequence[Row], attempt: Attempt) -> None:
-    """Results repeat to the bit on one kind of device; where a run had several, it is said."""
+def _say_doubts(rows: Sequence[Row], attempt: Attempt) -> None:
+    """What workers found doubtful; and results repeat to the bit on one kind of device alone."""
+    for doubt in sorted({row["doubt"] for row in rows if "doubt" in row}):
+        attempt.say(f"warning: {doubt}")
     devices = Counter(row["device"] for row in rows if "device" in row)
     if len(devices) > 1:
         found = ", ".join(f"{count} on {device}" for device, count in devices.most_common())
@@ -177,7 +184,7 @@ def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[
     writer: pq.ParquetWriter | None = None
     waiting: list[pa.Table] = []
     for key in _whole(target, rows):
-        file = Work(run.folder, target.index.path, target.name, target.slug, key, "").table
+        file = Work(run.folder, target.index.path, target.name, target.slug, key).table
         part = _with_duplicates(pq.read_table(file), again.get(str(key), {}))
         writer = writer or pq.ParquetWriter(stream, part.schema, compression="zstd")
         waiting.append(part)

@@ -60,7 +60,7 @@ def segment_large(bench: Bench, index: Index, work: Work) -> Row:
         if "labels" in bench.recipe.write:
             name = files.labels_name(index.image(work.key), bench.models.labels)
             write_large_labels(
-                index.image(work.key), name, labels, origin="segmented", fingerprint=work.fingerprint,
+                index.image(work.key), name, labels, origin="segmented", fingerprint=work.mark,
                 overwrite=True,
             )  # fmt: skip
         files.write_table(work.table, table)

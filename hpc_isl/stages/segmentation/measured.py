@@ -88,7 +88,7 @@ def true_counts(of: TruthRecipe | None, index: Index, work: Work, times: int) ->
     if of is None:
         return None
     if of.labels is not None:
-        return _drawn(of.labels, index.image(work.key), work.fingerprint)
+        return _drawn(of.labels, index.image(work.key), work.mark)
     key = stained(of, work.key)
     there = key in index.statistics and of.channel in [channel.name for channel in index.plate.channels]
     if not there or of.channel is None:

@@ -26,11 +26,11 @@ class Well:
     labels: str
     iou: float
     keys: tuple[FieldKey, ...]
-    fingerprints: tuple[str, ...]
+    marks: tuple[str, ...]
 
 
 def wells_of(index: Index, marks: Mapping[FieldKey, str], labels: str, iou: float) -> list[Well]:
-    """Wells in which fields overlap; `marks`: the fingerprint of each field's labels."""
+    """Wells in which fields overlap; `marks`: of each field's labels."""
     if index.plate.pixel_um is None:
         return []
     groups: dict[tuple[str, int], list[Field]] = {}
@@ -64,9 +64,7 @@ def seen_twice(well: Well) -> list[Twice]:
     index = open_plate(well.plate)
     assert index.plate.pixel_um is not None
     fields = [index.field(key) for key in well.keys]
-    images = [
-        _labels(index, key, well.labels, mark) for key, mark in zip(well.keys, well.fingerprints, strict=True)
-    ]
+    images = [_labels(index, key, well.labels, mark) for key, mark in zip(well.keys, well.marks, strict=True)]
     pairs = overlapping(*_places(fields, index.plate.pixel_um))
     found: list[Twice] = []
     for time in range(min(map(len, images))):
@@ -107,9 +105,9 @@ def _cut(labels: NDArray[np.uint32]) -> set[int]:
     return {int(v) for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]) for v in np.unique(edge)}
 
 
-def _labels(index: Index, key: FieldKey, name: str, fingerprint: str) -> NDArray[np.uint32]:
+def _labels(index: Index, key: FieldKey, name: str, mark: str) -> NDArray[np.uint32]:
     """(t, y, x); a `Mistake` where another run has replaced them."""
     image = index.image(key)
-    check_place(image, name, fingerprint, overwrite=False)
+    check_place(image, name, mark, overwrite=False)
     labels = read_labels(image, labels_name(image, name))
     return labels if labels.ndim == 3 else labels[None]

@@ -22,11 +22,12 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.sweeps import FINAL
 
-# Keys that say what else is computed, or how, and leave the objects of a field as they are.
+# Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
 AROUND = {
-    "plates": [], "fields": None, "write": ["labels"], "overlap": None, "largest": 1, "block": 1,
-    "overwrite": False,
+    "plates": [], "labels": None, "fields": None, "write": ["labels"], "overlap": None, "largest": 1,
+    "block": 1, "overwrite": False,
 }  # fmt: skip
+MEASURED = {"stain": None, "measure": None, "cells": None, "truth": None}
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Models:
     Attributes:
         folder: of the model that segments; `stain` the one whose stain is measured too, or None.
         labels: name of the labels to write.
-        essence: hash of what decides their objects.
+        essence: hash of what decides the objects of the model, and of `stain` what it predicts.
     """
 
     folder: Path
     contract: Contract
     labels: str
-    essence: str
+    essence: tuple[str, ...]
     stain: Path | None = None
     stain_contract: Contract | None = None
 
@@ -85,9 +86,9 @@ def models_of(recipe: SegmentRecipe) -> Models:
     return Models(folder, contract, labels, _essence(contract, stained), stain, stained)
 
 
-def _essence(*contracts: Contract) -> str:
-    content = json.dumps([contract.essence() for contract in contracts], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+def _essence(*contracts: Contract) -> tuple[str, ...]:
+    contents = (json.dumps(contract.essence(), sort_keys=True) for contract in contracts)
+    return tuple(hashlib.sha256(content.encode()).hexdigest() for content in contents)
 
 
 def model_run(folder: Path) -> Run:
@@ -213,23 +214,35 @@ def refuse_large(recipe: SegmentRecipe, contract: Contract) -> None:
 # ---------------------------------------------------------------- fingerprints
 
 
+def labels_mark(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> str:
+    """Of all that decides the labels of a field: recipe, model, pixels; wherever they lie."""
+    own = recipe.model_copy(update=AROUND | MEASURED)
+    facts = {"model": models.essence[0], "pixel_um": str(index.plate.pixel_um), "field": str(key)}
+    return digest(
+        own, facts | _pixels(index, [image_key(key, role) for role in models.contract.view.sources])
+    )
+
+
 def fingerprint(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> str:
-    """Of all that decides the objects of a field and their figures: recipe, models, pixels, other labels."""
+    """Of the same and all that decides what is measured: channels, another model, other labels."""
     own = recipe.model_copy(update=AROUND)
-    sizes = f"{index.plate.pixel_um} {[channel.name for channel in index.plate.channels]}"
-    facts = {"models": models.essence, "plate": sizes, "field": str(key)}
-    for number, at in enumerate(dict.fromkeys([key, *_looked_at(recipe, models, key)])):
-        if at in index.statistics:
-            facts[f"pixels {number}"] = index.statistics[at].digest
+    facts = {"labels": labels_mark(recipe, models, index, key), "models": " ".join(models.essence)}
+    facts["channels"] = str([channel.name for channel in index.plate.channels])
     for what, name in (("cells", recipe.cells), ("truth", recipe.truth and recipe.truth.labels)):
         if name and computed_by(index.image(key), name):
             facts[what] = stamp(index.image(key), name)
-    return digest(own, facts)
+    return digest(own, facts | _pixels(index, [key, *_passes(recipe, models, key)]))
 
 
-def _looked_at(recipe: SegmentRecipe, models: Models, key: FieldKey) -> Iterator[FieldKey]:
-    """The same field in the passes of imaging that sources and truth are read from."""
-    contracts = [models.contract, *([models.stain_contract] if models.stain_contract else [])]
-    yield from (image_key(key, role) for contract in contracts for role in contract.view.sources)
+def _passes(recipe: SegmentRecipe, models: Models, key: FieldKey) -> Iterator[FieldKey]:
+    """The field in the passes of imaging that the stain's model and the truth are read from."""
+    if models.stain_contract:
+        yield from (image_key(key, role) for role in models.stain_contract.view.sources)
     if recipe.truth and recipe.truth.acquisition is not None:
         yield replace(key, acquisition=recipe.truth.acquisition)
+
+
+def _pixels(index: Index, keys: Sequence[FieldKey]) -> dict[str, str]:
+    """Hashes of the images, as they were measured when the plate was made."""
+    there = [key for key in dict.fromkeys(keys) if key in index.statistics]
+    return {f"pixels {number}": index.statistics[key].digest for number, key in enumerate(there)}

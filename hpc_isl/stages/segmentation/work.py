@@ -30,9 +30,7 @@ def segment_field(work: Work) -> Row:
     bench, index = bench_of(work.run), index_of(work.plate)
     files.sweep_image(index.image(work.key))
     if "labels" in bench.recipe.write:
-        files.check_place(
-            index.image(work.key), bench.models.labels, work.fingerprint, bench.recipe.overwrite
-        )
+        files.check_place(index.image(work.key), bench.models.labels, work.mark, bench.recipe.overwrite)
     if is_large(bench.recipe, index, work.key):
         facts = segment_large(bench, index, work)
     else:
@@ -40,8 +38,9 @@ def segment_field(work: Work) -> Row:
         table = measured(bench, index, work, seen)
         _keep(bench, index, work, seen, table)
         facts = _facts(bench, index, work, seen, table)
+    doubt = bench.predictor.doubt(scale_of(bench.recipe, bench.view, index, work.key).shape)
     how = {"device": bench.device, "seconds": round(monotonic() - start, 3)}
-    return files.write_record(work, {**facts, **how})
+    return files.write_record(work, {**facts, **how, **({"doubt": doubt} if doubt else {})})
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _keep(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.Ta
         labels = _stacked(seen)
         write_labels(
             image, files.labels_name(image, bench.models.labels), labels, origin="segmented",
-            boxes=[(0, 0, *labels.shape[-2:])], fingerprint=work.fingerprint, overwrite=True,
+            boxes=[(0, 0, *labels.shape[-2:])], fingerprint=work.mark, overwrite=True,
         )  # fmt: skip
     files.write_table(work.table, table)
 

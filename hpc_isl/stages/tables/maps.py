@@ -79,11 +79,14 @@ def draw(
         for column in columns
     ]
     made: dict[str, Path] = {}
+    all_of_them = len(_all_groups(wells))
     for column, one in zip(columns, shown, strict=True):
         path = run.pictures / f"plates-{'count' if column == COUNT else slug(column)}.png"
         draw_plates(one.maps, one.title, one.unit, path)
         made[f"plates, {'count' if column == COUNT else column}"] = path
     against, lines = _against(run, wells), [headline]
+    if len(groups) < all_of_them:
+        lines.append(f"{len(groups)} of {all_of_them} plates (or times of plates) are shown, spread evenly.")
     if against is not None:
         made["counts against the truth"] = against[0]
         lines.append(f"Held against the truth: {against[1]}.")
@@ -97,13 +100,18 @@ def draw(
 
 def _groups(wells: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     """The rows of each plate, acquisition and time; where these are many, of some spread evenly."""
+    groups = _all_groups(wells)
+    chosen = np.linspace(0, len(groups) - 1, min(len(groups), MOST_MAPS)).round().astype(int)
+    names = list(groups)
+    return {names[place]: groups[names[place]] for place in chosen}
+
+
+def _all_groups(wells: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in wells:
         parts = [f"{name} {row[name]}" for name in ("acquisition", "time") if name in row]
         groups.setdefault((row["plate"], ", ".join([row["plate"], *parts])), []).append(row)
-    chosen = np.linspace(0, len(groups) - 1, min(len(groups), MOST_MAPS)).round().astype(int)
-    names = list(groups)
-    return {names[place]: groups[names[place]] for place in chosen}
+    return groups
 
 
 def _maps(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import queue
-import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from hpc_isl.cluster.pool_processes import MEMORY
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.pooled.call import Said, call_here, pause
+from hpc_isl.cluster.pooled.processes import MEMORY
 from hpc_isl.run import Attempt
 from hpc_isl.tasks import Answer, Task
 
@@ -23,40 +20,8 @@ TRIES = 3  # of a call that raises, and of one whose process dies
 AHEAD = 2  # tasks under way for each thread that computes
 LOOK_S = 0.5
 TOGETHER_S = 0.02  # what ends within it is taken back, and what follows it given out, in one message
-BEGUN = {"executing", "long-running", "memory", "error"}  # of Dask's states of a task in a worker process
 BACK_S = 180.0  # for a worker process to come back when none is left
 _numbers = count()
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What a worker process says of a call: its value, pickled; or why there is none."""
-
-    value: bytes = b""
-    problem: str = ""
-    again: bool = False
-    worker: str = ""
-
-
-def _call(call: Callable[[Any], Any], argument: Any) -> _Said:
-    """One task, in a thread of a worker process."""
-    from distributed import get_worker
-
-    try:
-        return _Said(pickle.dumps(call(argument)))  # here, for what cannot be sent is a problem of this task
-    except Mistake as mistake:
-        return _Said(problem=str(mistake))
-    except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
-        if _spoilt(error):
-            os._exit(1)
-        return _Said(b"", f"{type(error).__name__}: {error}", True, str(get_worker().address))
-
-
-def _spoilt(error: BaseException) -> bool:
-    """Whether no later call in this process can use its GPU: another process can."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 @dataclass
@@ -108,7 +73,7 @@ class DaskPool:
         found: dict[str, int] = self.client.sync(in_its_loop)
         return found
 
-    def said(self, futures: Sequence[Any]) -> dict[Any, _Said | None]:
+    def said(self, futures: Sequence[Any]) -> dict[Any, Said | None]:
         """What calls that have ended say; None: their process has died, with what they said.
 
         What is lost is not waited for: Dask would compute it again, wherever it finds a place.
@@ -201,7 +166,7 @@ class _Flow:
         for memory, some in _grouped(turns, lambda turn: _booked(turn, shares)):
             workers = [address for address in among or () if shares[address] >= memory] or None
             futures = self.pool.client.map(
-                _call, [self.call] * len(some), [turn.task.argument for turn in some],
+                call_here, [self.call] * len(some), [turn.task.argument for turn in some],
                 key=[self._key(turn) for turn in some], pure=False, workers=workers,
                 resources={MEMORY: memory},
             )  # fmt: skip
@@ -234,7 +199,7 @@ class _Flow:
             if answer is not None:
                 yield answer
 
-    def _answer(self, turn: _Turn, said: _Said | None) -> Answer | None:
+    def _answer(self, turn: _Turn, said: Said | None) -> Answer | None:
         """The answer, unless the task is tried again; `said` is None when its process died."""
         name = turn.task.name
         if said is None:
@@ -277,7 +242,7 @@ class _Flow:
             return
         self.stopped = True
         begun: set[Any] = set()
-        for keys in self.pool.client.run(_pause, on_error="ignore").values():
+        for keys in self.pool.client.run(pause, on_error="ignore").values():
             begun |= set(keys)
         waiting = [future for future in self.pending if not future.done() and future.key not in begun]
         for future in waiting:
@@ -313,19 +278,11 @@ def _grouped(turns: Sequence[_Turn], of: Callable[[_Turn], Any]) -> Iterator[tup
     yield from groups.items()
 
 
-def _said_by_dask(future: Any) -> _Said | None:
+def _said_by_dask(future: Any) -> Said | None:
     """What became of a call that said nothing itself: None if its process died; else it could not be sent."""
     from distributed import KilledWorker
 
     error = future.exception() if future.status == "error" else None
     if error is None or isinstance(error, KilledWorker):
         return None
-    return _Said(problem=f"{type(error).__name__}: {error}", again=True)
-
-
-def _pause(dask_worker: Any) -> list[Any]:
-    """In a worker process: it begins no more tasks; those that it has begun, ended ones among them."""
-    from distributed.core import Status
-
-    dask_worker.status = Status.paused
-    return [key for key, task in dask_worker.state.tasks.items() if task.state in BEGUN]
+    return Said(problem=f"{type(error).__name__}: {error}", again=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_isl.cluster.jobs import threads
-from hpc_isl.cluster.pool_share import Share
+from hpc_isl.cluster.pooled.share import Share
 
 CONNECT_S = 30
 START_S = 300  # a worker process that imports from a slow shared disk
