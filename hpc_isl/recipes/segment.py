@@ -66,6 +66,9 @@ class SegmentRecipe(Recipe):
     """labels of cells on the same images: each object is assigned to the cell that holds most of it"""
     truth: TruthRecipe | None = None
     """what counts per well are held against"""
+    empty: Literal["none", "look"] = "none"
+    """fields without any structure in what the model sees, as flagged when the plate was made. none:
+    they have no objects, for a network finds some in bare noise; look: the model says"""
     overlap: Annotated[float, Bound(gt=0, le=1)] | None = 0.3
     """IoU from which an object that two overlapping fields show counts once; null: fields are not compared"""
     predict: PredictRecipe | None = None

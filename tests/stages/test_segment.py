@@ -341,6 +341,19 @@ def test_where_a_stain_was_not_imaged_nothing_is_known_of_it(lab, tmp_path):
     assert np.isnan(wells.median_Hoechst_mean["B03"])
 
 
+def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path, capsys):
+    write_screen(tmp_path / "S1.zarr", empty=["B03"])
+    run = segmented(lab, tmp_path, copy=False)
+    assert "2 fields show nothing that has any structure: they have no objects" in capsys.readouterr().out
+    counts = pd.read_csv(run.folder / "wells.csv").set_index("well").objects
+    assert counts["B03"] == 0 < counts["B02"]
+    keys = ("largest=1000", "predict={tile: 32, halo: 32}")
+    blocks = segmented(lab, tmp_path, *keys, "overwrite=true", name="blocks", copy=False)
+    assert pd.read_csv(blocks.folder / "wells.csv").set_index("well").objects["B03"] == 0
+    other = segmented(lab, tmp_path, "empty=look", "overwrite=true", name="look", copy=False)
+    assert pd.read_csv(other.folder / "wells.csv").set_index("well").objects["B03"] > 10
+
+
 def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_path):
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     drawn = np.zeros((96, 128), np.uint32)

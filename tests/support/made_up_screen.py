@@ -37,12 +37,14 @@ def write_screen(
     times: int = 1,
     spacing: int = 20,
     unstained: Sequence[str] = (),
+    empty: Sequence[str] = (),
     problems: Sequence[tuple[FieldKey, str]] = (),
 ) -> Index:
     """A plate of cells in bright-field and their nuclei; fields of a well lie side by side.
 
     `step`: pixels from one field to the next; less than their width makes them overlap on one ground.
-    `spacing`: pixels from one nucleus to the next. `unstained`: wells in which the nuclei were not imaged.
+    `spacing`: pixels from one nucleus to the next. `unstained`: wells in which the nuclei were not imaged;
+    `empty`: wells without cells.
     `problems`: fields that were left out, and why.
     """
     rows, columns = layout(set(wells))
@@ -58,7 +60,9 @@ def write_screen(
     )  # fmt: skip
     plate = Plate(path.stem, rows, columns, CHANNELS, made, pixel_um)
     for well in wells:
-        ground = _ground(f"{path.stem} {well}", (times, y, (fields - 1) * step + x), spacing)
+        ground = _ground(
+            f"{path.stem} {well}", (times, y, (fields - 1) * step + x), spacing, well not in empty
+        )
         for number, field in enumerate(f for f in made if f.key.well == well):
             pixels = ground[:, :, None, :, number * step : number * step + x].copy()
             pixels[:, 1] *= well not in unstained  # what was not imaged is stored as zeros
@@ -68,7 +72,7 @@ def write_screen(
     return finalise(path, plate, plate_map, tuple(problems))
 
 
-def _ground(name: str, shape: tuple[int, int, int], spacing: int = 20) -> np.ndarray:
+def _ground(name: str, shape: tuple[int, int, int], spacing: int = 20, cells: bool = True) -> np.ndarray:
     """(t, channel, y, x): nuclei on a rough lattice, and a bright-field that follows them."""
     rng = np.random.default_rng(list(name.encode()))
     stains = []
@@ -81,7 +85,7 @@ def _ground(name: str, shape: tuple[int, int, int], spacing: int = 20) -> np.nda
         )
         points[ys, xs] = rng.uniform(0.7, 1.3, ys.shape)
         stains.append(gaussian_filter(points, 3.5) * 60)
-    stain = np.stack(stains)
+    stain = np.stack(stains) * cells
     light = 1000 + 300 * stain + rng.normal(0, 40, stain.shape)
     return np.stack([light, 400 + 6000 * stain + rng.normal(0, 60, stain.shape)], 1).clip(0).astype(np.uint16)
 

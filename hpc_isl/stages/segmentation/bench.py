@@ -23,7 +23,7 @@ from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segmentation.maps import Maps, maps_of
-from hpc_isl.stages.segmentation.setting import Models, models_of, scale_of, stain_scale_of, view_of
+from hpc_isl.stages.segmentation.setting import Models, is_empty, models_of, scale_of, stain_scale_of, view_of
 from hpc_isl.stages.shared.objects_from import Rule, objects_in, rule_of
 from hpc_isl.strict import parse, read_yaml
 
@@ -130,6 +130,8 @@ def _look(bench: Bench, index: Index, key: FieldKey, time: int) -> Seen:
     shape = index.field(image_key(key, bench.view.sources[0])).shape
     full = to_full(prediction, scale, (shape[-2], shape[-1]))
     stain = _stain(bench, index, key, time)
+    if is_empty(bench.recipe, bench.view, index, key):
+        return Seen(prediction, stain, np.zeros(full.shape[1:], np.uint32))
     return Seen(prediction, stain, objects_in(full, bench.rule.finer(scale.to_level_0)))
 
 

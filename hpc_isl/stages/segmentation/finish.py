@@ -130,6 +130,8 @@ def _say_doubts(rows: Sequence[Row], attempt: Attempt) -> None:
     """What workers found doubtful; and results repeat to the bit on one kind of device alone."""
     for doubt in sorted({row["doubt"] for row in rows if "doubt" in row}):
         attempt.say(f"warning: {doubt}")
+    if empty := sum("empty" in row for row in rows):
+        attempt.say(f"{empty} fields show nothing that has any structure: they have no objects")
     devices = Counter(row["device"] for row in rows if "device" in row)
     if len(devices) > 1:
         found = ", ".join(f"{count} on {device}" for device, count in devices.most_common())

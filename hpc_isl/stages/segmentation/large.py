@@ -24,7 +24,7 @@ from hpc_isl.stages.segmentation import files
 from hpc_isl.stages.segmentation.bench import Bench, stain_scale
 from hpc_isl.stages.segmentation.files import Row, Work
 from hpc_isl.stages.segmentation.measured import intensities
-from hpc_isl.stages.segmentation.setting import refuse_large, scale_of
+from hpc_isl.stages.segmentation.setting import is_empty, refuse_large, scale_of
 from hpc_isl.tiles import tiles
 
 Block = tuple[slice, slice]
@@ -105,6 +105,8 @@ def _look(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) ->
     def write(box: Block, found: Labels) -> None:
         labels[box] = found
 
+    if is_empty(bench.recipe, bench.view, index, key):
+        return _Large(labels, _stain(bench, index, key, time, folder))
     rule, edge = bench.rule.finer(scale.to_level_0), bench.recipe.block
     h = rule.h if rule.kind == "cells" else None
     scratch = folder / f"blocks-{time}"

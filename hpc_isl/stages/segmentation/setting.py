@@ -184,6 +184,15 @@ def unseen(recipe: SegmentRecipe, view: View, index: Index, keys: Sequence[Field
             yield str(mistake)
 
 
+def is_empty(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> bool:
+    """Whether a field has no objects because nothing that the model sees of it has any structure."""
+    shown = (
+        f"empty:{index.channel(role.channel)}" not in index.statistics[image_key(key, role)].flags
+        for role in view.sources
+    )
+    return recipe.empty == "none" and not any(shown)
+
+
 def is_large(recipe: SegmentRecipe, index: Index, key: FieldKey) -> bool:
     """Whether a field has more pixels than the recipe holds in memory."""
     y, x = index.field(key).shape[-2:]

@@ -17,7 +17,7 @@ from hpc_isl.stages.segmentation.files import Row, Work
 from hpc_isl.stages.segmentation.large import bands, looked_at, segment_large
 from hpc_isl.stages.segmentation.maps import plate_of, write_map
 from hpc_isl.stages.segmentation.measured import measured, true_counts
-from hpc_isl.stages.segmentation.setting import is_large, scale_of
+from hpc_isl.stages.segmentation.setting import is_empty, is_large, scale_of
 
 
 def segment_field(work: Work) -> Row:
@@ -40,7 +40,9 @@ def segment_field(work: Work) -> Row:
         facts = _facts(bench, index, work, seen, table)
     doubt = bench.predictor.doubt(scale_of(bench.recipe, bench.view, index, work.key).shape)
     how = {"device": bench.device, "seconds": round(monotonic() - start, 3)}
-    return files.write_record(work, {**facts, **how, **({"doubt": doubt} if doubt else {})})
+    how |= {"doubt": doubt} if doubt else {}
+    how |= {"empty": True} if is_empty(bench.recipe, bench.view, index, work.key) else {}
+    return files.write_record(work, {**facts, **how})
 
 
 @dataclass(frozen=True)
