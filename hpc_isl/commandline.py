@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hpc_isl.cluster.report import Caller
 
 Option = tuple[str, dict[str, Any]]
+INSTEAD = {"--root": "where runs lie is said by site.runs=DIR, or by HPC_ISL_RUNS"}
 
 
 def program() -> str:
@@ -34,7 +35,8 @@ class Words(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
             options = [name for action in self._actions for name in action.option_strings]
-            raise Mistake(f"{unknown[1]}: no such option of {self.prog}; {nearest(unknown[1], options)}")
+            instead = INSTEAD.get(unknown[1]) or nearest(unknown[1], options)
+            raise Mistake(f"{unknown[1]}: no such option of {self.prog}; {instead}")
         raise Mistake(f"{self.prog}: {message}")
 
 

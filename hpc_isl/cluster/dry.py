@@ -43,12 +43,21 @@ def _slurm(order: Order, run: Run) -> Iterator[str]:
 def resources(site: Site) -> str:
     """`2 processes on this machine, 1 GPU, at most 12h`."""
     machines = "this machine" if site.executor == "local" else some(site.nodes, "Slurm node")
-    parts = [f"{some(site.ranks, 'process', 'es')} on {machines}"]
+    parts = [f"{_processes(site)} on {machines}"]
     parts += [f"{some(site.cpus, 'CPU')} each"] if site.cpus else []
     parts.append(f"{some(site.visible_gpus, 'GPU')} per node" if site.visible_gpus else "no GPU")
     parts += [f"{site.memory} per node"] if site.memory else []
     parts += [f"at most {site.time}"] if site.time else []
     return ", ".join(parts)
+
+
+def _processes(site: Site) -> str:
+    """Of a pooled stage its worker processes: as many as were asked for, or as there are GPUs or CPUs."""
+    if site.workers is None:
+        return some(site.ranks, "process", "es")
+    if site.workers:
+        return some(site.workers, "worker process", "es") + (" each" if site.nodes > 1 else "")
+    return f"a worker process for each {'GPU' if site.visible_gpus else 'CPU'}"
 
 
 def some(number: int, noun: str, plural: str = "s") -> str:

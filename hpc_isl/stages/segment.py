@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from hpc_isl.stages.shared.study import expanded
 from hpc_isl.tasks import Need, Pool, Pools, Task
 
 Place = tuple[Target, Work]
+SAID = 20  # lost fields that are told one by one
+ALIKE = 8  # fields that are lost for one reason before any goes well: what they lack, the rest lack too
 
 
 def plan(recipe: SegmentRecipe) -> Plan:
@@ -137,8 +140,8 @@ def _segment_all(
         work = todo[answer.name]
         row = answer.value
         if answer.problem:
-            attempt.say(f"lost: {work.name} {work.key}: {answer.problem}")
             row = write_record(work, {"problem": answer.problem})
+            ledger.problem(f"{work.name} {work.key}", answer.problem)
         found[work.record] = row
         ledger.field(row)
     if any(row is None for row in found.values()):
@@ -152,6 +155,7 @@ class _Ledger:
     def __init__(self, attempt: Attempt, total: int, before: int) -> None:
         self.attempt, self.total, self.done, self.before = attempt, total, before, before
         self.objects = self.lost = 0
+        self.alike: Counter[str] = Counter()
         self.start = time.monotonic()
         self._show()
 
@@ -162,6 +166,20 @@ class _Ledger:
         self._show()
         if self.done % max(1, self.total // 200) == 0 or self.done == self.total:
             self.attempt.metric(self.done, **{f"segment/{k}": float(v) for k, v in self._figures().items()})
+
+    def problem(self, name: str, text: str) -> None:
+        """Says why a field is lost, unless many were lost before.
+
+        Raises:
+            RuntimeError: the first fields have all been lost for one reason: so will be the rest.
+        """
+        self.alike[text] += 1
+        if self.lost < SAID:
+            self.attempt.say(f"lost: {name}: {text}")
+        elif self.lost == SAID:
+            self.attempt.say("further fields are lost; losses.csv will name all of them")
+        if self.alike[text] == ALIKE and self.done - self.before == self.lost == ALIKE - 1:
+            raise RuntimeError(f"the first {ALIKE} fields are lost for one reason: {text}")
 
     def _figures(self) -> dict[str, float]:
         minutes = max(time.monotonic() - self.start, 1e-3) / 60

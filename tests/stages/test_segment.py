@@ -200,6 +200,24 @@ def test_a_run_of_nothing_but_losses_fails(lab, tmp_path):
         segmented(lab, tmp_path, pool=Here(wrong=["S1"]))
 
 
+def test_what_no_field_can_do_without_ends_the_run_soon(lab, tmp_path, capsys):
+    write_screen(tmp_path / "S1.zarr", wells=[f"B{column:02d}" for column in range(2, 12)])
+    with pytest.raises(
+        Mistake, match="the first 8 fields are lost for one reason: precision=fp16 needs a GPU"
+    ):
+        segmented(lab, tmp_path, "precision=fp16", copy=False)
+    assert capsys.readouterr().out.count("lost: S1 B0") == 8
+
+
+def test_of_many_lost_fields_the_first_are_told(lab, tmp_path, capsys):
+    write_screen(tmp_path / "S1.zarr", wells=[f"{row}{n:02d}" for row in "BC" for n in range(2, 10)])
+    run = segmented(lab, tmp_path, pool=Here(wrong=["C0", "B02", "B03", "B04"]), copy=False)
+    said = capsys.readouterr().out
+    assert said.count("lost: S1 ") == 20
+    assert "further fields are lost; losses.csv will name all of them" in said
+    assert len(pd.read_csv(run.folder / "losses.csv")) == 22
+
+
 def test_what_the_network_says_is_kept_as_a_plate(lab, tmp_path):
     run = segmented(lab, tmp_path, "write=[distance, mask]")
     kept = open_plate(run.folder / "maps" / "S1.zarr")
