@@ -203,7 +203,7 @@ def test_a_run_of_nothing_but_losses_fails(lab, tmp_path):
 def test_what_no_field_can_do_without_ends_the_run_soon(lab, tmp_path, capsys):
     write_screen(tmp_path / "S1.zarr", wells=[f"B{column:02d}" for column in range(2, 12)])
     with pytest.raises(
-        Mistake, match="the first 8 fields are lost for one reason: precision=fp16 needs a GPU"
+        RuntimeError, match="the first 8 fields are lost for one reason: precision=fp16 needs a GPU"
     ):
         segmented(lab, tmp_path, "precision=fp16", copy=False)
     assert capsys.readouterr().out.count("lost: S1 B0") == 8
