@@ -30,7 +30,7 @@ class Site(Strict):
     processes: Positive | None = None
     """processes per node; null: one per GPU, or one"""
     workers: Count | None = None
-    """segment: worker processes per node; null: one per GPU, or one per CPU, as many as memory holds"""
+    """segment: worker processes per node; null, or 0: one per GPU, else one per CPU, as memory holds"""
     gpus: Count | None = None
     """GPUs per node; null: local all that are visible, slurm none"""
     cpus: Positive | None = None
