@@ -22,14 +22,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def write_atomic(path: Path, content: str | bytes, durable: bool = True) -> None:
+def write_atomic(path: Path, content: str | bytes, durable: bool = True, writer: str = "") -> None:
     """The file appears complete or not at all: temporary name in the same folder, then rename.
 
-    `durable`: also after a power cut; a heartbeat does without.
+    Args:
+        durable: also after a power cut; a heartbeat does without.
+        writer: in the temporary name, where several may write, each in its turn: what one leaves behind that
+            is killed, the next of its kind can tell from what others are just writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    prefix = f".{path.name}.{writer}." if writer else f".{path.name}."
+    descriptor, temporary = tempfile.mkstemp(prefix=prefix, suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)

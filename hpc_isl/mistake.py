@@ -10,6 +10,10 @@ class Mistake(ValueError):
     """A mistake of the user's, or of the user's data; shown without a traceback, exit code 2."""
 
 
+class Blocked(Mistake):
+    """What all that is tried next would meet too, as a full disk: nothing goes on until it is mended."""
+
+
 def nearest(given: object, legal: Iterable[object]) -> str:
     """The clause that ends an error about a name: the nearest legal one, then all of them.
 

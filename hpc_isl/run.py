@@ -32,6 +32,7 @@ class Plan:
         says: lines for the user: what was found, what will be done, in fields, GB, hours.
         inputs: name -> fingerprint of the data that the stage will read.
         makes: the folders or files that will appear.
+        claims: what no other run may write meanwhile, as `labels 'cells' of /plates/S1.zarr`.
         check_size: raises a `Mistake` for a number of processes that cannot share the work.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     says: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     makes: tuple[Path, ...] = ()
+    claims: tuple[str, ...] = ()
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
 
 
@@ -205,10 +207,14 @@ class Attempt:
             self._state |= facts
             write_atomic(self.path, json.dumps(self._state, indent=1), durable="exit" in facts)
 
-    def progress(self, done: int, total: int, unit: str, **metrics: float) -> None:
-        """How far the stage is; shown by the bar and by `status`. Cheap: call it at every step."""
+    def progress(self, done: int, total: int, unit: str, kept: int = 0, /, **metrics: float) -> None:
+        """How far the stage is; shown by the bar and by `status`. Cheap: call it at every step.
+
+        `kept`: how many of those done were done by earlier attempts.
+        """
         with self._lock:
-            self._state["progress"] = {"done": done, "total": total, "unit": unit, "metrics": metrics}
+            shown = {"done": done, "total": total, "unit": unit, "kept": kept, "metrics": metrics}
+            self._state["progress"] = shown
             started = "start" in self._state
             if started and (done >= total or time.monotonic() - self._progress_s > PROGRESS_S):
                 self._progress_s = time.monotonic()

@@ -48,11 +48,14 @@ class Pool(Protocol):
         """Answers in the order of completion, one for each task that was begun; `tasks` is read as it goes.
 
         What fails, or loses its process, is tried again elsewhere; what fails each time is answered with its
-        problem. Once the attempt is asked to stop none is begun, those under way are waited for, and the rest
-        is left out.
+        problem. Once the attempt is asked to stop none is begun, those under way are waited for a while, and
+        the rest is left out.
 
         Args:
             call: a function at the top of a module.
+
+        Raises:
+            Blocked: a call has; what is under way is not waited for.
         """
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
             if not order.verify:
                 caller.say("nothing to do: this run is finished, with this recipe")
                 return report.done(run, caller)
-            reopen(run)
+            _ask(run, order)
+            return go_on(run, [run], order.site, caller, wait)
         _ask(run, order)
         return resume(run, order.site, caller, wait)  # in an allocation that Slurm has started again
     check(order.site, order.after)
@@ -79,11 +81,6 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
             _forget(run)
             raise
     return _ended(code, run, caller, wait)
-
-
-def reopen(run: Run) -> None:
-    """A run that is done may start again: what it has computed stays, and its stage finds what is left."""
-    (run.done / f"{run.stage}.json").unlink(missing_ok=True)
 
 
 def _ask(run: Run, order: Order) -> None:
@@ -187,7 +184,7 @@ def resume(run: Run, site: Site, caller: Caller, wait: bool, after: tuple[Run, .
 def go_on(
     run: Run, members: Sequence[Run], site: Site, caller: Caller, wait: bool, after: tuple[Run, ...] = ()
 ) -> int:
-    """New attempts of these members of the run."""
+    """New attempts of these members of the run; what one that is done has computed stays."""
     site = orders.site_of(members[0].stage, site)  # another one than it began in, perhaps
     if site.executor == "allocation" and run.elements():
         raise Mistake("an array does not go on inside of a job; type it on a login node, or name an element")
@@ -201,8 +198,24 @@ def go_on(
     caller.say(f"{run.stage} {run.label!r} goes on{which}: {dry.resources(site)}")
     with submissions.alone(run):
         _refuse_started(members, caller)
-        code = hand_over(run, members, site, caller, after)
+        with _reopened(members):
+            code = hand_over(run, members, site, caller, after)
     return _ended(code, run, caller, wait)
+
+
+@contextmanager
+def _reopened(members: Sequence[Run]) -> Iterator[None]:
+    """Those that are done are so no more, unless they are refused."""
+    records = {one.done / f"{one.stage}.json": one.summary() for one in members}
+    for path in records:
+        path.unlink(missing_ok=True)
+    try:
+        yield
+    except Mistake:
+        for path, summary in records.items():
+            if summary is not None:
+                write_atomic(path, json.dumps(summary, indent=1))
+        raise
 
 
 def _refuse_started(members: Sequence[Run], caller: Caller) -> None:

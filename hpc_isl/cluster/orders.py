@@ -82,10 +82,16 @@ def arranged(order: Order, run: Run) -> Order:
 def plans(order: Order) -> dict[str, Plan]:
     """The plan of each element, or of the run under its stage's name."""
     recipes = order.elements or {order.stage: order.recipe}
-    return {
+    found = {
         name: planned(order.stage, each, order.site, late=bool(order.after) or name == order.last)
         for name, each in recipes.items()
     }
+    owners: dict[str, str] = {}
+    for name, plan in found.items():
+        for claim in plan.claims:
+            if (other := owners.setdefault(claim, name)) != name:
+                raise Mistake(f"elements {other!r} and {name!r} would both write {claim}: give each its own")
+    return found
 
 
 def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:

@@ -30,7 +30,8 @@ LOST_S = 60.0  # a rank 0 that cannot be reached for so long is lost, or we are
 
 def pools(attempt: Attempt, site: Site) -> Pools:
     """What rank 0 hands to its stage."""
-    return lambda need: _opened(attempt, node_here(site, attempt.cpus), need)
+    # Half of the time before a job's end is for what is under way, the other for leaving.
+    return lambda need: _opened(attempt, node_here(site, attempt.cpus), need, site.signal_s / 2)
 
 
 def serve(attempt: Attempt, site: Site) -> None:
@@ -80,7 +81,7 @@ async def _serve(crew: Crew, stands: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def _opened(attempt: Attempt, node: Node, need: Need) -> Iterator[Pool]:
+def _opened(attempt: Attempt, node: Node, need: Need, patience_s: float) -> Iterator[Pool]:
     """A scheduler in this process, this node's worker processes, and those of other nodes as they come."""
     given = shares(node, need)
     if said := lowered(node, need):
@@ -96,8 +97,8 @@ def _opened(attempt: Attempt, node: Node, need: Need) -> Iterator[Pool]:
         attempt.say(_dashboard(office.scheduler))
         if attempt.size > 1:
             stack.enter_context(meeting.published(attempt, office.meeting(need)))
-        pool = DaskPool(stack.enter_context(office.client()), office.scheduler, attempt)
-        _wait_for_first(pool, office.crew)
+        pool = DaskPool(stack.enter_context(office.client()), office.scheduler, attempt, patience_s)
+        _wait_for_first(pool, office.crew, attempt)
         yield pool
 
 
@@ -164,9 +165,9 @@ def _dashboard(scheduler: Any) -> str:
     return f"dashboard: http://{LOOPBACK}:{port}/status" + (tunnel if os.environ.get("SLURM_JOB_ID") else "")
 
 
-def _wait_for_first(pool: DaskPool, crew: Crew) -> None:
+def _wait_for_first(pool: DaskPool, crew: Crew, attempt: Attempt) -> None:
     deadline = time.monotonic() + BEGIN_S
-    while not pool.workers:
+    while not (pool.workers or attempt.stopping.is_set()):
         if crew.gone or time.monotonic() > deadline:
-            raise RuntimeError("no worker process could be started; the log says why")
+            raise RuntimeError(f"no worker process could be started: {crew.failure or 'the log says why'}")
         time.sleep(LOOK_S)

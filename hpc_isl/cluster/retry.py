@@ -23,11 +23,8 @@ def retry(run: Run, chosen: Site | None, caller: Caller, wait: bool) -> int:
     `chosen`: a site given by hand, which is taken as it is.
     """
     widen.settle(run)
-    for one in run.elements() or [run]:
-        if (one.summary() or {}).get("lost"):  # fields, say, whose files may be whole by now
-            launch.reopen(one)
     found = status.states(run.elements() or [run])
-    left = {one: each for one, each in found.items() if each.word in AGAIN}
+    left = {one: each for one, each in found.items() if each.word in AGAIN or _has_losses(one)}
     if not left:
         now = status.state(run)
         raise Mistake(f"{run.label!r} has nothing to retry: {now.detail or now.word}")
@@ -35,6 +32,11 @@ def retry(run: Run, chosen: Site | None, caller: Caller, wait: bool) -> int:
     for site, members in _last_at_the_end(run, _by_site(left, chosen)).items():
         code = launch.go_on(run, members, Site.model_validate_json(site), caller, wait=False) or code
     return waiting.follow(run, caller) if wait and not code and status.state(run).alive else code
+
+
+def _has_losses(run: Run) -> bool:
+    """Whether it is done but for some, such as fields whose files may be whole by now."""
+    return bool((run.summary() or {}).get("lost"))
 
 
 def _last_at_the_end(run: Run, groups: dict[str, list[Run]]) -> dict[str, list[Run]]:

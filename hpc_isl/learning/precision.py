@@ -24,6 +24,13 @@ def name_of(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
+def kind_of(device: torch.device, dtype: torch.dtype) -> str:
+    """On what results repeat to the bit: model of GPU or instructions of CPU, and fp32, bf16 or fp16."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} {name_of(dtype)}"
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()} {name_of(dtype)}"
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context of a forward pass; fp32 leaves it alone."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

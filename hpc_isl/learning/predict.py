@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +46,8 @@ class Predictor:
     """A network ready to predict field after field; it is moved to the device and left in evaluation mode.
 
     What comes out depends on the network, the pixels and these attributes, on one kind of device. Several
-    threads may call it: they read and blend side by side, and the network runs for one at a time.
+    threads may call it, and another network's beside it: they read and blend side by side, and on each device
+    one network runs at a time.
 
     Attributes:
         dtype: of the forward pass; predictions are float32.
@@ -73,7 +73,6 @@ class Predictor:
     threads: int | None = None
     channels_last: bool = True
     compiled: bool = False
-    _lock: Any = field(default_factory=Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_grid(self.tile, self.halo)
@@ -151,7 +150,7 @@ class Predictor:
     def _started(self, batch: Tensor) -> _Pass:
         try:
             with (
-                self._lock,
+                _turn(self.device),
                 torch.inference_mode(),
                 _threads(self.threads),
                 autocast(self.device, self.dtype),
@@ -187,6 +186,12 @@ class _Pass:
         if self.event is not None:
             self.event.synchronize()
         return np.asarray(self.here.numpy())
+
+
+@lru_cache
+def _turn(device: torch.device) -> Lock:
+    """Held by whoever computes on a device: so memory is that of one forward pass."""
+    return Lock()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -48,22 +49,21 @@ def _common(way: int, own: int, other: int) -> tuple[slice, slice]:
     return slice(start, stop), slice(start - way, stop - way)
 
 
-def duplicates(a: NDArray[Any], b: NDArray[Any], iou: float) -> list[tuple[int, int]]:
+def duplicates(bands: Iterable[tuple[NDArray[Any], NDArray[Any]]], iou: float) -> list[tuple[int, int]]:
     """Pairs (label in a, label in b) of objects that are one and the same, each in one pair at most.
 
     The best pair first, until none reaches `iou`; of equals the one of the smaller labels. The IoU is that of
     what both fields show, so an object that one field's border cuts is as whole here as in the other field.
 
     Args:
-        a, b: (y, x) labels of the same ground, 0 background: the crops of an `Overlap`.
+        bands: pairs of (y, x) labels of the same ground, 0 background: the crops of an `Overlap`, as wholes
+            or in bands, so that memory need not hold them.
         iou: least intersection over union, above 0 and at most 1.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"crops {a.shape} and {b.shape} differ in shape: they are to show the same ground")
     if not 0 < iou <= 1:
         raise ValueError(f"iou={iou}: must be above 0 and at most 1")
     found, taken_a, taken_b = [], set(), set()
-    for _, one, other in sorted(each for each in _ious(a, b) if -each[0] >= iou):
+    for _, one, other in sorted(each for each in _ious(bands) if -each[0] >= iou):
         if one not in taken_a and other not in taken_b:
             taken_a.add(one)
             taken_b.add(other)
@@ -71,11 +71,16 @@ def duplicates(a: NDArray[Any], b: NDArray[Any], iou: float) -> list[tuple[int, 
     return found
 
 
-def _ious(a: NDArray[Any], b: NDArray[Any]) -> Iterable[tuple[float, int, int]]:
+def _ious(bands: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Iterable[tuple[float, int, int]]:
     """Minus the IoU, and both labels, of all pairs that share pixels."""
-    size_a, size_b = _sizes(a[a > 0]), _sizes(b[b > 0])
-    both = (a > 0) & (b > 0)
-    shared = _sizes(a[both].astype(np.uint64) << 32 | b[both].astype(np.uint64))
+    size_a, size_b, shared = Counter[int](), Counter[int](), Counter[int]()
+    for a, b in bands:
+        if a.shape != b.shape:
+            raise ValueError(f"crops {a.shape}, {b.shape} differ in shape: they are to show the same ground")
+        both = (a > 0) & (b > 0)
+        size_a.update(_sizes(a[a > 0]))
+        size_b.update(_sizes(b[b > 0]))
+        shared.update(_sizes(a[both].astype(np.uint64) << 32 | b[both].astype(np.uint64)))
     for pair, pixels in shared.items():
         one, other = pair >> 32, pair & 0xFFFFFFFF
         yield -pixels / (size_a[one] + size_b[other] - pixels), one, other

@@ -17,7 +17,7 @@ import pyarrow as pa
 from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates import index_table, metadata
-from hpc_isl.plates.plate import Field, FieldKey, Plate, well_position
+from hpc_isl.plates.plate import Field, FieldKey, Plate
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
 
 PlateMap = Mapping[str, Mapping[str, str]]
@@ -92,7 +92,7 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Problems =
     """
     from hpc_isl.plates import ngff
 
-    plate = replace(plate, fields=tuple(sorted(plate.fields, key=_order)))
+    plate = replace(plate, fields=tuple(sorted(plate.fields, key=lambda field: field.key.place)))
     if not plate.fields:
         raise Mistake(f"{path}: no field was written, so there is no plate to finish")
     for well in plate.wells:
@@ -130,12 +130,6 @@ def rebuild_index(path: Path) -> Index:
     except OSError as error:
         raise Mistake(f"{path}: its index is missing and cannot be made anew: {error.strerror}") from None
     return _index(path, ours, index_table.read_table(path))
-
-
-def _order(field: Field) -> tuple[tuple[int, int], int, int, str]:
-    """Plate order; field names that are numbers sort as such."""
-    name = field.key.name
-    return well_position(field.key.well), field.key.acquisition, int(name) if name.isdigit() else 0, name
 
 
 def _plate_attributes(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from hpc_isl.plates.levels import (
     write_pyramid,
     write_shards,
 )
-from hpc_isl.plates.partial import appears_whole
+from hpc_isl.plates.partial import appears_whole, naming_unwritable
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.recipes.plates import CodecRecipe
 
@@ -63,7 +63,7 @@ def write_labels(
     with appears_whole(_folder(image, name), pixels.nbytes, overwrite) as folder:
         write_pyramid(folder, pixels, about.axes, levels, CodecRecipe(), "stride")
         about.write(folder, _values(pixels))
-    _list(image)
+    _list(image, name)
 
 
 def write_large_labels(
@@ -91,7 +91,7 @@ def write_large_labels(
             write_shards(store, box, times[time][box[-2:]].reshape(store[box].shape))
         write_coarser(folder, store, about.axes, levels, CodecRecipe())
         about.write(folder, range(1, 1 + min(MOST_COLORS, max(int(one.max()) for one in times))))
-    _list(image)
+    _list(image, name)
 
 
 @dataclass(frozen=True)
@@ -221,12 +221,19 @@ def _folders(image: Path) -> list[Path]:
     return sorted(path.parent for path in (image / "labels").glob("[!.]*/zarr.json"))
 
 
-def _list(image: Path) -> None:
-    """The labels group names every folder that is there, so it heals after a kill in between."""
+def _list(image: Path, name: str) -> None:
+    """The labels group names every folder that is there, so it heals after a kill in between.
+
+    Others may add labels to the image meanwhile, and list them; whoever writes the list last looks again.
+    """
     from hpc_isl.plates import ngff
 
-    folders = [folder.name for folder in _folders(image)]
-    metadata.write_group(image / "labels", ngff.attributes(ngff.labels_group(folders)))
+    there, listed = [folder.name for folder in _folders(image)], None
+    while there != listed:
+        group = ngff.attributes(ngff.labels_group(there))
+        with naming_unwritable(image / "labels", 0):
+            metadata.write_group(image / "labels", group, writer=slug(name))
+        there, listed = [folder.name for folder in _folders(image)], there
 
 
 def _facts(image: Path) -> tuple[Plate, Field, int]:

@@ -84,13 +84,19 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_group(
-    folder: Path, ome: Mapping[str, Any] | None = None, ours: Mapping[str, Any] | None = None
+    folder: Path,
+    ome: Mapping[str, Any] | None = None,
+    ours: Mapping[str, Any] | None = None,
+    writer: str = "",
 ) -> None:
-    """`folder/zarr.json` of a group, complete or not at all; `ome` comes from `ngff.attributes`."""
+    """`folder/zarr.json` of a group, complete or not at all; `ome` comes from `ngff.attributes`.
+
+    `writer`: one of several that may write it, each in its turn; see `write_atomic`.
+    """
     parts = {"ome": ome, "hpc_isl": ours}
     attributes = {name: part for name, part in parts.items() if part is not None}
     content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    write_atomic(folder / "zarr.json", json.dumps(content, allow_nan=False))
+    write_atomic(folder / "zarr.json", json.dumps(content, allow_nan=False), writer=writer)
 
 
 def read_group(folder: Path) -> dict[str, Any]:

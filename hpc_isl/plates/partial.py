@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.mistake import Blocked, Mistake
 
 # What marks a name as unfinished; the whole name is `.NAME.partial-…`, and `write_atomic`'s for files.
 MARK = ".partial"
@@ -28,7 +28,7 @@ def appears_whole(folder: Path, need: int, overwrite: bool = False) -> Iterator[
         overwrite: replace a folder that is there.
     """
     partial = folder.with_name(f".{folder.name}{MARK}-{os.getpid()}-{secrets.token_hex(4)}")
-    with naming_full(folder, need):
+    with naming_unwritable(folder, need):
         folder.parent.mkdir(parents=True, exist_ok=True)
         clean(folder)
         if folder.exists() and not overwrite:
@@ -43,13 +43,15 @@ def appears_whole(folder: Path, need: int, overwrite: bool = False) -> Iterator[
 
 
 @contextmanager
-def naming_full(folder: Path, need: int) -> Iterator[None]:
-    """A full disk becomes a `Mistake` that names the folder and the bytes needed."""
+def naming_unwritable(folder: Path, need: int) -> Iterator[None]:
+    """A full disk, or one that may not be written, is `Blocked`, with the folder and the bytes needed."""
     try:
         yield
     except Exception as error:
-        if is_full(error):
+        if _says(error, errno.ENOSPC, errno.EDQUOT):
             raise full(folder, need) from None
+        if _says(error, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise Blocked(f"{folder}: cannot be written: {error}") from None
         raise
 
 
@@ -82,17 +84,16 @@ def leftovers(plate: Path) -> list[Path]:
     return [path for depth in depths for mark in (MARK, OLD) for path in plate.glob(f"{depth}.*{mark}*")]
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether the disk, or the user's share of it, is full; tensorstore says so in words alone."""
-    full_codes = (errno.ENOSPC, errno.EDQUOT)
+def _says(error: Exception, *codes: int) -> bool:
+    """Whether the system said one of these; tensorstore hands that on in words alone."""
     if isinstance(error, OSError):
-        return error.errno in full_codes
-    return isinstance(error, ValueError) and any(os.strerror(code) in str(error) for code in full_codes)
+        return error.errno in codes
+    return isinstance(error, ValueError) and any(os.strerror(code) in str(error) for code in codes)
 
 
-def full(folder: Path, need: int) -> Mistake:
+def full(folder: Path, need: int) -> Blocked:
     """The message of a full disk."""
-    return Mistake(
+    return Blocked(
         f"{folder}: the disk is full: {need:,} bytes are needed and {free(folder):,} are free there "
         "(or your quota is used up); make room and start again, what is written is kept"
     )

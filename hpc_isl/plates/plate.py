@@ -52,6 +52,12 @@ class FieldKey:
         """The image's folder name within its well: alphanumeric, as OME-Zarr asks."""
         return f"{self.acquisition}x{self.name}" if self.acquisition else self.name
 
+    @property
+    def place(self) -> tuple[tuple[int, int], int, int, str]:
+        """Sorts keys in plate order; names that are numbers sort as such."""
+        number = int(self.name) if self.name.isdigit() else 0
+        return well_position(self.well), self.acquisition, number, self.name
+
     def __str__(self) -> str:
         return f"{self.well}/{self.image}"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.partial import naming_full, sweep
+from hpc_isl.plates.partial import naming_unwritable, sweep
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
@@ -61,7 +61,7 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
         if damaged is None:
             attempt.say("stopped between fields; what is written is kept")
             return
-        with naming_full(found.recipe.out, takes.bytes_out):
+        with naming_unwritable(found.recipe.out, takes.bytes_out):
             index = _finalise(found, damaged)
     _finish(index, attempt, time.monotonic() - start)
 
@@ -86,7 +86,7 @@ def _convert_all(found: Survey, attempt: Attempt) -> Damaged | None:
         if outcome.problem:
             damaged[outcome.key] = [outcome.problem]
             attempt.say(f"{outcome.key}: {outcome.problem}")
-        attempt.progress(done, len(todo), "fields", kept=kept, damaged=len(damaged))
+        attempt.progress(done, len(todo), "fields", kept, kept=kept, damaged=len(damaged))
     if kept:
         attempt.say(f"{kept} fields were there already and kept")
     return damaged if done == len(todo) else None

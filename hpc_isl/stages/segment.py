@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hpc_isl.files import read_json
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
@@ -50,7 +51,9 @@ def plan(recipe: SegmentRecipe) -> Plan:
     }
     if models.stain_contract:
         inputs["stain"] = models.stain_contract.weights
-    return Plan(recipe, tuple(says), inputs)
+    kept = targets if "labels" in recipe.write else ()
+    claims = tuple(f"labels {models.labels!r} of {target.index.path}" for target in kept)
+    return Plan(recipe, tuple(says), inputs, claims=claims)
 
 
 def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
@@ -75,7 +78,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         _verify(recipe, models, attempt, places, rows, pool)
     if not attempt.stopping.is_set():
         sweep_run(attempt.run, attempt.number)
-        for target, work in places:
+        for target, work in places if "labels" in recipe.write else ():
             sweep_labels(target.index.image(work.key), models.labels)
         finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
     return None
@@ -140,6 +143,7 @@ def _segment_all(
         work = todo[answer.name]
         row = answer.value
         if answer.problem:
+            work.table.unlink(missing_ok=True)  # an earlier attempt may have read the field
             row = write_record(work, {"problem": answer.problem})
             ledger.problem(f"{work.name} {work.key}", answer.problem)
         found[work.record] = row
@@ -187,7 +191,7 @@ class _Ledger:
         return {"objects": self.objects, "fields per minute": (self.done - self.before) / minutes, **lost}
 
     def _show(self) -> None:
-        self.attempt.progress(self.done, self.total, "fields", **self._figures())
+        self.attempt.progress(self.done, self.total, "fields", self.before, **self._figures())
 
 
 # ---------------------------------------------------------------- memory
@@ -197,14 +201,12 @@ def _need(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> N
     """What a process holds before its first field, and the field that takes most."""
     from hpc_isl.stages.segmentation.memory import PROCESS, needed
 
-    fields = ((target.index, key) for target in targets for key in _corners(target))
+    fields = ((target.index, key) for target in targets for key in _one_of_each_size(target))
     return Need(PROCESS, max(needed(recipe, models, index, key) for index, key in fields))
 
 
-def _corners(target: Target) -> list:  # type: ignore[type-arg]
-    """The fields of the greatest images."""
-    shapes = {target.index.field(key).shape[-2:]: key for key in target.keys}
-    return list(shapes.values())
+def _one_of_each_size(target: Target) -> Iterable[FieldKey]:
+    return {target.index.field(key).shape: key for key in target.keys}.values()
 
 
 def _field_memory(recipe: SegmentRecipe, models: Models, target: Target, work: Work) -> int:

@@ -82,7 +82,7 @@ def test_objects_in_two_views_of_one_scene_are_found(seed):
     first, names = view(ground, 0, 0)
     second, others = view(ground, 3, 60)
     (one,) = overlapping([(0, 0), (3, 60)], [SHAPE, SHAPE])
-    pairs = duplicates(first[one.in_a], second[one.in_b], 0.5)
+    pairs = duplicates([(first[one.in_a], second[one.in_b])], 0.5)
     assert pairs
     assert [names[a] for a, _ in pairs] == [others[b] for _, b in pairs]
     seen = set(np.unique(ground[3:80, 60:100])) - {0}
@@ -96,59 +96,60 @@ def test_an_object_that_a_border_cuts_is_the_same_by_what_both_fields_show():
     ground[20:50, 50:90] = 1
     first, second = ground[:, :100], ground[:, 86:186]
     (one,) = overlapping([(0, 0), (0, 86)], [SHAPE, SHAPE])
-    assert duplicates(first[one.in_a], second[one.in_b], 0.99) == [(1, 1)]
-    assert duplicates(first, second, 0.5) == []
+    assert duplicates([(first[one.in_a], second[one.in_b])], 0.99) == [(1, 1)]
+    assert duplicates([(first, second)], 0.5) == []
 
 
 def test_the_best_pairs_are_taken_first_and_each_object_once():
     a, b = np.zeros((1, 30), int), np.zeros((1, 30), int)
     a[0, :10], a[0, 10:14] = 1, 2
     b[0, 1:14] = 7
-    assert duplicates(a, b, 0.2) == [(1, 7)]
+    assert duplicates([(a, b)], 0.2) == [(1, 7)]
     b[0, 10:14] = 8
-    assert duplicates(a, b, 0.2) == [(2, 8), (1, 7)]
+    assert duplicates([(a, b)], 0.2) == [(2, 8), (1, 7)]
 
 
 def test_of_equal_pairs_the_smaller_labels_are_taken():
     a, b = np.array([[4, 4, 3, 3]]), np.array([[9, 9, 9, 9]])
-    assert duplicates(a, b, 0.5) == [(3, 9)]
-    assert duplicates(b, a, 0.5) == [(9, 3)]
+    assert duplicates([(a, b)], 0.5) == [(3, 9)]
+    assert duplicates([(b, a)], 0.5) == [(9, 3)]
 
 
 @pytest.mark.parametrize(("iou", "found"), [(0.5, [(1, 1)]), (0.5000001, [])])
 def test_a_pair_that_just_reaches_the_threshold_is_a_pair(iou, found):
-    assert duplicates(np.array([[1, 1, 0]]), np.array([[1, 0, 0]]), iou) == found
+    assert duplicates([(np.array([[1, 1, 0]]), np.array([[1, 0, 0]]))], iou) == found
 
 
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 10**6), iou=st.sampled_from([0.1, 0.3, 0.5, 0.8]))
-def test_which_field_comes_first_plays_no_part_and_no_object_is_in_two_pairs(seed, iou):
+def test_neither_which_field_comes_first_nor_bands_play_a_part_and_no_object_is_in_two_pairs(seed, iou):
     rng = np.random.default_rng(seed)
     a, b = rng.integers(0, 6, (2, 7, 8)).astype(np.uint32)
-    pairs = duplicates(a, b, iou)
+    pairs = duplicates([(a, b)], iou)
     assert len({one for one, _ in pairs}) == len({other for _, other in pairs}) == len(pairs)
     for one, other in pairs:
         both, either = ((a == one) & (b == other)).sum(), ((a == one) | (b == other)).sum()
         assert both / either >= iou
+    assert pairs == duplicates([(a[:3], b[:3]), (a[3:], b[3:])], iou)
     if iou >= 0.5:
-        assert sorted(pairs) == sorted((one, other) for other, one in duplicates(b, a, iou))
+        assert sorted(pairs) == sorted((one, other) for other, one in duplicates([(b, a)], iou))
 
 
 def test_nothing_is_twice_where_one_shows_nothing():
-    assert duplicates(np.zeros((4, 4), int), np.ones((4, 4), int), 0.5) == []
-    assert duplicates(np.zeros((0, 4), int), np.zeros((0, 4), int), 0.5) == []
+    assert duplicates([(np.zeros((4, 4), int), np.ones((4, 4), int))], 0.5) == []
+    assert duplicates([(np.zeros((0, 4), int), np.zeros((0, 4), int))], 0.5) == []
 
 
 def test_labels_up_to_the_largest_are_kept_apart():
     most = np.full((2, 2), 2**32 - 1, np.uint32)
-    assert duplicates(most, most, 0.5) == [(2**32 - 1, 2**32 - 1)]
+    assert duplicates([(most, most)], 0.5) == [(2**32 - 1, 2**32 - 1)]
 
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="the same ground"):
-        duplicates(np.zeros((2, 3), int), np.zeros((3, 2), int), 0.5)
+        duplicates([(np.zeros((2, 3), int), np.zeros((3, 2), int))], 0.5)
     with pytest.raises(ValueError, match="iou=0"):
-        duplicates(np.zeros((2, 3), int), np.zeros((2, 3), int), 0)
+        duplicates([(np.zeros((2, 3), int), np.zeros((2, 3), int))], 0)
 
 
 # ---------------------------------------------------------------- which of them counts

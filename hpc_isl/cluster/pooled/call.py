@@ -10,18 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.mistake import Blocked, Mistake
 
 BEGUN = {"executing", "long-running", "memory", "error"}  # of Dask's states of a task in a worker process
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a worker process says of a call: its value, pickled; or why there is none."""
+    """What a worker process says of a call: its value, pickled; or why there is none.
+
+    Attributes:
+        again: another try may go well; `blocked`: no other task would go well either.
+        worker: where it was tried.
+    """
 
     value: bytes = b""
     problem: str = ""
     again: bool = False
+    blocked: bool = False
     worker: str = ""
 
 
@@ -32,13 +38,14 @@ def call_here(call: Callable[[Any], Any], argument: Any) -> Said:
     try:
         return Said(pickle.dumps(call(argument)))  # here, for what cannot be sent is a problem of this task
     except Mistake as mistake:
-        return Said(problem=str(mistake))
+        return Said(problem=str(mistake), blocked=isinstance(mistake, Blocked))
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
         if _spoilt(error):
             os._exit(1)
-        return Said(b"", f"{type(error).__name__}: {error}", True, str(get_worker().address))
+        text = f"{type(error).__name__}: {error}"
+        return Said(problem=text, again=True, worker=str(get_worker().address))
 
 
 def _spoilt(error: BaseException) -> bool:

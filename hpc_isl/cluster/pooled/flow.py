@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import queue
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from hpc_isl.cluster.pooled.call import Said, call_here, pause
 from hpc_isl.cluster.pooled.processes import MEMORY
+from hpc_isl.mistake import Blocked
 from hpc_isl.run import Attempt
 from hpc_isl.tasks import Answer, Task
 
@@ -46,11 +48,16 @@ class _Turn:
 
 @dataclass(frozen=True)
 class DaskPool:
-    """`hpc_isl.tasks.Pool`, of a scheduler of Dask in this process."""
+    """`hpc_isl.tasks.Pool`, of a scheduler of Dask in this process.
+
+    Attributes:
+        patience_s: for what is under way when the attempt is asked to stop.
+    """
 
     client: Any
     scheduler: Any
     attempt: Attempt
+    patience_s: float = 60.0
 
     @property
     def workers(self) -> int:
@@ -105,6 +112,7 @@ class _Flow:
     suspects: deque[_Turn] = field(default_factory=deque)
     ended: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     stopped: bool = False
+    leaves: float = math.inf
     number: int = field(default_factory=lambda: next(_numbers))
     _alive: float = field(default_factory=time.monotonic)
 
@@ -116,6 +124,8 @@ class _Flow:
             else:
                 more = self._fill(tasks, more)
             if not self.pending and (self.stopped or not (more or self.again or self.suspects)):
+                return
+            if time.monotonic() > self.leaves:
                 return
             yield from self._ended()
             self._check_workers()
@@ -206,6 +216,8 @@ class _Flow:
             return self._suspect(turn)
         if not said.problem:
             return Answer(name, pickle.loads(said.value))  # noqa: S301  (from our own process)
+        if said.blocked:
+            raise Blocked(said.problem)
         turn.raised += 1
         if not said.again or turn.raised >= TRIES:
             return Answer(name, problem=said.problem)
@@ -241,6 +253,7 @@ class _Flow:
         if self.stopped:
             return
         self.stopped = True
+        self.leaves = time.monotonic() + self.pool.patience_s
         begun: set[Any] = set()
         for keys in self.pool.client.run(pause, on_error="ignore").values():
             begun |= set(keys)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_isl.cluster.jobs import threads
-from hpc_isl.cluster.pooled.share import Share
+from hpc_isl.cluster.pooled.share import SHARING, Share
 
 CONNECT_S = 30
 START_S = 300  # a worker process that imports from a slow shared disk
@@ -23,6 +23,7 @@ CLOSE_S = 5.0  # tasks that go on beyond are ended with their process: they leav
 # A network asks for the interpreter after each layer: at Python's 5 ms a thread that writes beside it was
 # seen to make it 14 times slower.
 SWITCH_S = 1e-4
+USABLE = 0.9  # of the memory of a GPU that several processes share, beside what CUDA keeps for each
 FOLDER = "temporary-directory"
 MEMORY = "memory"  # the resource of which each worker has its share, and each task takes its part
 SETTINGS: Mapping[str, Any] = {
@@ -73,6 +74,7 @@ class Crew:
         security: certificate and key of the run, as Dask takes them.
         host: address of this node on which they listen; None: the one on the route to the scheduler.
         wanted: whether the scheduler is still there; asked before each start, in a thread.
+        failure: why the last process that did not start did not.
     """
 
     shares: Sequence[Share]
@@ -80,6 +82,7 @@ class Crew:
     security: Any
     host: str | None = None
     wanted: Callable[[], bool] = lambda: True
+    failure: str = ""
     _closing: bool = False
     _nannies: list[Any] = field(default_factory=list)
     _keepers: list[asyncio.Task[None]] = field(default_factory=list)
@@ -120,6 +123,7 @@ class Crew:
                 await nanny.finished()
             except Exception as error:
                 failures += 1
+                self.failure = _reason(error)
                 print(f"a worker process did not start: {error!r}", file=sys.stderr, flush=True)
             finally:
                 await _close(nanny)
@@ -139,6 +143,13 @@ class Crew:
         )  # fmt: skip
 
 
+def _reason(error: BaseException) -> str:
+    """What was raised first: Dask wraps it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
 async def _close(nanny: Any) -> None:
     with suppress(Exception):
         # A process that is just starting is waited for by its nanny; it ends with this one.
@@ -153,4 +164,21 @@ def worker(*args: Any, **words: Any) -> Any:
         signal.signal(number, signal.SIG_IGN)
     os.environ["HPC_ISL_IO_THREADS"] = "1"
     sys.setswitchinterval(SWITCH_S)
+    _take_gpu()
     return Worker(*args, **words)
+
+
+def _take_gpu() -> None:
+    """The GPU that this process was given, or its part of one; without it the process does not start.
+
+    One that went on with its CPU, after a GPU is lost, would compute other last bits, and no one would know.
+    """
+    gpu, sharing = os.environ.get("CUDA_VISIBLE_DEVICES"), int(os.environ.get(SHARING, 1))
+    if not gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"GPU {gpu} is none to PyTorch {torch.__version__}; site.gpus=0 does without")
+    if sharing > 1:
+        torch.cuda.set_per_process_memory_fraction(USABLE / sharing)

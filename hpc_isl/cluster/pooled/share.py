@@ -18,6 +18,7 @@ from hpc_isl.tasks import Need
 # PyTorch then asks for large pages, where the kernel gives them: on a CPU a tenth and more of a forward pass
 # was the kernel's, which laid out anew the memory of each layer.
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+SHARING = "HPC_ISL_GPU_SHARING"  # how many worker processes have this one's GPU
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -29,11 +30,13 @@ class Share:
         cpus: that its libraries may use.
         memory: bytes that its tasks may take together, beside what the process holds anyway.
         gpu: the one that it sees, as CUDA_VISIBLE_DEVICES names it; empty: none.
+        sharing: worker processes on that GPU.
     """
 
     cpus: int
     memory: int
     gpu: str = ""
+    sharing: int = 1
 
     @property
     def threads(self) -> int:
@@ -42,7 +45,9 @@ class Share:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        return {**threads(self.cpus), **LARGE_PAGES, "CUDA_VISIBLE_DEVICES": self.gpu}
+        return {
+            **threads(self.cpus), **LARGE_PAGES, "CUDA_VISIBLE_DEVICES": self.gpu, SHARING: str(self.sharing),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,16 @@ def node_here(site: Site, cpus: int) -> Node:
 def shares(node: Node, need: Need) -> list[Share]:
     """A share for each worker process: as many as are wanted and fit with their largest task, at least one.
 
-    Several on one GPU take turns; those on a node with GPUs are spread over them.
+    Those on a node with GPUs are spread over them; several on one have a part of its memory each, so that
+    what fits does not hang on what the others just hold.
     """
     fit = node.memory // need.whole if need.whole else node.wanted
     count = max(1, min(node.wanted, fit))
     cpus = max(1, node.cpus // count)
     gpus = list(node.gpus) or [""]
     memory = max(1, node.memory // count - need.process)
-    return [Share(cpus, memory, gpus[number % len(gpus)]) for number in range(count)]
+    of = [gpus[number % len(gpus)] for number in range(count)]
+    return [Share(cpus, memory, gpu, of.count(gpu) if gpu else 1) for gpu in of]
 
 
 def lowered(node: Node, need: Need) -> str:
@@ -114,12 +121,18 @@ def _of_the_job(said: Mapping[str, str]) -> int:
 
 def _of_the_cgroup() -> int:
     """What is left of the limit of this process's control group, as of a container; 0: no limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used, facts, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):  # fmt: skip
         with suppress(OSError, ValueError):  # `max` is no limit
             most = int((CGROUP / limit).read_text())
+            taken = int((CGROUP / used).read_text())
+            given_back = dict(line.split() for line in (CGROUP / facts).read_text().splitlines())
+            taken -= int(given_back.get(cached, 0))  # of files read before, which the kernel lets go
             # Without a limit the older kernels say nearly 2⁶³.
-            return max(1, most - int((CGROUP / used).read_text())) if most < 2**60 else 0
+            return max(1, most - taken) if most < 2**60 else 0
     return 0

@@ -67,7 +67,8 @@ def _advanced(attempt: Attempt) -> bool:
     if attempt.run.checkpoints.is_dir():
         newest = max((path.stat().st_mtime for path in attempt.run.checkpoints.iterdir()), default=0.0)
         return newest > datetime.fromisoformat(record["start"]).timestamp()
-    return bool(record.get("progress", {}).get("done"))
+    progress = record.get("progress", {})
+    return bool(progress.get("done", 0) > progress.get("kept", 0))
 
 
 def _others(attempt: Attempt) -> list[Path]:

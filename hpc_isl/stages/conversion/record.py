@@ -13,7 +13,7 @@ from typing import Literal
 from hpc_isl import __version__
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.partial import MARK, naming_full
+from hpc_isl.plates.partial import MARK, naming_unwritable
 
 RECORD = "index/conversion.json"
 LOCK = "index/conversion.lock"
@@ -47,7 +47,7 @@ def state(out: Path, digest: str) -> State:
 def held(out: Path, digest: str, source: Path) -> Iterator[None]:
     """`out` is this process's alone, and says whose conversion it is; the lock ends with the process."""
     try:
-        with naming_full(out, 4096):
+        with naming_unwritable(out, 4096):
             (out / LOCK).parent.mkdir(parents=True, exist_ok=True)
             lock = (out / LOCK).open("w")
     except OSError as error:
@@ -60,7 +60,7 @@ def held(out: Path, digest: str, source: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         record = {"digest": digest, "source": str(source), "hpc_isl": __version__}
-        with naming_full(out, 4096):
+        with naming_unwritable(out, 4096):
             write_atomic(out / RECORD, json.dumps(record, indent=1))
         yield
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hpc_isl.learning.fields import image_key
 from hpc_isl.learning.foreign import Scale, read_sources, to_full
 from hpc_isl.learning.model import load
-from hpc_isl.learning.precision import name_of, resolve
+from hpc_isl.learning.precision import kind_of, resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.view import View
 from hpc_isl.plates.plate import FieldKey
@@ -37,7 +37,7 @@ class Bench:
     """What a process keeps between fields: the recipe and the networks, loaded once.
 
     Attributes:
-        device: kind of device and precision, as in `cpu fp32`: on each kind results repeat to the bit.
+        device: kind of device and precision, as in `cpu AVX512 fp32`: on each results repeat to the bit.
     """
 
     recipe: SegmentRecipe
@@ -81,7 +81,7 @@ def _bench(run: Path) -> Bench:
     predictor = _loaded(recipe, models.folder)
     return Bench(
         recipe, models, view_of(recipe, models.contract), predictor,
-        f"{predictor.device.type} {name_of(predictor.dtype)}", _rule(recipe, models),
+        kind_of(predictor.device, predictor.dtype), _rule(recipe, models),
         stain=_loaded(recipe, models.stain) if models.stain else None,
         stain_view=view_of(recipe, stained) if stained else None,
         maps=maps_of(recipe.write, models.contract, stained),

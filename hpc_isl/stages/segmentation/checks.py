@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import computed_by, label_names
 from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
 from hpc_isl.stages.segmentation.files import COPY
+from hpc_isl.stages.segmentation.maps import MAPS, maps_of
 from hpc_isl.stages.segmentation.setting import (
     Models,
     Target,
@@ -28,6 +30,7 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
     """Refuses what can never work; says what the user should know."""
     of = recipe.predict or models.contract.predict
     check_grid(of.tile, of.halo)
+    _check_maps(recipe, models)
     view = view_of(recipe, models.contract)
     for target in targets:
         for name in recipe.measure or []:
@@ -42,10 +45,27 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
                 f"{scale.pixel_um:g} µm of the model; labels are of full resolution"
             )
         if "labels" in recipe.write:
+            _check_writable(target)
             yield from in_the_way(recipe, models, target)
     yield from _other_labels(recipe, targets)
     if recipe.overlap is not None and "labels" not in recipe.write:
         yield "objects that two overlapping fields show are counted twice, for labels are not kept (write)"
+
+
+def _check_maps(recipe: SegmentRecipe, models: Models) -> None:
+    """Each map that is to be kept is an output of a model."""
+    for name in recipe.write:
+        if name in MAPS and not maps_of([name], models.contract, models.stain_contract).channels:
+            raise Mistake(f"write: {name} cannot be kept, for {models.folder.parent} has none: {MAPS[name]}")
+
+
+def _check_writable(target: Target) -> None:
+    folder = target.index.image(target.keys[0])
+    if not os.access(folder, os.W_OK):
+        raise Mistake(
+            f"{folder}: cannot be written, and labels go there: copy the plate to where it can, or keep no "
+            "labels, as in write=[mask]"
+        )
 
 
 def _seen(recipe: SegmentRecipe, models: Models, view: View, target: Target) -> Iterator[str]:
@@ -65,13 +85,13 @@ def _other_labels(recipe: SegmentRecipe, targets: Sequence[Target]) -> Iterator[
     """Labels of cells must be there in all fields, the truth in some."""
     fields = [(target, key) for target in targets for key in target.keys]
     if recipe.cells:
-        lacking = [f"{t.name} {key}" for t, key in fields if not _has(t, key, recipe.cells)]
+        lacking = [(target, key) for target, key in fields if not _has(target, key, recipe.cells)]
         if lacking:
-            target, key = fields[0]
+            target, key = lacking[0]
             near = nearest(recipe.cells, label_names(target.index.image(key)))
             raise Mistake(
                 f"cells: {len(lacking)} of {len(fields)} fields have no labels {recipe.cells!r}, "
-                f"{lacking[0]} among them; {near}"
+                f"{target.name} {key} among them; {near}"
             )
     if (truth := recipe.truth) is None:
         return
@@ -115,8 +135,9 @@ def in_the_way(recipe: SegmentRecipe, models: Models, target: Target) -> Iterato
             f"corrected the computed ones, {models.labels + COPY!r}: neither is replaced; name others"
         )
     if others and not recipe.overwrite:
+        name = models.labels + COPY * (others[0] in kept)
         raise Mistake(
-            f"{target.index.path}: {_some(others)} have labels {models.labels!r} of another run of segment; "
+            f"{target.index.path}: {_some(others)} have labels {name!r} of another run of segment; "
             "choose another labels=, or overwrite=true replaces them"
         )
     if kept:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.labels import slug
-from hpc_isl.plates.partial import MARK, clean
+from hpc_isl.plates.partial import MARK, clean, naming_unwritable
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import computed_by
 from hpc_isl.run import Run
@@ -84,7 +84,8 @@ def check_place(image: Path, name: str, mark: str, overwrite: bool) -> None:
     Raises:
         Mistake: people corrected it, or another computation made it and `overwrite` does not say so.
     """
-    made = computed_by(image, labels_name(image, name))
+    own = labels_name(image, name)
+    made = computed_by(image, own)
     if made is None or made[1] == mark:
         return
     if not made[1]:
@@ -94,7 +95,7 @@ def check_place(image: Path, name: str, mark: str, overwrite: bool) -> None:
         )
     if not overwrite:
         raise Mistake(
-            f"{image}: has labels {name!r} of another run of segment; choose another labels=, or "
+            f"{image}: has labels {own!r} of another run of segment; choose another labels=, or "
             "overwrite=true replaces them"
         )
 
@@ -120,7 +121,7 @@ def write_record(work: Work, facts: Mapping[str, Any]) -> Row:
         "plate": work.name, "well": key.well, "field": key.name, "acquisition": key.acquisition,
         "fingerprint": work.fingerprint, **facts,
     }  # fmt: skip
-    write_atomic(work.record, json.dumps(record, indent=1))
+    _write(work.record, json.dumps(record, indent=1).encode())
     return record
 
 
@@ -147,7 +148,12 @@ def write_table(path: Path, table: pa.Table) -> None:
     """The same bytes for the same rows; complete or not at all."""
     stream = io.BytesIO()
     pq.write_table(table, stream, compression="zstd")
-    write_atomic(path, stream.getvalue())
+    _write(path, stream.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with naming_unwritable(path, len(content)):
+        write_atomic(path, content)
 
 
 def content_hash(labels: Iterable[NDArray[np.uint32]], table: pa.Table) -> str:
@@ -165,9 +171,9 @@ def content_hash(labels: Iterable[NDArray[np.uint32]], table: pa.Table) -> str:
 # ---------------------------------------------------------------- what killed processes left
 
 
-def sweep_image(image: Path) -> None:
-    """Removes unfinished files beside the labels of an image, whose field is about to be written again."""
-    _remove((image / "labels").glob(f".zarr.json.*{MARK}"))
+def sweep_image(image: Path, name: str) -> None:
+    """Removes what a killed writer of these labels left beside them; other writers' files stay."""
+    _remove((image / "labels").glob(f".zarr.json.{slug(labels_name(image, name))}.*{MARK}"))
 
 
 def sweep_labels(image: Path, name: str) -> None:

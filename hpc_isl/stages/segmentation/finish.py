@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.drift import FAR, drift
-from hpc_isl.plates.plate import Field, FieldKey, well_position
+from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages import table
 from hpc_isl.stages.segmentation import overlap, pictures
 from hpc_isl.stages.segmentation.files import Row, Work
 from hpc_isl.stages.segmentation.maps import finish_maps, maps_of, plate_of
-from hpc_isl.stages.segmentation.memory import compared
 from hpc_isl.stages.segmentation.overlap import Twice, wells_of
 from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, view_of
 from hpc_isl.tasks import Pool, Task
@@ -51,7 +50,7 @@ def seen_twice(
     tasks, owner = [], {}
     for slug, (target, marks) in whole.items():
         for number, well in enumerate(wells_of(target.index, marks, models.labels, recipe.overlap)):
-            tasks.append(Task(f"{slug} {number}", well, compared(target.index, well.keys)))
+            tasks.append(Task(f"{slug} {number}", well, overlap.memory(target.index, well)))
             owner[tasks[-1].name] = slug
     found: dict[str, list[Twice]] = {}
     answers = 0
@@ -78,14 +77,14 @@ def finish(
         RuntimeError: no field at all could be segmented.
     """
     run, lost = attempt.run, [row for row in rows if "problem" in row]
-    if len(lost) == len(rows):
-        raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
     missing = sum(len(target.keys) for target in targets) - len(rows)
     assert not missing, f"{missing} fields have no record"
     to_retry = len(lost)
     if recipe.fields is None:
         lost += [left for target in targets for left in _left_out(target)]
     _write_losses(run, lost)
+    if to_retry == len(rows):
+        raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
     for target in targets:
         _write_table(run, target, rows, doubles.get(target.slug, ()))
     _write_plates(recipe, run, targets)
@@ -120,10 +119,13 @@ def _figures(rows: Sequence[Row], doubles: Doubles, lost: int) -> dict[str, int]
 def _left_out(target: Target) -> Iterator[Row]:
     """Fields that `convert` has left out: they are missing in the counts of their wells all the same."""
     passes = {key.acquisition for key in target.keys}
+    texts: dict[FieldKey, list[str]] = {}
     for key, text in target.index.problems:
         if key.acquisition in passes:
-            where = {"well": key.well, "field": key.name, "acquisition": key.acquisition}
-            yield {"plate": target.name, **where, "problem": f"left out by convert: {text}"}
+            texts.setdefault(key, []).append(text)
+    for key, said in texts.items():
+        where = {"well": key.well, "field": key.name, "acquisition": key.acquisition}
+        yield {"plate": target.name, **where, "problem": f"left out by convert: {'; '.join(said)}"}
 
 
 def _say_doubts(rows: Sequence[Row], attempt: Attempt) -> None:
@@ -231,11 +233,10 @@ def _finish_maps(
 
 
 def _whole(target: Target, rows: Sequence[Row]) -> list[FieldKey]:
-    """The fields of a plate that are not lost, in the order of its table."""
+    """The fields of a plate that are not lost, in plate order."""
     there = {(row["well"], row["field"], row["acquisition"]) for row in rows
              if row["plate"] == target.name and "problem" not in row}  # fmt: skip
-    keys = [key for key in target.keys if (key.well, key.name, key.acquisition) in there]
-    return sorted(keys, key=lambda key: (well_position(key.well), key.name, key.acquisition))
+    return [key for key in target.keys if (key.well, key.name, key.acquisition) in there]
 
 
 # ---------------------------------------------------------------- drift

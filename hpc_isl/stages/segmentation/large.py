@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.view import View
 from hpc_isl.objects.blocks import flood_blocks
 from hpc_isl.objects.features import features
+from hpc_isl.plates.partial import naming_unwritable
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, write_large_labels
 from hpc_isl.stages.segmentation import files
@@ -66,7 +68,7 @@ def segment_large(bench: Bench, index: Index, work: Work) -> Row:
         files.write_table(work.table, table)
         return {
             "shape": list(labels[0].shape), "times": len(labels), "pixel_um": index.plate.pixel_um,
-            "objects": table.num_rows, "area": _area(table, index.plate.pixel_um),
+            "objects": table.num_rows,
             "hash": files.content_hash(bands(labels), table),
         }  # fmt: skip
 
@@ -89,6 +91,14 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _on_disk(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array in a file that has its place on the disk: without, a full disk kills whoever writes to it."""
+    pixels = np.lib.format.open_memmap(file, "w+", dtype, shape)
+    with naming_unwritable(file, pixels.nbytes), file.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    return pixels
+
+
 # ---------------------------------------------------------------- labels
 
 
@@ -96,7 +106,7 @@ def _look(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) ->
     y, x = index.field(key).shape[-2:]
     scale = scale_of(bench.recipe, bench.view, index, key)
     prediction = _predicted(bench.predictor, bench.view, index, key, time, scale, folder / f"{time}.npy")
-    labels = np.lib.format.open_memmap(folder / f"labels-{time}.npy", "w+", np.uint32, (y, x))
+    labels = _on_disk(folder / f"labels-{time}.npy", np.dtype(np.uint32), (y, x))
 
     def read(box: Block) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         full = to_full_box(lambda part: np.asarray(prediction[:, *part]), scale, box)
@@ -111,7 +121,8 @@ def _look(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) ->
     h = rule.h if rule.kind == "cells" else None
     scratch = folder / f"blocks-{time}"
     scratch.mkdir()
-    flood_blocks(read, write, (y, x), h, block=(edge, edge), scratch=scratch, min_area=rule.min_area)
+    with naming_unwritable(scratch, 16 * y * x):
+        flood_blocks(read, write, (y, x), h, block=(edge, edge), scratch=scratch, min_area=rule.min_area)
     shutil.rmtree(scratch)
     return _Large(labels, _stain(bench, index, key, time, folder))
 
@@ -131,7 +142,7 @@ def _predicted(
 
     def write(rows: slice, band: NDArray[np.float32]) -> None:
         if not made:
-            made.append(np.lib.format.open_memmap(file, "w+", np.float32, (len(band), *scale.shape)))
+            made.append(_on_disk(file, np.dtype(np.float32), (len(band), *scale.shape)))
         made[0][:, rows] = band
 
     predictor.into(lambda box: read_sources(view, index, key, time, scale, box), write, scale.shape)
@@ -181,10 +192,3 @@ def _boxes(labels: Labels, edge: int) -> NDArray[np.int64]:
             box[:2] = np.minimum(box[:2], (y0 + y, x0 + x))
             box[2:] = np.maximum(box[2:], (y1 + y, x1 + x))
     return boxes
-
-
-def _area(table: pa.Table, pixel_um: float | None) -> int:
-    """Pixels of all objects."""
-    if pixel_um is None:
-        return round(float(np.sum(table["area_px"].to_numpy())))
-    return round(float(np.sum(table["area_um2"].to_numpy())) / pixel_um**2)

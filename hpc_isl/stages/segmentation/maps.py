@@ -16,6 +16,12 @@ from hpc_isl.plates.store import Index, finalise, write_field
 from hpc_isl.recipes.plates import CodecRecipe
 
 Pixels = NDArray[np.float32]
+MAPS = {
+    "stain": "a run of pretrain predicts a stain, also beside this model, as in stain=NAME",
+    "distance": "a model of cells predicts distances",
+    "mask": "a model that segments predicts a mask",
+}
+"""What can be kept beside labels, and which model has it."""
 
 
 @dataclass(frozen=True)

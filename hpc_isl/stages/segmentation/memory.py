@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hpc_isl.learning.contract import Contract
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
@@ -21,12 +19,8 @@ def needed(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -
     measured = 4 * (len(index.plate.channels) if recipe.measure is None else len(recipe.measure))
     whole = min(y * x, recipe.largest) * (LABELLING + measured)
     held = 0 if y * x > recipe.largest else (times - 1) * y * x * HELD
-    return whole + held + _forward(recipe, models.contract, index, key)
-
-
-def compared(index: Index, keys: Sequence[FieldKey]) -> int:
-    """Bytes while the overlapping fields of a well are compared: the labels of all of them."""
-    return sum(4 * t * y * x for t, _, _, y, x in (index.field(key).shape for key in keys))
+    contracts = [models.contract, *([models.stain_contract] if models.stain_contract else [])]
+    return whole + held + max(_forward(recipe, contract, index, key) for contract in contracts)
 
 
 def _forward(recipe: SegmentRecipe, contract: Contract, index: Index, key: FieldKey) -> int:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.objects.overlap import Seen, counted_first, duplicates, overlapping
+from hpc_isl.objects.overlap import Crop, Seen, counted_first, duplicates, overlapping
 from hpc_isl.plates.plate import Field, FieldKey
-from hpc_isl.plates.store import Index, open_plate, read_labels
+from hpc_isl.plates.store import Index, open_plate, read_label_box
 from hpc_isl.stages.segmentation.files import check_place, labels_name
 
+Pixels = NDArray[np.uint32]
+BAND = 512  # rows that are compared at once
+HELD = 64  # bytes a pixel of two bands: labels, masks, and what is sorted to count them
 Twice = tuple[str, int, int, str]
 """Image of an object (`B03/2`), its time and label, and the object that it is again (`B03/1:17`)."""
 
@@ -59,6 +62,11 @@ def _places(
     return [(y / pixel_um, x / pixel_um) for y, x in places], [(f.shape[-2], f.shape[-1]) for f in fields]
 
 
+def memory(index: Index, well: Well) -> int:
+    """Bytes while the fields of a well are compared, two at a time, in bands."""
+    return HELD * BAND * max(index.field(key).shape[-1] for key in well.keys)
+
+
 def seen_twice(well: Well) -> list[Twice]:
     """The objects of a well that another field shows better, or as well and before."""
     index = open_plate(well.plate)
@@ -67,14 +75,16 @@ def seen_twice(well: Well) -> list[Twice]:
     images = [_labels(index, key, well.labels, mark) for key, mark in zip(well.keys, well.marks, strict=True)]
     pairs = overlapping(*_places(fields, index.plate.pixel_um))
     found: list[Twice] = []
-    for time in range(min(map(len, images))):
+    for time in range(min(field.shape[0] for field in fields)):
         same = [
             ((a, one), (b, two))
             for a, b, box_a, box_b in pairs
-            for one, two in duplicates(images[a][time][box_a], images[b][time][box_b], well.iou)
+            for one, two in duplicates(_bands(images[a], images[b], time, box_a, box_b), well.iou)
         ]
-        cut = {(field, label) for field, image in enumerate(images) for label in _cut(image[time])}
-        for group in _groups(same):
+        groups = _groups(same)
+        shown = {field for group in groups for field, _ in group}
+        cut = {(field, label) for field in shown for label in images[field].cut(time)}
+        for group in groups:
             kept, *others = counted_first(group, cut)
             name = f"{well.keys[kept[0]]}:{kept[1]}"
             # What one field shows apart is two objects, even where another shows them as one.
@@ -100,14 +110,41 @@ def _groups(pairs: Sequence[tuple[Seen, Seen]]) -> list[list[Seen]]:
     return groups
 
 
-def _cut(labels: NDArray[np.uint32]) -> set[int]:
-    """The objects that touch the border of their image: perhaps not seen whole."""
-    return {int(v) for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]) for v in np.unique(edge)}
+def _bands(a: _Labels, b: _Labels, time: int, in_a: Crop, in_b: Crop) -> Iterator[tuple[Pixels, Pixels]]:
+    """The same ground in both fields, a few rows at once."""
+    rows = in_a[0].stop - in_a[0].start
+    for first in range(0, rows, BAND):
+        y_a, y_b = (_some_rows(crop[0], first) for crop in (in_a, in_b))
+        yield a.box(time, y_a, in_a[1]), b.box(time, y_b, in_b[1])
 
 
-def _labels(index: Index, key: FieldKey, name: str, mark: str) -> NDArray[np.uint32]:
-    """(t, y, x); a `Mistake` where another run has replaced them."""
+def _some_rows(rows: slice, first: int) -> slice:
+    return slice(rows.start + first, min(rows.start + first + BAND, rows.stop))
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of one field, of which memory holds what is asked for."""
+
+    image: Path
+    name: str
+    shape: tuple[int, int]
+
+    def box(self, time: int, y: slice, x: slice) -> Pixels:
+        return read_label_box(self.image, self.name, time, y, x)
+
+    def cut(self, time: int) -> set[int]:
+        """The objects that touch the border of their image: perhaps not seen whole."""
+        y, x = self.shape
+        whole_y, whole_x = slice(0, y), slice(0, x)
+        edges = [(slice(at, at + 1), whole_x) for at in (0, y - 1)]
+        edges += [(whole_y, slice(at, at + 1)) for at in (0, x - 1)]
+        return {int(label) for edge in edges for label in np.unique(self.box(time, *edge))}
+
+
+def _labels(index: Index, key: FieldKey, name: str, mark: str) -> _Labels:
+    """Those of this run; a `Mistake` where another run has replaced them."""
     image = index.image(key)
     check_place(image, name, mark, overwrite=False)
-    labels = read_labels(image, labels_name(image, name))
-    return labels if labels.ndim == 3 else labels[None]
+    y, x = index.field(key).shape[-2:]
+    return _Labels(image, labels_name(image, name), (y, x))

@@ -160,8 +160,11 @@ def _keys(recipe: SegmentRecipe, view: View, index: Index) -> tuple[FieldKey, ..
     chosen = index.plate.choose(recipe.fields) if recipe.fields is not None else None
     keys = [field.key for field in index.plate.fields if own in (None, field.key.acquisition)]
     found = tuple(key for key in keys if chosen is None or key in chosen)
-    if not found:
+    if not keys:
         raise Mistake(f"{index.path}: none of its fields is of acquisition {own}, which the model looks at")
+    if not found:
+        which = f"; the model looks at those of acquisition {own}" if own is not None else ""
+        raise Mistake(f"{index.path}: fields={recipe.fields} leaves none of its {len(keys)} fields{which}")
     return found
 
 
@@ -226,7 +229,7 @@ def refuse_large(recipe: SegmentRecipe, contract: Contract) -> None:
 def labels_mark(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> str:
     """Of all that decides the labels of a field: recipe, model, pixels; wherever they lie."""
     own = recipe.model_copy(update=AROUND | MEASURED)
-    facts = {"model": models.essence[0], "pixel_um": str(index.plate.pixel_um), "field": str(key)}
+    facts = {"model": models.essence[0], "plate": _plate(index), "field": str(key)}
     return digest(
         own, facts | _pixels(index, [image_key(key, role) for role in models.contract.view.sources])
     )
@@ -238,7 +241,8 @@ def fingerprint(recipe: SegmentRecipe, models: Models, index: Index, key: FieldK
     facts = {"labels": labels_mark(recipe, models, index, key), "models": " ".join(models.essence)}
     facts["channels"] = str([channel.name for channel in index.plate.channels])
     for what, name in (("cells", recipe.cells), ("truth", recipe.truth and recipe.truth.labels)):
-        if name and computed_by(index.image(key), name):
+        made = computed_by(index.image(key), name) if name else None
+        if name and made and made[1] != facts["labels"]:  # what this run itself has written is neither
             facts[what] = stamp(index.image(key), name)
     return digest(own, facts | _pixels(index, [key, *_passes(recipe, models, key)]))
 
@@ -251,7 +255,17 @@ def _passes(recipe: SegmentRecipe, models: Models, key: FieldKey) -> Iterator[Fi
         yield replace(key, acquisition=recipe.truth.acquisition)
 
 
+def _plate(index: Index) -> str:
+    """Sizes of pixels, and the vendor's illumination."""
+    plate = index.plate
+    return json.dumps([plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]])
+
+
 def _pixels(index: Index, keys: Sequence[FieldKey]) -> dict[str, str]:
-    """Hashes of the images, as they were measured when the plate was made."""
-    there = [key for key in dict.fromkeys(keys) if key in index.statistics]
-    return {f"pixels {number}": index.statistics[key].digest for number, key in enumerate(there)}
+    """Hashes of the images, as they were measured when the plate was made, and which planes are where."""
+    found = {}
+    for number, key in enumerate(key for key in dict.fromkeys(keys) if key in index.statistics):
+        field = index.field(key)
+        heights = [field.z_um, field.details.get("z_um"), field.details.get("planes")]
+        found[f"pixels {number}"] = f"{index.statistics[key].digest} {json.dumps(heights)}"
+    return found

@@ -24,12 +24,13 @@ def segment_field(work: Work) -> Row:
     """Computes a field and writes what the recipe keeps of it; the record, which is returned, comes last.
 
     Raises:
-        Mistake: the field cannot be read, or the disk is full.
+        Mistake: the field cannot be read.
+        Blocked: the disk is full, or may not be written.
     """
     start = monotonic()
     bench, index = bench_of(work.run), index_of(work.plate)
-    files.sweep_image(index.image(work.key))
     if "labels" in bench.recipe.write:
+        files.sweep_image(index.image(work.key), bench.models.labels)
         files.check_place(index.image(work.key), bench.models.labels, work.mark, bench.recipe.overwrite)
     if is_large(bench.recipe, index, work.key):
         facts = segment_large(bench, index, work)
@@ -114,7 +115,6 @@ def _facts(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.T
         "times": len(seen),
         "pixel_um": index.plate.pixel_um,
         "objects": table.num_rows,
-        "area": sum(int(np.count_nonzero(each.labels)) for each in seen),
         **({} if truth is None else {"truth": truth}),
         "hash": files.content_hash([each.labels for each in seen], table),
     }

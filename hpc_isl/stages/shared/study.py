@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,15 +46,18 @@ def name_of(role: Role) -> str:
 
 
 def expanded(plates: Sequence[Path]) -> list[Path]:
-    """Absolute paths, each once, with globs expanded."""
-    return list(dict.fromkeys(path for given in plates for path in _matches(given)))
+    """Absolute paths, each once, with globs expanded; of links to one plate the first."""
+    found: dict[str, Path] = {}
+    for path in (path for given in plates for path in _matches(given)):
+        found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
 
 
 def _matches(given: Path) -> list[Path]:
-    pattern = str(given.expanduser().absolute())
-    if not glob.has_magic(pattern):
-        return [Path(pattern)]
-    found = sorted(Path(path) for path in glob.glob(pattern))
+    path = given.expanduser().absolute()
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    found = sorted(Path(path) for path in glob.glob(str(path)))
     if not found:
         raise Mistake(f"plates: nothing is called {given}")
     return found

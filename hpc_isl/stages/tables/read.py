@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hpc_isl.files import read_json
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.metadata import read_group
-from hpc_isl.plates.plate import layout, well_position
+from hpc_isl.plates.plate import FieldKey, layout
 from hpc_isl.run import Run
 
 DUPLICATE = "duplicate_of"
@@ -108,7 +108,7 @@ def _plate(folder: Path, facts: Mapping[str, Any]) -> Segmented:
     table = folder / "tables" / f"{facts['slug']}.parquet"
     records = [read_json(path) or {} for path in (folder / "fields" / facts["slug"]).glob("*.json")]
     records += facts.get("left_out", [])
-    records.sort(key=lambda one: (well_position(one["well"]), one["field"], one["acquisition"]))
+    records.sort(key=lambda one: FieldKey(one["well"], one["field"], one["acquisition"]).place)
     rows, columns = facts.get("rows"), facts.get("columns")
     if not rows or not columns:
         rows, columns = layout({one["well"] for one in records})
