@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -21,8 +22,9 @@ import pytest
 from eventually import eventually
 
 from hpc_isl.cluster.pool import pools
-from hpc_isl.cluster.pooled import flow
+from hpc_isl.cluster.pooled import flow, share
 from hpc_isl.cluster.pooled.share import Node, Share, lowered, memory_here, shares
+from hpc_isl.mistake import Blocked
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 from hpc_isl.tasks import Answer, Need, Pool, Task
@@ -141,6 +143,14 @@ def test_a_mistake_is_not_tried_again(shared: Pool, calls: Any, tmp_path: Path) 
     assert trials(tmp_path) == {7: 1}
 
 
+def test_what_every_other_task_would_meet_too_ends_the_run(shared: Pool, calls: Any, tmp_path: Path) -> None:
+    answers = []
+    with pytest.raises(Blocked, match="the disk is full"):
+        answers += shared.run(calls.blocked, tasks_of((tmp_path, number) for number in range(1000)))
+    assert len(list(tmp_path.iterdir())) < 100, "it is not tried again with all of them"
+    assert len(list(shared.run(calls.doubled, tasks_of(range(3))))) == 3, "what was left is not in the way"
+
+
 def test_an_answer_that_cannot_be_sent_is_a_problem_of_its_task(shared: Pool, calls: Any) -> None:
     [answer] = shared.run(calls.unsendable, tasks_of([None]))
     assert "TypeError" in answer.problem
@@ -229,6 +239,34 @@ def test_a_stop_begins_none_and_waits_for_those_under_way(calls: Any, tmp_path: 
     begun = {path.name.split("-")[1] for path in marks.glob("begun-*")}
     assert 0 < len(begun) < 100
     assert begun == {path.name.split("-")[1] for path in marks.glob("ended-*")} == {a.name for a in answers}
+
+
+def test_what_takes_longer_than_is_left_is_given_up(calls: Any, tmp_path: Path) -> None:
+    """A job that waited on would be killed at its limit, and not go back into the queue."""
+    attempt, marks = attempt_in(tmp_path), tmp_path / "marks"
+    marks.mkdir()
+    with pools(attempt, Site(workers=1, signal_s=2))(NOTHING) as pool:
+        timer = threading.Timer(2.0, attempt.stopping.set)
+        timer.start()
+        began = time.monotonic()
+        assert list(pool.run(calls.who, tasks_of([60.0]))) == []
+    assert time.monotonic() - began < 30
+
+
+def test_a_pool_that_is_stopped_while_it_starts_begins_nothing(calls: Any, tmp_path: Path) -> None:
+    attempt = attempt_in(tmp_path)
+    attempt.stopping.set()
+    with pools(attempt, Site(workers=1))(NOTHING) as pool:
+        assert list(pool.run(calls.doubled, tasks_of(range(3)))) == []
+
+
+def test_a_gpu_that_pytorch_does_not_see_is_not_replaced_by_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    says = "no worker process could be started: RuntimeError: GPU 7 is none to PyTorch .*; site.gpus=0 does"
+    with pytest.raises(RuntimeError, match=says), pools(attempt_in(tmp_path), Site())(NOTHING):
+        pass
 
 
 def test_a_closed_pool_leaves_no_process_and_no_file(
@@ -366,6 +404,8 @@ def test_each_worker_sees_one_gpu_and_its_threads() -> None:
     assert {each["OMP_NUM_THREADS"] for each in found} == {"4"}
     two_on_each = shares(Node(8, GB, ("0", "1"), workers=4), NOTHING)
     assert [share.gpu for share in two_on_each] == ["0", "1", "0", "1"]
+    assert {share.environment["HPC_ISL_GPU_SHARING"] for share in two_on_each} == {"2"}
+    assert {each["HPC_ISL_GPU_SHARING"] for each in found} == {"1"}
     assert Share(2, GB).environment["CUDA_VISIBLE_DEVICES"] == "", "without a GPU of its own it takes none"
 
 
@@ -373,6 +413,21 @@ def test_a_worker_process_has_this_environment(shared: Pool, calls: Any) -> None
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HPC_ISL_IO_THREADS")
     answers = {a.name: a.value for a in shared.run(calls.environment, (Task(n, n) for n in names))}
     assert answers == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HPC_ISL_IO_THREADS": "1"}
+
+
+def test_files_that_were_read_before_do_not_count_as_memory_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share, "CGROUP", tmp_path)
+    for name, text in {
+        "memory.max": "1000",
+        "memory.current": "900",
+        "memory.stat": "anon 1\ninactive_file 700\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert memory_here(Site()) == 800
+    (tmp_path / "memory.max").write_text("max")
+    assert memory_here(Site()) > 10**6
 
 
 def test_memory_is_what_the_site_the_job_or_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,19 @@ def test_a_site_that_is_given_is_taken_as_it_is(tools: Path, tmp_path: Path) -> 
     assert "memory: 61G" in run.site.read_text(), "the run's site is now this one"
 
 
+def test_a_retry_that_is_refused_leaves_what_is_done_as_it_was(tools: Path, tmp_path: Path) -> None:
+    run = ended(tools, tmp_path, "COMPLETED")
+    Attempt(run).finish({"lost": 2, "made": {"table": "x"}})
+    before = run.summary()
+    (tools / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
+    with pytest.raises(Mistake, match="invalid partition"):
+        retry.retry(run, None, Caller(print, tmp_path / "runs"), wait=False)
+    assert run.summary() == before
+    (tools / "sbatch").write_text("#!/bin/bash\necho Submitted batch job 5\n")
+    assert retry.retry(run, None, Caller(print, tmp_path / "runs"), wait=False) == 0
+    assert run.summary() is None
+
+
 def test_what_is_done_is_not_retried(tools: Path, tmp_path: Path) -> None:
     run = ended(tools, tmp_path, "COMPLETED")
     Attempt(run).finish({})

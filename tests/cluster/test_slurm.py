@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -338,6 +339,18 @@ class TestRequeue:
         assert reason is not None
         assert "without a new checkpoint" in reason
         assert self.asked(tmp_path) == ""
+
+    def test_without_checkpoints_what_earlier_attempts_did_is_nothing_new(
+        self, attempt: Attempt, tmp_path: Path
+    ) -> None:
+        shutil.rmtree(attempt.run.checkpoints)
+        attempt.progress(5, 9, "fields", 5)
+        attempt.note()
+        assert "not started again" in str(requeue(attempt, JOB, at_time_limit=True))
+        assert self.asked(tmp_path) == ""
+        attempt.progress(6, 9, "fields", 5)
+        attempt.note()
+        assert requeue(attempt, JOB, at_time_limit=True) is None
 
     def test_one_that_was_cancelled_or_preempted_does_not(self, attempt: Attempt, tmp_path: Path) -> None:
         assert requeue(attempt, JOB, at_time_limit=False)

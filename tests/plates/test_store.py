@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mounts import read_only, small_disk
 from skimage.transform import downscale_local_mean
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.mistake import Blocked, Mistake
 from hpc_isl.plates import partial
 from hpc_isl.plates.levels import create_level, shards, write_shards
 from hpc_isl.plates.plate import Field, FieldKey, Plate
@@ -302,32 +303,26 @@ def test_what_a_killed_process_left_is_swept_and_a_replaced_folder_comes_back(tm
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small disk: root on Linux")
-def test_a_full_disk_is_named_with_the_bytes_needed_and_nothing_half_written_stays(small_disk: Path) -> None:
+def test_a_full_disk_is_named_with_the_bytes_needed_and_nothing_half_written_stays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 65535, (1, 1, 4, 600, 600)).astype("uint16")  # 2.9 MB that do not compress
     field = Field(B02, pixels.shape, "uint16")
     plate = Plate("P", tuple("ABCDEFGH"), ("01", "02"), (), (field,))
-    path = small_disk / "P.zarr"
-    with pytest.raises(Mistake, match=rf"{path}/B/02/1: the disk is full: 3,840,000 bytes are needed"):
-        write_field(path, plate, field, pixels, measure(pixels), CodecRecipe())
-    assert list((path / "B" / "02").iterdir()) == []
+    path = tmp_path / "disk" / "P.zarr"
+    with small_disk(tmp_path / "disk", "2m"):
+        with pytest.raises(Mistake, match=rf"{path}/B/02/1: the disk is full: 3,840,000 bytes are needed"):
+            write_field(path, plate, field, pixels, measure(pixels), CodecRecipe())
+        assert list((path / "B" / "02").iterdir()) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def test_a_disk_that_may_not_be_written_is_named(make_plate: MakePlate) -> None:
+    index, _ = make_plate()
+    image, box = index.image(B02), (0, 0, 70, 90)
+    with (
+        read_only(index.path),
+        pytest.raises(Blocked, match=rf"{image}/labels/.* cannot be written: .*Read-only"),
+    ):
+        write_labels(image, "cells", drawn((70, 90)), origin="human", boxes=[box])
 
 
 # ---------------------------------------------------------------- labels
@@ -417,6 +412,21 @@ def test_labels_that_are_not_there_are_named_with_those_that_are(make_plate: Mak
     write_labels(index.image(B02), "nuclei", drawn((70, 90)), origin="human", boxes=[])
     with pytest.raises(Mistake, match="did you mean 'nuclei'"):
         read_labels(index.image(B02), "nucleus")
+
+
+def test_several_that_write_labels_of_one_image_at_once_are_all_listed(make_plate: MakePlate) -> None:
+    index, _ = make_plate()
+    image, names = index.image(B02), [f"l{number}" for number in range(8)]
+
+    def write(name: str) -> None:
+        for _ in range(5):
+            box = (0, 0, 70, 90)
+            write_labels(image, name, drawn((70, 90)), origin="human", boxes=[box], overwrite=True)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(write, names))
+    listed = json.loads((image / "labels" / "zarr.json").read_text())["attributes"]["ome"]["labels"]
+    assert sorted(listed) == names == label_names(image)
 
 
 def test_the_labels_group_heals_after_a_kill_between_labels_and_list(make_plate: MakePlate) -> None:

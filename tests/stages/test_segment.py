@@ -5,6 +5,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from made_up_screen import save_model, write_screen
+from mounts import read_only, small_disk
 from skimage.measure import regionprops_table
 
+from hpc_isl.cluster.orders import Order, plans
 from hpc_isl.learning.model import load as load_model
 from hpc_isl.learning.predict import predict
 from hpc_isl.learning.samples import read
-from hpc_isl.mistake import Mistake
+from hpc_isl.mistake import Blocked, Mistake
 from hpc_isl.objects.draft import in_raster_order, without_small
 from hpc_isl.objects.flood import reference
 from hpc_isl.plates.plate import FieldKey
@@ -33,6 +36,7 @@ from hpc_isl.plates.store import (
 )
 from hpc_isl.recipe import RECIPES, load
 from hpc_isl.run import Attempt, Run
+from hpc_isl.site import Site
 from hpc_isl.stages.inspect import validate
 from hpc_isl.stages.segment import _places, plan, segment
 from hpc_isl.stages.segmentation.overlap import seen_twice, wells_of
@@ -59,6 +63,8 @@ class Here:
             try:
                 self.computed.append(task.name)
                 return Answer(task.name, call(task.argument))
+            except Blocked:
+                raise
             except Mistake as mistake:
                 return Answer(task.name, problem=str(mistake))
 
@@ -199,6 +205,34 @@ def test_a_damaged_field_is_listed_and_the_others_are_complete(lab, tmp_path):
 def test_a_run_of_nothing_but_losses_fails(lab, tmp_path):
     with pytest.raises(RuntimeError, match="no field could be segmented; the first: its process died"):
         segmented(lab, tmp_path, pool=Here(wrong=["S1"]))
+    assert len(pd.read_csv(tmp_path / "runs/segment/all/losses.csv")) == 4
+
+
+@pytest.mark.parametrize("keys", [(), ("largest=1000", "predict={tile: 32}", "block=64")])
+def test_a_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(lab, tmp_path, keys):
+    expected = hashes(segmented(lab, tmp_path, *keys, name="other"))
+    shutil.rmtree(tmp_path / "S1.zarr")
+    with small_disk(tmp_path / "disk", "20m"):
+        shutil.copytree(lab / "S1.zarr", tmp_path / "disk" / "S1.zarr")
+        filler = tmp_path / "disk" / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(tmp_path / "disk").free - 60_000))
+        pool = Here()
+        with pytest.raises(Blocked, match="the disk is full"):
+            segmented(lab, tmp_path / "disk", *keys, pool=pool, copy=False)
+        assert len(pool.computed) < 4, "the others would have met the same"
+        filler.unlink()
+        run = segmented(lab, tmp_path / "disk", *keys, copy=False)
+        assert hashes(run) == expected
+
+
+def test_a_plate_that_may_not_be_written_is_refused_unless_no_labels_are_kept(lab, tmp_path):
+    shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
+    with read_only(tmp_path / "S1.zarr"):
+        with pytest.raises(
+            Mistake, match=r"B/02/1: cannot be written, and labels go there: .* write=\[mask\]"
+        ):
+            segmented(lab, tmp_path, copy=False)
+        assert segmented(lab, tmp_path, "write=[mask]", copy=False).summary()
 
 
 def test_what_no_field_can_do_without_ends_the_run_soon(lab, tmp_path, capsys):
@@ -393,6 +427,11 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
         ("cells=drawn", "4 of 4 fields have no labels 'drawn', S1 B02/1 among them"),
         ("largest=1000", "more than 1,000 pixels .* in which tiles, as in predict='{tile: 1024"),
         ("overlap=0", "overlap"),
+        ("fields=[]", r"fields=\[\] leaves none of its 4 fields"),
+        (
+            "write=[labels, stain]",
+            "write: stain cannot be kept, for .*finetune/cells has none: a run of pretrain",
+        ),
     ],
 )
 def test_what_can_never_work_is_refused_before_a_pixel_is_read(lab, key, says):
@@ -414,13 +453,14 @@ def test_maps_of_images_too_large_for_memory_are_refused_at_once(lab):
 
 
 def test_fields_that_convert_left_out_are_lost_to_their_wells(lab, tmp_path):
-    left = (FieldKey("B03", "3"), "its files are missing")
-    write_screen(tmp_path / "S1.zarr", problems=[left])
+    left = [(FieldKey("B03", "3"), why) for why in ("its files are missing", "and its sizes differ")]
+    write_screen(tmp_path / "S1.zarr", problems=left)
     run = segmented(lab, tmp_path, copy=False)
     losses = pd.read_csv(run.folder / "losses.csv", dtype=str)
     assert losses[["well", "field", "problem"]].to_numpy().tolist() == [
-        ["B03", "3", "left out by convert: its files are missing"]
+        ["B03", "3", "left out by convert: its files are missing; and its sizes differ"]
     ]
+    assert run.summary()["figures"]["lost fields"] == 1
     wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
     assert (wells.fields.to_dict(), wells.lost_fields.to_dict()) == (
         {"B02": 2, "B03": 2},
@@ -447,6 +487,9 @@ def test_what_a_run_has_written_itself_is_no_truth(lab, tmp_path):
     run = segmented(lab, tmp_path, "truth={labels: found}", copy=False)
     records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
     assert [record.get("truth") for record in records] == [[2], None, None, None]
+    again = Here()
+    segmented(lab, tmp_path, "truth={labels: found}", copy=False, pool=again)
+    assert again.computed == [], "nor does it make what is done another computation"
 
 
 def test_objects_are_assigned_to_the_cells_that_hold_them(lab, tmp_path):
@@ -541,3 +584,46 @@ def test_what_one_field_shows_apart_is_two_objects(tmp_path):
 
 def test_plates_of_one_name_are_told_apart():
     assert _unique(["P", "P (1)", "P", "Q"]) == ["P (2)", "P (1)", "P (3)", "Q"]
+
+
+def test_a_plate_that_is_given_twice_is_segmented_once(lab, tmp_path):
+    shutil.copytree(lab / "S1.zarr", tmp_path / "S[1].zarr")
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "S[1].zarr")
+    plates = f"plates=['{tmp_path}/S[1].zarr', {tmp_path}/*.zarr]"
+    recipe = load("segment", None, [f"model={lab}/runs/finetune/cells", plates, "labels=found"])
+    assert plan(recipe).recipe.plates == [tmp_path / "S[1].zarr"]
+
+
+def test_two_elements_of_a_sweep_never_write_the_same_labels(lab):
+    keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]"]
+    elements = {f"h={h}": load("segment", None, [*keys, "labels=found", f"h={h}"]) for h in (5, 10)}
+    order = Order("segment", elements["h=5"], Site(), elements=elements)
+    with pytest.raises(Mistake, match=r"'h=5' and 'h=10' would both write labels 'found' of .*S1\.zarr"):
+        plans(order)
+    named = {f"h={h}": load("segment", None, [*keys, f"labels=h{h}", f"h={h}"]) for h in (5, 10)}
+    assert len(plans(replace(order, elements=named))) == 2
+
+
+def test_what_another_run_is_just_writing_stays(lab, tmp_path):
+    shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
+    labels = tmp_path / "S1.zarr" / "B" / "02" / "1" / "labels"
+    others = [labels / ".zarr.json.nuclei.x.partial", labels / ".nuclei.partial-1-x"]
+    own = [labels / ".zarr.json.found.x.partial", labels / ".found.partial-1-x"]
+    for path in others + own:
+        path.mkdir(parents=True)
+    segmented(lab, tmp_path, copy=False)
+    assert all(path.exists() for path in others)
+    assert not any(path.exists() for path in own)
+    own[1].mkdir()
+    segmented(lab, tmp_path, "write=[mask]", copy=False, name="mask")
+    assert own[1].exists(), "a run that keeps no labels has none to clean up"
+
+
+def test_fields_are_told_in_plate_order(lab, tmp_path):
+    write_screen(tmp_path / "S1.zarr", wells=["B02"], fields=11)
+    run = segmented(lab, tmp_path, copy=False)
+    table(run, tmp_path / "fields.csv", "field")
+    expected = [str(number) for number in range(1, 12)]
+    assert pd.read_csv(tmp_path / "fields.csv", dtype=str).field.to_list() == expected
+    objects = pd.read_parquet(run.folder / "tables")
+    assert list(dict.fromkeys(objects.field)) == expected
