@@ -123,9 +123,8 @@ class _Flow:
                 self._stop()
             else:
                 more = self._fill(tasks, more)
-            if not self.pending and (self.stopped or not (more or self.again or self.suspects)):
-                return
-            if time.monotonic() > self.leaves:
+            through = self.stopped or not (more or self.again or self.suspects)
+            if (through and not self.pending) or time.monotonic() > self.leaves:
                 return
             yield from self._ended()
             self._check_workers()

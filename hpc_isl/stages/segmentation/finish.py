@@ -91,10 +91,7 @@ def finish(
     _say_doubts(rows, attempt)
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
     made |= {"losses": run.folder / "losses.csv"} if lost else {}
-    made |= _drift(recipe, models, targets, attempt)
-    made |= _finish_maps(recipe, models, targets, run, rows)
-    made |= table.after_segmenting(run)
-    made |= pictures.draw(recipe, models, targets, run, rows)
+    made |= _made_of_all(recipe, models, targets, attempt, rows)
     (run.folder / VERIFY).unlink(missing_ok=True)
     attempt.finish(
         {
@@ -103,6 +100,18 @@ def finish(
             **({"lost": to_retry} if to_retry else {}),
             "next": [*(["retry {run}"] if to_retry else []), "table {run} out=wells.csv"],
         }
+    )
+
+
+def _made_of_all(
+    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], attempt: Attempt, rows: Sequence[Row]
+) -> dict[str, Path]:
+    """Drift, maps, counts and pictures: what they are -> where they are."""
+    return (
+        _drift(recipe, models, targets, attempt)
+        | _finish_maps(recipe, models, targets, attempt.run, rows)
+        | table.after_segmenting(attempt.run)
+        | pictures.draw(recipe, models, targets, attempt.run, rows)
     )
 
 
