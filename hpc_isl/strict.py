@@ -91,6 +91,11 @@ def _complaint(kind: type[Strict], entry: Any) -> str:
         return f"{dotted}: no such key; {nearest(path[-1], owner.model_fields if owner else [])}"
     if entry["type"] == "missing":
         return f"{dotted}: must be given"
+    if entry["type"] == "model_type" and (owner := _model_at(kind, path)):
+        first, *_ = owner.model_fields
+        names = ", ".join(owner.model_fields)
+        given = f"got {entry['input']!r}"
+        return f"{dotted}: has keys of its own ({names}), as in {dotted}='{{{first}: …}}'; {given}"
     text = entry["msg"].removeprefix("Value error, ")
     return f"{dotted}: {text}; got {entry['input']!r}" if path else text
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+from argparse import ArgumentTypeError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -129,7 +130,7 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise Mistake(f"--verify {text}: write the share of fields to compute again, as in --verify 1%")
+        raise ArgumentTypeError(f"{text}: write the share of fields to compute again, as in --verify 1%")
     return share
 
 

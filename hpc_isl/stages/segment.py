@@ -101,14 +101,17 @@ def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> I
     fields = sum(len(target.keys) for target in targets)
     pixels = sum(_pixels(target) for target in targets)
     plates = f"{len(targets)} plates" if len(targets) > 1 else f"plate {targets[0].name}"
-    yield f"{plates}: {fields:,} fields, {pixels / 1e9:.3g} gigapixels, segmented into {models.labels!r}"
+    kept = f", segmented into {models.labels!r}" if "labels" in recipe.write else ""
+    yield f"{plates}: {fields:,} fields, {pixels / 1e9:.3g} gigapixels{kept}"
     task = models.contract.task
     kind = f"{task.kind}, arm {task.arm}" if task else "a stain, from which objects are drafted"
     of = recipe.predict or models.contract.predict
     tiles = f"tiles of {of.tile} pixels" if of.tile else "whole fields"
-    yield f"model {models.folder.parent}: {kind}; U-Net on {models.contract.net.encoder}, {tiles}"
-    # Measured on cells: 0.4 bytes a pixel, with the pyramid.
-    yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
+    pixel_um = recipe.pixel_um or models.contract.view.pixel_um
+    sees = f"pixels of {pixel_um:.3g} µm" if pixel_um else "pixels of unknown size"
+    yield f"model {models.folder.parent}: {kind}; U-Net on {models.contract.net.encoder}, {tiles}, {sees}"
+    if kept:  # measured on cells: 0.4 bytes a pixel, with the pyramid
+        yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
 
 
 def _pixels(target: Target) -> int:

@@ -340,7 +340,7 @@ def test_a_run_that_only_measures_more_has_the_same_labels(lab, tmp_path):
 
 def test_labels_of_another_run_are_replaced_when_that_is_asked_for(lab, tmp_path):
     segmented(lab, tmp_path)
-    with pytest.raises(Mistake, match=r"4 fields .* of another run of segment; .* overwrite=true"):
+    with pytest.raises(Mistake, match=r"4 fields .* of another run of segment, .* overwrite=true"):
         segmented(lab, tmp_path, "h=5", name="other", copy=False)
     before = read_labels(tmp_path / "S1.zarr" / "B" / "02" / "1", "found")
     segmented(lab, tmp_path, "h=5", "overwrite=true", name="other", copy=False)
@@ -398,8 +398,9 @@ def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path,
     write_screen(tmp_path / "S1.zarr", empty=["B03"])
     run = segmented(lab, tmp_path, copy=False)
     assert "2 fields show nothing that has any structure: they have no objects" in capsys.readouterr().out
-    counts = pd.read_csv(run.folder / "wells.csv").set_index("well").objects
-    assert counts["B03"] == 0 < counts["B02"]
+    wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
+    assert wells.objects["B03"] == 0 < wells.objects["B02"]
+    assert wells.empty_fields.to_dict() == {"B02": 0, "B03": 2}
     keys = ("largest=1000", "predict={tile: 32, halo: 32}")
     blocks = segmented(lab, tmp_path, *keys, "overwrite=true", name="blocks", copy=False)
     assert pd.read_csv(blocks.folder / "wells.csv").set_index("well").objects["B03"] == 0
@@ -427,6 +428,10 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
         ("cells=drawn", "4 of 4 fields have no labels 'drawn', S1 B02/1 among them"),
         ("largest=1000", "more than 1,000 pixels .* in which tiles, as in predict='{tile: 1024"),
         ("overlap=0", "overlap"),
+        (
+            "truth=drawn",
+            "truth: has keys of its own .labels, channel.* as in truth='{labels: …}'; got 'drawn'",
+        ),
         ("fields=[]", r"fields=\[\] leaves none of its 4 fields"),
         (
             "write=[labels, stain]",
@@ -583,7 +588,10 @@ def test_what_one_field_shows_apart_is_two_objects(tmp_path):
 
 
 def test_plates_of_one_name_are_told_apart():
-    assert _unique(["P", "P (1)", "P", "Q"]) == ["P (2)", "P (1)", "P (3)", "Q"]
+    assert _unique([("P", "one"), ("P", "two"), ("Q", "three")]) == ["one", "two", "Q"]
+    same = [("P", "one"), ("P (1)", "two"), ("P", "one"), ("Q", "three")]
+    assert _unique(same) == ["one (1)", "P (1)", "one (2)", "Q"]
+    assert _unique([("P", "Q"), ("P", "R"), ("Q", "S")]) == ["Q (1)", "R", "Q (2)"]
 
 
 def test_a_plate_that_is_given_twice_is_segmented_once(lab, tmp_path):
@@ -627,3 +635,28 @@ def test_fields_are_told_in_plate_order(lab, tmp_path):
     assert pd.read_csv(tmp_path / "fields.csv", dtype=str).field.to_list() == expected
     objects = pd.read_parquet(run.folder / "tables")
     assert list(dict.fromkeys(objects.field)) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "says"),
+    [
+        ("nuclei", "h=3", "h=3: parts cells by their distance map, and this model finds nuclei by the mask"),
+        ("nuclei", "write=[distance]", "write: distance cannot be kept, for .* a model of cells predicts"),
+        (
+            "../segment/all",
+            "h=3",
+            "segment/all: a run of segment has no model; name one of finetune or pretrain",
+        ),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused(lab, model, key, says):
+    (lab / "runs/segment/all").mkdir(parents=True, exist_ok=True)
+    keys = [f"model={lab}/runs/finetune/{model}", f"plates=[{lab}/S1.zarr]", "labels=found", key]
+    with pytest.raises(Mistake, match=says):
+        plan(load("segment", None, keys))
+
+
+def test_a_plan_speaks_of_labels_only_where_they_are_kept(lab):
+    keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]", "labels=found"]
+    assert "labels" in "".join(plan(load("segment", None, keys)).says)
+    assert "labels will be" not in "".join(plan(load("segment", None, [*keys, "write=[mask]"])).says)

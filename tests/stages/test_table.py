@@ -228,6 +228,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.fills: list[str] = []
+        self.edged: list[str] = []
         self.titles: list[str] = []
         self.fetched: list[str] = []
         self.text = ""
@@ -239,6 +240,7 @@ class Page(HTMLParser):
         self.inside = tag
         if given.get("class") == "well":
             self.fills.append(given["fill"])
+            self.edged += [self.titles[-1]] if "stroke" in given else []
         if tag == "title":
             self.titles.append("")
         if tag in ("script", "link", "iframe", "object") or any(key.startswith("on") for key in given):
@@ -257,6 +259,11 @@ def test_the_page_shows_every_physical_well_and_fetches_nothing(whole: tuple[Run
     assert len(page.fills) == len(page.titles) - 1 == 96 * 2 * 2  # two plates, count and confluence
     # Four plus two wells, of which one is lost.
     assert len(page.fills) - page.fills.count(MISSING) == 2 * (4 + 2 - 1)
+
+
+def test_wells_of_which_fields_are_lost_have_a_red_edge(whole: tuple[Run, pd.DataFrame]) -> None:
+    page = Page(whole[0].root / "plates.html")
+    assert [title.split()[0] for title in page.edged] == ["B03", "B03"], "in the maps of count and confluence"
 
 
 def test_hovering_tells_what_is_known_of_a_well(whole: tuple[Run, pd.DataFrame]) -> None:

@@ -202,7 +202,10 @@ class _Flow:
         while not self.ended.empty():
             futures.append(self.ended.get())
         futures = [future for future in futures if future in self.pending]
-        for future, said in self.pool.said(futures).items():
+        said_of = self.pool.said(futures)
+        if died := sum(said is None for said in said_of.values()):
+            self.pool.attempt.say(f"a process died; what it had begun is computed again: {died} tasks")
+        for future, said in said_of.items():
             answer = self._answer(self.pending.pop(future), said)
             future.release()
             if answer is not None:

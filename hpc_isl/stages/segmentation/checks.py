@@ -31,6 +31,7 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
     of = recipe.predict or models.contract.predict
     check_grid(of.tile, of.halo)
     _check_maps(recipe, models)
+    _check_rule(recipe, models)
     view = view_of(recipe, models.contract)
     for target in targets:
         for name in recipe.measure or []:
@@ -57,6 +58,13 @@ def _check_maps(recipe: SegmentRecipe, models: Models) -> None:
     for name in recipe.write:
         if name in MAPS and not maps_of([name], models.contract, models.stain_contract).channels:
             raise Mistake(f"write: {name} cannot be kept, for {models.folder.parent} has none: {MAPS[name]}")
+
+
+def _check_rule(recipe: SegmentRecipe, models: Models) -> None:
+    kind = models.contract.task.kind if models.contract.task else "stain"
+    if recipe.h is not None and kind != "cells":
+        of = "nuclei by the mask alone" if kind == "nuclei" else "objects in the stain that it predicts"
+        raise Mistake(f"h={recipe.h:g}: parts cells by their distance map, and this model finds {of}")
 
 
 def _check_writable(target: Target) -> None:
@@ -137,8 +145,8 @@ def in_the_way(recipe: SegmentRecipe, models: Models, target: Target) -> Iterato
     if others and not recipe.overwrite:
         name = models.labels + COPY * (others[0] in kept)
         raise Mistake(
-            f"{target.index.path}: {_some(others)} have labels {name!r} of another run of segment; "
-            "choose another labels=, or overwrite=true replaces them"
+            f"{target.index.path}: {_some(others)} have labels {name!r} of another run of segment, "
+            "or of another recipe; choose another labels= (and --name), or overwrite=true replaces them"
         )
     if kept:
         yield (

@@ -17,7 +17,7 @@ from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.labels import slug
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, computed_by, open_plate, stamp
-from hpc_isl.recipe import digest
+from hpc_isl.recipe import RECIPES, digest
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.sweeps import FINAL
@@ -27,6 +27,7 @@ AROUND = {
     "plates": [], "labels": None, "fields": None, "write": ["labels"], "overlap": None, "largest": 1,
     "block": 1, "overwrite": False,
 }  # fmt: skip
+MODELS = ("finetune", "pretrain")  # the stages that make one
 MEASURED = {"stain": None, "measure": None, "cells": None, "truth": None}
 
 
@@ -104,6 +105,9 @@ def model_run(folder: Path) -> Run:
 
 
 def _contract(key: str, given: Path, folder: Path) -> Contract:
+    stage = Run(given).stage
+    if not folder.exists() and stage in RECIPES and stage not in MODELS:
+        raise Mistake(f"{key}={given}: a run of {stage} has no model; name one of {' or '.join(MODELS)}")
     try:
         return read_contract(folder)
     except Mistake as mistake:
@@ -138,14 +142,16 @@ def _channels(contract: Contract) -> list[str]:
 def targets_of(recipe: SegmentRecipe, view: View) -> tuple[Target, ...]:
     """The plates, in the order of the recipe, with the fields that the model looks at."""
     indices = [open_plate(path) for path in recipe.plates]
-    names = _unique([index.plate.name for index in indices])
+    names = _unique([(index.plate.name, index.path.stem) for index in indices])
     return tuple(
         Target(index, name, _keys(recipe, view, index)) for index, name in zip(indices, names, strict=True)
     )
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-    """The same names, numbered where several plates have one, by a number that makes no other's name."""
+def _unique(plates: Sequence[tuple[str, str]]) -> list[str]:
+    """Names of plates, by name and folder: where several have one name, the folder's; then numbered."""
+    given = [name for name, _ in plates]
+    names = [name if given.count(name) == 1 else folder for name, folder in plates]
     found: list[str] = []
     for name in names:
         tries = (f"{name} ({number})" for number in count(1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpc_isl.files import now
 from hpc_isl.stages.shared.html import Html, join, page, picture, tag
-from hpc_isl.stages.tables.pictures import COLORS, MISSING, NUMBERED, Map, ink_on, limits, short
+from hpc_isl.stages.tables.pictures import COLORS, MISSING, NUMBERED, PARTIAL, Map, ink_on, limits, short
 
 MOST = 900  # CSS pixels that a plate of many wells is wide
 LEFT, TOP = 26, 22  # room for letters and numbers
@@ -52,7 +52,8 @@ def written(
         tag("style", Html(STYLE)),
         tag("h1", f"Plates of {name}"),
         tag("p", f"Written {now()[:16].replace('T', ' ')} UTC by table. Hover over a well to read it; "
-            "grey wells were not imaged, are lost, or have no such figure.", class_="about"),
+            "grey wells were not imaged, are lost, or have no such figure; of those with a red edge some "
+            "fields are lost.", class_="about"),
         tag("div", *[tag("p", line) for line in headline], class_="headline"),
     ]  # fmt: skip
     for one in shown:
@@ -76,7 +77,7 @@ def _plate(one: Map, facts: Mapping[str, str], low: float, high: float, what: st
     for y, row in enumerate(one.rows):
         for x, column in enumerate(one.columns):
             well = f"{row}{column}"
-            inside = _well(known.get(well), (low, high), edge, deep * wide <= NUMBERED)
+            inside = _well(known.get(well), (low, high), edge, deep * wide <= NUMBERED, well in one.partial)
             at = f"translate({LEFT + x * edge},{TOP + y * edge})"
             parts.append(
                 tag("g", tag("title", facts.get(well, f"{well}: not imaged")), *inside, transform=at)
@@ -96,11 +97,14 @@ def _names(one: Map, edge: int) -> Iterator[Html]:
         yield _text(row, LEFT - 12, TOP + (y + 0.5) * edge + 4, 11)
 
 
-def _well(value: float | None, scale: tuple[float, float], edge: int, numbered: bool) -> Iterator[Html]:
+def _well(
+    value: float | None, scale: tuple[float, float], edge: int, numbered: bool, partial: bool
+) -> Iterator[Html]:
     """A square, and its value where there is room for it."""
     color = None if value is None else _color((value - scale[0]) / (scale[1] - scale[0]))
     fill = MISSING if color is None else _hex(color)
-    yield tag("rect", class_="well", width=edge - 2, height=edge - 2, rx=2, fill=fill)
+    line = {"stroke": PARTIAL, "stroke-width": "2"} if partial else {}
+    yield tag("rect", class_="well", width=edge - 2, height=edge - 2, rx=2, fill=fill, **line)
     if value is not None and color is not None and numbered:
         yield _text(short(value), edge / 2 - 1, edge / 2 + 3, 11, ink_on(color))
 

@@ -26,7 +26,8 @@ UNITS = {
     "_max": "counts", "_sum": "counts", "_mm2": "objects / mm²",
 }  # fmt: skip
 ABOUT = {
-    COUNT: "Objects in all fields of each well; those that two overlapping fields show count once.",
+    COUNT: "Objects in all fields of each well that are not lost; those that two overlapping fields show "
+    "count once, where labels are kept.",
     "confluence": "Share of the imaged area that objects cover.",
     "objects_per_mm2": "Objects per imaged area.",
 }
@@ -124,6 +125,7 @@ def _maps(
             known[plate].rows,
             known[plate].columns,
             {row["well"]: _number(row[column]) for row in rows},
+            {row["well"] for row in rows if row["fields"] and row["lost_fields"]},
         )
         for (plate, title), rows in groups.items()
     ]

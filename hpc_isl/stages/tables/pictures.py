@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DPI = 150
 COLORS = "viridis"
 MISSING = "#e3e3e3"
+PARTIAL = "#d62728"  # edge of wells of which fields are lost
 FROM_ZERO = ("objects", "objects / mm²", "share of the area")  # units
 NUMBERED = 96  # wells: of more there is no room for numbers
 WELL = {6: 1.0, 12: 0.9, 24: 0.75, 48: 0.65, 96: 0.5, 384: 0.27}  # inches by wells of a plate
@@ -33,12 +34,14 @@ class Map:
     Attributes:
         rows, columns: all physical ones of the plate: ("A", …), ("01", …).
         values: by well; wells that are missing, or NaN, are drawn grey.
+        partial: wells of which some fields are lost: their counts are too low.
     """
 
     title: str
     rows: Sequence[str]
     columns: Sequence[str]
     values: Mapping[str, float]
+    partial: Collection[str] = ()
 
     def known(self) -> dict[str, float]:
         return {well: value for well, value in self.values.items() if math.isfinite(value)}
@@ -79,6 +82,10 @@ def draw_plates(maps: Sequence[Map], title: str, unit: str, path: Path) -> None:
     for axis, one in zip(grid, maps, strict=False):
         _draw_plate(axis, one, scale)
     figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
+    if any(one.partial for one in maps):
+        figure.supxlabel(
+            "red edge: fields of the well are lost", fontsize=8, color=PARTIAL, x=0.01, ha="left"
+        )
     bar = figure.colorbar(
         scale, ax=grid.tolist(), shrink=min(1.0, 2.6 / high / deep + 0.35), aspect=22, pad=0.02
     )
@@ -120,7 +127,8 @@ def _draw_plate(axis: Axes, one: Map, scale: Any) -> None:
     known = one.known()
     colors = [scale.to_rgba(known[well]) if well in known else MISSING for well in wells]
     squares = [Rectangle((x - 0.46, y - 0.46), 0.92, 0.92) for x, y in wells.values()]
-    axis.add_collection(PatchCollection(squares, facecolors=colors, linewidths=0))
+    widths = [1.2 if well in one.partial else 0 for well in wells]
+    axis.add_collection(PatchCollection(squares, facecolors=colors, edgecolors=PARTIAL, linewidths=widths))
     if len(wells) <= NUMBERED:
         for (well, place), color in zip(wells.items(), colors, strict=True):
             if well in known:

@@ -30,7 +30,8 @@ class Shot:
     Attributes:
         pixels: of the image; 0 where it is lost.
         truth: objects that there are, or None.
-        problem: why the field is lost; empty: it is not.
+        problem: why the field is lost; "": it is not.
+        empty: it shows nothing that has any structure.
     """
 
     well: str
@@ -40,6 +41,7 @@ class Shot:
     pixels: int
     truth: int | None
     problem: str
+    empty: bool
 
     @property
     def key(self) -> ShotKey:
@@ -137,5 +139,5 @@ def _shots(record: Mapping[str, Any], times: int) -> Iterator[Shot]:
     for time in range(record.get("times", times)):
         yield Shot(
             record["well"], record["field"], record["acquisition"], time, height * width,
-            None if truth is None else truth[time], problem,
+            None if truth is None else truth[time], problem, bool(record.get("empty")),
         )  # fmt: skip

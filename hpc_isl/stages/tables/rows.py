@@ -18,8 +18,9 @@ MEDIAN = "median_"
 # Numbers of which a median says nothing: places, and the angles of axes.
 UNSAID = ("centroid_", "orientation_")
 OURS = {
-    "plate", "well", "field", "acquisition", "time", "wells", "fields", "lost_fields", "problem", "objects",
-    "confluence", "objects_per_mm2", "truth_fields", "truth_objects", "objects_in_truth_fields",
+    "plate", "well", "field", "acquisition", "time", "wells", "fields", "lost_fields", "empty_fields",
+    "problem", "objects", "confluence", "objects_per_mm2", "truth_fields", "truth_objects",
+    "objects_in_truth_fields",
 }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def _counts(plate: Segmented, where: Row, shots: Sequence[Shot], objects: Object
         row["problem"] = "; ".join(shot.problem for shot in shots if shot.problem) or None
     else:
         row |= {"fields": _fields(whole), "lost_fields": _fields(shots) - _fields(whole)}
+        row["empty_fields"] = _fields([shot for shot in whole if shot.empty])
     pixels = sum(shot.pixels for shot in whole)
     row["objects"] = objects.counted(whole) if whole else None
     row["confluence"] = objects.foreground(whole) / pixels if whole else None
