@@ -83,10 +83,9 @@ def draw_scores(found: Results, n: N) -> Picture:
     grid[0].set_yticks(range(len(shown)), [_cell_name(cell, n) for cell in shown], fontsize=10)
     grid[0].set_ylim(len(shown) - 0.45, -0.55)
     means = "; ".join(f"{cell.arm} {found.designs[found.truth, ''].mean(cell).value:.2f}" for cell in shown)
-    caption = (
-        "Each point: one test box in one draw. Black: mean over points and its 95 % interval. "
-        "N = 0 learnt from no annotation: the predicted stain, thresholded."
-    )
+    caption = "Each point: one test box in one draw. Black: mean over points and its 95 % interval."
+    if any(cell.n == 0 for cell in shown):
+        caption += " N = 0 learnt from no annotation: the predicted stain, thresholded."
     return finished(figure, "scores.png", f"Scores of each arm at N = {n}. Means: {means}", caption)
 
 
@@ -135,8 +134,10 @@ def draw_curves(found: Results, truth: Truth, name: str) -> Picture:
     figure.legend(lines, labels, loc="outside lower center", ncols=across, fontsize=10, frameon=False)
     caption = (
         "Mean score over test boxes and draws; bands: 95 % intervals. Left over the number of annotation "
-        "boxes (evenly spaced), right over the objects in them (logarithmic). Dotted: no annotation at all."
+        "boxes (evenly spaced), right over the objects in them (logarithmic)."
     )
+    if any(cell.n == 0 for cell in found.designs[truth, ""].columns):
+        caption += " Dotted: no annotation at all."
     levels = "; ".join(f"{cell.arm} at N = {cell.n}: {found.designs[truth, ''].mean(cell).value:.2f}"
                        for cell in found.designs[truth, ""].columns)  # fmt: skip
     return finished(figure, name, f"Mean score against annotations. {levels}", caption)
