@@ -250,7 +250,7 @@ class Attempt:
 
         The exit record holds `outcome` (done, stopped, mistake, failed) and the traceback, if any.
         `vitals`, where given, is asked for figures of the machine every 10 s: they join metrics.jsonl.
-        `facts` join the start record.
+        `facts` join the start record. An exit that a full disk refuses hides no other error.
         """
         self.note(
             rank=self.rank, size=self.size, attempt=self.number, pid=os.getpid(),
@@ -271,7 +271,8 @@ class Attempt:
         finally:
             ended.set()
             beat.join()
-            self.note(exit=now(), heartbeat=now(), **outcome)
+            with suppress(OSError):
+                self.note(exit=now(), heartbeat=now(), **outcome)
 
     def _beat(self, ended: threading.Event, vitals: Callable[[], Mapping[str, float]] | None) -> None:
         origin = self.run.origin()

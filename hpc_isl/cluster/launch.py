@@ -211,7 +211,7 @@ def _reopened(members: Sequence[Run]) -> Iterator[None]:
         path.unlink(missing_ok=True)
     try:
         yield
-    except Mistake:
+    except Exception:
         for path, summary in records.items():
             if summary is not None:
                 write_atomic(path, json.dumps(summary, indent=1))

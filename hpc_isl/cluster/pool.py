@@ -168,6 +168,6 @@ def _dashboard(scheduler: Any) -> str:
 def _wait_for_first(pool: DaskPool, crew: Crew, attempt: Attempt) -> None:
     deadline = time.monotonic() + BEGIN_S
     while not (pool.workers or attempt.stopping.is_set()):
-        if crew.gone or time.monotonic() > deadline:
+        if (crew.gone and attempt.size == 1) or time.monotonic() > deadline:
             raise RuntimeError(f"no worker process could be started: {crew.failure or 'the log says why'}")
         time.sleep(LOOK_S)

@@ -162,9 +162,9 @@ class Predictor:
             count, _, y, x = batch.shape
             many = f"{count} × " if count > 1 else ""
             less = "predict.batch=1" if count > 1 else "predict in tiles, predict.tile=1024"
-            raise Mistake(
-                f"the GPU has too little memory for {many}{y} × {x} pixels at once: {less}"
-            ) from None
+            share = torch.cuda.get_per_process_memory_fraction(self.device)
+            of = "the GPU" if share == 1 else f"{share:.0%} of a GPU (fewer site.workers have more each)"
+            raise Mistake(f"{of} has too little memory for {many}{y} × {x} pixels at once: {less}") from None
 
     @cached_property
     def _forward(self) -> Callable[[Tensor], Tensor]:

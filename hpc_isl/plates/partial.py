@@ -44,14 +44,21 @@ def appears_whole(folder: Path, need: int, overwrite: bool = False) -> Iterator[
 
 @contextmanager
 def naming_unwritable(folder: Path, need: int) -> Iterator[None]:
-    """A full disk, or one that may not be written, is `Blocked`, with the folder and the bytes needed."""
+    """A full or read-only disk is `Blocked`, a folder that is another's a `Mistake`.
+
+    `need`: bytes that will be written at most; 0: not known.
+    """
     try:
         yield
+    except Mistake:
+        raise
     except Exception as error:
         if _says(error, errno.ENOSPC, errno.EDQUOT):
             raise full(folder, need) from None
-        if _says(error, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise Blocked(f"{folder}: cannot be written: {error}") from None
+        if _says(error, errno.EROFS):
+            raise Blocked(f"{folder}: could not be written: {error}") from None
+        if _says(error, errno.EACCES, errno.EPERM):
+            raise Mistake(f"{folder}: could not be written: {error}") from None
         raise
 
 
@@ -93,8 +100,9 @@ def _says(error: Exception, *codes: int) -> bool:
 
 def full(folder: Path, need: int) -> Blocked:
     """The message of a full disk."""
+    needed = f"{need:,} bytes are needed and " if need else ""
     return Blocked(
-        f"{folder}: the disk is full: {need:,} bytes are needed and {free(folder):,} are free there "
+        f"{folder}: the disk is full: {needed}{free(folder):,} are free there "
         "(or your quota is used up); make room and start again, what is written is kept"
     )
 

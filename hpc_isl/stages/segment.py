@@ -13,7 +13,7 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages.segmentation import finish
-from hpc_isl.stages.segmentation.checks import checked, in_the_way
+from hpc_isl.stages.segmentation.checks import check_writable, checked, in_the_way
 from hpc_isl.stages.segmentation.files import Row, Work, done, sweep_labels, sweep_run, write_record
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -52,7 +52,9 @@ def plan(recipe: SegmentRecipe) -> Plan:
     if models.stain_contract:
         inputs["stain"] = models.stain_contract.weights
     kept = targets if "labels" in recipe.write else ()
-    claims = tuple(f"labels {models.labels!r} of {target.index.path}" for target in kept)
+    claims = tuple(
+        f"labels {models.labels!r} of {target.index.path} {key}" for target in kept for key in target.keys
+    )
     return Plan(recipe, tuple(says), inputs, claims=claims)
 
 
@@ -65,7 +67,8 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     start = time.monotonic()
     models = models_of(recipe)
     targets = targets_of(recipe, view_of(recipe, models.contract))
-    for target in targets:  # another run may have written there since this one was planned
+    for target in targets:  # another run may have written there since this one was planned, elsewhere
+        check_writable(recipe, models, target)
         list(in_the_way(recipe, models, target))
     places = list(_places(recipe, models, targets, attempt.run.folder))
     with pools(_need(recipe, models, targets)) as pool:
@@ -246,7 +249,7 @@ def _verify(
     )
     same, wrong, untold = 0, [], []
     for number, answer in enumerate(pool.run(verify_field, tasks), 1):
-        attempt.progress(number, count, "fields verified")
+        attempt.progress(number, count, "fields verified", number)
         if answer.problem or answer.value.untold:
             untold.append(f"{answer.name}: {answer.problem or answer.value.untold}")
         elif answer.value.wrong:

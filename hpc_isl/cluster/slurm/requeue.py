@@ -35,7 +35,8 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     if attempt.run.cancelled.exists():
         return "stopped: the run was cancelled"
     if not _advanced(attempt):
-        return "stopped at the time limit without a new checkpoint: not started again; give it more time"
+        what = "checkpoint" if attempt.run.checkpoints.is_dir() else "result"
+        return f"stopped at the time limit without a new {what}: not started again; give it more time"
     if asked := _asked_outside():
         asked.touch()
         return None

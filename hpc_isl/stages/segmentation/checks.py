@@ -12,7 +12,7 @@ from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import computed_by, label_names
 from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
-from hpc_isl.stages.segmentation.files import COPY
+from hpc_isl.stages.segmentation.files import COPY, labels_name
 from hpc_isl.stages.segmentation.maps import MAPS, maps_of
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -46,7 +46,10 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
                 f"{scale.pixel_um:g} µm of the model; labels are of full resolution"
             )
         if "labels" in recipe.write:
-            _check_writable(target)
+            try:
+                check_writable(recipe, models, target)
+            except Mistake as mistake:
+                yield f"warning: from this machine {mistake}"
             yield from in_the_way(recipe, models, target)
     yield from _other_labels(recipe, targets)
     if recipe.overlap is not None and "labels" not in recipe.write:
@@ -67,13 +70,28 @@ def _check_rule(recipe: SegmentRecipe, models: Models) -> None:
         raise Mistake(f"h={recipe.h:g}: parts cells by their distance map, and this model finds {of}")
 
 
-def _check_writable(target: Target) -> None:
-    folder = target.index.image(target.keys[0])
-    if not os.access(folder, os.W_OK):
+def check_writable(recipe: SegmentRecipe, models: Models, target: Target) -> None:
+    """Of the fields that have no labels of this run yet, one at least can be written."""
+    shut = None
+    for key in target.keys if "labels" in recipe.write else ():
+        if _is_written(recipe, models, target, key):
+            continue
+        image = target.index.image(key)
+        labels = image / "labels"
+        if os.access(labels if labels.exists() else image, os.W_OK):
+            return
+        shut = shut or image
+    if shut is not None:
         raise Mistake(
-            f"{folder}: cannot be written, and labels go there: copy the plate to where it can, or keep no "
+            f"{shut} cannot be written, and labels go there: copy the plate to where it can, or keep no "
             "labels, as in write=[mask]"
         )
+
+
+def _is_written(recipe: SegmentRecipe, models: Models, target: Target, key: FieldKey) -> bool:
+    image = target.index.image(key)
+    made = computed_by(image, labels_name(image, models.labels))
+    return made is not None and made[1] == labels_mark(recipe, models, target.index, key)
 
 
 def _seen(recipe: SegmentRecipe, models: Models, view: View, target: Target) -> Iterator[str]:

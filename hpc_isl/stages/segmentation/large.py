@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +95,16 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 def _on_disk(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """An array in a file that has its place on the disk: without, a full disk kills whoever writes to it."""
-    pixels = np.lib.format.open_memmap(file, "w+", dtype, shape)
-    with naming_unwritable(file, pixels.nbytes), file.open("r+b") as stream:
-        os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
-    return pixels
+    size = dtype.itemsize * prod(shape)
+    with naming_unwritable(file, size), file.open("wb") as stream:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(stream, header)
+        stream.flush()
+        if sys.platform == "linux":
+            os.posix_fallocate(stream.fileno(), stream.tell(), size)
+        else:
+            stream.truncate(stream.tell() + size)
+    return np.lib.format.open_memmap(file, "r+")
 
 
 # ---------------------------------------------------------------- labels
