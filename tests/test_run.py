@@ -6,9 +6,11 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from mounts import small_disk
 
 from hpc_isl import run
 from hpc_isl.files import write_atomic
@@ -53,6 +55,19 @@ def test_attempts_are_numbered_so_that_no_two_get_the_same(folder: Run) -> None:
     for thread in threads:
         thread.join()
     assert sorted(numbers) == list(range(8)) == folder.attempt_numbers()
+
+
+def test_a_disk_that_is_full_to_the_end_hides_no_error(tmp_path: Path) -> None:
+    attempt = Attempt(Run(tmp_path / "disk" / "count" / "one"))
+
+    def fails() -> None:
+        with attempt.recorded():
+            with suppress(OSError):
+                (tmp_path / "disk" / "filler").write_bytes(bytes(2**21))
+            raise ArithmeticError("the first")
+
+    with small_disk(tmp_path / "disk", "1m"), pytest.raises(ArithmeticError, match="the first"):
+        fails()
 
 
 def test_an_attempt_records_start_heartbeat_and_end(folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:

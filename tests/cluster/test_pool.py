@@ -254,17 +254,26 @@ def test_what_takes_longer_than_is_left_is_given_up(calls: Any, tmp_path: Path) 
 
 
 def test_a_pool_that_is_stopped_while_it_starts_begins_nothing(calls: Any, tmp_path: Path) -> None:
-    attempt = attempt_in(tmp_path)
-    attempt.stopping.set()
-    with pools(attempt, Site(workers=1))(NOTHING) as pool:
-        assert list(pool.run(calls.doubled, tasks_of(range(3)))) == []
+    attempt, never = attempt_in(tmp_path), tmp_path / "never"
+    never.write_text("#!/bin/sh\nexec sleep 600\n")
+    never.chmod(0o755)
+    multiprocessing.set_executable(str(never))
+    timer = threading.Timer(1.0, attempt.stopping.set)
+    timer.start()
+    began = time.monotonic()
+    try:
+        with pools(attempt, Site(workers=1))(NOTHING) as pool:
+            assert list(pool.run(calls.doubled, tasks_of(range(3)))) == []
+    finally:
+        multiprocessing.set_executable(sys.executable)
+    assert time.monotonic() - began < 60, "no process has started, and none is waited for"
 
 
 def test_a_gpu_that_pytorch_does_not_see_is_not_replaced_by_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    says = "no worker process could be started: RuntimeError: GPU 7 is none to PyTorch .*; site.gpus=0 does"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "999")
+    says = "no worker process could be started: RuntimeError: GPU 999 is none to PyTorch .*; site.gpus=0 does"
     with pytest.raises(RuntimeError, match=says), pools(attempt_in(tmp_path), Site())(NOTHING):
         pass
 

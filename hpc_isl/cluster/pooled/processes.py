@@ -151,9 +151,11 @@ def _reason(error: BaseException) -> str:
 
 
 async def _close(nanny: Any) -> None:
+    process = nanny.process
     with suppress(Exception):
-        # A process that is just starting is waited for by its nanny; it ends with this one.
         await asyncio.wait_for(nanny.close(timeout=CLOSE_S), 2 * CLOSE_S)
+    with suppress(Exception):  # one that is just starting heeds no one, and its nanny would wait for it
+        await process.process.kill()
 
 
 def worker(*args: Any, **words: Any) -> Any:
