@@ -77,6 +77,7 @@ class Predictor:
     def __post_init__(self) -> None:
         check_grid(self.tile, self.halo)
         repeat_on(self.device)
+        _turn(self.device)  # made here, by one thread
         self.network.to(self.device)
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hpc_isl.files import read_json
+from hpc_isl.plates.partial import naming_unwritable
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
@@ -83,7 +84,8 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         sweep_run(attempt.run, attempt.number)
         for target, work in places if "labels" in recipe.write else ():
             sweep_labels(target.index.image(work.key), models.labels)
-        finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
+        with naming_unwritable(attempt.run.folder, 0):
+            finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
     return None
 
 
