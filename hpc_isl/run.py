@@ -213,8 +213,8 @@ class Attempt:
         `kept`: how many of those done were done by earlier attempts.
         """
         with self._lock:
-            shown = {"done": done, "total": total, "unit": unit, "kept": kept, "metrics": metrics}
-            self._state["progress"] = shown
+            shown = {"done": done, "total": total, "unit": unit, "metrics": metrics}
+            self._state["progress"] = shown | ({"kept": kept} if kept else {})
             started = "start" in self._state
             if started and (done >= total or time.monotonic() - self._progress_s > PROGRESS_S):
                 self._progress_s = time.monotonic()

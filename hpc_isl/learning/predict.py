@@ -163,9 +163,9 @@ class Predictor:
             count, _, y, x = batch.shape
             many = f"{count} × " if count > 1 else ""
             less = "predict.batch=1" if count > 1 else "predict in tiles, predict.tile=1024"
-            share = torch.cuda.get_per_process_memory_fraction(self.device)
-            of = "the GPU" if share == 1 else f"{share:.0%} of a GPU (fewer site.workers have more each)"
-            raise Mistake(f"{of} has too little memory for {many}{y} × {x} pixels at once: {less}") from None
+            raise Mistake(
+                f"{_given(self.device)} has too little memory for {many}{y} × {x} pixels at once: {less}"
+            ) from None
 
     @cached_property
     def _forward(self) -> Callable[[Tensor], Tensor]:
@@ -187,6 +187,12 @@ class _Pass:
         if self.event is not None:
             self.event.synchronize()
         return np.asarray(self.here.numpy())
+
+
+def _given(device: torch.device) -> str:
+    """What a process has of a GPU, for people."""
+    share = torch.cuda.get_per_process_memory_fraction(device) if device.type == "cuda" else 1.0
+    return "the GPU" if share == 1 else f"{share:.0%} of a GPU (fewer site.workers have more each)"
 
 
 @lru_cache
