@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,7 +32,7 @@ class Plan:
         says: lines for the user: what was found, what will be done, in fields, GB, hours.
         inputs: name -> fingerprint of the data that the stage will read.
         makes: the folders or files that will appear.
-        claims: what no other run may write meanwhile, as `labels 'cells' of /plates/S1.zarr`.
+        claims: gives what no other run may write meanwhile, as `labels 'cells' of /plates/S1.zarr B03/1`.
         check_size: raises a `Mistake` for a number of processes that cannot share the work.
     """
 
@@ -40,7 +40,7 @@ class Plan:
     says: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     makes: tuple[Path, ...] = ()
-    claims: tuple[str, ...] = ()
+    claims: Callable[[], Iterable[str]] = field(default=tuple, compare=False)
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
 
 

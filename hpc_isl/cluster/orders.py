@@ -86,12 +86,18 @@ def plans(order: Order) -> dict[str, Plan]:
         name: planned(order.stage, each, order.site, late=bool(order.after) or name == order.last)
         for name, each in recipes.items()
     }
+    if order.elements:
+        _refuse_shared(found)
+    return found
+
+
+def _refuse_shared(found: Mapping[str, Plan]) -> None:
+    """Elements may be computed at the same time: no two of them write the same."""
     owners: dict[str, str] = {}
     for name, plan in found.items():
-        for claim in plan.claims:
+        for claim in plan.claims():
             if (other := owners.setdefault(claim, name)) != name:
                 raise Mistake(f"elements {other!r} and {name!r} would both write {claim}: give each its own")
-    return found
 
 
 def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:

@@ -168,7 +168,7 @@ def _places(plate: Plate) -> list[Place]:
 
 def _order(place: Place) -> tuple[object, ...]:
     plate, well, name = place
-    return plate, well_position(well), (int(name) if name.isdigit() else 0), name
+    return plate, FieldKey(well, name).place
 
 
 def _held_out(maps: Maps, units: Sequence[Unit], hold_out: Mapping[str, list[str]]) -> list[Unit]:

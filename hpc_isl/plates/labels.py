@@ -231,7 +231,7 @@ def _list(image: Path, name: str) -> None:
     there, listed = [folder.name for folder in _folders(image)], None
     while there != listed:
         group = ngff.attributes(ngff.labels_group(there))
-        with naming_unwritable(image / "labels", 0):
+        with naming_unwritable(image / "labels"):
             metadata.write_group(image / "labels", group, writer=slug(name))
         there, listed = [folder.name for folder in _folders(image)], there
 

@@ -43,7 +43,7 @@ def appears_whole(folder: Path, need: int, overwrite: bool = False) -> Iterator[
 
 
 @contextmanager
-def naming_unwritable(folder: Path, need: int) -> Iterator[None]:
+def naming_unwritable(folder: Path, need: int = 0) -> Iterator[None]:
     """A full or read-only disk is `Blocked`, a folder that is another's a `Mistake`.
 
     `need`: bytes that will be written at most; 0: not known.

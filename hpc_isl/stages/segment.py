@@ -14,7 +14,7 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages.segmentation import finish
-from hpc_isl.stages.segmentation.checks import check_writable, checked, in_the_way
+from hpc_isl.stages.segmentation.checks import checked, refuse_others, refuse_unwritable, standing
 from hpc_isl.stages.segmentation.files import Row, Work, done, sweep_labels, sweep_run, write_record
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -52,11 +52,7 @@ def plan(recipe: SegmentRecipe) -> Plan:
     }
     if models.stain_contract:
         inputs["stain"] = models.stain_contract.weights
-    kept = targets if "labels" in recipe.write else ()
-    claims = tuple(
-        f"labels {models.labels!r} of {target.index.path} {key}" for target in kept for key in target.keys
-    )
-    return Plan(recipe, tuple(says), inputs, claims=claims)
+    return Plan(recipe, tuple(says), inputs, claims=lambda: _claims(recipe, models, targets))
 
 
 def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
@@ -69,8 +65,9 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     models = models_of(recipe)
     targets = targets_of(recipe, view_of(recipe, models.contract))
     for target in targets:  # another run may have written there since this one was planned, elsewhere
-        check_writable(recipe, models, target)
-        list(in_the_way(recipe, models, target))
+        found = standing(recipe, models, target)
+        refuse_others(recipe, models, target, found)
+        refuse_unwritable(target, found)
     places = list(_places(recipe, models, targets, attempt.run.folder))
     with pools(_need(recipe, models, targets)) as pool:
         rows = _segment_all(recipe, models, places, attempt, pool)
@@ -84,7 +81,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         sweep_run(attempt.run, attempt.number)
         for target, work in places if "labels" in recipe.write else ():
             sweep_labels(target.index.image(work.key), models.labels)
-        with naming_unwritable(attempt.run.folder, 0):
+        with naming_unwritable(attempt.run.folder):
             finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
     return None
 
@@ -117,6 +114,12 @@ def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> I
     yield f"model {models.folder.parent}: {kind}; U-Net on {models.contract.net.encoder}, {tiles}, {sees}"
     if kept:  # measured on cells: 0.4 bytes a pixel, with the pyramid
         yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
+
+
+def _claims(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[str]:
+    for target in targets if "labels" in recipe.write else ():
+        for key in target.keys:
+            yield f"labels {models.labels!r} of {target.index.path} {key}"
 
 
 def _pixels(target: Target) -> int:

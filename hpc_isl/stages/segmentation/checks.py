@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.learning.view import View
@@ -12,7 +13,7 @@ from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import computed_by, label_names
 from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
-from hpc_isl.stages.segmentation.files import COPY, labels_name
+from hpc_isl.stages.segmentation.files import COPY
 from hpc_isl.stages.segmentation.maps import MAPS, maps_of
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -45,12 +46,7 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
                 f"{target.name}: pixels of {target.index.plate.pixel_um:g} µm are resampled to the "
                 f"{scale.pixel_um:g} µm of the model; labels are of full resolution"
             )
-        if "labels" in recipe.write:
-            try:
-                check_writable(recipe, models, target)
-            except Mistake as mistake:
-                yield f"warning: from this machine {mistake}"
-            yield from in_the_way(recipe, models, target)
+        yield from _labels_there(recipe, models, target)
     yield from _other_labels(recipe, targets)
     if recipe.overlap is not None and "labels" not in recipe.write:
         yield "objects that two overlapping fields show are counted twice, for labels are not kept (write)"
@@ -70,30 +66,6 @@ def _check_rule(recipe: SegmentRecipe, models: Models) -> None:
         raise Mistake(f"h={recipe.h:g}: parts cells by their distance map, and this model finds {of}")
 
 
-def check_writable(recipe: SegmentRecipe, models: Models, target: Target) -> None:
-    """Of the fields that have no labels of this run yet, one at least can be written."""
-    shut = None
-    for key in target.keys if "labels" in recipe.write else ():
-        if _is_written(recipe, models, target, key):
-            continue
-        image = target.index.image(key)
-        labels = image / "labels"
-        if os.access(labels if labels.exists() else image, os.W_OK):
-            return
-        shut = shut or image
-    if shut is not None:
-        raise Mistake(
-            f"{shut} cannot be written, and labels go there: copy the plate to where it can, or keep no "
-            "labels, as in write=[mask]"
-        )
-
-
-def _is_written(recipe: SegmentRecipe, models: Models, target: Target, key: FieldKey) -> bool:
-    image = target.index.image(key)
-    made = computed_by(image, labels_name(image, models.labels))
-    return made is not None and made[1] == labels_mark(recipe, models, target.index, key)
-
-
 def _seen(recipe: SegmentRecipe, models: Models, view: View, target: Target) -> Iterator[str]:
     """Fields that no model can look at; a `Mistake` where it is all of them."""
     blind = list(unseen(recipe, view, target.index, target.keys))
@@ -105,6 +77,20 @@ def _seen(recipe: SegmentRecipe, models: Models, view: View, target: Target) -> 
         stained = view_of(recipe, models.stain_contract)
         if blind := list(unseen(recipe, stained, target.index, target.keys[:1])):
             raise Mistake(f"stain: {blind[0]}")
+
+
+def _labels_there(recipe: SegmentRecipe, models: Models, target: Target) -> Iterator[str]:
+    found = standing(recipe, models, target)
+    refuse_others(recipe, models, target, found)
+    try:
+        refuse_unwritable(target, found)
+    except Mistake as mistake:  # the node that computes may see another disk
+        yield f"warning: from this machine {mistake}"
+    if found.kept:
+        yield (
+            f"{target.name}: labels {models.labels!r} that people drew or drafted on {len(found.kept)} "
+            f"fields stay; there the computed ones are called {models.labels + COPY!r}"
+        )
 
 
 def _other_labels(recipe: SegmentRecipe, targets: Sequence[Target]) -> Iterator[str]:
@@ -143,33 +129,68 @@ def _stained(truth: TruthRecipe, target: Target, key: FieldKey) -> bool:
     return at in target.index.statistics and bool(target.index.field(at).imaged(str(truth.channel), 0))
 
 
-def in_the_way(recipe: SegmentRecipe, models: Models, target: Target) -> Iterator[str]:
-    """Labels of the name that are there: those of people and drafts stay, another run's are refused."""
-    others, kept, corrected = [], [], []
+@dataclass(frozen=True)
+class Standing:
+    """What lies where the labels of a plate go: fields of each kind, in plate order.
+
+    Attributes:
+        left: without labels of this run yet.
+        kept: with labels of the name that people drew or drafted, which stay.
+        corrected: where people have corrected computed ones besides.
+        others: with labels of another run of segment, or of another recipe.
+    """
+
+    left: list[FieldKey]
+    kept: list[FieldKey]
+    corrected: list[FieldKey]
+    others: list[FieldKey]
+
+
+def standing(recipe: SegmentRecipe, models: Models, target: Target) -> Standing:
+    """One look at each field of a plate; where no labels are kept, none is in the way."""
+    found = Standing([], [], [], [])
     for key in target.keys if "labels" in recipe.write else ():
         made = computed_by(target.index.image(key), models.labels)
         if made and not made[1]:
-            kept.append(key)
+            found.kept.append(key)
             made = computed_by(target.index.image(key), models.labels + COPY)
+        own = made is not None and made[1] == labels_mark(recipe, models, target.index, key)
+        if not own:
+            found.left.append(key)
         if made and not made[1]:
-            corrected.append(key)
-        elif made and made[1] != labels_mark(recipe, models, target.index, key):
-            others.append(key)
-    if corrected:
+            found.corrected.append(key)
+        elif made and not own:
+            found.others.append(key)
+    return found
+
+
+def refuse_unwritable(target: Target, found: Standing) -> None:
+    """Of the fields that are left, one at least can be written."""
+    images = [target.index.image(key) for key in found.left]
+    if images and not any(_is_writable(image) for image in images):
         raise Mistake(
-            f"{target.index.path}: on {_some(corrected)} people have labels {models.labels!r}, and have "
-            f"corrected the computed ones, {models.labels + COPY!r}: neither is replaced; name others"
+            f"{images[0]} cannot be written, and labels go there: copy the plate to where it can, or keep no "
+            "labels, as in write=[mask]"
         )
-    if others and not recipe.overwrite:
-        name = models.labels + COPY * (others[0] in kept)
+
+
+def _is_writable(image: Path) -> bool:
+    labels = image / "labels"
+    return os.access(labels if labels.exists() else image, os.W_OK)
+
+
+def refuse_others(recipe: SegmentRecipe, models: Models, target: Target, found: Standing) -> None:
+    """Labels that people corrected are never replaced, another run's when that is asked for."""
+    if found.corrected:
         raise Mistake(
-            f"{target.index.path}: {_some(others)} have labels {name!r} of another run of segment, "
+            f"{target.index.path}: on {_some(found.corrected)} people have labels {models.labels!r}, and "
+            f"have corrected the computed ones, {models.labels + COPY!r}: neither is replaced; name others"
+        )
+    if found.others and not recipe.overwrite:
+        name = models.labels + COPY * (found.others[0] in found.kept)
+        raise Mistake(
+            f"{target.index.path}: {_some(found.others)} have labels {name!r} of another run of segment, "
             "or of another recipe; choose another labels= (and --name), or overwrite=true replaces them"
-        )
-    if kept:
-        yield (
-            f"{target.name}: labels {models.labels!r} that people drew or drafted on {len(kept)} fields "
-            f"stay; there the computed ones are called {models.labels + COPY!r}"
         )
 
 

@@ -19,8 +19,7 @@ def needed(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -
     measured = 4 * (len(index.plate.channels) if recipe.measure is None else len(recipe.measure))
     whole = min(y * x, recipe.largest) * (LABELLING + measured)
     held = 0 if y * x > recipe.largest else (times - 1) * y * x * HELD
-    contracts = [models.contract, *([models.stain_contract] if models.stain_contract else [])]
-    return whole + held + max(_forward(recipe, contract, index, key) for contract in contracts)
+    return whole + held + max(_forward(recipe, contract, index, key) for contract in models.contracts)
 
 
 def _forward(recipe: SegmentRecipe, contract: Contract, index: Index, key: FieldKey) -> int:

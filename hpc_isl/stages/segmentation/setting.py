@@ -27,8 +27,8 @@ AROUND = {
     "plates": [], "labels": None, "fields": None, "write": ["labels"], "overlap": None, "largest": 1,
     "block": 1, "overwrite": False,
 }  # fmt: skip
-MODELS = ("finetune", "pretrain")  # the stages that make one
 MEASURED = {"stain": None, "measure": None, "cells": None, "truth": None}
+MODELS = ("finetune", "pretrain")  # the stages that make one
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Models:
     essence: tuple[str, ...]
     stain: Path | None = None
     stain_contract: Contract | None = None
+
+    @property
+    def contracts(self) -> tuple[Contract, ...]:
+        """Of all models that look at a field."""
+        return (self.contract, *([self.stain_contract] if self.stain_contract else []))
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,7 @@ def check_channels(recipe: SegmentRecipe, models: Models) -> None:
     Raises:
         Mistake: naming the nearest.
     """
-    known = _channels(models.contract)
-    known += _channels(models.stain_contract) if models.stain_contract else []
+    known = [name for contract in models.contracts for name in _channels(contract)]
     for name in recipe.channels:
         if name not in known:
             raise Mistake(f"channels: {name!r} is no channel of the model; {nearest(name, known)}")
