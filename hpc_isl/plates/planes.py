@@ -6,6 +6,7 @@ import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +26,21 @@ _SAMPLES = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 
 class Header(NamedTuple):
-    """What a file says of its pixels: (y, x), numpy dtype name, number of planes (TIFF pages)."""
+    """What a file says of its pixels: (y, x), numpy dtype name, number of planes."""
 
     shape: tuple[int, int]
     dtype: str
     pages: int
+
+
+class StoredPlane(NamedTuple):
+    """Where a plane lies in an open TIFF: in a page, or so many bytes behind the data of one.
+
+    ImageJ writes large stacks, and MetaMorph all, as one page with the pixels of all planes behind it.
+    """
+
+    page: Any
+    skip: int = 0
 
 
 def header(path: Path) -> Header:
@@ -41,36 +52,40 @@ def header(path: Path) -> Header:
         Mistake: naming the file: missing, empty, truncated, neither TIFF nor PNG, several samples per
             pixel, more than two dimensions, or planes that differ in shape or type.
     """
-    with _named(path):
-        if _kind(path) == "png":
+    with named_file(path):
+        if file_kind(path) == "png":
             return _png_header(path)
         with tifffile.TiffFile(path) as tiff:
-            pages = _pages(tiff)
-            for page in pages:
-                _check(page, path)
-            return Header(pages[0].shape, pages[0].dtype.name, len(pages))
+            return header_of(stored_planes(tiff))
+
+
+def header_of(stored: list[StoredPlane]) -> Header:
+    """The header of a TIFF with these planes."""
+    page = stored[0].page
+    return Header(page.shape, _dtype(page).name, len(stored))
 
 
 def read_plane(path: Path, page: int = 0) -> np.ndarray:
     """One plane as (y, x), in the machine's byte order; the pixels are exactly the file's.
 
+    Pixels of one bit become uint8.
+
     Raises:
-        Mistake: as `header`, and where compressed pixels do not decode or there is no such page.
+        Mistake: as `header`, and where compressed pixels do not decode or there is no such plane.
     """
-    with _named(path):
-        if _kind(path) == "png":
+    with named_file(path):
+        if file_kind(path) == "png":
             _png_header(path)
             return _plain(imagecodecs.png_decode(path.read_bytes()), path)
         with tifffile.TiffFile(path) as tiff:
-            pages = _pages(tiff)
-            if not 0 <= page < len(pages):
-                raise Mistake(f"{path} has {len(pages)} pages; there is no page {page}")
-            _check(pages[page], path)
-            return _plain(pages[page].asarray(maxworkers=1), path)
+            stored = stored_planes(tiff)
+            if not 0 <= page < len(stored):
+                raise Mistake(f"{path} has {len(stored)} pages; there is no page {page}")
+            return _plain(_decoded(tiff, stored[page]), path)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named_file(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a file, it is the file that is named."""
     try:
         yield
@@ -86,7 +101,8 @@ def _named(path: Path) -> Iterator[None]:
         raise Mistake(f"{path} is damaged: {error or type(error).__name__}") from None
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
+    """Returns "png" or "tiff", by the file's first bytes."""
     with path.open("rb") as file:
         start = file.read(8)
     if start == _PNG:
@@ -111,20 +127,49 @@ def _png_header(path: Path) -> Header:
     return Header((height, width), f"uint{bits}", 1)
 
 
-def _pages(tiff: Any) -> list[Any]:
-    """The pages that are planes of their own, all of one shape and type."""
+def stored_planes(tiff: Any) -> list[StoredPlane]:
+    """The planes of an open TIFF, all of one shape and type, each wholly inside the file.
+
+    Raises:
+        Mistake: see `header`.
+    """
+    path = tiff.filehandle.path
     pages = [page for page in tiff.pages if not page.is_reduced]
     if not pages:
-        raise Mistake(f"{tiff.filehandle.path} holds no image")
+        raise Mistake(f"{path} holds no image")
     if _next_page(tiff, tiff.pages[-1]):
-        raise Mistake(f"{tiff.filehandle.path} is truncated: it has more pages than can be reached")
+        raise Mistake(f"{path} is truncated: it has more pages than can be reached")
     kinds = {(page.shape, str(page.dtype)) for page in pages}
     if len(kinds) > 1:
-        said = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str))
+        listed = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str))
+        raise Mistake(f"{path} has pages that differ: {listed}; planes of one shape and type are expected")
+    for page in pages:
+        _check(page, Path(path))
+    if len(pages) > 1 or (count := _claimed(tiff)) < 2:
+        return [StoredPlane(page) for page in pages]
+    page = pages[0]
+    if page.compression != 1 or not page.is_contiguous:
         raise Mistake(
-            f"{tiff.filehandle.path} has pages that differ: {said}; planes of one shape and type are expected"
+            f"{path} is a stack of {count} compressed planes behind one page, which is not read: "
+            "save it uncompressed or as OME-TIFF"
         )
-    return pages
+    end = page.dataoffsets[0] + count * page.nbytes
+    if end > tiff.filehandle.size:
+        raise Mistake(f"{path} is truncated: {count} planes reach to byte {end} of {tiff.filehandle.size}")
+    return [StoredPlane(page, number * page.nbytes) for number in range(count)]
+
+
+def _claimed(tiff: Any) -> int:
+    """The number of planes that a file with one page claims to hold."""
+    if tiff.is_stk:
+        return int(tiff.stk_metadata["NumberPlanes"])
+    if tiff.is_imagej:
+        found = tiff.imagej_metadata or {}
+        axes = [int(found.get(name, 1)) for name in ("channels", "slices", "frames")]
+        return max(prod(axes), int(found.get("images", 1)))
+    if tiff.is_shaped:
+        return prod(map(int, tiff.shaped_metadata[0]["shape"][:-2]))
+    return 1
 
 
 def _next_page(tiff: Any, page: Any) -> int:
@@ -150,8 +195,30 @@ def _check(page: Any, path: Path) -> None:
             raise Mistake(f"{path} is truncated: {size} bytes, but its pixels reach to byte {offset + count}")
     if not segments or not all(offset and count for offset, count in segments):
         raise Mistake(f"{path} is damaged: some of its pixels were never written")
-    if page.compression == 1 and sum(count for _, count in segments) < page.nbytes:
+    if page.compression == 1 and sum(count for _, count in segments) < _least_bytes(page):
         raise Mistake(f"{path} is damaged: it holds fewer pixels than its {page.shape} need")
+
+
+def _least_bytes(page: Any) -> int:
+    """Bytes of an uncompressed plane: rows of any number of bits per sample are padded to whole bytes."""
+    height, width = page.shape
+    if page.is_tiled:
+        width = -(-width // page.tilewidth) * page.tilewidth
+        height = -(-height // page.tilelength) * page.tilelength
+    return int(height * -(-width * page.bitspersample // 8))
+
+
+def _dtype(page: Any) -> np.dtype[Any]:
+    return np.dtype(np.uint8) if page.dtype == bool else page.dtype
+
+
+def _decoded(tiff: Any, stored: StoredPlane) -> np.ndarray:
+    page, skip = stored
+    if not skip:
+        return page.asarray(maxworkers=1).astype(_dtype(page), copy=False)  # type: ignore[no-any-return]
+    dtype = page.dtype.newbyteorder(tiff.byteorder)
+    pixels: np.ndarray = tiff.filehandle.read_array(dtype, page.size, page.dataoffsets[0] + skip)
+    return pixels.reshape(page.shape)
 
 
 def _plain(pixels: np.ndarray, path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.planes import Header, header, read_plane
+from hpc_isl.plates.statistics import measure
 
 PIXELS = np.random.default_rng(0).poisson(60, (70, 90)).astype(np.uint16)
 WAYS: dict[str, dict[str, Any]] = {
@@ -84,6 +86,34 @@ def test_a_thumbnail_is_no_plane(tmp_path: Path) -> None:
         writer.write(PIXELS)
     assert header(tmp_path / "x.tif") == Header((70, 90), "uint16", 1)
     assert np.array_equal(read_plane(tmp_path / "x.tif"), PIXELS)
+
+
+def packed(values: np.ndarray, bits: int) -> bytes:
+    """A TIFF whose samples take so many bits, most significant first; rows are padded to whole bytes."""
+    height, width = values.shape
+    rows = ["".join(format(int(value), f"0{bits}b") for value in row) for row in values]
+    data = b"".join(int(row + "0" * (-len(row) % 8), 2).to_bytes(-(-len(row) // 8), "big") for row in rows)
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 122), (277, 1), (278, height)]
+    tags += [(279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 7, 9, 10, 11, 12, 13, 14, 15, 24, 31])
+def test_samples_of_any_number_of_bits_are_read_exactly(tmp_path: Path, bits: int) -> None:
+    """A camera's 12-bit packed plane is a valid TIFF: it converts, and its cut copy is refused."""
+    values = np.random.default_rng(bits).integers(0, 2**bits, (24, 33))
+    content, path = packed(values, bits), tmp_path / "x.tif"
+    path.write_bytes(content)
+    found = header(path)
+    assert found == Header((24, 33), f"uint{8 if bits < 9 else 16 if bits < 17 else 32}", 1)
+    pixels = read_plane(path)
+    assert pixels.dtype.name == found.dtype
+    assert np.array_equal(pixels, values)
+    measure(pixels[None, None, None])
+    path.write_bytes(content[:-1])
+    with pytest.raises(Mistake, match=r"x\.tif is truncated"):
+        header(path)
 
 
 # ---------------------------------------------------------------- damage

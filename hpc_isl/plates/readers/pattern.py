@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
+from math import isclose
 from pathlib import Path
+from typing import NamedTuple
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.planes import Header, header
 from hpc_isl.plates.plate import Export, Field, FieldKey, PlaneFile, Plate
-from hpc_isl.plates.readers import pattern_axes, stacks
+from hpc_isl.plates.readers import fields, pattern_axes, stacks, tiff_metadata
+from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_axes import Axes
 from hpc_isl.plates.readers.pattern_names import Named, by_regex, by_table
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
 from hpc_isl.recipes.plates import PatternRecipe
 
 
-@dataclass(frozen=True, slots=True)
-class Shot:
-    """One page of one file; `number` is its plane's, by name or by page, None where none is said."""
-
-    file: PlaneFile
-    number: float | None
-
-
 def read(folder: Path, recipe: PatternRecipe) -> Export:
-    """The plate that the file names of `folder`, or a table, describe; the headers of all files are read.
+    """The plate that the file names of `folder`, or a table, describe, with what each file says of itself.
 
     - Planes are ordered by number: -4 before 2 before 10. Numbers count within an acquisition, so a
       channel with the one plane 5 has it where others have theirs. Numbers with a decimal point are
       heights in µm, and count within a field.
-    - A file with several pages holds one plane per page.
+    - A file with several planes says along which axes they lie; z where it does not.
     - Times and acquisitions are in natural order (t2 before t10).
     - With a group `image` each image becomes a well, A01, A02, …, in natural order; its name is kept
       in the plate map's column `image`.
     - Field names stay where all are alphanumeric, else they are numbered in natural order and kept in
       `details["name"]`.
+    - Channel names, pixel size, positions, heights, times and exposures are those that the files state,
+      where neither names nor recipe do.
 
     Raises:
         Mistake: see `by_regex`, `by_table` and `axes`; also a plane that is no number, and no file
@@ -46,33 +44,49 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     """
     below = list_folder(folder)
     named, remarks = _named(below, recipe)
-    axes = pattern_axes.axes(named, recipe)
+    metadata, unreadable = _metadata(below, named)
+    pages = [p for n in named for p in _pages(n, metadata.get(below.root / n.name), recipe.channels)]
+    axes = pattern_axes.axes([page.named for page in pages], recipe)
     names = [channel.name for channel in axes.channels]
-    headers, unreadable = _headers(below, named)
-    by_field: dict[FieldKey, list[Shot]] = defaultdict(list)
-    for n in named:
-        by_field[axes.key(n)] += _shots(n, below.root / n.name, axes, headers)
-    heights = any("." in n.plane for n in named)
+    by_field: dict[FieldKey, list[_Page]] = defaultdict(list)
+    for page in pages:
+        by_field[axes.key(page.named)].append(page)
+    heights = any("." in page.named.plane for page in pages)
     numbers = _numbers(by_field, heights)
-    planes = {key: _planes(shots, numbers[key]) for key, shots in by_field.items()}
+    shots = {key: _shots(found, below.root, axes, numbers[key]) for key, found in by_field.items()}
+    planes = {key: [shot.file for shot in found] for key, found in shots.items()}
     files, problems = stacks.check(planes, names, unreadable)
-    z_um = {key: _z_um(numbers[key], heights, recipe.plane_um) for key in planes}
-    fields = tuple(_field(key, planes[key], axes, numbers[key], z_um[key], headers) for key in planes)
+    stated_um, more = fields.pixel_edge(found.pixel_um for found in metadata.values())
+    pixel_um, odd = _pixel_um(recipe, stated_um)
+    channels, uneven = fields.with_exposures(axes.channels, (s for found in shots.values() for s in found))
+    made = tuple(
+        _field(key, shots[key], axes, numbers[key], _z_um(numbers[key], heights, recipe), metadata, pixel_um)
+        for key in shots
+    )
     plate = Plate(
         name=below.root.name,
         rows=axes.wells.rows,
         columns=axes.wells.columns,
-        channels=axes.channels,
-        fields=fields,
-        pixel_um=recipe.pixel_um,
-        plane_um=stacks.spacing(fields),
+        channels=channels,
+        fields=made,
+        pixel_um=pixel_um,
+        plane_um=stacks.spacing(made, stacks.MEASURED),
         acquisitions={number: name or "0" for name, number in axes.acquisitions.items()},
         details={"reader": "pattern"},
     )
-    problems += _disagreements(files, headers, below.root)
+    problems += _disagreements(files, metadata, below.root)
     if heights:
         remarks.append("the planes' names have decimal points and are taken as heights in micrometres")
+    remarks += [*(more if recipe.pixel_um is None else []), *odd, *uneven, *_odd_files(metadata)]
     return Export(plate, files, tuple(problems), axes.wells.plate_map, tuple(remarks))
+
+
+class _Page(NamedTuple):
+    """One plane of one file: what names and file say of it together, and where in the file it lies."""
+
+    named: Named
+    page: int
+    metadata: PlaneMetadata
 
 
 def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], list[str]]:
@@ -83,81 +97,103 @@ def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], list[str]
     return named, [others] if others else []
 
 
-def _headers(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, Header], dict[Path, str]]:
-    """The headers of the files that can be used, and a clause about each of the others."""
-    stated = {n.name: n.plane for n in named}
+def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
+    """What the files that can be used say of themselves, and a clause about each of the others."""
+    stated = {n.name: n for n in named}
     unreadable = {below.root / name: f"{name} is missing" for name in stated.keys() - below.files}
     names = sorted(stated.keys() & below.files)
-    headers: dict[Path, Header] = {}
+    metadata: dict[Path, TiffMetadata] = {}
     with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
-        for name, result in zip(names, pool.map(_header, [below.root / name for name in names]), strict=True):
+        for name, result in zip(names, pool.map(_read, [below.root / name for name in names]), strict=True):
             if isinstance(result, Mistake):
                 unreadable[below.root / name] = str(result)
-            elif result.pages > 1 and stated[name]:
-                plane = stated[name]
-                unreadable[below.root / name] = (
-                    f"{name} has {result.pages} pages, but is said to be plane {plane}"
-                )
+            elif clause := _contradiction(stated[name], result):
+                unreadable[below.root / name] = clause
             else:
-                headers[below.root / name] = result
-    if not headers:
+                metadata[below.root / name] = result
+    if not metadata:
         raise Mistake(f"{below.root}: no file can be used; {next(iter(unreadable.values()))}")
-    return headers, unreadable
+    return metadata, unreadable
 
 
-def _header(path: Path) -> Header | Mistake:
+def _read(path: Path) -> TiffMetadata | Mistake:
     try:
-        return header(path)
+        return tiff_metadata.read(path)
     except Mistake as error:
         return error
 
 
-def _shots(named: Named, path: Path, axes: Axes, headers: Mapping[Path, Header]) -> list[Shot]:
-    pages = headers[path].pages if path in headers else 1
-    stated = pattern_axes.plane_number(named)
-    time = axes.times[axes.acquisitions[named.acquisition], named.time]
-    return [
-        Shot(
-            PlaneFile(path, time, axes.channel_of[named.channel], plane=0, page=page),
-            float(page) if pages > 1 else stated,
-        )
-        for page in range(pages)
-    ]
+def _contradiction(named: Named, found: TiffMetadata) -> str:
+    """A name states one plane, time or channel, the file holds several of them."""
+    for axis, what in (("Z", "plane"), ("T", "time"), ("C", "channel")):
+        if axis in found.axes and getattr(named, what):
+            count = len({getattr(plane, what) for plane in found.planes})
+            several = f"{found.header.pages} pages" if axis == "Z" else f"{count} {what}s"
+            return f"{named.name} has {several}, but is said to be {what} {getattr(named, what)}"
+    return ""
 
 
-def _numbers(by_field: Mapping[FieldKey, Sequence[Shot]], heights: bool) -> dict[FieldKey, list[float]]:
+def _pages(named: Named, found: TiffMetadata | None, channels: Collection[str]) -> list[_Page]:
+    """The planes of a file; what its name leaves open the file says. Of an unreadable one a single plane."""
+    if found is None:
+        return [_Page(named, 0, PlaneMetadata())]
+    stated = []
+    for page, plane in enumerate(found.planes):
+        channel = plane.channel_name or (str(plane.channel + 1) if "C" in found.axes else "")
+        if channels and channel not in channels and "C" not in found.axes:
+            channel = ""  # the recipe names the one channel of files whose names do not
+        more = {
+            "channel": named.channel or channel,
+            "time": named.time or (str(plane.time) if "T" in found.axes else ""),
+            "plane": named.plane or (str(plane.plane) if "Z" in found.axes else ""),
+        }
+        stated.append(_Page(replace(named, **more), page, plane))
+    return stated
+
+
+def _numbers(by_field: Mapping[FieldKey, Sequence[_Page]], heights: bool) -> dict[FieldKey, list[float]]:
     """The plane numbers that count for each field, in order: its own heights, or its acquisition's."""
-    own = {key: {shot.number for shot in shots if shot.number is not None} for key, shots in by_field.items()}
+    own = {
+        key: {number for page in pages if (number := pattern_axes.plane_number(page.named)) is not None}
+        for key, pages in by_field.items()
+    }
     shared: dict[int, set[float]] = defaultdict(set)
     for key, numbers in own.items():
         shared[key.acquisition] |= numbers
     return {key: sorted(own[key] if heights else shared[key.acquisition]) for key in own}
 
 
-def _planes(shots: Sequence[Shot], numbers: Sequence[float]) -> list[PlaneFile]:
+def _shots(pages: Sequence[_Page], root: Path, axes: Axes, numbers: Sequence[float]) -> list[Shot]:
     z_of = {number: z for z, number in enumerate(numbers)}
-    return [replace(s.file, plane=0 if s.number is None else z_of[s.number]) for s in shots]
+    shots = []
+    for named, page, metadata in pages:
+        number = pattern_axes.plane_number(named)
+        time = axes.times[axes.acquisitions[named.acquisition], named.time]
+        plane = 0 if number is None else z_of[number]
+        file = PlaneFile(root / named.name, time, axes.channel_of[named.channel], plane, page)
+        shots.append(Shot(file, metadata))
+    return shots
 
 
 def _field(
     key: FieldKey,
-    planes: Sequence[PlaneFile],
+    shots: Sequence[Shot],
     axes: Axes,
     numbers: Sequence[float],
     z_um: tuple[float, ...],
-    headers: Mapping[Path, Header],
+    metadata: Mapping[Path, TiffMetadata],
+    pixel_um: float | None,
 ) -> Field:
     """A field of which no file can be used is given the shape of another: its problems say so."""
+    paths = (shot.file.path for shot in shots)
+    known = next((metadata[path] for path in paths if path in metadata), next(iter(metadata.values())))
     names = [channel.name for channel in axes.channels]
-    known = next((headers[p.path] for p in planes if p.path in headers), next(iter(headers.values())))
-    times, depth = stacks.extent(planes)
-    return Field(
-        key=key,
-        shape=(times, len(names), max(depth, len(numbers)), *known.shape),
-        dtype=known.dtype,
-        z_um=z_um,
-        details={**stacks.imaged(planes, names), **axes.original(key), **_stated(numbers)},
-    )
+    details = {**axes.original(key), **_stated(numbers)}
+    made = fields.field(key, shots, names, known.header.shape, known.header.dtype, pixel_um, details)
+    times, count, depth, y, x = made.shape
+    depth = max(depth, len(numbers))
+    heights = z_um or (made.z_um if len(made.z_um) == depth else ())
+    return replace(made, shape=(times, count, depth, y, x), z_um=heights)
 
 
 def _stated(numbers: Sequence[float]) -> dict[str, list[float]]:
@@ -165,26 +201,48 @@ def _stated(numbers: Sequence[float]) -> dict[str, list[float]]:
     return {"plane_numbers": [int(n) if n.is_integer() else n for n in numbers]} if numbers else {}
 
 
-def _z_um(numbers: Sequence[float], heights: bool, plane_um: float | None) -> tuple[float, ...]:
+def _z_um(numbers: Sequence[float], heights: bool, recipe: PatternRecipe) -> tuple[float, ...]:
     """Heights as the names state them; or from numbers, whose smallest difference is `plane_um`."""
     if heights:
         return tuple(numbers)
-    if plane_um is None or len(numbers) < 2:
+    if recipe.plane_um is None or len(numbers) < 2:
         return ()
     step = min(upper - lower for lower, upper in pairwise(numbers))
-    return tuple(round((number - numbers[0]) / step * plane_um, 4) for number in numbers)
+    return tuple(round((number - numbers[0]) / step * recipe.plane_um, 4) for number in numbers)
+
+
+def _pixel_um(recipe: PatternRecipe, stated: float | None) -> tuple[float | None, list[str]]:
+    """The recipe's word counts; where the files say otherwise, that is remarked."""
+    if recipe.pixel_um is None:
+        return stated, []
+    if stated is None or isclose(stated, recipe.pixel_um, rel_tol=0.01):
+        return recipe.pixel_um, []
+    return recipe.pixel_um, [
+        f"pattern.pixel_um is {recipe.pixel_um:g} µm, but the files state {stated:g} µm; the recipe's is kept"
+    ]
+
+
+def _odd_files(metadata: Mapping[Path, TiffMetadata]) -> list[str]:
+    """What is remarkable about files, counted by kind."""
+    kinds = Counter(found.remark for found in metadata.values() if found.remark)
+    kinds |= Counter(
+        f"names {found.linked!r} as the file that holds its metadata, which is not read"
+        for found in metadata.values()
+        if found.linked
+    )
+    return [f"{count} files: {text}" for text, count in sorted(kinds.items())]
 
 
 def _disagreements(
-    files: Mapping[FieldKey, Sequence[PlaneFile]], headers: Mapping[Path, Header], root: Path
+    files: Mapping[FieldKey, Sequence[PlaneFile]], metadata: Mapping[Path, TiffMetadata], root: Path
 ) -> list[stacks.Problem]:
     """Fields whose planes can each be read, but not be stacked."""
     problems = []
     for key, planes in files.items():
-        kinds = {(headers[p.path].shape, headers[p.path].dtype): p.path for p in planes}
+        kinds = {metadata[p.path].header[:2]: p.path for p in planes}
         if len(kinds) > 1:
-            said = ", ".join(
+            listed = ", ".join(
                 f"{path.relative_to(root)} {shape} {dtype}" for (shape, dtype), path in kinds.items()
             )
-            problems.append((key, f"its planes differ in shape or type: {said}"))
+            problems.append((key, f"its planes differ in shape or type: {listed}"))
     return problems

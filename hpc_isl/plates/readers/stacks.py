@@ -13,6 +13,7 @@ from hpc_isl.plates.plate import Field, FieldKey, PlaneFile
 Problem = tuple[FieldKey, str]
 Place = tuple[int, int, int]
 SHOWN = 3
+MEASURED = 0.05  # share by which steps between heights that a stage has measured may differ
 
 
 def check(
@@ -61,10 +62,10 @@ def imaged(planes: Sequence[PlaneFile], channels: Sequence[str]) -> dict[str, di
     return found
 
 
-def spacing(fields: Iterable[Field]) -> float | None:
-    """Distance of planes in µm where all stacks rise in even steps (within 1 %), else None."""
+def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
+    """Distance of planes in µm where all stacks rise in steps that are even within a share, else None."""
     steps = [upper - lower for z_um in {f.z_um for f in fields} for lower, upper in pairwise(z_um)]
-    if not steps or min(steps) <= 0 or max(steps) > 1.01 * min(steps):
+    if not steps or min(steps) <= 0 or max(steps) > (1 + tolerance) * min(steps):
         return None
     return round(sum(steps) / len(steps), 4)
 

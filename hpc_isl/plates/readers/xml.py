@@ -9,9 +9,10 @@ from typing import BinaryIO
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import iterparse
+from defusedxml.ElementTree import fromstring, iterparse
 
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.readers.plane_metadata import MetadataError
 
 
 def elements(path: Path, names: Collection[str]) -> Iterator[tuple[str, Element]]:
@@ -27,10 +28,7 @@ def elements(path: Path, names: Collection[str]) -> Iterator[tuple[str, Element]
         with path.open("rb") as file:
             yield from _elements(file, frozenset(names))
     except DefusedXmlException as error:
-        what = type(error).__name__.removesuffix("Forbidden").lower()
-        raise Mistake(
-            f"{path}: holds a DTD or entities ({what}), which instruments never write: refused"
-        ) from None
+        raise Mistake(f"{path}: {_forbidden(error)}") from None
     except (ParseError, ValueError, LookupError) as error:
         raise Mistake(f"{path} is not well-formed XML ({error}): truncated or edited?") from None
     except OSError as error:
@@ -60,3 +58,24 @@ def texts(element: Element) -> dict[str, str]:
 def local(tag: str) -> str:
     """A tag without its namespace."""
     return tag.rpartition("}")[2]
+
+
+def parsed(text: str, origin: str) -> Element:
+    """The root of an XML text, as TIFFs hold it.
+
+    Raises:
+        MetadataError: naming `origin`.
+        Mistake: it holds a DTD or entities.
+    """
+    try:
+        root: Element = fromstring(text.strip("\ufeff\0 \t\r\n"), forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise Mistake(f"{origin} {_forbidden(error)}") from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise MetadataError(f"{origin} is not well-formed XML ({error}): truncated or edited?") from None
+    return root
+
+
+def _forbidden(error: DefusedXmlException) -> str:
+    what = type(error).__name__.removesuffix("Forbidden").lower()
+    return f"holds a DTD or entities ({what}), which instruments never write: refused"

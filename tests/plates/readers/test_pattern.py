@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from metamorph_stack import write_stk
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.planes import read_plane
@@ -168,6 +169,59 @@ def test_a_file_of_several_pages_holds_a_plane_per_page(images: Images) -> None:
         (page, page) for page in range(5)
     ]
     assert export.plate.fields[0].details["planes"] == {"1": [0, 1, 2, 3, 4], "2": [0]}
+
+
+def test_channels_and_times_within_a_file_are_channels_and_times(tmp_path: Path) -> None:
+    """Of a multi-channel or a time-lapse TIFF each plane becomes what the file says, never a height."""
+    pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4, 1, 1) * np.ones((12, 16), np.uint16)
+    metadata = {"axes": "TZCYX", "Channel": {"Name": ["DAPI", "BF", "GFP", "Cy5"]}}
+    tifffile.imwrite(tmp_path / "A01.ome.tif", pixels, photometric="minisblack", metadata=metadata)
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.ome\.tif", transmitted=["BF"])
+    assert export.plate.fields[0].shape == (2, 4, 3, 12, 16)
+    names = [channel.name for channel in export.plate.channels]
+    assert sorted(names) == ["BF", "Cy5", "DAPI", "GFP"]
+    assert not export.plate.channels[names.index("BF")].fluorescent
+    order = [["DAPI", "BF", "GFP", "Cy5"].index(name) for name in names]
+    for plane in export.files[FieldKey("A01", "1")]:
+        stored = read_plane(plane.path, plane.page)
+        assert stored[0, 0] == pixels[plane.time, plane.plane, order[plane.channel], 0, 0]
+
+
+def test_a_metamorph_stack_is_read_with_all_its_planes_and_quantities(tmp_path: Path) -> None:
+    pixels = np.arange(5, dtype=np.uint16)[:, None, None] * np.ones((12, 16), np.uint16)
+    write_stk(tmp_path / "A01.stk", pixels, [2.0] * 5, [0] * 5, pixel_um=0.5, places=[(100.0, 40.0)] * 5)
+    plate = read(tmp_path, regex=r"(?P<well>\w+)\.stk").plate
+    [field] = plate.fields
+    assert (field.shape, field.z_um) == ((1, 1, 5, 12, 16), (0.0, 2.0, 4.0, 6.0, 8.0))
+    assert (plate.pixel_um, plate.plane_um, plate.channels[0].name) == (0.5, 2.0, "DAPI")
+    assert field.position_um == (40.0 - 2.75, 100.0 - 3.75)
+
+
+def test_the_recipe_counts_before_the_files_and_a_contradiction_is_remarked(tmp_path: Path) -> None:
+    write_stk(tmp_path / "A01.stk", np.zeros((2, 12, 16), np.uint16), [2.0] * 2, [0] * 2, pixel_um=0.5)
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.stk", pixel_um=0.6, channels={"x": "Hoechst"})
+    assert export.plate.pixel_um == 0.6
+    assert [channel.name for channel in export.plate.channels] == ["Hoechst"]
+    assert export.remarks == ("pattern.pixel_um is 0.6 µm, but the files state 0.5 µm; the recipe's is kept",)
+
+
+def test_files_of_different_pixel_sizes_leave_it_unknown(tmp_path: Path) -> None:
+    for well, size in (("A01", 0.5), ("A02", 0.65)):
+        write_stk(tmp_path / f"{well}.stk", np.zeros((2, 12, 16), np.uint16), [2.0] * 2, [0] * 2, size)
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.stk")
+    assert export.plate.pixel_um is None
+    assert export.remarks == ("files state different pixel sizes (0.5, 0.65 µm); the size is left unknown",)
+
+
+@pytest.mark.parametrize(("axis", "group"), [("T", "time"), ("C", "channel"), ("Z", "plane")])
+def test_a_name_that_states_one_of_what_the_file_holds_several_of_contradicts(
+    images: Images, axis: str, group: str
+) -> None:
+    folder, three = images("A01_2.tif"), np.zeros((3, 24, 32), np.uint16)
+    tifffile.imwrite(folder / "A02_2.tif", three, metadata={"axes": f"{axis}YX"}, photometric="minisblack")
+    [(key, text)] = read(folder, regex=rf"(?P<well>\w+)_(?P<{group}>\d)\.tif").problems
+    assert str(key) == "A02/1"
+    assert text.endswith(f", but is said to be {group} 2")
 
 
 def test_names_without_channel_are_one_channel(images: Images) -> None:

@@ -1,0 +1,135 @@
+"""From planes, as names and metadata describe them, to fields and channels of a plate."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hpc_isl.plates.plate import Channel, Field, FieldKey, PlaneFile
+from hpc_isl.plates.readers import stacks
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.quantities import seconds_between
+
+SQUARE = 0.005  # edges of a pixel that agree within this share are those of a square
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One plane of a field: where it lies, and what is said of it."""
+
+    file: PlaneFile
+    metadata: PlaneMetadata
+
+
+def field(
+    key: FieldKey,
+    shots: Sequence[Shot],
+    names: Sequence[str],
+    size: tuple[int, int],
+    dtype: str,
+    pixel_um: float | None,
+    details: Mapping[str, Any] = {},
+) -> Field:
+    """Returns the field that these planes make; `names` are those of the plate's channels.
+
+    The position is that of the first plane that states one, of the earliest time.
+    """
+    planes = [shot.file for shot in shots]
+    times, depth = stacks.extent(planes)
+    heights = _heights(shots, names)
+    longest = max(heights.values(), key=len, default=())
+    if len(set(heights.values())) > 1:
+        details = {**details, "z_um": {name: list(values) for name, values in heights.items()}}
+    return Field(
+        key=key,
+        shape=(times, len(names), depth, *size),
+        dtype=dtype,
+        position_um=first_pixel(_center(shots), size, pixel_um),
+        z_um=longest if len(longest) == depth else (),
+        details={**stacks.imaged(planes, names), **_times(shots), **_projections(shots, names), **details},
+    )
+
+
+def first_pixel(
+    center_um: tuple[float, float] | None, size: tuple[int, int], pixel_um: float | None
+) -> tuple[float, float] | None:
+    """Returns (y, x) of the centre of a field's first pixel in µm, from that of the field."""
+    if center_um is None or pixel_um is None:
+        return None
+    y, x = (round(at - (length - 1) / 2 * pixel_um, 4) for at, length in zip(center_um, size, strict=True))
+    return y, x
+
+
+def pixel_edge(edges: Iterable[tuple[float, float] | None]) -> tuple[float | None, list[str]]:
+    """Returns the one edge of all pixels in µm, from stated edges (y, x); or None and why, as remarks."""
+    stated = {edge for edge in edges if edge is not None}
+    if not stated:
+        return None, []
+    values = sorted({value for edge in stated for value in edge})
+    if values[-1] <= values[0] * (1 + SQUARE):
+        return min(stated)[1], []
+    if len(stated) == 1:
+        y, x = stated.pop()
+        return None, [f"pixels are not square: {x:g} µm along x, {y:g} µm along y; the size is left unknown"]
+    listed = ", ".join(f"{value:g}" for value in values[:5])
+    return None, [f"files state different pixel sizes ({listed} µm); the size is left unknown"]
+
+
+def with_exposures(
+    channels: Sequence[Channel], shots: Iterable[Shot]
+) -> tuple[tuple[Channel, ...], list[str]]:
+    """Returns the channels with their exposures, and a remark on each that has several."""
+    stated: dict[int, set[float]] = defaultdict(set)
+    for shot in shots:
+        if shot.metadata.exposure_s is not None:
+            stated[shot.file.channel].add(shot.metadata.exposure_s)
+    remarks = [
+        f"channel {channels[number].name!r} has exposures from {min(times):g} to {max(times):g} s"
+        for number, times in sorted(stated.items())
+        if len(times) > 1
+    ]
+    return tuple(
+        replace(channel, exposure_s=min(stated[number])) if len(stated.get(number, ())) == 1 else channel
+        for number, channel in enumerate(channels)
+    ), remarks
+
+
+def _center(shots: Sequence[Shot]) -> tuple[float, float] | None:
+    ordered = sorted(shots, key=lambda shot: stacks.place(shot.file))
+    return next((s.metadata.center_um for s in ordered if s.metadata.center_um is not None), None)
+
+
+def _heights(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Channel -> heights of its planes at the first time that has them; empty where one is unknown."""
+    heights: dict[int, dict[int, float | None]] = defaultdict(dict)
+    for shot in sorted(shots, key=lambda shot: stacks.place(shot.file)):
+        heights[shot.file.channel].setdefault(shot.file.plane, shot.metadata.z_um)
+    stated = {}
+    for channel in sorted(heights):
+        values = [height for _, height in sorted(heights[channel].items()) if height is not None]
+        stated[names[channel]] = tuple(values) if len(values) == len(heights[channel]) else ()
+    return stated
+
+
+def _times(shots: Sequence[Shot]) -> dict[str, Any]:
+    """`time`, the field's first moment, and of a series the `seconds` from it or from the start of all."""
+    first: dict[int, PlaneMetadata] = {}
+    for shot in sorted(shots, key=lambda shot: (shot.metadata.moment, shot.metadata.seconds or 0.0)):
+        first.setdefault(shot.file.time, shot.metadata)
+    ordered = [first[time] for time in sorted(first)]
+    moments = [metadata.moment for metadata in ordered]
+    found: dict[str, Any] = {"time": min(moments)} if any(moments) and all(moments) else {}
+    elapsed = [metadata.seconds for metadata in ordered]
+    if all(value is None for value in elapsed) and found:
+        elapsed = [seconds_between(found["time"], moment) for moment in moments]
+    if len(ordered) > 1 and not all(value is None for value in elapsed):
+        found["seconds"] = elapsed
+    return found
+
+
+def _projections(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, Any]:
+    """Channels whose planes are projections, and how these were made."""
+    found = {names[s.file.channel]: s.metadata.projection for s in shots if s.metadata.projection}
+    return {"projections": found} if found else {}

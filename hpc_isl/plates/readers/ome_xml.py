@@ -1,0 +1,184 @@
+"""OME-XML, in TIFFs and beside them: images, their planes, and which page of which file holds each.
+
+Seen: scanR 3.3 (schema 2013-06, one image per position), VisiView (2016-06, companion file), and what
+tifffile and Bio-Formats write. A position without a unit, or in "reference frame", is no micrometre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import PurePosixPath
+from xml.etree.ElementTree import Element
+
+from hpc_isl.plates.readers import xml
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.quantities import micrometres, moment, number, seconds
+
+Place = tuple[int, int, int]
+_MOST_PLANES = 4_000_000  # more in one image is damage
+
+
+@dataclass(frozen=True)
+class TiffData:
+    """Where some planes lie: `planes[n]` is page `first + n` of the file; "" is the file itself."""
+
+    file: str
+    uuid: str
+    first: int
+    planes: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class OmeImage:
+    """One image.
+
+    Attributes:
+        name: e.g. "Well 14, Position 1 (B2)".
+        sizes: axis (T, C, Z, Y, X) -> length.
+        order: of T, C and Z, the fastest first.
+        pixel_um, plane_um: edges of a pixel (y, x), distance of planes; None where not stated.
+        planes: (t, c, z) -> what is said of the plane.
+        data: where the planes lie.
+        facts: pixel type, objective and date, in the file's own words.
+        channel_nm: wavelengths of excitation and emission of each channel.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    order: str
+    pixel_um: tuple[float, float] | None
+    plane_um: float | None
+    planes: Mapping[Place, PlaneMetadata]
+    data: tuple[TiffData, ...]
+    channels: tuple[str, ...] = ()
+    channel_nm: tuple[tuple[float | None, float | None], ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def linked_file(root: Element) -> str:
+    """Returns the companion file that holds the metadata; "" where this one does."""
+    binary_only = _child(root, "BinaryOnly")
+    return "" if binary_only is None else binary_only.get("MetadataFile", "(without a name)")
+
+
+def images(root: Element) -> Iterator[OmeImage]:
+    """Yields the images in order; what lacks sizes is no image."""
+    for element in root:
+        pixels = _child(element, "Pixels") if xml.local(element.tag) == "Image" else None
+        if pixels is not None and 0 < prod(_whole(pixels, f"Size{axis}") for axis in "ZCT") < _MOST_PLANES:
+            yield _image(element, pixels)
+
+
+def planes_in(image: OmeImage, file: str, root: Element) -> dict[int, PlaneMetadata]:
+    """Returns page -> plane, for those planes of the image that lie in this file.
+
+    A file that was renamed is known by its UUID, or as the only one that the metadata speak of.
+    """
+    own = root.get("UUID", "")
+    alone = sum(xml.local(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
+    found: dict[int, PlaneMetadata] = {}
+    for data in image.data:
+        named = PurePosixPath(data.file.replace("\\", "/")).name
+        if alone or named in ("", file) or data.uuid == own != "":
+            found |= {data.first + number: image.planes[place] for number, place in enumerate(data.planes)}
+    return found
+
+
+def _image(element: Element, pixels: Element) -> OmeImage:
+    sizes = {axis: _whole(pixels, f"Size{axis}") for axis in "TCZYX"}
+    order = "".join(a for a in pixels.get("DimensionOrder", "XYZCT").upper() if a in "ZCT")
+    order = order if len(order) == 3 else "ZCT"
+    z, y, x = (
+        micrometres(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        for axis in "ZYX"
+    )
+    channels = [child for child in pixels if xml.local(child.tag) == "Channel"]
+    names = tuple(channel.get("Name", "") for channel in channels)
+    places = _places(sizes, order)
+    date = _child(element, "AcquisitionDate")
+    taken = moment(date.text) if date is not None else ""
+    stage = _child(element, "StageLabel")
+    label = "" if stage is None else stage.get("Name", "")
+    planes = {
+        place: PlaneMetadata(
+            *place, names[place[1]] if place[1] < len(names) else "", moment=taken, label=label,
+            z_um=round(place[2] * z, 6) if z is not None and sizes["Z"] > 1 else None,
+        )
+        for place in places
+    }  # fmt: skip
+    return OmeImage(
+        name=element.get("Name", ""),
+        sizes=sizes,
+        order=order,
+        pixel_um=(y, x) if y and x else None,
+        plane_um=z,
+        planes=planes | _stated(pixels, planes),
+        data=tuple(_tiff_data(pixels, places)),
+        channels=names,
+        channel_nm=tuple(
+            (number(c.get("ExcitationWavelength")), number(c.get("EmissionWavelength"))) for c in channels
+        ),
+        facts={"type": pixels.get("Type", ""), "date": taken},
+    )
+
+
+def _places(sizes: Mapping[str, int], order: str) -> list[Place]:
+    """All (t, c, z) in the order of the file."""
+    places = []
+    for number_of in range(prod(sizes[axis] for axis in "TCZ")):
+        at: dict[str, int] = {}
+        for axis in order:
+            number_of, at[axis] = divmod(number_of, sizes[axis])
+        places.append((at["T"], at["C"], at["Z"]))
+    return places
+
+
+def _stated(pixels: Element, planes: Mapping[Place, PlaneMetadata]) -> dict[Place, PlaneMetadata]:
+    """What the `Plane` elements say; those of planes that do not exist are left out."""
+    found = {}
+    for element in (child for child in pixels if xml.local(child.tag) == "Plane"):
+        place = (_whole(element, "TheT"), _whole(element, "TheC"), _whole(element, "TheZ"))
+        if place not in planes:
+            continue
+        x, y, z = (
+            micrometres(element.get(f"Position{a}"), element.get(f"Position{a}Unit", "")) for a in "XYZ"
+        )
+        found[place] = replace(
+            planes[place],
+            center_um=None if x is None or y is None else (y, x),
+            z_um=planes[place].z_um if z is None else z,
+            seconds=seconds(element.get("DeltaT"), element.get("DeltaTUnit", "s")),
+            exposure_s=seconds(element.get("ExposureTime"), element.get("ExposureTimeUnit", "s")),
+        )
+    return found
+
+
+def _tiff_data(pixels: Element, places: list[Place]) -> Iterator[TiffData]:
+    """Planes from a first one on, in the order of the file; without attributes all of them."""
+    position = {place: number for number, place in enumerate(places)}
+    blocks = [child for child in pixels if xml.local(child.tag) == "TiffData"]
+    for block in blocks:
+        first = position.get((_whole(block, "FirstT"), _whole(block, "FirstC"), _whole(block, "FirstZ")))
+        if first is None:
+            continue
+        uuid = _child(block, "UUID")
+        bare = uuid is None and not block.attrib
+        count = _whole(block, "PlaneCount", len(places) if bare or "IFD" not in block.attrib else 1)
+        if uuid is not None and "PlaneCount" not in block.attrib:
+            count = 1
+        file = "" if uuid is None else uuid.get("FileName", "")
+        name = "" if uuid is None else (uuid.text or "").strip()
+        yield TiffData(file, name, _whole(block, "IFD"), tuple(places[first : first + count]))
+    if not blocks:
+        yield TiffData("", "", 0, tuple(places))
+
+
+def _child(element: Element, name: str) -> Element | None:
+    return next((child for child in element if xml.local(child.tag) == name), None)
+
+
+def _whole(element: Element, name: str, default: int = 0) -> int:
+    text = element.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else default

@@ -1,0 +1,280 @@
+"""What a TIFF says of itself: axes, channel names, pixel size, positions, heights, times, exposures.
+
+Seen in real files: MetaSeries XML (MetaXpress 6.5, 6.7), the OME-XML of scanR 3.3 and of VisiView, and
+files by ImageJ, tifffile and Bio-Formats. Only read about: MetaMorph stacks with UIC tags, whose layout is
+tifffile's reading of them, and Gen5's `BTIImageMetaData`.
+
+Resolution tags alone are no pixel size: Harmony writes the camera's pixels there, most others 1 or 72.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import tifffile
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.planes import (
+    Header,
+    StoredPlane,
+    file_kind,
+    header,
+    header_of,
+    named_file,
+    stored_planes,
+)
+from hpc_isl.plates.readers import gen5_metadata, metaseries, ome_xml, xml
+from hpc_isl.plates.readers.plane_metadata import MetadataError, PlaneMetadata
+from hpc_isl.plates.readers.quantities import micrometres, moment, number, seconds
+
+AXES = "TCZ"
+_UNKNOWN = "IQ"  # tifffile's letters for an axis that nothing names
+_XML = {"<OME": "OME-XML", "<ome:OME": "OME-XML", "<MetaData>": "MetaSeries", "<BTIImageMetaData": "Gen5"}
+
+
+@dataclass(frozen=True)
+class TiffMetadata:
+    """What a TIFF says of its pixels and planes.
+
+    Attributes:
+        source: what said it, for messages: "OME-XML", "ImageJ", "MetaSeries", …; "" where nothing did.
+        axes: those of T, C and Z that have several planes, outermost first; "" of a single plane.
+        pixel_um: edges of a pixel (y, x) in micrometres, or None.
+        planes: in the order of the file.
+        facts: further statements, in the vendor's own words.
+        linked: the file in which an OME-TIFF without its own metadata says they lie.
+        remark: what could not be understood, and harms no pixel.
+    """
+
+    header: Header
+    source: str
+    axes: str
+    planes: tuple[PlaneMetadata, ...]
+    pixel_um: tuple[float, float] | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    linked: str = ""
+    remark: str = ""
+
+
+def read(path: Path) -> TiffMetadata:
+    """Returns what a TIFF or PNG says of itself; no pixels are decoded. A PNG says its size alone.
+
+    Raises:
+        Mistake: naming the file: as `planes.header`; axes that do not fit the planes, several images,
+            XML with a DTD or entities; of several planes also XML that is not well-formed.
+    """
+    with named_file(path):
+        if file_kind(path) == "png":
+            return _nothing(header(path))
+        with tifffile.TiffFile(path) as tiff:
+            return _read(tiff, stored_planes(tiff), path)
+
+
+def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
+    found = header_of(stored)
+    if tiff.is_stk:
+        return _stk(tiff, found)
+    if tiff.is_imagej:
+        return _imagej(tiff, found)
+    if tiff.is_shaped:
+        return _shaped(tiff, found)
+    text = stored[0].page.description or ""
+    kind = next((kind for mark, kind in _XML.items() if mark in text[:2000]), "")
+    try:
+        if kind == "OME-XML":
+            return _ome(xml.parsed(text, f"{path}: its OME-XML"), found, path)
+        if kind:
+            texts = [entry.page.description for entry in stored]
+            return _by_page([xml.parsed(text, f"{path}: its {kind} XML") for text in texts], found, kind)
+    except MetadataError as error:
+        if found.pages > 1:
+            raise
+        return replace(_nothing(found), remark=f"left out: {str(error).removeprefix(f'{path}: ')}")
+    return _nothing(found)
+
+
+def _nothing(found: Header, source: str = "", **more: Any) -> TiffMetadata:
+    """Nothing names the axes: pages are planes of a stack."""
+    planes = tuple(PlaneMetadata(plane=number) for number in range(found.pages))
+    return TiffMetadata(found, source, "Z" if found.pages > 1 else "", planes, **more)
+
+
+# ---------------------------------------------------------------- XML in the description
+
+
+def _ome(root: Element, found: Header, path: Path) -> TiffMetadata:
+    if linked := ome_xml.linked_file(root):
+        return _nothing(found, "OME-XML", linked=linked)
+    images = [
+        (image, pages)
+        for image in ome_xml.images(root)
+        if (pages := ome_xml.planes_in(image, path.name, root))
+    ]
+    if len(images) != 1:
+        raise MetadataError(
+            f"{path}: its OME-XML speaks of {len(images)} images in it; "
+            "one image (a field) per file is expected"
+        )
+    image, pages = images[0]
+    if set(pages) != set(range(found.pages)):
+        raise MetadataError(f"{path}: its OME-XML speaks of {len(pages)} planes, but it has {found.pages}")
+    planes = tuple(pages[number] for number in range(found.pages))
+    return TiffMetadata(
+        found, "OME-XML", _axes(planes, image.order[::-1]), planes, image.pixel_um, image.facts
+    )
+
+
+def _by_page(roots: Sequence[Element], found: Header, kind: str) -> TiffMetadata:
+    """Each page states its own channel, height and time: where they differ, they are the axes."""
+    if kind == "MetaSeries":
+        facts = [metaseries.facts(root) for root in roots]
+        planes, pixel_um = [metaseries.plane(fact) for fact in facts], metaseries.pixel_um(facts[0])
+    else:
+        facts = [gen5_metadata.facts(root) for root in roots]
+        planes = [gen5_metadata.plane(fact) for fact in facts]
+        pixel_um = gen5_metadata.pixel_um(facts[0], found.shape)
+    names = list(dict.fromkeys(plane.channel_name for plane in planes))
+    placed: dict[int, PlaneMetadata] = {}
+    for channel, name in enumerate(names):
+        own = [page for page, plane in enumerate(planes) if plane.channel_name == name]
+        heights = {planes[page].z_um for page in own}
+        times = {planes[page].seconds or planes[page].moment for page in own}
+        series = len(heights) < 2 and len(times) == len(own)
+        for rank, page in enumerate(own):
+            time, plane = (rank, 0) if series else (0, rank)
+            placed[page] = replace(planes[page], time=time, channel=channel, plane=plane)
+    ordered = tuple(placed[page] for page in range(len(planes)))
+    return TiffMetadata(found, kind, _axes(ordered, AXES), ordered, pixel_um, facts[0])
+
+
+def _axes(planes: Sequence[PlaneMetadata], order: str) -> str:
+    """Those axes along which the planes differ."""
+    names = {"T": "time", "C": "channel", "Z": "plane"}
+    return "".join(axis for axis in order if len({getattr(plane, names[axis]) for plane in planes}) > 1)
+
+
+# ---------------------------------------------------------------- axes by shape
+
+
+def _imagej(tiff: Any, found: Header) -> TiffMetadata:
+    """ImageJ: time outside z outside channel, unless `order` says otherwise."""
+    said = tiff.imagej_metadata or {}
+    sizes = {"C": said.get("channels", 1), "Z": said.get("slices", 1), "T": said.get("frames", 1)}
+    order = str(said.get("order", "czt")).upper()
+    order = order if sorted(order) == sorted(AXES) else "CZT"
+    axes, unit = order[::-1], str(said.get("unit", ""))
+    if prod(sizes.values()) == 1 and found.pages > 1:
+        axes, sizes = "Z", {"Z": found.pages}
+    step, interval = micrometres(said.get("spacing"), unit), number(said.get("finterval"))
+    return _by_shape(
+        found, "ImageJ", axes, [sizes[axis] for axis in axes], tiff.filehandle.path,
+        plane_um=step if sizes.get("Z", 1) > 1 else None,
+        interval_s=interval if sizes.get("T", 1) > 1 else None,
+        pixel_um=_resolution(tiff.pages[0], unit),
+    )  # fmt: skip
+
+
+def _shaped(tiff: Any, found: Header) -> TiffMetadata:
+    """Files by tifffile, whose description states a shape and perhaps axes."""
+    said = tiff.shaped_metadata[0]
+    shape = [int(length) for length in said["shape"][:-2]]
+    axes = str(said.get("axes", "")).upper()[: len(shape)]
+    if len(axes) != len(shape):
+        return _nothing(found)
+    pixel = [
+        micrometres(said.get(f"PhysicalSize{a}"), str(said.get(f"PhysicalSize{a}Unit", "µm"))) for a in "YX"
+    ]
+    return _by_shape(
+        found, "tifffile's description", axes, shape, tiff.filehandle.path,
+        plane_um=micrometres(said.get("PhysicalSizeZ"), str(said.get("PhysicalSizeZUnit", "µm"))),
+        interval_s=seconds(said.get("TimeIncrement"), str(said.get("TimeIncrementUnit", "s"))),
+        pixel_um=(pixel[0], pixel[1]) if pixel[0] and pixel[1] else None,
+    )  # fmt: skip
+
+
+def _stk(tiff: Any, found: Header) -> TiffMetadata:
+    """MetaMorph stacks: a stack in z where planes have distances, a series where they have times."""
+    said = tiff.stk_metadata
+    count = found.pages
+    distances = _numbers(said.get("ZDistance"), count)
+    heights = _numbers(said.get("AbsoluteZ"), count)
+    times = [moment(str(value)) for value in _list(said.get("DatetimeCreated"), count)]
+    axis = "T" if not any(distances) and len(set(heights)) < 2 and len(set(times)) == count else "Z"
+    if not any(heights) and any(distances):
+        heights = [sum(distances[: number + 1]) - distances[0] for number in range(count)]
+    places = [tuple(map(float, place)) for place in _list(said.get("StagePosition"), count)]
+    labels = [str(label) for label in _list(said.get("StageLabel"), count)]
+    planes = tuple(
+        PlaneMetadata(
+            time=at if axis == "T" else 0,
+            plane=at if axis == "Z" else 0,
+            channel_name=str(said.get("Name") or ""),
+            center_um=(places[at][1], places[at][0]) if places else None,
+            z_um=heights[at] if any(heights) else None,
+            moment=times[at] if times else "",
+            label=labels[at] if labels else "",
+        )
+        for at in range(count)
+    )
+    x, y = (micrometres(said.get(f"{a}Calibration"), str(said.get("CalibrationUnits", ""))) for a in "XY")
+    pixel_um = (y, x) if said.get("SpatialCalibration", 1) and x and y else None
+    return TiffMetadata(found, "MetaMorph", axis if count > 1 else "", planes, pixel_um)
+
+
+def _list(value: Any, count: int) -> list[Any]:
+    """One value per plane; none where there are not so many."""
+    found = [] if value is None or isinstance(value, int) else list(value)
+    return found if len(found) == count else []
+
+
+def _numbers(value: Any, count: int) -> list[float]:
+    return [float(item) for item in _list(value, count)]
+
+
+def _by_shape(
+    found: Header, source: str, axes: str, shape: Sequence[int], path: str, *,
+    plane_um: float | None, interval_s: float | None, pixel_um: tuple[float, float] | None,
+) -> TiffMetadata:  # fmt: skip
+    """Planes that lie in the order of axes, the last of which runs fastest; what nothing names is z."""
+    lengths = {axis: length for axis, length in zip(axes, shape, strict=True) if length > 1}
+    unknown = [axis for axis in lengths if axis in _UNKNOWN]
+    if len(unknown) == 1 and "Z" not in lengths:
+        lengths = {("Z" if axis in _UNKNOWN else axis): length for axis, length in lengths.items()}
+    if strange := [axis for axis in lengths if axis not in AXES]:
+        raise Mistake(
+            f"{path}: its planes lie along an axis {strange[0]!r}; time, channel and z are understood"
+        )
+    if prod(lengths.values()) != found.pages:
+        listed = ", ".join(f"{axis} {length}" for axis, length in lengths.items()) or "one plane"
+        raise Mistake(f"{path} has {found.pages} planes, but {source} states {listed}")
+    planes = []
+    for at in range(found.pages):
+        place: dict[str, int] = {}
+        for axis, length in reversed(lengths.items()):
+            at, place[axis] = divmod(at, length)
+        time, plane = place.get("T", 0), place.get("Z", 0)
+        planes.append(
+            PlaneMetadata(
+                time=time,
+                channel=place.get("C", 0),
+                plane=plane,
+                z_um=None if plane_um is None else round(plane * plane_um, 6),
+                seconds=None if interval_s is None else round(time * interval_s, 6),
+            )
+        )
+    return TiffMetadata(found, source, "".join(lengths), tuple(planes), pixel_um)
+
+
+def _resolution(page: Any, unit: str) -> tuple[float, float] | None:
+    """Edges (y, x) from the resolution tags, whose unit the description states."""
+    edges = []
+    for name in ("YResolution", "XResolution"):
+        tag = page.tags.get(name)
+        pixels, per = tag.value if tag is not None else (0, 0)
+        edges.append(micrometres(per / pixels, unit) if pixels else None)
+    return (edges[0], edges[1]) if edges[0] and edges[1] else None
