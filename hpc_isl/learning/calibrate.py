@@ -11,7 +11,14 @@ from typing import Protocol
 
 import numpy as np
 
-from hpc_isl.learning.fields import FieldView, field_view, fields_of, foreground_threshold, image_key
+from hpc_isl.learning.fields import (
+    FieldView,
+    field_view,
+    fields_of,
+    foreground_threshold,
+    image_key,
+    imaged_times,
+)
 from hpc_isl.learning.flat_field import Profile, estimate
 from hpc_isl.learning.pixels import numbers
 from hpc_isl.learning.planes import Numbers, counts, measured_pixels, smallest
@@ -110,19 +117,27 @@ def _training(view: View, indices: Sequence[Index], split: Split) -> list[tuple[
 
 
 def _sample(view: View, indices: Sequence[Index], split: Split) -> list[FieldView]:
-    """Up to 64 training fields, evenly spread over plates and wells."""
-    all_fields = _training(view, indices, split)
-    chosen = np.linspace(0, len(all_fields) - 1, min(SAMPLED_FIELDS, len(all_fields))).round().astype(int)
-    return [field_view(view, *all_fields[i]) for i in chosen]
+    """Up to 64 training fields that have the sources, evenly spread over plates and wells."""
+    seen = [(index, key) for index, key in _training(view, indices, split) if imaged_times(view, index, key)]
+    if not seen:
+        names = ", ".join(repr(role.channel) for role in view.sources)
+        raise Mistake(f"no training field has planes of {names}")
+    chosen = np.linspace(0, len(seen) - 1, min(SAMPLED_FIELDS, len(seen))).round().astype(int)
+    places = (seen[number] for number in chosen)
+    return [field_view(view, index, key, imaged_times(view, index, key)[0]) for index, key in places]
 
 
 def _histogram(view: View, indices: Sequence[Index], split: Split, role: Role) -> Histogram:
     """Of a role's channel in the training fields of all plates."""
     parts = []
     for index in indices:
+        channel = index.channel(role.channel)
         keys = [image_key(key, role) for key in fields_of(view, index, split, "train")]
+        keys = [key for key in keys if key in index.statistics and index.imaged(key)[:, channel].any()]
         if keys:
-            parts.append(index.histogram(keys, index.channel(role.channel)))
+            parts.append(index.histogram(keys, channel))
+    if not parts:
+        raise Mistake(f"{role.channel!r} was imaged in none of the training fields")
     types = sorted({part.dtype for part in parts})
     if len(types) > 1:
         raise Mistake(f"the plates hold pixels of the types {', '.join(types)}; train on plates of one type")

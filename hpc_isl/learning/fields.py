@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import inf, isclose
@@ -20,13 +21,21 @@ from hpc_isl.plates.statistics import Histogram, PlaneStatistics
 from hpc_isl.plates.store import Index
 
 
+class NotImagedError(Mistake):
+    """A field lacks a plane that a view means; `kind` says which, in words to count fields by."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
 @dataclass(frozen=True)
 class FieldView:
     """A view of one field at one time: nothing but its pixels is left to find out.
 
     Attributes:
         shape: (y, x) at the level read.
-        targets: None where the plate or the field has no such channel.
+        targets: None where the plate has no such channel, or the field lacks it.
         foreground: the plane on which training crops are judged, or None.
         threshold: stored counts of that plane above which a pixel is foreground; infinite where the
             channel is flagged empty and has no threshold but its own.
@@ -46,12 +55,15 @@ def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldV
     """The planes of a field that the view means.
 
     Raises:
-        Mistake: a source channel, its acquisition or plane is not there; the plate's pixel size is at
-            no level that of the view; fields of different shape in two acquisitions.
+        NotImagedError: a source was not imaged.
+        Mistake: a source's channel or acquisition is not there; the plate's pixel size is at no level
+            that of the view; fields of different shape in two acquisitions.
     """
-    with_targets = all(_has(index, key, role) for role in view.targets)
     sources = tuple(_source(view, index, key, time, role) for role in view.sources)
-    targets = tuple(_target(view, index, key, time, role) for role in view.targets) if with_targets else None
+    targets = None
+    if all(_has(index, key, role) for role in view.targets):
+        with suppress(NotImagedError):
+            targets = tuple(_target(view, index, key, time, role) for role in view.targets)
     return FieldView(index.plate.name, key, time, _one_shape(sources + (targets or ())), sources, targets)
 
 
@@ -59,12 +71,14 @@ def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> Fie
     """The same of a field to train on: with its targets, and the plane on which crops are judged.
 
     Raises:
-        Mistake: as `field_view`; a target is not there.
+        NotImagedError: a source, a target or the foreground was not imaged.
+        Mistake: as `field_view`.
     """
     field = field_view(view, index, key, time)
     if field.targets is None:
         names = ", ".join(repr(role.channel) for role in view.targets)
-        raise Mistake(f"{index.plate.name} {key}: has no plane of a target, {names}")
+        text = f"{index.plate.name} {key}: has no plane of a target, {names}"
+        raise NotImagedError(text, f"without target {names}")
     if view.foreground is None:
         return field
     shown, _ = _found(view, index, key, time, view.foreground.role)
@@ -101,6 +115,21 @@ def fields_of(view: View, index: Index, split: Split, part: str) -> tuple[FieldK
     """The fields of a part that the view looks at: those in the acquisition of its first source."""
     own = view.sources[0].acquisition
     return tuple(k for k in split.keys(index.plate, part) if own is None or k.acquisition == own)
+
+
+def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
+    """The times of a field at which all sources of a view were imaged."""
+    times = range(index.field(key).shape[0])
+    return [time for time in times if all(_planes(index, key, time, role) for role in view.sources)]
+
+
+def _planes(index: Index, key: FieldKey, time: int, role: Role) -> list[int]:
+    """The planes that a role may be read from."""
+    at = image_key(key, role)
+    if at not in index.statistics or time >= index.field(at).shape[0]:
+        return []
+    planes = index.planes(at, index.channel(role.channel), time)
+    return [plane for plane in planes if not isinstance(role.plane, int) or plane == role.plane]
 
 
 def image_key(key: FieldKey, role: Role) -> FieldKey:
@@ -164,12 +193,13 @@ def _found(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
     stored = index.field(at)
     facts = {z: fact for (t, c, z), fact in index.statistics[at].planes.items() if (t, c) == (time, channel)}
     if not facts:
-        raise Mistake(f"{name}: the field has no plane of this channel at time {time}")
+        text = f"{name}: the field has no plane of this channel at time {time}"
+        raise NotImagedError(text, f"without {role.channel!r}")
     focus = {z: fact.focus for z, fact in facts.items()}
     try:
         planes = choose_planes(role.plane, focus, _heights(stored, role.channel), index.plate.plane_um)
     except Mistake as error:
-        raise Mistake(f"{name}: {error}") from None
+        raise NotImagedError(f"{name}: {error}", f"without plane {role.plane} of {role.channel!r}") from None
     level = level_on(view, index, at)
     y, x = stored.shape[-2:]
     plane = Plane(

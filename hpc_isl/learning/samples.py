@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,14 @@ import numpy as np
 
 from hpc_isl.learning.augment import resize, shade, turn, zoom
 from hpc_isl.learning.control import LISTED, permuted
-from hpc_isl.learning.fields import FieldView, field_view, fields_of, image_key, training_view
+from hpc_isl.learning.fields import (
+    FieldView,
+    NotImagedError,
+    field_view,
+    fields_of,
+    image_key,
+    training_view,
+)
 from hpc_isl.learning.numbering import drawn
 from hpc_isl.learning.pixels import Box, Pixels, pad
 from hpc_isl.learning.planes import Plane, counts, smallest, stack
@@ -53,7 +61,7 @@ class Crops:
     Attributes:
         edge: of a crop, in pixels.
         says: what a user should know: fields left out, fields padded.
-        dropped: fields in which no crop could hold the foreground that is required.
+        dropped: fields in which no crop could hold the foreground that is required, or that lack a plane.
     """
 
     fields: tuple[FieldView, ...]
@@ -150,12 +158,12 @@ def crops_of(
         control: permuted: each field has the targets of another one.
 
     Raises:
-        Mistake: training fields that lack a plane (all of them are counted, ten are named); no field
-            holds foreground; fields whose targets cannot be permuted.
+        Mistake: all training fields lack a plane (ten are named); no field holds foreground; fields whose
+            targets cannot be permuted.
     """
-    good = _training_fields(view, indices, split)
+    good, lacking = _training_fields(view, indices, split)
     kept, dropped = _with_foreground(view, indices, good, train.crop)
-    says = tuple(_says(kept, dropped, train.crop, view.foreground))
+    says = (*_lacking(lacking, len(good)), *_says(kept, dropped, train.crop, view.foreground))
     if control == "permuted":
         kept, more = permuted(kept, train.seed)
         says += more
@@ -167,31 +175,38 @@ def crops_of(
         augment=augment,
         foreground=view.foreground,
         says=says,
-        dropped=tuple(f"{field.plate} {field.key}" for field in dropped),
+        dropped=(*(name for name, _ in lacking), *(f"{field.plate} {field.key}" for field in dropped)),
     )
 
 
-def _training_fields(view: View, indices: Sequence[Index], split: Split) -> list[FieldView]:
-    found = [
-        _training_field(view, index, key, time)
-        for index in indices
-        for key in fields_of(view, index, split, "train")
-        for time in range(index.field(key).shape[0])
-    ]
-    bad = [each for each in found if isinstance(each, Mistake)]
-    if bad:
-        lines = [f"  {each}" for each in bad[:LISTED]] + ["  …"] * (len(bad) > LISTED)
-        raise Mistake(
-            "\n".join([f"{len(bad)} of {len(found)} training fields lack what is asked for:", *lines])
-        )
-    return [each for each in found if isinstance(each, FieldView)]
+def _training_fields(
+    view: View, indices: Sequence[Index], split: Split
+) -> tuple[list[FieldView], list[tuple[str, NotImagedError]]]:
+    """The training fields that have what the view means, and the others: name and reason."""
+    good: list[FieldView] = []
+    lacking: list[tuple[str, NotImagedError]] = []
+    for index in indices:
+        for key in fields_of(view, index, split, "train"):
+            for time in range(index.field(key).shape[0]):
+                try:
+                    good.append(training_view(view, index, key, time))
+                except NotImagedError as error:
+                    lacking.append((f"{index.plate.name} {key}", error))
+    if not good and lacking:
+        lines = [f"  {error}" for _, error in lacking[:LISTED]] + ["  …"] * (len(lacking) > LISTED)
+        raise Mistake("\n".join([f"all {len(lacking)} training fields lack what is asked for:", *lines]))
+    return good, lacking
 
 
-def _training_field(view: View, index: Index, key: FieldKey, time: int) -> FieldView | Mistake:
-    try:
-        return training_view(view, index, key, time)
-    except Mistake as mistake:
-        return mistake
+def _lacking(lacking: Sequence[tuple[str, NotImagedError]], good: int) -> list[str]:
+    """The line that counts the fields left out, by what they lack."""
+    if not lacking:
+        return []
+    kinds = Counter(error.kind for _, error in lacking)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    names = list(dict.fromkeys(name for name, _ in lacking))
+    named = ", ".join(names[:LISTED]) + (", …" * (len(names) > LISTED))
+    return [f"{len(lacking)} of {good + len(lacking)} training fields are left out: {counted} ({named})"]
 
 
 def _with_foreground(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,79 +14,124 @@ from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.metadata import field_facts
-from hpc_isl.plates.planes import read_plane
-from hpc_isl.plates.plate import Field, PlaneFile
-from hpc_isl.plates.statistics import Place
+from hpc_isl.plates.planes import header, read_plane
+from hpc_isl.plates.plate import Field, Place, PlaneFile
 
 Kind = tuple[str, int, int]  # dtype, y, x
 
 
-def assemble(field: Field, files: Sequence[PlaneFile]) -> tuple[Field, NDArray[Any]]:
-    """The field's pixels (t, c, z, y, x); planes without a file are zeros.
+@dataclass(frozen=True)
+class Assembled:
+    """A field as its files are.
 
-    The type is the files' own: where it is not the one that the field states, the field is corrected.
+    Attributes:
+        field: with the files' type, and with those planes alone that could be read.
+        pixels: (t, c, z, y, x); planes without a file are zeros.
+        places: the planes that could be read.
+        problems: what was wrong with the others.
+    """
+
+    field: Field
+    pixels: NDArray[Any]
+    places: frozenset[Place]
+    problems: tuple[str, ...] = ()
+
+
+def assemble(
+    field: Field, files: Sequence[PlaneFile], channels: Sequence[str], skip: bool = False
+) -> Assembled:
+    """The field's pixels, from one file per plane.
+
+    Planes of one channel must agree in type, those of a field in shape. Channels of different types are
+    widened to one that holds all their values.
+
+    Args:
+        channels: names of the plate's channels.
+        skip: leave out planes that cannot be read or differ from the others.
 
     Raises:
-        Mistake: naming every file that cannot be read, or whose plane differs from the others.
+        Mistake: naming every file that cannot be read, or whose plane differs from the others; with
+            `skip` only where no plane is left.
     """
+    kinds, problems = _kinds(files)
+    usable, differing = _agreeing(kinds, field)
+    problems += differing
     pixels: NDArray[Any] | None = None
-    kinds: dict[Kind, list[PlaneFile]] = {}
-    problems: list[str] = []
-    for file in files:
+    places: set[Place] = set()
+    dtype = np.result_type(*{kinds[file][0] for file in usable}) if usable else None
+    for file in usable:
         try:
             plane = read_plane(file.path, file.page)
         except Mistake as error:
             problems.append(str(error))
             continue
-        kinds.setdefault((plane.dtype.name, *plane.shape), []).append(file)
         if pixels is None:
-            pixels = np.zeros(field.shape, plane.dtype)
-        if len(kinds) == 1 and plane.shape == pixels.shape[-2:]:
-            pixels[file.time, file.channel, file.plane] = plane
-    problems += _differing(kinds, field)
-    if problems or pixels is None:
+            pixels = np.zeros(field.shape, dtype)
+        pixels[file.place] = plane
+        places.add(file.place)
+    if pixels is None or (problems and not skip):
         raise Mistake("; ".join(problems) or "no file holds any of its planes")
-    return replace(field, dtype=pixels.dtype.name), pixels
+    field = replace(field, dtype=pixels.dtype.name).with_planes(places, channels)
+    return Assembled(field, pixels, frozenset(places), tuple(problems))
 
 
-def _differing(kinds: Mapping[Kind, list[PlaneFile]], field: Field) -> list[str]:
-    """Complaints about planes that are not as most of the field's are, or as the export says they are."""
+def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]]:
+    """Type and shape of each plane that can be read, and complaints about the others."""
+    kinds: dict[PlaneFile, Kind] = {}
+    problems = []
+    for file in files:
+        try:
+            shape, dtype, _ = header(file.path)
+        except Mistake as error:
+            problems.append(str(error))
+        else:
+            kinds[file] = (dtype, *shape)
+    return kinds, problems
+
+
+def _agreeing(kinds: Mapping[PlaneFile, Kind], field: Field) -> tuple[list[PlaneFile], list[str]]:
+    """The planes that can be stored together, and complaints about the others.
+
+    Shapes are those of most of the field's planes, types those of most planes of the channel.
+    """
     if not kinds:
-        return []
-    usual = max(kinds, key=lambda kind: len(kinds[kind]))
-    complaints = [
-        f"{file.path} is {_said(kind)}, the field's other planes are {_said(usual)}"
-        for kind, odd in kinds.items()
-        for file in odd
-        if kind != usual
-    ]
-    if usual[1:] != field.shape[-2:]:
+        return [], []
+    shape = Counter(kind[1:] for kind in kinds.values()).most_common(1)[0][0]
+    if shape != field.shape[-2:]:
+        usual = Counter(kinds.values()).most_common(1)[0][0]
         stated = (usual[0], *field.shape[-2:])
-        complaints.append(f"its planes are {_said(usual)}, the export says {_said(stated)}")
-    return complaints
-
-
-def places(files: Sequence[PlaneFile]) -> set[Place]:
-    """The planes that have a file."""
-    return {(file.time, file.channel, file.plane) for file in files}
+        return [], [f"its planes are {_described(usual)}, the export says {_described(stated)}"]
+    types = {
+        channel: Counter(k[0] for f, k in kinds.items() if f.channel == channel).most_common(1)[0][0]
+        for channel in {file.channel for file in kinds}
+    }
+    usable, complaints = [], []
+    for file, kind in kinds.items():
+        usual = (types[file.channel], *shape)
+        if kind == usual:
+            usable.append(file)
+        else:
+            complaints.append(f"{file.path} is {_described(kind)}, the other planes are {_described(usual)}")
+    return usable, complaints
 
 
 def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> str:
     """Hash of what an image is made of: the field, its files by name, size and time, and settings.
 
-    Folders do not count: an export that was moved is the same.
+    Folders do not count: an export that was moved is the same. A file that is gone counts as such.
     """
     parts = []
     for file in files:
+        where = [file.time, file.channel, file.plane, file.page]
         try:
             facts = file.path.stat()
-        except OSError as error:
-            raise Mistake(f"{file.path}: {error.strerror}") from None
-        where = [file.time, file.channel, file.plane, file.page]
-        parts.append([file.path.name, facts.st_size, facts.st_mtime_ns, *where])
+        except OSError:
+            parts.append([file.path.name, None, None, *where])
+        else:
+            parts.append([file.path.name, facts.st_size, facts.st_mtime_ns, *where])
     text = json.dumps([field_facts(field), parts, *settings], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _said(kind: Kind) -> str:
+def _described(kind: Kind) -> str:
     return f"{kind[0]} of {kind[1]} × {kind[2]} pixels"

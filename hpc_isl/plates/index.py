@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates import index_table, metadata
-from hpc_isl.plates.plate import Field, FieldKey, Plate
+from hpc_isl.plates.plate import Field, FieldKey, Plate, Problem
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
 
 PlateMap = Mapping[str, Mapping[str, str]]
-Problems = tuple[tuple[FieldKey, str], ...]
 # A field is out of focus in a channel where its sharpest plane scores below half of the plate's
 # median, and below it by this many robust standard deviations of the logarithm.
 FOCUS_DEVIATIONS = 4.0
@@ -36,7 +36,7 @@ class Index:
         fingerprint: hash of pixels, channel names and positions; the same wherever the plate lies.
         plate_map: well -> column -> value.
         statistics: of each field, as measured at conversion.
-        problems: fields that were left out, and why.
+        problems: fields and planes that were left out, and why.
         depth: number of pyramid levels of each field.
     """
 
@@ -44,8 +44,8 @@ class Index:
     plate: Plate
     fingerprint: str
     plate_map: PlateMap
-    statistics: Mapping[FieldKey, FieldStatistics]
-    problems: Problems
+    statistics: index_table.Statistics
+    problems: tuple[Problem, ...]
     depth: Mapping[FieldKey, int]
     _rows: Mapping[FieldKey, int] = member(repr=False, compare=False)
 
@@ -64,6 +64,20 @@ class Index:
         if name not in names:
             raise Mistake(f"{self.path}: has no channel {name!r}; {nearest(name, names)}")
         return names.index(name)
+
+    def imaged(self, key: FieldKey) -> NDArray[np.bool_]:
+        """Which planes of a field were imaged, as (t, c, z): what is stored elsewhere is no count.
+
+        They are those of which there are statistics: the index has a row's `time`, `channel`, `plane`.
+        """
+        mask = np.zeros(self.field(key).shape[:3], bool)
+        mask[tuple(self.statistics.imaged(key).T)] = True
+        return mask
+
+    def planes(self, key: FieldKey, channel: int, time: int) -> list[int]:
+        """The planes of a field in which a channel was imaged at a time."""
+        found: list[int] = np.flatnonzero(self.imaged(key)[time, channel]).tolist()
+        return found
 
     def levels(self, key: FieldKey) -> int:
         """Number of pyramid levels of a field's image."""
@@ -85,7 +99,7 @@ def image_path(path: Path, plate: Plate, key: FieldKey) -> Path:
 # ---------------------------------------------------------------- finish and open
 
 
-def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Problems = ()) -> Index:
+def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Iterable[Problem] = ()) -> Index:
     """Makes written images a plate: well and row groups, then the index, then the plate's own group.
 
     The plate's `zarr.json` comes last: a folder without one is an unfinished conversion.
@@ -103,7 +117,7 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Problems =
     ours = {
         "plate": metadata.plate_facts(plate),
         "plate_map": {well: dict(columns) for well, columns in plate_map.items()},
-        "problems": [[key.well, key.name, key.acquisition, text] for key, text in problems],
+        "problems": [[key.well, key.name, key.acquisition, text, kind] for key, text, kind in problems],
     }
     _write_index(path, _read_images(path, plate, [field.key for field in plate.fields]))
     metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
@@ -182,7 +196,7 @@ def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
         fingerprint=index_table.fingerprint(table),
         plate_map=ours["plate_map"],
         statistics=index_table.Statistics.of(path, fields, table),
-        problems=tuple((FieldKey(*key), text) for *key, text in ours["problems"]),
+        problems=tuple(Problem(FieldKey(*entry[:3]), *entry[3:]) for entry in ours["problems"]),
         depth=dict(zip(rows, table["levels"].to_pylist(), strict=True)),
         _rows=rows,
     )

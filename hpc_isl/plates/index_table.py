@@ -159,6 +159,11 @@ class Statistics(Mapping[FieldKey, FieldStatistics]):
         histograms = _Histograms(self.path, row, self.dtypes[row], channels)
         return FieldStatistics(planes, histograms, tuple(self.flags[row]), self.digests[row])
 
+    def imaged(self, key: FieldKey) -> NDArray[np.int64]:
+        """The planes of a field that were imaged: rows of time, channel and plane."""
+        row = self.rows[key]
+        return self.places[self.ends[row - 1] if row else 0 : self.ends[row]]
+
     def __iter__(self) -> Iterator[FieldKey]:
         return iter(self.rows)
 

@@ -87,8 +87,9 @@ def write_large_labels(
         shape = (*((len(times),) if len(times) > 1 else ()), 1, y, x)
         store = create_level(folder, 0, shape, np.dtype(np.uint32), about.axes, CodecRecipe())
         for box in shard_boxes(store):
-            time = box[0].start if len(times) > 1 else 0
-            write_shards(store, box, times[time][box[-2:]].reshape(store[box].shape))
+            inside = times[box[0]] if len(times) > 1 else times  # a shard holds all times
+            part = np.stack([labels[box[-2:]] for labels in inside])
+            write_shards(store, box, part.reshape(store[box].shape))
         write_coarser(folder, store, about.axes, levels, CodecRecipe())
         about.write(folder, range(1, 1 + min(MOST_COLORS, max(int(one.max()) for one in times))))
     _list(image, name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpc_isl.mistake import Mistake, nearest
 
@@ -15,6 +16,9 @@ from hpc_isl.mistake import Mistake, nearest
 FORMATS = {
     6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16, 24), 1536: (32, 48),
 }  # fmt: skip
+
+Place = tuple[int, int, int]
+"""A plane of a stored image: (time, channel, plane)."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,9 @@ class Field:
             then in `details["z_um"]`, channel name -> heights.
         details: further facts the vendor states for this field (time stamps, autofocus height), as
             JSON can hold them. Every reader gives `planes`, channel name -> plane numbers that were
-            imaged: channels may have fewer than z planes, or none. Where a channel was not imaged at
-            all times there is also `times`, channel name -> times. The rest is stored as zeros.
+            imaged at any time: channels may have fewer than z planes, or none. Where a channel was not
+            imaged at all times there is also `times`, channel name -> times. Exactly which planes were
+            imaged the index knows (`Index.imaged`); the rest is stored as zeros, which are no counts.
     """
 
     key: FieldKey
@@ -87,14 +92,35 @@ class Field:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def planes(self, channel: str) -> tuple[int, ...]:
-        """The planes of this field in which `channel` was imaged; all where `details` do not say."""
+        """The planes in which `channel` was imaged at any time; all where `details` do not say."""
         imaged = self.details.get("planes")
         return tuple(range(self.shape[2])) if imaged is None else tuple(imaged.get(channel, ()))
 
-    def imaged(self, channel: str, time: int) -> tuple[int, ...]:
-        """The planes in which `channel` was imaged at a time; none: the zeros there are no counts."""
-        times = self.details.get("times", {}).get(channel)
-        return self.planes(channel) if times is None or time in times else ()
+    def with_planes(self, places: Collection[Place], channels: Sequence[str]) -> Field:
+        """The same field, of which only these planes were imaged; `channels` are the plate's names."""
+        left = imaged(places, channels, self.shape[0])
+        details = {name: fact for name, fact in self.details.items() if name not in ("planes", "times")}
+        if heights := details.get("z_um"):
+            planes = {name: set(own) for name, own in left["planes"].items()}
+            details["z_um"] = {
+                name: [z for plane, z in zip(self.planes(name), own, strict=False) if plane in planes[name]]
+                for name, own in heights.items()
+                if name in planes
+            }
+        return replace(self, details={**left, **details})
+
+
+def imaged(places: Collection[Place], channels: Sequence[str], times: int) -> dict[str, dict[str, list[int]]]:
+    """What of a field exists, for its `details`: `planes`, and `times` where a channel lacks some."""
+    depths: dict[int, set[int]] = defaultdict(set)
+    seen: dict[int, set[int]] = defaultdict(set)
+    for time, channel, plane in places:
+        depths[channel].add(plane)
+        seen[channel].add(time)
+    found = {"planes": {channels[c]: sorted(depths[c]) for c in sorted(depths)}}
+    if any(len(own) < times for own in seen.values()):
+        found["times"] = {channels[c]: sorted(seen[c]) for c in sorted(seen)}
+    return found
 
 
 @dataclass(frozen=True)
@@ -152,16 +178,45 @@ class PlaneFile:
     plane: int
     page: int = 0
 
+    @property
+    def place(self) -> Place:
+        return self.time, self.channel, self.plane
+
+
+NOT_IMAGED = "not imaged"
+
+
+class Problem(NamedTuple):
+    """What is wrong with a field: it costs the planes concerned, and the field where none is left.
+
+    `kind` is a word to count by: missing, damaged, duplicate, incomplete, differing, failed, or
+    NOT_IMAGED, which is the instrument's own word and no damage.
+    """
+
+    key: FieldKey
+    text: str
+    kind: str = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file of the export that is not stored, and why: a word to count by, as copy or thumbnail."""
+
+    path: Path
+    kind: str
+    well: str = ""
+    channel: str = ""
+
 
 @dataclass(frozen=True)
 class Export:
     """A vendor's export: the plate it describes and the file of each plane.
 
     Attributes:
-        files: for each field, its plane files; those that the index names but that are not there
-            are named in `problems`, not here.
-        problems: (field, what is wrong with it): missing, duplicate or misplaced files, found
-            without decoding pixels.
+        files: for each field, its plane files; those that the index names but that are not there,
+            or that contradict each other, are named in `problems`, not here.
+        problems: missing, duplicate or misplaced files, found without decoding pixels.
+        left_out: files with pixels that belong to the export and are not stored, by design.
         plate_map: rows that the export itself holds about wells (assay layout), well -> column ->
             value.
         remarks: sentences a person should read about the export as a whole; they harm no field.
@@ -169,7 +224,8 @@ class Export:
 
     plate: Plate
     files: Mapping[FieldKey, tuple[PlaneFile, ...]]
-    problems: tuple[tuple[FieldKey, str], ...] = ()
+    problems: tuple[Problem, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     plate_map: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 

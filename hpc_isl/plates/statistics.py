@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_isl.plates.plate import Place
+
 # A channel is saturated where more than this share of a plane lies at a camera's greatest value,
 SATURATED_SHARE = 1e-3
 CAMERA_BITS = (8, 10, 12, 14, 16)
@@ -20,7 +22,6 @@ CAMERA_BITS = (8, 10, 12, 14, 16)
 # noise without structure, shading aside.
 EMPTY_STRUCTURE = 0.1
 BINS_PER_OCTAVE = 128
-Place = tuple[int, int, int]
 FLOAT_OCTAVES = (-16, 16)
 
 

@@ -6,6 +6,7 @@ The one door to `levels` (pixels), `labels`, `index` and `metadata` for the rest
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def write_field(
     levels: int | None = None,
     *,
     inputs: str = "",
+    problems: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
     """Writes one field's image with its pyramid: it is there whole afterwards, or not at all.
@@ -73,6 +75,7 @@ def write_field(
         statistics: of these pixels, from `statistics.measure`.
         levels: of the pyramid; None: until the longer edge is at most 256 pixels.
         inputs: digest of what the image was made of, kept in it, so that a later run can tell.
+        problems: why planes of it are not there, kept in it too.
         overwrite: replace an image that is there; it must not be in use.
 
     Raises:
@@ -91,6 +94,7 @@ def write_field(
             "field": metadata.field_facts(field),
             "levels": count,
             "inputs": inputs,
+            **({"problems": list(problems)} if problems else {}),
             "statistics": to_dict(statistics),
         }
         metadata.write_group(folder, ngff.attributes(ngff.image(plate, field, count, statistics)), ours)

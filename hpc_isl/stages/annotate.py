@@ -53,6 +53,8 @@ def plan(recipe: AnnotateRecipe) -> Plan:
     else:
         keys = _chosen(recipe, index)
         says = [f"drafted from {recipe.channel} of {len(keys)} fields, threshold {recipe.threshold}"]
+        if without := len(chosen(recipe.fields, index)) - len(keys):
+            says.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
     there = [key for key in keys if _has(recipe, index, key)]
     if there:
         says.append(f"{len(there)} fields have labels {recipe.labels!r} already, {there[0]} among them")
@@ -225,7 +227,11 @@ def _imported(file: LabelFile, index: store.Index) -> Annotation:
 
 
 def _chosen(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKey]:
-    """The fields to draft, in plate order; a channel that is not fluorescent is no stain."""
+    """The fields to draft, in plate order: of those that are not named, those that were imaged.
+
+    Raises:
+        Mistake: a channel that is not fluorescent is no stain; a field that is named lacks it.
+    """
     assert recipe.channel is not None
     channel = index.plate.channels[index.channel(recipe.channel)]
     if not channel.fluorescent:
@@ -233,7 +239,12 @@ def _chosen(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKey]:
         raise Mistake(
             f"channel: {channel.name} is label-free; a stain is needed; {nearest(channel.name, stains)}"
         )
-    return chosen(recipe.fields, index)
+    keys = chosen(recipe.fields, index)
+    seen = [key for key in keys if index.imaged(key)[:, index.channel(channel.name)].any(-1).all()]
+    if not seen or (recipe.fields is not None and seen != keys):
+        lacking = [str(key) for key in keys if key not in seen]
+        raise Mistake(f"channel: {channel.name} was not imaged in {', '.join(lacking[:10])}")
+    return seen
 
 
 def _drafts(recipe: AnnotateRecipe, index: store.Index) -> dict[FieldKey, Maker]:
@@ -248,11 +259,14 @@ def _drafted(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annot
     if f"empty:{channel}" in index.statistics[key].flags:
         times = field.shape[:1] if field.shape[0] > 1 else ()
         return Annotation(np.zeros(times + field.shape[-2:], np.uint32), whole(field), origin="drafted")
-    labels = [
-        draft(
-            store.read_box(index.image(key), 0, time, channel, slice(None), slice(None), slice(None)).max(0),
-            threshold=recipe.threshold, sigma=recipe.sigma, min_area=recipe.min_area, split=recipe.split,
-        )
-        for time in range(field.shape[0])
-    ]  # fmt: skip
+    labels = []
+    for time in range(field.shape[0]):
+        planes = index.planes(key, channel, time)
+        stain = store.read_box(index.image(key), 0, time, channel, planes, slice(None), slice(None)).max(0)
+        labels.append(
+            draft(
+                stain, threshold=recipe.threshold, sigma=recipe.sigma, min_area=recipe.min_area,
+                split=recipe.split,
+            )
+        )  # fmt: skip
     return Annotation(np.stack(labels) if len(labels) > 1 else labels[0], whole(field), origin="drafted")

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.partial import naming_unwritable, sweep
-from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.conversion.costs import costs
+from hpc_isl.stages.conversion.problems import counted, harmful, listing, refuse, write_left_out, write_table
 from hpc_isl.stages.conversion.record import held
-from hpc_isl.stages.conversion.survey import Survey, check, damage, describe, listing, survey
-from hpc_isl.stages.conversion.work import Work, convert_fields
+from hpc_isl.stages.conversion.survey import Survey, check, describe, survey, works
+from hpc_isl.stages.conversion.work import convert_fields
 
-Damaged = dict[FieldKey, list[str]]
+TABLE = "problems.csv"
+"""In a run folder: every field and plane that could not be stored, and why."""
+LEFT_OUT = "not_stored.csv"
+"""The same of every file that is not stored by design, as a copy of another one."""
 
 
 def plan(recipe: ConvertRecipe) -> Plan:
@@ -57,64 +60,78 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
     with held(found.recipe.out, found.digest, found.recipe.source):
         if swept := sweep(found.recipe.out):
             attempt.say(f"removed {swept} unfinished files and folders of an earlier attempt")
-        damaged = _convert_all(found, attempt)
-        if damaged is None:
+        result = _convert_all(found, attempt)
+        if result is None:
             attempt.say("stopped between fields; what is written is kept")
             return
         with naming_unwritable(found.recipe.out, takes.bytes_out):
-            index = _finalise(found, damaged)
+            index = _finalise(found, attempt, *result)
     _finish(index, attempt, time.monotonic() - start)
 
 
 def _settled(found: Survey) -> bool:
     """Whether the finished plate is all that this conversion could make it."""
     index = open_plate(found.recipe.out)
-    left_out = {key for key, _ in index.problems}
-    return not found.todo and index.plate_map == found.plate_map and left_out == set(found.damaged)
+    known = {problem.key for problem in index.problems}
+    told = {problem.key for problem in found.export.problems}
+    return not found.todo and index.plate_map == found.plate_map and told <= known
 
 
-def _convert_all(found: Survey, attempt: Attempt) -> Damaged | None:
-    """Converts the fields to do: what is wrong with those that cannot be, or None where it was stopped."""
-    recipe, bare = found.recipe, replace(found.plate, fields=())
-    todo = [
-        Work(recipe.out, bare, field, found.export.files[field.key], recipe.codec, recipe.levels)
-        for field in found.todo
-    ]
-    damaged, kept, done = found.damaged, 0, 0
+def _convert_all(found: Survey, attempt: Attempt) -> tuple[list[Problem], set[FieldKey]] | None:
+    """Converts the fields to do: all problems, and the fields that are lost; None where it was stopped."""
+    todo = works(found)
+    problems = list(found.export.problems)
+    lost = {field.key for field in found.plate.fields if not found.export.files.get(field.key)}
+    kept = done = 0
     for done, outcome in enumerate(convert_fields(todo, attempt.cpus, attempt.stopping), start=1):
         kept += outcome.kept
-        if outcome.problem:
-            damaged[outcome.key] = [outcome.problem]
-            attempt.say(f"{outcome.key}: {outcome.problem}")
-        attempt.progress(done, len(todo), "fields", kept, kept=kept, damaged=len(damaged))
+        lost |= {outcome.key} if outcome.lost else set()
+        for text in outcome.problems:
+            problems.append(Problem(outcome.key, text))
+            attempt.say(f"{outcome.key}: {text}")
+        damaged = len({problem.key for problem in problems})
+        attempt.progress(done, len(todo), "fields", kept, kept=kept, damaged=damaged)
     if kept:
         attempt.say(f"{kept} fields were there already and kept")
-    return damaged if done == len(todo) else None
+    return (problems, lost) if done == len(todo) else None
 
 
-def _finalise(found: Survey, damaged: Damaged) -> Index:
-    recipe = found.recipe
-    if damaged and recipe.on_error == "stop":
-        raise Mistake(damage(damaged, len(found.plate.fields)))
-    whole = {field.key for field in found.plate.fields} - set(damaged)
+def _finalise(found: Survey, attempt: Attempt, problems: list[Problem], lost: set[FieldKey]) -> Index:
+    plate, table = found.plate, attempt.run.folder / TABLE
+    if found.recipe.on_error == "stop":
+        refuse(harmful(problems), len(plate.fields), table)
+    whole = {field.key for field in plate.fields} - lost
     if not whole:
-        raise Mistake("\n".join(["all fields are damaged, there is no plate to make:", *listing(damaged)]))
-    problems = tuple((key, text) for key, texts in sorted(damaged.items()) for text in texts)
-    return finalise(recipe.out, found.plate.keep(whole), found.plate_map, problems)
+        raise Mistake("\n".join(["all fields are damaged, there is no plate to make:", *listing(problems)]))
+    if problems:
+        write_table(problems, table)
+    write_left_out(found.export, attempt.run.folder / LEFT_OUT)
+    if found.state == "finished":
+        before = {problem for problem in open_plate(found.recipe.out).problems if problem.key in whole}
+        redone = {field.key for field in found.todo}
+        problems += sorted(p for p in before if p.key not in redone and p not in problems)
+    return finalise(found.recipe.out, plate.keep(whole), found.plate_map, problems)
 
 
 def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
-    fields, out = len(index.plate.fields), shlex.quote(str(index.path))
-    skipped = len({key for key, _ in index.problems})
-    if skipped:
-        attempt.say(f"{skipped} damaged fields were left out; inspect {out} names them")
-    attempt.say(f"{index.path}: fields: {fields}, fingerprint {index.fingerprint}")
+    fields, out = {field.key for field in index.plate.fields}, shlex.quote(str(index.path))
+    told = {problem.key for problem in index.problems}
+    skipped, incomplete = len(told - fields), len(told & fields)
+    lists = {"problems": attempt.run.folder / TABLE, "files not stored": attempt.run.folder / LEFT_OUT}
+    made = {what: str(path) for what, path in lists.items() if path.exists()}
+    if told:
+        attempt.say(
+            f"{counted(index.problems)}: {skipped} fields were left out and {incomplete} lack planes; "
+            f"inspect {out} names them"
+        )
+    attempt.say(f"{index.path}: fields: {len(fields)}, fingerprint {index.fingerprint}")
     attempt.finish({
-        "fields": fields,
+        "fields": len(fields),
         "skipped": skipped,
+        "incomplete": incomplete,
         "seconds": round(seconds, 1),
         "fingerprint": index.fingerprint,
-        "made": {"plate": str(index.path)},
+        "made": {"plate": str(index.path), **made},
         "next": [f"python -m hpc_isl.submit {say}" for say in (f"inspect {out}", f"pretrain plates=[{out}]")],
     })  # fmt: skip
 

@@ -117,8 +117,9 @@ def _plate_map(index: Index) -> Iterator[Line]:
 
 
 def _left_out(index: Index) -> Iterator[Line]:
-    for key, text in index.problems:
-        yield "left out", f"{key}: {text}"
+    there = {field.key for field in index.plate.fields}
+    for key, text, _ in index.problems:
+        yield "incomplete" if key in there else "left out", f"{key}: {text}"
 
 
 def _some(keys: list[FieldKey]) -> str:

@@ -274,10 +274,26 @@ def test_crops_of_the_control_hold_the_foreground_of_the_stain_they_show(make_pl
     assert all((crops[number][1] > 1000).any() for number in range(27))
 
 
-def test_all_fields_that_lack_a_plane_are_told_at_once(make_plate: MakePlate) -> None:
+def test_training_fields_that_lack_a_plane_are_left_out_and_counted_by_kind(make_plate: MakePlate) -> None:
+    """A user sees how many fields do not train and for want of what; the others train."""
     shape = (1, 2, 2, 96, 80)
-    short = {FieldKey(well, "1"): np.zeros(shape, np.uint16) for well in ("B03", "C02")}
-    with pytest.raises(Mistake, match="2 of 3 training fields lack what is asked for") as caught:
+    short = {FieldKey("B03", "1"): np.zeros(shape, np.uint16)}
+    whole = make_plate(pixels=short)
+    unstained = make_plate("P02", existing={1: ()})
+    crops, _ = planned([whole, unstained])
+    assert {f"{field.plate} {field.key}" for field in crops.fields} == {"P01 B02/1", "P01 C02/1"}
+    assert crops.says[0] == (
+        "4 of 6 training fields are left out: 3 without target 'Hoechst', 1 without plane 2 of 'Phase' "
+        "(P01 B03/1, P02 B02/1, P02 B03/1, P02 C02/1)"
+    )
+    assert set(crops.dropped) == {"P01 B03/1", "P02 B02/1", "P02 B03/1", "P02 C02/1"}
+
+
+def test_where_all_training_fields_lack_a_plane_they_are_told_at_once(make_plate: MakePlate) -> None:
+    shape = (1, 2, 2, 96, 80)
+    noise = np.random.default_rng(0).poisson(500, shape).astype(np.uint16)
+    short = {FieldKey(well, "1"): noise for well in ("B02", "B03", "C02")}
+    with pytest.raises(Mistake, match="all 3 training fields lack what is asked for") as caught:
         planned([make_plate(pixels=short)])
     assert "P01 B03/1 'Phase': plane 2; there are the planes 0, 1" in str(caught.value)
     assert "P01 C02/1" in str(caught.value)

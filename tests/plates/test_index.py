@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from large_plate import large_plate
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import index_table
-from hpc_isl.plates.plate import Channel, FieldKey, Plate
+from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, Problem, layout
 from hpc_isl.plates.statistics import measure
-from hpc_isl.plates.store import finalise, open_plate, rebuild_index, write_field
+from hpc_isl.plates.store import Index, finalise, open_plate, rebuild_index, write_field
 from hpc_isl.recipes.plates import CodecRecipe
 
 B02, B03 = FieldKey("B02", "1"), FieldKey("B03", "1")
@@ -188,3 +189,47 @@ def test_a_plate_of_3456_fields_opens_from_two_files_without_heavy_libraries(tmp
     (path / "index" / "zarr.json").unlink()  # only zarr.json and the table are there to be read
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert int(done.stdout) == 3456
+
+
+def test_the_index_knows_exactly_which_planes_were_imaged(tmp_path: Path) -> None:
+    """Any set of planes, not only whole channels, planes or times; what is elsewhere is no count."""
+    index = ragged(tmp_path / "P.zarr")
+    mask = index.imaged(B02)
+    assert mask.shape == (2, 2, 2)
+    assert np.argwhere(~mask).tolist() == [[1, 1, 1]]
+    assert (index.planes(B02, 1, 0), index.planes(B02, 1, 1)) == ([0, 1], [0])
+    assert index.statistics[B02].histograms[1].total == 3 * 30 * 40
+    assert np.array_equal(rebuild_index(index.path).imaged(B02), mask)
+
+
+def test_a_plate_that_was_converted_before_opens_with_the_same_fingerprint(tmp_path: Path) -> None:
+    """The fingerprint is that of version 0.1 at commit 4526d8e, whose records of problems had no kind."""
+    index = ragged(tmp_path / "P.zarr")
+    assert index.fingerprint == "dc71f8f4365b59ea"
+    group = index.path / "zarr.json"
+    content = json.loads(group.read_text())
+    content["attributes"]["hpc_isl"]["problems"] = [["C03", "1", 0, "x.tif is truncated"]]
+    group.write_text(json.dumps(content))
+    again = open_plate(index.path)
+    assert again.problems == (Problem(FieldKey("C03", "1"), "x.tif is truncated"),)
+    assert (again.fingerprint, again.plate) == (index.fingerprint, index.plate)
+
+
+def ragged(path: Path) -> Index:
+    """A field of which the last plane of the last channel and time was not imaged."""
+    shape = (2, 2, 2, 30, 40)
+    pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    pixels[1, 1, 1] = 0
+    details = {"planes": {"Phase": [0, 1], "DAPI": [0, 1]}, "time": "2026-01-01"}
+    field = Field(B02, shape, "uint16", (1.5, -2.0), (0.0, 2.0), details)
+    plate = Plate(
+        "P",
+        *layout({"B02"}),
+        (Channel("Phase", False), Channel("DAPI")),
+        (field,),
+        pixel_um=0.5,
+        plane_um=2.0,
+    )
+    imaged = [place for place in np.ndindex(2, 2, 2) if place != (1, 1, 1)]
+    write_field(path, plate, field, pixels, measure(pixels, imaged), CodecRecipe(chunk=32))
+    return finalise(path, plate, {})

@@ -103,11 +103,10 @@ def corrupt(path: Path) -> None:
 def assert_exact(index: Index, export: Path) -> None:
     """Every stored plane is tifffile's."""
     for field in index.plate.fields:
-        for channel in range(field.shape[1]):
-            for plane in range(field.shape[2]):
-                found = read_box(index.image(field.key), 0, 0, channel, [plane], ALL, ALL)[0]
-                path = plane_file(export, field.key.well, int(field.key.name), channel + 1, plane)
-                np.testing.assert_array_equal(found, tifffile.imread(path))
+        for _, channel, plane in np.argwhere(index.imaged(field.key)).tolist():
+            found = read_box(index.image(field.key), 0, 0, channel, [plane], ALL, ALL)[0]
+            path = plane_file(export, field.key.well, int(field.key.name), channel + 1, plane)
+            np.testing.assert_array_equal(found, tifffile.imread(path))
 
 
 # ---------------------------------------------------------------- what is made
@@ -458,6 +457,7 @@ def test_damaged_fields_are_named_together_and_nothing_is_finished(export: Path)
     assert said.startswith("3 of 4 fields are damaged:")
     for name in ("B02_s1_w1_z0.tif", "B02_s2_w2_z0.tif", "B03_s1_w2_z1.tif", "on_error: skip"):
         assert name in said
+    assert "3 of 4 fields are damaged: 2 damaged, 1 differing" in said
     assert not (recipe(export).out / "zarr.json").exists()
 
 
@@ -467,29 +467,86 @@ def test_a_damaged_file_that_only_decoding_finds_is_named_with_the_others(export
         run(recipe(export), cpus=2)
 
 
-def test_damaged_fields_are_skipped_recorded_and_the_rest_is_a_plate(
+def test_damaged_planes_are_left_out_recorded_and_the_others_are_stored(
     export: Path, judge: Callable[[Path], None]
 ) -> None:
     damage(export)
+    for plane in export.glob("B03_s2_*.tif"):
+        truncate(plane)
     index = run(recipe(export, on_error="skip"))
-    assert [str(field.key) for field in index.plate.fields] == ["B03/2"]
-    assert {str(key) for key, _ in index.problems} == {"B02/1", "B02/2", "B03/1"}
-    assert any("B03_s1_w2_z1.tif" in text for _, text in index.problems)
-    assert summary(recipe(export))["skipped"] == 3
+    assert [str(field.key) for field in index.plate.fields] == ["B02/1", "B02/2", "B03/1"]
+    assert {str(key) for key, _, _ in index.problems} == {"B02/1", "B02/2", "B03/1", "B03/2"}
+    lost = {(key, c, z) for key, mask in masks(index).items() for _, c, z in np.argwhere(~mask).tolist()}
+    assert lost == {("B02/1", 0, 0), ("B02/2", 1, 0), ("B03/1", 1, 1)}
+    assert_exact(index, export)
+    found = summary(recipe(export))
+    assert (found["skipped"], found["incomplete"]) == (1, 3)
+    table = Path(found["made"]["problems"]).read_text()
+    assert "B03,1,0,differing," in table
+    assert "B03_s1_w2_z1.tif" in table
     judge(index.path)
 
 
-def test_fields_that_were_skipped_join_the_plate_when_their_files_are_repaired(export: Path) -> None:
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_plane_that_only_decoding_finds_damaged_is_left_out_too(export: Path, cpus: int) -> None:
+    """Its place is not imaged: no statistic holds its zeros, and a run that goes on says so again."""
+    corrupt(plane_file(export, "B03", 2, 1, 1))
+    what = recipe(export, on_error="skip")
+    index = run(what, cpus)
+    assert not masks(index)["B03/2"][0, 0, 1]
+    assert masks(index)["B03/2"].sum() == 3
+    field = index.field(FieldKey("B03", "2"))
+    assert field.details["planes"] == {"Phase": [0], "DAPI": [0, 1]}
+    assert index.statistics[field.key].histograms[0].total == 50 * 70
+    [(key, text, _)] = index.problems
+    assert str(key) == "B03/2"
+    assert "B03_s2_w1_z1.tif is damaged" in text
+    (what.out / "zarr.json").unlink()  # killed before the plate was finished
+    again = run(what)
+    assert again == index
+    (what.out / "zarr.json").unlink()
+    with pytest.raises(Mistake, match=r"1 of 4 fields are damaged.*\n.*B03_s2_w1_z1\.tif is damaged"):
+        run(recipe(export))
+
+
+def test_a_file_that_changes_while_it_is_read_is_no_plane(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instrument may still be writing: nothing half-read is stored, and the field is named."""
+    from hpc_isl.stages.conversion import work
+
+    path, whole = plane_file(export, "B03", 2, 1, 1), work.assemble
+
+    def grown(*given: Any) -> Any:
+        found = whole(*given)
+        if given[0].key == FieldKey("B03", "2"):
+            path.write_bytes(path.read_bytes() + b"more")
+        return found
+
+    monkeypatch.setattr(work, "assemble", grown)
+    with pytest.raises(Mistake, match=r"(?s)1 of 4 fields are damaged.*B03/2: its files changed while"):
+        run(recipe(export))
+    index = run(recipe(export, on_error="skip"))
+    assert "B03/2" not in masks(index)
+
+
+def test_planes_that_were_skipped_join_the_plate_when_their_files_are_repaired(export: Path) -> None:
     path = plane_file(export, "B02", 1, 1, 0)
     pixels = tifffile.imread(path)
     truncate(path)
     first = run(recipe(export, on_error="skip"))
+    assert "nothing to convert" in "\n".join(plan(recipe(export, on_error="skip")).says)
     tifffile.imwrite(path, pixels)
     index = run(recipe(export, on_error="skip"))
-    assert len(first.plate.fields) == 3
-    assert len(index.plate.fields) == 4
+    assert masks(first)["B02/1"].sum() == 3
+    assert all(mask.all() for mask in masks(index).values())
     assert index.problems == ()
     assert_exact(index, export)
+
+
+def masks(index: Index) -> dict[str, Any]:
+    """Field -> which of its planes (t, c, z) were imaged."""
+    return {str(field.key): index.imaged(field.key) for field in index.plate.fields}
 
 
 def test_killed_while_repaired_fields_join_the_plate_it_is_finished_by_the_next_run(
@@ -519,8 +576,8 @@ def test_killed_while_repaired_fields_join_the_plate_it_is_finished_by_the_next_
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 def test_a_plate_of_which_every_field_is_damaged_is_a_mistake(export: Path, on_error: str) -> None:
-    for path in export.glob("*_w1_z0.tif"):
-        truncate(path)
+    for path in export.glob("*.tif"):
+        corrupt(path)
     with pytest.raises(Mistake, match="B02/1"):
         run(recipe(export, on_error=on_error))
     assert not (recipe(export).out / "zarr.json").exists()

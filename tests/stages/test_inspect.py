@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
+from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, Problem, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field, write_labels
 from hpc_isl.recipes.plates import CodecRecipe
@@ -33,7 +33,9 @@ def index(tmp_path: Path) -> Index:
     for seed, field in enumerate(plate.fields):
         pixels = np.random.default_rng(seed).gamma(2, 40, shape).astype("uint16")
         write_field(path, plate, field, pixels, measure(pixels), CodecRecipe(chunk=32), 2)
-    found = finalise(path, plate, {"B02": {"dose": "1"}}, ((FieldKey("C05", "2"), "x.tif is truncated"),))
+    found = finalise(
+        path, plate, {"B02": {"dose": "1"}}, [Problem(FieldKey("C05", "2"), "x.tif is truncated")]
+    )
     write_labels(found.image(KEY), "my cells", np.ones((70, 90), int), origin="human", boxes=[(0, 0, 9, 9)])
     return found
 

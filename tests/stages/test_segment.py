@@ -18,13 +18,14 @@ from mounts import read_only, small_disk
 from skimage.measure import regionprops_table
 
 from hpc_isl.cluster.orders import Order, plans
+from hpc_isl.files import read_json
 from hpc_isl.learning.model import load as load_model
 from hpc_isl.learning.predict import predict
 from hpc_isl.learning.samples import read
 from hpc_isl.mistake import Blocked, Mistake
 from hpc_isl.objects.draft import in_raster_order, without_small
 from hpc_isl.objects.flood import reference
-from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.store import (
     computed_by,
     finalise,
@@ -461,7 +462,8 @@ def test_maps_of_images_too_large_for_memory_are_refused_at_once(lab):
 
 
 def test_fields_that_convert_left_out_are_lost_to_their_wells(lab, tmp_path):
-    left = [(FieldKey("B03", "3"), why) for why in ("its files are missing", "and its sizes differ")]
+    left = [Problem(FieldKey("B03", "3"), why) for why in ("its files are missing", "and its sizes differ")]
+    left.append(Problem(FieldKey("B03", "1"), "one plane is missing"))  # the field itself is there
     write_screen(tmp_path / "S1.zarr", problems=left)
     run = segmented(lab, tmp_path, copy=False)
     losses = pd.read_csv(run.folder / "losses.csv", dtype=str)
@@ -475,6 +477,42 @@ def test_fields_that_convert_left_out_are_lost_to_their_wells(lab, tmp_path):
         {"B02": 0, "B03": 1},
     )
     assert "lost" not in run.summary(), "there is nothing to retry"
+
+
+def test_fields_without_a_source_are_left_out_counted_and_lost_to_their_wells(lab, tmp_path):
+    write_screen(tmp_path / "S1.zarr", wells=("B02", "B03", "B04"), unlit=[("B03", 0)])
+    model = f"model={lab}/runs/finetune/cells"
+    says = plan(load("segment", None, [model, f"plates=[{tmp_path}/S1.zarr]", "labels=found"])).says
+    assert (
+        "S1: 2 fields (B03/1, B03/2) are left out, for they have no plane of a source ('Brightfield')" in says
+    )
+    run = segmented(lab, tmp_path, copy=False)
+    losses = pd.read_csv(run.folder / "losses.csv", dtype=str)
+    assert (
+        losses[["well", "problem"]].to_numpy().tolist()
+        == [["B03", "left out: a source of the model was not imaged"]] * 2
+    )
+    assert "lost" not in run.summary(), "there is nothing to retry"
+    wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
+    assert wells.lost_fields.to_dict() == {"B02": 0, "B03": 2, "B04": 0}
+    assert np.isnan(wells.objects["B03"]), "not 0"
+    assert "found" not in label_names(open_plate(tmp_path / "S1.zarr").image(FieldKey("B03", "1")))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_times_without_a_source_have_no_objects_and_no_counts(lab, tmp_path, large):
+    """A series in which a channel ended early: the table says unknown at that time, and not 0."""
+    write_screen(tmp_path / "S1.zarr", wells=("B02", "B03"), fields=1, times=2, unlit=[("B03", 1)])
+    keys = ["predict={tile: 32}", "largest=1000"] if large else []
+    run = segmented(lab, tmp_path, *keys, copy=False)
+    records = {record["well"]: record for record in map(read_json, run.folder.glob("fields/*/*.json"))}
+    assert (records["B02"].get("not_imaged"), records["B03"]["not_imaged"]) == (None, [1])
+    labels = read_labels(open_plate(tmp_path / "S1.zarr").image(FieldKey("B03", "1")), "found")
+    assert [found.max() > 0 for found in labels] == [True, False]
+    wells = pd.read_csv(run.folder / "wells.csv").set_index(["well", "time"])
+    assert np.isnan(wells.objects["B03", 1])
+    assert wells.objects.drop(("B03", 1)).min() > 0
+    assert wells.lost_fields.to_dict() == {("B02", 0): 0, ("B02", 1): 0, ("B03", 0): 0, ("B03", 1): 1}
 
 
 def test_a_plate_map_that_was_corrected_reaches_the_tables(lab, tmp_path):

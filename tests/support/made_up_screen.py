@@ -15,7 +15,7 @@ from hpc_isl.learning.contract import Contract, Task
 from hpc_isl.learning.heads import set_head
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.view import Role, View
-from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
+from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, Problem, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field
 from hpc_isl.recipes.plates import CodecRecipe
@@ -37,13 +37,15 @@ def write_screen(
     times: int = 1,
     spacing: int = 20,
     unstained: Sequence[str] = (),
+    unlit: Sequence[tuple[str, int]] = (),
     empty: Sequence[str] = (),
-    problems: Sequence[tuple[FieldKey, str]] = (),
+    problems: Sequence[Problem] = (),
 ) -> Index:
     """A plate of cells in bright-field and their nuclei; fields of a well lie side by side.
 
     `step`: pixels from one field to the next; less than their width makes them overlap on one ground.
     `spacing`: pixels from one nucleus to the next. `unstained`: wells in which the nuclei were not imaged;
+    `unlit`: wells and times at which the bright-field was not;
     `empty`: wells without cells.
     `problems`: fields that were left out, and why.
     """
@@ -65,8 +67,13 @@ def write_screen(
         )
         for number, field in enumerate(f for f in made if f.key.well == well):
             pixels = ground[:, :, None, :, number * step : number * step + x].copy()
-            pixels[:, 1] *= well not in unstained  # what was not imaged is stored as zeros
-            write_field(path, plate, field, pixels, measure(pixels), CodecRecipe(chunk=64))
+            imaged = [
+                (t, c, z) for t, c, z in np.ndindex(field.shape[:3])
+                if ((well, t) not in unlit if c == 0 else well not in unstained)
+            ]  # fmt: skip
+            for at in {*np.ndindex(field.shape[:3])} - {*imaged}:
+                pixels[at] = 0  # as what was not imaged is stored
+            write_field(path, plate, field, pixels, measure(pixels, imaged), CodecRecipe(chunk=64))
     treatments = ("control", "drug")
     plate_map = {well: {"treatment": treatments[n % 2]} for n, well in enumerate(wells)}
     return finalise(path, plate, plate_map, tuple(problems))

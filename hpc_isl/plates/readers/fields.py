@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from hpc_isl.plates.plate import Channel, Field, FieldKey, PlaneFile
+from hpc_isl.plates.plate import Channel, Field, FieldKey, LeftOut, PlaneFile, Problem, imaged
 from hpc_isl.plates.readers import stacks
 from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
 from hpc_isl.plates.readers.quantities import seconds_between
 
+_TRANSMITTED = re.compile(r"bright-?\s?field|phase|transmi|(?<![a-z])(?:dic|tl|bf)(?![a-z])", re.IGNORECASE)
+Kind = tuple[tuple[int, int], str]
+"""Size (y, x) and type of a plane."""
 SQUARE = 0.005  # edges of a pixel that agree within this share are those of a square
 
 
@@ -21,6 +26,121 @@ class Shot:
 
     file: PlaneFile
     metadata: PlaneMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One plane as a vendor describes it: `time`, `channel` and `plane` are the vendor's numbers."""
+
+    key: FieldKey
+    path: Path
+    time: int
+    channel: int
+    plane: int
+    metadata: PlaneMetadata
+    page: int = 0
+
+
+def placed(planes: Sequence[Described], channels: Sequence[int]) -> dict[FieldKey, list[Shot]]:
+    """Returns the planes of each field with indices into its stored image.
+
+    Channels are in the order of `channels`; planes rank among those of their acquisition, times among
+    those that fields with a time in common have: wells with a time line each begin at 0 each.
+    """
+    channel_of = {number: place for place, number in enumerate(channels)}
+    depths: dict[int, set[int]] = defaultdict(set)
+    for plane in planes:
+        depths[plane.key.acquisition].add(plane.plane)
+    plane_of = {a: {number: rank for rank, number in enumerate(sorted(own))} for a, own in depths.items()}
+    time_of = _time_ranks(planes)
+    found: dict[FieldKey, list[Shot]] = defaultdict(list)
+    for plane in planes:
+        acquisition = plane.key.acquisition
+        time, z = time_of[acquisition, plane.time], plane_of[acquisition][plane.plane]
+        file = PlaneFile(plane.path, time, channel_of[plane.channel], z, plane.page)
+        found[plane.key].append(Shot(file, plane.metadata))
+    return dict(found)
+
+
+class Parts(NamedTuple):
+    """What planes make of a plate."""
+
+    channels: tuple[Channel, ...]
+    fields: tuple[Field, ...]
+    files: Mapping[FieldKey, tuple[PlaneFile, ...]]
+    problems: list[Problem]
+    remarks: list[str]
+
+
+def parts(
+    planes: Sequence[Described],
+    channels: Mapping[int, Channel],
+    kinds: Mapping[FieldKey, Kind],
+    pixel_um: float | None,
+    unreadable: Mapping[Path, str] = {},
+    *,
+    absent: Collection[Path] = (),
+    indexed: bool = False,
+    details: Mapping[FieldKey, Mapping[str, Any]] = {},
+) -> Parts:
+    """Returns the fields that planes make, checked, and what is remarkable about them.
+
+    Args:
+        channels: the vendor's number -> channel, in stored order.
+        kinds: size (y, x) and type of each field.
+        unreadable, absent, indexed: as for `stacks.check`.
+        details: further facts of fields.
+    """
+    names = [channel.name for channel in channels.values()]
+    shots = placed(planes, list(channels))
+    named = {key: [shot.file for shot in own] for key, own in shots.items()}
+    files, problems = stacks.check(named, names, unreadable, absent=absent, indexed=indexed)
+    made = tuple(
+        field(key, own, names, *kinds[key], pixel_um, details.get(key, {})) for key, own in shots.items()
+    )
+    exposed, uneven = with_exposures(
+        list(channels.values()), [shot for own in shots.values() for shot in own]
+    )
+    return Parts(exposed, made, files, problems, [*uneven, *stacks.gaps(named, names)])
+
+
+def of_one_size(
+    planes: Sequence[Described], channels: Mapping[int, Channel], sizes: Mapping[int, tuple[int, int]]
+) -> tuple[list[Described], list[LeftOut], list[str]]:
+    """Returns the planes of those channels that have the size of most, and what becomes of the others.
+
+    A channel of another size (other binning, another camera) cannot be stored beside them as it is: its
+    planes are left out, and a remark says so.
+    """
+    counts = Counter(sizes[number] for number in channels)
+    usual = max(counts, key=lambda size: (counts[size], size))
+    odd = {number: channel for number, channel in channels.items() if sizes[number] != usual}
+    remarks = [
+        f"channel {channel.name!r} has {sizes[number][0]} × {sizes[number][1]} pixels, the others "
+        f"{usual[0]} × {usual[1]}: it is left out, for pixels are not resampled unasked"
+        for number, channel in odd.items()
+    ]
+    left_out = [
+        LeftOut(plane.path, "channel of another size", plane.key.well, odd[plane.channel].name)
+        for plane in planes
+        if plane.channel in odd
+    ]
+    return [plane for plane in planes if plane.channel not in odd], left_out, remarks
+
+
+def _time_ranks(planes: Iterable[Described]) -> dict[tuple[int, int], int]:
+    """(acquisition, the vendor's number) -> rank among the times of the same line."""
+    times: dict[FieldKey, set[int]] = defaultdict(set)
+    for plane in planes:
+        times[plane.key].add(plane.time)
+    ranks: dict[tuple[int, int], int] = {}
+    for acquisition in {key.acquisition for key in times}:
+        lines: list[set[int]] = []
+        for own in {frozenset(times[key]) for key in times if key.acquisition == acquisition}:
+            joined = [line for line in lines if line & own]
+            lines = [line for line in lines if not line & own] + [set(own).union(*joined)]
+        ranks |= {(acquisition, time): rank for line in lines for rank, time in enumerate(sorted(line))}
+    return ranks
 
 
 def field(
@@ -40,6 +160,7 @@ def field(
     times, depth = stacks.extent(planes)
     heights = _heights(shots, names)
     longest = max(heights.values(), key=len, default=())
+    stored = imaged([plane.place for plane in planes], names, times)
     if len(set(heights.values())) > 1:
         details = {**details, "z_um": {name: list(values) for name, values in heights.items()}}
     return Field(
@@ -48,7 +169,7 @@ def field(
         dtype=dtype,
         position_um=first_pixel(_center(shots), size, pixel_um),
         z_um=longest if len(longest) == depth else (),
-        details={**stacks.imaged(planes, names), **_times(shots), **_projections(shots, names), **details},
+        details={**stored, **_times(shots), **_projections(shots, names), **details},
     )
 
 
@@ -96,15 +217,26 @@ def with_exposures(
     ), remarks
 
 
+def unique(name: str, taken: Collection[str]) -> str:
+    """Returns the name, numbered where it is taken: `FITC`, `FITC 2`, …"""
+    names = [name, *(f"{name} {count}" for count in range(2, len(taken) + 2))]
+    return next(candidate for candidate in names if candidate not in taken)
+
+
+def is_transmitted(name: str) -> bool:
+    """Whether a channel's name speaks of bright-field, phase, DIC or other transmitted light."""
+    return bool(_TRANSMITTED.search(name))
+
+
 def _center(shots: Sequence[Shot]) -> tuple[float, float] | None:
-    ordered = sorted(shots, key=lambda shot: stacks.place(shot.file))
+    ordered = sorted(shots, key=lambda shot: shot.file.place)
     return next((s.metadata.center_um for s in ordered if s.metadata.center_um is not None), None)
 
 
 def _heights(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Channel -> heights of its planes at the first time that has them; empty where one is unknown."""
     heights: dict[int, dict[int, float | None]] = defaultdict(dict)
-    for shot in sorted(shots, key=lambda shot: stacks.place(shot.file)):
+    for shot in sorted(shots, key=lambda shot: shot.file.place):
         heights[shot.file.channel].setdefault(shot.file.plane, shot.metadata.z_um)
     stated = {}
     for channel in sorted(heights):

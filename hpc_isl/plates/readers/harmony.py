@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -53,8 +53,9 @@ def read(folder: Path) -> Export:
     rows, columns = _layout(index, path)
     order, channels, remarks = _channels(index)
     named, absent = _plane_files(index, order, path)
-    files, problems = stacks.check(named, order.names, absent)
-    camera = _camera(index, order, files, path)
+    files, problems = stacks.check(named, order.names, absent, absent=absent, indexed=True)
+    there = [[p for p in planes if p.path not in absent] for planes in named.values()]
+    camera = _camera(index, order, there, path)
     images = _by_field(index)
     fields = tuple(harmony_fields.field(key, images[key], named[key], order, camera) for key in images)
     for key in images:
@@ -70,7 +71,8 @@ def read(folder: Path) -> Export:
         acquisitions={0: index.plate.get("MeasurementStartTime") or "0"},
         details=_details(index, order),
     )
-    return Export(plate, files, tuple(problems), _assay_layout(path), remarks)
+    remarks += tuple(stacks.gaps(named, order.names))
+    return Export(plate, files, tuple(problems), plate_map=_assay_layout(path), remarks=remarks)
 
 
 # ---------------------------------------------------------------- the index and its files
@@ -160,7 +162,7 @@ def _by_field(index: Index) -> dict[FieldKey, list[Image]]:
     return dict(fields)
 
 
-def _camera(index: Index, order: Order, files: Mapping[FieldKey, Sequence[PlaneFile]], path: Path) -> Camera:
+def _camera(index: Index, order: Order, files: Iterable[Sequence[PlaneFile]], path: Path) -> Camera:
     """Sizes as the index states them; the type, which it does not, from the first readable file."""
     shape, dtype = _probe(files, path)
     sizes: dict[int, Size] = {}
@@ -174,9 +176,9 @@ def _camera(index: Index, order: Order, files: Mapping[FieldKey, Sequence[PlaneF
     return Camera(sizes, dtype, pixel_um)
 
 
-def _probe(files: Mapping[FieldKey, Sequence[PlaneFile]], path: Path) -> tuple[Size, str]:
+def _probe(files: Iterable[Sequence[PlaneFile]], path: Path) -> tuple[Size, str]:
     damaged = None
-    for plane in (plane for stack in files.values() for plane in stack):
+    for plane in (plane for stack in files for plane in stack):
         try:
             return planes.header(plane.path)[:2]
         except Mistake as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_isl.plates.plate import Field, FieldKey, PlaneFile
+from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, Problem, imaged
 from hpc_isl.plates.readers import stacks
 from hpc_isl.plates.readers.harmony_index import Image
 
@@ -60,7 +60,8 @@ def field(
     size = camera.sizes[min(image.channel for image in images)]
     heights = _heights(images, order)
     longest = max(heights.values(), key=len, default=())
-    details: dict[str, Any] = {**stacks.imaged(stack, order.names), "time": images[0].moment}
+    stored = imaged([plane.place for plane in stack], order.names, times)
+    details: dict[str, Any] = {**stored, "time": images[0].moment}
     if len(set(heights.values())) > 1:
         details["z_um"] = {name: list(values) for name, values in heights.items()}
     details |= _focus(images) | (_seconds(images, order) if times > 1 else {})
@@ -74,14 +75,17 @@ def field(
     )
 
 
-def problems(key: FieldKey, images: Sequence[Image], camera: Camera) -> list[stacks.Problem]:
+def problems(key: FieldKey, images: Sequence[Image], camera: Camera) -> list[Problem]:
     """What the index itself says is wrong with a field."""
     failed = [f"{image.url or image.id} ({image.state})" for image in images if image.state.lower() != "ok"]
     sizes = {camera.sizes[image.channel] for image in images}
-    found = [f"the instrument reports failures: {stacks.listed(failed)}"] if failed else []
+    found = []
+    if failed:
+        found.append(Problem(key, f"the instrument reports failures: {stacks.listed(failed)}", "failed"))
     if len(sizes) > 1:
-        found.append(f"its channels differ in size (y, x): {', '.join(map(str, sorted(sizes)))}")
-    return [(key, text) for text in found]
+        listed = ", ".join(map(str, sorted(sizes)))
+        found.append(Problem(key, f"its channels differ in size (y, x): {listed}", "differing"))
+    return found
 
 
 def first_pixel(image: Image, size: Size, pixel_um: float | None) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.plate import Export, Field, FieldKey, PlaneFile, Plate
+from hpc_isl.plates.plate import Export, Field, FieldKey, PlaneFile, Plate, Problem
 from hpc_isl.plates.readers import fields, pattern_axes, stacks, tiff_metadata
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, list_folder
@@ -55,7 +55,8 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     numbers = _numbers(by_field, heights)
     shots = {key: _shots(found, below.root, axes, numbers[key]) for key, found in by_field.items()}
     planes = {key: [shot.file for shot in found] for key, found in shots.items()}
-    files, problems = stacks.check(planes, names, unreadable)
+    absent = [path for path in unreadable if str(path.relative_to(below.root)) not in below.files]
+    files, problems = stacks.check(planes, names, unreadable, absent=absent)
     stated_um, more = fields.pixel_edge(found.pixel_um for found in metadata.values())
     pixel_um, odd = _pixel_um(recipe, stated_um)
     channels, uneven = fields.with_exposures(axes.channels, (s for found in shots.values() for s in found))
@@ -77,8 +78,9 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     problems += _disagreements(files, metadata, below.root)
     if heights:
         remarks.append("the planes' names have decimal points and are taken as heights in micrometres")
+    remarks += stacks.gaps(planes, names)
     remarks += [*(more if recipe.pixel_um is None else []), *odd, *uneven, *_odd_files(metadata)]
-    return Export(plate, files, tuple(problems), axes.wells.plate_map, tuple(remarks))
+    return Export(plate, files, tuple(problems), plate_map=axes.wells.plate_map, remarks=tuple(remarks))
 
 
 class _Page(NamedTuple):
@@ -235,7 +237,7 @@ def _odd_files(metadata: Mapping[Path, TiffMetadata]) -> list[str]:
 
 def _disagreements(
     files: Mapping[FieldKey, Sequence[PlaneFile]], metadata: Mapping[Path, TiffMetadata], root: Path
-) -> list[stacks.Problem]:
+) -> list[Problem]:
     """Fields whose planes can each be read, but not be stacked."""
     problems = []
     for key, planes in files.items():
@@ -244,5 +246,5 @@ def _disagreements(
             listed = ", ".join(
                 f"{path.relative_to(root)} {shape} {dtype}" for (shape, dtype), path in kinds.items()
             )
-            problems.append((key, f"its planes differ in shape or type: {listed}"))
+            problems.append(Problem(key, f"its planes differ in shape or type: {listed}", "differing"))
     return problems

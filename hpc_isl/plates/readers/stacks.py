@@ -4,62 +4,53 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from hpc_isl.plates.plate import Field, FieldKey, PlaneFile
+from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey, Place, PlaneFile, Problem, well_position
 
-Problem = tuple[FieldKey, str]
-Place = tuple[int, int, int]
 SHOWN = 3
-MEASURED = 0.05  # share by which steps between heights that a stage has measured may differ
+NEARLY_ALL = 0.75  # of the wells: a channel that these have, the others lack by accident
+MEASURED = 0.1  # share by which steps between heights that a stage has measured may differ
 
 
 def check(
-    named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str], unreadable: Mapping[Path, str]
+    named: Mapping[FieldKey, Sequence[PlaneFile]],
+    channels: Sequence[str],
+    unreadable: Mapping[Path, str],
+    *,
+    absent: Collection[Path] = (),
+    indexed: bool = False,
 ) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
-    """The planes that can be read, and what is wrong with the fields.
+    """The planes that can be stored, and what is wrong with the fields.
+
+    Of two files for one plane neither is stored, for nothing tells which of them is right.
 
     Args:
         named: the planes that an index, a table or file names speak of, by field.
         channels: names of the plate's channels, for the messages.
         unreadable: those of the named files that are missing or damaged -> a clause that says so.
+        absent: those of them that are missing.
+        indexed: an index names the planes: what it does not name was not imaged, which is no damage.
     """
     problems: list[Problem] = []
     files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
     for key, planes in named.items():
-        twice = _twice(planes, channels)
-        lost = [unreadable[plane.path] for plane in planes if plane.path in unreadable]
-        problems += [(key, listed(twice))] if twice else []
-        problems += [(key, listed(lost))] if lost else []
-        unique = {place(plane): plane for plane in reversed(planes) if plane.path not in unreadable}
-        files[key] = tuple(unique[where] for where in sorted(unique))
-    return files, problems + _incomplete(named, channels)
-
-
-def place(plane: PlaneFile) -> Place:
-    """Indices (time, channel, plane) into the field's stored image."""
-    return plane.time, plane.channel, plane.plane
+        twice, doubtful = _twice(planes, channels)
+        lost = {plane.path for plane in planes if plane.path in unreadable}
+        for kind, paths in (("missing", lost.intersection(absent)), ("damaged", lost.difference(absent))):
+            clauses = [unreadable[plane.path] for plane in planes if plane.path in paths]
+            problems += [Problem(key, listed(clauses), kind)] if clauses else []
+        problems += [Problem(key, listed(twice), "duplicate")] if twice else []
+        kept = [plane for plane in planes if plane not in doubtful and plane.path not in lost]
+        files[key] = tuple(sorted(kept, key=lambda plane: plane.place))
+    return files, problems + _incomplete(named, channels, NOT_IMAGED if indexed else "incomplete")
 
 
 def extent(planes: Sequence[PlaneFile]) -> tuple[int, int]:
     """Times and planes that a stored image of these planes has."""
     return 1 + max(p.time for p in planes), 1 + max(p.plane for p in planes)
-
-
-def imaged(planes: Sequence[PlaneFile], channels: Sequence[str]) -> dict[str, dict[str, list[int]]]:
-    """What of a field exists, for its `details`: `planes`, and `times` where a channel lacks some."""
-    depths: dict[int, set[int]] = defaultdict(set)
-    times: dict[int, set[int]] = defaultdict(set)
-    for plane in planes:
-        depths[plane.channel].add(plane.plane)
-        times[plane.channel].add(plane.time)
-    found = {"planes": {channels[c]: sorted(depths[c]) for c in sorted(depths)}}
-    every, _ = extent(planes)
-    if any(len(seen) < every for seen in times.values()):
-        found["times"] = {channels[c]: sorted(times[c]) for c in sorted(times)}
-    return found
 
 
 def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
@@ -70,41 +61,95 @@ def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
     return round(sum(steps) / len(steps), 4)
 
 
-def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> list[str]:
-    """Two files for one plane, and one file for two planes."""
+def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[str], set[PlaneFile]]:
+    """Two files for one plane, and one file for two planes: what to say, and which planes it concerns."""
     seen: dict[Place, PlaneFile] = {}
-    used: dict[tuple[Path, int], Place] = {}
-    found = []
+    used: dict[tuple[Path, int], PlaneFile] = {}
+    found: list[str] = []
+    doubtful: set[PlaneFile] = set()
     for plane in planes:
-        where, first = place(plane), seen.setdefault(place(plane), plane)
+        first, other = seen.setdefault(plane.place, plane), used.setdefault((plane.path, plane.page), plane)
         if first is not plane:
-            found.append(f"{_said(where, channels)} is given twice: {_apart(first.path, plane.path)}")
-        elif used.setdefault((plane.path, plane.page), where) != where:
-            other = used[plane.path, plane.page]
-            found.append(
-                f"{plane.path.name} is given for {_said(other, channels)} and {_said(where, channels)}"
-            )
-    return found
+            found.append(f"{_named(plane.place, channels)} is given twice: {_apart(first.path, plane.path)}")
+            doubtful |= {first, plane}
+        elif other.place != plane.place:
+            places = f"{_named(other.place, channels)} and {_named(plane.place, channels)}"
+            found.append(f"{plane.path.name} is given for {places}")
+            doubtful |= {other, plane}
+    return found, doubtful
 
 
-def _incomplete(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str]) -> list[Problem]:
-    """Fields that lack planes which at least half of the fields of the same acquisition have.
+def _incomplete(
+    named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str], kind: str
+) -> list[Problem]:
+    """Fields that lack planes which their neighbours have: a file lost in copying leaves no other trace.
 
-    Half, because a file lost in copying leaves no other trace than its absence, while a stain that
-    only few wells have is no fault of the others.
+    Of a channel, what at least half of the fields have that have it at all. A channel that most fields of
+    a well lack was left out by design, unless nearly all wells have it; so was the end of a series.
     """
-    places = {key: {place(plane) for plane in planes} for key, planes in named.items()}
+    problems = []
+    for acquisition in {key.acquisition for key in named}:
+        own = {key: planes for key, planes in named.items() if key.acquisition == acquisition}
+        usual = _usual(own)
+        wells = {channel: _wells(own, channel) for channel in usual}
+        every = len({key.well for key in own})
+        for key, planes in own.items():
+            last = max((plane.time for plane in planes), default=0)
+            expected = {
+                place
+                for channel, places in usual.items()
+                if key.well in wells[channel] or len(wells[channel]) >= NEARLY_ALL * every
+                for place in places
+                if place[0] <= last
+            }
+            if lack := sorted(expected - {plane.place for plane in planes}):
+                text = f"lacks {listed([_named(where, channels) for where in lack])}, which most fields have"
+                problems.append(Problem(key, text, kind))
+    return problems
+
+
+def _usual(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[Place]]:
+    """Channel -> the planes that at least half of its fields have."""
     counts: dict[int, Counter[Place]] = defaultdict(Counter)
-    fields = Counter(key.acquisition for key in places)
-    for key, has in places.items():
-        counts[key.acquisition].update(has)
-    usual = {a: {p for p, n in count.items() if 2 * n >= fields[a]} for a, count in counts.items()}
-    lacking = {key: sorted(usual[key.acquisition] - has) for key, has in places.items()}
-    return [
-        (key, f"lacks {listed([_said(where, channels) for where in lack])}, which most fields have")
-        for key, lack in lacking.items()
-        if lack
-    ]
+    fields: Counter[int] = Counter()
+    for planes in named.values():
+        places = {plane.place for plane in planes}
+        fields.update({channel for _, channel, _ in places})
+        for place in places:
+            counts[place[1]][place] += 1
+    return {
+        channel: {place for place, n in count.items() if 2 * n >= fields[channel]}
+        for channel, count in counts.items()
+    }
+
+
+def _wells(named: Mapping[FieldKey, Sequence[PlaneFile]], channel: int) -> set[str]:
+    """The wells of which at least half of the fields have a channel."""
+    fields = Counter(key.well for key in named)
+    having = Counter(key.well for key, planes in named.items() if any(p.channel == channel for p in planes))
+    return {well for well, count in having.items() if 2 * count >= fields[well]}
+
+
+def gaps(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str]) -> list[str]:
+    """Remarks on what was not imaged: channels that some wells lack, and series that ended early."""
+    wells: dict[int, set[str]] = defaultdict(set)
+    for key, planes in named.items():
+        for channel in {plane.channel for plane in planes}:
+            wells[channel].add(key.well)
+    every = {key.well for key in named}
+    remarks = []
+    for channel, own in sorted(wells.items()):
+        if lacking := sorted(every - own, key=well_position):
+            remarks.append(
+                f"channel {channels[channel]!r} was not imaged in {len(lacking)} of {len(every)} wells "
+                f"({listed(lacking)})"
+            )
+    lasts = {key: max(plane.time for plane in planes) for key, planes in named.items() if planes}
+    early = [key for key, last in lasts.items() if last < max(lasts.values())]
+    if early and max(lasts.values()) > 0:
+        shown = listed([str(key) for key in early])
+        remarks.append(f"{len(early)} of {len(lasts)} fields end before the last time ({shown})")
+    return remarks
 
 
 def _apart(first: Path, second: Path) -> str:
@@ -113,7 +158,7 @@ def _apart(first: Path, second: Path) -> str:
     return f"{first.relative_to(shared)} and {second.relative_to(shared)}"
 
 
-def _said(where: Place, channels: Sequence[str]) -> str:
+def _named(where: Place, channels: Sequence[str]) -> str:
     time, channel, plane = where
     return f"channel {channels[channel]!r} plane {plane}" + (f" time {time}" if time else "")
 

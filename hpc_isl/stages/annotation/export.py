@@ -146,16 +146,18 @@ def _lend(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, folder: Pat
 
 
 def _image(index: store.Index, key: FieldKey) -> tuple[list[str], NDArray[Any]]:
-    """The channels of the field that were imaged, one plane (y, x) of each."""
+    """The channels of the field that were imaged at its first time, one plane (y, x) of each."""
     found = {}
     for number, channel in enumerate(index.plate.channels):
-        focus = {z: f.focus for (_, c, z), f in index.statistics[key].planes.items() if c == number}
+        facts = index.statistics[key].planes.items()
+        focus = {z: fact.focus for (t, c, z), fact in facts if (t, c) == (0, number)}
         if not focus:
             continue
         sharpest = min(focus, key=lambda z: (-focus[z], z))
-        planes = slice(None) if channel.fluorescent else slice(sharpest, sharpest + 1)
-        whole_plane = (planes, slice(None), slice(None))
-        found[channel.name] = store.read_box(index.image(key), 0, 0, number, *whole_plane).max(0)
+        planes = sorted(focus) if channel.fluorescent else [sharpest]
+        found[channel.name] = store.read_box(
+            index.image(key), 0, 0, number, planes, slice(None), slice(None)
+        ).max(0)
     return list(found), np.stack(list(found.values()))
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.metadata import plate_facts
 from hpc_isl.plates.partial import free, full
-from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, well_name, well_position
+from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, Problem, well_name, well_position
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
 from hpc_isl.plates.readers import detect
-from hpc_isl.plates.store import open_plate
+from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.stages.conversion.costs import Costs, readable
+from hpc_isl.stages.conversion.problems import counted, harmful, listing, refuse
 from hpc_isl.stages.conversion.record import State, state
-
-SHOWN = 20  # problems on one screen
+from hpc_isl.stages.conversion.work import Work, converted
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,6 @@ class Survey:
     def plate(self) -> Plate:
         return self.export.plate
 
-    @property
-    def damaged(self) -> dict[FieldKey, list[str]]:
-        """What is known to be wrong before any pixel is decoded."""
-        found: dict[FieldKey, list[str]] = {}
-        for key, text in self.export.problems:
-            found.setdefault(key, []).append(text)
-        return found
-
 
 def survey(recipe: ConvertRecipe) -> Survey:
     """Reads the export's index and looks at `out`; no pixel is decoded and nothing is written.
@@ -70,16 +62,51 @@ def survey(recipe: ConvertRecipe) -> Survey:
         plate_map = merged(plate_map, read_plate_map(recipe.plate_map, *size, export.plate_map))
     digest = _digest(recipe, export)
     at_out = state(recipe.out, digest)
-    bad = {key for key, _ in export.problems}
-    there = {field.key for field in open_plate(recipe.out).plate.fields} if at_out == "finished" else set()
-    todo = tuple(field for field in plate.fields if field.key not in there | bad)
+    todo = tuple(field for field in plate.fields if export.files.get(field.key))
+    if at_out == "finished":
+        there = _complete_fields(open_plate(recipe.out), recipe, export)
+        todo = tuple(field for field in todo if field.key not in there)
     return Survey(recipe, export, plate_map, digest, at_out, todo)
+
+
+def works(found: Survey) -> list[Work]:
+    """The fields to do, as a process of the pool gets them."""
+    return [_work(found.recipe, found.export, field) for field in found.todo]
+
+
+def _work(recipe: ConvertRecipe, export: Export, field: Field) -> Work:
+    bare, skip = replace(export.plate, fields=()), recipe.on_error == "skip"
+    files = export.files.get(field.key, ())
+    return Work(recipe.out, bare, field, files, recipe.codec, recipe.levels, skip)
+
+
+def _complete_fields(index: Index, recipe: ConvertRecipe, export: Export) -> set[FieldKey]:
+    """Those of a finished plate that need not be looked at again.
+
+    One that lacks planes is, where its files have changed, or the index says otherwise than the image.
+    """
+    known = _texts(index.problems)
+    told = _texts(export.problems)
+    there = {field.key for field in index.plate.fields}
+    for field in (field for field in export.plate.fields if field.key in known.keys() | told.keys()):
+        work = _work(recipe, export, field)
+        own = converted(work.image, work.inputs)
+        if own is None or {*own, *told.get(field.key, ())} != known.get(field.key, set()):
+            there.discard(field.key)
+    return there
+
+
+def _texts(problems: Iterable[Problem]) -> dict[FieldKey, set[str]]:
+    texts: dict[FieldKey, set[str]] = {}
+    for problem in problems:
+        texts.setdefault(problem.key, set()).add(problem.text)
+    return texts
 
 
 def describe(found: Survey, costs: Costs) -> tuple[str, ...]:
     """What a person wants to know before it starts: what is there, what it takes, what is wrong."""
     plate, recipe = found.plate, found.recipe
-    lines = [f"{plate.name}: {_counted(found.export)}", *found.export.remarks]
+    lines = [f"{plate.name}: {_counted(found.export)}", *found.export.remarks, *_left_out(found.export)]
     if plate.pixel_um is None:
         lines.append("pixel size unknown: positions are kept in pixels, no micrometres are invented")
     lines += _plate_map_lines(found)
@@ -92,38 +119,25 @@ def describe(found: Survey, costs: Costs) -> tuple[str, ...]:
         f"{readable(costs.bytes_out)} out (pixels take {100 * costs.share:.0f} % with {recipe.codec.name}), "
         f"{readable(free(recipe.out))} free at {recipe.out}"
     )
-    if found.damaged:
-        lines += ["these fields are skipped:", *listing(found.damaged)]
+    if found.export.problems:
+        lines += [f"planes of these fields are not there: {counted(found.export.problems)}"]
+        lines += listing(found.export.problems)
     return tuple(lines)
 
 
 def check(found: Survey, costs: Costs) -> None:
     """Raises what forbids the conversion: damaged fields that may not be skipped, or too little room."""
-    if found.damaged and found.recipe.on_error == "stop":
-        raise Mistake(damage(found.damaged, len(found.plate.fields)))
+    recipe, problems = found.recipe, harmful(found.export.problems)
+    if recipe.on_error == "stop":
+        refuse(problems, len(found.plate.fields), recipe.out.with_suffix(".problems.csv"))
     if not found.todo and found.state != "finished":
-        raise Mistake("\n".join(["no field can be converted:", *listing(found.damaged)]))
-    if found.state == "new" and costs.bytes_out > free(found.recipe.out):
-        raise full(found.recipe.out, costs.bytes_out)
-
-
-def damage(damaged: Mapping[FieldKey, Sequence[str]], of: int) -> str:
-    """The message that names all damaged fields together."""
-    return "\n".join([
-        f"{len(damaged)} of {of} fields are damaged:",
-        *listing(damaged),
-        "repair or remove these files and start again, or set on_error: skip to leave the fields out",
-    ])  # fmt: skip
-
-
-def listing(damaged: Mapping[FieldKey, Sequence[str]]) -> list[str]:
-    """One screen of fields and what is wrong with each."""
-    lines = [f"  {key}: {'; '.join(texts)}" for key, texts in sorted(damaged.items())]
-    return lines[:SHOWN] + ([f"  … and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
+        raise Mistake("\n".join(["no field can be converted:", *listing(found.export.problems)]))
+    if found.state == "new" and costs.bytes_out > free(recipe.out):
+        raise full(recipe.out, costs.bytes_out)
 
 
 def _digest(recipe: ConvertRecipe, export: Export) -> str:
-    keys = {field.key for field in export.plate.fields} | {key for key, _ in export.problems}
+    keys = {field.key for field in export.plate.fields} | {problem.key for problem in export.problems}
     parts = [plate_facts(export.plate), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -157,16 +171,16 @@ def _chosen(export: Export, wanted: list[str] | None) -> Export:
             names = [*map(str, keys), *export.plate.wells]
             raise Mistake(f"fields: the export has no field or well {text!r}; {nearest(text, names)}")
         chosen |= found
-    problems = tuple((key, text) for key, text in export.problems if key in chosen)
+    problems = tuple(problem for problem in export.problems if problem.key in chosen)
     return replace(export, plate=export.plate.keep(chosen), problems=problems)
 
 
 def _complete(export: Export) -> Export:
     """Fields without any file are damaged too, whether or not the reader says so."""
-    named = {key for key, _ in export.problems}
-    keys = [field.key for field in export.plate.fields]
-    bare = [(key, "none of its files is there") for key in keys if not export.files.get(key)]
-    return replace(export, problems=(*export.problems, *(p for p in bare if p[0] not in named)))
+    named = {problem.key for problem in export.problems}
+    bare = (field.key for field in export.plate.fields if not export.files.get(field.key))
+    more = [Problem(key, "none of its files is there", "missing") for key in bare if key not in named]
+    return replace(export, problems=(*export.problems, *more))
 
 
 def _normal(text: str) -> str:
@@ -188,6 +202,13 @@ def _counted(export: Export) -> str:
         + (" (fields differ)" if len(shapes) > 1 else "")
         + f", {_many(files, 'file')}"
     )
+
+
+def _left_out(export: Export) -> list[str]:
+    """The line that counts the files which are not stored, by kind."""
+    counts = Counter(left.kind for left in export.left_out)
+    counted = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    return [f"{_many(counts.total(), 'file')} will not be stored: {counted}"] if counts else []
 
 
 def _many(count: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.assemble import assemble, inputs_digest, places
+from hpc_isl.plates.assemble import assemble, inputs_digest
 from hpc_isl.plates.metadata import read_group
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, Plate
 from hpc_isl.plates.statistics import measure
@@ -23,7 +23,11 @@ from hpc_isl.recipes.plates import CodecRecipe
 
 @dataclass(frozen=True)
 class Work:
-    """One field to convert; `plate` comes without its fields."""
+    """One field to convert; `plate` comes without its fields.
+
+    Attributes:
+        skip: planes that cannot be read are left out, and the others stored.
+    """
 
     out: Path
     plate: Plate
@@ -31,15 +35,32 @@ class Work:
     files: tuple[PlaneFile, ...]
     codec: CodecRecipe
     levels: int | None
+    skip: bool = False
+
+    @property
+    def image(self) -> Path:
+        return image_path(self.out, self.plate, self.field.key)
+
+    @property
+    def inputs(self) -> str:
+        """Digest of all that the image is made of."""
+        return inputs_digest(self.field, self.files, self.codec.model_dump(), self.levels)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a field: written, kept as it was, or damaged (then `problem` says how)."""
+    """What became of a field.
+
+    Attributes:
+        kept: its image was there, made of the same files in the same way.
+        lost: it could not be stored at all.
+        problems: why it, or some of its planes, could not be stored.
+    """
 
     key: FieldKey
     kept: bool = False
-    problem: str = ""
+    lost: bool = False
+    problems: tuple[str, ...] = ()
 
 
 def convert_field(work: Work) -> Outcome:
@@ -48,27 +69,31 @@ def convert_field(work: Work) -> Outcome:
     Raises:
         Mistake: it cannot be written; that it cannot be read is told by the outcome.
     """
-    key, image = work.field.key, image_path(work.out, work.plate, work.field.key)
+    key, inputs = work.field.key, work.inputs
+    if (problems := converted(work.image, inputs)) is not None:
+        return Outcome(key, kept=True, problems=problems)
+    names = [channel.name for channel in work.plate.channels]
     try:
-        inputs = inputs_digest(work.field, work.files, work.codec.model_dump(), work.levels)
-        if _made_of(image, inputs):
-            return Outcome(key, kept=True)
-        field, pixels = assemble(work.field, work.files)
+        found = assemble(work.field, work.files, names, work.skip)
     except Mistake as error:
-        return Outcome(key, problem=str(error))
-    statistics = measure(pixels, places(work.files))
+        return Outcome(key, lost=True, problems=(str(error),))
+    if work.inputs != inputs:
+        text = "its files changed while they were read: is the instrument, or a copy, still writing them?"
+        return Outcome(key, lost=True, problems=(text,))
     write_field(
-        work.out, work.plate, field, pixels, statistics, work.codec, work.levels,
-        inputs=inputs, overwrite=True,
+        work.out, work.plate, found.field, found.pixels, measure(found.pixels, found.places), work.codec,
+        work.levels, inputs=inputs, problems=found.problems, overwrite=True,
     )  # fmt: skip
-    return Outcome(key)
+    return Outcome(key, problems=found.problems)
 
 
-def _made_of(image: Path, inputs: str) -> bool:
+def converted(image: Path, inputs: str) -> tuple[str, ...] | None:
+    """Why planes of an image that is made of these inputs are not there; None: it is not made of them."""
     try:
-        return bool(read_group(image)["hpc_isl"]["inputs"] == inputs)
+        ours = read_group(image)["hpc_isl"]
+        return tuple(ours.get("problems", ())) if ours["inputs"] == inputs else None
     except (Mistake, KeyError):
-        return False
+        return None
 
 
 def convert_fields(works: list[Work], processes: int, stopping: threading.Event) -> Iterator[Outcome]:

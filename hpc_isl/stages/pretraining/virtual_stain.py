@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.learning.fields import field_view, level_on
+from hpc_isl.learning.fields import field_view, imaged_times, level_on
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field
@@ -49,10 +49,14 @@ def stain_plate(study: Study, index: Index, places: Sequence[Place]) -> Plate:
 
 
 def write_stain(path: Path, plate: Plate, study: Study, seen: Sequence[Seen]) -> None:
-    """Writes one field: its predictions at all times, as `in_counts` says."""
+    """Writes one field: its predictions at all times that were imaged, as `in_counts` says."""
     field = next(field for field in plate.fields if field.key == seen[0].key)
-    pixels = np.stack([in_counts(study, each.prediction, field.dtype) for each in seen])[:, :, None]
-    write_field(path, plate, field, pixels, measure(pixels), CodecRecipe())
+    pixels = np.zeros(field.shape, field.dtype)
+    for each in seen:
+        pixels[each.time, :, 0] = in_counts(study, each.prediction, field.dtype)
+    predicted = [(each.time, channel, 0) for each in seen for channel in range(field.shape[1])]
+    field = field.with_planes(predicted, [channel.name for channel in plate.channels])
+    write_field(path, plate, field, pixels, measure(pixels, predicted), CodecRecipe())
 
 
 def in_counts(study: Study, prediction: NDArray[np.float32], dtype: str) -> NDArray[Any]:
@@ -93,7 +97,7 @@ def _channel(study: Study, index: Index, place: int) -> Channel:
 
 def _field(study: Study, index: Index, key: FieldKey) -> Field:
     stored = index.field(key)
-    shape = field_view(study.view, index, key).shape
+    shape = field_view(study.view, index, key, imaged_times(study.view, index, key)[0]).shape
     whole = np.dtype(stored.dtype).kind in "iu" and all(role.numbers for role in study.view.targets)
     return Field(
         key=key,

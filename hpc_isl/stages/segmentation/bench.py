@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpc_isl.learning.fields import image_key
+from hpc_isl.learning.fields import image_key, imaged_times
 from hpc_isl.learning.foreign import Scale, read_sources, to_full
 from hpc_isl.learning.model import load
 from hpc_isl.learning.precision import kind_of, resolve
@@ -126,6 +126,8 @@ def look(bench: Bench, index: Index, key: FieldKey) -> list[Seen]:
 
 def _look(bench: Bench, index: Index, key: FieldKey, time: int) -> Seen:
     scale = scale_of(bench.recipe, bench.view, index, key)
+    if time not in imaged_times(bench.view, index, key):
+        return _not_imaged(bench, index, key, scale)
     prediction = bench.predictor(read_sources(bench.view, index, key, time, scale))
     shape = index.field(image_key(key, bench.view.sources[0])).shape
     full = to_full(prediction, scale, (shape[-2], shape[-1]))
@@ -133,6 +135,24 @@ def _look(bench: Bench, index: Index, key: FieldKey, time: int) -> Seen:
     if is_empty(bench.recipe, bench.view, index, key):
         return Seen(prediction, stain, np.zeros(full.shape[1:], np.uint32))
     return Seen(prediction, stain, objects_in(full, bench.rule.finer(scale.to_level_0)))
+
+
+def _not_imaged(bench: Bench, index: Index, key: FieldKey, scale: Scale) -> Seen:
+    """A time at which a source is missing: no objects, which the record tells from an empty image."""
+    task = bench.models.contract.task
+    outputs = task.outputs if task else len(bench.view.targets)
+    prediction = np.zeros((outputs, *scale.shape), np.float32)
+    labels = np.zeros(index.field(key).shape[-2:], np.uint32)
+    stain = None
+    if bench.stain_view is not None:
+        shape = (len(bench.stain_view.targets), *stain_scale(bench, index, key).shape)
+        stain = np.zeros(shape, np.float32)
+    return Seen(prediction, stain, labels)
+
+
+def not_imaged(bench: Bench, index: Index, key: FieldKey) -> list[int]:
+    """The times of a field at which a source was not imaged."""
+    return sorted({*range(index.field(key).shape[0])} - {*imaged_times(bench.view, index, key)})
 
 
 def _stain(bench: Bench, index: Index, key: FieldKey, time: int) -> Pixels | None:

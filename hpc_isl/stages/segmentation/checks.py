@@ -71,6 +71,10 @@ def _seen(recipe: SegmentRecipe, models: Models, view: View, target: Target) -> 
     blind = list(unseen(recipe, view, target.index, target.keys))
     if len(blind) == len(target.keys):
         raise Mistake(blind[0])
+    if target.without:
+        names = ", ".join(repr(role.channel) for role in view.sources)
+        left_out = _some(target.without)
+        yield f"{target.name}: {left_out} are left out, for they have no plane of a source ({names})"
     if blind:
         yield f"{target.name}: {len(blind)} of {len(target.keys)} fields cannot be seen, as {blind[0]}"
     if models.stain_contract:
@@ -126,7 +130,9 @@ def _has(target: Target, key: FieldKey, labels: str) -> bool:
 
 def _stained(truth: TruthRecipe, target: Target, key: FieldKey) -> bool:
     at = key if truth.acquisition is None else replace(key, acquisition=truth.acquisition)
-    return at in target.index.statistics and bool(target.index.field(at).imaged(str(truth.channel), 0))
+    return at in target.index.statistics and bool(
+        target.index.planes(at, target.index.channel(str(truth.channel)), 0)
+    )
 
 
 @dataclass(frozen=True)

@@ -126,15 +126,18 @@ def _figures(rows: Sequence[Row], doubles: Doubles, lost: int) -> dict[str, int]
 
 
 def _left_out(target: Target) -> Iterator[Row]:
-    """Fields that `convert` has left out: they are missing in the counts of their wells all the same."""
+    """Fields left out by `convert`, or without a source: they are missing in the counts of their wells."""
     passes = {key.acquisition for key in target.keys}
     texts: dict[FieldKey, list[str]] = {}
-    for key, text in target.index.problems:
-        if key.acquisition in passes:
+    there = {field.key for field in target.index.plate.fields}
+    for key, text, _ in target.index.problems:
+        if key.acquisition in passes and key not in there:
             texts.setdefault(key, []).append(text)
-    for key, said in texts.items():
+    reasons = {key: f"left out by convert: {'; '.join(said)}" for key, said in texts.items()}
+    reasons |= dict.fromkeys(target.without, "left out: a source of the model was not imaged")
+    for key, reason in reasons.items():
         where = {"well": key.well, "field": key.name, "acquisition": key.acquisition}
-        yield {"plate": target.name, **where, "problem": f"left out by convert: {'; '.join(said)}"}
+        yield {"plate": target.name, **where, "problem": reason}
 
 
 def _say_doubts(rows: Sequence[Row], attempt: Attempt) -> None:

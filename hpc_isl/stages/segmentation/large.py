@@ -25,7 +25,7 @@ from hpc_isl.plates.partial import naming_unwritable
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, write_large_labels
 from hpc_isl.stages.segmentation import files
-from hpc_isl.stages.segmentation.bench import Bench, stain_scale
+from hpc_isl.stages.segmentation.bench import Bench, not_imaged, stain_scale
 from hpc_isl.stages.segmentation.files import Row, Work
 from hpc_isl.stages.segmentation.measured import intensities
 from hpc_isl.stages.segmentation.setting import is_empty, refuse_large, scale_of
@@ -113,8 +113,10 @@ def _on_disk(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArra
 def _look(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) -> _Large:
     y, x = index.field(key).shape[-2:]
     scale = scale_of(bench.recipe, bench.view, index, key)
-    prediction = _predicted(bench.predictor, bench.view, index, key, time, scale, folder / f"{time}.npy")
     labels = _on_disk(folder / f"labels-{time}.npy", np.dtype(np.uint32), (y, x))
+    if time in not_imaged(bench, index, key):
+        return _Large(labels, _no_stain(bench, index, key, time, folder))
+    prediction = _predicted(bench.predictor, bench.view, index, key, time, scale, folder / f"{time}.npy")
 
     def read(box: Block) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         full = to_full_box(lambda part: np.asarray(prediction[:, *part]), scale, box)
@@ -140,6 +142,15 @@ def _stain(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) -
         return None
     scale = stain_scale(bench, index, key)
     return _predicted(bench.stain, bench.stain_view, index, key, time, scale, folder / f"stain-{time}.npy")
+
+
+def _no_stain(
+    bench: Bench, index: Index, key: FieldKey, time: int, folder: Path
+) -> NDArray[np.float32] | None:
+    if bench.stain_view is None:
+        return None
+    shape = (len(bench.stain_view.targets), *stain_scale(bench, index, key).shape)
+    return _on_disk(folder / f"stain-{time}.npy", np.dtype(np.float32), shape)
 
 
 def _predicted(

@@ -59,10 +59,11 @@ def _projected(
     index: Index, key: FieldKey, time: int, name: str, stains: bool, box: Box
 ) -> NDArray[Any] | None:
     """The maximum over the planes of a stain, the mean of those of transmitted light; None: not imaged."""
-    planes = list(index.field(key).imaged(name, time))
+    channel = index.channel(name)
+    planes = index.planes(key, channel, time)
     if not planes:
         return None
-    stack = read_box(index.image(key), 0, time, index.channel(name), planes, *box)
+    stack = read_box(index.image(key), 0, time, channel, planes, *box)
     projected: NDArray[Any] = stack.max(0) if stains else stack.mean(0, dtype=np.float32)
     return projected
 

@@ -27,7 +27,11 @@ def draw(
 ) -> dict[str, Path]:
     """`pictures/objects.png`: the first source of up to six fields, with the outline of each object."""
     places = [(target, key) for target in targets for key in target.keys]
-    whole = [(*place, row) for place, row in zip(places, rows, strict=True) if "problem" not in row]
+    whole = [
+        (*place, row)
+        for place, row in zip(places, rows, strict=True)
+        if "problem" not in row and 0 not in row.get("not_imaged", ())
+    ]
     if not whole or "labels" not in recipe.write:
         return {}
     chosen = np.linspace(0, len(whole) - 1, min(SHOWN, len(whole))).round().astype(int)

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from hpc_isl.learning.contract import Contract, read_contract
-from hpc_isl.learning.fields import field_view, image_key
+from hpc_isl.learning.fields import field_view, image_key, imaged_times
 from hpc_isl.learning.foreign import Scale, at_scale, renamed, scale_on
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
@@ -61,11 +61,13 @@ class Target:
     Attributes:
         name: in tables, unique among the plates of the run; `slug` is the same for files.
         keys: fields to segment, in plate order.
+        without: fields that are left out, for a source of the model was not imaged in them.
     """
 
     index: Index
     name: str
     keys: tuple[FieldKey, ...]
+    without: tuple[FieldKey, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -147,9 +149,18 @@ def targets_of(recipe: SegmentRecipe, view: View) -> tuple[Target, ...]:
     """The plates, in the order of the recipe, with the fields that the model looks at."""
     indices = [open_plate(path) for path in recipe.plates]
     names = _unique([(index.plate.name, index.path.stem) for index in indices])
-    return tuple(
-        Target(index, name, _keys(recipe, view, index)) for index, name in zip(indices, names, strict=True)
-    )
+    return tuple(_target(recipe, view, index, name) for index, name in zip(indices, names, strict=True))
+
+
+def _target(recipe: SegmentRecipe, view: View, index: Index, name: str) -> Target:
+    for role in view.sources:
+        index.channel(role.channel)
+    keys = _keys(recipe, view, index)
+    seen = tuple(key for key in keys if imaged_times(view, index, key))
+    if not seen:
+        names = ", ".join(f"{role.channel!r} {role.plane}" for role in view.sources)
+        raise Mistake(f"{index.path}: none of {len(keys)} fields has all sources of the model ({names})")
+    return Target(index, name, seen, tuple(key for key in keys if key not in seen))
 
 
 def _unique(plates: Sequence[tuple[str, str]]) -> list[str]:

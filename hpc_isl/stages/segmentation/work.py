@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hpc_isl.files import read_json
 from hpc_isl.plates.store import Index, label_bands, write_labels
 from hpc_isl.stages.segmentation import files
-from hpc_isl.stages.segmentation.bench import Bench, Labels, Seen, bench_of, index_of, look
+from hpc_isl.stages.segmentation.bench import Bench, Labels, Seen, bench_of, index_of, look, not_imaged
 from hpc_isl.stages.segmentation.files import Row, Work
 from hpc_isl.stages.segmentation.large import bands, looked_at, segment_large
 from hpc_isl.stages.segmentation.maps import plate_of, write_map
@@ -43,6 +43,8 @@ def segment_field(work: Work) -> Row:
     how = {"device": bench.device, "seconds": round(monotonic() - start, 3)}
     how |= {"doubt": doubt} if doubt else {}
     how |= {"empty": True} if is_empty(bench.recipe, bench.view, index, work.key) else {}
+    missing = not_imaged(bench, index, work.key)
+    how |= {"not_imaged": missing} if missing else {}
     return files.write_record(work, {**facts, **how})
 
 

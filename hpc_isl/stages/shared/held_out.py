@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.annotated import labels_in
-from hpc_isl.learning.fields import image_key, level_on
+from hpc_isl.learning.fields import image_key, imaged_times, level_on
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import read
 from hpc_isl.learning.view import Role
@@ -49,9 +49,9 @@ class Seen:
 
 
 def look(study: Study, predictor: Predictor, place: Place) -> Iterator[Seen]:
-    """The times of a field, one after the other."""
+    """The times of a field at which its sources were imaged, one after the other."""
     index, key = place
-    for time in range(index.field(key).shape[0]):
+    for time in imaged_times(study.view, index, key):
         sources, targets = read(study.view, index, key, time)
         yield Seen(index, key, time, sources, targets, predictor(sources))
 

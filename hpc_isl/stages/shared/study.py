@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.learning.fields import fields_of
+from hpc_isl.learning.fields import fields_of, imaged_times
 from hpc_isl.learning.split import Split
 from hpc_isl.learning.view import Role, View
 from hpc_isl.learning.weight_files import SUFFIXES
@@ -29,9 +29,12 @@ class Study:
     view: View
 
     def places(self, part: str) -> list[Place]:
-        """The fields of a part, over all plates."""
+        """The fields of a part whose sources were imaged, over all plates."""
         return [
-            (index, key) for index in self.indices for key in fields_of(self.view, index, self.split, part)
+            (index, key)
+            for index in self.indices
+            for key in fields_of(self.view, index, self.split, part)
+            if imaged_times(self.view, index, key)
         ]
 
 

@@ -137,7 +137,8 @@ def _shots(record: Mapping[str, Any], times: int) -> Iterator[Shot]:
     height, width = (0, 0) if problem else record["shape"][-2:]
     truth = record.get("truth")
     for time in range(record.get("times", times)):
+        reason = "a source was not imaged" if time in record.get("not_imaged", ()) else problem
         yield Shot(
-            record["well"], record["field"], record["acquisition"], time, height * width,
-            None if truth is None else truth[time], problem, bool(record.get("empty")),
+            record["well"], record["field"], record["acquisition"], time, 0 if reason else height * width,
+            None if truth is None or reason else truth[time], reason, bool(record.get("empty")),
         )  # fmt: skip

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.planes import read_plane
-from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.plate import NOT_IMAGED, FieldKey, Problem
 from hpc_isl.plates.readers import harmony
 
 A01 = FieldKey("A01", "1")
@@ -284,7 +284,7 @@ def test_missing_files_are_named_with_their_field(tmp_path: Path, harmony_export
     harmony_export.write(tmp_path, shots)
     (tmp_path / "Images" / shots[3]["URL"]).unlink()
     export = harmony.read(tmp_path)
-    assert export.problems == ((FieldKey("A01", "2"), f"{shots[3]['URL']} is missing"),)
+    assert export.problems == (Problem(FieldKey("A01", "2"), f"{shots[3]['URL']} is missing", "missing"),)
     assert [p.channel for p in export.files[FieldKey("A01", "2")]] == [0]
     assert export.plate.fields[1].shape == (1, 2, 1, 24, 32)
 
@@ -292,7 +292,7 @@ def test_missing_files_are_named_with_their_field(tmp_path: Path, harmony_export
 def test_duplicate_entries_name_both_files(tmp_path: Path, harmony_export: Any) -> None:
     shots = [harmony_export.shot(), harmony_export.shot(URL="again.tiff")]
     export = harmony.read(harmony_export.write(tmp_path, shots))
-    [(key, text)] = export.problems
+    [(key, text, _)] = export.problems
     assert key == A01
     assert "given twice" in text
     assert shots[0]["URL"] in text
@@ -301,20 +301,20 @@ def test_duplicate_entries_name_both_files(tmp_path: Path, harmony_export: Any) 
 
 def test_one_file_for_two_planes_is_named(tmp_path: Path, harmony_export: Any) -> None:
     shots = [harmony_export.shot(), harmony_export.shot(PlaneID=2, URL=harmony_export.shot()["URL"])]
-    [(_, text)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
+    [(_, text, _)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
     assert "is given for channel 'Brightfield' plane 0 and channel 'Brightfield' plane 1" in text
 
 
 def test_a_field_that_was_cut_short_is_named(tmp_path: Path, harmony_export: Any) -> None:
     shots = [s for field in (1, 2, 3) for s in both(harmony_export.shot, FieldID=field)][:-1]
-    [(key, text)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
-    assert key.name == "3"
+    [(key, text, kind)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
+    assert (key.name, kind) == ("3", NOT_IMAGED)
     assert "lacks channel 'HOECHST 33342' plane 0" in text
 
 
 def test_a_failed_image_is_named(tmp_path: Path, harmony_export: Any) -> None:
     shots = [harmony_export.shot(State="Failed")]
-    [(key, text)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
+    [(key, text, _)] = harmony.read(harmony_export.write(tmp_path, shots)).problems
     assert key == A01
     assert f"{shots[0]['URL']} (Failed)" in text
 
@@ -324,7 +324,7 @@ def test_an_image_without_file_is_named(tmp_path: Path, harmony_export: Any) -> 
     harmony_export.write(tmp_path, [good])
     text = harmony_export.index_text([good, harmony_export.shot(FieldID=2, URL="", id="0101K1F2P1R1")])
     (tmp_path / "Images" / "Index.idx.xml").write_text(text)
-    [(key, text)] = harmony.read(tmp_path).problems
+    [(key, text, _)] = harmony.read(tmp_path).problems
     assert key.name == "2"
     assert "the file of 0101K1F2P1R1 is missing" in text
 

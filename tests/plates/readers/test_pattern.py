@@ -219,7 +219,7 @@ def test_a_name_that_states_one_of_what_the_file_holds_several_of_contradicts(
 ) -> None:
     folder, three = images("A01_2.tif"), np.zeros((3, 24, 32), np.uint16)
     tifffile.imwrite(folder / "A02_2.tif", three, metadata={"axes": f"{axis}YX"}, photometric="minisblack")
-    [(key, text)] = read(folder, regex=rf"(?P<well>\w+)_(?P<{group}>\d)\.tif").problems
+    [(key, text, _)] = read(folder, regex=rf"(?P<well>\w+)_(?P<{group}>\d)\.tif").problems
     assert str(key) == "A02/1"
     assert text.endswith(f", but is said to be {group} 2")
 
@@ -355,11 +355,11 @@ def test_what_names_cannot_mean_is_explained(
 
 def test_two_files_for_one_plane_name_both(images: Images) -> None:
     export = read(images("A1_s1_w1.tif", "A01_s1_w1.tif"))
-    [(key, text)] = export.problems
+    [(key, text, _)] = export.problems
     assert key == FieldKey("A01", "1")
     assert "A1_s1_w1.tif" in text
     assert "A01_s1_w1.tif" in text
-    assert len(export.files[key]) == 1
+    assert export.files[key] == (), "nothing tells which of them is right"
 
 
 def test_two_files_of_one_name_are_told_apart_by_their_folders(images: Images) -> None:
@@ -369,7 +369,7 @@ def test_two_files_of_one_name_are_told_apart_by_their_folders(images: Images) -
 
 def test_a_lost_file_is_noticed_by_its_neighbours(images: Images) -> None:
     names = [f"A01_s{field}_w{channel}.tif" for field in (1, 2, 3) for channel in (1, 2)]
-    [(key, text)] = read(images(*names[:-1])).problems
+    [(key, text, _)] = read(images(*names[:-1])).problems
     assert str(key) == "A01/3"
     assert text == "lacks channel '2' plane 0, which most fields have"
 
@@ -387,7 +387,7 @@ def test_damaged_files_are_all_named(images: Images) -> None:
         path = folder / f"A01_s{field}_w1.tif"
         path.write_bytes(path.read_bytes()[:-100])
     export = read(folder)
-    assert [(str(key), "is truncated" in text) for key, text in export.problems] == [
+    assert [(str(key), "is truncated" in text) for key, text, _ in export.problems] == [
         ("A01/1", True),
         ("A01/3", True),
     ]
@@ -406,7 +406,7 @@ def test_planes_that_differ_in_shape_are_named(images: Images) -> None:
     folder = images("A01_s1_w1.tif", "A01_s2_w1.tif", "A01_s2_w2.tif", "A01_s1_w2.tif")
     tifffile.imwrite(folder / "A01_s1_w2.tif", np.zeros((24, 30), np.uint16))
     tifffile.imwrite(folder / "A01_s2_w2.tif", np.zeros((24, 32), np.uint8))
-    problems = {str(key): text for key, text in read(folder).problems}
+    problems = {str(key): text for key, text, _ in read(folder).problems}
     assert "A01_s1_w2.tif (24, 30) uint16" in problems["A01/1"]
     assert "A01_s2_w2.tif (24, 32) uint8" in problems["A01/2"]
 
@@ -414,7 +414,7 @@ def test_planes_that_differ_in_shape_are_named(images: Images) -> None:
 def test_pages_and_a_stated_plane_contradict(images: Images) -> None:
     folder = images("A01_s1_w1_z3.tif", shape=(5, 24, 32))
     tifffile.imwrite(folder / "A01_s2_w1_z3.tif", np.zeros((24, 32), np.uint16))
-    [(key, text)] = read(folder).problems
+    [(key, text, _)] = read(folder).problems
     assert str(key) == "A01/1"
     assert text == "A01_s1_w1_z3.tif has 5 pages, but is said to be plane 3"
 
@@ -456,7 +456,7 @@ def test_a_table_of_paths_and_wells_is_enough(images: Images) -> None:
 def test_files_that_a_table_names_in_vain_are_problems(images: Images) -> None:
     folder = images("1.tif")
     export = read(folder, **table(folder, "path,well,field", "1.tif,A01,1", "2.tif,A01,2"))
-    assert [(str(key), text) for key, text in export.problems] == [("A01/2", "2.tif is missing")]
+    assert [(str(key), *rest) for key, *rest in export.problems] == [("A01/2", "2.tif is missing", "missing")]
 
 
 @pytest.mark.parametrize(
