@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Export
-from hpc_isl.plates.readers import harmony, pattern
+from hpc_isl.plates.readers import cellvoyager, harmony, imagexpress, pattern
+from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.recipes.plates import ConvertRecipe
+
+RECOGNISE: dict[str, Callable[[Folder], bool]] = {
+    "harmony": lambda below: harmony.recognise(below.root),
+    "imagexpress": imagexpress.recognise,
+    "cellvoyager": cellvoyager.recognise,
+}
+READ: dict[str, Callable[[Path], Export]] = {
+    "harmony": harmony.read,
+    "imagexpress": imagexpress.read,
+    "cellvoyager": cellvoyager.read,
+}
 
 
 def read(recipe: ConvertRecipe) -> Export:
     """The export at `recipe.source`, by `recipe.reader`; the plate is named `recipe.name` where given.
 
-    With `auto`, a recipe with a `pattern` is read by it, and a folder with a Harmony index as Harmony.
+    With `auto`, a recipe with a `pattern` is read by it, any other by the reader that knows the layout.
 
     Raises:
-        Mistake: there is no such folder, no layout that is known, or what the reader itself finds.
+        Mistake: there is no such folder, no layout that is known or several, or what the reader itself finds.
     """
     if not recipe.source.is_dir():
         raise Mistake(f"source: {recipe.source} is not a folder")
@@ -30,13 +43,23 @@ def _read(recipe: ConvertRecipe) -> Export:
         if recipe.pattern is None:
             raise Mistake("reader: pattern needs pattern.regex or pattern.table")
         return pattern.read(recipe.source, recipe.pattern)
-    if recipe.reader == "harmony" or harmony.recognise(recipe.source):
-        return harmony.read(recipe.source)
-    raise Mistake(
-        f"source: {recipe.source} has no layout that is known. "
-        "Looked for: a Harmony index (Images/Index.idx.xml or Images/Index.xml). "
-        f"There are: {_shown(recipe.source)}. Other layouts are read with pattern.regex or pattern.table"
-    )
+    return READ[_recognised(recipe.source) if recipe.reader == "auto" else recipe.reader](recipe.source)
+
+
+def _recognised(folder: Path) -> str:
+    below = list_folder(folder)
+    found = [name for name, recognise in RECOGNISE.items() if recognise(below)]
+    if len(found) > 1:
+        raise Mistake(
+            f"source: {folder} looks like {' and '.join(found)}; say which, as in reader={found[0]}"
+        )
+    if not found:
+        raise Mistake(
+            f"source: {folder} has no layout that is known. "
+            "Looked for: a Harmony index (Images/Index.idx.xml or Images/Index.xml). "
+            f"There are: {_shown(folder)}. Other layouts are read with pattern.regex or pattern.table"
+        )
+    return found[0]
 
 
 def _shown(folder: Path) -> str:

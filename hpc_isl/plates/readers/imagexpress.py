@@ -1,0 +1,331 @@
+"""ImageXpress and MetaXpress: exports with an `.HTD` file, and the layout of the MetaXpress database.
+
+Seen in real exports (MetaXpress 6.5, 6.7; one of a bright field would be new): `TimePoint_n/ZStep_m/` below
+the HTD or GUIDs after the wavelength; projections in `ZStep_0` or beside the steps; no `_s` or `_w` where
+there is one; and copies, with the z position, the time and the plane's GUID of what they are copies of, in
+the steps and times at which a channel was not imaged. Only read about: rows beyond P, 10 and more
+wavelengths, HTD files whose TIFFs state nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import (
+    Channel,
+    Export,
+    FieldKey,
+    LeftOut,
+    Plate,
+    Problem,
+    color_of,
+    layout,
+    well_name,
+    well_position,
+)
+from hpc_isl.plates.readers import fields, metaxpress_htd, stacks, tiff_metadata
+from hpc_isl.plates.readers.fields import Described
+from hpc_isl.plates.readers.folder import Folder, list_folder
+from hpc_isl.plates.readers.metaxpress_htd import Htd
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.quantities import number
+from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
+
+_GUID = r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}"
+_PATH = re.compile(
+    r"(?P<folder>(?:[^/]+/)*?)(?:TimePoint_(?P<time>\d+)/)?(?:ZStep_(?P<step>\d+)/)?"
+    r"(?P<plate>[^/]+)_(?P<well>(?-i:[A-Z]{1,2})\d{2})(?:(?-i:_s)(?P<site>\d+))?(?:(?-i:_w)(?P<wave>\d+))?"
+    rf"(?P<thumb>_thumb)?(?:{_GUID})?\.tiff?",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(r"(?P<well>[A-Z]{1,2}\d+)\s*:\s*Site\s*(?P<site>\d+)", re.IGNORECASE)
+_IMAGES = (".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An image as its path says; `step` and `time` None where the path names none."""
+
+    path: Path
+    folder: str
+    plate: str
+    well: str
+    site: str
+    wave: int
+    time: int | None
+    step: int | None
+
+    @property
+    def place(self) -> tuple[str, str, str, int]:
+        """The channel of a field."""
+        return self.folder, self.well, self.site, self.wave
+
+
+def recognise(below: Folder) -> bool:
+    """Whether there is an HTD file, or an image whose name and metadata are those of MetaXpress."""
+    if metaxpress_htd.files(below):
+        return True
+    named = sorted(name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"])
+    return (
+        bool(named)
+        and isinstance(found := _metadata(below.root / named[0]), TiffMetadata)
+        and (found.source in ("MetaSeries", "MetaMorph"))
+    )
+
+
+def read(folder: Path) -> Export:
+    """Returns the plate below a folder: of an HTD export, or of a plate in the database's layout.
+
+    Channels are in the order of their wavelengths, fields are sites. Positions are those of the stage in µm
+    (y grows with the row), heights those of the stage. A channel that has planes is stored without its
+    projection; of one that has a projection alone this is stored, as its first plane. Measurements of one
+    plate in folders of their own are its acquisitions.
+
+    Raises:
+        Mistake: several plates, an HTD that is none, no image, or none that can be read.
+    """
+    below = list_folder(folder)
+    htd = metaxpress_htd.find(below)
+    files, left_out = _files(below)
+    metadata, unreadable = _read_all([file.path for file in files])
+    files, misplaced = _where_they_say(files, metadata)
+    acquisitions = {name: place for place, name in enumerate(sorted({file.folder for file in files}))}
+    planes, more = _planes(files, metadata, htd, acquisitions)
+    channels, odd = _channels(files, planes, metadata, htd)
+    pixel_um, unknown = fields.pixel_edge(found.pixel_um for found in metadata.values())
+    parts = fields.parts(planes, channels, _kinds(planes, metadata), pixel_um, unreadable)
+    wells = {file.well for file in files}
+    rows, columns = htd.layout(wells) if htd else layout(wells)
+    planned = htd.planned(wells, channels, {file.time for file in files}) if htd else ()
+    plate = Plate(
+        name=htd.path.stem if htd else files[0].plate,
+        rows=rows,
+        columns=columns,
+        channels=parts.channels,
+        fields=parts.fields,
+        pixel_um=pixel_um,
+        plane_um=stacks.spacing(parts.fields, stacks.MEASURED),
+        acquisitions={place: name.strip("/") or "0" for name, place in acquisitions.items()},
+        details=_details(metadata, htd),
+    )
+    return Export(
+        plate,
+        parts.files,
+        (*parts.problems, *misplaced),
+        (*left_out, *more),
+        remarks=(*odd, *unknown, *parts.remarks, *planned),
+    )
+
+
+# ---------------------------------------------------------------- the files
+
+
+def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
+    """The images, and the thumbnails beside them; all of one plate."""
+    files: list[_File] = []
+    left_out: list[LeftOut] = []
+    for name in sorted(below.files):
+        match = _PATH.fullmatch(name)
+        path = below.root / name
+        if match is None:
+            if PurePosixPath(name).suffix.lower() in _IMAGES:
+                left_out.append(LeftOut(path, "unknown name"))
+            continue
+        well = well_name(*well_position(match["well"]))
+        wave, time, step = (int(match[part]) if match[part] else None for part in ("wave", "time", "step"))
+        if match["thumb"]:
+            left_out.append(LeftOut(path, "thumbnail", well, f"w{wave or 1}"))
+        else:
+            files.append(
+                _File(
+                    path, match["folder"], match["plate"], well, match["site"] or "1", wave or 1, time, step
+                )
+            )
+    if not files:
+        raise Mistake(
+            f"{below.root}: no image of MetaXpress; names such as PLATE_B02_s1_w1.TIF are expected, "
+            "also below TimePoint_1 and ZStep_1"
+        )
+    plates = sorted({file.plate for file in files})
+    if len(plates) > 1:
+        raise Mistake(f"{below.root} holds several plates ({', '.join(plates[:5])}); give one as source")
+    return files, left_out
+
+
+def _read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
+    """What the files say of themselves, and a clause about each that cannot be used."""
+    metadata: dict[Path, TiffMetadata] = {}
+    unreadable: dict[Path, str] = {}
+    with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
+        for path, found in zip(paths, pool.map(_metadata, paths), strict=True):
+            if isinstance(found, Mistake):
+                unreadable[path] = str(found)
+            elif found.header.pages > 1:
+                unreadable[path] = f"{path} holds {found.header.pages} planes; one is expected"
+            else:
+                metadata[path] = found
+    if not metadata:
+        raise Mistake(f"no image can be used; {next(iter(unreadable.values()))}")
+    return metadata, unreadable
+
+
+def _metadata(path: Path) -> TiffMetadata | Mistake:
+    try:
+        return tiff_metadata.read(path)
+    except Mistake as error:
+        return error
+
+
+def _place(label: re.Match[str]) -> tuple[str, str]:
+    return well_name(*well_position(label["well"])), label["site"]
+
+
+def _where_they_say(
+    files: Sequence[_File], metadata: Mapping[Path, TiffMetadata]
+) -> tuple[list[_File], list[Problem]]:
+    """The files whose name and stage label agree, and the others as problems."""
+    kept: list[_File] = []
+    problems: list[Problem] = []
+    for file in files:
+        label = _LABEL.match(metadata[file.path].planes[0].label) if file.path in metadata else None
+        if label is None or (well_name(*well_position(label["well"])), label["site"]) == (
+            file.well,
+            file.site,
+        ):
+            kept.append(file)
+        else:
+            text = f"{file.path.name} says that it is {label[0]!r}"
+            problems.append(Problem(FieldKey(file.well, file.site), text, "misplaced"))
+    if not kept:
+        raise Mistake(f"no image is where its name says; {problems[0].text}")
+    return kept, problems
+
+
+# ---------------------------------------------------------------- planes, copies, projections
+
+
+def _planes(
+    files: Sequence[_File],
+    metadata: Mapping[Path, TiffMetadata],
+    htd: Htd | None,
+    acquisitions: Mapping[str, int],
+) -> tuple[list[Described], list[LeftOut]]:
+    """The planes to store, and the files that are copies or projections of them."""
+    single, copies = _without_copies(files, metadata, flat=htd is not None and not htd.has_z)
+    stepped = {(*file.place, file.time) for file in single if file.step}
+    projected = {file for file in single if _is_projection(file, stepped, metadata)}
+    stacked = {(file.folder, file.wave) for file in single if file not in projected}
+    kept = [file for file in single if file not in projected or (file.folder, file.wave) not in stacked]
+    together = Counter((*file.place, file.time) for file in kept)
+    planes = [
+        Described(
+            FieldKey(file.well, file.site, acquisitions[file.folder]), file.path, file.time or 0, file.wave,
+            _step(file, metadata, alone=together[*file.place, file.time] == 1),
+            metadata[file.path].planes[0] if file.path in metadata else PlaneMetadata(),
+        )
+        for file in kept
+    ]  # fmt: skip
+    left_out = [LeftOut(file.path, "copy", file.well, f"w{file.wave}") for file in copies]
+    projections = (file for file in single if file in projected and file not in kept)
+    left_out += [LeftOut(file.path, "projection", file.well, f"w{file.wave}") for file in projections]
+    return planes, left_out
+
+
+def _without_copies(
+    files: Sequence[_File], metadata: Mapping[Path, TiffMetadata], flat: bool
+) -> tuple[list[_File], list[_File]]:
+    """The files that are planes of their own, and those that are copies of another one."""
+    ordered = sorted(files, key=lambda file: (file.time or 0, file.step == 0, file.step or 0))
+    single: dict[Hashable, _File] = {}
+    for file in ordered:
+        single.setdefault(_identity(file, metadata.get(file.path), flat), file)
+    kept = set(single.values())
+    return list(single.values()), [file for file in ordered if file not in kept]
+
+
+def _identity(file: _File, found: TiffMetadata | None, flat: bool) -> Hashable:
+    """Equal for copies: the height, time and GUID of a plane of one channel of a field.
+
+    A file that states no height and time is itself; or, where the HTD says that there is no z, the one plane
+    of its time.
+    """
+    names = ("z-position", "acquisition-time-local", "plane-guid", "Z Projection Method")
+    z, moment, *more = (found.facts.get(name, "") if found else "" for name in names)
+    if z and moment:
+        return *file.place, z, moment, *more
+    return (*file.place, file.time) if flat else file
+
+
+def _is_projection(
+    file: _File,
+    stepped: Container[tuple[str, str, str, int, int | None]],
+    metadata: Mapping[Path, TiffMetadata],
+) -> bool:
+    """As the file says; where it says nothing, what lies in ZStep_0, or beside the steps of its channel."""
+    found = metadata.get(file.path)
+    if found is not None and found.source == "MetaSeries":
+        return bool(found.planes[0].projection)
+    return file.step == 0 or (file.step is None and (*file.place, file.time) in stepped)
+
+
+def _step(file: _File, metadata: Mapping[Path, TiffMetadata], alone: bool) -> int:
+    """The number of a plane: that of its folder; of one that is alone in its channel its own, or 1."""
+    if not alone:
+        return file.step or 1
+    own = number(metadata[file.path].facts.get("Z Step")) if file.path in metadata else None
+    return int(own) if own and own > 0 else 1
+
+
+def _channels(
+    files: Sequence[_File],
+    planes: Iterable[Described],
+    metadata: Mapping[Path, TiffMetadata],
+    htd: Htd | None,
+) -> tuple[dict[int, Channel], list[str]]:
+    """Wavelength -> channel, named by the HTD, else by the files; remarks where they differ."""
+    stated: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for file in files:
+        if file.path in metadata:
+            facts = metadata[file.path].facts
+            stated[file.wave][facts.get("_IllumSetting_", ""), facts.get("wavelength", "")] += 1
+    channels: dict[int, Channel] = {}
+    remarks = []
+    for wave in sorted({plane.channel for plane in planes}):
+        setting, emission = stated[wave].most_common(1)[0][0] if stated[wave] else ("", "")
+        planned = htd.wave_name(wave) if htd else ""
+        if planned and setting and planned != setting:
+            remarks.append(f"w{wave} is {planned!r} in the HTD, {setting!r} in its files; the HTD's is kept")
+        name = fields.unique(planned or setting or f"w{wave}", [c.name for c in channels.values()])
+        fluorescent = not fields.is_transmitted(name)
+        nm = (number(emission) or None) if fluorescent else None
+        channels[wave] = Channel(name, fluorescent, color_of(fluorescent, nm), emission_nm=nm)
+    return channels, remarks
+
+
+def _kinds(planes: Iterable[Described], metadata: Mapping[Path, TiffMetadata]) -> dict[FieldKey, fields.Kind]:
+    """Size and type of each field: of most of its files; of a field without any, of most of all."""
+    own: dict[FieldKey, Counter[fields.Kind]] = defaultdict(Counter)
+    for plane in planes:
+        own[plane.key].update([metadata[plane.path].header[:2]] if plane.path in metadata else [])
+    every = sum(own.values(), Counter())
+    return {key: (kinds or every).most_common(1)[0][0] for key, kinds in own.items()}
+
+
+def _details(metadata: Mapping[Path, TiffMetadata], htd: Htd | None) -> dict[str, object]:
+    facts = next(iter(metadata.values())).facts
+    named = {
+        "instrument": facts.get("ApplicationName", "") and "ImageXpress",
+        "software": f"{facts.get('ApplicationName', '')} {facts.get('ApplicationVersion', '')}".strip(),
+        "objective": facts.get("_MagSetting_", ""),
+        "numerical aperture": facts.get("_MagNA_", ""),
+        "binning": facts.get("camera-binning-x", ""),
+        "description": htd.first("Description") if htd else "",
+        "plate id": htd.first("UniquePlateIdentifier") if htd else "",
+    }
+    return {"reader": "imagexpress", **{name: text for name, text in named.items() if text}}

@@ -1,0 +1,122 @@
+"""The `.HTD` file of MetaXpress: what a plate was planned to be. Files say what it is.
+
+Seen in exports of MetaXpress 6.7; they repeat the file in each folder, and plan times and wavelengths
+of which there is no file.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import layout, row_name, well_name, well_position
+from hpc_isl.plates.readers import stacks
+from hpc_isl.plates.readers.folder import Folder
+
+
+@dataclass(frozen=True)
+class Htd:
+    """The file, key -> values."""
+
+    path: Path
+    facts: Mapping[str, list[str]]
+
+    @property
+    def has_z(self) -> bool:
+        return self.first("ZSeries").upper() != "FALSE"
+
+    def first(self, key: str) -> str:
+        """Returns the first value of a key, or ""."""
+        return next(iter(self.facts.get(key, ())), "")
+
+    def wave_name(self, wave: int) -> str:
+        """Returns the name of a wavelength, or ""."""
+        return self.first(f"WaveName{wave}")
+
+    def layout(self, wells: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Returns all rows and columns of the plate, or of the smallest format where none are stated.
+
+        Raises:
+            Mistake: numbers that are none, or a well outside the plate.
+        """
+        rows, columns = self._whole("YWells"), self._whole("XWells")
+        if not rows or not columns:
+            return layout(set(wells))
+        if rows > 32 or columns > 48:
+            raise Mistake(f"{self.path}: {rows} rows and {columns} columns; at most 32 and 48 are expected")
+        for well in wells:
+            row, column = well_position(well)
+            if row >= rows or column >= columns:
+                raise Mistake(f"{self.path}: a plate of {rows} × {columns} wells, but there is well {well}")
+        return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
+
+    def planned(
+        self, wells: Collection[str], waves: Collection[int], times: Collection[int | None]
+    ) -> Iterator[str]:
+        """Yields remarks on what the file plans and nothing shows."""
+        numbers = [int(key[8:]) for key in self.facts if re.fullmatch(r"WaveName\d{1,3}", key)]
+        if absent := [self.wave_name(wave) for wave in numbers if wave not in waves]:
+            yield f"the HTD names {', '.join(map(repr, absent))}, of which there are no files"
+        if self.first("TimePoints") not in ("", "0", "1", str(len(times))):
+            yield f"the HTD plans {self.first('TimePoints')} times; there are {len(times)}"
+        selected = set(self._selected())
+        if lacking := sorted(selected - set(wells), key=well_position):
+            yield (
+                f"the HTD selects {len(selected)} wells; {len(lacking)} of them have no files "
+                f"({stacks.listed(lacking)})"
+            )
+
+    def _selected(self) -> Iterator[str]:
+        for key, values in self.facts.items():
+            if match := re.fullmatch(r"WellsSelection(\d{1,2})", key):
+                row = int(match[1]) - 1
+                yield from (well_name(row, n) for n, text in enumerate(values) if text.upper() == "TRUE")
+
+    def _whole(self, key: str) -> int:
+        text = self.first(key)
+        if text and not re.fullmatch(r"\d{1,6}", text):
+            raise Mistake(f"{self.path}: {key} is {text!r}; a whole number is expected")
+        return int(text or 0)
+
+
+def files(below: Folder) -> list[str]:
+    """Returns the HTD files that lie nearest to the top, by name."""
+    found = [name for name in below.files if name.lower().endswith(".htd")]
+    depth = min((name.count("/") for name in found), default=0)
+    return sorted(name for name in found if name.count("/") == depth)
+
+
+def find(below: Folder) -> Htd | None:
+    """Returns the HTD of the export below a folder, None where there is none.
+
+    Raises:
+        Mistake: several, of several exports; one that cannot be read.
+    """
+    found = files(below)
+    if len(found) > 1:
+        raise Mistake(f"{below.root} holds {len(found)} exports ({', '.join(found[:5])}); give one as source")
+    return _parsed(below.root / found[0]) if found else None
+
+
+def _parsed(path: Path) -> Htd:
+    """Descriptions hold two bytes that are not UTF-8 in the place of each line break."""
+    try:
+        content = path.read_bytes().replace(b"\x82\x81", b"; ")
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", errors="replace")
+    try:
+        lines = list(csv.reader(text.splitlines(), skipinitialspace=True))
+    except csv.Error as error:
+        raise Mistake(f"{path} cannot be understood: {error}") from None
+    facts = {line[0]: [value.strip() for value in line[1:]] for line in lines if len(line) > 1}
+    if "HTSInfoFile" not in facts:
+        raise Mistake(f"{path} has no line HTSInfoFile: damaged, or no file of MetaXpress")
+    return Htd(path, facts)
