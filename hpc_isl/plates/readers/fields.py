@@ -104,24 +104,32 @@ def parts(
     return Parts(exposed, made, files, problems, [*uneven, *stacks.gaps(named, names)])
 
 
+def odd_channels(
+    names: Mapping[int, str], sizes: Mapping[int, tuple[int, int]]
+) -> tuple[set[int], list[str]]:
+    """Returns the channels that have not the size of most, and remarks that they are left out.
+
+    A channel of another size (other binning, another camera) cannot be stored beside the others as it is.
+    """
+    counts = Counter(sizes.values())
+    if len(counts) < 2:
+        return set(), []
+    usual = max(counts, key=lambda size: (counts[size], size))
+    odd = {number for number, size in sizes.items() if size != usual}
+    return odd, [
+        f"channel {names[number]!r} has {sizes[number][0]} × {sizes[number][1]} pixels, the others "
+        f"{usual[0]} × {usual[1]}: it is left out, for pixels are not resampled unasked"
+        for number in sorted(odd)
+    ]
+
+
 def of_one_size(
     planes: Sequence[Described], channels: Mapping[int, Channel], sizes: Mapping[int, tuple[int, int]]
 ) -> tuple[list[Described], list[LeftOut], list[str]]:
-    """Returns the planes of those channels that have the size of most, and what becomes of the others.
-
-    A channel of another size (other binning, another camera) cannot be stored beside them as it is: its
-    planes are left out, and a remark says so.
-    """
-    counts = Counter(sizes[number] for number in channels)
-    usual = max(counts, key=lambda size: (counts[size], size))
-    odd = {number: channel for number, channel in channels.items() if sizes[number] != usual}
-    remarks = [
-        f"channel {channel.name!r} has {sizes[number][0]} × {sizes[number][1]} pixels, the others "
-        f"{usual[0]} × {usual[1]}: it is left out, for pixels are not resampled unasked"
-        for number, channel in odd.items()
-    ]
+    """Returns the planes of those channels that have the size of most, and what becomes of the others."""
+    odd, remarks = odd_channels({number: channel.name for number, channel in channels.items()}, sizes)
     left_out = [
-        LeftOut(plane.path, "channel of another size", plane.key.well, odd[plane.channel].name)
+        LeftOut(plane.path, "channel of another size", plane.key.well, channels[plane.channel].name)
         for plane in planes
         if plane.channel in odd
     ]

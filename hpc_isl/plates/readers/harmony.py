@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from hpc_isl.plates.plate import (
     Channel,
     Export,
     FieldKey,
+    LeftOut,
     PlaneFile,
     Plate,
     color_of,
@@ -24,8 +23,15 @@ from hpc_isl.plates.plate import (
     row_name,
     well_name,
 )
-from hpc_isl.plates.readers import harmony_fields, harmony_index, stacks, xml
-from hpc_isl.plates.readers.folder import Folder, list_folder
+from hpc_isl.plates.readers import (
+    acquisitions,
+    fields,
+    harmony_fields,
+    harmony_files,
+    harmony_index,
+    stacks,
+    xml,
+)
 from hpc_isl.plates.readers.harmony_fields import Camera, Order, Size
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 
@@ -34,153 +40,138 @@ _LONG = frozenset({"FlatfieldProfile", "ChannelName"})
 
 
 def recognise(folder: Path) -> bool:
-    """Whether there is a Harmony index in `folder`, its `Images`, or a folder of exports just below."""
-    return bool(_indices(folder))
+    """Whether there is an index in `folder`, its `Images`, or a folder of exports just below."""
+    return bool(harmony_files.indices(folder))
 
 
 def read(folder: Path) -> Export:
-    """A Harmony export (V5, V6, V7): the folder that holds `Images`, or the one that holds the index.
+    """A Harmony or Columbus export: the folder that holds `Images`, or the one that holds the index.
 
-    Channels are in the order of ChannelID, planes of PlaneID, times of TimepointID. Positions are
+    A folder of several measurements of one plate is a plate of as many acquisitions, in the order of their
+    begin. Channels are in the order of ChannelID, planes of PlaneID, times of TimepointID. Positions are
     those of the field's first pixel in µm from the centre of its well, y down.
 
     Raises:
         Mistake: naming the index: there is none, it is damaged or names files outside its folder or
-            wells outside its plate, or none of its files is there.
+            wells outside its plate, or none of its files is there; exports of several plates.
     """
-    path = _the_index(folder)
-    index = harmony_index.read(path)
+    paths = _one_plate(harmony_files.indices(folder), folder)
+    if len(paths) == 1:
+        return _export(paths[0], folder)
+    names = [path.relative_to(folder).parts[0] for path in paths]
+    exports = [_export(path, folder / name) for path, name in zip(paths, names, strict=True)]
+    return acquisitions.merged(exports, names)
+
+
+def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
+    """The indices in the order in which their measurements began, all of one plate."""
+    if not paths:
+        raise Mistake(f"{folder}: no Harmony index; Images/Index.idx.xml or Images/Index.xml is expected")
+    if len(paths) == 1:
+        return paths
+    plates = [harmony_index.plate(path) for path in paths]
+    ids = {facts.get("PlateID") or facts.get("Name") for facts in plates}
+    if len(ids) > 1 or None in ids:
+        listed = ", ".join(path.relative_to(folder).parts[0] for path in paths[:10])
+        raise Mistake(f"{folder} holds {len(paths)} Harmony exports ({listed}); give one of them as source")
+    begins = {path: facts.get("MeasurementStartTime", "") for path, facts in zip(paths, plates, strict=True)}
+    return sorted(paths, key=lambda path: (begins[path], str(path)))
+
+
+def _export(path: Path, folder: Path) -> Export:
+    """The export of one index."""
+    index, left_out, odd = _of_one_size(harmony_index.read(path), path.parent)
     rows, columns = _layout(index, path)
     order, channels, remarks = _channels(index)
-    named, absent = _plane_files(index, order, path)
-    files, problems = stacks.check(named, order.names, absent, absent=absent, indexed=True)
-    there = [[p for p in planes if p.path not in absent] for planes in named.values()]
-    camera = _camera(index, order, there, path)
+    named, absent, unwritten = harmony_files.plane_files(index, order, path)
+    unreadable = absent | unwritten
+    camera, unknown = _camera(index, order, named, unreadable, path)
     images = _by_field(index)
-    fields = tuple(harmony_fields.field(key, images[key], named[key], order, camera) for key in images)
-    for key in images:
-        problems += harmony_fields.problems(key, images[key], camera)
+    made = tuple(harmony_fields.field(key, images[key], named[key], order, camera) for key in images)
+    files, problems = stacks.check(
+        named, order.names, unreadable, absent=absent, unimaged=unwritten, indexed=True
+    )
+    files, failures = harmony_fields.without_failures(files, images, order)
     plate = Plate(
         name=index.plate.get("Name") or index.plate.get("PlateID") or folder.resolve().name,
         rows=rows,
         columns=columns,
         channels=channels,
-        fields=fields,
+        fields=made,
         pixel_um=camera.pixel_um,
-        plane_um=stacks.spacing(fields),
+        plane_um=stacks.spacing(made),
         acquisitions={0: index.plate.get("MeasurementStartTime") or "0"},
         details=_details(index, order),
     )
-    remarks += tuple(stacks.gaps(named, order.names))
-    return Export(plate, files, tuple(problems), plate_map=_assay_layout(path), remarks=remarks)
+    return Export(
+        plate,
+        files,
+        (*problems, *failures),
+        left_out,
+        _assay_layout(path),
+        (*odd, *remarks, *index.remarks, *unknown, *stacks.gaps(named, order.names)),
+    )
 
 
-# ---------------------------------------------------------------- the index and its files
+def _of_one_size(index: Index, folder: Path) -> tuple[Index, tuple[LeftOut, ...], list[str]]:
+    """The index with those channels alone that have the size of most, and what becomes of the others."""
+    used = sorted({image.channel for image in index.images})
+    sizes = {channel: size for channel in used if (size := _stated_size(index, channel))}
+    names = {channel: index.channels[channel].get("ChannelName") or f"Channel {channel}" for channel in sizes}
+    odd, remarks = fields.odd_channels(names, sizes)
+    kept = tuple(image for image in index.images if image.channel not in odd)
+    left_out = tuple(
+        LeftOut(
+            folder / image.url, "channel of another size", well_name(image.row - 1, image.column - 1),
+            names[image.channel],
+        )
+        for image in index.images
+        if image.channel in odd
+    )  # fmt: skip
+    return replace(index, images=kept), left_out, remarks
 
 
-def _the_index(folder: Path) -> Path:
-    found = _indices(folder)
-    if not found:
-        raise Mistake(f"{folder}: no Harmony index; Images/Index.idx.xml or Images/Index.xml is expected")
-    if len(found) > 1:
-        listed = ", ".join(path.relative_to(folder).parts[0] for path in found[:10])
-        raise Mistake(f"{folder} holds {len(found)} Harmony exports ({listed}); give one of them as source")
-    return found[0]
-
-
-def _indices(folder: Path) -> list[Path]:
-    """The index of the export at `folder`; else those of the exports just below it."""
-    if not folder.is_dir():
-        raise Mistake(f"{folder}: there is no such folder")
-    if own := _index_of(folder):
-        return [own]
-    return [path for below in _entries(folder) if (path := _index_of(below))]
-
-
-def _index_of(folder: Path) -> Path | None:
-    """Index.idx.xml before Index.xml; in `Images`, the folder itself, or `index` as in archives."""
-    places = (folder / "Images", folder / "images", folder, folder / "index")
-    paths = (path for place in places for path in _entries(place, harmony_index.NAMES))
-    return next(filter(harmony_index.recognise, paths), None)
-
-
-def _entries(folder: Path, names: Collection[str] = ()) -> list[Path]:
-    """What is in a folder, in order; only those of these names (in lower case) where any are given."""
-    try:
-        found = [name for name in os.listdir(folder) if not names or name.lower() in names]
-    except OSError:  # no folder, or not ours to read: nothing is found there
-        return []
-    return [folder / name for name in sorted(found, key=str.lower)]
-
-
-def _plane_files(
-    index: Index, order: Order, path: Path
-) -> tuple[dict[FieldKey, list[PlaneFile]], dict[Path, str]]:
-    """The file of every image of the index, by field, and what to say of those that are not there."""
-    folder = list_folder(path.parent.parent if path.parent.name.lower() == "index" else path.parent)
-    below, by_well = _below(index, folder)
-    named: dict[FieldKey, list[PlaneFile]] = defaultdict(list)
-    absent: dict[Path, str] = {}
-    for image in index.images:
-        origin = f"{path}: image {image.id}"
-        name = folder.locate(image.url or image.id or "(no file)", origin)
-        if below or by_well:
-            name = folder.locate(below + (_well_folder(image) if by_well else "") + name, origin)
-        file = folder.root / name
-        if name not in folder.files:
-            absent[file] = f"{image.url or 'the file of ' + image.id} is missing"
-        t, c, z = order.times[image.time], order.channels[image.channel], order.planes[image.plane]
-        named[_key(image)].append(PlaneFile(file, t, c, z))
-    return dict(named), absent
-
-
-def _below(index: Index, folder: Folder) -> tuple[str, bool]:
-    """Where the images lie below the index's folder, and whether each well has a folder of its own.
-
-    Exports keep them beside the index; archives in `images`, some in a folder such as r04c03.
-    """
-    some = index.images[:20]
-    for below, by_well in product(("", "Images/", "images/"), (False, True)):
-        names = [below + (_well_folder(image) if by_well else "") + image.url for image in some]
-        if any(name.replace("\\", "/") in folder.files for name in names):
-            return below, by_well
-    return "", False
-
-
-def _well_folder(image: Image) -> str:
-    return f"r{image.row:02d}c{image.column:02d}/"
-
-
-def _key(image: Image) -> FieldKey:
-    return FieldKey(well_name(image.row - 1, image.column - 1), str(image.field))
+def _stated_size(index: Index, channel: int) -> Size | None:
+    height, width = (number(index.channels[channel], f"ImageSize{axis}", Counter()) for axis in "YX")
+    return (int(height), int(width)) if height and width and min(height, width) >= 1 else None
 
 
 def _by_field(index: Index) -> dict[FieldKey, list[Image]]:
-    fields: dict[FieldKey, list[Image]] = defaultdict(list)
+    images: dict[FieldKey, list[Image]] = defaultdict(list)
     for image in index.images:
-        fields[_key(image)].append(image)
-    return dict(fields)
+        images[harmony_files.key_of(image)].append(image)
+    return dict(images)
 
 
-def _camera(index: Index, order: Order, files: Iterable[Sequence[PlaneFile]], path: Path) -> Camera:
+def _camera(
+    index: Index,
+    order: Order,
+    named: Mapping[FieldKey, Sequence[PlaneFile]],
+    absent: Container[Path],
+    path: Path,
+) -> tuple[Camera, list[str]]:
     """Sizes as the index states them; the type, which it does not, from the first readable file."""
-    shape, dtype = _probe(files, path)
-    sizes: dict[int, Size] = {}
-    pixel_um = None
+    shape, dtype = _probe(
+        [file.path for own in named.values() for file in own if file.path not in absent], path
+    )
+    sizes = {channel: _stated_size(index, channel) or shape for channel in order.channels}
+    odd: Counter[str] = Counter()
+    edges = []
     for channel in order.channels:
-        facts, origin = index.channels[channel], f"{path}: channel {channel}"
-        height, width = (number(facts, name, origin) for name in ("ImageSizeY", "ImageSizeX"))
-        sizes[channel] = (int(height), int(width)) if height and width and min(height, width) >= 1 else shape
-        metres = number(facts, "ImageResolutionX", origin)
-        pixel_um = pixel_um or (round(metres * 1e6, 12) if metres and metres > 0 else None)
-    return Camera(sizes, dtype, pixel_um)
+        facts = index.channels[channel]
+        y, x = (number(facts, f"ImageResolution{axis}", odd) for axis in "YX")
+        y, x = y or x, x or y
+        if y and x and min(y, x) > 0:
+            edges.append((round(y * 1e6, 12), round(x * 1e6, 12)))
+    pixel_um, remarks = fields.pixel_edge(edges)
+    return Camera(sizes, dtype, pixel_um), remarks
 
 
-def _probe(files: Iterable[Sequence[PlaneFile]], path: Path) -> tuple[Size, str]:
+def _probe(paths: Iterable[Path], path: Path) -> tuple[Size, str]:
     damaged = None
-    for plane in (plane for stack in files for plane in stack):
+    for file in paths:
         try:
-            return planes.header(plane.path)[:2]
+            return planes.header(file)[:2]
         except Mistake as error:
             damaged = damaged or error
     raise damaged or Mistake(f"{path}: none of the images that it names is there")
@@ -191,9 +182,7 @@ def _probe(files: Iterable[Sequence[PlaneFile]], path: Path) -> tuple[Size, str]
 
 def _layout(index: Index, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Rows and columns that the index states, or those of the smallest format that holds its wells."""
-    rows, columns = (
-        int(number(index.plate, name, f"{path}: plate") or 0) for name in ("PlateRows", "PlateColumns")
-    )
+    rows, columns = (int(number(index.plate, name, Counter()) or 0) for name in ("PlateRows", "PlateColumns"))
     if not (0 <= rows <= 32 and 0 <= columns <= 48):
         raise Mistake(
             f"{path}: the plate has {rows} rows and {columns} columns; at most 32 and 48 are expected"
@@ -217,36 +206,40 @@ def _channels(index: Index) -> tuple[Order, tuple[Channel, ...], tuple[str, ...]
     remarks = []
     for channel in order.channels:
         facts = index.channels[channel]
-        name = _unique(facts.get("ChannelName") or f"Channel {channel}", {c.name for c in channels})
+        name = fields.unique(facts.get("ChannelName") or f"Channel {channel}", [c.name for c in channels])
         profile = facts.get("FlatfieldProfile", "")
         flat_field = harmony_index.flat_field(profile)
         if profile and flat_field is None:
             remarks.append(
                 f"channel {name!r}: its flat-field profile in the index is not understood and left out"
             )
-        channels.append(_channel(name, facts, flat_field))
+        odd: Counter[str] = Counter()
+        channels.append(_channel(name, facts, flat_field, odd))
+        remarks += [f"channel {name!r}: {text} is no number and left unknown" for text in odd]
     return replace(order, names=tuple(c.name for c in channels)), tuple(channels), tuple(remarks)
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    names = [name, *(f"{name} {count}" for count in range(2, len(taken) + 2))]
-    return next(candidate for candidate in names if candidate not in taken)
-
-
-def _channel(name: str, facts: Mapping[str, str], flat_field: dict[str, Any] | None) -> Channel:
-    origin = f"channel {name!r} of the index"
+def _channel(
+    name: str, facts: Mapping[str, str], flat_field: dict[str, Any] | None, odd: Counter[str]
+) -> Channel:
     said = f"{facts.get('ChannelType', '')} {facts.get('IlluminationType', '')}".strip() or name
     fluorescent = not _TRANSMITTED.search(said)
-    emission = number(facts, "MainEmissionWavelength", origin) or None  # 0 where there is none
+    emission = number(facts, "MainEmissionWavelength", odd) or None  # 0 where there is none
     return Channel(
         name=name,
         fluorescent=fluorescent,
-        color=color_of(fluorescent, emission),
-        excitation_nm=number(facts, "MainExcitationWavelength", origin) or None,
+        color=_color(facts) or color_of(fluorescent, emission),
+        excitation_nm=number(facts, "MainExcitationWavelength", odd) or None,
         emission_nm=emission,
-        exposure_s=number(facts, "ExposureTime", origin),
+        exposure_s=number(facts, "ExposureTime", odd),
         flat_field=flat_field,
     )
+
+
+def _color(facts: Mapping[str, str]) -> str:
+    """RRGGBB of Columbus' colours, 32-bit numbers with alpha first; "" where there is none."""
+    text = facts.get("ChannelColor", "")
+    return f"{int(text) & 0xFFFFFF:06X}" if re.fullmatch(r"-?\d{1,10}", text) else ""
 
 
 def _details(index: Index, order: Order) -> dict[str, Any]:

@@ -75,17 +75,23 @@ def field(
     )
 
 
-def problems(key: FieldKey, images: Sequence[Image], camera: Camera) -> list[Problem]:
-    """What the index itself says is wrong with a field."""
-    failed = [f"{image.url or image.id} ({image.state})" for image in images if image.state.lower() != "ok"]
-    sizes = {camera.sizes[image.channel] for image in images}
-    found = []
-    if failed:
-        found.append(Problem(key, f"the instrument reports failures: {stacks.listed(failed)}", "failed"))
-    if len(sizes) > 1:
-        listed = ", ".join(map(str, sorted(sizes)))
-        found.append(Problem(key, f"its channels differ in size (y, x): {listed}", "differing"))
-    return found
+def without_failures(
+    files: Mapping[FieldKey, Sequence[PlaneFile]], images: Mapping[FieldKey, Sequence[Image]], order: Order
+) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
+    """Returns the files without those that the instrument says it failed to take, which are problems."""
+    kept: dict[FieldKey, tuple[PlaneFile, ...]] = {}
+    problems = []
+    for key, own in files.items():
+        failed = {
+            (order.times[image.time], order.channels[image.channel], order.planes[image.plane]): image
+            for image in images[key]
+            if image.failed
+        }
+        kept[key] = tuple(file for file in own if file.place not in failed)
+        if named := [failed[file.place] for file in own if file.place in failed]:
+            listed = stacks.listed([f"{image.url or image.id} ({image.state})" for image in named])
+            problems.append(Problem(key, f"the instrument reports failures: {listed}", "failed"))
+    return kept, problems
 
 
 def first_pixel(image: Image, size: Size, pixel_um: float | None) -> tuple[float, float] | None:

@@ -1,27 +1,36 @@
-"""What a Harmony index says, as values: plate, channels, one record per image. No files are looked at."""
+"""What a Harmony or Columbus index says, as values: plate, channels, one record per image.
+
+No files are looked at. Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix
+without. Only read about: V4, V6, `Index.ref.xml`, and Columbus, whose `BufferNo` is the page of a file and
+whose colours are numbers.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import yaml
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.readers import xml
+from hpc_isl.plates.readers.quantities import micrometres, seconds
 
-NAMES = ("index.idx.xml", "index.xml")
+NAMES = ("index.idx.xml", "index.xml", "index.ref.xml", "imageindex.columbusidx.xml")
 _ROOT = b"EvaluationInputData"
 # What differs from image to image (or is long and used by nobody); the rest are facts of the channel.
 _NOT_OF_CHANNEL = frozenset({
     "id", "State", "URL", "Row", "Col", "FieldID", "PlaneID", "TimepointID", "SequenceID", "GroupID",
     "ChannelID", "FlimID", "PositionX", "PositionY", "PositionZ", "AbsPositionZ",
-    "MeasurementTimeOffset", "AbsTime", "SkewcropParameters",
+    "MeasurementTimeOffset", "AbsTime", "SkewcropParameters", "BufferNo",
 })  # fmt: skip
+_TIMES = frozenset({"ExposureTime", "MeasurementTimeOffset"})
 _KINETICS = re.compile(r"sk(\d+)fk(\d+)")
 _FREE_TEXT = re.compile(r",\s*ChannelName:")
 
@@ -32,7 +41,7 @@ class Image:
 
     Attributes:
         id: e.g. 0303K1F2P1R1.
-        url: file name; empty where the instrument wrote none.
+        url: file name; empty where the instrument wrote none; `page`: the page of that file.
         state: "Ok", or what went wrong.
         row, column, field, plane, channel: the vendor's numbers, from 1.
         time: (TimepointID, number within a fast series): sorts in the order of imaging.
@@ -57,6 +66,11 @@ class Image:
     stage_um: float | None
     seconds: float | None
     moment: str
+    page: int = 0
+
+    @property
+    def failed(self) -> bool:
+        return self.state.lower() != "ok"
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ class Index:
         channels: ChannelID -> the vendor's facts about the channel (exposure, wavelengths, sizes,
             FlatfieldProfile), whether they stand in each image (V5) or once in a map (V6, V7).
         images: in the order of the index.
+        remarks: what could not be understood, and nothing needs.
     """
 
     version: str
@@ -77,31 +92,41 @@ class Index:
     plate: Mapping[str, str]
     channels: Mapping[int, Mapping[str, str]]
     images: tuple[Image, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def recognise(path: Path) -> bool:
-    """Whether the file is a Harmony index, by its name, or by how it begins."""
+    """Whether the file is an index, by its name, or by how it begins."""
     if path.name.lower() == NAMES[0]:
         return path.is_file()
     with path.open("rb") as file:
         return _ROOT in file.read(4096)
 
 
+def plate(path: Path) -> dict[str, str]:
+    """Returns the facts about the plate alone, from the beginning of the index."""
+    for _, element in xml.elements(path, {"Plate"}):
+        return xml.texts(element)
+    return {}
+
+
 def read(path: Path) -> Index:
     """The index, read element by element: 200,000 images in seconds.
 
     Raises:
-        Mistake: naming file and image: not XML, no Harmony index, numbers that are none, no images.
+        Mistake: naming file and image: not XML, no index, numbers that are none where a plane's place hangs
+            on them, no images.
     """
     version, instrument = "", ""
-    plate: dict[str, str] = {}
+    plate_facts: dict[str, str] = {}
     channels: dict[int, dict[str, str]] = {}
     images: list[Image] = []
+    odd: Counter[str] = Counter()
     # Wells repeat what the images say, at length: named so that they are dropped.
     for name, element in xml.elements(path, {"InstrumentType", "Plate", "Well", "Entry", "Image"}):
         if name == "Image" and "id" not in element.attrib:
-            facts = xml.texts(element)
-            image = _image(facts, path)
+            facts = _facts(element)
+            image = _image(facts, path, odd)
             images.append(image)
             channel = channels.setdefault(image.channel, {})
             if "ChannelName" not in channel:
@@ -110,17 +135,35 @@ def read(path: Path) -> Index:
             number_of = _whole(
                 {"ChannelID": element.get("ChannelID", "")}, "ChannelID", f"{path}: a map's entry"
             )
-            _constants(channels.setdefault(number_of, {}), xml.texts(element))
+            _constants(channels.setdefault(number_of, {}), _facts(element))
         elif name == "InstrumentType":
-            version = str(element.tag).partition("}")[0].rpartition("/")[2].strip("{")
             instrument = (element.text or "").strip()
         elif name == "Plate":
-            if plate:
+            if plate_facts:
                 raise Mistake(f"{path} describes several plates; one plate per export is expected")
-            plate = xml.texts(element)
+            plate_facts = xml.texts(element)
+        version = version or str(element.tag).partition("}")[0].rpartition("/")[2].strip("{")
     if not images:
         raise Mistake(f"{path} names no images: a Harmony index with at least one is expected")
-    return Index(version, instrument, plate, channels, tuple(images))
+    remarks = [
+        f"{count} images state {text}, which is no number: left unknown" for text, count in odd.items()
+    ]
+    return Index(version, instrument, plate_facts, channels, tuple(images), tuple(remarks))
+
+
+def _facts(element: Element) -> dict[str, str]:
+    """Texts of the children, whatever their unit in m, nm (wavelengths) and s (times); and the page."""
+    facts = xml.texts(element)
+    for child in element:
+        name, unit = xml.local(child.tag), child.get("Unit", "")
+        if name == "URL" and child.get("BufferNo"):
+            facts["BufferNo"] = child.get("BufferNo", "")
+        wanted = "nm" if name.endswith("Wavelength") else "s" if name in _TIMES else "m"
+        if unit and unit != wanted:
+            value = seconds(facts[name], unit) if wanted == "s" else micrometres(facts[name], unit)
+            if value is not None:
+                facts[name] = repr(value * {"nm": 1e3, "s": 1.0, "m": 1e-6}[wanted])
+    return facts
 
 
 def _constants(channel: dict[str, str], facts: Mapping[str, str]) -> None:
@@ -129,7 +172,7 @@ def _constants(channel: dict[str, str], facts: Mapping[str, str]) -> None:
             channel.setdefault(name, text)
 
 
-def _image(facts: Mapping[str, str], path: Path) -> Image:
+def _image(facts: Mapping[str, str], path: Path, odd: Counter[str]) -> Image:
     origin = f"{path}: image {facts.get('id', '(without id)')}"
     url = facts.get("URL", "")
     slow_fast = _KINETICS.search(url)
@@ -144,12 +187,13 @@ def _image(facts: Mapping[str, str], path: Path) -> Image:
         plane=_whole(facts, "PlaneID", origin, 1),
         channel=_whole(facts, "ChannelID", origin),
         time=(_whole(facts, "TimepointID", origin, slow), fast),
-        x_um=_micrometres(facts, "PositionX", origin),
-        y_um=_micrometres(facts, "PositionY", origin),
-        z_um=_micrometres(facts, "PositionZ", origin),
-        stage_um=_micrometres(facts, "AbsPositionZ", origin),
-        seconds=number(facts, "MeasurementTimeOffset", origin),
+        x_um=_micrometres(facts, "PositionX", odd),
+        y_um=_micrometres(facts, "PositionY", odd),
+        z_um=_micrometres(facts, "PositionZ", odd),
+        stage_um=_micrometres(facts, "AbsPositionZ", odd),
+        seconds=number(facts, "MeasurementTimeOffset", odd),
         moment=facts.get("AbsTime", ""),
+        page=_whole(facts, "BufferNo", origin, 0),
     )
 
 
@@ -162,21 +206,22 @@ def _whole(facts: Mapping[str, str], name: str, origin: str, default: int | None
     return int(text)
 
 
-def number(facts: Mapping[str, str], name: str, origin: str) -> float | None:
-    """The number under `name`; None where it is absent, empty, NaN or infinite."""
+def number(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:
+    """The number under `name`; None where it is absent, NaN or infinite, or no number, which is counted."""
     text = facts.get(name, "")
     if not text:
         return None
     try:
         value = float(text)
     except ValueError:
-        raise Mistake(f"{origin}: {name} is {text!r}; a number is expected") from None
+        odd[f"{name} {text[:30]!r}"] += 1
+        return None
     return value if math.isfinite(value) else None
 
 
-def _micrometres(facts: Mapping[str, str], name: str, origin: str) -> float | None:
-    """Harmony writes metres; to 0.1 nm, so that 5E-06 m is 5 µm."""
-    metres = number(facts, name, origin)
+def _micrometres(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:
+    """From metres; to 0.1 nm, so that 5E-06 m is 5 µm."""
+    metres = number(facts, name, odd)
     return None if metres is None else round(metres * 1e6, 4)
 
 

@@ -21,6 +21,7 @@ def check(
     unreadable: Mapping[Path, str],
     *,
     absent: Collection[Path] = (),
+    unimaged: Collection[Path] = (),
     indexed: bool = False,
 ) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
     """The planes that can be stored, and what is wrong with the fields.
@@ -31,7 +32,7 @@ def check(
         named: the planes that an index, a table or file names speak of, by field.
         channels: names of the plate's channels, for the messages.
         unreadable: those of the named files that are missing or damaged -> a clause that says so.
-        absent: those of them that are missing.
+        absent, unimaged: those of them that are missing, and that the instrument never wrote.
         indexed: an index names the planes: what it does not name was not imaged, which is no damage.
     """
     problems: list[Problem] = []
@@ -39,7 +40,11 @@ def check(
     for key, planes in named.items():
         twice, doubtful = _twice(planes, channels)
         lost = {plane.path for plane in planes if plane.path in unreadable}
-        for kind, paths in (("missing", lost.intersection(absent)), ("damaged", lost.difference(absent))):
+        for kind, paths in (
+            ("missing", lost.intersection(absent)),
+            (NOT_IMAGED, lost.intersection(unimaged)),
+            ("damaged", lost.difference(absent, unimaged)),
+        ):
             clauses = [unreadable[plane.path] for plane in planes if plane.path in paths]
             problems += [Problem(key, listed(clauses), kind)] if clauses else []
         problems += [Problem(key, listed(twice), "duplicate")] if twice else []

@@ -117,6 +117,7 @@ class Harmony:
     """What the tests of a Harmony export share."""
 
     shot = staticmethod(shot)
+    space = staticmethod(SPACE.__getitem__)
     index_text = staticmethod(index_text)
     write = staticmethod(write_export)
     channels = CHANNELS

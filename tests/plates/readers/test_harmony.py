@@ -204,7 +204,7 @@ def test_the_folder_may_be_the_export_or_its_images(tmp_path: Path, harmony_expo
 
 def test_several_exports_are_not_one(tmp_path: Path, harmony_export: Any) -> None:
     for name in ("P01", "P02"):
-        harmony_export.write(tmp_path / name, [harmony_export.shot()])
+        harmony_export.write(tmp_path / name, [harmony_export.shot()], plate={"PlateID": name})
     with pytest.raises(Mistake, match="2 Harmony exports \\(P01, P02\\)"):
         harmony.read(tmp_path)
 
@@ -324,17 +324,218 @@ def test_an_image_without_file_is_named(tmp_path: Path, harmony_export: Any) -> 
     harmony_export.write(tmp_path, [good])
     text = harmony_export.index_text([good, harmony_export.shot(FieldID=2, URL="", id="0101K1F2P1R1")])
     (tmp_path / "Images" / "Index.idx.xml").write_text(text)
-    [(key, text, _)] = harmony.read(tmp_path).problems
-    assert key.name == "2"
-    assert "the file of 0101K1F2P1R1 is missing" in text
+    [(key, text, kind)] = harmony.read(tmp_path).problems
+    assert (key.name, kind) == ("2", NOT_IMAGED)
+    assert text == "the instrument wrote no file for 0101K1F2P1R1"
 
 
-def test_channels_of_different_size_are_named(tmp_path: Path, harmony_export: Any) -> None:
+def test_a_channel_of_another_size_is_left_out_and_said(tmp_path: Path, harmony_export: Any) -> None:
+    """One channel with other binning costs that channel, and not the plate."""
     channels = harmony_export.channels | {
-        2: harmony_export.channels[2] | {"ImageSizeX": "16", "ImageSizeY": "12"}
+        2: harmony_export.channels[2] | {"ImageSizeX": "16", "ImageSizeY": "12", "ImageResolutionX": "1E-06"}
     }
     export = harmony.read(harmony_export.write(tmp_path, both(harmony_export.shot), channels=channels))
-    assert "differ in size (y, x): (12, 16), (24, 32)" in export.problems[0][1]
+    assert [channel.name for channel in export.plate.channels] == ["Brightfield"]
+    assert (export.plate.pixel_um, export.problems) == (0.5, ())
+    assert [left.kind for left in export.left_out] == ["channel of another size"]
+    assert export.remarks == (
+        "channel 'HOECHST 33342' has 12 × 16 pixels, the others 24 × 32: it is left out, for pixels are not "
+        "resampled unasked",
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "pixel_um", "said"),
+    [
+        ({"ImageResolutionX": "5E-07", "ImageResolutionY": "5.001E-07"}, 0.5, ""),
+        ({"ImageResolutionX": "5E-07", "ImageResolutionY": "6E-07"}, None, "pixels are not square"),
+        ({"ImageResolutionX": "", "ImageResolutionY": "6E-07"}, 0.6, ""),
+    ],
+)
+def test_both_edges_of_a_pixel_are_read(
+    tmp_path: Path, harmony_export: Any, facts: dict[str, str], pixel_um: float | None, said: str
+) -> None:
+    channels = {1: harmony_export.channels[1] | facts}
+    export = harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], channels=channels))
+    assert export.plate.pixel_um == pixel_um
+    assert [remark.partition(":")[0] for remark in export.remarks] == ([said] if said else [])
+
+
+def test_units_are_read(tmp_path: Path, harmony_export: Any) -> None:
+    """Columbus writes lengths in m, cm or nm, and says so."""
+    path = harmony_export.write(tmp_path, [harmony_export.shot(PositionX="1E-04", PositionZ="3E-06")])
+    index = path / "Images" / "Index.idx.xml"
+    text = index.read_text("utf-8-sig")
+    for old, new in (
+        ("<PositionX>1E-04", '<PositionX Unit="cm">1E-02'),
+        ("<PositionZ>3E-06", '<PositionZ Unit="nm">3000'),
+        ("<ImageResolutionX>5E-07", '<ImageResolutionX Unit="µm">0.5'),
+        ("<ImageResolutionY>5E-07", '<ImageResolutionY Unit="m">5E-07'),
+        ("<ExposureTime>0.1", '<ExposureTime Unit="ms">100'),
+        ("<MainExcitationWavelength>740", '<MainExcitationWavelength Unit="m">7.4E-07'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    before = harmony.read(path).plate
+    index.write_text(text)
+    plate = harmony.read(path).plate
+    assert (plate.pixel_um, plate.channels[0].exposure_s, plate.fields) == (0.5, 0.1, before.fields)
+    assert plate.channels[0].excitation_nm == pytest.approx(740)
+
+
+@pytest.mark.parametrize("name", ["ImageIndex.ColumbusIDX.xml", "Index.ref.xml", "INDEX.XML"])
+def test_other_indices_are_read(tmp_path: Path, harmony_export: Any, name: str) -> None:
+    harmony_export.write(tmp_path, [harmony_export.shot()])
+    (tmp_path / "Images" / "Index.idx.xml").rename(tmp_path / "Images" / name)
+    assert harmony.read(tmp_path).plate.name == "P 01"
+
+
+def test_corrected_images_lie_in_a_folder_of_their_own(tmp_path: Path, harmony_export: Any) -> None:
+    shot = harmony_export.shot()
+    harmony_export.write(tmp_path, [shot])
+    images = tmp_path / "Images"
+    (images / "Index.idx.xml").rename(images / "Index.ref.xml")
+    (images / "flex").mkdir()
+    (images / shot["URL"]).rename(images / "flex" / shot["URL"])
+    assert [file.path.parent.name for file in harmony.read(tmp_path).files[A01]] == ["flex"]
+
+
+def test_columbus_names_pages_of_files_and_colours_by_numbers(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [s for plane in (1, 2, 3) for s in both(harmony_export.shot, PlaneID=plane, URL="001001.tif")]
+    harmony_export.write(tmp_path, shots)
+    pixels = np.arange(6, dtype=np.uint16)[:, None, None] * np.ones((24, 32), np.uint16)
+    images = tmp_path / "Images"
+    tifffile.imwrite(images / "001001.tif", pixels, photometric="minisblack", metadata=None)
+    text = (images / "Index.idx.xml").read_text("utf-8-sig")
+    text = text.replace(harmony_export.space("HarmonyV5"), "http://www.perkinelmer.com/Columbus")
+    text = text.replace(
+        "<ChannelName>Brightfield", "<ChannelColor>4278255360</ChannelColor><ChannelName>Brightfield"
+    )
+    for number in range(6):
+        text = text.replace("<URL>001001.tif", f'<URL BufferNo="{number}">001001.tif', 1)
+    (images / "ImageIndex.ColumbusIDX.xml").write_text(text)
+    (images / "Index.idx.xml").unlink()
+    export = harmony.read(tmp_path)
+    assert (export.plate.details["version"], export.plate.channels[0].color) == ("Columbus", "00FF00")
+    assert export.problems == ()
+    read = {(f.channel, f.plane): int(read_plane(f.path, f.page)[0, 0]) for f in export.files[A01]}
+    assert read == {(c, z): 2 * z + c for c in (0, 1) for z in (0, 1, 2)}
+
+
+def test_the_case_of_an_ending_does_not_matter(tmp_path: Path, harmony_export: Any) -> None:
+    shot = harmony_export.shot()
+    harmony_export.write(tmp_path, [shot])
+    path = tmp_path / "Images" / shot["URL"]
+    path.rename(path.with_suffix(".TIFF"))
+    export = harmony.read(tmp_path)
+    assert (len(export.files[A01]), export.problems) == (1, ())
+
+
+def test_of_folders_for_each_well_some_may_not_be_there(tmp_path: Path, harmony_export: Any) -> None:
+    """The first 30 wells of the index were not copied: the others are read, and the first are named."""
+    shots = [harmony_export.shot(Row=1 + w // 12, Col=1 + w % 12) for w in range(40)]
+    harmony_export.write(tmp_path, shots)
+    images = tmp_path / "Images"
+    for shot in shots[30:]:
+        folder = images / f"r{int(shot['Row']):02d}c{int(shot['Col']):02d}"
+        folder.mkdir()
+        (images / shot["URL"]).rename(folder / shot["URL"])
+    for shot in shots[:30]:
+        (images / shot["URL"]).unlink()
+    export = harmony.read(tmp_path)
+    assert sum(map(len, export.files.values())) == 10
+    assert {kind for _, _, kind in export.problems} == {"missing"}
+    assert len(export.problems) == 30
+
+
+def test_a_channel_that_half_of_the_wells_have_is_no_damage(tmp_path: Path, harmony_export: Any) -> None:
+    """By design each half of the wells has a stain of its own: one plate, and a remark for each."""
+    shots = [
+        harmony_export.shot(Col=col, ChannelID=1 + (col > 2), FieldID=f)
+        for col in (1, 2, 3, 4)
+        for f in (1, 2)
+    ]
+    export = harmony.read(harmony_export.write(tmp_path, shots))
+    assert export.problems == ()
+    assert export.remarks == (
+        "channel 'Brightfield' was not imaged in 2 of 4 wells (A03, A04)",
+        "channel 'HOECHST 33342' was not imaged in 2 of 4 wells (A01, A02)",
+    )
+    planes = {field.key.well: field.details["planes"] for field in export.plate.fields}
+    assert planes["A01"] == {"Brightfield": [0]}
+    assert planes["A04"] == {"HOECHST 33342": [0]}
+
+
+def test_a_series_that_ended_early_is_no_damage(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [
+        harmony_export.shot(Col=col, TimepointID=t, URL=f"c{col}t{t}.tiff")
+        for col in (1, 2, 3)
+        for t in range(4)
+    ]
+    export = harmony.read(harmony_export.write(tmp_path, shots[:-2]))
+    assert export.problems == ()
+    assert [field.shape[0] for field in export.plate.fields] == [4, 4, 2]
+    assert export.remarks == ("1 of 3 fields end before the last time (A03/1)",)
+
+
+def test_two_measurements_of_a_plate_are_two_acquisitions(tmp_path: Path, harmony_export: Any) -> None:
+    """Live first, then stained: channels of one name are one, and each field keeps its own planes."""
+    plate = {"PlateID": "P01", "Name": "P 01", "PlateRows": "8", "PlateColumns": "12"}
+    live, stained = (
+        {1: harmony_export.channels[1]},
+        {1: harmony_export.channels[2], 2: harmony_export.channels[1]},
+    )
+    harmony_export.write(
+        tmp_path / "P01-Measurement 2", both(harmony_export.shot), channels=stained,
+        plate=plate | {"MeasurementStartTime": "2024-02-02T00:00:00"},
+    )  # fmt: skip
+    harmony_export.write(
+        tmp_path / "P01-Measurement 9", [harmony_export.shot(PlaneID=p) for p in (1, 2)], channels=live,
+        plate=plate | {"MeasurementStartTime": "2024-02-01T00:00:00"},
+    )  # fmt: skip
+    export = harmony.read(tmp_path)
+    assert export.plate.acquisitions == {0: "2024-02-01T00:00:00", 1: "2024-02-02T00:00:00"}
+    assert [channel.name for channel in export.plate.channels] == ["Brightfield", "HOECHST 33342"]
+    first, second = export.plate.fields
+    assert (str(first.key), first.shape, first.details["planes"]) == (
+        "A01/1",
+        (1, 2, 2, 24, 32),
+        {"Brightfield": [0, 1]},
+    )
+    assert (str(second.key), second.shape[:3]) == ("A01/1x1", (1, 2, 1))
+    read = {(f.channel, f.plane): int(read_plane(f.path)[0, 0]) for f in export.files[second.key]}
+    assert read == {(1, 0): 0, (0, 0): 1}
+    assert export.problems == ()
+
+
+def test_measurements_with_pixels_of_two_sizes_are_not_one_plate(tmp_path: Path, harmony_export: Any) -> None:
+    for name, metres in (("a", "5E-07"), ("b", "1E-06")):
+        size = {"ImageResolutionX": metres, "ImageResolutionY": metres}
+        plate = {"PlateID": "P", "PlateRows": "8", "PlateColumns": "12"}
+        channels = {1: harmony_export.channels[1] | size}
+        harmony_export.write(tmp_path / name, [harmony_export.shot()], channels=channels, plate=plate)
+    with pytest.raises(Mistake, match=r"a has pixels of 0.5 µm, b of 1 µm: give one as source"):
+        harmony.read(tmp_path)
+
+
+def test_a_number_that_nothing_needs_is_a_remark(tmp_path: Path, harmony_export: Any) -> None:
+    channels = {1: harmony_export.channels[1] | {"ExposureTime": "long"}}
+    shots = [harmony_export.shot(PositionX="left", FieldID=f) for f in (1, 2)]
+    export = harmony.read(harmony_export.write(tmp_path, shots, channels=channels))
+    assert export.plate.fields[0].position_um is None is export.plate.channels[0].exposure_s
+    assert export.remarks == (
+        "channel 'Brightfield': ExposureTime 'long' is no number and left unknown",
+        "2 images state PositionX 'left', which is no number: left unknown",
+    )
+
+
+def test_an_image_that_failed_and_was_not_written_is_not_imaged(tmp_path: Path, harmony_export: Any) -> None:
+    shots = [harmony_export.shot(FieldID=f) for f in (1, 2)]
+    shots[1]["State"] = "AutofocusFailed"
+    harmony_export.write(tmp_path, shots)
+    (tmp_path / "Images" / shots[1]["URL"]).unlink()
+    [(key, _, kind)] = harmony.read(tmp_path).problems
+    assert (str(key), kind) == ("A01/2", NOT_IMAGED)
 
 
 def test_wells_outside_the_plate_are_refused(tmp_path: Path, harmony_export: Any) -> None:
@@ -355,7 +556,7 @@ def test_a_plate_without_format_gets_the_smallest(tmp_path: Path, harmony_export
     [
         ({"Row": "A"}, "Row is 'A'; a whole number is expected"),
         ({"FieldID": ""}, "FieldID is ''; a whole number is expected"),
-        ({"PositionX": "left"}, "PositionX is 'left'; a number is expected"),
+        ({"PlaneID": "1.5"}, "PlaneID is '1.5'; a whole number is expected"),
     ],
 )
 def test_numbers_that_are_none_name_the_image(
