@@ -15,13 +15,18 @@ from hpc_isl.strict import Strict
 class PatternRecipe(Strict):
     """How file names (or a table) tell well, field, channel, plane, time and acquisition."""
 
-    regex: str | None = None
-    """regular expression that matches the whole path below `source`; named groups: well, or image
-    (each image becomes a well of its own, in natural order); field, channel, plane, time,
-    acquisition. Planes are numbers, or heights in micrometres where they have a decimal point"""
+    regex: str | list[str] | None = None
+    """regular expression that matches the whole path below `source`, or a list of them, of which
+    the first that matches a file counts; named groups: well (B03, or a running number, see
+    wells_on_plate), or row and column (numbers or letters), or image (each image becomes a well of
+    its own, in natural order); field, channel, plane, time, acquisition. Planes are numbers, or
+    heights in micrometres where they have a decimal point"""
+    ignore: str | list[str] = []
+    """regular expressions of images that are no planes, as thumbnails: they are counted; of other
+    images that no regex matches there may not be more than of those that one does"""
     table: Path | None = None
-    """CSV instead of a regex: columns path, well, field, channel, plane, time, acquisition
-    (path and well are needed; path is relative to `source`)"""
+    """CSV instead of a regex: columns path, well (or row and column), field, channel, plane, time,
+    acquisition (path and well are needed; path is relative to `source`)"""
     channels: dict[str, str] = {}
     """name of a channel as the files write it -> name to store, e.g. {w1: DAPI}; the stored order
     is that of this mapping; several names may lead to one channel; empty: names as written"""
@@ -32,11 +37,12 @@ class PatternRecipe(Strict):
     plane_um: Annotated[float, Bound(gt=0)] | None = None
     """distance between neighbouring planes in micrometres; null: unknown"""
     wells_on_plate: Literal[6, 12, 24, 48, 96, 384, 1536] | None = None
-    """plate format; null: the smallest of 96, 384, 1536 that holds the wells"""
+    """plate format; null: the smallest of 96, 384, 1536 that holds the wells; needed where wells
+    are running numbers, which count along the rows from 1"""
 
     @model_validator(mode="after")
     def _one_way(self) -> PatternRecipe:
-        if (self.regex is None) == (self.table is None):
+        if (self.regex in (None, [])) == (self.table is None):
             raise ValueError("give either regex or table")
         return self
 
@@ -68,7 +74,8 @@ class ConvertRecipe(Recipe):
     plate_map: Path | None = None
     """CSV with a column well and any of treatment, dose, control, cell_line"""
     on_error: Literal["stop", "skip"] = "stop"
-    """damaged fields: stop after naming all of them, or skip, record and go on"""
+    """what is missing or damaged: stop after naming all of it, or skip those planes, record them and
+    store the others"""
     levels: Positive | None = None
     """levels of the pyramid; null: until the longer edge is at most 256 pixels"""
     codec: CodecRecipe = CodecRecipe()

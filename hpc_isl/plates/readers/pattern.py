@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.plate import Export, Field, FieldKey, PlaneFile, Plate, Problem
-from hpc_isl.plates.readers import fields, pattern_axes, stacks, tiff_metadata
+from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate, Problem
+from hpc_isl.plates.readers import fields, left_out, pattern_axes, stacks, tiff_metadata
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_axes import Axes
-from hpc_isl.plates.readers.pattern_names import Named, by_regex, by_table
+from hpc_isl.plates.readers.pattern_names import IMAGES, Named, by_regex, by_table, matching
 from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
 from hpc_isl.recipes.plates import PatternRecipe
@@ -39,11 +39,12 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
       where neither names nor recipe do.
 
     Raises:
-        Mistake: see `by_regex`, `by_table` and `axes`; also a plane that is no number, and no file
-            that can be read.
+        Mistake: see `by_regex`, `by_table` and `axes`; also a plane that is no number, no file that
+            can be read, and more images that no expression matches than that one does.
     """
     below = list_folder(folder)
-    named, remarks = _named(below, recipe)
+    named, others = _named(below, recipe)
+    remarks: list[str] = []
     metadata, unreadable = _metadata(below, named)
     pages = [p for n in named for p in _pages(n, metadata.get(below.root / n.name), recipe.channels)]
     axes = pattern_axes.axes([page.named for page in pages], recipe)
@@ -80,7 +81,7 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
         remarks.append("the planes' names have decimal points and are taken as heights in micrometres")
     remarks += stacks.gaps(planes, names)
     remarks += [*(more if recipe.pixel_um is None else []), *odd, *uneven, *_odd_files(metadata)]
-    return Export(plate, files, tuple(problems), plate_map=axes.wells.plate_map, remarks=tuple(remarks))
+    return Export(plate, files, tuple(problems), others, axes.wells.plate_map, tuple(remarks))
 
 
 class _Page(NamedTuple):
@@ -91,12 +92,38 @@ class _Page(NamedTuple):
     metadata: PlaneMetadata
 
 
-def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], list[str]]:
+def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[LeftOut, ...]]:
+    """The files that are read, and the images that are not.
+
+    Names are matched by a person's expression, which may fit too little without anybody's notice: so
+    more images beside it than it matches are a mistake. A table says itself what it wants.
+    """
+    root = below.root
     if recipe.table is not None:
-        return by_table(below, recipe.table), []
+        named = by_table(below, recipe.table)
+        listed = {n.name for n in named}
+        rest = sorted(n for n in below.files if n not in listed and n.lower().endswith(IMAGES))
+        return named, tuple(left_out.of_name(root, name, "image not in the table") for name in rest)
     assert recipe.regex is not None, "the recipe holds one of the two"
-    named, others = by_regex(below, recipe.regex)
-    return named, [others] if others else []
+    named, rest = by_regex(below, recipe.regex)
+    ignored = matching(recipe.ignore, rest, "pattern.ignore")
+    others = tuple(
+        left_out.of_name(root, name, "ignored image" if name in ignored else "image of no pattern")
+        for name in rest
+    )
+    unmatched = [left for left, name in zip(others, rest, strict=True) if name not in ignored]
+    if len(unmatched) > len(named):
+        lines = left_out.lines(unmatched, root)
+        raise Mistake(
+            "\n".join(
+                [
+                    f"{root}: pattern.regex matches {len(named):,} images and leaves out {len(unmatched):,}, "
+                    "more than half; widen it, add another, or list in pattern.ignore what is no plane:",
+                    *lines,
+                ]
+            )
+        )
+    return named, others
 
 
 def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:

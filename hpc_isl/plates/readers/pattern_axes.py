@@ -93,6 +93,7 @@ def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
     images = sorted({n.image for n in named if n.image}, key=natural)
     if not images:
         names = {n.well: _well(n, recipe.wells_on_plate) for n in {n.well: n for n in named}.values()}
+        _check_one_name_each(names)
         rows, columns = layout(set(names.values()), recipe.wells_on_plate)
         return Wells(rows, columns, names, {})
     if nameless := [n for n in named if not n.image]:
@@ -102,13 +103,35 @@ def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
     return Wells(rows, columns, names, {well: {"image": image} for image, well in names.items()})
 
 
+def _check_one_name_each(names: Mapping[str, str]) -> None:
+    """Running numbers beside names would put two wells into one."""
+    numbers = sorted((said for said in names if said.isdecimal()), key=natural)
+    others = sorted(said for said in names if not said.isdecimal())
+    if numbers and others:
+        raise Mistake(f"some wells are numbers ({numbers[0]}), some are names ({others[0]}): one of both")
+
+
 def _well(named: Named, wells_on_plate: int | None) -> str:
     try:
-        well = well_name(*well_position(named.well))
+        well = well_name(*_position(named.well, wells_on_plate))
         layout({well}, wells_on_plate)
         return well
     except Mistake as error:
         raise Mistake(f"{named.origin}: {error}") from None
+
+
+def _position(well: str, wells_on_plate: int | None) -> tuple[int, int]:
+    """Row and column of a name, or of a running number, which counts along the rows from 1."""
+    if not re.fullmatch(r"[0-9]{1,5}", well):
+        return well_position(well)
+    if wells_on_plate is None:
+        raise Mistake(
+            f"well {well!r} is a running number: give pattern.wells_on_plate, as 96, so that row and column "
+            "are known; numbers count along the rows from 1"
+        )
+    if not 1 <= int(well) <= wells_on_plate:
+        raise Mistake(f"well {well!r} is no number from 1 to {wells_on_plate}, the wells on the plate")
+    return divmod(int(well) - 1, FORMATS[wells_on_plate][1])
 
 
 def _room(images: int, wells_on_plate: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,19 +1,21 @@
-"""Which files belong where, as their names (by regular expression) or a table (CSV) tell: text as written."""
+"""Which files belong where, as their names (by regular expressions) or a table tell: text as written."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.plate import FORMATS, row_name, well_position
 from hpc_isl.plates.readers.folder import Folder
 
-GROUPS = ("well", "image", "field", "channel", "plane", "time", "acquisition")
-IMAGES = (".tif", ".tiff", ".png")
-COLUMNS = ("path", "well", "field", "channel", "plane", "time", "acquisition")
+GROUPS = ("well", "row", "column", "image", "field", "channel", "plane", "time", "acquisition")
+IMAGES = (".tif", ".tiff", ".png", ".stk")
+COLUMNS = ("path", "well", "row", "column", "field", "channel", "plane", "time", "acquisition")
+_ROWS, _COLUMNS = max(FORMATS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Named:
     Attributes:
         name: path below the folder of the export.
         origin: for messages: the name, or the line of the table.
+        well: a name as B03, or a running number; row and column are made into a name.
         image: stands for a well of its own; then `well` is "".
     """
 
@@ -43,18 +46,27 @@ def natural(text: str) -> tuple[list[tuple[str, int, str]], str]:
     return [(word, len(digits), digits) for word, digits in parts], text
 
 
-def by_regex(folder: Folder, regex: str, key: str = "pattern.regex") -> tuple[list[Named], str]:
-    """The files whose whole path below the folder matches, in natural order, and a remark on the rest.
+def by_regex(
+    folder: Folder, regex: str | Sequence[str], key: str = "pattern.regex"
+) -> tuple[list[Named], list[str]]:
+    """The files whose whole path below the folder matches, in natural order, and the other images.
 
-    `key` is what the user knows the expression by.
+    Of several expressions the first that matches a file tells what it shows.
+
+    Args:
+        key: what the user knows the expression by.
 
     Raises:
-        Mistake: the expression is none, has unknown groups, or neither `well` nor `image`; no file
-            matches; a link that matches leads out of the folder.
+        Mistake: an expression is none, has unknown groups, or none of those for the well; no file
+            matches; a row or column is none; a link that matches leads out of the folder.
     """
-    expression = _compile(regex, key)
+    expressions = _compiled(regex, key)
     names = sorted(folder.files | folder.leaving, key=natural)
-    matches = [(name, match) for name in names if (match := expression.fullmatch(name))]
+    matches = [
+        (name, match)
+        for name in names
+        if (match := next(filter(None, (one.fullmatch(name) for one in expressions)), None))
+    ]
     if not matches:
         shown = "; there are: " + ", ".join(map(repr, names[:3])) if names else "; the folder is empty"
         raise Mistake(
@@ -68,30 +80,76 @@ def by_regex(folder: Folder, regex: str, key: str = "pattern.regex") -> tuple[li
             )
     kept = {name for name, _ in matches}
     others = [name for name in names if name not in kept and name.lower().endswith(IMAGES)]
-    shown = ", ".join(map(repr, others[:3]))
-    remark = f"{len(others)} images do not match {key} and are left out, e.g. {shown}" if others else ""
-    return [Named(name, name, **_texts(match)) for name, match in matches], remark
+    named = [
+        Named(
+            name, name, **_with_well({group: text or "" for group, text in match.groupdict().items()}, name)
+        )
+        for name, match in matches
+    ]
+    return named, others
 
 
-def _texts(match: re.Match[str]) -> dict[str, str]:
-    return {group: text or "" for group, text in match.groupdict().items()}
+def matching(regex: str | Sequence[str], names: Sequence[str], key: str) -> set[str]:
+    """Returns the names that one of these expressions matches wholly; their groups mean nothing."""
+    expressions = [_expression(one, key) for one in _listed(regex)]
+    return {name for name in names if any(one.fullmatch(name) for one in expressions)}
+
+
+def _with_well(texts: dict[str, str], origin: str) -> dict[str, str]:
+    """Row and column, each a number from 1 or letters, as the name of a well."""
+    if "row" not in texts:
+        return texts
+    row = _place(texts.pop("row"), "row", _ROWS, origin)
+    column = _place(texts.pop("column"), "column", _COLUMNS, origin)
+    return texts | {"well": f"{row_name(row)}{column + 1:02d}"}
+
+
+def _place(text: str, part: str, most: int, origin: str) -> int:
+    """A row or column, from 0."""
+    place = -1
+    if re.fullmatch(r"[0-9]{1,3}", text):
+        place = int(text) - 1
+    elif re.fullmatch(r"A?[A-Za-z]", text):
+        place = well_position(f"{text}1")[0]
+    if not 0 <= place < most:
+        raise Mistake(f"{origin}: {part} {text!r} is neither a number from 1 to {most} nor letters from A")
+    return place
+
+
+def _listed(regex: str | Sequence[str]) -> list[str]:
+    return [regex] if isinstance(regex, str) else list(regex)
+
+
+def _compiled(regex: str | Sequence[str], key: str) -> list[re.Pattern[str]]:
+    found = [_compile(one, key) for one in _listed(regex)]
+    if len({"image" in one.groupindex for one in found}) > 1:
+        raise Mistake(f"{key}: either all of its expressions have the group image, or none")
+    return found
 
 
 def _compile(regex: str, key: str) -> re.Pattern[str]:
-    try:
-        expression = re.compile(regex)
-    except re.error as error:
-        raise Mistake(f"{key} {regex!r} is no regular expression: {error}") from None
+    expression = _expression(regex, key)
     for group in expression.groupindex:
         if group not in GROUPS:
             raise Mistake(f"{key} {regex!r} has a group {group!r}; {nearest(group, GROUPS)}")
-    if ("well" in expression.groupindex) == ("image" in expression.groupindex):
-        raise Mistake(f"{key} {regex!r} needs one of the groups well and image, as in (?P<well>[A-P]\\d\\d)")
+    groups = [group for group in ("well", "row", "column", "image") if group in expression.groupindex]
+    if groups not in (["well"], ["row", "column"], ["image"]):
+        raise Mistake(
+            f"{key} {regex!r} needs one of the groups well and image, as in (?P<well>[A-P]\\d\\d), "
+            "or both of row and column"
+        )
     return expression
 
 
+def _expression(regex: str, key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(regex)
+    except re.error as error:
+        raise Mistake(f"{key} {regex!r} is no regular expression: {error}") from None
+
+
 def by_table(folder: Folder, table: Path) -> list[Named]:
-    """The rows of a CSV file with columns path and well, and any of field, channel, plane, time, acquisition.
+    """The rows of a CSV file: path, well (or row, column), any of field, channel, plane, time, acquisition.
 
     The files that it names need not be there.
 
@@ -116,15 +174,23 @@ def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[
     for name in reader.fieldnames:
         if name not in COLUMNS:
             raise Mistake(f"{table}: unknown column {name!r}; {nearest(name, COLUMNS)}")
-    if len(set(reader.fieldnames)) < len(reader.fieldnames) or not {"path", "well"} <= set(reader.fieldnames):
+    found = set(reader.fieldnames)
+    wells = {"well", "row", "column"} & found
+    if (
+        len(found) < len(reader.fieldnames)
+        or "path" not in found
+        or wells not in ({"well"}, {"row", "column"})
+    ):
         raise Mistake(
-            f"{table}: has columns {', '.join(reader.fieldnames)}; path and well are needed, each once"
+            f"{table}: has columns {', '.join(reader.fieldnames)}; path and well, or path, row and column, "
+            "are needed, each once"
         )
     for row in reader:
         origin = f"{table} line {reader.line_num}"
         if None in row or None in row.values():
             raise Mistake(f"{origin}: {len(reader.fieldnames)} cells are expected, as in the header")
         cells = {name: text.strip() for name, text in row.items()}
+        cells = _with_well(cells, origin)
         if not cells["path"] or not cells["well"]:
             raise Mistake(f"{origin}: path and well must be given")
         yield Named(folder.locate(cells.pop("path"), origin), origin, **cells)

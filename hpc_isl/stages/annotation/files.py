@@ -84,7 +84,9 @@ def find(source: Path, regex: str | None, index: Index) -> tuple[list[LabelFile]
 
 def _folder(source: Path, regex: str) -> tuple[list[Row], str]:
     folder = list_folder(source)
-    found, remark = by_regex(folder, regex, "regex")
+    found, others = by_regex(folder, regex, "regex")
+    shown = ", ".join(map(repr, others[:3]))
+    remark = f"{len(others)} images do not match regex and are left out, e.g. {shown}" if others else ""
     return [
         (one.origin, folder.root / one.name, {part: getattr(one, part) for part in NAMES}) for one in found
     ], remark

@@ -13,7 +13,7 @@ from hpc_isl.plates.metadata import plate_facts
 from hpc_isl.plates.partial import free, full
 from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, Problem, well_name, well_position
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
-from hpc_isl.plates.readers import detect
+from hpc_isl.plates.readers import detect, left_out
 from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.stages.conversion.costs import Costs, readable
@@ -106,7 +106,7 @@ def _texts(problems: Iterable[Problem]) -> dict[FieldKey, set[str]]:
 def describe(found: Survey, costs: Costs) -> tuple[str, ...]:
     """What a person wants to know before it starts: what is there, what it takes, what is wrong."""
     plate, recipe = found.plate, found.recipe
-    lines = [f"{plate.name}: {_counted(found.export)}", *found.export.remarks, *_left_out(found.export)]
+    lines = [f"{plate.name}: {_counted(found.export)}", *found.export.remarks, *_left_out(found)]
     if plate.pixel_um is None:
         lines.append("pixel size unknown: positions are kept in pixels, no micrometres are invented")
     lines += _plate_map_lines(found)
@@ -204,11 +204,11 @@ def _counted(export: Export) -> str:
     )
 
 
-def _left_out(export: Export) -> list[str]:
-    """The line that counts the files which are not stored, by kind."""
-    counts = Counter(left.kind for left in export.left_out)
-    counted = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    return [f"{_many(counts.total(), 'file')} will not be stored: {counted}"] if counts else []
+def _left_out(found: Survey) -> list[str]:
+    """The lines that count the files which are not stored, by kind, channel and well."""
+    lines = left_out.lines(found.export.left_out, found.recipe.source.resolve())
+    count = _many(len(found.export.left_out), "file")
+    return [f"{count} will not be stored:", *(f"  {line}" for line in lines)] if lines else []
 
 
 def _many(count: int, noun: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from metamorph_stack import write_stk
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.planes import read_plane
-from hpc_isl.plates.plate import Export, FieldKey
-from hpc_isl.plates.readers import pattern
+from hpc_isl.plates.plate import Export, FieldKey, LeftOut
+from hpc_isl.plates.readers import left_out, pattern
 from hpc_isl.plates.readers.pattern_names import natural
 from hpc_isl.recipe import load
 from hpc_isl.recipes.plates import ConvertRecipe, PatternRecipe
@@ -53,8 +54,139 @@ def test_names_become_wells_fields_and_channels(images: Images) -> None:
     assert {field.shape for field in plate.fields} == {(1, 2, 1, 24, 32)}
     assert (plate.name, plate.pixel_um, plate.plane_um, len(plate.columns)) == ("export", 0.5, None, 12)
     assert export.problems == ()
-    assert export.remarks == ("1 images do not match pattern.regex and are left out, e.g. 'notes.tif'",)
+    assert export.remarks == ()
+    assert export.left_out == (LeftOut(folder / "notes.tif", "image of no pattern"),)
     json.dumps([field.details for field in plate.fields])
+
+
+@pytest.mark.parametrize(
+    ("names", "regex"),
+    [
+        (["r02c03.tif", "r04c05.tif"], r"r(?P<row>\d+)c(?P<column>\d+)\.tif"),
+        (["B-3.tif", "d-05.tif"], r"(?P<row>[A-Za-z]+)-(?P<column>\d+)\.tif"),
+        (["2/C.tif", "4/E.tif"], r"(?P<row>\d+)/(?P<column>\w)\.tif"),
+        (["W00015.tif", "W00041.tif"], r"W(?P<well>\d+)\.tif"),
+    ],
+)
+def test_wells_are_told_by_row_and_column_or_by_number(images: Images, names: list[str], regex: str) -> None:
+    export = read(images(*names), regex=regex, wells_on_plate=96)
+    assert [(well, export.files[FieldKey(well, "1")][0].path.name) for well in export.plate.wells] == [
+        ("B03", Path(names[0]).name),
+        ("D05", Path(names[1]).name),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wells_on_plate", "number", "well"),
+    [
+        (6, 6, "B03"),
+        (96, 1, "A01"),
+        (96, 13, "B01"),
+        (384, 25, "B01"),
+        (384, 384, "P24"),
+        (1536, 1536, "AF48"),
+    ],
+)
+def test_running_numbers_count_along_the_rows(
+    images: Images, wells_on_plate: int, number: int, well: str
+) -> None:
+    export = read(images(f"{number}.tif"), regex=r"(?P<well>\d+)\.tif", wells_on_plate=wells_on_plate)
+    assert export.plate.wells == (well,)
+
+
+@pytest.mark.parametrize(
+    ("name", "regex", "said"),
+    [
+        (
+            "r0c3",
+            r"r(?P<row>\d+)c(?P<column>\d+)\.tif",
+            "row '0' is neither a number from 1 to 32 nor letters",
+        ),
+        ("r1c49", r"r(?P<row>\d+)c(?P<column>\d+)\.tif", "column '49' is neither a number from 1 to 48"),
+        ("AGc1", r"(?P<row>\w+)c(?P<column>\d+)\.tif", "row 'AG' is neither"),
+        ("c1", r"(?P<row>\w*)c(?P<column>\d+)\.tif", "row '' is neither"),
+        ("0", r"(?P<well>\d+)\.tif", "0.tif: well '0' is a running number: give pattern.wells_on_plate"),
+    ],
+)
+def test_rows_columns_and_numbers_that_are_none_are_named(
+    images: Images, name: str, regex: str, said: str
+) -> None:
+    with pytest.raises(Mistake, match=re.escape(said)):
+        read(images(f"{name}.tif"), regex=regex)
+
+
+@pytest.mark.parametrize("number", [0, 97])
+def test_running_numbers_beyond_the_plate_are_named(images: Images, number: int) -> None:
+    with pytest.raises(Mistake, match=rf"well '{number}' is no number from 1 to 96, the wells on the plate"):
+        read(images(f"{number}.tif"), regex=r"(?P<well>\d+)\.tif", wells_on_plate=96)
+
+
+def test_numbers_beside_names_are_refused(images: Images) -> None:
+    with pytest.raises(Mistake, match=r"some wells are numbers \(7\), some are names \(A01\): one of both"):
+        read(images("7.tif", "A01.tif"), regex=r"(?P<well>\w+)\.tif", wells_on_plate=96)
+
+
+def test_a_table_may_tell_row_and_column(images: Images) -> None:
+    folder = images("x.tif", "y.tif", "z.tif")
+    export = read(folder, **table(folder, "path,row,column", "x.tif,2,3", "y.tif,D,05"))
+    assert export.plate.wells == ("B03", "D05")
+    assert export.left_out == (LeftOut(folder / "z.tif", "image not in the table"),)
+    with pytest.raises(Mistake, match="path and well, or path, row and column, are needed"):
+        read(folder, **table(folder, "path,row", "x.tif,2"))
+
+
+def test_several_patterns_make_one_plate(images: Images) -> None:
+    """The first that matches counts: the second would take the stains for bright-field."""
+    folder = images("stain/B03_s1_w1.tif", "B03_BF_z1.tif", "B03_BF_z2.tif")
+    regex = [
+        r"stain/(?P<well>\w+?)_s(?P<field>\d+)_w(?P<channel>\d)\.tif",
+        r"(?:.*/)?(?P<well>[A-P]\d\d)_(?P<channel>[a-zA-Z]+)\d*(?:_z(?P<plane>\d+))?.*\.tif",
+    ]
+    export = read(folder, regex=regex, channels={"1": "DAPI", "BF": "BF"}, transmitted=["BF"])
+    [key] = export.files
+    assert order(export, key) == [("B03_s1_w1.tif", 0, 0), ("B03_BF_z1.tif", 1, 0), ("B03_BF_z2.tif", 1, 1)]
+    with pytest.raises(Mistake, match="either all of its expressions have the group image, or none"):
+        read(folder, regex=[regex[0], r"(?P<image>.*)\.tif"])
+
+
+def test_more_than_half_left_out_is_a_stop_that_counts(images: Images) -> None:
+    regex = r"(?P<well>\w\d\d)_s(?P<field>\d)_w(?P<channel>\d)\.tif"
+    kept = ["B03_s1_w1.tif", "B04_s1_w1.tif"]
+    others = ["B03_s1_w1_thumb.tif", "B04_s1_w1_thumb.TIF", "new/B03_s2_w2.png"]
+    folder = images(*kept, *others)
+    with pytest.raises(Mistake) as mistake:
+        read(folder, regex=regex)
+    assert str(mistake.value).splitlines() == [
+        f"{folder}: pattern.regex matches 2 images and leaves out 3, more than half; widen it, add another, "
+        "or list in pattern.ignore what is no plane:",
+        "2 thumbnail, e.g. B03_s1_w1_thumb.tif; by channel: 2 w1; by well: 1 B03, 1 B04",
+        "1 image of no pattern, e.g. new/B03_s2_w2.png; by channel: 1 w2; by well: 1 B03",
+    ]
+    (folder / others[2]).unlink()
+    assert len(read(folder, regex=regex).left_out) == 2
+    export = read(images(*others), regex=regex, ignore=".*thumb.*")
+    assert [(left.kind, left.well) for left in export.left_out] == [
+        ("thumbnail", "B03"), ("thumbnail", "B04"), ("image of no pattern", "B03"),
+    ]  # fmt: skip
+    with pytest.raises(Mistake, match=r"pattern.ignore '\(' is no regular expression"):
+        read(folder, regex=regex, ignore="(")
+
+
+def test_what_names_tell_of_files_left_out() -> None:
+    told = [
+        left_out.of_name(Path("/x"), name, "other")
+        for name in (
+            "r02c31f01p01-ch1sk1.tiff", "SC_BP445C01.tif", "P_AF48_T0001F001L01A01Z01C02.tif", "B3_MIP.tif",
+            "Projection_C04_w1091EB8A5-272A-466D-B8A0-7547C6BA392B.tif",
+        )
+    ]  # fmt: skip
+    assert [(left.kind, left.well, left.channel) for left in told] == [
+        ("other", "B31", "ch1"),
+        ("shading image", "", "C01"),
+        ("other", "AF48", "C02"),
+        ("projection", "B03", ""),
+        ("other", "C04", "w1"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +462,7 @@ def test_an_expression_that_cannot_work_is_explained(images: Images, regex: str,
 @pytest.mark.parametrize(
     ("name", "recipe", "said"),
     [
-        ("5_s1_w1.tif", {}, "5_s1_w1.tif: well '5' is no well name"),
+        ("x_s1_w1.tif", {}, "x_s1_w1.tif: well 'x' is no well name"),
         ("A01_s1_w1_zmid.tif", {}, "A01_s1_w1_zmid.tif: plane 'mid' is no number"),
         (
             "A01_s1_w2.tif",
@@ -465,7 +597,7 @@ def test_files_that_a_table_names_in_vain_are_problems(images: Images) -> None:
         (["path,wel", "1.tif,A01"], "unknown column 'wel'; did you mean 'well'"),
         (["path,well,dose", "1.tif,A01,3"], "unknown column 'dose'"),
         (["path;well", "1.tif;A01"], "unknown column 'path;well'"),
-        (["path", "1.tif"], "path and well are needed"),
+        (["path", "1.tif"], "path and well, or path, row and column, are needed"),
         (["path,well,well", "1.tif,A01,A01"], "each once"),
         (["path,well"], "no rows"),
         (["path,well", "1.tif"], "line 2: 2 cells"),
@@ -582,11 +714,10 @@ def test_metaxpress_stacks_are_read_without_thumbnails(realdata: Path) -> None:
     stacks = shipped("imagexpress_stack", folder)
     assert {field.shape for field in stacks.plate.fields} == {(1, 3, 10, 512, 512)}
     assert stacks.plate.fields[0].details["planes"] == {"1": list(range(10)), "2": list(range(10)), "4": [0]}
-    flat = shipped("imagexpress", folder)
-    assert {field.shape for field in flat.plate.fields} == {(1, 3, 1, 512, 512)}
-    for export in (stacks, flat):
-        assert export.problems == ()
-        assert not any("thumb" in plane.path.name for stack in export.files.values() for plane in stack)
+    assert stacks.problems == ()
+    assert not any("thumb" in plane.path.name for stack in stacks.files.values() for plane in stack)
+    with pytest.raises(Mistake, match="matches 6 images and leaves out 42, more than half"):
+        shipped("imagexpress", folder)
 
 
 @pytest.mark.realdata
