@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Export
-from hpc_isl.plates.readers import cellvoyager, harmony, imagexpress, pattern
+from hpc_isl.plates.readers import cellvoyager, harmony, imagexpress, looks_like, pattern
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.recipes.plates import ConvertRecipe
 
@@ -17,6 +17,11 @@ RECOGNISE: dict[str, Callable[[Folder], bool]] = {
     "imagexpress": imagexpress.recognise,
     "cellvoyager": cellvoyager.recognise,
 }
+LOOKED_FOR = (
+    "Harmony or Columbus (Images/Index.idx.xml, Index.xml, ImageIndex.ColumbusIDX.xml)",
+    "ImageXpress or MetaXpress (PLATE.HTD, or images with their metadata)",
+    "CellVoyager (MeasurementData.mlf)",
+)
 READ: dict[str, Callable[[Path], Export]] = {
     "harmony": harmony.read,
     "imagexpress": imagexpress.read,
@@ -54,12 +59,17 @@ def _recognised(folder: Path) -> str:
             f"source: {folder} looks like {' and '.join(found)}; say which, as in reader={found[0]}"
         )
     if not found:
-        raise Mistake(
-            f"source: {folder} has no layout that is known. "
-            "Looked for: a Harmony index (Images/Index.idx.xml or Images/Index.xml). "
-            f"There are: {_shown(folder)}. Other layouts are read with pattern.regex or pattern.table"
-        )
+        raise Mistake(f"source: {folder} has no layout that is known. {_advice(below)}")
     return found[0]
+
+
+def _advice(below: Folder) -> str:
+    if suggestion := looks_like.suggestion(below, RECOGNISE):
+        return suggestion
+    return (
+        f"Looked for: {', '.join(LOOKED_FOR)}. There are: {_shown(below.root)}. Other layouts are read by "
+        "names or a table, with pattern.regex or pattern.table: see docs/plates.md, and configs/patterns"
+    )
 
 
 def _shown(folder: Path) -> str:

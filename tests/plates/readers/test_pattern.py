@@ -670,6 +670,37 @@ def test_the_google_study_is_read_as_published(images: Images) -> None:
     assert len(export.files[FieldKey("A04", "1")]) == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "names", "more", "found"),
+    [
+        (
+            "harmony_names",
+            ["r02c03f01p01-ch1sk1fk1fl1.tiff", "r02c03f01p02-ch1sk1fk1fl1.tiff"],
+            [],
+            {("B03/01", 0, 0, 0), ("B03/01", 0, 0, 1)},
+        ),
+        (
+            "cq1",
+            ["Image/W15F001T0001Z01C1.tif", "Image/W15F001T0002Z01C2.tif"],
+            ["pattern.wells_on_plate=96"],
+            {("B03/001", 0, 0, 0), ("B03/001", 1, 1, 0)},
+        ),
+        (
+            "incucyte",
+            ["Phase/X_B2_1_00d06h00m.tif", "Green/X_B2_1_00d06h00m.tif", "Phase/X_B2_1_10d06h00m.tif"],
+            [],
+            {("B02/1", 0, 0, 0), ("B02/1", 0, 1, 0), ("B02/1", 1, 1, 0)},
+        ),
+    ],
+)
+def test_shipped_patterns_read_the_names_that_are_known(
+    images: Images, name: str, names: list[str], more: list[str], found: set[tuple[str, int, int, int]]
+) -> None:
+    export = shipped(name, images(*names), *more)
+    assert {(str(key), *file.place) for key, own in export.files.items() for file in own} == found
+    assert export.left_out == ()
+
+
 @pytest.mark.realdata
 def test_sephace_has_its_planes_in_order_of_height(realdata: Path) -> None:
     export = shipped("sephace", realdata / "sephace")
