@@ -111,7 +111,13 @@ def test_damaged_fields_can_be_skipped_and_are_recorded(
     done = door("convert", f"source={export}", "out=P.zarr", "on_error=skip")
     assert done.returncode == 0, done.stdout
     index = open_plate(door.cwd / "P.zarr")
-    assert len(index.plate.fields) == 3
+    assert len(index.plate.fields) == 4
+    assert [sum(not mask for mask in index.imaged(field.key).ravel()) for field in index.plate.fields] == [
+        1,
+        0,
+        0,
+        0,
+    ]
     assert len(index.problems) == 1
 
 

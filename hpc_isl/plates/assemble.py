@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.metadata import field_facts
 from hpc_isl.plates.planes import header, read_plane
-from hpc_isl.plates.plate import Field, Place, PlaneFile
+from hpc_isl.plates.plate import Field, FieldKey, Place, PlaneFile
 
 Kind = tuple[str, int, int]  # dtype, y, x
+_SAMPLES = 5  # files of each channel that tell its type
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,31 @@ class Assembled:
     problems: tuple[str, ...] = ()
 
 
+def usual_types(files: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, dict[int, str]]:
+    """Acquisition -> channel -> dtype of most of some of its planes, of fields all over the plate."""
+    paths: dict[tuple[int, int], list[PlaneFile]] = {}
+    for key, own in files.items():
+        seen: set[int] = set()
+        for file in own:
+            if file.channel not in seen:
+                seen.add(file.channel)
+                paths.setdefault((key.acquisition, file.channel), []).append(file)
+    types: dict[int, dict[int, str]] = {}
+    for (acquisition, channel), found in paths.items():
+        step = max(1, (len(found) - 1) // (_SAMPLES - 1))
+        kinds, _ = _kinds(found[::step][: _SAMPLES + 1])
+        if kinds:
+            usual = Counter(kind[0] for kind in kinds.values()).most_common(1)[0][0]
+            types.setdefault(acquisition, {})[channel] = usual
+    return types
+
+
 def assemble(
-    field: Field, files: Sequence[PlaneFile], channels: Sequence[str], skip: bool = False
+    field: Field,
+    files: Sequence[PlaneFile],
+    channels: Sequence[str],
+    skip: bool = False,
+    types: Mapping[int, str] | None = None,
 ) -> Assembled:
     """The field's pixels, from one file per plane.
 
@@ -48,13 +72,14 @@ def assemble(
     Args:
         channels: names of the plate's channels.
         skip: leave out planes that cannot be read or differ from the others.
+        types: dtype of each channel's planes all over the plate; default: of most of the field's.
 
     Raises:
         Mistake: naming every file that cannot be read, or whose plane differs from the others; with
             `skip` only where no plane is left.
     """
     kinds, problems = _kinds(files)
-    usable, differing = _agreeing(kinds, field)
+    usable, differing = _agreeing(kinds, field, types or {})
     problems += differing
     pixels: NDArray[Any] | None = None
     places: set[Place] = set()
@@ -89,20 +114,26 @@ def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]
     return kinds, problems
 
 
-def _agreeing(kinds: Mapping[PlaneFile, Kind], field: Field) -> tuple[list[PlaneFile], list[str]]:
+def _agreeing(
+    kinds: Mapping[PlaneFile, Kind], field: Field, known: Mapping[int, str]
+) -> tuple[list[PlaneFile], list[str]]:
     """The planes that can be stored together, and complaints about the others.
 
-    Shapes are those of most of the field's planes, types those of most planes of the channel.
+    Shapes are those of most of the field's planes; types those known, or of most planes of the channel. A
+    field whose planes all have the type that its reader states is right as it is.
     """
     if not kinds:
         return [], []
+    if {kind[0] for kind in kinds.values()} == {field.dtype}:
+        known = {}
     shape = Counter(kind[1:] for kind in kinds.values()).most_common(1)[0][0]
     if shape != field.shape[-2:]:
         usual = Counter(kinds.values()).most_common(1)[0][0]
         stated = (usual[0], *field.shape[-2:])
         return [], [f"its planes are {_described(usual)}, the export says {_described(stated)}"]
     types = {
-        channel: Counter(k[0] for f, k in kinds.items() if f.channel == channel).most_common(1)[0][0]
+        channel: known.get(channel)
+        or Counter(k[0] for f, k in kinds.items() if f.channel == channel).most_common(1)[0][0]
         for channel in {file.channel for file in kinds}
     }
     usable, complaints = [], []
@@ -111,7 +142,7 @@ def _agreeing(kinds: Mapping[PlaneFile, Kind], field: Field) -> tuple[list[Plane
         if kind == usual:
             usable.append(file)
         else:
-            complaints.append(f"{file.path} is {_described(kind)}, the other planes are {_described(usual)}")
+            complaints.append(f"{file.path} is {_described(kind)}, other planes are {_described(usual)}")
     return usable, complaints
 
 

@@ -82,10 +82,13 @@ def _convert_all(found: Survey, attempt: Attempt) -> tuple[list[Problem], set[Fi
     todo = works(found)
     problems = list(found.export.problems)
     lost = {field.key for field in found.plate.fields if not found.export.files.get(field.key)}
+    repeated: dict[FieldKey, int] = {}
     kept = done = 0
     for done, outcome in enumerate(convert_fields(todo, attempt.cpus, attempt.stopping), start=1):
         kept += outcome.kept
         lost |= {outcome.key} if outcome.lost else set()
+        if outcome.repeated:
+            repeated[outcome.key] = outcome.repeated
         for text in outcome.problems:
             problems.append(Problem(outcome.key, text))
             attempt.say(f"{outcome.key}: {text}")
@@ -93,6 +96,12 @@ def _convert_all(found: Survey, attempt: Attempt) -> tuple[list[Problem], set[Fi
         attempt.progress(done, len(todo), "fields", kept, kept=kept, damaged=damaged)
     if kept:
         attempt.say(f"{kept} fields were there already and kept")
+    if repeated:
+        attempt.say(
+            f"{sum(repeated.values()):,} planes of {len(repeated):,} fields, as {min(repeated, key=str)}, "
+            "equal another plane of their field bit for bit: dark, or copies of which the export says "
+            "nothing; they are stored"
+        )
     return (problems, lost) if done == len(todo) else None
 
 

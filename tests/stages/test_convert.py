@@ -467,6 +467,28 @@ def test_a_damaged_file_that_only_decoding_finds_is_named_with_the_others(export
         run(recipe(export), cpus=2)
 
 
+def test_planes_that_equal_another_are_stored_and_remarked(export: Path, capsys: Any) -> None:
+    """A dark plane equals another dark one by right, so that equal bytes prove no copy."""
+    for plane in (0, 1):
+        tifffile.imwrite(plane_file(export, "B03", 1, 2, plane), np.zeros(SHAPE, np.uint16))
+    index = run(recipe(export))
+    assert index.imaged(FieldKey("B03", "1")).all()
+    said = capsys.readouterr().out
+    assert "1 planes of 1 fields, as B03/1, equal another plane of their field bit for bit" in said
+
+
+def test_a_plane_of_another_type_is_the_one_named(export: Path) -> None:
+    """Of two planes either could be odd: those of the other fields tell; so of a channel with one plane."""
+    odd = [plane_file(export, "B03", 2, 1, 0), plane_file(export, "B02", 1, 2, 0)]
+    for path in odd:
+        tifffile.imwrite(path, tifffile.imread(path).astype("uint8"))
+    with pytest.raises(Mistake) as mistake:
+        run(recipe(export))
+    for path in odd:
+        assert f"{path.name} is uint8 of 50 × 70 pixels, other planes are uint16" in str(mistake.value)
+    assert "2 of 4 fields are damaged" in str(mistake.value)
+
+
 def test_damaged_planes_are_left_out_recorded_and_the_others_are_stored(
     export: Path, judge: Callable[[Path], None]
 ) -> None:

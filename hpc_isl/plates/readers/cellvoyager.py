@@ -83,9 +83,9 @@ def read(folder: Path) -> Export:
     parts = fields.parts(
         described,
         {number: channel for number, channel in by_number.items() if number in used},
-        {plane.key: (sizes[plane.channel], dtype) for plane in described},
         pixel_um,
         absent,
+        kinds={plane.key: (sizes[plane.channel], dtype) for plane in described},
         absent=absent,
         indexed=True,
     )

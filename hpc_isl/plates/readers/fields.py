@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpc_isl.plates.plate import Channel, Field, FieldKey, LeftOut, PlaneFile, Problem, imaged
-from hpc_isl.plates.readers import stacks
+from hpc_isl.plates.readers import agreement, stacks
+from hpc_isl.plates.readers.agreement import Kind, Size
 from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
 from hpc_isl.plates.readers.quantities import seconds_between
 
 _TRANSMITTED = re.compile(r"bright-?\s?field|phase|transmi|(?<![a-z])(?:dic|tl|bf)(?![a-z])", re.IGNORECASE)
-Kind = tuple[tuple[int, int], str]
-"""Size (y, x) and type of a plane."""
 SQUARE = 0.005  # edges of a pixel that agree within this share are those of a square
 
 
@@ -75,10 +74,11 @@ class Parts(NamedTuple):
 def parts(
     planes: Sequence[Described],
     channels: Mapping[int, Channel],
-    kinds: Mapping[FieldKey, Kind],
     pixel_um: float | None,
     unreadable: Mapping[Path, str] = {},
     *,
+    kinds: Mapping[FieldKey, Kind] = {},
+    headers: Mapping[Path, Kind] = {},
     absent: Collection[Path] = (),
     indexed: bool = False,
     details: Mapping[FieldKey, Mapping[str, Any]] = {},
@@ -87,26 +87,30 @@ def parts(
 
     Args:
         channels: the vendor's number -> channel, in stored order.
-        kinds: size (y, x) and type of each field.
         unreadable, absent, indexed: as for `stacks.check`.
+        kinds: size (y, x) and type of each field, where nothing is known of
+        headers: size and type of each file: those that differ from the others are problems.
         details: further facts of fields.
     """
     names = [channel.name for channel in channels.values()]
     shots = placed(planes, list(channels))
     named = {key: [shot.file for shot in own] for key, own in shots.items()}
     files, problems = stacks.check(named, names, unreadable, absent=absent, indexed=indexed)
+    remarks: list[str] = []
+    if headers:
+        files, differing, remarks = agreement.agreeing(files, headers)
+        problems += differing
+        kinds = agreement.kinds(files, headers)
     made = tuple(
         field(key, own, names, *kinds[key], pixel_um, details.get(key, {})) for key, own in shots.items()
     )
     exposed, uneven = with_exposures(
         list(channels.values()), [shot for own in shots.values() for shot in own]
     )
-    return Parts(exposed, made, files, problems, [*uneven, *stacks.gaps(named, names)])
+    return Parts(exposed, made, files, problems, [*remarks, *uneven, *stacks.gaps(named, names)])
 
 
-def odd_channels(
-    names: Mapping[int, str], sizes: Mapping[int, tuple[int, int]]
-) -> tuple[set[int], list[str]]:
+def odd_channels(names: Mapping[int, str], sizes: Mapping[int, Size]) -> tuple[set[int], list[str]]:
     """Returns the channels that have not the size of most, and remarks that they are left out.
 
     A channel of another size (other binning, another camera) cannot be stored beside the others as it is.
@@ -124,7 +128,7 @@ def odd_channels(
 
 
 def of_one_size(
-    planes: Sequence[Described], channels: Mapping[int, Channel], sizes: Mapping[int, tuple[int, int]]
+    planes: Sequence[Described], channels: Mapping[int, Channel], sizes: Mapping[int, Size]
 ) -> tuple[list[Described], list[LeftOut], list[str]]:
     """Returns the planes of those channels that have the size of most, and what becomes of the others."""
     odd, remarks = odd_channels({number: channel.name for number, channel in channels.items()}, sizes)

@@ -29,7 +29,7 @@ from hpc_isl.plates.plate import (
     well_name,
     well_position,
 )
-from hpc_isl.plates.readers import fields, metaxpress_htd, stacks, tiff_metadata
+from hpc_isl.plates.readers import agreement, fields, metaxpress_htd, stacks, tiff_metadata
 from hpc_isl.plates.readers.fields import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.metaxpress_htd import Htd
@@ -98,8 +98,12 @@ def read(folder: Path) -> Export:
     acquisitions = {name: place for place, name in enumerate(sorted({file.folder for file in files}))}
     planes, more = _planes(files, metadata, htd, acquisitions)
     channels, odd = _channels(files, planes, metadata, htd)
-    pixel_um, unknown = fields.pixel_edge(found.pixel_um for found in metadata.values())
-    parts = fields.parts(planes, channels, _kinds(planes, metadata), pixel_um, unreadable)
+    headers = {path: found.header[:2] for path, found in metadata.items()}
+    sizes = agreement.channel_sizes(((plane.channel, plane.path) for plane in planes), headers)
+    planes, of_other_size, resized = fields.of_one_size(planes, channels, sizes)
+    channels = {number: one for number, one in channels.items() if number in {p.channel for p in planes}}
+    pixel_um, unknown = fields.pixel_edge(metadata[p.path].pixel_um for p in planes if p.path in metadata)
+    parts = fields.parts(planes, channels, pixel_um, unreadable, headers=headers)
     wells = {file.well for file in files}
     rows, columns = htd.layout(wells) if htd else layout(wells)
     planned = htd.planned(wells, channels, {file.time for file in files}) if htd else ()
@@ -118,8 +122,8 @@ def read(folder: Path) -> Export:
         plate,
         parts.files,
         (*parts.problems, *misplaced),
-        (*left_out, *more),
-        remarks=(*odd, *unknown, *parts.remarks, *planned),
+        (*left_out, *more, *of_other_size),
+        remarks=(*odd, *resized, *unknown, *parts.remarks, *planned),
     )
 
 
@@ -306,15 +310,6 @@ def _channels(
         nm = (number(emission) or None) if fluorescent else None
         channels[wave] = Channel(name, fluorescent, color_of(fluorescent, nm), emission_nm=nm)
     return channels, remarks
-
-
-def _kinds(planes: Iterable[Described], metadata: Mapping[Path, TiffMetadata]) -> dict[FieldKey, fields.Kind]:
-    """Size and type of each field: of most of its files; of a field without any, of most of all."""
-    own: dict[FieldKey, Counter[fields.Kind]] = defaultdict(Counter)
-    for plane in planes:
-        own[plane.key].update([metadata[plane.path].header[:2]] if plane.path in metadata else [])
-    every = sum(own.values(), Counter())
-    return {key: (kinds or every).most_common(1)[0][0] for key, kinds in own.items()}
 
 
 def _details(metadata: Mapping[Path, TiffMetadata], htd: Htd | None) -> dict[str, object]:

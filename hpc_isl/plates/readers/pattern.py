@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate, Problem
-from hpc_isl.plates.readers import fields, left_out, pattern_axes, stacks, tiff_metadata
+from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate
+from hpc_isl.plates.readers import agreement, fields, left_out, pattern_axes, stacks, tiff_metadata
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_axes import Axes
@@ -44,9 +44,10 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     """
     below = list_folder(folder)
     named, others = _named(below, recipe)
-    remarks: list[str] = []
     metadata, unreadable = _metadata(below, named)
+    headers = {path: found.header[:2] for path, found in metadata.items()}
     pages = [p for n in named for p in _pages(n, metadata.get(below.root / n.name), recipe.channels)]
+    pages, of_other_size, resized = _of_one_size(pages, recipe, below.root, headers)
     axes = pattern_axes.axes([page.named for page in pages], recipe)
     names = [channel.name for channel in axes.channels]
     by_field: dict[FieldKey, list[_Page]] = defaultdict(list)
@@ -58,11 +59,15 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     planes = {key: [shot.file for shot in found] for key, found in shots.items()}
     absent = [path for path in unreadable if str(path.relative_to(below.root)) not in below.files]
     files, problems = stacks.check(planes, names, unreadable, absent=absent)
-    stated_um, more = fields.pixel_edge(found.pixel_um for found in metadata.values())
+    files, differing, uneven = agreement.agreeing(files, headers)
+    kinds = agreement.kinds(files, headers)
+    stated_um, unknown = fields.pixel_edge(found.pixel_um for found in metadata.values())
     pixel_um, odd = _pixel_um(recipe, stated_um)
-    channels, uneven = fields.with_exposures(axes.channels, (s for found in shots.values() for s in found))
+    channels, exposures = fields.with_exposures(axes.channels, (s for found in shots.values() for s in found))
     made = tuple(
-        _field(key, shots[key], axes, numbers[key], _z_um(numbers[key], heights, recipe), metadata, pixel_um)
+        _field(
+            key, shots[key], axes, numbers[key], _z_um(numbers[key], heights, recipe), kinds[key], pixel_um
+        )
         for key in shots
     )
     plate = Plate(
@@ -76,12 +81,19 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
         acquisitions={number: name or "0" for name, number in axes.acquisitions.items()},
         details={"reader": "pattern"},
     )
-    problems += _disagreements(files, metadata, below.root)
+    remarks = [*resized, *uneven]
     if heights:
         remarks.append("the planes' names have decimal points and are taken as heights in micrometres")
     remarks += stacks.gaps(planes, names)
-    remarks += [*(more if recipe.pixel_um is None else []), *odd, *uneven, *_odd_files(metadata)]
-    return Export(plate, files, tuple(problems), others, axes.wells.plate_map, tuple(remarks))
+    remarks += [*(unknown if recipe.pixel_um is None else []), *odd, *exposures, *_odd_files(metadata)]
+    return Export(
+        plate,
+        files,
+        (*problems, *differing),
+        (*others, *of_other_size),
+        axes.wells.plate_map,
+        tuple(remarks),
+    )
 
 
 class _Page(NamedTuple):
@@ -180,6 +192,29 @@ def _pages(named: Named, found: TiffMetadata | None, channels: Collection[str]) 
     return stated
 
 
+def _of_one_size(
+    pages: list[_Page], recipe: PatternRecipe, root: Path, headers: Mapping[Path, agreement.Kind]
+) -> tuple[list[_Page], list[LeftOut], list[str]]:
+    """The pages without those of channels that have another size than most, and what becomes of them."""
+    axes = pattern_axes.axes([page.named for page in pages], recipe)
+    own = [axes.channel_of[page.named.channel] for page in pages]
+    sizes = agreement.channel_sizes(
+        ((c, root / page.named.name) for page, c in zip(pages, own, strict=True)), headers
+    )
+    odd, remarks = fields.odd_channels({c: axes.channels[c].name for c in sizes}, sizes)
+    left_out = [
+        LeftOut(
+            root / page.named.name,
+            "channel of another size",
+            axes.key(page.named).well,
+            axes.channels[c].name,
+        )
+        for page, c in zip(pages, own, strict=True)
+        if c in odd
+    ]
+    return [page for page, c in zip(pages, own, strict=True) if c not in odd], left_out, remarks
+
+
 def _numbers(by_field: Mapping[FieldKey, Sequence[_Page]], heights: bool) -> dict[FieldKey, list[float]]:
     """The plane numbers that count for each field, in order: its own heights, or its acquisition's."""
     own = {
@@ -210,15 +245,12 @@ def _field(
     axes: Axes,
     numbers: Sequence[float],
     z_um: tuple[float, ...],
-    metadata: Mapping[Path, TiffMetadata],
+    kind: agreement.Kind,
     pixel_um: float | None,
 ) -> Field:
-    """A field of which no file can be used is given the shape of another: its problems say so."""
-    paths = (shot.file.path for shot in shots)
-    known = next((metadata[path] for path in paths if path in metadata), next(iter(metadata.values())))
     names = [channel.name for channel in axes.channels]
     details = {**axes.original(key), **_stated(numbers)}
-    made = fields.field(key, shots, names, known.header.shape, known.header.dtype, pixel_um, details)
+    made = fields.field(key, shots, names, *kind, pixel_um, details)
     times, count, depth, y, x = made.shape
     depth = max(depth, len(numbers))
     heights = z_um or (made.z_um if len(made.z_um) == depth else ())
@@ -260,18 +292,3 @@ def _odd_files(metadata: Mapping[Path, TiffMetadata]) -> list[str]:
         if found.linked
     )
     return [f"{count} files: {text}" for text, count in sorted(kinds.items())]
-
-
-def _disagreements(
-    files: Mapping[FieldKey, Sequence[PlaneFile]], metadata: Mapping[Path, TiffMetadata], root: Path
-) -> list[Problem]:
-    """Fields whose planes can each be read, but not be stacked."""
-    problems = []
-    for key, planes in files.items():
-        kinds = {metadata[p.path].header[:2]: p.path for p in planes}
-        if len(kinds) > 1:
-            listed = ", ".join(
-                f"{path.relative_to(root)} {shape} {dtype}" for (shape, dtype), path in kinds.items()
-            )
-            problems.append(Problem(key, f"its planes differ in shape or type: {listed}", "differing"))
-    return problems

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.assemble import usual_types
 from hpc_isl.plates.metadata import plate_facts
 from hpc_isl.plates.partial import free, full
 from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, Problem, well_name, well_position
@@ -71,7 +72,9 @@ def survey(recipe: ConvertRecipe) -> Survey:
 
 def works(found: Survey) -> list[Work]:
     """The fields to do, as a process of the pool gets them."""
-    return [_work(found.recipe, found.export, field) for field in found.todo]
+    types = usual_types(found.export.files)
+    made = (_work(found.recipe, found.export, field) for field in found.todo)
+    return [replace(work, types=types.get(work.field.key.acquisition)) for work in made]
 
 
 def _work(recipe: ConvertRecipe, export: Export, field: Field) -> Work:

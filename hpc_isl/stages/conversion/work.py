@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.plates.assemble import assemble, inputs_digest
 from hpc_isl.plates.metadata import read_group
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, Plate
-from hpc_isl.plates.statistics import measure
+from hpc_isl.plates.statistics import measure, repeated
 from hpc_isl.plates.store import image_path, write_field
 from hpc_isl.recipes.plates import CodecRecipe
 
@@ -27,6 +27,7 @@ class Work:
 
     Attributes:
         skip: planes that cannot be read are left out, and the others stored.
+        types: dtype of each channel's planes all over the plate.
     """
 
     out: Path
@@ -36,6 +37,7 @@ class Work:
     codec: CodecRecipe
     levels: int | None
     skip: bool = False
+    types: Mapping[int, str] | None = None
 
     @property
     def image(self) -> Path:
@@ -55,12 +57,14 @@ class Outcome:
         kept: its image was there, made of the same files in the same way.
         lost: it could not be stored at all.
         problems: why it, or some of its planes, could not be stored.
+        repeated: planes that equal another one of the field bit for bit.
     """
 
     key: FieldKey
     kept: bool = False
     lost: bool = False
     problems: tuple[str, ...] = ()
+    repeated: int = 0
 
 
 def convert_field(work: Work) -> Outcome:
@@ -74,7 +78,7 @@ def convert_field(work: Work) -> Outcome:
         return Outcome(key, kept=True, problems=problems)
     names = [channel.name for channel in work.plate.channels]
     try:
-        found = assemble(work.field, work.files, names, work.skip)
+        found = assemble(work.field, work.files, names, work.skip, work.types)
     except Mistake as error:
         return Outcome(key, lost=True, problems=(str(error),))
     if work.inputs != inputs:
@@ -84,7 +88,7 @@ def convert_field(work: Work) -> Outcome:
         work.out, work.plate, found.field, found.pixels, measure(found.pixels, found.places), work.codec,
         work.levels, inputs=inputs, problems=found.problems, overwrite=True,
     )  # fmt: skip
-    return Outcome(key, problems=found.problems)
+    return Outcome(key, problems=found.problems, repeated=repeated(found.pixels, found.places))
 
 
 def converted(image: Path, inputs: str) -> tuple[str, ...] | None:

@@ -229,6 +229,32 @@ def test_a_lost_file_is_named_and_a_well_without_a_channel_is_a_remark(tmp_path:
     assert "channel 'FITC' was not imaged in 1 of 2 wells (B03)" in found.remarks
 
 
+def test_a_channel_with_another_binning_is_left_out_and_a_plane_of_another_size_is_named(
+    tmp_path: Path,
+) -> None:
+    shots = {f"P1_B0{n}_w{w}.TIF": Shot(f"B0{n}", wave=w) for n in (2, 3, 4) for w in (1, 2, 3)}
+    for name, shot in shots.items():
+        write(tmp_path / name, shot)
+    binned = {"spatial-calibration-x": 2.7344, "spatial-calibration-y": 2.7344}
+    for name, shot in shots.items():
+        if shot.wave == 2:
+            small = Shot(shot.well, wave=2, facts=binned)
+            tifffile.imwrite(
+                tmp_path / name, np.zeros((12, 16), "uint16"), description=xml(small), metadata=None
+            )
+    odd = "P1_B03_w3.TIF"
+    tifffile.imwrite(tmp_path / odd, np.zeros((24, 30), "uint16"), description=xml(shots[odd]), metadata=None)
+    (tmp_path / "P1.HTD").write_bytes(htd(["B02", "B03", "B04"], waves=3))
+    found = imagexpress.read(tmp_path)
+    assert [channel.name for channel in found.plate.channels] == ["DAPI", "TL20"]
+    assert found.plate.pixel_um == 1.3672
+    assert kinds(found) == {"channel of another size": 3}
+    assert "channel 'FITC' has 12 × 16 pixels, the others 24 × 32: it is left out" in found.remarks[0]
+    [(key, text, kind)] = found.problems
+    assert (str(key), kind) == ("B03/1", "differing")
+    assert text == f"{odd} is uint16 of 24 × 30 pixels, other planes are uint16 of 24 × 32 pixels"
+
+
 def test_damaged_and_misplaced_files_are_named(tmp_path: Path) -> None:
     for site in (1, 2, 3):
         write(tmp_path / f"P1_B02_s{site}_w1.TIF", Shot("B02", site))

@@ -534,13 +534,57 @@ def test_a_folder_without_any_usable_file_is_refused(images: Images) -> None:
         read(folder)
 
 
-def test_planes_that_differ_in_shape_are_named(images: Images) -> None:
-    folder = images("A01_s1_w1.tif", "A01_s2_w1.tif", "A01_s2_w2.tif", "A01_s1_w2.tif")
+def test_planes_that_differ_in_shape_or_type_are_named_and_not_taken(images: Images) -> None:
+    folder = images(*(f"A01_s{s}_w{w}.tif" for s in (1, 2, 3) for w in (1, 2)))
     tifffile.imwrite(folder / "A01_s1_w2.tif", np.zeros((24, 30), np.uint16))
-    tifffile.imwrite(folder / "A01_s2_w2.tif", np.zeros((24, 32), np.uint8))
-    problems = {str(key): text for key, text, _ in read(folder).problems}
-    assert "A01_s1_w2.tif (24, 30) uint16" in problems["A01/1"]
-    assert "A01_s2_w2.tif (24, 32) uint8" in problems["A01/2"]
+    tifffile.imwrite(folder / "A01_s2_w1.tif", np.zeros((24, 32), np.uint8))
+    export = read(folder)
+    assert [(str(key), text, kind) for key, text, kind in export.problems] == [
+        (
+            "A01/1",
+            "A01_s1_w2.tif is uint16 of 24 × 30 pixels, other planes are uint16 of 24 × 32 pixels",
+            "differing",
+        ),
+        (
+            "A01/2",
+            "A01_s2_w1.tif is uint8 of 24 × 32 pixels, other planes are uint16 of 24 × 32 pixels",
+            "differing",
+        ),
+    ]
+    assert {str(key): len(own) for key, own in export.files.items()} == {"A01/1": 1, "A01/2": 1, "A01/3": 2}
+    assert {field.shape[-2:] for field in export.plate.fields} == {(24, 32)}
+
+
+def test_channels_may_differ_in_type(images: Images) -> None:
+    folder = images(*(f"A01_s{s}_w{w}.tif" for s in (1, 2) for w in (1, 2)))
+    for s in (1, 2):
+        tifffile.imwrite(folder / f"A01_s{s}_w1.tif", np.zeros((24, 32), np.uint8))
+    export = read(folder)
+    assert (export.problems, export.remarks) == ((), ())
+
+
+def test_a_channel_of_another_size_is_left_out(images: Images) -> None:
+    folder = images(*(f"A0{n}_s1_w{w}.tif" for n in (1, 2) for w in (1, 2, 3)))
+    for n in (1, 2):
+        tifffile.imwrite(folder / f"A0{n}_s1_w2.tif", np.zeros((12, 16), np.uint16))
+    export = read(folder, channels={"1": "BF", "2": "DAPI", "3": "FITC"})
+    assert [channel.name for channel in export.plate.channels] == ["BF", "FITC"]
+    assert [(left.path.name, left.kind, left.well, left.channel) for left in export.left_out] == [
+        (f"A0{n}_s1_w2.tif", "channel of another size", f"A0{n}", "DAPI") for n in (1, 2)
+    ]
+    assert export.problems == ()
+    assert export.remarks == (
+        "channel 'DAPI' has 12 × 16 pixels, the others 24 × 32: it is left out, for pixels are not resampled "
+        "unasked",
+    )
+
+
+def test_fields_that_differ_as_a_whole_are_remarked(images: Images) -> None:
+    folder = images(*(f"A0{n}_s1_w1.tif" for n in (1, 2, 3)))
+    tifffile.imwrite(folder / "A02_s1_w1.tif", np.zeros((12, 32), np.uint8))
+    export = read(folder)
+    assert export.problems == ()
+    assert export.remarks == ("1 fields differ from most, and are uint8 of 12 × 32 pixels: A02/1",)
 
 
 def test_pages_and_a_stated_plane_contradict(images: Images) -> None:
