@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from hpc_isl.mistake import Mistake
-from hpc_isl.plates.planes import header
 from hpc_isl.plates.plate import (
     NOT_IMAGED,
     Channel,
@@ -24,19 +22,15 @@ from hpc_isl.plates.plate import (
     LeftOut,
     Plate,
     Problem,
-    layout,
-    row_name,
     well_name,
-    well_position,
 )
-from hpc_isl.plates.readers import cellvoyager_index, cellvoyager_settings, fields, stacks
+from hpc_isl.plates.readers import cellvoyager_index, cellvoyager_settings, fields, indexed, stacks
 from hpc_isl.plates.readers.cellvoyager_index import Facts, Record
 from hpc_isl.plates.readers.cellvoyager_settings import Settings
 from hpc_isl.plates.readers.fields import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.quantities import number
 
-IMAGES = (".tif", ".tiff", ".png")
 _SHADING = re.compile(r"(?:SC|DC)_.*", re.IGNORECASE)
 
 
@@ -60,7 +54,7 @@ def read(folder: Path) -> Export:
     below = list_folder(path.parent)
     records, errors = cellvoyager_index.read(path)
     settings, remarks = cellvoyager_settings.read(path.parent)
-    rows, columns = _layout({record.well for record in records}, settings, path)
+    rows, columns = indexed.layout({record.well for record in records}, *settings.rows_and_columns(), path)
     files, absent, renamed = _files(records, below, path)
     kept, projections = _without_projections(records, files)
     split = _split_channels(kept)
@@ -75,14 +69,13 @@ def read(folder: Path) -> Export:
         for record in kept
     ]  # fmt: skip
     by_number = {numbers[entity]: channel for entity, channel in channels.items()}
-    size, dtype = _probe(described, absent, path)
+    size, dtype, _ = indexed.probe((plane.path for plane in described), absent, path)
     sizes = {numbers[entity]: settings.size(entity[0]) or size for entity in channels}
-    described, odd, more = fields.of_one_size(described, by_number, sizes)
-    used = {plane.channel for plane in described}
+    described, used, odd, more = fields.of_one_size(described, by_number, sizes)
     pixel_um, unknown = fields.pixel_edge(settings.pixel_um(e[0]) for e, n in numbers.items() if n in used)
     parts = fields.parts(
         described,
-        {number: channel for number, channel in by_number.items() if number in used},
+        used,
         pixel_um,
         absent,
         kinds={plane.key: (sizes[plane.channel], dtype) for plane in described},
@@ -105,24 +98,12 @@ def read(folder: Path) -> Export:
         plate,
         parts.files,
         (*parts.problems, *failed),
-        (*projections, *odd, *_unnamed(below, files.values())),
+        (*projections, *odd, *indexed.unnamed(below, files.values(), _kind)),
         remarks=(*remarks, *renamed, *more, *unknown, *notes, *parts.remarks),
     )
 
 
 # ---------------------------------------------------------------- files
-
-
-def _layout(wells: set[str], settings: Settings, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Rows and columns that the settings state, or those of the smallest format that holds the wells."""
-    rows, columns = settings.rows_and_columns()
-    if not (1 <= rows <= 32 and 1 <= columns <= 48):
-        return layout(wells)
-    for well in wells:
-        row, column = well_position(well)
-        if row >= rows or column >= columns:
-            raise Mistake(f"{path}: a plate of {rows} × {columns} wells, but there is well {well}")
-    return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
 
 
 def _files(
@@ -131,7 +112,7 @@ def _files(
     """The file of each record, what to say of those that are not there, and of those with another ending."""
     by_stem: dict[str, str] = {}
     for name in sorted(below.files):
-        if PurePosixPath(name).suffix.lower() in IMAGES:
+        if PurePosixPath(name).suffix.lower() in indexed.IMAGES:
             by_stem.setdefault(str(PurePosixPath(name).with_suffix("")).lower(), name)
     files: dict[Record, Path] = {}
     absent: dict[Path, str] = {}
@@ -156,31 +137,9 @@ def _files(
     )
 
 
-def _unnamed(below: Folder, named: Iterable[Path]) -> list[LeftOut]:
-    """Images that the index does not name: those by which the instrument corrects shading, and strangers."""
-    known = set(named)
-    found = (
-        below.root / name for name in sorted(below.files) if PurePosixPath(name).suffix.lower() in IMAGES
-    )
-    return [
-        LeftOut(path, "shading image" if _SHADING.fullmatch(path.name) else "not in the index")
-        for path in found
-        if path not in known
-    ]
-
-
-def _probe(planes: Sequence[Described], absent: Container[Path], path: Path) -> tuple[tuple[int, int], str]:
-    """Size and type of the first file that can be read: the index does not state the type."""
-    damaged = None
-    for plane in planes:
-        if plane.path not in absent:
-            try:
-                found = header(plane.path)
-            except Mistake as error:
-                damaged = damaged or error
-            else:
-                return found.shape, found.dtype
-    raise damaged or Mistake(f"{path}: none of the images that it names is there")
+def _kind(name: str) -> str:
+    """Why an image has no record: the instrument corrects shading by it, or it is a stranger."""
+    return "shading image" if _SHADING.fullmatch(PurePosixPath(name).name) else "not in the index"
 
 
 def _without_projections(

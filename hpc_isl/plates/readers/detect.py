@@ -8,23 +8,26 @@ from pathlib import Path
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Export
-from hpc_isl.plates.readers import cellvoyager, harmony, imagexpress, looks_like, pattern
+from hpc_isl.plates.readers import cellvoyager, harmony, imagexpress, imagexpress_ai, looks_like, pattern
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.recipes.plates import ConvertRecipe
 
 RECOGNISE: dict[str, Callable[[Folder], bool]] = {
     "harmony": lambda below: harmony.recognise(below.root),
     "imagexpress": imagexpress.recognise,
+    "imagexpress_ai": imagexpress_ai.recognise,
     "cellvoyager": cellvoyager.recognise,
 }
 LOOKED_FOR = (
     "Harmony or Columbus (Images/Index.idx.xml, Index.xml, ImageIndex.ColumbusIDX.xml)",
     "ImageXpress or MetaXpress (PLATE.HTD, or images with their metadata)",
+    "ImageXpress HCS.ai (.jdce)",
     "CellVoyager (MeasurementData.mlf)",
 )
 READ: dict[str, Callable[[Path], Export]] = {
     "harmony": harmony.read,
     "imagexpress": imagexpress.read,
+    "imagexpress_ai": imagexpress_ai.read,
     "cellvoyager": cellvoyager.read,
 }
 

@@ -129,15 +129,17 @@ def odd_channels(names: Mapping[int, str], sizes: Mapping[int, Size]) -> tuple[s
 
 def of_one_size(
     planes: Sequence[Described], channels: Mapping[int, Channel], sizes: Mapping[int, Size]
-) -> tuple[list[Described], list[LeftOut], list[str]]:
-    """Returns the planes of those channels that have the size of most, and what becomes of the others."""
+) -> tuple[list[Described], dict[int, Channel], list[LeftOut], list[str]]:
+    """Returns planes and channels that have the size of most, and what becomes of the others."""
     odd, remarks = odd_channels({number: channel.name for number, channel in channels.items()}, sizes)
     left_out = [
         LeftOut(plane.path, "channel of another size", plane.key.well, channels[plane.channel].name)
         for plane in planes
         if plane.channel in odd
     ]
-    return [plane for plane in planes if plane.channel not in odd], left_out, remarks
+    kept = [plane for plane in planes if plane.channel not in odd]
+    used = {plane.channel for plane in kept}
+    return kept, {number: one for number, one in channels.items() if number in used}, left_out, remarks
 
 
 def _time_ranks(planes: Iterable[Described]) -> dict[tuple[int, int], int]:

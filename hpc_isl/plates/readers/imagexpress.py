@@ -100,8 +100,7 @@ def read(folder: Path) -> Export:
     channels, odd = _channels(files, planes, metadata, htd)
     headers = {path: found.header[:2] for path, found in metadata.items()}
     sizes = agreement.channel_sizes(((plane.channel, plane.path) for plane in planes), headers)
-    planes, of_other_size, resized = fields.of_one_size(planes, channels, sizes)
-    channels = {number: one for number, one in channels.items() if number in {p.channel for p in planes}}
+    planes, channels, of_other_size, resized = fields.of_one_size(planes, channels, sizes)
     pixel_um, unknown = fields.pixel_edge(metadata[p.path].pixel_um for p in planes if p.path in metadata)
     parts = fields.parts(planes, channels, pixel_um, unreadable, headers=headers)
     wells = {file.well for file in files}

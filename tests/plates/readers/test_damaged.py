@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cellvoyager_export
+import hcsai_export
 import metaxpress_export
 import numpy as np
 import pytest
@@ -71,6 +72,14 @@ def cellvoyager(folder: Path, made: Any) -> None:
     cellvoyager_export.write_measurement(folder, images, [error])
 
 
+def imagexpress_ai(folder: Path, made: Any) -> None:
+    images = [
+        hcsai_export.row(Column=c, Wavelength=w, ZIndex=z) for c in (1, 2) for w in (0, 1) for z in (0, 1)
+    ]
+    hcsai_export.write_run(folder / "experiment", images)
+    hcsai_export.write_run(folder / "experiment_montage", images[:1])
+
+
 def pattern(folder: Path, made: Any) -> None:
     folder.mkdir()
     pixels = np.arange(2 * 2 * 24 * 32, dtype=np.uint16).reshape(2, 2, 24, 32)
@@ -81,8 +90,8 @@ def pattern(folder: Path, made: Any) -> None:
 
 
 MAKE: dict[str, Callable[[Path, Any], None]] = {
-    "harmony": harmony, "imagexpress": imagexpress, "database": database, "cellvoyager": cellvoyager,
-    "pattern": pattern,
+    "harmony": harmony, "imagexpress": imagexpress, "database": database, "imagexpress_ai": imagexpress_ai,
+    "cellvoyager": cellvoyager, "pattern": pattern,
 }  # fmt: skip
 READERS = {"database": "imagexpress"}
 

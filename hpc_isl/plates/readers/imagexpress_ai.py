@@ -1,0 +1,288 @@
+"""ImageXpress HCS.ai: a run's `.jdce` (JSON) and its `image_metadata_N.csv`, to an `Export`.
+
+Seen in real metadata of MetaXpress Acquire 2025.2 and 2026.1 (96 wells, DAPI, FITC and transmitted light,
+binning 1 and 4, a montage), without pixels: all that is read here. The `.jdce` holds the plan, the CSV what
+was imaged, so shapes are the CSV's. Row and Column count from 1, Field, Wavelength, Timepoint and ZIndex from
+0. PositionX/YUm is the centre of the field in the plate's frame, y down; the pixel size includes binning. The
+excitation filter repeats the emission and is not used where it does. One run may hold further folders with
+files of the same names: its montage is left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import Channel, Export, FieldKey, Plate, color_of, well_name
+from hpc_isl.plates.readers import agreement, fields, indexed, stacks
+from hpc_isl.plates.readers.fields import Described
+from hpc_isl.plates.readers.folder import Folder, list_folder
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.quantities import micrometres, number
+
+_NEEDED = ("Row", "Column", "Field", "Wavelength", "Timepoint", "ZIndex", "ImageFileName")
+Row = Mapping[str, str]
+
+
+def recognise(below: Folder) -> bool:
+    """Whether there is a `.jdce`."""
+    return any(name.lower().endswith(".jdce") for name in below.files)
+
+
+def read(folder: Path) -> Export:
+    """Returns the plate of one run; the folder is the run's, or one of those in it.
+
+    Channels are in the order of Wavelength and named by their emission filters, fields are named by the
+    vendor's numbers, from 0. Positions and heights are those of the stage.
+
+    Raises:
+        Mistake: no `.jdce`, several runs, an index that is damaged or names files outside its folder, or
+            none of its images is there.
+    """
+    below = list_folder(folder)
+    name, others = _unit(below)
+    path = below.root / name
+    protocol, stack = _stack(path)
+    rows = list(_rows(path, stack))
+    files = {n: _file(below, name, row, f"{path.parent}: row {n + 1}") for n, row in enumerate(rows)}
+    absent = {below.root / f: f"{f} is missing" for f in files.values() if f not in below.files}
+    channels, odd = _channels(rows, protocol)
+    found = indexed.probe((below.root / file for file in files.values()), absent, path)
+    described = [_described(row, below.root / files[n]) for n, row in enumerate(rows)]
+    headers = {below.root / files[n]: (_size(row) or found.shape, found.dtype) for n, row in enumerate(rows)}
+    sizes = agreement.channel_sizes(((plane.channel, plane.path) for plane in described), headers)
+    described, channels, of_other_size, resized = fields.of_one_size(described, channels, sizes)
+    pixel_um, unknown = fields.pixel_edge([_pixel(protocol)])
+    parts = fields.parts(
+        described, channels, pixel_um, absent, absent=absent, indexed=True,
+        headers=headers,
+    )  # fmt: skip
+    wells = {plane.key.well for plane in described}
+    plate_rows, plate_columns = (int(number(_at(protocol, "Plate", n)) or 0) for n in ("Rows", "Columns"))
+    row_names, column_names = indexed.layout(wells, plate_rows, plate_columns, path)
+    plate = Plate(
+        name=_text(stack, "SpecimenHolder", "Barcode") or _text(stack, "PlateId") or path.stem,
+        rows=row_names,
+        columns=column_names,
+        channels=parts.channels,
+        fields=parts.fields,
+        pixel_um=pixel_um,
+        plane_um=stacks.spacing(parts.fields, stacks.MEASURED),
+        acquisitions={
+            0: f"{_text(stack, 'Creation', 'Date')}T{_text(stack, 'Creation', 'Time')}".strip("T") or "0"
+        },
+        details=_details(stack, protocol),
+    )
+    left_out = indexed.unnamed(
+        below,
+        (below.root / file for file in files.values()),
+        lambda file: "montage" if any(file.startswith(other) for other in others) else "not in the index",
+    )
+    return Export(
+        plate,
+        parts.files,
+        tuple(parts.problems),
+        (*left_out, *of_other_size),
+        remarks=(*odd, *resized, *unknown, *_plan(rows, protocol), *parts.remarks),
+    )
+
+
+# ---------------------------------------------------------------- the run
+
+
+def _unit(below: Folder) -> tuple[str, list[str]]:
+    """The `.jdce` to read, and the folders of montages beside it.
+
+    One run may hold several, which name their files alike: each stands for itself.
+    """
+    found = sorted(name for name in below.files if name.lower().endswith(".jdce"))
+    montages = [name for name in found if "montage" in name.lower()]
+    kept = [name for name in found if name not in montages] or found
+    if len(kept) > 1:
+        raise Mistake(f"{below.root} holds {len(kept)} runs ({', '.join(kept[:5])}); give the folder of one")
+    if not kept:
+        raise Mistake(f"{below.root}: no .jdce; the folder of a run of ImageXpress HCS.ai is expected")
+    return kept[0], [f"{PurePosixPath(name).parent}/" for name in montages if name not in kept]
+
+
+def _stack(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Acquisition protocol and image stack of a `.jdce`."""
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+        stack = content["ImageStack"]
+        protocol = stack["AutoLeadAcquisitionProtocol"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Mistake(f"{path} is no readable run of ImageXpress HCS.ai: {error!r}") from None
+    if not (isinstance(stack, dict) and isinstance(protocol, dict)):
+        raise Mistake(f"{path} is no readable run of ImageXpress HCS.ai: its ImageStack is empty")
+    return protocol, stack
+
+
+def _rows(path: Path, stack: Mapping[str, Any]) -> Iterator[Row]:
+    names = stack.get("ImageMetadataFiles")
+    if not isinstance(names, list) or not names:
+        raise Mistake(f"{path} names no ImageMetadataFiles")
+    for name in names:
+        table = path.parent / PurePosixPath(str(name).replace("\\", "/")).name
+        try:
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                yield from _checked(csv.DictReader(file), table)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise Mistake(f"{table}, which {path.name} names, is not readable as CSV: {error}") from None
+
+
+def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
+    missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
+    if missing:
+        raise Mistake(f"{table} has no column {missing[0]!r}: no index of ImageXpress HCS.ai")
+    for row in reader:
+        for name in _NEEDED[:-1]:
+            value, least = row[name] or "", 1 if name in ("Row", "Column") else 0
+            if not (value.isascii() and value.isdigit() and len(value) < 7 and int(value) >= least):
+                raise Mistake(
+                    f"{table} line {reader.line_num}: {name} is {value!r}; a number from {least} is expected"
+                )
+        if int(row["Row"]) > 32 or int(row["Column"]) > 48:
+            raise Mistake(
+                f"{table} line {reader.line_num}: row {row['Row']}, column {row['Column']} is no well"
+            )
+        for start in ("ImageStartXPx", "ImageStartYPx"):
+            if number(row.get(start) or 0):
+                raise Mistake(
+                    f"{table} line {reader.line_num}: {start} is {row[start]}: parts of files are not read"
+                )
+        yield {name: text or "" for name, text in row.items() if isinstance(name, str)}
+
+
+def _file(below: Folder, jdce: str, row: Row, origin: str) -> str:
+    """Path of a row's image, which stands below the folder of its index."""
+    parts = (
+        str(PurePosixPath(jdce).parent),
+        row.get("ImageSubFolderPath", ""),
+        row["ImageFileName"] or "(no file)",
+    )
+    inner = below.locate("/".join(part.replace("\\", "/").strip("/") or "." for part in parts[1:]), origin)
+    return below.locate(str(PurePosixPath(parts[0]) / inner), origin)
+
+
+# ---------------------------------------------------------------- what it states
+
+
+def _described(row: Row, path: Path) -> Described:
+    y, x = number(row.get("PositionYUm")), number(row.get("PositionXUm"))
+    exposure = number(row.get("ExposureTimeMs"))
+    metadata = PlaneMetadata(
+        center_um=None if y is None or x is None else (y, x),
+        z_um=number(row.get("PositionZUm")),
+        moment=_moment(number(row.get("TimeStampSec"))),
+        exposure_s=None if exposure is None else round(exposure / 1000, 7),
+    )
+    key = FieldKey(well_name(int(row["Row"]) - 1, int(row["Column"]) - 1), str(int(row["Field"])))
+    time, channel, plane = (int(row[name]) for name in ("Timepoint", "Wavelength", "ZIndex"))
+    return Described(key, path, time, channel, plane, metadata)
+
+
+def _moment(seconds: float | None) -> str:
+    """Seconds since 1970 as a moment in UTC: the run's own date is local, and its offset is wrong."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else ""
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def _size(row: Row) -> tuple[int, int] | None:
+    y, x = (number(row.get(name)) for name in ("ImageSizeYPx", "ImageSizeXPx"))
+    return (int(y), int(x)) if y and x and 0 < y < 1e6 and 0 < x < 1e6 else None
+
+
+def _pixel(protocol: Mapping[str, Any]) -> tuple[float, float] | None:
+    calibration = _at(protocol, "ObjectiveCalibration")
+    y, x = (
+        micrometres(_at(calibration, name), _text(calibration, "Unit"))
+        for name in ("PixelHeight", "PixelWidth")
+    )
+    return (y, x) if y and x and min(y, x) > 0 else None
+
+
+def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[int, Channel], list[str]]:
+    """Wavelength -> channel, named by the plan's emission filter, else as the CSV names it."""
+    waves = _at(protocol, "Wavelengths")
+    plan = (
+        {_at(wave, "Index"): wave for wave in waves if isinstance(wave, dict)}
+        if isinstance(waves, list)
+        else {}
+    )
+    stated: dict[int, str] = {}
+    for row in rows:
+        stated.setdefault(int(row["Wavelength"]), row.get("ExcitationEmissionFilter", "").strip())
+    channels: dict[int, Channel] = {}
+    remarks = []
+    for wave in sorted(stated):
+        planned = _text(plan.get(wave), "EmissionFilter", "Name")
+        if planned and stated[wave] and planned != stated[wave]:
+            remarks.append(
+                f"wavelength {wave} is {planned!r} in the .jdce, {stated[wave]!r} in the CSV; the one is kept"
+            )
+        name = fields.unique(planned or stated[wave] or f"w{wave}", [c.name for c in channels.values()])
+        emission, excitation = (
+            _nanometres(plan.get(wave), f"{kind}Filter") for kind in ("Emission", "Excitation")
+        )
+        fluorescent = not fields.is_transmitted(name)
+        channels[wave] = Channel(
+            name,
+            fluorescent,
+            color_of(fluorescent, emission if fluorescent else None),
+            excitation_nm=excitation if fluorescent and excitation != emission else None,
+            emission_nm=emission if fluorescent else None,
+        )
+    return channels, remarks
+
+
+def _nanometres(wave: Any, name: str) -> float | None:
+    length = micrometres(_at(wave, name, "Wavelength"), _text(wave, name, "Unit"))
+    return round(length * 1000, 3) if length else None
+
+
+def _plan(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
+    """Remarks where less was imaged than planned."""
+    remarks = []
+    if _at(protocol, "CollectionComplete") is False:
+        remarks.append("the run was not completed")
+    for what, column, *where in (
+        ("planes", "ZIndex", "ZDimensionParameters", "NumberOfSlices"),
+        ("times", "Timepoint", "TimeSchedule", "NumberOfTimepoints"),
+    ):
+        planned = int(number(_at(protocol, "PlateMap", *where)) or 0)
+        found = len({row[column] for row in rows})
+        if planned > found and _at(protocol, "PlateMap", where[0], "Enabled") is True:
+            remarks.append(f"{planned} {what} were planned, the index has {found}")
+    return remarks
+
+
+def _details(stack: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, object]:
+    named = {
+        "instrument": "ImageXpress HCS.ai",
+        "software": " ".join(_text(stack, "Application", name) for name in ("Name", "SoftwareLabel")).strip(),
+        "objective": _text(protocol, "ObjectiveCalibration", "ObjectiveName"),
+        "binning": _text(protocol, "Camera", "Binning"),
+        "plate type": _text(protocol, "Plate", "Name"),
+        "plate id": _text(stack, "PlateId"),
+    }
+    return {"reader": "imagexpress_ai", **{name: text for name, text in named.items() if text}}
+
+
+def _at(node: Any, *names: str) -> Any:
+    """What lies at these keys; None where the path ends before."""
+    for name in names:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _text(node: Any, *names: str) -> str:
+    found = _at(node, *names)
+    return str(found).strip() if isinstance(found, str | int | float) else ""
