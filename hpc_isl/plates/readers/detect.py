@@ -8,7 +8,15 @@ from pathlib import Path
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Export
-from hpc_isl.plates.readers import cellvoyager, harmony, imagexpress, imagexpress_ai, looks_like, pattern
+from hpc_isl.plates.readers import (
+    cellvoyager,
+    harmony,
+    imagexpress,
+    imagexpress_ai,
+    looks_like,
+    pattern,
+    scanr,
+)
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.recipes.plates import ConvertRecipe
 
@@ -17,18 +25,21 @@ RECOGNISE: dict[str, Callable[[Folder], bool]] = {
     "imagexpress": imagexpress.recognise,
     "imagexpress_ai": imagexpress_ai.recognise,
     "cellvoyager": cellvoyager.recognise,
+    "scanr": scanr.recognise,
 }
 LOOKED_FOR = (
     "Harmony or Columbus (Images/Index.idx.xml, Index.xml, ImageIndex.ColumbusIDX.xml)",
     "ImageXpress or MetaXpress (PLATE.HTD, or images with their metadata)",
     "ImageXpress HCS.ai (.jdce)",
     "CellVoyager (MeasurementData.mlf)",
+    "scanR (data/metadata.ome.xml or experiment_descriptor.xml)",
 )
 READ: dict[str, Callable[[Path], Export]] = {
     "harmony": harmony.read,
     "imagexpress": imagexpress.read,
     "imagexpress_ai": imagexpress_ai.read,
     "cellvoyager": cellvoyager.read,
+    "scanr": scanr.read,
 }
 
 

@@ -43,6 +43,7 @@ class OmeImage:
         data: where the planes lie.
         facts: pixel type, objective and date, in the file's own words.
         channel_nm: wavelengths of excitation and emission of each channel.
+        illumination: of each channel, "Epifluorescence", "Transmitted", …; "" where not stated.
     """
 
     name: str
@@ -54,6 +55,7 @@ class OmeImage:
     data: tuple[TiffData, ...]
     channels: tuple[str, ...] = ()
     channel_nm: tuple[tuple[float | None, float | None], ...] = ()
+    illumination: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,9 +68,21 @@ def linked_file(root: Element) -> str:
 def images(root: Element) -> Iterator[OmeImage]:
     """Yields the images in order; what lacks sizes is no image."""
     for element in root:
-        pixels = _child(element, "Pixels") if xml.local(element.tag) == "Image" else None
-        if pixels is not None and 0 < prod(_whole(pixels, f"Size{axis}") for axis in "ZCT") < _MOST_PLANES:
-            yield _image(element, pixels)
+        found = image(element) if xml.local(element.tag) == "Image" else None
+        if found is not None:
+            yield found
+
+
+def image(element: Element, unit: str = "") -> OmeImage | None:
+    """Returns the image of an `Image` element; None where it states no sizes.
+
+    Args:
+        unit: of stage positions that state none.
+    """
+    pixels = _child(element, "Pixels")
+    if pixels is None or not 0 < prod(_whole(pixels, f"Size{axis}") for axis in "ZCT") < _MOST_PLANES:
+        return None
+    return _image(element, pixels, unit)
 
 
 def planes_in(image: OmeImage, file: str, root: Element) -> dict[int, PlaneMetadata]:
@@ -86,7 +100,7 @@ def planes_in(image: OmeImage, file: str, root: Element) -> dict[int, PlaneMetad
     return found
 
 
-def _image(element: Element, pixels: Element) -> OmeImage:
+def _image(element: Element, pixels: Element, unit: str) -> OmeImage:
     sizes = {axis: _whole(pixels, f"Size{axis}") for axis in "TCZYX"}
     order = "".join(a for a in pixels.get("DimensionOrder", "XYZCT").upper() if a in "ZCT")
     order = order if len(order) == 3 else "ZCT"
@@ -114,12 +128,13 @@ def _image(element: Element, pixels: Element) -> OmeImage:
         order=order,
         pixel_um=(y, x) if y and x else None,
         plane_um=z,
-        planes=planes | _stated(pixels, planes),
+        planes=planes | _stated(pixels, planes, unit),
         data=tuple(_tiff_data(pixels, places)),
         channels=names,
         channel_nm=tuple(
             (number(c.get("ExcitationWavelength")), number(c.get("EmissionWavelength"))) for c in channels
         ),
+        illumination=tuple(c.get("IlluminationType", "") for c in channels),
         facts={"type": pixels.get("Type", ""), "date": taken},
     )
 
@@ -135,7 +150,7 @@ def _places(sizes: Mapping[str, int], order: str) -> list[Place]:
     return places
 
 
-def _stated(pixels: Element, planes: Mapping[Place, PlaneMetadata]) -> dict[Place, PlaneMetadata]:
+def _stated(pixels: Element, planes: Mapping[Place, PlaneMetadata], unit: str) -> dict[Place, PlaneMetadata]:
     """What the `Plane` elements say; those of planes that do not exist are left out."""
     found = {}
     for element in (child for child in pixels if xml.local(child.tag) == "Plane"):
@@ -143,7 +158,7 @@ def _stated(pixels: Element, planes: Mapping[Place, PlaneMetadata]) -> dict[Plac
         if place not in planes:
             continue
         x, y, z = (
-            micrometres(element.get(f"Position{a}"), element.get(f"Position{a}Unit", "")) for a in "XYZ"
+            micrometres(element.get(f"Position{a}"), element.get(f"Position{a}Unit", unit)) for a in "XYZ"
         )
         found[place] = replace(
             planes[place],

@@ -14,6 +14,7 @@ import hcsai_export
 import metaxpress_export
 import numpy as np
 import pytest
+import scanr_export
 import tifffile
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -80,6 +81,15 @@ def imagexpress_ai(folder: Path, made: Any) -> None:
     hcsai_export.write_run(folder / "experiment_montage", images[:1])
 
 
+def scanr(folder: Path, made: Any) -> None:
+    shots = [scanr_export.Shot(well, plane=z) for well in ("A01", "B02") for z in (0, 1)]
+    scanr_export.write_index(folder, shots)
+
+
+def older_scanr(folder: Path, made: Any) -> None:
+    scanr_export.write_descriptor(folder, [scanr_export.Shot(well) for well in ("A01", "B02")])
+
+
 def pattern(folder: Path, made: Any) -> None:
     folder.mkdir()
     pixels = np.arange(2 * 2 * 24 * 32, dtype=np.uint16).reshape(2, 2, 24, 32)
@@ -91,9 +101,9 @@ def pattern(folder: Path, made: Any) -> None:
 
 MAKE: dict[str, Callable[[Path, Any], None]] = {
     "harmony": harmony, "imagexpress": imagexpress, "database": database, "imagexpress_ai": imagexpress_ai,
-    "cellvoyager": cellvoyager, "pattern": pattern,
+    "cellvoyager": cellvoyager, "scanr": scanr, "older_scanr": older_scanr, "pattern": pattern,
 }  # fmt: skip
-READERS = {"database": "imagexpress"}
+READERS = {"database": "imagexpress", "older_scanr": "scanr"}
 
 
 @pytest.fixture(scope="session")
