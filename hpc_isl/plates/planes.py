@@ -1,4 +1,4 @@
-"""Decoding one plane of a TIFF or PNG file, whole or not at all: the only place where pixels come in."""
+"""Decoding one plane of a TIFF, PNG or Cellomics file, whole or not at all: where all pixels come in."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates import cellomics_image
 
 # Its complaints become the `Mistake` of the file, or are about tags that nobody reads.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -49,11 +50,15 @@ def header(path: Path) -> Header:
     Reduced copies of a plane (thumbnails, pyramids) are no planes of their own.
 
     Raises:
-        Mistake: naming the file: missing, empty, truncated, neither TIFF nor PNG, several samples per
+        Mistake: naming the file: missing, empty, truncated, of no known kind, several samples per
             pixel, more than two dimensions, or planes that differ in shape or type.
     """
     with named_file(path):
-        if file_kind(path) == "png":
+        kind = file_kind(path)
+        if kind == "dib":
+            shape, depth, _ = cellomics_image.read_header(path)
+            return Header(shape, f"uint{8 * depth}", 1)
+        if kind == "png":
             return _png_header(path)
         with tifffile.TiffFile(path) as tiff:
             return header_of(stored_planes(tiff))
@@ -74,7 +79,10 @@ def read_plane(path: Path, page: int = 0) -> np.ndarray:
         Mistake: as `header`, and where compressed pixels do not decode or there is no such plane.
     """
     with named_file(path):
-        if file_kind(path) == "png":
+        kind = file_kind(path)
+        if kind == "dib":
+            return _plain(cellomics_image.decode(path), path)
+        if kind == "png":
             _png_header(path)
             return _plain(imagecodecs.png_decode(path.read_bytes()), path)
         with tifffile.TiffFile(path) as tiff:
@@ -102,13 +110,15 @@ def named_file(path: Path) -> Iterator[None]:
 
 
 def file_kind(path: Path) -> str:
-    """Returns "png" or "tiff", by the file's first bytes."""
+    """Returns "png", "tiff" or, of Cellomics, "dib", by the file's first bytes."""
     with path.open("rb") as file:
         start = file.read(8)
     if start == _PNG:
         return "png"
     if start[:4] in _TIFF:
         return "tiff"
+    if start[:4] in (cellomics_image.C01, cellomics_image.DIB):
+        return "dib"
     raise Mistake(f"{path} is {'neither TIFF nor PNG' if start else 'empty'}")
 
 

@@ -65,9 +65,9 @@ class ConvertRecipe(Recipe):
     """folder of the export"""
     out: Path
     """the plate to write, NAME.zarr"""
-    reader: Literal["auto", "harmony", "imagexpress", "imagexpress_ai", "cellvoyager", "scanr", "pattern"] = (
-        "auto"
-    )
+    reader: Literal[
+        "auto", "harmony", "imagexpress", "imagexpress_ai", "cellvoyager", "scanr", "cellomics", "pattern"
+    ] = "auto"
     """which vendor's layout; auto looks at the folder"""
     pattern: PatternRecipe | None = None
     """for the pattern reader"""

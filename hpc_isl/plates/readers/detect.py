@@ -9,6 +9,7 @@ from pathlib import Path
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import (
+    cellomics,
     cellvoyager,
     harmony,
     imagexpress,
@@ -26,6 +27,7 @@ RECOGNISE: dict[str, Callable[[Folder], bool]] = {
     "imagexpress_ai": imagexpress_ai.recognise,
     "cellvoyager": cellvoyager.recognise,
     "scanr": scanr.recognise,
+    "cellomics": cellomics.recognise,
 }
 LOOKED_FOR = (
     "Harmony or Columbus (Images/Index.idx.xml, Index.xml, ImageIndex.ColumbusIDX.xml)",
@@ -33,6 +35,7 @@ LOOKED_FOR = (
     "ImageXpress HCS.ai (.jdce)",
     "CellVoyager (MeasurementData.mlf)",
     "scanR (data/metadata.ome.xml or experiment_descriptor.xml)",
+    "Cellomics (PLATE_A01f00d0.C01)",
 )
 READ: dict[str, Callable[[Path], Export]] = {
     "harmony": harmony.read,
@@ -40,6 +43,7 @@ READ: dict[str, Callable[[Path], Export]] = {
     "imagexpress_ai": imagexpress_ai.read,
     "cellvoyager": cellvoyager.read,
     "scanr": scanr.read,
+    "cellomics": cellomics.read,
 }
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -74,7 +73,7 @@ def recognise(below: Folder) -> bool:
     named = sorted(name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"])
     return (
         bool(named)
-        and isinstance(found := _metadata(below.root / named[0]), TiffMetadata)
+        and isinstance(found := tiff_metadata.tried(below.root / named[0]), TiffMetadata)
         and (found.source in ("MetaSeries", "MetaMorph"))
     )
 
@@ -163,26 +162,12 @@ def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
 
 def _read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
     """What the files say of themselves, and a clause about each that cannot be used."""
-    metadata: dict[Path, TiffMetadata] = {}
-    unreadable: dict[Path, str] = {}
-    with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
-        for path, found in zip(paths, pool.map(_metadata, paths), strict=True):
-            if isinstance(found, Mistake):
-                unreadable[path] = str(found)
-            elif found.header.pages > 1:
-                unreadable[path] = f"{path} holds {found.header.pages} planes; one is expected"
-            else:
-                metadata[path] = found
+    metadata, unreadable = tiff_metadata.read_all(paths)
+    for path in [path for path, found in metadata.items() if found.header.pages > 1]:
+        unreadable[path] = f"{path} holds {metadata.pop(path).header.pages} planes; one is expected"
     if not metadata:
         raise Mistake(f"no image can be used; {next(iter(unreadable.values()))}")
     return metadata, unreadable
-
-
-def _metadata(path: Path) -> TiffMetadata | Mistake:
-    try:
-        return tiff_metadata.read(path)
-    except Mistake as error:
-        return error
 
 
 def _place(label: re.Match[str]) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from math import isclose
@@ -142,26 +141,16 @@ def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMet
     """What the files that can be used say of themselves, and a clause about each of the others."""
     stated = {n.name: n for n in named}
     unreadable = {below.root / name: f"{name} is missing" for name in stated.keys() - below.files}
-    names = sorted(stated.keys() & below.files)
-    metadata: dict[Path, TiffMetadata] = {}
-    with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
-        for name, result in zip(names, pool.map(_read, [below.root / name for name in names]), strict=True):
-            if isinstance(result, Mistake):
-                unreadable[below.root / name] = str(result)
-            elif clause := _contradiction(stated[name], result):
-                unreadable[below.root / name] = clause
-            else:
-                metadata[below.root / name] = result
+    paths = {below.root / name: name for name in sorted(stated.keys() & below.files)}
+    metadata, damaged = tiff_metadata.read_all(list(paths))
+    unreadable |= damaged
+    for path, found in list(metadata.items()):
+        if clause := _contradiction(stated[paths[path]], found):
+            unreadable[path] = clause
+            del metadata[path]
     if not metadata:
         raise Mistake(f"{below.root}: no file can be used; {next(iter(unreadable.values()))}")
     return metadata, unreadable
-
-
-def _read(path: Path) -> TiffMetadata | Mistake:
-    try:
-        return tiff_metadata.read(path)
-    except Mistake as error:
-        return error
 
 
 def _contradiction(named: Named, found: TiffMetadata) -> str:

@@ -13,7 +13,7 @@ from hpc_isl.plates.plate import FORMATS, row_name, well_position
 from hpc_isl.plates.readers.folder import Folder
 
 GROUPS = ("well", "row", "column", "image", "field", "channel", "plane", "time", "acquisition")
-IMAGES = (".tif", ".tiff", ".png", ".stk")
+IMAGES = (".tif", ".tiff", ".png", ".stk", ".c01", ".dib")
 COLUMNS = ("path", "well", "row", "column", "field", "channel", "plane", "time", "acquisition")
 _ROWS, _COLUMNS = max(FORMATS.values())
 

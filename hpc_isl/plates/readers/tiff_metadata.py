@@ -10,6 +10,7 @@ Resolution tags alone are no pixel size: Harmony writes the camera's pixels ther
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -19,6 +20,7 @@ from xml.etree.ElementTree import Element
 import tifffile
 
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates import cellomics_image
 from hpc_isl.plates.planes import (
     Header,
     StoredPlane,
@@ -69,10 +71,34 @@ def read(path: Path) -> TiffMetadata:
             XML with a DTD or entities; of several planes also XML that is not well-formed.
     """
     with named_file(path):
-        if file_kind(path) == "png":
+        kind = file_kind(path)
+        if kind == "dib":
+            return _nothing(header(path), "DIB", pixel_um=cellomics_image.read_header(path).pixel_um)
+        if kind == "png":
             return _nothing(header(path))
         with tifffile.TiffFile(path) as tiff:
             return _read(tiff, stored_planes(tiff), path)
+
+
+def read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
+    """Returns what files say of themselves, and a clause about each that cannot be used."""
+    metadata: dict[Path, TiffMetadata] = {}
+    unreadable: dict[Path, str] = {}
+    with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
+        for path, found in zip(paths, pool.map(tried, paths), strict=True):
+            if isinstance(found, Mistake):
+                unreadable[path] = str(found)
+            else:
+                metadata[path] = found
+    return metadata, unreadable
+
+
+def tried(path: Path) -> TiffMetadata | Mistake:
+    """Returns what a file says of itself, or what is wrong with it."""
+    try:
+        return read(path)
+    except Mistake as error:
+        return error
 
 
 def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:

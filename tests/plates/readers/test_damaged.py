@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import scanr_export
 import tifffile
+from cellomics_export import write as write_dib
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from metamorph_stack import write_stk
@@ -90,6 +91,11 @@ def older_scanr(folder: Path, made: Any) -> None:
     scanr_export.write_descriptor(folder, [scanr_export.Shot(well) for well in ("A01", "B02")])
 
 
+def cellomics(folder: Path, made: Any) -> None:
+    for name in ("A01f00d0", "A01f00d1", "B02f00d0", "B02f00d1"):
+        write_dib(folder / f"P_{name}.C01", np.arange(24 * 32, dtype=np.uint16).reshape(24, 32))
+
+
 def pattern(folder: Path, made: Any) -> None:
     folder.mkdir()
     pixels = np.arange(2 * 2 * 24 * 32, dtype=np.uint16).reshape(2, 2, 24, 32)
@@ -101,7 +107,8 @@ def pattern(folder: Path, made: Any) -> None:
 
 MAKE: dict[str, Callable[[Path, Any], None]] = {
     "harmony": harmony, "imagexpress": imagexpress, "database": database, "imagexpress_ai": imagexpress_ai,
-    "cellvoyager": cellvoyager, "scanr": scanr, "older_scanr": older_scanr, "pattern": pattern,
+    "cellvoyager": cellvoyager, "scanr": scanr, "older_scanr": older_scanr,
+    "cellomics": cellomics, "pattern": pattern,
 }  # fmt: skip
 READERS = {"database": "imagexpress", "older_scanr": "scanr"}
 
