@@ -66,7 +66,15 @@ class ConvertRecipe(Recipe):
     out: Path
     """the plate to write, NAME.zarr"""
     reader: Literal[
-        "auto", "harmony", "imagexpress", "imagexpress_ai", "cellvoyager", "scanr", "cellomics", "pattern"
+        "auto",
+        "harmony",
+        "imagexpress",
+        "imagexpress_ai",
+        "cellvoyager",
+        "scanr",
+        "cellomics",
+        "gen5",
+        "pattern",
     ] = "auto"
     """which vendor's layout; auto looks at the folder"""
     pattern: PatternRecipe | None = None

@@ -11,6 +11,7 @@ from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import (
     cellomics,
     cellvoyager,
+    gen5,
     harmony,
     imagexpress,
     imagexpress_ai,
@@ -28,6 +29,7 @@ RECOGNISE: dict[str, Callable[[Folder], bool]] = {
     "cellvoyager": cellvoyager.recognise,
     "scanr": scanr.recognise,
     "cellomics": cellomics.recognise,
+    "gen5": gen5.recognise,
 }
 LOOKED_FOR = (
     "Harmony or Columbus (Images/Index.idx.xml, Index.xml, ImageIndex.ColumbusIDX.xml)",
@@ -36,6 +38,7 @@ LOOKED_FOR = (
     "CellVoyager (MeasurementData.mlf)",
     "scanR (data/metadata.ome.xml or experiment_descriptor.xml)",
     "Cellomics (PLATE_A01f00d0.C01)",
+    "Gen5 (A1_02_1_1_DAPI_001.tif with its metadata)",
 )
 READ: dict[str, Callable[[Path], Export]] = {
     "harmony": harmony.read,
@@ -44,6 +47,7 @@ READ: dict[str, Callable[[Path], Export]] = {
     "cellvoyager": cellvoyager.read,
     "scanr": scanr.read,
     "cellomics": cellomics.read,
+    "gen5": gen5.read,
 }
 
 

@@ -41,7 +41,7 @@ class Described:
 
 
 def placed(planes: Sequence[Described], channels: Sequence[int]) -> dict[FieldKey, list[Shot]]:
-    """Returns the planes of each field with indices into its stored image.
+    """Returns the planes of each field, in plate order, with indices into its stored image.
 
     Channels are in the order of `channels`; planes rank among those of their acquisition, times among
     those that fields with a time in common have: wells with a time line each begin at 0 each.
@@ -58,7 +58,7 @@ def placed(planes: Sequence[Described], channels: Sequence[int]) -> dict[FieldKe
         time, z = time_of[acquisition, plane.time], plane_of[acquisition][plane.plane]
         file = PlaneFile(plane.path, time, channel_of[plane.channel], z, plane.page)
         found[plane.key].append(Shot(file, plane.metadata))
-    return dict(found)
+    return {key: found[key] for key in sorted(found, key=lambda key: key.place)}
 
 
 class Parts(NamedTuple):

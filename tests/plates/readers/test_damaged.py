@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cellvoyager_export
+import gen5_export
 import hcsai_export
 import metaxpress_export
 import numpy as np
@@ -96,6 +97,13 @@ def cellomics(folder: Path, made: Any) -> None:
         write_dib(folder / f"P_{name}.C01", np.arange(24 * 32, dtype=np.uint16).reshape(24, 32))
 
 
+def gen5(folder: Path, made: Any) -> None:
+    for well in ("A01", "B02"):
+        for z in (1, 2):
+            shot = gen5_export.Shot(well, plane=z, planes=2)
+            gen5_export.write(folder / f"{shot.short}_1Z{z}_DAPI_1_001_.tif", shot)
+
+
 def pattern(folder: Path, made: Any) -> None:
     folder.mkdir()
     pixels = np.arange(2 * 2 * 24 * 32, dtype=np.uint16).reshape(2, 2, 24, 32)
@@ -108,7 +116,7 @@ def pattern(folder: Path, made: Any) -> None:
 MAKE: dict[str, Callable[[Path, Any], None]] = {
     "harmony": harmony, "imagexpress": imagexpress, "database": database, "imagexpress_ai": imagexpress_ai,
     "cellvoyager": cellvoyager, "scanr": scanr, "older_scanr": older_scanr,
-    "cellomics": cellomics, "pattern": pattern,
+    "cellomics": cellomics, "gen5": gen5, "pattern": pattern,
 }  # fmt: skip
 READERS = {"database": "imagexpress", "older_scanr": "scanr"}
 
