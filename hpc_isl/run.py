@@ -277,6 +277,7 @@ class Attempt:
     def _beat(self, ended: threading.Event, vitals: Callable[[], Mapping[str, float]] | None) -> None:
         origin = self.run.origin()
         sampled = time.monotonic() - VITALS_S / 2
+        complained = False
         while not ended.wait(HEARTBEAT_S):
             try:
                 self.note(heartbeat=now())
