@@ -17,6 +17,7 @@ from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.cluster.slurm.queue import Queued, queue
 from hpc_isl.cluster.status import OURS
+from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
 
 NODES = 2  # enough to see whether nodes reach each other
@@ -93,11 +94,10 @@ def _flags(site: Site, folder: Path, nodes: int) -> Iterator[str]:
         "time": MINUTES, "mem": _memory(site), "gpus-per-node": site.visible_gpus or None,
         "partition": site.partition, "account": site.account, "qos": site.qos,
         "constraint": site.constraint, "reservation": site.reservation, "chdir": folder,
-        "output": str(folder / "job.log").replace("%", "%%"), "requeue": None, "no-requeue": True,
+        "output": str(folder / "job.log").replace("%", "%%"), "no-requeue": True,
     }  # fmt: skip
-    for key, value in {**given, **site.flags}.items():
-        if value is not None and value is not False:
-            yield f"--{key}" if value is True else f"--{key}={value}"
+    for key, value in merged(given, site.sbatch).items():
+        yield f"--{key}" if value is True else f"--{key}={value}"
 
 
 def _memory(site: Site) -> str | None:
@@ -115,7 +115,7 @@ def script(site: Site, folder: Path, tracking: str | None) -> str:
         "#!/bin/bash",
         *site.setup,
         f"export PYTHONPATH={shlex.quote(path)} SRUN_CPUS_PER_TASK={site.cpus or 1}",
-        f"srun {interpreter(site)} {shlex.join(command)}",
+        f"srun --export=ALL {interpreter(site)} {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
 
