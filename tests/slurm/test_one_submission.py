@@ -99,6 +99,19 @@ def test_a_run_that_was_moved_is_still_in_the_queue(user: User) -> None:
     assert user("cancel", "elsewhere").startswith(f"job {job} ")
 
 
+def test_runs_that_were_moved_together_wait_for_each_other(user: User) -> None:
+    first = user.submit(HELD, name="first")
+    second = user.submit("--after", "first", name="second")
+    user("cancel", "second")
+    assert user.cluster.eventually(lambda: jobs(user) == [first])
+    assert user.becomes("second", "cancelled")
+    os.rename(user.door.cwd / "runs", user.door.cwd / "moved")
+    said = user("resume", "second", "--root", str(user.door.cwd / "moved"))
+    third = said.split("submitted as Slurm job")[1].split()[0]
+    assert third != second
+    assert f"afterok:{first}" in user.cluster.run("squeue", "-h", "-j", third, "-o", "%E")
+
+
 def test_a_copy_of_a_run_is_another_and_leaves_the_job_of_the_first_alone(user: User) -> None:
     job = user.submit(HELD, name="one")
     shutil.copytree(user.folder("one"), user.folder("copy"))
