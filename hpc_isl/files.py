@@ -94,12 +94,7 @@ def identity(path: Path) -> object:
 
 def same_place(one: str | Path, other: str | Path) -> bool:
     """Whether two paths lead to the same file or folder, also through links, automounters and bind mounts."""
-    if str(one) == str(other):
-        return True
-    try:
-        return os.path.samefile(one, other)
-    except OSError:  # one of them is not there, or not for us to see
-        return False
+    return str(one) == str(other) or identity(Path(one)) == identity(Path(other))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -16,9 +16,7 @@ SHORT = {
     "V": "version", "v": "verbose", "W": "wait", "w": "nodelist", "x": "exclude",
 }  # fmt: skip
 LONG = frozenset(  # of Slurm 22.05 to 25.11
-    re.findall(
-        r"\S+",
-        """account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment
+    """account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment
     consolidate-segments constraint container container-id contiguous core-spec cores-per-socket cpu-freq
     cpus-per-gpu cpus-per-task deadline delay-boot dependency distribution error exclude exclusive export
     export-file extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus gpus-per-node gpus-per-socket
@@ -28,8 +26,7 @@ LONG = frozenset(  # of Slurm 22.05 to 25.11
     oom-kill-step open-mode output overcommit oversubscribe parsable partition power prefer priority profile
     propagate qos quiet reboot requeue reservation resources segment signal sockets-per-node spread-job
     spread-segments stepmgr switches test-only thread-spec threads-per-core time time-min tmp tres-bind
-    tres-per-task uid usage use-min-nodes verbose version wait wait-all-nodes wckey wrap""",
-    )
+    tres-per-task uid usage use-min-nodes verbose version wait wait-all-nodes wckey wrap""".split()  # noqa: SIM905  (a hundred quoted words are read by no one)
 )
 REFUSED = {
     "array": "a sweep makes an array, and site.array says how many of its elements run at once",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -13,11 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hpc_isl.cluster import submissions
+from hpc_isl.cluster.job_states import Silence, by_cluster, job_states
 from hpc_isl.cluster.slurm import queue
 from hpc_isl.cluster.slurm.queue import Queued
 from hpc_isl.cluster.slurm.requeue import REFUSAL
 from hpc_isl.cluster.submissions import Cluster, Submission, watcher
-from hpc_isl.files import now, read_json, same_place, write_atomic
+from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 
@@ -78,7 +78,7 @@ def states(runs: Sequence[Run]) -> dict[Run, State]:
     members = {run: run.elements() for run in runs}
     single = list(dict.fromkeys(one for run in runs for one in (members[run] or [run])))
     asked = submissions.newest_of(run for run in single if run.summary() is None)
-    said = _said(asked)
+    said = job_states(asked)
     found = {run: _state(run, asked.get(run, {}), said.get(run)) for run in single}
     return {
         run: _together(run, [found[one] for one in members[run]]) if members[run] else found[run]
@@ -99,58 +99,6 @@ def _together(run: Run, parts: Sequence[State]) -> State:
 
 
 # ---------------------------------------------------------------- what the scheduler says
-
-
-@dataclass(frozen=True)
-class Silence:
-    """The cluster of a run does not answer: its folder alone can tell."""
-
-
-def _said(asked: Mapping[Run, Submission]) -> dict[Run, Queued | Silence]:
-    """Slurm's word on each run that was handed to it, where it has one."""
-    said: dict[Run, Queued | Silence] = {
-        run: Silence() for run, content in asked.items() if content.get("unheard")
-    }
-    for cluster, names in _by_cluster(asked).items():
-        answer = queue.queue(names.values(), *cluster)
-        words = {
-            run: Silence() if answer is None else _meant(run, asked[run], answer.get(name))
-            for run, name in names.items()
-        }
-        said |= {run: word for run, word in words.items() if word is not None}
-    return said
-
-
-def _by_cluster(asked: Mapping[Run, Submission]) -> dict[Cluster, dict[Run, str]]:
-    """The jobs of those runs that Slurm has, by configuration and name of its cluster."""
-    jobs: dict[Cluster, dict[Run, str]] = {}
-    for run, content in asked.items():
-        if content.get("job"):
-            jobs.setdefault(submissions.cluster(content), {})[run] = str(content["job"])
-    return jobs
-
-
-def _meant(run: Run, asked: Submission, said: Queued | None) -> Queued | None:
-    """Slurm counts its jobs anew now and then: a job of this number that works elsewhere is another."""
-    return said if said and _is_of(run, asked, said.folder) else None
-
-
-def _is_of(run: Run, asked: Submission, folder: str) -> bool:
-    """Whether a job that works in a folder is the one that was handed over.
-
-    Slurm keeps the folder as sbatch was told it: that is compared, however the run is reached now, and if it
-    was moved since. A copy of a run is another run.
-    """
-    if not folder or asked["executor"] == "allocation":
-        return True
-    if "workdir" not in asked:
-        return any(same_place(folder, one.folder) for one in (run, run.array or run))
-    return same_place(folder, asked["workdir"]) and not _is_copied(run, asked)
-
-
-def _is_copied(run: Run, asked: Submission) -> bool:
-    """Whether the folder from which it was handed over is still there, and is another than this."""
-    return os.path.exists(asked["folder"]) and not same_place(asked["folder"], run.folder)
 
 
 def _queued(said: Queued | Silence | None) -> State | None:
@@ -337,7 +285,7 @@ def cancel(run: Run) -> str:
             raise Mistake(f"{run.label!r} runs on {content['host']}; cancel it there")
     for one in living:
         write_atomic(one.cancelled, now() + "\n")
-    jobs = {cluster: list(names.values()) for cluster, names in _by_cluster(asked).items()}
+    jobs = {cluster: list(names.values()) for cluster, names in by_cluster(asked).items()}
     for cluster, names in jobs.items():
         _scancel(run, names, cluster)
     watchers = {each.pid: each for content in asked.values() if (each := watcher(content))}

@@ -41,17 +41,22 @@ def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
 
 
 def _cluster(site: Site) -> Submission:
-    """Which Slurm is meant, also for those who ask it later from another shell: `""` is the machine's own."""
-    if site.executor != "slurm":
-        return {"slurm_conf": site.slurm_conf and str(site.slurm_conf)}
+    """Which Slurm is meant, also for those who ask it later from another shell.
+
+    `""` is the machine's own; null that of whoever asks: what a node calls its configuration says nothing
+    elsewhere.
+    """
     conf, name = cluster_of(site)
-    return {"slurm_conf": "" if conf == MACHINES_OWN else str(conf), "cluster": name}
+    on_node = "SLURM_JOB_ID" in os.environ
+    if conf is None and site.executor == "slurm" and not on_node:
+        return {"slurm_conf": str(conf_here() or ""), "cluster": name}
+    return {"slurm_conf": conf and str(conf), "cluster": name}
 
 
 def cluster_of(site: Site) -> Cluster:
     """Configuration and name of the Slurm that is meant, as its programs are called with them."""
     name = site.sbatch.get("clusters")
-    return site.slurm_conf or conf_here() or MACHINES_OWN, str(name) if name else None
+    return site.slurm_conf, str(name) if name else None
 
 
 def cluster(asked: Mapping[str, Any]) -> Cluster:
@@ -63,8 +68,9 @@ def cluster(asked: Mapping[str, Any]) -> Cluster:
 def is_on(asked: Mapping[str, Any], site: Site) -> bool:
     """Whether that site's Slurm has the job."""
     here = _cluster(site)
-    same = same_place(asked.get("slurm_conf") or "", here["slurm_conf"] or "")
-    return bool(asked.get("job")) and same and asked.get("cluster") == here.get("cluster")
+    confs = [asked.get("slurm_conf"), here["slurm_conf"]]
+    same = None in confs or same_place(*confs)
+    return bool(asked.get("job")) and same and asked.get("cluster") == here["cluster"]
 
 
 # ---------------------------------------------------------------- the newest of a run

@@ -17,6 +17,7 @@ from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.cluster.slurm.queue import Queued, queue
 from hpc_isl.cluster.status import OURS
+from hpc_isl.cluster.submissions import cluster_of
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
 
@@ -152,7 +153,7 @@ def _over(made: Visit, seen: dict[int, float], word: Queued | None) -> bool:
 
 def _word(made: Visit) -> Queued | None:
     """Slurm's; a job that it has forgotten has ended."""
-    answer = queue([made.job], made.site.slurm_conf)
+    answer = queue([made.job], *cluster_of(made.site))
     if answer is None:
         return None
     return answer.get(made.job, Queued("COMPLETED"))
@@ -202,4 +203,5 @@ def _end(made: Visit) -> None:
         if word is None or word.state in ENDED:
             return
         time.sleep(POLL_S)
-    ask(["scancel", made.job], made.site.slurm_conf)
+    conf, cluster = cluster_of(made.site)
+    ask(["scancel", made.job], conf, cluster=cluster)
