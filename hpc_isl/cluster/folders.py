@@ -61,7 +61,10 @@ def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], arg
 
 def _late(run: Run, order: Order) -> dict[str, Any]:
     """The runs before are named from the run's own folder: they may be moved together."""
-    before = [os.path.relpath(other.folder, run.folder) for other in order.after]
+    before = [
+        os.path.relpath(other.folder, run.folder) if other.root == run.root else str(other.folder)
+        for other in order.after
+    ]
     return {"planned": False, "after": before} if before else {}
 
 

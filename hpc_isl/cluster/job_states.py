@@ -13,10 +13,14 @@ from hpc_isl.cluster.submissions import Cluster, Submission
 from hpc_isl.files import same_place
 from hpc_isl.run import Run
 
+HIDDEN = "Slurm shows its job to nobody but whoever submitted it"
+
 
 @dataclass(frozen=True)
 class Silence:
-    """The cluster of a run does not answer: its folder alone can tell."""
+    """Nothing is heard of a job, which may be there all the same: the run's folder alone can tell."""
+
+    why: str = "Slurm does not answer"
 
 
 def job_states(asked: Mapping[Run, Submission]) -> dict[Run, Queued | Silence]:
@@ -26,11 +30,15 @@ def job_states(asked: Mapping[Run, Submission]) -> dict[Run, Queued | Silence]:
     }
     for cluster, names in by_cluster(asked).items():
         answer = queue.queue(names.values(), *cluster)
-        words = {
-            run: Silence() if answer is None else _meant(run, asked[run], answer.get(name))
-            for run, name in names.items()
-        }
-        said |= {run: word for run, word in words.items() if word is not None}
+        if answer is None:
+            said |= dict.fromkeys(names, Silence())
+            continue
+        # Slurm counts its jobs anew now and then: one of that number that works elsewhere is another.
+        known = {run: answer[name] for run, name in names.items() if name in answer}
+        said |= {run: job for run, job in known.items() if _is_of(run, asked[run], job.folder)}
+        others = [run for run in names if asked[run].get("user", os.getuid()) != os.getuid()]
+        if (missing := set(others) - set(known)) and queue.hides_jobs_of_others(*cluster):
+            said |= dict.fromkeys(missing, Silence(HIDDEN))
     return said
 
 
@@ -41,11 +49,6 @@ def by_cluster(asked: Mapping[Run, Submission]) -> dict[Cluster, dict[Run, str]]
         if content.get("job"):
             jobs.setdefault(submissions.cluster(content), {})[run] = str(content["job"])
     return jobs
-
-
-def _meant(run: Run, asked: Submission, said: Queued | None) -> Queued | None:
-    """Slurm counts its jobs anew now and then: a job of this number that works elsewhere is another."""
-    return said if said and _is_of(run, asked, said.folder) else None
 
 
 def _is_of(run: Run, asked: Submission, folder: str) -> bool:

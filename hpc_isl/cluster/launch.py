@@ -163,8 +163,8 @@ def _refuse_alive(run: Run, found: status.State, caller: Caller) -> None:
     """What is at work is not started a second time, and what may be is not either."""
     if found.unheard:
         raise Mistake(
-            f"{run.label!r} is not started: Slurm does not answer, and may still have its job. Again when it "
-            f"does; if that cluster is gone for good, first {caller.command('cancel', run)}"
+            f"{run.label!r} is not started, its job may be there: {found.unheard}. Again when that is known; "
+            f"where it never will be, as of a cluster that is gone, first {caller.command('cancel', run)}"
         )
     if found.alive:
         raise Mistake(

@@ -21,7 +21,6 @@ from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 
-SILENT = "Slurm does not answer"
 TORN = "its submission was cut off, and it will fail: cancel it, and resume"
 FRESH_S = 60.0  # a heartbeat younger than this is a living rank, where nothing else can be asked
 WORDS = {
@@ -52,7 +51,7 @@ class State:
         node: where it runs, in Slurm's short form.
         left: time until Slurm ends it.
         cause: Slurm's word for a failure: timeout, out_of_memory, node_fail …
-        unheard: its Slurm does not answer, and may have it.
+        unheard: why it is not known whether Slurm has it; empty: it is known.
     """
 
     word: str
@@ -60,12 +59,12 @@ class State:
     node: str = ""
     left: str = ""
     cause: str = ""
-    unheard: bool = False
+    unheard: str = ""
 
     @property
     def alive(self) -> bool:
         """Whether it goes on by itself, as far as can be known: what is alive is not started again."""
-        return self.unheard or self.word in ("running", "queued")
+        return bool(self.unheard) or self.word in ("running", "queued")
 
 
 def state(run: Run) -> State:
@@ -90,12 +89,12 @@ def _together(run: Run, parts: Sequence[State]) -> State:
     """The state of an array: `running`, with `3 done, 2 running, 1 failed`; a chain may wait for a person."""
     counts = Counter(part.word for part in parts)
     word = next((word for word in FIRST if counts[word]), "new")
-    unheard = any(part.unheard for part in parts)
+    unheard = next((part.unheard for part in parts if part.unheard), "")
     detail = ", ".join(f"{counts[name]} {name}" for name in reversed(FIRST) if counts[name])
     waits = read_json(run.folder / "waits.json")
     if waits and word == "new":
         return State("stopped", f"{detail}; waits for a person: {waits['stop']}")
-    return State(word, f"{detail}; {SILENT}" if unheard else detail, unheard=unheard)
+    return State(word, "; ".join(filter(None, [detail, unheard])), unheard=unheard)
 
 
 # ---------------------------------------------------------------- what the scheduler says
@@ -141,7 +140,7 @@ def _state(run: Run, asked: Submission, said: Queued | Silence | None) -> State:
     if queued is not None and queued.alive:
         return replace(queued, detail=TORN) if asked.get("torn") else queued
     if isinstance(said, Silence):
-        return _unheard(run, records)
+        return _unheard(run, records, said.why)
     failure = first_failure(records)
     if failure:
         return _failed(run, failure, queued)
@@ -153,12 +152,12 @@ def _state(run: Run, asked: Submission, said: Queued | Silence | None) -> State:
     return _ended(run, records, queued)
 
 
-def _unheard(run: Run, records: Sequence[Mapping[str, Any]]) -> State:
-    """The state of a run whose Slurm does not answer: unless someone has cancelled it, it may have the job,
+def _unheard(run: Run, records: Sequence[Mapping[str, Any]], why: str) -> State:
+    """The state of a run of whose job nothing is heard: unless someone has cancelled it, Slurm may have it,
     and start it again whatever the folder tells."""
     beating, failure = _beating(records), first_failure(records)
     if run.cancelled.exists() and not beating:
-        return State("cancelled", SILENT)
+        return State("cancelled", why)
     if failure:
         found = _failed(run, failure, None)
     elif _all_stopped(records):
@@ -167,7 +166,7 @@ def _unheard(run: Run, records: Sequence[Mapping[str, Any]]) -> State:
         found = State("running", "" if beating else _last_seen(records), str(records[0].get("node", "")))
     else:
         found = State("queued")
-    return replace(found, detail="; ".join(filter(None, [SILENT, found.detail])), unheard=True)
+    return replace(found, detail="; ".join(filter(None, [why, found.detail])), unheard=why)
 
 
 def _all_stopped(records: Sequence[Mapping[str, Any]]) -> bool:

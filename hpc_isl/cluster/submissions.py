@@ -32,8 +32,9 @@ class Unanswered(Mistake):
 def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
     """What this attempt was handed to; the run's site is from now on this one."""
     content = {
-        "time": now(), "host": socket.gethostname(), "code": record.code_digest(), "folder": str(run.folder),
-        "executor": site.executor, **_cluster(site), "memory": site.memory, "limit": site.time, **facts,
+        "time": now(), "host": socket.gethostname(), "user": os.getuid(), "code": record.code_digest(),
+        "folder": str(run.folder), "executor": site.executor, **_cluster(site),
+        "memory": site.memory, "limit": site.time, **facts,
     }  # fmt: skip
     write_atomic(run.attempts / str(attempt) / "submission.json", json.dumps(content, indent=1))
     if kept(run.site) != site:

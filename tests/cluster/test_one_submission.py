@@ -186,10 +186,36 @@ def test_while_slurm_is_silent_nothing_is_started(
     assert found.detail.startswith("Slurm does not answer")
     caller = Caller(lambda text: None, run.root)
     for start in (launch.resume, retry.retry):
-        with pytest.raises(Mistake, match=r"not answer, and may still have its job|nothing to retry"):
+        with pytest.raises(Mistake, match=r"job may be there: Slurm does not|nothing to retry"):
             start(run, Site(), caller, False)
     run.cancelled.touch()
     assert status.state(run) == status.State("cancelled", "Slurm does not answer")
+
+
+@pytest.mark.parametrize(
+    ("private", "word", "unheard"), [("jobs,usage", "queued", True), ("none", "lost", False)]
+)
+def test_a_job_of_another_user_that_slurm_does_not_show_may_be_there(
+    run: Run, tool: Tool, monkeypatch: pytest.MonkeyPatch, private: str, word: str, unheard: bool
+) -> None:
+    """In a folder that a group shares."""
+    handed_over(run)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    tool("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    tool("scontrol", f"echo 'PrivateData             = {private}'")
+    found = status.state(run)
+    assert (found.word, bool(found.unheard)) == (word, unheard)
+
+
+def test_what_was_refused_leaves_no_script_that_a_later_attempt_would_be_taken_for(
+    run: Run, tool: Tool
+) -> None:
+    tool("sbatch", "echo 'sbatch: error: invalid partition specified: gpuu' >&2; exit 1")
+    tool("squeue", "true")
+    batch = Batch(run, run.next_attempt(), (Job("counting", run.folder, 0),))
+    with pytest.raises(Mistake, match="invalid partition"):
+        sbatch.submit(batch, SLURM)
+    assert not list(run.sbatch.glob(".submission_file_*"))
 
 
 def test_a_job_leaves_a_run_that_was_handed_over_again(run: Run) -> None:

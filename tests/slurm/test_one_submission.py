@@ -200,7 +200,7 @@ def test_while_slurm_does_not_answer_nothing_is_started(user: User) -> None:
     with wrapped(user, squeue=MUTE):
         assert "Slurm does not answer; rank 0: RuntimeError: boom" in user("status", "crash")
         for verb in ("retry", "resume"):
-            assert "may still have its job" in is_refused(user, verb, "crash")
+            assert "its job may be there" in is_refused(user, verb, "crash")
         assert user.door("resume", "crash", "--site", "laptop").returncode == 2
     user("retry", "crash")
     assert user.becomes("crash", "failed")

@@ -158,9 +158,9 @@ def _node(said: Mapping[str, str]) -> Node:
         features=_names(said.get("AvailableFeatures")) or frozenset(),
         partitions=_names(said.get("Partitions")) or frozenset(),
         # IDLE*: it does not answer; IDLE~: it is switched off and will be switched on.
+        state=frozenset(word.rstrip("*~#!%$@^-") for word in said.get("State", "").upper().split("+")),
         host=said.get("NodeHostName", ""),
         address=said.get("NodeAddr", ""),
-        state=frozenset(word.rstrip("*~#!%$@^-") for word in said.get("State", "").upper().split("+")),
     )
 
 

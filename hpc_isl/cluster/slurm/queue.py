@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,6 +94,13 @@ def jobs_of_scripts(
         return None
     rows = [line.split("|", 1) for line in out.splitlines() if "|" in line]
     return {script.rpartition("/")[2]: job for job, script in rows}
+
+
+def hides_jobs_of_others(conf: Path | None = None, cluster: str | None = None) -> bool:
+    """Whether users see their own jobs alone; root sees all."""
+    _, out, _ = ask(["scontrol", "show", "config"], conf, patience_s=PATIENCE_S, cluster=cluster)
+    private = re.search(r"^PrivateData\s*=\s*(.*)", out, re.MULTILINE)
+    return bool(os.getuid() and private and re.search(r"\b(jobs|all)\b", private[1]))
 
 
 def cancel(jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None) -> None:

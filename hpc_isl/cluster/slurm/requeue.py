@@ -14,7 +14,6 @@ from hpc_isl.run import Attempt
 
 OTHERS_LEAVE_S = 60.0
 REQUEUE_S = 60.0
-MISSING = 127  # as a shell says that there is no such command
 ASK = "HPC_ISL_REQUEUE"  # names the file with which whoever started the ranks is asked to start the job again
 REFUSAL = "requeue.txt"  # in the attempt's folder: why that was not done
 
@@ -40,7 +39,7 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
         what = "checkpoint" if attempt.run.checkpoints.is_dir() else "result"
         return f"stopped at the time limit without a new {what}: not started again; give it more time"
     code, _, errors = ask(["scontrol", "requeue", job], patience_s=REQUEUE_S)
-    if code == MISSING and (asked := os.environ.get(ASK)):
+    if code and (asked := os.environ.get(ASK)):
         write_atomic(Path(asked), f"{attempt.folder / REFUSAL}\n")
         return None
     return f"stopped; not started again: {errors}" if code else None
@@ -59,7 +58,7 @@ def _told(job: str) -> bool | None:
 
 
 def outside(asked: Path, job: str) -> str:
-    """What whoever started the ranks does when asked: starts the job again; or the reason why not.
+    """What whoever started the ranks does when asked: puts the job back; or the reason why not.
 
     Ranks in a container have no scontrol, nor have those of a node on whose PATH it does not lie.
     """

@@ -255,16 +255,16 @@ def _unread() -> str:
 def _take_back(batch: Batch, site: Site, part: Part, jobs: list[str], error: str) -> None:
     """Ends the jobs of the parts before, and the one that a busy Slurm has taken though sbatch says that it
     could not hand it over."""
-    if not jobs and NEVER_REACHED in error:
-        return
+    script = queue.script_of(batch.run.sbatch, part.label(batch))
     try:
         scripts = queue.jobs_of_scripts(os.getuid(), *cluster_of(site))
-        if scripts is None:
+        if scripts is None and (jobs or NEVER_REACHED not in error):
             raise Mistake("Slurm does not answer")
-        script = queue.script_of(batch.run.sbatch, part.label(batch))
-        doubtful = scripts.get(script.name) if script else None
+        doubtful = (scripts or {}).get(script.name) if script else None
         if left := [*jobs, *([doubtful] if doubtful else [])]:
             queue.cancel(left, *cluster_of(site))
+        if script:  # the number of this attempt will be another's
+            script.unlink()
     except Mistake as mistake:
         raise Unanswered(
             f"sbatch: {error}\n{mistake}; it may have jobs of this run, which `status` shows once it answers"

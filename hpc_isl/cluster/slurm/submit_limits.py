@@ -7,6 +7,7 @@ import pwd
 from dataclasses import dataclass
 
 from hpc_isl.cluster.slurm.ask import ask
+from hpc_isl.cluster.submissions import cluster_of
 from hpc_isl.site import Site
 
 
@@ -77,5 +78,6 @@ def _most(limit: Limit, site: Site) -> int | None:
 
 
 def _in_the_queue(site: Site) -> int:
-    _, out, _ = ask(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i"], site.slurm_conf)
-    return len(out.splitlines())
+    conf, cluster = cluster_of(site)
+    _, out, _ = ask(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|"], conf, cluster=cluster)
+    return out.count("|")
