@@ -33,6 +33,7 @@ def test_ranks_have_the_environment_of_their_job(user: User, shell: dict[str, st
     user.door.environment.update(shell)
     user.submit("meet=true", *SLOW, *(f"site.{key}" for key in site), "site.nodes=2", name="one")
     assert user.becomes("one", "done"), user("logs", "one")
+    assert user.cluster.eventually(lambda: all(user.record("one", rank).get("exit") for rank in (0, 1)))
     assert [user.record("one", rank)["outcome"] for rank in (0, 1)] == ["done", "done"]
 
 
