@@ -83,6 +83,20 @@ def make_folder(path: Path, group: str | None) -> None:
         raise Mistake(f"site.group={group}: {error}; name a group that you belong to") from None
 
 
+def identity(path: Path) -> object:
+    """Equal for all paths that lead to one file or folder; of one that is not there, where its name leads."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to the same file or folder, also through links, automounters and bind mounts."""
+    return str(one) == str(other) or identity(Path(one)) == identity(Path(other))
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None where there is no such file."""
     try:

@@ -32,7 +32,7 @@ class Plan:
         says: lines for the user: what was found, what will be done, in fields, GB, hours.
         inputs: name -> fingerprint of the data that the stage will read.
         makes: the folders or files that will appear.
-        claims: gives what no other run may write meanwhile, as `labels 'cells' of /plates/S1.zarr B03/1`.
+        claims: gives what no other run may write meanwhile: a place, and what in it, as `labels of B03/1`.
         check_size: raises a `Mistake` for a number of processes that cannot share the work.
     """
 
@@ -40,7 +40,7 @@ class Plan:
     says: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     makes: tuple[Path, ...] = ()
-    claims: Callable[[], Iterable[str]] = field(default=tuple, compare=False)
+    claims: Callable[[], Iterable[tuple[Path, str]]] = field(default=tuple, compare=False)
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
 
 
@@ -277,6 +277,7 @@ class Attempt:
     def _beat(self, ended: threading.Event, vitals: Callable[[], Mapping[str, float]] | None) -> None:
         origin = self.run.origin()
         sampled = time.monotonic() - VITALS_S / 2
+        complained = False
         while not ended.wait(HEARTBEAT_S):
             try:
                 self.note(heartbeat=now())
@@ -285,6 +286,10 @@ class Attempt:
                     self.metric(int(time.time() - origin), **vitals())
             except OSError:
                 continue
+            except Exception as error:  # without its heartbeat a run would be taken for lost
+                if not complained:
+                    self.say(f"no figures of the machine: {type(error).__name__}: {error}")
+                complained = True
 
 
 def _end_line(path: Path) -> None:

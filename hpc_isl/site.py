@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.sbatch_flags import in_one_spelling, own_key
 from hpc_isl.strict import Strict, override, parse, read_yaml
 
 Positive = Annotated[int, Bound(ge=1)]
@@ -55,7 +56,8 @@ class Site(Strict):
     array: Positive | None = None
     """elements of an array that run at once; null: slurm no limit, local as many as fit"""
     sbatch: dict[str, str | int | bool] = {}
-    """further flags of sbatch, e.g. {exclusive: true, exclude: node7}"""
+    """further flags of sbatch, e.g. {exclusive: true, exclude: node7}. They win: over keys above, as
+    {cpus-per-task: 2} over cpus, and over what we ask for ourselves; false takes a flag of ours away"""
     slurm_conf: Path | None = None
     """configuration of the cluster that is meant, where a machine knows several; null: the machine's"""
     container: Path | None = None
@@ -77,6 +79,17 @@ class Site(Strict):
     none: runs are not forwarded"""
     experiment: str | None = None
     """MLflow experiment; null: the stage's name"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flags_with_own_keys(cls, content: Any) -> Any:
+        """A flag of sbatch that a key says too is that key: ranks, limits and dry runs then know of it."""
+        if not isinstance(content, dict) or not isinstance(content.get("sbatch"), dict):
+            return content
+        flags = in_one_spelling(content["sbatch"])
+        keys = {flag: own for flag, value in flags.items() if (own := own_key(flag, value))}
+        rest = {flag: value for flag, value in flags.items() if flag not in keys}
+        return {**content, **dict(keys.values()), "sbatch": rest}
 
     @field_validator("time")
     @classmethod
@@ -142,11 +155,6 @@ class Site(Strict):
         if self.gpus is not None:
             return self.gpus
         return len(gpus_here()) if self.executor == "local" else 0
-
-    @property
-    def flags(self) -> dict[str, str | int | bool]:
-        """The further flags of sbatch as it writes them."""
-        return {key.replace("_", "-"): value for key, value in self.sbatch.items()}
 
     @property
     def server(self) -> str | None:

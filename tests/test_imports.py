@@ -24,6 +24,7 @@ VALUES = {
     "recipes",
     "many",
     "site",
+    "sbatch_flags",
     "run",
     "tiles",
     "seeds",

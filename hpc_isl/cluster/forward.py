@@ -91,7 +91,7 @@ def _goes_on(run: Run) -> bool:
         return any(_goes_on(one) for one in run.elements())
     asked = submissions.newest(run)
     left = any(record.get("exit") for record in status.ranks(run)[:1])
-    gone = asked.get("executor") == "local" and status.watcher(asked) is None
+    gone = asked.get("executor") == "local" and submissions.watcher(asked) is None
     return not (left or gone or run.summary() is not None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -159,6 +160,12 @@ def _is_ours(run: Run) -> bool:
 
 
 def _refuse_alive(run: Run, found: status.State, caller: Caller) -> None:
+    """What is at work is not started a second time, and what may be is not either."""
+    if found.unheard:
+        raise Mistake(
+            f"{run.label!r} is not started, its job may be there: {found.unheard}. Again when that is known; "
+            f"where it never will be, as of a cluster that is gone, first {caller.command('cancel', run)}"
+        )
     if found.alive:
         raise Mistake(
             f"{run.label!r} is {found.word} already; follow it: {caller.command('logs', run, '-f')}"
@@ -192,12 +199,12 @@ def go_on(
     check(site, after)
     if (read_json(run.record) or {}).get("code") != record.code_digest():
         caller.say("the code has changed since this run was made; it goes on with the present code")
-    for one in members:
-        one.cancelled.unlink(missing_ok=True)
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
     caller.say(f"{run.stage} {run.label!r} goes on{which}: {dry.resources(site)}")
     with submissions.alone(run):
         _refuse_started(members, caller)
+        for one in members:
+            one.cancelled.unlink(missing_ok=True)
         with _reopened(members):
             code = hand_over(run, members, site, caller, after)
     return _ended(code, run, caller, wait)
@@ -211,6 +218,8 @@ def _reopened(members: Sequence[Run]) -> Iterator[None]:
         path.unlink(missing_ok=True)
     try:
         yield
+    except submissions.Unanswered:
+        raise
     except Exception:
         for path, summary in records.items():
             if summary is not None:
@@ -221,11 +230,12 @@ def _reopened(members: Sequence[Run]) -> Iterator[None]:
 def _refuse_started(members: Sequence[Run], caller: Caller) -> None:
     """What another process has started since we looked."""
     for one, each in status.states(members).items():
-        waits = last.is_last(one) and submissions.newest(one).get("job")  # for those that have ended
-        if not _is_ours(one) and not waits:
+        waits = last.is_last(one) and not each.unheard and submissions.newest(one).get("job")
+        if not _is_ours(one) and not waits:  # that waits for elements which have ended, and is replaced
             _refuse_alive(one, each, caller)
 
 
 def _kept_after(run: Run) -> tuple[Run, ...]:
     """The runs that this one was to wait for when it was made."""
-    return tuple(Run(Path(folder)) for folder in (read_json(run.record) or {}).get("after", []))
+    folders = (read_json(run.record) or {}).get("after", [])
+    return tuple(Run(Path(os.path.normpath(run.folder / folder))) for folder in folders)

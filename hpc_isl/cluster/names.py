@@ -28,7 +28,8 @@ def find(name: str, root: Path) -> Run:
     """
     for folder in (Path(name), root / name):
         if (folder / "recipe.yaml").is_file():
-            return Run(Path(os.path.abspath(folder)))
+            # A link to a run folder has another name, and lies in no folder of a stage.
+            return Run(Path(os.path.realpath(folder) if folder.is_symlink() else os.path.abspath(folder)))
     array, _, element = name.partition("/")
     if element and (members := _elements(array, root)):
         labels = {run.name: run for run in members}

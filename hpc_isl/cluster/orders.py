@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
 from hpc_isl.cluster import names, status
 from hpc_isl.cluster.jobs import ALONE, POOLED, stage_module
 from hpc_isl.cluster.place import in_allocation
-from hpc_isl.files import read_json
+from hpc_isl.files import identity, read_json, same_place
 from hpc_isl.many import Arrangement
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.base import Recipe
@@ -93,11 +95,14 @@ def plans(order: Order) -> dict[str, Plan]:
 
 def _refuse_shared(found: Mapping[str, Plan]) -> None:
     """Elements may be computed at the same time: no two of them write the same."""
-    owners: dict[str, str] = {}
+    owners: dict[tuple[object, str], str] = {}
+    known = cache(identity)
     for name, plan in found.items():
-        for claim in plan.claims():
-            if (other := owners.setdefault(claim, name)) != name:
-                raise Mistake(f"elements {other!r} and {name!r} would both write {claim}: give each its own")
+        for place, what in plan.claims():
+            if (other := owners.setdefault((known(place), what), name)) != name:
+                raise Mistake(
+                    f"elements {other!r} and {name!r} would both write {what} in {place}: give each its own"
+                )
 
 
 def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:
@@ -131,8 +136,14 @@ def differences(run: Run, plan: Plan) -> list[str]:
     known = (read_json(run.record) or {}).get("inputs", {})
     there |= {f"contents of {name}": value for name, value in known.items()}
     here |= {f"contents of {name}": value for name, value in plan.inputs.items()}
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    keys = [key for key in {**there, **here} if not _is_same(there.get(key), here.get(key))]
     return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
+
+
+def _is_same(there: object, here: object) -> bool:
+    """Equal, or absolute paths to one file or folder."""
+    paths = [value for value in (there, here) if isinstance(value, str) and os.path.isabs(value)]
+    return there == here or (len(paths) == 2 and same_place(*paths))
 
 
 def refuse_another(run: Run, plan: Plan) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,6 +57,8 @@ def work(job: Job) -> None:
     if here.slurm:
         if overtaken(job.run, job.attempt, here.slurm):
             raise SystemExit(f"the run was started again as another job: job {here.slurm} leaves it alone")
+        if job.run.cancelled.exists():
+            raise SystemExit(f"the run was cancelled: job {here.slurm} leaves it alone")
         _prepare_node(attempt, here.slurm)
     listener = Listener(attempt, _deadline(here, where))
     with _forwarded(attempt, here, where):
@@ -193,7 +195,10 @@ def _leave_stopped(attempt: Attempt, here: Place, listener: Listener) -> int:
     if attempt.rank:
         return 0
     reason = requeue(attempt, here.slurm, at_time_limit=listener.overdue)
-    attempt.say(reason or "stopped at the time limit; Slurm will start it again")
+    if reason:
+        with suppress(OSError):
+            attempt.note(reason=reason)
+    attempt.say(reason or "stopped at the time limit; Slurm is to start it again")
     return STOPPED
 
 

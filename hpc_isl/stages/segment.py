@@ -116,10 +116,10 @@ def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> I
         yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
 
 
-def _claims(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[str]:
+def _claims(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[tuple[Path, str]]:
     for target in targets if "labels" in recipe.write else ():
         for key in target.keys:
-            yield f"labels {models.labels!r} of {target.index.path} {key}"
+            yield target.index.path, f"labels {models.labels!r} of {key}"
 
 
 def _pixels(target: Target) -> int:

@@ -12,9 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from hpc_isl.cluster import names, status, table
+from hpc_isl.cluster import names, orders, status, table
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import Attempt, Run
+from hpc_isl.recipes.plates import ConvertRecipe
+from hpc_isl.run import Attempt, Plan, Run
+from hpc_isl.strict import to_yaml
 
 
 @pytest.fixture
@@ -89,6 +91,27 @@ def test_runs_are_found_by_name_by_stage_and_name_and_by_path(tmp_path: Path) ->
         names.find("P1", tmp_path)
     with pytest.raises(Mistake, match="did you mean"):
         names.find("its S12", tmp_path)
+
+
+def test_a_link_to_a_run_is_that_run(tmp_path: Path) -> None:
+    """What it is called there is neither its name nor that of its stage."""
+    run = made(tmp_path / "runs", "count", "one")
+    (tmp_path / "best").symlink_to(run.folder)
+    assert names.find(str(tmp_path / "best"), tmp_path / "runs") == run
+    (tmp_path / "there").symlink_to("runs")
+    through = tmp_path / "there" / "count" / "one"
+    assert names.find(str(through), tmp_path).folder == through, "as it is typed, for nodes that see no other"
+
+
+def test_the_same_recipe_is_the_same_through_another_path(tmp_path: Path) -> None:
+    run = made(tmp_path, "convert", "P1")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "link").symlink_to("export")
+    run.recipe.write_text(to_yaml(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P1.zarr")))
+    same = ConvertRecipe(source=tmp_path / "link", out=tmp_path / "P1.zarr")
+    assert orders.differences(run, Plan(same)) == []
+    other = ConvertRecipe(source=tmp_path, out=tmp_path / "P1.zarr")
+    assert len(orders.differences(run, Plan(other))) == 1
 
 
 def test_an_address_is_the_shortest_that_finds_the_run(tmp_path: Path) -> None:

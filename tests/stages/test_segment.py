@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from made_up_screen import save_model, write_screen
-from mounts import read_only, small_disk
+from mounts import bound, read_only, small_disk
 from skimage.measure import regionprops_table
 
 from hpc_isl.cluster.orders import Order, plans
@@ -613,6 +613,24 @@ def test_two_elements_of_a_sweep_never_write_the_same_labels(lab):
         plans(order)
     named = {f"h={h}": load("segment", None, [*keys, f"labels=h{h}", f"h={h}"]) for h in (5, 10)}
     assert len(plans(replace(order, elements=named))) == 2
+
+
+def test_two_elements_of_a_sweep_never_write_the_same_labels_through_two_paths(lab, tmp_path):
+    """Nor two plates of one recipe, where a mount shows the same folder once more."""
+    (tmp_path / "link.zarr").symlink_to(lab / "S1.zarr")
+    (tmp_path / "S1.zarr").mkdir()
+    keys = [f"model={lab}/runs/finetune/cells", "labels=found"]
+
+    def recipe(*plates):
+        return load("segment", None, [*keys, f"plates=[{', '.join(map(str, plates))}]"])
+
+    with bound(lab / "S1.zarr", tmp_path / "S1.zarr"):
+        paths = (lab / "S1.zarr", tmp_path / "link.zarr", tmp_path / "S1.zarr")
+        assert plan(recipe(*paths)).recipe.plates == [lab / "S1.zarr"]
+        for one, other in ((paths[0], paths[1]), (paths[0], paths[2])):
+            elements = {"a": recipe(one), "b": recipe(other)}
+            with pytest.raises(Mistake, match=r"'a' and 'b' would both write labels 'found' of B02/1"):
+                plans(Order("segment", elements["a"], Site(), elements=elements))
 
 
 def test_what_another_run_is_just_writing_stays(lab, tmp_path):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_isl.files import identity
 from hpc_isl.learning.fields import fields_of
 from hpc_isl.learning.split import Split
 from hpc_isl.learning.view import Role, View
@@ -46,10 +46,10 @@ def name_of(role: Role) -> str:
 
 
 def expanded(plates: Sequence[Path]) -> list[Path]:
-    """Absolute paths, each once, with globs expanded; of links to one plate the first."""
-    found: dict[str, Path] = {}
+    """Absolute paths, each once, with globs expanded; of several that lead to one plate the first."""
+    found: dict[object, Path] = {}
     for path in (path for given in plates for path in _matches(given)):
-        found.setdefault(os.path.realpath(path), path)
+        found.setdefault(identity(path), path)
     return list(found.values())
 
 
