@@ -109,12 +109,14 @@ def _annotate_field(
     if stopping.is_set():
         return None
     key, make = item
-    made = make()
+    made, image = make(), index.image(key)
     new = _is_new(recipe, index, key, made)
     if new:
+        known = made.base and made.base == lent.version(image, recipe.labels)
         store.write_labels(
-            index.image(key), recipe.labels, made.labels, origin=made.origin, boxes=made.boxes,
+            image, recipe.labels, made.labels, origin=made.origin, boxes=made.boxes,
             overwrite=recipe.overwrite or bool(made.base),
+            made_from=store.labels_checksum(image, recipe.labels) if known else None,
         )  # fmt: skip
     return {"written": int(new), "kept": int(not new), **made.counts}
 
@@ -138,10 +140,14 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
         return True
     image, name = index.image(key), recipe.labels
     origin, boxes = store.annotation(image, name)
-    same = (origin, tuple(boxes)) == (made.origin, made.boxes)
-    if same and np.array_equal(store.read_labels(image, name), made.labels):
+    same = np.array_equal(store.read_labels(image, name), made.labels)
+    if same and (origin, tuple(boxes)) == (made.origin, made.boxes):
         return False
-    if recipe.overwrite or (made.base and made.base == lent.version(image, name)):
+    if made.base and made.base == lent.version(image, name):
+        return True
+    if recipe.overwrite:
+        if not same:
+            store.refuse_edited(image, name)
         return True
     if made.base:
         raise Mistake(f"labels {name!r} have changed since they were exported; overwrite=true replaces them")
