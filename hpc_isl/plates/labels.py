@@ -154,9 +154,19 @@ def label_bands(image: Path, name: str, rows: int = BAND) -> Iterator[NDArray[np
     return labels_of(image, name).bands(rows)
 
 
-def read_label_box(image: Path, name: str, time: int, y: slice, x: slice) -> NDArray[np.uint32]:
-    """A box (y, x) of the labels of one time at full resolution."""
-    return labels_of(image, name).read(time, y, x)
+def read_label_box(
+    image: Path, name: str, time: int, y: slice, x: slice, level: int = 0
+) -> NDArray[np.uint32]:
+    """A box (y, x) of the labels of one time, on the grid of one level; no more is read."""
+    pixels = labels_of(image, name)
+    height, width = pixels.shape[1:]
+    return pixels.read(time, _at_full(y, height, 2**level), _at_full(x, width, 2**level))
+
+
+def _at_full(side: slice, length: int, step: int) -> slice:
+    """The pixels of full resolution that a side on a coarser grid shows."""
+    stop = length if side.stop is None else min(side.stop * step, length)
+    return slice((side.start or 0) * step, stop, step)
 
 
 def labels_of(image: Path, name: str) -> LabelPixels:

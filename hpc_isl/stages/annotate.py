@@ -208,7 +208,7 @@ def _imports_lent(
     files, left = listed(folder.table, index, recipe.fields)
     known = {file.path.name for file in files} | export.written(folder.fields)
     others, passed = beside(folder.path, known, index, recipe.fields)
-    remarks = check_files([*files, *others.values()], index)
+    check_files(files, index)
     found, problems = [], []
     for file in files:
         other = replace(others[file.key], boxes=file.boxes) if file.key in others else None
@@ -220,8 +220,9 @@ def _imports_lent(
     makers: dict[FieldKey, Maker] = {
         one.file.key: partial(lent.annotation, one, index, choices) for one in found if one.origin is not None
     }
-    said = [*lent.says(found, recipe.accept), *remarks, *left.remarks(), *passed.remarks()]
-    return [one.file for one in found], makers, said
+    taken = [one.file for one in found]
+    said = [*lent.says(found, recipe.accept), *check_files(taken, index), *left.remarks(), *passed.remarks()]
+    return taken, makers, said
 
 
 # ---------------------------------------------------------------- draft

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -131,6 +133,19 @@ def test_one_bit_for_each_pixel(compression: str | None, tmp_path: Path) -> None
     Image.fromarray(mask).save(tmp_path / "a.png")
     for name in ("a.tif", "a.png"):
         np.testing.assert_array_equal(read(tmp_path / name, shape=(1, 60, 77))[0] > 0, mask)
+
+
+def test_few_grey_bits_keep_their_numbers(tmp_path: Path) -> None:
+    """Decoders spread them over 0 to 255: PIL and imagecodecs make 17 of the first object."""
+    numbers = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    for bits, rows in ((4, numbers), (2, numbers % 4)):
+        each = (np.unpackbits(row[:, None], axis=1)[:, 8 - bits :] for row in rows)
+        packed = b"".join(b"\0" + np.packbits(row).tobytes() for row in each)
+        header = struct.pack(">IIBBBBB", 4, 4, bits, 0, 0, 0, 0)
+        parts = [(b"IHDR", header), (b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
+        chunks = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in parts)
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        np.testing.assert_array_equal(read(tmp_path / "a.png", shape=(1, 4, 4))[0], rows)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGB", "tiff"])

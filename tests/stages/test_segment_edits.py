@@ -12,9 +12,12 @@ import zarr
 from made_up_screen import save_model, write_screen
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.store import edited, open_plate, read_labels
+from hpc_isl.plates.store import annotation, edited, label_names, open_plate, read_labels
 from hpc_isl.recipe import load
+from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.annotate import annotate
+from hpc_isl.stages.annotate import plan as plan_annotate
 from hpc_isl.stages.inspect import inspect, validate
 from hpc_isl.stages.segment import plan, segment
 from hpc_isl.stages.segmentation.edits import differing
@@ -111,6 +114,20 @@ def test_another_run_does_not_replace_them_whatever_its_keys_say(corrected):
             again(folder, "more", *keys)
     np.testing.assert_array_equal(read_labels(image, "found"), mine)
     assert again(folder, "other", "h=5", "labels=others"), "another name will do"
+
+
+def test_what_the_message_says_makes_them_a_persons_and_the_computed_ones_go_beside(corrected):
+    """Exported and accepted they are human, and `segment` leaves human labels of its name alone."""
+    folder, image, mine = corrected
+    keys = {"plate": folder / "S1.zarr", "labels": "found"}
+    lent = Attempt(Run(folder / "runs/annotate/a"))
+    for more in ({"action": "export", "out": folder / "todo", "fields": ["B03/1"]},
+                 {"action": "import", "source": folder / "todo", "accept": True}):  # fmt: skip
+        annotate(plan_annotate(AnnotateRecipe(**keys, **more)).recipe, lent)
+    assert annotation(image, "found")[0] == "human"
+    assert len(again(folder, "other", "h=5", "overwrite=true")) == 4
+    np.testing.assert_array_equal(read_labels(image, "found"), mine)
+    assert label_names(image) == ["found", "found predicted"]
 
 
 def test_the_run_itself_leaves_them_and_is_done_once_more(corrected):

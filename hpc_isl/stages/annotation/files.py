@@ -106,6 +106,8 @@ def find(
 ) -> tuple[list[LabelFile], Left]:
     """The annotations in a folder, a CSV or a single file, in the plate's order, and what is left out.
 
+    A single file whose name tells no field is of the only one in `fields`.
+
     Raises:
         Mistake: naming every file or line that fits no field, twice the same field, or a box outside it.
     """
@@ -117,6 +119,8 @@ def find(
     folder = list_folder(source) if source.is_dir() else _alone(source)
     candidates = _candidates(_named(folder, regex, left), index, fields, left)
     one_each = {key: _only(files, left) for key, files in candidates.items()}
+    if left.unnamed == [source.name] and len(wanted := chosen(fields, index)) == 1:
+        return [LabelFile(source, wanted[0])], Left()
     if not one_each:
         raise Mistake(_nothing(source, regex, index, left))
     return _ordered(one_each, index), left
@@ -154,7 +158,8 @@ def beside(
     if lost:
         raise Mistake(
             f"{folder}: {_files(lost)} tell no field of the plate, so it is not known whose annotations they "
-            f"are: name them after the field, as in {NAMES_EXPECTED}, or move them out of the folder"
+            f"are: name them after the field, as in {NAMES_EXPECTED}; or move them out of the folder, and "
+            "import each by itself with the field that it is of, as in fields=[B03/1]"
         )
     return {key: _only(files, left) for key, files in candidates.items()}, left
 

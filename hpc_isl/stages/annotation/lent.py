@@ -114,6 +114,7 @@ class Back:
     Attributes:
         origin: whose labels these are now; None: as on the plate.
         beside: another program saved them beside the label image.
+        left: name of a file beside it that cannot be read, and need not be.
     """
 
     file: LabelFile
@@ -121,6 +122,7 @@ class Back:
     origin: str | None
     base: str | None
     beside: bool = False
+    left: str = ""
 
 
 def back(
@@ -136,22 +138,27 @@ def back(
     `other`: what another program has saved beside the label image, with the same boxes.
 
     Raises:
-        Mistake: the label image and the other were both changed.
+        Mistake: the label image and the other were both changed, or neither can be taken.
     """
     was = folder.fields.get(file.key)
-    if was is None:
-        return Back(file, True, "human", None)
-    ours, theirs = (one is not None and _content(one, index, choices) != was.content for one in (file, other))
+    content_was, base = (was.content, was.base) if was else ("", None)
+    ours = _content(file, index, choices) != content_was
+    try:
+        theirs = other is not None and _content(other, index, choices) != content_was
+    except Mistake:
+        if not ours:
+            raise
+        return Back(file, True, "human", base, left=other.name if other else "")
     if ours and theirs and other is not None:
         raise Mistake(f"{file.path.name} and {other.name} were both changed: leave one of them in the folder")
     if theirs and other is not None:
-        return Back(other, True, "human", was.base, beside=True)
-    if ours:
-        return Back(file, True, "human", was.base)
+        return Back(other, True, "human", base, beside=True)
+    if ours or was is None:
+        return Back(file, True, "human", base)
     if accept:
-        return Back(file, False, "human", was.base)
+        return Back(file, False, "human", base)
     moved = was.origin and (file.boxes or whole(index.field(file.key))) != was.boxes
-    return Back(file, False, was.origin if moved else None, was.base)
+    return Back(file, False, was.origin if moved else None, base)
 
 
 def _content(file: LabelFile, index: store.Index, choices: Choices) -> str:
@@ -170,6 +177,7 @@ def says(found: list[Back], accept: bool) -> list[str]:
     rest, moved = len(found) - corrected, sum(not one.corrected and one.origin is not None for one in found)
     lines = [f"{corrected} label images are corrected, {rest} are unchanged"]
     lines += [f"{one.file.key} is taken from {one.file.name}" for one in found if one.beside]
+    lines += [f"{one.left} is left out, for {one.file.name} was changed" for one in found if one.left]
     if rest and accept:
         lines.append("accept=true: the unchanged ones are human too")
     elif rest:

@@ -56,6 +56,10 @@ def read(path: Path, part: str, shape: Shape) -> list[Outline]:
 def _features(path: Path) -> list[Mapping[str, Any]]:
     """A collection, a list (older versions), or a single object."""
     content = load(path)
+    if isinstance(content, dict) and "images" in content:
+        raise Mistake(
+            f"{path} is about several images, as COCO files are: name it as source=, not in a table"
+        )
     if isinstance(content, dict):
         content = content.get("features", [content] if content.get("type") == "Feature" else None)
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
