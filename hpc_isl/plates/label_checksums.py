@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.label_groups import existing, find, noted
+from hpc_isl.plates.label_groups import existing, find, label_folder, noted
 from hpc_isl.plates.label_pixels import open_labels
 
 
@@ -114,6 +114,8 @@ def refuse_edited(image: Path, name: str, same: Collection[str | None] = ()) -> 
     """
     folder = find(image, name)
     if folder is None:
+        if label_folder(image, name).exists():
+            raise Mistake(f"{label_folder(image, name)}: holds no zarr.json; move it away first")
         return
     kept = noted(folder)
     try:

@@ -93,10 +93,9 @@ def _folders(image: Path) -> list[Path]:
     labels = image / "labels"
     paths = {path.parent.name for path in labels.glob("[!.]*/zarr.json")}
     if (labels / "zarr.json").is_file():
-        listed = metadata.read_group(labels).get("ome", {}).get("labels") or []
-        paths |= {path for path in map(str, listed) if _is_plain(path)}
+        paths |= {path for path in map(str, _part(labels, "ome").get("labels") or ()) if _is_plain(path)}
     found = (labels / path for path in sorted(paths) if (labels / path / "zarr.json").is_file())
-    return [folder for folder in found if "multiscales" in metadata.read_group(folder).get("ome", {})]
+    return [folder for folder in found if "multiscales" in _part(folder, "ome")]
 
 
 def _is_plain(path: str) -> bool:
@@ -107,7 +106,13 @@ def _is_plain(path: str) -> bool:
 
 def noted(folder: Path) -> dict[str, Any]:
     """What we wrote beside the specification's metadata; other programs write none of it."""
-    return dict(metadata.read_group(folder).get("hpc_isl", {}))
+    return _part(folder, "hpc_isl")
+
+
+def _part(folder: Path, name: str) -> dict[str, Any]:
+    """A part of a group's attributes; empty where another program has none, or something else there."""
+    found = metadata.read_group(folder).get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def label_paths(image: Path) -> list[str]:

@@ -51,10 +51,12 @@ class LabelPixels:
         except ValueError as error:
             raise Mistake(f"{self.folder}: its pixels cannot be read: {error}") from None
         flat = stack[0] if len(stack) == 1 else self._projected(stack)
-        low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
+        if np.can_cast(flat.dtype, np.uint32) or not flat.size:
+            return flat.astype(np.uint32, copy=False)
+        low, high = int(flat.min()), int(flat.max())
         if low < 0 or high >= 2**32:
             raise Mistake(f"{self.folder}: holds values from {low} to {high}; labels go from 0 to 2^32 - 1")
-        return flat.astype(np.uint32, copy=False)
+        return flat.astype(np.uint32)
 
     def bands(self, rows: int = BAND) -> Iterator[NDArray[np.uint32]]:
         """All of it in bands of whole rows, from the first one on, time by time."""
@@ -105,6 +107,9 @@ def label_levels(folder: Path) -> tuple[list[str], list[str]]:
     try:
         multiscale = read_group(folder)["ome"]["multiscales"][0]
         levels = [str(level["path"]) for level in multiscale["datasets"]]
-        return [levels[0], *levels[1:]], [str(axis["name"]) for axis in multiscale["axes"]]
+        axes = [str(axis["name"]) for axis in multiscale["axes"]]
     except (KeyError, IndexError, TypeError) as error:
         raise Mistake(f"{folder}: is no label image of OME-Zarr 0.5 ({error!r})") from None
+    if not levels:
+        raise Mistake(f"{folder}: is a label image without levels")
+    return levels, axes

@@ -16,7 +16,9 @@ from hpc_isl.plates import metadata
 from hpc_isl.plates.index import Index, finalise, image_path, open_plate, rebuild_index
 from hpc_isl.plates.label_checksums import (
     LabelState,
+    checksum,
     edited,
+    edits_stay,
     former_stamp,
     label_state,
     labels_checksum,
@@ -41,9 +43,11 @@ __all__ = [
     "Index",
     "LabelState",
     "annotation",
+    "checksum",
     "computed_by",
     "covers",
     "edited",
+    "edits_stay",
     "finalise",
     "former_stamp",
     "image_path",

@@ -19,7 +19,8 @@ from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.annotation import export, lent
 from hpc_isl.stages.annotation.drawn import Annotation, Choices, check_files, fingerprint, read, whole
-from hpc_isl.stages.annotation.files import LabelFile, beside, chosen, find, listed, raise_together
+from hpc_isl.stages.annotation.files import beside, chosen, find, listed
+from hpc_isl.stages.annotation.names import LabelFile, raise_together
 
 NEEDED = {"import": "source", "draft": "channel", "export": "out"}
 FOREIGN = {
@@ -27,6 +28,7 @@ FOREIGN = {
     "draft": ("source", "regex", "out", "box", "accept", "objects", "overlaps"),
     "export": ("source", "regex", "channel", "accept", "overwrite", "objects", "overlaps"),
 }
+THREADS = 4
 Maker = Callable[[], Annotation]
 
 
@@ -118,15 +120,19 @@ def _annotate_field(
 
 def _check(recipe: AnnotateRecipe, index: store.Index, makers: Mapping[FieldKey, Maker]) -> None:
     """Everything that could stop the stage half-way: damaged label images, labels in the way."""
-    problems = []
-    for key, make in makers.items():
+
+    def problem(item: tuple[FieldKey, Maker]) -> str:
+        key, make = item
         if recipe.action == "draft" and not _has(recipe, index, key):
-            continue
+            return ""
         try:
             _is_new(recipe, index, key, make())
         except Mistake as mistake:
-            problems.append(f"{key}: {mistake}")
-    raise_together(problems)
+            return f"{key}: {mistake}"
+        return ""
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        raise_together([text for text in pool.map(problem, makers.items()) if text])
 
 
 def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Annotation) -> bool:

@@ -291,6 +291,9 @@ def test_labels_that_cannot_be_read_are_not_replaced(image: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:40])
     with pytest.raises(Mistake, match=r"labels/cells: its pixels cannot be read: .* move it away first"):
         write_labels(image, "cells", squares(3), origin="human", boxes=WHOLE, overwrite=True)
+    (image / "labels" / "cells" / "zarr.json").unlink()
+    with pytest.raises(Mistake, match=r"labels/cells: holds no zarr.json; move it away first"):
+        write_labels(image, "cells", squares(3), origin="human", boxes=WHOLE, overwrite=True)
 
 
 def test_open_plates_know_labels_by_what_they_hold(image: Path) -> None:

@@ -15,9 +15,9 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Field
 from hpc_isl.plates.store import Index
 from hpc_isl.stages.annotation import formats
-from hpc_isl.stages.annotation.files import Box, LabelFile, raise_together
 from hpc_isl.stages.annotation.formats import Drawing, Overlaps
 from hpc_isl.stages.annotation.formats.outlines import Shape
+from hpc_isl.stages.annotation.names import Box, LabelFile, raise_together
 
 MANY = 2  # pieces to a value: from here on the values are no numbers of objects
 

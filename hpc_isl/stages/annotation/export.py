@@ -23,8 +23,9 @@ from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.annotation.drawn import whole
-from hpc_isl.stages.annotation.files import COLUMNS, Box, chosen, raise_together
+from hpc_isl.stages.annotation.files import chosen
 from hpc_isl.stages.annotation.lent import MANIFEST, TABLE, Lent, content, manifest, version
+from hpc_isl.stages.annotation.names import COLUMNS, Box, raise_together
 
 IMAGEJ = ("uint8", "uint16", "float32")
 README_NAME = "README.txt"

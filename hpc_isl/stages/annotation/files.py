@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.plate import Field, FieldKey, well_name, well_position
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_names import by_expression, compiled, natural
 from hpc_isl.plates.store import Index
 from hpc_isl.stages.annotation.formats import BY_SUFFIX, IMAGES, coco
+from hpc_isl.stages.annotation.names import (
+    NAMES,
+    Elsewhere,
+    LabelFile,
+    Row,
+    joined,
+    key_of,
+    label_file,
+    raise_together,
+    table_rows,
+)
 
-Box = tuple[int, int, int, int]
 _FIELD = r"(?:.*/)?(?P<well>[A-Z]{1,2}\d{1,3})[_/-](?P<field>[A-Z0-9]+)"
 _FILES = (
     r"(?:\.labels)?\.(?:ome\.)?(?:tiff?|png)",
@@ -26,40 +35,7 @@ REGEX = f"(?i:{_FIELD}(?:{'|'.join(_FILES)}))"
 IN_COCO = rf"(?i:{_FIELD}(?:\.image)?(?:\.\w+)*)"
 NAMES_EXPECTED = "B03_1.tif, B03/1.png, B03_1_cp_masks.png, B03_1_RoiSet.zip, B03_1.geojson"
 CELLPOSE = ("_cp_masks", "_rois", "_seg")  # ends of the names that it gives, the most exact file first
-EDGES = ("y0", "x0", "y1", "x1")
-NAMES = ("well", "image", "field", "acquisition")
-COLUMNS = ("path", *NAMES, *EDGES)
 SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """A file, and what is said of it.
-
-    Attributes:
-        origin: for messages.
-        part: the image that is meant, in a file about several.
-        names: of well, image, field and acquisition, and the edges of a box, as written.
-    """
-
-    origin: str
-    path: Path
-    names: Mapping[str, str | None]
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class LabelFile:
-    """The annotation of a field, and the boxes (y0, x0, y1, x1) in which it is complete; none: all of it."""
-
-    path: Path
-    key: FieldKey
-    boxes: tuple[Box, ...] = ()
-    part: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.path.name}: {self.part}" if self.part else self.path.name
 
 
 @dataclass
@@ -87,10 +63,6 @@ def _files(names: Sequence[str]) -> str:
     return f"{len(names)} files ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
 
 
-class _Elsewhere(Mistake):
-    """A well, or image, that is not on the plate."""
-
-
 # ---------------------------------------------------------------- finding
 
 
@@ -113,7 +85,7 @@ def find(
     """
     if not source.exists():
         raise Mistake(f"source: {source} is not there; a folder of label images or a CSV is expected")
-    if source.suffix.lower() == ".csv":
+    if source.is_file() and source.suffix.lower() not in BY_SUFFIX:
         return listed(source, index, fields)
     left = Left()
     folder = list_folder(source) if source.is_dir() else _alone(source)
@@ -130,13 +102,13 @@ def listed(table: Path, index: Index, fields: Sequence[str] | None = None) -> tu
     """The same of a table: each of its lines must fit."""
     found: dict[FieldKey, LabelFile] = {}
     left, problems, wanted = Left(), [], chosen(fields, index)
-    for row in _table(table):
+    for row in table_rows(table):
         try:
-            key = _key(row.names, index)
+            key = key_of(row.names, index)
             if key not in wanted:
                 left.not_chosen.append(row.path.name)
                 continue
-            found[key] = _joined(found.get(key), _label_file(row, key, index))
+            found[key] = joined(found.get(key), label_file(row, key, index))
         except Mistake as mistake:
             problems.append(f"{row.origin}: {mistake}")
     raise_together(problems)
@@ -203,8 +175,8 @@ def _candidates(
     problems, wanted = [], chosen(fields, index)
     for row in rows:
         try:
-            key = _key(row.names, index)
-        except _Elsewhere:
+            key = key_of(row.names, index)
+        except Elsewhere:
             left.elsewhere.append(row.origin)
         except Mistake as mistake:
             if fields is None:
@@ -213,7 +185,7 @@ def _candidates(
                 left.not_chosen.append(row.origin)
         else:
             if key in wanted:
-                found.setdefault(key, []).append(_label_file(row, key, index))
+                found.setdefault(key, []).append(label_file(row, key, index))
             else:
                 left.not_chosen.append(row.origin)
     raise_together(problems)
@@ -276,98 +248,5 @@ def _is_annotation(name: str) -> bool:
     return path.suffix.lower() not in IMAGES or path.stem.endswith(CELLPOSE[0])
 
 
-# ---------------------------------------------------------------- fields
-
-
-def _label_file(row: Row, key: FieldKey, index: Index) -> LabelFile:
-    return LabelFile(row.path, key, _boxes(row.names, index.field(key)), row.part)
-
-
 def _ordered(found: Mapping[FieldKey, LabelFile], index: Index) -> list[LabelFile]:
     return [found[field.key] for field in index.plate.fields if field.key in found]
-
-
-def _joined(first: LabelFile | None, second: LabelFile) -> LabelFile:
-    """Several lines of a table may give a field several boxes, in one and the same image."""
-    if first is None:
-        return second
-    if first.path != second.path or not (first.boxes and second.boxes):
-        raise Mistake(f"field {second.key} has its labels from {first.path.name} already")
-    return replace(first, boxes=first.boxes + second.boxes)
-
-
-def _boxes(names: Mapping[str, str | None], field: Field) -> tuple[Box, ...]:
-    texts = [(names.get(edge) or "").strip() for edge in EDGES]
-    if not any(texts):
-        return ()
-    if not all(text.isdigit() for text in texts):
-        raise Mistake(f"y0, x0, y1, x1 are whole numbers of pixels, all four or none; got {texts}")
-    y0, x0, y1, x1 = map(int, texts)
-    height, width = field.shape[-2:]
-    if not (y0 < y1 <= height and x0 < x1 <= width):
-        raise Mistake(
-            f"annotation box {(y0, x0, y1, x1)} (y0, x0, y1, x1) is empty or leaves the field "
-            f"of {height} × {width} pixels"
-        )
-    return ((y0, x0, y1, x1),)
-
-
-def _key(names: Mapping[str, str | None], index: Index) -> FieldKey:
-    """The one field that well (or image), field and acquisition name; left out, there must be no choice."""
-    well = _well(names, index)
-    inside = [field.key for field in index.plate.fields if field.key.well == well]
-    if not inside:
-        raise _Elsewhere(f"well {well} is not on the plate; {nearest(well, index.plate.wells)}")
-    name, acquisition = names.get("field") or "", names.get("acquisition") or ""
-    fits = [
-        key
-        for key in inside
-        if (not name or _plain(key.name) == _plain(name))
-        and (not acquisition or str(key.acquisition) == _plain(acquisition))
-    ]
-    if len(fits) != 1:
-        said = f"field {name!r}" if name else "no field"
-        raise Mistake(f"{said} names {len(fits)} fields of well {well}; {nearest(name, fits or inside)}")
-    return fits[0]
-
-
-def _well(names: Mapping[str, str | None], index: Index) -> str:
-    if well := names.get("well"):
-        return well_name(*well_position(well))
-    images = {row["image"]: well for well, row in index.plate_map.items() if row.get("image")}
-    image = names.get("image") or ""
-    if image not in images:
-        raise _Elsewhere(f"image {image!r} is not in the plate map; {nearest(image, images)}")
-    return images[image]
-
-
-def _plain(name: str) -> str:
-    """Field 01 is field 1."""
-    return str(int(name)) if name.isdigit() else name
-
-
-def _table(path: Path) -> Iterator[Row]:
-    """The rows of a CSV; paths are relative to it. Mistakes in its header end the reading."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            _check_columns(path, list(reader.fieldnames or ()))
-            for row in reader:
-                yield Row(f"{path} line {reader.line_num}", path.parent / (row["path"] or ""), row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Mistake(f"{path} is not readable as CSV (UTF-8): {error}") from None
-
-
-def _check_columns(path: Path, columns: list[str]) -> None:
-    for name in columns:
-        if name not in COLUMNS:
-            raise Mistake(f"{path}: unknown column {name!r}; {nearest(name, COLUMNS)}")
-    if "path" not in columns or not {"well", "image"} & set(columns):
-        raise Mistake(f"{path}: the columns path and well (or image) are needed")
-
-
-def raise_together(problems: Sequence[str], most: int = 20) -> None:
-    """One `Mistake` for all of them, on one screen."""
-    if problems:
-        more = [f"… and {len(problems) - most} more"] if len(problems) > most else []
-        raise Mistake("\n  ".join([f"{len(problems)} problems:", *problems[:most], *more]))

@@ -17,7 +17,7 @@ from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.stages.annotation import drawn
 from hpc_isl.stages.annotation.drawn import Annotation, Choices, whole
-from hpc_isl.stages.annotation.files import Box, LabelFile
+from hpc_isl.stages.annotation.names import Box, LabelFile
 
 MANIFEST, TABLE = "manifest.json", "boxes.csv"
 WRITER = "annotate export"

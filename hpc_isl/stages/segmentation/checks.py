@@ -11,9 +11,8 @@ from pathlib import Path
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.label_checksums import edits_stay
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import computed_by, edited, label_names
+from hpc_isl.plates.store import computed_by, edited, edits_stay, label_names
 from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
 from hpc_isl.stages.segmentation.files import COPY, labels_name
 from hpc_isl.stages.segmentation.maps import MAPS, maps_of

@@ -22,9 +22,11 @@ from hpc_isl.stages.segmentation.setting import (
     view_of,
 )
 
+SHOWN = 20
+
 
 def differing(run: Run) -> list[str]:
-    """`S1 B03/1: labels 'found' were edited …`: a line for each field whose labels differ from its record."""
+    """`labels 'found' were edited …: S1 B03/1, S1 B03/2`: fields whose labels differ from their records."""
     try:
         recipe = recipe_of(run)
         if "labels" not in recipe.write:
@@ -38,10 +40,18 @@ def differing(run: Run) -> list[str]:
                       mark=labels_mark(recipe, models, target.index, key)))
         for target in targets for key in target.keys
     ]  # fmt: skip
+    fields: dict[str, list[str]] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda place: _difference(models, *place), places)
-        named = [(work, text) for (_, work), text in zip(places, found, strict=True) if text]
-    return [f"{work.name} {work.key}: labels {models.labels!r} {text}" for work, text in named]
+        for (_, work), text in zip(places, found, strict=True):
+            fields.setdefault(text, []).append(f"{work.name} {work.key}")
+    fields.pop("", None)
+    return [f"labels {models.labels!r} {text}: {_some(names)}" for text, names in fields.items()]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _difference(models: Models, target: Target, work: Work) -> str:

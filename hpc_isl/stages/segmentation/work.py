@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from hpc_isl.files import read_json
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.label_checksums import checksum
-from hpc_isl.plates.store import Index, labels_checksum, write_labels
+from hpc_isl.plates.store import Index, checksum, labels_checksum, write_labels
 from hpc_isl.stages.segmentation import files
 from hpc_isl.stages.segmentation.bench import Bench, Labels, Seen, bench_of, index_of, look
 from hpc_isl.stages.segmentation.files import Row, Work
