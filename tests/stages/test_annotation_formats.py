@@ -26,8 +26,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.spatial import Delaunay
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.stages.annotation import formats
 from hpc_isl.stages.annotation.formats import coco, outlines
+from hpc_isl.stages.annotation.formats import families as formats
 
 RECORDED = Path(__file__).with_name("recorded")
 SHAPE = (1, 60, 80)

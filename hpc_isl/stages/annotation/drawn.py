@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Field
 from hpc_isl.plates.store import Index
-from hpc_isl.stages.annotation import formats
-from hpc_isl.stages.annotation.formats import Drawing, Overlaps
+from hpc_isl.stages.annotation.formats import families
+from hpc_isl.stages.annotation.formats.families import Drawing, Overlaps
 from hpc_isl.stages.annotation.formats.outlines import Shape
 from hpc_isl.stages.annotation.names import Box, LabelFile, raise_together
 
@@ -76,7 +76,7 @@ def check_files(files: Iterable[LabelFile], index: Index) -> list[str]:
     remarks: list[str] = []
     for file in files:
         try:
-            remarks += formats.check(file.path, file.part, _shape(index.field(file.key)))
+            remarks += families.check(file.path, file.part, _shape(index.field(file.key)))
         except Mistake as mistake:
             problems.append(f"{file.key}: {mistake}")
     raise_together(problems)
@@ -94,7 +94,7 @@ def fingerprint(files: Iterable[LabelFile]) -> str:
 
 def drawing(file: LabelFile, field: Field, choices: Choices) -> Drawing:
     """All that the file holds, as (t, y, x)."""
-    return formats.drawing(file.path, file.part, _shape(field), choices.overlaps)
+    return families.drawing(file.path, file.part, _shape(field), choices.overlaps)
 
 
 def read(

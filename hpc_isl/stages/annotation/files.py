@@ -11,7 +11,8 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_names import by_expression, compiled, natural
 from hpc_isl.plates.store import Index
-from hpc_isl.stages.annotation.formats import BY_SUFFIX, IMAGES, coco
+from hpc_isl.stages.annotation.formats import coco
+from hpc_isl.stages.annotation.formats.families import BY_SUFFIX, IMAGES
 from hpc_isl.stages.annotation.names import (
     NAMES,
     Elsewhere,
