@@ -33,7 +33,10 @@ def _one_run(verb: str, given: Any) -> Run:
 
 
 def _status(argv: list[str]) -> int:
-    given = parsed("status", "[RUN …]: a table of all runs, or of these", argv, ROOT)
+    given = parsed(
+        "status", "[RUN …]: a table of all runs, or of these; of a segmentation also the labels that are no "
+        "longer those that it wrote", argv, ROOT,
+    )  # fmt: skip
     if given is None:
         return 0
     from hpc_isl.cluster import names, table
@@ -42,8 +45,22 @@ def _status(argv: list[str]) -> int:
     lines = (
         table.table(runs, elements=bool(given.words)) if runs else [f"there are no runs in {_root(given)}"]
     )
-    print("\n".join([*lines, *(table.attempts(runs[0]) if len(given.words) == 1 else [])]))
+    edits = [line for run in runs if given.words for line in _edits(run)]
+    print("\n".join([*lines, *(table.attempts(runs[0]) if len(given.words) == 1 else []), *edits]))
     return 0
+
+
+def _edits(run: Run) -> list[str]:
+    """The labels in plates that are no longer those that runs of segment wrote, once these have ended."""
+    from hpc_isl.cluster import status
+
+    runs = [one for one in run.elements() or [run] if one.stage == "segment" and one.attempt_numbers()]
+    ended = [one for one, state in status.states(runs).items() if not state.alive]
+    if not ended:
+        return []
+    from hpc_isl.stages.segmentation.edits import differing
+
+    return [line for one in ended for line in differing(one)]
 
 
 def _logs(argv: list[str]) -> int:

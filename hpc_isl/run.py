@@ -34,6 +34,7 @@ class Plan:
         makes: the folders or files that will appear.
         claims: gives what no other run may write meanwhile: a place, and what in it, as `labels of B03/1`.
         check_size: raises a `Mistake` for a number of processes that cannot share the work.
+        former: gives those of `inputs` that earlier versions noted otherwise, as they did.
     """
 
     recipe: Any
@@ -42,6 +43,7 @@ class Plan:
     makes: tuple[Path, ...] = ()
     claims: Callable[[], Iterable[tuple[Path, str]]] = field(default=tuple, compare=False)
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
+    former: Callable[[], Mapping[str, str]] = field(default=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ MAY_KNOW = {
 # learning may use these of the plates; nothing else crosses from wing to wing.
 BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statistics"}
 HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tensorstore", "scipy", "skimage"}
-# inspect, validate, report and table submit nothing
-ALLOWED = {("commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "report", "table")}
+# inspect, validate, report and table submit nothing; status compares the labels of a segmentation
+LOOKED_AT = ("inspect", "report", "table", "segmentation.edits")
+ALLOWED = {("commands.py", f"hpc_isl.stages.{name}") for name in LOOKED_AT}
 # The folders of the corridor, and the verb whose parts they hold.
 PARTS = {
     "conversion": "convert", "annotation": "annotate", "pretraining": "pretrain", "finetuning": "finetune",

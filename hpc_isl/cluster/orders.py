@@ -134,6 +134,11 @@ def differences(run: Run, plan: Plan) -> list[str]:
     there = flatten(read_yaml(run.recipe))
     here = flatten(plan.recipe.model_dump(mode="json"))
     known = (read_json(run.record) or {}).get("inputs", {})
+    if known != dict(plan.inputs):  # an earlier version may have noted the same otherwise
+        former = plan.former()
+        known |= {
+            name: value for name, value in plan.inputs.items() if known.get(name) == former.get(name, "")
+        }
     there |= {f"contents of {name}": value for name, value in known.items()}
     here |= {f"contents of {name}": value for name, value in plan.inputs.items()}
     keys = [key for key in {**there, **here} if not _is_same(there.get(key), here.get(key))]

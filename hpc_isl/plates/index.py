@@ -148,9 +148,10 @@ def _wells(path: Path) -> list[str]:
 
 
 def _keys_of_well(folder: Path) -> list[FieldKey]:
+    """The fields of a well; images that other programs added to it are none."""
     images = metadata.read_group(folder)["ome"]["well"]["images"]
-    facts = [metadata.read_group(folder / image["path"])["hpc_isl"]["field"]["key"] for image in images]
-    return [FieldKey(**fact) for fact in facts]
+    notes = (metadata.read_group(folder / image["path"]).get("hpc_isl") for image in images)
+    return [FieldKey(**note["field"]["key"]) for note in notes if note]
 
 
 # ---------------------------------------------------------------- from images to the index

@@ -87,17 +87,24 @@ class AnnotateRecipe(Recipe):
     labels: str
     """name of the labels, e.g. nuclei"""
     source: Path | None = None
-    """import: a folder of label images (TIFF, PNG) or a CSV with columns path, well (or image),
-    field and optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field);
-    of a folder that export wrote, only labels that were changed become human"""
+    """import: a folder of label images (TIFF, PNG), Cellpose masks, ImageJ ROIs, QuPath GeoJSON or
+    COCO JSON, one such file, or a CSV with columns path, well (or image), field and optionally
+    y0, x0, y1, x1 (the annotation box in pixels; none: the whole field); of a folder that export
+    wrote, only labels that were changed become human"""
+    objects: Literal["values", "pieces"] | None = None
+    """import: of label images with few values in many pieces, whether each value is an object or
+    each connected piece; null: they are refused"""
+    overlaps: Literal["smaller_on_top"] | None = None
+    """import: to which of two overlapping outlines (ROIs, polygons) shared pixels go; null: refused"""
     accept: bool = False
     """import of a folder that export wrote: a person has looked at the unchanged labels too, and
     they are right as they are: they become human"""
     regex: str | None = None
     """import from a folder: regular expression over the whole path below `source` with groups well
-    and field (or image, the name kept in the plate map); null: B03_1.tif, or B03/1.png"""
+    and field (or image, the name kept in the plate map); null: B03_1.tif, B03/1.png,
+    B03_1_cp_masks.png, B03_1_RoiSet.zip, B03_1.geojson; in COCO files, names of images"""
     fields: list[str] | None = None
-    """draft, export: only these, e.g. [B03/1, D07]; null: all"""
+    """only these, e.g. [B03/1, D07]; null: all"""
     out: Path | None = None
     """export: the folder to write, new or empty"""
     box: tuple[Count, Count, Count, Count] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +13,16 @@ from hpc_isl.learning.forking import fork_server, loading_processes
 from hpc_isl.learning.shares import check_shares
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.store import LabelState, former_stamp
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetuning import sweep
-from hpc_isl.stages.finetuning.boxes import fingerprint
+from hpc_isl.stages.finetuning.boxes import Box, fingerprint, states
 from hpc_isl.stages.finetuning.setting import Setting, settle
 from hpc_isl.stages.shared.study import expanded, located_net, located_split
 
 arrange = sweep.arrange
+Labels = Mapping[tuple[Path, str], LabelState]
 
 
 def plan(recipe: FinetuneRecipe) -> Plan:
@@ -35,9 +37,12 @@ def plan(recipe: FinetuneRecipe) -> Plan:
         recipe = sweep.best(recipe)
     setting = settle(recipe)
     _check(recipe, setting)
-    inputs = _inputs(recipe, setting)
+    labels = states([*setting.learning, *setting.testing])
+    says = (*_says(recipe, setting), *_edits(labels))
     size = partial(check_shares, recipe.train)
-    return Plan(recipe, tuple(_says(recipe, setting)), inputs, check_size=size)
+    return Plan(
+        recipe, says, _inputs(recipe, setting, labels), check_size=size, former=partial(_former, setting)
+    )
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
@@ -77,10 +82,11 @@ def _check(recipe: FinetuneRecipe, setting: Setting) -> None:
         raise Mistake("arm=imagenet: net.weights names no weights; give imagenet, or a file")
 
 
-def _inputs(recipe: FinetuneRecipe, setting: Setting) -> dict[str, str]:
+def _inputs(recipe: FinetuneRecipe, setting: Setting, labels: Labels) -> dict[str, str]:
     """Fingerprints of plates, boxes, the split, and the weights that the arm starts from."""
     inputs = {index.plate.name: index.fingerprint for index in setting.indices}
-    inputs |= {"boxes": fingerprint(setting.learning), "test boxes": fingerprint(setting.testing)}
+    for name, boxes in _drawn(setting).items():
+        inputs[name] = fingerprint(boxes, lambda image, name: labels[image, name].stamp)
     inputs["split"] = setting.split.digest
     start = setting.start(recipe.arm)
     if start is not None:
@@ -89,6 +95,23 @@ def _inputs(recipe: FinetuneRecipe, setting: Setting) -> dict[str, str]:
         file = check_weights(setting.net, len(setting.view.sources))
         inputs["net.weights"] = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()[:32]
     return inputs
+
+
+def _former(setting: Setting) -> dict[str, str]:
+    """Of the boxes as earlier versions noted them, with labels by their files' names and sizes."""
+    return {name: fingerprint(boxes, former_stamp) for name, boxes in _drawn(setting).items()}
+
+
+def _drawn(setting: Setting) -> dict[str, Sequence[Box]]:
+    return {"boxes": setting.learning, "test boxes": setting.testing}
+
+
+def _edits(labels: Labels) -> Iterator[str]:
+    if edited := sorted(str(image) for (image, _), state in labels.items() if state.edited):
+        yield (
+            f"labels of {len(edited)} images were edited (or damaged) since they were written, and are taken "
+            f"as they are now: {', '.join(edited[:3])}{', …' if len(edited) > 3 else ''}"
+        )
 
 
 def _says(recipe: FinetuneRecipe, setting: Setting) -> Iterator[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hpc_isl.files import read_json
 from hpc_isl.plates.partial import naming_unwritable
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import former_stamp
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
@@ -64,13 +65,16 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     start = time.monotonic()
     models = models_of(recipe)
     targets = targets_of(recipe, view_of(recipe, models.contract))
-    for target in targets:  # another run may have written there since this one was planned, elsewhere
-        found = standing(recipe, models, target)
+    places = list(_places(recipe, models, targets, attempt.run.folder))
+    kept = models.labels if "labels" in recipe.write else None
+    ready = {work.record: done(work, target.index.image(work.key), kept) for target, work in places}
+    for target in targets:  # others may have written there since this run was planned, elsewhere
+        todo = [work.key for at, work in places if at is target and ready[work.record] is None]
+        found = standing(recipe, models, target, todo)
         refuse_others(recipe, models, target, found)
         refuse_unwritable(target, found)
-    places = list(_places(recipe, models, targets, attempt.run.folder))
     with pools(_need(recipe, models, targets)) as pool:
-        rows = _segment_all(recipe, models, places, attempt, pool)
+        rows = _segment_all(recipe, models, places, ready, attempt, pool)
         if rows is None:
             return attempt.say("stopped between fields; what is done is kept")
         twice = finish.seen_twice(recipe, models, places, rows, pool)
@@ -132,19 +136,29 @@ def _pixels(target: Target) -> int:
 
 def _places(recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path) -> Iterator[Place]:
     for target in targets:
+        at = (run, target.index.path, target.name, target.slug)
         for key in target.keys:
             whole, own = (of(recipe, models, target.index, key) for of in (fingerprint, labels_mark))
-            yield target, Work(run, target.index.path, target.name, target.slug, key, whole, own)
+            other = recipe.cells or (recipe.truth and recipe.truth.labels)
+            former = fingerprint(recipe, models, target.index, key, former_stamp) if other else whole
+            yield target, Work(*at, key, whole, own, former)
 
 
 def _segment_all(
-    recipe: SegmentRecipe, models: Models, places: Sequence[Place], attempt: Attempt, pool: Pool
+    recipe: SegmentRecipe,
+    models: Models,
+    places: Sequence[Place],
+    ready: Mapping[Path, Row | None],
+    attempt: Attempt,
+    pool: Pool,
 ) -> list[Row] | None:
-    """A row for each field, in order, a lost one with its `problem`; None if the run is stopping."""
+    """A row for each field, in order, a lost one with its `problem`; None if the run is stopping.
+
+    `ready`: by path of its record, the row of a field that is done, or None.
+    """
     from hpc_isl.stages.segmentation.work import segment_field
 
-    labels = models.labels if "labels" in recipe.write else None
-    found = {work.record: done(work, target.index.image(work.key), labels) for target, work in places}
+    found = dict(ready)
     todo = {str(work.record): work for _, work in places if found[work.record] is None}
     ledger = _Ledger(attempt, len(places), len(places) - len(todo))
     ledger.objects = sum(row["objects"] for row in found.values() if row)
@@ -252,7 +266,7 @@ def _verify(
     tasks = (
         Task(n, work, _field_memory(recipe, models, target, work)) for n, (target, work) in works.items()
     )
-    same, wrong, untold = 0, [], []
+    same, wrong, untold, edited = 0, [], [], []
     for number, answer in enumerate(pool.run(verify_field, tasks), 1):
         attempt.progress(number, count, "fields verified", number)
         if answer.problem or answer.value.untold:
@@ -260,11 +274,15 @@ def _verify(
         elif answer.value.wrong:
             wrong.append(f"{answer.name}: {answer.value.wrong}")
             works[answer.name][1].record.unlink()  # so that it is computed anew
+        elif answer.value.edited:
+            edited.append(f"{answer.name}: {answer.value.edited}")
         else:
             same += 1
     if untold:
         attempt.say("\n".join([f"{len(untold)} of {count} fields could not be verified", *untold[:5]]))
-    if wrong:
-        raise RuntimeError("\n".join([f"{len(wrong)} of {count} fields differ", *wrong]))
+    if edited and not wrong:
+        (attempt.run.folder / finish.VERIFY).unlink()  # nothing would change if they were verified once more
+    if wrong or edited:
+        raise RuntimeError("\n".join([f"{len(wrong + edited)} of {count} fields differ", *wrong, *edited]))
     if same:
         attempt.say(f"{same} fields computed again: labels and tables are the same")

@@ -9,13 +9,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import ngio
 import numpy as np
 import pytest
 import timm
 import torch
+import zarr
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import label
 
+from hpc_isl.cluster.orders import differences
 from hpc_isl.learning import model
 from hpc_isl.learning.contract import CONTRACT
 from hpc_isl.learning.predict import predict
@@ -367,6 +370,59 @@ def test_other_labels_of_a_plate_do_not_make_a_run_another_one(world, tmp_path):
     write_labels(image, "nuclei", labels, origin="human", boxes=WHOLE, overwrite=True)
     after = plan(wanted).inputs
     assert {name for name in before if before[name] != after[name]} == {"test boxes"}
+
+
+def test_labels_that_ngio_made_are_learnt_from(world, tmp_path):
+    """As if a person had drawn them in whole fields; who made them is told wherever they are named."""
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    index = open_plate(tmp_path / "P01.zarr")
+    for field in index.plate.fields:
+        image = index.image(field.key)
+        label = ngio.open_ome_zarr_container(str(image)).derive_label("theirs")
+        planes = np.zeros(label.shape, np.uint32)
+        planes[0] = read_labels(image, "nuclei")
+        label.set_array(planes)
+        label.consolidate(mode="auto")
+    keys = [f"plates=[{tmp_path}/P01.zarr]", "labels=theirs"]
+    assert any("boxes of 'theirs' (other program)" in line for line in plan(recipe(world, *keys)).says)
+    found = run(world, "a", "arm=random+isl", "n=2", *keys, root=tmp_path)
+    assert {row["origin"] for row in rows(found)} == {"other program"}
+    assert sum(int(box["objects"]) for box in rows(found, "boxes.csv")) > 0
+
+
+def test_an_edit_in_place_makes_other_boxes_and_is_told(world, tmp_path):
+    """Though it leaves sizes and marks as they were: the run learns from what is there, and says so."""
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    wanted = recipe(world, f"plates=[{tmp_path}/P01.zarr]")
+    before = plan(wanted)
+    assert not any("were edited" in line for line in before.says)
+    image = open_plate(tmp_path / "P01.zarr").image(FieldKey("B04", "1"))
+    array = zarr.open_array(str(image / "labels" / "nuclei" / "0"), mode="r+")
+    array[..., :20, :20] = 5000
+    after = plan(wanted)
+    assert {name for name in before.inputs if before.inputs[name] != after.inputs[name]} == {"test boxes"}
+    [said] = [line for line in after.says if "were edited" in line]
+    assert said.startswith("labels of 1 images were edited (or damaged) since they were written")
+    assert str(image) in said
+
+
+def test_a_run_of_an_earlier_version_is_found_again(world, tmp_path):
+    """It noted labels by names and sizes of files; the same command goes on with it all the same."""
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    for path in tmp_path.rglob("labels/nuclei/zarr.json"):
+        content = json.loads(path.read_text())
+        for key in ("checksum", "files"):
+            del content["attributes"]["hpc_isl"][key]
+        path.write_text(json.dumps(content))
+    planned = plan(recipe(world, f"plates=[{tmp_path}/P01.zarr]"))
+    was = Run(tmp_path / "runs" / "finetune" / "a")
+    was.folder.mkdir(parents=True)
+    was.recipe.write_text(to_yaml(planned.recipe))
+    was.record.write_text(json.dumps({"inputs": {**planned.inputs, **planned.former()}}))
+    assert planned.inputs["boxes"] != planned.former()["boxes"]
+    assert differences(was, planned) == []
+    was.record.write_text(json.dumps({"inputs": {**planned.inputs, "boxes": "others"}}))
+    assert len(differences(was, planned)) == 1
 
 
 PLAN = """

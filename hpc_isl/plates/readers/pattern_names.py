@@ -52,32 +52,49 @@ def by_regex(folder: Folder, regex: str, key: str = "pattern.regex") -> tuple[li
         Mistake: the expression is none, has unknown groups, or neither `well` nor `image`; no file
             matches; a link that matches leads out of the folder.
     """
-    expression = _compile(regex, key)
-    names = sorted(folder.files | folder.leaving, key=natural)
-    matches = [(name, match) for name in names if (match := expression.fullmatch(name))]
-    if not matches:
+    found, names = by_expression(folder, compiled(regex, key))
+    if not found:
         shown = "; there are: " + ", ".join(map(repr, names[:3])) if names else "; the folder is empty"
         raise Mistake(
             f"{folder.root}: no file matches {key} {regex!r}, "
             f"which must match the whole path below that folder{shown}"
         )
-    for name, _ in matches:
-        if name in folder.leaving:
+    others = [name for name in names if name.lower().endswith(IMAGES)]
+    shown = ", ".join(map(repr, others[:3]))
+    remark = f"{len(others)} images do not match {key} and are left out, e.g. {shown}" if others else ""
+    return found, remark
+
+
+def by_expression(folder: Folder, expression: re.Pattern[str]) -> tuple[list[Named], list[str]]:
+    """The files whose whole path below the folder matches, and the names of the others, in natural order.
+
+    Raises:
+        Mistake: a link that matches leads out of the folder.
+    """
+    found, others = [], []
+    for name in sorted(folder.files | folder.leaving, key=natural):
+        match = expression.fullmatch(name)
+        if match is None:
+            others.append(name)
+        elif name in folder.leaving:
             raise Mistake(
                 f"{folder.root / name} is a link that leads out of {folder.root}; put the file itself there"
             )
-    kept = {name for name, _ in matches}
-    others = [name for name in names if name not in kept and name.lower().endswith(IMAGES)]
-    shown = ", ".join(map(repr, others[:3]))
-    remark = f"{len(others)} images do not match {key} and are left out, e.g. {shown}" if others else ""
-    return [Named(name, name, **_texts(match)) for name, match in matches], remark
+        else:
+            found.append(Named(name, name, **_texts(match)))
+    return found, others
 
 
 def _texts(match: re.Match[str]) -> dict[str, str]:
     return {group: text or "" for group, text in match.groupdict().items()}
 
 
-def _compile(regex: str, key: str) -> re.Pattern[str]:
+def compiled(regex: str, key: str) -> re.Pattern[str]:
+    """The expression, which the user knows by `key`, with groups that we know.
+
+    Raises:
+        Mistake: it is none, or has others, or neither `well` nor `image`.
+    """
     try:
         expression = re.compile(regex)
     except re.error as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from hpc_isl.learning.split import PARTS, Split
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, annotation, label_names, stamp
+from hpc_isl.plates.store import Index, LabelState, annotation, label_names, label_state
 
 Corners = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels, ends excluded."""
@@ -126,8 +126,13 @@ def fields(boxes: Iterable[Box]) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(box.field for box in boxes))
 
 
-def fingerprint(boxes: Iterable[Box]) -> str:
-    """Hash of where boxes lie, who made their labels, and of these labels' files, by name and size."""
+def states(boxes: Iterable[Box]) -> dict[tuple[Path, str], LabelState]:
+    """What one look at the labels of these boxes tells, by image and name."""
+    return {at: label_state(*at) for at in dict.fromkeys((box.image, box.labels) for box in boxes)}
+
+
+def fingerprint(boxes: Iterable[Box], stamp: Callable[[Path, str], str]) -> str:
+    """Hash of where boxes lie, and of the `stamp` of their labels, by image and name."""
     total = hashlib.sha256()
     for image, name in sorted({(box.image, box.labels) for box in boxes}):
         total.update(stamp(image, name).encode())

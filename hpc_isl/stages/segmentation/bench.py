@@ -19,13 +19,19 @@ from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.view import View
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate
-from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segmentation.maps import Maps, maps_of
-from hpc_isl.stages.segmentation.setting import Models, is_empty, models_of, scale_of, stain_scale_of, view_of
+from hpc_isl.stages.segmentation.setting import (
+    Models,
+    is_empty,
+    models_of,
+    recipe_of,
+    scale_of,
+    stain_scale_of,
+    view_of,
+)
 from hpc_isl.stages.shared.objects_from import Rule, objects_in, rule_of
-from hpc_isl.strict import parse, read_yaml
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
@@ -74,8 +80,7 @@ def bench_of(run: Path) -> Bench:
 
 @lru_cache(maxsize=2)
 def _bench(run: Path) -> Bench:
-    recipe = parse(RECIPES["segment"], read_yaml(Run(run).recipe), str(Run(run).recipe))
-    assert isinstance(recipe, SegmentRecipe)
+    recipe = recipe_of(Run(run))
     models = models_of(recipe)
     stained = models.stain_contract
     predictor = _loaded(recipe, models.folder)

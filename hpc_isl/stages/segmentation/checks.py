@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from hpc_isl.learning.stride import check_grid
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import computed_by, label_names
+from hpc_isl.plates.store import computed_by, edited, edits_stay, label_names
 from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
-from hpc_isl.stages.segmentation.files import COPY
+from hpc_isl.stages.segmentation.files import COPY, labels_name
 from hpc_isl.stages.segmentation.maps import MAPS, maps_of
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -25,6 +26,8 @@ from hpc_isl.stages.segmentation.setting import (
     unseen,
     view_of,
 )
+
+THREADS = 4
 
 
 def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[str]:
@@ -138,17 +141,27 @@ class Standing:
         kept: with labels of the name that people drew or drafted, which stay.
         corrected: where people have corrected computed ones besides.
         others: with labels of another run of segment, or of another recipe.
+        edited: with computed labels that were to be replaced, and that a person may have edited in place.
+        known: that they were edited; else they have no checksum.
     """
 
     left: list[FieldKey]
     kept: list[FieldKey]
     corrected: list[FieldKey]
     others: list[FieldKey]
+    edited: list[FieldKey]
+    known: bool
 
 
-def standing(recipe: SegmentRecipe, models: Models, target: Target) -> Standing:
-    """One look at each field of a plate; where no labels are kept, none is in the way."""
-    found = Standing([], [], [], [])
+def standing(
+    recipe: SegmentRecipe, models: Models, target: Target, todo: Collection[FieldKey] = ()
+) -> Standing:
+    """One look at each field of a plate; where no labels are kept, none is in the way.
+
+    `todo`: fields that are about to be computed: their labels are compared with their checksums, as are
+    those of another run that are to be replaced.
+    """
+    found = Standing([], [], [], [], [], known=False)
     for key in target.keys if "labels" in recipe.write else ():
         made = computed_by(target.index.image(key), models.labels)
         if made and not made[1]:
@@ -161,7 +174,23 @@ def standing(recipe: SegmentRecipe, models: Models, target: Target) -> Standing:
             found.corrected.append(key)
         elif made and not own:
             found.others.append(key)
-    return found
+    replaced = {*(found.others if recipe.overwrite else ()), *todo} - {*found.kept, *found.corrected}
+    edits = _edits(models, target, [key for key in target.keys if key in replaced])
+    unknown = [key for key in found.others if key in edits and edits[key] is None]
+    known = [key for key, edited in edits.items() if edited]
+    return replace(found, edited=known or unknown, known=bool(known))
+
+
+def _edits(models: Models, target: Target, keys: Sequence[FieldKey]) -> dict[FieldKey, bool | None]:
+    """Whether computed labels were edited, where there are any; None: they have no checksum."""
+
+    def edited_at(key: FieldKey) -> bool | None:
+        image = target.index.image(key)
+        name = labels_name(image, models.labels)
+        return computed_by(image, name) is not None and edited(image, name)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(keys, pool.map(edited_at, keys), strict=True))
 
 
 def refuse_unwritable(target: Target, found: Standing) -> None:
@@ -191,6 +220,11 @@ def refuse_others(recipe: SegmentRecipe, models: Models, target: Target, found: 
         raise Mistake(
             f"{target.index.path}: {_some(found.others)} have labels {name!r} of another run of segment, "
             "or of another recipe; choose another labels= (and --name), or overwrite=true replaces them"
+        )
+    if found.edited:
+        raise Mistake(
+            f"{target.index.path}: {_some(found.edited)} have labels {models.labels!r} that "
+            f"{edits_stay(found.known)}"
         )
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.labels import slug
+from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.partial import MARK, clean, naming_unwritable
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import computed_by
+from hpc_isl.plates.store import computed_by, edited, refuse_edited
 from hpc_isl.run import Run
 
 Row = dict[str, Any]
@@ -38,6 +38,7 @@ class Work:
         run: folder of the run, which holds the recipe.
         name, slug: of the plate, in tables and in file names.
         fingerprint: of all that decides what is found; `mark`: of what decides the labels alone.
+        former: the fingerprint as earlier versions noted it, where that was another.
     """
 
     run: Path
@@ -47,6 +48,7 @@ class Work:
     key: FieldKey
     fingerprint: str = ""
     mark: str = ""
+    former: str = ""
 
     @property
     def file(self) -> str:
@@ -84,6 +86,20 @@ def check_place(image: Path, name: str, mark: str, overwrite: bool) -> None:
     Raises:
         Mistake: people corrected it, or another computation made it and `overwrite` does not say so.
     """
+    check_owner(image, name, mark, overwrite)
+    own = labels_name(image, name)
+    made = computed_by(image, own)
+    if made is None or (made[1] == mark and edited(image, own) is None):
+        return  # of an earlier version, without a checksum: whoever writes compares pixels
+    refuse_edited(image, own)
+
+
+def check_owner(image: Path, name: str, mark: str, overwrite: bool = False) -> None:
+    """The labels of this name are nobody's else: of this computation, or of another that may be replaced.
+
+    Raises:
+        Mistake: they are people's, or another computation made them and `overwrite` does not say so.
+    """
     own = labels_name(image, name)
     made = computed_by(image, own)
     if made is None or made[1] == mark:
@@ -103,7 +119,7 @@ def check_place(image: Path, name: str, mark: str, overwrite: bool) -> None:
 def done(work: Work, image: Path, labels: str | None) -> Row | None:
     """The record of a field that is done, with these labels where they are kept; None: not done."""
     record = read_json(work.record)
-    if record is None or record["fingerprint"] != work.fingerprint or "problem" in record:
+    if record is None or "problem" in record or record["fingerprint"] not in (work.fingerprint, work.former):
         return None
     if not work.table.exists():
         return None

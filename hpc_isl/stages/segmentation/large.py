@@ -61,9 +61,10 @@ def looked_at(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Lab
 def segment_large(bench: Bench, index: Index, work: Work) -> Row:
     """Computes a field and writes its labels and table; the facts of its record."""
     with looked_at(bench, index, work) as (labels, table):
+        kept: Row = {}
         if "labels" in bench.recipe.write:
             name = files.labels_name(index.image(work.key), bench.models.labels)
-            write_large_labels(
+            kept["labels"] = write_large_labels(
                 index.image(work.key), name, labels, origin="segmented", fingerprint=work.mark,
                 overwrite=True,
             )  # fmt: skip
@@ -71,7 +72,7 @@ def segment_large(bench: Bench, index: Index, work: Work) -> Row:
         return {
             "shape": list(labels[0].shape), "times": len(labels), "pixel_um": index.plate.pixel_um,
             "objects": table.num_rows,
-            "hash": files.content_hash(bands(labels), table),
+            **kept, "hash": files.content_hash(bands(labels), table),
         }  # fmt: skip
 
 

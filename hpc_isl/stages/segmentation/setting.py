@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -14,13 +14,14 @@ from hpc_isl.learning.fields import field_view, image_key
 from hpc_isl.learning.foreign import Scale, at_scale, renamed, scale_on
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.labels import slug
+from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, computed_by, open_plate, stamp
 from hpc_isl.recipe import RECIPES, digest
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.sweeps import FINAL
+from hpc_isl.strict import parse, read_yaml
 
 # Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
 AROUND = {
@@ -70,6 +71,13 @@ class Target:
     @property
     def slug(self) -> str:
         return slug(self.name)
+
+
+def recipe_of(run: Run) -> SegmentRecipe:
+    """The recipe that a run of segment keeps."""
+    recipe = parse(RECIPES["segment"], read_yaml(run.recipe), str(run.recipe))
+    assert isinstance(recipe, SegmentRecipe)
+    return recipe
 
 
 def models_of(recipe: SegmentRecipe) -> Models:
@@ -245,15 +253,24 @@ def labels_mark(recipe: SegmentRecipe, models: Models, index: Index, key: FieldK
     )
 
 
-def fingerprint(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> str:
-    """Of the same and all that decides what is measured: channels, another model, other labels."""
+def fingerprint(
+    recipe: SegmentRecipe,
+    models: Models,
+    index: Index,
+    key: FieldKey,
+    of_labels: Callable[[Path, str], str] = stamp,
+) -> str:
+    """Of the same and all that decides what is measured: channels, another model, other labels.
+
+    `of_labels`: tells labels of cells, or of the truth, from others; `former_stamp` as earlier versions did.
+    """
     own = recipe.model_copy(update=AROUND)
     facts = {"labels": labels_mark(recipe, models, index, key), "models": " ".join(models.essence)}
     facts["channels"] = str([channel.name for channel in index.plate.channels])
     for what, name in (("cells", recipe.cells), ("truth", recipe.truth and recipe.truth.labels)):
         made = computed_by(index.image(key), name) if name else None
         if name and made and made[1] != facts["labels"]:  # what this run itself has written is neither
-            facts[what] = stamp(index.image(key), name)
+            facts[what] = of_labels(index.image(key), name)
     return digest(own, facts | _pixels(index, [key, *_passes(recipe, models, key)]))
 
 

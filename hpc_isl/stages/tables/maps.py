@@ -11,7 +11,7 @@ import numpy as np
 
 from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.labels import slug
+from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
 from hpc_isl.stages.tables.html import HeatMap, written
 from hpc_isl.stages.tables.pictures import Map, draw_plates, said, scatter
