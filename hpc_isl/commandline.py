@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from hpc_isl.cluster.report import Caller
 
 Option = tuple[str, dict[str, Any]]
-INSTEAD = {"--root": "where runs lie is said by site.runs=DIR, or by HPC_ISL_RUNS"}
+INSTEAD = {
+    "--root": "where runs lie is said by site.runs=DIR, by `runs` in the site's file, or by HPC_ISL_RUNS"
+}
 
 
 def program() -> str:

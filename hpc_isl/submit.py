@@ -142,7 +142,7 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     path, keys, site_keys = _sorted_words(verb, given.words)
     where = site.load(given.site, site_keys)
     who = caller(site.runs_root(where), argv=(verb, *argv))
-    after = tuple(names.find(name, who.root) for name in given.after)
+    after = tuple(names.find(name, *who.roots) for name in given.after)
     if verb == "chain":
         if path is None or after:
             raise Mistake(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
@@ -154,7 +154,7 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
         order = orders.Order(
             verb, recipe.load(verb, path, keys), orders.site_of(verb, where), given.name, after
         )
-    order = replace(orders.named(order, who.root), verify=getattr(given, "verify", 0.0))
+    order = replace(orders.named(order, who.roots), verify=getattr(given, "verify", 0.0))
     return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
 
 

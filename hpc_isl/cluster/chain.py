@@ -141,7 +141,7 @@ def _start(link: Link, site: Site, before: list[Run], caller: Caller) -> int:
     order = _order(link, site, tuple(before))
     run = order.run(caller.root)
     if not run.folder.exists():
-        return launch.launch(orders.named(order, caller.root), caller, wait=False)
+        return launch.launch(orders.named(order, caller.roots), caller, wait=False)
     found = status.state(run)
     if found.word == "done" or found.alive:
         caller.say(f"{run.stage} {run.name!r} is {found.word}")

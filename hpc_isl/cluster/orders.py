@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -61,10 +61,10 @@ def site_of(stage: str, site: Site) -> Site:
     return site.alone() if alone else site
 
 
-def named(order: Order, root: Path) -> Order:
+def named(order: Order, roots: Sequence[Path]) -> Order:
     """The same with the runs that its recipes name as folders."""
-    elements = order.elements and {n: names.resolved(each, root) for n, each in order.elements.items()}
-    return replace(order, recipe=names.resolved(order.recipe, root), elements=elements)
+    elements = order.elements and {n: names.resolved(each, *roots) for n, each in order.elements.items()}
+    return replace(order, recipe=names.resolved(order.recipe, *roots), elements=elements)
 
 
 def arranged(order: Order, run: Run) -> Order:
