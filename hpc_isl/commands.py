@@ -7,32 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_isl import setup_commands
-from hpc_isl.commandline import caller, parsed, program
+from hpc_isl import setup_commands, upkeep_commands
+from hpc_isl.commandline import ROOT, SITE, caller, parsed, program, roots_of
 from hpc_isl.mistake import Mistake, nearest
 
 if TYPE_CHECKING:
     from hpc_isl.run import Run
     from hpc_isl.site import Site
-
-ROOT = (
-    "--root",
-    {
-        "type": Path,
-        "help": "folder of runs; default $HPC_ISL_RUNS, or ./runs, and those that your sites name",
-    },
-)
-SITE = ("--site", {"help": "the folder of runs of this site alone"})
-
-
-def _roots(given: Any) -> tuple[Path, ...]:
-    """The folders of runs that are meant; without a word of the user's, all that may hold theirs."""
-    from hpc_isl.site import folders_of_runs, load, runs_root
-
-    if given.root:
-        return (Path(os.path.abspath(given.root)),)
-    named = [runs_root(load(given.site, []))] if given.site else []
-    return tuple(named or folders_of_runs())
 
 
 def _one_run(verb: str, given: Any, roots: tuple[Path, ...] = ()) -> Run:
@@ -40,7 +21,7 @@ def _one_run(verb: str, given: Any, roots: tuple[Path, ...] = ()) -> Run:
 
     if len(given.words) != 1:
         raise Mistake(f"{verb}: name one run, as in {program()} {verb} S12")
-    return names.find(given.words[0], *(roots or _roots(given)))
+    return names.find(given.words[0], *(roots or roots_of(given)))
 
 
 def _status(argv: list[str]) -> int:
@@ -49,7 +30,7 @@ def _status(argv: list[str]) -> int:
         return 0
     from hpc_isl.cluster import names, table
 
-    roots = _roots(given)
+    roots = roots_of(given)
     runs = names.some(given.words, *roots)
     if not runs:
         print(f"there are no runs in {names.listed(roots)}. {names.ELSEWHERE}")
@@ -137,10 +118,10 @@ def _retry(argv: list[str]) -> int:
 def _roots_beside_site(given: Any) -> tuple[Path, ...]:
     """The folders of runs where `--site` says where to compute: the run may lie elsewhere."""
     if given.root or not given.site:
-        return _roots(given)
+        return roots_of(given)
     from hpc_isl.site import folders_of_runs
 
-    return tuple(dict.fromkeys((*folders_of_runs(), *_roots(given))))
+    return tuple(dict.fromkeys((*folders_of_runs(), *roots_of(given))))
 
 
 def _keys_and_run(verb: str, given: Any) -> tuple[list[str], Run]:
@@ -168,7 +149,7 @@ def _sync(argv: list[str]) -> int:
     if given.follow:
         forward.follow(_one_run("sync", given))
         return 0
-    return forward.sync_all(names.some(given.words, *_roots(given)), print)
+    return forward.sync_all(names.some(given.words, *roots_of(given)), print)
 
 
 def _ui(argv: list[str]) -> int:
@@ -181,7 +162,7 @@ def _ui(argv: list[str]) -> int:
         return 0
     from hpc_isl.cluster import names, ui
 
-    roots = _roots(given)
+    roots = roots_of(given)
     root = next((folder for folder in roots if names.all_runs(folder)), roots[0])
     return ui.serve(root, given.port, lambda text: print(text, flush=True))
 
@@ -232,9 +213,12 @@ def _report(argv: list[str]) -> int:
     if given is None:
         return 0
     run = _one_run("report", given)
+    from hpc_isl.cluster import uses
     from hpc_isl.stages.report import report
 
     made = report(run)
+    for line in uses.changed_of(run):
+        print(f"warning: {line}, after this run was planned")
     print("\n".join([*made.headline, f"  report      {_short(made.page)}"]), flush=True)
     _forward(run)
     return 0
@@ -259,8 +243,11 @@ def _table(argv: list[str]) -> int:
     keys = _table_keys([word for word in given.words if "=" in word])
     given.words = [word for word in given.words if "=" not in word]
     run = _one_run("table", given)
+    from hpc_isl.cluster import uses
     from hpc_isl.stages.table import table
 
+    for line in uses.changed_of(run):
+        print(f"warning: {line}, after this run was planned: its figures are those of before")
     heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
     out = Path(keys["out"]).expanduser() if "out" in keys else None
     made = table(run, out, keys.get("per", "well"), heat_maps)
@@ -301,6 +288,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "doctor": ("a pre-flight of a site, on this machine and on compute nodes", setup_commands.doctor),
     "inspect": ("what is on a plate", _inspect),
     "validate": ("checks a plate against the specification", _validate),
+    "set": ("mends what a plate says of its pixels and channels", upkeep_commands.set_metadata),
     "status": ("all runs: state, progress, figures", _status),
     "logs": ("what a run wrote; -f follows it", _logs),
     "cancel": ("tells a run to save and stop", _cancel),

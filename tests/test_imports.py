@@ -23,13 +23,14 @@ VALUES = {
     "recipe",
     "recipes",
     "many",
+    "metadata_changes",
     "site",
     "run",
     "tiles",
     "seeds",
     "tasks",
 }
-DOOR = {"submit", "commands", "setup_commands", "commandline", "manual"}
+DOOR = {"submit", "commands", "setup_commands", "upkeep_commands", "commandline", "manual"}
 WINGS = {"plates", "learning", "objects"}
 # The lower a layer, the fewer it knows.
 MAY_KNOW = {
@@ -46,6 +47,7 @@ BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statis
 HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tensorstore", "scipy", "skimage"}
 # inspect, validate, report and table submit nothing
 ALLOWED = {("commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "report", "table")}
+ALLOWED |= {("upkeep_commands.py", "hpc_isl.stages.set_metadata")}
 # The folders of the corridor, and the verb whose parts they hold.
 PARTS = {
     "conversion": "convert", "annotation": "annotate", "pretraining": "pretrain", "finetuning": "finetune",

@@ -46,4 +46,5 @@ def _plan(module: ModuleType, attempt: Attempt) -> None:
         attempt.say(line)
     write_atomic(run.recipe, to_yaml(plan.recipe))
     facts = {"inputs": dict(plan.inputs), "digest": digest(plan.recipe, plan.inputs), "planned": True}
+    facts["plates"] = [str(path) for path in plan.recipe.plates_read()]
     write_atomic(run.record, json.dumps(record | facts, indent=1))

@@ -19,6 +19,7 @@ from hpc_isl.cluster import (
     report,
     status,
     submissions,
+    uses,
     waiting,
     widen,
 )
@@ -190,6 +191,8 @@ def go_on(
         raise Mistake("an array does not go on inside of a job; type it on a login node, or name an element")
     after = orders.unfinished(after or _kept_after(run))
     check(site, after)
+    for one in members:
+        uses.refuse_changed(one)
     if (read_json(run.record) or {}).get("code") != record.code_digest():
         caller.say("the code has changed since this run was made; it goes on with the present code")
     for one in members:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from hpc_isl.cluster import names, status
+from hpc_isl.cluster import names, status, uses
 from hpc_isl.cluster.jobs import ALONE, POOLED, stage_module
 from hpc_isl.cluster.place import in_allocation
-from hpc_isl.files import read_json
 from hpc_isl.many import Arrangement
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.base import Recipe
@@ -128,11 +127,9 @@ def differences(run: Run, plan: Plan) -> list[str]:
     """`  train.steps: 20000 there, 300 here`, for recipe and inputs."""
     there = flatten(read_yaml(run.recipe))
     here = flatten(plan.recipe.model_dump(mode="json"))
-    known = (read_json(run.record) or {}).get("inputs", {})
-    there |= {f"contents of {name}": value for name, value in known.items()}
-    here |= {f"contents of {name}": value for name, value in plan.inputs.items()}
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
+    lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
+    return [*lines, *uses.differing_inputs(run, plan.inputs, plan.recipe.plates_read())]
 
 
 def refuse_another(run: Run, plan: Plan) -> None:
@@ -145,7 +142,9 @@ def refuse_another(run: Run, plan: Plan) -> None:
 
 
 def refuse(run: Run, found: list[str]) -> NoReturn:
+    inputs = all(line.startswith(("  contents of ", "  metadata of ")) for line in found)
+    what = "from other inputs" if inputs else "with another recipe"
     raise Mistake(
-        f"{run.stage} {run.name!r} is there, with another recipe; choose another --name.\n"
+        f"{run.stage} {run.name!r} is there, {what}; choose another --name.\n"
         + "\n".join(found[:8] + ["  …"] * (len(found) > 8))
     )

@@ -50,6 +50,7 @@ def record(recipe: Recipe, inputs: Mapping[str, str], argv: list[str]) -> dict[s
         **commit(),
         "code": code_digest(),
         "inputs": dict(inputs),
+        "plates": [str(path) for path in recipe.plates_read()],
         "seeds": dict(_seeds(recipe.model_dump(mode="json"))),
         "packages": packages(),
         "environment": _environment(),
@@ -65,6 +66,7 @@ def _environment() -> dict[str, str]:
 def again(content: Mapping[str, Any], recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any]:
     """The record of an element, from its array's: the same but for what it computes."""
     own = {"key": uuid.uuid4().hex, "digest": digest(recipe, inputs), "inputs": dict(inputs)}
+    own["plates"] = [str(path) for path in recipe.plates_read()]
     return {**content, **own, "seeds": dict(_seeds(recipe.model_dump(mode="json")))}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hpc_isl.cluster import uses
 from hpc_isl.cluster.follow import figure, progress_text
 from hpc_isl.cluster.status import FRESH_S, State, age_s, first_failure, job_output, ranks, states
 from hpc_isl.mistake import Mistake
@@ -25,12 +26,14 @@ def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
 
 def _row(run: Run, found: State) -> tuple[str, ...]:
     if run.elements_file.is_file():
-        return run.stage, run.name, found.word, "", _share(run), "", "", "", found.detail
+        remark = "; ".join(filter(None, [found.detail, *uses.changed_of(run)]))
+        return run.stage, run.name, found.word, "", _share(run), "", "", "", remark
     numbers = run.attempt_numbers()
     attempt = str(numbers[-1] + 1) if numbers else ""
     name = f"  {run.label}" if run.array else run.name
     node, left = (found.node, found.left) if found.alive else ("", "")
-    return run.stage, name, found.word, attempt, _progress(run), took(run), left, node, found.detail
+    remark = "; ".join(filter(None, [found.detail, *uses.changed(run)]))
+    return run.stage, name, found.word, attempt, _progress(run), took(run), left, node, remark
 
 
 def _share(run: Run) -> str:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from hpc_isl import site
-from hpc_isl.cluster import pool
+from hpc_isl.cluster import pool, uses
 from hpc_isl.cluster.forward import forwarding
 from hpc_isl.cluster.jobs import FAILED, MISTAKE, POOLED, STOPPED, Job
 from hpc_isl.cluster.late import plan_late
@@ -94,12 +94,14 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
     module, run = importlib.import_module(job.module), job.run
     plan_late(module, attempt)
     recipe = parse(RECIPES[run.stage], read_yaml(run.recipe), str(run.recipe))
-    if run.stage not in POOLED:
-        getattr(module, run.stage)(recipe, attempt)
-    elif attempt.rank == 0:
-        getattr(module, run.stage)(recipe, attempt, pool.pools(attempt, where))
-    else:
-        pool.serve(attempt, where)
+    with uses.in_use(recipe):
+        uses.refuse_changed(run)
+        if run.stage not in POOLED:
+            getattr(module, run.stage)(recipe, attempt)
+        elif attempt.rank == 0:
+            getattr(module, run.stage)(recipe, attempt, pool.pools(attempt, where))
+        else:
+            pool.serve(attempt, where)
     if attempt.rank == 0 and not attempt.stopping.is_set() and not run.summary():
         raise RuntimeError(f"the stage {run.stage} ended without its done record")
 

@@ -17,6 +17,7 @@ from hpc_isl.learning.stride import check_grid
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.store import label_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.training import PlaneRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.shared.study import (
     Place,
@@ -40,6 +41,7 @@ def plan(recipe: PretrainRecipe) -> Plan:
     check_grid(recipe.predict.tile, recipe.predict.halo)
     recipe = _located(recipe)
     indices = open_plates(recipe.plates)
+    _refuse_copying(recipe)
     split = draw(indices, recipe.split)
     study = Study(indices, split, view_of(indices, split, recipe))
     crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
@@ -88,6 +90,42 @@ def _check_labels(recipe: PretrainRecipe, study: Study) -> None:
         raise Mistake(f"labels={recipe.labels!r}: on no test field; {nearest(recipe.labels, sorted(there))}")
 
 
+def _refuse_copying(recipe: PretrainRecipe) -> None:
+    """A plane that the network sees is none that it could learn to predict: it would copy it."""
+    seen = {_plane(entry, plane) for entry in recipe.sources for plane in _planes(entry)}
+    for entry in recipe.targets:
+        for plane in _planes(entry):
+            if _plane(entry, plane) in seen:
+                raise Mistake(
+                    f"{entry.channel!r}, plane {plane}, is in sources and in targets: the network would copy "
+                    "it; sources are label-free, targets are stains"
+                )
+
+
+def _planes(entry: PlaneRecipe) -> list[int | str]:
+    return [*entry.plane] if isinstance(entry.plane, list) else [entry.plane]
+
+
+def _plane(entry: PlaneRecipe, plane: int | str) -> tuple[str, int | None, int | str]:
+    return entry.channel, entry.acquisition, plane
+
+
+def _doubtful_roles(study: Study) -> Iterator[str]:
+    """Channels that are seen or predicted where one would not expect it."""
+    stains = {one.name for index in study.indices for one in index.plate.channels if one.fluorescent}
+    seen = dict.fromkeys(role.channel for role in study.view.sources)
+    predicted = dict.fromkeys(role.channel for role in study.view.targets)
+    mends = "if that is not so, `set PLATE transmitted=[…]` says which channels are label-free"
+    for name in seen:
+        if name in predicted:
+            yield f"warning: {name!r} is both seen and predicted: that teaches nothing of cells without it"
+        elif name in stains:
+            yield f"warning: the source {name!r} is a stain: the model needs it on every plate; {mends}"
+    for name in predicted:
+        if name not in stains and name not in seen:
+            yield f"warning: the target {name!r} is label-free, no stain; {mends}"
+
+
 def _labels_of(study: Study, place: Place) -> list[str]:
     index, key = place
     return label_names(index.image(image_key(key, study.view.targets[0])))
@@ -111,6 +149,7 @@ def _says(recipe: PretrainRecipe, study: Study, crops: Crops) -> Iterator[str]:
     weights = recipe.net.weights or "random"
     roles = [", ".join(map(name_of, planes)) for planes in (study.view.sources, study.view.targets)]
     yield f"U-Net on {recipe.net.encoder} ({weights} weights): {roles[0]} → {roles[1]}"
+    yield from _doubtful_roles(study)
     if not study.places("test"):
         yield "no test fields: nothing will be scored in the end"
 

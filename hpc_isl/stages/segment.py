@@ -24,6 +24,7 @@ from hpc_isl.stages.segmentation.setting import (
     labels_mark,
     model_run,
     models_of,
+    refuse_resized,
     targets_of,
     view_of,
 )
@@ -45,6 +46,7 @@ def plan(recipe: SegmentRecipe) -> Plan:
     recipe = _located(recipe)
     models = models_of(recipe)
     check_channels(recipe, models)
+    refuse_resized(recipe, models)
     targets = targets_of(recipe, view_of(recipe, models.contract))
     says = [*_says(recipe, models, targets), *checked(recipe, models, targets)]
     inputs = {target.name: target.index.fingerprint for target in targets} | {

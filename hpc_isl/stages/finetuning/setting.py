@@ -19,6 +19,7 @@ from hpc_isl.recipes.training import DataRecipe, NetRecipe, PlaneRecipe, SplitRe
 from hpc_isl.run import Run
 from hpc_isl.stages.finetuning import boxes as boxes_
 from hpc_isl.stages.finetuning.boxes import Box
+from hpc_isl.stages.shared.resized import resized_since
 from hpc_isl.stages.shared.study import open_plates
 
 LEARN = ("train", "validation")
@@ -143,9 +144,15 @@ def _refuse_unfit(recipe: FinetuneRecipe, task: Task | None) -> None:
 def _start(run: Path, key: str) -> Start:
     folder = Run(run).model
     try:
-        return Start(folder, read_contract(folder))
+        start = Start(folder, read_contract(folder))
     except Mistake as mistake:
         raise Mistake(f"{key}={run}: {mistake}") from None
+    if lines := list(resized_since(start.contract)):
+        raise Mistake(
+            f"{key}={run}: {'; '.join(lines)}, after this model was trained there: it takes pixels for "
+            "another size than they have; train it again, under another --name"
+        )
+    return start
 
 
 def _isl(starts: dict[str, Start]) -> list[Start]:
