@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +26,19 @@ def _one_run(verb: str, given: Any, roots: tuple[Path, ...] = ()) -> Run:
 
 
 def _status(argv: list[str]) -> int:
-    given = parsed("status", "[RUN …]: a table of all runs, or of these", argv, ROOT, SITE)
+    given = parsed(
+        "status", "[RUN …]: a table of all runs, or of these", argv, ROOT, SITE,
+        ("--json", {"action": "store_true", "help": "for programs: a list, times in UTC, all figures"}),
+    )  # fmt: skip
     if given is None:
         return 0
     from hpc_isl.cluster import names, table
 
     roots = roots_of(given)
     runs = names.some(given.words, *roots)
+    if given.json:
+        print(json.dumps(table.facts(runs), indent=1))
+        return 0
     if not runs:
         print(f"there are no runs in {names.listed(roots)}. {names.ELSEWHERE}")
     folders = list(dict.fromkeys(run.root for run in runs))
@@ -294,6 +301,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "cancel": ("tells a run to save and stop", _cancel),
     "resume": ("goes on with a run that stopped or failed", _resume),
     "retry": ("starts again what failed, of an array that alone", _retry),
+    "remove": ("removes the files of a run; its record and contract stay", upkeep_commands.remove),
     "report": ("one page about a sweep of finetune: curves, annotations saved, pictures", _report),
     "table": ("objects of segmented plates per well, with the plate map; heat maps", _table),
     "sync": ("forwards runs to MLflow", _sync),

@@ -34,6 +34,7 @@ class Plan:
         makes: the folders or files that will appear.
         claims: gives what no other run may write meanwhile, as `labels 'cells' of /plates/S1.zarr B03/1`.
         check_size: raises a `Mistake` for a number of processes that cannot share the work.
+        parts: name of an input that consists of many -> what each is called -> its own fingerprint.
     """
 
     recipe: Any
@@ -42,6 +43,7 @@ class Plan:
     makes: tuple[Path, ...] = ()
     claims: Callable[[], Iterable[str]] = field(default=tuple, compare=False)
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ class Run:
     def cancelled(self) -> Path:
         """The mark of a run that was cancelled: it is not started again by itself."""
         return self.folder / "cancelled"
+
+    @property
+    def removed_file(self) -> Path:
+        """The mark of a run whose files were removed."""
+        return self.folder / "removed.json"
+
+    @property
+    def removed(self) -> dict[str, Any] | None:
+        """When and by whom the run was removed; None: it is there."""
+        return read_json(self.removed_file)
 
     @property
     def array(self) -> Run | None:

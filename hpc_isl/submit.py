@@ -114,6 +114,8 @@ def _stage(verb: str, argv: list[str]) -> int:
     words.add_argument("--after", action="append", default=[])
     if verb == "segment":
         words.add_argument("--verify", type=_share, default=0.0)
+    if verb == "sweep":
+        words.add_argument("--update", action="store_true")
     given = words.parse_intermixed_args(argv)
     if given.help:
         from hpc_isl.manual import stage_manual
@@ -154,7 +156,10 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
         order = orders.Order(
             verb, recipe.load(verb, path, keys), orders.site_of(verb, where), given.name, after
         )
-    order = replace(orders.named(order, who.roots), verify=getattr(given, "verify", 0.0))
+    order = replace(
+        orders.named(order, who.roots),
+        verify=getattr(given, "verify", 0.0), update=getattr(given, "update", False),
+    )  # fmt: skip
     return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,3 +55,63 @@ def _stale(measures: bool, runs: list[Run]) -> Iterator[str]:
     what = "figures in micrometres are wrong" if measures else "figures stay right, names differ"
     yield f"{len(runs)} runs were computed before ({what}); they will say so, and do not go on:"
     yield from (f"  {run.stage} {run.label}" for run in runs)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def remove(argv: list[str]) -> int:
+    """`remove RUN`."""
+    given = parsed(
+        "remove", "RUN: removes the files of a run; its record and its model's contract stay, and so do "
+        "labels and plates that it made", argv,
+        ("--force", {"action": "store_true", "help": "also where other runs use its model"}),
+        ("--yes", {"action": "store_true", "help": "without asking"}),
+        DRY_RUN, ROOT, SITE,
+    )  # fmt: skip
+    if given is None:
+        return 0
+    if len(given.words) != 1:
+        raise Mistake(f"remove: name one run, as in {program()} remove S12")
+    from hpc_isl.cluster import names, remove
+
+    roots = roots_of(given)
+    run = _removable(given.words[0], roots)
+    found = remove.removal(run, names.some([], *roots))
+    say(f"{run.stage} {run.name!r} in {run.folder}: {found.size / 1e9:.3g} GB")
+    for line in ("these stay:", *(f"  {line}" for line in found.stays)):
+        say(line)
+    users = ", ".join(f"{user.stage} {user.name!r}" for user in found.users)
+    if users and not given.force:
+        raise Mistake(f"{run.name!r} is not removed: it is used by {users}; --force removes it all the same")
+    if users:
+        say(f"it is used by {users}: these keep what they have made, and cannot go on")
+    if given.dry_run or not (given.yes or _agreed(run)):
+        say("nothing was removed")
+        return 0
+    remove.remove(run)
+    say(f"{run.stage} {run.name!r} is removed")
+    return 0
+
+
+def _removable(name: str, roots: tuple[Path, ...]) -> Run:
+    """The run; also one whose removal was cut short, by its folder or by stage and name."""
+    from hpc_isl.cluster import names
+    from hpc_isl.run import Run
+
+    for folder in (Path(name), *(root / name for root in roots)):
+        run = Run(folder.absolute())
+        if run.removed is not None:
+            return run
+    return names.find(name, *roots)
+
+
+def _agreed(run: Run) -> bool:
+    """Whether a person at a terminal says so.
+
+    Raises:
+        Mistake: there is none to ask.
+    """
+    if not sys.stdin.isatty():
+        raise Mistake("remove: there is no terminal to ask at; --yes removes without asking")
+    return input(f"remove {run.stage} {run.name!r}? [y/N] ").strip().lower() in ("y", "yes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from hpc_isl.cluster import (
     dry,
     folders,
     last,
+    names,
     orders,
     place,
     record,
@@ -36,15 +38,16 @@ def dry_run(order: Order, caller: Caller) -> int:
     """Says exactly what would be done, and writes nothing."""
     order, run, plans = _prepared(order, caller)
     there, finished = run.folder.exists(), False
-    new = widen.new_elements(run, order, plans) if there and order.elements else []
-    if new:
+    wider = _wider(run, order, plans, caller) if there and order.elements else widen.Wider()
+    if wider:
         _refuse_living(run, caller)
     elif there:
         finished = _is_finished(run, order, next(iter(plans.values())), caller)
-    for line in dry.lines(_left(order, run) if new else order, next(iter(plans.values())), run):
+    left = _left(order, run, wider) if wider else order
+    for line in dry.lines(left, next(iter(plans.values())), run):
         caller.say(line)
-    if new:
-        caller.say(f"{widen.says(run, order, new)}: {'; '.join(new[:12])}")
+    if wider:
+        caller.say(f"{widen.says(run, order, wider)}: {'; '.join((*wider.new, *wider.changed)[:12])}")
     if finished:
         caller.say(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
     return 0
@@ -58,8 +61,8 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
         caller.say(line)
     if run.folder.exists():
         widen.settle(run)
-        if order.elements and (new := widen.new_elements(run, order, plans)):
-            return _widened(run, order, plans, new, caller, wait)
+        if order.elements and (wider := _wider(run, order, plans, caller)):
+            return _widened(run, order, plans, wider, caller, wait)
         if _is_finished(run, order, plan, caller):
             if not order.verify:
                 caller.say("nothing to do: this run is finished, with this recipe")
@@ -94,20 +97,28 @@ def _prepared(order: Order, caller: Caller) -> tuple[Order, Run, dict[str, Plan]
     """What is asked for, as the stage arranges it, where it will lie, and the plan of each part."""
     order = replace(order, after=orders.unfinished(order.after))
     run = order.run(caller.root)
+    names.refuse_removed(run)
     order = orders.arranged(order, run)
     return order, run, orders.plans(order)
 
 
+def _wider(run: Run, order: Order, plans: Mapping[str, Plan], caller: Caller) -> widen.Wider:
+    """What the sweep that is there would take in."""
+    wider = widen.compare(run, order, plans)
+    widen.refuse_changed(run, order, wider, f"{caller.program} {shlex.join(caller.argv)}")
+    return wider
+
+
 def _widened(
-    run: Run, order: Order, plans: Mapping[str, Plan], new: list[str], caller: Caller, wait: bool
+    run: Run, order: Order, plans: Mapping[str, Plan], wider: widen.Wider, caller: Caller, wait: bool
 ) -> int:
-    """The sweep takes in the new elements, and goes on with what is not done."""
+    """The sweep takes in new elements and changed ones, and goes on with what is not done."""
     _refuse_living(run, caller)
     check(order.site, order.after)
     with submissions.alone(run):
         _refuse_living(run, caller)  # it may have been started just now
-        widen.widen(run, order, plans, new, caller.argv)
-    caller.say(widen.says(run, order, new))
+        widen.widen(run, order, plans, wider, caller.argv)
+    caller.say(widen.says(run, order, wider))
     return resume(run, order.site, caller, wait, order.after)
 
 
@@ -120,9 +131,9 @@ def _refuse_living(run: Run, caller: Caller) -> None:
         )
 
 
-def _left(order: Order, run: Run) -> Order:
-    """The elements that a wider sweep would compute: new ones, and those that are not done."""
-    done = {one.name for one in last.others(run) if one.summary() is not None}
+def _left(order: Order, run: Run, wider: widen.Wider) -> Order:
+    """The elements that a wider sweep would compute: new and changed ones, and those that are not done."""
+    done = {one.name for one in last.others(run) if one.summary() is not None} - {*wider.changed}
     return replace(order, elements={k: v for k, v in (order.elements or {}).items() if k not in done})
 
 

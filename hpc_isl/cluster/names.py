@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shlex
@@ -20,9 +21,10 @@ ELSEWHERE = "Runs elsewhere are found by --root DIR, --site NAME or HPC_ISL_RUNS
 
 
 def all_runs(root: Path) -> list[Run]:
-    """Every run folder `<stage>/<name>/` below `root`, oldest first."""
-    runs = [Run(path.parent) for path in root.glob("*/*/recipe.yaml")]
-    return sorted(runs, key=lambda run: (run.origin(), run.name))
+    """Every run folder `<stage>/<name>/` below `root`, oldest first; none that was removed."""
+    runs = (Run(path.parent) for path in root.glob("*/*/recipe.yaml"))
+    there = [run for run in runs if not run.removed_file.exists()]
+    return sorted(there, key=lambda run: (run.origin(), run.name))
 
 
 def find(name: str, *roots: Path) -> Run:
@@ -38,7 +40,9 @@ def find(name: str, *roots: Path) -> Run:
     """
     for folder in (Path(name), *(root / name for root in roots)):
         if (folder / "recipe.yaml").is_file():
-            return Run(Path(os.path.abspath(folder)))
+            run = Run(Path(os.path.abspath(folder)))
+            refuse_removed(run.array or run)
+            return run
     known = [run for root in roots for run in all_runs(root)]
     array, _, element = name.partition("/")
     if element and (members := _elements([run for run in known if run.name == array])):
@@ -52,6 +56,9 @@ def find(name: str, *roots: Path) -> Run:
 def _only_one(name: str, named: Sequence[Run], known: Sequence[Run], roots: Sequence[Path]) -> Run:
     own = [run for run in named if run.root == roots[0]] or named
     if not own:
+        for word in (name, name.partition("/")[0]):
+            for folder in (path for root in roots for path in root.glob(f"*/{glob.escape(word)}")):
+                refuse_removed(Run(folder))
         names = dict.fromkeys(run.name for run in reversed(known))
         raise Mistake(f"{name!r}: no such run in {listed(roots)}; {nearest(name, names)}. {ELSEWHERE}")
     if len({run.root for run in own}) > 1:
@@ -60,6 +67,15 @@ def _only_one(name: str, named: Sequence[Run], known: Sequence[Run], roots: Sequ
     if len(own) > 1:
         raise Mistake(f"{name!r}: two stages have such a run; write {' or '.join(map(_long, own))}")
     return own[0]
+
+
+def refuse_removed(run: Run) -> None:
+    """Raises:
+    Mistake: the files of the run were removed.
+    """
+    if facts := run.removed:
+        when = facts["time"][:10]
+        raise Mistake(f"{run.stage} {run.name!r} was removed on {when}; {run.folder} tells what it was")
 
 
 def listed(roots: Sequence[Path]) -> str:

@@ -32,6 +32,7 @@ class Order:
         last: name of the element that waits for all others; it comes last in `elements`.
         says: what the user should know of the elements.
         verify: share of the fields of a segmentation that are computed again and compared.
+        update: elements whose inputs have changed are computed once more.
     """
 
     stage: str
@@ -43,6 +44,7 @@ class Order:
     last: str | None = None
     says: tuple[str, ...] = ()
     verify: float = 0.0
+    update: bool = False
 
     def run(self, root: Path) -> Run:
         """Where the run, or the array, will lie."""
@@ -125,11 +127,15 @@ def planned(stage: str, recipe: Recipe, site: Site, late: bool = False) -> Plan:
 
 def differences(run: Run, plan: Plan) -> list[str]:
     """`  train.steps: 20000 there, 300 here`, for recipe and inputs."""
+    return [*in_recipe(run, plan), *uses.differing_inputs([(run, plan)])]
+
+
+def in_recipe(run: Run, plan: Plan) -> list[str]:
+    """The same for the recipe alone."""
     there = flatten(read_yaml(run.recipe))
     here = flatten(plan.recipe.model_dump(mode="json"))
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
-    return [*lines, *uses.differing_inputs(run, plan.inputs, plan.recipe.plates_read())]
+    return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
 
 
 def refuse_another(run: Run, plan: Plan) -> None:

@@ -17,8 +17,9 @@ from hpc_isl.metadata_changes import LOCK, changed_since, changes_of, metadata_c
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.base import Recipe
-from hpc_isl.run import Run
+from hpc_isl.run import Plan, Run
 
+SHOWN = 6  # parts of an input that are named
 PATIENCE_S = 120.0
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, and many are read
 
@@ -39,7 +40,7 @@ def plates_of(run: Run) -> list[Path]:
     record = read_json(run.record) or {}
     if "plates" in record and record.get("planned", True):
         return [Path(path) for path in record["plates"]]
-    content = _recipe(run)
+    content = recipe_of(run)
     given = [content.get(key) for key in keys]
     paths = [str(path) for value in given for path in (value if isinstance(value, list) else [value]) if path]
     return expanded(paths, Path(record.get("cwd", ".")))
@@ -130,22 +131,63 @@ def refuse_changed(run: Run) -> None:
         )
 
 
-def differing_inputs(run: Run, inputs: Mapping[str, str], plates: Sequence[Path]) -> Iterator[str]:
-    """A line for each input that is not what the run was planned from."""
-    known = inputs_of(run)
-    changes = [changes_of(plate) for plate in plates]
-    for name in {**known, **inputs}:
-        there, here = known.get(name), inputs.get(name)
+def differing_inputs(pairs: Sequence[tuple[Run, Plan]]) -> Iterator[str]:
+    """A line for each input that is not what these runs, taken together, were planned from."""
+    changes = [
+        changes_of(plate) for plate in {p: None for _, plan in pairs for p in plan.recipe.plates_read()}
+    ]
+    inputs = [(name, inputs_of(run).get(name), plan.inputs.get(name)) for run, plan in pairs
+              for name in {**inputs_of(run), **plan.inputs}]  # fmt: skip
+    parts = {name: list(lines) for name, lines in _differing_parts(pairs)}
+    said: dict[str, None] = {}
+    for name, there, here in inputs:
         if there == here:
             continue
-        lines = [line for one in changes for line in changed_since(one, [there] if there else [])]
-        if lines:
-            yield f"  metadata of {name} changed since: {'; '.join(lines)}"
+        if lines := [line for one in changes for line in changed_since(one, [there] if there else [])]:
+            said[f"  metadata of {name} changed since: {'; '.join(lines)}"] = None
+        elif name in parts:
+            said |= dict.fromkeys(parts[name])
         else:
-            yield f"  contents of {name}: {there!r} there, {here!r} here"
+            said[f"  contents of {name}: {there!r} there, {here!r} here"] = None
+    yield from said
 
 
-def _recipe(run: Run) -> dict[str, Any]:
+def _differing_parts(pairs: Sequence[tuple[Run, Plan]]) -> Iterator[tuple[str, Iterator[str]]]:
+    """Inputs that consist of many, where that is known on both sides, and what became of their parts."""
+    there, here = dict[str, dict[str, str]](), dict[str, dict[str, str]]()
+    for run, plan in pairs:
+        for name, own in (read_json(run.record) or {}).get("parts", {}).items():
+            there.setdefault(name, {}).update(own)
+        for name, parts in plan.parts.items():
+            here.setdefault(name, {}).update(parts)
+    for name in there.keys() & here.keys():
+        yield name, _fates(name, there[name], here[name])
+
+
+def _fates(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:
+    fates = {
+        "new": [part for part in here if part not in there],
+        "gone": [part for part in there if part not in here],
+        "changed": [part for part in here if part in there and there[part] != here[part]],
+    }
+    for fate, parts in fates.items():
+        if parts:
+            more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
+            yield f"  {name}: {len(parts)} {fate}: {'; '.join(parts[:SHOWN])}{more}"
+    if not any(fates.values()):
+        yield f"  {name}: others are taken than there"
+
+
+def runs_named(run: Run) -> list[Path]:
+    """The folders of the runs whose models a run uses, or takes the best of."""
+    keys = RECIPES[run.stage].RUNS if run.stage in RECIPES else ()
+    content = recipe_of(run)
+    given = [content.get(key) for key in (*keys, "among")]
+    return [Path(path) for value in given for path in (value if isinstance(value, list) else [value]) if path]
+
+
+def recipe_of(run: Run) -> dict[str, Any]:
+    """The recipe as it is kept; empty where it cannot be read."""
     with suppress(OSError, yaml.YAMLError):
         content = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader)  # noqa: S506  (a safe loader)
         return content if isinstance(content, dict) else {}

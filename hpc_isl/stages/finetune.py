@@ -17,6 +17,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetuning import sweep
 from hpc_isl.stages.finetuning.boxes import fingerprint
+from hpc_isl.stages.finetuning.boxes import parts as boxes_parts
 from hpc_isl.stages.finetuning.setting import Setting, settle
 from hpc_isl.stages.shared.study import expanded, located_net, located_split
 
@@ -37,7 +38,8 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     _check(recipe, setting)
     inputs = _inputs(recipe, setting)
     size = partial(check_shares, recipe.train)
-    return Plan(recipe, tuple(_says(recipe, setting)), inputs, check_size=size)
+    parts = {"boxes": boxes_parts(setting.learning), "test boxes": boxes_parts(setting.testing)}
+    return Plan(recipe, tuple(_says(recipe, setting)), inputs, check_size=size, parts=parts)
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:

@@ -48,6 +48,10 @@ class CountRecipe(Recipe):
     """said at the start"""
     data: Path | None = None
     """an input"""
+    parts: bool = False
+    """each line of the input is a part of it"""
+    until: int = 1000
+    """the last line that is read"""
     final: bool = False
     """a sweep of such ends with an element `final` that adds up what the others have counted"""
     among: list[Path] = []
@@ -62,10 +66,13 @@ submit.STAGES["count"] = "counts to a number"
 def plan(recipe: CountRecipe) -> Plan:
     if recipe.steps > 1000:
         raise Mistake(f"steps: {recipe.steps} is more than I can count; 1000 at most")
-    inputs = {str(recipe.data): recipe.data.read_text()} if recipe.data else {}
+    lines = recipe.data.read_text().splitlines()[: recipe.until] if recipe.data else []
+    inputs = {str(recipe.data): "\n".join(lines)} if recipe.data else {}
+    parts = {f"line {number}": line for number, line in enumerate(lines, 1)} if recipe.parts else {}
     if recipe.among:
         return Plan(recipe.model_copy(update={"word": f"of {_sum(recipe.among)}"}))
-    return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs)
+    named = dict.fromkeys(inputs, parts) if parts else {}
+    return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs, parts=named)
 
 
 def arrange(elements: Mapping[str, CountRecipe], folder: Path) -> Arrangement:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.contract import Contract, Task, read_contract
-from hpc_isl.learning.split import Split
+from hpc_isl.learning.split import PARTS, Split
 from hpc_isl.learning.split import draw as draw_split
 from hpc_isl.learning.split import read as read_split
 from hpc_isl.learning.view import View
@@ -94,6 +94,33 @@ def settle(recipe: FinetuneRecipe) -> Setting:
     return Setting(
         indices, split, view, net, starts, tuple(pool), tuple(learning), tuple(testing), tuple(remarks)
     )
+
+
+def as_planned(recipe: FinetuneRecipe, setting: Setting, parts: Mapping[str, Mapping[str, str]]) -> Setting:
+    """The same with the boxes that the run was planned with, whatever has been annotated since.
+
+    Args:
+        parts: of the plan, as the run's record keeps them; empty: the plan is of an earlier version.
+
+    Raises:
+        Mistake: labels in one of these boxes were changed, or removed.
+    """
+    if not parts:
+        return setting
+    there = {
+        box.name: box
+        for name in dict.fromkeys([recipe.labels, *recipe.truth])
+        for box in _of(setting.view, setting.indices, setting.split, name, PARTS)
+    }
+    known = boxes_.parts(there.values())
+    for name, stamp in (pair for own in parts.values() for pair in own.items()):
+        if known.get(name) != stamp:
+            raise Mistake(
+                f"{name}: these labels were changed since the run was planned; start it again under another "
+                "--name, or the sweep that it belongs to with --update"
+            )
+    learning, testing = (tuple(there[name] for name in parts[key]) for key in ("boxes", "test boxes"))
+    return replace(setting, learning=learning, testing=testing)
 
 
 # ---------------------------------------------------------------- models

@@ -41,7 +41,7 @@ from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.finetuning.boxes import Box
 from hpc_isl.stages.finetuning.scores import count, main_figures, make_scores
-from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.finetuning.setting import Setting, as_planned, settle
 from hpc_isl.stages.shared.held_out import write_scores
 from hpc_isl.stages.shared.ledger import Ledger
 
@@ -95,7 +95,8 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
 
 
 def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
-    setting = settle(recipe)
+    parts = (read_json(attempt.run.record) or {}).get("parts", {})
+    setting = as_planned(recipe, settle(recipe), parts)
     objects = tuple(_objects(box) for box in setting.learning)
     task = _task(recipe, setting, sum(objects))
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
