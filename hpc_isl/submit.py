@@ -110,6 +110,7 @@ def _stage(verb: str, argv: list[str]) -> int:
     words.add_argument("--site", default="laptop")
     words.add_argument("--name")
     words.add_argument("--dry-run", action="store_true")
+    words.add_argument("--time", action="store_true")
     words.add_argument("--wait", action="store_true")
     words.add_argument("--after", action="append", default=[])
     if verb == "segment":
@@ -142,6 +143,8 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     from hpc_isl.cluster import chain, launch, names, orders, sweep
 
     path, keys, site_keys = _sorted_words(verb, given.words)
+    if given.time and (verb == "chain" or not given.dry_run):
+        raise Mistake(f"{verb}: --time goes with --dry-run, for one stage or a sweep: it tries ten seconds")
     where = site.load(given.site, site_keys)
     who = caller(site.runs_root(where), argv=(verb, *argv))
     after = tuple(names.find(name, *who.roots) for name in given.after)
@@ -160,7 +163,9 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
         orders.named(order, who.roots),
         verify=getattr(given, "verify", 0.0), update=getattr(given, "update", False),
     )  # fmt: skip
-    return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
+    if given.dry_run:
+        return launch.dry_run(order, who, given.time)
+    return launch.launch(order, who, given.wait)
 
 
 def _sorted_words(verb: str, words: list[str]) -> tuple[Path | None, list[str], list[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hpc_isl.cluster import (
     dry,
+    estimates,
     folders,
     last,
     names,
@@ -21,6 +22,7 @@ from hpc_isl.cluster import (
     report,
     status,
     submissions,
+    trial,
     uses,
     waiting,
     widen,
@@ -34,8 +36,8 @@ from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
 
 
-def dry_run(order: Order, caller: Caller) -> int:
-    """Says exactly what would be done, and writes nothing."""
+def dry_run(order: Order, caller: Caller, tries: bool = False) -> int:
+    """Says exactly what would be done, and writes nothing; `tries`: also how long it takes, after a trial."""
     order, run, plans = _prepared(order, caller)
     there, finished = run.folder.exists(), False
     wider = _wider(run, order, plans, caller) if there and order.elements else widen.Wider()
@@ -45,6 +47,11 @@ def dry_run(order: Order, caller: Caller) -> int:
         finished = _is_finished(run, order, next(iter(plans.values())), caller)
     left = _left(order, run, wider) if wider else order
     for line in dry.lines(left, next(iter(plans.values())), run):
+        caller.say(line)
+    ahead = {
+        name: plan for name, plan in plans.items() if not order.elements or name in (left.elements or {})
+    }
+    for line in [trial.line(left, ahead, caller)] if tries else estimates.lines(left, ahead, caller.roots):
         caller.say(line)
     if wider:
         caller.say(f"{widen.says(run, order, wider)}: {'; '.join((*wider.new, *wider.changed)[:12])}")
@@ -57,7 +64,7 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
     """Plans, makes the run folder, hands it over; the exit code."""
     order, run, plans = _prepared(order, caller)
     plan = next(iter(plans.values()))
-    for line in (*order.says, *plan.says):
+    for line in (*order.says, *plan.says, *estimates.lines(order, plans, caller.roots)):
         caller.say(line)
     if run.folder.exists():
         widen.settle(run)

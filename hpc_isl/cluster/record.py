@@ -77,6 +77,7 @@ def planned(plan: Plan) -> dict[str, Any]:
         "inputs": dict(plan.inputs),
         "parts": {name: dict(parts) for name, parts in plan.parts.items()},
         "plates": [str(path) for path in recipe.plates_read()],
+        "like": plan.workload and dict(plan.workload.like),
         "seeds": dict(_seeds(recipe.model_dump(mode="json"))),
     }
 

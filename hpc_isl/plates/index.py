@@ -190,7 +190,7 @@ def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[st
         return [attributes["hpc_isl"] for attributes in found]
 
 
-def _write_index(path: Path, images: list[dict[str, Any]], plate: Plate, changes: Changes) -> None:
+def _write_index(path: Path, images: list[dict[str, Any]], plate: Plate, changes: Changes = ()) -> None:
     metadata.write_group(path / "index", ours={"file": index_table.FILE.partition("/")[2]})
     write_atomic(path / index_table.FILE, encoded(images, fingerprint_of(images, plate, changes)))
 

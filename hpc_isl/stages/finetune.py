@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpc_isl.learning.encoders import check_names, check_weights
 from hpc_isl.learning.forking import fork_server, loading_processes
-from hpc_isl.learning.shares import check_shares
+from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.finetune import FinetuneRecipe
@@ -20,6 +20,8 @@ from hpc_isl.stages.finetuning.boxes import fingerprint
 from hpc_isl.stages.finetuning.boxes import parts as boxes_parts
 from hpc_isl.stages.finetuning.setting import Setting, settle
 from hpc_isl.stages.shared.study import expanded, located_net, located_split
+from hpc_isl.stages.shared.workloads import STEPS, TEST, megapixels, micro_batches, training_like
+from hpc_isl.timing import Workload
 
 arrange = sweep.arrange
 
@@ -39,7 +41,10 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     inputs = _inputs(recipe, setting)
     size = partial(check_shares, recipe.train)
     parts = {"boxes": boxes_parts(setting.learning), "test boxes": boxes_parts(setting.testing)}
-    return Plan(recipe, tuple(_says(recipe, setting)), inputs, check_size=size, parts=parts)
+    return Plan(
+        recipe, tuple(_says(recipe, setting)), inputs, check_size=size, parts=parts,
+        workload=_workload(recipe, setting),
+    )  # fmt: skip
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
@@ -53,6 +58,21 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     from hpc_isl.stages.finetuning import work  # torch and its libraries: a plan does without
 
     work.finetune(recipe, attempt)
+
+
+def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
+    """The same for ten seconds, and one test field: what it takes is timed, not kept."""
+    from hpc_isl.stages.finetuning import work
+
+    work.trial(recipe, attempt)
+
+
+def _workload(recipe: FinetuneRecipe, setting: Setting) -> Workload:
+    steps = steps_of(recipe.train, len(setting.learning) * recipe.train.crops_per_field)
+    like = training_like("finetune", setting.net, recipe.predict, setting.view, recipe.train)
+    units = {STEPS: micro_batches(recipe.train, steps if recipe.n != 0 else 0)}
+    units[TEST] = megapixels(setting.view, setting.tested)
+    return Workload(like | {"kind": recipe.objects.kind}, units)
 
 
 def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:

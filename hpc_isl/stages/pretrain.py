@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import partial
+from math import ceil
 
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.encoders import check_names, check_weights
@@ -28,6 +29,17 @@ from hpc_isl.stages.shared.study import (
     name_of,
     open_plates,
 )
+from hpc_isl.stages.shared.workloads import (
+    STEPS,
+    TEST,
+    VALIDATION,
+    megapixels,
+    micro_batches,
+    training_like,
+)
+from hpc_isl.timing import Workload
+
+SELDOM = 10**9
 
 
 def plan(recipe: PretrainRecipe) -> Plan:
@@ -51,8 +63,9 @@ def plan(recipe: PretrainRecipe) -> Plan:
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]
     return Plan(
-        recipe, tuple(_says(recipe, study, crops)), inputs, check_size=partial(check_shares, recipe.train)
-    )
+        recipe, tuple(_says(recipe, study, crops)), inputs, check_size=partial(check_shares, recipe.train),
+        workload=_workload(recipe, study, crops),
+    )  # fmt: skip
 
 
 def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
@@ -68,7 +81,29 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
     work.pretrain(recipe, attempt)
 
 
+def trial(recipe: PretrainRecipe, attempt: Attempt) -> None:
+    """The same for ten seconds, and one field of those that are scored: what it takes is timed, not kept."""
+    from hpc_isl.stages.pretraining import work
+
+    work.trial(recipe, attempt)
+
+
+def trial_recipe(recipe: PretrainRecipe) -> PretrainRecipe:
+    """The same without what comes now and then, which is tried apart."""
+    train = recipe.train.model_copy(update={"evaluate_every": SELDOM, "checkpoint_every": SELDOM})
+    return recipe.model_copy(update={"train": train})
+
+
 # ---------------------------------------------------------------- what a plan consists of
+
+
+def _workload(recipe: PretrainRecipe, study: Study, crops: Crops) -> Workload:
+    of, steps = recipe.train, steps_of(recipe.train, len(crops))
+    validated, tested = (megapixels(study.view, study.places(part)) for part in ("validation", "test"))
+    like = training_like("pretrain", recipe.net, recipe.predict, study.view, of)
+    units = {STEPS: micro_batches(of, steps), TEST: tested}
+    units[VALIDATION] = ceil(steps / of.evaluate_every) * validated
+    return Workload(like | {"stain": recipe.predict.stain}, units)
 
 
 def _located(recipe: PretrainRecipe) -> PretrainRecipe:

@@ -46,7 +46,7 @@ def state(out: Path, digest: str) -> State:
 
 def recorded(out: Path) -> str | None:
     """The digest of the plate that was begun at `out`; None: convert has begun none."""
-    return (read_json(out / RECORD) or {}).get("digest")
+    return ((read_json(out / RECORD) or {}) if out.is_dir() else {}).get("digest")
 
 
 def finished_plate(out: Path) -> Index | None:

@@ -13,6 +13,7 @@ from hpc_isl.learning.split import draw as draw_split
 from hpc_isl.learning.split import read as read_split
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.training import DataRecipe, NetRecipe, PlaneRecipe, SplitRecipe
@@ -58,6 +59,11 @@ class Setting:
     learning: tuple[Box, ...]
     testing: tuple[Box, ...]
     remarks: tuple[str, ...] = ()
+
+    @property
+    def tested(self) -> list[tuple[Index, FieldKey]]:
+        """The fields of the boxes that score, each once."""
+        return list({(box.index.path, box.key): (box.index, box.key) for box in self.testing}.values())
 
     def start(self, arm: str) -> Start | None:
         """The model that an arm starts from; None: random weights, or those of a file."""
