@@ -17,6 +17,7 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Attempt, Plan, Run
+from hpc_isl.timing import Workload
 
 
 class CountRecipe(Recipe):
@@ -72,7 +73,15 @@ def plan(recipe: CountRecipe) -> Plan:
     if recipe.among:
         return Plan(recipe.model_copy(update={"word": f"of {_sum(recipe.among)}"}))
     named = dict.fromkeys(inputs, parts) if parts else {}
-    return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs, parts=named)
+    work = Workload({"stage": "count", "seed": recipe.seed}, {"steps": recipe.steps - 1})
+    return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs, parts=named, workload=work)
+
+
+def trial(recipe: CountRecipe, attempt: Attempt) -> None:
+    """A few steps, in a folder that is thrown away."""
+    for _ in range(3):
+        time.sleep(recipe.pause_s)
+        attempt.clock.tick("steps", 1)
 
 
 def arrange(elements: Mapping[str, CountRecipe], folder: Path) -> Arrangement:
@@ -107,6 +116,7 @@ def count(recipe: CountRecipe, attempt: Attempt) -> None:
     for step in range(first, recipe.steps):
         _mishap(recipe, attempt, step - first)
         time.sleep(0 if os.environ.get("COUNT_FAST") else recipe.pause_s)
+        attempt.clock.tick("steps", 1)
         attempt.metric(step, loss=1.0 / (step + 1))
         attempt.progress(step + 1, recipe.steps, "steps", loss=1.0 / (step + 1))
         if attempt.stopping.is_set() and not recipe.deaf:
