@@ -99,6 +99,7 @@ def said(order: Order, known: Sequence[Estimate]) -> str:
     """`time: about 12 min (…)`; of an array, of one element and of all."""
     sources = list(dict.fromkeys(source for each in known for source in each.sources))
     after = f"timed in {', '.join(map(repr, sources[:3]))}" if sources else "tried just now"
+    after += ", without waiting in the queue" if order.site.executor == "slurm" else ""
     if not order.elements:
         parts = ", ".join(f"{phase} {duration(s)}" for phase, s in known[0].seconds.items() if s >= 1)
         return f"time: about {duration(known[0].total)} ({parts}; {after})"

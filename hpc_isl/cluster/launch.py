@@ -64,7 +64,7 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
     """Plans, makes the run folder, hands it over; the exit code."""
     order, run, plans = _prepared(order, caller)
     plan = next(iter(plans.values()))
-    for line in (*order.says, *plan.says, *estimates.lines(order, plans, caller.roots)):
+    for line in (*order.says, *plan.says):
         caller.say(line)
     if run.folder.exists():
         widen.settle(run)
@@ -79,6 +79,8 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
         _ask(run, order)
         return resume(run, order.site, caller, wait)  # in an allocation that Slurm has started again
     check(order.site, order.after)
+    for line in estimates.lines(order, plans, caller.roots):
+        caller.say(line)
     if order.elements:
         folders.make_array(run, order, plans, caller.argv)
     else:

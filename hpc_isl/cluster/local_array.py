@@ -80,7 +80,8 @@ def _watch(futures: dict[Future[Ending | None], Job], say: Callable[[str], None]
                 if ending is not None:
                     say(f"{job.run.label}: {_how(job, ending)}")
                 bar.update()
-            bar.set_postfix_str("; ".join(_going(left))[:60])
+            if not bar.disable:
+                bar.set_postfix_str("; ".join(_going(left))[:60])
 
 
 def _so_far(futures: Mapping[Any, Job], left: Mapping[Any, Job], seconds: float) -> str:

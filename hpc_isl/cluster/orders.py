@@ -144,12 +144,10 @@ def refuse_another(run: Run, plan: Plan) -> None:
         raise Mistake(f"{run.folder} is there and is not a run; choose another --name")
     found = differences(run, plan)
     if found:
-        refuse(run, found)
+        refuse(run, found, "with another recipe" if in_recipe(run, plan) else "from other inputs")
 
 
-def refuse(run: Run, found: list[str]) -> NoReturn:
-    inputs = all(line.startswith(("  contents of ", "  metadata of ")) for line in found)
-    what = "from other inputs" if inputs else "with another recipe"
+def refuse(run: Run, found: list[str], what: str = "with another recipe") -> NoReturn:
     raise Mistake(
         f"{run.stage} {run.name!r} is there, {what}; choose another --name.\n"
         + "\n".join(found[:8] + ["  …"] * (len(found) > 8))

@@ -81,14 +81,16 @@ def resting_on(plate: Path, fingerprint: str, runs: Iterable[Run]) -> list[Run]:
 
 @contextmanager
 def in_use(recipe: Recipe) -> Iterator[None]:
-    """While the block lasts, no one changes the metadata of the plates that a recipe reads.
+    """While the block lasts, no one changes the metadata of the plates that a recipe uses.
 
     Raises:
         Mistake: someone does so just now.
     """
     with ExitStack() as stack:
         for plate in recipe.plates_read():
-            if not stack.enter_context(among_readers(plate / LOCK, PATIENCE_S)):
+            if (plate / "zarr.json").exists() and not stack.enter_context(
+                among_readers(plate / LOCK, PATIENCE_S)
+            ):
                 raise Mistake(f"{plate}: its metadata are being changed just now; resume this run after that")
         yield
 
@@ -166,9 +168,9 @@ def _differing_parts(pairs: Sequence[tuple[Run, Plan]]) -> Iterator[tuple[str, I
 
 def _fates(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:
     fates = {
-        "new": [part for part in here if part not in there],
-        "gone": [part for part in there if part not in here],
-        "changed": [part for part in here if part in there and there[part] != here[part]],
+        "new": sorted(here.keys() - there.keys()),
+        "gone": sorted(there.keys() - here.keys()),
+        "changed": sorted(part for part in here.keys() & there.keys() if there[part] != here[part]),
     }
     for fate, parts in fates.items():
         if parts:

@@ -156,7 +156,8 @@ def _image(group: Json, old: Plate, new: Plate, field: Field, levels: int) -> Js
     ome, ours = group["attributes"]["ome"], group["attributes"]["hpc_isl"]
     ours["plate"], ours["field"] = metadata.image_facts(new), metadata.field_facts(field)
     ome["multiscales"][0] = ngff.attributes(ngff.image_scales(new, field, levels))
-    for shown, before, after in zip(ome["omero"]["channels"], old.channels, new.channels, strict=True):
+    listed = ome.get("omero", {}).get("channels", [])
+    for shown, before, after in zip(listed, old.channels, new.channels, strict=False):
         shown |= {"label": after.name} if shown.get("label") == before.name else {}
         shown |= {"color": after.color} if shown.get("color") == before.color else {}
     return group
@@ -171,9 +172,15 @@ def _labels(folder: Path, index: Index, new: Plate, field: Field) -> bytes:
         scales = ngff.label_scales(new, field, index.levels(field.key), attributes["hpc_isl"]["name"])
         attributes["ome"]["multiscales"][0] = ngff.attributes(scales)
     else:  # of another program, which has cut the levels in its own way
-        old = ngff.grid_of(index.plate, index.field(field.key))
-        for scales in attributes.get("ome", {}).get("multiscales", []):
-            ngff.move(scales, old, ngff.grid_of(new, field), new.pixel_um is not None)
+        old, known = ngff.grid_of(index.plate, index.field(field.key)), new.pixel_um is not None
+        try:
+            for scales in attributes["ome"]["multiscales"]:
+                ngff.move(scales, old, ngff.grid_of(new, field), known)
+        except (KeyError, TypeError, IndexError):
+            raise Mistake(
+                f"{folder}: these labels of another program do not say where their pixels lie, as OME-Zarr "
+                "0.5 has it, so their scale cannot be changed along; move them out of the plate first"
+            ) from None
     return _dumped(group)
 
 

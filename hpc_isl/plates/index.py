@@ -136,8 +136,8 @@ def open_plate(path: Path) -> Index:
 
     A change of metadata that was cut short comes to its end first.
     """
-    ours = _plate_attributes(path)
     before = journal.version(path)
+    ours = _plate_attributes(path)
     try:
         table = index_table.read_table(path)
     except (OSError, pa.ArrowException):

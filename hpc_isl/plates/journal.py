@@ -74,10 +74,12 @@ def settle(plate: Path) -> None:
         ) from None
 
 
-def version(plate: Path) -> tuple[int, int, bool]:
-    """What differs before and after the plate was changed, and while it is."""
-    facts = (plate / "zarr.json").stat()
-    return facts.st_ino, facts.st_mtime_ns, (plate / JOURNAL).exists()
+def version(plate: Path) -> tuple[int, int, bool] | None:
+    """What differs before and after the plate was changed, and while it is; None: there is no plate."""
+    with suppress(OSError):
+        facts = (plate / "zarr.json").stat()
+        return facts.st_ino, facts.st_mtime_ns, (plate / JOURNAL).exists()
+    return None
 
 
 def _finish(plate: Path) -> None:

@@ -37,9 +37,9 @@ class Recipe(Strict):
     RUNS: ClassVar[tuple[str, ...]] = ()
     """keys that name other runs, by name or folder"""
     PLATES: ClassVar[tuple[str, ...]] = ()
-    """keys that name the plates that are read"""
+    """keys that name the plates that are read, or written to"""
 
     def plates_read(self) -> list[Path]:
-        """The plates that are read, as they were given."""
+        """The plates that are read, or written to, as they were given."""
         given = [getattr(self, key) for key in self.PLATES]
         return [path for each in given for path in (each if isinstance(each, list) else [each])]

@@ -55,6 +55,8 @@ class CodecRecipe(Strict):
 class ConvertRecipe(Recipe):
     """A vendor's export to one OME-Zarr 0.5 plate."""
 
+    PLATES = ("out",)  # a finished one may take in further fields
+
     source: Path
     """folder of the export"""
     out: Path

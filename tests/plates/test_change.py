@@ -190,6 +190,17 @@ def test_a_channel_is_shown_in_the_colour_that_a_person_gave_it(wrong: Any) -> N
     assert (shown[0]["color"], shown[0]["label"], shown[1]["label"]) == ("ABCDEF", "my phase", "DAPI")
 
 
+def test_labels_that_do_not_say_where_they_lie_keep_the_plate_as_it_is(wrong: Any) -> None:
+    """Half of the labels on the new grid and half on the old one would be a mixture; they are named."""
+    folder = wrong.image(B02) / "labels" / "odd"
+    folder.mkdir()
+    (folder / "zarr.json").write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}))
+    before = contents(wrong.path)
+    with pytest.raises(Mistake, match="labels/odd: these labels of another program do not say where"):
+        change.change_metadata(wrong, mended(wrong.plate), "me")
+    assert contents(wrong.path) == before
+
+
 # ---------------------------------------------------------------- in use
 
 

@@ -18,6 +18,7 @@ import pytest
 import tifffile
 from made_up_screen import CHANNELS, save_model, write_screen
 
+from hpc_isl.cluster.uses import in_use
 from hpc_isl.files import among_readers
 from hpc_isl.learning.contract import CONTRACT
 from hpc_isl.metadata_changes import LOCK
@@ -170,6 +171,14 @@ def test_it_is_refused_while_a_run_of_someone_else_uses_the_plate(lab: Door) -> 
     assert refused.returncode == 2
     assert "a run uses it just now" in refused.stdout
     assert lab("set", "S1.zarr", "pixel_um=0.5").returncode == 0
+
+
+def test_a_conversion_that_goes_on_holds_its_plate_too(lab: Door) -> None:
+    """A finished plate may be taking in further fields, which bear the names that it has now."""
+    keys = ["source=export", f"out={lab.cwd / 'S1.zarr'}"]
+    index = open_plate(lab.cwd / "S1.zarr")
+    with in_use(load("convert", None, keys)), pytest.raises(Mistake, match="a run uses it just now"):
+        change_metadata(index, replace(index.plate, pixel_um=0.5), "me")
 
 
 def test_a_run_holds_its_plates_as_long_as_it_computes(lab: Door) -> None:
