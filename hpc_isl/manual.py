@@ -32,9 +32,10 @@ USAGE = {
 
 def stage_manual(verb: str, program: str) -> str:
     """The whole page."""
-    kind, options = KINDS[verb], "[--site NAME|FILE] [--name RUN] [--dry-run] [--wait]"
+    kind, options = KINDS[verb], "[--site NAME|FILE] [--name RUN] [--dry-run [--time]] [--wait]"
     options = options if verb == "chain" else f"{options} [--after RUN]"
     options += " [--verify 1%]" if verb == "segment" else ""  # that share is computed again and compared
+    options += " [--update]" if verb == "sweep" else ""  # elements whose inputs have changed, once more
     usages = [text for name, text in USAGE.items() if name.startswith(verb)]
     usages = usages or [f"{verb} [RECIPE.yaml] [key=value …]"]
     given, origin = _shipped(verb)

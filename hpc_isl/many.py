@@ -16,7 +16,8 @@ from hpc_isl.strict import Strict
 class SweepRecipe(Recipe):
     """An array of runs of one stage, each a job of its own: `over` says in what they differ.
 
-    Typed again with the --name of a sweep that has ended, and with more in `over`, it computes what is new.
+    Typed again with the --name of a sweep that has ended, and with more in `over`, it computes what is new;
+    with --update also the elements whose inputs have changed, as those that new annotations change.
     """
 
     stage: str

@@ -17,6 +17,7 @@ from typing import Any
 
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.mistake import Mistake
+from hpc_isl.timing import Clock, Workload
 
 HEARTBEAT_S = 5.0
 PROGRESS_S = 0.5  # progress reaches the record at most this often
@@ -35,6 +36,8 @@ class Plan:
         claims: gives what no other run may write meanwhile: a place, and what in it, as `labels of B03/1`.
         check_size: raises a `Mistake` for a number of processes that cannot share the work.
         former: gives those of `inputs` that earlier versions noted otherwise, as they did.
+        parts: name of an input that consists of many -> what each is called -> its own fingerprint.
+        workload: by which its time is told; None: it is not.
     """
 
     recipe: Any
@@ -44,6 +47,8 @@ class Plan:
     claims: Callable[[], Iterable[tuple[Path, str]]] = field(default=tuple, compare=False)
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
     former: Callable[[], Mapping[str, str]] = field(default=dict, compare=False)
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    workload: Workload | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,21 @@ class Run:
     def cancelled(self) -> Path:
         """The mark of a run that was cancelled: it is not started again by itself."""
         return self.folder / "cancelled"
+
+    @property
+    def removed_file(self) -> Path:
+        """The mark of a run whose files were removed."""
+        return self.folder / "removed.json"
+
+    @property
+    def removed(self) -> dict[str, Any] | None:
+        """When and by whom the run was removed; None: it is there."""
+        return read_json(self.removed_file)
+
+    @property
+    def trial(self) -> Path:
+        """The mark of a run that is only tried, for so long as tells how long all of it takes."""
+        return self.folder / "trial"
 
     @property
     def array(self) -> Run | None:
@@ -176,6 +196,7 @@ class Attempt:
         rank, size: of this process among those of the job.
         local_rank, local_size: among those on this node.
         cpus: CPUs this process may use.
+        clock: told by the stage what it has done, so that the time of later runs can be told.
     """
 
     run: Run
@@ -186,6 +207,7 @@ class Attempt:
     local_size: int = 1
     cpus: int = 1
     stopping: threading.Event = field(default_factory=threading.Event)
+    clock: Clock = field(default_factory=Clock)
     _state: dict[str, Any] = field(default_factory=dict)
     _progress_s: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)

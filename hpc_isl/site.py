@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -260,3 +261,22 @@ def runs_root(site: Site | None = None) -> Path:
     chosen = site.runs if site else None
     root = chosen or Path(os.environ.get("HPC_ISL_RUNS") or "runs")
     return Path(os.path.abspath(root.expanduser()))
+
+
+def folders_of_runs() -> dict[Path, list[str]]:
+    """Every folder in which this user's runs may lie, and the sites that keep theirs there.
+
+    The folder of a site without `runs` comes first, then those that the files of sites name. A file that
+    cannot be read names none: whoever computes on that site is told.
+    """
+    folders: dict[Path, list[str]] = {runs_root(): []}
+    files: dict[str, Path] = {}
+    for place in places()[:2]:
+        for path in sorted(place.glob("*.yaml")):
+            files.setdefault(path.stem, path)
+    for name, path in files.items():
+        with suppress(Mistake):
+            runs = read_yaml(path).get("runs")
+            if isinstance(runs, str):
+                folders.setdefault(runs_root(Site(runs=Path(runs))), []).append(name)
+    return folders

@@ -23,6 +23,7 @@ VALUES = {
     "recipe",
     "recipes",
     "many",
+    "metadata_changes",
     "site",
     "sbatch_flags",
     "run",
@@ -30,7 +31,7 @@ VALUES = {
     "seeds",
     "tasks",
 }
-DOOR = {"submit", "commands", "setup_commands", "commandline", "manual"}
+DOOR = {"submit", "commands", "setup_commands", "upkeep_commands", "commandline", "manual"}
 WINGS = {"plates", "learning", "objects"}
 # The lower a layer, the fewer it knows.
 MAY_KNOW = {
@@ -48,6 +49,7 @@ HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tenso
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
 LOOKED_AT = ("inspect", "report", "table", "segmentation.edits")
 ALLOWED = {("commands.py", f"hpc_isl.stages.{name}") for name in LOOKED_AT}
+ALLOWED |= {("upkeep_commands.py", "hpc_isl.stages.set_metadata")}
 # The folders of the corridor, and the verb whose parts they hold.
 PARTS = {
     "conversion": "convert", "annotation": "annotate", "pretraining": "pretrain", "finetuning": "finetune",

@@ -89,6 +89,7 @@ def _new(path: Path, keys: list[str], name: str | None, caller: Caller) -> tuple
     content, origin = recipes.read("chain", path, keys)
     folder = names.valid_name(name) if name else names.default_name("chain", caller.root)
     run = Run(caller.root / "chain" / folder)
+    names.refuse_removed(run)
     if run.folder.exists():
         next_line = caller.command("resume", run)
         raise Mistake(f"chain {run.name!r} is there; go on with {next_line}, or choose another --name")
@@ -141,7 +142,7 @@ def _start(link: Link, site: Site, before: list[Run], caller: Caller) -> int:
     order = _order(link, site, tuple(before))
     run = order.run(caller.root)
     if not run.folder.exists():
-        return launch.launch(orders.named(order, caller.root), caller, wait=False)
+        return launch.launch(orders.named(order, caller.roots), caller, wait=False)
     found = status.state(run)
     if found.word == "done" or found.alive:
         caller.say(f"{run.stage} {run.name!r} is {found.word}")

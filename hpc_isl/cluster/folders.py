@@ -19,13 +19,13 @@ from hpc_isl.strict import to_yaml
 
 def make(run: Run, order: Order, plan: Plan, argv: tuple[str, ...]) -> None:
     """The folder of a single run."""
-    content = record.record(plan.recipe, plan.inputs, list(argv))
+    content = record.record(plan.recipe, list(argv), plan)
     _fill(run, plan, order.site, content | _late(run, order))
 
 
 def make_array(run: Run, order: Order, plans: Mapping[str, Plan], argv: tuple[str, ...]) -> None:
     """The folders of an array and of its elements; the array's recipe comes last of all."""
-    content = record.record(order.recipe, {}, list(argv))
+    content = record.record(order.recipe, list(argv))
     _new(run, order.site)
     write_atomic(run.elements_file, json.dumps(elements(order, plans), indent=1))
     for name, plan in plans.items():
@@ -47,13 +47,13 @@ def elements(order: Order, names: Iterable[str]) -> dict[str, Any]:
 
 def make_element(one: Run, order: Order, plan: Plan, content: Mapping[str, Any], late: bool) -> None:
     """The folder of an element, with the record of its array; `late`: it is planned when its job starts."""
-    own = record.again(content, plan.recipe, plan.inputs) | _late(one, order)
+    own = record.again(content, plan) | _late(one, order)
     _fill(one, plan, order.site, own | ({"planned": False} if late else {}))
 
 
 def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], argv: tuple[str, ...]) -> None:
     """The folder of a chain; those of its runs lie elsewhere and are made when they are started."""
-    content = record.record(chain, {}, list(argv))
+    content = record.record(chain, list(argv))
     _new(run, site)
     write_atomic(run.elements_file, json.dumps({"elements": members}, indent=1))
     _describe(run, chain, site, content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,18 @@ from pathlib import Path
 
 from hpc_isl.cluster import (
     dry,
+    estimates,
     folders,
     last,
+    names,
     orders,
     place,
     record,
     report,
     status,
     submissions,
+    trial,
+    uses,
     waiting,
     widen,
 )
@@ -32,19 +37,25 @@ from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
 
 
-def dry_run(order: Order, caller: Caller) -> int:
-    """Says exactly what would be done, and writes nothing."""
+def dry_run(order: Order, caller: Caller, tries: bool = False) -> int:
+    """Says exactly what would be done, and writes nothing; `tries`: also how long it takes, after a trial."""
     order, run, plans = _prepared(order, caller)
     there, finished = run.folder.exists(), False
-    new = widen.new_elements(run, order, plans) if there and order.elements else []
-    if new:
+    wider = _wider(run, order, plans, caller) if there and order.elements else widen.Wider()
+    if wider:
         _refuse_living(run, caller)
     elif there:
         finished = _is_finished(run, order, next(iter(plans.values())), caller)
-    for line in dry.lines(_left(order, run) if new else order, next(iter(plans.values())), run):
+    left = _left(order, run, wider) if wider else order
+    for line in dry.lines(left, next(iter(plans.values())), run):
         caller.say(line)
-    if new:
-        caller.say(f"{widen.says(run, order, new)}: {'; '.join(new[:12])}")
+    ahead = {
+        name: plan for name, plan in plans.items() if not order.elements or name in (left.elements or {})
+    }
+    for line in [trial.line(left, ahead, caller)] if tries else estimates.lines(left, ahead, caller.roots):
+        caller.say(line)
+    if wider:
+        caller.say(f"{widen.says(run, order, wider)}: {'; '.join((*wider.new, *wider.changed)[:12])}")
     if finished:
         caller.say(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
     return 0
@@ -58,8 +69,8 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
         caller.say(line)
     if run.folder.exists():
         widen.settle(run)
-        if order.elements and (new := widen.new_elements(run, order, plans)):
-            return _widened(run, order, plans, new, caller, wait)
+        if order.elements and (wider := _wider(run, order, plans, caller)):
+            return _widened(run, order, plans, wider, caller, wait)
         if _is_finished(run, order, plan, caller):
             if not order.verify:
                 caller.say("nothing to do: this run is finished, with this recipe")
@@ -69,6 +80,8 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
         _ask(run, order)
         return resume(run, order.site, caller, wait)  # in an allocation that Slurm has started again
     check(order.site, order.after)
+    for line in estimates.lines(order, plans, caller.roots):
+        caller.say(line)
     if order.elements:
         folders.make_array(run, order, plans, caller.argv)
     else:
@@ -94,20 +107,28 @@ def _prepared(order: Order, caller: Caller) -> tuple[Order, Run, dict[str, Plan]
     """What is asked for, as the stage arranges it, where it will lie, and the plan of each part."""
     order = replace(order, after=orders.unfinished(order.after))
     run = order.run(caller.root)
+    names.refuse_removed(run)
     order = orders.arranged(order, run)
     return order, run, orders.plans(order)
 
 
+def _wider(run: Run, order: Order, plans: Mapping[str, Plan], caller: Caller) -> widen.Wider:
+    """What the sweep that is there would take in."""
+    wider = widen.compare(run, order, plans)
+    widen.refuse_changed(run, order, wider, f"{caller.program} {shlex.join(caller.argv)}")
+    return wider
+
+
 def _widened(
-    run: Run, order: Order, plans: Mapping[str, Plan], new: list[str], caller: Caller, wait: bool
+    run: Run, order: Order, plans: Mapping[str, Plan], wider: widen.Wider, caller: Caller, wait: bool
 ) -> int:
-    """The sweep takes in the new elements, and goes on with what is not done."""
+    """The sweep takes in new elements and changed ones, and goes on with what is not done."""
     _refuse_living(run, caller)
     check(order.site, order.after)
     with submissions.alone(run):
         _refuse_living(run, caller)  # it may have been started just now
-        widen.widen(run, order, plans, new, caller.argv)
-    caller.say(widen.says(run, order, new))
+        widen.widen(run, order, plans, wider, caller.argv)
+    caller.say(widen.says(run, order, wider))
     return resume(run, order.site, caller, wait, order.after)
 
 
@@ -120,9 +141,9 @@ def _refuse_living(run: Run, caller: Caller) -> None:
         )
 
 
-def _left(order: Order, run: Run) -> Order:
-    """The elements that a wider sweep would compute: new ones, and those that are not done."""
-    done = {one.name for one in last.others(run) if one.summary() is not None}
+def _left(order: Order, run: Run, wider: widen.Wider) -> Order:
+    """The elements that a wider sweep would compute: new and changed ones, and those that are not done."""
+    done = {one.name for one in last.others(run) if one.summary() is not None} - {*wider.changed}
     return replace(order, elements={k: v for k, v in (order.elements or {}).items() if k not in done})
 
 
@@ -197,6 +218,8 @@ def go_on(
         raise Mistake("an array does not go on inside of a job; type it on a login node, or name an element")
     after = orders.unfinished(after or _kept_after(run))
     check(site, after)
+    for one in members:
+        uses.refuse_changed(one)
     if (read_json(run.record) or {}).get("code") != record.code_digest():
         caller.say("the code has changed since this run was made; it goes on with the present code")
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,10 +16,12 @@ from hpc_isl.cluster.follow import progress_text
 from hpc_isl.cluster.jobs import STOPPED, Job
 from hpc_isl.cluster.status import ranks
 from hpc_isl.cluster.supervise import Ending, Requests
+from hpc_isl.cluster.table import duration
 from hpc_isl.files import read_json
 from hpc_isl.site import Site, gpus_here
 
 LOOK_S = 0.2
+LINE_S = 60.0  # between lines about elements that have not ended
 
 
 def compute_all(jobs: Sequence[Job], site: Site, say: Callable[[str], None], last: Job | None = None) -> bool:
@@ -62,25 +65,42 @@ def _one(
 
 
 def _watch(futures: dict[Future[Ending | None], Job], say: Callable[[str], None]) -> None:
-    """One line for each element that has ended, above a bar of them all."""
+    """One line for each element that has ended, and one each minute, above a bar of them all."""
     left = dict(futures)
+    begun = told = time.monotonic()
     with tqdm(total=len(left), unit=" elements", leave=False, disable=not sys.stderr.isatty()) as bar:
         while left:
             time.sleep(LOOK_S)
+            if time.monotonic() - told > LINE_S:
+                told = time.monotonic()
+                say(_so_far(futures, left, told - begun))
             for future in [future for future in left if future.done()]:
                 job = left.pop(future)
                 ending = future.result()
                 if ending is not None:
                     say(f"{job.run.label}: {_how(job, ending)}")
                 bar.update()
-            bar.set_postfix_str(
-                ", ".join(_going(job) for job in left.values() if _going(job))[:60], refresh=False
-            )
+            if not bar.disable:
+                bar.set_postfix_str("; ".join(_going(left))[:60])
 
 
-def _going(job: Job) -> str:
-    progress = (read_json(job.run.attempts / str(job.attempt) / "rank-0.json") or {}).get("progress")
-    return f"{job.run.name}: {progress_text(progress)}" if progress else ""
+def _so_far(futures: Mapping[Any, Job], left: Mapping[Any, Job], seconds: float) -> str:
+    """`2 of 6 elements ended; seed=3: 120/300 steps  loss 0.12; about 8 min 20 s left`."""
+    ended = len(futures) - len(left)
+    parts = [p["done"] / p["total"] for job in left.values() if (p := _progress(job)) and p["total"]]
+    share = (ended + sum(parts)) / len(futures)
+    rest = [f"about {duration(seconds * (1 - share) / share)} left"] if share > 0 else []
+    return "; ".join([f"{ended} of {len(futures)} elements ended", *_going(left), *rest])
+
+
+def _going(left: Mapping[Any, Job]) -> list[str]:
+    """How far those are that compute just now."""
+    progress = {job.run.name: _progress(job) for job in left.values()}
+    return [f"{name}: {progress_text(each)}" for name, each in progress.items() if each]
+
+
+def _progress(job: Job) -> dict[str, Any] | None:
+    return (read_json(job.run.attempts / str(job.attempt) / "rank-0.json") or {}).get("progress")
 
 
 def _how(job: Job, ending: Ending) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from hpc_isl.cluster import names, status
+from hpc_isl.cluster import names, status, uses
 from hpc_isl.cluster.jobs import ALONE, POOLED, stage_module
 from hpc_isl.cluster.place import in_allocation
-from hpc_isl.files import identity, read_json, same_place
+from hpc_isl.files import identity, same_place
 from hpc_isl.many import Arrangement
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.base import Recipe
@@ -35,6 +35,7 @@ class Order:
         last: name of the element that waits for all others; it comes last in `elements`.
         says: what the user should know of the elements.
         verify: share of the fields of a segmentation that are computed again and compared.
+        update: elements whose inputs have changed are computed once more.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class Order:
     last: str | None = None
     says: tuple[str, ...] = ()
     verify: float = 0.0
+    update: bool = False
 
     def run(self, root: Path) -> Run:
         """Where the run, or the array, will lie."""
@@ -63,10 +65,10 @@ def site_of(stage: str, site: Site) -> Site:
     return site.alone() if alone else site
 
 
-def named(order: Order, root: Path) -> Order:
+def named(order: Order, roots: Sequence[Path]) -> Order:
     """The same with the runs that its recipes name as folders."""
-    elements = order.elements and {n: names.resolved(each, root) for n, each in order.elements.items()}
-    return replace(order, recipe=names.resolved(order.recipe, root), elements=elements)
+    elements = order.elements and {n: names.resolved(each, *roots) for n, each in order.elements.items()}
+    return replace(order, recipe=names.resolved(order.recipe, *roots), elements=elements)
 
 
 def arranged(order: Order, run: Run) -> Order:
@@ -131,16 +133,13 @@ def planned(stage: str, recipe: Recipe, site: Site, late: bool = False) -> Plan:
 
 def differences(run: Run, plan: Plan) -> list[str]:
     """`  train.steps: 20000 there, 300 here`, for recipe and inputs."""
+    return [*in_recipe(run, plan), *uses.differing_inputs([(run, plan)])]
+
+
+def in_recipe(run: Run, plan: Plan) -> list[str]:
+    """The same for the recipe alone."""
     there = flatten(read_yaml(run.recipe))
     here = flatten(plan.recipe.model_dump(mode="json"))
-    known = (read_json(run.record) or {}).get("inputs", {})
-    if known != dict(plan.inputs):  # an earlier version may have noted the same otherwise
-        former = plan.former()
-        known |= {
-            name: value for name, value in plan.inputs.items() if known.get(name) == former.get(name, "")
-        }
-    there |= {f"contents of {name}": value for name, value in known.items()}
-    here |= {f"contents of {name}": value for name, value in plan.inputs.items()}
     keys = [key for key in {**there, **here} if not _is_same(there.get(key), here.get(key))]
     return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
 
@@ -157,11 +156,11 @@ def refuse_another(run: Run, plan: Plan) -> None:
         raise Mistake(f"{run.folder} is there and is not a run; choose another --name")
     found = differences(run, plan)
     if found:
-        refuse(run, found)
+        refuse(run, found, "with another recipe" if in_recipe(run, plan) else "from other inputs")
 
 
-def refuse(run: Run, found: list[str]) -> NoReturn:
+def refuse(run: Run, found: list[str], what: str = "with another recipe") -> NoReturn:
     raise Mistake(
-        f"{run.stage} {run.name!r} is there, with another recipe; choose another --name.\n"
+        f"{run.stage} {run.name!r} is there, {what}; choose another --name.\n"
         + "\n".join(found[:8] + ["  …"] * (len(found) > 8))
     )

@@ -14,7 +14,7 @@ from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED
 from hpc_isl.cluster.names import address
 from hpc_isl.cluster.supervise import Ending
 from hpc_isl.run import Run
-from hpc_isl.site import runs_root
+from hpc_isl.site import folders_of_runs, runs_root
 
 INTERRUPTED = 130
 
@@ -28,9 +28,14 @@ class Caller:
     program: str = "python -m hpc_isl.submit"
     argv: tuple[str, ...] = ()
 
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Where a run that they name may lie."""
+        return tuple(dict.fromkeys((self.root, *folders_of_runs())))
+
     def command(self, verb: str, run: Run, *options: str) -> str:
         """A line to type, such as `python -m hpc_isl.submit logs S12 -f`."""
-        return " ".join([self.program, verb, address(run, runs_root()), *options])
+        return " ".join([self.program, verb, address(run, *folders_of_runs()), *options])
 
     @property
     def ui(self) -> str:
@@ -57,7 +62,7 @@ def _typed(line: str, run: Run, caller: Caller) -> str:
     """A line of the stage as one types it: the stage does not know how its run is called here."""
     if "{run}" not in line:
         return line
-    return f"{caller.program} {line.replace('{run}', address(run, runs_root()))}"
+    return f"{caller.program} {line.replace('{run}', address(run, *folders_of_runs()))}"
 
 
 def _done_elements(run: Run, caller: Caller) -> int:

@@ -29,7 +29,7 @@ def serve(root: Path, port: int | None, say: Callable[[str], None]) -> int:
     """Opens the database of `root`; runs that were forwarded to a server are found there."""
     runs = names.all_runs(root)
     if not runs:
-        raise Mistake(f"there are no runs in {root}; --root names another folder")
+        raise Mistake(f"there are no runs in {names.listed([root])}. {names.ELSEWHERE}")
     forward.sync_all(runs, say)
     uri = Site().tracking_address(root)
     if not (root / "mlflow.db").exists():

@@ -115,7 +115,9 @@ def read_contract(folder: Path) -> Contract:
     """
     content = read_json(folder / CONTRACT)
     if content is None or not (folder / WEIGHTS).exists():
-        raise Mistake(f"{folder}: holds no model ({CONTRACT} and {WEIGHTS}); was the run finished?")
+        raise Mistake(
+            f"{folder}: holds no model ({CONTRACT} and {WEIGHTS}); was the run finished, or removed?"
+        )
     if content["format"] != FORMAT:
         raise Mistake(f"{folder}: a model of format {content['format']}; this version reads format {FORMAT}")
     return Contract.from_dict(content)

@@ -65,6 +65,7 @@ class FinetuneRecipe(Recipe):
     """A segmentation network from N annotation boxes, started from one arm's weights."""
 
     RUNS = ("pretrained", "drafted")
+    PLATES = ("plates",)
 
     plates: list[Path]
     """plates that hold the labels; globs are allowed"""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field as Bound
 from pydantic import model_validator
 
-from hpc_isl.recipes.base import Count, Positive, Recipe
+from hpc_isl.recipes.base import Count, PixelSize, PlaneDistance, Positive, Recipe
 from hpc_isl.strict import Strict
 
 
@@ -27,9 +27,9 @@ class PatternRecipe(Strict):
     is that of this mapping; several names may lead to one channel; empty: names as written"""
     transmitted: list[str] = []
     """stored names of the channels that are label-free (bright-field, phase, DIC)"""
-    pixel_um: Annotated[float, Bound(gt=0)] | None = None
+    pixel_um: PixelSize | None = None
     """edge of a pixel in micrometres; null: unknown, and no micrometre is invented"""
-    plane_um: Annotated[float, Bound(gt=0)] | None = None
+    plane_um: PlaneDistance | None = None
     """distance between neighbouring planes in micrometres; null: unknown"""
     wells_on_plate: Literal[6, 12, 24, 48, 96, 384, 1536] | None = None
     """plate format; null: the smallest of 96, 384, 1536 that holds the wells"""
@@ -55,6 +55,8 @@ class CodecRecipe(Strict):
 class ConvertRecipe(Recipe):
     """A vendor's export to one OME-Zarr 0.5 plate."""
 
+    PLATES = ("out",)  # a finished one may take in further fields
+
     source: Path
     """folder of the export"""
     out: Path
@@ -79,6 +81,8 @@ class ConvertRecipe(Recipe):
 
 class AnnotateRecipe(Recipe):
     """Labels and annotation boxes brought to a plate, or lent to a person who corrects them."""
+
+    PLATES = ("plate",)
 
     action: Literal["import", "draft", "export"]
     """import label images, draft labels from a stain, or export images and labels to be corrected"""

@@ -25,6 +25,8 @@ from hpc_isl.recipes.training import (
 class PretrainRecipe(Recipe):
     """In silico labeling: a network learns to predict stains from label-free planes."""
 
+    PLATES = ("plates",)
+
     plates: list[Path]
     """plates to learn from; globs are allowed"""
     sources: list[PlaneRecipe]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
-from hpc_isl.recipes.base import Count, Positive, Recipe
+from hpc_isl.recipes.base import Count, PixelSize, Positive, Recipe
 from hpc_isl.recipes.training import PredictRecipe
 from hpc_isl.strict import Strict
 
@@ -40,6 +40,7 @@ class SegmentRecipe(Recipe):
     """Every object of whole plates: labels beside the images, features in tables, counts per well."""
 
     RUNS = ("model", "stain")
+    PLATES = ("plates",)
 
     model: Path
     """run of finetune that segments; of a sweep its last element, `final`, is meant. A run of pretrain will
@@ -55,7 +56,7 @@ class SegmentRecipe(Recipe):
     their own in the run folder, at the size that the model sees"""
     channels: dict[str, str] = {}
     """the model's channel -> the plate's, where they are called differently"""
-    pixel_um: Annotated[float, Bound(gt=0)] | None = None
+    pixel_um: PixelSize | None = None
     """µm per pixel that the model was trained at, where its contract does not know"""
     stain: Path | None = None
     """run of pretrain: the stain that it predicts is measured for each object too"""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpc_isl.learning.encoders import check_names, check_weights
 from hpc_isl.learning.forking import fork_server, loading_processes
-from hpc_isl.learning.shares import check_shares
+from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.store import LabelState, former_stamp
@@ -18,8 +18,11 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetuning import sweep
 from hpc_isl.stages.finetuning.boxes import Box, fingerprint, states
+from hpc_isl.stages.finetuning.boxes import parts as boxes_parts
 from hpc_isl.stages.finetuning.setting import Setting, settle
 from hpc_isl.stages.shared.study import expanded, located_net, located_split
+from hpc_isl.stages.shared.workloads import STEPS, TEST, megapixels, micro_batches, training_like
+from hpc_isl.timing import Workload
 
 arrange = sweep.arrange
 Labels = Mapping[tuple[Path, str], LabelState]
@@ -40,9 +43,14 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     labels = states([*setting.learning, *setting.testing])
     says = (*_says(recipe, setting), *_edits(labels))
     size = partial(check_shares, recipe.train)
+    parts = {
+        name: boxes_parts(boxes, lambda image, name: labels[image, name].stamp)
+        for name, boxes in _drawn(setting).items()
+    }
     return Plan(
-        recipe, says, _inputs(recipe, setting, labels), check_size=size, former=partial(_former, setting)
-    )
+        recipe, says, _inputs(recipe, setting, labels), check_size=size, parts=parts,
+        workload=_workload(recipe, setting), former=partial(_former, setting),
+    )  # fmt: skip
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
@@ -56,6 +64,21 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     from hpc_isl.stages.finetuning import work  # torch and its libraries: a plan does without
 
     work.finetune(recipe, attempt)
+
+
+def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
+    """The same for ten seconds, and one test field: what it takes is timed, not kept."""
+    from hpc_isl.stages.finetuning import work
+
+    work.trial(recipe, attempt)
+
+
+def _workload(recipe: FinetuneRecipe, setting: Setting) -> Workload:
+    steps = steps_of(recipe.train, len(setting.learning) * recipe.train.crops_per_field)
+    like = training_like("finetune", setting.net, recipe.predict, setting.view, recipe.train)
+    units = {STEPS: micro_batches(recipe.train, steps if recipe.n != 0 else 0)}
+    units[TEST] = megapixels(setting.view, setting.tested)
+    return Workload(like | {"kind": recipe.objects.kind}, units)
 
 
 def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:

@@ -25,13 +25,18 @@ from hpc_isl.stages.segmentation.setting import (
     labels_mark,
     model_run,
     models_of,
+    refuse_resized,
+    scale_of,
     targets_of,
     view_of,
 )
 from hpc_isl.stages.shared.study import expanded
+from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after, net_like
 from hpc_isl.tasks import Need, Pool, Pools, Task
+from hpc_isl.timing import Workload
 
 Place = tuple[Target, Work]
+FIELDS = "fields"  # the phase, in megapixels at full resolution
 SAID = 20  # lost fields that are told one by one
 ALIKE = 8  # fields that are lost for one reason before any goes well: what they lack, the rest lack too
 
@@ -46,6 +51,7 @@ def plan(recipe: SegmentRecipe) -> Plan:
     recipe = _located(recipe)
     models = models_of(recipe)
     check_channels(recipe, models)
+    refuse_resized(recipe, models)
     targets = targets_of(recipe, view_of(recipe, models.contract))
     says = [*_says(recipe, models, targets), *checked(recipe, models, targets)]
     inputs = {target.name: target.index.fingerprint for target in targets} | {
@@ -53,7 +59,10 @@ def plan(recipe: SegmentRecipe) -> Plan:
     }
     if models.stain_contract:
         inputs["stain"] = models.stain_contract.weights
-    return Plan(recipe, tuple(says), inputs, claims=lambda: _claims(recipe, models, targets))
+    return Plan(
+        recipe, tuple(says), inputs, claims=lambda: _claims(recipe, models, targets),
+        workload=_workload(recipe, models, targets),
+    )  # fmt: skip
 
 
 def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
@@ -90,7 +99,39 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     return None
 
 
+def trial(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
+    """The same for ten seconds; what it takes is timed, not kept, and plates stay as they are."""
+    models = models_of(recipe)
+    targets = targets_of(recipe, view_of(recipe, models.contract))
+    places = list(_places(recipe, models, targets, attempt.run.folder))
+    with pools(_need(recipe, models, targets)) as pool, ended_after(attempt, TRIAL_S):
+        _segment_all(recipe, models, places, {work.record: None for _, work in places}, attempt, pool)
+
+
+def trial_recipe(recipe: SegmentRecipe) -> SegmentRecipe:
+    """The same with a map in the run folder instead of labels in the plate."""
+    task = models_of(recipe).contract.task
+    return recipe.model_copy(update={"write": ["mask" if task else "stain"]})
+
+
 # ---------------------------------------------------------------- plan
+
+
+def _workload(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Workload:
+    first, task = targets[0], models.contract.task
+    view = view_of(recipe, models.contract)
+    scale = scale_of(recipe, view, first.index, first.keys[0])
+    stain = models.stain_contract
+    like = {
+        "stage": "segment", **net_like(models.contract.net, recipe.predict or models.contract.predict),
+        "kind": task.kind if task else "stain", "enlarged": round(scale.to_level_0, 2),
+        "measure": recipe.measure, "cells": recipe.cells is not None, "write": sorted(recipe.write),
+        "stain": stain and net_like(stain.net, stain.predict), "threads": recipe.threads,
+        "precision": recipe.precision, "compile": recipe.compile,
+    }  # fmt: skip
+    fields = sum(len(target.keys) for target in targets)
+    pixels = sum(_pixels(target) for target in targets)
+    return Workload(like, {FIELDS: pixels / 1e6 * (fields - 1) / fields})  # the first belongs to the start
 
 
 def _located(recipe: SegmentRecipe) -> SegmentRecipe:
@@ -127,8 +168,13 @@ def _claims(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
 
 
 def _pixels(target: Target) -> int:
-    shapes = [target.index.field(key).shape for key in target.keys]
-    return sum(times * y * x for times, _, _, y, x in shapes)
+    return round(1e6 * sum(_megapixels(target, key) for key in target.keys))
+
+
+def _megapixels(target: Target, key: FieldKey) -> float:
+    """Of a field at full resolution, over all its times."""
+    times, _, _, y, x = target.index.field(key).shape
+    return times * y * x / 1e6
 
 
 # ---------------------------------------------------------------- all fields
@@ -163,6 +209,7 @@ def _segment_all(
     ledger = _Ledger(attempt, len(places), len(places) - len(todo))
     ledger.objects = sum(row["objects"] for row in found.values() if row)
     memory = {str(work.record): _field_memory(recipe, models, target, work) for target, work in places}
+    sizes = {str(work.record): _megapixels(target, work.key) for target, work in places}
     tasks = (Task(name, work, memory[name]) for name, work in todo.items())
     for answer in pool.run(segment_field, tasks):
         work = todo[answer.name]
@@ -172,6 +219,7 @@ def _segment_all(
             row = write_record(work, {"problem": answer.problem})
             ledger.problem(f"{work.name} {work.key}", answer.problem)
         found[work.record] = row
+        attempt.clock.tick(FIELDS, sizes[answer.name] / max(1, pool.workers))
         ledger.field(row)
     if any(row is None for row in found.values()):
         return None

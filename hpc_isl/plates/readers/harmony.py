@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import planes
 from hpc_isl.plates.plate import (
+    TRANSMITTED,
     Channel,
     Export,
     FieldKey,
@@ -29,7 +29,6 @@ from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.harmony_fields import Camera, Order, Size
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 
-_TRANSMITTED = re.compile(r"bright-?field|phase|\bdic\b|transmi", re.IGNORECASE)
 _LONG = frozenset({"FlatfieldProfile", "ChannelName"})
 
 
@@ -234,7 +233,7 @@ def _unique(name: str, taken: set[str]) -> str:
 def _channel(name: str, facts: Mapping[str, str], flat_field: dict[str, Any] | None) -> Channel:
     origin = f"channel {name!r} of the index"
     said = f"{facts.get('ChannelType', '')} {facts.get('IlluminationType', '')}".strip() or name
-    fluorescent = not _TRANSMITTED.search(said)
+    fluorescent = not TRANSMITTED.search(said)
     emission = number(facts, "MainEmissionWavelength", origin) or None  # 0 where there is none
     return Channel(
         name=name,

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.change import as_converted, plate_of, words_for
 from hpc_isl.plates.metadata import plate_facts
 from hpc_isl.plates.partial import free, full
-from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, well_name, well_position
+from hpc_isl.plates.plate import (
+    TRANSMITTED,
+    Export,
+    Field,
+    FieldKey,
+    Plate,
+    doubtful_size,
+    well_name,
+    well_position,
+)
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
 from hpc_isl.plates.readers import detect
-from hpc_isl.plates.store import open_plate
+from hpc_isl.plates.store import Index
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.stages.conversion.costs import Costs, readable
-from hpc_isl.stages.conversion.record import State, state
+from hpc_isl.stages.conversion.record import State, finished_plate, recorded, state
 
 SHOWN = 20  # problems on one screen
 
@@ -62,26 +73,31 @@ def survey(recipe: ConvertRecipe) -> Survey:
     """
     _check_places(recipe)
     export = _complete(_chosen(detect.read(recipe), recipe.fields))
+    digest = _digest(recipe, export)
+    if there := finished_plate(recipe.out):
+        digest = _digest_of(recipe, export, there, digest)
+        export = replace(export, plate=plate_of(export.plate, export.plate, there.plate))
     plate = export.plate
     _check_names(plate)
     plate_map = merged(export.plate_map, {})
     if recipe.plate_map:
         size = len(plate.rows), len(plate.columns)
         plate_map = merged(plate_map, read_plate_map(recipe.plate_map, *size, export.plate_map))
-    digest = _digest(recipe, export)
     at_out = state(recipe.out, digest)
     bad = {key for key, _ in export.problems}
-    there = {field.key for field in open_plate(recipe.out).plate.fields} if at_out == "finished" else set()
-    todo = tuple(field for field in plate.fields if field.key not in there | bad)
+    written = {field.key for field in there.plate.fields} if there else set()
+    todo = tuple(field for field in plate.fields if field.key not in written | bad)
     return Survey(recipe, export, plate_map, digest, at_out, todo)
 
 
 def describe(found: Survey, costs: Costs) -> tuple[str, ...]:
     """What a person wants to know before it starts: what is there, what it takes, what is wrong."""
     plate, recipe = found.plate, found.recipe
-    lines = [f"{plate.name}: {_counted(found.export)}", *found.export.remarks]
+    lines = [f"{plate.name}: {_counted(found.export)}", *_kinds(plate), *found.export.remarks]
     if plate.pixel_um is None:
         lines.append("pixel size unknown: positions are kept in pixels, no micrometres are invented")
+    elif doubt := doubtful_size(plate):
+        lines.append(f"warning: {doubt}")
     lines += _plate_map_lines(found)
     if found.state == "finished" and not found.todo:
         return (*lines, f"{recipe.out} holds this plate already: nothing to convert")
@@ -126,6 +142,24 @@ def _digest(recipe: ConvertRecipe, export: Export) -> str:
     keys = {field.key for field in export.plate.fields} | {key for key, _ in export.problems}
     parts = [plate_facts(export.plate), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _digest_of(recipe: ConvertRecipe, export: Export, there: Index, digest: str) -> str:
+    """The digest of the plate that is there, where this export is the same but for metadata.
+
+    Raises:
+        Mistake: they are others than `set` has left there; how to change them is said.
+    """
+    if len(export.plate.channels) != len(there.plate.channels):
+        return digest
+    converted = plate_of(export.plate, export.plate, as_converted(there))
+    made_as = _digest(recipe, replace(export, plate=converted))
+    if digest == made_as or recorded(recipe.out) != made_as:
+        return digest
+    if words := words_for(there.plate, export.plate):
+        call = f"python -m hpc_isl.submit set {shlex.quote(str(recipe.out))} {' '.join(words)}"
+        raise Mistake(f"out: {recipe.out} holds this plate, with other metadata; to change them: {call}")
+    return made_as
 
 
 def _check_places(recipe: ConvertRecipe) -> None:
@@ -188,6 +222,19 @@ def _counted(export: Export) -> str:
         + (" (fields differ)" if len(shapes) > 1 else "")
         + f", {_many(files, 'file')}"
     )
+
+
+def _kinds(plate: Plate) -> Iterator[str]:
+    """Which channels a network may look at on plates without stains, and which it learns to predict."""
+    free = [channel.name for channel in plate.channels if not channel.fluorescent]
+    stains = [channel.name for channel in plate.channels if channel.fluorescent]
+    yield f"label-free: {', '.join(free) or 'none'}; stains: {', '.join(stains) or 'none'}"
+    doubted = [name for name in stains if TRANSMITTED.search(name)]
+    if doubted and plate.details.get("reader") == "pattern":
+        yield (
+            f"warning: {', '.join(doubted)}: taken as stains, though the names say otherwise; "
+            f"pattern.transmitted=[{', '.join([*free, *doubted])}] says that they are label-free"
+        )
 
 
 def _many(count: int, noun: str) -> str:

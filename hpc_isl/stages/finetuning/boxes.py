@@ -50,6 +50,12 @@ class Box:
         """What tells it from all others, wherever the plate lies."""
         return *self.field, self.key.acquisition, self.time, *self.corners
 
+    @property
+    def name(self) -> str:
+        """`P01 B03/1 [0, 0, 512, 512] 'nuclei'`: as people are told of it, unique."""
+        moment = f" time {self.time}" if self.index.field(self.key).shape[0] > 1 else ""
+        return f"{self.index.plate.name} {self.key}{moment} {list(self.corners)} {self.labels!r}"
+
     def at(self, level: int) -> Corners:
         """The corners in pixels of a level: those that lie wholly inside, or the one that it starts in."""
         y0, x0, y1, x1 = self.corners
@@ -129,6 +135,13 @@ def fields(boxes: Iterable[Box]) -> list[tuple[str, str, str]]:
 def states(boxes: Iterable[Box]) -> dict[tuple[Path, str], LabelState]:
     """What one look at the labels of these boxes tells, by image and name."""
     return {at: label_state(*at) for at in dict.fromkeys((box.image, box.labels) for box in boxes)}
+
+
+def parts(boxes: Iterable[Box], stamp: Callable[[Path, str], str]) -> dict[str, str]:
+    """What each box is called, and the start of the `stamp` of its image's labels, in order."""
+    boxes = list(boxes)
+    stamps = {at: stamp(*at) for at in {(box.image, box.labels) for box in boxes}}
+    return {box.name: stamps[box.image, box.labels][:16] for box in boxes}
 
 
 def fingerprint(boxes: Iterable[Box], stamp: Callable[[Path, str], str]) -> str:

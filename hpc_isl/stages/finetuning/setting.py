@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.contract import Contract, Task, read_contract
-from hpc_isl.learning.split import Split
+from hpc_isl.learning.split import PARTS, Split
 from hpc_isl.learning.split import draw as draw_split
 from hpc_isl.learning.split import read as read_split
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.training import DataRecipe, NetRecipe, PlaneRecipe, SplitRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.finetuning import boxes as boxes_
 from hpc_isl.stages.finetuning.boxes import Box
+from hpc_isl.stages.shared.resized import resized_since
 from hpc_isl.stages.shared.study import open_plates
 
 LEARN = ("train", "validation")
@@ -58,6 +60,11 @@ class Setting:
     testing: tuple[Box, ...]
     remarks: tuple[str, ...] = ()
 
+    @property
+    def tested(self) -> list[tuple[Index, FieldKey]]:
+        """The fields of the boxes that score, each once."""
+        return list({(box.index.path, box.key): (box.index, box.key) for box in self.testing}.values())
+
     def start(self, arm: str) -> Start | None:
         """The model that an arm starts from; None: random weights, or those of a file."""
         if arm in ("random", "imagenet"):
@@ -93,6 +100,34 @@ def settle(recipe: FinetuneRecipe) -> Setting:
     return Setting(
         indices, split, view, net, starts, tuple(pool), tuple(learning), tuple(testing), tuple(remarks)
     )
+
+
+def as_planned(recipe: FinetuneRecipe, setting: Setting, parts: Mapping[str, Mapping[str, str]]) -> Setting:
+    """The same with the boxes that the run was planned with, whatever has been annotated since.
+
+    Args:
+        parts: of the plan, as the run's record keeps them; empty: the plan is of an earlier version.
+
+    Raises:
+        Mistake: labels in one of these boxes were changed, or removed.
+    """
+    if not parts:
+        return setting
+    there = {
+        box.name: box
+        for name in dict.fromkeys([recipe.labels, *recipe.truth])
+        for box in _of(setting.view, setting.indices, setting.split, name, PARTS)
+    }
+    states = boxes_.states(there.values())
+    known = boxes_.parts(there.values(), lambda image, name: states[image, name].stamp)
+    for name, stamp in (pair for own in parts.values() for pair in own.items()):
+        if known.get(name) != stamp:
+            raise Mistake(
+                f"{name}: these labels were changed since the run was planned; start it again under another "
+                "--name, or the sweep that it belongs to with --update"
+            )
+    learning, testing = (tuple(there[name] for name in parts[key]) for key in ("boxes", "test boxes"))
+    return replace(setting, learning=learning, testing=testing)
 
 
 # ---------------------------------------------------------------- models
@@ -143,9 +178,15 @@ def _refuse_unfit(recipe: FinetuneRecipe, task: Task | None) -> None:
 def _start(run: Path, key: str) -> Start:
     folder = Run(run).model
     try:
-        return Start(folder, read_contract(folder))
+        start = Start(folder, read_contract(folder))
     except Mistake as mistake:
         raise Mistake(f"{key}={run}: {mistake}") from None
+    if lines := list(resized_since(start.contract)):
+        raise Mistake(
+            f"{key}={run}: {'; '.join(lines)}, after this model was trained there: it takes pixels for "
+            "another size than they have; train it again, under another --name"
+        )
+    return start
 
 
 def _isl(starts: dict[str, Start]) -> list[Start]:

@@ -41,9 +41,10 @@ from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.finetuning.boxes import Box
 from hpc_isl.stages.finetuning.scores import count, main_figures, make_scores
-from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.finetuning.setting import Setting, as_planned, settle
 from hpc_isl.stages.shared.held_out import write_scores
 from hpc_isl.stages.shared.ledger import Ledger
+from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,22 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
         shutil.rmtree(attempt.run.checkpoints, ignore_errors=True)
 
 
+def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
+    """Trains for a while, then scores one field of those that test; keeps nothing."""
+    with open_world(attempt) as world:
+        course = _prepare(recipe, attempt, world)
+        with ended_after(attempt, TRIAL_S):
+            _train(course)
+        attempt.clock.tick("between", 1)
+        for index, key in course.setting.tested[:1]:
+            own = tuple(box for box in course.setting.testing if box.index is index and box.key == key)
+            setting = replace(course.setting, testing=own)
+            make_scores(recipe, setting, course.network, course.task, attempt, world)
+
+
 def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
-    setting = settle(recipe)
+    parts = (read_json(attempt.run.record) or {}).get("parts", {})
+    setting = as_planned(recipe, settle(recipe), parts)
     objects = tuple(_objects(box) for box in setting.learning)
     task = _task(recipe, setting, sum(objects))
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
@@ -168,7 +183,7 @@ def _train(course: _Course) -> tuple[Progress, bool]:
     crops = _crops(course)
     steps = steps_of(recipe.train, len(crops))
     workers = loading_processes(recipe.data.workers if recipe.data else None, attempt.cpus)
-    ledger = Ledger(attempt, steps, recipe.train.batch)
+    ledger = Ledger(attempt, steps, recipe.train.batch, check_shares(recipe.train, world.size))
     attempt.say(
         f"{len(crops.boxes)} boxes, {course.task.objects if course.task else 0} objects; {world.size} "
         f"process{'es' * (world.size > 1)} on {world.device.type}, {torch.get_num_threads()} threads each"

@@ -20,6 +20,7 @@ from hpc_isl.stages.pretraining.virtual_stain import (
 from hpc_isl.stages.shared import pictures
 from hpc_isl.stages.shared.held_out import Row, Seen, look, main_scores, score, write_scores
 from hpc_isl.stages.shared.study import Place, Study, name_of
+from hpc_isl.stages.shared.workloads import TEST, megapixels
 
 EXAMPLES = 4
 
@@ -96,6 +97,7 @@ def _own_share(
         if stains:
             path, plate = stains[seen[0].index.plate.name]
             write_stain(path, plate, study, seen)
+        attempt.clock.tick(TEST, megapixels(study.view, [places[number]]))
         if number in shown:
             examples.append((number, _example(study, seen[0], found)))
         attempt.progress(done, len(own), "test fields", **main_scores(rows))

@@ -37,9 +37,17 @@ from hpc_isl.recipe import digest
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.pretraining.results import Results, make_results
-from hpc_isl.stages.shared.held_out import by_plate_map, figures, main_scores, quick_scores
+from hpc_isl.stages.shared.held_out import (
+    by_plate_map,
+    figures,
+    look,
+    main_scores,
+    quick_scores,
+    score,
+)
 from hpc_isl.stages.shared.ledger import Ledger
 from hpc_isl.stages.shared.study import Study, open_plates
+from hpc_isl.stages.shared.workloads import TEST, TRIAL_S, VALIDATION, ended_after, megapixels
 
 # Range of a normalised target's values, to which the constants of SSIM as a loss refer.
 SPAN = {"percentile": 1.0, "standard": 4.0, "max16": 1.0, "none": 65535.0}
@@ -67,6 +75,11 @@ class _Course:
             channels_last=self.recipe.net.channels_last,
         )  # fmt: skip
 
+    def own_megapixels(self, part: str) -> float:
+        """Of the fields of a part that this rank looks at."""
+        own = self.study.places(part)[self.world.rank :: self.world.size]
+        return megapixels(self.study.view, own)
+
 
 def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
     """Trains, keeps the model, scores the test wells, draws pictures, writes the virtual stain.
@@ -91,6 +104,20 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
         attempt.finish(_summary(course, results, step))
 
 
+def trial(recipe: PretrainRecipe, attempt: Attempt) -> None:
+    """Trains for a while, then looks at a field of those that validate and test; keeps nothing."""
+    with open_world(attempt) as world:
+        course = _prepare(recipe, attempt, world)
+        with ended_after(attempt, TRIAL_S):
+            _train(course)
+        for part, phase in (("validation", VALIDATION), ("test", TEST)):
+            attempt.clock.tick("between", 1)
+            for place in course.study.places(part)[:1]:
+                for seen in look(course.study, course.predictor, place):
+                    score(course.study, seen, recipe.labels)
+                attempt.clock.tick(phase, megapixels(course.study.view, [place]))
+
+
 def _prepare(recipe: PretrainRecipe, attempt: Attempt, world: World) -> _Course:
     """Opens what is needed. Rank 0 decides the split and the view; the others take them over."""
     indices = open_plates(recipe.plates)
@@ -110,7 +137,10 @@ def _prepare(recipe: PretrainRecipe, attempt: Attempt, world: World) -> _Course:
         recipe, attempt, world, study, crops,
         build(recipe.net, len(study.view.sources), len(study.view.targets), recipe.train.seed),
         Checkpoints(attempt.run.checkpoints, key, recipe.train.keep, attempt.say),
-        Ledger(attempt, steps_of(recipe.train, len(crops)), recipe.train.batch),
+        Ledger(
+            attempt, steps_of(recipe.train, len(crops)), recipe.train.batch,
+            check_shares(recipe.train, world.size),
+        ),
     )  # fmt: skip
 
 
@@ -144,6 +174,7 @@ def _validate(course: _Course, step: int) -> float | None:
     stopping = course.attempt.stopping.is_set
     places = course.study.places("validation")
     found = quick_scores(course.study, course.predictor, places, course.world, stopping)
+    course.attempt.clock.tick(VALIDATION, course.own_megapixels("validation"))
     if found is None:
         return None
     course.ledger.validated(step, found)

@@ -11,6 +11,7 @@ from pathlib import Path
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.change import former
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import computed_by, edited, edits_stay, label_names
 from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
@@ -217,15 +218,27 @@ def refuse_others(recipe: SegmentRecipe, models: Models, target: Target, found: 
         )
     if found.others and not recipe.overwrite:
         name = models.labels + COPY * (found.others[0] in found.kept)
+        whose = _computed_before(recipe, models, target, found.others[0], name)
+        whose = whose or "of another run of segment, or of another recipe"
         raise Mistake(
-            f"{target.index.path}: {_some(found.others)} have labels {name!r} of another run of segment, "
-            "or of another recipe; choose another labels= (and --name), or overwrite=true replaces them"
+            f"{target.index.path}: {_some(found.others)} have labels {name!r} {whose}; choose another "
+            "labels= (and --name), or overwrite=true replaces them"
         )
     if found.edited:
         raise Mistake(
             f"{target.index.path}: {_some(found.edited)} have labels {models.labels!r} that "
             f"{edits_stay(found.known)}"
         )
+
+
+def _computed_before(recipe: SegmentRecipe, models: Models, target: Target, key: FieldKey, name: str) -> str:
+    """Says so where labels are this very recipe's, from before the plate's metadata changed; else empty."""
+    made = computed_by(target.index.image(key), name)
+    for change in target.index.changes:
+        index = replace(target.index, plate=former(target.index.plate, change))
+        if made and labels_mark(recipe, models, index, key) == made[1]:
+            return f"that were computed before its metadata changed ({'; '.join(change.lines)})"
+    return ""
 
 
 def _some(keys: Sequence[FieldKey]) -> str:

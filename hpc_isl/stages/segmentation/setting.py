@@ -20,6 +20,7 @@ from hpc_isl.plates.store import Index, computed_by, open_plate, stamp
 from hpc_isl.recipe import RECIPES, digest
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
+from hpc_isl.stages.shared.resized import resized_since
 from hpc_isl.stages.shared.sweeps import FINAL
 from hpc_isl.strict import parse, read_yaml
 
@@ -98,6 +99,23 @@ def models_of(recipe: SegmentRecipe) -> Models:
     if stained.task is not None:
         raise Mistake(f"stain={recipe.stain}: this model segments; a run of pretrain predicts a stain")
     return Models(folder, contract, labels, _essence(contract, stained), stain, stained)
+
+
+def refuse_resized(recipe: SegmentRecipe, models: Models) -> None:
+    """A model whose contract states the wrong size of pixels does not run, unless the recipe states it.
+
+    Raises:
+        Mistake: with the sizes that changed.
+    """
+    ways = {
+        "model": "train it again, under another --name, or say what pixels it was trained at: pixel_um=0.325",
+        "stain": "train it again, under another --name",
+    }
+    for (key, way), contract in zip(ways.items(), models.contracts, strict=False):
+        lines = list(resized_since(contract))
+        if lines and (key == "stain" or recipe.pixel_um is None):
+            name = getattr(recipe, key).name
+            raise Mistake(f"{key}={name}: {'; '.join(lines)}, after this model was trained there; {way}")
 
 
 def _essence(*contracts: Contract) -> tuple[str, ...]:
@@ -267,6 +285,7 @@ def fingerprint(
     own = recipe.model_copy(update=AROUND)
     facts = {"labels": labels_mark(recipe, models, index, key), "models": " ".join(models.essence)}
     facts["channels"] = str([channel.name for channel in index.plate.channels])
+    facts |= {"revision": index.revision} if index.revision else {}
     for what, name in (("cells", recipe.cells), ("truth", recipe.truth and recipe.truth.labels)):
         made = computed_by(index.image(key), name) if name else None
         if name and made and made[1] != facts["labels"]:  # what this run itself has written is neither

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from hpc_isl.run import Attempt
 from hpc_isl.stages.shared.held_out import mean
+from hpc_isl.stages.shared.workloads import STEPS
 
 METRIC_LINES = 1000
 
@@ -18,16 +19,19 @@ class Ledger:
 
     Attributes:
         steps: of the whole run; `batch`: crops in a step, over all ranks.
+        share: micro-batches of this rank in a step.
     """
 
     attempt: Attempt
     steps: int
     batch: int
+    share: int = 1
     _window: list[Mapping[str, float]] = field(default_factory=list)
     _shown: dict[str, float] = field(default_factory=dict)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """After a step: `values` as the loop reports them; the metrics are means since the last line."""
+        self.attempt.clock.tick(STEPS, self.share)
         self._window.append(values)
         self._shown["loss"] = values["loss"]
         self.attempt.progress(step, self.steps, "steps", **self._shown)
