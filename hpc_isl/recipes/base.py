@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field as Bound
 
@@ -18,3 +20,22 @@ class Recipe(Strict):
 
     RUNS: ClassVar[tuple[str, ...]] = ()
     """keys that name other runs, by name or folder"""
+    UNREAD: ClassVar[Mapping[str, str]] = {}
+    """dotted keys of parts shared with other verbs that this verb never reads, and why: no keys of it"""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Dotted keys that change nothing beside others of this recipe, and beside which."""
+        return iter(())
+
+    def given_unused(self) -> dict[str, str]:
+        """Those of them whose value is not their default: it would change the digest and nothing else."""
+        return {key: why for key, why in self.unused() if self._is_given(key)}
+
+    def _is_given(self, key: str) -> bool:
+        *path, name = key.split(".")
+        owner: Any = reduce(lambda node, part: node and _part(node, part), path, self)
+        return owner is not None and getattr(owner, name) != type(owner).model_fields[name].default
+
+
+def _part(node: Any, name: str) -> Any:
+    return node[int(name)] if isinstance(node, list) else getattr(node, name)

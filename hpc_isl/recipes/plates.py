@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,6 +77,12 @@ class ConvertRecipe(Recipe):
     fields: list[str] | None = None
     """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        if self.reader == "harmony":
+            yield "pattern", "reader is harmony"
+        if self.codec.name == "none":
+            yield "codec.level", "codec.name is none"
+
 
 class AnnotateRecipe(Recipe):
     """Labels and annotation boxes brought to a plate, or lent to a person who corrects them."""
@@ -117,3 +124,13 @@ class AnnotateRecipe(Recipe):
     """draft: split touching objects by a watershed on the distance map"""
     overwrite: bool = False
     """replace labels of this name on the fields concerned"""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        drafting = {"channel", "method", "threshold", "sigma", "min_area", "split"}
+        keys = {
+            "import": {"source", "accept", "regex", "overwrite"},
+            "draft": {"fields", "overwrite", *drafting},
+            "export": {"fields", "out", "box"},
+        }
+        shared = {"action", "plate", "labels"} | keys[self.action]
+        yield from ((key, f"action is {self.action}") for key in type(self).model_fields if key not in shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.recipes.base import Count, Positive, Recipe
-from hpc_isl.recipes.training import PredictRecipe
+from hpc_isl.recipes.training import PredictRecipe, unused_in_predict
 from hpc_isl.strict import Strict
 
 
@@ -40,6 +41,7 @@ class SegmentRecipe(Recipe):
     """Every object of whole plates: labels beside the images, features in tables, counts per well."""
 
     RUNS = ("model", "stain")
+    UNREAD = {"predict.stain": "write=[stain] keeps the predicted stain"}
 
     model: Path
     """run of finetune that segments; of a sweep its last element, `final`, is meant. A run of pretrain will
@@ -102,3 +104,9 @@ class SegmentRecipe(Recipe):
         if not self.write:
             raise ValueError("write is empty; say what is kept, as in write=[labels]")
         return self
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        yield from unused_in_predict(self.predict)
+        if self.truth is not None and self.truth.labels is not None:
+            names = ("acquisition", "threshold", "sigma", "min_area")
+            yield from ((f"truth.{name}", "truth.labels are counted as they are") for name in names)
