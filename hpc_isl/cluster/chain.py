@@ -18,7 +18,7 @@ from hpc_isl.many import ChainRecipe, StepRecipe
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.run import Run
 from hpc_isl.site import Site
-from hpc_isl.strict import override, parse, read_yaml
+from hpc_isl.strict import override, parse, read_yaml, written
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _order(link: Link, site: Site, after: tuple[Run, ...]) -> orders.Order:
 
 
 def _assignments(keys: dict[str, object]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+    return [f"{key}={written(value)}" for key, value in keys.items()]
 
 
 def _refuse_taken(order: orders.Order, caller: Caller) -> None:
