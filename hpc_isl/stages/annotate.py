@@ -28,13 +28,9 @@ from hpc_isl.stages.annotation.files import (
     read,
     whole,
 )
+from hpc_isl.stages.shared.following import word
 
 NEEDED = {"import": "source", "draft": "channel", "export": "out"}
-FOREIGN = {
-    "import": ("channel", "fields", "out", "box"),
-    "draft": ("source", "regex", "out", "box", "accept"),
-    "export": ("source", "regex", "channel", "accept", "overwrite"),
-}
 Maker = Callable[[], Annotation]
 
 
@@ -52,7 +48,8 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         inputs["label images"] = fingerprint(files)
     else:
         keys = _chosen(recipe, index)
-        says = [f"drafted from {recipe.channel} of {len(keys)} fields, threshold {recipe.threshold}"]
+        how = f"{recipe.method} {recipe.threshold}"
+        says = [f"drafted from {recipe.channel} of {len(keys)} fields, {how}"]
     there = [key for key in keys if _has(recipe, index, key)]
     if there:
         says.append(f"{len(there)} fields have labels {recipe.labels!r} already, {there[0]} among them")
@@ -93,13 +90,20 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     if tally["dropped"]:
         attempt.say(f"{tally['dropped']} objects outside every annotation box were dropped")
     attempt.say(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
-    plate = shlex.quote(str(recipe.plate))
     attempt.finish({
         "fields": len(makers),
         **tally,
         "made": {f"labels {recipe.labels!r}": str(recipe.plate)},
-        "next": [f"python -m hpc_isl.submit inspect {plate}"],
+        "next": [_following(recipe)],
     })  # fmt: skip
+
+
+def _following(recipe: AnnotateRecipe) -> str:
+    """Drafts are for a person to correct."""
+    if recipe.action == "import":
+        return f"inspect {shlex.quote(str(recipe.plate))}"
+    keys = {"plate": str(recipe.plate), "labels": recipe.labels, "fields": recipe.fields, "out": "todo"}
+    return " ".join(["annotate export", *(word(key, value) for key, value in keys.items() if value)])
 
 
 def _annotate_field(
@@ -153,12 +157,9 @@ def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
 
 
 def _open(recipe: AnnotateRecipe) -> store.Index:
-    """The plate, after a look at the keys that the action needs and those that mean nothing to it."""
+    """The plate, after a look at the key that the action needs."""
     if getattr(recipe, NEEDED[recipe.action]) is None:
         raise Mistake(f"annotate {recipe.action}: {NEEDED[recipe.action]} must be given")
-    for key in FOREIGN[recipe.action]:
-        if getattr(recipe, key) not in (None, False):
-            raise Mistake(f"annotate {recipe.action}: {key} means nothing here; leave it out")
     return store.open_plate(recipe.plate)
 
 

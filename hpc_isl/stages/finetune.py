@@ -21,6 +21,7 @@ from hpc_isl.stages.finetuning.setting import Setting, settle
 from hpc_isl.stages.shared.study import expanded, located_net, located_split
 
 arrange = sweep.arrange
+after_sweep = sweep.after_sweep
 
 
 def plan(recipe: FinetuneRecipe) -> Plan:

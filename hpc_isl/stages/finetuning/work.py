@@ -42,6 +42,7 @@ from hpc_isl.run import Attempt
 from hpc_isl.stages.finetuning.boxes import Box
 from hpc_isl.stages.finetuning.scores import count, main_figures, make_scores
 from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.shared.following import after_finetuning
 from hpc_isl.stages.shared.held_out import write_scores
 from hpc_isl.stages.shared.ledger import Ledger
 
@@ -89,7 +90,9 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     figures = scores | _cost(course, seconds)
     shown = {f"test/{name}": value for name, value in scores.items() if not name.endswith("_sd")}
     attempt.metric(figures["steps"], **shown)
-    attempt.finish({"figures": figures, "arm": recipe.arm, "made": _made(course)})
+    made = _made(course)
+    following = [after_finetuning(recipe.plates)] if "model" in made else []
+    attempt.finish({"figures": figures, "arm": recipe.arm, "made": made, "next": following})
     if world.rank == 0:  # a sweep has many runs, and each checkpoint is three models large
         shutil.rmtree(attempt.run.checkpoints, ignore_errors=True)
 

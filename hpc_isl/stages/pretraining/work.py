@@ -37,6 +37,7 @@ from hpc_isl.recipe import digest
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.pretraining.results import Results, make_results
+from hpc_isl.stages.shared.following import after_pretraining
 from hpc_isl.stages.shared.held_out import by_plate_map, figures, main_scores, quick_scores
 from hpc_isl.stages.shared.ledger import Ledger
 from hpc_isl.stages.shared.study import Study, open_plates
@@ -194,8 +195,10 @@ def _units(study: Study, part: str, by: str) -> dict[str, list[str]]:
 
 
 def _summary(course: _Course, results: Results, step: int) -> dict[str, Any]:
+    arm = "imagenet+isl" if course.recipe.net.weights else "random+isl"
     return {
         "figures": figures(results.rows) | {"steps": step},
         "by": by_plate_map(course.study, results.rows),
         "made": {"model": str(course.attempt.run.model), **results.made},
+        "next": after_pretraining(course.study, arm) if course.world.rank == 0 else [],
     }
