@@ -96,7 +96,7 @@ class AnnotateRecipe(Recipe):
     source: Path | None = None
     """import: a folder of label images (TIFF, PNG) or a CSV with columns path, well (or image),
     field and optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field);
-    of a folder that export wrote, only labels that were changed become human"""
+    of a folder that export wrote, only labels that were changed become human, under any name"""
     accept: bool = False
     """import of a folder that export wrote: a person has looked at the unchanged labels too, and
     they are right as they are: they become human"""
@@ -123,7 +123,7 @@ class AnnotateRecipe(Recipe):
     split: bool = True
     """draft: split touching objects by a watershed on the distance map"""
     overwrite: bool = False
-    """replace labels of this name on the fields concerned"""
+    """replace labels of this name on the fields concerned; a draft never replaces what a person drew"""
 
     def unused(self) -> Iterator[tuple[str, str]]:
         drafting = {"channel", "method", "threshold", "sigma", "min_area", "split"}

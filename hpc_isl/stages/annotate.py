@@ -51,6 +51,8 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         how = f"{recipe.method} {recipe.threshold}"
         says = [f"drafted from {recipe.channel} of {len(keys)} fields, {how}"]
     there = [key for key in keys if _has(recipe, index, key)]
+    if recipe.action == "draft":
+        _refuse_drawn(recipe, index, there)
     if there:
         says.append(f"{len(there)} fields have labels {recipe.labels!r} already, {there[0]} among them")
     says.append(
@@ -145,11 +147,28 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
     same = (origin, tuple(boxes)) == (made.origin, made.boxes)
     if same and np.array_equal(store.read_labels(image, name), made.labels):
         return False
+    if origin == "human" and made.origin == "drafted":
+        raise Mistake(f"labels {name!r} are a person's and stay; draft under another name (labels=)")
     if recipe.overwrite or (made.base and made.base == lent.version(image, name)):
         return True
     if made.base:
-        raise Mistake(f"labels {name!r} have changed since they were exported; overwrite=true replaces them")
+        raise Mistake(
+            f"labels {name!r} have changed since they were exported; import the folder under another name "
+            "(labels=)"
+        )
+    if origin == "human":
+        raise Mistake(f"has other labels {name!r} already, a person's; import under another name (labels=)")
     raise Mistake(f"has other labels {name!r} already ({origin}); overwrite=true replaces them")
+
+
+def _refuse_drawn(recipe: AnnotateRecipe, index: store.Index, there: list[FieldKey]) -> None:
+    """A draft never replaces what a person drew."""
+    drawn = [key for key in there if store.annotation(index.image(key), recipe.labels)[0] == "human"]
+    if drawn:
+        raise Mistake(
+            f"labels: on {len(drawn)} fields, {drawn[0]} among them, {recipe.labels!r} are a person's and "
+            "stay; draft under another name, as in labels=drafted, or name other fields"
+        )
 
 
 def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
@@ -184,13 +203,13 @@ def _files(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[LabelFile],
 def _lent(recipe: AnnotateRecipe, index: store.Index) -> lent.Folder | None:
     """What the source is, if `annotate export` wrote it."""
     assert recipe.source is not None
-    folder = lent.opened(recipe.source)
+    folder = lent.opened(recipe.source, recipe.labels)
     if folder is None and recipe.accept:
         raise Mistake(
             f"accept: {recipe.source} was not written by annotate export; other labels are human anyway"
         )
     if folder is not None:
-        lent.check(folder, index, recipe.labels)
+        lent.check(folder, index)
         if recipe.regex is not None:
             raise Mistake(f"regex: {folder.path} says itself which label image is whose; leave it out")
     return folder
@@ -213,6 +232,8 @@ def _imports(
         one.file.key: partial(lent.annotation, one, index) for one in found if one.origin is not None
     }
     _check(recipe, index, makers)
+    if folder.labels != recipe.labels:
+        says.append(f"the folder holds labels {folder.labels!r}, which stay as they are on the plate")
     return files, makers, says + lent.says(found, recipe.accept)
 
 

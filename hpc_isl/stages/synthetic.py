@@ -64,7 +64,7 @@ def write(
     """
     where = folder / "Images" / "Index.idx.xml"
     if where.exists():
-        raise Mistake(f"{folder}: holds an export already; remove it or name another folder")
+        raise Mistake(f"{folder}: holds an export already; name another folder")
     if min(wells, fields, planes) < 1 or size < 64:
         raise Mistake("wells, fields and planes are at least 1, size is at least 64")
     places, plate_format = lay_out(wells)

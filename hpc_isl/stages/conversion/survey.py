@@ -125,7 +125,7 @@ def damage(damaged: Mapping[FieldKey, Sequence[str]], of: int) -> str:
     return "\n".join([
         f"{len(damaged)} of {of} fields are damaged:",
         *listing(damaged),
-        "repair or remove these files and start again, or set on_error: skip to leave the fields out",
+        "repair these files and start again, or leave the fields out with on_error=skip",
     ])  # fmt: skip
 
 
