@@ -34,6 +34,7 @@ class Plan:
         makes: the folders or files that will appear.
         claims: gives what no other run may write meanwhile, as `labels 'cells' of /plates/S1.zarr B03/1`.
         check_size: raises a `Mistake` for a number of processes that cannot share the work.
+        precision: key of the recipe, and its value, that say in which numbers a network computes.
     """
 
     recipe: Any
@@ -42,6 +43,7 @@ class Plan:
     makes: tuple[Path, ...] = ()
     claims: Callable[[], Iterable[str]] = field(default=tuple, compare=False)
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
+    precision: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,9 @@ class ObjectsRecipe(Strict):
     """cells: weight of the mask's cross entropy beside the squared error of the distance map"""
     h: Annotated[float, Bound(ge=0)] = 10.0
     """cells: peaks of the distance map less than h apart in height are one object"""
-    min_area: Count = 0
-    """smaller objects are dropped, in pixels of the level read"""
+    min_area: Count | None = None
+    """smaller objects are dropped, in pixels of the level read; null: half the smallest annotated object that
+    no edge cuts, in µm² where the size of a pixel is known. 0: none is dropped"""
     method: Literal["flood", "reference"] = "flood"
     """reference: the same by scikit-image step by step, slow; to check"""
 

@@ -76,7 +76,7 @@ class SegmentRecipe(Recipe):
     predict: PredictRecipe | None = None
     """whole fields, or tiles; null: as the model was scored"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
-    """of the forward pass; null: as the model was scored where the device can, else fp32"""
+    """of the forward pass; null: as the model was scored where a GPU computes so natively, else fp32"""
     threads: Positive = 1
     """of a forward pass on a CPU: it decides the order of sums, and with it the last bits"""
     compile: bool = False
@@ -84,7 +84,7 @@ class SegmentRecipe(Recipe):
     h: Annotated[float, Bound(ge=0)] | None = None
     """cells: peaks of the distance map less than h apart in height are one object; null: the model's"""
     min_area: Count | None = None
-    """smaller objects are dropped, in pixels that the model sees; null: the model's"""
+    """smaller objects are dropped, in pixels that the model sees; null: the model's. 0: none is dropped"""
     largest: Positive = 2**27
     """an image of more pixels is predicted and labelled in bounded memory, to the same labels"""
     block: Positive = 4096

@@ -198,7 +198,8 @@ class TrainRecipe(Strict):
     crops_per_field: Positive = 5
     """crops drawn from each field (and time of a field) in an epoch"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """of the forward pass; auto: bf16 on GPUs that have it, else fp32"""
+    """of the forward pass; auto: bf16 on GPUs that compute in it natively, else fp32. Where a CPU or an older
+    GPU only emulates bf16 or fp16, it takes many times as long: the plan says so"""
     compile: bool = False
     """torch.compile the network"""
     checkpoint_every: Positive = 500

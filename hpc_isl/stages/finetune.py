@@ -37,8 +37,10 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     setting = settle(recipe)
     _check(recipe, setting)
     inputs = _inputs(recipe, setting)
-    size = partial(check_shares, recipe.train)
-    return Plan(recipe, tuple(_says(recipe, setting)), inputs, check_size=size)
+    return Plan(
+        recipe, tuple(_says(recipe, setting)), inputs, check_size=partial(check_shares, recipe.train),
+        precision=("train.precision", recipe.train.precision),
+    )  # fmt: skip
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:

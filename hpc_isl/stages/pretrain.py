@@ -45,8 +45,9 @@ def plan(recipe: PretrainRecipe) -> Plan:
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]
     return Plan(
-        recipe, tuple(_says(recipe, study, crops)), inputs, check_size=partial(check_shares, recipe.train)
-    )
+        recipe, tuple(_says(recipe, study, crops)), inputs, check_size=partial(check_shares, recipe.train),
+        precision=("train.precision", recipe.train.precision),
+    )  # fmt: skip
 
 
 def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:

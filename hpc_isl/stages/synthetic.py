@@ -113,7 +113,7 @@ def _write_tiff(path: Path, pixels: NDArray[np.uint16]) -> None:
 def _write_plate_map(path: Path, wells: Sequence[Well]) -> None:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["well", "treatment", "dose", "control"])
+        table.writerow(["well", "treatment", "dose_uM", "control"])
         table.writerows([w.name, w.treatment, f"{w.dose_um:g}", w.control] for w in wells)
 
 

@@ -78,6 +78,8 @@ def find(source: Path, regex: str | None, index: Index) -> tuple[list[LabelFile]
     """
     if not source.exists():
         raise Mistake(f"source: {source} is not there; a folder of label images or a CSV is expected")
+    if regex is not None and not source.is_dir():
+        raise Mistake(f"regex: changes nothing beside the table {source}, which names wells; leave it out")
     rows, remark = _folder(source, regex or REGEX) if source.is_dir() else (list(_table(source)), "")
     return _fitted(rows, index), remark
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import hpc_isl
+from hpc_isl.device import remarks
 from hpc_isl.learning import model
 from hpc_isl.learning.batches import batches
 from hpc_isl.learning.calibrate import view_of
@@ -18,10 +19,11 @@ from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.contract import Contract
 from hpc_isl.learning.drift import reference_of
 from hpc_isl.learning.fields import fields_of
+from hpc_isl.learning.foreign import stains_of
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.losses import loss_of
-from hpc_isl.learning.precision import name_of, resolve
+from hpc_isl.learning.precision import device_of, name_of, resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import Crops, crops_of
 from hpc_isl.learning.shares import check_shares, steps_of
@@ -122,6 +124,8 @@ def _train(course: _Course) -> tuple[Progress, bool]:
         f"training: {world.size} process{'es' * (world.size > 1)} on {world.device.type}, each with "
         f"{torch.get_num_threads()} threads and {workers} loading processes"
     )
+    for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
+        attempt.say(line)
 
     def from_step(first: int) -> Iterator[MicroBatch]:
         return batches(course.crops, recipe.train, world.rank, world.size, first, steps, workers)
@@ -177,6 +181,7 @@ def _keep_model(course: _Course, step: int) -> None:
         step=step,
         code=hpc_isl.__version__,
         reference=reference_of(study.view, study.indices, _training(study)),
+        stains=stains_of(study.view, study.indices),
     )
     model.save(course.attempt.run.model, course.network, contract)
 

@@ -74,7 +74,7 @@ def verify_field(work: Work) -> Verified:
 
 def _computed_hash(bench: Bench, index: Index, work: Work) -> str:
     if is_large(bench.recipe, index, work.key):
-        with looked_at(bench, index, work) as (labels, table):
+        with looked_at(bench, index, work) as (labels, table, _):
             return files.content_hash(bands(labels), table)
     seen = look(bench, index, work.key)
     return files.content_hash([each.labels for each in seen], measured(bench, index, work, seen))
@@ -115,6 +115,7 @@ def _facts(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.T
         "times": len(seen),
         "pixel_um": index.plate.pixel_um,
         "objects": table.num_rows,
+        "dropped": [each.dropped for each in seen],
         **({} if truth is None else {"truth": truth}),
         "hash": files.content_hash([each.labels for each in seen], table),
     }

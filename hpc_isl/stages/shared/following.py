@@ -10,7 +10,7 @@ from typing import Any
 
 from hpc_isl.learning.split import PARTS
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.store import Index, label_names
+from hpc_isl.plates.store import Index, computed_by, label_names
 from hpc_isl.recipe import load
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.stages.shared.study import Study, study_of
@@ -66,12 +66,14 @@ def after_pretraining(study: Study, arm: str) -> list[str]:
 
 
 def _annotated(study: Study) -> dict[str, dict[str, int]]:
-    """Name of labels -> part of the split -> fields that have them; those of most fields first."""
+    """Name of labels that people drew or drafted -> part -> fields that have them; of most fields first."""
     found: dict[str, dict[str, int]] = {}
     for part in PARTS:
         for index, key in study.places(part):
-            for name in label_names(index.image(key)):
-                found.setdefault(name, dict.fromkeys(PARTS, 0))[part] += 1
+            image = index.image(key)
+            for name in label_names(image):
+                if (computed_by(image, name) or ("", ""))[1] == "":
+                    found.setdefault(name, dict.fromkeys(PARTS, 0))[part] += 1
     return dict(sorted(found.items(), key=lambda pair: -sum(pair[1].values())))
 
 
