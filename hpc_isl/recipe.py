@@ -15,7 +15,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.segment import SegmentRecipe
-from hpc_isl.strict import Strict, flatten, override, parse, read_yaml
+from hpc_isl.strict import Strict, default_at, flatten, override, parse, read_yaml
 
 RECIPES: dict[str, type[Recipe]] = {
     "convert": ConvertRecipe,
@@ -59,14 +59,17 @@ def load(stage: str, path: Path | None, assignments: list[str]) -> Recipe:
 def parsed(stage: str, content: dict[str, Any], origin: str) -> Recipe:
     """The recipe that somebody has written: with keys that the stage reads, and no others.
 
+    Those that it never reads may have their defaults, as in the recipe of an earlier run.
+
     Raises:
         Mistake: naming the keys that are wrong.
     """
-    for key in flatten(content):
-        for unread, why in RECIPES[stage].UNREAD.items():
-            if f"{key}.".startswith(f"{unread}."):
+    kind = RECIPES[stage]
+    for key, value in flatten(content).items():
+        for unread, why in kind.UNREAD.items():
+            if f"{key}.".startswith(f"{unread}.") and value != default_at(kind, key):
                 raise Mistake(f"{origin}:\n  {key}: no such key of {stage}: {why}")
-    return parse(RECIPES[stage], content, origin)
+    return parse(kind, content, origin)
 
 
 def refuse_unused(recipes: Sequence[Recipe], origin: str) -> None:

@@ -97,7 +97,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
+    "tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
@@ -119,6 +119,17 @@ def written(value: Any) -> str:
     """The text, on one line, that `value_of` reads back to the same value."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True)
     return str(text).removesuffix("...\n").strip()
+
+
+def plain(value: Any) -> Any:
+    """The same without the texts of its numbers: 1.0e-3 is 0.001."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, _Written):
+        return int(value) if isinstance(value, int) else float(value)  # type: ignore[arg-type]
+    return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -218,6 +229,25 @@ def models_in(kind: Any) -> list[type[Strict]]:
     if typing.get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Strict):
         return [kind]
     return [model for part in typing.get_args(kind) for model in models_in(part)]
+
+
+def default_at(kind: type[Strict], key: str) -> Any:
+    """What a dotted key holds that is not given: by its owner's default, else by that of its own model.
+
+    None where there is no such key.
+    """
+    *path, name = (part for part in key.split(".") if not part.isdigit())
+    base: Any = None
+    for part in path:
+        owner = kind.model_fields.get(part)
+        nested = models_in(owner.annotation) if owner else []
+        if owner is None or not nested:
+            return None
+        value = getattr(base, part) if base is not None else owner.default
+        kind = nested[0]
+        base = value if isinstance(value, kind) else None
+    known = kind.model_fields.get(name)
+    return getattr(base, name, None) if base is not None else known and known.default
 
 
 def to_yaml(value: Strict) -> str:

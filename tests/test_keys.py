@@ -5,6 +5,7 @@ A user should see a key refused, with why and what to do, where it would change 
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 from made_up_screen import save_model, write_screen
 from scipy.ndimage import gaussian_filter
 
@@ -205,13 +207,33 @@ def test_every_key_of_sweeps_and_chains_is_read(reads: Reads, tmp_path: Path) ->
 # ---------------------------------------------------------------- keys that would change nothing
 
 
+# For each that no verb reads another value than its default.
+OTHER = {
+    "predict.stain": "{finetune: true, segment: false}", "train.evaluate_every": "7", "train.patience": "3",
+    "data.foreground": "{fraction: 0.1}", "data.normalize.target": "standard",
+    "data.normalize.target_by": "field", "data.normalize.low": "1", "data.normalize.high": "90",
+    "data.normalize.clip": "2",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("verb", RECIPES)
 def test_a_key_of_a_shared_part_that_a_verb_has_no_use_for_is_no_key_of_it(verb: str) -> None:
     page = stage_manual(verb, "H")
     for key, why in RECIPES[verb].UNREAD.items():
         assert f" {key} " not in page
+        value = yaml.safe_load(OTHER[key])
+        given = json.dumps(value.get(verb, value) if isinstance(value, dict) else value)
         with pytest.raises(Mistake, match=re.escape(f": no such key of {verb}: {why}")):
-            load(verb, None, [*GIVEN[verb], f"{key}=1"])
+            load(verb, None, [*GIVEN[verb], f"{key}={given}"])
+
+
+@pytest.mark.parametrize("verb", RECIPES)
+def test_the_recipe_of_an_earlier_run_can_be_given_again(verb: str, tmp_path: Path) -> None:
+    """A user who copies recipe.yaml from a run folder, which has every key, is not told of any."""
+    more = {"annotate": ["action=draft", "channel=a"]}.get(verb, [])
+    kept = load(verb, None, [*GIVEN[verb], *more])
+    (tmp_path / "recipe.yaml").write_text(to_yaml(kept))
+    assert load(verb, tmp_path / "recipe.yaml", []) == kept
 
 
 @pytest.mark.parametrize(
@@ -255,6 +277,13 @@ def test_a_sweep_may_set_for_all_what_some_of_its_elements_use() -> None:
     assert len(some.elements or {}) == 2
     with pytest.raises(Mistake, match=r"objects\.slope: changes nothing because objects\.head is same"):
         sweep.order(None, [*words, "over={seed: [0, 1]}"], Site(), None)
+
+
+def test_a_stop_of_a_chain_runs_nothing(tmp_path: Path) -> None:
+    day = tmp_path / "day.yaml"
+    day.write_text("steps: [{stage: convert, set: {source: a, out: b.zarr}}, {stop: look, set: {a: 1}}]")
+    with pytest.raises(Mistake, match=r"steps\.1\.set: changes nothing because this step is a stop"):
+        chain.dry_run(day, [], Site(), "day", Caller(lambda text: None, tmp_path / "runs"), False)
 
 
 def test_what_is_given_as_it_is_by_default_is_no_mistake() -> None:

@@ -112,7 +112,7 @@ class Texts(Strict):
 
 
 @pytest.mark.parametrize(
-    "text", ["1", "01", "007", "1.50", "0x10", "1_000", "12:30:00", "2026-01-31", "no", "+1"]
+    "text", ["1", "01", "007", "1.50", "0x10", "1_000", "12:30:00", "2026-01-31", "no", "+1", "truely"]
 )
 def test_where_text_is_meant_a_user_gets_what_was_typed(text: str) -> None:
     """`pattern.channels={01: DAPI}` names the channel that files call 01: no quotes, and not 1."""

@@ -92,7 +92,9 @@ def _new(path: Path, keys: list[str], name: str | None, caller: Caller) -> tuple
     if run.folder.exists():
         next_line = caller.command("resume", run)
         raise Mistake(f"chain {run.name!r} is there; go on with {next_line}, or choose another --name")
-    return run, _absolute(parse(ChainRecipe, content, origin))
+    asked = parse(ChainRecipe, content, origin)
+    recipes.refuse_unused([asked], origin)
+    return run, _absolute(asked)
 
 
 def resume(run: Run, caller: Caller, wait: bool) -> int:

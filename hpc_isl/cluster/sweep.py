@@ -17,7 +17,7 @@ from hpc_isl.recipe import parsed, read, refuse_unused
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Run
 from hpc_isl.site import Site
-from hpc_isl.strict import override, parse, written
+from hpc_isl.strict import override, parse, plain, written
 
 LONGEST = 80  # of an element's name
 
@@ -80,6 +80,6 @@ def _combinations(recipe: SweepRecipe) -> Iterator[Mapping[str, Any]]:
 
 def _label(values: Mapping[str, Any]) -> str:
     """`seed=0,train.crop=256`, of characters that a folder and a command line can have."""
-    text = ",".join(f"{key}={value}" for key, value in values.items())
-    plain = re.sub(r"[^\w.,=+\-]+", "_", text).strip("_.-") or "as-is"
-    return plain[:LONGEST]
+    text = ",".join(f"{key}={plain(value)}" for key, value in values.items())
+    legal = re.sub(r"[^\w.,=+\-]+", "_", text).strip("_.-") or "as-is"
+    return legal[:LONGEST]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field as Bound
 
-from hpc_isl.strict import Strict
+from hpc_isl.strict import Strict, default_at
 
 Fraction = Annotated[float, Bound(ge=0, le=1)]
 Positive = Annotated[int, Bound(ge=1)]
@@ -29,12 +29,10 @@ class Recipe(Strict):
 
     def given_unused(self) -> dict[str, str]:
         """Those of them whose value is not their default: it would change the digest and nothing else."""
-        return {key: why for key, why in self.unused() if self._is_given(key)}
+        return {key: why for key, why in self.unused() if self._at(key) != default_at(type(self), key)}
 
-    def _is_given(self, key: str) -> bool:
-        *path, name = key.split(".")
-        owner: Any = reduce(lambda node, part: node and _part(node, part), path, self)
-        return owner is not None and getattr(owner, name) != type(owner).model_fields[name].default
+    def _at(self, key: str) -> Any:
+        return reduce(_part, key.split("."), self)
 
 
 def _part(node: Any, name: str) -> Any:
