@@ -251,7 +251,8 @@ TABLE_KEYS = {
     "out": "a file, .csv or .parquet; default wells.csv, fields.csv, … in the run folder",
     "per": "a row for each well | field | plate | object; default well",
     "heatmap": "what is drawn of each plate: count, a column of the table of wells, or a feature of\n"
-    "                objects, whose median is drawn; several with commas; default count,confluence",
+    "                objects, whose median is drawn; several with commas; default count, and of cells\n"
+    "                confluence",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,3 +91,9 @@ class ChainRecipe(Recipe):
         if not any(step.stage for step in self.steps):
             raise ValueError("steps: there is no step with a stage")
         return self
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        for number, step in enumerate(self.steps):
+            if step.stop is not None:
+                names = ("recipe", "set", "site", "site_set")
+                yield from ((f"steps.{number}.{name}", "this step is a stop") for name in names)

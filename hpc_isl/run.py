@@ -38,6 +38,7 @@ class Plan:
         former: gives those of `inputs` that earlier versions noted otherwise, as they did.
         parts: name of an input that consists of many -> what each is called -> its own fingerprint.
         workload: by which its time is told; None: it is not.
+        precision: key of the recipe, and its value, that say in which numbers a network computes.
     """
 
     recipe: Any
@@ -49,6 +50,7 @@ class Plan:
     former: Callable[[], Mapping[str, str]] = field(default=dict, compare=False)
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     workload: Workload | None = None
+    precision: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,9 @@ class Site(Strict):
     @field_validator("time", mode="before")
     @classmethod
     def _has_a_unit(cls, time: object) -> object:
-        # YAML reads 12:00:00 as the integer 43200, and 30 could be minutes or hours.
-        if isinstance(time, int):
-            raise ValueError("write a time with its unit, as 90min, 12h or 2d, or in quotes: '12:00:00'")
+        # 30 could be minutes or hours; YAML's integer 43200 that was written 12:00:00 still says so.
+        if isinstance(time, int) and str(time).isdigit():
+            raise ValueError("write a time with its unit, as 90min, 12h or 2d, or 12:00:00")
         return time
 
     @field_validator("memory")

@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 VALUES = {
     "hpc_isl",
     "mistake",
+    "device",
     "files",
     "strict",
     "recipe",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from hpc_isl.cluster import local
 from hpc_isl.cluster.follow import progress_text
 from hpc_isl.cluster.jobs import STOPPED, Job
-from hpc_isl.cluster.status import ranks
+from hpc_isl.cluster.status import first_line, ranks
 from hpc_isl.cluster.supervise import Ending, Requests
 from hpc_isl.cluster.table import duration
 from hpc_isl.files import read_json
@@ -110,4 +110,4 @@ def _how(job: Job, ending: Ending) -> str:
         return "stopped"
     records = {record["rank"]: record for record in ranks(job.run)}
     why = records.get(ending.crashed, {}).get("message") or f"code {ending.codes[ending.crashed]}"
-    return f"failed in rank {ending.crashed}: {str(why).splitlines()[0]}"
+    return f"failed in rank {ending.crashed}: {first_line(str(why))}"

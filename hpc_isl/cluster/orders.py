@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
+from hpc_isl import device
 from hpc_isl.cluster import names, status, uses
 from hpc_isl.cluster.jobs import ALONE, POOLED, stage_module
 from hpc_isl.cluster.place import in_allocation
@@ -17,7 +18,7 @@ from hpc_isl.many import Arrangement
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Plan, Run
-from hpc_isl.site import Site
+from hpc_isl.site import Site, gpus_here
 from hpc_isl.strict import flatten, read_yaml
 
 
@@ -125,7 +126,21 @@ def planned(stage: str, recipe: Recipe, site: Site, late: bool = False) -> Plan:
         return Plan(recipe, says=(f"{stage} is planned when its job starts, once what it reads is there",))
     plan: Plan = stage_module(stage).plan(recipe)
     plan.check_size(site.ranks)
-    return plan
+    return replace(plan, says=(*plan.says, *_numbers(plan, site)))
+
+
+def _numbers(plan: Plan, site: Site) -> Iterator[str]:
+    """In which numbers a network will compute there; of the nodes of a cluster it is not known from here."""
+    if plan.precision is None:
+        return
+    key, precision = plan.precision
+    if site.executor != "slurm":
+        gpus = device.gpus(tuple(gpus_here()[: site.visible_gpus]))
+        yield from device.remarks(key, precision, gpus or [device.cpu()])
+    elif precision == "fp16" and not site.visible_gpus:
+        list(device.remarks(key, precision, [device.Device("a node without GPUs")]))
+    elif precision in ("bf16", "fp16"):
+        yield f"{key}={precision}: the job tells, as it starts, whether its nodes compute that natively"
 
 
 # ---------------------------------------------------------------- a name that exists

@@ -264,7 +264,10 @@ def age_s(moment: str) -> float:
 
 
 def first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else ""
+    """What a message says in one line: a heading such as `3 problems:` with the first of what it heads."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    end = next((at for at, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: end + 1])
 
 
 # ---------------------------------------------------------------- cancel

@@ -8,7 +8,7 @@ from typing import Any
 
 from hpc_isl.cluster import uses
 from hpc_isl.cluster.follow import figure, progress_text
-from hpc_isl.cluster.status import FRESH_S, State, age_s, first_failure, job_output, ranks, states
+from hpc_isl.cluster.status import FRESH_S, State, age_s, first_failure, first_line, job_output, ranks, states
 from hpc_isl.files import read_json
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
@@ -116,7 +116,7 @@ def attempts(run: Run) -> list[str]:
 def _attempt(records: Sequence[dict[str, Any]]) -> str:
     first, failure = records[0], first_failure(records)
     nodes = ", ".join(dict.fromkeys(record["node"] for record in records))
-    ending = failure["message"].splitlines()[0] if failure else first.get("outcome", "no word since")
+    ending = first_line(failure["message"]) if failure else first.get("outcome", "no word since")
     job = f", job {first['job']}" if first.get("job") else ""
     began, lasted = first["start"][:19], duration(_lasted_s(first))
     return f"{began} UTC, {lasted} on {nodes}{job}, {len(records)} ranks: {ending}"

@@ -58,7 +58,7 @@ def write_labels(
             f"image of {field.shape[-2]} × {field.shape[-1]} pixels"
         )
     if not overwrite and find(image, name):
-        raise Mistake(f"{image}: has labels {name!r} already; overwrite=true replaces them")
+        raise Mistake(f"{image}: has labels {name!r} already")
     about = _About(image, name, plate, field, levels, origin, boxes, fingerprint)
     with appears_whole(label_folder(image, name), pixels.nbytes, overwrite) as folder:
         write_pyramid(folder, pixels, about.axes, levels, CodecRecipe(), "stride")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator
 from pydantic import Field as Bound
 
-from hpc_isl.strict import Strict
+from hpc_isl.strict import Strict, default_at
 
 
 def _as_micrometres(least: float, most: float, what: str) -> AfterValidator:
@@ -43,3 +45,21 @@ class Recipe(Strict):
         """The plates that are read, or written to, as they were given."""
         given = [getattr(self, key) for key in self.PLATES]
         return [path for each in given for path in (each if isinstance(each, list) else [each])]
+
+    UNREAD: ClassVar[Mapping[str, str]] = {}
+    """dotted keys of parts shared with other verbs that this verb never reads, and why: no keys of it"""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Dotted keys that change nothing beside others of this recipe, and beside which."""
+        return iter(())
+
+    def given_unused(self) -> dict[str, str]:
+        """Those of them whose value is not their default: it would change the digest and nothing else."""
+        return {key: why for key, why in self.unused() if self._at(key) != default_at(type(self), key)}
+
+    def _at(self, key: str) -> Any:
+        return reduce(_part, key.split("."), self)
+
+
+def _part(node: Any, name: str) -> Any:
+    return node[int(name)] if isinstance(node, list) else getattr(node, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,6 +79,12 @@ class ConvertRecipe(Recipe):
     fields: list[str] | None = None
     """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        if self.reader == "harmony":
+            yield "pattern", "reader is harmony"
+        if self.codec.name == "none":
+            yield "codec.level", "codec.name is none"
+
 
 class AnnotateRecipe(Recipe):
     """Labels and annotation boxes brought to a plate, or lent to a person who corrects them."""
@@ -94,7 +101,7 @@ class AnnotateRecipe(Recipe):
     """import: a folder of label images (TIFF, PNG), Cellpose masks, ImageJ ROIs, QuPath GeoJSON or
     COCO JSON, one such file, or a CSV with columns path, well (or image), field and optionally
     y0, x0, y1, x1 (the annotation box in pixels; none: the whole field); of a folder that export
-    wrote, only labels that were changed become human"""
+    wrote, only labels that were changed become human, under any name"""
     objects: Literal["values", "pieces"] | None = None
     """import: of label images with few values in many pieces, whether each value is an object or
     each connected piece; null: they are refused"""
@@ -127,4 +134,14 @@ class AnnotateRecipe(Recipe):
     split: bool = True
     """draft: split touching objects by a watershed on the distance map"""
     overwrite: bool = False
-    """replace labels of this name on the fields concerned"""
+    """replace labels of this name on the fields concerned; a draft never replaces what a person drew"""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        drafting = {"channel", "method", "threshold", "sigma", "min_area", "split"}
+        keys = {
+            "import": {"source", "accept", "regex", "overwrite", "fields", "objects", "overlaps"},
+            "draft": {"fields", "overwrite", *drafting},
+            "export": {"fields", "out", "box"},
+        }
+        shared = {"action", "plate", "labels"} | keys[self.action]
+        yield from ((key, f"action is {self.action}") for key in type(self).model_fields if key not in shared)

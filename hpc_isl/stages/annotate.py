@@ -21,13 +21,9 @@ from hpc_isl.stages.annotation import export, lent
 from hpc_isl.stages.annotation.drawn import Annotation, Choices, check_files, fingerprint, read, whole
 from hpc_isl.stages.annotation.files import beside, chosen, find, listed
 from hpc_isl.stages.annotation.names import LabelFile, raise_together
+from hpc_isl.stages.shared.following import word
 
 NEEDED = {"import": "source", "draft": "channel", "export": "out"}
-FOREIGN = {
-    "import": ("channel", "out", "box"),
-    "draft": ("source", "regex", "out", "box", "accept", "objects", "overlaps"),
-    "export": ("source", "regex", "channel", "accept", "overwrite", "objects", "overlaps"),
-}
 THREADS = 4
 Maker = Callable[[], Annotation]
 
@@ -47,8 +43,11 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         inputs["label images"] = fingerprint(files)
     else:
         keys = _chosen(recipe, index)
-        says = [f"drafted from {recipe.channel} of {len(keys)} fields, threshold {recipe.threshold}"]
+        how = f"{recipe.method} {recipe.threshold}"
+        says = [f"drafted from {recipe.channel} of {len(keys)} fields, {how}"]
     there = [key for key in keys if _has(recipe, index, key)]
+    if recipe.action == "draft":
+        _refuse_drawn(recipe, index, there)
     if there:
         says.append(f"{len(there)} fields have labels {recipe.labels!r} already, {there[0]} among them")
     says.append(
@@ -90,13 +89,20 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     if tally["hidden"]:
         attempt.say(f"{tally['hidden']} outlines that have no pixel of their own were left out")
     attempt.say(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
-    plate = shlex.quote(str(recipe.plate))
     attempt.finish({
         "fields": len(makers),
         **tally,
         "made": {f"labels {recipe.labels!r}": str(recipe.plate)},
-        "next": [f"python -m hpc_isl.submit inspect {plate}"],
+        "next": [_following(recipe)],
     })  # fmt: skip
+
+
+def _following(recipe: AnnotateRecipe) -> str:
+    """Drafts are for a person to correct."""
+    if recipe.action == "import":
+        return f"inspect {shlex.quote(str(recipe.plate))}"
+    keys = {"plate": str(recipe.plate), "labels": recipe.labels, "fields": recipe.fields, "out": "todo"}
+    return " ".join(["annotate export", *(word(key, value) for key, value in keys.items() if value)])
 
 
 def _annotate_field(
@@ -144,6 +150,8 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
     same = np.array_equal(store.read_labels(image, name), made.labels)
     if same and (origin, tuple(boxes)) == (made.origin, made.boxes):
         return False
+    if origin == "human" and made.origin == "drafted":
+        raise Mistake(f"labels {name!r} are a person's and stay; draft under another name (labels=)")
     if made.base and made.base == lent.version(image, name):
         return True
     if recipe.overwrite:
@@ -151,8 +159,23 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
             store.refuse_edited(image, name)
         return True
     if made.base:
-        raise Mistake(f"labels {name!r} have changed since they were exported; overwrite=true replaces them")
+        raise Mistake(
+            f"labels {name!r} have changed since they were exported; import the folder under another name "
+            "(labels=)"
+        )
+    if origin == "human":
+        raise Mistake(f"has other labels {name!r} already, a person's; import under another name (labels=)")
     raise Mistake(f"has other labels {name!r} already ({origin}); overwrite=true replaces them")
+
+
+def _refuse_drawn(recipe: AnnotateRecipe, index: store.Index, there: list[FieldKey]) -> None:
+    """A draft never replaces what a person drew."""
+    drawn = [key for key in there if store.annotation(index.image(key), recipe.labels)[0] == "human"]
+    if drawn:
+        raise Mistake(
+            f"labels: on {len(drawn)} fields, {drawn[0]} among them, {recipe.labels!r} are a person's and "
+            "stay; draft under another name, as in labels=drafted, or name other fields"
+        )
 
 
 def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
@@ -160,12 +183,9 @@ def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
 
 
 def _open(recipe: AnnotateRecipe) -> store.Index:
-    """The plate, after a look at the keys that the action needs and those that mean nothing to it."""
+    """The plate, after a look at the key that the action needs."""
     if getattr(recipe, NEEDED[recipe.action]) is None:
         raise Mistake(f"annotate {recipe.action}: {NEEDED[recipe.action]} must be given")
-    for key in FOREIGN[recipe.action]:
-        if getattr(recipe, key) not in (None, False):
-            raise Mistake(f"annotate {recipe.action}: {key} means nothing here; leave it out")
     return store.open_plate(recipe.plate)
 
 
@@ -182,13 +202,13 @@ def _absolute(recipe: AnnotateRecipe) -> AnnotateRecipe:
 def _lent(recipe: AnnotateRecipe, index: store.Index) -> lent.Folder | None:
     """What the source is, if `annotate export` wrote it."""
     assert recipe.source is not None
-    folder = lent.opened(recipe.source)
+    folder = lent.opened(recipe.source, recipe.labels)
     if folder is None and recipe.accept:
         raise Mistake(
             f"accept: {recipe.source} was not written by annotate export; other labels are human anyway"
         )
     if folder is not None:
-        lent.check(folder, index, recipe.labels)
+        lent.check(folder, index)
         if recipe.regex is not None:
             raise Mistake(f"regex: {folder.path} says itself which label image is whose; leave it out")
     return folder
@@ -228,6 +248,8 @@ def _imports_lent(
     }
     taken = [one.file for one in found]
     said = [*lent.says(found, recipe.accept), *check_files(taken, index), *left.remarks(), *passed.remarks()]
+    if folder.labels != recipe.labels:
+        said.append(f"the folder holds labels {folder.labels!r}, which stay as they are on the plate")
     return taken, makers, said
 
 

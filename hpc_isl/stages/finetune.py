@@ -26,6 +26,7 @@ from hpc_isl.timing import Workload
 
 arrange = sweep.arrange
 Labels = Mapping[tuple[Path, str], LabelState]
+after_sweep = sweep.after_sweep
 
 
 def plan(recipe: FinetuneRecipe) -> Plan:
@@ -41,15 +42,14 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     setting = settle(recipe)
     _check(recipe, setting)
     labels = states([*setting.learning, *setting.testing])
-    says = (*_says(recipe, setting), *_edits(labels))
-    size = partial(check_shares, recipe.train)
     parts = {
         name: boxes_parts(boxes, lambda image, name: labels[image, name].stamp)
         for name, boxes in _drawn(setting).items()
     }
     return Plan(
-        recipe, says, _inputs(recipe, setting, labels), check_size=size, parts=parts,
-        workload=_workload(recipe, setting), former=partial(_former, setting),
+        recipe, (*_says(recipe, setting), *_edits(labels)), _inputs(recipe, setting, labels),
+        check_size=partial(check_shares, recipe.train), precision=("train.precision", recipe.train.precision),
+        parts=parts, workload=_workload(recipe, setting), former=partial(_former, setting),
     )  # fmt: skip
 
 

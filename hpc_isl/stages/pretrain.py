@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from functools import partial
 from math import ceil
 
-from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.encoders import check_names, check_weights
 from hpc_isl.learning.fields import image_key
 from hpc_isl.learning.forking import fork_server, loading_processes
-from hpc_isl.learning.samples import Crops, crops_of
+from hpc_isl.learning.samples import Crops
 from hpc_isl.learning.shares import check_shares, steps_of
-from hpc_isl.learning.split import PARTS, draw
+from hpc_isl.learning.split import PARTS
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.store import label_names
@@ -27,7 +26,7 @@ from hpc_isl.stages.shared.study import (
     located_net,
     located_split,
     name_of,
-    open_plates,
+    study_of,
 )
 from hpc_isl.stages.shared.workloads import (
     STEPS,
@@ -52,19 +51,16 @@ def plan(recipe: PretrainRecipe) -> Plan:
     check_names(recipe.net)
     check_grid(recipe.predict.tile, recipe.predict.halo)
     recipe = _located(recipe)
-    indices = open_plates(recipe.plates)
     _refuse_copying(recipe)
-    split = draw(indices, recipe.split)
-    study = Study(indices, split, view_of(indices, split, recipe))
-    crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
+    study, crops = study_of(recipe)
     _check_labels(recipe, study)
     weights = check_weights(recipe.net, len(study.view.sources))
-    inputs = {index.plate.name: index.fingerprint for index in indices}
+    inputs = {index.plate.name: index.fingerprint for index in study.indices}
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]
     return Plan(
         recipe, tuple(_says(recipe, study, crops)), inputs, check_size=partial(check_shares, recipe.train),
-        workload=_workload(recipe, study, crops),
+        precision=("train.precision", recipe.train.precision), workload=_workload(recipe, study, crops),
     )  # fmt: skip
 
 

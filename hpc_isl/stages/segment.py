@@ -15,7 +15,13 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages.segmentation import finish
-from hpc_isl.stages.segmentation.checks import checked, refuse_others, refuse_unwritable, standing
+from hpc_isl.stages.segmentation.checks import (
+    checked,
+    one_name,
+    refuse_others,
+    refuse_unwritable,
+    standing,
+)
 from hpc_isl.stages.segmentation.files import Row, Work, done, sweep_labels, sweep_run, write_record
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -53,7 +59,8 @@ def plan(recipe: SegmentRecipe) -> Plan:
     check_channels(recipe, models)
     refuse_resized(recipe, models)
     targets = targets_of(recipe, view_of(recipe, models.contract))
-    says = [*_says(recipe, models, targets), *checked(recipe, models, targets)]
+    recipe, models, renamed = one_name(recipe, models, targets)
+    says = [*_says(recipe, models, targets), *renamed, *checked(recipe, models, targets)]
     inputs = {target.name: target.index.fingerprint for target in targets} | {
         "model": models.contract.weights
     }
@@ -62,6 +69,7 @@ def plan(recipe: SegmentRecipe) -> Plan:
     return Plan(
         recipe, tuple(says), inputs, claims=lambda: _claims(recipe, models, targets),
         workload=_workload(recipe, models, targets),
+        precision=("precision", recipe.precision) if recipe.precision else None,
     )  # fmt: skip
 
 
@@ -157,8 +165,19 @@ def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> I
     pixel_um = recipe.pixel_um or models.contract.view.pixel_um
     sees = f"pixels of {pixel_um:.3g} µm" if pixel_um else "pixels of unknown size"
     yield f"model {models.folder.parent}: {kind}; U-Net on {models.contract.net.encoder}, {tiles}, {sees}"
+    if least := _least(recipe, models):
+        yield f"objects of less than {least} are dropped, and counted"
     if kept:  # measured on cells: 0.4 bytes a pixel, with the pyramid
         yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
+
+
+def _least(recipe: SegmentRecipe, models: Models) -> str:
+    """The area below which an object is dropped; empty: there is none, or the model does not say."""
+    task = models.contract.task
+    if recipe.min_area is None and task and task.min_area_um2 is not None:
+        return f"{task.min_area_um2:.3g} µm²"
+    pixels = recipe.min_area if recipe.min_area is not None else task.min_area if task else 0
+    return f"{pixels} pixels, as the model sees them," if pixels > 1 else ""
 
 
 def _claims(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[tuple[Path, str]]:
@@ -206,8 +225,8 @@ def _segment_all(
 
     found = dict(ready)
     todo = {str(work.record): work for _, work in places if found[work.record] is None}
-    ledger = _Ledger(attempt, len(places), len(places) - len(todo))
-    ledger.objects = sum(row["objects"] for row in found.values() if row)
+    before = [row for row in found.values() if row is not None]
+    ledger = _Ledger(attempt, len(places), len(before), sum(row["objects"] for row in before))
     memory = {str(work.record): _field_memory(recipe, models, target, work) for target, work in places}
     sizes = {str(work.record): _megapixels(target, work.key) for target, work in places}
     tasks = (Task(name, work, memory[name]) for name, work in todo.items())
@@ -229,9 +248,10 @@ def _segment_all(
 class _Ledger:
     """Keeps the bar moving, and a line of metrics now and then."""
 
-    def __init__(self, attempt: Attempt, total: int, before: int) -> None:
+    def __init__(self, attempt: Attempt, total: int, before: int, objects: int) -> None:
+        """`before`: fields that an earlier attempt has done, with so many objects."""
         self.attempt, self.total, self.done, self.before = attempt, total, before, before
-        self.objects = self.lost = 0
+        self.objects, self.lost = objects, 0
         self.alike: Counter[str] = Counter()
         self.start = time.monotonic()
         self._show()

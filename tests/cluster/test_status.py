@@ -49,6 +49,24 @@ def test_a_run_lives_as_long_as_the_process_that_watches_over_it(run: Run) -> No
     assert status.state(run) == status.State("running")
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("3 problems:\n  B02/1: has other labels\n  B02/2: too", "3 problems: B02/1: has other labels"),
+        ("recipe.yaml:\n  train.stepz: no such key", "recipe.yaml: train.stepz: no such key"),
+        ("the disk is full\nmake room", "the disk is full"),
+        ("nothing follows:", "nothing follows:"),
+    ],
+)
+def test_the_one_line_of_a_failure_holds_its_reason(run: Run, message: str, shown: str) -> None:
+    """A user who types `status` sees why a run failed, and not only how many problems there are."""
+    submitted(run, host="elsewhere")
+    with pytest.raises(Mistake), Attempt(run).recorded():
+        raise Mistake(message)
+    assert status.state(run).detail == f"rank 0: {shown}"
+    assert shown in table.attempts(run)[0]
+
+
 def test_a_process_of_the_same_number_that_began_later_is_another(run: Run) -> None:
     submitted(run, pid=os.getpid(), pid_started=1.0)
     assert status.state(run).word == "lost"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -17,10 +18,12 @@ import torch
 import zarr
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import label
+from skimage.measure import regionprops
+from skimage.segmentation import clear_border
 
 from hpc_isl.cluster.orders import differences
 from hpc_isl.learning import model
-from hpc_isl.learning.contract import CONTRACT
+from hpc_isl.learning.contract import CONTRACT, read_contract
 from hpc_isl.learning.predict import predict
 from hpc_isl.learning.samples import read
 from hpc_isl.mistake import Mistake
@@ -152,6 +155,48 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
             assert object_scores(ours, truth)["mAP"] == pytest.approx(float(row["mAP"]), abs=1e-5)
             sources, _ = read(contract.view, index, key)
             assert np.array_equal(objects_in(predict(network, sources), rule_of(contract.task)), ours)
+
+
+def smallest(index, boxes):
+    """Area in pixels of the smallest object that no edge of a box cuts, by scikit-image."""
+    areas = []
+    for box in boxes:
+        y0, x0, y1, x1 = map(int, box["box"].split())
+        inside = read_labels(index.image(FieldKey(box["well"], "1")), "nuclei")[y0:y1, x0:x1]
+        areas += [each.area for each in regionprops(clear_border(inside)) or regionprops(inside)]
+    return min(areas)
+
+
+def test_objects_below_half_the_smallest_annotated_one_are_dropped(world, tmp_path, capsys):
+    """A user gets no single pixels: the model drops what is smaller than half of anything that was drawn."""
+    index = open_plate(world / "P01.zarr")
+    for name, keys in (("one", ["n=1"]), ("all", ["n=all"])):
+        found = run(world, name, "arm=random", *keys, root=tmp_path)
+        expected = smallest(index, rows(found, "boxes.csv")) / 2
+        task = read_contract(found.model).task
+        assert (task.min_area, task.min_area_um2) == (math.ceil(expected), pytest.approx(expected * 0.36))
+        assert f"less than {task.min_area} pixels ({task.min_area_um2:.3g} µm²)" in capsys.readouterr().out
+        assert read_contract(found.model).essence()["task"]["min_area_um2"] == task.min_area_um2
+
+
+@pytest.mark.parametrize("given", [0, 7])
+def test_what_the_recipe_says_of_small_objects_counts(world, tmp_path, given):
+    found = run(world, "a", "arm=random", "n=1", f"objects.min_area={given}", root=tmp_path)
+    task = read_contract(found.model).task
+    assert (task.min_area, task.min_area_um2) == (given, None)
+
+
+def test_a_contract_tells_what_its_model_has_seen(world, tmp_path):
+    contract = read_contract(run(world, "a", "arm=random+isl", "n=1", root=tmp_path).model)
+    isl = read_contract(world / "runs" / "pretrain" / "plain" / "model")
+    [box] = rows(Run(tmp_path / "runs" / "finetune" / "a"), "boxes.csv")
+    assert contract.wells["train"] == {"P01": [f"{box['well']}/1"]}
+    assert contract.wells["reference"] == contract.wells["stain"] == isl.wells["train"]
+    assert contract.stains == isl.stains == {"Brightfield": False}
+    plain = read_contract(run(world, "b", "arm=random", "n=1", root=tmp_path).model)
+    assert plain.wells["stain"] == {}, "this arm knows nothing of the stain"
+    assert plain.has_seen("train", "P01", FieldKey(box["well"], "1")) == (plain.wells["train"] != {})
+    assert not plain.has_seen("train", "P02", FieldKey(box["well"], "1"))
 
 
 @pytest.mark.parametrize("arm", ["random+isl", "drafted"])

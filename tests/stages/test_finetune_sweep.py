@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -282,7 +283,10 @@ def test_from_a_sweep_to_its_page_and_on_to_a_wider_one(tmp_path, write_stained_
     plates = f"plates=[{index.path}]"
     door(tmp_path, "pretrain", plates, *ISL, "--name", "isl")
     over = "over={arm: [random, random+isl], n: [1], draw: [%s]}"
-    door(tmp_path, "sweep", plates, *SWEEP, over % "0, 1")
+    told = door(tmp_path, "sweep", plates, *SWEEP, over % "0, 1")
+    following = [shlex.split(line)[3:] for line in told.split("next: ")[1].splitlines()]
+    assert following == [["report", "few"], ["segment", "model=few", plates]]
+    assert "'nuclei_predicted'" in door(tmp_path, *following[1], "--dry-run")
     sweep = Run(tmp_path / "runs" / "sweep" / "few")
     names = [run.name for run in sweep.elements()]
     assert len(names) == 5

@@ -38,13 +38,14 @@ def write_screen(
     spacing: int = 20,
     unstained: Sequence[str] = (),
     empty: Sequence[str] = (),
+    faint: Sequence[str] = (),
     problems: Sequence[tuple[FieldKey, str]] = (),
 ) -> Index:
     """A plate of cells in bright-field and their nuclei; fields of a well lie side by side.
 
     `step`: pixels from one field to the next; less than their width makes them overlap on one ground.
     `spacing`: pixels from one nucleus to the next. `unstained`: wells in which the nuclei were not imaged;
-    `empty`: wells without cells.
+    `empty`: wells without cells. `faint`: wells whose bright-field has lost most of its contrast.
     `problems`: fields that were left out, and why.
     """
     rows, columns = layout(set(wells))
@@ -63,6 +64,9 @@ def write_screen(
         ground = _ground(
             f"{path.stem} {well}", (times, y, (fields - 1) * step + x), spacing, well not in empty
         )
+        if well in faint:
+            light = ground[:, 0].astype(float)
+            ground[:, 0] = light.mean() + (light - light.mean()) / 20
         for number, field in enumerate(f for f in made if f.key.well == well):
             pixels = ground[:, :, None, :, number * step : number * step + x].copy()
             pixels[:, 1] *= well not in unstained  # what was not imaged is stored as zeros

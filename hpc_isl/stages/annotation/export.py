@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import tifffile
-import yaml
 from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake
@@ -26,6 +24,7 @@ from hpc_isl.stages.annotation.drawn import whole
 from hpc_isl.stages.annotation.files import chosen
 from hpc_isl.stages.annotation.lent import MANIFEST, TABLE, Lent, content, manifest, version
 from hpc_isl.stages.annotation.names import COLUMNS, Box, raise_together
+from hpc_isl.stages.shared.following import word
 
 IMAGEJ = ("uint8", "uint16", "float32")
 README_NAME = "README.txt"
@@ -214,14 +213,5 @@ def _readme(recipe: AnnotateRecipe, index: store.Index, keys: list[FieldKey]) ->
 
 def _bring(recipe: AnnotateRecipe) -> str:
     """The command that brings the folder back."""
-    words = [_word("plate", str(recipe.plate)), _word("labels", recipe.labels)]
+    words = [word("plate", str(recipe.plate)), word("labels", recipe.labels)]
     return f"python -m hpc_isl.submit annotate import {shlex.quote(str(recipe.out))} {' '.join(words)}"
-
-
-def _word(key: str, text: str) -> str:
-    """`key=value` for the shell; values are read as YAML, where `007` is no text."""
-    try:
-        plain = yaml.safe_load(text) == text
-    except yaml.YAMLError:
-        plain = False
-    return shlex.quote(f"{key}={text if plain else json.dumps(text)}")

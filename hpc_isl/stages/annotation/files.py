@@ -87,6 +87,10 @@ def find(
     if not source.exists():
         raise Mistake(f"source: {source} is not there; a folder of label images or a CSV is expected")
     if source.is_file() and source.suffix.lower() not in BY_SUFFIX:
+        if regex is not None:
+            raise Mistake(
+                f"regex: changes nothing beside the table {source}, which names wells; leave it out"
+            )
         return listed(source, index, fields)
     left = Left()
     folder = list_folder(source) if source.is_dir() else _alone(source)

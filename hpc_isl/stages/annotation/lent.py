@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Lent:
 
     Attributes:
         content: hash of the label image in the folder.
-        base: version of the plate's own labels; empty: there were none.
+        base: version of the plate's own labels, which may be replaced; empty: none.
         origin: who had made them; empty: nobody.
     """
 
@@ -76,18 +76,25 @@ def manifest(plate: str, labels: str, fields: Mapping[FieldKey, Lent]) -> str:
     return json.dumps({"written_by": WRITER, "plate": plate, "labels": labels, "fields": rows}, indent=1)
 
 
-def opened(source: Path) -> Folder | None:
-    """The exported folder that `source`, or the folder of this table, is; None: labels from elsewhere."""
+def opened(source: Path, labels: str) -> Folder | None:
+    """The exported folder that `source`, or the folder of this table, is; None: labels from elsewhere.
+
+    Args:
+        labels: that it becomes; under another name than theirs no labels of the plate are replaced.
+    """
     path = source.parent if source.name == TABLE else source
     try:
         found = read_json(path / MANIFEST) if path.is_dir() else None
         if found is None or found.get("written_by") != WRITER:
             return None
-        return Folder(path, found["plate"], found["labels"], dict(map(_lent, found["fields"])))
+        fields = dict(map(_lent, found["fields"]))
+        if found["labels"] != labels:
+            fields = {key: replace(one, base="") for key, one in fields.items()}
+        return Folder(path, found["plate"], found["labels"], fields)
     except (ValueError, KeyError, TypeError) as error:
         raise Mistake(
-            f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}); without it, {TABLE} and the "
-            "label images come in as a person's: remove it to do so"
+            f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}); {TABLE} and the label images, "
+            "copied to a folder of their own, come in as a person's"
         ) from None
 
 
@@ -97,14 +104,14 @@ def _lent(row: Mapping[str, Any]) -> tuple[FieldKey, Lent]:
     return key, Lent(row["content"], row["base"], row["origin"], boxes)
 
 
-def check(folder: Folder, index: store.Index, labels: str) -> None:
+def check(folder: Folder, index: store.Index) -> None:
     """The folder goes back to where it came from."""
-    for what, was, now in (("plate", folder.plate, index.plate.name), ("labels", folder.labels, labels)):
-        if was != now:
-            raise Mistake(
-                f"source: {folder.path} was exported from {what} {was!r}, and this is {now!r}; remove its "
-                f"{MANIFEST} to bring all of it in as a person's"
-            )
+    if folder.plate != index.plate.name:
+        raise Mistake(
+            f"source: {folder.path} was exported from plate {folder.plate!r}, and this is "
+            f"{index.plate.name!r}; {TABLE} and the label images, copied to a folder of their own, come in "
+            "as a person's"
+        )
 
 
 @dataclass(frozen=True)

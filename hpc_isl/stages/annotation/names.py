@@ -136,6 +136,8 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 def raise_together(problems: Sequence[str], most: int = 20) -> None:
     """One `Mistake` for all of them, on one screen."""
+    if len(problems) == 1:
+        raise Mistake(problems[0])
     if problems:
         more = [f"… and {len(problems) - most} more"] if len(problems) > most else []
         raise Mistake("\n  ".join([f"{len(problems)} problems:", *problems[:most], *more]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +37,7 @@ def state(out: Path, digest: str) -> State:
     if record["digest"] != digest:
         what = "another plate" if finished else "a half-converted plate"
         raise Mistake(
-            f"out: {out} holds {what}, from {record['source']} or by another recipe; "
-            f"choose another out, or remove it: rm -r {shlex.quote(str(out))}"
+            f"out: {out} holds {what}, from {record['source']} or by another recipe; choose another out"
         )
     return "finished" if finished else "unfinished"
 

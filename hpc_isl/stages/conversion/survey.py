@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.change import as_converted, plate_of, words_for
 from hpc_isl.plates.metadata import plate_facts
-from hpc_isl.plates.partial import free, full
+from hpc_isl.plates.partial import free, full, unwritable
 from hpc_isl.plates.plate import (
     TRANSMITTED,
     Export,
@@ -103,23 +103,36 @@ def describe(found: Survey, costs: Costs) -> tuple[str, ...]:
         return (*lines, f"{recipe.out} holds this plate already: nothing to convert")
     if found.state == "unfinished":
         lines.append(f"{recipe.out} is half converted: fields that are there and unchanged are kept")
+    room = free(recipe.out)
     lines.append(
         f"{_many(len(found.todo), 'field')} to convert: {readable(costs.bytes_in)} in, about "
-        f"{readable(costs.bytes_out)} out (pixels take {100 * costs.share:.0f} % with {recipe.codec.name}), "
-        f"{readable(free(recipe.out))} free at {recipe.out}"
+        f"{readable(costs.bytes_out)} out (pixels take {100 * costs.share:.0f} % with {recipe.codec.name})"
+        + (f", {readable(room)} free at {recipe.out}" if room is not None else "")
     )
     if found.damaged:
         lines += ["these fields are skipped:", *listing(found.damaged)]
     return tuple(lines)
 
 
-def check(found: Survey, costs: Costs) -> None:
-    """Raises what forbids the conversion: damaged fields that may not be skipped, or too little room."""
+def check(found: Survey) -> None:
+    """Raises what forbids the conversion: damaged fields that may not be skipped."""
     if found.damaged and found.recipe.on_error == "stop":
         raise Mistake(damage(found.damaged, len(found.plate.fields)))
     if not found.todo and found.state != "finished":
         raise Mistake("\n".join(["no field can be converted:", *listing(found.damaged)]))
-    if found.state == "new" and costs.bytes_out > free(found.recipe.out):
+
+
+def check_place(found: Survey, costs: Costs) -> None:
+    """Raises what forbids to write the plate where it is to lie, as far as that is known beforehand.
+
+    Raises:
+        Blocked: too little room.
+        Mistake: it cannot be written.
+    """
+    if why := unwritable(found.recipe.out):
+        raise Mistake(f"out: {why}; choose another out")
+    room = free(found.recipe.out)
+    if found.state == "new" and room is not None and costs.bytes_out > room:
         raise full(found.recipe.out, costs.bytes_out)
 
 
@@ -128,7 +141,7 @@ def damage(damaged: Mapping[FieldKey, Sequence[str]], of: int) -> str:
     return "\n".join([
         f"{len(damaged)} of {of} fields are damaged:",
         *listing(damaged),
-        "repair or remove these files and start again, or set on_error: skip to leave the fields out",
+        "repair these files and start again, or leave the fields out with on_error=skip",
     ])  # fmt: skip
 
 

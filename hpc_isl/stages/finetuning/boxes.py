@@ -17,8 +17,6 @@ from hpc_isl.plates.store import Index, LabelState, annotation, label_names, lab
 
 Corners = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels, ends excluded."""
-FEW = 6
-"""With fewer annotated fields than this, one field is left out in turn."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.contract import Contract, Task, read_contract
+from hpc_isl.learning.foreign import unlike_channels
 from hpc_isl.learning.split import PARTS, Split
 from hpc_isl.learning.split import draw as draw_split
 from hpc_isl.learning.split import read as read_split
@@ -96,7 +97,7 @@ def settle(recipe: FinetuneRecipe) -> Setting:
     pool, testing = _parted(recipe, view, indices, split)
     pool = boxes_.only(pool, recipe.only)
     learning = boxes_.draw(pool, recipe.n, recipe.draw) if recipe.n != 0 else []
-    remarks = _seen(recipe, testing, starts)
+    remarks = [*_unlike(indices, starts), *_seen(recipe, testing, starts)]
     return Setting(
         indices, split, view, net, starts, tuple(pool), tuple(learning), tuple(testing), tuple(remarks)
     )
@@ -245,6 +246,17 @@ def _seen_by(view: View) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+def _unlike(indices: Sequence[Index], starts: dict[str, Start]) -> Iterator[str]:
+    """Channels that are of another kind here than where a model learnt."""
+    found = (
+        line
+        for start in starts.values()
+        for index in indices
+        for line in unlike_channels(start.contract.view, start.contract.stains, {}, index)
+    )
+    yield from (f"warning: {line}" for line in dict.fromkeys(found))
+
+
 def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
     """One network for all arms; its weights are what the arm imagenet starts from."""
     nets = [start.contract.net for start in starts.values()]
@@ -295,8 +307,8 @@ def _of(view: View, indices: Sequence[Index], split: Split, name: str, parts: tu
 def _seen(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Start]) -> Iterator[str]:
     """Test wells on which a model was trained are refused, or said."""
     for start in starts.values():
-        known = start.contract.wells.get("train", {})
-        leaks = [box for box in testing if _trained_on(box, known.get(box.index.plate.name, []))]
+        seen = start.contract.has_seen
+        leaks = [box for box in testing if seen("train", box.index.plate.name, box.key)]
         if not leaks:
             continue
         names = ", ".join(dict.fromkeys(f"{box.key.well}/{box.key.name}" for box in leaks[:6]))
@@ -304,7 +316,3 @@ def _seen(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Star
         if recipe.seen == "refuse":
             raise Mistake(f"{text}. Annotate wells of its part `test` (its split.csv), or say seen=allow")
         yield text
-
-
-def _trained_on(box: Box, units: Sequence[str]) -> bool:
-    return box.key.well in units or f"{box.key.well}/{box.key.name}" in units

@@ -9,6 +9,7 @@ from pathlib import Path
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.world import World
 from hpc_isl.plates.plate import Plate
+from hpc_isl.plates.plate_map import described
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.pretraining.virtual_stain import (
     finish_stain,
@@ -105,9 +106,9 @@ def _own_share(
 
 
 def _example(study: Study, seen: Seen, rows: Sequence[Row]) -> pictures.Example:
-    about = [value for value in seen.index.plate_map.get(seen.key.well, {}).values() if value]
+    about = described(seen.index.plate_map.get(seen.key.well, {}))
     return pictures.Example(
-        title=", ".join([str(seen.key), *about[:2]]),
+        title=", ".join([str(seen.key), *about]),
         sources=seen.sources,
         targets=seen.targets,
         prediction=seen.prediction,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import hpc_isl
+from hpc_isl.device import remarks
 from hpc_isl.learning import model
 from hpc_isl.learning.batches import batches
 from hpc_isl.learning.calibrate import view_of
@@ -18,10 +19,11 @@ from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.contract import Contract
 from hpc_isl.learning.drift import reference_of
 from hpc_isl.learning.fields import fields_of
+from hpc_isl.learning.foreign import stains_of
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.losses import loss_of
-from hpc_isl.learning.precision import name_of, resolve
+from hpc_isl.learning.precision import device_of, name_of, resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import Crops, crops_of
 from hpc_isl.learning.shares import check_shares, steps_of
@@ -37,6 +39,7 @@ from hpc_isl.recipe import digest
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.pretraining.results import Results, make_results
+from hpc_isl.stages.shared.following import after_pretraining
 from hpc_isl.stages.shared.held_out import (
     by_plate_map,
     figures,
@@ -151,6 +154,8 @@ def _train(course: _Course) -> tuple[Progress, bool]:
         f"training: {world.size} process{'es' * (world.size > 1)} on {world.device.type}, each with "
         f"{torch.get_num_threads()} threads and {workers} loading processes"
     )
+    for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
+        attempt.say(line)
 
     def from_step(first: int) -> Iterator[MicroBatch]:
         return batches(course.crops, recipe.train, world.rank, world.size, first, steps, workers)
@@ -207,6 +212,7 @@ def _keep_model(course: _Course, step: int) -> None:
         step=step,
         code=hpc_isl.__version__,
         reference=reference_of(study.view, study.indices, _training(study)),
+        stains=stains_of(study.view, study.indices),
     )
     model.save(course.attempt.run.model, course.network, contract)
 
@@ -225,8 +231,10 @@ def _units(study: Study, part: str, by: str) -> dict[str, list[str]]:
 
 
 def _summary(course: _Course, results: Results, step: int) -> dict[str, Any]:
+    arm = "imagenet+isl" if course.recipe.net.weights else "random+isl"
     return {
         "figures": figures(results.rows) | {"steps": step},
         "by": by_plate_map(course.study, results.rows),
         "made": {"model": str(course.attempt.run.model), **results.made},
+        "next": after_pretraining(course.study, arm) if course.world.rank == 0 else [],
     }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hpc_isl.learning.fields import image_key
 from hpc_isl.learning.foreign import Scale, read_sources, to_full
 from hpc_isl.learning.model import load
-from hpc_isl.learning.precision import kind_of, resolve
+from hpc_isl.learning.precision import as_scored, kind_of, resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.view import View
 from hpc_isl.plates.plate import FieldKey
@@ -31,7 +31,7 @@ from hpc_isl.stages.segmentation.setting import (
     stain_scale_of,
     view_of,
 )
-from hpc_isl.stages.shared.objects_from import Rule, objects_in, rule_of
+from hpc_isl.stages.shared.objects_from import Rule, found_in, rule_of
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
@@ -65,11 +65,13 @@ class Seen:
         prediction: (output, y, x) as the network says it, on its own grid.
         stain: (target, y, x) on the grid of its model, or None.
         labels: (y, x) at full resolution.
+        dropped: how many objects were too small to count.
     """
 
     prediction: Pixels
     stain: Pixels | None
     labels: Labels
+    dropped: int = 0
 
 
 def bench_of(run: Path) -> Bench:
@@ -96,6 +98,8 @@ def _bench(run: Path) -> Bench:
 def _rule(recipe: SegmentRecipe, models: Models) -> Rule:
     """The model's rule, with what the recipe says otherwise."""
     changes = {key: value for key in ("h", "min_area") if (value := getattr(recipe, key)) is not None}
+    if recipe.min_area is not None:
+        changes["min_area_um2"] = None
     return replace(rule_of(models.contract.task), **changes)
 
 
@@ -104,16 +108,12 @@ def _loaded(recipe: SegmentRecipe, folder: Path) -> Predictor:
     network, contract = load(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     of = recipe.predict or contract.predict
-    precision = recipe.precision or _possible(contract.precision, device)
+    given = recipe.precision
+    dtype = resolve(given, device) if given else as_scored(contract.precision, device)
     return Predictor(
-        network, device, resolve(precision, device), tile=of.tile, halo=of.halo, batch=of.batch,
-        threads=recipe.threads, channels_last=contract.net.channels_last, compiled=recipe.compile,
+        network, device, dtype, tile=of.tile, halo=of.halo, batch=of.batch, threads=recipe.threads,
+        channels_last=contract.net.channels_last, compiled=recipe.compile,
     )  # fmt: skip
-
-
-def _possible(precision: str, device: torch.device) -> str:
-    """What the model was scored with, where the device computes so: a CPU computes in fp32."""
-    return precision if device.type == "cuda" else "fp32"
 
 
 @lru_cache(maxsize=16)
@@ -137,7 +137,8 @@ def _look(bench: Bench, index: Index, key: FieldKey, time: int) -> Seen:
     stain = _stain(bench, index, key, time)
     if is_empty(bench.recipe, bench.view, index, key):
         return Seen(prediction, stain, np.zeros(full.shape[1:], np.uint32))
-    return Seen(prediction, stain, objects_in(full, bench.rule.finer(scale.to_level_0)))
+    rule = bench.rule.finer(scale.to_level_0, index.plate.pixel_um)
+    return Seen(prediction, stain, *found_in(full, rule))
 
 
 def _stain(bench: Bench, index: Index, key: FieldKey, time: int) -> Pixels | None:

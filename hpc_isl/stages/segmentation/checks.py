@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hpc_isl.learning.foreign import unlike_channels
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
@@ -15,7 +16,7 @@ from hpc_isl.plates.change import former
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import computed_by, edited, edits_stay, label_names
 from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
-from hpc_isl.stages.segmentation.files import COPY, labels_name
+from hpc_isl.stages.segmentation.files import COPY, OURS, labels_name
 from hpc_isl.stages.segmentation.maps import MAPS, maps_of
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -44,6 +45,9 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
         if any(is_large(recipe, target.index, key) for key in target.keys):
             refuse_large(recipe, models.contract)
         yield from _seen(recipe, models, view, target)
+        for contract in models.contracts:
+            lines = unlike_channels(contract.view, contract.stains, recipe.channels, target.index)
+            yield from (f"warning: {line}" for line in lines)
         scale = scale_of(recipe, view, target.index, target.keys[0])
         if scale.factor != 1:
             yield (
@@ -54,6 +58,42 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
     yield from _other_labels(recipe, targets)
     if recipe.overlap is not None and "labels" not in recipe.write:
         yield "objects that two overlapping fields show are counted twice, for labels are not kept (write)"
+
+
+def one_name(
+    recipe: SegmentRecipe, models: Models, targets: Sequence[Target]
+) -> tuple[SegmentRecipe, Models, tuple[str, ...]]:
+    """The recipe and models with the one name of all labels of a run, and what the user should know of it.
+
+    It is another than asked for where people, or a draft, have that one on any field of a plate.
+
+    Raises:
+        Mistake: people have that name too, because they corrected what was computed.
+    """
+    name = models.labels
+    if "labels" not in recipe.write:
+        return recipe, models, ()
+    taken = [target for target in targets if _has_drawn(target, name)]
+    if not taken:
+        return recipe, models, ()
+    own = name + OURS
+    for target in targets:
+        if _has_drawn(target, own):
+            raise Mistake(
+                f"{target.index.path}: people have labels {name!r}, and {own!r} where they corrected "
+                "computed ones: neither is replaced; choose another labels="
+            )
+    said = (
+        f"labels {name!r} that people drew, or drafted, on {taken[0].name} stay: all that this run computes "
+        f"are called {own!r}"
+    )
+    return recipe.model_copy(update={"labels": own}), replace(models, labels=own), (said,)
+
+
+def _has_drawn(target: Target, name: str) -> bool:
+    """Whether any field of the plate has labels of this name that no run of segment has computed."""
+    made = (computed_by(target.index.image(field.key), name) for field in target.index.plate.fields)
+    return any(one is not None and not one[1] for one in made)
 
 
 def _check_maps(recipe: SegmentRecipe, models: Models) -> None:
@@ -90,11 +130,6 @@ def _labels_there(recipe: SegmentRecipe, models: Models, target: Target) -> Iter
         refuse_unwritable(target, found)
     except Mistake as mistake:  # the node that computes may see another disk
         yield f"warning: from this machine {mistake}"
-    if found.kept:
-        yield (
-            f"{target.name}: labels {models.labels!r} that people drew or drafted on {len(found.kept)} "
-            f"fields stay; there the computed ones are called {models.labels + COPY!r}"
-        )
 
 
 def _other_labels(recipe: SegmentRecipe, targets: Sequence[Target]) -> Iterator[str]:

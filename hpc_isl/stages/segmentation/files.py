@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from hpc_isl.plates.store import computed_by, edited, refuse_edited
 from hpc_isl.run import Run
 
 Row = dict[str, Any]
-COPY = " predicted"  # added to the name of labels where people, or a draft, have the name already
+# Added to the name of all labels of a run where people, or a draft, have the name already; and to the name in
+# single fields, by runs of earlier versions and where somebody draws while a run goes on.
+OURS, COPY = "_predicted", " predicted"
 FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
 FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv")  # the same
 
@@ -170,6 +173,15 @@ def write_table(path: Path, table: pa.Table) -> None:
 def _write(path: Path, content: bytes) -> None:
     with naming_unwritable(path, len(content)):
         write_atomic(path, content)
+
+
+def csv_text(names: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A table with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def content_hash(labels: Iterable[NDArray[np.uint32]], table: pa.Table) -> str:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc_isl.files import write_atomic
-from hpc_isl.learning.drift import FAR, drift
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages import table
 from hpc_isl.stages.segmentation import overlap, pictures
-from hpc_isl.stages.segmentation.files import Row, Work
+from hpc_isl.stages.segmentation.drifted import write_drift
+from hpc_isl.stages.segmentation.files import Row, Work, csv_text
 from hpc_isl.stages.segmentation.maps import finish_maps, maps_of, plate_of
 from hpc_isl.stages.segmentation.overlap import Twice, wells_of
-from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, view_of
+from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, taught, view_of
 from hpc_isl.tasks import Pool, Task
 
 VERIFY = "verify.json"
@@ -87,7 +85,7 @@ def finish(
         raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
     for target in targets:
         _write_table(run, target, rows, doubles.get(target.slug, ()))
-    _write_plates(recipe, run, targets)
+    _write_plates(recipe, models, run, targets)
     _say_doubts(rows, attempt)
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
     made |= {"losses": run.folder / "losses.csv"} if lost else {}
@@ -108,7 +106,7 @@ def _made_of_all(
 ) -> dict[str, Path]:
     """Drift, maps, counts and pictures: what they are -> where they are."""
     return (
-        _drift(recipe, models, targets, attempt)
+        write_drift(recipe, models, targets, attempt, rows)
         | _finish_maps(recipe, models, targets, attempt.run, rows)
         | table.after_segmenting(attempt.run)
         | pictures.draw(recipe, models, targets, attempt.run, rows)
@@ -155,24 +153,17 @@ def _write_losses(run: Run, lost: Sequence[Row]) -> None:
     if not lost:
         return path.unlink(missing_ok=True)
     names = ("plate", "well", "field", "acquisition", "problem")
-    return write_atomic(path, _csv(names, ([row[name] for name in names] for row in lost)))
+    return write_atomic(path, csv_text(names, ([row[name] for name in names] for row in lost)))
 
 
-def _csv(names: Sequence[str], lines: Iterator[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def _write_plates(recipe: SegmentRecipe, run: Run, targets: Sequence[Target]) -> None:
+def _write_plates(recipe: SegmentRecipe, models: Models, run: Run, targets: Sequence[Target]) -> None:
     """`plates.json`: what tables and pictures need to know of the plates, without opening them."""
     plates = [
         {
             "plate": target.name, "slug": target.slug, "path": str(target.index.path),
             "rows": list(target.index.plate.rows), "columns": list(target.index.plate.columns),
-            "pixel_um": target.index.plate.pixel_um,
+            "pixel_um": target.index.plate.pixel_um, "kind": models.kind,
+            "taught": [f"{k.well}/{k.name}" for k in target.keys if taught(recipe, models, target, k)],
             "left_out": [
                 {name: row[name] for name in ("well", "field", "acquisition", "problem")}
                 for row in (_left_out(target) if recipe.fields is None else ())
@@ -246,35 +237,3 @@ def _whole(target: Target, rows: Sequence[Row]) -> list[FieldKey]:
     there = {(row["well"], row["field"], row["acquisition"]) for row in rows
              if row["plate"] == target.name and "problem" not in row}  # fmt: skip
     return [key for key in target.keys if (key.well, key.name, key.acquisition) in there]
-
-
-# ---------------------------------------------------------------- drift
-
-
-def _drift(
-    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], attempt: Attempt
-) -> dict[str, Path]:
-    """`drift.csv`: how far the sources of each well lie from those that the model was trained on."""
-    reference = models.contract.reference
-    if not reference:
-        attempt.say("the model's contract has no statistics of its training fields: drift is not known")
-        return {}
-    view = view_of(recipe, models.contract)
-    lines = [
-        {"plate": target.name, **row}
-        for target in targets
-        for row in drift(reference, view, target.index, target.keys)
-    ]
-    if not lines:
-        return {}
-    path = attempt.run.folder / "drift.csv"
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    write_atomic(path, _csv(columns, ([line.get(name) for name in columns] for line in lines)))
-    far = [line for line in lines if line["largest"] > FAR]
-    if far:
-        worst = max(far, key=lambda line: line["largest"])
-        attempt.say(
-            f"warning: in {len(far)} of {len(lines)} wells the images are unlike those that the model was "
-            f"trained on (worst: {worst['plate']} {worst['well']}); look at the pictures, and at {path.name}"
-        )
-    return {"drift of each well": path}

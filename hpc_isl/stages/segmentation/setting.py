@@ -51,6 +51,11 @@ class Models:
     stain_contract: Contract | None = None
 
     @property
+    def kind(self) -> str:
+        """Of the objects that are found: nuclei, cells, or stain: drafted from a predicted one."""
+        return self.contract.task.kind if self.contract.task else "stain"
+
+    @property
     def contracts(self) -> tuple[Contract, ...]:
         """Of all models that look at a field."""
         return (self.contract, *([self.stain_contract] if self.stain_contract else []))
@@ -202,6 +207,12 @@ def _keys(recipe: SegmentRecipe, view: View, index: Index) -> tuple[FieldKey, ..
         which = f"; the model looks at those of acquisition {own}" if own is not None else ""
         raise Mistake(f"{index.path}: fields={recipe.fields} leaves none of its {len(keys)} fields{which}")
     return found
+
+
+def taught(recipe: SegmentRecipe, models: Models, target: Target, key: FieldKey) -> bool:
+    """Whether the model learnt from a field's objects, or from the stain that they are counted by here."""
+    seen = ["train", *(["stain"] if recipe.truth and recipe.truth.channel else [])]
+    return any(models.contract.has_seen(part, target.index.plate.name, key) for part in seen)
 
 
 def scale_of(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> Scale:

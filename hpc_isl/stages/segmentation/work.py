@@ -96,8 +96,8 @@ def _compared(bench: Bench, index: Index, work: Work, expected: str) -> Verified
 def _computed(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Labels], pa.Table]]:
     """The labels of each time, and the table, as they are computed now."""
     if is_large(bench.recipe, index, work.key):
-        with looked_at(bench, index, work) as found:
-            yield found
+        with looked_at(bench, index, work) as (labels, table, _):
+            yield labels, table
         return
     seen = look(bench, index, work.key)
     yield [each.labels for each in seen], measured(bench, index, work, seen)
@@ -141,6 +141,7 @@ def _facts(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.T
         "times": len(seen),
         "pixel_um": index.plate.pixel_um,
         "objects": table.num_rows,
+        "dropped": [each.dropped for each in seen],
         **({} if truth is None else {"truth": truth}),
         "hash": files.content_hash([each.labels for each in seen], table),
     }

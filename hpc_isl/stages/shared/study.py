@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.files import identity
+from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.fields import fields_of
-from hpc_isl.learning.split import Split
+from hpc_isl.learning.samples import Crops, crops_of
+from hpc_isl.learning.split import Split, draw
 from hpc_isl.learning.view import Role, View
 from hpc_isl.learning.weight_files import SUFFIXES
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import NetRecipe, SplitRecipe
 
 Place = tuple[Index, FieldKey]
@@ -33,6 +36,18 @@ class Study:
         return [
             (index, key) for index in self.indices for key in fields_of(self.view, index, self.split, part)
         ]
+
+
+def study_of(recipe: PretrainRecipe) -> tuple[Study, Crops]:
+    """What pretraining would look at, and its crops; reads no pixels.
+
+    Raises:
+        Mistake: plates, channels, planes, split or crops that do not fit.
+    """
+    indices = open_plates(recipe.plates)
+    split = draw(indices, recipe.split)
+    study = Study(indices, split, view_of(indices, split, recipe))
+    return study, crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
 
 
 def open_plates(paths: Sequence[Path]) -> tuple[Index, ...]:
