@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +33,11 @@ def forwarded(tmp_path_factory: pytest.TempPathFactory, open_door: Callable[[Pat
     door = open_door(tmp_path_factory.mktemp("forwarded"))
     (door.cwd / "data.txt").write_text("fingerprint-of-it")
     data = f"data={door.cwd / 'data.txt'}"
+    for name in ("USER", "LOGNAME"):  # as in a container, or with `sbatch --export=NONE`
+        door.environment.pop(name, None)
     done = door("count", "steps=7", data, "site.experiment=trial", "--name", "a b")
     assert done.returncode == 0, done.stdout
+    assert door("sync").returncode == 0  # a machine that is busy may not have forwarded it by its end
     return door
 
 
@@ -58,6 +65,27 @@ def test_a_run_is_forwarded_with_all_that_tells_what_it_was(forwarded: Door) -> 
     assert {"recipe.yaml", "record.json"} <= kept
 
 
+def test_a_run_lasted_as_long_as_its_work(forwarded: Door) -> None:
+    """A user sees the start and the end of the work: neither the submission nor the time of `sync`."""
+    rank = json.loads((forwarded.folder("a b") / "attempts" / "0" / "rank-0.json").read_text())
+    done = json.loads((forwarded.folder("a b") / "done" / "count.json").read_text())
+    times = [
+        int(datetime.fromisoformat(moment).timestamp() * 1000) for moment in (rank["start"], done["time"])
+    ]
+    assert ask(forwarded, "select start_time, end_time from runs") == [tuple(times)]
+
+
+def test_a_run_belongs_to_its_user_and_its_experiment_is_one_of_machine_learning(forwarded: Door) -> None:
+    """A user sees a name under "Created by", also where no variable holds it, and pages of training."""
+    tags = dict(ask(forwarded, "select key, value from tags"))
+    assert tags["mlflow.user"] == pwd.getpwuid(os.getuid()).pw_name
+    assert ask(forwarded, "select key, value from experiment_tags") == [
+        ("mlflow.experimentKind", "custom_model_development")
+    ]
+    assert tags["mlflow.source.name"] == "hpc_isl count", "MLflow shows what follows the last slash"
+    assert tags["hpc_isl.command"].endswith("--name a b")
+
+
 def test_a_run_that_is_forwarded_again_is_found_by_its_key(forwarded: Door) -> None:
     before = ask(forwarded, "select count(*) from metrics")
     (forwarded.folder("a b") / "tracking.json").unlink()  # the memory of what was forwarded is lost
@@ -68,16 +96,93 @@ def test_a_run_that_is_forwarded_again_is_found_by_its_key(forwarded: Door) -> N
 
 
 def test_ui_answers_on_loopback_until_ctrl_c(forwarded: Door) -> None:
+    """A user behind a proxy gets the pages too, which open as those of model training, not of agents."""
+    forwarded.environment["http_proxy"] = "http://127.0.0.1:9"  # as on many clusters; knows nothing of here
     call = forwarded.open("ui")
+    del forwarded.environment["http_proxy"]
     assert call.stdout is not None
     address = next(line for line in call.stdout if line.startswith("MLflow: ")).split()[1]
     assert address.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(address) as page:
-        assert b"MLflow" in page.read()
+        assert "MLflow" in page.read().decode()
+    look_at(f"{address}/#/experiments/1")
     os.killpg(call.pid, signal.SIGINT)
     call.communicate(timeout=90)
     assert call.returncode == 0
     assert forwarded.eventually(lambda: forwarded.left() == [])
+
+
+def look_at(address: str) -> None:
+    """A browser that was never here before shows training, where there is one."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        return
+    with tempfile.TemporaryDirectory() as profile:
+        shown = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}",
+             "--virtual-time-budget=60000", "--dump-dom", address],
+            capture_output=True, text=True, timeout=150, check=False,
+        ).stdout  # fmt: skip
+    assert ">a b<" in shown, "the run is listed"
+    assert "Judges" not in shown
+    assert "Agent versions" not in shown
+
+
+def test_a_port_that_is_taken_is_told_at_once(forwarded: Door) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = forwarded("ui", "--port", str(taken.getsockname()[1]))
+    assert refused.returncode == 2
+    assert "not free on this machine" in refused.stdout
+
+
+def test_a_server_that_ends_is_told_with_its_reason(door: Door) -> None:
+    """A user sees why MLflow did not start: the last lines of its log, which holds the reason too."""
+    assert door("count", "site.tracking=none").returncode == 0
+    database = door.cwd / "runs" / "mlflow.db"
+    database.write_text("this is no database")
+    refused = door("ui")
+    assert refused.returncode == 2, refused.stdout
+    assert "its server ended with code" in refused.stdout
+    assert "file is not a database" in refused.stdout
+    assert "Traceback" not in refused.stdout.split("ends:")[0]
+    assert "given up" in (door.cwd / "runs" / "mlflow.log").read_text()
+
+
+def in_mlflow(door: Door, *words: str) -> None:
+    """What a person does there, with MLflow's own commands."""
+    uri = f"sqlite:///{door.cwd}/runs/mlflow.db"
+    command = [sys.executable, "-W", "ignore", "-m", "mlflow", *words]
+    subprocess.run(command, env={**door.environment, "MLFLOW_TRACKING_URI": uri}, check=True)
+
+
+def test_what_was_deleted_in_mlflow_is_told_with_what_brings_it_back(door: Door) -> None:
+    """A user who deleted an experiment there reads its name and the command that restores it, for old runs
+    and new ones; a single run that was deleted is left so, and told."""
+    assert door("count", "--name", "old").returncode == 0
+    assert door("sync").returncode == 0
+    ((experiment,),) = ask(door, "select experiment_id from experiments where name = 'count'")
+    in_mlflow(door, "experiments", "delete", "--experiment-id", str(experiment))
+    assert door("count", "--name", "new", "site.tracking=none").returncode == 0
+    (door.folder("new") / "site.yaml").write_text("executor: local\n")
+    gone = door("sync")
+    assert gone.returncode == 1
+    assert gone.stdout.count("the MLflow experiment 'count' was deleted") == 1, "once, not for each run"
+    restore = f"mlflow experiments restore --experiment-id {experiment}"
+    assert restore in gone.stdout
+    in_mlflow(door, *restore.split()[1:])
+    back = door("sync")
+    assert back.returncode == 0
+    assert "old: nothing new" in back.stdout
+    assert "new: 3 metric values" in back.stdout
+    ((run,),) = ask(door, "select run_uuid from runs where name = 'old'")
+    in_mlflow(door, "runs", "delete", "--run-id", run)
+    left = door("sync")
+    assert left.returncode == 0, "it is what somebody wanted"
+    assert f"mlflow runs restore --run-id {run}" in left.stdout
+    assert ask(door, "select count(*) from runs") == [(2,)]
 
 
 @pytest.mark.kill
