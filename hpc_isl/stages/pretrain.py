@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from hpc_isl.learning.calibrate import view_of
-from hpc_isl.learning.encoders import check_names, check_weights
+from hpc_isl.learning.encoders import check_batchnorm, check_names, check_weights
 from hpc_isl.learning.fields import image_key
 from hpc_isl.learning.forking import fork_server, loading_processes
 from hpc_isl.learning.samples import Crops, crops_of
@@ -45,6 +45,7 @@ def plan(recipe: PretrainRecipe) -> Plan:
     crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
     _check_labels(recipe, study)
     weights = check_weights(recipe.net, len(study.view.sources))
+    check_batchnorm(recipe.net, recipe.train, len(study.view.sources))
     inputs = {index.plate.name: index.fingerprint for index in indices}
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]

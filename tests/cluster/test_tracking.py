@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -246,33 +247,131 @@ def test_an_address_with_a_password_is_refused_before_it_is_recorded(door: Door)
     assert not (door.cwd / "runs").exists()
 
 
+TINY = (
+    "net.encoder=resnet18", "net.weights=null", "net.decoder=[32,16,16,8,8]", "train.steps=2",
+    "train.batch=2", "train.micro_batch=2", "train.crop=32", "data.workers=0", "predict.stain=false",
+)  # fmt: skip
+
+
+def pretrained(door: Door, plate: Path, *keys: str) -> tuple[Path, str]:
+    """The folder of a run "net" on a stained plate, and the address of its model in MLflow."""
+    done = door(
+        "pretrain", f"plates=[{plate}]", "sources=[{channel: Brightfield, plane: focus}]",
+        "targets=[{channel: Hoechst, plane: max}]", *TINY, "--name", "net", *keys,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    synced = door("sync", "net").stdout
+    run = door.cwd / "runs" / "pretrain" / "net"
+    assert "Warning" not in synced + (run / "attempts" / "0" / "forward.log").read_text()
+    return run, json.loads((run / "tracking.json").read_text())["model"]
+
+
+def asked(door: Door, script: str, **names: object) -> str:
+    """What a program prints that knows MLflow alone, and our package to compare with."""
+    program = door.cwd / "ask.py"
+    program.write_text(script.format(uri=f"sqlite:///{door.cwd}/runs/mlflow.db", **names))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)], env=door.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.journey
 def test_a_pretrained_model_comes_back_from_mlflow_and_predicts_the_same(
     door: Door, write_stained_plate: Callable[..., Any]
 ) -> None:
     plate = door.cwd / "P1.zarr"
     write_stained_plate(plate)
-    done = door(
-        "pretrain", f"plates=[{plate}]", "sources=[{channel: Brightfield, plane: focus}]",
-        "targets=[{channel: Hoechst, plane: max}]", "net.encoder=resnet18", "net.weights=null",
-        "net.decoder=[32,16,16,8,8]", "train.steps=2", "train.batch=2", "train.micro_batch=2",
-        "train.crop=32", "data.workers=0", "predict.stain=false", "--name", "net",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    run = door.cwd / "runs" / "pretrain" / "net"
-    model = json.loads((run / "tracking.json").read_text())["model"]
-    script = door.cwd / "ask.py"
-    uri = f"sqlite:///{door.cwd}/runs/mlflow.db"
-    script.write_text(LOADED.format(uri=uri, model=model, run=str(run), plate=str(plate)))
-    asked = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)], env=door.environment, capture_output=True, text=True
-    )
-    assert asked.returncode == 0, asked.stderr
-    assert float(asked.stdout.splitlines()[-1]) < 1e-3
+    run, model = pretrained(door, plate)
+    assert float(asked(door, LOADED, model=model, run=str(run), plate=str(plate)).splitlines()[-1]) < 1e-3
     artifacts = Path(door.cwd / "runs" / "mlflow-artifacts")
     assert [path.name for path in artifacts.rglob("*.pkl")] == [], "nothing is pickled"
     assert {"scores.csv", "split.csv", "examples.png"} <= {path.name for path in artifacts.rglob("*")}
 
+
+@contextmanager
+def serving(door: Door, model: str) -> Iterator[str]:
+    """The address at which `mlflow models serve` answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model,
+               "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    environment = {**door.environment, "MLFLOW_TRACKING_URI": f"sqlite:///{door.cwd}/runs/mlflow.db"}
+    # MLflow looks for its server's programs there, as in an activated environment.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    log = door.cwd / "serve.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=stream, cwd=door.cwd, process_group=0
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        assert door.eventually(lambda: process.poll() is not None or answers(address), 300), log.read_text()
+        assert process.poll() is None, log.read_text()
+        yield address
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(address: str) -> bool:
+    with suppress(OSError):
+        urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+        return True
+    return False
+
+
+@pytest.mark.journey
+def test_a_served_model_takes_images_that_the_vendors_flat_field_corrected(
+    door: Door, write_stained_plate: Callable[..., Any]
+) -> None:
+    """A user of `mlflow models serve` sends corrected images to a model with data.flat_field=vendor, as
+    its metadata say, and gets the stain that the run itself predicts."""
+    plate = door.cwd / "P1.zarr"
+    write_stained_plate(plate, flat_field={"Profile": SLOPE})
+    run, model = pretrained(door, plate, "data.flat_field=vendor")
+    told = asked(door, CORRECTED, model=model, run=str(run), plate=str(plate), slope=SLOPE)
+    about, sent, wanted = map(json.loads, told.splitlines()[-3:])
+    assert about == {
+        "sources": ["Brightfield focus"], "targets": ["Hoechst max"], "um_per_pixel": 0.6,
+        "images": "counts divided by the vendor's flat field (of mean 1)",
+    }  # fmt: skip
+    body = json.dumps({"inputs": sent}).encode()
+    with serving(door, model) as address:
+        request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            got = json.loads(answer.read())["predictions"]
+    assert np.shape(got) == np.shape(wanted) == (1, 1, 96, 96)
+    assert np.std(wanted) > 0
+    assert np.abs(np.subtract(got, wanted)).max() / np.std(wanted) < 1e-3
+
+
+SLOPE = {"Type": "Polynomial", "Coefficients": [[1.0], [0.3, 0.2]], "Origin": [47.5, 47.5],
+         "Scale": [0.01, 0.01], "Dims": [96, 96]}  # fmt: skip
+CORRECTED = """
+import json, mlflow, numpy as np
+from pathlib import Path
+from hpc_isl.learning import model, predict, samples
+from hpc_isl.learning.fields import field_view
+from hpc_isl.learning.flat_field import gain
+from hpc_isl.plates.store import open_plate, read_box
+
+mlflow.set_tracking_uri({uri!r})
+print(json.dumps(mlflow.models.get_model_info({model!r}).metadata))
+network, contract = model.load(Path({run!r}) / "model")
+index = open_plate(Path({plate!r}))
+key = index.plate.fields[0].key
+seen, _ = samples.read(contract.view, index, key)
+offset, scale = contract.view.targets[0].numbers
+(plane,) = field_view(contract.view, index, key, 0).sources[0].planes
+whole = (slice(0, 96), slice(0, 96))
+counts = read_box(index.image(key), 0, 0, index.channel("Brightfield"), [plane], *whole)[0]
+print(json.dumps((counts / gain({slope!r}, (96, 96), whole))[None, None].tolist()))
+print(json.dumps((predict.predict(network, seen) * scale + offset)[None].tolist()))
+"""
 
 LOADED = """
 import mlflow, numpy as np

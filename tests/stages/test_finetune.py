@@ -260,6 +260,14 @@ def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, ex
 
 # ---------------------------------------------------------------- mistakes
 
+ONE_CROP = "train={steps: 2, batch: 2, micro_batch: 1, crop: 32}"
+
+
+def test_one_crop_at_a_time_will_do_where_nothing_is_normalised_by_it(world):
+    """A user may train on single small crops with statistics that are held, and without any training."""
+    plan(recipe(world, "arm=random+isl", ONE_CROP, "transfer.hold_norm=true"))
+    plan(recipe(world, "arm=random+isl", ONE_CROP, "n=0"))
+
 
 @pytest.mark.parametrize(
     ("keys", "message"),
@@ -282,6 +290,7 @@ def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, ex
         (["net={encoder: resnet18, weights: null}"], "one network for all arms"),
         (["predict={tile: 100}"], "predict.tile=100: a multiple of 32"),
         (["arm=best"], "arm=best: is for sweeps"),
+        (["arm=random", ONE_CROP, "transfer.hold_norm=true"], "micro_batch=1, .*BatchNorm of net.encoder="),
         (["pretrained=[]", "drafted=null", "arm=random"], "sources: must be given"),
     ],
 )  # fmt: skip

@@ -109,6 +109,10 @@ def test_a_plan_says_what_will_be_done_and_writes_nothing(recipe, plate, tmp_pat
         ("labels=nuclie", "labels='nuclie': on no test field; did you mean 'nuclei'"),
         ("data.foreground={threshold: 65000}", "no training field holds"),
         ("data.level=9", "level"),
+        (
+            "train={steps: 2, batch: 2, micro_batch: 1, crop: 32}",
+            "micro_batch=1, .*BatchNorm of net.encoder=",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_is_submitted(recipe, override, message):

@@ -95,6 +95,14 @@ def settle(recipe: FinetuneRecipe) -> Setting:
     )
 
 
+def held_norms(recipe: FinetuneRecipe) -> str:
+    """What of the network keeps the BatchNorm statistics that it came with: encoder, all, or nothing ("")."""
+    if not recipe.transfer.hold_norm or recipe.arm == "random":
+        return ""
+    # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
+    return "encoder" if recipe.arm == "imagenet" else "all"
+
+
 # ---------------------------------------------------------------- models
 
 

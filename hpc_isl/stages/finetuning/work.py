@@ -41,7 +41,7 @@ from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.finetuning.boxes import Box
 from hpc_isl.stages.finetuning.scores import count, main_figures, make_scores
-from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.finetuning.setting import Setting, held_norms, settle
 from hpc_isl.stages.shared.held_out import write_scores
 from hpc_isl.stages.shared.ledger import Ledger
 
@@ -100,9 +100,8 @@ def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
     task = _task(recipe, setting, sum(objects))
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
     network: Any = _network(recipe, setting, task, seed)
-    if recipe.transfer.hold_norm and recipe.arm != "random":
-        # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
-        hold_norms(network.encoder if recipe.arm == "imagenet" else network)
+    if held := held_norms(recipe):
+        hold_norms(network.encoder if held == "encoder" else network)
     return _Course(recipe, attempt, world, setting, task, network, seed, objects)
 
 
