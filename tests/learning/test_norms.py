@@ -96,7 +96,7 @@ def test_every_layer_of_an_encoder_of_timm_is_held_and_holding_twice_changes_not
         ({"encoder": "resnet18"}, 64, False),
         ({"encoder": "resnet18", "decoder": [32, 16, 8, 8]}, 32, False),  # its deepest level has 2 x 2 pixels
         ({"encoder": "mit_b0"}, 32, False),  # normalises layers instead; cannot be built without memory
-        ({"encoder": "timm-resnest14d"}, 64, True),  # normalises pooled features, whatever the crop
+        ({"encoder": "timm-skresnet18"}, 64, True),  # normalises pooled features, whatever the crop
     ],
 )
 def test_one_crop_at_a_time_is_refused_where_training_would_fail(net, crop, refused):
