@@ -62,11 +62,12 @@ def check_batchnorm(net: NetRecipe, train: TrainRecipe, sources: int, held: str 
 
     if not single_value(net, sources, train.crop, held):
         return
-    batch = "" if train.batch > 1 else ", train.batch=2"
+    least = next((n for n in range(2, train.batch + 1) if train.batch % n == 0), 2)
+    batch = "" if train.batch > 1 else " and train.batch=2"
     larger = "" if single_value(net, sources, 2 * train.crop, held) else f", or train.crop={2 * train.crop}"
     raise Mistake(
         f"train.micro_batch=1, train.crop={train.crop}: BatchNorm of net.encoder={net.encoder} would be left "
-        f"with one value per channel, of which there is no variance; take train.micro_batch=2{batch}{larger}"
+        f"with one value per channel, of which there is no variance; take train.micro_batch={least}{batch}{larger}"
     )
 
 

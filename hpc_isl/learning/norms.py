@@ -102,13 +102,12 @@ def single_value(net: NetRecipe, sources: int, edge: int, held: str = "") -> boo
     Args:
         held: what keeps its statistics, as in `hold_norms`: encoder, all, or nothing ("").
     """
-    return _single_value(net.encoder, net.decoder and tuple(net.decoder), sources, edge, held)
+    decoder = None if net.decoder is None else tuple(net.decoder)
+    return _single_value(net.encoder, decoder, sources, edge, held)
 
 
 @cache
-def _single_value(
-    encoder: str, decoder: tuple[int, ...] | None, sources: int, edge: int, held: str
-) -> bool:
+def _single_value(encoder: str, decoder: tuple[int, ...] | None, sources: int, edge: int, held: str) -> bool:
     net = NetRecipe(encoder=encoder, decoder=decoder and list(decoder), weights=None)
     try:
         with torch.device("meta"):

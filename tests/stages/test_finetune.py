@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import label
 
@@ -136,6 +137,9 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
     assert (contract.task.arm, contract.task.boxes, contract.step) == (arm, 2, 2)
     assert (contract.net.weights is None) == (arm in ("random", "random+isl", "drafted"))
     assert not found.checkpoints.exists()
+    assert summary["made"]["training curves"] == str(found.pictures / "training.png")
+    with Image.open(found.pictures / "training.png") as picture:
+        assert picture.size[0] > 400
     assert list(contract.reference) == ["Brightfield focus"]
     index = open_plate(world / "P01.zarr")
     listed = json.loads((found.folder / "panels.json").read_text())

@@ -193,7 +193,9 @@ def test_metrics_tell_loss_and_validation_by_step(done):
     losses = {line["step"]: line["values"]["train/loss"] for line in lines if "train/loss" in line["values"]}
     assert list(losses) == list(range(1, 81))
     assert losses[80] < losses[1]
-    assert [line["step"] for line in lines if "validation/pcc" in line["values"]] == [40, 80]
+    validated = {line["step"]: line["values"] for line in lines if "validation/pcc" in line["values"]}
+    assert list(validated) == [40, 80]
+    assert validated[40]["validation/loss"] > validated[80]["validation/loss"] > 0
 
 
 def test_pictures_are_drawn(done):
