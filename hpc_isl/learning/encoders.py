@@ -67,7 +67,8 @@ def check_batchnorm(net: NetRecipe, train: TrainRecipe, sources: int, held: str 
     larger = "" if single_value(net, sources, 2 * train.crop, held) else f", or train.crop={2 * train.crop}"
     raise Mistake(
         f"train.micro_batch=1, train.crop={train.crop}: BatchNorm of net.encoder={net.encoder} would be left "
-        f"with one value per channel, of which there is no variance; take train.micro_batch={least}{batch}{larger}"
+        "with one value per channel, of which there is no variance; take "
+        f"train.micro_batch={least}{batch}{larger}"
     )
 
 
