@@ -26,7 +26,8 @@ from hpc_isl.stages.report import Report, report
 from hpc_isl.stages.reporting.panels import EXTRA, MATCHED, MISSED, panels
 from hpc_isl.stages.reporting.sweep import read_sweep
 from hpc_isl.stages.reporting.tables import Results, results, tables
-from hpc_isl.stages.reporting.words import headline
+from hpc_isl.stages.reporting.words import LEGEND, headline
+from hpc_isl.stages.shared.sweeps import SCORES
 
 NASTY = """<i>it's a "sweep" & more"""
 LOST = "arm=imagenet+isl,n=2,draw=1"
@@ -364,6 +365,40 @@ def test_cells_are_judged_by_map(tmp_path: Path, plate: Index) -> None:
     run = made_up_sweep(tmp_path, plate, having(PAIR, kind="cells"))
     mean = np.mean(list(scores(run, "random+isl", 1, "nuclei", "mAP").values()))
     assert f"random+isl reaches mAP {mean:.2f} [" in said(run)
+
+
+def test_scores_of_next_to_nothing_save_nothing_and_are_no_base_of_a_gain(
+    tmp_path: Path, plate: Index
+) -> None:
+    """A user whose arms all fail at N = 1 reads that no annotations are saved there and that a gain is not
+    defined, not how many times the annotations of the other arm a score of 0.00 is worth."""
+    run = made_up_sweep(tmp_path, plate, having(PAIR, kind="cells"))
+    for folder in (run.folder / "finetune").glob("arm=*,n=1,*"):
+        text = lines(folder / "scores.csv")
+        for row in text:
+            row["mAP"] = "0.004" if "isl" in folder.name else "0.001"
+        with (folder / "scores.csv").open("w", newline="") as stream:
+            table = csv.DictWriter(stream, list(text[0]))
+            table.writeheader()
+            table.writerows(text)
+    first = said(run)
+    assert "random+isl reaches mAP 0.00 [0.00, 0.00]; random 0.00 [0.00, 0.00], gain not defined" in first
+    assert "At a score of 0.00 no annotations are saved over random." in first
+    assert "needs >" not in first
+    made = report(run)
+    row = line(made.page.parent / "savings.csv", arm="random+isl", n=1)
+    assert (row["least"], row["most"], row["low"], row["high"]) == ("", "", "", "")
+    later = line(made.page.parent / "savings.csv", arm="random+isl", n=4)
+    assert float(later["least"]) > 0
+
+
+def test_the_page_says_what_its_scores_mean(whole: tuple[Run, Report]) -> None:
+    """A biologist reads what mAP, AP50, PQ, SQ and RQ are on the page, and the main score in full."""
+    text = Parsed(whole[1].page).text
+    assert "Main score: intersection over union (IoU) against" in text
+    for name in ("mAP", "AP50, AP75", "F1", "PQ", "SQ", "RQ", "IoU", "N", "count error"):
+        assert f"{name} {LEGEND[name]}" in text
+    assert set(SCORES) - {"iou", "count_error"} <= set(" ".join(LEGEND).replace(",", "").split())
 
 
 def test_boxes_of_the_training_line_and_of_others_are_told_apart(tmp_path: Path, plate: Index) -> None:
