@@ -15,7 +15,16 @@ from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages.segmentation import finish
 from hpc_isl.stages.segmentation.checks import checked, refuse_others, refuse_unwritable, standing
-from hpc_isl.stages.segmentation.files import Row, Work, done, sweep_labels, sweep_run, write_record
+from hpc_isl.stages.segmentation.files import (
+    Row,
+    Work,
+    done,
+    schema_file,
+    sweep_labels,
+    sweep_run,
+    write_record,
+    write_table,
+)
 from hpc_isl.stages.segmentation.setting import (
     Models,
     Target,
@@ -68,6 +77,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         found = standing(recipe, models, target)
         refuse_others(recipe, models, target, found)
         refuse_unwritable(target, found)
+    _write_schema(recipe, models, targets, attempt.run.folder)
     places = list(_places(recipe, models, targets, attempt.run.folder))
     with pools(_need(recipe, models, targets)) as pool:
         rows = _segment_all(recipe, models, places, attempt, pool)
@@ -84,6 +94,14 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         with naming_unwritable(attempt.run.folder):
             finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
     return None
+
+
+def _write_schema(recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path) -> None:
+    """The columns of all tables of objects, before any process writes one."""
+    from hpc_isl.stages.segmentation.measured import schema_of
+
+    stain = view_of(recipe, models.stain_contract) if models.stain_contract else None
+    write_table(schema_file(run), schema_of(recipe, stain, targets).empty_table())
 
 
 # ---------------------------------------------------------------- plan

@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -22,6 +24,7 @@ from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
+from hpc_isl.stages.segmentation.files import schema_file
 from hpc_isl.stages.segmentation.maps import Maps, maps_of
 from hpc_isl.stages.segmentation.setting import Models, is_empty, models_of, scale_of, stain_scale_of, view_of
 from hpc_isl.stages.shared.objects_from import Rule, objects_in, rule_of
@@ -38,6 +41,7 @@ class Bench:
 
     Attributes:
         device: kind of device and precision, as in `cpu AVX512 fp32`: on each results repeat to the bit.
+        schema: of the tables of objects.
     """
 
     recipe: SegmentRecipe
@@ -49,6 +53,7 @@ class Bench:
     stain: Predictor | None
     stain_view: View | None
     maps: Maps
+    schema: pa.Schema
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def _bench(run: Path) -> Bench:
         stain=_loaded(recipe, models.stain) if models.stain else None,
         stain_view=view_of(recipe, stained) if stained else None,
         maps=maps_of(recipe.write, models.contract, stained),
+        schema=pq.read_schema(schema_file(run)),
     )  # fmt: skip
 
 

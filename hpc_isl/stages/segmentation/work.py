@@ -61,23 +61,26 @@ def verify_field(work: Work) -> Verified:
     if record.get("device", bench.device) != bench.device:
         return Verified(untold=f"computed on {record['device']}, and this is {bench.device}")
     expected = record.get("hash")
-    if _computed_hash(bench, index, work) != expected:
+    found, columns = _computed_hash(bench, index, work)
+    if found != expected:
         return Verified("computed again, its objects are others than its record says")
     if "labels" not in bench.recipe.write:
         return Verified()
     image = index.image(work.key)
     kept = label_bands(image, files.labels_name(image, bench.models.labels))
-    if files.content_hash(kept, pq.read_table(work.table)) != expected:
+    if files.content_hash(kept, pq.read_table(work.table).select(columns)) != expected:
         return Verified("its labels or its table on disk are others than were computed")
     return Verified()
 
 
-def _computed_hash(bench: Bench, index: Index, work: Work) -> str:
+def _computed_hash(bench: Bench, index: Index, work: Work) -> tuple[str, list[str]]:
+    """Of a field's objects, and the columns that its plate has of them."""
     if is_large(bench.recipe, index, work.key):
         with looked_at(bench, index, work) as (labels, table):
-            return files.content_hash(bands(labels), table)
+            return files.content_hash(bands(labels), table), table.column_names
     seen = look(bench, index, work.key)
-    return files.content_hash([each.labels for each in seen], measured(bench, index, work, seen))
+    table = measured(bench, index, work, seen)
+    return files.content_hash([each.labels for each in seen], table), table.column_names
 
 
 # ---------------------------------------------------------------- what is kept
@@ -93,7 +96,7 @@ def _keep(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.Ta
             image, files.labels_name(image, bench.models.labels), labels, origin="segmented",
             boxes=[(0, 0, *labels.shape[-2:])], fingerprint=work.mark, overwrite=True,
         )  # fmt: skip
-    files.write_table(work.table, table)
+    files.write_table(work.table, files.fitted(table, bench.schema))
 
 
 def _keep_maps(bench: Bench, index: Index, work: Work, seen: list[Seen]) -> None:
