@@ -170,11 +170,17 @@ class Run:
                 number += 1
 
     def origin(self) -> float:
-        """When the run was made, in seconds since 1970; the zero of the time axis of its vitals."""
+        """When the run was made, in seconds since 1970."""
         try:
             return self.recipe.stat().st_mtime
         except OSError:
             return time.time()
+
+    def began(self) -> float:
+        """When its first attempt began, in seconds since 1970: the zero of the time axis of its vitals."""
+        records = (read_json(self.attempts / str(n) / "rank-0.json") or {} for n in self.attempt_numbers())
+        starts = (datetime.fromisoformat(record["start"]) for record in records if "start" in record)
+        return min((start.timestamp() for start in starts), default=time.time())
 
     def metric_lines(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; a line torn by a kill is passed over."""
@@ -301,7 +307,7 @@ class Attempt:
                 self.note(exit=now(), heartbeat=now(), **outcome)
 
     def _beat(self, ended: threading.Event, vitals: Callable[[], Mapping[str, float]] | None) -> None:
-        origin = self.run.origin()
+        origin = self.run.began()
         sampled = time.monotonic() - VITALS_S / 2
         complained = False
         while not ended.wait(HEARTBEAT_S):

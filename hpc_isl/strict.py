@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -197,7 +199,7 @@ def _complaint(kind: type[Strict], entry: Any) -> str:
     dotted = ".".join(map(str, path)) or "the whole"
     if entry["type"] == "extra_forbidden":
         owner = _model_at(kind, list(path[:-1]))
-        return f"{dotted}: no such key; {nearest(path[-1], owner.model_fields if owner else [])}"
+        return f"{dotted}: no such key; {_nearest_key(kind, owner, str(path[-1]))}"
     if entry["type"] == "missing":
         return f"{dotted}: must be given"
     if entry["type"] == "model_type" and (owner := _model_at(kind, path)):
@@ -209,6 +211,34 @@ def _complaint(kind: type[Strict], entry: Any) -> str:
     if entry["type"] == "string_type" and isinstance(entry["input"], bool):
         text = f"text is expected; in quotes it is one, as in {dotted}='\"{str(entry['input']).lower()}\"'"
     return f"{dotted}: {text}; got {entry['input']!r}" if path else text
+
+
+def _nearest_key(kind: type[Strict], owner: type[Strict] | None, name: str) -> str:
+    """The clause about a key that does not exist: nearly so spelled here, of that name elsewhere, or else.
+
+    A key in the wrong place, as train.lr for optim.lr, is nearer than one that only looks a little like it.
+    """
+    here = list(owner.model_fields) if owner else []
+    places: dict[str, list[str]] = {}
+    for key in _keys(kind):
+        places.setdefault(key.rpartition(".")[2], []).append(key)
+    for legal, likeness in ((here, 0.8), (places, 1.0), (here, 0.5), (places, 0.7)):
+        close = difflib.get_close_matches(name, legal, n=1, cutoff=likeness)
+        if close and legal is places:
+            meant = " or ".join(repr(key) for key in places[close[0]][:3])
+            return f"did you mean {meant}? {nearest('', here)}"
+        if close:
+            break
+    return nearest(name, here)
+
+
+def _keys(kind: type[Strict], path: str = "") -> Iterator[str]:
+    """All dotted keys of a model, as `override` takes them; of a list those of its first entry."""
+    for name, known in kind.model_fields.items():
+        yield f"{path}{name}"
+        entry = ".0" if typing.get_origin(known.annotation) is list else ""
+        for model in models_in(known.annotation):
+            yield from _keys(model, f"{path}{name}{entry}.")
 
 
 def _model_at(kind: Any, path: list[Any]) -> type[Strict] | None:

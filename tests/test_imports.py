@@ -63,7 +63,7 @@ POOL = {"cluster/pool.py", *(f"cluster/pooled/{part}.py" for part in PARTS_OF_PO
 ONLY = {
     "submitit": {"cluster/slurm/sbatch.py"},
     # served.py is run by MLflow itself and imported by nothing.
-    "mlflow": {"cluster/tracking.py", "learning/served.py"},
+    "mlflow": {"cluster/tracking.py", "cluster/tracking_pages.py", "learning/served.py"},
     "dask": POOL,
     "distributed": POOL,
 }

@@ -21,6 +21,15 @@ class Inner(Strict):
     """its size"""
 
 
+class Other(Strict):
+    """Another."""
+
+    weight: float = 1.0
+    """its weight"""
+    size: int = 2
+    """also a size"""
+
+
 class Outer(Strict):
     """Several."""
 
@@ -32,6 +41,8 @@ class Outer(Strict):
     """more"""
     maybe: Inner | None = None
     """none, often"""
+    other: Other = Other()
+    """another"""
 
 
 def test_values_are_frozen() -> None:
@@ -47,6 +58,10 @@ def test_values_are_frozen() -> None:
         ({"name": "a", "inner": {"sise": 2}}, "inner.sise: no such key; did you mean 'size'?"),
         ({"name": "a", "many": [{}, {"sise": 2}]}, "many.1.sise: no such key; did you mean 'size'?"),
         ({"name": "a", "maybe": {"sise": 2}}, "maybe.sise: no such key; did you mean 'size'?"),
+        ({"name": "a", "inner": {"weight": 1}}, "inner.weight: no such key; did you mean 'other.weight'?"),
+        ({"name": "a", "inner": {"weigth": 1}}, "inner.weigth: no such key; did you mean 'other.weight'?"),
+        ({"name": "a", "size": 1}, "size: no such key; did you mean 'inner.size' or 'many.0.size'"),
+        ({"name": "a", "other": {"zzz": 1}}, "other.zzz: no such key; There are: 'weight', 'size'"),
         ({"name": "a", "inner": {"size": "big"}}, "inner.size: Input should be a valid integer"),
         ({"name": "a", "inner": 3}, "inner: "),
     ],

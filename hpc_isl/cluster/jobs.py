@@ -21,6 +21,7 @@ STAGES = {
     "finetune": "hpc_isl.stages.finetune",
     "segment": "hpc_isl.stages.segment",
 }
+REPORTS = {"finetune": "hpc_isl.stages.report"}  # what tells of all elements of a sweep together
 ALONE = {"convert", "annotate"}  # one process, which starts others as it needs them
 POOLED = {"segment"}  # one process per node; rank 0 computes the stage with the worker processes of all
 MISTAKE, FAILED, STOPPED = 2, 1, 3  # exit codes; 0 is done

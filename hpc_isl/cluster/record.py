@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import pwd
 import re
 import shutil
 import socket
@@ -46,7 +47,7 @@ def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[st
         "made": now(),
         "argv": argv,
         "cwd": os.getcwd(),
-        "user": os.environ.get("USER") or str(os.getuid()),
+        "user": user(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
@@ -56,6 +57,14 @@ def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[st
         "packages": packages(),
         "environment": _environment(),
     }
+
+
+def user() -> str:
+    """Returns the name of the user whose process this is; some containers know users by number alone."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
 
 
 def _environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from hpc_isl.learning.encoders import check_names, check_weights
+from hpc_isl.learning.encoders import check_batchnorm, check_names, check_weights
 from hpc_isl.learning.forking import fork_server, loading_processes
 from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.stride import check_grid
@@ -19,7 +19,7 @@ from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetuning import sweep
 from hpc_isl.stages.finetuning.boxes import Box, fingerprint, states
 from hpc_isl.stages.finetuning.boxes import parts as boxes_parts
-from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.finetuning.setting import Setting, held_norms, settle
 from hpc_isl.stages.shared.study import expanded, located_net, located_split
 from hpc_isl.stages.shared.workloads import STEPS, TEST, megapixels, micro_batches, training_like
 from hpc_isl.timing import Workload
@@ -103,6 +103,8 @@ def _check(recipe: FinetuneRecipe, setting: Setting) -> None:
         raise Mistake(f"n=0: the arm {recipe.arm} knows nothing before it sees an annotation")
     if recipe.arm == "imagenet" and setting.net.weights is None:
         raise Mistake("arm=imagenet: net.weights names no weights; give imagenet, or a file")
+    if recipe.n != 0:
+        check_batchnorm(setting.net, recipe.train, len(setting.view.sources), held_norms(recipe))
 
 
 def _inputs(recipe: FinetuneRecipe, setting: Setting, labels: Labels) -> dict[str, str]:

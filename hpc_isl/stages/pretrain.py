@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from math import ceil
 
-from hpc_isl.learning.encoders import check_names, check_weights
+from hpc_isl.learning.encoders import check_batchnorm, check_names, check_weights
 from hpc_isl.learning.fields import image_key
 from hpc_isl.learning.forking import fork_server, loading_processes
 from hpc_isl.learning.samples import Crops
@@ -55,6 +55,7 @@ def plan(recipe: PretrainRecipe) -> Plan:
     study, crops = study_of(recipe)
     _check_labels(recipe, study)
     weights = check_weights(recipe.net, len(study.view.sources))
+    check_batchnorm(recipe.net, recipe.train, len(study.view.sources))
     inputs = {index.plate.name: index.fingerprint for index in study.indices}
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]

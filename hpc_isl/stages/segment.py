@@ -22,7 +22,16 @@ from hpc_isl.stages.segmentation.checks import (
     refuse_unwritable,
     standing,
 )
-from hpc_isl.stages.segmentation.files import Row, Work, done, sweep_labels, sweep_run, write_record
+from hpc_isl.stages.segmentation.files import (
+    Row,
+    Work,
+    done,
+    schema_file,
+    sweep_labels,
+    sweep_run,
+    write_record,
+    write_table,
+)
 from hpc_isl.stages.segmentation.setting import (
     Models,
     Target,
@@ -90,6 +99,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         found = standing(recipe, models, target, todo)
         refuse_others(recipe, models, target, found)
         refuse_unwritable(target, found)
+    _write_schema(recipe, models, targets, attempt.run.folder)
     with pools(_need(recipe, models, targets)) as pool:
         rows = _segment_all(recipe, models, places, ready, attempt, pool)
         if rows is None:
@@ -111,6 +121,7 @@ def trial(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     """The same for ten seconds; what it takes is timed, not kept, and plates stay as they are."""
     models = models_of(recipe)
     targets = targets_of(recipe, view_of(recipe, models.contract))
+    _write_schema(recipe, models, targets, attempt.run.folder)
     places = list(_places(recipe, models, targets, attempt.run.folder))
     with pools(_need(recipe, models, targets)) as pool, ended_after(attempt, TRIAL_S):
         _segment_all(recipe, models, places, {work.record: None for _, work in places}, attempt, pool)
@@ -120,6 +131,14 @@ def trial_recipe(recipe: SegmentRecipe) -> SegmentRecipe:
     """The same with a map in the run folder instead of labels in the plate."""
     task = models_of(recipe).contract.task
     return recipe.model_copy(update={"write": ["mask" if task else "stain"]})
+
+
+def _write_schema(recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path) -> None:
+    """The columns of all tables of objects, before any process writes one."""
+    from hpc_isl.stages.segmentation.measured import schema_of
+
+    stain = view_of(recipe, models.stain_contract) if models.stain_contract else None
+    write_table(schema_file(run), schema_of(recipe, stain, targets).empty_table())
 
 
 # ---------------------------------------------------------------- plan

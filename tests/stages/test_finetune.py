@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 import zarr
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import label
 from skimage.measure import regionprops
@@ -142,6 +143,9 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
     assert (contract.task.arm, contract.task.boxes, contract.step) == (arm, 2, 2)
     assert (contract.net.weights is None) == (arm in ("random", "random+isl", "drafted"))
     assert not found.checkpoints.exists()
+    assert summary["made"]["training curves"] == str(found.pictures / "training.png")
+    with Image.open(found.pictures / "training.png") as picture:
+        assert picture.size[0] > 400
     assert list(contract.reference) == ["Brightfield focus"]
     index = open_plate(world / "P01.zarr")
     listed = json.loads((found.folder / "panels.json").read_text())
@@ -308,6 +312,14 @@ def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, ex
 
 # ---------------------------------------------------------------- mistakes
 
+ONE_CROP = "train={steps: 2, batch: 2, micro_batch: 1, crop: 32}"
+
+
+def test_one_crop_at_a_time_will_do_where_nothing_is_normalised_by_it(world):
+    """A user may train on single small crops with statistics that are held, and without any training."""
+    plan(recipe(world, "arm=random+isl", ONE_CROP, "transfer.hold_norm=true"))
+    plan(recipe(world, "arm=random+isl", ONE_CROP, "n=0"))
+
 
 @pytest.mark.parametrize(
     ("keys", "message"),
@@ -330,6 +342,7 @@ def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, ex
         (["net={encoder: resnet18, weights: null}"], "one network for all arms"),
         (["predict={tile: 100}"], "predict.tile=100: a multiple of 32"),
         (["arm=best"], "arm=best: is for sweeps"),
+        (["arm=random", ONE_CROP, "transfer.hold_norm=true"], "micro_batch=1, .*BatchNorm of net.encoder="),
         (["pretrained=[]", "drafted=null", "arm=random"], "sources: must be given"),
     ],
 )  # fmt: skip

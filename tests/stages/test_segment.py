@@ -41,7 +41,7 @@ from hpc_isl.stages.inspect import validate
 from hpc_isl.stages.segment import _places, plan, segment
 from hpc_isl.stages.segmentation.overlap import seen_twice, wells_of
 from hpc_isl.stages.segmentation.setting import _unique, models_of, targets_of
-from hpc_isl.stages.segmentation.work import segment_field
+from hpc_isl.stages.segmentation.work import Verified, segment_field, verify_field
 from hpc_isl.stages.table import table
 from hpc_isl.strict import parse, read_yaml, to_yaml
 from hpc_isl.tasks import Answer
@@ -397,6 +397,76 @@ def test_where_a_stain_was_not_imaged_nothing_is_known_of_it(lab, tmp_path):
     wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
     assert wells.truth_fields.to_dict() == pytest.approx({"B02": 2, "B03": np.nan}, nan_ok=True)
     assert np.isnan(wells.median_Hoechst_mean["B03"])
+
+
+def unlike(tmp_path, *keys, name="all", plates=("S1", "S2")):
+    """A run over plates that differ in the name of the stain, and in whether the size of a pixel is known."""
+    if not (tmp_path / "S1.zarr").exists():
+        write_screen(tmp_path / "S1.zarr")
+        write_screen(tmp_path / "S2.zarr", wells=["C02"], pixel_um=None, stain="DAPI")
+        save_model(tmp_path / "runs" / "finetune" / "anywhere", pixel_um=None)
+    both = [str(tmp_path / f"{plate}.zarr") for plate in plates]
+    given = [f"model={tmp_path}/runs/finetune/anywhere", f"plates={json.dumps(both)}", "labels=found"]
+    recipe = plan(load("segment", None, [*given, *keys])).recipe
+    run = Run(tmp_path / "runs" / "segment" / name)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.recipe.write_text(to_yaml(recipe))
+    segment(recipe, Attempt(run), Here())
+    return run
+
+
+def test_objects_of_unlike_plates_are_one_table_in_which_nothing_is_dropped(tmp_path):
+    """A user opens all objects of a run with `pd.read_parquet("objects")`, and finds every figure of every
+    plate there; what a plate does not have, a channel or micrometres, is null in its rows alone."""
+    run = unlike(tmp_path)
+    for folder in ("objects", "tables"):
+        objects = pd.read_parquet(run.folder / folder)
+        one, two = (objects[objects.plate == name] for name in ("S1", "S2"))
+        assert len(one) > 20
+        assert len(two) > 20
+        for own, other in (("Hoechst_mean", "DAPI_mean"), ("area_um2", "area_px")):
+            assert one[own].notna().all()
+            assert one[other].isna().all()
+            assert two[other].notna().all()
+            assert two[own].isna().all()
+        files = sorted((run.folder / folder).rglob("*.parquet"))
+        assert len({pq.read_schema(path).serialize().to_pybytes() for path in files}) == 1
+        assert pq.read_table(files[-1])["Hoechst_mean"].null_count == len(pq.read_table(files[-1]))
+    wells = pd.read_csv(run.folder / "wells.csv").set_index(["plate", "well"])
+    assert wells.median_DAPI_mean.notna().to_dict() == {("S1", "B02"): 0, ("S1", "B03"): 0, ("S2", "C02"): 1}
+
+
+def test_a_plate_has_the_same_columns_and_hashes_alone_as_beside_another(tmp_path):
+    """A user who segments one plate gets the columns of that plate, and a hash that other plates of a run
+    do not change; `--verify` finds both right."""
+    alone = unlike(tmp_path, "write=[mask]", name="alone", plates=["S1"])
+    both = unlike(tmp_path, "write=[mask]", name="both")
+    assert not {"DAPI_mean", "area_px"} & set(pd.read_parquet(alone.folder / "objects").columns)
+    own, of_both = hashes(alone)[0], hashes(both)[0]
+    assert {key: of_both[key] for key in own} == own
+    recipe = parse(RECIPES["segment"], read_yaml(both.recipe), "both")
+    for target, work in _places(recipe, models_of(recipe), both_targets(recipe), both.folder):
+        assert verify_field(work) == Verified(), (target.name, work.key)
+
+
+def both_targets(recipe):
+    return targets_of(recipe, models_of(recipe).contract.view)
+
+
+def test_tables_of_an_earlier_version_get_the_columns_of_other_plates(tmp_path):
+    """A user whose run began before its tables had one schema finds one when it is resumed."""
+    run = unlike(tmp_path)
+    for path in (run.folder / "objects" / "S2").glob("*.parquet"):
+        old = pq.read_table(path)
+        pq.write_table(old.select([name for name in old.column_names if old[name].null_count == 0]), path)
+    shutil.rmtree(run.done)
+    segment(parse(RECIPES["segment"], read_yaml(run.recipe), "again"), Attempt(run, number=1), pool := Here())
+    assert pool.computed == []
+    objects = pd.read_parquet(run.folder / "objects")
+    assert objects[objects.plate == "S2"].DAPI_mean.notna().all()
+    assert (
+        len({pq.read_schema(path).serialize().to_pybytes() for path in run.folder.glob("objects/*/*")}) == 1
+    )
 
 
 def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path, capsys):

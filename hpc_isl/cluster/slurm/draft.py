@@ -5,13 +5,13 @@ from __future__ import annotations
 import grp
 import json
 import os
-import pwd
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_isl.cluster import record
 from hpc_isl.cluster.place import cpus_here
 from hpc_isl.cluster.slurm import machines
 from hpc_isl.cluster.slurm.ask import ask
@@ -73,7 +73,7 @@ def _no_slurm(conf: Path | None) -> str:
 
 def user(conf: Path | None = None) -> User:
     """Whoever types this."""
-    me = pwd.getpwuid(os.getuid()).pw_name
+    me = record.user()
     groups = frozenset(name for number in os.getgroups() if (name := _group(number)))
     command = ["sacctmgr", "-n", "-P", "show", "assoc", f"user={me}", "format=account,partition,qos"]
     code, out, _ = ask(command, conf)

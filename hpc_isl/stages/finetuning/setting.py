@@ -131,6 +131,14 @@ def as_planned(recipe: FinetuneRecipe, setting: Setting, parts: Mapping[str, Map
     return replace(setting, learning=learning, testing=testing)
 
 
+def held_norms(recipe: FinetuneRecipe) -> str:
+    """What of the network keeps the BatchNorm statistics that it came with: encoder, all, or nothing ("")."""
+    if not recipe.transfer.hold_norm or recipe.arm == "random":
+        return ""
+    # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
+    return "encoder" if recipe.arm == "imagenet" else "all"
+
+
 # ---------------------------------------------------------------- models
 
 

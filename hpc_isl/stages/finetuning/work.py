@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.heads import set_head, start_from
 from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.norms import hold_norms
-from hpc_isl.learning.object_losses import object_loss
+from hpc_isl.learning.object_losses import object_loss, title_of
 from hpc_isl.learning.optim import groups_of
 from hpc_isl.learning.precision import device_of, name_of, resolve
 from hpc_isl.learning.shares import check_shares, steps_of
@@ -42,10 +43,11 @@ from hpc_isl.run import Attempt
 from hpc_isl.stages.finetuning import areas, seen
 from hpc_isl.stages.finetuning.boxes import Box
 from hpc_isl.stages.finetuning.scores import main_figures, make_scores
-from hpc_isl.stages.finetuning.setting import Setting, as_planned, settle
+from hpc_isl.stages.finetuning.setting import Setting, as_planned, held_norms, settle
 from hpc_isl.stages.shared.following import after_finetuning
 from hpc_isl.stages.shared.held_out import write_scores
 from hpc_isl.stages.shared.ledger import Ledger
+from hpc_isl.stages.shared.pictures import draw_training
 from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after
 
 
@@ -90,6 +92,9 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
         return
     scores = main_figures(rows, recipe)
     figures = scores | _cost(course, seconds)
+    if world.rank == 0 and recipe.n != 0:
+        of = recipe.objects
+        draw_training(attempt.run.metric_lines(), _curves(course), title_of(of.kind, of.alpha))
     shown = {f"test/{name}": value for name, value in scores.items() if not name.endswith("_sd")}
     attempt.metric(figures["steps"], **shown)
     made = _made(course)
@@ -126,9 +131,8 @@ def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
             attempt.say(areas.says(task))
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
     network: Any = _network(recipe, setting, task, seed)
-    if recipe.transfer.hold_norm and recipe.arm != "random":
-        # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
-        hold_norms(network.encoder if recipe.arm == "imagenet" else network)
+    if held := held_norms(recipe):
+        hold_norms(network.encoder if held == "encoder" else network)
     return _Course(recipe, attempt, world, setting, task, network, seed, objects)
 
 
@@ -274,7 +278,15 @@ def _steps(course: _Course) -> int:
     return steps_of(of, len(course.objects) * of.crops_per_field) if course.objects else 0
 
 
+def _curves(course: _Course) -> Path:
+    return course.attempt.run.pictures / "training.png"
+
+
 def _made(course: _Course) -> dict[str, str]:
     run = course.attempt.run
-    there = {"model": run.model, "scores": run.folder / "scores.csv"}
+    there = {
+        "model": run.model,
+        "scores": run.folder / "scores.csv",
+        "training curves": _curves(course),
+    }
     return {name: str(path) for name, path in there.items() if path.exists()}

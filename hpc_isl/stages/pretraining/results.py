@@ -43,11 +43,17 @@ class Results:
 
 
 def make_results(
-    study: Study, predictor: Predictor, attempt: Attempt, world: World, labels: str | None, stain: bool
+    study: Study,
+    predictor: Predictor,
+    attempt: Attempt,
+    world: World,
+    labels: str | None,
+    stain: bool,
+    loss: str,
 ) -> Results | None:
     """Predicts each test field once, shared out among ranks; None if the run is stopping.
 
-    In the run folder appear `scores.csv`, `pictures/` and, with `stain`, `stain.zarr`.
+    In the run folder appear `scores.csv`, `pictures/` and, with `stain`, `stain.zarr`. `loss`: its name.
     """
     places = study.places("test")
     stains = _stains(study, places, attempt.run) if stain else {}
@@ -65,7 +71,8 @@ def make_results(
     made: dict[str, str] = {}
     if world.rank == 0:
         shown = dict(pair for _, _, own in gathered for pair in own)
-        made = _write(study, attempt.run, stains, ordered, [shown[number] for number in sorted(shown)])
+        pairs = [shown[number] for number in sorted(shown)]
+        made = _write(study, attempt.run, stains, ordered, pairs, loss)
     return Results(tuple(ordered), world.share(made))
 
 
@@ -120,7 +127,12 @@ def _example(study: Study, seen: Seen, rows: Sequence[Row]) -> pictures.Example:
 
 
 def _write(
-    study: Study, run: Run, stains: Stains, rows: Sequence[Row], examples: Sequence[pictures.Example]
+    study: Study,
+    run: Run,
+    stains: Stains,
+    rows: Sequence[Row],
+    examples: Sequence[pictures.Example],
+    loss: str,
 ) -> dict[str, str]:
     made: dict[str, Path] = {}
     for index in study.indices:
@@ -135,5 +147,5 @@ def _write(
         made["source, target, prediction"] = run.pictures / "examples.png"
         pictures.draw_examples(examples, made["source, target, prediction"])
     made["training curves"] = run.pictures / "training.png"
-    pictures.draw_training(run.metric_lines(), made["training curves"])
+    pictures.draw_training(run.metric_lines(), made["training curves"], loss)
     return {label: str(path) for label, path in made.items()}

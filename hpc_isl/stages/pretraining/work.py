@@ -22,7 +22,7 @@ from hpc_isl.learning.fields import fields_of
 from hpc_isl.learning.foreign import stains_of
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.loop import Hooks, Progress, train
-from hpc_isl.learning.losses import loss_of
+from hpc_isl.learning.losses import Loss, loss_of, title_of
 from hpc_isl.learning.precision import device_of, name_of, resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import Crops, crops_of
@@ -41,7 +41,10 @@ from hpc_isl.run import Attempt
 from hpc_isl.stages.pretraining.results import Results, make_results
 from hpc_isl.stages.shared.following import after_pretraining
 from hpc_isl.stages.shared.held_out import (
+    CONSTANT,
+    Pixels,
     by_plate_map,
+    constant_text,
     figures,
     look,
     main_scores,
@@ -68,6 +71,15 @@ class _Course:
     network: nn.Module
     checkpoints: Checkpoints
     ledger: Ledger
+
+    @property
+    def loss(self) -> Loss:
+        of = self.recipe.loss
+        return loss_of(of.name, of.pearson, of.ssim, SPAN[self.recipe.data.normalize.target])
+
+    def loss_of_field(self, prediction: Pixels, truth: Pixels) -> float:
+        """As in training, over a whole field, (target, y, x) each."""
+        return float(self.loss(torch.tensor(prediction)[None], torch.tensor(truth)[None]))
 
     @property
     def predictor(self) -> Predictor:
@@ -98,12 +110,17 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
         step = progress.best_step if recipe.train.patience and progress.best_step else progress.step
         if finished:
             _keep_model(course, step)
-            stain = recipe.predict.stain
-            results = make_results(course.study, course.predictor, attempt, world, recipe.labels, stain)
+            of = recipe.loss
+            results = make_results(
+                course.study, course.predictor, attempt, world, recipe.labels, recipe.predict.stain,
+                title_of(of.name, of.pearson, of.ssim),
+            )  # fmt: skip
     if results is None:
         attempt.stopping.set()  # one rank was asked to stop; now all of them know
     else:
         attempt.metric(step, **{f"test/{name}": value for name, value in main_scores(results.rows).items()})
+        if blind := figures(results.rows).get(CONSTANT):
+            attempt.say(f"test wells: {constant_text(blind)}")
         attempt.finish(_summary(course, results, step))
 
 
@@ -167,10 +184,8 @@ def _train(course: _Course) -> tuple[Progress, bool]:
         evaluate=partial(_validate, course) if course.study.places("validation") else None,
         describe=partial(_describe, course),
     )
-    of = recipe.loss
-    loss = loss_of(of.name, of.pearson, of.ssim, SPAN[recipe.data.normalize.target])
     return train(
-        course.network, loss, hooks, recipe.train, recipe.optim, steps, world, course.checkpoints,
+        course.network, course.loss, hooks, recipe.train, recipe.optim, steps, world, course.checkpoints,
         recipe.net.channels_last,
     )  # fmt: skip
 
@@ -178,7 +193,7 @@ def _train(course: _Course) -> tuple[Progress, bool]:
 def _validate(course: _Course, step: int) -> float | None:
     stopping = course.attempt.stopping.is_set
     places = course.study.places("validation")
-    found = quick_scores(course.study, course.predictor, places, course.world, stopping)
+    found = quick_scores(course.study, course.predictor, places, course.world, stopping, course.loss_of_field)
     course.attempt.clock.tick(VALIDATION, course.own_megapixels("validation"))
     if found is None:
         return None

@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -21,6 +23,7 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
+from hpc_isl.stages.segmentation.files import schema_file
 from hpc_isl.stages.segmentation.maps import Maps, maps_of
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -44,6 +47,7 @@ class Bench:
 
     Attributes:
         device: kind of device and precision, as in `cpu AVX512 fp32`: on each results repeat to the bit.
+        schema: of the tables of objects.
     """
 
     recipe: SegmentRecipe
@@ -55,6 +59,7 @@ class Bench:
     stain: Predictor | None
     stain_view: View | None
     maps: Maps
+    schema: pa.Schema
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ def _bench(run: Path) -> Bench:
         stain=_loaded(recipe, models.stain) if models.stain else None,
         stain_view=view_of(recipe, stained) if stained else None,
         maps=maps_of(recipe.write, models.contract, stained),
+        schema=pq.read_schema(schema_file(run)),
     )  # fmt: skip
 
 

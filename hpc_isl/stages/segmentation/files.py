@@ -163,6 +163,17 @@ def _typed(where: dict[str, Any]) -> dict[str, pa.Array]:
     return {k: pa.array(v, pa.string()) if isinstance(v, list) else pa.array(v) for k, v in where.items()}
 
 
+def schema_file(run: Path) -> Path:
+    """The columns of all tables of objects of a run, by a name that readers of Parquet know, or pass over."""
+    return run / "objects" / "_common_metadata"
+
+
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same rows with all columns of the schema; what its plate does not have is null."""
+    nothing = {one.name: pa.nulls(table.num_rows, one.type) for one in schema}
+    return pa.table({**nothing, **dict(zip(table.column_names, table.columns, strict=True))}, schema)
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """The same bytes for the same rows; complete or not at all."""
     stream = io.BytesIO()

@@ -18,7 +18,7 @@ from hpc_isl.run import Attempt, Run
 from hpc_isl.stages import table
 from hpc_isl.stages.segmentation import overlap, pictures
 from hpc_isl.stages.segmentation.drifted import write_drift
-from hpc_isl.stages.segmentation.files import Row, Work, csv_text
+from hpc_isl.stages.segmentation.files import Row, Work, csv_text, fitted, schema_file, write_table
 from hpc_isl.stages.segmentation.maps import finish_maps, maps_of, plate_of
 from hpc_isl.stages.segmentation.overlap import Twice, wells_of
 from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, taught, view_of
@@ -83,8 +83,9 @@ def finish(
     _write_losses(run, lost)
     if to_retry == len(rows):
         raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
+    schema = pq.read_schema(schema_file(run.folder))
     for target in targets:
-        _write_table(run, target, rows, doubles.get(target.slug, ()))
+        _write_table(run, target, rows, doubles.get(target.slug, ()), schema)
     _write_plates(recipe, models, run, targets)
     _say_doubts(rows, attempt)
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
@@ -178,7 +179,9 @@ def _write_plates(recipe: SegmentRecipe, models: Models, run: Run, targets: Sequ
 # ---------------------------------------------------------------- one table per plate
 
 
-def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[Twice]) -> None:
+def _write_table(
+    run: Run, target: Target, rows: Sequence[Row], twice: Sequence[Twice], schema: pa.Schema
+) -> None:
     """All objects of a plate, in groups of rows that memory holds; with `duplicate_of`."""
     again: dict[str, dict[tuple[int, int], str]] = {}
     for image, time, label, of in twice:
@@ -189,7 +192,7 @@ def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[
     waiting: list[pa.Table] = []
     for key in _whole(target, rows):
         file = Work(run.folder, target.index.path, target.name, target.slug, key).table
-        part = _with_duplicates(pq.read_table(file), again.get(str(key), {}))
+        part = _with_duplicates(_with_all_columns(file, schema), again.get(str(key), {}))
         writer = writer or pq.ParquetWriter(stream, part.schema, compression="zstd")
         waiting.append(part)
         if sum(each.num_rows for each in waiting) >= GROUP:
@@ -201,6 +204,15 @@ def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[
         writer.write_table(pa.concat_tables(waiting))
     writer.close()
     return write_atomic(path, stream.getvalue())
+
+
+def _with_all_columns(file: Path, schema: pa.Schema) -> pa.Table:
+    """The table of a field; one that an earlier version wrote gets the columns of other plates."""
+    part = pq.read_table(file)
+    if not part.schema.equals(schema):
+        part = fitted(part, schema)
+        write_table(file, part)
+    return part
 
 
 def _with_duplicates(part: pa.Table, of: Mapping[tuple[int, int], str]) -> pa.Table:

@@ -71,7 +71,7 @@ def segment_large(bench: Bench, index: Index, work: Work) -> Row:
                 index.image(work.key), name, labels, origin="segmented", fingerprint=work.mark,
                 overwrite=True,
             )  # fmt: skip
-        files.write_table(work.table, table)
+        files.write_table(work.table, files.fitted(table, bench.schema))
         return {
             "shape": list(labels[0].shape), "times": len(labels), "pixel_um": index.plate.pixel_um,
             "objects": table.num_rows, "dropped": dropped,

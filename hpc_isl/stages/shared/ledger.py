@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hpc_isl.run import Attempt
-from hpc_isl.stages.shared.held_out import mean
+from hpc_isl.stages.shared.held_out import CONSTANT, constant_text, mean
 from hpc_isl.stages.shared.workloads import STEPS
 
 METRIC_LINES = 1000
+TITLES = {"pcc": "PCC", "mae": "MAE", "loss": "loss"}
 
 
 @dataclass
@@ -49,5 +50,6 @@ class Ledger:
         finite = {name: value for name, value in scores.items() if not math.isnan(value)}
         self._shown |= {"pcc": finite["pcc"]} if "pcc" in finite else {}
         self.attempt.metric(step, **{f"validation/{name}": value for name, value in finite.items()})
-        said = ", ".join(f"{name.upper()} {value:.4f}" for name, value in scores.items())
-        self.attempt.say(f"step {step}: validation {said}")
+        said = ", ".join(f"{title} {scores[name]:.4f}" for name, title in TITLES.items() if name in scores)
+        blind = f"; {constant_text(scores[CONSTANT])}" if CONSTANT in scores else ""
+        self.attempt.say(f"step {step}: validation {said}{blind}")
