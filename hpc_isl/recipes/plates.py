@@ -123,4 +123,4 @@ class AnnotateRecipe(Recipe):
     split: bool = True
     """draft: split touching objects by a watershed on the distance map"""
     overwrite: bool = False
-    """replace labels of this name on the fields concerned"""
+    """replace labels of this name on the fields concerned; never those that a person edited in the plate"""
