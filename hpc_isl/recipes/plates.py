@@ -134,7 +134,7 @@ class AnnotateRecipe(Recipe):
     split: bool = True
     """draft: split touching objects by a watershed on the distance map"""
     overwrite: bool = False
-    """replace labels of this name on the fields concerned; a draft never replaces what a person drew"""
+    """replace labels of this name on the fields concerned; never those that a person drew or edited"""
 
     def unused(self) -> Iterator[tuple[str, str]]:
         drafting = {"channel", "method", "threshold", "sigma", "min_area", "split"}

@@ -91,7 +91,7 @@ class SegmentRecipe(Recipe):
     block: Positive = 4096
     """edge of the blocks in which that is done; changes no label"""
     overwrite: bool = False
-    """replace labels of this name that another run of segment made"""
+    """replace labels of this name that another run of segment made; never those that a person edited since"""
 
     @field_validator("plates", mode="before")
     @classmethod

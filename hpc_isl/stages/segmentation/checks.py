@@ -210,7 +210,7 @@ def standing(
             found.corrected.append(key)
         elif made and not own:
             found.others.append(key)
-    replaced = {*(found.others if recipe.overwrite else ()), *todo} - {*found.kept, *found.corrected}
+    replaced = {*(found.others if recipe.overwrite else ()), *todo}
     edits = _edits(models, target, [key for key in target.keys if key in replaced])
     unknown = [key for key in found.others if key in edits and edits[key] is None]
     known = [key for key, edited in edits.items() if edited]
@@ -223,7 +223,10 @@ def _edits(models: Models, target: Target, keys: Sequence[FieldKey]) -> dict[Fie
     def edited_at(key: FieldKey) -> bool | None:
         image = target.index.image(key)
         name = labels_name(image, models.labels)
-        return computed_by(image, name) is not None and edited(image, name)
+        try:
+            return computed_by(image, name) is not None and edited(image, name)
+        except Mistake as mistake:
+            raise Mistake(f"{mistake}; what cannot be read is not replaced: move it away first") from None
 
     with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(keys, pool.map(edited_at, keys), strict=True))
@@ -261,8 +264,8 @@ def refuse_others(recipe: SegmentRecipe, models: Models, target: Target, found: 
         )
     if found.edited:
         raise Mistake(
-            f"{target.index.path}: {_some(found.edited)} have labels {models.labels!r} that "
-            f"{edits_stay(found.known)}"
+            f"{target.index.path}: {_some(found.edited)} have labels "
+            f"{models.labels + COPY * (found.edited[0] in found.kept)!r} that {edits_stay(found.known)}"
         )
 
 
