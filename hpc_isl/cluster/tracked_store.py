@@ -17,7 +17,7 @@ from hpc_isl.mistake import Mistake
 
 ANSWER_S = 3.0
 SQLITE = "sqlite:///"
-# Without it MLflow's pages take any experiment for one about agents and their traces.
+# By it some versions of MLflow tell experiments of training from those about agents and their traces.
 KIND, MACHINE_LEARNING = "mlflow.experimentKind", "custom_model_development"
 
 

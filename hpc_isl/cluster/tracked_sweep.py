@@ -47,7 +47,7 @@ def summarise(run: Run, again: bool) -> Summary:
     if not report.is_current(run):
         report.report(run)
     done = sum(one.summary() is not None for one in run.elements())
-    section = f"mean_{means.score}" + (f" of {done} elements" if again else "")
+    section = means.score + (f" of {done} elements" if again else "")
     curves = {f"{section}/{arm.replace('/', '_')}": curve for arm, curve in means.curves.items()}
     return Summary(curves, _note(means, section))
 

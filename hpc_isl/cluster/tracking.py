@@ -54,7 +54,7 @@ def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
     uri = site.kept(run.site).tracking_address(run.root)
     if uri is None:
         return f"{run.label}: its site says tracking: none"
-    if span(run) is None:
+    if not (run.folder / "tracking.json").exists() and span(run) is None:
         return f"{run.label}: has not begun, there is nothing to forward yet"
     share_with_group(site.kept(run.site).group)
     with only_writer(run.folder / ".tracking.lock", wait_s) as mine:
@@ -132,10 +132,11 @@ class _Forward:
         if self.run.array:
             self._under(self.run.array)
         found = status.state(self.run)
-        steps = self._metrics() + self._summary(found)
+        ending = _ending(self.run, found)
+        steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
         files = self._send_files()
         modelled = found.word == "done" and self._model()
-        self._state(found)
+        self._state(found, ending)
         return f"{steps} metric values, {files} files" + (", the model" if modelled else "")
 
     def _keep(self) -> None:
@@ -282,10 +283,10 @@ class _Forward:
         self._keep()
         return len(batch)
 
-    def _summary(self, found: status.State) -> int:
+    def _summary(self, ended_ms: int) -> int:
         """Of a sweep that has ended its scores by arm and N, once; its report then is among the files."""
-        ending, results = _ending(self.run, found), results_of(self.run)
-        if ending is None or results is None or results == self.kept.get("results"):
+        results = results_of(self.run)
+        if results is None or results == self.kept.get("results"):
             return 0
         try:
             summary = summarise(self.run, again="results" in self.kept)
@@ -293,7 +294,7 @@ class _Forward:
             summary = Summary({}, str(mistake))
         self._tag({"mlflow.note.content": summary.note})
         metric = self.mlflow.entities.Metric
-        batch = [metric(_plain(name), value, ending[-1], boxes) for name, curve in summary.curves.items()
+        batch = [metric(_plain(name), value, ended_ms, boxes) for name, curve in summary.curves.items()
                  for boxes, value in curve.items() if math.isfinite(value)]  # fmt: skip
         self.kept["results"] = results
         return self._send(batch, self.kept["offset"])
@@ -318,9 +319,9 @@ class _Forward:
         self._keep()
         return True
 
-    def _state(self, found: status.State) -> None:
+    def _state(self, found: status.State, ending: list[Any] | None) -> None:
         self._tag({"hpc_isl.state": found.word, "hpc_isl.attempts": len(self.run.attempt_numbers())})
-        kind, ending = KINDS.get(found.word, "KILLED"), _ending(self.run, found)
+        kind = KINDS.get(found.word, "KILLED")
         if ending is None:
             self.client.update_run(self.kept["run_id"], status=kind)
         else:

@@ -7,10 +7,9 @@ kind of an experiment. Here that choice is made at the first visit; a choice of 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from flask import Response, request
-from mlflow.server import app as pages
-from mlflow.server.fastapi_app import app as app  # what uvicorn serves; it hands pages on to Flask
+from flask import Response, current_app, request
 
 CHOICE = (
     "<script>try { localStorage.getItem('mlflow.workflowType_v1') ?? "
@@ -18,12 +17,18 @@ CHOICE = (
 )
 
 
+def create_app() -> Any:
+    """Returns what uvicorn serves: MLflow's own application, whose pages Flask answers."""
+    from mlflow.server import app as pages
+    from mlflow.server.fastapi_app import app
+
+    pages.before_request(_first_page)
+    return app
+
+
 def _first_page() -> Response | None:
     """Returns MLflow's only HTML page with the choice before its scripts; None: another address."""
-    index = Path(pages.static_folder or "") / "index.html"
+    index = Path(current_app.static_folder or "") / "index.html"
     if request.path != "/" or not index.is_file():
         return None
     return Response(index.read_text().replace("<head>", f"<head>{CHOICE}", 1), mimetype="text/html")
-
-
-pages.before_request(_first_page)

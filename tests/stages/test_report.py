@@ -562,7 +562,7 @@ def test_a_sweeps_own_run_in_mlflow_has_its_scores_by_arm_and_n_and_its_report(
     assert "nothing new" not in sync(run)
     client, found = in_mlflow(tmp_path)
     for arm in ("random", "random+isl"):
-        points = client.get_metric_history(found.info.run_id, f"mean_iou/{arm.replace('+', '_')}")
+        points = client.get_metric_history(found.info.run_id, f"iou/{arm.replace('+', '_')}")
         assert [point.step for point in points] == [1, 4]
         means = [np.mean(list(scores(run, arm, n, "nuclei").values())) for n in (1, 4)]
         assert [point.value for point in points] == pytest.approx(means)
@@ -575,9 +575,9 @@ def test_a_sweeps_own_run_in_mlflow_has_its_scores_by_arm_and_n_and_its_report(
     forwarded_sweep(tmp_path, plate, having(PAIR, draws=(0, 1, 2), ns=(1, 4, 8)))
     sync(run)
     client, found = in_mlflow(tmp_path)
-    points = client.get_metric_history(found.info.run_id, "mean_iou of 18 elements/random")
+    points = client.get_metric_history(found.info.run_id, "iou of 18 elements/random")
     assert [point.step for point in points] == [1, 4, 8]
-    before = client.get_metric_history(found.info.run_id, "mean_iou/random")
+    before = client.get_metric_history(found.info.run_id, "iou/random")
     assert [point.step for point in before] == [1, 4], "no line runs through old and new scores"
 
 
