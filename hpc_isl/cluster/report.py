@@ -64,7 +64,9 @@ def _say_next(lines: Any, run: Run, caller: Caller) -> None:
 
 
 def _typed(line: str, run: Run, caller: Caller) -> str:
-    words = line.removeprefix("python -m hpc_isl.submit ").replace("{run}", address(run, *folders_of_runs()))
+    words = line.removeprefix("python -m hpc_isl.submit ")  # of a run of an earlier version
+    if "{run}" in words:
+        words = words.replace("{run}", address(run, *folders_of_runs()))
     return f"{caller.program} {words}"
 
 

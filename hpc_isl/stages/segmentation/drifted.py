@@ -16,6 +16,7 @@ from hpc_isl.stages.segmentation import pictures
 from hpc_isl.stages.segmentation.files import Row, csv_text
 from hpc_isl.stages.segmentation.setting import Models, Target, view_of
 
+DRIFT = "drift.png"
 SHOWN = 5  # wells that are far, beside one that is not
 Line = dict[str, Any]
 
@@ -37,6 +38,7 @@ def write_drift(
     new = [line for line in lines if not line["in_training"]]
     far = sorted((line for line in new if line["largest"] > FAR), key=lambda line: -line["largest"])
     if not far:
+        (attempt.run.pictures / DRIFT).unlink(missing_ok=True)  # of an earlier attempt
         return made
     picture = _draw(recipe, models, targets, attempt, rows, [min(lines, key=_largest), *far[:SHOWN]])
     shown = f"look at {picture.relative_to(attempt.run.folder)}" if picture else "look at these wells"
@@ -101,7 +103,7 @@ def _draw(
         return None
     view = view_of(recipe, models.contract)
     panels = [pictures.panel(recipe, models, view, *place, below=_below(line)) for line, place in shown]
-    path = attempt.run.pictures / "drift.png"
+    path = attempt.run.pictures / DRIFT
     facts = dict.fromkeys(line["where"].rpartition(" ")[2] for line, _ in shown if line["largest"] > FAR)
     legend = "; ".join(f"{fact}: {FACTS[fact]}" for fact in facts)
     pictures.draw_panels(

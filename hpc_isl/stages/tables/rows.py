@@ -82,7 +82,7 @@ def _counts(plate: Segmented, where: Row, shots: Sequence[Shot], objects: Object
     pixels = sum(shot.pixels for shot in whole)
     row["objects"] = objects.counted(whole) if whole else None
     if any(shot.dropped is not None for shot in shots):
-        row["dropped_objects"] = sum(shot.dropped or 0 for shot in whole) if whole else None
+        row["dropped_objects"] = _dropped(whole)
     if any(shot.taught is not None for shot in shots):
         row["training_fields"] = _fields([shot for shot in shots if shot.taught])
     if plate.kind in ("", "cells"):  # how much ground nuclei cover is no confluence
@@ -91,6 +91,12 @@ def _counts(plate: Segmented, where: Row, shots: Sequence[Shot], objects: Object
         mm2 = pixels * plate.pixel_um**2 / 1e6
         row["objects_per_mm2"] = objects.seen(whole) / mm2 if whole else None
     return row | _truth(whole, objects)
+
+
+def _dropped(shots: Sequence[Shot]) -> int | None:
+    """None where any is not known, as in fields that an earlier version has segmented."""
+    known = [shot.dropped for shot in shots if shot.dropped is not None]
+    return sum(known) if known and len(known) == len(shots) else None
 
 
 def _fields(shots: Sequence[Shot]) -> int:
