@@ -86,7 +86,7 @@ def _overview() -> str:
     return f"""In silico labeling of high-content screening plates.
 
 {program()} VERB [RECIPE.yaml] [key=value …] [--site NAME|FILE] [--name RUN] [--after RUN]
-    [--dry-run] [--wait]
+    [--dry-run [--time]] [--wait]
 
 stages
 {listed(STAGES)}
@@ -99,6 +99,7 @@ commands
 
 A recipe says what to compute: without one, the shipped recipe of the stage. key=value overrides its keys and
 site.key=value those of the site; values are YAML. VERB --help lists all keys with their meaning.
+--dry-run says what would be done, and --time with it how long, after ten seconds of the real work.
 """
 
 

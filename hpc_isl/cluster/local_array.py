@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -67,13 +67,14 @@ def _one(
 def _watch(futures: dict[Future[Ending | None], Job], say: Callable[[str], None]) -> None:
     """One line for each element that has ended, and one each minute, above a bar of them all."""
     left = dict(futures)
+    shares: dict[Job, float] = {}
     begun = told = time.monotonic()
     with tqdm(total=len(left), unit=" elements", leave=False, disable=not sys.stderr.isatty()) as bar:
         while left:
             time.sleep(LOOK_S)
             if time.monotonic() - told > LINE_S:
                 told = time.monotonic()
-                say(_so_far(futures, left, told - begun))
+                say(_so_far(left.values(), len(futures), told - begun, shares))
             for future in [future for future in left if future.done()]:
                 job = left.pop(future)
                 ending = future.result()
@@ -81,21 +82,26 @@ def _watch(futures: dict[Future[Ending | None], Job], say: Callable[[str], None]
                     say(f"{job.run.label}: {_how(job, ending)}")
                 bar.update()
             if not bar.disable:
-                bar.set_postfix_str("; ".join(_going(left))[:60])
+                bar.set_postfix_str("; ".join(_going(left.values()))[:60])
 
 
-def _so_far(futures: Mapping[Any, Job], left: Mapping[Any, Job], seconds: float) -> str:
-    """`2 of 6 elements ended; seed=3: 120/300 steps  loss 0.12; about 8 min 20 s left`."""
-    ended = len(futures) - len(left)
-    parts = [p["done"] / p["total"] for job in left.values() if (p := _progress(job)) and p["total"]]
-    share = (ended + sum(parts)) / len(futures)
+def _so_far(left: Collection[Job], total: int, seconds: float, shares: dict[Job, float]) -> str:
+    """`2 of 6 elements ended; seed=3: 120/300 steps  loss 0.12; about 8 min 20 s left`.
+
+    `shares`: how far each was at most, for after its steps an element counts its test fields from 0.
+    """
+    for job in left:
+        if (now := _progress(job)) and now["total"]:
+            shares[job] = max(shares.get(job, 0.0), now["done"] / now["total"])
+    ended = total - len(left)
+    share = (ended + sum(shares.get(job, 0.0) for job in left)) / total
     rest = [f"about {duration(seconds * (1 - share) / share)} left"] if share > 0 else []
-    return "; ".join([f"{ended} of {len(futures)} elements ended", *_going(left), *rest])
+    return "; ".join([f"{ended} of {total} elements ended", *_going(left), *rest])
 
 
-def _going(left: Mapping[Any, Job]) -> list[str]:
+def _going(left: Collection[Job]) -> list[str]:
     """How far those are that compute just now."""
-    progress = {job.run.name: _progress(job) for job in left.values()}
+    progress = {job.run.name: _progress(job) for job in left}
     return [f"{name}: {progress_text(each)}" for name, each in progress.items() if each]
 
 

@@ -245,6 +245,7 @@ def test_a_model_of_pixels_of_the_wrong_size_says_so(lab: Door) -> None:
     refused = lab(*segment("after"))
     assert refused.returncode == 2
     assert "model=cells: metadata of S1 changed: pixel_um: 1 -> 0.5, after this model was" in refused.stdout
+    assert "or say what pixels it was trained at: pixel_um=0.5\n" in refused.stdout
     assert lab(*segment("after", "pixel_um=0.5")).returncode == 0
 
 

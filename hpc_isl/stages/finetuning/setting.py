@@ -190,10 +190,10 @@ def _start(run: Path, key: str) -> Start:
         start = Start(folder, read_contract(folder))
     except Mistake as mistake:
         raise Mistake(f"{key}={run}: {mistake}") from None
-    if lines := list(resized_since(start.contract)):
+    for line, _ in resized_since(start.contract):
         raise Mistake(
-            f"{key}={run}: {'; '.join(lines)}, after this model was trained there: it takes pixels for "
-            "another size than they have; train it again, under another --name"
+            f"{key}={run}: {line}, after this model was trained there: it takes pixels for another size than "
+            "they have; train it again, under another --name"
         )
     return start
 

@@ -112,15 +112,19 @@ def refuse_resized(recipe: SegmentRecipe, models: Models) -> None:
     Raises:
         Mistake: with the sizes that changed.
     """
-    ways = {
-        "model": "train it again, under another --name, or say what pixels it was trained at: pixel_um=0.325",
-        "stain": "train it again, under another --name",
-    }
-    for (key, way), contract in zip(ways.items(), models.contracts, strict=False):
-        lines = list(resized_since(contract))
-        if lines and (key == "stain" or recipe.pixel_um is None):
-            name = getattr(recipe, key).name
-            raise Mistake(f"{key}={name}: {'; '.join(lines)}, after this model was trained there; {way}")
+    for key, contract in zip(("model", "stain"), models.contracts, strict=False):
+        if key == "model" and recipe.pixel_um is not None:
+            continue
+        for line, seen in resized_since(contract):
+            way = (
+                f", or say what pixels it was trained at: pixel_um={seen:g}"
+                if key == "model" and seen
+                else ""
+            )
+            raise Mistake(
+                f"{key}={getattr(recipe, key).name}: {line}, after this model was trained there; train it "
+                f"again, under another --name{way}"
+            )
 
 
 def _essence(*contracts: Contract) -> tuple[str, ...]:
