@@ -15,7 +15,26 @@ if TYPE_CHECKING:
     from hpc_isl.cluster.report import Caller
 
 Option = tuple[str, dict[str, Any]]
-INSTEAD = {"--root": "where runs lie is said by site.runs=DIR, or by HPC_ISL_RUNS"}
+INSTEAD = {
+    "--root": "where runs lie is said by site.runs=DIR, by `runs` in the site's file, or by HPC_ISL_RUNS"
+}
+
+
+ROOT: Option = (
+    "--root",
+    {"type": Path, "help": "folder of runs; default $HPC_ISL_RUNS or ./runs, and those your sites name"},
+)
+SITE: Option = ("--site", {"help": "the folder of runs of this site alone"})
+
+
+def roots_of(given: Any) -> tuple[Path, ...]:
+    """The folders of runs that `ROOT` and `SITE` mean; without them, all that may hold the user's."""
+    from hpc_isl.site import folders_of_runs, load, runs_root
+
+    if given.root:
+        return (Path(os.path.abspath(given.root)),)
+    named = [runs_root(load(given.site, []))] if given.site else []
+    return tuple(named or folders_of_runs())
 
 
 def program() -> str:

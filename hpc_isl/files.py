@@ -83,6 +83,20 @@ def make_folder(path: Path, group: str | None) -> None:
         raise Mistake(f"site.group={group}: {error}; name a group that you belong to") from None
 
 
+def identity(path: Path) -> object:
+    """Equal for all paths that lead to one file or folder; of one that is not there, where its name leads."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to the same file or folder, also through links, automounters and bind mounts."""
+    return str(one) == str(other) or identity(Path(one)) == identity(Path(other))
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None where there is no such file."""
     try:
@@ -95,14 +109,36 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def only_writer(lock: Path, wait_s: float = 0) -> Iterator[bool]:
     """Whether this process now is the only one to write; others wait or leave it."""
     with lock.open("a") as stream:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    yield False
-                    return
-                time.sleep(0.2)
+        yield _locked(stream.fileno(), fcntl.LOCK_EX, wait_s)
+
+
+@contextmanager
+def among_readers(lock: Path, wait_s: float = 0) -> Iterator[bool]:
+    """Whether no `only_writer` of this lock begins while the block lasts; many may hold it together.
+
+    True also where there is nothing to hold: the lock is not there and may not be made.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT, 0o666)
+    except OSError:
         yield True
+        return
+    try:
+        yield _locked(descriptor, fcntl.LOCK_SH, wait_s)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int, wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # a disk without locks
+                return kind == fcntl.LOCK_SH
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        else:
+            return True

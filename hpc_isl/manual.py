@@ -8,7 +8,6 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
 from pydantic_core import PydanticUndefined
 
 from hpc_isl.many import ChainRecipe, SweepRecipe
@@ -16,7 +15,7 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES, shipped
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.site import Site
-from hpc_isl.strict import Strict, flatten, models_in, read_yaml
+from hpc_isl.strict import Strict, flatten, models_in, read_yaml, written
 
 LEFT = 34
 KINDS: dict[str, type[Recipe]] = {**RECIPES, "sweep": SweepRecipe, "chain": ChainRecipe}
@@ -32,16 +31,17 @@ USAGE = {
 
 def stage_manual(verb: str, program: str) -> str:
     """The whole page."""
-    kind, options = KINDS[verb], "[--site NAME|FILE] [--name RUN] [--dry-run] [--wait]"
+    kind, options = KINDS[verb], "[--site NAME|FILE] [--name RUN] [--dry-run [--time]] [--wait]"
     options = options if verb == "chain" else f"{options} [--after RUN]"
     options += " [--verify 1%]" if verb == "segment" else ""  # that share is computed again and compared
+    options += " [--update]" if verb == "sweep" else ""  # elements whose inputs have changed, once more
     usages = [text for name, text in USAGE.items() if name.startswith(verb)]
     usages = usages or [f"{verb} [RECIPE.yaml] [key=value …]"]
     given, origin = _shipped(verb)
     lines = [str(kind.__doc__).strip(), "", *(f"{program} {usage} {options}" for usage in usages)]
     more = ["  all other keys are those of the stage that varies, as pretrain --help lists them"]
-    lines += ["", f"recipe{origin}", *_entries(_rows(kind, given)), *(more if verb == "sweep" else []), ""]
-    lines += ["site (site.key=value)", *_entries(_rows(Site, {}))]
+    lines += ["", f"recipe{origin}", *_entries(rows(kind, given)), *(more if verb == "sweep" else []), ""]
+    lines += ["site (site.key=value)", *_entries(rows(Site, {}))]
     return "\n".join(lines)
 
 
@@ -57,34 +57,37 @@ def _shipped(verb: str) -> tuple[dict[str, Any], str]:
 Row = tuple[str, str, str]
 
 
+def rows(kind: type[Recipe] | type[Site], given: dict[str, Any]) -> Iterator[Row]:
+    """Key, default and meaning of every key that the verb reads, depth first."""
+    return _rows(kind, given, unread=tuple(getattr(kind, "UNREAD", ())))
+
+
 def _rows(
-    kind: type[Strict], given: dict[str, Any], path: str = "", base: Strict | None = None
+    kind: type[Strict],
+    given: dict[str, Any],
+    path: str = "",
+    base: Strict | None = None,
+    unread: tuple[str, ...] = (),
 ) -> Iterator[Row]:
-    """Key, default and meaning of every key that holds a value, depth first."""
     for name, known in kind.model_fields.items():
         if name in HIDDEN:
             continue
         key = f"{path}{name}"
+        if key in unread:
+            continue
         default = getattr(base, name) if base is not None else known.default
         nested = models_in(known.annotation)
         is_list = typing.get_origin(known.annotation) is list
         if nested and not is_list and isinstance(default, Strict):
-            yield from _rows(nested[0], given, f"{key}.", default)
+            yield from _rows(nested[0], given, f"{key}.", default, unread)
             continue
         yield key, _shown(given.get(key, default)), _meaning(known)
         if nested:
-            yield from _rows(nested[0], {}, f"{key}.{'N.' if is_list else ''}")
+            yield from _rows(nested[0], {}, f"{key}.{'N.' if is_list else ''}", unread=unread)
 
 
 def _shown(default: Any) -> str:
-    if default is PydanticUndefined:
-        return "(must be given)"
-    text = yaml.safe_dump(_simple(default), default_flow_style=True, width=1000)
-    return f"= {text.removesuffix(chr(10)).removesuffix('...').strip()}"
-
-
-def _simple(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return "(must be given)" if default is PydanticUndefined else f"= {written(default)}"
 
 
 def _meaning(known: Any) -> str:

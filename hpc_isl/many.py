@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from hpc_isl.strict import Strict
 class SweepRecipe(Recipe):
     """An array of runs of one stage, each a job of its own: `over` says in what they differ.
 
-    Typed again with the --name of a sweep that has ended, and with more in `over`, it computes what is new.
+    Typed again with the --name of a sweep that has ended, and with more in `over`, it computes what is new;
+    with --update also the elements whose inputs have changed, as those that new annotations change.
     """
 
     stage: str
@@ -90,3 +91,9 @@ class ChainRecipe(Recipe):
         if not any(step.stage for step in self.steps):
             raise ValueError("steps: there is no step with a stage")
         return self
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        for number, step in enumerate(self.steps):
+            if step.stop is not None:
+                names = ("recipe", "set", "site", "site_set")
+                yield from ((f"steps.{number}.{name}", "this step is a stop") for name in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.segment import SegmentRecipe
-from hpc_isl.strict import Strict, override, parse, read_yaml
+from hpc_isl.strict import Strict, default_at, flatten, override, parse, read_yaml
 
 RECIPES: dict[str, type[Recipe]] = {
     "convert": ConvertRecipe,
@@ -51,7 +51,38 @@ def load(stage: str, path: Path | None, assignments: list[str]) -> Recipe:
     A path that does not exist is looked for among the shipped recipes.
     """
     content, origin = read(stage, path, assignments)
-    return parse(RECIPES[stage], content, origin)
+    recipe = parsed(stage, content, origin)
+    refuse_unused([recipe], origin)
+    return recipe
+
+
+def parsed(stage: str, content: dict[str, Any], origin: str) -> Recipe:
+    """The recipe that somebody has written: with keys that the stage reads, and no others.
+
+    Those that it never reads may have their defaults, as in the recipe of an earlier run.
+
+    Raises:
+        Mistake: naming the keys that are wrong.
+    """
+    kind = RECIPES[stage]
+    for key, value in flatten(content).items():
+        for unread, why in kind.UNREAD.items():
+            if f"{key}.".startswith(f"{unread}.") and value != default_at(kind, key):
+                raise Mistake(f"{origin}:\n  {key}: no such key of {stage}: {why}")
+    return parse(kind, content, origin)
+
+
+def refuse_unused(recipes: Sequence[Recipe], origin: str) -> None:
+    """A key that is given and changes nothing is told: nobody would miss it before the results are there.
+
+    Args:
+        recipes: one, or those of a sweep, which may set for all elements what some of them use.
+    """
+    first, *others = (recipe.given_unused() for recipe in recipes)
+    lines = [f"  {key}: changes nothing because {why}; leave it out" for key, why in first.items()
+             if all(key in other for other in others)]  # fmt: skip
+    if lines:
+        raise Mistake("\n".join([f"{origin}:", *lines]))
 
 
 def read(stage: str, path: Path | None, assignments: list[str]) -> tuple[dict[str, Any], str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.mistake import Mistake
+from hpc_isl.timing import Clock, Workload
 
 HEARTBEAT_S = 5.0
 PROGRESS_S = 0.5  # progress reaches the record at most this often
@@ -32,16 +33,24 @@ class Plan:
         says: lines for the user: what was found, what will be done, in fields, GB, hours.
         inputs: name -> fingerprint of the data that the stage will read.
         makes: the folders or files that will appear.
-        claims: gives what no other run may write meanwhile, as `labels 'cells' of /plates/S1.zarr B03/1`.
+        claims: gives what no other run may write meanwhile: a place, and what in it, as `labels of B03/1`.
         check_size: raises a `Mistake` for a number of processes that cannot share the work.
+        former: gives those of `inputs` that earlier versions noted otherwise, as they did.
+        parts: name of an input that consists of many -> what each is called -> its own fingerprint.
+        workload: by which its time is told; None: it is not.
+        precision: key of the recipe, and its value, that say in which numbers a network computes.
     """
 
     recipe: Any
     says: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     makes: tuple[Path, ...] = ()
-    claims: Callable[[], Iterable[str]] = field(default=tuple, compare=False)
+    claims: Callable[[], Iterable[tuple[Path, str]]] = field(default=tuple, compare=False)
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
+    former: Callable[[], Mapping[str, str]] = field(default=dict, compare=False)
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    workload: Workload | None = None
+    precision: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,21 @@ class Run:
         return self.folder / "cancelled"
 
     @property
+    def removed_file(self) -> Path:
+        """The mark of a run whose files were removed."""
+        return self.folder / "removed.json"
+
+    @property
+    def removed(self) -> dict[str, Any] | None:
+        """When and by whom the run was removed; None: it is there."""
+        return read_json(self.removed_file)
+
+    @property
+    def trial(self) -> Path:
+        """The mark of a run that is only tried, for so long as tells how long all of it takes."""
+        return self.folder / "trial"
+
+    @property
     def array(self) -> Run | None:
         """The array whose element this run is."""
         above = Run(self.folder.parent.parent)
@@ -146,11 +170,17 @@ class Run:
                 number += 1
 
     def origin(self) -> float:
-        """When the run was made, in seconds since 1970; the zero of the time axis of its vitals."""
+        """When the run was made, in seconds since 1970."""
         try:
             return self.recipe.stat().st_mtime
         except OSError:
             return time.time()
+
+    def began(self) -> float:
+        """When its first attempt began, in seconds since 1970: the zero of the time axis of its vitals."""
+        records = (read_json(self.attempts / str(n) / "rank-0.json") or {} for n in self.attempt_numbers())
+        starts = (datetime.fromisoformat(record["start"]) for record in records if "start" in record)
+        return min((start.timestamp() for start in starts), default=time.time())
 
     def metric_lines(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; a line torn by a kill is passed over."""
@@ -174,6 +204,7 @@ class Attempt:
         rank, size: of this process among those of the job.
         local_rank, local_size: among those on this node.
         cpus: CPUs this process may use.
+        clock: told by the stage what it has done, so that the time of later runs can be told.
     """
 
     run: Run
@@ -184,6 +215,7 @@ class Attempt:
     local_size: int = 1
     cpus: int = 1
     stopping: threading.Event = field(default_factory=threading.Event)
+    clock: Clock = field(default_factory=Clock)
     _state: dict[str, Any] = field(default_factory=dict)
     _progress_s: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -275,8 +307,9 @@ class Attempt:
                 self.note(exit=now(), heartbeat=now(), **outcome)
 
     def _beat(self, ended: threading.Event, vitals: Callable[[], Mapping[str, float]] | None) -> None:
-        origin = self.run.origin()
+        origin = self.run.began()
         sampled = time.monotonic() - VITALS_S / 2
+        complained = False
         while not ended.wait(HEARTBEAT_S):
             try:
                 self.note(heartbeat=now())
@@ -285,6 +318,10 @@ class Attempt:
                     self.metric(int(time.time() - origin), **vitals())
             except OSError:
                 continue
+            except Exception as error:  # without its heartbeat a run would be taken for lost
+                if not complained:
+                    self.say(f"no figures of the machine: {type(error).__name__}: {error}")
+                complained = True
 
 
 def _end_line(path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.sbatch_flags import in_one_spelling, own_key
 from hpc_isl.strict import Strict, override, parse, read_yaml
 
 Positive = Annotated[int, Bound(ge=1)]
@@ -55,7 +57,8 @@ class Site(Strict):
     array: Positive | None = None
     """elements of an array that run at once; null: slurm no limit, local as many as fit"""
     sbatch: dict[str, str | int | bool] = {}
-    """further flags of sbatch, e.g. {exclusive: true, exclude: node7}"""
+    """further flags of sbatch, e.g. {exclusive: true, exclude: node7}. They win: over keys above, as
+    {cpus-per-task: 2} over cpus, and over what we ask for ourselves; false takes a flag of ours away"""
     slurm_conf: Path | None = None
     """configuration of the cluster that is meant, where a machine knows several; null: the machine's"""
     container: Path | None = None
@@ -78,6 +81,17 @@ class Site(Strict):
     experiment: str | None = None
     """MLflow experiment; null: the stage's name"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _flags_with_own_keys(cls, content: Any) -> Any:
+        """A flag of sbatch that a key says too is that key: ranks, limits and dry runs then know of it."""
+        if not isinstance(content, dict) or not isinstance(content.get("sbatch"), dict):
+            return content
+        flags = in_one_spelling(content["sbatch"])
+        keys = {flag: own for flag, value in flags.items() if (own := own_key(flag, value))}
+        rest = {flag: value for flag, value in flags.items() if flag not in keys}
+        return {**content, **dict(keys.values()), "sbatch": rest}
+
     @field_validator("time")
     @classmethod
     def _a_duration(cls, time: str | None) -> str | None:
@@ -88,9 +102,9 @@ class Site(Strict):
     @field_validator("time", mode="before")
     @classmethod
     def _has_a_unit(cls, time: object) -> object:
-        # YAML reads 12:00:00 as the integer 43200, and 30 could be minutes or hours.
-        if isinstance(time, int):
-            raise ValueError("write a time with its unit, as 90min, 12h or 2d, or in quotes: '12:00:00'")
+        # 30 could be minutes or hours; YAML's integer 43200 that was written 12:00:00 still says so.
+        if isinstance(time, int) and str(time).isdigit():
+            raise ValueError("write a time with its unit, as 90min, 12h or 2d, or 12:00:00")
         return time
 
     @field_validator("memory")
@@ -142,11 +156,6 @@ class Site(Strict):
         if self.gpus is not None:
             return self.gpus
         return len(gpus_here()) if self.executor == "local" else 0
-
-    @property
-    def flags(self) -> dict[str, str | int | bool]:
-        """The further flags of sbatch as it writes them."""
-        return {key.replace("_", "-"): value for key, value in self.sbatch.items()}
 
     @property
     def server(self) -> str | None:
@@ -252,3 +261,22 @@ def runs_root(site: Site | None = None) -> Path:
     chosen = site.runs if site else None
     root = chosen or Path(os.environ.get("HPC_ISL_RUNS") or "runs")
     return Path(os.path.abspath(root.expanduser()))
+
+
+def folders_of_runs() -> dict[Path, list[str]]:
+    """Every folder in which this user's runs may lie, and the sites that keep theirs there.
+
+    The folder of a site without `runs` comes first, then those that the files of sites name. A file that
+    cannot be read names none: whoever computes on that site is told.
+    """
+    folders: dict[Path, list[str]] = {runs_root(): []}
+    files: dict[str, Path] = {}
+    for place in places()[:2]:
+        for path in sorted(place.glob("*.yaml")):
+            files.setdefault(path.stem, path)
+    for name, path in files.items():
+        with suppress(Mistake):
+            runs = read_yaml(path).get("runs")
+            if isinstance(runs, str):
+                folders.setdefault(runs_root(Site(runs=Path(runs))), []).append(name)
+    return folders

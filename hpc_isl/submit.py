@@ -86,7 +86,7 @@ def _overview() -> str:
     return f"""In silico labeling of high-content screening plates.
 
 {program()} VERB [RECIPE.yaml] [key=value …] [--site NAME|FILE] [--name RUN] [--after RUN]
-    [--dry-run] [--wait]
+    [--dry-run [--time]] [--wait]
 
 stages
 {listed(STAGES)}
@@ -99,6 +99,7 @@ commands
 
 A recipe says what to compute: without one, the shipped recipe of the stage. key=value overrides its keys and
 site.key=value those of the site; values are YAML. VERB --help lists all keys with their meaning.
+--dry-run says what would be done, and --time with it how long, after ten seconds of the real work.
 """
 
 
@@ -110,10 +111,13 @@ def _stage(verb: str, argv: list[str]) -> int:
     words.add_argument("--site", default="laptop")
     words.add_argument("--name")
     words.add_argument("--dry-run", action="store_true")
+    words.add_argument("--time", action="store_true")
     words.add_argument("--wait", action="store_true")
     words.add_argument("--after", action="append", default=[])
     if verb == "segment":
         words.add_argument("--verify", type=_share, default=0.0)
+    if verb == "sweep":
+        words.add_argument("--update", action="store_true")
     given = words.parse_intermixed_args(argv)
     if given.help:
         from hpc_isl.manual import stage_manual
@@ -140,9 +144,11 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     from hpc_isl.cluster import chain, launch, names, orders, sweep
 
     path, keys, site_keys = _sorted_words(verb, given.words)
+    if given.time and (verb == "chain" or not given.dry_run):
+        raise Mistake(f"{verb}: --time goes with --dry-run, for one stage or a sweep: it tries ten seconds")
     where = site.load(given.site, site_keys)
     who = caller(site.runs_root(where), argv=(verb, *argv))
-    after = tuple(names.find(name, who.root) for name in given.after)
+    after = tuple(names.find(name, *who.roots) for name in given.after)
     if verb == "chain":
         if path is None or after:
             raise Mistake(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
@@ -154,8 +160,13 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
         order = orders.Order(
             verb, recipe.load(verb, path, keys), orders.site_of(verb, where), given.name, after
         )
-    order = replace(orders.named(order, who.root), verify=getattr(given, "verify", 0.0))
-    return launch.dry_run(order, who) if given.dry_run else launch.launch(order, who, given.wait)
+    order = replace(
+        orders.named(order, who.roots),
+        verify=getattr(given, "verify", 0.0), update=getattr(given, "update", False),
+    )  # fmt: skip
+    if given.dry_run:
+        return launch.dry_run(order, who, given.time)
+    return launch.launch(order, who, given.wait)
 
 
 def _sorted_words(verb: str, words: list[str]) -> tuple[Path | None, list[str], list[str]]:

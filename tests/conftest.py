@@ -117,13 +117,17 @@ def _write_stained_plate(
     planes: int = 2,
     size: int = 96,
     times: int = 1,
+    flat_field: dict[str, Any] | None = None,
 ) -> Any:
     from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
     from hpc_isl.plates.statistics import measure
     from hpc_isl.plates.store import finalise, write_field
     from hpc_isl.recipes.plates import CodecRecipe
 
-    channels = (*(Channel(name, fluorescent=False) for name in label_free), *map(Channel, stains))
+    channels = (
+        *(Channel(name, fluorescent=False, flat_field=flat_field) for name in label_free),
+        *(Channel(name, flat_field=flat_field) for name in stains),
+    )
     shape = (times, len(channels), planes, size, size)
     fields = tuple(Field(FieldKey(well, "1"), shape, "uint16") for well in wells)
     plate = Plate(path.stem, *layout(set(wells)), channels, fields, pixel_um=0.6)

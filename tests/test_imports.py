@@ -18,18 +18,21 @@ PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 VALUES = {
     "hpc_isl",
     "mistake",
+    "device",
     "files",
     "strict",
     "recipe",
     "recipes",
     "many",
+    "metadata_changes",
     "site",
+    "sbatch_flags",
     "run",
     "tiles",
     "seeds",
     "tasks",
 }
-DOOR = {"submit", "commands", "setup_commands", "commandline", "manual"}
+DOOR = {"submit", "commands", "setup_commands", "upkeep_commands", "commandline", "manual"}
 WINGS = {"plates", "learning", "objects"}
 # The lower a layer, the fewer it knows.
 MAY_KNOW = {
@@ -44,8 +47,10 @@ MAY_KNOW = {
 # learning may use these of the plates; nothing else crosses from wing to wing.
 BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statistics"}
 HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tensorstore", "scipy", "skimage"}
-# inspect, validate, report and table submit nothing
-ALLOWED = {("commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "report", "table")}
+# inspect, validate, report and table submit nothing; status compares the labels of a segmentation
+LOOKED_AT = ("inspect", "report", "table", "segmentation.edits")
+ALLOWED = {("commands.py", f"hpc_isl.stages.{name}") for name in LOOKED_AT}
+ALLOWED |= {("upkeep_commands.py", "hpc_isl.stages.set_metadata")}
 # The folders of the corridor, and the verb whose parts they hold.
 PARTS = {
     "conversion": "convert", "annotation": "annotate", "pretraining": "pretrain", "finetuning": "finetune",
@@ -58,7 +63,7 @@ POOL = {"cluster/pool.py", *(f"cluster/pooled/{part}.py" for part in PARTS_OF_PO
 ONLY = {
     "submitit": {"cluster/slurm/sbatch.py"},
     # served.py is run by MLflow itself and imported by nothing.
-    "mlflow": {"cluster/tracking.py", "learning/served.py"},
+    "mlflow": {"cluster/tracking.py", "cluster/tracking_pages.py", "learning/served.py"},
     "dask": POOL,
     "distributed": POOL,
 }

@@ -85,3 +85,24 @@ def test_a_digest_follows_what_is_computed_and_not_where_it_lies() -> None:
 
 def test_sites_are_no_recipes() -> None:
     assert not [name for name in shipped_names() if name.startswith("sites")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "meant"),
+    [
+        ("pretrain", "train.lr=1", "'optim.lr'"),
+        ("pretrain", "optim.steps=1", "'train.steps'"),
+        ("pretrain", "train.step=1", "'steps'"),
+        ("pretrain", "weight_decay=1", "'optim.weight_decay'"),
+        ("finetune", "train.kind=cells", "'objects.kind'"),
+        ("segment", "predict.workers=1", None),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_answered_with_the_right_one(
+    stage: str, given: str, meant: str | None
+) -> None:
+    """A user who types train.lr reads that it is optim.lr: the nearest key of the whole recipe."""
+    with pytest.raises(Mistake) as said:
+        load(stage, None, [given])
+    line = next(line for line in str(said.value).splitlines() if "no such key" in line)
+    assert (f"did you mean {meant}?" in line) == (meant is not None)

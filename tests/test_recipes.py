@@ -158,9 +158,9 @@ def test_the_papers_fine_tuning_is_the_papers():
     assert (cells.objects.kind, cells.objects.alpha, cells.objects.h, cells.objects.scale) == (
         "cells", 2000, 10, "object",
     )  # fmt: skip
-    sweeps = [
-        yaml.safe_load(shipped(f"paper/sweep_{kind}.yaml").read_text())["over"]
-        for kind in ("nuclei", "cells")
-    ]
+    assert nuclei.objects.min_area == cells.objects.min_area == 0, "the paper drops nothing"
+    sweeps = [yaml.safe_load(shipped(f"paper/sweep_{kind}.yaml").read_text()) for kind in ("nuclei", "cells")]
+    assert [each["objects"]["min_area"] for each in sweeps] == [0, 0]
+    sweeps = [each["over"] for each in sweeps]
     assert [each["n"] for each in sweeps] == [[1, 10, 50, 100, 200, 500], [1, 10, 50, 80]]
     assert all(each["arm"] == ["imagenet", "imagenet+isl"] for each in sweeps)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from eventually import eventually
 from mounts import small_disk
 
 from hpc_isl import run
@@ -81,6 +82,31 @@ def test_an_attempt_records_start_heartbeat_and_end(folder: Run, monkeypatch: py
     found = record(attempt)
     assert (found["rank"], found["size"], found["attempt"], found["outcome"]) == (1, 3, 2, "done")
     assert found["exit"]
+
+
+def test_no_error_of_what_measures_the_machine_ends_the_heartbeat(
+    folder: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run without a heartbeat would be taken for lost. That the figures are missing is said once."""
+    monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(run, "VITALS_S", 0.0)
+    asked: list[int] = []
+
+    def vitals() -> dict[str, float]:
+        asked.append(0)
+        if len(asked) < 3:
+            raise AttributeError("partially initialized module 'torch' has no attribute 'cuda'")
+        return {"system/cpu_percent": 7.0}
+
+    attempt = Attempt(folder)
+    with attempt.recorded(vitals):
+        first = record(attempt)["heartbeat"]
+        assert eventually(lambda: list(folder.metric_lines()), 30), "later they are there again"
+        assert eventually(lambda: record(attempt)["heartbeat"] > first, 30)  # type: ignore[operator]
+    assert record(attempt)["outcome"] == "done"
+    captured = capsys.readouterr()
+    assert captured.out.count("no figures of the machine: AttributeError: partially") == 1
+    assert captured.err == "", "no traceback"
 
 
 def test_a_failure_and_a_mistake_are_told_apart(folder: Run) -> None:

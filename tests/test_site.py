@@ -55,10 +55,10 @@ def test_times_are_minutes(text: str, expected: int) -> None:
     ("word", "says"),
     [
         ("time=30", "with its unit"),
-        ("time=12:00:00", "with its unit"),  # YAML reads 43200
+        ("time=43200", "with its unit"),
         ("time=soon", "a time is written as"),
         ("time=0min", "shorter than a minute"),
-        ("memory=64", "valid string"),
+        ("memory=64", "a whole number and a unit"),
         ("memory=64 gigs", "a whole number and a unit"),
         ("tracking=mlflow.example.org", "starts with http"),
         ("tracking='https://me:secret@example.org'", "MLFLOW_TRACKING_PASSWORD"),
@@ -72,6 +72,13 @@ def test_what_a_site_cannot_be_is_refused(word: str, says: str) -> None:
     words = [word] if "{" not in word else ["executor=slurm", "time=4min"]
     with pytest.raises(Mistake, match=says):
         load("laptop", words)
+
+
+def test_what_yaml_reads_as_a_number_is_text_where_text_is_meant(home: Path) -> None:
+    """A user writes partitions, accounts and times as the cluster does, without thinking of YAML's types."""
+    given = load("laptop", ["partition=01", "account=0042", "time=12:00:00", "qos=1e2"])
+    assert (given.partition, given.account, given.time, given.qos) == ("01", "0042", "12:00:00", "1e2")
+    assert given.minutes == 720
 
 
 def test_one_process_per_gpu_unless_a_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.strict import Strict, flatten, override, parse, read_yaml, to_yaml
+from hpc_isl.strict import Strict, flatten, override, parse, read_yaml, to_yaml, value_of, written
 
 
 class Inner(Strict):
@@ -19,6 +19,15 @@ class Inner(Strict):
 
     size: int = 1
     """its size"""
+
+
+class Other(Strict):
+    """Another."""
+
+    weight: float = 1.0
+    """its weight"""
+    size: int = 2
+    """also a size"""
 
 
 class Outer(Strict):
@@ -32,6 +41,8 @@ class Outer(Strict):
     """more"""
     maybe: Inner | None = None
     """none, often"""
+    other: Other = Other()
+    """another"""
 
 
 def test_values_are_frozen() -> None:
@@ -47,6 +58,10 @@ def test_values_are_frozen() -> None:
         ({"name": "a", "inner": {"sise": 2}}, "inner.sise: no such key; did you mean 'size'?"),
         ({"name": "a", "many": [{}, {"sise": 2}]}, "many.1.sise: no such key; did you mean 'size'?"),
         ({"name": "a", "maybe": {"sise": 2}}, "maybe.sise: no such key; did you mean 'size'?"),
+        ({"name": "a", "inner": {"weight": 1}}, "inner.weight: no such key; did you mean 'other.weight'?"),
+        ({"name": "a", "inner": {"weigth": 1}}, "inner.weigth: no such key; did you mean 'other.weight'?"),
+        ({"name": "a", "size": 1}, "size: no such key; did you mean 'inner.size' or 'many.0.size'"),
+        ({"name": "a", "other": {"zzz": 1}}, "other.zzz: no such key; There are: 'weight', 'size'"),
         ({"name": "a", "inner": {"size": "big"}}, "inner.size: Input should be a valid integer"),
         ({"name": "a", "inner": 3}, "inner: "),
     ],
@@ -88,6 +103,51 @@ def test_overrides_reach_keys_lists_and_what_is_not_there_yet() -> None:
 def test_an_override_that_fits_nowhere_is_explained(word: str, says: str) -> None:
     with pytest.raises(Mistake, match=says.replace("[", r"\[")):
         override({"sources": [{}], "name": "x"}, [word])
+
+
+class Texts(Strict):
+    """Keys of several types."""
+
+    text: str = ""
+    """a text"""
+    names: dict[str, str] = {}
+    """texts by text"""
+    several: list[str] = []
+    """texts"""
+    either: int | list[int] | str = 0
+    """a number before a text"""
+    number: float = 0
+    """a number"""
+    whole: int = 0
+    """a whole number"""
+    yes: bool = False
+    """or no"""
+    anything: dict[str, object] = {}
+    """of any type"""
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "01", "007", "1.50", "0x10", "1_000", "12:30:00", "2026-01-31", "no", "+1", "truely"]
+)
+def test_where_text_is_meant_a_user_gets_what_was_typed(text: str) -> None:
+    """`pattern.channels={01: DAPI}` names the channel that files call 01: no quotes, and not 1."""
+    words = [f"text={text}", f"names={{{text}: {text}}}", f"several=[{text}]", f"anything={{a: [{text}]}}"]
+    found = parse(Texts, override({}, words), "x")
+    assert (found.text, found.names, found.several) == (text, {text: text}, [text])
+    again = parse(Texts, value_of(to_yaml(found)), "again")
+    assert again == found
+    assert str(again.anything["a"][0]) == text  # type: ignore[index]
+    assert str(value_of(written(found.anything))["a"][0]) == text
+
+
+def test_where_numbers_are_meant_they_are_numbers() -> None:
+    words = ["either=3", "number=1.50", "whole=1_000", "yes=yes"]
+    found = parse(Texts, override({}, words), "x")
+    assert (found.either, found.number, found.whole, found.yes) == (3, 1.5, 1000, True)
+    assert [type(one) for one in (found.either, found.number, found.whole)] == [int, float, int]
+    assert parse(Texts, override({}, ["either=[1, 2]"]), "x").either == [1, 2]
+    with pytest.raises(Mistake, match=r"text: text is expected; in quotes it is one, as in text='\"true\"'"):
+        parse(Texts, override({}, ["text=true"]), "x")
 
 
 def test_files_that_are_no_mapping_are_named(tmp_path: Path) -> None:

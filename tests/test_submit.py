@@ -51,12 +51,11 @@ def test_help_of_a_verb_tells_each_key_its_default_and_meaning(door: Door) -> No
 
 
 def test_every_key_of_every_recipe_and_site_has_a_meaning() -> None:
-    from hpc_isl.manual import _rows
+    from hpc_isl.manual import rows
     from hpc_isl.site import Site
 
     for kind in [*(RECIPES[verb] for verb in submit.STAGES), Site]:
-        rows = list(_rows(kind, {}))
-        assert [key for key, _, meaning in rows if not meaning] == []
+        assert [key for key, _, meaning in rows(kind, {}) if not meaning] == []
 
 
 def test_the_tables_of_stages_agree() -> None:

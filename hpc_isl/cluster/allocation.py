@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,8 @@ from pathlib import Path
 from hpc_isl.cluster import local, place, status
 from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED, Job, srun_flags, threads
 from hpc_isl.cluster.record import import_path
+from hpc_isl.cluster.slurm import requeue
+from hpc_isl.cluster.slurm.ask import step_environment
 from hpc_isl.cluster.supervise import Ending, Requests, Watch, start
 from hpc_isl.site import Site
 
@@ -23,8 +23,8 @@ def compute(
     cpus = site.cpus or 1
     asked = job.run.attempts / str(job.attempt) / "requeue"
     environment = {
-        **os.environ, **threads(cpus),
-        "HPC_ISL_REQUEUE": str(asked),
+        **step_environment(), **threads(cpus),
+        requeue.ASK: str(asked),
         "HPC_ISL_EXECUTOR": "allocation",
         "SRUN_CPUS_PER_TASK": str(cpus),
         "PYTHONPATH": import_path(),
@@ -35,9 +35,8 @@ def compute(
     # srun hands USR1 on to the ranks; TERM it takes for itself, and kills them.
     watch = Watch(processes, requests, say, stops=signal.SIGUSR1, kills=signal.SIGTERM)
     ending = watch.until_ended(tick)
-    if asked.exists():  # from a container, which has no scontrol
-        asked.unlink()
-        subprocess.run(["scontrol", "requeue", place.job_here() or ""], check=False)
+    if refused := requeue.outside(asked, place.job_here() or ""):
+        say(f"not started again: {refused}")
     return _of_the_ranks(job, site, log, ending)
 
 

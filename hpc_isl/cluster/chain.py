@@ -18,7 +18,7 @@ from hpc_isl.many import ChainRecipe, StepRecipe
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.run import Run
 from hpc_isl.site import Site
-from hpc_isl.strict import override, parse, read_yaml
+from hpc_isl.strict import override, parse, read_yaml, written
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,13 @@ def _new(path: Path, keys: list[str], name: str | None, caller: Caller) -> tuple
     content, origin = recipes.read("chain", path, keys)
     folder = names.valid_name(name) if name else names.default_name("chain", caller.root)
     run = Run(caller.root / "chain" / folder)
+    names.refuse_removed(run)
     if run.folder.exists():
         next_line = caller.command("resume", run)
         raise Mistake(f"chain {run.name!r} is there; go on with {next_line}, or choose another --name")
-    return run, _absolute(parse(ChainRecipe, content, origin))
+    asked = parse(ChainRecipe, content, origin)
+    recipes.refuse_unused([asked], origin)
+    return run, _absolute(asked)
 
 
 def resume(run: Run, caller: Caller, wait: bool) -> int:
@@ -141,7 +144,7 @@ def _start(link: Link, site: Site, before: list[Run], caller: Caller) -> int:
     order = _order(link, site, tuple(before))
     run = order.run(caller.root)
     if not run.folder.exists():
-        return launch.launch(orders.named(order, caller.root), caller, wait=False)
+        return launch.launch(orders.named(order, caller.roots), caller, wait=False)
     found = status.state(run)
     if found.word == "done" or found.alive:
         caller.say(f"{run.stage} {run.name!r} is {found.word}")
@@ -195,7 +198,7 @@ def _order(link: Link, site: Site, after: tuple[Run, ...]) -> orders.Order:
 
 
 def _assignments(keys: dict[str, object]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+    return [f"{key}={written(value)}" for key, value in keys.items()]
 
 
 def _refuse_taken(order: orders.Order, caller: Caller) -> None:

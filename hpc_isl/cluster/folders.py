@@ -19,18 +19,18 @@ from hpc_isl.strict import to_yaml
 
 def make(run: Run, order: Order, plan: Plan, argv: tuple[str, ...]) -> None:
     """The folder of a single run."""
-    content = record.record(plan.recipe, plan.inputs, list(argv))
-    _fill(run, plan, order.site, content | _late(order))
+    content = record.record(plan.recipe, list(argv), plan)
+    _fill(run, plan, order.site, content | _late(run, order))
 
 
 def make_array(run: Run, order: Order, plans: Mapping[str, Plan], argv: tuple[str, ...]) -> None:
     """The folders of an array and of its elements; the array's recipe comes last of all."""
-    content = record.record(order.recipe, {}, list(argv))
+    content = record.record(order.recipe, list(argv))
     _new(run, order.site)
     write_atomic(run.elements_file, json.dumps(elements(order, plans), indent=1))
     for name, plan in plans.items():
         make_element(element(run, order.stage, name), order, plan, content, late=name == order.last)
-    after = {key: value for key, value in _late(order).items() if key == "after"}
+    after = {key: value for key, value in _late(run, order).items() if key == "after"}
     _describe(run, order.recipe, order.site, content | after)
 
 
@@ -47,20 +47,25 @@ def elements(order: Order, names: Iterable[str]) -> dict[str, Any]:
 
 def make_element(one: Run, order: Order, plan: Plan, content: Mapping[str, Any], late: bool) -> None:
     """The folder of an element, with the record of its array; `late`: it is planned when its job starts."""
-    own = record.again(content, plan.recipe, plan.inputs) | _late(order)
+    own = record.again(content, plan) | _late(one, order)
     _fill(one, plan, order.site, own | ({"planned": False} if late else {}))
 
 
 def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], argv: tuple[str, ...]) -> None:
     """The folder of a chain; those of its runs lie elsewhere and are made when they are started."""
-    content = record.record(chain, {}, list(argv))
+    content = record.record(chain, list(argv))
     _new(run, site)
     write_atomic(run.elements_file, json.dumps({"elements": members}, indent=1))
     _describe(run, chain, site, content)
 
 
-def _late(order: Order) -> dict[str, Any]:
-    return {"planned": False, "after": [str(run.folder) for run in order.after]} if order.after else {}
+def _late(run: Run, order: Order) -> dict[str, Any]:
+    """The runs before are named from the run's own folder: they may be moved together."""
+    before = [
+        os.path.relpath(other.folder, run.folder) if other.root == run.root else str(other.folder)
+        for other in order.after
+    ]
+    return {"planned": False, "after": before} if before else {}
 
 
 def _fill(run: Run, plan: Plan, site: Site, content: Mapping[str, Any]) -> None:

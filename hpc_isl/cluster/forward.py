@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from hpc_isl import site
 from hpc_isl.cluster import status, submissions
 from hpc_isl.cluster.record import import_path
+from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 from hpc_isl.site import Site
 
@@ -91,30 +92,35 @@ def _goes_on(run: Run) -> bool:
         return any(_goes_on(one) for one in run.elements())
     asked = submissions.newest(run)
     left = any(record.get("exit") for record in status.ranks(run)[:1])
-    gone = asked.get("executor") == "local" and status.watcher(asked) is None
+    gone = asked.get("executor") == "local" and submissions.watcher(asked) is None
     return not (left or gone or run.summary() is not None)
 
 
-def sync_all(runs: list[Run], say: Callable[[str], None]) -> int:
+def sync_all(runs: list[Run], say: Callable[[str], None], ask: bool = True) -> int:
     """Forwards each run once, and the elements of arrays; 1 where one could not be forwarded."""
-    return sync_each([one for each in runs for one in _with_elements(each)], say)
+    return sync_each([one for each in runs for one in _with_elements(each)], say, ask)
 
 
-def sync_each(runs: list[Run], say: Callable[[str], None]) -> int:
-    """Forwards just these runs once; the exit code: 1 where one could not be forwarded."""
+def sync_each(runs: list[Run], say: Callable[[str], None], ask: bool = True) -> int:
+    """Forwards just these runs once; the exit code: 1 where one could not be forwarded. `ask`: as `sync`."""
     from hpc_isl.cluster.tracked_store import Unreachable
     from hpc_isl.cluster.tracking import sync
 
-    failed, away = 0, set[str]()
+    failed, away, told = 0, set[str](), set[str]()
     for run in runs:
         try:
             uri = site.kept(run.site).tracking_address(run.root)
             if uri not in away:
-                say(sync(run))
+                say(sync(run, ask=ask))
         except Unreachable as error:
             away.add(str(uri))
             failed += 1
             say(f"{run.label}: {error}; everything stays in the run folder, sync again later")
+        except Mistake as mistake:  # what all runs of an experiment share is said once
+            failed += 1
+            if str(mistake) not in told:
+                say(f"{run.label}: not forwarded: {mistake}")
+            told.add(str(mistake))
         except Exception as error:
             failed += 1
             say(f"{run.label}: not forwarded: {type(error).__name__}: {error}")

@@ -6,7 +6,6 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -71,25 +70,31 @@ def check(site: Site, after: Sequence[Run]) -> None:
 def _to_slurm(run: Run, members: Sequence[Run], site: Site, caller: Caller, after: Sequence[Run]) -> None:
     from hpc_isl.cluster.slurm import sbatch
 
-    overtaken = _waiting(members[-1])
+    superseded = _waiting(members[-1])
     batch = _batch(run, members, site, after)
+    parts = sbatch.parts(batch, site)
+    facts = {job: each for part in parts for job, each in part.facts(batch, site)}
+
+    def taken(part: sbatch.Part, names: Sequence[str]) -> None:
+        for job, name in zip(part.jobs, names, strict=True):
+            submissions.note(job.run, job.attempt, site, job=name, **facts[job])
+
     with _uninterrupted():
         for job in batch.jobs:
-            submissions.note(job.run, job.attempt, site, **_this_process())
+            submissions.note(job.run, job.attempt, site, **_this_process(), **facts[job])
         try:
-            numbers = sbatch.submit(batch, site)
+            if superseded.get("job"):
+                queue.cancel([str(superseded["job"])], *submissions.cluster(superseded))
+            names = sbatch.submit(batch, site, parts, taken)
+        except submissions.Unanswered:
+            raise
         except Mistake:  # refused: it is as if it had not been asked for
             _forget(run, batch.attempt, batch.jobs)
             raise
-        for job, number in zip(batch.jobs, numbers, strict=True):
-            submissions.note(job.run, job.attempt, site, job=number)
         if members != [run]:
-            families = sorted({number.split("_")[0] for number in numbers})
+            families = sorted({name.split("_")[0] for name in names})
             submissions.note(run, batch.attempt, site, jobs=families)
-    if overtaken.get("job"):
-        conf = overtaken.get("slurm_conf")
-        queue.cancel([str(overtaken["job"])], Path(conf) if conf else None)
-    report.queued(run, numbers, caller)
+    report.queued(run, names, caller)
 
 
 def _batch(run: Run, members: Sequence[Run], site: Site, after: Sequence[Run]) -> Batch:
@@ -109,7 +114,7 @@ def _waiting(member: Run) -> dict[str, Any]:
     """What the last element was handed to, where it waits for elements that have ended: a new job waits for
     those that begin now."""
     waits = last.is_last(member) and status.state(member).alive
-    return submissions.newest(member) if waits else {}
+    return submissions.newest_of([member])[member] if waits else {}
 
 
 def _this_process() -> dict[str, object]:
@@ -136,9 +141,8 @@ def _forget(run: Run, first: int, jobs: Sequence[Job]) -> None:
 def _jobs_of(after: Sequence[Run], site: Site) -> tuple[str, ...]:
     """Slurm's jobs of the runs before."""
     found = []
-    for run in after:
-        asked = submissions.newest(run)
-        if asked.get("slurm_conf") != (site.slurm_conf and str(site.slurm_conf)) or not asked.get("job"):
+    for run, asked in submissions.newest_of(after).items():
+        if not submissions.is_on(asked, site):
             raise Mistake(f"--after {run.label}: it does not run on this cluster; wait until it is done")
         found.append(str(asked["job"]))
     return tuple(dict.fromkeys(found))

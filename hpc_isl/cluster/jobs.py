@@ -21,6 +21,7 @@ STAGES = {
     "finetune": "hpc_isl.stages.finetune",
     "segment": "hpc_isl.stages.segment",
 }
+REPORTS = {"finetune": "hpc_isl.stages.report"}  # what tells of all elements of a sweep together
 ALONE = {"convert", "annotate"}  # one process, which starts others as it needs them
 POOLED = {"segment"}  # one process per node; rank 0 computes the stage with the worker processes of all
 MISTAKE, FAILED, STOPPED = 2, 1, 3  # exit codes; 0 is done
@@ -70,10 +71,12 @@ def interpreter(site: Site) -> str:
 
 
 def srun_flags(stage: str) -> list[str]:
-    """How srun takes the end of a rank: all end with it, but where the stage can do without other nodes."""
+    """How srun starts ranks, and takes the end of one: all end with it, but where the stage can do without
+    other nodes. In a job that was submitted with --export=NONE it would keep the environment from them.
+    """
     if stage in POOLED:
-        return ["--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
-    return ["--kill-on-bad-exit=1", "--wait=60"]
+        return ["--export=ALL", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
+    return ["--export=ALL", "--kill-on-bad-exit=1", "--wait=60"]
 
 
 def threads(cpus: int) -> Mapping[str, str]:

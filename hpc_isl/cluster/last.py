@@ -42,7 +42,7 @@ def along(run: Run, members: Sequence[Run]) -> list[Run]:
 def waits_for(final: Run, members: Sequence[Run], site: Site) -> tuple[str, ...]:
     """Slurm's jobs, of this cluster, of the living elements that were handed over before these members."""
     before = [one for one in others(final.array or final) if one not in members]
-    living = [submissions.newest(one) for one, each in status.states(before).items() if each.alive]
-    here = site.slurm_conf and str(site.slurm_conf)
-    jobs = [str(asked["job"]) for asked in living if asked.get("job") and asked.get("slurm_conf") == here]
+    living = [one for one, each in status.states(before).items() if each.alive]
+    asked = submissions.newest_of(living).values()
+    jobs = [str(each["job"]) for each in asked if submissions.is_on(each, site)]
     return tuple(sorted({job.split("_")[0] for job in jobs}))

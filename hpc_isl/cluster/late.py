@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hpc_isl.cluster.record import standing_in
+from hpc_isl.cluster.record import planned, standing_in
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import RECIPES, digest
+from hpc_isl.recipe import RECIPES
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.strict import parse, read_yaml, to_yaml
 
@@ -37,13 +37,12 @@ def plan_late(module: ModuleType, attempt: Attempt) -> None:
 
 def _plan(module: ModuleType, attempt: Attempt) -> None:
     run = attempt.run
-    record: dict[str, Any] = read_json(run.record) or {}
+    kept: dict[str, Any] = read_json(run.record) or {}
     recipe = parse(RECIPES[run.stage], read_yaml(run.recipe), str(run.recipe))
-    with standing_in(Path(record["cwd"])):
+    with standing_in(Path(kept["cwd"])):
         plan: Plan = module.plan(recipe)
     plan.check_size(attempt.size)
     for line in plan.says:
         attempt.say(line)
     write_atomic(run.recipe, to_yaml(plan.recipe))
-    facts = {"inputs": dict(plan.inputs), "digest": digest(plan.recipe, plan.inputs), "planned": True}
-    write_atomic(run.record, json.dumps(record | facts, indent=1))
+    write_atomic(run.record, json.dumps(kept | planned(plan) | {"planned": True}, indent=1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,14 +13,18 @@ from pathlib import Path
 
 from hpc_isl.cluster import (
     dry,
+    estimates,
     folders,
     last,
+    names,
     orders,
     place,
     record,
     report,
     status,
     submissions,
+    trial,
+    uses,
     waiting,
     widen,
 )
@@ -31,19 +37,25 @@ from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
 
 
-def dry_run(order: Order, caller: Caller) -> int:
-    """Says exactly what would be done, and writes nothing."""
+def dry_run(order: Order, caller: Caller, tries: bool = False) -> int:
+    """Says exactly what would be done, and writes nothing; `tries`: also how long it takes, after a trial."""
     order, run, plans = _prepared(order, caller)
     there, finished = run.folder.exists(), False
-    new = widen.new_elements(run, order, plans) if there and order.elements else []
-    if new:
+    wider = _wider(run, order, plans, caller) if there and order.elements else widen.Wider()
+    if wider:
         _refuse_living(run, caller)
     elif there:
         finished = _is_finished(run, order, next(iter(plans.values())), caller)
-    for line in dry.lines(_left(order, run) if new else order, next(iter(plans.values())), run):
+    left = _left(order, run, wider) if wider else order
+    for line in dry.lines(left, next(iter(plans.values())), run):
         caller.say(line)
-    if new:
-        caller.say(f"{widen.says(run, order, new)}: {'; '.join(new[:12])}")
+    ahead = {
+        name: plan for name, plan in plans.items() if not order.elements or name in (left.elements or {})
+    }
+    for line in [trial.line(left, ahead, caller)] if tries else estimates.lines(left, ahead, caller.roots):
+        caller.say(line)
+    if wider:
+        caller.say(f"{widen.says(run, order, wider)}: {'; '.join((*wider.new, *wider.changed)[:12])}")
     if finished:
         caller.say(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
     return 0
@@ -57,8 +69,8 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
         caller.say(line)
     if run.folder.exists():
         widen.settle(run)
-        if order.elements and (new := widen.new_elements(run, order, plans)):
-            return _widened(run, order, plans, new, caller, wait)
+        if order.elements and (wider := _wider(run, order, plans, caller)):
+            return _widened(run, order, plans, wider, caller, wait)
         if _is_finished(run, order, plan, caller):
             if not order.verify:
                 caller.say("nothing to do: this run is finished, with this recipe")
@@ -68,6 +80,8 @@ def launch(order: Order, caller: Caller, wait: bool) -> int:
         _ask(run, order)
         return resume(run, order.site, caller, wait)  # in an allocation that Slurm has started again
     check(order.site, order.after)
+    for line in estimates.lines(order, plans, caller.roots):
+        caller.say(line)
     if order.elements:
         folders.make_array(run, order, plans, caller.argv)
     else:
@@ -93,20 +107,28 @@ def _prepared(order: Order, caller: Caller) -> tuple[Order, Run, dict[str, Plan]
     """What is asked for, as the stage arranges it, where it will lie, and the plan of each part."""
     order = replace(order, after=orders.unfinished(order.after))
     run = order.run(caller.root)
+    names.refuse_removed(run)
     order = orders.arranged(order, run)
     return order, run, orders.plans(order)
 
 
+def _wider(run: Run, order: Order, plans: Mapping[str, Plan], caller: Caller) -> widen.Wider:
+    """What the sweep that is there would take in."""
+    wider = widen.compare(run, order, plans)
+    widen.refuse_changed(run, order, wider, f"{caller.program} {shlex.join(caller.argv)}")
+    return wider
+
+
 def _widened(
-    run: Run, order: Order, plans: Mapping[str, Plan], new: list[str], caller: Caller, wait: bool
+    run: Run, order: Order, plans: Mapping[str, Plan], wider: widen.Wider, caller: Caller, wait: bool
 ) -> int:
-    """The sweep takes in the new elements, and goes on with what is not done."""
+    """The sweep takes in new elements and changed ones, and goes on with what is not done."""
     _refuse_living(run, caller)
     check(order.site, order.after)
     with submissions.alone(run):
         _refuse_living(run, caller)  # it may have been started just now
-        widen.widen(run, order, plans, new, caller.argv)
-    caller.say(widen.says(run, order, new))
+        widen.widen(run, order, plans, wider, caller.argv)
+    caller.say(widen.says(run, order, wider))
     return resume(run, order.site, caller, wait, order.after)
 
 
@@ -119,9 +141,9 @@ def _refuse_living(run: Run, caller: Caller) -> None:
         )
 
 
-def _left(order: Order, run: Run) -> Order:
-    """The elements that a wider sweep would compute: new ones, and those that are not done."""
-    done = {one.name for one in last.others(run) if one.summary() is not None}
+def _left(order: Order, run: Run, wider: widen.Wider) -> Order:
+    """The elements that a wider sweep would compute: new and changed ones, and those that are not done."""
+    done = {one.name for one in last.others(run) if one.summary() is not None} - {*wider.changed}
     return replace(order, elements={k: v for k, v in (order.elements or {}).items() if k not in done})
 
 
@@ -159,6 +181,12 @@ def _is_ours(run: Run) -> bool:
 
 
 def _refuse_alive(run: Run, found: status.State, caller: Caller) -> None:
+    """What is at work is not started a second time, and what may be is not either."""
+    if found.unheard:
+        raise Mistake(
+            f"{run.label!r} is not started, its job may be there: {found.unheard}. Again when that is known; "
+            f"where it never will be, as of a cluster that is gone, first {caller.command('cancel', run)}"
+        )
     if found.alive:
         raise Mistake(
             f"{run.label!r} is {found.word} already; follow it: {caller.command('logs', run, '-f')}"
@@ -190,14 +218,16 @@ def go_on(
         raise Mistake("an array does not go on inside of a job; type it on a login node, or name an element")
     after = orders.unfinished(after or _kept_after(run))
     check(site, after)
+    for one in members:
+        uses.refuse_changed(one)
     if (read_json(run.record) or {}).get("code") != record.code_digest():
         caller.say("the code has changed since this run was made; it goes on with the present code")
-    for one in members:
-        one.cancelled.unlink(missing_ok=True)
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
     caller.say(f"{run.stage} {run.label!r} goes on{which}: {dry.resources(site)}")
     with submissions.alone(run):
         _refuse_started(members, caller)
+        for one in members:
+            one.cancelled.unlink(missing_ok=True)
         with _reopened(members):
             code = hand_over(run, members, site, caller, after)
     return _ended(code, run, caller, wait)
@@ -211,6 +241,8 @@ def _reopened(members: Sequence[Run]) -> Iterator[None]:
         path.unlink(missing_ok=True)
     try:
         yield
+    except submissions.Unanswered:
+        raise
     except Exception:
         for path, summary in records.items():
             if summary is not None:
@@ -221,11 +253,12 @@ def _reopened(members: Sequence[Run]) -> Iterator[None]:
 def _refuse_started(members: Sequence[Run], caller: Caller) -> None:
     """What another process has started since we looked."""
     for one, each in status.states(members).items():
-        waits = last.is_last(one) and submissions.newest(one).get("job")  # for those that have ended
-        if not _is_ours(one) and not waits:
+        waits = last.is_last(one) and not each.unheard and submissions.newest(one).get("job")
+        if not _is_ours(one) and not waits:  # that waits for elements which have ended, and is replaced
             _refuse_alive(one, each, caller)
 
 
 def _kept_after(run: Run) -> tuple[Run, ...]:
     """The runs that this one was to wait for when it was made."""
-    return tuple(Run(Path(folder)) for folder in (read_json(run.record) or {}).get("after", []))
+    folders = (read_json(run.record) or {}).get("after", [])
+    return tuple(Run(Path(os.path.normpath(run.folder / folder))) for folder in folders)

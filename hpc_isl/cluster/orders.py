@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from hpc_isl.cluster import names, status
+from hpc_isl import device
+from hpc_isl.cluster import names, status, uses
 from hpc_isl.cluster.jobs import ALONE, POOLED, stage_module
 from hpc_isl.cluster.place import in_allocation
-from hpc_isl.files import read_json
+from hpc_isl.files import identity, same_place
 from hpc_isl.many import Arrangement
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Plan, Run
-from hpc_isl.site import Site
+from hpc_isl.site import Site, gpus_here
 from hpc_isl.strict import flatten, read_yaml
 
 
@@ -33,6 +36,7 @@ class Order:
         last: name of the element that waits for all others; it comes last in `elements`.
         says: what the user should know of the elements.
         verify: share of the fields of a segmentation that are computed again and compared.
+        update: elements whose inputs have changed are computed once more.
     """
 
     stage: str
@@ -44,6 +48,7 @@ class Order:
     last: str | None = None
     says: tuple[str, ...] = ()
     verify: float = 0.0
+    update: bool = False
 
     def run(self, root: Path) -> Run:
         """Where the run, or the array, will lie."""
@@ -61,10 +66,10 @@ def site_of(stage: str, site: Site) -> Site:
     return site.alone() if alone else site
 
 
-def named(order: Order, root: Path) -> Order:
+def named(order: Order, roots: Sequence[Path]) -> Order:
     """The same with the runs that its recipes name as folders."""
-    elements = order.elements and {n: names.resolved(each, root) for n, each in order.elements.items()}
-    return replace(order, recipe=names.resolved(order.recipe, root), elements=elements)
+    elements = order.elements and {n: names.resolved(each, *roots) for n, each in order.elements.items()}
+    return replace(order, recipe=names.resolved(order.recipe, *roots), elements=elements)
 
 
 def arranged(order: Order, run: Run) -> Order:
@@ -93,11 +98,14 @@ def plans(order: Order) -> dict[str, Plan]:
 
 def _refuse_shared(found: Mapping[str, Plan]) -> None:
     """Elements may be computed at the same time: no two of them write the same."""
-    owners: dict[str, str] = {}
+    owners: dict[tuple[object, str], str] = {}
+    known = cache(identity)
     for name, plan in found.items():
-        for claim in plan.claims():
-            if (other := owners.setdefault(claim, name)) != name:
-                raise Mistake(f"elements {other!r} and {name!r} would both write {claim}: give each its own")
+        for place, what in plan.claims():
+            if (other := owners.setdefault((known(place), what), name)) != name:
+                raise Mistake(
+                    f"elements {other!r} and {name!r} would both write {what} in {place}: give each its own"
+                )
 
 
 def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:
@@ -118,7 +126,21 @@ def planned(stage: str, recipe: Recipe, site: Site, late: bool = False) -> Plan:
         return Plan(recipe, says=(f"{stage} is planned when its job starts, once what it reads is there",))
     plan: Plan = stage_module(stage).plan(recipe)
     plan.check_size(site.ranks)
-    return plan
+    return replace(plan, says=(*plan.says, *_numbers(plan, site)))
+
+
+def _numbers(plan: Plan, site: Site) -> Iterator[str]:
+    """In which numbers a network will compute there; of the nodes of a cluster it is not known from here."""
+    if plan.precision is None:
+        return
+    key, precision = plan.precision
+    if site.executor != "slurm":
+        gpus = device.gpus(tuple(gpus_here()[: site.visible_gpus]))
+        yield from device.remarks(key, precision, gpus or [device.cpu()])
+    elif precision == "fp16" and not site.visible_gpus:
+        list(device.remarks(key, precision, [device.Device("a node without GPUs")]))
+    elif precision in ("bf16", "fp16"):
+        yield f"{key}={precision}: the job tells, as it starts, whether its nodes compute that natively"
 
 
 # ---------------------------------------------------------------- a name that exists
@@ -126,13 +148,21 @@ def planned(stage: str, recipe: Recipe, site: Site, late: bool = False) -> Plan:
 
 def differences(run: Run, plan: Plan) -> list[str]:
     """`  train.steps: 20000 there, 300 here`, for recipe and inputs."""
+    return [*in_recipe(run, plan), *uses.differing_inputs([(run, plan)])]
+
+
+def in_recipe(run: Run, plan: Plan) -> list[str]:
+    """The same for the recipe alone."""
     there = flatten(read_yaml(run.recipe))
     here = flatten(plan.recipe.model_dump(mode="json"))
-    known = (read_json(run.record) or {}).get("inputs", {})
-    there |= {f"contents of {name}": value for name, value in known.items()}
-    here |= {f"contents of {name}": value for name, value in plan.inputs.items()}
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    keys = [key for key in {**there, **here} if not _is_same(there.get(key), here.get(key))]
     return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
+
+
+def _is_same(there: object, here: object) -> bool:
+    """Equal, or absolute paths to one file or folder."""
+    paths = [value for value in (there, here) if isinstance(value, str) and os.path.isabs(value)]
+    return there == here or (len(paths) == 2 and same_place(*paths))
 
 
 def refuse_another(run: Run, plan: Plan) -> None:
@@ -141,11 +171,11 @@ def refuse_another(run: Run, plan: Plan) -> None:
         raise Mistake(f"{run.folder} is there and is not a run; choose another --name")
     found = differences(run, plan)
     if found:
-        refuse(run, found)
+        refuse(run, found, "with another recipe" if in_recipe(run, plan) else "from other inputs")
 
 
-def refuse(run: Run, found: list[str]) -> NoReturn:
+def refuse(run: Run, found: list[str], what: str = "with another recipe") -> NoReturn:
     raise Mistake(
-        f"{run.stage} {run.name!r} is there, with another recipe; choose another --name.\n"
+        f"{run.stage} {run.name!r} is there, {what}; choose another --name.\n"
         + "\n".join(found[:8] + ["  …"] * (len(found) > 8))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import pwd
 import re
 import shutil
 import socket
@@ -23,6 +24,7 @@ from hpc_isl.files import now
 from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import digest
 from hpc_isl.recipes.base import Recipe
+from hpc_isl.run import Plan
 
 NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
 PACKAGE = Path(hpc_isl.__file__).parent
@@ -34,26 +36,35 @@ ENVIRONMENT = re.compile(
 )
 
 
-def record(recipe: Recipe, inputs: Mapping[str, str], argv: list[str]) -> dict[str, Any]:
-    """The content of `record.json`; `key` identifies the run wherever it is forwarded to."""
+def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[str, Any]:
+    """The content of `record.json`; `key` identifies the run wherever it is forwarded to.
+
+    `plan`: of the run; None: it has none of its own, as an array.
+    """
     return {
         "key": uuid.uuid4().hex,
-        "digest": digest(recipe, inputs),
+        **planned(plan or Plan(recipe)),
         "made": now(),
         "argv": argv,
         "cwd": os.getcwd(),
-        "user": os.environ.get("USER") or str(os.getuid()),
+        "user": user(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "version": hpc_isl.__version__,
         **commit(),
         "code": code_digest(),
-        "inputs": dict(inputs),
-        "seeds": dict(_seeds(recipe.model_dump(mode="json"))),
         "packages": packages(),
         "environment": _environment(),
     }
+
+
+def user() -> str:
+    """Returns the name of the user whose process this is; some containers know users by number alone."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
 
 
 def _environment() -> dict[str, str]:
@@ -62,10 +73,22 @@ def _environment() -> dict[str, str]:
     return {name: re.sub(r"://[^/@]*@", "://", value) for name, value in kept.items()}
 
 
-def again(content: Mapping[str, Any], recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any]:
+def again(content: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """The record of an element, from its array's: the same but for what it computes."""
-    own = {"key": uuid.uuid4().hex, "digest": digest(recipe, inputs), "inputs": dict(inputs)}
-    return {**content, **own, "seeds": dict(_seeds(recipe.model_dump(mode="json")))}
+    return {**content, "key": uuid.uuid4().hex, **planned(plan)}
+
+
+def planned(plan: Plan) -> dict[str, Any]:
+    """What is computed from what."""
+    recipe: Recipe = plan.recipe
+    return {
+        "digest": digest(recipe, plan.inputs),
+        "inputs": dict(plan.inputs),
+        "parts": {name: dict(parts) for name, parts in plan.parts.items()},
+        "plates": [str(path) for path in recipe.plates_read()],
+        "like": plan.workload and dict(plan.workload.like),
+        "seeds": dict(_seeds(recipe.model_dump(mode="json"))),
+    }
 
 
 def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:

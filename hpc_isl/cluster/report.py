@@ -10,11 +10,11 @@ from typing import Any
 
 from hpc_isl.cluster import status, table
 from hpc_isl.cluster.follow import progress_text
-from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED
+from hpc_isl.cluster.jobs import FAILED, MISTAKE, STOPPED, stage_module
 from hpc_isl.cluster.names import address
 from hpc_isl.cluster.supervise import Ending
 from hpc_isl.run import Run
-from hpc_isl.site import runs_root
+from hpc_isl.site import folders_of_runs, runs_root
 
 INTERRUPTED = 130
 
@@ -28,9 +28,14 @@ class Caller:
     program: str = "python -m hpc_isl.submit"
     argv: tuple[str, ...] = ()
 
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Where a run that they name may lie."""
+        return tuple(dict.fromkeys((self.root, *folders_of_runs())))
+
     def command(self, verb: str, run: Run, *options: str) -> str:
         """A line to type, such as `python -m hpc_isl.submit logs S12 -f`."""
-        return " ".join([self.program, verb, address(run, runs_root()), *options])
+        return " ".join([self.program, verb, address(run, *folders_of_runs()), *options])
 
     @property
     def ui(self) -> str:
@@ -48,16 +53,21 @@ def done(run: Run, caller: Caller) -> int:
     for line in [*_columns(table.main_figures(summary)), *_columns(_paths(summary.get("made", {})))]:
         caller.say(f"  {line}")
     caller.say(f"  run folder  {run.folder}")
-    following = [_typed(str(line), run, caller) for line in summary.get("next") or [caller.ui]]
-    caller.say("next: " + "\n      ".join(following))
+    _say_next(summary.get("next"), run, caller)
     return 0
 
 
+def _say_next(lines: Any, run: Run, caller: Caller) -> None:
+    """What to type next: the stage does not know how its run is called here, nor how we are."""
+    typed = [_typed(str(line), run, caller) for line in lines or []] or [caller.ui]
+    caller.say("next: " + "\n      ".join(typed))
+
+
 def _typed(line: str, run: Run, caller: Caller) -> str:
-    """A line of the stage as one types it: the stage does not know how its run is called here."""
-    if "{run}" not in line:
-        return line
-    return f"{caller.program} {line.replace('{run}', address(run, runs_root()))}"
+    words = line.removeprefix("python -m hpc_isl.submit ")  # of a run of an earlier version
+    if "{run}" in words:
+        words = words.replace("{run}", address(run, *folders_of_runs()))
+    return f"{caller.program} {words}"
 
 
 def _done_elements(run: Run, caller: Caller) -> int:
@@ -65,7 +75,8 @@ def _done_elements(run: Run, caller: Caller) -> int:
         caller.say(line)
     caller.say(f"{run.stage} {run.name!r} is done")
     caller.say(f"  run folder  {run.folder}")
-    caller.say(f"next: {caller.ui}")
+    following = getattr(stage_module(run.elements()[0].stage), "after_sweep", None)
+    _say_next(following(run) if following and run.stage == "sweep" else None, run, caller)
     return 0
 
 

@@ -27,7 +27,9 @@ def retry(run: Run, chosen: Site | None, caller: Caller, wait: bool) -> int:
     left = {one: each for one, each in found.items() if each.word in AGAIN or _has_losses(one)}
     if not left:
         now = status.state(run)
-        raise Mistake(f"{run.label!r} has nothing to retry: {now.detail or now.word}")
+        raise Mistake(
+            f"{run.label!r} has nothing to retry: {', '.join(filter(None, [now.word, now.detail]))}"
+        )
     code = 0
     for site, members in _last_at_the_end(run, _by_site(left, chosen)).items():
         code = launch.go_on(run, members, Site.model_validate_json(site), caller, wait=False) or code

@@ -7,21 +7,21 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import psutil
-
 from hpc_isl.cluster import submissions
+from hpc_isl.cluster.job_states import Silence, by_cluster, job_states
 from hpc_isl.cluster.slurm import queue
 from hpc_isl.cluster.slurm.queue import Queued
+from hpc_isl.cluster.slurm.requeue import REFUSAL
+from hpc_isl.cluster.submissions import Cluster, Submission, watcher
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 
+TORN = "its submission was cut off, and it will fail: cancel it, and resume"
 FRESH_S = 60.0  # a heartbeat younger than this is a living rank, where nothing else can be asked
 WORDS = {
     "queued": "PENDING CONFIGURING REQUEUED REQUEUE_HOLD REQUEUE_FED SUSPENDED SPECIAL_EXIT RESV_DEL_HOLD",
@@ -51,6 +51,7 @@ class State:
         node: where it runs, in Slurm's short form.
         left: time until Slurm ends it.
         cause: Slurm's word for a failure: timeout, out_of_memory, node_fail …
+        unheard: why it is not known whether Slurm has it; empty: it is known.
     """
 
     word: str
@@ -58,10 +59,12 @@ class State:
     node: str = ""
     left: str = ""
     cause: str = ""
+    unheard: str = ""
 
     @property
     def alive(self) -> bool:
-        return self.word in ("running", "queued")
+        """Whether it goes on by itself, as far as can be known: what is alive is not started again."""
+        return bool(self.unheard) or self.word in ("running", "queued")
 
 
 def state(run: Run) -> State:
@@ -73,9 +76,9 @@ def states(runs: Sequence[Run]) -> dict[Run, State]:
     """What has become of each run; a cluster's queue is asked once for all of them."""
     members = {run: run.elements() for run in runs}
     single = list(dict.fromkeys(one for run in runs for one in (members[run] or [run])))
-    asked = {run: {} if run.summary() is not None else submissions.newest(run) for run in single}
-    said = _said(asked)
-    found = {run: _state(run, asked[run], said.get(run)) for run in single}
+    asked = submissions.newest_of(run for run in single if run.summary() is None)
+    said = job_states(asked)
+    found = {run: _state(run, asked.get(run, {}), said.get(run)) for run in single}
     return {
         run: _together(run, [found[one] for one in members[run]]) if members[run] else found[run]
         for run in runs
@@ -86,48 +89,15 @@ def _together(run: Run, parts: Sequence[State]) -> State:
     """The state of an array: `running`, with `3 done, 2 running, 1 failed`; a chain may wait for a person."""
     counts = Counter(part.word for part in parts)
     word = next((word for word in FIRST if counts[word]), "new")
+    unheard = next((part.unheard for part in parts if part.unheard), "")
     detail = ", ".join(f"{counts[name]} {name}" for name in reversed(FIRST) if counts[name])
     waits = read_json(run.folder / "waits.json")
     if waits and word == "new":
         return State("stopped", f"{detail}; waits for a person: {waits['stop']}")
-    return State(word, detail)
+    return State(word, "; ".join(filter(None, [detail, unheard])), unheard=unheard)
 
 
 # ---------------------------------------------------------------- what the scheduler says
-
-
-@dataclass(frozen=True)
-class Silence:
-    """The cluster of a run does not answer: its folder alone can tell."""
-
-
-def _said(asked: Mapping[Run, Mapping[str, Any]]) -> dict[Run, Queued | Silence]:
-    """Slurm's word on each run that was handed to it, where it has one."""
-    said: dict[Run, Queued | Silence] = {}
-    for conf, names in _by_cluster(asked).items():
-        answer = queue.queue(names.values(), conf)
-        words = {
-            run: Silence() if answer is None else _meant(run, asked[run], answer.get(name))
-            for run, name in names.items()
-        }
-        said |= {run: word for run, word in words.items() if word is not None}
-    return said
-
-
-def _by_cluster(asked: Mapping[Run, Mapping[str, Any]]) -> dict[Path | None, dict[Run, str]]:
-    """The jobs of those runs that Slurm has, by the configuration of its cluster."""
-    jobs: dict[Path | None, dict[Run, str]] = {}
-    for run, content in asked.items():
-        if content.get("job"):
-            conf = content.get("slurm_conf")
-            jobs.setdefault(Path(conf) if conf else None, {})[run] = str(content["job"])
-    return jobs
-
-
-def _meant(run: Run, asked: Mapping[str, Any], said: Queued | None) -> Queued | None:
-    """Slurm counts its jobs anew now and then: a job of this number that works elsewhere is another."""
-    ours = {"", str(run.folder), str((run.array or run).folder)}
-    return said if said and (said.folder in ours or asked["executor"] == "allocation") else None
 
 
 def _queued(said: Queued | Silence | None) -> State | None:
@@ -155,38 +125,60 @@ def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
     return sorted((record for path in paths if (record := read_json(path))), key=lambda r: int(r["rank"]))
 
 
-def first_failure(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def first_failure(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The record of the rank that failed first: the others often only lost their partner."""
     failed = [record for record in records if record.get("outcome") in ("failed", "mistake")]
     return min(failed, key=lambda record: str(record["exit"]), default=None)
 
 
-def _state(run: Run, asked: Mapping[str, Any], said: Queued | Silence | None) -> State:
+def _state(run: Run, asked: Submission, said: Queued | Silence | None) -> State:
     if run.summary() is not None:
         return State("done")
     if not run.attempt_numbers():
         return State("new", "not started")
     records, queued = ranks(run), _queued(said)
     if queued is not None and queued.alive:
-        return queued
+        return replace(queued, detail=TORN) if asked.get("torn") else queued
+    if isinstance(said, Silence):
+        return _unheard(run, records, said.why)
     failure = first_failure(records)
     if failure:
         return _failed(run, failure, queued)
     told = _told(run) if said is None and asked.get("job") else None
-    if told is None and not isinstance(said, Queued) and _lives(asked, records, isinstance(said, Silence)):
-        return _alive(run, asked, records, isinstance(said, Silence))
+    if told is None and said is None and _lives(asked, records):
+        return _alive(run, asked, records)
     if asked.get("ended") and not records and not run.cancelled.exists():
         return State("stopped", "before its turn came")
     return _ended(run, records, queued)
 
 
-def _alive(run: Run, asked: Mapping[str, Any], records: Sequence[dict[str, Any]], unheard: bool) -> State:
+def _unheard(run: Run, records: Sequence[Mapping[str, Any]], why: str) -> State:
+    """The state of a run of whose job nothing is heard: unless someone has cancelled it, Slurm may have it,
+    and start it again whatever the folder tells."""
+    beating, failure = _beating(records), first_failure(records)
+    if run.cancelled.exists() and not beating:
+        return State("cancelled", why)
+    if failure:
+        found = _failed(run, failure, None)
+    elif _all_stopped(records):
+        found = State("stopped", _why_stopped(run, records))
+    elif records:
+        found = State("running", "" if beating else _last_seen(records), str(records[0].get("node", "")))
+    else:
+        found = State("queued")
+    return replace(found, detail="; ".join(filter(None, [why, found.detail])), unheard=why)
+
+
+def _all_stopped(records: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(records) and all(record.get("outcome") == "stopped" for record in records)
+
+
+def _alive(run: Run, asked: Submission, records: Sequence[Mapping[str, Any]]) -> State:
     """The state of a run whose folder alone tells that it lives."""
-    detail = "Slurm does not answer" if unheard else ""
     if records:
-        return State("running", detail, records[0].get("node", ""))
+        return State("running", "", records[0].get("node", ""))
     if asked.get("executor") == "slurm":
-        return State("queued", detail or "is being submitted")
+        return State("queued", "is being submitted")
     return State("queued", "waits for its turn") if run.array else State("running")
 
 
@@ -208,16 +200,27 @@ def _ended(run: Run, records: Sequence[dict[str, Any]], queued: State | None) ->
     """The state of a run that no one works on, that is not done, and whose ranks reported no failure."""
     if run.cancelled.exists() or (queued and queued.word == "cancelled"):
         return State("cancelled", queued.detail if queued and queued.detail != "cancelled" else "")
-    if records and all(record.get("outcome") == "stopped" for record in records):
-        return State("stopped")
+    if _all_stopped(records):
+        return State("stopped", _why_stopped(run, records))
     told = _told(run)
     if queued is not None:
         detail = told.detail if told and queued.detail == "failed" else queued.detail
         return State(queued.word, detail, queued.node, cause=_cause(told, queued))
     if told is not None:
         return told
+    return State("lost", _last_seen(records))
+
+
+def _last_seen(records: Sequence[Mapping[str, Any]]) -> str:
     seen = max((str(record.get("heartbeat")) for record in records), default=None)
-    return State("lost", f"last seen {seen[:19]} UTC" if seen else "it never reported")
+    return f"last seen {seen[:19]} UTC" if seen else "it never reported"
+
+
+def _why_stopped(run: Run, records: Sequence[Mapping[str, Any]]) -> str:
+    """Why it was not started again, as rank 0 noted it, or the shell that was asked to do it."""
+    refusal = run.attempts / str(run.attempt_numbers()[-1]) / REFUSAL
+    said = refusal.read_text(errors="replace").strip() if refusal.is_file() else ""
+    return f"not started again: {first_line(said)}" if said else str(records[0].get("reason", ""))
 
 
 def _told(run: Run) -> State | None:
@@ -243,25 +246,16 @@ def job_output(run: Run, lines: int) -> list[str]:
     return [line for part in found for line in part]
 
 
-def _lives(asked: Mapping[str, Any], records: Sequence[dict[str, Any]], unheard: bool) -> bool:
+def _lives(asked: Submission, records: Sequence[Mapping[str, Any]]) -> bool:
     if asked.get("ended") and not asked.get("job"):
         return False  # whoever watched over it here has seen its ranks end, even if they could not say so
     if asked.get("pid") and not asked.get("job") and asked.get("host") == socket.gethostname():
         return watcher(asked) is not None
-    if unheard and not records:
-        return True  # in a queue that does not answer just now
-    beats = [str(record["heartbeat"]) for record in records if not record.get("exit")]
-    return any(age_s(beat) < FRESH_S for beat in beats)
+    return _beating(records)
 
 
-def watcher(asked: Mapping[str, Any]) -> psutil.Process | None:
-    """The living process that watches over a local run; a later one with the same id is not it."""
-    with suppress(psutil.Error, KeyError):  # no key: it has said that it ended
-        process = psutil.Process(asked["pid"])
-        started = abs(process.create_time() - asked["pid_started"]) < 1
-        if started and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    return None
+def _beating(records: Sequence[Mapping[str, Any]]) -> bool:
+    return any(age_s(str(one["heartbeat"])) < FRESH_S for one in records if not one.get("exit"))
 
 
 def age_s(moment: str) -> float:
@@ -270,7 +264,10 @@ def age_s(moment: str) -> float:
 
 
 def first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else ""
+    """What a message says in one line: a heading such as `3 problems:` with the first of what it heads."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    end = next((at for at, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: end + 1])
 
 
 # ---------------------------------------------------------------- cancel
@@ -282,7 +279,7 @@ def cancel(run: Run) -> str:
     living = [one for one, each in found.items() if each.alive]
     if not living:
         raise Mistake(f"{run.label!r} is not running: it is {state(run).word}")
-    asked = {one: submissions.newest(one) for one in living}
+    asked = submissions.newest_of(living)
     for one, content in asked.items():
         if content["executor"] == "local" and run.array:
             raise Mistake(f"{one.label!r} computes in one process with its array; cancel {run.array.name}")
@@ -290,11 +287,21 @@ def cancel(run: Run) -> str:
             raise Mistake(f"{run.label!r} runs on {content['host']}; cancel it there")
     for one in living:
         write_atomic(one.cancelled, now() + "\n")
-    jobs = {conf: list(names.values()) for conf, names in _by_cluster(asked).items()}
-    for conf, names in jobs.items():
-        queue.cancel(names, conf)
+    jobs = {cluster: list(names.values()) for cluster, names in by_cluster(asked).items()}
+    for cluster, names in jobs.items():
+        _scancel(run, names, cluster)
     watchers = {each.pid: each for content in asked.values() if (each := watcher(content))}
     for process in watchers.values():
         process.send_signal(signal.SIGTERM)
     told = [f"job {job}" for names in jobs.values() for job in names] + [f"process {pid}" for pid in watchers]
     return f"{', '.join(told) or run.label} is told to save and stop"
+
+
+def _scancel(run: Run, jobs: Sequence[str], cluster: Cluster) -> None:
+    try:
+        queue.cancel(jobs, *cluster)
+    except Mistake as mistake:
+        raise Mistake(
+            f"{mistake}\n{run.label!r} is marked as cancelled all the same: a job of it that starts later "
+            "leaves at once"
+        ) from None

@@ -13,11 +13,11 @@ from hpc_isl.cluster.jobs import STAGES, module_of
 from hpc_isl.cluster.orders import Order, site_of
 from hpc_isl.many import SweepRecipe
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.recipe import RECIPES, read
+from hpc_isl.recipe import parsed, read, refuse_unused
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Run
 from hpc_isl.site import Site
-from hpc_isl.strict import override, parse
+from hpc_isl.strict import override, parse, plain, written
 
 LONGEST = 80  # of an element's name
 
@@ -38,6 +38,7 @@ def order(
     module_of(stage)
     recipe = parse(SweepRecipe, {"stage": stage, "over": over, "base": content}, origin)
     elements = {label: _element(recipe, values, origin) for label, values in _labelled(recipe)}
+    refuse_unused(list(elements.values()), origin)
     return Order(stage, recipe, site_of(stage, site), name, after, elements)
 
 
@@ -51,8 +52,8 @@ def _stage_of(path: Path | None) -> str:
 
 
 def _element(recipe: SweepRecipe, values: Mapping[str, Any], origin: str) -> Recipe:
-    keys = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return parse(RECIPES[recipe.stage], override(recipe.base, keys), f"{origin}, element {' '.join(keys)}")
+    keys = [f"{key}={written(value)}" for key, value in values.items()]
+    return parsed(recipe.stage, override(recipe.base, keys), f"{origin}, element {' '.join(keys)}")
 
 
 def _labelled(recipe: SweepRecipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -79,6 +80,6 @@ def _combinations(recipe: SweepRecipe) -> Iterator[Mapping[str, Any]]:
 
 def _label(values: Mapping[str, Any]) -> str:
     """`seed=0,train.crop=256`, of characters that a folder and a command line can have."""
-    text = ",".join(f"{key}={value}" for key, value in values.items())
-    plain = re.sub(r"[^\w.,=+\-]+", "_", text).strip("_.-") or "as-is"
-    return plain[:LONGEST]
+    text = ",".join(f"{key}={plain(value)}" for key, value in values.items())
+    legal = re.sub(r"[^\w.,=+\-]+", "_", text).strip("_.-") or "as-is"
+    return legal[:LONGEST]

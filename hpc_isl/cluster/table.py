@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
+from hpc_isl.cluster import uses
 from hpc_isl.cluster.follow import figure, progress_text
-from hpc_isl.cluster.status import FRESH_S, State, age_s, first_failure, job_output, ranks, states
+from hpc_isl.cluster.status import FRESH_S, State, age_s, first_failure, first_line, job_output, ranks, states
+from hpc_isl.files import read_json
 from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 
-HEAD = ("stage", "name", "state", "attempt", "progress", "took", "left", "node", "")
+HEAD = ("stage", "name", "state", "began", "attempt", "progress", "took", "left", "node", "")
 
 
 def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
@@ -25,12 +28,56 @@ def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
 
 def _row(run: Run, found: State) -> tuple[str, ...]:
     if run.elements_file.is_file():
-        return run.stage, run.name, found.word, "", _share(run), "", "", "", found.detail
+        remark = "; ".join(filter(None, [found.detail, *uses.changed_of(run)]))
+        return run.stage, run.name, found.word, date_of(began(run)), "", _share(run), "", "", "", remark
     numbers = run.attempt_numbers()
     attempt = str(numbers[-1] + 1) if numbers else ""
     name = f"  {run.label}" if run.array else run.name
     node, left = (found.node, found.left) if found.alive else ("", "")
-    return run.stage, name, found.word, attempt, _progress(run), took(run), left, node, found.detail
+    remark = "; ".join(filter(None, [found.detail, *uses.changed(run)]))
+    when = date_of(began(run))
+    return run.stage, name, found.word, when, attempt, _progress(run), took(run), left, node, remark
+
+
+def facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The same for programs, as plain JSON: times are ISO 8601 in UTC, an array holds its elements."""
+    shown = [one for run in runs for one in (run, *run.elements())]
+    found = states(shown)
+    return [
+        _facts(run, found[run]) | {"elements": [_facts(one, found[one]) for one in run.elements()]}
+        for run in runs
+    ]
+
+
+def _facts(run: Run, found: State) -> dict[str, Any]:
+    records = ranks(run)
+    summary = run.summary() or {}
+    return {
+        "stage": run.stage, "name": run.label, "folder": str(run.folder), "state": found.word,
+        "detail": found.detail, "cause": found.cause, "node": found.node, "left": found.left,
+        "began": began(run), "ended": None if found.alive else _ended(records),
+        "took_s": None if run.elements() else round(_took_s(run), 1),
+        "attempts": len(run.attempt_numbers()), "progress": (records or [{}])[0].get("progress"),
+        "figures": summary.get("figures", {}), "made": summary.get("made", {}),
+        "metadata_changed": uses.changed_of(run),
+    }  # fmt: skip
+
+
+def began(run: Run) -> str | None:
+    """When the run first began to compute, else when it was made; of an array when it was made."""
+    firsts = [record["start"] for number in run.attempt_numbers()[:1] for record in ranks(run, number)[:1]]
+    made = (read_json(run.record) or {}).get("made")
+    return str(firsts[0]) if firsts else made
+
+
+def _ended(records: Sequence[dict[str, Any]]) -> str | None:
+    ends = [str(record["exit"]) for record in records if record.get("exit")]
+    return max(ends, default=None)
+
+
+def date_of(moment: str | None) -> str:
+    """`2026-11-28 14:03`, where the user is."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
 
 
 def _share(run: Run) -> str:
@@ -69,7 +116,7 @@ def attempts(run: Run) -> list[str]:
 def _attempt(records: Sequence[dict[str, Any]]) -> str:
     first, failure = records[0], first_failure(records)
     nodes = ", ".join(dict.fromkeys(record["node"] for record in records))
-    ending = failure["message"].splitlines()[0] if failure else first.get("outcome", "no word since")
+    ending = first_line(failure["message"]) if failure else first.get("outcome", "no word since")
     job = f", job {first['job']}" if first.get("job") else ""
     began, lasted = first["start"][:19], duration(_lasted_s(first))
     return f"{began} UTC, {lasted} on {nodes}{job}, {len(records)} ranks: {ending}"
@@ -77,8 +124,12 @@ def _attempt(records: Sequence[dict[str, Any]]) -> str:
 
 def took(run: Run) -> str:
     """Time that the run was worked on, over all its attempts."""
+    return duration(_took_s(run))
+
+
+def _took_s(run: Run) -> float:
     firsts = (record for number in run.attempt_numbers() for record in ranks(run, number)[:1])
-    return duration(sum(map(_lasted_s, firsts)))
+    return sum(map(_lasted_s, firsts))
 
 
 def _lasted_s(record: dict[str, Any]) -> float:

@@ -17,22 +17,33 @@ NEEDS = "torch segmentation_models_pytorch safetensors numpy scipy pydantic PyYA
 
 def log_model(mlflow: Any, run: Run, run_id: str, packages: Mapping[str, str]) -> str:
     """Adds the model to the run's MLflow run; its address."""
+    contract = read_json(run.model / "contract.json") or {}
     with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
         warnings.simplefilter("ignore")  # advice to whoever writes a model, not to who trained one
         made = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(PACKAGE / "learning" / "served.py"),
             artifacts={"model": str(run.model)},
-            signature=_signature(mlflow, run),
+            signature=_signature(mlflow, contract),
+            metadata=_about(contract["view"]),
             code_paths=[str(PACKAGE)],
             pip_requirements=[f"{name}=={packages[name]}" for name in NEEDS.split() if name in packages],
         )
     return str(made.model_uri)
 
 
-def _signature(mlflow: Any, run: Run) -> Any:
+def _about(view: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model must be given: planes, their scale, and whether their counts are corrected before."""
+    names = {
+        part: [f"{role['channel']} {role['plane']}" for role in view[part]] for part in ("sources", "targets")
+    }
+    corrected = view["flat_field"] == "vendor"
+    images = "counts divided by the vendor's flat field (of mean 1)" if corrected else "stored counts"
+    return {**names, "images": images, "um_per_pixel": view["pixel_um"]}
+
+
+def _signature(mlflow: Any, contract: Mapping[str, Any]) -> Any:
     """Arrays (image, source, y, x) to arrays (image, output, y, x), of the contract's channels."""
-    contract = read_json(run.model / "contract.json") or {}
     view, task, types = contract["view"], contract.get("task"), mlflow.types
     outputs = {"nuclei": 1, "cells": 2}[task["kind"]] if task else len(view["targets"])
     sides = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,21 @@ from typing import Any
 
 from hpc_isl import site
 from hpc_isl.cluster import last, status
+from hpc_isl.cluster.span import span
 from hpc_isl.cluster.tracked_files import changed, stamp
 from hpc_isl.cluster.tracked_model import log_model
-from hpc_isl.cluster.tracked_store import Unreachable, check, client, one_at_a_time
+from hpc_isl.cluster.tracked_store import (
+    RunDeleted,
+    Unreachable,
+    check,
+    client,
+    experiment,
+    restoring,
+    usable,
+)
+from hpc_isl.cluster.tracked_sweep import Summary, results_of, summarise
 from hpc_isl.files import only_writer, read_json, share_with_group, write_atomic
+from hpc_isl.mistake import Mistake
 from hpc_isl.run import Run
 from hpc_isl.strict import flatten, read_yaml
 
@@ -28,29 +40,41 @@ KINDS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "queued":
 # ---------------------------------------------------------------- one pass
 
 
-def sync(run: Run, wait_s: float = 0) -> str:
+def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
     """Forwards what is new in the run folder; a line that says what was done.
 
-    `wait_s`: how long another process that forwards it just now is waited for.
+    Args:
+        wait_s: how long another process that forwards it just now is waited for.
+        ask: also where nothing is new, whether MLflow still has the run.
 
     Raises:
         Unreachable: no server answers.
+        Mistake: the experiment was deleted in MLflow.
     """
     uri = site.kept(run.site).tracking_address(run.root)
     if uri is None:
         return f"{run.label}: its site says tracking: none"
+    if not (run.folder / "tracking.json").exists() and span(run) is None:
+        return f"{run.label}: has not begun, there is nothing to forward yet"
     share_with_group(site.kept(run.site).group)
     with only_writer(run.folder / ".tracking.lock", wait_s) as mine:
         if not mine:
             return f"{run.label}: another process forwards it just now"
-        if _nothing_new(run, uri):
+        nothing = _nothing_new(run, uri)
+        if nothing and not ask:
             return f"{run.label}: nothing new for {uri}"
         check(uri)
-        return f"{run.label}: {_Forward(run, uri).all()} to {uri}"
+        try:
+            forward = _Forward(run, uri)
+        except RunDeleted as deleted:
+            return f"{run.label}: {deleted}"
+        if nothing and not forward.made:
+            return f"{run.label}: nothing new for {uri}"
+        return f"{run.label}: {forward.all()} to {uri}"
 
 
 def _nothing_new(run: Run, uri: str) -> bool:
-    """Whether an earlier pass over the ended run forwarded all; MLflow need not be imported to know."""
+    """Whether an earlier pass over the ended run forwarded all that its folder holds."""
     kept = read_json(run.folder / "tracking.json") or {}
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
     if kept.get("uri") != uri or kept["offset"] != size or changed(run, kept["files"]):
@@ -58,7 +82,14 @@ def _nothing_new(run: Run, uri: str) -> bool:
     above = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
     if kept.get("parent") != above.get("run_id"):
         return False
-    return kept.get("ended") == [status.state(run).word, len(run.attempt_numbers())]
+    found = status.state(run)
+    return kept.get("ended") == _ending(run, found) and kept.get("results") == results_of(run)
+
+
+def _ending(run: Run, found: status.State) -> list[Any] | None:
+    """What an ended run is known by; None: it has not ended."""
+    times = span(run)
+    return None if found.alive or times is None else [found.word, len(run.attempt_numbers()), times[1]]
 
 
 def _mlflow() -> Any:
@@ -89,7 +120,8 @@ class _Forward:
         self.client = client(self.mlflow, uri, run.root)
         self.record = read_json(run.record) or {}
         self.kept = read_json(run.folder / "tracking.json") or {}
-        if self.kept.get("uri") != uri or not self._exists():
+        self.made = self.kept.get("uri") != uri or not self._known()
+        if self.made:
             self.kept = {"uri": uri, "run_id": self._find_or_make(), "offset": 0, "last": {}, "files": {}}
             self._keep()
 
@@ -99,11 +131,12 @@ class _Forward:
             self._describe()
         if self.run.array:
             self._under(self.run.array)
-        steps = self._metrics()
-        files = self._send_files()
         found = status.state(self.run)
+        ending = _ending(self.run, found)
+        steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
+        files = self._send_files()
         modelled = found.word == "done" and self._model()
-        self._state(found)
+        self._state(found, ending)
         return f"{steps} metric values, {files} files" + (", the model" if modelled else "")
 
     def _keep(self) -> None:
@@ -111,36 +144,46 @@ class _Forward:
 
     # ------------------------------------------------------------ the MLflow run
 
-    def _exists(self) -> bool:
-        with suppress(self.mlflow.MlflowException):
-            return bool(self.client.get_run(self.kept["run_id"]).info.lifecycle_stage == "active")
-        return False
+    def _known(self) -> bool:
+        """Whether MLflow has the run that the folder names; not where its database was replaced."""
+        try:
+            there = self.client.get_run(self.kept["run_id"])
+        except self.mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        self._check(there)
+        return True
 
     def _find_or_make(self) -> str:
         """The MLflow run with our key, wherever it was made."""
-        experiment = self._experiment()
+        experiment_id = experiment(self.client, self.uri, self.run.root, self._experiment_name())
         query = f"tags.`hpc_isl.key` = '{self.record['key']}'"
-        found = self.client.search_runs([experiment], query, max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        started = int(self.run.origin() * 1000)
+        there = self.client.search_runs(
+            [experiment_id], query, run_view_type=self.mlflow.entities.ViewType.ALL
+        )
+        if there:
+            there.sort(key=lambda one: str(one.info.lifecycle_stage))  # active before deleted
+            self._check(there[0])
+            return str(there[0].info.run_id)
+        began, _ = span(self.run) or (None, None)
         tags = {"hpc_isl.key": self.record["key"]}
-        made = self.client.create_run(experiment, start_time=started, tags=tags, run_name=self.run.label)
+        made = self.client.create_run(experiment_id, start_time=began, tags=tags, run_name=self.run.label)
         return str(made.info.run_id)
 
-    def _experiment(self) -> str:
-        """Its id, made by one process at a time."""
+    def _experiment_name(self) -> str:
+        """The site's, or the stage: the runs of an array are shown as a family where they share one."""
         members = [one for one in self.run.elements() if one.array == self.run]
-        stage = members[0].stage if members else self.run.stage  # MLflow shows a family in one experiment
-        name = site.kept(self.run.site).experiment or stage
-        root = self.run.root
-        with one_at_a_time(root):
-            found = self.client.get_experiment_by_name(name)
-            if found is not None:
-                return str(found.experiment_id)
-            # A server knows where it keeps files; beside a database of ours they lie beside it.
-            place = None if self.uri.startswith("http") else (root / "mlflow-artifacts").as_uri()
-            return str(self.client.create_experiment(name, artifact_location=place))
+        return site.kept(self.run.site).experiment or (members[0].stage if members else self.run.stage)
+
+    def _check(self, there: Any) -> None:
+        """What a person deleted in MLflow is not made there again: a `Mistake`, or `RunDeleted`."""
+        usable(self.client, self.uri, self.client.get_experiment(there.info.experiment_id))
+        if there.info.lifecycle_stage == "deleted":
+            raise RunDeleted(
+                f"was deleted in MLflow, and is left so; {restoring(self.uri)} runs restore --run-id "
+                f"{there.info.run_id} brings it back"
+            )
 
     def _describe(self) -> None:
         """Parameters, tags and data sets. A parameter never changes in MLflow; a wider sweep has more."""
@@ -156,7 +199,8 @@ class _Forward:
             "hpc_isl.array": self.run.array and self.run.array.name,
             "hpc_isl.executor": site.kept(self.run.site).executor,
             "mlflow.user": self.record.get("user"), "mlflow.source.git.commit": self.record.get("commit"),
-            "mlflow.source.name": " ".join(self.record.get("argv", [])) or None,
+            "mlflow.source.name": f"hpc_isl {self.run.stage}",  # the pages show what follows its last slash
+            "hpc_isl.command": " ".join(self.record.get("argv", [])) or None,
         }  # fmt: skip
         self._tag({name: value for name, value in facts.items() if value})
         self._data_sets(self.record.get("inputs", {}))
@@ -239,6 +283,22 @@ class _Forward:
         self._keep()
         return len(batch)
 
+    def _summary(self, ended_ms: int) -> int:
+        """Of a sweep that has ended its scores by arm and N, once; its report then is among the files."""
+        results = results_of(self.run)
+        if results is None or results == self.kept.get("results"):
+            return 0
+        try:
+            summary = summarise(self.run, again="results" in self.kept)
+        except Mistake as mistake:  # no element has scores
+            summary = Summary({}, str(mistake))
+        self._tag({"mlflow.note.content": summary.note})
+        metric = self.mlflow.entities.Metric
+        batch = [metric(_plain(name), value, ended_ms, boxes) for name, curve in summary.curves.items()
+                 for boxes, value in curve.items() if math.isfinite(value)]  # fmt: skip
+        self.kept["results"] = results
+        return self._send(batch, self.kept["offset"])
+
     def _send_files(self) -> int:
         new = changed(self.run, self.kept["files"])
         for path in new:
@@ -259,14 +319,14 @@ class _Forward:
         self._keep()
         return True
 
-    def _state(self, found: status.State) -> None:
+    def _state(self, found: status.State, ending: list[Any] | None) -> None:
         self._tag({"hpc_isl.state": found.word, "hpc_isl.attempts": len(self.run.attempt_numbers())})
         kind = KINDS.get(found.word, "KILLED")
-        if found.alive:
+        if ending is None:
             self.client.update_run(self.kept["run_id"], status=kind)
         else:
-            self.client.set_terminated(self.kept["run_id"], kind)
-        self.kept["ended"] = None if found.alive else [found.word, len(self.run.attempt_numbers())]
+            self.client.set_terminated(self.kept["run_id"], kind, end_time=ending[-1])
+        self.kept["ended"] = ending
         self._keep()
 
 

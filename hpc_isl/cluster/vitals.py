@@ -19,7 +19,8 @@ def vitals() -> dict[str, float]:
 
 def _gpu(torch: Any) -> dict[str, float]:
     """Asked through torch where the stage has imported it: importing it here would cost every stage."""
-    if torch is None or not torch.cuda.is_initialized():
+    in_use = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    if in_use is None or not in_use():  # None also while the stage is just importing it
         return {}
     free, total = torch.cuda.mem_get_info()
     figures = {"system/gpu_memory_gb": (total - free) / 1e9}

@@ -1,4 +1,4 @@
-"""A sweep that is there takes in more elements: only what is new is made and computed.
+"""A sweep that is there takes in more elements, or other inputs: only what that changes is computed.
 
 What is new is made first, unseen; `widening.json` then says all that is left to do, and each step of that can
 be done twice: a kill at any moment leaves the sweep as it was, or one that goes on to what it was to become.
@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.cluster import folders, last, late, orders, record, submissions
+from hpc_isl.cluster import folders, last, late, orders, record, submissions, uses
 from hpc_isl.cluster.orders import Order
 from hpc_isl.files import now, read_json, share_with_group, write_atomic
+from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import digest
 from hpc_isl.run import Plan, Run
 from hpc_isl.strict import to_yaml
@@ -25,11 +27,29 @@ UNSEEN = ".widening"
 # ---------------------------------------------------------------- what is new
 
 
-def new_elements(run: Run, order: Order, plans: Mapping[str, Plan]) -> list[str]:
-    """Names of the elements that the sweep does not have; what waits for all others is none of them.
+@dataclass(frozen=True)
+class Wider:
+    """What an order asks for beyond what a sweep has; what waits for all others is not counted.
+
+    Attributes:
+        new: names of elements that the sweep does not have.
+        changed: names of elements that it has, from other inputs than there are now.
+        lines: what is different about these inputs.
+    """
+
+    new: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.changed)
+
+
+def compare(run: Run, order: Order, plans: Mapping[str, Plan]) -> Wider:
+    """How an order differs from the sweep that is there.
 
     Raises:
-        Mistake: what is there would not be computed by this order, or not just so.
+        Mistake: elements that are there would not be computed by this order, or by another recipe.
     """
     there = {str(one.folder.relative_to(run.folder)): one for one in last.others(run)}
     asked = {f"{order.stage}/{name}": name for name in plans if name != order.last}
@@ -37,48 +57,79 @@ def new_elements(run: Run, order: Order, plans: Mapping[str, Plan]) -> list[str]
     final = last.of(run)
     if final and final.name != order.last:
         gone.append(f"  element {final.name!r}: there, not here")
-    both = [(one, asked[key]) for key, one in there.items() if key in asked]
-    wrong = list(dict.fromkeys(line for one, name in both for line in _wrong(one, name, order, plans)))
+    both = {
+        asked[key]: (one, _plan(one, asked[key], order, plans)) for key, one in there.items() if key in asked
+    }
+    wrong = list(dict.fromkeys(line for one, plan in both.values() for line in orders.in_recipe(one, plan)))
+    changed = [name for name, pair in both.items() if any(uses.differing_inputs([pair]))]
+    lines = tuple(uses.differing_inputs(list(both.values()))) if changed else ()
     if gone or wrong:
         over = [line for line in orders.differences(run, Plan(order.recipe)) if line.startswith("  over")]
-        orders.refuse(run, [*wrong, *((over or gone) if gone else [])])
-    return [name for key, name in asked.items() if key not in there]
+        orders.refuse(run, [*lines, *wrong, *((over or gone) if gone else [])])
+    return Wider(tuple(name for key, name in asked.items() if key not in there), tuple(changed), lines)
 
 
-def _wrong(one: Run, name: str, order: Order, plans: Mapping[str, Plan]) -> list[str]:
-    """How an element that is there differs from what is asked for."""
-    # One that was never planned is kept as it was asked for.
-    plan = Plan((order.elements or {})[name]) if late.is_late(one) else plans[name]
-    return orders.differences(one, plan)
+def _plan(one: Run, name: str, order: Order, plans: Mapping[str, Plan]) -> Plan:
+    """What an element that is there would be now; one that was never planned is as it was asked for."""
+    return Plan((order.elements or {})[name]) if late.is_late(one) else plans[name]
 
 
-def says(run: Run, order: Order, new: list[str]) -> str:
-    """`sweep 'nuc' is widened: 6 of 18 elements are new`."""
-    number = len(order.elements or {}) - bool(order.last)
+def refuse_changed(run: Run, order: Order, wider: Wider, command: str) -> None:
+    """Elements that would be others now are computed again when that is asked for.
+
+    `command`: that was typed.
+
+    Raises:
+        Mistake: it was not; with what changed, how much of the sweep it changes, and what to type.
+    """
+    if not wider.changed or order.update:
+        return
+    final = f", and {order.last!r}" if order.last else ""
+    lines = [
+        f"{run.stage} {run.name!r} is there, from other inputs:",
+        *wider.lines[:8],
+        f"they change {len(wider.changed)} of {_number(order)} elements{final}. To compute these once more",
+        "(what they were is kept in the sweep's folder, in `earlier`):",
+        f"  {command} --update",
+        "or choose another --name, to compute all of it",
+    ]
+    raise Mistake("\n".join(lines))
+
+
+def says(run: Run, order: Order, wider: Wider) -> str:
+    """`sweep 'nuc' is widened: 6 of 18 elements are new; then 'final' once more`."""
+    parts = [f"{len(wider.new)} of {_number(order)} elements are new"] if wider.new else []
+    parts += [f"{len(wider.changed)} of {_number(order)} are computed once more"] if wider.changed else []
     again = f"; then {order.last!r} once more" if order.last else ""
-    return f"{run.stage} {run.name!r} is widened: {len(new)} of {number} elements are new{again}"
+    return f"{run.stage} {run.name!r} is widened: {', '.join(parts)}{again}"
+
+
+def _number(order: Order) -> int:
+    return len(order.elements or {}) - bool(order.last)
 
 
 # ---------------------------------------------------------------- taking it in
 
 
-def widen(run: Run, order: Order, plans: Mapping[str, Plan], new: list[str], argv: tuple[str, ...]) -> None:
-    """Makes the new elements, and what waits for all others once more: it names them."""
+def widen(run: Run, order: Order, plans: Mapping[str, Plan], wider: Wider, argv: tuple[str, ...]) -> None:
+    """Makes the new elements, those that changed, and what waits for all others once more: it names them."""
     share_with_group(order.site.group)
-    content = record.record(order.recipe, {}, list(argv))
-    for name in new:
+    content = record.record(order.recipe, list(argv))
+    for name in wider.new:
         one = folders.element(run, order.stage, name)
         shutil.rmtree(one.folder, ignore_errors=True)  # of a widening that was ended
         folders.make_element(one, order, plans[name], content, late=False)
-    if order.last:
-        shutil.rmtree(_unseen(run, order.last).folder, ignore_errors=True)
-        folders.make_element(_unseen(run, order.last), order, plans[order.last], content, late=True)
+    again = [*wider.changed, *([order.last] if order.last else [])]
+    for name in again:
+        shutil.rmtree(_unseen(run, name).folder, ignore_errors=True)
+        folders.make_element(_unseen(run, name), order, plans[name], content, late=name == order.last)
     kept = read_json(run.record) or {}
     step = {key: content[key] for key in ("argv", "user", "host", "commit", "diff", "code")}
-    kept["widened"] = [*kept.get("widened", []), {"time": now(), "elements": new, **step}]
+    said = {"time": now(), "elements": list(wider.new), "updated": list(wider.changed), **step}
     left = {
         "elements": folders.elements(order, plans),
-        "record": kept | {"digest": digest(order.recipe)},
+        "replaced": [f"{order.stage}/{name}" for name in again],
+        "record": kept | {"digest": digest(order.recipe), "widened": [*kept.get("widened", []), said]},
         "recipe": to_yaml(order.recipe),
     }
     write_atomic(_journal(run), json.dumps(left, indent=1))
@@ -96,9 +147,10 @@ def _finish(run: Run) -> None:
     left = read_json(_journal(run))
     if left is None:
         return
-    if left["elements"].get("last"):
-        _replace(run, run.folder / left["elements"]["last"])
-        shutil.rmtree(run.folder / UNSEEN, ignore_errors=True)
+    for name in left.get("replaced", [left["elements"].get("last")]):
+        if name:
+            _replace(run, run.folder / name)
+    shutil.rmtree(run.folder / UNSEEN, ignore_errors=True)
     write_atomic(run.elements_file, json.dumps(left["elements"], indent=1))
     write_atomic(run.record, json.dumps(left["record"], indent=1))
     write_atomic(run.recipe, left["recipe"])
@@ -106,7 +158,7 @@ def _finish(run: Run) -> None:
 
 
 def _replace(run: Run, folder: Path) -> None:
-    """The new last element takes the place of the earlier one, which is kept: its model may be in use."""
+    """An element that was made anew takes the place of the earlier one, which is kept: it may be in use."""
     unseen = _unseen(run, folder.name).folder
     if not unseen.exists():
         return
@@ -126,7 +178,7 @@ def _free(run: Run, folder: Path) -> Path:
 
 
 def _unseen(run: Run, name: str) -> Run:
-    """Where the new last element is made, out of sight."""
+    """Where an element that is there is made anew, out of sight."""
     return Run(run.folder / UNSEEN / name)
 
 

@@ -13,13 +13,15 @@ import threading
 import time
 import traceback
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from hpc_isl import site
-from hpc_isl.cluster import pool
+from hpc_isl.cluster import estimates, pool, uses
 from hpc_isl.cluster.forward import forwarding
 from hpc_isl.cluster.jobs import FAILED, MISTAKE, POOLED, STOPPED, Job
 from hpc_isl.cluster.late import plan_late
@@ -32,6 +34,7 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES
 from hpc_isl.run import Attempt
 from hpc_isl.strict import parse, read_yaml
+from hpc_isl.timing import END, Clock
 
 ORPHAN_GRACE_S = 10.0  # to save in, after whoever watched over the run has died
 
@@ -47,7 +50,7 @@ def work(job: Job) -> None:
     here = place()
     attempt = Attempt(
         job.run, job.attempt + here.restarts, here.rank, here.size,
-        here.local_rank, here.local_size, here.cpus,
+        here.local_rank, here.local_size, here.cpus, clock=Clock(psutil.Process().create_time()),
     )  # fmt: skip
     where = site.kept(job.run.site)
     share_with_group(where.group)
@@ -57,6 +60,8 @@ def work(job: Job) -> None:
     if here.slurm:
         if overtaken(job.run, job.attempt, here.slurm):
             raise SystemExit(f"the run was started again as another job: job {here.slurm} leaves it alone")
+        if job.run.cancelled.exists():
+            raise SystemExit(f"the run was cancelled: job {here.slurm} leaves it alone")
         _prepare_node(attempt, here.slurm)
     listener = Listener(attempt, _deadline(here, where))
     with _forwarded(attempt, here, where):
@@ -94,13 +99,20 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
     module, run = importlib.import_module(job.module), job.run
     plan_late(module, attempt)
     recipe = parse(RECIPES[run.stage], read_yaml(run.recipe), str(run.recipe))
-    if run.stage not in POOLED:
-        getattr(module, run.stage)(recipe, attempt)
-    elif attempt.rank == 0:
-        getattr(module, run.stage)(recipe, attempt, pool.pools(attempt, where))
-    else:
-        pool.serve(attempt, where)
-    if attempt.rank == 0 and not attempt.stopping.is_set() and not run.summary():
+    compute = getattr(module, "trial" if run.trial.exists() else run.stage)
+    with uses.in_use(recipe):
+        uses.refuse_changed(run)
+        if run.stage not in POOLED:
+            compute(recipe, attempt)
+        elif attempt.rank == 0:
+            compute(recipe, attempt, pool.pools(attempt, where))
+        else:
+            pool.serve(attempt, where)
+    if attempt.rank == 0:
+        if run.summary():
+            attempt.clock.tick(END, 1)
+        estimates.note(attempt, where)
+    if attempt.rank == 0 and not (attempt.stopping.is_set() or run.trial.exists() or run.summary()):
         raise RuntimeError(f"the stage {run.stage} ended without its done record")
 
 
@@ -193,7 +205,10 @@ def _leave_stopped(attempt: Attempt, here: Place, listener: Listener) -> int:
     if attempt.rank:
         return 0
     reason = requeue(attempt, here.slurm, at_time_limit=listener.overdue)
-    attempt.say(reason or "stopped at the time limit; Slurm will start it again")
+    if reason:
+        with suppress(OSError):
+            attempt.note(reason=reason)
+    attempt.say(reason or "stopped at the time limit; Slurm is to start it again")
     return STOPPED
 
 

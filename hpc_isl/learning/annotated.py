@@ -15,7 +15,7 @@ from hpc_isl.learning.fields import FieldView
 from hpc_isl.learning.numbering import drawn
 from hpc_isl.learning.pixels import Box, Pixels, pad
 from hpc_isl.learning.planes import stack
-from hpc_isl.plates.store import read_labels
+from hpc_isl.plates.store import read_label_box
 from hpc_isl.recipes.training import AugmentRecipe
 from hpc_isl.seeds import stream
 
@@ -106,14 +106,13 @@ def corners(box: Box) -> Corners:
 
 def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
     """Labels (y, x) of a field at one time."""
-    labels = read_labels(image, name, level)
-    return labels[time] if labels.ndim == 3 else labels
+    return read_label_box(image, name, time, slice(None), slice(None), level)
 
 
 @lru_cache(maxsize=16)
 def _maps_of(image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None) -> Maps:
     """Mask and distance of a whole box: objects are measured before crops cut them."""
-    labels = labels_in(image, name, level, time)[box[0] : box[2], box[1] : box[3]]
+    labels = read_label_box(image, name, time, slice(box[0], box[2]), slice(box[1], box[3]), level)
     return labels > 0, distance(labels) if distance else None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from hpc_isl.files import read_json
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.training import NetRecipe, PredictRecipe
 
 FORMAT = 1
@@ -26,7 +27,8 @@ class Task:
         head: same or paper; `from_stain`: the paper's head stands on the output of an ISL model.
         span: what the stain's output is divided by before the paper's sigmoid.
         slope: of that sigmoid.
-        scale, h, min_area, method: from distance map and mask to labels, as in ObjectsRecipe.
+        scale, h, min_area, method: from distance map and mask to labels, as in ObjectsRecipe; `min_area` is
+            in pixels that the network sees, and `min_area_um2` the same in µm², where their size is known.
         arm, boxes, objects: what it started from and what it learnt from.
     """
 
@@ -43,6 +45,7 @@ class Task:
     arm: str = ""
     boxes: int = 0
     objects: int = 0
+    min_area_um2: float | None = None
 
     @property
     def outputs(self) -> int:
@@ -60,12 +63,15 @@ class Contract:
         precision: of the forward pass: fp32, bf16 or fp16.
         recipe: all of the recipe that trained it, and `digest` of it with its inputs.
         split: digest of the split; `wells`: part -> plate -> wells (or fields, where the split is by field).
+            Of a model that segments the parts are what it was taught with (train) and tested on, what the
+            `reference` was made of, and what the ISL model that it began with saw the stain of (stain).
         plates: name -> fingerprint of the plates that it was trained on.
         step: optimiser steps behind these weights.
         code: version of this package.
         weights: SHA-256 of the weights file.
         task: of a model that segments; None: it predicts the view's targets.
         reference: what the sources of its training fields are like, against which `drift` holds others.
+        stains: channel that it sees -> whether that is a stain on the plates that it was trained on.
     """
 
     view: View
@@ -82,12 +88,20 @@ class Contract:
     weights: str = ""
     task: Task | None = None
     reference: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    stains: Mapping[str, bool] = field(default_factory=dict)
+
+    def has_seen(self, part: str, plate: str, key: FieldKey) -> bool:
+        """Whether a field of a plate, or its well, is in a part of the wells."""
+        units = self.wells.get(part, {}).get(plate, [])
+        return key.well in units or f"{key.well}/{key.name}" in units
 
     def essence(self) -> dict[str, Any]:
         """What decides the objects that this model finds, as plain JSON: all but where it comes from."""
         content = self.to_dict()
         said = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
-        names = ("kind", "head", "from_stain", "span", "slope", "scale", "h", "min_area", "method")
+        names = ["kind", "head", "from_stain", "span", "slope", "scale", "h", "min_area", "method"]
+        # Models of earlier versions have none, and keep the hash that labels were written under.
+        names += ["min_area_um2"] if self.task and self.task.min_area_um2 is not None else []
         return said | {"task": self.task and {name: getattr(self.task, name) for name in names}}
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,7 +129,9 @@ def read_contract(folder: Path) -> Contract:
     """
     content = read_json(folder / CONTRACT)
     if content is None or not (folder / WEIGHTS).exists():
-        raise Mistake(f"{folder}: holds no model ({CONTRACT} and {WEIGHTS}); was the run finished?")
+        raise Mistake(
+            f"{folder}: holds no model ({CONTRACT} and {WEIGHTS}); was the run finished, or removed?"
+        )
     if content["format"] != FORMAT:
         raise Mistake(f"{folder}: a model of format {content['format']}; this version reads format {FORMAT}")
     return Contract.from_dict(content)

@@ -24,6 +24,14 @@ from hpc_isl.plates.statistics import PlaneStatistics
 from hpc_isl.plates.store import Index
 
 NOTICEABLE, FAR = 3.0, 6.0
+FACTS = {
+    "contrast": "how much brightness varies (standard deviation over mean)",
+    "focus": "how sharp the image is",
+    "light": "how far the brightest hundredth of the pixels lies above the middle",
+    "shadow": "how far the darkest hundredth of the pixels lies below the middle",
+    "glare": "how far the brightest thousandth of the pixels lies above the brightest hundredth",
+}
+"""What is compared of each source, in words."""
 # Where training fields are few, or all alike, their spread says little: it counts as this share of the
 # median at least, or of 1 where that is less.
 LEAST_SPREAD = 0.05

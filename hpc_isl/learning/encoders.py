@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.recipes.training import NetRecipe
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipes.training import NetRecipe, TrainRecipe
 
 TABLE = Path(__file__).with_name("encoders.json")
 DECODERS = (3, 4, 5)
@@ -44,6 +45,31 @@ def check_weights(net: NetRecipe, sources: int) -> Path | None:
     from hpc_isl.learning import unet
 
     return unet.check_weights(net, sources)
+
+
+def check_batchnorm(net: NetRecipe, train: TrainRecipe, sources: int, held: str = "") -> None:
+    """A micro-batch leaves BatchNorm more than one value per channel, of one crop as of many.
+
+    Args:
+        held: the part of the network whose BatchNorm keeps its statistics; see `norms.single_value`.
+
+    Raises:
+        Mistake: it leaves one, whose variance says nothing: torch refuses it at the first step.
+    """
+    if train.micro_batch > 1:
+        return
+    from hpc_isl.learning.norms import single_value
+
+    if not single_value(net, sources, train.crop, held):
+        return
+    least = next((n for n in range(2, train.batch + 1) if train.batch % n == 0), 2)
+    batch = "" if train.batch > 1 else " and train.batch=2"
+    larger = "" if single_value(net, sources, 2 * train.crop, held) else f", or train.crop={2 * train.crop}"
+    raise Mistake(
+        f"train.micro_batch=1, train.crop={train.crop}: BatchNorm of net.encoder={net.encoder} would be left "
+        "with one value per channel, of which there is no variance; take "
+        f"train.micro_batch={least}{batch}{larger}"
+    )
 
 
 def is_known(net: NetRecipe) -> bool:

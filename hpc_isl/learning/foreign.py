@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isclose
 
@@ -60,6 +60,37 @@ def _refuse_merged(known: list[str], channels: Mapping[str, str]) -> None:
             raise Mistake(
                 f"channels: {channels.get(name, name)!r} would be both {first!r} and {name!r} of the model; "
                 "give each a channel of its own"
+            )
+
+
+def stains_of(view: View, indices: Sequence[Index]) -> dict[str, bool]:
+    """Channel that the view looks at -> whether it is a stain on the plates that have it."""
+    return {
+        role.channel: any(index.plate.channels[index.channel(role.channel)].fluorescent for index in indices)
+        for role in view.sources
+    }
+
+
+def unlike_channels(
+    view: View, stains: Mapping[str, bool], channels: Mapping[str, str], index: Index
+) -> Iterator[str]:
+    """Channels of a plate that are of another kind than those that a model learnt from, in words.
+
+    Args:
+        view: of the model, in its own names of channels.
+        stains: of its contract; a model of an earlier version has none, and is taken to have learnt from
+            label-free images as far as its channels are given other names.
+        channels: the model's name -> the plate's.
+    """
+    for name in dict.fromkeys(role.channel for role in view.sources):
+        there = channels.get(name, name)
+        known = stains.get(name, False if name in channels else None)
+        stained = index.plate.channels[index.channel(there)].fluorescent
+        if known is not None and stained != known:
+            kinds = ("a label-free image", "a stain")
+            yield (
+                f"{there!r} of {index.path} is {kinds[stained]}, and the model learnt from {kinds[known]}, "
+                f"{name!r}: what it makes of that means nothing, unless the plate is mistaken about it"
             )
 
 

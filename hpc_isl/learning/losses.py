@@ -26,6 +26,11 @@ PIXEL: dict[str, Loss] = {
     "charbonnier": _charbonnier,
 }
 
+TITLES = {
+    "l1": "mean absolute error (L1)", "mse": "mean squared error", "smooth_l1": "smooth L1", "huber": "Huber",
+    "charbonnier": "Charbonnier",
+}  # fmt: skip
+
 
 def loss_of(name: str, pearson: float = 0.0, ssim: float = 0.0, span: float = 1.0) -> Loss:
     """The pixel loss `name`, plus `pearson` × (1 - PCC) and `ssim` × (1 - SSIM), as one scalar.
@@ -45,6 +50,13 @@ def loss_of(name: str, pearson: float = 0.0, ssim: float = 0.0, span: float = 1.
         return value
 
     return total
+
+
+def title_of(name: str, pearson: float = 0.0, ssim: float = 0.0) -> str:
+    """The loss as a picture names it: `smooth L1 + 0.5 × (1 − PCC)`."""
+    parts = [TITLES[name]]
+    parts += [f"{weight:g} × (1 − {part})" for part, weight in (("PCC", pearson), ("SSIM", ssim)) if weight]
+    return " + ".join(parts)
 
 
 def pcc(prediction: Tensor, target: Tensor, floor: float = 1e-6) -> Tensor:

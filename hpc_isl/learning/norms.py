@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hpc_isl.learning.unet import construct
 from hpc_isl.learning.world import World
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipes.training import NetRecipe
 
 
 class RunningStatistics:
@@ -88,3 +91,40 @@ def _held(kind: Any) -> Any:
             return self
 
     return Held
+
+
+def single_value(net: NetRecipe, sources: int, edge: int, held: str = "") -> bool:
+    """Whether training on one crop of `edge` pixels leaves some BatchNorm one value per channel.
+
+    That is so at the deepest level of a small crop, and in encoders that normalise pooled features. A
+    forward pass tells, over tensors that hold no numbers where the encoder can be built so.
+
+    Args:
+        held: what keeps its statistics, as in `hold_norms`: encoder, all, or nothing ("").
+    """
+    decoder = None if net.decoder is None else tuple(net.decoder)
+    return _single_value(net.encoder, decoder, sources, edge, held)
+
+
+@cache
+def _single_value(encoder: str, decoder: tuple[int, ...] | None, sources: int, edge: int, held: str) -> bool:
+    net = NetRecipe(encoder=encoder, decoder=decoder and list(decoder), weights=None)
+    try:
+        with torch.device("meta"):
+            return _refuses_one(construct(net, sources, 1).to("meta"), sources, edge, held)
+    except (Mistake, RuntimeError, NotImplementedError):
+        return _refuses_one(construct(net, sources, 1), sources, edge, held)
+
+
+def _refuses_one(network: Any, sources: int, edge: int, held: str) -> bool:
+    network.train()
+    if held:
+        hold_norms(network.encoder if held == "encoder" else network)
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, sources, edge, edge))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return True
+    return False

@@ -27,6 +27,11 @@ def object_loss(kind: str, alpha: float) -> Loss:
     return cells
 
 
+def title_of(kind: str, alpha: float) -> str:
+    """The loss as a picture names it."""
+    return "1 − Jaccard index" if kind == "nuclei" else f"squared error + {alpha:g} × cross entropy"
+
+
 def jaccard(logits: Tensor, mask: Tensor, known: Tensor) -> Tensor:
     """1 - soft Jaccard index over all known pixels of the batch together; (batch, y, x) each.
 

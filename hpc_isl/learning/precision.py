@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import torch
 
+from hpc_isl.device import Device, cpu, gpu_of, resolved
 from hpc_isl.mistake import Mistake
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def device_of(device: torch.device) -> Device:
+    """What torch's device is, and computes in natively."""
+    if device.type != "cuda":
+        return cpu()
+    name = torch.cuda.get_device_name(device)
+    if torch.version.hip:
+        return Device(name, "gpu", frozenset(DTYPES))
+    return gpu_of(name, ".".join(map(str, torch.cuda.get_device_capability(device))))
+
+
 def resolve(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on GPUs that compute in it, else fp32; fp16 needs a GPU."""
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
+    """`auto` is bf16 on GPUs that compute in it natively, else fp32; fp16 needs a GPU."""
     if precision == "fp16" and device.type != "cuda":
-        raise Mistake("precision=fp16 needs a GPU; on a CPU take fp32, or bf16")
-    return DTYPES[precision]
+        raise Mistake("precision=fp16 needs a GPU; on a CPU take fp32")
+    return DTYPES[resolved(precision, device_of(device))]
+
+
+def as_scored(precision: str, device: torch.device) -> torch.dtype:
+    """That with which a model was scored, where a GPU computes in it natively; else fp32."""
+    there = device_of(device)
+    native = there.kind == "gpu" and (there.native is None or precision in there.native)
+    return DTYPES[precision] if native else torch.float32
 
 
 def name_of(dtype: torch.dtype) -> str:

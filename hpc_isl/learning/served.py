@@ -22,14 +22,16 @@ class Stain(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.network, self.contract = load(Path(context.artifacts["model"]))
 
-    # MLflow would take hints for a schema of its own; the true one is logged with the model.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Stored counts (image, source, y, x) to stains (image, target, y, x), float32.
+    # np.ndarray alone is a hint that MLflow takes neither for a schema of its own nor for a reason to warn.
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:
+        """Returns stains (image, target, y, x), float32, of images (image, source, y, x).
 
         A model that segments gives what it says of objects: the mask's logit, or distance map and logit.
 
-        Sources stand in the contract's order, at its µm per pixel. Stains are in counts where the
-        model normalised its targets by the training wells, else in units of each field's own.
+        Sources stand in the contract's order, at its µm per pixel, in stored counts; those of a model
+        with `flat_field: vendor` are divided by the vendor's profile, of mean 1, before. Stains are in
+        counts where the model normalised its targets by the training wells, else in units of each
+        field's own.
         """
         images = np.asarray(model_input, np.float32)
         wanted = [role.channel for role in self.contract.view.sources]
@@ -52,10 +54,6 @@ def _seen(contract: Contract, number: int, plane: Pixels) -> Pixels:
     """One source as the network saw it in training; its own statistics are those of the array."""
     view = contract.view
     role, how = view.sources[number], view.normalize
-    if view.flat_field == "vendor":
-        raise Mistake(
-            "this model corrects by the vendor's flat field, which only a plate has: predict from one"
-        )
     if role.channel in view.profiles:
         everything = (slice(0, plane.shape[0]), slice(0, plane.shape[1]))
         plane = plane / gain(view.profiles[role.channel], (plane.shape[0], plane.shape[1]), everything)

@@ -46,8 +46,8 @@ def flood_blocks(
     scratch: Path,
     min_area: int = 0,
     run: Callable[..., Iterable[Any]] = map,
-) -> int:
-    """Writes the labels of an image that is never in memory; how many objects there are.
+) -> tuple[int, int]:
+    """Writes the labels of an image that is never in memory; how many objects there are, and were too small.
 
     Args:
         read: distance map and mask (y, x) of a box of the image, as `flood` takes them; from any thread.
@@ -68,11 +68,11 @@ def flood_blocks(
     image.joined.touch()
     groups = _by_number(run(lambda group: image.join(pieces, group), range(pieces.groups)))
     found = [*surveys, *groups]
-    numbers, count = _numbers(found, min_area)
+    numbers, count, small = _numbers(found, min_area)
     starts = np.cumsum([0, *(one.first.size for one in found)])
     for k, box in enumerate(image.blocks):
         write(box, image.labels(k, pieces, numbers, starts))
-    return count
+    return count, small
 
 
 @dataclass(frozen=True)
@@ -292,8 +292,8 @@ def _touching(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
 # ---------------------------------------------------------------- numbers
 
 
-def _numbers(found: list[_Objects], min_area: int) -> tuple[Labels, int]:
-    """Of each object its number in the image, by first pixel; 0 if it is too small; and how many remain."""
+def _numbers(found: list[_Objects], min_area: int) -> tuple[Labels, int, int]:
+    """Of each object its number in the image, by first pixel, or 0; how many remain, and are too small."""
     first = np.concatenate([np.zeros(0, np.int64), *(one.first for one in found)])
     area = np.concatenate([np.zeros(0, np.int64), *(one.area for one in found)])
     kept = np.flatnonzero(area >= min_area)
@@ -301,4 +301,4 @@ def _numbers(found: list[_Objects], min_area: int) -> tuple[Labels, int]:
         raise Mistake(f"{kept.size} objects: labels are uint32, for {MOST} at most; raise min_area or h")
     numbers = np.zeros(first.size, np.uint32)
     numbers[kept[first[kept].argsort()]] = np.arange(1, kept.size + 1)
-    return numbers, int(kept.size)
+    return numbers, int(kept.size), int(np.count_nonzero((area > 0) & (area < min_area)))

@@ -14,22 +14,29 @@ RULES = {"otsu": filters.threshold_otsu, "triangle": filters.threshold_triangle,
 
 
 def draft(stain: NDArray[Any], *, threshold: str | float, sigma: float, min_area: int, split: bool) -> Labels:
-    """Labels (y, x) of the bright objects of a stain (y, x).
+    """Labels (y, x) of the bright objects of a stain (y, x), those of `min_area` pixels or more.
 
     Args:
         threshold: otsu, triangle or li (of the smoothed stain), or a value in counts.
         sigma: of the Gaussian before the threshold, in pixels.
-        min_area: smaller objects are dropped, in pixels; peaks of the distance map nearer to each other
-            than the radius of such an object are one.
+        min_area: in pixels; peaks of the distance map nearer to each other than the radius of an object of
+            this size are one.
         split: touching objects are cut by a watershed on the distance to the background.
     """
+    return without_small(pieces_of(stain, threshold, sigma, min_area, split), min_area)
+
+
+def pieces_of(
+    stain: NDArray[Any], threshold: str | float, sigma: float, min_area: int, split: bool
+) -> NDArray[np.int32]:
+    """The same, small ones among them."""
     smooth = ndimage.gaussian_filter(stain.astype(np.float32), sigma)
     above = RULES[threshold](smooth) if isinstance(threshold, str) else threshold
     mask = ndimage.binary_fill_holes(smooth > above)
     pieces, _ = ndimage.label(mask, np.ones((3, 3)))
     if split:
         pieces = _split(pieces, reach=max(1, round(np.sqrt(min_area / np.pi))))
-    return without_small(pieces, min_area)
+    return np.asarray(pieces, np.int32)
 
 
 def _split(pieces: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
@@ -44,7 +51,14 @@ def _split(pieces: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
 
 def without_small(labels: NDArray[Any], min_area: int) -> Labels:
     """The objects of `min_area` pixels or more, numbered anew."""
-    return in_raster_order(np.where(np.bincount(labels.ravel())[labels] < min_area, 0, labels))
+    return parted_by_size(labels, min_area)[0]
+
+
+def parted_by_size(labels: NDArray[Any], min_area: int) -> tuple[Labels, int]:
+    """The objects of `min_area` pixels or more, numbered anew, and how many were smaller."""
+    areas = np.bincount(labels.ravel())
+    small = int(np.count_nonzero((areas[1:] > 0) & (areas[1:] < min_area)))
+    return in_raster_order(np.where(areas[labels] < min_area, 0, labels)), small
 
 
 def in_raster_order(labels: NDArray[Any]) -> Labels:

@@ -13,11 +13,23 @@ SSIM_WINDOW = 11
 
 
 def pcc(prediction: Image, truth: Image) -> float:
-    """Pearson's correlation over all pixels; NaN where one of the images is constant."""
+    """Pearson's correlation over all pixels, 0 for a constant prediction; NaN where the truth is constant.
+
+    A constant prediction has no correlation. It has seen nothing of a stain that varies, and is not to
+    count for less than one that is wrong.
+    """
+    if is_constant(truth):
+        return float("nan")
+    if is_constant(prediction):
+        return 0.0
     a = prediction.astype(np.float64) - prediction.mean(dtype=np.float64)
     b = truth.astype(np.float64) - truth.mean(dtype=np.float64)
-    spread = np.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / spread) if spread > 0 else float("nan")
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def is_constant(image: Image) -> bool:
+    """Whether all pixels are equal."""
+    return bool(image.min() == image.max())
 
 
 def mae(prediction: Image, truth: Image) -> float:
@@ -55,7 +67,8 @@ def pcc_by_object(prediction: Image, truth: Image, labels: Image, least: int = 1
     """Pearson's correlation over the pixels of each object, label -> PCC.
 
     No background enters: what counts is how the stain is distributed inside an object. Objects of
-    fewer than `least` pixels, and those in which an image is constant, are not among the result.
+    fewer than `least` pixels, and those in which the truth is constant, are not among the result; one in
+    which the prediction is constant has 0, as in `pcc`.
     """
     names, place = np.unique(labels[labels > 0], return_inverse=True)
     area = np.bincount(place, minlength=len(names))
@@ -67,8 +80,14 @@ def pcc_by_object(prediction: Image, truth: Image, labels: Image, least: int = 1
     def total(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.bincount(place, pixels, len(names)).astype(np.float64)
 
+    def varies(image: Image) -> NDArray[np.bool_]:
+        low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+        np.minimum.at(low, place, image[labels > 0])
+        np.maximum.at(high, place, image[labels > 0])
+        return high > low
+
     a, b = centred(prediction), centred(truth)
+    fit = (area >= least) & varies(truth)
     spread = np.sqrt(total(a * a) * total(b * b))
-    fit = (area >= least) & (spread > 0)
-    values = total(a * b)[fit] / spread[fit]
+    values = np.divide(total(a * b), spread, out=np.zeros(len(names)), where=fit & varies(prediction))[fit]
     return {int(name): float(value) for name, value in zip(names[fit], values, strict=True)}

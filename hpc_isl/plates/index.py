@@ -15,13 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hpc_isl import metadata_changes
 from hpc_isl.files import write_atomic
+from hpc_isl.metadata_changes import MetadataChange
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates import index_table, metadata
+from hpc_isl.plates import index_table, journal, metadata
 from hpc_isl.plates.plate import Field, FieldKey, Plate, Problem
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
 
 PlateMap = Mapping[str, Mapping[str, str]]
+Changes = tuple[MetadataChange, ...]
 # A field is out of focus in a channel where its sharpest plane scores below half of the plate's
 # median, and below it by this many robust standard deviations of the logarithm.
 FOCUS_DEVIATIONS = 4.0
@@ -38,6 +41,7 @@ class Index:
         statistics: of each field, as measured at conversion.
         problems: fields and planes that were left out, and why.
         depth: number of pyramid levels of each field.
+        changes: of its metadata since it was converted, oldest first.
     """
 
     path: Path
@@ -47,7 +51,13 @@ class Index:
     statistics: index_table.Statistics
     problems: tuple[Problem, ...]
     depth: Mapping[FieldKey, int]
+    changes: tuple[MetadataChange, ...]
     _rows: Mapping[FieldKey, int] = member(repr=False, compare=False)
+
+    @property
+    def revision(self) -> str:
+        """What `set` has changed that no hash of pixels and names holds; empty: all is as converted."""
+        return revision_of(self.plate, self.changes)
 
     def image(self, key: FieldKey) -> Path:
         """The folder of a field's image."""
@@ -62,7 +72,8 @@ class Index:
         """The number of a channel."""
         names = [channel.name for channel in self.plate.channels]
         if name not in names:
-            raise Mistake(f"{self.path}: has no channel {name!r}; {nearest(name, names)}")
+            instead = self._renamed(name) or nearest(name, names)
+            raise Mistake(f"{self.path}: has no channel {name!r}; {instead}")
         return names.index(name)
 
     def imaged(self, key: FieldKey) -> NDArray[np.bool_]:
@@ -78,6 +89,14 @@ class Index:
         """The planes of a field in which a channel was imaged at a time."""
         found: list[int] = np.flatnonzero(self.imaged(key)[time, channel]).tolist()
         return found
+
+    def _renamed(self, name: str) -> str:
+        """How a channel is called that had another name before the metadata changed; empty: none had."""
+        for change in self.changes:
+            for former, channel in zip(change.former["channels"], self.plate.channels, strict=True):
+                if former["name"] == name:
+                    return f"it is called {channel.name!r} since {change.time[:10]}, when metadata changed"
+        return ""
 
     def levels(self, key: FieldKey) -> int:
         """Number of pyramid levels of a field's image."""
@@ -114,23 +133,31 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Iterable[P
         inside = [field for field in plate.fields if field.key.well == well]
         metadata.write_group(path / row / column, ngff.attributes(ngff.well_group(inside)))
         metadata.write_group(path / row)
-    ours = {
+    ours: dict[str, Any] = {
         "plate": metadata.plate_facts(plate),
         "plate_map": {well: dict(columns) for well, columns in plate_map.items()},
         "problems": [[key.well, key.name, key.acquisition, text, kind] for key, text, kind in problems],
     }
-    _write_index(path, _read_images(path, plate, [field.key for field in plate.fields]))
+    changes = metadata_changes.changes_of(path)  # of a plate that takes in further fields
+    ours |= {metadata_changes.KEY: [change.facts() for change in changes]} if changes else {}
+    _write_index(path, _read_images(path, plate, [field.key for field in plate.fields]), plate, changes)
     metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
     return open_plate(path)
 
 
 def open_plate(path: Path) -> Index:
-    """The plate at `path`, from two files; an index that is not there is made anew from the images."""
+    """The plate at `path`, from two files; an index that is not there is made anew from the images.
+
+    A change of metadata that was cut short comes to its end first.
+    """
+    before = journal.version(path)
     ours = _plate_attributes(path)
     try:
         table = index_table.read_table(path)
     except (OSError, pa.ArrowException):
         return rebuild_index(path)
+    if journal.version(path) != before:  # the two files may be of different times
+        return open_plate(path)
     return _index(path, ours, table)
 
 
@@ -140,7 +167,7 @@ def rebuild_index(path: Path) -> Index:
     plate = metadata.plate_from(ours["plate"], ())
     keys = [key for well in _wells(path) for key in _keys_of_well(path / well)]
     try:
-        _write_index(path, _read_images(path, plate, keys))
+        _write_index(path, _read_images(path, plate, keys), plate, metadata_changes.of_facts(ours))
     except OSError as error:
         raise Mistake(f"{path}: its index is missing and cannot be made anew: {error.strerror}") from None
     return _index(path, ours, index_table.read_table(path))
@@ -149,6 +176,7 @@ def rebuild_index(path: Path) -> Index:
 def _plate_attributes(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise Mistake(f"{path}: there is no such plate")
+    journal.settle(path)
     if not (path / "zarr.json").exists():
         raise Mistake(f"{path}: holds no zarr.json: no plate, or a conversion that is not finished")
     attributes = metadata.read_group(path)
@@ -162,9 +190,10 @@ def _wells(path: Path) -> list[str]:
 
 
 def _keys_of_well(folder: Path) -> list[FieldKey]:
+    """The fields of a well; images that other programs added to it are none."""
     images = metadata.read_group(folder)["ome"]["well"]["images"]
-    facts = [metadata.read_group(folder / image["path"])["hpc_isl"]["field"]["key"] for image in images]
-    return [FieldKey(**fact) for fact in facts]
+    notes = (metadata.read_group(folder / image["path"]).get("hpc_isl") for image in images)
+    return [FieldKey(**note["field"]["key"]) for note in notes if note]
 
 
 # ---------------------------------------------------------------- from images to the index
@@ -176,15 +205,20 @@ def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[st
         return [attributes["hpc_isl"] for attributes in found]
 
 
-def _write_index(path: Path, images: list[dict[str, Any]]) -> None:
+def _write_index(path: Path, images: list[dict[str, Any]], plate: Plate, changes: Changes = ()) -> None:
+    metadata.write_group(path / "index", ours={"file": index_table.FILE.partition("/")[2]})
+    write_atomic(path / index_table.FILE, encoded(images, fingerprint_of(images, plate, changes)))
+
+
+def encoded(images: list[dict[str, Any]], fingerprint: str) -> bytes:
+    """The index file of these images, in order; `images` as their `zarr.json` hold them."""
     statistics = [from_dict(image["statistics"]) for image in images]
     blurred = _out_of_focus(statistics)
     rows = [
         index_table.row(image["field"], image["levels"], found, (*found.flags, *more))
         for image, found, more in zip(images, statistics, blurred, strict=True)
     ]
-    metadata.write_group(path / "index", ours={"file": index_table.FILE.partition("/")[2]})
-    write_atomic(path / index_table.FILE, index_table.encoded(rows, _fingerprint(images)))
+    return index_table.encoded(rows, fingerprint)
 
 
 def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
@@ -198,8 +232,26 @@ def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
         statistics=index_table.Statistics.of(path, fields, table),
         problems=tuple(Problem(FieldKey(*entry[:3]), *entry[3:]) for entry in ours["problems"]),
         depth=dict(zip(rows, table["levels"].to_pylist(), strict=True)),
+        changes=metadata_changes.of_facts(ours),
         _rows=rows,
     )
+
+
+def fingerprint_of(images: list[dict[str, Any]], plate: Plate, changes: Changes) -> str:
+    """The plate's fingerprint: of pixels, channel names and positions, and of what `set` changed besides."""
+    revision = revision_of(plate, changes)
+    found = _fingerprint(images)
+    return hashlib.sha256(f"{found} {revision}".encode()).hexdigest()[:16] if revision else found
+
+
+def revision_of(plate: Plate, changes: Changes) -> str:
+    """What no hash of pixels and names holds, where `set` has changed it; empty: it is as converted."""
+    if not changes:
+        return ""
+    first = changes[0].former
+    converted = [first["pixel_um"], [channel["fluorescent"] for channel in first["channels"]]]
+    now = [plate.pixel_um, [channel.fluorescent for channel in plate.channels]]
+    return "" if now == converted else json.dumps(now)
 
 
 def _fingerprint(images: list[dict[str, Any]]) -> str:

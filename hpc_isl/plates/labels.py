@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.mistake import Mistake
 from hpc_isl.plates import metadata
-from hpc_isl.plates.levels import (
-    create_level,
-    open_fresh,
-    shard_boxes,
-    write_coarser,
-    write_pyramid,
-    write_shards,
-)
+from hpc_isl.plates.label_checksums import checksum, files_digest, refuse_edited
+from hpc_isl.plates.label_groups import Box, existing, facts, find, label_folder, label_paths, noted, slug
+from hpc_isl.plates.label_pixels import BAND, LabelPixels, open_labels
+from hpc_isl.plates.levels import create_level, shard_boxes, write_coarser, write_pyramid, write_shards
 from hpc_isl.plates.partial import appears_whole, naming_unwritable
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.recipes.plates import CodecRecipe
 
-Box = tuple[int, int, int, int]
 MOST_COLORS = 4096
 
 
@@ -39,8 +32,11 @@ def write_labels(
     boxes: Sequence[Box],
     fingerprint: str = "",
     overwrite: bool = False,
-) -> None:
-    """Writes labels of an image under `labels/`, with as many levels as the image, as uint32.
+    made_from: str | None = None,
+) -> str:
+    """Writes labels of an image under `labels/`, with as many levels as the image, as uint32; their checksum.
+
+    Labels that a person edited since they were written are never replaced, whatever `overwrite` says.
 
     Args:
         labels: (y, x) integers of the image's size, or (t, y, x) where it has times; 0 background.
@@ -48,8 +44,12 @@ def write_labels(
         boxes: (y0, x0, y1, x1) in pixels, ends excluded, in which every object is drawn.
         fingerprint: of what computed them, kept with them, so that two computations never mix.
         overwrite: replace labels of this name.
+        made_from: checksum of the labels that these were made from: they may be replaced though edited.
+
+    Raises:
+        Mistake: labels that do not fit the image, or that may not be replaced.
     """
-    plate, field, levels = _facts(image)
+    plate, field, levels = facts(image)
     pixels = _checked(image, name, labels, field)
     outside = [box for box in boxes if not _inside(box, field.shape[-2:])]
     if outside:
@@ -57,13 +57,17 @@ def write_labels(
             f"{image}: annotation box {tuple(outside[0])} (y0, x0, y1, x1) is empty or lies outside the "
             f"image of {field.shape[-2]} × {field.shape[-1]} pixels"
         )
-    if not overwrite and _find(image, name):
-        raise Mistake(f"{image}: has labels {name!r} already; overwrite=true replaces them")
+    if not overwrite and find(image, name):
+        raise Mistake(f"{image}: has labels {name!r} already")
     about = _About(image, name, plate, field, levels, origin, boxes, fingerprint)
-    with appears_whole(_folder(image, name), pixels.nbytes, overwrite) as folder:
+    with appears_whole(label_folder(image, name), pixels.nbytes, overwrite) as folder:
         write_pyramid(folder, pixels, about.axes, levels, CodecRecipe(), "stride")
-        about.write(folder, _values(pixels))
+        flat = pixels.reshape(-1, *field.shape[-2:])
+        found = checksum(flat.shape, flat)
+        about.write(folder, _values(pixels), found)
+        refuse_edited(image, name, (found, made_from))
     _list(image, name)
+    return found
 
 
 def write_large_labels(
@@ -74,16 +78,16 @@ def write_large_labels(
     origin: str,
     fingerprint: str,
     overwrite: bool = False,
-) -> None:
+) -> str:
     """Labels of a whole image that memory does not hold, as `write_labels` writes those that it does.
 
     Args:
         times: (y, x) of each time, in files that are mapped to memory: they are read a shard at a time.
     """
-    plate, field, levels = _facts(image)
+    plate, field, levels = facts(image)
     y, x = field.shape[-2:]
     about = _About(image, name, plate, field, levels, origin, [(0, 0, y, x)], fingerprint)
-    with appears_whole(_folder(image, name), 4 * len(times) * y * x, overwrite) as folder:
+    with appears_whole(label_folder(image, name), 4 * len(times) * y * x, overwrite) as folder:
         shape = (*((len(times),) if len(times) > 1 else ()), 1, y, x)
         store = create_level(folder, 0, shape, np.dtype(np.uint32), about.axes, CodecRecipe())
         for box in shard_boxes(store):
@@ -91,8 +95,12 @@ def write_large_labels(
             part = np.stack([labels[box[-2:]] for labels in inside])
             write_shards(store, box, part.reshape(store[box].shape))
         write_coarser(folder, store, about.axes, levels, CodecRecipe())
-        about.write(folder, range(1, 1 + min(MOST_COLORS, max(int(one.max()) for one in times))))
+        bands = (one[first : first + BAND] for one in times for first in range(0, y, BAND))
+        found = checksum((len(times), y, x), bands)
+        about.write(folder, range(1, 1 + min(MOST_COLORS, max(int(one.max()) for one in times))), found)
+        refuse_edited(image, name, (found,))
     _list(image, name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -112,114 +120,68 @@ class _About:
     def axes(self) -> tuple[str, ...]:
         return tuple(axis for axis in metadata.axes(self.field) if axis != "c")
 
-    def write(self, folder: Path, values: Sequence[int]) -> None:
-        """The group's metadata; `values`: labels that get a colour."""
+    def write(self, folder: Path, values: Sequence[int], pixels: str) -> None:
+        """The group's metadata.
+
+        Args:
+            values: labels that get a colour.
+            pixels: their checksum.
+        """
         from hpc_isl.plates import ngff
 
         boxes = [list(map(int, box)) for box in self.boxes]
         ours: dict[str, Any] = {"name": self.name, "origin": self.origin, "boxes": boxes}
         ours |= {"fingerprint": self.fingerprint} if self.fingerprint else {}
+        ours |= {"checksum": pixels, "files": files_digest(folder / "0")}
         found = ngff.attributes(ngff.label_image(self.plate, self.field, self.levels, self.name))
         metadata.write_group(folder, ngff.colored(found, values), ours)
 
 
+# ---------------------------------------------------------------- reading
+
+
 def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
-    """Labels (y, x), or (t, y, x) where the image has times, at one level of the pyramid."""
-    folder = _existing(image, name)
-    pixels: NDArray[np.uint32] = open_fresh(folder, level).read().result()
-    return pixels[..., 0, :, :]
+    """Labels (y, x), or (t, y, x) where the image has times, on the grid of one level of the pyramid.
+
+    They are taken from full resolution, for that is what people correct, and what other programs surely have.
+    """
+    pixels, step = labels_of(image, name), slice(None, None, 2**level)
+    times = [pixels.read(time, step, step) for time in range(pixels.shape[0])]
+    return np.stack(times) if len(times) > 1 else times[0]
 
 
-def label_bands(image: Path, name: str, rows: int = 1024) -> Iterator[NDArray[np.uint32]]:
+def label_bands(image: Path, name: str, rows: int = BAND) -> Iterator[NDArray[np.uint32]]:
     """Labels at full resolution in bands of whole rows, from the first one on, time by time."""
-    store = open_fresh(_existing(image, name), 0)
-    for time in [store[number] for number in range(store.shape[0])] if store.rank == 4 else [store]:
-        for first in range(0, time.shape[-2], rows):
-            yield time[0, first : min(first + rows, time.shape[-2])].read().result()
+    return labels_of(image, name).bands(rows)
 
 
-def label_names(image: Path) -> list[str]:
-    """Names of the image's labels, sorted."""
-    return sorted(_named(image))
+def read_label_box(
+    image: Path, name: str, time: int, y: slice, x: slice, level: int = 0
+) -> NDArray[np.uint32]:
+    """A box (y, x) of the labels of one time, on the grid of one level; no more is read."""
+    pixels = labels_of(image, name)
+    height, width = pixels.shape[1:]
+    return pixels.read(time, _at_full(y, height, 2**level), _at_full(x, width, 2**level))
 
 
-def annotation(image: Path, name: str) -> tuple[str, list[Box]]:
-    """Who made the labels, and the boxes (y0, x0, y1, x1) in which every object is drawn."""
-    ours = metadata.read_group(_existing(image, name))["hpc_isl"]
-    return ours["origin"], [(box[0], box[1], box[2], box[3]) for box in ours["boxes"]]
+def _at_full(side: slice, length: int, step: int) -> slice:
+    """The pixels of full resolution that a side on a coarser grid shows."""
+    stop = length if side.stop is None else min(side.stop * step, length)
+    return slice((side.start or 0) * step, stop, step)
 
 
-def covers(image: Path, name: str) -> bool:
-    """Whether the labels are complete in all of the image; those of other programs are taken to be."""
-    boxes = metadata.read_group(_existing(image, name)).get("hpc_isl", {}).get("boxes")
-    y, x = _facts(image)[1].shape[-2:]
-    return boxes is None or [0, 0, y, x] in boxes
-
-
-def stamp(image: Path, name: str) -> str:
-    """What tells these labels from others: who made them, boxes, and their files, by name and size."""
-    folder = _existing(image, name)
-    found = hashlib.sha256(repr((name, metadata.read_group(folder).get("hpc_isl", {}))).encode())
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-    return found.hexdigest()
-
-
-def read_label_box(image: Path, name: str, time: int, y: slice, x: slice) -> NDArray[np.uint32]:
-    """A box (y, x) of the labels of one time at full resolution."""
-    store = open_fresh(_existing(image, name), 0)
-    box: NDArray[np.uint32] = (store[time] if store.rank == 4 else store)[0, y, x].read().result()
-    return box
-
-
-def computed_by(image: Path, name: str) -> tuple[str, str] | None:
-    """Who made the labels and the fingerprint of the computation ("" for others); None: there are none."""
-    folder = _find(image, name)
-    if folder is None:
-        return None
-    ours = metadata.read_group(folder).get("hpc_isl", {})
-    return str(ours.get("origin", "")), str(ours.get("fingerprint", ""))
-
-
-def slug(name: str) -> str:
-    """A folder name for any name: the name itself where it is plain, else a readable part and a hash."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-        return name
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40]
-    return f"{readable or 'labels'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _folder(image: Path, name: str) -> Path:
-    return image / "labels" / slug(name)
-
-
-def _existing(image: Path, name: str) -> Path:
-    folder = _find(image, name)
-    if folder is None:
-        raise Mistake(f"{image}: has no labels {name!r}; {nearest(name, _named(image))}")
-    return folder
-
-
-def _find(image: Path, name: str) -> Path | None:
-    """The folder of labels, if they are there: one of ours, or one of another program that is called so."""
-    others = {folder.name: folder for folder in _folders(image)}
-    own = _folder(image, name).name
-    return others.get(own, others.get(name))
-
-
-def _named(image: Path) -> dict[str, Path]:
-    """Shown name -> folder; labels of other programs are shown by their folder's name."""
-    return {_shown(folder): folder for folder in _folders(image)}
-
-
-def _shown(folder: Path) -> str:
-    name = str(metadata.read_group(folder).get("hpc_isl", {}).get("name", ""))
-    return name if name and slug(name) == folder.name else folder.name
-
-
-def _folders(image: Path) -> list[Path]:
-    return sorted(path.parent for path in (image / "labels").glob("[!.]*/zarr.json"))
+def labels_of(image: Path, name: str) -> LabelPixels:
+    """The pixels of labels; those of other programs must fit the image."""
+    folder = existing(image, name)
+    pixels = open_labels(folder)
+    if not noted(folder):
+        times, *_, y, x = facts(image)[1].shape
+        if pixels.shape != (times, y, x):
+            raise Mistake(
+                f"{image}: labels {name!r} of shape {pixels.shape} do not fit the image's {(times, y, x)} "
+                "(t, y, x)"
+            )
+    return pixels
 
 
 def _list(image: Path, name: str) -> None:
@@ -229,19 +191,12 @@ def _list(image: Path, name: str) -> None:
     """
     from hpc_isl.plates import ngff
 
-    there, listed = [folder.name for folder in _folders(image)], None
+    there, listed = label_paths(image), None
     while there != listed:
         group = ngff.attributes(ngff.labels_group(there))
         with naming_unwritable(image / "labels"):
             metadata.write_group(image / "labels", group, writer=slug(name))
-        there, listed = [folder.name for folder in _folders(image)], there
-
-
-def _facts(image: Path) -> tuple[Plate, Field, int]:
-    ours = metadata.read_group(image)["hpc_isl"]
-    sizes = {name: ours["plate"][name] for name in ("name", "pixel_um", "plane_um")}
-    plate = Plate(rows=(), columns=(), channels=(), fields=(), **sizes)
-    return plate, metadata.field_from(ours["field"]), ours["levels"]
+        there, listed = label_paths(image), there
 
 
 def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDArray[np.uint32]:

@@ -105,12 +105,15 @@ def _open(image: Path, level: int, process: int) -> ts.TensorStore:
     return open_fresh(image, level)
 
 
-def open_fresh(image: Path, level: int) -> ts.TensorStore:
-    """The same for what may be overwritten, as labels are: whatever lies there now."""
+def open_fresh(image: Path, level: int | str, fill_missing: bool = False) -> ts.TensorStore:
+    """The same for what may be overwritten, as labels are: whatever lies there now.
+
+    `fill_missing`: a chunk that is not there is the array's fill value, as other programs mean it.
+    """
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{image}/{level}/"},
-        "fill_missing_data_reads": False,
+        "fill_missing_data_reads": fill_missing,
     }
     try:
         return ts.open(spec, open=True, read=True, write=False, context=_context(os.getpid())).result()

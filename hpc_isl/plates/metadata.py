@@ -100,11 +100,11 @@ def write_group(
 
 
 def read_group(folder: Path) -> dict[str, Any]:
-    """Attributes of a group; a file that is not there or not JSON is a `Mistake`."""
+    """Attributes of a group, empty where it has none; a file that is not there or not JSON is a `Mistake`."""
     try:
-        attributes: dict[str, Any] = json.loads((folder / "zarr.json").read_text())["attributes"]
+        attributes = dict(json.loads((folder / "zarr.json").read_text()).get("attributes", {}))
     except FileNotFoundError:
         raise Mistake(f"{folder}: holds no zarr.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise Mistake(f"{folder / 'zarr.json'} is damaged: {error}") from None
     return attributes

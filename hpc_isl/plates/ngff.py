@@ -23,26 +23,35 @@ Grid = dict[str, tuple[float, float]]  # axis -> distance of pixels, position of
 
 def image(plate: Plate, field: Field, levels: int, statistics: FieldStatistics) -> v05.Image:
     """A field as a multiscale image, axes (t) c z y x, with channel names, colours and windows."""
-    grid = _grid(plate, field)
     return v05.Image(
-        multiscales=[_multiscale(plate, str(field.key), axes(field), grid, levels, "mean")],
+        multiscales=[image_scales(plate, field, levels)],
         omero=v05.Omero(channels=_channels(plate, field, statistics)),
     )
 
 
+def image_scales(plate: Plate, field: Field, levels: int) -> v05.Multiscale:
+    """Where the pixels of each level of a field lie."""
+    return _multiscale(plate, str(field.key), axes(field), grid_of(plate, field), levels, "mean")
+
+
 def label_image(plate: Plate, field: Field, levels: int, shown: str) -> v05.LabelImage:
     """Labels of a field, axes (t) z y x: one plane, as thick as the whole stack it was drawn for."""
-    names = tuple(name for name in axes(field) if name != "c")
-    depth, grid = field.shape[2], _grid(plate, field)
-    step, first = grid["z"]
-    grid["z"] = (step * depth, first + step * (depth - 1) / 2)
     return v05.LabelImage(
-        multiscales=[_multiscale(plate, shown, names, grid, levels, "nearest")],
+        multiscales=[label_scales(plate, field, levels, shown)],
         image_label=v05.ImageLabel(source=v05.LabelSource(image="../../")),
     )
 
 
-def _grid(plate: Plate, field: Field) -> Grid:
+def label_scales(plate: Plate, field: Field, levels: int, shown: str) -> v05.Multiscale:
+    """Where the pixels of each level of a field's labels lie."""
+    names = tuple(name for name in axes(field) if name != "c")
+    depth, grid = field.shape[2], grid_of(plate, field)
+    step, first = grid["z"]
+    grid["z"] = (step * depth, first + step * (depth - 1) / 2)
+    return _multiscale(plate, shown, names, grid, levels, "nearest")
+
+
+def grid_of(plate: Plate, field: Field) -> Grid:
     """The grid of level 0; where a size is unknown, in pixels from the first."""
     y_um, x_um = field.position_um if field.position_um and plate.pixel_um else (0.0, 0.0)
     z_um = field.z_um[0] if field.z_um and plate.plane_um else 0.0
@@ -83,6 +92,24 @@ def _dataset(names: tuple[str, ...], grid: Grid, level: int) -> v05.Dataset:
             v05.TranslationTransformation(translation=translation),
         ],
     )
+
+
+def move(scales: dict[str, Any], old: Grid, new: Grid, known: bool) -> None:
+    """Levels (as JSON) that lie on the old grid come to lie on the new one in y and x, whoever wrote them.
+
+    `known`: whether the new grid is in micrometres.
+    """
+    names = [axis["name"] for axis in scales["axes"]]
+    for axis in (axis for axis in scales["axes"] if axis["name"] in "yx"):
+        axis.pop("unit", None)
+        axis |= {"unit": "micrometer"} if known else {}
+    for step in (step for level in scales["datasets"] for step in level["coordinateTransformations"]):
+        kind = step["type"]
+        for at, name in enumerate(names):
+            if name in "yx" and kind in ("scale", "translation"):
+                (from_step, from_first), (to_step, to_first) = old[name], new[name]
+                first = (from_first, to_first) if kind == "translation" else (0.0, 0.0)
+                step[kind][at] = (step[kind][at] - first[0]) / from_step * to_step + first[1]
 
 
 def _channels(plate: Plate, field: Field, statistics: FieldStatistics) -> list[v05.OmeroChannel]:

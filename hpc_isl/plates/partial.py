@@ -102,14 +102,32 @@ def full(folder: Path, need: int) -> Blocked:
     """The message of a full disk."""
     needed = f"{need:,} bytes are needed and " if need else ""
     return Blocked(
-        f"{folder}: the disk is full: {needed}{free(folder):,} are free there "
+        f"{folder}: the disk is full: {needed}{free(folder) or 0:,} are free there "
         "(or your quota is used up); make room and start again, what is written is kept"
     )
 
 
-def free(folder: Path) -> int:
-    """Free bytes where `folder` lies or will lie."""
-    return shutil.disk_usage(next(p for p in [folder, *folder.absolute().parents] if p.exists())).free
+def free(folder: Path) -> int | None:
+    """Free bytes where `folder` lies or will lie; None: its file system does not say, as /proc does not."""
+    disk = shutil.disk_usage(_existing(folder))
+    return disk.free if disk.total else None
+
+
+def unwritable(folder: Path) -> str:
+    """Why `folder` cannot be written, as far as that is known before it is tried; empty: it may be."""
+    there = _existing(folder)
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        return f"{folder} cannot be written: the disk of {there} is read-only"
+    if not there.is_dir():
+        return f"{folder} cannot be written: {there} is a file"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{folder} cannot be written: you may not write to {there}"
+    return ""
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the first above it that is there."""
+    return next(path for path in [folder, *folder.absolute().parents] if path.exists())
 
 
 def _rename(partial: Path, folder: Path) -> None:

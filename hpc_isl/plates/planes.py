@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import struct
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PALETTE = 3
 _SAMPLES = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 
@@ -44,10 +46,14 @@ class StoredPlane(NamedTuple):
     skip: int = 0
 
 
-def header(path: Path) -> Header:
+def header(path: Path, drawn: bool = False) -> Header:
     """Shape, type and number of planes, without decoding pixels.
 
     Reduced copies of a plane (thumbnails, pyramids) are no planes of their own.
+
+    Args:
+        drawn: it may also be what painting programs write, and no camera: less than 8 bits per pixel, a
+            palette, colours.
 
     Raises:
         Mistake: naming the file: missing, empty, truncated, of no known kind, several samples per
@@ -59,21 +65,22 @@ def header(path: Path) -> Header:
             shape, depth, _ = cellomics_image.read_header(path)
             return Header(shape, f"uint{8 * depth}", 1)
         if kind == "png":
-            return _png_header(path)
+            return _png_header(path, drawn)[0]
         with tifffile.TiffFile(path) as tiff:
-            return header_of(stored_planes(tiff))
+            return header_of(stored_planes(tiff, drawn))
 
 
 def header_of(stored: list[StoredPlane]) -> Header:
     """The header of a TIFF with these planes."""
     page = stored[0].page
-    return Header(page.shape, _dtype(page).name, len(stored))
+    return Header(page.shape[:2], _dtype(page).name, len(stored))
 
 
-def read_plane(path: Path, page: int = 0) -> np.ndarray:
+def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
     """One plane as (y, x), in the machine's byte order; the pixels are exactly the file's.
 
-    Pixels of one bit become uint8.
+    Pixels of one bit become uint8. `drawn`: as `header` says; then numbers in the palette, or colours
+    (y, x, samples).
 
     Raises:
         Mistake: as `header`, and where compressed pixels do not decode or there is no such plane.
@@ -83,13 +90,12 @@ def read_plane(path: Path, page: int = 0) -> np.ndarray:
         if kind == "dib":
             return _plain(cellomics_image.decode(path), path)
         if kind == "png":
-            _png_header(path)
-            return _plain(imagecodecs.png_decode(path.read_bytes()), path)
+            return _plain(_decoded_png(path, drawn), path, drawn)
         with tifffile.TiffFile(path) as tiff:
-            stored = stored_planes(tiff)
+            stored = stored_planes(tiff, drawn)
             if not 0 <= page < len(stored):
                 raise Mistake(f"{path} has {len(stored)} pages; there is no page {page}")
-            return _plain(_decoded(tiff, stored[page]), path)
+            return _plain(_decoded(tiff, stored[page]), path, drawn)
 
 
 @contextmanager
@@ -122,7 +128,8 @@ def file_kind(path: Path) -> str:
     raise Mistake(f"{path} is {'neither TIFF nor PNG' if start else 'empty'}")
 
 
-def _png_header(path: Path) -> Header:
+def _png_header(path: Path, drawn: bool) -> tuple[Header, int, int]:
+    """The header, bits per sample, and what the samples are (0 grey, 2 RGB, 3 palette, 4 or 6 with alpha)."""
     with path.open("rb") as file:
         start = file.read(26)
         file.seek(max(path.stat().st_size - len(_PNG_END), 0))
@@ -130,14 +137,26 @@ def _png_header(path: Path) -> Header:
     if len(start) < 26 or end != _PNG_END:
         raise Mistake(f"{path} is truncated: its end is missing")
     width, height, bits, color = struct.unpack(">IIBB", start[16:26])
-    if color:
+    if color and not drawn:
         raise Mistake(f"{path} is {_SAMPLES.get(color, 'in colour')}; one grey sample per pixel is expected")
-    if bits not in (8, 16):
+    if bits not in (8, 16) and not drawn:
         raise Mistake(f"{path} has {bits} bits per pixel; 8 or 16 are expected")
-    return Header((height, width), f"uint{bits}", 1)
+    return Header((height, width), f"uint{max(bits, 8)}", 1), bits, color
 
 
-def stored_planes(tiff: Any) -> list[StoredPlane]:
+def _decoded_png(path: Path, drawn: bool) -> np.ndarray:
+    """The decoder spreads less than 8 grey bits over 0 to 255, and makes colours of a palette."""
+    _, bits, color = _png_header(path, drawn)
+    content = path.read_bytes()
+    if color == _PALETTE:
+        from PIL.PngImagePlugin import PngImageFile
+
+        return np.asarray(PngImageFile(io.BytesIO(content)))
+    pixels: np.ndarray = imagecodecs.png_decode(content)
+    return pixels // (255 // (2**bits - 1)) if bits < 8 else pixels
+
+
+def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
     """The planes of an open TIFF, all of one shape and type, each wholly inside the file.
 
     Raises:
@@ -154,7 +173,7 @@ def stored_planes(tiff: Any) -> list[StoredPlane]:
         listed = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str))
         raise Mistake(f"{path} has pages that differ: {listed}; planes of one shape and type are expected")
     for page in pages:
-        _check(page, Path(path))
+        _check(page, Path(path), drawn)
     if len(pages) > 1 or (count := _claimed(tiff)) < 2:
         return [StoredPlane(page) for page in pages]
     page = pages[0]
@@ -192,11 +211,16 @@ def _next_page(tiff: Any, page: Any) -> int:
     return int(offset)
 
 
-def _check(page: Any, path: Path) -> None:
+def _check(page: Any, path: Path, drawn: bool) -> None:
     """A page is one grey plane whose every segment lies inside the file."""
-    if page.samplesperpixel != 1:
+    if page.samplesperpixel != 1 and not drawn:
         raise Mistake(f"{path} has {page.samplesperpixel} samples per pixel (colour?); one is expected")
-    if page.dtype is None or len(page.shape) != 2 or 0 in page.shape:
+    if page.samplesperpixel != 1 and page.planarconfig != 1:
+        raise Mistake(
+            f"{path} keeps its {page.samplesperpixel} colours apart; save it as a plain colour image"
+        )
+    rank = 2 if page.samplesperpixel == 1 else 3
+    if page.dtype is None or len(page.shape) != rank or 0 in page.shape:
         raise Mistake(f"{path} holds {page.shape} {page.dtype} pixels; a plane (y, x) is expected")
     size = path.stat().st_size
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
@@ -211,11 +235,11 @@ def _check(page: Any, path: Path) -> None:
 
 def _least_bytes(page: Any) -> int:
     """Bytes of an uncompressed plane: rows of any number of bits per sample are padded to whole bytes."""
-    height, width = page.shape
+    height, width = page.shape[:2]
     if page.is_tiled:
         width = -(-width // page.tilewidth) * page.tilewidth
         height = -(-height // page.tilelength) * page.tilelength
-    return int(height * -(-width * page.bitspersample // 8))
+    return int(height * -(-width * page.samplesperpixel * page.bitspersample // 8))
 
 
 def _dtype(page: Any) -> np.dtype[Any]:
@@ -231,7 +255,7 @@ def _decoded(tiff: Any, stored: StoredPlane) -> np.ndarray:
     return pixels.reshape(page.shape)
 
 
-def _plain(pixels: np.ndarray, path: Path) -> np.ndarray:
-    if pixels.ndim != 2:
+def _plain(pixels: np.ndarray, path: Path, drawn: bool = False) -> np.ndarray:
+    if pixels.ndim != 2 and not (drawn and pixels.ndim == 3):
         raise Mistake(f"{path} decodes to {pixels.shape}; a plane (y, x) is expected")
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))

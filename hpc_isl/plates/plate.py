@@ -21,6 +21,11 @@ Place = tuple[int, int, int]
 """A plane of a stored image: (time, channel, plane)."""
 
 
+# What names of channels say that show no stain.
+TRANSMITTED = re.compile(r"bright-?field|phase|\bdic\b|transmi", re.IGNORECASE)
+WELL_DISTANCE_UM = {6: 39120, 12: 26010, 24: 19300, 48: 13000, 96: 9000, 384: 4500, 1536: 2250}
+
+
 @dataclass(frozen=True)
 class Channel:
     """One stain or contrast.
@@ -228,6 +233,24 @@ class Export:
     left_out: tuple[LeftOut, ...] = ()
     plate_map: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+
+
+def doubtful_size(plate: Plate) -> str:
+    """What makes one doubt the size of a pixel, in words; empty where nothing does.
+
+    The distance of wells is that of the SBS standard (ANSI SLAS 4) for the plate's format.
+    """
+    formats = {shape: wells for wells, shape in FORMATS.items()}
+    wells = formats.get((len(plate.rows), len(plate.columns)))
+    if plate.pixel_um is None or wells not in WELL_DISTANCE_UM or not plate.fields:
+        return ""
+    pixels, apart = max(field.shape[-1] for field in plate.fields), WELL_DISTANCE_UM[wells]
+    if pixels * plate.pixel_um <= apart:
+        return ""
+    return (
+        f"pixels of {plate.pixel_um:g} µm make a field {pixels * plate.pixel_um / 1000:.3g} mm wide, and the "
+        f"wells of a plate of {wells} are {apart / 1000:g} mm apart: is the size of a pixel right?"
+    )
 
 
 def well_name(row: int, column: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,3 +91,37 @@ def _well(text: str, key: str, images: Mapping[str, str], size: tuple[int, int],
             f"{well_name(size[0] - 1, size[1] - 1)}"
         )
     return well_name(row, column)
+
+
+# ---------------------------------------------------------------- for titles
+
+UNITS = {"uM": "µM", "um": "µm", "ug": "µg", "ul": "µl", "ug_ml": "µg/ml", "percent": "%"}
+UNITS |= {unit: unit for unit in ("M", "mM", "µM", "nM", "pM", "mg", "ng", "h", "hours", "days", "min", "s")}
+
+
+def described(facts: Mapping[str, str], most: int = 2) -> list[str]:
+    """What is told of a well in a title: `compound A`, `dose 10 µM`.
+
+    A number means nothing without its column's name, whose end is its unit: dose_uM, or dose (µM).
+    """
+    return [_described(name, value) for name, value in facts.items() if value][:most]
+
+
+def _described(column: str, value: str) -> str:
+    try:
+        float(value)
+    except ValueError:
+        return value
+    name, unit = _parted(column)
+    return " ".join(filter(None, [name, value, unit]))
+
+
+def _parted(column: str) -> tuple[str, str]:
+    """The name of a column without its unit, and the unit, or an empty one."""
+    if bracketed := re.fullmatch(r"(.+?)\s*[(\[](.+)[)\]]", column):
+        return bracketed[1], UNITS.get(bracketed[2], bracketed[2])
+    for unit in sorted(UNITS, key=len, reverse=True):
+        name = column.removesuffix(f"_{unit}").removesuffix(f" {unit}")
+        if name and name != column:
+            return name, UNITS[unit]
+    return column, ""

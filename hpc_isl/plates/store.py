@@ -15,15 +15,22 @@ from numpy.typing import NDArray
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import metadata
 from hpc_isl.plates.index import Index, finalise, image_path, open_plate, rebuild_index
+from hpc_isl.plates.label_checksums import (
+    LabelState,
+    checksum,
+    edited,
+    edits_stay,
+    former_stamp,
+    label_state,
+    labels_checksum,
+    refuse_edited,
+    stamp,
+)
+from hpc_isl.plates.label_groups import annotation, computed_by, covers, label_names
 from hpc_isl.plates.labels import (
-    annotation,
-    computed_by,
-    covers,
     label_bands,
-    label_names,
     read_label_box,
     read_labels,
-    stamp,
     write_labels,
     write_large_labels,
 )
@@ -35,19 +42,27 @@ from hpc_isl.recipes.plates import CodecRecipe
 
 __all__ = [
     "Index",
+    "LabelState",
     "annotation",
+    "checksum",
     "computed_by",
     "covers",
+    "edited",
+    "edits_stay",
     "finalise",
+    "former_stamp",
     "image_path",
     "label_bands",
     "label_names",
+    "label_state",
+    "labels_checksum",
     "open_level",
     "open_plate",
     "read_box",
     "read_label_box",
     "read_labels",
     "rebuild_index",
+    "refuse_edited",
     "stamp",
     "write_field",
     "write_labels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,9 @@ from hpc_isl.recipes.training import (
     PredictRecipe,
     SplitRecipe,
     TrainRecipe,
+    unused_in_optim,
+    unused_in_predict,
+    unused_in_split,
     with_seed,
 )
 from hpc_isl.strict import Strict
@@ -43,10 +47,21 @@ class ObjectsRecipe(Strict):
     """cells: weight of the mask's cross entropy beside the squared error of the distance map"""
     h: Annotated[float, Bound(ge=0)] = 10.0
     """cells: peaks of the distance map less than h apart in height are one object"""
-    min_area: Count = 0
-    """smaller objects are dropped, in pixels of the level read"""
+    min_area: Count | None = None
+    """smaller objects are dropped, in pixels of the level read; null: half the smallest annotated object that
+    no edge cuts, in µm² where the size of a pixel is known. 0: none is dropped"""
     method: Literal["flood", "reference"] = "flood"
     """reference: the same by scikit-image step by step, slow; to check"""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Keys of the other kind, or of the other head."""
+        if self.kind == "nuclei":
+            names = ("alpha", "h", "scale", "method")
+            yield from ((f"objects.{name}", "objects.kind is nuclei") for name in names)
+        if self.head == "same":
+            yield "objects.slope", "objects.head is same"
+        elif self.kind == "cells":
+            yield "objects.slope", "objects.kind is cells"
 
 
 class TransferRecipe(Strict):
@@ -65,6 +80,17 @@ class FinetuneRecipe(Recipe):
     """A segmentation network from N annotation boxes, started from one arm's weights."""
 
     RUNS = ("pretrained", "drafted")
+    PLATES = ("plates",)
+    UNREAD = {
+        "predict.stain": "it writes no virtual stain",
+        "train.evaluate_every": "it is scored once, in the end",
+        "train.patience": "annotations are not spent on stopping; give train.steps",
+        "data.foreground": "crops are laid in annotation boxes",
+        **dict.fromkeys(
+            (f"data.normalize.{name}" for name in ("target", "target_by", "low", "high", "clip")),
+            "what it learns are objects, not a stain",
+        ),
+    }
 
     plates: list[Path]
     """plates that hold the labels; globs are allowed"""
@@ -137,8 +163,14 @@ class FinetuneRecipe(Recipe):
     def _fits(self) -> FinetuneRecipe:
         if not self.plates:
             raise ValueError("plates is empty")
-        if self.train.patience is not None:
-            raise ValueError("train.patience: annotations are not spent on stopping; give train.steps")
         if self.pretrained and (self.sources or self.data):
             raise ValueError("sources and data are those of the pretrained model; leave out either")
         return self
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        yield from unused_in_split(self.split)
+        yield from unused_in_optim(self.optim)
+        yield from unused_in_predict(self.predict)
+        yield from self.objects.unused()
+        if self.everything:
+            yield from dict.fromkeys(("fold", "truth"), "everything is true, and nothing is scored").items()

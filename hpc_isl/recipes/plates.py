@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field as Bound
 from pydantic import model_validator
 
-from hpc_isl.recipes.base import Count, Positive, Recipe
+from hpc_isl.recipes.base import Count, PixelSize, PlaneDistance, Positive, Recipe
 from hpc_isl.strict import Strict
 
 
@@ -32,9 +33,9 @@ class PatternRecipe(Strict):
     is that of this mapping; several names may lead to one channel; empty: names as written"""
     transmitted: list[str] = []
     """stored names of the channels that are label-free (bright-field, phase, DIC)"""
-    pixel_um: Annotated[float, Bound(gt=0)] | None = None
+    pixel_um: PixelSize | None = None
     """edge of a pixel in micrometres; null: unknown, and no micrometre is invented"""
-    plane_um: Annotated[float, Bound(gt=0)] | None = None
+    plane_um: PlaneDistance | None = None
     """distance between neighbouring planes in micrometres; null: unknown"""
     wells_on_plate: Literal[6, 12, 24, 48, 96, 384, 1536] | None = None
     """plate format; null: the smallest of 96, 384, 1536 that holds the wells; needed where wells
@@ -60,6 +61,8 @@ class CodecRecipe(Strict):
 
 class ConvertRecipe(Recipe):
     """A vendor's export to one OME-Zarr 0.5 plate."""
+
+    PLATES = ("out",)  # a finished one may take in further fields
 
     source: Path
     """folder of the export"""
@@ -93,9 +96,17 @@ class ConvertRecipe(Recipe):
     fields: list[str] | None = None
     """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        if self.reader == "harmony":
+            yield "pattern", "reader is harmony"
+        if self.codec.name == "none":
+            yield "codec.level", "codec.name is none"
+
 
 class AnnotateRecipe(Recipe):
     """Labels and annotation boxes brought to a plate, or lent to a person who corrects them."""
+
+    PLATES = ("plate",)
 
     action: Literal["import", "draft", "export"]
     """import label images, draft labels from a stain, or export images and labels to be corrected"""
@@ -104,17 +115,24 @@ class AnnotateRecipe(Recipe):
     labels: str
     """name of the labels, e.g. nuclei"""
     source: Path | None = None
-    """import: a folder of label images (TIFF, PNG) or a CSV with columns path, well (or image),
-    field and optionally y0, x0, y1, x1 (the annotation box in pixels; none: the whole field);
-    of a folder that export wrote, only labels that were changed become human"""
+    """import: a folder of label images (TIFF, PNG), Cellpose masks, ImageJ ROIs, QuPath GeoJSON or
+    COCO JSON, one such file, or a CSV with columns path, well (or image), field and optionally
+    y0, x0, y1, x1 (the annotation box in pixels; none: the whole field); of a folder that export
+    wrote, only labels that were changed become human, under any name"""
+    objects: Literal["values", "pieces"] | None = None
+    """import: of label images with few values in many pieces, whether each value is an object or
+    each connected piece; null: they are refused"""
+    overlaps: Literal["smaller_on_top"] | None = None
+    """import: to which of two overlapping outlines (ROIs, polygons) shared pixels go; null: refused"""
     accept: bool = False
     """import of a folder that export wrote: a person has looked at the unchanged labels too, and
     they are right as they are: they become human"""
     regex: str | None = None
     """import from a folder: regular expression over the whole path below `source` with groups well
-    and field (or image, the name kept in the plate map); null: B03_1.tif, or B03/1.png"""
+    and field (or image, the name kept in the plate map); null: B03_1.tif, B03/1.png,
+    B03_1_cp_masks.png, B03_1_RoiSet.zip, B03_1.geojson; in COCO files, names of images"""
     fields: list[str] | None = None
-    """draft, export: only these, e.g. [B03/1, D07]; null: all"""
+    """only these, e.g. [B03/1, D07]; null: all"""
     out: Path | None = None
     """export: the folder to write, new or empty"""
     box: tuple[Count, Count, Count, Count] | None = None
@@ -133,4 +151,14 @@ class AnnotateRecipe(Recipe):
     split: bool = True
     """draft: split touching objects by a watershed on the distance map"""
     overwrite: bool = False
-    """replace labels of this name on the fields concerned"""
+    """replace labels of this name on the fields concerned; never those that a person drew or edited"""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        drafting = {"channel", "method", "threshold", "sigma", "min_area", "split"}
+        keys = {
+            "import": {"source", "accept", "regex", "overwrite", "fields", "objects", "overlaps"},
+            "draft": {"fields", "overwrite", *drafting},
+            "export": {"fields", "out", "box"},
+        }
+        shared = {"action", "plate", "labels"} | keys[self.action]
+        yield from ((key, f"action is {self.action}") for key in type(self).model_fields if key not in shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,17 @@ from hpc_isl.recipes.training import (
     PredictRecipe,
     SplitRecipe,
     TrainRecipe,
+    unused_in_optim,
+    unused_in_predict,
+    unused_in_split,
     with_seed,
 )
 
 
 class PretrainRecipe(Recipe):
     """In silico labeling: a network learns to predict stains from label-free planes."""
+
+    PLATES = ("plates",)
 
     plates: list[Path]
     """plates to learn from; globs are allowed"""
@@ -69,3 +75,14 @@ class PretrainRecipe(Recipe):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty")
         return self
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        yield from unused_in_split(self.split)
+        yield from unused_in_optim(self.optim)
+        yield from unused_in_predict(self.predict)
+        if self.data.normalize.target != "percentile":
+            why = f"data.normalize.target is {self.data.normalize.target}"
+            yield from ((f"data.normalize.{name}", why) for name in ("low", "high"))
+        if not self.data.foreground.required:
+            names = ("channel", "threshold", "fraction")
+            yield from ((f"data.foreground.{name}", "data.foreground.required is false") for name in names)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
-from hpc_isl.recipes.base import Count, Positive, Recipe
-from hpc_isl.recipes.training import PredictRecipe
+from hpc_isl.recipes.base import Count, PixelSize, Positive, Recipe
+from hpc_isl.recipes.training import PredictRecipe, unused_in_predict
 from hpc_isl.strict import Strict
 
 
@@ -40,6 +41,8 @@ class SegmentRecipe(Recipe):
     """Every object of whole plates: labels beside the images, features in tables, counts per well."""
 
     RUNS = ("model", "stain")
+    PLATES = ("plates",)
+    UNREAD = {"predict.stain": "write=[stain] keeps the predicted stain"}
 
     model: Path
     """run of finetune that segments; of a sweep its last element, `final`, is meant. A run of pretrain will
@@ -55,7 +58,7 @@ class SegmentRecipe(Recipe):
     their own in the run folder, at the size that the model sees"""
     channels: dict[str, str] = {}
     """the model's channel -> the plate's, where they are called differently"""
-    pixel_um: Annotated[float, Bound(gt=0)] | None = None
+    pixel_um: PixelSize | None = None
     """µm per pixel that the model was trained at, where its contract does not know"""
     stain: Path | None = None
     """run of pretrain: the stain that it predicts is measured for each object too"""
@@ -74,7 +77,7 @@ class SegmentRecipe(Recipe):
     predict: PredictRecipe | None = None
     """whole fields, or tiles; null: as the model was scored"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
-    """of the forward pass; null: as the model was scored where the device can, else fp32"""
+    """of the forward pass; null: as the model was scored where a GPU computes so natively, else fp32"""
     threads: Positive = 1
     """of a forward pass on a CPU: it decides the order of sums, and with it the last bits"""
     compile: bool = False
@@ -82,13 +85,13 @@ class SegmentRecipe(Recipe):
     h: Annotated[float, Bound(ge=0)] | None = None
     """cells: peaks of the distance map less than h apart in height are one object; null: the model's"""
     min_area: Count | None = None
-    """smaller objects are dropped, in pixels that the model sees; null: the model's"""
+    """smaller objects are dropped, in pixels that the model sees; null: the model's. 0: none is dropped"""
     largest: Positive = 2**27
     """an image of more pixels is predicted and labelled in bounded memory, to the same labels"""
     block: Positive = 4096
     """edge of the blocks in which that is done; changes no label"""
     overwrite: bool = False
-    """replace labels of this name that another run of segment made"""
+    """replace labels of this name that another run of segment made; never those that a person edited since"""
 
     @field_validator("plates", mode="before")
     @classmethod
@@ -102,3 +105,9 @@ class SegmentRecipe(Recipe):
         if not self.write:
             raise ValueError("write is empty; say what is kept, as in write=[labels]")
         return self
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        yield from unused_in_predict(self.predict)
+        if self.truth is not None and self.truth.labels is not None:
+            names = ("acquisition", "threshold", "sigma", "min_area")
+            yield from ((f"truth.{name}", "truth.labels are counted as they are") for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -197,7 +198,8 @@ class TrainRecipe(Strict):
     crops_per_field: Positive = 5
     """crops drawn from each field (and time of a field) in an epoch"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """of the forward pass; auto: bf16 on GPUs that have it, else fp32"""
+    """of the forward pass; auto: bf16 on GPUs that compute in it natively, else fp32. Where a CPU or an older
+    GPU only emulates bf16 or fp16, it takes many times as long: the plan says so"""
     compile: bool = False
     """torch.compile the network"""
     checkpoint_every: Positive = 500
@@ -234,6 +236,31 @@ class PredictRecipe(Strict):
     """tiles per forward pass; only with `tile`"""
     stain: bool = True
     """write the virtual stain of the test wells as an OME-Zarr plate"""
+
+
+def unused_in_predict(predict: PredictRecipe | None) -> Iterator[tuple[str, str]]:
+    """Keys of `predict` that are for tiles alone."""
+    if predict is not None and predict.tile is None:
+        yield from dict.fromkeys(("predict.halo", "predict.batch"), "predict.tile is null").items()
+
+
+def unused_in_split(split: SplitRecipe | None) -> Iterator[tuple[str, str]]:
+    """Keys of `split` that an existing file, or wells named one by one, leave nothing to decide."""
+    if split is None:
+        return
+    if split.file is not None:
+        names = ("test", "validation", "stratify", "test_wells", "validation_wells", "hold_out", "seed")
+        yield from ((f"split.{name}", "split.file has all parts") for name in names)
+        return
+    for part in ("test", "validation"):
+        if getattr(split, f"{part}_wells") is not None:
+            yield f"split.{part}", f"split.{part}_wells names them"
+
+
+def unused_in_optim(optim: OptimRecipe) -> Iterator[tuple[str, str]]:
+    """The warm-up of a learning rate that stays as it is."""
+    if optim.schedule == "constant":
+        yield "optim.warmup", "optim.schedule is constant"
 
 
 def with_seed(content: Any, **defaults: Any) -> Any:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,24 +18,13 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.annotation import export, lent
-from hpc_isl.stages.annotation.files import (
-    Annotation,
-    LabelFile,
-    check_headers,
-    chosen,
-    find,
-    fingerprint,
-    raise_together,
-    read,
-    whole,
-)
+from hpc_isl.stages.annotation.drawn import Annotation, Choices, check_files, fingerprint, read, whole
+from hpc_isl.stages.annotation.files import beside, chosen, find, listed
+from hpc_isl.stages.annotation.names import LabelFile, raise_together
+from hpc_isl.stages.shared.following import word
 
 NEEDED = {"import": "source", "draft": "channel", "export": "out"}
-FOREIGN = {
-    "import": ("channel", "fields", "out", "box"),
-    "draft": ("source", "regex", "out", "box", "accept"),
-    "export": ("source", "regex", "channel", "accept", "overwrite"),
-}
+THREADS = 4
 Maker = Callable[[], Annotation]
 
 
@@ -46,16 +36,19 @@ def plan(recipe: AnnotateRecipe) -> Plan:
     inputs = {index.plate.name: index.fingerprint}
     if recipe.action == "import":
         files, makers, says = _imports(recipe, index)
+        _check(recipe, index, makers)
         keys = list(makers)
         boxes = sum(len(file.boxes) or 1 for file in files)
-        says = [f"{len(files)} label images with {boxes} annotation boxes", *says]
+        says = [f"annotations of {len(files)} fields with {boxes} annotation boxes", *says]
         inputs["label images"] = fingerprint(files)
     else:
         keys = _chosen(recipe, index)
-        says = [f"drafted from {recipe.channel} of {len(keys)} fields, threshold {recipe.threshold}"]
+        says = [f"drafted from {recipe.channel} of {len(keys)} fields, {recipe.method} {recipe.threshold}"]
         if without := len(chosen(recipe.fields, index)) - len(keys):
             says.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
     there = [key for key in keys if _has(recipe, index, key)]
+    if recipe.action == "draft":
+        _refuse_drawn(recipe, index, there)
     if there:
         says.append(f"{len(there)} fields have labels {recipe.labels!r} already, {there[0]} among them")
     says.append(
@@ -81,7 +74,7 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     else:
         makers, says = _drafts(recipe, index), []
     _check(recipe, index, makers)
-    tally: Counter[str] = Counter(written=0, kept=0, objects=0, boxes=0, dropped=0)
+    tally: Counter[str] = Counter(written=0, kept=0, objects=0, boxes=0, dropped=0, hidden=0)
     with ThreadPoolExecutor(attempt.cpus) as pool:
         found = pool.map(partial(_annotate_field, recipe, index, attempt.stopping), makers.items())
         for number, counts in enumerate(found, 1):
@@ -94,14 +87,23 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
         attempt.say(line)
     if tally["dropped"]:
         attempt.say(f"{tally['dropped']} objects outside every annotation box were dropped")
+    if tally["hidden"]:
+        attempt.say(f"{tally['hidden']} outlines that have no pixel of their own were left out")
     attempt.say(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
-    plate = shlex.quote(str(recipe.plate))
     attempt.finish({
         "fields": len(makers),
         **tally,
         "made": {f"labels {recipe.labels!r}": str(recipe.plate)},
-        "next": [f"python -m hpc_isl.submit inspect {plate}"],
+        "next": [_following(recipe)],
     })  # fmt: skip
+
+
+def _following(recipe: AnnotateRecipe) -> str:
+    """Drafts are for a person to correct."""
+    if recipe.action == "import":
+        return f"inspect {shlex.quote(str(recipe.plate))}"
+    keys = {"plate": str(recipe.plate), "labels": recipe.labels, "fields": recipe.fields, "out": "todo"}
+    return " ".join(["annotate export", *(word(key, value) for key, value in keys.items() if value)])
 
 
 def _annotate_field(
@@ -111,27 +113,33 @@ def _annotate_field(
     if stopping.is_set():
         return None
     key, make = item
-    made = make()
+    made, image = make(), index.image(key)
     new = _is_new(recipe, index, key, made)
     if new:
+        known = made.base and made.base == lent.version(image, recipe.labels)
         store.write_labels(
-            index.image(key), recipe.labels, made.labels, origin=made.origin, boxes=made.boxes,
+            image, recipe.labels, made.labels, origin=made.origin, boxes=made.boxes,
             overwrite=recipe.overwrite or bool(made.base),
+            made_from=store.labels_checksum(image, recipe.labels) if known else None,
         )  # fmt: skip
     return {"written": int(new), "kept": int(not new), **made.counts}
 
 
 def _check(recipe: AnnotateRecipe, index: store.Index, makers: Mapping[FieldKey, Maker]) -> None:
     """Everything that could stop the stage half-way: damaged label images, labels in the way."""
-    problems = []
-    for key, make in makers.items():
+
+    def problem(item: tuple[FieldKey, Maker]) -> str:
+        key, make = item
         if recipe.action == "draft" and not _has(recipe, index, key):
-            continue
+            return ""
         try:
             _is_new(recipe, index, key, make())
         except Mistake as mistake:
-            problems.append(f"{key}: {mistake}")
-    raise_together(problems)
+            return f"{key}: {mistake}"
+        return ""
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        raise_together([text for text in pool.map(problem, makers.items()) if text])
 
 
 def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Annotation) -> bool:
@@ -140,14 +148,35 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
         return True
     image, name = index.image(key), recipe.labels
     origin, boxes = store.annotation(image, name)
-    same = (origin, tuple(boxes)) == (made.origin, made.boxes)
-    if same and np.array_equal(store.read_labels(image, name), made.labels):
+    same = np.array_equal(store.read_labels(image, name), made.labels)
+    if same and (origin, tuple(boxes)) == (made.origin, made.boxes):
         return False
-    if recipe.overwrite or (made.base and made.base == lent.version(image, name)):
+    if origin == "human" and made.origin == "drafted":
+        raise Mistake(f"labels {name!r} are a person's and stay; draft under another name (labels=)")
+    if made.base and made.base == lent.version(image, name):
+        return True
+    if recipe.overwrite:
+        if not same:
+            store.refuse_edited(image, name)
         return True
     if made.base:
-        raise Mistake(f"labels {name!r} have changed since they were exported; overwrite=true replaces them")
+        raise Mistake(
+            f"labels {name!r} have changed since they were exported; import the folder under another name "
+            "(labels=)"
+        )
+    if origin == "human":
+        raise Mistake(f"has other labels {name!r} already, a person's; import under another name (labels=)")
     raise Mistake(f"has other labels {name!r} already ({origin}); overwrite=true replaces them")
+
+
+def _refuse_drawn(recipe: AnnotateRecipe, index: store.Index, there: list[FieldKey]) -> None:
+    """A draft never replaces what a person drew."""
+    drawn = [key for key in there if store.annotation(index.image(key), recipe.labels)[0] == "human"]
+    if drawn:
+        raise Mistake(
+            f"labels: on {len(drawn)} fields, {drawn[0]} among them, {recipe.labels!r} are a person's and "
+            "stay; draft under another name, as in labels=drafted, or name other fields"
+        )
 
 
 def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
@@ -155,12 +184,9 @@ def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
 
 
 def _open(recipe: AnnotateRecipe) -> store.Index:
-    """The plate, after a look at the keys that the action needs and those that mean nothing to it."""
+    """The plate, after a look at the key that the action needs."""
     if getattr(recipe, NEEDED[recipe.action]) is None:
         raise Mistake(f"annotate {recipe.action}: {NEEDED[recipe.action]} must be given")
-    for key in FOREIGN[recipe.action]:
-        if getattr(recipe, key) not in (None, False):
-            raise Mistake(f"annotate {recipe.action}: {key} means nothing here; leave it out")
     return store.open_plate(recipe.plate)
 
 
@@ -174,24 +200,16 @@ def _absolute(recipe: AnnotateRecipe) -> AnnotateRecipe:
 # ---------------------------------------------------------------- import
 
 
-def _files(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[LabelFile], str]:
-    source, folder = recipe.source, _lent(recipe, index)
-    assert source is not None
-    files, remark = find(folder.table if folder else source, recipe.regex, index)
-    check_headers(files, index)
-    return files, remark
-
-
 def _lent(recipe: AnnotateRecipe, index: store.Index) -> lent.Folder | None:
     """What the source is, if `annotate export` wrote it."""
     assert recipe.source is not None
-    folder = lent.opened(recipe.source)
+    folder = lent.opened(recipe.source, recipe.labels)
     if folder is None and recipe.accept:
         raise Mistake(
             f"accept: {recipe.source} was not written by annotate export; other labels are human anyway"
         )
     if folder is not None:
-        lent.check(folder, index, recipe.labels)
+        lent.check(folder, index)
         if recipe.regex is not None:
             raise Mistake(f"regex: {folder.path} says itself which label image is whose; leave it out")
     return folder
@@ -200,27 +218,40 @@ def _lent(recipe: AnnotateRecipe, index: store.Index) -> lent.Folder | None:
 def _imports(
     recipe: AnnotateRecipe, index: store.Index
 ) -> tuple[list[LabelFile], dict[FieldKey, Maker], list[str]]:
-    """The label images, what is to be written of them, and what a user should know of those lent before.
+    """The annotation files, what is to be written of them, and what a user should know of them."""
+    assert recipe.source is not None
+    folder, choices = _lent(recipe, index), Choices(recipe.objects, recipe.overlaps)
+    if folder is not None:
+        return _imports_lent(recipe, index, folder, choices)
+    files, left = find(recipe.source, recipe.regex, index, recipe.fields)
+    says = [*check_files(files, index), *left.remarks()]
+    return files, {file.key: partial(read, file, index.field(file.key), choices) for file in files}, says
 
-    What was lent is read to know whether it has changed, so what stands in its way is told at once.
-    """
-    files, remark = _files(recipe, index)
-    says = [remark] if remark else []
-    folder = _lent(recipe, index)
-    if folder is None:
-        return files, {file.key: partial(_imported, file, index) for file in files}, says
-    found = [lent.back(file, index, folder, recipe.accept) for file in files]
+
+def _imports_lent(
+    recipe: AnnotateRecipe, index: store.Index, folder: lent.Folder, choices: Choices
+) -> tuple[list[LabelFile], dict[FieldKey, Maker], list[str]]:
+    """The same of a folder that `annotate export` wrote, where only what has changed is a person's."""
+    files, left = listed(folder.table, index, recipe.fields)
+    known = {file.path.name for file in files} | export.written(folder.fields)
+    others, passed = beside(folder.path, known, index, recipe.fields)
+    check_files(files, index)
+    found, problems = [], []
+    for file in files:
+        other = replace(others[file.key], boxes=file.boxes) if file.key in others else None
+        try:
+            found.append(lent.back(file, other, index, folder, recipe.accept, choices))
+        except Mistake as mistake:
+            problems.append(f"{file.key}: {mistake}")
+    raise_together(problems)
     makers: dict[FieldKey, Maker] = {
-        one.file.key: partial(lent.annotation, one, index) for one in found if one.origin is not None
+        one.file.key: partial(lent.annotation, one, index, choices) for one in found if one.origin is not None
     }
-    _check(recipe, index, makers)
-    return files, makers, says + lent.says(found, recipe.accept)
-
-
-def _imported(file: LabelFile, index: store.Index) -> Annotation:
-    field = index.field(file.key)
-    labels, dropped = read(file, field)
-    return Annotation(labels, file.boxes or whole(field), dropped)
+    taken = [one.file for one in found]
+    said = [*lent.says(found, recipe.accept), *check_files(taken, index), *left.remarks(), *passed.remarks()]
+    if folder.labels != recipe.labels:
+        said.append(f"the folder holds labels {folder.labels!r}, which stay as they are on the plate")
+    return taken, makers, said
 
 
 # ---------------------------------------------------------------- draft

@@ -6,7 +6,7 @@ import shlex
 import time
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.mistake import Blocked, Mistake
 from hpc_isl.plates.partial import naming_unwritable, sweep
 from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.store import Index, finalise, open_plate
@@ -15,8 +15,9 @@ from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.conversion.costs import costs
 from hpc_isl.stages.conversion.problems import counted, harmful, listing, refuse, write_left_out, write_table
 from hpc_isl.stages.conversion.record import held
-from hpc_isl.stages.conversion.survey import Survey, check, describe, survey, works
+from hpc_isl.stages.conversion.survey import Survey, check, check_place, describe, survey, works
 from hpc_isl.stages.conversion.work import convert_fields
+from hpc_isl.stages.shared.following import pretrain_line
 
 TABLE = "problems.csv"
 """In a run folder: every field and plane that could not be stored, and why."""
@@ -33,8 +34,14 @@ def plan(recipe: ConvertRecipe) -> Plan:
     recipe = _absolute(recipe)
     found = survey(recipe)
     takes = costs(found.todo, found.export.files, recipe.codec)
-    check(found, takes)
+    check(found)
     says = describe(found, takes)
+    try:
+        check_place(found, takes)
+    except Blocked:
+        raise
+    except Mistake as mistake:  # the node that computes may see another disk
+        says = (*says, f"warning: from this machine {mistake}")
     return Plan(recipe=recipe, says=says, inputs={"export": found.digest[:16]}, makes=(recipe.out,))
 
 
@@ -45,17 +52,19 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
     process per CPU converts fields; those of other ranks do nothing.
 
     Raises:
-        Mistake: naming all damaged fields (on_error: stop), or a full disk; the plate is not finished.
+        Mistake: naming all damaged fields (on_error: stop), or a disk that is full or may not be written; the
+            plate is not finished.
     """
     if attempt.rank:
         return
     found = survey(_absolute(recipe))
     takes = costs(found.todo, found.export.files, recipe.codec)
-    check(found, takes)
+    check(found)
     if found.state == "finished" and _settled(found):
         attempt.say(f"{found.recipe.out} holds this plate already: nothing to do")
         _finish(open_plate(found.recipe.out), attempt, 0)
         return
+    check_place(found, takes)
     start = time.monotonic()
     with held(found.recipe.out, found.digest, found.recipe.source):
         if swept := sweep(found.recipe.out):
@@ -141,7 +150,7 @@ def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "fingerprint": index.fingerprint,
         "made": {"plate": str(index.path), **made},
-        "next": [f"python -m hpc_isl.submit {say}" for say in (f"inspect {out}", f"pretrain plates=[{out}]")],
+        "next": [f"inspect {out}", *filter(None, [pretrain_line(index)])],
     })  # fmt: skip
 
 

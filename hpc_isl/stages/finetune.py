@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from hpc_isl.learning.encoders import check_names, check_weights
+from hpc_isl.learning.encoders import check_batchnorm, check_names, check_weights
 from hpc_isl.learning.forking import fork_server, loading_processes
-from hpc_isl.learning.shares import check_shares
+from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.store import LabelState, former_stamp
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetuning import sweep
-from hpc_isl.stages.finetuning.boxes import fingerprint
-from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.finetuning.boxes import Box, fingerprint, states
+from hpc_isl.stages.finetuning.boxes import parts as boxes_parts
+from hpc_isl.stages.finetuning.setting import Setting, held_norms, settle
 from hpc_isl.stages.shared.study import expanded, located_net, located_split
+from hpc_isl.stages.shared.workloads import STEPS, TEST, megapixels, micro_batches, training_like
+from hpc_isl.timing import Workload
 
 arrange = sweep.arrange
+Labels = Mapping[tuple[Path, str], LabelState]
+after_sweep = sweep.after_sweep
 
 
 def plan(recipe: FinetuneRecipe) -> Plan:
@@ -35,9 +41,16 @@ def plan(recipe: FinetuneRecipe) -> Plan:
         recipe = sweep.best(recipe)
     setting = settle(recipe)
     _check(recipe, setting)
-    inputs = _inputs(recipe, setting)
-    size = partial(check_shares, recipe.train)
-    return Plan(recipe, tuple(_says(recipe, setting)), inputs, check_size=size)
+    labels = states([*setting.learning, *setting.testing])
+    parts = {
+        name: boxes_parts(boxes, lambda image, name: labels[image, name].stamp)
+        for name, boxes in _drawn(setting).items()
+    }
+    return Plan(
+        recipe, (*_says(recipe, setting), *_edits(labels)), _inputs(recipe, setting, labels),
+        check_size=partial(check_shares, recipe.train), precision=("train.precision", recipe.train.precision),
+        parts=parts, workload=_workload(recipe, setting), former=partial(_former, setting),
+    )  # fmt: skip
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
@@ -51,6 +64,21 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     from hpc_isl.stages.finetuning import work  # torch and its libraries: a plan does without
 
     work.finetune(recipe, attempt)
+
+
+def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
+    """The same for ten seconds, and one test field: what it takes is timed, not kept."""
+    from hpc_isl.stages.finetuning import work
+
+    work.trial(recipe, attempt)
+
+
+def _workload(recipe: FinetuneRecipe, setting: Setting) -> Workload:
+    steps = steps_of(recipe.train, len(setting.learning) * recipe.train.crops_per_field)
+    like = training_like("finetune", setting.net, recipe.predict, setting.view, recipe.train)
+    units = {STEPS: micro_batches(recipe.train, steps if recipe.n != 0 else 0)}
+    units[TEST] = megapixels(setting.view, setting.tested)
+    return Workload(like | {"kind": recipe.objects.kind}, units)
 
 
 def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:
@@ -75,12 +103,15 @@ def _check(recipe: FinetuneRecipe, setting: Setting) -> None:
         raise Mistake(f"n=0: the arm {recipe.arm} knows nothing before it sees an annotation")
     if recipe.arm == "imagenet" and setting.net.weights is None:
         raise Mistake("arm=imagenet: net.weights names no weights; give imagenet, or a file")
+    if recipe.n != 0:
+        check_batchnorm(setting.net, recipe.train, len(setting.view.sources), held_norms(recipe))
 
 
-def _inputs(recipe: FinetuneRecipe, setting: Setting) -> dict[str, str]:
+def _inputs(recipe: FinetuneRecipe, setting: Setting, labels: Labels) -> dict[str, str]:
     """Fingerprints of plates, boxes, the split, and the weights that the arm starts from."""
     inputs = {index.plate.name: index.fingerprint for index in setting.indices}
-    inputs |= {"boxes": fingerprint(setting.learning), "test boxes": fingerprint(setting.testing)}
+    for name, boxes in _drawn(setting).items():
+        inputs[name] = fingerprint(boxes, lambda image, name: labels[image, name].stamp)
     inputs["split"] = setting.split.digest
     start = setting.start(recipe.arm)
     if start is not None:
@@ -89,6 +120,23 @@ def _inputs(recipe: FinetuneRecipe, setting: Setting) -> dict[str, str]:
         file = check_weights(setting.net, len(setting.view.sources))
         inputs["net.weights"] = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()[:32]
     return inputs
+
+
+def _former(setting: Setting) -> dict[str, str]:
+    """Of the boxes as earlier versions noted them, with labels by their files' names and sizes."""
+    return {name: fingerprint(boxes, former_stamp) for name, boxes in _drawn(setting).items()}
+
+
+def _drawn(setting: Setting) -> dict[str, Sequence[Box]]:
+    return {"boxes": setting.learning, "test boxes": setting.testing}
+
+
+def _edits(labels: Labels) -> Iterator[str]:
+    if edited := sorted(str(image) for (image, _), state in labels.items() if state.edited):
+        yield (
+            f"labels of {len(edited)} images were edited (or damaged) since they were written, and are taken "
+            f"as they are now: {', '.join(edited[:3])}{', …' if len(edited) > 3 else ''}"
+        )
 
 
 def _says(recipe: FinetuneRecipe, setting: Setting) -> Iterator[str]:

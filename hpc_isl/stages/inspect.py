@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.label_groups import existing, noted
+from hpc_isl.plates.label_pixels import LabelPixels, label_levels, open_labels
+from hpc_isl.plates.labels import labels_of
+from hpc_isl.plates.levels import open_fresh
 from hpc_isl.plates.metadata import field_facts, read_group
 from hpc_isl.plates.partial import leftovers
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.statistics import digest
-from hpc_isl.plates.store import Index, annotation, label_names, open_level, open_plate, read_labels
+from hpc_isl.plates.store import (
+    Index,
+    annotation,
+    edited,
+    label_names,
+    open_level,
+    open_plate,
+    read_labels,
+)
 
 SHOWN = 10
+THREADS = 4
+DIFFER = "their pixels are not those of their checksum"
 
 
 def inspect(path: Path) -> list[str]:
@@ -107,6 +124,21 @@ def _labels(index: Index) -> Iterator[Line]:
         origins = ", ".join(sorted({origin for origin, _ in notes}))
         boxes = sum(len(boxes) for _, boxes in notes)
         yield "labels", f"{name!r} ({origins}), annotation boxes: {boxes}; fields {_some(keys)}"
+        if differ := edited_fields(index, name, keys):
+            yield "edited", f"{name!r} since they were written, by a person or by damage: {_some(differ)}"
+
+
+def edited_fields(index: Index, name: str, keys: Sequence[FieldKey]) -> list[FieldKey]:
+    """The fields whose labels have other pixels than were written, or none that can be read."""
+
+    def differs(key: FieldKey) -> bool:
+        try:
+            return bool(edited(index.image(key), name))
+        except Mistake:
+            return True
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [key for key, yes in zip(keys, pool.map(differs, keys), strict=True) if yes]
 
 
 def _plate_map(index: Index) -> Iterator[Line]:
@@ -145,31 +177,38 @@ def _by_specification(path: Path) -> list[str]:
 def _image(index: Index, field: Field, deep: bool) -> Iterator[str]:
     image = index.image(field.key)
     try:
-        ours = read_group(image)["hpc_isl"]
-        if (
-            ours["field"] != field_facts(field)
-            or ours["statistics"]["digest"] != index.statistics[field.key].digest
-        ):
+        ours = read_group(image).get("hpc_isl", {})
+        measured = ours.get("statistics", {}).get("digest")
+        if ours.get("field") != field_facts(field) or measured != index.statistics[field.key].digest:
             yield "the index says otherwise than the image; remove index/fields.parquet to have it made anew"
         for level in range(index.levels(field.key)):
             yield from _level(image, level)
         if deep:
             yield from _pixels(index, field)
-        for name in label_names(image):
-            yield from _label(image, name, field, index.levels(field.key))
-    except (Mistake, KeyError) as error:
-        yield f"{error}"
+        names = label_names(image)
+    except Mistake as mistake:
+        yield f"{mistake}"
+        return
+    for name in names:
+        try:
+            yield from _label(image, name, index.levels(field.key), deep)
+        except Mistake as mistake:
+            yield f"{mistake}"
 
 
 def _level(image: Path, level: int) -> Iterator[str]:
     """Whether every shard of a level is there."""
-    store = open_level(image, level)
-    shard = store.chunk_layout.write_chunk.shape or store.shape
-    for place in np.ndindex(
-        *(-(-length // (edge or 1)) for length, edge in zip(store.shape, shard, strict=True))
-    ):
-        if not image.joinpath(str(level), "c", *map(str, place)).exists():
-            yield f"level {level}: shard {'/'.join(map(str, place))} is missing"
+    for shard in _missing(image / str(level), open_level(image, level)):
+        yield f"level {level}: shard {shard} is missing"
+
+
+def _missing(folder: Path, store: ts.TensorStore) -> Iterator[str]:
+    """The shards of an array that have no file."""
+    edges = store.chunk_layout.write_chunk.shape or store.shape
+    grid = (-(-length // (edge or 1)) for length, edge in zip(store.shape, edges, strict=True))
+    for place in np.ndindex(*grid):
+        if not folder.joinpath("c", *map(str, place)).exists():
+            yield "/".join(map(str, place))
 
 
 def _pixels(index: Index, field: Field) -> Iterator[str]:
@@ -184,9 +223,24 @@ def _pixels(index: Index, field: Field) -> Iterator[str]:
             yield "its pixels are not those that were converted: the digest differs"
 
 
-def _label(image: Path, name: str, field: Field, levels: int) -> Iterator[str]:
-    for level in range(levels):
-        shape = read_labels(image, name, level).shape
-        expected = tuple(-(-length // 2**level) for length in field.shape[-2:])
-        if shape[-2:] != expected:
-            yield f"labels {name!r}, level {level}: {shape} pixels, {expected} are expected"
+def _label(image: Path, name: str, levels: int, deep: bool) -> Iterator[str]:
+    """Labels of other programs may lack chunks; ours too, if their pixels are those of their checksum."""
+    labels_of(image, name)  # raises where they do not fit the image
+    folder = existing(image, name)
+    paths, _ = label_levels(folder)
+    if len(paths) != levels:
+        yield f"labels {name!r} have {len(paths)} levels; {levels} are expected, as many as the image has"
+    for number in range(1, len(paths)):
+        open_labels(folder, number)
+    if not noted(folder):
+        return
+    if (deep or any(_missing(folder / paths[0], open_fresh(folder, paths[0])))) and edited(image, name):
+        yield f"labels {name!r} were edited or damaged since they were written: {DIFFER}"
+    for number in range(1, len(paths) if deep else 0):
+        if not np.array_equal(_all(open_labels(folder, number)), read_labels(image, name, number)):
+            yield f"labels {name!r}, level {number}: shows other objects than level 0, which people edit"
+
+
+def _all(pixels: LabelPixels) -> NDArray[np.uint32]:
+    found = np.concatenate(list(pixels.bands()))
+    return found.reshape(pixels.shape) if pixels.shape[0] > 1 else found

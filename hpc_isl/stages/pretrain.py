@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import partial
+from math import ceil
 
-from hpc_isl.learning.calibrate import view_of
-from hpc_isl.learning.encoders import check_names, check_weights
+from hpc_isl.learning.encoders import check_batchnorm, check_names, check_weights
 from hpc_isl.learning.fields import image_key
 from hpc_isl.learning.forking import fork_server, loading_processes
-from hpc_isl.learning.samples import Crops, crops_of
+from hpc_isl.learning.samples import Crops
 from hpc_isl.learning.shares import check_shares, steps_of
-from hpc_isl.learning.split import PARTS, draw
+from hpc_isl.learning.split import PARTS
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.store import label_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.training import PlaneRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.shared.study import (
     Place,
@@ -25,8 +26,19 @@ from hpc_isl.stages.shared.study import (
     located_net,
     located_split,
     name_of,
-    open_plates,
+    study_of,
 )
+from hpc_isl.stages.shared.workloads import (
+    STEPS,
+    TEST,
+    VALIDATION,
+    megapixels,
+    micro_batches,
+    training_like,
+)
+from hpc_isl.timing import Workload
+
+SELDOM = 10**9
 
 
 def plan(recipe: PretrainRecipe) -> Plan:
@@ -39,18 +51,18 @@ def plan(recipe: PretrainRecipe) -> Plan:
     check_names(recipe.net)
     check_grid(recipe.predict.tile, recipe.predict.halo)
     recipe = _located(recipe)
-    indices = open_plates(recipe.plates)
-    split = draw(indices, recipe.split)
-    study = Study(indices, split, view_of(indices, split, recipe))
-    crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
+    _refuse_copying(recipe)
+    study, crops = study_of(recipe)
     _check_labels(recipe, study)
     weights = check_weights(recipe.net, len(study.view.sources))
-    inputs = {index.plate.name: index.fingerprint for index in indices}
+    check_batchnorm(recipe.net, recipe.train, len(study.view.sources))
+    inputs = {index.plate.name: index.fingerprint for index in study.indices}
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]
     return Plan(
-        recipe, tuple(_says(recipe, study, crops)), inputs, check_size=partial(check_shares, recipe.train)
-    )
+        recipe, tuple(_says(recipe, study, crops)), inputs, check_size=partial(check_shares, recipe.train),
+        precision=("train.precision", recipe.train.precision), workload=_workload(recipe, study, crops),
+    )  # fmt: skip
 
 
 def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
@@ -66,7 +78,29 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
     work.pretrain(recipe, attempt)
 
 
+def trial(recipe: PretrainRecipe, attempt: Attempt) -> None:
+    """The same for ten seconds, and one field of those that are scored: what it takes is timed, not kept."""
+    from hpc_isl.stages.pretraining import work
+
+    work.trial(recipe, attempt)
+
+
+def trial_recipe(recipe: PretrainRecipe) -> PretrainRecipe:
+    """The same without what comes now and then, which is tried apart."""
+    train = recipe.train.model_copy(update={"evaluate_every": SELDOM, "checkpoint_every": SELDOM})
+    return recipe.model_copy(update={"train": train})
+
+
 # ---------------------------------------------------------------- what a plan consists of
+
+
+def _workload(recipe: PretrainRecipe, study: Study, crops: Crops) -> Workload:
+    of, steps = recipe.train, steps_of(recipe.train, len(crops))
+    validated, tested = (megapixels(study.view, study.places(part)) for part in ("validation", "test"))
+    like = training_like("pretrain", recipe.net, recipe.predict, study.view, of)
+    units = {STEPS: micro_batches(of, steps), TEST: tested}
+    units[VALIDATION] = ceil(steps / of.evaluate_every) * validated
+    return Workload(like | {"stain": recipe.predict.stain}, units)
 
 
 def _located(recipe: PretrainRecipe) -> PretrainRecipe:
@@ -86,6 +120,42 @@ def _check_labels(recipe: PretrainRecipe, study: Study) -> None:
     there = {name for place in places for name in _labels_of(study, place)}
     if recipe.labels not in there:
         raise Mistake(f"labels={recipe.labels!r}: on no test field; {nearest(recipe.labels, sorted(there))}")
+
+
+def _refuse_copying(recipe: PretrainRecipe) -> None:
+    """A plane that the network sees is none that it could learn to predict: it would copy it."""
+    seen = {_plane(entry, plane) for entry in recipe.sources for plane in _planes(entry)}
+    for entry in recipe.targets:
+        for plane in _planes(entry):
+            if _plane(entry, plane) in seen:
+                raise Mistake(
+                    f"{entry.channel!r}, plane {plane}, is in sources and in targets: the network would copy "
+                    "it; sources are label-free, targets are stains"
+                )
+
+
+def _planes(entry: PlaneRecipe) -> list[int | str]:
+    return [*entry.plane] if isinstance(entry.plane, list) else [entry.plane]
+
+
+def _plane(entry: PlaneRecipe, plane: int | str) -> tuple[str, int | None, int | str]:
+    return entry.channel, entry.acquisition, plane
+
+
+def _doubtful_roles(study: Study) -> Iterator[str]:
+    """Channels that are seen or predicted where one would not expect it."""
+    stains = {one.name for index in study.indices for one in index.plate.channels if one.fluorescent}
+    seen = dict.fromkeys(role.channel for role in study.view.sources)
+    predicted = dict.fromkeys(role.channel for role in study.view.targets)
+    mends = "if that is not so, `set PLATE transmitted=[…]` says which channels are label-free"
+    for name in seen:
+        if name in predicted:
+            yield f"warning: {name!r} is both seen and predicted: that teaches nothing of cells without it"
+        elif name in stains:
+            yield f"warning: the source {name!r} is a stain: the model needs it on every plate; {mends}"
+    for name in predicted:
+        if name not in stains and name not in seen:
+            yield f"warning: the target {name!r} is label-free, no stain; {mends}"
 
 
 def _labels_of(study: Study, place: Place) -> list[str]:
@@ -111,6 +181,7 @@ def _says(recipe: PretrainRecipe, study: Study, crops: Crops) -> Iterator[str]:
     weights = recipe.net.weights or "random"
     roles = [", ".join(map(name_of, planes)) for planes in (study.view.sources, study.view.targets)]
     yield f"U-Net on {recipe.net.encoder} ({weights} weights): {roles[0]} → {roles[1]}"
+    yield from _doubtful_roles(study)
     if not study.places("test"):
         yield "no test fields: nothing will be scored in the end"
 

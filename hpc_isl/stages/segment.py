@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hpc_isl.files import read_json
 from hpc_isl.plates.partial import naming_unwritable
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import former_stamp
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages.segmentation import finish
-from hpc_isl.stages.segmentation.checks import checked, refuse_others, refuse_unwritable, standing
-from hpc_isl.stages.segmentation.files import Row, Work, done, sweep_labels, sweep_run, write_record
+from hpc_isl.stages.segmentation.checks import (
+    checked,
+    one_name,
+    refuse_others,
+    refuse_unwritable,
+    standing,
+)
+from hpc_isl.stages.segmentation.files import (
+    Row,
+    Work,
+    done,
+    schema_file,
+    sweep_labels,
+    sweep_run,
+    write_record,
+    write_table,
+)
 from hpc_isl.stages.segmentation.setting import (
     Models,
     Target,
@@ -24,13 +40,18 @@ from hpc_isl.stages.segmentation.setting import (
     labels_mark,
     model_run,
     models_of,
+    refuse_resized,
+    scale_of,
     targets_of,
     view_of,
 )
 from hpc_isl.stages.shared.study import expanded
+from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after, net_like
 from hpc_isl.tasks import Need, Pool, Pools, Task
+from hpc_isl.timing import Workload
 
 Place = tuple[Target, Work]
+FIELDS = "fields"  # the phase, in megapixels at full resolution
 SAID = 20  # lost fields that are told one by one
 ALIKE = 8  # fields that are lost for one reason before any goes well: what they lack, the rest lack too
 
@@ -45,14 +66,20 @@ def plan(recipe: SegmentRecipe) -> Plan:
     recipe = _located(recipe)
     models = models_of(recipe)
     check_channels(recipe, models)
+    refuse_resized(recipe, models)
     targets = targets_of(recipe, view_of(recipe, models.contract))
-    says = [*_says(recipe, models, targets), *checked(recipe, models, targets)]
+    recipe, models, renamed = one_name(recipe, models, targets)
+    says = [*_says(recipe, models, targets), *renamed, *checked(recipe, models, targets)]
     inputs = {target.name: target.index.fingerprint for target in targets} | {
         "model": models.contract.weights
     }
     if models.stain_contract:
         inputs["stain"] = models.stain_contract.weights
-    return Plan(recipe, tuple(says), inputs, claims=lambda: _claims(recipe, models, targets))
+    return Plan(
+        recipe, tuple(says), inputs, claims=lambda: _claims(recipe, models, targets),
+        workload=_workload(recipe, models, targets),
+        precision=("precision", recipe.precision) if recipe.precision else None,
+    )  # fmt: skip
 
 
 def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
@@ -64,13 +91,17 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     start = time.monotonic()
     models = models_of(recipe)
     targets = targets_of(recipe, view_of(recipe, models.contract))
-    for target in targets:  # another run may have written there since this one was planned, elsewhere
-        found = standing(recipe, models, target)
+    places = list(_places(recipe, models, targets, attempt.run.folder))
+    kept = models.labels if "labels" in recipe.write else None
+    ready = {work.record: done(work, target.index.image(work.key), kept) for target, work in places}
+    for target in targets:  # others may have written there since this run was planned, elsewhere
+        todo = [work.key for at, work in places if at is target and ready[work.record] is None]
+        found = standing(recipe, models, target, todo)
         refuse_others(recipe, models, target, found)
         refuse_unwritable(target, found)
-    places = list(_places(recipe, models, targets, attempt.run.folder))
+    _write_schema(recipe, models, targets, attempt.run.folder)
     with pools(_need(recipe, models, targets)) as pool:
-        rows = _segment_all(recipe, models, places, attempt, pool)
+        rows = _segment_all(recipe, models, places, ready, attempt, pool)
         if rows is None:
             return attempt.say("stopped between fields; what is done is kept")
         twice = finish.seen_twice(recipe, models, places, rows, pool)
@@ -86,7 +117,48 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     return None
 
 
+def trial(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
+    """The same for ten seconds; what it takes is timed, not kept, and plates stay as they are."""
+    models = models_of(recipe)
+    targets = targets_of(recipe, view_of(recipe, models.contract))
+    _write_schema(recipe, models, targets, attempt.run.folder)
+    places = list(_places(recipe, models, targets, attempt.run.folder))
+    with pools(_need(recipe, models, targets)) as pool, ended_after(attempt, TRIAL_S):
+        _segment_all(recipe, models, places, {work.record: None for _, work in places}, attempt, pool)
+
+
+def trial_recipe(recipe: SegmentRecipe) -> SegmentRecipe:
+    """The same with a map in the run folder instead of labels in the plate."""
+    task = models_of(recipe).contract.task
+    return recipe.model_copy(update={"write": ["mask" if task else "stain"]})
+
+
+def _write_schema(recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path) -> None:
+    """The columns of all tables of objects, before any process writes one."""
+    from hpc_isl.stages.segmentation.measured import schema_of
+
+    stain = view_of(recipe, models.stain_contract) if models.stain_contract else None
+    write_table(schema_file(run), schema_of(recipe, stain, targets).empty_table())
+
+
 # ---------------------------------------------------------------- plan
+
+
+def _workload(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Workload:
+    first, task = targets[0], models.contract.task
+    view = view_of(recipe, models.contract)
+    scale = scale_of(recipe, view, first.index, first.keys[0])
+    stain = models.stain_contract
+    like = {
+        "stage": "segment", **net_like(models.contract.net, recipe.predict or models.contract.predict),
+        "kind": task.kind if task else "stain", "enlarged": round(scale.to_level_0, 2),
+        "measure": recipe.measure, "cells": recipe.cells is not None, "write": sorted(recipe.write),
+        "stain": stain and net_like(stain.net, stain.predict), "threads": recipe.threads,
+        "precision": recipe.precision, "compile": recipe.compile,
+    }  # fmt: skip
+    fields = sum(len(target.keys) for target in targets)
+    pixels = sum(_pixels(target) for target in targets)
+    return Workload(like, {FIELDS: pixels / 1e6 * (fields - 1) / fields})  # the first belongs to the start
 
 
 def _located(recipe: SegmentRecipe) -> SegmentRecipe:
@@ -112,19 +184,35 @@ def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> I
     pixel_um = recipe.pixel_um or models.contract.view.pixel_um
     sees = f"pixels of {pixel_um:.3g} µm" if pixel_um else "pixels of unknown size"
     yield f"model {models.folder.parent}: {kind}; U-Net on {models.contract.net.encoder}, {tiles}, {sees}"
+    if least := _least(recipe, models):
+        yield f"objects of less than {least} are dropped, and counted"
     if kept:  # measured on cells: 0.4 bytes a pixel, with the pyramid
         yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
 
 
-def _claims(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[str]:
+def _least(recipe: SegmentRecipe, models: Models) -> str:
+    """The area below which an object is dropped; empty: there is none, or the model does not say."""
+    task = models.contract.task
+    if recipe.min_area is None and task and task.min_area_um2 is not None:
+        return f"{task.min_area_um2:.3g} µm²"
+    pixels = recipe.min_area if recipe.min_area is not None else task.min_area if task else 0
+    return f"{pixels} pixels, as the model sees them," if pixels > 1 else ""
+
+
+def _claims(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[tuple[Path, str]]:
     for target in targets if "labels" in recipe.write else ():
         for key in target.keys:
-            yield f"labels {models.labels!r} of {target.index.path} {key}"
+            yield target.index.path, f"labels {models.labels!r} of {key}"
 
 
 def _pixels(target: Target) -> int:
-    shapes = [target.index.field(key).shape for key in target.keys]
-    return sum(times * y * x for times, _, _, y, x in shapes)
+    return round(1e6 * sum(_megapixels(target, key) for key in target.keys))
+
+
+def _megapixels(target: Target, key: FieldKey) -> float:
+    """Of a field at full resolution, over all its times."""
+    times, _, _, y, x = target.index.field(key).shape
+    return times * y * x / 1e6
 
 
 # ---------------------------------------------------------------- all fields
@@ -132,23 +220,34 @@ def _pixels(target: Target) -> int:
 
 def _places(recipe: SegmentRecipe, models: Models, targets: Sequence[Target], run: Path) -> Iterator[Place]:
     for target in targets:
+        at = (run, target.index.path, target.name, target.slug)
         for key in target.keys:
             whole, own = (of(recipe, models, target.index, key) for of in (fingerprint, labels_mark))
-            yield target, Work(run, target.index.path, target.name, target.slug, key, whole, own)
+            other = recipe.cells or (recipe.truth and recipe.truth.labels)
+            former = fingerprint(recipe, models, target.index, key, former_stamp) if other else whole
+            yield target, Work(*at, key, whole, own, former)
 
 
 def _segment_all(
-    recipe: SegmentRecipe, models: Models, places: Sequence[Place], attempt: Attempt, pool: Pool
+    recipe: SegmentRecipe,
+    models: Models,
+    places: Sequence[Place],
+    ready: Mapping[Path, Row | None],
+    attempt: Attempt,
+    pool: Pool,
 ) -> list[Row] | None:
-    """A row for each field, in order, a lost one with its `problem`; None if the run is stopping."""
+    """A row for each field, in order, a lost one with its `problem`; None if the run is stopping.
+
+    `ready`: by path of its record, the row of a field that is done, or None.
+    """
     from hpc_isl.stages.segmentation.work import segment_field
 
-    labels = models.labels if "labels" in recipe.write else None
-    found = {work.record: done(work, target.index.image(work.key), labels) for target, work in places}
+    found = dict(ready)
     todo = {str(work.record): work for _, work in places if found[work.record] is None}
-    ledger = _Ledger(attempt, len(places), len(places) - len(todo))
-    ledger.objects = sum(row["objects"] for row in found.values() if row)
+    before = [row for row in found.values() if row is not None]
+    ledger = _Ledger(attempt, len(places), len(before), sum(row["objects"] for row in before))
     memory = {str(work.record): _field_memory(recipe, models, target, work) for target, work in places}
+    sizes = {str(work.record): _megapixels(target, work.key) for target, work in places}
     tasks = (Task(name, work, memory[name]) for name, work in todo.items())
     for answer in pool.run(segment_field, tasks):
         work = todo[answer.name]
@@ -158,6 +257,7 @@ def _segment_all(
             row = write_record(work, {"problem": answer.problem})
             ledger.problem(f"{work.name} {work.key}", answer.problem)
         found[work.record] = row
+        attempt.clock.tick(FIELDS, sizes[answer.name] / max(1, pool.workers))
         ledger.field(row)
     if any(row is None for row in found.values()):
         return None
@@ -167,9 +267,10 @@ def _segment_all(
 class _Ledger:
     """Keeps the bar moving, and a line of metrics now and then."""
 
-    def __init__(self, attempt: Attempt, total: int, before: int) -> None:
+    def __init__(self, attempt: Attempt, total: int, before: int, objects: int) -> None:
+        """`before`: fields that an earlier attempt has done, with so many objects."""
         self.attempt, self.total, self.done, self.before = attempt, total, before, before
-        self.objects = self.lost = 0
+        self.objects, self.lost = objects, 0
         self.alike: Counter[str] = Counter()
         self.start = time.monotonic()
         self._show()
@@ -252,7 +353,7 @@ def _verify(
     tasks = (
         Task(n, work, _field_memory(recipe, models, target, work)) for n, (target, work) in works.items()
     )
-    same, wrong, untold = 0, [], []
+    same, wrong, untold, edited = 0, [], [], []
     for number, answer in enumerate(pool.run(verify_field, tasks), 1):
         attempt.progress(number, count, "fields verified", number)
         if answer.problem or answer.value.untold:
@@ -260,11 +361,15 @@ def _verify(
         elif answer.value.wrong:
             wrong.append(f"{answer.name}: {answer.value.wrong}")
             works[answer.name][1].record.unlink()  # so that it is computed anew
+        elif answer.value.edited:
+            edited.append(f"{answer.name}: {answer.value.edited}")
         else:
             same += 1
     if untold:
         attempt.say("\n".join([f"{len(untold)} of {count} fields could not be verified", *untold[:5]]))
-    if wrong:
-        raise RuntimeError("\n".join([f"{len(wrong)} of {count} fields differ", *wrong]))
+    if edited and not wrong:
+        (attempt.run.folder / finish.VERIFY).unlink()  # nothing would change if they were verified once more
+    if wrong or edited:
+        raise RuntimeError("\n".join([f"{len(wrong + edited)} of {count} fields differ", *wrong, *edited]))
     if same:
         attempt.say(f"{same} fields computed again: labels and tables are the same")

@@ -64,7 +64,7 @@ def write(
     """
     where = folder / "Images" / "Index.idx.xml"
     if where.exists():
-        raise Mistake(f"{folder}: holds an export already; remove it or name another folder")
+        raise Mistake(f"{folder}: holds an export already; name another folder")
     if min(wells, fields, planes) < 1 or size < 64:
         raise Mistake("wells, fields and planes are at least 1, size is at least 64")
     places, plate_format = lay_out(wells)
@@ -113,7 +113,7 @@ def _write_tiff(path: Path, pixels: NDArray[np.uint16]) -> None:
 def _write_plate_map(path: Path, wells: Sequence[Well]) -> None:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["well", "treatment", "dose", "control"])
+        table.writerow(["well", "treatment", "dose_uM", "control"])
         table.writerows([w.name, w.treatment, f"{w.dose_um:g}", w.control] for w in wells)
 
 

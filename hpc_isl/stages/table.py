@@ -32,7 +32,7 @@ def table(
         out: a file, .csv or .parquet; None: `wells.csv`, `objects.csv`, … in the run folder.
         per: well, field, plate, or object.
         heat_maps: count, a column of the table of wells that holds numbers, or a feature of objects, whose
-            median is shown; None: count and confluence.
+            median is shown; None: count, and confluence of cells.
 
     Raises:
         Mistake: the run is none of segment, or not done; no such per, ending or column.

@@ -15,6 +15,7 @@ import programs
 
 MARK = "HPC_ISL_TESTCLUSTER"
 STEP = "slurmstepd"
+OPTIONS = ("SLURM", "SBATCH", "SRUN", "SQUEUE", "SACCT", "SCANCEL", "SCONTROL", "SINFO")  # for its programs
 
 
 class Broken(Exception):
@@ -57,9 +58,7 @@ def call(folder: Path, *command: str, within_s: float = 60) -> str:
 
 def environment(folder: Path, name: str) -> dict[str, str]:
     """The caller's, without what another cluster or a job around us has put there."""
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "SRUN"))
-    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(OPTIONS)}
     return {
         **kept,
         "PATH": programs.path(),

@@ -17,6 +17,7 @@ from hpc_isl.mistake import Mistake
 from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.run import Attempt, Plan, Run
+from hpc_isl.timing import Workload
 
 
 class CountRecipe(Recipe):
@@ -48,6 +49,10 @@ class CountRecipe(Recipe):
     """said at the start"""
     data: Path | None = None
     """an input"""
+    parts: bool = False
+    """each line of the input is a part of it"""
+    until: int = 1000
+    """the last line that is read"""
     final: bool = False
     """a sweep of such ends with an element `final` that adds up what the others have counted"""
     among: list[Path] = []
@@ -62,10 +67,21 @@ submit.STAGES["count"] = "counts to a number"
 def plan(recipe: CountRecipe) -> Plan:
     if recipe.steps > 1000:
         raise Mistake(f"steps: {recipe.steps} is more than I can count; 1000 at most")
-    inputs = {str(recipe.data): recipe.data.read_text()} if recipe.data else {}
+    lines = recipe.data.read_text().splitlines()[: recipe.until] if recipe.data else []
+    inputs = {str(recipe.data): "\n".join(lines)} if recipe.data else {}
+    parts = {f"line {number}": line for number, line in enumerate(lines, 1)} if recipe.parts else {}
     if recipe.among:
         return Plan(recipe.model_copy(update={"word": f"of {_sum(recipe.among)}"}))
-    return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs)
+    named = dict.fromkeys(inputs, parts) if parts else {}
+    work = Workload({"stage": "count", "seed": recipe.seed}, {"steps": recipe.steps - 1})
+    return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs, parts=named, workload=work)
+
+
+def trial(recipe: CountRecipe, attempt: Attempt) -> None:
+    """A few steps, in a folder that is thrown away."""
+    for _ in range(3):
+        time.sleep(recipe.pause_s)
+        attempt.clock.tick("steps", 1)
 
 
 def arrange(elements: Mapping[str, CountRecipe], folder: Path) -> Arrangement:
@@ -100,6 +116,7 @@ def count(recipe: CountRecipe, attempt: Attempt) -> None:
     for step in range(first, recipe.steps):
         _mishap(recipe, attempt, step - first)
         time.sleep(0 if os.environ.get("COUNT_FAST") else recipe.pause_s)
+        attempt.clock.tick("steps", 1)
         attempt.metric(step, loss=1.0 / (step + 1))
         attempt.progress(step + 1, recipe.steps, "steps", loss=1.0 / (step + 1))
         if attempt.stopping.is_set() and not recipe.deaf:

@@ -52,6 +52,13 @@ def test_elements_may_be_listed_one_by_one() -> None:
     ]  # fmt: skip
 
 
+def test_an_element_is_named_by_the_values_of_numbers_however_they_are_written() -> None:
+    """Sweeps that were made before keep the names of their elements."""
+    assert labels("{optim.lr: [1.0e-3, 0x10], split.seed: [007]}") == [
+        "optim.lr=0.001,split.seed=7", "optim.lr=16,split.seed=7",
+    ]  # fmt: skip
+
+
 def test_in_each_group_a_list_means_each_of_its_values() -> None:
     groups = (
         "[{seed: [0, 1], train.steps: [64, 128]}, {seed: 2, train.steps: [64]}, {net.decoder: [[32, 16]]}]"

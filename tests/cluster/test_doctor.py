@@ -206,7 +206,7 @@ def test_the_job_quotes_what_holds_blanks(tmp_path: Path) -> None:
     lines = script(site, tmp_path / "my runs", "http://mlflow:5000").splitlines()
     assert lines[1] == "module load cuda"
     assert lines[-1] == (
-        "srun apptainer exec --nv '/my images/a.sif' python -m hpc_isl.cluster.preflight.probe "
+        "srun --export=ALL apptainer exec --nv '/my images/a.sif' python -m hpc_isl.cluster.preflight.probe "
         f"'{tmp_path / 'my runs'}' http://mlflow:5000"
     )
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -437,6 +437,62 @@ def test_files_that_were_read_before_do_not_count_as_memory_of_a_container(
     assert memory_here(Site()) == 800
     (tmp_path / "memory.max").write_text("max")
     assert memory_here(Site()) > 10**6
+
+
+@pytest.mark.parametrize("limited", ["system.slice", "system.slice/slurmstepd.scope/job_7"])
+def test_memory_is_no_more_than_a_group_has_in_which_this_one_lies(
+    limited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 2 of control groups, as in a job of Slurm on a current system."""
+    own = "system.slice/slurmstepd.scope/job_7/step_0"
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "own").write_text(f"0::/{own}\n")
+    (tmp_path / "groups" / own).mkdir(parents=True)
+    for name, text in {
+        "memory.max": "1000",
+        "memory.current": "900",
+        "memory.stat": "inactive_file 7\n",
+    }.items():
+        (tmp_path / "groups" / limited / name).write_text(text)
+        (tmp_path / "groups" / own / name).write_text(text.replace("1000", "max"))
+    monkeypatch.setattr(share, "CGROUP", tmp_path / "groups")
+    monkeypatch.setattr(share, "OWN_GROUPS", tmp_path / "own")
+    assert memory_here(Site()) == 107
+
+
+LIMITED = """
+import os, sys
+from hpc_isl.cluster.pooled.share import memory_here
+from hpc_isl.site import Site
+open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+print(memory_here(Site()))
+"""
+
+
+def test_memory_is_no_more_than_the_kernel_gives() -> None:
+    """A real group inside of a limited one; a process that took more would be killed."""
+    outer = _new_group(300 * 2**20)
+    try:
+        inner = outer / "inner"
+        inner.mkdir()
+        done = subprocess.run([sys.executable, "-c", LIMITED, inner], capture_output=True, text=True)
+        inner.rmdir()
+    finally:
+        outer.rmdir()
+    assert 0 < int(done.stdout) < 300 * 2**20, done.stderr
+
+
+def _new_group(limit: int) -> Path:
+    """A control group of its own, of whichever version there is."""
+    for root, file in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        group = Path("/sys/fs/cgroup") / root / f"hpc-isl-{os.getpid()}"
+        with suppress(OSError):
+            group.mkdir()
+            if (group / file).exists():
+                (group / file).write_text(str(limit))
+                return group
+            group.rmdir()
+    pytest.skip("no control group can be made here")
 
 
 def test_memory_is_what_the_site_the_job_or_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,6 +97,76 @@ def test_what_is_not_given_is_left_to_the_partition(job: Job) -> None:
     text = sbatch.text(alone(job), Site(executor="slurm"))
     for flag in ("--time", "--mem", "--gpus", "--partition", "--wckey"):
         assert flag not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "line", "gone"),
+    [
+        ({"cpus-per-task": 2}, "--cpus-per-task=2", "--cpus-per-task=1"),
+        ({"ntasks_per_node": 3}, "--ntasks-per-node=3", "--ntasks-per-node=1"),
+        ({"J": "mine"}, "--job-name=mine", "--job-name='pretrain"),
+        ({"comment": "mine"}, "--comment=mine", "--comment=hpc_isl"),
+        ({"D": "/tmp"}, "--chdir=/tmp", "--chdir='"),
+        ({"open_mode": "truncate"}, "--open-mode=truncate", "--open-mode=append"),
+        ({"signal": "USR1@9"}, "--signal=USR1@9", "--signal=USR2"),
+        ({"no_requeue": True}, "--no-requeue", "--requeue"),
+        ({"cpus-per-gpu": 4}, "--cpus-per-gpu=4", "--cpus-per-task"),
+        ({"ntasks": 4}, "--ntasks=4", "--ntasks-per-node"),
+    ],
+)  # fmt: skip
+def test_a_flag_of_the_site_is_one_line_and_stands(
+    job: Job, flags: dict[str, str | int | bool], line: str, gone: str
+) -> None:
+    given = sbatch.text(alone(job), Site(executor="slurm", sbatch=flags))
+    lines = [one.removeprefix("#SBATCH ") for one in given.splitlines() if one.startswith("#SBATCH --")]
+    assert line in lines
+    assert not any(one.startswith(gone) for one in lines)
+    assert len({one.split("=")[0] for one in lines}) == len(lines)
+
+
+def test_ranks_have_as_many_cpus_as_a_flag_of_the_site_says(job: Job) -> None:
+    given = sbatch.text(alone(job), Site(executor="slurm", cpus=1, sbatch={"c": 6}))
+    assert "export SRUN_CPUS_PER_TASK=6\nexport OMP_NUM_THREADS=6\n" in given
+
+
+MANUAL = Path("/usr/share/man/man1")
+PROGRAMS = ("squeue", "sacct", "sinfo", "scontrol", "scancel", "sbatch", "srun", "salloc", "sacctmgr")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_program_of_slurm_sees_options_of_the_users_environment(
+    program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's own manual is the oracle of which there are."""
+    page = MANUAL / f"{program}.1.gz"
+    if not page.exists():
+        pytest.skip("needs the manual of Slurm")
+    plain = gzip.decompress(page.read_bytes()).decode().replace("\\", "")
+    names = set(re.findall(rf"^fB((?:SLURM|{program.upper()})_[A-Z_]+)", plain, re.MULTILINE))
+    assert names
+    for name in names:
+        monkeypatch.setenv(name, "/of/the/user")
+    left = {name for name in ask.environment(None) if name in names}
+    assert left <= {"SLURM_CONF"}, "which Slurm is meant"
+    assert names.isdisjoint(ask.environment(ask.MACHINES_OWN))
+
+
+def test_every_program_of_slurm_is_called_in_one_place() -> None:
+    """There its environment is cleaned. Ranks are started by srun; submitit calls sbatch with a clean one."""
+    package = Path(ask.__file__).parents[2]
+    calls = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and _is_called_past_ask(node)
+    ]
+    assert calls == []
+
+
+def _is_called_past_ask(call: ast.Call) -> bool:
+    first = call.args[0] if call.args else None
+    named = isinstance(first, ast.List) and first.elts and isinstance(first.elts[0], ast.Constant)
+    return bool(named and first.elts[0].value in PROGRAMS and ast.unparse(call.func) != "ask")  # type: ignore[union-attr]
 
 
 def test_the_shell_reads_names_with_spaces_and_quotes_as_they_are(job: Job) -> None:

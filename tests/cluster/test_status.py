@@ -7,14 +7,19 @@ import os
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from hpc_isl.cluster import names, status, table
+from hpc_isl.cluster import names, orders, status, table
 from hpc_isl.mistake import Mistake
-from hpc_isl.run import Attempt, Run
+from hpc_isl.recipes.plates import ConvertRecipe
+from hpc_isl.run import Attempt, Plan, Run
+from hpc_isl.strict import to_yaml
+
+if TYPE_CHECKING:
+    from tests.conftest import Door
 
 
 @pytest.fixture
@@ -42,6 +47,24 @@ def test_a_run_lives_as_long_as_the_process_that_watches_over_it(run: Run) -> No
     assert status.state(run).word == "new"
     submitted(run, **me())
     assert status.state(run) == status.State("running")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("3 problems:\n  B02/1: has other labels\n  B02/2: too", "3 problems: B02/1: has other labels"),
+        ("recipe.yaml:\n  train.stepz: no such key", "recipe.yaml: train.stepz: no such key"),
+        ("the disk is full\nmake room", "the disk is full"),
+        ("nothing follows:", "nothing follows:"),
+    ],
+)
+def test_the_one_line_of_a_failure_holds_its_reason(run: Run, message: str, shown: str) -> None:
+    """A user who types `status` sees why a run failed, and not only how many problems there are."""
+    submitted(run, host="elsewhere")
+    with pytest.raises(Mistake), Attempt(run).recorded():
+        raise Mistake(message)
+    assert status.state(run).detail == f"rank 0: {shown}"
+    assert shown in table.attempts(run)[0]
 
 
 def test_a_process_of_the_same_number_that_began_later_is_another(run: Run) -> None:
@@ -91,6 +114,27 @@ def test_runs_are_found_by_name_by_stage_and_name_and_by_path(tmp_path: Path) ->
         names.find("its S12", tmp_path)
 
 
+def test_a_link_to_a_run_is_that_run(tmp_path: Path) -> None:
+    """What it is called there is neither its name nor that of its stage."""
+    run = made(tmp_path / "runs", "count", "one")
+    (tmp_path / "best").symlink_to(run.folder)
+    assert names.find(str(tmp_path / "best"), tmp_path / "runs") == run
+    (tmp_path / "there").symlink_to("runs")
+    through = tmp_path / "there" / "count" / "one"
+    assert names.find(str(through), tmp_path).folder == through, "as it is typed, for nodes that see no other"
+
+
+def test_the_same_recipe_is_the_same_through_another_path(tmp_path: Path) -> None:
+    run = made(tmp_path, "convert", "P1")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "link").symlink_to("export")
+    run.recipe.write_text(to_yaml(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P1.zarr")))
+    same = ConvertRecipe(source=tmp_path / "link", out=tmp_path / "P1.zarr")
+    assert orders.differences(run, Plan(same)) == []
+    other = ConvertRecipe(source=tmp_path, out=tmp_path / "P1.zarr")
+    assert len(orders.differences(run, Plan(other))) == 1
+
+
 def test_an_address_is_the_shortest_that_finds_the_run(tmp_path: Path) -> None:
     made(tmp_path, "convert", "P1")
     other, alone = made(tmp_path, "pretrain", "P1"), made(tmp_path, "pretrain", "it's S12")
@@ -112,3 +156,24 @@ def test_names_that_would_break_a_path_or_a_command_are_refused(name: str) -> No
 
 def test_durations_are_for_people() -> None:
     assert [table.duration(s) for s in (4.4, 192, 18120)] == ["4 s", "3 min 12 s", "5 h 02 min"]
+
+
+def test_status_says_when_a_run_began_and_tells_programs_everything(door: Door) -> None:
+    """A person sees a date for each run, where they are; a program gets a list with times in UTC, states,
+    figures and the elements of arrays, and nothing else on its standard output."""
+    assert door("count", "site.tracking=none", "--name", "S12").returncode == 0
+    swept = door("sweep", "stage=count", "over={steps: [2, 3]}", "site.tracking=none", "--name", "two")
+    assert swept.returncode == 0
+    one, many = json.loads(door("status", "--json").stdout)
+    assert (one["stage"], one["name"], one["state"], one["attempts"]) == ("count", "S12", "done", 1)
+    assert one["folder"] == str(door.cwd / "runs" / "count" / "S12")
+    assert one["made"] == {"nothing": "at all"}
+    began, ended = (datetime.fromisoformat(one[key]) for key in ("began", "ended"))
+    assert began.tzinfo is not None
+    assert (ended - began).total_seconds() == pytest.approx(one["took_s"], abs=0.1)
+    assert [element["name"] for element in many["elements"]] == ["two/steps=2", "two/steps=3"]
+    assert [element["progress"]["total"] for element in many["elements"]] == [2, 3]
+    lines = door("status").stdout.splitlines()
+    assert began.astimezone().strftime("%Y-%m-%d %H:%M") in next(line for line in lines if "S12" in line)
+    assert json.loads(door("status", "S12", "--json").stdout)[0]["name"] == "S12"
+    assert json.loads(door("status", "--json", "--root", "nowhere").stdout) == []

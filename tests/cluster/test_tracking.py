@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import urllib.request
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -29,8 +34,11 @@ def forwarded(tmp_path_factory: pytest.TempPathFactory, open_door: Callable[[Pat
     door = open_door(tmp_path_factory.mktemp("forwarded"))
     (door.cwd / "data.txt").write_text("fingerprint-of-it")
     data = f"data={door.cwd / 'data.txt'}"
+    for name in ("USER", "LOGNAME"):  # as in a container, or with `sbatch --export=NONE`
+        door.environment.pop(name, None)
     done = door("count", "steps=7", data, "site.experiment=trial", "--name", "a b")
     assert done.returncode == 0, done.stdout
+    assert door("sync").returncode == 0  # a machine that is busy may not have forwarded it by its end
     return door
 
 
@@ -58,6 +66,27 @@ def test_a_run_is_forwarded_with_all_that_tells_what_it_was(forwarded: Door) -> 
     assert {"recipe.yaml", "record.json"} <= kept
 
 
+def test_a_run_lasted_as_long_as_its_work(forwarded: Door) -> None:
+    """A user sees the start and the end of the work: neither the submission nor the time of `sync`."""
+    rank = json.loads((forwarded.folder("a b") / "attempts" / "0" / "rank-0.json").read_text())
+    done = json.loads((forwarded.folder("a b") / "done" / "count.json").read_text())
+    times = [
+        int(datetime.fromisoformat(moment).timestamp() * 1000) for moment in (rank["start"], done["time"])
+    ]
+    assert ask(forwarded, "select start_time, end_time from runs") == [tuple(times)]
+
+
+def test_a_run_belongs_to_its_user_and_its_experiment_is_one_of_machine_learning(forwarded: Door) -> None:
+    """A user sees a name under "Created by", also where no variable holds it, and pages of training."""
+    tags = dict(ask(forwarded, "select key, value from tags"))
+    assert tags["mlflow.user"] == pwd.getpwuid(os.getuid()).pw_name
+    assert ask(forwarded, "select key, value from experiment_tags") == [
+        ("mlflow.experimentKind", "custom_model_development")
+    ]
+    assert tags["mlflow.source.name"] == "hpc_isl count", "MLflow shows what follows the last slash"
+    assert tags["hpc_isl.command"].endswith("--name a b")
+
+
 def test_a_run_that_is_forwarded_again_is_found_by_its_key(forwarded: Door) -> None:
     before = ask(forwarded, "select count(*) from metrics")
     (forwarded.folder("a b") / "tracking.json").unlink()  # the memory of what was forwarded is lost
@@ -68,16 +97,93 @@ def test_a_run_that_is_forwarded_again_is_found_by_its_key(forwarded: Door) -> N
 
 
 def test_ui_answers_on_loopback_until_ctrl_c(forwarded: Door) -> None:
+    """A user behind a proxy gets the pages too, which open as those of model training, not of agents."""
+    forwarded.environment["http_proxy"] = "http://127.0.0.1:9"  # as on many clusters; knows nothing of here
     call = forwarded.open("ui")
+    del forwarded.environment["http_proxy"]
     assert call.stdout is not None
     address = next(line for line in call.stdout if line.startswith("MLflow: ")).split()[1]
     assert address.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(address) as page:
-        assert b"MLflow" in page.read()
+        assert "MLflow" in page.read().decode()
+    look_at(f"{address}/#/experiments/1")
     os.killpg(call.pid, signal.SIGINT)
     call.communicate(timeout=90)
     assert call.returncode == 0
     assert forwarded.eventually(lambda: forwarded.left() == [])
+
+
+def look_at(address: str) -> None:
+    """A browser that was never here before shows training, where there is one."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        return
+    with tempfile.TemporaryDirectory() as profile:
+        shown = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}",
+             "--virtual-time-budget=60000", "--dump-dom", address],
+            capture_output=True, text=True, timeout=150, check=False,
+        ).stdout  # fmt: skip
+    assert ">a b<" in shown, "the run is listed"
+    assert "Judges" not in shown
+    assert "Agent versions" not in shown
+
+
+def test_a_port_that_is_taken_is_told_at_once(forwarded: Door) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = forwarded("ui", "--port", str(taken.getsockname()[1]))
+    assert refused.returncode == 2
+    assert "not free on this machine" in refused.stdout
+
+
+def test_a_server_that_ends_is_told_with_its_reason(door: Door) -> None:
+    """A user sees why MLflow did not start: the last lines of its log, which holds the reason too."""
+    assert door("count", "site.tracking=none").returncode == 0
+    database = door.cwd / "runs" / "mlflow.db"
+    database.write_text("this is no database")
+    refused = door("ui")
+    assert refused.returncode == 2, refused.stdout
+    assert "its server ended with code" in refused.stdout
+    assert "file is not a database" in refused.stdout
+    assert "Traceback" not in refused.stdout.split("ends:")[0]
+    assert "given up" in (door.cwd / "runs" / "mlflow.log").read_text()
+
+
+def in_mlflow(door: Door, *words: str) -> None:
+    """What a person does there, with MLflow's own commands."""
+    uri = f"sqlite:///{door.cwd}/runs/mlflow.db"
+    command = [sys.executable, "-W", "ignore", "-m", "mlflow", *words]
+    subprocess.run(command, env={**door.environment, "MLFLOW_TRACKING_URI": uri}, check=True)
+
+
+def test_what_was_deleted_in_mlflow_is_told_with_what_brings_it_back(door: Door) -> None:
+    """A user who deleted an experiment there reads its name and the command that restores it, for old runs
+    and new ones; a single run that was deleted is left so, and told."""
+    assert door("count", "--name", "old").returncode == 0
+    assert door("sync").returncode == 0
+    ((experiment,),) = ask(door, "select experiment_id from experiments where name = 'count'")
+    in_mlflow(door, "experiments", "delete", "--experiment-id", str(experiment))
+    assert door("count", "--name", "new", "site.tracking=none").returncode == 0
+    (door.folder("new") / "site.yaml").write_text("executor: local\n")
+    gone = door("sync")
+    assert gone.returncode == 1
+    assert gone.stdout.count("the MLflow experiment 'count' was deleted") == 1, "once, not for each run"
+    restore = f"mlflow experiments restore --experiment-id {experiment}"
+    assert restore in gone.stdout
+    in_mlflow(door, *restore.split()[1:])
+    back = door("sync")
+    assert back.returncode == 0
+    assert "old: nothing new" in back.stdout
+    assert "new: 3 metric values" in back.stdout
+    ((run,),) = ask(door, "select run_uuid from runs where name = 'old'")
+    in_mlflow(door, "runs", "delete", "--run-id", run)
+    left = door("sync")
+    assert left.returncode == 0, "it is what somebody wanted"
+    assert f"mlflow runs restore --run-id {run}" in left.stdout
+    assert ask(door, "select count(*) from runs") == [(2,)]
 
 
 @pytest.mark.kill
@@ -141,33 +247,131 @@ def test_an_address_with_a_password_is_refused_before_it_is_recorded(door: Door)
     assert not (door.cwd / "runs").exists()
 
 
+TINY = (
+    "net.encoder=resnet18", "net.weights=null", "net.decoder=[32,16,16,8,8]", "train.steps=2",
+    "train.batch=2", "train.micro_batch=2", "train.crop=32", "data.workers=0", "predict.stain=false",
+)  # fmt: skip
+
+
+def pretrained(door: Door, plate: Path, *keys: str) -> tuple[Path, str]:
+    """The folder of a run "net" on a stained plate, and the address of its model in MLflow."""
+    done = door(
+        "pretrain", f"plates=[{plate}]", "sources=[{channel: Brightfield, plane: focus}]",
+        "targets=[{channel: Hoechst, plane: max}]", *TINY, "--name", "net", *keys,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    synced = door("sync", "net").stdout
+    run = door.cwd / "runs" / "pretrain" / "net"
+    assert "Warning" not in synced + (run / "attempts" / "0" / "forward.log").read_text()
+    return run, json.loads((run / "tracking.json").read_text())["model"]
+
+
+def asked(door: Door, script: str, **names: object) -> str:
+    """What a program prints that knows MLflow alone, and our package to compare with."""
+    program = door.cwd / "ask.py"
+    program.write_text(script.format(uri=f"sqlite:///{door.cwd}/runs/mlflow.db", **names))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)], env=door.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.journey
 def test_a_pretrained_model_comes_back_from_mlflow_and_predicts_the_same(
     door: Door, write_stained_plate: Callable[..., Any]
 ) -> None:
     plate = door.cwd / "P1.zarr"
     write_stained_plate(plate)
-    done = door(
-        "pretrain", f"plates=[{plate}]", "sources=[{channel: Brightfield, plane: focus}]",
-        "targets=[{channel: Hoechst, plane: max}]", "net.encoder=resnet18", "net.weights=null",
-        "net.decoder=[32,16,16,8,8]", "train.steps=2", "train.batch=2", "train.micro_batch=2",
-        "train.crop=32", "data.workers=0", "predict.stain=false", "--name", "net",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    run = door.cwd / "runs" / "pretrain" / "net"
-    model = json.loads((run / "tracking.json").read_text())["model"]
-    script = door.cwd / "ask.py"
-    uri = f"sqlite:///{door.cwd}/runs/mlflow.db"
-    script.write_text(LOADED.format(uri=uri, model=model, run=str(run), plate=str(plate)))
-    asked = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)], env=door.environment, capture_output=True, text=True
-    )
-    assert asked.returncode == 0, asked.stderr
-    assert float(asked.stdout.splitlines()[-1]) < 1e-3
+    run, model = pretrained(door, plate)
+    assert float(asked(door, LOADED, model=model, run=str(run), plate=str(plate)).splitlines()[-1]) < 1e-3
     artifacts = Path(door.cwd / "runs" / "mlflow-artifacts")
     assert [path.name for path in artifacts.rglob("*.pkl")] == [], "nothing is pickled"
     assert {"scores.csv", "split.csv", "examples.png"} <= {path.name for path in artifacts.rglob("*")}
 
+
+@contextmanager
+def serving(door: Door, model: str) -> Iterator[str]:
+    """The address at which `mlflow models serve` answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model,
+               "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    environment = {**door.environment, "MLFLOW_TRACKING_URI": f"sqlite:///{door.cwd}/runs/mlflow.db"}
+    # MLflow looks for its server's programs there, as in an activated environment.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    log = door.cwd / "serve.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=stream, cwd=door.cwd, process_group=0
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        assert door.eventually(lambda: process.poll() is not None or answers(address), 300), log.read_text()
+        assert process.poll() is None, log.read_text()
+        yield address
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(address: str) -> bool:
+    with suppress(OSError):
+        urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+        return True
+    return False
+
+
+@pytest.mark.journey
+def test_a_served_model_takes_images_that_the_vendors_flat_field_corrected(
+    door: Door, write_stained_plate: Callable[..., Any]
+) -> None:
+    """A user of `mlflow models serve` sends corrected images to a model with data.flat_field=vendor, as
+    its metadata say, and gets the stain that the run itself predicts."""
+    plate = door.cwd / "P1.zarr"
+    write_stained_plate(plate, flat_field={"Profile": SLOPE})
+    run, model = pretrained(door, plate, "data.flat_field=vendor")
+    told = asked(door, CORRECTED, model=model, run=str(run), plate=str(plate), slope=SLOPE)
+    about, sent, wanted = map(json.loads, told.splitlines()[-3:])
+    assert about == {
+        "sources": ["Brightfield focus"], "targets": ["Hoechst max"], "um_per_pixel": 0.6,
+        "images": "counts divided by the vendor's flat field (of mean 1)",
+    }  # fmt: skip
+    body = json.dumps({"inputs": sent}).encode()
+    with serving(door, model) as address:
+        request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            got = json.loads(answer.read())["predictions"]
+    assert np.shape(got) == np.shape(wanted) == (1, 1, 96, 96)
+    assert np.std(wanted) > 0
+    assert np.abs(np.subtract(got, wanted)).max() / np.std(wanted) < 1e-3
+
+
+SLOPE = {"Type": "Polynomial", "Coefficients": [[1.0], [0.3, 0.2]], "Origin": [47.5, 47.5],
+         "Scale": [0.01, 0.01], "Dims": [96, 96]}  # fmt: skip
+CORRECTED = """
+import json, mlflow, numpy as np
+from pathlib import Path
+from hpc_isl.learning import model, predict, samples
+from hpc_isl.learning.fields import field_view
+from hpc_isl.learning.flat_field import gain
+from hpc_isl.plates.store import open_plate, read_box
+
+mlflow.set_tracking_uri({uri!r})
+print(json.dumps(mlflow.models.get_model_info({model!r}).metadata))
+network, contract = model.load(Path({run!r}) / "model")
+index = open_plate(Path({plate!r}))
+key = index.plate.fields[0].key
+seen, _ = samples.read(contract.view, index, key)
+offset, scale = contract.view.targets[0].numbers
+(plane,) = field_view(contract.view, index, key, 0).sources[0].planes
+whole = (slice(0, 96), slice(0, 96))
+counts = read_box(index.image(key), 0, 0, index.channel("Brightfield"), [plane], *whole)[0]
+print(json.dumps((counts / gain({slope!r}, (96, 96), whole))[None, None].tolist()))
+print(json.dumps((predict.predict(network, seen) * scale + offset)[None].tolist()))
+"""
 
 LOADED = """
 import mlflow, numpy as np

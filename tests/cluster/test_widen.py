@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -171,6 +172,37 @@ def test_inputs_that_have_changed_are_found(door: Door) -> None:
         assert f"contents of {data}: 'one' there, 'two' here" in refused.stdout
 
 
+def test_what_has_changed_is_computed_once_more_when_that_is_asked_for(door: Door) -> None:
+    """A sweep whose inputs have grown: told is which are new and how many elements they change, with the
+    command that computes just these; what they were stays, and what did not change is not touched."""
+    data = door.cwd / "data.txt"
+    data.write_text("one\ntwo")
+    words = ("sweep", "over={steps: [3, 4]}", f"data={data}", "parts=true", "until=2", *ADDED_UP)
+    swept = (*words[:1], "over=[{steps: 3, until: 1}, {steps: 4}]", *words[2:])
+    assert door(*swept).returncode == 0
+    there = files(elements(door)["steps=3,until=1"])
+    data.write_text("one\n2\nthree")
+    refused = door(*swept)
+    assert refused.returncode == 2
+    for line in (
+        "sweep 'nuc' is there, from other inputs:", f"  {data}: 1 changed: line 2",
+        "they change 1 of 2 elements, and 'final'. To compute these once more", "or choose another --name",
+    ):  # fmt: skip
+        assert line in refused.stdout
+    call = next(line for line in refused.stdout.splitlines() if line.endswith("--update"))
+    assert shlex.split(call)[3:] == [*swept, "--update"]
+    told = door(*swept, "--update", "--dry-run")
+    assert "1 of 2 are computed once more; then 'final' once more: steps=4" in told.stdout
+    assert files(elements(door)["steps=3,until=1"]) == there
+    done = door(*shlex.split(call)[3:])
+    assert done.returncode == 0, done.stdout
+    assert attempts(door) == {"steps=3,until=1": 1, "steps=4": 1, "final": 1}
+    assert files(elements(door)["steps=3,until=1"]) == there
+    earlier = Run(door.cwd / "runs/sweep/nuc/earlier/1/count/steps=4")
+    assert (earlier.summary() or {})["counted"] == 4
+    assert "nothing to do" in door(*swept).stdout
+
+
 def test_a_living_sweep_is_not_widened(door: Door) -> None:
     call = door.open("sweep", "over={seed: [0]}", "steps=1000", "pause_s=0.2", *ADDED_UP)
     assert door.eventually(lambda: (door.cwd / "runs/sweep/nuc/count/seed=0/metrics.jsonl").exists())
@@ -210,6 +242,9 @@ def plans_of(order: Order) -> dict[str, Plan]:
     return {name: Plan(recipe) for name, recipe in (order.elements or {}).items()}
 
 
+INPUTS = {"seed=1": {"boxes": "others"}}  # of which one element is planned anew
+
+
 class Killed(BaseException):
     """What ends a process between two steps."""
 
@@ -240,7 +275,7 @@ def test_a_widening_that_is_ended_leaves_the_sweep_as_it_was_or_as_it_will_be(
     moments = 0
     while _is_ended_and_consistent(tmp_path / str(moments), end_at, moments + 1):
         moments += 1
-    assert moments > 15, "it has many steps, and was ended at each of them"
+    assert moments > 20, "it has many steps, and was ended at each of them"
 
 
 def _is_ended_and_consistent(root: Path, end_at: Callable[[int], None], moment: int) -> bool:
@@ -250,26 +285,32 @@ def _is_ended_and_consistent(root: Path, end_at: Callable[[int], None], moment: 
     folders.make_array(run, few, plans_of(few), ())
     for one in run.elements():
         Attempt(one).finish({"of": one.name})
+    plans = {name: replace(plan, inputs=INPUTS.get(name, {})) for name, plan in plans_of(many).items()}
+    wider = widen.compare(run, many, plans)
+    assert (wider.new, wider.changed) == (("seed=2", "seed=3"), ("seed=1",))
     end_at(moment)
     try:
-        widen.widen(run, many, plans_of(many), ["seed=2", "seed=3"], ())
+        widen.widen(run, many, plans, wider, ())
     except Killed:
         ended = True
     end_at(-1)
     widen.settle(run)
-    as_it_was = widen.new_elements(run, many, plans_of(many)) == ["seed=2", "seed=3"]
+    as_it_was = widen.compare(run, many, plans) == wider
+    assert as_it_was or not widen.compare(run, many, plans)
     assert [one.name for one in last.others(run)] == [f"seed={n}" for n in range(2 if as_it_was else 4)]
     assert [one.name for one in run.elements() if not one.recipe.is_file()] == []
     assert orders.differences(run, Plan((few if as_it_was else many).recipe)) == []
     done = [one.name for one in run.elements() if one.summary()]
-    assert done == ["seed=0", "seed=1", *(["final"] if as_it_was else [])]
+    assert done == ["seed=0", *(["seed=1", "final"] if as_it_was else [])]
     if as_it_was:
-        widen.widen(run, many, plans_of(many), ["seed=2", "seed=3"], ())
-    assert widen.new_elements(run, many, plans_of(many)) == []
+        widen.widen(run, many, plans, wider, ())
+    assert not widen.compare(run, many, plans)
     final = last.of(run)
     assert final is not None
     assert final.summary() is None
     assert "seed=3" in final.recipe.read_text()
     assert [path.name for path in run.folder.iterdir() if "widening" in path.name] == []
-    assert (Run(run.folder / "earlier/1/pretrain/final").summary() or {})["of"] == "final"
+    for name in ("final", "seed=1"):
+        assert (Run(run.folder / "earlier/1/pretrain" / name).summary() or {})["of"] == name
+    assert json.loads((run.folder / "pretrain/seed=1/record.json").read_text())["inputs"] == INPUTS["seed=1"]
     return ended

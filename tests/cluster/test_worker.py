@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +50,29 @@ def test_a_limit_that_came_sooner_than_was_said_sends_two_signals_in_either_orde
         signal.raise_signal(number)
     assert attempt.stopping.wait(30)
     assert listener.overdue
+
+
+WHILE_IMPORTING = """
+import sys
+from hpc_isl.cluster.vitals import vitals
+taken = []
+
+class Look:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("torch.") and len(taken) < 500:
+            taken.append(vitals())
+
+sys.meta_path.insert(0, Look())
+import torch
+assert len(taken) > 20, len(taken)
+assert all("system/cpu_percent" in each for each in taken)
+"""
+
+
+def test_figures_of_the_machine_are_taken_while_torch_is_being_imported() -> None:
+    """On a shared disk that takes a minute, and the thread that measures meets half of the module."""
+    done = subprocess.run([sys.executable, "-c", WHILE_IMPORTING], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_deadline_is_that_of_slurm_or_of_the_site() -> None:

@@ -2,13 +2,18 @@
 
 import copy
 
+import pytest
 import timm
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from hpc_isl.learning import unet
+from hpc_isl.learning.encoders import check_batchnorm
 from hpc_isl.learning.norms import hold_norms, running_statistics
 from hpc_isl.learning.world import World
+from hpc_isl.mistake import Mistake
+from hpc_isl.recipes.training import NetRecipe, TrainRecipe
 
 
 def network():
@@ -82,3 +87,38 @@ def test_every_layer_of_an_encoder_of_timm_is_held_and_holding_twice_changes_not
     assert any(isinstance(layer, BatchNormAct2d) for layer in layers)
     assert not any(layer.training for layer in layers)
     assert list(net.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("net", "crop", "refused"),
+    [
+        ({"encoder": "resnet18"}, 32, True),
+        ({"encoder": "resnet18"}, 64, False),
+        ({"encoder": "resnet18", "decoder": [32, 16, 8, 8]}, 32, False),  # its deepest level has 2 x 2 pixels
+        ({"encoder": "mit_b0"}, 32, False),  # normalises layers instead; cannot be built without memory
+        ({"encoder": "tu-skresnet18"}, 64, True),  # normalises pooled features, whatever the crop
+    ],
+)
+def test_one_crop_at_a_time_is_refused_where_training_would_fail(net, crop, refused):
+    """A user reads at planning, before any queue, that one crop leaves BatchNorm nothing to normalise by,
+    and what to take instead; where training works, nothing is said."""
+    net, train = NetRecipe(**net, weights=None), TrainRecipe(steps=1, batch=9, micro_batch=1, crop=crop)
+    network = unet.build(net, 2, 1).train()
+    if refused:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            network(torch.zeros(1, 2, crop, crop))
+        with pytest.raises(Mistake, match=r"micro_batch=1.*BatchNorm.*take train\.micro_batch=3") as said:
+            check_batchnorm(net, train, 2)
+        assert ("or train.crop=64" in str(said.value)) == (net.encoder == "resnet18")
+    else:
+        network(torch.zeros(1, 2, crop, crop))
+        check_batchnorm(net, train, 2)
+
+
+def test_statistics_that_are_held_need_no_second_crop():
+    net, train = (
+        NetRecipe(encoder="resnet18", weights=None),
+        TrainRecipe(steps=1, batch=2, micro_batch=1, crop=32),
+    )
+    check_batchnorm(net, train, 2, held="all")
+    check_batchnorm(net, train, 2, held="encoder")

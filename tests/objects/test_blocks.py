@@ -51,10 +51,11 @@ def by_blocks(distance, mask, h, block, **others):
         corners.append((box[0].start, box[1].start))
 
     with tempfile.TemporaryDirectory() as scratch:
-        count = flood_blocks(read, write, mask.shape, h, block=block, scratch=Path(scratch), **others)
+        count, small = flood_blocks(read, write, mask.shape, h, block=block, scratch=Path(scratch), **others)
     assert (times == 1).all()
     assert corners == sorted(corners)
     assert count == found.max(initial=0)
+    assert small == 0 or "min_area" in others
     return found
 
 

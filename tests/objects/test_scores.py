@@ -25,8 +25,13 @@ def test_pcc_is_that_of_scipy_whatever_gain_and_offset(seed, gain, offset):
     assert pcc(prediction * gain + offset, truth) == pytest.approx(expected, abs=1e-4)
 
 
-def test_pcc_of_a_constant_image_is_not_a_number():
-    assert math.isnan(pcc(np.ones((4, 4)), pair(shape=(4, 4))[1]))
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e-30, 60000.0])
+def test_pcc_of_a_constant_prediction_is_nothing_and_of_a_constant_truth_not_a_number(value):
+    """A user sees a dead network score 0 on each field that has a stain, and none on one that has none."""
+    constant, truth = np.full((40, 50), value, np.float32), pair()[1]
+    assert pcc(constant, truth) == 0
+    assert math.isnan(pcc(truth, constant))
+    assert math.isnan(pcc(constant, constant))
 
 
 def test_pcc_of_large_counts_is_exact():
@@ -65,12 +70,15 @@ def test_pcc_by_object_sees_the_pixels_of_each_object_alone():
         assert value == pytest.approx(pearsonr(prediction[inside], truth[inside]).statistic, abs=1e-5)
 
 
-def test_objects_that_are_constant_in_one_image_are_left_out():
+def test_objects_with_a_constant_prediction_count_as_nothing_those_with_a_constant_truth_not_at_all():
     prediction, truth = pair()
     labels = np.zeros(truth.shape, np.uint32)
-    labels[:10, :10] = 1
-    prediction[:10, :10] = 5
-    assert pcc_by_object(prediction, truth, labels) == {}
+    labels[:10, :10], labels[20:30, :10], labels[20:30, 20:30] = 1, 2, 3
+    prediction[:10, :10], truth[20:30, :10] = 0.1, 0.1
+    found = pcc_by_object(prediction, truth, labels)
+    assert list(found) == [1, 3]
+    assert found[1] == 0
+    assert found[3] > 0
     assert pcc_by_object(prediction, truth, np.zeros_like(labels)) == {}
 
 

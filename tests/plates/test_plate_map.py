@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.plate_map import merged, read_plate_map
+from hpc_isl.plates.plate_map import described, merged, read_plate_map
 
 
 def read(
@@ -80,3 +80,19 @@ def test_a_persons_map_goes_above_the_exports() -> None:
         "A01": {"a": "9", "b": "2"},
         "A02": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [
+        ({"treatment": "compound A", "dose_uM": "10", "control": ""}, ["compound A", "dose 10 µM"]),
+        ({"treatment": "DMSO", "dose": "0"}, ["DMSO", "dose 0"]),
+        ({"dose (nM)": "2.5", "time [h]": "24"}, ["dose 2.5 nM", "time 24 h"]),
+        ({"concentration_ug_ml": "1e-3"}, ["concentration 1e-3 µg/ml"]),
+        ({"control": "", "cell_line": "HeLa", "passage": "7", "plate_row": "3"}, ["HeLa", "passage 7"]),
+        ({}, []),
+    ],
+)
+def test_a_number_in_a_title_has_its_name_and_unit(facts: dict[str, str], shown: list[str]) -> None:
+    """A reader of a picture sees `dose 10 µM`, not `10`."""
+    assert described(facts) == shown

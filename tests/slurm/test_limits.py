@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -71,3 +72,41 @@ def test_slurm_takes_what_a_retry_asks_for_at_most(cluster: Any) -> None:
 
 def test_a_retry_starts_from_what_slurm_gives_by_itself(cluster: Any) -> None:
     assert limits.raised(site(cluster, cpus=2), memory_factor=1.5).memory == "3000M", "2 × DefMemPerCPU"
+
+
+@pytest.fixture(scope="module")
+def strict(start_cluster: Any) -> Iterator[Any]:
+    """A cluster that keeps the limits of its accounting."""
+    with start_cluster("--nodes=1", "--set", "AccountingStorageEnforce=limits,qos") as cluster:
+        yield cluster
+
+
+LIMITS = {
+    "MaxSubmitJobs": (("user", "root"), "you may have 4 jobs in Slurm at once (MaxSubmitJobs)"),
+    "GrpSubmitJobs": (("account", "root"), "all users of your account together may have 4 jobs"),
+    "MaxSubmitJobsPerUser": (("qos", "normal"), "a user may have 4 jobs in Slurm at once"),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_of_a_sweep_that_is_too_large_it_is_said_what_to_lower(
+    limit: str, strict: Any, door: Any, open_user: Any
+) -> None:
+    """Which limit, how many it leaves, and that the number of elements is what counts."""
+    user = open_user(door, strict)
+    (table, name), says = LIMITS[limit]
+    strict.run("sacctmgr", "-i", "modify", table, name, "set", f"{limit}=4")
+    words = ("sweep", "stage=count", "over={seed: [0, 1, 2, 3, 4]}", "--site", str(strict.site_file),
+             "site.memory=10M", "site.tracking=none", "--name", "many")  # fmt: skip
+    try:
+        held = strict.submit("true", "--hold", "--mem=10")
+        for dry in ([], ["--dry-run"]):
+            said = door(*words, *dry).stdout
+            assert says in said
+            assert "1 of yours are there, and this sweep is 5 more" in said
+            assert "at most 3, by fewer values in `over`" in said
+        assert strict.run("squeue", "-h", "-o", "%A").split() == [held], "all or none"
+        assert not (door.cwd / "runs" / "sweep" / "many").exists()
+    finally:
+        strict.run("sacctmgr", "-i", "modify", table, name, "set", f"{limit}=-1")
+        user.cluster.clear()

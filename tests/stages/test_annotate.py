@@ -76,12 +76,23 @@ def test_a_second_import_keeps_what_is_equal_and_refuses_what_differs(
     run(tmp_path, **keys, source=export / "truth" / "nuclei")
     assert run(tmp_path, **keys, source=export / "truth" / "nuclei")["kept"] == 4
     cells = export / "truth" / "cells"
-    with pytest.raises(Mistake, match=r"(?s)3 problems.*B02/1.*B02/2.*B03/1.*overwrite=true"):
+    with pytest.raises(Mistake, match=r"(?s)3 problems.*B02/1.*B02/2.*B03/1.*under another name") as caught:
         run(tmp_path, **keys, source=cells)
+    assert "overwrite" not in str(caught.value), "no one is told to destroy what a person drew"
     image = store.open_plate(plate).image(KEYS[0])
     np.testing.assert_array_equal(store.read_labels(image, "nuclei"), truth(export, KEYS[0]))
     assert run(tmp_path, **keys, source=cells, overwrite=True)["written"] == 3
     np.testing.assert_array_equal(store.read_labels(image, "nuclei"), truth(export, KEYS[0], "cells"))
+
+
+def test_one_problem_is_told_as_one(export: Path, plate: Path, tmp_path: Path) -> None:
+    """A user with one field in the way reads what is wrong with it, not `1 problems:`."""
+    keys = {"action": "import", "plate": plate}
+    run(tmp_path, **keys, source=export / "truth" / "nuclei")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "B02_1.tiff").write_bytes((export / "truth/cells/B02_1.tiff").read_bytes())
+    with pytest.raises(Mistake, match=r"^B02/1: has other labels 'nuclei'"):
+        run(tmp_path, **keys, source=tmp_path / "one")
 
 
 class AfterOneField(threading.Event):
@@ -164,13 +175,13 @@ def test_damaged_and_foreign_label_images_are_named_together(
     folder.mkdir()
     whole = (export / "truth" / "nuclei" / "B02_1.tiff").read_bytes()
     (folder / "B02_1.tif").write_bytes(whole[: len(whole) // 2])
-    tifffile.imwrite(folder / "B02_2.tif", np.zeros((128, 128), np.float32))
+    tifffile.imwrite(folder / "B02_2.tif", np.full((128, 128), np.float32(0.5)))
     tifffile.imwrite(folder / "B03_1.tif", np.zeros((64, 128), np.uint8))
-    Image.new("RGBA", (128, 128)).save(folder / "B03_2.png")
+    Image.new("RGBA", (127, 128)).save(folder / "B03_2.png")
     with pytest.raises(Mistake) as error:
         run(tmp_path, action="import", plate=plate, source=folder)
     lines = str(error.value).splitlines()
-    said = {"B02_1.tif": "", "B02_2.tif": "float32", "B03_1.tif": "(1, 64, 128)", "B03_2.png": "alpha"}
+    said = {"B02_1.tif": "", "B02_2.tif": "not whole", "B03_1.tif": "(1, 64, 128)", "B03_2.png": "128, 127)"}
     for name, words in said.items():
         assert any(name in line and words in line for line in lines), (name, lines)
 
@@ -181,7 +192,7 @@ def test_a_mask_is_not_taken_for_one_object(plate: Path, tmp_path: Path) -> None
         mask[corner : corner + 9, corner : corner + 9] = 255
     (tmp_path / "masks").mkdir()
     tifffile.imwrite(tmp_path / "masks" / "B02_1.tif", mask)
-    with pytest.raises(Mistake, match="one value, 255, in 3 pieces: a mask"):
+    with pytest.raises(Mistake, match="holds 1 values in 3 pieces: a mask"):
         run(tmp_path, action="import", plate=plate, source=tmp_path / "masks")
 
 
@@ -190,7 +201,9 @@ def test_files_that_match_nothing_are_said(export: Path, plate: Path, tmp_path: 
     with pytest.raises(Mistake, match=r"no file matches regex '\(\?P<well>X\)'"):
         run(tmp_path, **keys, regex="(?P<well>X)")
     recipe = AnnotateRecipe(**keys, labels="n", regex=r"(?P<well>B02)_(?P<field>1)\.tiff")
-    assert any("3 images do not match regex" in line for line in plan(recipe).says)
+    assert any(
+        "3 files (B02_2.tiff, B03_1.tiff, B03_2.tiff) have names" in line for line in plan(recipe).says
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,13 +211,19 @@ def test_files_that_match_nothing_are_said(export: Path, plate: Path, tmp_path: 
     [
         ({"action": "import"}, "annotate import: source must be given"),
         ({"action": "import", "source": "nowhere"}, "nowhere is not there"),
-        ({"action": "import", "source": ".", "channel": "HOECHST 33342"}, "channel means nothing here"),
         ({"action": "draft"}, "annotate draft: channel must be given"),
         ({"action": "draft", "channel": "Hoechst 33342"}, "did you mean 'HOECHST 33342'"),
         ({"action": "draft", "channel": "Brightfield"}, "Brightfield is label-free"),
         ({"action": "draft", "channel": "HOECHST 33342", "fields": ["B09"]}, "'B09' is not on the plate"),
     ],
 )
+def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "table.csv", [{"path": "a.tif", "well": "B02", "field": "1"}])
+    recipe = AnnotateRecipe(action="import", plate=plate, labels="n", source=table, regex="(?P<well>X)")
+    with pytest.raises(Mistake, match="regex: changes nothing beside the table"):
+        plan(recipe)
+
+
 def test_mistakes_in_the_recipe_are_found_before_anything_is_done(
     plate: Path, keys: dict[str, Any], said: str
 ) -> None:
@@ -227,14 +246,23 @@ def test_a_draft_finds_the_true_nuclei_and_none_in_an_empty_field(
     assert not store.read_labels(index.image(KEYS[3]), "nuclei").any()
 
 
-def test_a_draft_does_not_replace_what_people_drew_unless_it_is_told_to(
-    export: Path, plate: Path, tmp_path: Path
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_draft_never_replaces_what_people_drew(
+    export: Path, plate: Path, tmp_path: Path, overwrite: bool
 ) -> None:
+    """A user who drafts where a person has drawn is told so on planning, and to take another name."""
     run(tmp_path, action="import", plate=plate, source=export / "truth" / "nuclei")
     keys = {"action": "draft", "plate": plate, "channel": "HOECHST 33342", "fields": ["B02/1"]}
-    with pytest.raises(Mistake, match=r"has other labels 'nuclei' already \(human\)"):
-        run(tmp_path, **keys)
-    run(tmp_path, **keys, overwrite=True)
+    recipe = AnnotateRecipe.model_validate({**keys, "labels": "nuclei", "overwrite": overwrite})
+    attempt = Attempt(Run(tmp_path / "runs" / "annotate" / "b"))
+    for refused in (lambda: plan(recipe), lambda: annotate(recipe, attempt)):
+        with pytest.raises(Mistake, match=r"a person's.* draft under another name") as caught:
+            refused()
+        assert "overwrite" not in str(caught.value)
+    image = store.open_plate(plate).image(KEYS[0])
+    np.testing.assert_array_equal(store.read_labels(image, "nuclei"), truth(export, KEYS[0]))
+    run(tmp_path, **keys, labels="drafted")
+    run(tmp_path, **keys, labels="drafted", min_area=100, overwrite=True)
 
 
 # ---------------------------------------------------------------- lent to people, and back
@@ -350,11 +378,27 @@ def test_labels_that_changed_on_the_plate_meanwhile_are_not_written_over(
     before = on_plate(drafted, KEYS[0])
     keys = {"action": "import", "plate": drafted, "labels": NAME, "source": out}
     for refused in (lambda: bring(tmp_path, drafted, out), lambda: plan(AnnotateRecipe.model_validate(keys))):
-        with pytest.raises(Mistake, match=r"B02/1: .*have changed since they were exported; overwrite=true"):
+        with pytest.raises(Mistake, match=r"have changed since they were exported; .* under another name"):
             refused()
     assert same(on_plate(drafted, KEYS[0]), before)
     bring(tmp_path, drafted, out, overwrite=True)
     np.testing.assert_array_equal(on_plate(drafted, KEYS[0])[0], drawn)
+
+
+def test_what_was_exported_comes_in_under_another_name_beside_what_it_was(
+    drafted: Path, tmp_path: Path
+) -> None:
+    """README's way: drafts are exported, and what a person corrected becomes human labels of another name."""
+    out = lent(tmp_path, drafted)
+    before = [on_plate(drafted, key) for key in KEYS[:3]]
+    drawn = corrected(out, KEYS[0])
+    keys = {"action": "import", "plate": drafted, "source": out, "labels": "nuclei"}
+    assert f"the folder holds labels {NAME!r}, which stay" in "\n".join(plan(AnnotateRecipe(**keys)).says)
+    assert run(tmp_path, **keys)["written"] == 1
+    image = store.open_plate(drafted).image(KEYS[0])
+    np.testing.assert_array_equal(store.read_labels(image, "nuclei"), drawn)
+    assert store.annotation(image, "nuclei")[0] == "human"
+    assert all(same(on_plate(drafted, key), was) for key, was in zip(KEYS[:3], before, strict=True))
 
 
 def test_an_exported_folder_holds_what_a_person_needs(drafted: Path, tmp_path: Path) -> None:
@@ -400,10 +444,8 @@ def test_mistakes_about_lending_are_told_before_anything_is_done(drafted: Path, 
     for keys, said in [
         ({"action": "export"}, "annotate export: out must be given"),
         ({"action": "export", "out": out}, "holds something already; name a new or an empty folder"),
-        ({"action": "export", "out": free, "overwrite": True}, "overwrite means nothing here"),
         ({"action": "export", "out": free, "box": [0, 0, 500, 5]}, r"B02/1: box \(0, 0, 500, 5\)"),
         ({"action": "export", "out": free, "fields": ["H12"]}, "not on the plate"),
-        ({"action": "import", "source": out, "labels": "cells"}, "was exported from labels"),
         ({"action": "import", "source": out, "regex": "(?P<well>X)"}, "says itself"),
         ({"action": "import", "source": truth_folder, "accept": True}, "not written by annotate export"),
     ]:
@@ -430,7 +472,7 @@ def test_whatever_is_drawn_comes_back_to_the_pixel(
     out = lent(folder, plate, fields=["B03/2"])
     was = tifffile.imread(out / "B03_2.labels.tif")
     tifffile.imwrite(out / "B03_2.labels.tif", drawn)
-    bring(folder, plate, out)
+    bring(folder, plate, out, objects="values")
     if not np.array_equal(was, drawn):
         assert same(on_plate(plate, KEYS[3]), (drawn, "human", [(0, 0, 128, 128)]))
 

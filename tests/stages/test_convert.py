@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from mounts import small_disk
+from mounts import read_only, small_disk
 
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
@@ -233,6 +233,22 @@ def test_too_little_room_is_said_before_anything_is_written(
     assert not (export.parent / "P01.zarr").exists()
 
 
+def test_a_place_that_cannot_be_written_is_called_so_and_not_a_full_disk(
+    export: Path, tmp_path: Path
+) -> None:
+    """A user sees that the place cannot be written and why: a warning of the plan, and the end of the job."""
+    disk = tmp_path / "disk"
+    with small_disk(disk, "80k"), read_only(disk):  # too small besides
+        what = recipe(export, out=disk / "P01.zarr")
+        assert "warning: from this machine out: " in plan(what).says[-1]
+        with pytest.raises(Mistake, match=rf"P01\.zarr cannot be written: the disk of {disk} is read-only"):
+            run(what)
+    what = recipe(export, out=Path("/proc/P01.zarr"))
+    assert "disk is full" not in "".join(plan(what).says)
+    with pytest.raises(Mistake, match=r"/proc/P01\.zarr cannot be written"):
+        convert(what, attempt(tmp_path))
+
+
 # ---------------------------------------------------------------- again, stopped, killed
 
 
@@ -384,6 +400,13 @@ def test_two_conversions_to_one_plate_at_the_same_time_are_refused(export: Path)
     assert_exact(run(what), export)
 
 
+def test_a_channel_that_the_files_call_by_a_number_needs_no_quotes(export: Path) -> None:
+    """`pattern.channels={1: Hoechst}` names the channel that the files call 1."""
+    words = [f"source={export}", f"out={export.parent}/P01.zarr", f"pattern.regex='{REGEX}'"]
+    found = load("convert", None, [*words, "pattern.channels={1: Phase, 2: Hoechst}"])
+    assert plan(found).says[0].startswith("export: 4 fields in 2 wells, 2 channels (Phase, Hoechst)")
+
+
 def test_ranks_beyond_the_first_leave_the_work_to_it(export: Path) -> None:
     convert(recipe(export), Attempt(Run(export.parent / "runs" / "convert" / "x"), rank=1, size=2))
     assert not recipe(export).out.exists()
@@ -412,7 +435,7 @@ def test_a_plate_from_another_source_or_recipe_is_not_overwritten(export: Path, 
     index = run(recipe(export))
     other = write_export(tmp_path / "other", wells=("C05",))
     for what in (recipe(other), recipe(export, codec={"chunk": 64}), recipe(export, name="P02")):
-        with pytest.raises(Mistake, match=r"holds another plate, from .*export.* rm -r"):
+        with pytest.raises(Mistake, match=r"holds another plate, from .*export.*; choose another out$"):
             plan(what)
         with pytest.raises(Mistake, match="choose another out"):
             run(what)
@@ -423,7 +446,7 @@ def test_a_half_converted_plate_of_another_recipe_is_refused_with_the_way_out(ex
     corrupt(plane_file(export, "B03", 2, 1, 0))
     with pytest.raises(Mistake, match="B03/2"):
         run(recipe(export))
-    with pytest.raises(Mistake, match=r"a half-converted plate, from .* or by another recipe; .*rm -r"):
+    with pytest.raises(Mistake, match=r"a half-converted plate, from .* or by another recipe; choose"):
         plan(recipe(export, levels=2))
     assert "half converted" in "\n".join(plan(recipe(export, on_error="skip")).says)
 
@@ -455,7 +478,7 @@ def test_damaged_fields_are_named_together_and_nothing_is_finished(export: Path)
         run(recipe(export))
     said = str(raised.value)
     assert said.startswith("3 of 4 fields are damaged:")
-    for name in ("B02_s1_w1_z0.tif", "B02_s2_w2_z0.tif", "B03_s1_w2_z1.tif", "on_error: skip"):
+    for name in ("B02_s1_w1_z0.tif", "B02_s2_w2_z0.tif", "B03_s1_w2_z1.tif", "on_error=skip"):
         assert name in said
     assert "3 of 4 fields are damaged: 2 damaged, 1 differing" in said
     assert not (recipe(export).out / "zarr.json").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -9,15 +10,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import ngio
 import numpy as np
 import pytest
 import timm
 import torch
+import zarr
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import label
+from skimage.measure import regionprops
+from skimage.segmentation import clear_border
 
+from hpc_isl.cluster.orders import differences
 from hpc_isl.learning import model
-from hpc_isl.learning.contract import CONTRACT
+from hpc_isl.learning.contract import CONTRACT, read_contract
 from hpc_isl.learning.predict import predict
 from hpc_isl.learning.samples import read
 from hpc_isl.mistake import Mistake
@@ -136,6 +143,9 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
     assert (contract.task.arm, contract.task.boxes, contract.step) == (arm, 2, 2)
     assert (contract.net.weights is None) == (arm in ("random", "random+isl", "drafted"))
     assert not found.checkpoints.exists()
+    assert summary["made"]["training curves"] == str(found.pictures / "training.png")
+    with Image.open(found.pictures / "training.png") as picture:
+        assert picture.size[0] > 400
     assert list(contract.reference) == ["Brightfield focus"]
     index = open_plate(world / "P01.zarr")
     listed = json.loads((found.folder / "panels.json").read_text())
@@ -149,6 +159,48 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
             assert object_scores(ours, truth)["mAP"] == pytest.approx(float(row["mAP"]), abs=1e-5)
             sources, _ = read(contract.view, index, key)
             assert np.array_equal(objects_in(predict(network, sources), rule_of(contract.task)), ours)
+
+
+def smallest(index, boxes):
+    """Area in pixels of the smallest object that no edge of a box cuts, by scikit-image."""
+    areas = []
+    for box in boxes:
+        y0, x0, y1, x1 = map(int, box["box"].split())
+        inside = read_labels(index.image(FieldKey(box["well"], "1")), "nuclei")[y0:y1, x0:x1]
+        areas += [each.area for each in regionprops(clear_border(inside)) or regionprops(inside)]
+    return min(areas)
+
+
+def test_objects_below_half_the_smallest_annotated_one_are_dropped(world, tmp_path, capsys):
+    """A user gets no single pixels: the model drops what is smaller than half of anything that was drawn."""
+    index = open_plate(world / "P01.zarr")
+    for name, keys in (("one", ["n=1"]), ("all", ["n=all"])):
+        found = run(world, name, "arm=random", *keys, root=tmp_path)
+        expected = smallest(index, rows(found, "boxes.csv")) / 2
+        task = read_contract(found.model).task
+        assert (task.min_area, task.min_area_um2) == (math.ceil(expected), pytest.approx(expected * 0.36))
+        assert f"less than {task.min_area} pixels ({task.min_area_um2:.3g} µm²)" in capsys.readouterr().out
+        assert read_contract(found.model).essence()["task"]["min_area_um2"] == task.min_area_um2
+
+
+@pytest.mark.parametrize("given", [0, 7])
+def test_what_the_recipe_says_of_small_objects_counts(world, tmp_path, given):
+    found = run(world, "a", "arm=random", "n=1", f"objects.min_area={given}", root=tmp_path)
+    task = read_contract(found.model).task
+    assert (task.min_area, task.min_area_um2) == (given, None)
+
+
+def test_a_contract_tells_what_its_model_has_seen(world, tmp_path):
+    contract = read_contract(run(world, "a", "arm=random+isl", "n=1", root=tmp_path).model)
+    isl = read_contract(world / "runs" / "pretrain" / "plain" / "model")
+    [box] = rows(Run(tmp_path / "runs" / "finetune" / "a"), "boxes.csv")
+    assert contract.wells["train"] == {"P01": [f"{box['well']}/1"]}
+    assert contract.wells["reference"] == contract.wells["stain"] == isl.wells["train"]
+    assert contract.stains == isl.stains == {"Brightfield": False}
+    plain = read_contract(run(world, "b", "arm=random", "n=1", root=tmp_path).model)
+    assert plain.wells["stain"] == {}, "this arm knows nothing of the stain"
+    assert plain.has_seen("train", "P01", FieldKey(box["well"], "1")) == (plain.wells["train"] != {})
+    assert not plain.has_seen("train", "P02", FieldKey(box["well"], "1"))
 
 
 @pytest.mark.parametrize("arm", ["random+isl", "drafted"])
@@ -260,6 +312,14 @@ def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, ex
 
 # ---------------------------------------------------------------- mistakes
 
+ONE_CROP = "train={steps: 2, batch: 2, micro_batch: 1, crop: 32}"
+
+
+def test_one_crop_at_a_time_will_do_where_nothing_is_normalised_by_it(world):
+    """A user may train on single small crops with statistics that are held, and without any training."""
+    plan(recipe(world, "arm=random+isl", ONE_CROP, "transfer.hold_norm=true"))
+    plan(recipe(world, "arm=random+isl", ONE_CROP, "n=0"))
+
 
 @pytest.mark.parametrize(
     ("keys", "message"),
@@ -282,6 +342,7 @@ def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, ex
         (["net={encoder: resnet18, weights: null}"], "one network for all arms"),
         (["predict={tile: 100}"], "predict.tile=100: a multiple of 32"),
         (["arm=best"], "arm=best: is for sweeps"),
+        (["arm=random", ONE_CROP, "transfer.hold_norm=true"], "micro_batch=1, .*BatchNorm of net.encoder="),
         (["pretrained=[]", "drafted=null", "arm=random"], "sources: must be given"),
     ],
 )  # fmt: skip
@@ -367,6 +428,59 @@ def test_other_labels_of_a_plate_do_not_make_a_run_another_one(world, tmp_path):
     write_labels(image, "nuclei", labels, origin="human", boxes=WHOLE, overwrite=True)
     after = plan(wanted).inputs
     assert {name for name in before if before[name] != after[name]} == {"test boxes"}
+
+
+def test_labels_that_ngio_made_are_learnt_from(world, tmp_path):
+    """As if a person had drawn them in whole fields; who made them is told wherever they are named."""
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    index = open_plate(tmp_path / "P01.zarr")
+    for field in index.plate.fields:
+        image = index.image(field.key)
+        label = ngio.open_ome_zarr_container(str(image)).derive_label("theirs")
+        planes = np.zeros(label.shape, np.uint32)
+        planes[0] = read_labels(image, "nuclei")
+        label.set_array(planes)
+        label.consolidate(mode="auto")
+    keys = [f"plates=[{tmp_path}/P01.zarr]", "labels=theirs"]
+    assert any("boxes of 'theirs' (other program)" in line for line in plan(recipe(world, *keys)).says)
+    found = run(world, "a", "arm=random+isl", "n=2", *keys, root=tmp_path)
+    assert {row["origin"] for row in rows(found)} == {"other program"}
+    assert sum(int(box["objects"]) for box in rows(found, "boxes.csv")) > 0
+
+
+def test_an_edit_in_place_makes_other_boxes_and_is_told(world, tmp_path):
+    """Though it leaves sizes and marks as they were: the run learns from what is there, and says so."""
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    wanted = recipe(world, f"plates=[{tmp_path}/P01.zarr]")
+    before = plan(wanted)
+    assert not any("were edited" in line for line in before.says)
+    image = open_plate(tmp_path / "P01.zarr").image(FieldKey("B04", "1"))
+    array = zarr.open_array(str(image / "labels" / "nuclei" / "0"), mode="r+")
+    array[..., :20, :20] = 5000
+    after = plan(wanted)
+    assert {name for name in before.inputs if before.inputs[name] != after.inputs[name]} == {"test boxes"}
+    [said] = [line for line in after.says if "were edited" in line]
+    assert said.startswith("labels of 1 images were edited (or damaged) since they were written")
+    assert str(image) in said
+
+
+def test_a_run_of_an_earlier_version_is_found_again(world, tmp_path):
+    """It noted labels by names and sizes of files; the same command goes on with it all the same."""
+    shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
+    for path in tmp_path.rglob("labels/nuclei/zarr.json"):
+        content = json.loads(path.read_text())
+        for key in ("checksum", "files"):
+            del content["attributes"]["hpc_isl"][key]
+        path.write_text(json.dumps(content))
+    planned = plan(recipe(world, f"plates=[{tmp_path}/P01.zarr]"))
+    was = Run(tmp_path / "runs" / "finetune" / "a")
+    was.folder.mkdir(parents=True)
+    was.recipe.write_text(to_yaml(planned.recipe))
+    was.record.write_text(json.dumps({"inputs": {**planned.inputs, **planned.former()}}))
+    assert planned.inputs["boxes"] != planned.former()["boxes"]
+    assert differences(was, planned) == []
+    was.record.write_text(json.dumps({"inputs": {**planned.inputs, "boxes": "others"}}))
+    assert len(differences(was, planned)) == 1
 
 
 PLAN = """

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,17 @@ import numpy as np
 import pytest
 from made_up_sweep import label_plate
 
+from hpc_isl.cluster import folders, widen
+from hpc_isl.cluster.orders import Order
+from hpc_isl.many import SweepRecipe
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import read_labels, write_labels
 from hpc_isl.recipe import load
 from hpc_isl.run import Run
+from hpc_isl.site import Site
 from hpc_isl.stages.finetune import arrange, plan
-from hpc_isl.stages.finetuning.setting import settle
+from hpc_isl.stages.finetuning.setting import as_planned, settle
 from hpc_isl.stages.finetuning.sweep import best
 from hpc_isl.strict import to_yaml
 
@@ -125,6 +130,61 @@ def test_one_annotated_field_alone_is_too_few(elements, plate, tmp_path):
         arrange(elements("labels=one", n=["all"]), tmp_path)
 
 
+# ---------------------------------------------------------------- more annotations
+
+
+def annotated(plate, name, *wells):
+    for well in wells:
+        image = plate.image(FieldKey(well, "1"))
+        write_labels(image, name, read_labels(image, "nuclei"), origin="human", boxes=WHOLE, overwrite=True)
+
+
+def test_boxes_are_told_by_name_when_there_are_more_of_them(elements, plate, tmp_path):
+    """Who annotates more and types the sweep again reads which boxes are new, and only those elements are
+    others whose boxes are."""
+    annotated(plate, "grown", "B02", "B03", "B04", "C02", "C03", "C04")
+    order = Order("finetune", SweepRecipe(stage="finetune", over={"n": ["all"]}), Site(), "nuc",
+                  elements=elements("labels=grown", n=[1, "all"]))  # fmt: skip
+    plans = {name: plan(recipe) for name, recipe in order.elements.items()}
+    run = order.run(tmp_path)
+    folders.make_array(run, order, plans, ())
+    assert not widen.compare(run, order, plans)
+    first = next(iter(plans["n=1"].parts["boxes"]))
+    assert first in plans["n=all"].parts["boxes"]
+    well = next(well for well in ("B02", "B03", "C02", "C03") if f" {well}/1 " not in first)
+    image = plate.image(FieldKey(well, "1"))
+    two = [(0, 0, 32, 64), (32, 0, 64, 64)]
+    write_labels(image, "grown", read_labels(image, "nuclei"), origin="human", boxes=two, overwrite=True)
+    found = widen.compare(run, order, {name: plan(recipe) for name, recipe in order.elements.items()})
+    assert "n=all" in found.changed
+    said = "\n".join(found.lines)
+    assert f"boxes: 2 new: P01 {well}/1 [0, 0, 32, 64] 'grown'; P01 {well}/1 [32, 0, 64, 64] 'grown'" in said
+    assert f"boxes: 1 gone: P01 {well}/1 [0, 0, 64, 64] 'grown'" in said
+    assert "contents of" not in said
+
+
+def test_a_run_learns_from_the_boxes_that_it_was_planned_with(elements, plate):
+    """What is annotated while a run waits in the queue changes nothing for it; labels that were changed in
+    one of its own boxes do, and it says which."""
+    annotated(plate, "waiting", "B02", "B03", "B04", "C02", "C04")
+    [recipe] = elements("labels=waiting", n=["all"]).values()
+    planned = plan(recipe)
+    annotated(plate, "waiting", "C03")
+    assert len(settle(recipe).learning) == 4
+    setting = as_planned(recipe, settle(recipe), planned.parts)
+    for key, boxes in (("boxes", setting.learning), ("test boxes", setting.testing)):
+        assert [box.name for box in boxes] == list(planned.parts[key])
+    image = plate.image(FieldKey("B03", "1"))
+    other = read_labels(image, "nuclei")
+    other[:4] = 99
+    write_labels(image, "waiting", other, origin="human", boxes=[(0, 0, 63, 64)], overwrite=True)
+    with pytest.raises(
+        Mistake, match=r"P01 B03/1 \[0, 0, 64, 64\] 'waiting': these labels were changed since"
+    ):
+        as_planned(recipe, settle(recipe), planned.parts)
+    assert as_planned(recipe, settle(recipe), {}) == settle(recipe), "planned by an earlier version"
+
+
 # ---------------------------------------------------------------- the best arm
 
 
@@ -223,7 +283,10 @@ def test_from_a_sweep_to_its_page_and_on_to_a_wider_one(tmp_path, write_stained_
     plates = f"plates=[{index.path}]"
     door(tmp_path, "pretrain", plates, *ISL, "--name", "isl")
     over = "over={arm: [random, random+isl], n: [1], draw: [%s]}"
-    door(tmp_path, "sweep", plates, *SWEEP, over % "0, 1")
+    told = door(tmp_path, "sweep", plates, *SWEEP, over % "0, 1")
+    following = [shlex.split(line)[3:] for line in told.split("next: ")[1].splitlines()]
+    assert following == [["report", "few"], ["segment", "model=few", plates]]
+    assert "'nuclei_predicted'" in door(tmp_path, *following[1], "--dry-run")
     sweep = Run(tmp_path / "runs" / "sweep" / "few")
     names = [run.name for run in sweep.elements()]
     assert len(names) == 5

@@ -109,6 +109,10 @@ def test_a_plan_says_what_will_be_done_and_writes_nothing(recipe, plate, tmp_pat
         ("labels=nuclie", "labels='nuclie': on no test field; did you mean 'nuclei'"),
         ("data.foreground={threshold: 65000}", "no training field holds"),
         ("data.level=9", "level"),
+        (
+            "train={steps: 2, batch: 2, micro_batch: 1, crop: 32}",
+            "micro_batch=1, .*BatchNorm of net.encoder=",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_is_submitted(recipe, override, message):
@@ -189,7 +193,9 @@ def test_metrics_tell_loss_and_validation_by_step(done):
     losses = {line["step"]: line["values"]["train/loss"] for line in lines if "train/loss" in line["values"]}
     assert list(losses) == list(range(1, 81))
     assert losses[80] < losses[1]
-    assert [line["step"] for line in lines if "validation/pcc" in line["values"]] == [40, 80]
+    validated = {line["step"]: line["values"] for line in lines if "validation/pcc" in line["values"]}
+    assert list(validated) == [40, 80]
+    assert validated[40]["validation/loss"] > validated[80]["validation/loss"] > 0
 
 
 def test_pictures_are_drawn(done):

@@ -26,7 +26,8 @@ from hpc_isl.stages.report import Report, report
 from hpc_isl.stages.reporting.panels import EXTRA, MATCHED, MISSED, panels
 from hpc_isl.stages.reporting.sweep import read_sweep
 from hpc_isl.stages.reporting.tables import Results, results, tables
-from hpc_isl.stages.reporting.words import headline
+from hpc_isl.stages.reporting.words import LEGEND, headline
+from hpc_isl.stages.shared.sweeps import SCORES
 
 NASTY = """<i>it's a "sweep" & more"""
 LOST = "arm=imagenet+isl,n=2,draw=1"
@@ -366,6 +367,40 @@ def test_cells_are_judged_by_map(tmp_path: Path, plate: Index) -> None:
     assert f"random+isl reaches mAP {mean:.2f} [" in said(run)
 
 
+def test_scores_of_next_to_nothing_save_nothing_and_are_no_base_of_a_gain(
+    tmp_path: Path, plate: Index
+) -> None:
+    """A user whose arms all fail at N = 1 reads that no annotations are saved there and that a gain is not
+    defined, not how many times the annotations of the other arm a score of 0.00 is worth."""
+    run = made_up_sweep(tmp_path, plate, having(PAIR, kind="cells"))
+    for folder in (run.folder / "finetune").glob("arm=*,n=1,*"):
+        text = lines(folder / "scores.csv")
+        for row in text:
+            row["mAP"] = "0.004" if "isl" in folder.name else "0.001"
+        with (folder / "scores.csv").open("w", newline="") as stream:
+            table = csv.DictWriter(stream, list(text[0]))
+            table.writeheader()
+            table.writerows(text)
+    first = said(run)
+    assert "random+isl reaches mAP 0.00 [0.00, 0.00]; random 0.00 [0.00, 0.00], gain not defined" in first
+    assert "At a score of 0.00 no annotations are saved over random." in first
+    assert "needs >" not in first
+    made = report(run)
+    row = line(made.page.parent / "savings.csv", arm="random+isl", n=1)
+    assert (row["least"], row["most"], row["low"], row["high"]) == ("", "", "", "")
+    later = line(made.page.parent / "savings.csv", arm="random+isl", n=4)
+    assert float(later["least"]) > 0
+
+
+def test_the_page_says_what_its_scores_mean(whole: tuple[Run, Report]) -> None:
+    """A biologist reads what mAP, AP50, PQ, SQ and RQ are on the page, and the main score in full."""
+    text = Parsed(whole[1].page).text
+    assert "Main score: intersection over union (IoU) against" in text
+    for name in ("mAP", "AP50, AP75", "F1", "PQ", "SQ", "RQ", "IoU", "N", "count error"):
+        assert f"{name} {LEGEND[name]}" in text
+    assert set(SCORES) - {"iou", "count_error"} <= set(" ".join(LEGEND).replace(",", "").split())
+
+
 def test_boxes_of_the_training_line_and_of_others_are_told_apart(tmp_path: Path, plate: Index) -> None:
     run = made_up_sweep(tmp_path, plate, having(PAIR, within="cell_line"))
     found = of(run)
@@ -485,22 +520,65 @@ def test_the_verb_prints_the_headline_and_where_the_page_lies(
     assert said.rstrip().endswith("runs/sweep/nuc/report/report.html")
 
 
+def forwarded_sweep(root: Path, plate: Index, shape: Shape) -> Run:
+    """A sweep that can be forwarded, but for its elements, which are not looked at here."""
+    run = made_up_sweep(root, plate, shape)
+    (run.folder / "site.yaml").write_text("executor: local\n")
+    (run.folder / "record.json").write_text(json.dumps({"key": "of this sweep", "digest": "0"}))
+    return run
+
+
+def in_mlflow(root: Path) -> tuple[Any, Any]:
+    """MLflow's client, and the one run of the experiment `finetune`."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{root}/runs/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
+    return client, found
+
+
 @pytest.mark.filterwarnings("ignore")  # of MLflow, about its own libraries
 def test_the_page_reaches_mlflow(
     tmp_path: Path, plate: Index, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = made_up_sweep(tmp_path, plate, having(PAIR, draws=(0,)))
-    (run.folder / "site.yaml").write_text("executor: local\n")
-    (run.folder / "record.json").write_text(json.dumps({"key": "of this sweep", "digest": "0"}))
+    forwarded_sweep(tmp_path, plate, having(PAIR, draws=(0,)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HPC_ISL_RUNS", raising=False)
     assert submit.door(["report", "nuc"]) == 0
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
-    (found,) = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
+    client, found = in_mlflow(tmp_path)
     kept = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "report")}
     assert {"report/report.html", "report/summary.csv"} <= kept, capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow, about its own libraries
+def test_a_sweeps_own_run_in_mlflow_has_its_scores_by_arm_and_n_and_its_report(
+    tmp_path: Path, plate: Index
+) -> None:
+    """A user who opens a sweep's run sees a chart for each arm, mean score over N, a table of them and the
+    report, without opening its elements or typing `report`; a widened sweep has its scores beside those."""
+    from hpc_isl.cluster.tracking import sync
+
+    run = forwarded_sweep(tmp_path, plate, having(PAIR, draws=(0, 1)))
+    assert "nothing new" not in sync(run)
+    client, found = in_mlflow(tmp_path)
+    for arm in ("random", "random+isl"):
+        points = client.get_metric_history(found.info.run_id, f"iou/{arm.replace('+', '_')}")
+        assert [point.step for point in points] == [1, 4]
+        means = [np.mean(list(scores(run, arm, n, "nuclei").values())) for n in (1, 4)]
+        assert [point.value for point in points] == pytest.approx(means)
+        shown = f"| {arm} | {means[0]:.3f} | {means[1]:.3f} |"
+        assert shown in found.data.tags["mlflow.note.content"]
+    kept = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "report")}
+    assert {"report/report.html", "report/curves-0.png"} <= kept
+    assert "nothing new" in sync(run)
+
+    forwarded_sweep(tmp_path, plate, having(PAIR, draws=(0, 1, 2), ns=(1, 4, 8)))
+    sync(run)
+    client, found = in_mlflow(tmp_path)
+    points = client.get_metric_history(found.info.run_id, "iou of 18 elements/random")
+    assert [point.step for point in points] == [1, 4, 8]
+    before = client.get_metric_history(found.info.run_id, "iou/random")
+    assert [point.step for point in before] == [1, 4], "no line runs through old and new scores"
 
 
 def test_a_second_report_takes_the_place_of_the_first(tmp_path: Path, plate: Index) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from made_up_screen import save_model, write_screen
-from mounts import read_only, small_disk
+from mounts import bound, read_only, small_disk
 from skimage.measure import regionprops_table
 
 from hpc_isl.cluster.orders import Order, plans
@@ -42,7 +42,7 @@ from hpc_isl.stages.inspect import validate
 from hpc_isl.stages.segment import _places, plan, segment
 from hpc_isl.stages.segmentation.overlap import seen_twice, wells_of
 from hpc_isl.stages.segmentation.setting import _unique, models_of, targets_of
-from hpc_isl.stages.segmentation.work import segment_field
+from hpc_isl.stages.segmentation.work import Verified, segment_field, verify_field
 from hpc_isl.stages.table import table
 from hpc_isl.strict import parse, read_yaml, to_yaml
 from hpc_isl.tasks import Answer
@@ -85,6 +85,7 @@ class Here:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A folder with a plate and models of random weights."""
+    torch.set_num_threads(1)  # as the stage computes: sums in another order differ
     folder = tmp_path_factory.mktemp("segment")
     write_screen(folder / "S1.zarr")
     for kind in ("cells", "nuclei"):
@@ -280,7 +281,7 @@ def test_labels_that_people_drew_stay(lab, tmp_path):
     write_labels(index.image(key), "found", drawn, origin="human", boxes=[(0, 0, 96, 128)])
     segmented(lab, tmp_path, copy=False)
     np.testing.assert_array_equal(read_labels(index.image(key), "found"), drawn)
-    assert label_names(index.image(key)) == ["found", "found predicted"]
+    assert label_names(index.image(key)) == ["found", "found_predicted"]
     assert validate(tmp_path / "S1.zarr") == []
 
 
@@ -288,11 +289,12 @@ def test_computed_labels_that_people_corrected_stay_too(lab, tmp_path):
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     image = tmp_path / "S1.zarr" / "B" / "02" / "1"
     drawn = np.eye(96, 128, dtype=np.uint32)
-    for name in ("found", "found predicted"):
+    for name in ("found", "found_predicted"):
         write_labels(image, name, drawn, origin="human", boxes=[(0, 0, 96, 128)])
-    with pytest.raises(Mistake, match=r"1 fields \(B02/1\) people have labels 'found', and have corrected"):
+    said = "people have labels 'found', and 'found_predicted' where they corrected computed ones"
+    with pytest.raises(Mistake, match=said):
         segmented(lab, tmp_path, "overwrite=true", copy=False)
-    np.testing.assert_array_equal(read_labels(image, "found predicted"), drawn)
+    np.testing.assert_array_equal(read_labels(image, "found_predicted"), drawn)
 
 
 def test_a_run_that_goes_on_leaves_what_another_has_written_since(lab, tmp_path):
@@ -396,6 +398,76 @@ def test_where_a_stain_was_not_imaged_nothing_is_known_of_it(lab, tmp_path):
     wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
     assert wells.truth_fields.to_dict() == pytest.approx({"B02": 2, "B03": np.nan}, nan_ok=True)
     assert np.isnan(wells.median_Hoechst_mean["B03"])
+
+
+def unlike(tmp_path, *keys, name="all", plates=("S1", "S2")):
+    """A run over plates that differ in the name of the stain, and in whether the size of a pixel is known."""
+    if not (tmp_path / "S1.zarr").exists():
+        write_screen(tmp_path / "S1.zarr")
+        write_screen(tmp_path / "S2.zarr", wells=["C02"], pixel_um=None, stain="DAPI")
+        save_model(tmp_path / "runs" / "finetune" / "anywhere", pixel_um=None)
+    both = [str(tmp_path / f"{plate}.zarr") for plate in plates]
+    given = [f"model={tmp_path}/runs/finetune/anywhere", f"plates={json.dumps(both)}", "labels=found"]
+    recipe = plan(load("segment", None, [*given, *keys])).recipe
+    run = Run(tmp_path / "runs" / "segment" / name)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.recipe.write_text(to_yaml(recipe))
+    segment(recipe, Attempt(run), Here())
+    return run
+
+
+def test_objects_of_unlike_plates_are_one_table_in_which_nothing_is_dropped(tmp_path):
+    """A user opens all objects of a run with `pd.read_parquet("objects")`, and finds every figure of every
+    plate there; what a plate does not have, a channel or micrometres, is null in its rows alone."""
+    run = unlike(tmp_path)
+    for folder in ("objects", "tables"):
+        objects = pd.read_parquet(run.folder / folder)
+        one, two = (objects[objects.plate == name] for name in ("S1", "S2"))
+        assert len(one) > 20
+        assert len(two) > 20
+        for own, other in (("Hoechst_mean", "DAPI_mean"), ("area_um2", "area_px")):
+            assert one[own].notna().all()
+            assert one[other].isna().all()
+            assert two[other].notna().all()
+            assert two[own].isna().all()
+        files = sorted((run.folder / folder).rglob("*.parquet"))
+        assert len({pq.read_schema(path).serialize().to_pybytes() for path in files}) == 1
+        assert pq.read_table(files[-1])["Hoechst_mean"].null_count == len(pq.read_table(files[-1]))
+    wells = pd.read_csv(run.folder / "wells.csv").set_index(["plate", "well"])
+    assert wells.median_DAPI_mean.notna().to_dict() == {("S1", "B02"): 0, ("S1", "B03"): 0, ("S2", "C02"): 1}
+
+
+def test_a_plate_has_the_same_columns_and_hashes_alone_as_beside_another(tmp_path):
+    """A user who segments one plate gets the columns of that plate, and a hash that other plates of a run
+    do not change; `--verify` finds both right."""
+    alone = unlike(tmp_path, "write=[mask]", name="alone", plates=["S1"])
+    both = unlike(tmp_path, "write=[mask]", name="both")
+    assert not {"DAPI_mean", "area_px"} & set(pd.read_parquet(alone.folder / "objects").columns)
+    own, of_both = hashes(alone)[0], hashes(both)[0]
+    assert {key: of_both[key] for key in own} == own
+    recipe = parse(RECIPES["segment"], read_yaml(both.recipe), "both")
+    for target, work in _places(recipe, models_of(recipe), both_targets(recipe), both.folder):
+        assert verify_field(work) == Verified(), (target.name, work.key)
+
+
+def both_targets(recipe):
+    return targets_of(recipe, models_of(recipe).contract.view)
+
+
+def test_tables_of_an_earlier_version_get_the_columns_of_other_plates(tmp_path):
+    """A user whose run began before its tables had one schema finds one when it is resumed."""
+    run = unlike(tmp_path)
+    for path in (run.folder / "objects" / "S2").glob("*.parquet"):
+        old = pq.read_table(path)
+        pq.write_table(old.select([name for name in old.column_names if old[name].null_count == 0]), path)
+    shutil.rmtree(run.done)
+    segment(parse(RECIPES["segment"], read_yaml(run.recipe), "again"), Attempt(run, number=1), pool := Here())
+    assert pool.computed == []
+    objects = pd.read_parquet(run.folder / "objects")
+    assert objects[objects.plate == "S2"].DAPI_mean.notna().all()
+    assert (
+        len({pq.read_schema(path).serialize().to_pybytes() for path in run.folder.glob("objects/*/*")}) == 1
+    )
 
 
 def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path, capsys):
@@ -593,8 +665,12 @@ def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):
         image, "found", spoilt, origin="segmented", boxes=[(0, 0, 96, 128)],
         fingerprint=mark, overwrite=True,
     )  # fmt: skip
-    with pytest.raises(RuntimeError, match="1 of 4 fields differ\nS1 B03/1: its labels or its table on disk"):
+    with pytest.raises(RuntimeError, match="1 of 4 fields differ\nS1 B03/1: its labels were edited"):
         segmented(lab, tmp_path, copy=False)
+    assert not asked.exists()
+    segmented(lab, tmp_path, copy=False)
+    assert run.summary(), "what differs stays, and the run is done"
+    np.testing.assert_array_equal(read_labels(image, "found"), spoilt)
 
 
 def test_fields_of_another_kind_of_device_are_not_called_wrong(lab, tmp_path, capsys):
@@ -651,6 +727,24 @@ def test_two_elements_of_a_sweep_never_write_the_same_labels(lab):
         plans(order)
     named = {f"h={h}": load("segment", None, [*keys, f"labels=h{h}", f"h={h}"]) for h in (5, 10)}
     assert len(plans(replace(order, elements=named))) == 2
+
+
+def test_two_elements_of_a_sweep_never_write_the_same_labels_through_two_paths(lab, tmp_path):
+    """Nor two plates of one recipe, where a mount shows the same folder once more."""
+    (tmp_path / "link.zarr").symlink_to(lab / "S1.zarr")
+    (tmp_path / "S1.zarr").mkdir()
+    keys = [f"model={lab}/runs/finetune/cells", "labels=found"]
+
+    def recipe(*plates):
+        return load("segment", None, [*keys, f"plates=[{', '.join(map(str, plates))}]"])
+
+    with bound(lab / "S1.zarr", tmp_path / "S1.zarr"):
+        paths = (lab / "S1.zarr", tmp_path / "link.zarr", tmp_path / "S1.zarr")
+        assert plan(recipe(*paths)).recipe.plates == [lab / "S1.zarr"]
+        for one, other in ((paths[0], paths[1]), (paths[0], paths[2])):
+            elements = {"a": recipe(one), "b": recipe(other)}
+            with pytest.raises(Mistake, match=r"'a' and 'b' would both write labels 'found' of B02/1"):
+                plans(Order("segment", elements["a"], Site(), elements=elements))
 
 
 def test_what_another_run_is_just_writing_stays(lab, tmp_path):

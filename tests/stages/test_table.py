@@ -352,6 +352,17 @@ def test_counts_that_are_equal_agree_wholly(tmp_path: Path) -> None:
     assert pixels_of(tmp_path / "s.png").shape[1] > 500
 
 
+def test_wells_that_the_model_was_taught_with_are_drawn_hollow_and_counted_apart(tmp_path: Path) -> None:
+    pairs = [(50.0, 10.0), (4.0, 4.0), (90.0, 90.0), (7.0, 7.0)]
+    found = scatter(pairs, tmp_path / "s.png", "P01", [True, False, False, False])
+    assert (found["r"], found["bias"], found["n"]) == pytest.approx((1, 0, 3))
+    assert scatter(pairs, tmp_path / "t.png", "P01", [True] * 4)["n"] == 4, "there are no others"
+    plain = scatter(pairs, tmp_path / "u.png", "P01")
+    assert plain["n"] == 4
+    shown = [pixels_of(tmp_path / f"{name}.png") for name in "stu"]
+    assert len({picture.tobytes() for picture in shown}) == 3
+
+
 @pytest.mark.parametrize("pairs", [[], [(3.0, 0.0)], [(0.0, 0.0), (0.0, 0.0)]])
 def test_too_few_counts_have_no_correlation_and_a_picture_all_the_same(
     tmp_path: Path, pairs: list[tuple[float, float]]

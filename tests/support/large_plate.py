@@ -32,7 +32,7 @@ def large_plate(path: Path, alike: bool = True) -> Plate:
         {"field": metadata.field_facts(field), "levels": 5, "plate": facts, "statistics": statistics}
         for field, statistics in zip(fields, itertools.cycle(packed), strict=False)
     ]
-    index_file._write_index(path, images)
+    index_file._write_index(path, images, plate)
     ours = {"plate": metadata.plate_facts(plate), "plate_map": {}, "problems": []}
     metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
     return plate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,20 +34,22 @@ def write_screen(
     shape: tuple[int, int] = (96, 128),
     *,
     step: int | None = None,
-    pixel_um: float = 0.5,
+    pixel_um: float | None = 0.5,
+    stain: str = "Hoechst",
     times: int = 1,
     spacing: int = 20,
     unstained: Sequence[str] = (),
     unlit: Sequence[tuple[str, int]] = (),
     empty: Sequence[str] = (),
+    faint: Sequence[str] = (),
     problems: Sequence[Problem] = (),
 ) -> Index:
     """A plate of cells in bright-field and their nuclei; fields of a well lie side by side.
 
     `step`: pixels from one field to the next; less than their width makes them overlap on one ground.
-    `spacing`: pixels from one nucleus to the next. `unstained`: wells in which the nuclei were not imaged;
-    `unlit`: wells and times at which the bright-field was not;
-    `empty`: wells without cells.
+    `stain`: name of that of the nuclei. `spacing`: pixels from one nucleus to the next. `unstained`: wells in
+    which the nuclei were not imaged; `unlit`: wells and times at which the bright-field was not;
+    `empty`: wells without cells. `faint`: wells whose bright-field has lost most of its contrast.
     `problems`: fields that were left out, and why.
     """
     rows, columns = layout(set(wells))
@@ -55,16 +58,20 @@ def write_screen(
     made = tuple(
         Field(
             FieldKey(well, str(number + 1)), (times, 2, 1, y, x), "uint16",
-            (0.0, number * step * pixel_um), (0.0,),
-            {"planes": {"Brightfield": [0], "Hoechst": [] if well in unstained else [0]}},
+            (0.0, number * step * pixel_um) if pixel_um else None, (0.0,),
+            {"planes": {"Brightfield": [0], stain: [] if well in unstained else [0]}},
         )
         for well in wells for number in range(fields)
     )  # fmt: skip
-    plate = Plate(path.stem, rows, columns, CHANNELS, made, pixel_um)
+    channels = (CHANNELS[0], replace(CHANNELS[1], name=stain))
+    plate = Plate(path.stem, rows, columns, channels, made, pixel_um)
     for well in wells:
         ground = _ground(
             f"{path.stem} {well}", (times, y, (fields - 1) * step + x), spacing, well not in empty
         )
+        if well in faint:
+            light = ground[:, 0].astype(float)
+            ground[:, 0] = light.mean() + (light - light.mean()) / 20
         for number, field in enumerate(f for f in made if f.key.well == well):
             pixels = ground[:, :, None, :, number * step : number * step + x].copy()
             imaged = [

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from scipy.ndimage import gaussian_filter, label
 
 from hpc_isl.objects.features import features
-from hpc_isl.plates.labels import slug
+from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.plate import layout, well_name, well_position
 from hpc_isl.run import Run
 from hpc_isl.seeds import stream

@@ -137,7 +137,9 @@ def _element(run: Run, index: Index, shape: Shape, content: Mapping[str, Any], n
                "steps": recipe.train.steps, "seconds": 61.2}  # fmt: skip
     figures |= {score: float(np.mean([row[score] for row in rows])) for score in ("iou", "mAP")}
     arm = "random+isl" if recipe.arm == "best" else recipe.arm
-    _write(run.done / "finetune.json", json.dumps({"figures": figures, "made": {}, "arm": arm}))
+    ended = "2026-01-31T10:20:00.000+00:00"
+    summary = {"figures": figures, "made": {}, "arm": arm, "time": ended}
+    _write(run.done / "finetune.json", json.dumps(summary))
 
 
 def _count(shape: Shape, n: int | str) -> int:

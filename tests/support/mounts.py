@@ -36,3 +36,14 @@ def _mount(*words: str) -> None:
     made = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"nothing can be mounted here: {made.stderr}")
+
+
+@contextmanager
+def bound(folder: Path, at: Path) -> Iterator[None]:
+    """At `at`, the folder once more, as automounters show it."""
+    at.mkdir(exist_ok=True)
+    _mount("--bind", str(folder), str(at))
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", at], check=True)

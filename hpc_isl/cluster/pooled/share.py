@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import psutil
 
@@ -20,6 +21,23 @@ from hpc_isl.tasks import Need
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 SHARING = "HPC_ISL_GPU_SHARING"  # how many worker processes have this one's GPU
 CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+class CgroupFiles(NamedTuple):
+    """Where a version of the kernel's control groups tells of memory."""
+
+    controller: str
+    mount: str
+    limit: str
+    used: str
+    cached: str
+
+
+CGROUP_FILES = (
+    CgroupFiles("", "", "memory.max", "memory.current", "inactive_file"),
+    CgroupFiles("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 @dataclass(frozen=True)
@@ -120,19 +138,27 @@ def _of_the_job(said: Mapping[str, str]) -> int:
 
 
 def _of_the_cgroup() -> int:
-    """What is left of the limit of this process's control group, as of a container; 0: no limit."""
-    for limit, used, facts, cached in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
-            "total_inactive_file",
-        ),
-    ):  # fmt: skip
-        with suppress(OSError, ValueError):  # `max` is no limit
-            most = int((CGROUP / limit).read_text())
-            taken = int((CGROUP / used).read_text())
-            given_back = dict(line.split() for line in (CGROUP / facts).read_text().splitlines())
-            taken -= int(given_back.get(cached, 0))  # of files read before, which the kernel lets go
-            # Without a limit the older kernels say nearly 2⁶³.
-            return max(1, most - taken) if most < 2**60 else 0
+    """What is left below the limits of the control groups that this process is in, as of a container, of a
+    login session or of Slurm; 0: no limit. A group has no more than those above it have left."""
+    groups = ((folder, files) for files in CGROUP_FILES for folder in _groups(files))
+    return min((left for folder, files in groups if (left := _left(folder, files))), default=0)
+
+
+def _groups(files: CgroupFiles) -> Iterator[Path]:
+    """The folder of the group, and of each that it lies in."""
+    mount = CGROUP / files.mount
+    rows = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
+    paths = [path for _, controllers, path in rows if files.controller in controllers.split(",")]
+    inside = PurePosixPath(*paths[:1]).relative_to("/") if paths else PurePosixPath()
+    yield from (mount / folder for folder in (inside, *inside.parents))
+
+
+def _left(folder: Path, files: CgroupFiles) -> int:
+    with suppress(OSError, ValueError):  # `max` is no limit; a container may show none of its outer groups
+        most = int((folder / files.limit).read_text())
+        taken = int((folder / files.used).read_text())
+        given_back = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        taken -= int(given_back.get(files.cached, 0))  # of files read before, which the kernel lets go
+        # Without a limit the older kernels say nearly 2⁶³.
+        return max(1, most - taken) if most < 2**60 else 0
     return 0

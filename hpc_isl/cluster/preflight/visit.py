@@ -17,6 +17,8 @@ from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.cluster.slurm.queue import Queued, queue
 from hpc_isl.cluster.status import OURS
+from hpc_isl.cluster.submissions import cluster_of
+from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
 
 NODES = 2  # enough to see whether nodes reach each other
@@ -93,11 +95,10 @@ def _flags(site: Site, folder: Path, nodes: int) -> Iterator[str]:
         "time": MINUTES, "mem": _memory(site), "gpus-per-node": site.visible_gpus or None,
         "partition": site.partition, "account": site.account, "qos": site.qos,
         "constraint": site.constraint, "reservation": site.reservation, "chdir": folder,
-        "output": str(folder / "job.log").replace("%", "%%"), "requeue": None, "no-requeue": True,
+        "output": str(folder / "job.log").replace("%", "%%"), "no-requeue": True,
     }  # fmt: skip
-    for key, value in {**given, **site.flags}.items():
-        if value is not None and value is not False:
-            yield f"--{key}" if value is True else f"--{key}={value}"
+    for key, value in merged(given, site.sbatch).items():
+        yield f"--{key}" if value is True else f"--{key}={value}"
 
 
 def _memory(site: Site) -> str | None:
@@ -115,7 +116,7 @@ def script(site: Site, folder: Path, tracking: str | None) -> str:
         "#!/bin/bash",
         *site.setup,
         f"export PYTHONPATH={shlex.quote(path)} SRUN_CPUS_PER_TASK={site.cpus or 1}",
-        f"srun {interpreter(site)} {shlex.join(command)}",
+        f"srun --export=ALL {interpreter(site)} {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -152,7 +153,7 @@ def _over(made: Visit, seen: dict[int, float], word: Queued | None) -> bool:
 
 def _word(made: Visit) -> Queued | None:
     """Slurm's; a job that it has forgotten has ended."""
-    answer = queue([made.job], made.site.slurm_conf)
+    answer = queue([made.job], *cluster_of(made.site))
     if answer is None:
         return None
     return answer.get(made.job, Queued("COMPLETED"))
@@ -202,4 +203,5 @@ def _end(made: Visit) -> None:
         if word is None or word.state in ENDED:
             return
         time.sleep(POLL_S)
-    ask(["scancel", made.job], made.site.slurm_conf)
+    conf, cluster = cluster_of(made.site)
+    ask(["scancel", made.job], conf, cluster=cluster)

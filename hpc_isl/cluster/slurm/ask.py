@@ -1,4 +1,8 @@
-"""Slurm's own commands, asked with patience that ends, of the cluster that is meant."""
+"""Slurm's own programs: each is called with a clean environment, and asked with patience that ends.
+
+Each of them takes options from variables (SQUEUE_USERS, SCANCEL_STATE, SBATCH_EXPORT …). A user sets them for
+their own eyes and hands; what we see and do must not hang on them.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,61 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ANSWER_S = 30.0
-# A job that is submitted from inside another would inherit what was meant for that one.
+MACHINES_OWN = Path()  # the configuration that Slurm finds here by itself, whatever SLURM_CONF says
+# Options of Slurm's programs; and what a job that is submitted from inside another would inherit.
 INHERITED = re.compile(
-    r"(SLURM|SBATCH|SRUN|PMI|MASTER|SUBMITIT)\w*|HPC_ISL_(WATCHER|EXECUTOR|RANK|SIZE|CPUS|REQUEUE)"
+    r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SINFO|SCONTROL|SCANCEL|PMI|MASTER|SUBMITIT)\w*"
+    r"|HPC_ISL_(WATCHER|EXECUTOR|RANK|SIZE|CPUS|REQUEUE)"
 )
-KEPT = {"SLURM_CONF"}
+KEPT = {"SLURM_CONF", "SLURM_JWT"}  # which Slurm is meant, and who asks
+# What changes how srun starts ranks, and what they are given. Not among them: what Slurm itself has told the
+# job, and what decides about its CPUs, GPUs and MPI.
+OF_A_STEP = re.compile(
+    r"(SRUN|SALLOC|SBATCH)_\w+|SLURM_(EXPORT_ENV|CLUSTERS|DEBUG|DEPENDENCY|EXACT|EXCLUSIVE|EXIT_ERROR|"
+    r"EXIT_IMMEDIATE|IMMEDIATE|KILL_BAD_EXIT|LABELIO|MULTI_PROG|NO_KILL|OPEN_MODE|OVERLAP|REMOTE_CWD|SIGNAL|"
+    r"STD(IN|OUT|ERR)MODE|TEST_EXEC|THREADS|TIMELIMIT|WAIT|WORKING_DIR)"
+)
 
 
-def environment(conf: Path | None) -> Mapping[str, str]:
-    """The environment without what another job has left in it; `conf` names the cluster, if not the only."""
+def conf_here() -> Path | None:
+    """The configuration that SLURM_CONF names, from anywhere; None: the machine's own is meant."""
+    named = os.environ.get("SLURM_CONF")
+    return Path(os.path.abspath(named)) if named else None
+
+
+def environment(conf: Path | None, cluster: str | None = None) -> Mapping[str, str]:
+    """The environment without what a user or another job has left in it for Slurm's programs.
+
+    Args:
+        conf: names the configuration that is meant; None: the one of SLURM_CONF, else the machine's own.
+        cluster: its name, where one configuration knows several.
+    """
     clean = {k: v for k, v in os.environ.items() if k in KEPT or not INHERITED.fullmatch(k)}
-    return {**clean, "SLURM_CONF": str(conf)} if conf else clean
+    if conf == MACHINES_OWN:
+        clean.pop("SLURM_CONF", None)
+    elif conf := conf or conf_here():
+        clean["SLURM_CONF"] = str(conf)
+    return clean | ({"SLURM_CLUSTERS": cluster} if cluster else {})
+
+
+def step_environment() -> Mapping[str, str]:
+    """The environment of an srun inside of the job that we stand in: its ranks get it whole, but for what
+    would change how srun starts them."""
+    return {name: value for name, value in os.environ.items() if not OF_A_STEP.fullmatch(name)}
 
 
 def ask(
-    command: list[str], conf: Path | None = None, given: str | None = None, patience_s: float = ANSWER_S
+    command: list[str],
+    conf: Path | None = None,
+    given: str | None = None,
+    patience_s: float = ANSWER_S,
+    cluster: str | None = None,
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of a command of Slurm; code 127 where it is not there, 124 where it
     does not answer in time."""
     try:
         done = subprocess.run(
-            command, env=environment(conf), input=given, capture_output=True, text=True,
+            command, env=environment(conf, cluster), input=given, capture_output=True, text=True,
             timeout=patience_s, cwd="/",
         )  # fmt: skip
     except FileNotFoundError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import grp
 import json
 import os
-import pwd
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_isl.cluster import record
+from hpc_isl.cluster.place import cpus_here
 from hpc_isl.cluster.slurm import machines
 from hpc_isl.cluster.slurm.ask import ask
 from hpc_isl.cluster.slurm.demand import at_most, duration
@@ -72,7 +73,7 @@ def _no_slurm(conf: Path | None) -> str:
 
 def user(conf: Path | None = None) -> User:
     """Whoever types this."""
-    me = pwd.getpwuid(os.getuid()).pw_name
+    me = record.user()
     groups = frozenset(name for number in os.getgroups() if (name := _group(number)))
     command = ["sacctmgr", "-n", "-P", "show", "assoc", f"user={me}", "format=account,partition,qos"]
     code, out, _ = ask(command, conf)
@@ -177,14 +178,23 @@ def _partition_rows(partition: Partition) -> Iterator[Row]:
 def _node_rows(partition: Partition) -> Iterator[Row]:
     nodes = common(partition)
     gpus = nodes[0].gpu_count
-    cpus = min(map(partition.cpus, nodes))
+    cpus, meaning = _cpus(partition, nodes)
     memory = min(map(partition.memory, nodes))
     yield "nodes: 1", ""
     yield f"gpus: {gpus}", "per node, one process for each" if gpus else "this partition has none"
-    yield f"cpus: {max(1, cpus // max(1, gpus))}", f"per process, of {cpus} on a node"
+    yield f"cpus: {max(1, cpus // max(1, gpus))}", f"per process, {meaning}"
     if memory > 1:  # a cluster that does not count memory says 1 MB
         yield f"memory: {at_most(memory)}", "per node; less starts sooner"
     yield "setup: []", "shell lines before Python, e.g. [module load cuda]"
+
+
+def _cpus(partition: Partition, nodes: Sequence[Node]) -> tuple[int, str]:
+    """CPUs of a node that a process may use, and how that is said. Slurm may count more than a machine has:
+    where a node is this machine, that is seen."""
+    counted = min(map(partition.cpus, nodes))
+    if any(node.is_here for node in nodes) and cpus_here() < counted:
+        return cpus_here(), f"of {cpus_here()} on this machine; Slurm counts {counted} on a node"
+    return counted, f"of {counted} on a node"
 
 
 def kinds(partition: Partition) -> str:

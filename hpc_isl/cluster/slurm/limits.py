@@ -53,7 +53,7 @@ def check(site: Site) -> None:
 
 
 def _knowable(site: Site) -> bool:
-    own = set(site.flags) & OWN_FLAGS
+    own = set(site.sbatch) & OWN_FLAGS
     # A reservation brings a partition and nodes of its own.
     return site.executor == "slurm" and not own and not (site.reservation and not site.partition)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Node:
         features: that a constraint may name.
         partitions: names of those it belongs to.
         state: Slurm's words, e.g. IDLE and DRAIN.
+        host, address: of the machine.
     """
 
     name: str
@@ -35,6 +37,14 @@ class Node:
     features: frozenset[str]
     partitions: frozenset[str]
     state: frozenset[str]
+    host: str = ""
+    address: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is the machine on which this is asked."""
+        names = {socket.gethostname(), socket.gethostname().split(".")[0], "localhost"}
+        return self.host in names or self.address.startswith("127.")
 
     @property
     def gpu_count(self) -> int:
@@ -149,6 +159,8 @@ def _node(said: Mapping[str, str]) -> Node:
         partitions=_names(said.get("Partitions")) or frozenset(),
         # IDLE*: it does not answer; IDLE~: it is switched off and will be switched on.
         state=frozenset(word.rstrip("*~#!%$@^-") for word in said.get("State", "").upper().split("+")),
+        host=said.get("NodeHostName", ""),
+        address=said.get("NodeAddr", ""),
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +28,9 @@ class Queued:
     folder: str = ""
 
 
-def queue(jobs: Iterable[str], conf: Path | None = None) -> Mapping[str, Queued] | None:
+def queue(
+    jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None
+) -> Mapping[str, Queued] | None:
     """Job (`17`, or `17_3` for an element) -> Slurm's word, for those it knows; None: it does not answer.
 
     Without accounting, Slurm forgets a job some minutes after its end.
@@ -34,25 +39,26 @@ def queue(jobs: Iterable[str], conf: Path | None = None) -> Mapping[str, Queued]
     if not asked:
         return {}
     families = sorted({job.split("_")[0] for job in asked})
-    found = _squeue(families, conf)
+    found = _squeue(families, conf, cluster)
     if found is None:
         return None
     forgotten = sorted({job.split("_")[0] for job in asked - set(found)})
-    found = {**_sacct(forgotten, conf), **found} if forgotten else found
+    found = {**_sacct(forgotten, conf, cluster), **found} if forgotten else found
     return {job: word for job, word in found.items() if job in asked}
 
 
-def _squeue(families: list[str], conf: Path | None) -> dict[str, Queued] | None:
+def _squeue(families: list[str], conf: Path | None, cluster: str | None) -> dict[str, Queued] | None:
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L|%Z", "-j", ",".join(families)]
-    code, out, errors = ask(command, conf, patience_s=PATIENCE_S)
+    code, out, errors = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
     if code and FORGOTTEN not in errors:
         return None
     return _parsed(out)
 
 
-def _sacct(families: list[str], conf: Path | None) -> dict[str, Queued]:
+def _sacct(families: list[str], conf: Path | None, cluster: str | None) -> dict[str, Queued]:
     command = ["sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State,Reason,NodeList,Timelimit,WorkDir"]
-    code, out, _ = ask([*command, "-j", ",".join(families)], conf, patience_s=PATIENCE_S)
+    command += ["-j", ",".join(families), *(["-M", cluster] if cluster else [])]
+    code, out, _ = ask(command, conf, patience_s=PATIENCE_S)
     return {} if code else _parsed(out)
 
 
@@ -68,17 +74,37 @@ def _word(text: str) -> str:
     return "" if text in ("None", "None assigned", "INVALID", "UNLIMITED", "NOT_SET") else text
 
 
-def cancel_all_of(folder: str, comment: str, conf: Path | None = None) -> None:
-    """Ends the jobs that work in a folder and bear a comment, if there are any."""
-    _, out, _ = ask(["squeue", "-h", "--me", "-o", "%A|%k|%Z"], conf, patience_s=PATIENCE_S)
-    rows = [line.split("|", 2) for line in out.splitlines() if line.count("|") >= 2]
-    jobs = sorted({job for job, *rest in rows if rest == [comment, folder]})
-    if jobs:
-        cancel(jobs, conf)
+def script_of(folder: Path, label: str) -> Path | None:
+    """The script with this label that sbatch was given, or was to be; None: it had not come to that."""
+    for path in folder.glob(".submission_file_*.sh"):
+        with suppress(OSError):
+            if f"# {label}\n" in path.read_text():
+                return path
+    return None
 
 
-def cancel(jobs: Iterable[str], conf: Path | None = None) -> None:
+def jobs_of_scripts(
+    user: int, conf: Path | None = None, cluster: str | None = None
+) -> Mapping[str, str] | None:
+    """Name of the script that sbatch was given -> job, of all that a user has in the queue; None: Slurm does
+    not answer."""
+    command = ["squeue", "-h", "-t", "all", "-u", str(user), "-o", "%F|%o"]
+    code, out, _ = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
+    if code:
+        return None
+    rows = [line.split("|", 1) for line in out.splitlines() if "|" in line]
+    return {script.rpartition("/")[2]: job for job, script in rows}
+
+
+def hides_jobs_of_others(conf: Path | None = None, cluster: str | None = None) -> bool:
+    """Whether users see their own jobs alone; root sees all."""
+    _, out, _ = ask(["scontrol", "show", "config"], conf, patience_s=PATIENCE_S, cluster=cluster)
+    private = re.search(r"^PrivateData\s*=\s*(.*)", out, re.MULTILINE)
+    return bool(os.getuid() and private and re.search(r"\b(jobs|all)\b", private[1]))
+
+
+def cancel(jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None) -> None:
     """Tells Slurm to end the jobs: TERM first, so that they can save."""
-    code, _, errors = ask(["scancel", *jobs], conf)
+    code, _, errors = ask(["scancel", *jobs], conf, cluster=cluster)
     if code:
         raise Mistake(f"scancel {' '.join(jobs)}: {errors}")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 import time
 from datetime import datetime
 from pathlib import Path
 
 from hpc_isl.cluster.slurm.ask import ask
-from hpc_isl.files import read_json
+from hpc_isl.files import read_json, write_atomic
 from hpc_isl.run import Attempt
 
 OTHERS_LEAVE_S = 60.0
+REQUEUE_S = 60.0
+ASK = "HPC_ISL_REQUEUE"  # names the file with which whoever started the ranks is asked to start the job again
+REFUSAL = "requeue.txt"  # in the attempt's folder: why that was not done
 
 
 def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
@@ -37,11 +38,11 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     if not _advanced(attempt):
         what = "checkpoint" if attempt.run.checkpoints.is_dir() else "result"
         return f"stopped at the time limit without a new {what}: not started again; give it more time"
-    if asked := _asked_outside():
-        asked.touch()
+    code, _, errors = ask(["scontrol", "requeue", job], patience_s=REQUEUE_S)
+    if code and (asked := os.environ.get(ASK)):
+        write_atomic(Path(asked), f"{attempt.folder / REFUSAL}\n")
         return None
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
-    return f"stopped; Slurm refused to start it again: {done.stderr.strip()}" if done.returncode else None
+    return f"stopped; not started again: {errors}" if code else None
 
 
 def _told(job: str) -> bool | None:
@@ -56,10 +57,19 @@ def _told(job: str) -> bool | None:
     return False if re.search(r"JobState=(COMPLETING|CANCELLED)", out) else None
 
 
-def _asked_outside() -> Path | None:
-    """Where there is no scontrol, as in a container: the file with which whoever started us is asked."""
-    path = os.environ.get("HPC_ISL_REQUEUE")
-    return Path(path) if path and shutil.which("scontrol") is None else None
+def outside(asked: Path, job: str) -> str:
+    """What whoever started the ranks does when asked: puts the job back; or the reason why not.
+
+    Ranks in a container have no scontrol, nor have those of a node on whose PATH it does not lie.
+    """
+    if not asked.is_file():
+        return ""
+    refusal = Path(asked.read_text().strip())
+    asked.unlink()
+    code, _, errors = ask(["scontrol", "requeue", job], patience_s=REQUEUE_S)
+    if code:
+        write_atomic(refusal, f"{errors}\n")
+    return errors if code else ""
 
 
 def _advanced(attempt: Attempt) -> bool:

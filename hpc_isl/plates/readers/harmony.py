@@ -12,6 +12,7 @@ from typing import Any
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import planes
 from hpc_isl.plates.plate import (
+    TRANSMITTED,
     Channel,
     Export,
     FieldKey,
@@ -35,7 +36,6 @@ from hpc_isl.plates.readers import (
 from hpc_isl.plates.readers.harmony_fields import Camera, Order, Size
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 
-_TRANSMITTED = re.compile(r"bright-?field|phase|\bdic\b|transmi", re.IGNORECASE)
 _LONG = frozenset({"FlatfieldProfile", "ChannelName"})
 
 
@@ -223,7 +223,7 @@ def _channel(
     name: str, facts: Mapping[str, str], flat_field: dict[str, Any] | None, odd: Counter[str]
 ) -> Channel:
     said = f"{facts.get('ChannelType', '')} {facts.get('IlluminationType', '')}".strip() or name
-    fluorescent = not _TRANSMITTED.search(said)
+    fluorescent = not TRANSMITTED.search(said)
     emission = number(facts, "MainEmissionWavelength", odd) or None  # 0 where there is none
     return Channel(
         name=name,

@@ -60,33 +60,35 @@ def by_regex(
         Mistake: an expression is none, has unknown groups, or none of those for the well; no file
             matches; a row or column is none; a link that matches leads out of the folder.
     """
-    expressions = _compiled(regex, key)
-    names = sorted(folder.files | folder.leaving, key=natural)
-    matches = [
-        (name, match)
-        for name in names
-        if (match := next(filter(None, (one.fullmatch(name) for one in expressions)), None))
-    ]
-    if not matches:
+    found, names = by_expression(folder, *_compiled(regex, key))
+    if not found:
         shown = "; there are: " + ", ".join(map(repr, names[:3])) if names else "; the folder is empty"
         raise Mistake(
             f"{folder.root}: no file matches {key} {regex!r}, "
             f"which must match the whole path below that folder{shown}"
         )
-    for name, _ in matches:
-        if name in folder.leaving:
+    return found, [name for name in names if name.lower().endswith(IMAGES)]
+
+
+def by_expression(folder: Folder, *expressions: re.Pattern[str]) -> tuple[list[Named], list[str]]:
+    """The files whose whole path below the folder matches, and the names of the others, in natural order.
+
+    Raises:
+        Mistake: a link that matches leads out of the folder.
+    """
+    found, others = [], []
+    for name in sorted(folder.files | folder.leaving, key=natural):
+        match = next(filter(None, (one.fullmatch(name) for one in expressions)), None)
+        if match is None:
+            others.append(name)
+        elif name in folder.leaving:
             raise Mistake(
                 f"{folder.root / name} is a link that leads out of {folder.root}; put the file itself there"
             )
-    kept = {name for name, _ in matches}
-    others = [name for name in names if name not in kept and name.lower().endswith(IMAGES)]
-    named = [
-        Named(
-            name, name, **_with_well({group: text or "" for group, text in match.groupdict().items()}, name)
-        )
-        for name, match in matches
-    ]
-    return named, others
+        else:
+            texts = {group: text or "" for group, text in match.groupdict().items()}
+            found.append(Named(name, name, **_with_well(texts, name)))
+    return found, others
 
 
 def matching(regex: str | Sequence[str], names: Sequence[str], key: str) -> set[str]:
@@ -121,13 +123,18 @@ def _listed(regex: str | Sequence[str]) -> list[str]:
 
 
 def _compiled(regex: str | Sequence[str], key: str) -> list[re.Pattern[str]]:
-    found = [_compile(one, key) for one in _listed(regex)]
+    found = [compiled(one, key) for one in _listed(regex)]
     if len({"image" in one.groupindex for one in found}) > 1:
         raise Mistake(f"{key}: either all of its expressions have the group image, or none")
     return found
 
 
-def _compile(regex: str, key: str) -> re.Pattern[str]:
+def compiled(regex: str, key: str) -> re.Pattern[str]:
+    """The expression, which the user knows by `key`, with groups that we know.
+
+    Raises:
+        Mistake: it is none, or has others, or none of those for the well.
+    """
     expression = _expression(regex, key)
     for group in expression.groupindex:
         if group not in GROUPS:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-import yaml
 from numpy.typing import NDArray
 
 from hpc_isl.mistake import Mistake
@@ -22,10 +20,14 @@ from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.annotation.files import COLUMNS, Box, chosen, raise_together, whole
+from hpc_isl.stages.annotation.drawn import whole
+from hpc_isl.stages.annotation.files import chosen
 from hpc_isl.stages.annotation.lent import MANIFEST, TABLE, Lent, content, manifest, version
+from hpc_isl.stages.annotation.names import COLUMNS, Box, raise_together
+from hpc_isl.stages.shared.following import word
 
 IMAGEJ = ("uint8", "uint16", "float32")
+README_NAME = "README.txt"
 README = """\
 {fields} fields of the plate {plate}, labels {labels}.
 
@@ -35,10 +37,12 @@ B03_1.labels.tif   its labels: 0 background, k the k-th object
 {table}          the annotation boxes (pixels, ends excluded) in which every object is to be drawn
 {manifest}      what the labels were when they were exported; leave it as it is
 
-Correct the labels inside the boxes and save them under the same names. In napari the labels come as an
-image: right click on the layer, Convert to Labels; afterwards File, Save Selected Layer.
+Correct the labels inside the boxes and save them under the same names: in napari File, Save Selected Layers.
 
     {napari}
+
+What other programs save beside the images comes back too, in place of labels that were not changed: masks of
+Cellpose (B03_1.image_cp_masks.png), ROIs of ImageJ (B03_1_RoiSet.zip), GeoJSON of QuPath (B03_1.geojson).
 
 Then bring them back. What was changed becomes human, what was not stays what it is; add accept=true if
 you have looked at all of it and the rest is right as it is.
@@ -84,7 +88,7 @@ def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None
             attempt.progress(number, len(keys), "fields")
         (folder / TABLE).write_text(_table(lent))
         (folder / MANIFEST).write_text(manifest(index.plate.name, recipe.labels, lent))
-        (folder / "README.txt").write_text(_readme(recipe, index, keys))
+        (folder / README_NAME).write_text(_readme(recipe, index, keys))
     if len(lent) < len(keys):
         return
     drawn = sum(bool(one.origin) for one in lent.values())
@@ -140,8 +144,9 @@ def _lend(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, folder: Pat
         boxes = (recipe.box,)
     names, pixels = _image(index, key)
     _write_image(folder / f"{_stem(key)}.image.tif", pixels, names, index.plate.pixel_um)
-    small = labels.astype(np.uint16) if labels.max() < 2**16 else labels
-    tifffile.imwrite(folder / f"{_stem(key)}.labels.tif", small, compression="zlib", metadata=None)
+    # napari takes whole numbers of 32 bits for labels, and any others for an image.
+    shown = labels.astype(np.int32) if labels.max() < 2**31 else labels
+    tifffile.imwrite(folder / f"{_stem(key)}.labels.tif", shown, compression="zlib", metadata=None)
     return Lent(content(labels[None]), base, origin, boxes)
 
 
@@ -171,6 +176,12 @@ def _write_image(path: Path, pixels: NDArray[Any], names: list[str], pixel_um: f
         path, pixels, imagej=True, resolution=(1 / pixel_um, 1 / pixel_um) if pixel_um else None,
         metadata={"axes": "CYX", "Labels": names, "mode": "grayscale", **size},
     )  # fmt: skip
+
+
+def written(keys: Iterable[FieldKey]) -> set[str]:
+    """Names of the files that an export of these fields writes."""
+    images = {f"{_stem(key)}.{kind}.tif" for key in keys for kind in ("image", "labels")}
+    return images | {TABLE, MANIFEST, README_NAME}
 
 
 def _stem(key: FieldKey) -> str:
@@ -204,14 +215,5 @@ def _readme(recipe: AnnotateRecipe, index: store.Index, keys: list[FieldKey]) ->
 
 def _bring(recipe: AnnotateRecipe) -> str:
     """The command that brings the folder back."""
-    words = [_word("plate", str(recipe.plate)), _word("labels", recipe.labels)]
+    words = [word("plate", str(recipe.plate)), word("labels", recipe.labels)]
     return f"python -m hpc_isl.submit annotate import {shlex.quote(str(recipe.out))} {' '.join(words)}"
-
-
-def _word(key: str, text: str) -> str:
-    """`key=value` for the shell; values are read as YAML, where `007` is no text."""
-    try:
-        plain = yaml.safe_load(text) == text
-    except yaml.YAMLError:
-        plain = False
-    return shlex.quote(f"{key}={text if plain else json.dumps(text)}")

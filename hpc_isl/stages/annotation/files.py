@@ -1,66 +1,70 @@
-"""Which label image belongs to which field, found out from file names or a table before any pixel is read."""
+"""Which annotation file belongs to which field, found out from names or a table before any pixel is read."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.planes import header, read_plane
-from hpc_isl.plates.plate import Field, FieldKey, well_name, well_position
-from hpc_isl.plates.readers.folder import list_folder
-from hpc_isl.plates.readers.pattern_names import by_regex
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.readers.folder import Folder, list_folder
+from hpc_isl.plates.readers.pattern_names import by_expression, compiled, natural
 from hpc_isl.plates.store import Index
+from hpc_isl.stages.annotation.formats import coco
+from hpc_isl.stages.annotation.formats.families import BY_SUFFIX, IMAGES
+from hpc_isl.stages.annotation.names import (
+    NAMES,
+    Elsewhere,
+    LabelFile,
+    Row,
+    joined,
+    key_of,
+    label_file,
+    raise_together,
+    table_rows,
+)
 
-Box = tuple[int, int, int, int]
-REGEX = r"(?i:(?:.*/)?(?P<well>[A-Z]{1,2}\d{1,3})[_/-](?P<field>[A-Z0-9]+)\.(?:tiff?|png))"
-EDGES = ("y0", "x0", "y1", "x1")
-Row = tuple[str, Path, Mapping[str, str | None]]  # for messages, the file, what is said of it
-NAMES = ("well", "image", "field", "acquisition")
-COLUMNS = ("path", *NAMES, *EDGES)
-
-
-@dataclass(frozen=True)
-class LabelFile:
-    """A label image of a field, and the boxes (y0, x0, y1, x1) in which it is complete; none: all of it."""
-
-    path: Path
-    key: FieldKey
-    boxes: tuple[Box, ...] = ()
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """Labels (y, x) or (t, y, x) of a field and its boxes.
-
-    Attributes:
-        dropped: objects that lay outside every box.
-        origin: who made them.
-        base: version of the plate's labels that these were made from, and may replace; None: of none.
-    """
-
-    labels: NDArray[Any]
-    boxes: tuple[Box, ...]
-    dropped: int = 0
-    origin: str = "human"
-    base: str | None = None
-
-    @property
-    def counts(self) -> dict[str, int]:
-        objects = len(np.setdiff1d(self.labels, [0]))
-        return {"objects": objects, "boxes": len(self.boxes), "dropped": self.dropped}
+_FIELD = r"(?:.*/)?(?P<well>[A-Z]{1,2}\d{1,3})[_/-](?P<field>[A-Z0-9]+)"
+_FILES = (
+    r"(?:\.labels)?\.(?:ome\.)?(?:tiff?|png)",
+    r"(?:\.(?:image|labels|ome))?_cp_masks\.(?:tiff?|png)",
+    r"(?:\.(?:image|labels|ome))?(?:_seg)?\.npy",
+    r"(?:\.(?:image|labels|ome))?(?:\.tiff?|\.png)?(?:[_.](?:rois|RoiSet))?\.(?:zip|roi|geojson|json)",
+)
+REGEX = f"(?i:{_FIELD}(?:{'|'.join(_FILES)}))"
+IN_COCO = rf"(?i:{_FIELD}(?:\.image)?(?:\.\w+)*)"
+NAMES_EXPECTED = "B03_1.tif, B03/1.png, B03_1_cp_masks.png, B03_1_RoiSet.zip, B03_1.geojson"
+CELLPOSE = ("_cp_masks", "_rois", "_seg")  # ends of the names that it gives, the most exact file first
+SHOWN = 5
 
 
-def whole(field: Field) -> tuple[Box, ...]:
-    """The largest box there is."""
-    return ((0, 0, *field.shape[-2:]),)
+@dataclass
+class Left:
+    """What is not brought in, by why: the files' names, to be told."""
+
+    unnamed: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    not_chosen: list[str] = field(default_factory=list)
+    companions: list[str] = field(default_factory=list)
+
+    def remarks(self) -> Iterator[str]:
+        """One line for each reason."""
+        if self.unnamed:
+            yield f"{_files(self.unnamed)} have names that tell no field (regex) and are left out"
+        if self.elsewhere:
+            yield f"{_files(self.elsewhere)} are of wells that are not on the plate and are left out"
+        if self.not_chosen:
+            yield f"{_files(self.not_chosen)} are of other fields than fields= names and are left out"
+        if self.companions:
+            yield f"{_files(self.companions)} lie beside other annotations of the same image and are left out"
+
+
+def _files(names: Sequence[str]) -> str:
+    return f"{len(names)} files ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
+
+
+# ---------------------------------------------------------------- finding
 
 
 def chosen(fields: Sequence[str] | None, index: Index) -> list[FieldKey]:
@@ -70,195 +74,184 @@ def chosen(fields: Sequence[str] | None, index: Index) -> list[FieldKey]:
     return [key for key in keys if key in wanted]
 
 
-def find(source: Path, regex: str | None, index: Index) -> tuple[list[LabelFile], str]:
-    """The label images in a folder or CSV, in the plate's order, and a remark on the files passed over.
+def find(
+    source: Path, regex: str | None, index: Index, fields: Sequence[str] | None = None
+) -> tuple[list[LabelFile], Left]:
+    """The annotations in a folder, a CSV or a single file, in the plate's order, and what is left out.
+
+    A single file whose name tells no field is of the only one in `fields`.
 
     Raises:
         Mistake: naming every file or line that fits no field, twice the same field, or a box outside it.
     """
     if not source.exists():
         raise Mistake(f"source: {source} is not there; a folder of label images or a CSV is expected")
-    rows, remark = _folder(source, regex or REGEX) if source.is_dir() else (list(_table(source)), "")
-    return _fitted(rows, index), remark
-
-
-def _folder(source: Path, regex: str) -> tuple[list[Row], str]:
-    folder = list_folder(source)
-    found, others = by_regex(folder, regex, "regex")
-    shown = ", ".join(map(repr, others[:3]))
-    remark = f"{len(others)} images do not match regex and are left out, e.g. {shown}" if others else ""
-    return [
-        (one.origin, folder.root / one.name, {part: getattr(one, part) for part in NAMES}) for one in found
-    ], remark
-
-
-def _fitted(rows: Iterable[Row], index: Index) -> list[LabelFile]:
-    found: dict[FieldKey, LabelFile] = {}
-    problems: list[str] = []
-    for origin, path, names in rows:
-        try:
-            key = _key(names, index)
-            one = LabelFile(path, key, _boxes(names, index.field(key)))
-            found[key] = _joined(found.get(key), one)
-        except Mistake as mistake:
-            problems.append(f"{origin}: {mistake}")
-    raise_together(problems)
-    return [found[field.key] for field in index.plate.fields if field.key in found]
-
-
-def _joined(first: LabelFile | None, second: LabelFile) -> LabelFile:
-    """Several lines of a table may give a field several boxes, in one and the same image."""
-    if first is None:
-        return second
-    if first.path != second.path or not (first.boxes and second.boxes):
-        raise Mistake(f"field {second.key} has its labels from {first.path.name} already")
-    return replace(first, boxes=first.boxes + second.boxes)
-
-
-def _boxes(names: Mapping[str, str | None], field: Field) -> tuple[Box, ...]:
-    texts = [(names.get(edge) or "").strip() for edge in EDGES]
-    if not any(texts):
-        return ()
-    if not all(text.isdigit() for text in texts):
-        raise Mistake(f"y0, x0, y1, x1 are whole numbers of pixels, all four or none; got {texts}")
-    y0, x0, y1, x1 = map(int, texts)
-    height, width = field.shape[-2:]
-    if not (y0 < y1 <= height and x0 < x1 <= width):
-        raise Mistake(
-            f"annotation box {(y0, x0, y1, x1)} (y0, x0, y1, x1) is empty or leaves the field "
-            f"of {height} × {width} pixels"
-        )
-    return ((y0, x0, y1, x1),)
-
-
-def _key(names: Mapping[str, str | None], index: Index) -> FieldKey:
-    """The one field that well (or image), field and acquisition name; left out, there must be no choice."""
-    well = _well(names, index)
-    inside = [field.key for field in index.plate.fields if field.key.well == well]
-    if not inside:
-        raise Mistake(f"well {well} is not on the plate; {nearest(well, index.plate.wells)}")
-    name, acquisition = names.get("field") or "", names.get("acquisition") or ""
-    fits = [
-        key
-        for key in inside
-        if (not name or _plain(key.name) == _plain(name))
-        and (not acquisition or str(key.acquisition) == _plain(acquisition))
-    ]
-    if len(fits) != 1:
-        said = f"field {name!r}" if name else "no field"
-        raise Mistake(f"{said} names {len(fits)} fields of well {well}; {nearest(name, fits or inside)}")
-    return fits[0]
-
-
-def _well(names: Mapping[str, str | None], index: Index) -> str:
-    if well := names.get("well"):
-        return well_name(*well_position(well))
-    images = {row["image"]: well for well, row in index.plate_map.items() if row.get("image")}
-    image = names.get("image") or ""
-    if image not in images:
-        raise Mistake(f"image {image!r} is not in the plate map; {nearest(image, images)}")
-    return images[image]
-
-
-def _plain(name: str) -> str:
-    """Field 01 is field 1."""
-    return str(int(name)) if name.isdigit() else name
-
-
-def _table(path: Path) -> Iterator[Row]:
-    """The rows of a CSV; paths are relative to it. Mistakes in its header end the reading."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            _check_columns(path, list(reader.fieldnames or ()))
-            for row in reader:
-                origin = f"{path} line {reader.line_num}"
-                yield origin, path.parent / (row["path"] or ""), row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Mistake(f"{path} is not readable as CSV (UTF-8): {error}") from None
-
-
-def _check_columns(path: Path, columns: list[str]) -> None:
-    for name in columns:
-        if name not in COLUMNS:
-            raise Mistake(f"{path}: unknown column {name!r}; {nearest(name, COLUMNS)}")
-    if "path" not in columns or not {"well", "image"} & set(columns):
-        raise Mistake(f"{path}: the columns path and well (or image) are needed")
-
-
-# ---------------------------------------------------------------- pixels
-
-
-def check_headers(files: Iterable[LabelFile], index: Index) -> None:
-    """What the files' headers tell: whole numbers, each field's shape, a page for each time."""
-    problems = []
-    for file in files:
-        try:
-            _check_header(file, index.field(file.key))
-        except Mistake as mistake:
-            problems.append(str(mistake))
-    raise_together(problems)
-
-
-def _check_header(file: LabelFile, field: Field) -> None:
-    shape, dtype, pages = header(file.path)
-    if np.dtype(dtype).kind not in "iub":
-        raise Mistake(f"{file.path} holds {dtype}; labels are whole numbers: 0 background, k the k-th object")
-    expected = (field.shape[0], *field.shape[-2:])
-    if (pages, *shape) != expected:
-        raise Mistake(
-            f"{file.path} has the shape {(pages, *shape)}, but field {file.key} has {expected} (t, y, x)"
-        )
-
-
-def fingerprint(files: Iterable[LabelFile]) -> str:
-    """Of the files' content and of the fields and boxes they are for."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.key} {file.boxes} ".encode())
-        digest.update(file.path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def pixels(file: LabelFile, field: Field) -> NDArray[np.integer]:
-    """All that the file holds, as (t, y, x)."""
-    return np.stack([read_plane(file.path, page) for page in range(field.shape[0])])
-
-
-def read(file: LabelFile, field: Field) -> tuple[NDArray[np.integer], int]:
-    """Labels (y, x), or (t, y, x), without the objects outside every box, and how many those were."""
-    labels = pixels(file, field)
-    _check_values(file.path, labels)
-    kept, dropped = _inside(labels, file.boxes)
-    return (kept if field.shape[0] > 1 else kept[0]), dropped
-
-
-def _check_values(path: Path, labels: NDArray[np.integer]) -> None:
-    """A mask, one value in many pieces, would silently become one object."""
-    from scipy import ndimage
-
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= 2**32:
-        raise Mistake(f"{path} holds values from {low} to {high}; labels go from 0 to 2^32 - 1")
-    if high and not ((labels != 0) & (labels != high)).any():
-        pieces = ndimage.label(labels[0], np.ones((3, 3)))[1]
-        if pieces > 2:
+    if source.is_file() and source.suffix.lower() not in BY_SUFFIX:
+        if regex is not None:
             raise Mistake(
-                f"{path} holds one value, {high}, in {pieces} pieces: a mask; "
-                "give each object its own number (skimage.measure.label does)"
+                f"regex: changes nothing beside the table {source}, which names wells; leave it out"
             )
+        return listed(source, index, fields)
+    left = Left()
+    folder = list_folder(source) if source.is_dir() else _alone(source)
+    candidates = _candidates(_named(folder, regex, left), index, fields, left)
+    one_each = {key: _only(files, left) for key, files in candidates.items()}
+    if left.unnamed == [source.name] and len(wanted := chosen(fields, index)) == 1:
+        return [LabelFile(source, wanted[0])], Left()
+    if not one_each:
+        raise Mistake(_nothing(source, regex, index, left))
+    return _ordered(one_each, index), left
 
 
-def _inside(labels: NDArray[np.integer], boxes: tuple[Box, ...]) -> tuple[NDArray[np.integer], int]:
-    if not boxes:
-        return labels, 0
-    touched = np.concatenate([np.unique(labels[:, y0:y1, x0:x1]) for y0, x0, y1, x1 in boxes])
-    outside = np.setdiff1d(labels, [0, *touched])
-    return np.where(np.isin(labels, outside), 0, labels), len(outside)
+def listed(table: Path, index: Index, fields: Sequence[str] | None = None) -> tuple[list[LabelFile], Left]:
+    """The same of a table: each of its lines must fit."""
+    found: dict[FieldKey, LabelFile] = {}
+    left, problems, wanted = Left(), [], chosen(fields, index)
+    for row in table_rows(table):
+        try:
+            key = key_of(row.names, index)
+            if key not in wanted:
+                left.not_chosen.append(row.path.name)
+                continue
+            found[key] = joined(found.get(key), label_file(row, key, index))
+        except Mistake as mistake:
+            problems.append(f"{row.origin}: {mistake}")
+    raise_together(problems)
+    return _ordered(found, index), left
 
 
-def raise_together(problems: list[str], most: int = 20) -> None:
-    """One `Mistake` for all of them, on one screen."""
-    if problems:
-        more = [f"… and {len(problems) - most} more"] if len(problems) > most else []
-        raise Mistake("\n  ".join([f"{len(problems)} problems:", *problems[:most], *more]))
+def beside(
+    folder: Path, known: Collection[str], index: Index, fields: Sequence[str] | None
+) -> tuple[dict[FieldKey, LabelFile], Left]:
+    """Annotations that other programs have saved in a folder beside the files that are `known`, by name.
+
+    Raises:
+        Mistake: an annotation that tells no field.
+    """
+    left, there = Left(), list_folder(folder)
+    others = Folder(there.root, frozenset(there.files - set(known)), there.leaving)
+    candidates = _candidates(_named(others, None, left), index, fields, left)
+    lost = [name for name in (*left.unnamed, *left.elsewhere) if _is_annotation(name)]
+    if lost:
+        raise Mistake(
+            f"{folder}: {_files(lost)} tell no field of the plate, so it is not known whose annotations they "
+            f"are: name them after the field, as in {NAMES_EXPECTED}; or move them out of the folder, and "
+            "import each by itself with the field that it is of, as in fields=[B03/1]"
+        )
+    return {key: _only(files, left) for key, files in candidates.items()}, left
+
+
+def _alone(source: Path) -> Folder:
+    return Folder(source.parent.resolve(), frozenset([source.name]), frozenset())
+
+
+def _named(folder: Folder, regex: str | None, left: Left) -> Iterator[Row]:
+    """The files whose names tell a field; of a COCO file, the images that it is about."""
+    expression, in_coco = (compiled(regex or default, "regex") for default in (REGEX, IN_COCO))
+    files = []
+    for name in sorted(folder.files, key=natural):
+        parts = _parts(folder.root / name)
+        if parts is None:
+            files.append(name)
+        for part in parts or ():
+            match = in_coco.fullmatch(part) or in_coco.fullmatch(PurePosixPath(part).name)
+            if match:
+                yield Row(f"{name}: {part}", folder.root / name, match.groupdict(), part)
+            else:
+                left.unnamed.append(f"{name}: {part}")
+    found, others = by_expression(Folder(folder.root, frozenset(files), folder.leaving), expression)
+    left.unnamed += [name for name in others if Path(name).suffix.lower() in BY_SUFFIX]
+    for one in found:
+        yield Row(one.name, folder.root / one.name, {part: getattr(one, part) for part in NAMES})
+
+
+def _parts(path: Path) -> list[str] | None:
+    """The images that a COCO file is about; None: it is none."""
+    try:
+        return coco.names(path) if path.suffix.lower() == ".json" else None
+    except Mistake:
+        return None  # if its name tells a field, reading it will say what is wrong
+
+
+def _candidates(
+    rows: Iterable[Row], index: Index, fields: Sequence[str] | None, left: Left
+) -> dict[FieldKey, list[LabelFile]]:
+    found: dict[FieldKey, list[LabelFile]] = {}
+    problems, wanted = [], chosen(fields, index)
+    for row in rows:
+        try:
+            key = key_of(row.names, index)
+        except Elsewhere:
+            left.elsewhere.append(row.origin)
+        except Mistake as mistake:
+            if fields is None:
+                problems.append(f"{row.origin}: {mistake}; fields=[…] takes those that it names alone")
+            else:
+                left.not_chosen.append(row.origin)
+        else:
+            if key in wanted:
+                found.setdefault(key, []).append(label_file(row, key, index))
+            else:
+                left.not_chosen.append(row.origin)
+    raise_together(problems)
+    return found
+
+
+def _only(files: Sequence[LabelFile], left: Left) -> LabelFile:
+    """The annotation of a field, where programs leave several files about one image.
+
+    Cellpose names its files after the image that it has segmented, and COCO names the image.
+
+    Raises:
+        Mistake: nothing tells which of them is meant.
+    """
+    if len(files) == 1:
+        return files[0]
+    best = min(files, key=_rank)
+    image = PurePosixPath(best.part).stem if best.part else _plain_stem(best.path)
+    about = [one for one in files if _rank(one) > _rank(best) and _plain_stem(one.path) == image]
+    if _rank(best) == len(CELLPOSE) or len(about) < len(files) - 1:
+        names = ", ".join(one.name for one in files)
+        raise Mistake(f"field {best.key} has {len(files)} files, {names}: leave one, or tell by regex= which")
+    left.companions += [one.name for one in about]
+    return best
+
+
+def _rank(file: LabelFile) -> int:
+    ends = [place for place, end in enumerate(CELLPOSE) if file.path.stem.endswith(end)]
+    return 0 if file.part else ends[0] if ends else len(CELLPOSE)
+
+
+def _plain_stem(path: Path) -> str:
+    """The stem of the image that a file of Cellpose is named after."""
+    for end in CELLPOSE:
+        if path.stem.endswith(end):
+            return path.stem.removesuffix(end)
+    return path.stem
+
+
+def _nothing(source: Path, regex: str | None, index: Index, left: Left) -> str:
+    if left.elsewhere or left.not_chosen:
+        return f"{source}: there is nothing for this plate; {'; '.join(left.remarks())}; {_wells(index)}"
+    there = ", ".join(map(repr, left.unnamed[:SHOWN])) or "no file that could be one"
+    if regex is None:
+        return f"{source}: no file is named after a field, as {NAMES_EXPECTED} are; there are: {there}"
+    return (
+        f"{source}: no file matches regex {regex!r}, which must match the whole path below that folder; "
+        f"there are: {there}"
+    )
+
+
+def _wells(index: Index) -> str:
+    wells = index.plate.wells
+    return f"it has {len(wells)} wells, {wells[0]} to {wells[-1]}"
+
+
+def _is_annotation(name: str) -> bool:
+    """Whether a file can be nothing but an annotation; an image may be anything."""
+    path = Path(name.split(": ")[0])
+    return path.suffix.lower() not in IMAGES or path.stem.endswith(CELLPOSE[0])
+
+
+def _ordered(found: Mapping[FieldKey, LabelFile], index: Index) -> list[LabelFile]:
+    return [found[field.key] for field in index.plate.fields if field.key in found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from hpc_isl.files import read_json
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.stages.annotation import files
-from hpc_isl.stages.annotation.files import Annotation, Box, LabelFile, whole
+from hpc_isl.stages.annotation import drawn
+from hpc_isl.stages.annotation.drawn import Annotation, Choices, whole
+from hpc_isl.stages.annotation.names import Box, LabelFile
 
 MANIFEST, TABLE = "manifest.json", "boxes.csv"
 WRITER = "annotate export"
@@ -28,7 +29,7 @@ class Lent:
 
     Attributes:
         content: hash of the label image in the folder.
-        base: version of the plate's own labels; empty: there were none.
+        base: version of the plate's own labels, which may be replaced; empty: none.
         origin: who had made them; empty: nobody.
     """
 
@@ -75,18 +76,25 @@ def manifest(plate: str, labels: str, fields: Mapping[FieldKey, Lent]) -> str:
     return json.dumps({"written_by": WRITER, "plate": plate, "labels": labels, "fields": rows}, indent=1)
 
 
-def opened(source: Path) -> Folder | None:
-    """The exported folder that `source`, or the folder of this table, is; None: labels from elsewhere."""
+def opened(source: Path, labels: str) -> Folder | None:
+    """The exported folder that `source`, or the folder of this table, is; None: labels from elsewhere.
+
+    Args:
+        labels: that it becomes; under another name than theirs no labels of the plate are replaced.
+    """
     path = source.parent if source.name == TABLE else source
     try:
         found = read_json(path / MANIFEST) if path.is_dir() else None
         if found is None or found.get("written_by") != WRITER:
             return None
-        return Folder(path, found["plate"], found["labels"], dict(map(_lent, found["fields"])))
+        fields = dict(map(_lent, found["fields"]))
+        if found["labels"] != labels:
+            fields = {key: replace(one, base="") for key, one in fields.items()}
+        return Folder(path, found["plate"], found["labels"], fields)
     except (ValueError, KeyError, TypeError) as error:
         raise Mistake(
-            f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}); without it, {TABLE} and the "
-            "label images come in as a person's: remove it to do so"
+            f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}); {TABLE} and the label images, "
+            "copied to a folder of their own, come in as a person's"
         ) from None
 
 
@@ -96,45 +104,78 @@ def _lent(row: Mapping[str, Any]) -> tuple[FieldKey, Lent]:
     return key, Lent(row["content"], row["base"], row["origin"], boxes)
 
 
-def check(folder: Folder, index: store.Index, labels: str) -> None:
+def check(folder: Folder, index: store.Index) -> None:
     """The folder goes back to where it came from."""
-    for what, was, now in (("plate", folder.plate, index.plate.name), ("labels", folder.labels, labels)):
-        if was != now:
-            raise Mistake(
-                f"source: {folder.path} was exported from {what} {was!r}, and this is {now!r}; remove its "
-                f"{MANIFEST} to bring all of it in as a person's"
-            )
+    if folder.plate != index.plate.name:
+        raise Mistake(
+            f"source: {folder.path} was exported from plate {folder.plate!r}, and this is "
+            f"{index.plate.name!r}; {TABLE} and the label images, copied to a folder of their own, come in "
+            "as a person's"
+        )
 
 
 @dataclass(frozen=True)
 class Back:
-    """A label image that came back: `origin` tells whose labels these are now; None: as on the plate."""
+    """A label image that came back.
+
+    Attributes:
+        origin: whose labels these are now; None: as on the plate.
+        beside: another program saved them beside the label image.
+        left: name of a file beside it that cannot be read, and need not be.
+    """
 
     file: LabelFile
     corrected: bool
     origin: str | None
     base: str | None
+    beside: bool = False
+    left: str = ""
 
 
-def back(file: LabelFile, index: store.Index, folder: Folder, accept: bool) -> Back:
-    """Only what a person changed, or accepted, is human; other labels keep whom they were made by."""
+def back(
+    file: LabelFile,
+    other: LabelFile | None,
+    index: store.Index,
+    folder: Folder,
+    accept: bool,
+    choices: Choices,
+) -> Back:
+    """Only what a person changed, or accepted, is human; other labels keep whom they were made by.
+
+    `other`: what another program has saved beside the label image, with the same boxes.
+
+    Raises:
+        Mistake: the label image and the other were both changed, or neither can be taken.
+    """
     was = folder.fields.get(file.key)
-    if was is None:
-        return Back(file, True, "human", None)
-    if content(files.pixels(file, index.field(file.key))) != was.content:
-        return Back(file, True, "human", was.base)
+    content_was, base = (was.content, was.base) if was else ("", None)
+    ours = _content(file, index, choices) != content_was
+    try:
+        theirs = other is not None and _content(other, index, choices) != content_was
+    except Mistake:
+        if not ours:
+            raise
+        return Back(file, True, "human", base, left=other.name if other else "")
+    if ours and theirs and other is not None:
+        raise Mistake(f"{file.path.name} and {other.name} were both changed: leave one of them in the folder")
+    if theirs and other is not None:
+        return Back(other, True, "human", base, beside=True)
+    if ours or was is None:
+        return Back(file, True, "human", base)
     if accept:
-        return Back(file, False, "human", was.base)
+        return Back(file, False, "human", base)
     moved = was.origin and (file.boxes or whole(index.field(file.key))) != was.boxes
-    return Back(file, False, was.origin if moved else None, was.base)
+    return Back(file, False, was.origin if moved else None, base)
 
 
-def annotation(one: Back, index: store.Index) -> Annotation:
+def _content(file: LabelFile, index: store.Index, choices: Choices) -> str:
+    return content(drawn.drawing(file, index.field(file.key), choices).labels)
+
+
+def annotation(one: Back, index: store.Index, choices: Choices) -> Annotation:
     """What is to be written of a label image that came back."""
     assert one.origin is not None
-    field = index.field(one.file.key)
-    labels, dropped = files.read(one.file, field)
-    return Annotation(labels, one.file.boxes or whole(field), dropped, one.origin, one.base)
+    return drawn.read(one.file, index.field(one.file.key), choices, one.origin, one.base)
 
 
 def says(found: list[Back], accept: bool) -> list[str]:
@@ -142,6 +183,8 @@ def says(found: list[Back], accept: bool) -> list[str]:
     corrected = sum(one.corrected for one in found)
     rest, moved = len(found) - corrected, sum(not one.corrected and one.origin is not None for one in found)
     lines = [f"{corrected} label images are corrected, {rest} are unchanged"]
+    lines += [f"{one.file.key} is taken from {one.file.name}" for one in found if one.beside]
+    lines += [f"{one.left} is left out, for {one.file.name} was changed" for one in found if one.left]
     if rest and accept:
         lines.append("accept=true: the unchanged ones are human too")
     elif rest:

@@ -32,7 +32,7 @@ def report(problems: Sequence[Problem], of: int, table: Path | None = None) -> s
         f"{len(fields_of(problems))} of {of} fields are damaged: {counted(problems)}",
         *listing(problems),
         *([f"all of them: {table}"] if table else []),
-        "repair or remove these files and start again, or set on_error: skip to store the other planes",
+        "repair these files and start again, or store the other planes with on_error=skip",
     ])  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from hpc_isl import __version__
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.partial import MARK, naming_unwritable
+from hpc_isl.plates.store import Index, open_plate
 
 RECORD = "index/conversion.json"
 LOCK = "index/conversion.lock"
@@ -37,10 +37,19 @@ def state(out: Path, digest: str) -> State:
     if record["digest"] != digest:
         what = "another plate" if finished else "a half-converted plate"
         raise Mistake(
-            f"out: {out} holds {what}, from {record['source']} or by another recipe; "
-            f"choose another out, or remove it: rm -r {shlex.quote(str(out))}"
+            f"out: {out} holds {what}, from {record['source']} or by another recipe; choose another out"
         )
     return "finished" if finished else "unfinished"
+
+
+def recorded(out: Path) -> str | None:
+    """The digest of the plate that was begun at `out`; None: convert has begun none."""
+    return ((read_json(out / RECORD) or {}) if out.is_dir() else {}).get("digest")
+
+
+def finished_plate(out: Path) -> Index | None:
+    """The plate at `out` that convert has finished; None: there is none."""
+    return open_plate(out) if recorded(out) and (out / "zarr.json").exists() else None
 
 
 @contextmanager

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.assemble import usual_types
+from hpc_isl.plates.change import as_converted, plate_of, words_for
 from hpc_isl.plates.metadata import plate_facts
-from hpc_isl.plates.partial import free, full
-from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, Problem, well_name, well_position
+from hpc_isl.plates.partial import free, full, unwritable
+from hpc_isl.plates.plate import (
+    TRANSMITTED,
+    Export,
+    Field,
+    FieldKey,
+    Plate,
+    Problem,
+    doubtful_size,
+    well_name,
+    well_position,
+)
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
 from hpc_isl.plates.readers import detect, left_out
-from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.plates.store import Index
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.stages.conversion.costs import Costs, readable
 from hpc_isl.stages.conversion.problems import counted, harmful, listing, refuse
-from hpc_isl.stages.conversion.record import State, state
+from hpc_isl.stages.conversion.record import State, finished_plate, recorded, state
 from hpc_isl.stages.conversion.work import Work, converted
 
 
@@ -55,18 +67,21 @@ def survey(recipe: ConvertRecipe) -> Survey:
     """
     _check_places(recipe)
     export = _complete(_chosen(detect.read(recipe), recipe.fields))
+    digest = _digest(recipe, export)
+    if there := finished_plate(recipe.out):
+        digest = _digest_of(recipe, export, there, digest)
+        export = replace(export, plate=plate_of(export.plate, export.plate, there.plate))
     plate = export.plate
     _check_names(plate)
     plate_map = merged(export.plate_map, {})
     if recipe.plate_map:
         size = len(plate.rows), len(plate.columns)
         plate_map = merged(plate_map, read_plate_map(recipe.plate_map, *size, export.plate_map))
-    digest = _digest(recipe, export)
     at_out = state(recipe.out, digest)
     todo = tuple(field for field in plate.fields if export.files.get(field.key))
-    if at_out == "finished":
-        there = _complete_fields(open_plate(recipe.out), recipe, export)
-        todo = tuple(field for field in todo if field.key not in there)
+    if there:
+        written = _complete_fields(there, recipe, export)
+        todo = tuple(field for field in todo if field.key not in written)
     return Survey(recipe, export, plate_map, digest, at_out, todo)
 
 
@@ -109,18 +124,22 @@ def _texts(problems: Iterable[Problem]) -> dict[FieldKey, set[str]]:
 def describe(found: Survey, costs: Costs) -> tuple[str, ...]:
     """What a person wants to know before it starts: what is there, what it takes, what is wrong."""
     plate, recipe = found.plate, found.recipe
-    lines = [f"{plate.name}: {_counted(found.export)}", *found.export.remarks, *_left_out(found)]
+    lines = [f"{plate.name}: {_counted(found.export)}", *_kinds(plate)]
+    lines += [*found.export.remarks, *_left_out(found)]
     if plate.pixel_um is None:
         lines.append("pixel size unknown: positions are kept in pixels, no micrometres are invented")
+    elif doubt := doubtful_size(plate):
+        lines.append(f"warning: {doubt}")
     lines += _plate_map_lines(found)
     if found.state == "finished" and not found.todo:
         return (*lines, f"{recipe.out} holds this plate already: nothing to convert")
     if found.state == "unfinished":
         lines.append(f"{recipe.out} is half converted: fields that are there and unchanged are kept")
+    room = free(recipe.out)
     lines.append(
         f"{_many(len(found.todo), 'field')} to convert: {readable(costs.bytes_in)} in, about "
-        f"{readable(costs.bytes_out)} out (pixels take {100 * costs.share:.0f} % with {recipe.codec.name}), "
-        f"{readable(free(recipe.out))} free at {recipe.out}"
+        f"{readable(costs.bytes_out)} out (pixels take {100 * costs.share:.0f} % with {recipe.codec.name})"
+        + (f", {readable(room)} free at {recipe.out}" if room is not None else "")
     )
     if found.export.problems:
         lines += [f"planes of these fields are not there: {counted(found.export.problems)}"]
@@ -128,21 +147,51 @@ def describe(found: Survey, costs: Costs) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def check(found: Survey, costs: Costs) -> None:
-    """Raises what forbids the conversion: damaged fields that may not be skipped, or too little room."""
+def check(found: Survey) -> None:
+    """Raises what forbids the conversion: damaged fields that may not be skipped."""
     recipe, problems = found.recipe, harmful(found.export.problems)
     if recipe.on_error == "stop":
         refuse(problems, len(found.plate.fields), recipe.out.with_suffix(".problems.csv"))
     if not found.todo and found.state != "finished":
         raise Mistake("\n".join(["no field can be converted:", *listing(found.export.problems)]))
-    if found.state == "new" and costs.bytes_out > free(recipe.out):
-        raise full(recipe.out, costs.bytes_out)
+
+
+def check_place(found: Survey, costs: Costs) -> None:
+    """Raises what forbids to write the plate where it is to lie, as far as that is known beforehand.
+
+    Raises:
+        Blocked: too little room.
+        Mistake: it cannot be written.
+    """
+    if why := unwritable(found.recipe.out):
+        raise Mistake(f"out: {why}; choose another out")
+    room = free(found.recipe.out)
+    if found.state == "new" and room is not None and costs.bytes_out > room:
+        raise full(found.recipe.out, costs.bytes_out)
 
 
 def _digest(recipe: ConvertRecipe, export: Export) -> str:
     keys = {field.key for field in export.plate.fields} | {problem.key for problem in export.problems}
     parts = [plate_facts(export.plate), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _digest_of(recipe: ConvertRecipe, export: Export, there: Index, digest: str) -> str:
+    """The digest of the plate that is there, where this export is the same but for metadata.
+
+    Raises:
+        Mistake: they are others than `set` has left there; how to change them is said.
+    """
+    if len(export.plate.channels) != len(there.plate.channels):
+        return digest
+    converted = plate_of(export.plate, export.plate, as_converted(there))
+    made_as = _digest(recipe, replace(export, plate=converted))
+    if digest == made_as or recorded(recipe.out) != made_as:
+        return digest
+    if words := words_for(there.plate, export.plate):
+        call = f"python -m hpc_isl.submit set {shlex.quote(str(recipe.out))} {' '.join(words)}"
+        raise Mistake(f"out: {recipe.out} holds this plate, with other metadata; to change them: {call}")
+    return made_as
 
 
 def _check_places(recipe: ConvertRecipe) -> None:
@@ -212,6 +261,19 @@ def _left_out(found: Survey) -> list[str]:
     lines = left_out.lines(found.export.left_out, found.recipe.source.resolve())
     count = _many(len(found.export.left_out), "file")
     return [f"{count} will not be stored:", *(f"  {line}" for line in lines)] if lines else []
+
+
+def _kinds(plate: Plate) -> Iterator[str]:
+    """Which channels a network may look at on plates without stains, and which it learns to predict."""
+    free = [channel.name for channel in plate.channels if not channel.fluorescent]
+    stains = [channel.name for channel in plate.channels if channel.fluorescent]
+    yield f"label-free: {', '.join(free) or 'none'}; stains: {', '.join(stains) or 'none'}"
+    doubted = [name for name in stains if TRANSMITTED.search(name)]
+    if doubted and plate.details.get("reader") == "pattern":
+        yield (
+            f"warning: {', '.join(doubted)}: taken as stains, though the names say otherwise; "
+            f"pattern.transmitted=[{', '.join([*free, *doubted])}] says that they are label-free"
+        )
 
 
 def _many(count: int, noun: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,10 @@ from hpc_isl.learning.split import PARTS, Split
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, annotation, label_names, stamp
+from hpc_isl.plates.store import Index, LabelState, annotation, label_names, label_state
 
 Corners = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels, ends excluded."""
-FEW = 6
-"""With fewer annotated fields than this, one field is left out in turn."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,12 @@ class Box:
     def place(self) -> tuple[str | int, ...]:
         """What tells it from all others, wherever the plate lies."""
         return *self.field, self.key.acquisition, self.time, *self.corners
+
+    @property
+    def name(self) -> str:
+        """`P01 B03/1 [0, 0, 512, 512] 'nuclei'`: as people are told of it, unique."""
+        moment = f" time {self.time}" if self.index.field(self.key).shape[0] > 1 else ""
+        return f"{self.index.plate.name} {self.key}{moment} {list(self.corners)} {self.labels!r}"
 
     def at(self, level: int) -> Corners:
         """The corners in pixels of a level: those that lie wholly inside, or the one that it starts in."""
@@ -126,8 +130,20 @@ def fields(boxes: Iterable[Box]) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(box.field for box in boxes))
 
 
-def fingerprint(boxes: Iterable[Box]) -> str:
-    """Hash of where boxes lie, who made their labels, and of these labels' files, by name and size."""
+def states(boxes: Iterable[Box]) -> dict[tuple[Path, str], LabelState]:
+    """What one look at the labels of these boxes tells, by image and name."""
+    return {at: label_state(*at) for at in dict.fromkeys((box.image, box.labels) for box in boxes)}
+
+
+def parts(boxes: Iterable[Box], stamp: Callable[[Path, str], str]) -> dict[str, str]:
+    """What each box is called, and the start of the `stamp` of its image's labels, in order."""
+    boxes = list(boxes)
+    stamps = {at: stamp(*at) for at in {(box.image, box.labels) for box in boxes}}
+    return {box.name: stamps[box.image, box.labels][:16] for box in boxes}
+
+
+def fingerprint(boxes: Iterable[Box], stamp: Callable[[Path, str], str]) -> str:
+    """Hash of where boxes lie, and of the `stamp` of their labels, by image and name."""
     total = hashlib.sha256()
     for image, name in sorted({(box.image, box.labels) for box in boxes}):
         total.update(stamp(image, name).encode())

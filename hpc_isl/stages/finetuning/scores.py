@@ -29,6 +29,7 @@ from hpc_isl.stages.finetuning.setting import Setting
 from hpc_isl.stages.shared.held_out import Row, mean, spread, write_scores
 from hpc_isl.stages.shared.objects_from import objects_in, rule_of
 from hpc_isl.stages.shared.sweeps import SCORES
+from hpc_isl.stages.shared.workloads import TEST, megapixels
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
@@ -65,6 +66,7 @@ def make_scores(
             if number in shown:
                 predicted = stain(sources)[0] if stain else None
                 panels.append(_panel(shown.index(number), setting, box, found, predicted))
+        attempt.clock.tick(TEST, megapixels(setting.view, [(first.index, first.key)]))
         attempt.progress(done, len(own), "test fields", **_quick([row for _, row in rows]))
     gathered = world.gather((attempt.stopping.is_set(), rows, panels))
     if any(stopped for stopped, _, _ in gathered):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.contract import Contract, Task, read_contract
-from hpc_isl.learning.split import Split
+from hpc_isl.learning.foreign import unlike_channels
+from hpc_isl.learning.split import PARTS, Split
 from hpc_isl.learning.split import draw as draw_split
 from hpc_isl.learning.split import read as read_split
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.training import DataRecipe, NetRecipe, PlaneRecipe, SplitRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.finetuning import boxes as boxes_
 from hpc_isl.stages.finetuning.boxes import Box
+from hpc_isl.stages.shared.resized import resized_since
 from hpc_isl.stages.shared.study import open_plates
 
 LEARN = ("train", "validation")
@@ -58,6 +61,11 @@ class Setting:
     testing: tuple[Box, ...]
     remarks: tuple[str, ...] = ()
 
+    @property
+    def tested(self) -> list[tuple[Index, FieldKey]]:
+        """The fields of the boxes that score, each once."""
+        return list({(box.index.path, box.key): (box.index, box.key) for box in self.testing}.values())
+
     def start(self, arm: str) -> Start | None:
         """The model that an arm starts from; None: random weights, or those of a file."""
         if arm in ("random", "imagenet"):
@@ -89,10 +97,46 @@ def settle(recipe: FinetuneRecipe) -> Setting:
     pool, testing = _parted(recipe, view, indices, split)
     pool = boxes_.only(pool, recipe.only)
     learning = boxes_.draw(pool, recipe.n, recipe.draw) if recipe.n != 0 else []
-    remarks = _seen(recipe, testing, starts)
+    remarks = [*_unlike(indices, starts), *_seen(recipe, testing, starts)]
     return Setting(
         indices, split, view, net, starts, tuple(pool), tuple(learning), tuple(testing), tuple(remarks)
     )
+
+
+def as_planned(recipe: FinetuneRecipe, setting: Setting, parts: Mapping[str, Mapping[str, str]]) -> Setting:
+    """The same with the boxes that the run was planned with, whatever has been annotated since.
+
+    Args:
+        parts: of the plan, as the run's record keeps them; empty: the plan is of an earlier version.
+
+    Raises:
+        Mistake: labels in one of these boxes were changed, or removed.
+    """
+    if not parts:
+        return setting
+    there = {
+        box.name: box
+        for name in dict.fromkeys([recipe.labels, *recipe.truth])
+        for box in _of(setting.view, setting.indices, setting.split, name, PARTS)
+    }
+    states = boxes_.states(there.values())
+    known = boxes_.parts(there.values(), lambda image, name: states[image, name].stamp)
+    for name, stamp in (pair for own in parts.values() for pair in own.items()):
+        if known.get(name) != stamp:
+            raise Mistake(
+                f"{name}: these labels were changed since the run was planned; start it again under another "
+                "--name, or the sweep that it belongs to with --update"
+            )
+    learning, testing = (tuple(there[name] for name in parts[key]) for key in ("boxes", "test boxes"))
+    return replace(setting, learning=learning, testing=testing)
+
+
+def held_norms(recipe: FinetuneRecipe) -> str:
+    """What of the network keeps the BatchNorm statistics that it came with: encoder, all, or nothing ("")."""
+    if not recipe.transfer.hold_norm or recipe.arm == "random":
+        return ""
+    # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
+    return "encoder" if recipe.arm == "imagenet" else "all"
 
 
 # ---------------------------------------------------------------- models
@@ -143,9 +187,15 @@ def _refuse_unfit(recipe: FinetuneRecipe, task: Task | None) -> None:
 def _start(run: Path, key: str) -> Start:
     folder = Run(run).model
     try:
-        return Start(folder, read_contract(folder))
+        start = Start(folder, read_contract(folder))
     except Mistake as mistake:
         raise Mistake(f"{key}={run}: {mistake}") from None
+    for line, _ in resized_since(start.contract):
+        raise Mistake(
+            f"{key}={run}: {line}, after this model was trained there: it takes pixels for another size than "
+            "they have; train it again, under another --name"
+        )
+    return start
 
 
 def _isl(starts: dict[str, Start]) -> list[Start]:
@@ -204,6 +254,17 @@ def _seen_by(view: View) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+def _unlike(indices: Sequence[Index], starts: dict[str, Start]) -> Iterator[str]:
+    """Channels that are of another kind here than where a model learnt."""
+    found = (
+        line
+        for start in starts.values()
+        for index in indices
+        for line in unlike_channels(start.contract.view, start.contract.stains, {}, index)
+    )
+    yield from (f"warning: {line}" for line in dict.fromkeys(found))
+
+
 def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
     """One network for all arms; its weights are what the arm imagenet starts from."""
     nets = [start.contract.net for start in starts.values()]
@@ -254,8 +315,8 @@ def _of(view: View, indices: Sequence[Index], split: Split, name: str, parts: tu
 def _seen(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Start]) -> Iterator[str]:
     """Test wells on which a model was trained are refused, or said."""
     for start in starts.values():
-        known = start.contract.wells.get("train", {})
-        leaks = [box for box in testing if _trained_on(box, known.get(box.index.plate.name, []))]
+        seen = start.contract.has_seen
+        leaks = [box for box in testing if seen("train", box.index.plate.name, box.key)]
         if not leaks:
             continue
         names = ", ".join(dict.fromkeys(f"{box.key.well}/{box.key.name}" for box in leaks[:6]))
@@ -263,7 +324,3 @@ def _seen(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Star
         if recipe.seen == "refuse":
             raise Mistake(f"{text}. Annotate wells of its part `test` (its split.csv), or say seen=allow")
         yield text
-
-
-def _trained_on(box: Box, units: Sequence[str]) -> bool:
-    return box.key.well in units or f"{box.key.well}/{box.key.name}" in units

@@ -14,10 +14,11 @@ from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.finetuning.boxes import FEW, boxes_of, fields
+from hpc_isl.stages.finetuning.boxes import boxes_of, fields
 from hpc_isl.stages.finetuning.setting import LEARN, Setting, needs, settle
+from hpc_isl.stages.shared.following import after_finetuning
 from hpc_isl.stages.shared.study import expanded
-from hpc_isl.stages.shared.sweeps import FINAL, MAIN
+from hpc_isl.stages.shared.sweeps import FEW, FINAL, MAIN
 from hpc_isl.strict import parse, read_yaml
 
 ALL = {"n": "all", "draw": 0, "only": {}, "fold": None, "everything": True}
@@ -154,3 +155,13 @@ def _scores(runs: list[Run]) -> dict[Path, float]:
         raise Mistake("no element has a score: no test field has labels to score by, so no arm is the best")
     most = {key: by_size[max(by_size)] for key, by_size in groups.items()}
     return {each[0][1]: sum(value for value, _ in each) / len(each) for each in most.values()}
+
+
+# ---------------------------------------------------------------- what follows
+
+
+def after_sweep(run: Run) -> list[str]:
+    """What to type when a sweep is done: its page, and its model on the plates that it has seen."""
+    final = {one.name: one for one in run.elements()}.get(FINAL)
+    plates = read_yaml(final.recipe)["plates"] if final and final.model.exists() else []
+    return ["report {run}", *([after_finetuning([Path(path) for path in plates])] if plates else [])]

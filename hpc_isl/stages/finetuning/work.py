@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,36 +15,40 @@ from torch import nn
 
 import hpc_isl
 from hpc_isl import seeds
+from hpc_isl.device import remarks
 from hpc_isl.files import read_json
 from hpc_isl.learning import model
-from hpc_isl.learning.annotated import Annotated, AnnotatedCrops, labels_in
+from hpc_isl.learning.annotated import Annotated, AnnotatedCrops
 from hpc_isl.learning.batches import batches
 from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.contract import Contract, Task
-from hpc_isl.learning.drift import Reference, reference_of
-from hpc_isl.learning.fields import field_view, fields_of, level_on
+from hpc_isl.learning.fields import field_view, level_on
+from hpc_isl.learning.foreign import stains_of
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.heads import set_head, start_from
 from hpc_isl.learning.loop import Hooks, Progress, train
 from hpc_isl.learning.norms import hold_norms
-from hpc_isl.learning.object_losses import object_loss
+from hpc_isl.learning.object_losses import object_loss, title_of
 from hpc_isl.learning.optim import groups_of
-from hpc_isl.learning.precision import name_of, resolve
+from hpc_isl.learning.precision import device_of, name_of, resolve
 from hpc_isl.learning.shares import check_shares, steps_of
 from hpc_isl.learning.transfer import MicroBatch
 from hpc_isl.learning.unet import build
 from hpc_isl.learning.world import World, open_world
 from hpc_isl.objects.distance import distance_map
-from hpc_isl.objects.matching import inside
 from hpc_isl.recipe import digest
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
+from hpc_isl.stages.finetuning import areas, seen
 from hpc_isl.stages.finetuning.boxes import Box
-from hpc_isl.stages.finetuning.scores import count, main_figures, make_scores
-from hpc_isl.stages.finetuning.setting import Setting, settle
+from hpc_isl.stages.finetuning.scores import main_figures, make_scores
+from hpc_isl.stages.finetuning.setting import Setting, as_planned, held_norms, settle
+from hpc_isl.stages.shared.following import after_finetuning
 from hpc_isl.stages.shared.held_out import write_scores
 from hpc_isl.stages.shared.ledger import Ledger
+from hpc_isl.stages.shared.pictures import draw_training
+from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after
 
 
 @dataclass(frozen=True)
@@ -87,22 +92,47 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
         return
     scores = main_figures(rows, recipe)
     figures = scores | _cost(course, seconds)
+    if world.rank == 0 and recipe.n != 0:
+        of = recipe.objects
+        draw_training(attempt.run.metric_lines(), _curves(course), title_of(of.kind, of.alpha))
     shown = {f"test/{name}": value for name, value in scores.items() if not name.endswith("_sd")}
     attempt.metric(figures["steps"], **shown)
-    attempt.finish({"figures": figures, "arm": recipe.arm, "made": _made(course)})
+    made = _made(course)
+    following = [after_finetuning(recipe.plates)] if "model" in made else []
+    attempt.finish({"figures": figures, "arm": recipe.arm, "made": made, "next": following})
     if world.rank == 0:  # a sweep has many runs, and each checkpoint is three models large
         shutil.rmtree(attempt.run.checkpoints, ignore_errors=True)
 
 
+def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
+    """Trains for a while, then scores one field of those that test; keeps nothing."""
+    with open_world(attempt) as world:
+        course = _prepare(recipe, attempt, world)
+        with ended_after(attempt, TRIAL_S):
+            _train(course)
+        attempt.clock.tick("between", 1)
+        for index, key in course.setting.tested[:1]:
+            own = tuple(box for box in course.setting.testing if box.index is index and box.key == key)
+            setting = replace(course.setting, testing=own)
+            make_scores(recipe, setting, course.network, course.task, attempt, world)
+
+
 def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> _Course:
-    setting = settle(recipe)
-    objects = tuple(_objects(box) for box in setting.learning)
+    parts = (read_json(attempt.run.record) or {}).get("parts", {})
+    setting = as_planned(recipe, settle(recipe), parts)
+    drawn = [areas.drawn_in(box) for box in setting.learning]
+    objects = tuple(one.count for one in drawn)
     task = _task(recipe, setting, sum(objects))
+    if task and recipe.objects.min_area is not None:
+        task = replace(task, min_area=recipe.objects.min_area, min_area_um2=None)
+    elif task and drawn:
+        task = areas.with_least_area(task, setting.view, drawn)
+        if task.min_area:
+            attempt.say(areas.says(task))
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
     network: Any = _network(recipe, setting, task, seed)
-    if recipe.transfer.hold_norm and recipe.arm != "random":
-        # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
-        hold_norms(network.encoder if recipe.arm == "imagenet" else network)
+    if held := held_norms(recipe):
+        hold_norms(network.encoder if held == "encoder" else network)
     return _Course(recipe, attempt, world, setting, task, network, seed, objects)
 
 
@@ -114,16 +144,13 @@ def _task(recipe: FinetuneRecipe, setting: Setting, objects: int) -> Task | None
     of, start = recipe.objects, setting.start(recipe.arm)
     if start is not None and recipe.n == 0:
         kept = start.contract.task
-        return kept and replace(
-            kept, h=of.h, min_area=of.min_area, method=of.method, arm=recipe.arm, boxes=0, objects=0
-        )
+        return kept and replace(kept, h=of.h, method=of.method, arm=recipe.arm, boxes=0, objects=0)
     stain = start.contract.view.normalize.target if start else ""
     from_stain = start is not None and start.isl and of.head == "paper"
     return Task(
         labels=recipe.labels, kind=of.kind, head=of.head, from_stain=from_stain,
         span=65535.0 if stain == "none" else 1.0, slope=of.slope, scale=of.scale, h=of.h,
-        min_area=of.min_area, method=of.method, arm=recipe.arm, boxes=len(setting.learning),
-        objects=objects,
+        method=of.method, arm=recipe.arm, boxes=len(setting.learning), objects=objects,
     )  # fmt: skip
 
 
@@ -155,11 +182,6 @@ def _net(recipe: FinetuneRecipe, setting: Setting) -> NetRecipe:
     return setting.net.model_copy(update={"weights": None if recipe.arm == "random" else weights})
 
 
-def _objects(box: Box) -> int:
-    """Objects inside a box, at full resolution."""
-    return count(inside(labels_in(box.image, box.labels, 0, box.time), box.corners))
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -168,11 +190,13 @@ def _train(course: _Course) -> tuple[Progress, bool]:
     crops = _crops(course)
     steps = steps_of(recipe.train, len(crops))
     workers = loading_processes(recipe.data.workers if recipe.data else None, attempt.cpus)
-    ledger = Ledger(attempt, steps, recipe.train.batch)
+    ledger = Ledger(attempt, steps, recipe.train.batch, check_shares(recipe.train, world.size))
     attempt.say(
         f"{len(crops.boxes)} boxes, {course.task.objects if course.task else 0} objects; {world.size} "
         f"process{'es' * (world.size > 1)} on {world.device.type}, {torch.get_num_threads()} threads each"
     )
+    for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
+        attempt.say(line)
 
     def from_step(first: int) -> Iterator[MicroBatch]:
         return batches(crops, recipe.train, world.rank, world.size, first, steps, workers)
@@ -231,28 +255,12 @@ def _keep_model(course: _Course) -> None:
         view=setting.view, net=_net(recipe, setting), predict=recipe.predict,
         precision=name_of(resolve(recipe.train.precision, course.world.device)),
         recipe=recipe.model_dump(mode="json"), digest=_digest(course), split=setting.split.digest,
-        wells={"train": _wells(setting.learning), "test": _wells(setting.testing)},
+        wells=seen.wells(setting, recipe.arm),
         plates={index.plate.name: index.fingerprint for index in setting.indices},
-        step=_steps(course), code=hpc_isl.__version__, task=task, reference=_reference(setting),
+        step=_steps(course), code=hpc_isl.__version__, task=task, reference=seen.reference(setting),
+        stains=stains_of(setting.view, setting.indices),
     )  # fmt: skip
     model.save(course.attempt.run.model, course.network, contract)
-
-
-def _reference(setting: Setting) -> Reference:
-    """What the images are like that the model knows: the ISL model's, which saw most, else the split's."""
-    known = [start.contract.reference for start in setting.starts.values() if start.isl]
-    if known and known[0]:
-        return known[0]
-    keys = [fields_of(setting.view, index, setting.split, "train") for index in setting.indices]
-    return reference_of(setting.view, setting.indices, keys)
-
-
-def _wells(boxes: tuple[Box, ...]) -> dict[str, list[str]]:
-    """Plate -> fields, as in B03/1."""
-    found: dict[str, set[str]] = {}
-    for box in boxes:
-        found.setdefault(box.index.plate.name, set()).add(f"{box.key.well}/{box.key.name}")
-    return {name: sorted(units) for name, units in found.items()}
 
 
 def _cost(course: _Course, seconds: float) -> dict[str, Any]:
@@ -270,7 +278,15 @@ def _steps(course: _Course) -> int:
     return steps_of(of, len(course.objects) * of.crops_per_field) if course.objects else 0
 
 
+def _curves(course: _Course) -> Path:
+    return course.attempt.run.pictures / "training.png"
+
+
 def _made(course: _Course) -> dict[str, str]:
     run = course.attempt.run
-    there = {"model": run.model, "scores": run.folder / "scores.csv"}
+    there = {
+        "model": run.model,
+        "scores": run.folder / "scores.csv",
+        "training curves": _curves(course),
+    }
     return {name: str(path) for name, path in there.items() if path.exists()}

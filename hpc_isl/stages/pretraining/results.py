@@ -9,6 +9,7 @@ from pathlib import Path
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.world import World
 from hpc_isl.plates.plate import Plate
+from hpc_isl.plates.plate_map import described
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.pretraining.virtual_stain import (
     finish_stain,
@@ -20,6 +21,7 @@ from hpc_isl.stages.pretraining.virtual_stain import (
 from hpc_isl.stages.shared import pictures
 from hpc_isl.stages.shared.held_out import Row, Seen, look, main_scores, score, write_scores
 from hpc_isl.stages.shared.study import Place, Study, name_of
+from hpc_isl.stages.shared.workloads import TEST, megapixels
 
 EXAMPLES = 4
 
@@ -41,11 +43,17 @@ class Results:
 
 
 def make_results(
-    study: Study, predictor: Predictor, attempt: Attempt, world: World, labels: str | None, stain: bool
+    study: Study,
+    predictor: Predictor,
+    attempt: Attempt,
+    world: World,
+    labels: str | None,
+    stain: bool,
+    loss: str,
 ) -> Results | None:
     """Predicts each test field once, shared out among ranks; None if the run is stopping.
 
-    In the run folder appear `scores.csv`, `pictures/` and, with `stain`, `stain.zarr`.
+    In the run folder appear `scores.csv`, `pictures/` and, with `stain`, `stain.zarr`. `loss`: its name.
     """
     places = study.places("test")
     stains = _stains(study, places, attempt.run) if stain else {}
@@ -63,7 +71,8 @@ def make_results(
     made: dict[str, str] = {}
     if world.rank == 0:
         shown = dict(pair for _, _, own in gathered for pair in own)
-        made = _write(study, attempt.run, stains, ordered, [shown[number] for number in sorted(shown)])
+        pairs = [shown[number] for number in sorted(shown)]
+        made = _write(study, attempt.run, stains, ordered, pairs, loss)
     return Results(tuple(ordered), world.share(made))
 
 
@@ -96,6 +105,7 @@ def _own_share(
         if stains:
             path, plate = stains[seen[0].index.plate.name]
             write_stain(path, plate, study, seen)
+        attempt.clock.tick(TEST, megapixels(study.view, [places[number]]))
         if number in shown:
             examples.append((number, _example(study, seen[0], found)))
         attempt.progress(done, len(own), "test fields", **main_scores(rows))
@@ -103,9 +113,9 @@ def _own_share(
 
 
 def _example(study: Study, seen: Seen, rows: Sequence[Row]) -> pictures.Example:
-    about = [value for value in seen.index.plate_map.get(seen.key.well, {}).values() if value]
+    about = described(seen.index.plate_map.get(seen.key.well, {}))
     return pictures.Example(
-        title=", ".join([str(seen.key), *about[:2]]),
+        title=", ".join([str(seen.key), *about]),
         sources=seen.sources,
         targets=seen.targets,
         prediction=seen.prediction,
@@ -117,7 +127,12 @@ def _example(study: Study, seen: Seen, rows: Sequence[Row]) -> pictures.Example:
 
 
 def _write(
-    study: Study, run: Run, stains: Stains, rows: Sequence[Row], examples: Sequence[pictures.Example]
+    study: Study,
+    run: Run,
+    stains: Stains,
+    rows: Sequence[Row],
+    examples: Sequence[pictures.Example],
+    loss: str,
 ) -> dict[str, str]:
     made: dict[str, Path] = {}
     for index in study.indices:
@@ -132,5 +147,5 @@ def _write(
         made["source, target, prediction"] = run.pictures / "examples.png"
         pictures.draw_examples(examples, made["source, target, prediction"])
     made["training curves"] = run.pictures / "training.png"
-    pictures.draw_training(run.metric_lines(), made["training curves"])
+    pictures.draw_training(run.metric_lines(), made["training curves"], loss)
     return {label: str(path) for label, path in made.items()}

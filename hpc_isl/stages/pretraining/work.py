@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import hpc_isl
+from hpc_isl.device import remarks
 from hpc_isl.learning import model
 from hpc_isl.learning.batches import batches
 from hpc_isl.learning.calibrate import view_of
@@ -18,10 +19,11 @@ from hpc_isl.learning.checkpoint import Checkpoints
 from hpc_isl.learning.contract import Contract
 from hpc_isl.learning.drift import reference_of
 from hpc_isl.learning.fields import fields_of
+from hpc_isl.learning.foreign import stains_of
 from hpc_isl.learning.forking import loading_processes
 from hpc_isl.learning.loop import Hooks, Progress, train
-from hpc_isl.learning.losses import loss_of
-from hpc_isl.learning.precision import name_of, resolve
+from hpc_isl.learning.losses import Loss, loss_of, title_of
+from hpc_isl.learning.precision import device_of, name_of, resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import Crops, crops_of
 from hpc_isl.learning.shares import check_shares, steps_of
@@ -37,9 +39,21 @@ from hpc_isl.recipe import digest
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.pretraining.results import Results, make_results
-from hpc_isl.stages.shared.held_out import by_plate_map, figures, main_scores, quick_scores
+from hpc_isl.stages.shared.following import after_pretraining
+from hpc_isl.stages.shared.held_out import (
+    CONSTANT,
+    Pixels,
+    by_plate_map,
+    constant_text,
+    figures,
+    look,
+    main_scores,
+    quick_scores,
+    score,
+)
 from hpc_isl.stages.shared.ledger import Ledger
 from hpc_isl.stages.shared.study import Study, open_plates
+from hpc_isl.stages.shared.workloads import TEST, TRIAL_S, VALIDATION, ended_after, megapixels
 
 # Range of a normalised target's values, to which the constants of SSIM as a loss refer.
 SPAN = {"percentile": 1.0, "standard": 4.0, "max16": 1.0, "none": 65535.0}
@@ -59,6 +73,15 @@ class _Course:
     ledger: Ledger
 
     @property
+    def loss(self) -> Loss:
+        of = self.recipe.loss
+        return loss_of(of.name, of.pearson, of.ssim, SPAN[self.recipe.data.normalize.target])
+
+    def loss_of_field(self, prediction: Pixels, truth: Pixels) -> float:
+        """As in training, over a whole field, (target, y, x) each."""
+        return float(self.loss(torch.tensor(prediction)[None], torch.tensor(truth)[None]))
+
+    @property
     def predictor(self) -> Predictor:
         of, device = self.recipe.predict, self.world.device
         dtype = resolve(self.recipe.train.precision, device)
@@ -66,6 +89,11 @@ class _Course:
             self.network, device, dtype, of.tile, of.halo, of.batch,
             channels_last=self.recipe.net.channels_last,
         )  # fmt: skip
+
+    def own_megapixels(self, part: str) -> float:
+        """Of the fields of a part that this rank looks at."""
+        own = self.study.places(part)[self.world.rank :: self.world.size]
+        return megapixels(self.study.view, own)
 
 
 def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
@@ -82,13 +110,32 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
         step = progress.best_step if recipe.train.patience and progress.best_step else progress.step
         if finished:
             _keep_model(course, step)
-            stain = recipe.predict.stain
-            results = make_results(course.study, course.predictor, attempt, world, recipe.labels, stain)
+            of = recipe.loss
+            results = make_results(
+                course.study, course.predictor, attempt, world, recipe.labels, recipe.predict.stain,
+                title_of(of.name, of.pearson, of.ssim),
+            )  # fmt: skip
     if results is None:
         attempt.stopping.set()  # one rank was asked to stop; now all of them know
     else:
         attempt.metric(step, **{f"test/{name}": value for name, value in main_scores(results.rows).items()})
+        if blind := figures(results.rows).get(CONSTANT):
+            attempt.say(f"test wells: {constant_text(blind)}")
         attempt.finish(_summary(course, results, step))
+
+
+def trial(recipe: PretrainRecipe, attempt: Attempt) -> None:
+    """Trains for a while, then looks at a field of those that validate and test; keeps nothing."""
+    with open_world(attempt) as world:
+        course = _prepare(recipe, attempt, world)
+        with ended_after(attempt, TRIAL_S):
+            _train(course)
+        for part, phase in (("validation", VALIDATION), ("test", TEST)):
+            attempt.clock.tick("between", 1)
+            for place in course.study.places(part)[:1]:
+                for seen in look(course.study, course.predictor, place):
+                    score(course.study, seen, recipe.labels)
+                attempt.clock.tick(phase, megapixels(course.study.view, [place]))
 
 
 def _prepare(recipe: PretrainRecipe, attempt: Attempt, world: World) -> _Course:
@@ -110,7 +157,10 @@ def _prepare(recipe: PretrainRecipe, attempt: Attempt, world: World) -> _Course:
         recipe, attempt, world, study, crops,
         build(recipe.net, len(study.view.sources), len(study.view.targets), recipe.train.seed),
         Checkpoints(attempt.run.checkpoints, key, recipe.train.keep, attempt.say),
-        Ledger(attempt, steps_of(recipe.train, len(crops)), recipe.train.batch),
+        Ledger(
+            attempt, steps_of(recipe.train, len(crops)), recipe.train.batch,
+            check_shares(recipe.train, world.size),
+        ),
     )  # fmt: skip
 
 
@@ -121,6 +171,8 @@ def _train(course: _Course) -> tuple[Progress, bool]:
         f"training: {world.size} process{'es' * (world.size > 1)} on {world.device.type}, each with "
         f"{torch.get_num_threads()} threads and {workers} loading processes"
     )
+    for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
+        attempt.say(line)
 
     def from_step(first: int) -> Iterator[MicroBatch]:
         return batches(course.crops, recipe.train, world.rank, world.size, first, steps, workers)
@@ -132,10 +184,8 @@ def _train(course: _Course) -> tuple[Progress, bool]:
         evaluate=partial(_validate, course) if course.study.places("validation") else None,
         describe=partial(_describe, course),
     )
-    of = recipe.loss
-    loss = loss_of(of.name, of.pearson, of.ssim, SPAN[recipe.data.normalize.target])
     return train(
-        course.network, loss, hooks, recipe.train, recipe.optim, steps, world, course.checkpoints,
+        course.network, course.loss, hooks, recipe.train, recipe.optim, steps, world, course.checkpoints,
         recipe.net.channels_last,
     )  # fmt: skip
 
@@ -143,7 +193,8 @@ def _train(course: _Course) -> tuple[Progress, bool]:
 def _validate(course: _Course, step: int) -> float | None:
     stopping = course.attempt.stopping.is_set
     places = course.study.places("validation")
-    found = quick_scores(course.study, course.predictor, places, course.world, stopping)
+    found = quick_scores(course.study, course.predictor, places, course.world, stopping, course.loss_of_field)
+    course.attempt.clock.tick(VALIDATION, course.own_megapixels("validation"))
     if found is None:
         return None
     course.ledger.validated(step, found)
@@ -176,6 +227,7 @@ def _keep_model(course: _Course, step: int) -> None:
         step=step,
         code=hpc_isl.__version__,
         reference=reference_of(study.view, study.indices, _training(study)),
+        stains=stains_of(study.view, study.indices),
     )
     model.save(course.attempt.run.model, course.network, contract)
 
@@ -194,8 +246,10 @@ def _units(study: Study, part: str, by: str) -> dict[str, list[str]]:
 
 
 def _summary(course: _Course, results: Results, step: int) -> dict[str, Any]:
+    arm = "imagenet+isl" if course.recipe.net.weights else "random+isl"
     return {
         "figures": figures(results.rows) | {"steps": step},
         "by": by_plate_map(course.study, results.rows),
         "made": {"model": str(course.attempt.run.model), **results.made},
+        "next": after_pretraining(course.study, arm) if course.world.rank == 0 else [],
     }

@@ -11,7 +11,7 @@ from hpc_isl.stages.reporting import origin as rests_on
 from hpc_isl.stages.reporting.pictures import facet_title
 from hpc_isl.stages.reporting.sweep import Sweep, Truth
 from hpc_isl.stages.reporting.tables import Results, spreads, training_boxes
-from hpc_isl.stages.reporting.words import name_of_score
+from hpc_isl.stages.reporting.words import LEGEND, name_of_score
 from hpc_isl.stages.shared.html import Html, table, tag
 from hpc_isl.stages.shared.sweeps import FINAL, SCORES
 from hpc_isl.strict import flatten
@@ -48,6 +48,11 @@ def scores(found: Results, truth: Truth, same: str) -> Html:
             rows.append([cell.arm, cell.n, objects, most, *(_pair(each[score]) for score in SCORES)])
     header = ["arm", "N", "objects", "scored", *map(name_of_score, SCORES)]
     return table(header, rows, f"Against {truth}, {facet_title(sweep, same)}.", range(1, len(header)))
+
+
+def legend() -> Html:
+    """What each score says."""
+    return table(["score", "meaning"], list(LEGEND.items()), "What the scores and N say.")
 
 
 def _pair(one: Spread) -> str:

@@ -19,6 +19,7 @@ from hpc_isl.stages.reporting.words import (
     number,
     percent,
     signed,
+    spelled_out,
 )
 from hpc_isl.stages.shared.html import Html, join, page, picture, table, tag
 
@@ -72,7 +73,7 @@ def _about(sweep: Sweep) -> str:
     whole = len(sweep.elements) + (sweep.final is not None)
     seeds = len({seed for _, seed in sweep.chances})
     draws = len({draw for draw, _ in sweep.chances})
-    score = f"Main score: {name_of_score(sweep.score)} against {sweep.truths[0]}."
+    score = f"Main score: {spelled_out(sweep.score)} against {sweep.truths[0]}."
     return (
         f"{whole} of {len(sweep.names)} elements are done: "
         f"arms {len(sweep.arms)}, draws {draws}, seeds {seeds}. "
@@ -165,11 +166,11 @@ def _savings(found: Results) -> Iterator[object]:
         "p", "How many times the annotated objects of an arm another arm needs to reach the same score. "
         "Curves are taken as rising, linear in the logarithm of the objects. Nothing is extrapolated: > "
         "means that the score was never reached, < that it was exceeded from the start. Above 1 the arm with "
-        "ISL saves annotations.",
+        "ISL saves annotations; – where the score is 0.00, for which none are needed.",
     )  # fmt: skip
     rows = [
-        [one.arm, one.n, f"{one.objects:.0f}", number(one.score), one.base, f"{one.factor} ×",
-         "–" if one.likely is None else str(one.likely)]
+        [one.arm, one.n, f"{one.objects:.0f}", number(one.score), one.base,
+         "–" if one.factor is None else f"{one.factor} ×", "–" if one.likely is None else str(one.likely)]
         for one in every
     ]  # fmt: skip
     header = [
@@ -200,6 +201,7 @@ def _scores(found: Results) -> Iterator[object]:
         tag("code", "scores_all.csv"), " (each test box of each element), ", tag("code", "summary.csv"), ", ",
         tag("code", "differences.csv"), ", ", tag("code", "savings.csv"), ", ", tag("code", "boxes.csv"), ".",
     )  # fmt: skip
+    yield details.legend()
     for truth in sweep.truths:
         for same in sweep.facets:
             yield details.scores(found, truth, same)

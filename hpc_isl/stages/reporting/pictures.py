@@ -15,7 +15,7 @@ from hpc_isl.stages.reporting.arms import Arm
 from hpc_isl.stages.reporting.statistics import Design, Difference
 from hpc_isl.stages.reporting.sweep import Cell, N, Sweep, Truth
 from hpc_isl.stages.reporting.tables import Results
-from hpc_isl.stages.reporting.words import name_of_score
+from hpc_isl.stages.reporting.words import spelled_out
 from hpc_isl.stages.shared.pictures import INK
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def draw_scores(found: Results, n: N) -> Picture:
         for row, cell in enumerate(shown):
             _draw_cell(axis, found.designs[found.truth, same], cell, row)
         axis.set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
-        axis.set_xlabel(f"{name_of_score(sweep.score)}, {found.truth}", fontsize=10)
+        axis.set_xlabel(f"{spelled_out(sweep.score)}, {found.truth}", fontsize=10)
         _plain(axis, "x")
     grid[0].set_yticks(range(len(shown)), [_cell_name(cell, n) for cell in shown], fontsize=10)
     grid[0].set_ylim(len(shown) - 0.45, -0.55)
@@ -128,7 +128,7 @@ def draw_curves(found: Results, truth: Truth, name: str) -> Picture:
             _draw_arms(axis, found, found.designs[truth, same], over)
         axes[0].set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
     for axis in grid[:, 0]:
-        axis.set_ylabel(f"mean {name_of_score(sweep.score)}, {truth}", fontsize=10)
+        axis.set_ylabel(f"{spelled_out(sweep.score)},\nmean against {truth}", fontsize=10)
     lines, labels = grid[0, 0].get_legend_handles_labels()
     across = 3 if max(map(len, labels), default=0) < 24 else 2
     figure.legend(lines, labels, loc="outside lower center", ncols=across, fontsize=10, frameon=False)
@@ -212,7 +212,7 @@ def draw_differences(found: Results) -> Picture | None:
     for axis, pair in zip(grid, pairs, strict=False):
         _draw_pair(axis, found.sweep, [one for one in every if (one.arm, one.base) == pair])
     for axis in grid[::columns]:
-        axis.set_ylabel(f"difference of {name_of_score(found.sweep.score)}", fontsize=10)
+        axis.set_ylabel(f"difference of\n{spelled_out(found.sweep.score)}", fontsize=10)
     said = "; ".join(f"{o.arm} less {o.base} at N = {o.n}: {o.value.value:+.2f}, {o.verdict}" for o in every)
     caption = (
         "Difference on the same test boxes and draws with its 95 % interval. Above 0: the arm with ISL "

@@ -19,6 +19,8 @@ Path_ = tuple[str, ...]
 Key = tuple[Path_, Chance]
 """One score: the path of its test box in the hierarchy, and draw and seed."""
 SEED = 0
+NOTHING = 0.005
+"""Scores below are shown as 0.00: no share of them is told, and nothing is saved for them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,7 @@ class Difference:
     """Score of an arm less that of another, on the same test boxes and draws.
 
     Attributes:
-        gain: the same as a share of the other's score.
+        gain: the same as a share of the other's score; not a number where that is next to nothing.
         pairs: test boxes × draws that both have.
     """
 
@@ -175,7 +177,7 @@ def _difference(found: Design, ours: Cell, theirs: Cell) -> Difference:
     less = resampled[:, 0] - resampled[:, 1]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = less / resampled[:, 1]
-        gain = (values[0] - values[1]) / values[1]
+        gain = (values[0] - values[1]) / values[1] if values[1] >= NOTHING else np.nan
     if not (np.isfinite(gain) and np.isfinite(share).all()):
         share = np.full(len(share), np.nan)
     return Difference(
@@ -192,7 +194,8 @@ class Saving:
     """Annotated objects that another arm needs for the score of an arm at N, over those it had.
 
     Attributes:
-        likely: 95 % interval; None where one draw alone was made.
+        factor: None where the score is next to nothing: that much is reached without annotations.
+        likely: 95 % interval; None where one draw alone was made, or there is no factor.
     """
 
     arm: Arm
@@ -200,7 +203,7 @@ class Saving:
     n: N
     objects: float
     score: float
-    factor: Between
+    factor: Between | None
     likely: Between | None
 
 
@@ -230,5 +233,8 @@ def _savings(sweep: Sweep, found: Design, ours: list[Cell], theirs: list[Cell]) 
 
     again = [] if np.isnan(resampled).any() else [factors(means) for means in resampled]
     for place, (cell, (score, factor)) in enumerate(zip(ours, factors(values), strict=True)):
-        likely = saved_interval([one[place][1] for one in again]) if again else None
-        yield Saving(cell.arm, theirs[0].arm, cell.n, objects[0][place], score, factor, likely)
+        known = score >= NOTHING
+        likely = saved_interval([one[place][1] for one in again]) if again and known else None
+        yield Saving(
+            cell.arm, theirs[0].arm, cell.n, objects[0][place], score, factor if known else None, likely
+        )

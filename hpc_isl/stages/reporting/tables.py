@@ -127,11 +127,11 @@ def _bounds(name: str, found: Interval) -> dict[str, float]:
 def _savings(found: Results) -> Iterator[dict[str, Any]]:
     for truth, each in found.savings.items():
         for one in each:
-            likely = one.likely
+            factor, likely = one.factor, one.likely
             yield {
                 "truth": truth.name, "origin": truth.origin, "arm": str(one.arm), "against": str(one.base),
                 "n": one.n, "objects": one.objects, "score": one.score,
-                "least": one.factor.least, "most": one.factor.most,
+                "least": factor.least if factor else np.nan, "most": factor.most if factor else np.nan,
                 "low": likely.least if likely else np.nan, "high": likely.most if likely else np.nan,
             }  # fmt: skip
 

@@ -11,6 +11,21 @@ from hpc_isl.stages.reporting.statistics import Design, Difference, Saving
 from hpc_isl.stages.reporting.sweep import Cell, N, Sweep, Truth
 
 NAMES = {"iou": "IoU", "count_error": "count error"}
+SPELLED_OUT = {"iou": "intersection over union (IoU)", "mAP": "mean average precision (mAP)"}
+LEGEND = {
+    "N": "annotation boxes that an element learnt from.",
+    "IoU": "intersection over union of all predicted and all annotated pixels; objects are not told apart.",
+    "AP": "average precision at a threshold: a predicted object is right where it and one annotated object "
+    "have an IoU of the threshold or more; right objects over the sum of right, wrong and missed ones.",
+    "mAP": "mean of AP over the thresholds 0.50, 0.55, … 0.95.",
+    "AP50, AP75": "AP at the thresholds 0.50 and 0.75.",
+    "F1": "2 × right objects over predicted and annotated ones together, at the threshold 0.50.",
+    "SQ": "segmentation quality: mean IoU of the right objects at 0.50; none where no object is right.",
+    "RQ": "recognition quality: the same as F1.",
+    "PQ": "panoptic quality: SQ × RQ.",
+    "count error": "predicted less annotated objects.",
+}
+"""What each score says, for readers; all lie from 0 to 1, higher is better, but for the count error."""
 ONE_DRAW = (
     "One draw of boxes was made: no intervals are given, for its luck cannot be told from what the arm does."
 )
@@ -18,6 +33,11 @@ ONE_DRAW = (
 
 def name_of_score(score: str) -> str:
     return NAMES.get(score, score)
+
+
+def spelled_out(score: str) -> str:
+    """The name of a score where it is read for the first time."""
+    return SPELLED_OUT.get(score, name_of_score(score))
 
 
 def number(value: float) -> str:
@@ -135,6 +155,9 @@ def _beyond(own: Sequence[Difference], n: N) -> Iterator[str]:
 def _saved(here: Sequence[Saving]) -> Iterator[str]:
     for one in here:
         if one.base.name == "drafted":
+            continue
+        if one.factor is None:
+            yield f"At a score of {number(one.score)} no annotations are saved over {one.base}."
             continue
         likely = f" [{one.likely}]" if one.likely else ""
         yield f"For that score, {one.base} needs {one.factor} × the annotated objects{likely}."

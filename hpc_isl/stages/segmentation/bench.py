@@ -8,24 +8,33 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from hpc_isl.learning.fields import image_key, imaged_times
 from hpc_isl.learning.foreign import Scale, read_sources, to_full
 from hpc_isl.learning.model import load
-from hpc_isl.learning.precision import kind_of, resolve
+from hpc_isl.learning.precision import as_scored, kind_of, resolve
 from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.view import View
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate
-from hpc_isl.recipe import RECIPES
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
+from hpc_isl.stages.segmentation.files import schema_file
 from hpc_isl.stages.segmentation.maps import Maps, maps_of
-from hpc_isl.stages.segmentation.setting import Models, is_empty, models_of, scale_of, stain_scale_of, view_of
-from hpc_isl.stages.shared.objects_from import Rule, objects_in, rule_of
-from hpc_isl.strict import parse, read_yaml
+from hpc_isl.stages.segmentation.setting import (
+    Models,
+    is_empty,
+    models_of,
+    recipe_of,
+    scale_of,
+    stain_scale_of,
+    view_of,
+)
+from hpc_isl.stages.shared.objects_from import Rule, found_in, rule_of
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
@@ -38,6 +47,7 @@ class Bench:
 
     Attributes:
         device: kind of device and precision, as in `cpu AVX512 fp32`: on each results repeat to the bit.
+        schema: of the tables of objects.
     """
 
     recipe: SegmentRecipe
@@ -49,6 +59,7 @@ class Bench:
     stain: Predictor | None
     stain_view: View | None
     maps: Maps
+    schema: pa.Schema
 
 
 @dataclass(frozen=True)
@@ -59,11 +70,13 @@ class Seen:
         prediction: (output, y, x) as the network says it, on its own grid.
         stain: (target, y, x) on the grid of its model, or None.
         labels: (y, x) at full resolution.
+        dropped: how many objects were too small to count.
     """
 
     prediction: Pixels
     stain: Pixels | None
     labels: Labels
+    dropped: int = 0
 
 
 def bench_of(run: Path) -> Bench:
@@ -74,8 +87,7 @@ def bench_of(run: Path) -> Bench:
 
 @lru_cache(maxsize=2)
 def _bench(run: Path) -> Bench:
-    recipe = parse(RECIPES["segment"], read_yaml(Run(run).recipe), str(Run(run).recipe))
-    assert isinstance(recipe, SegmentRecipe)
+    recipe = recipe_of(Run(run))
     models = models_of(recipe)
     stained = models.stain_contract
     predictor = _loaded(recipe, models.folder)
@@ -85,12 +97,15 @@ def _bench(run: Path) -> Bench:
         stain=_loaded(recipe, models.stain) if models.stain else None,
         stain_view=view_of(recipe, stained) if stained else None,
         maps=maps_of(recipe.write, models.contract, stained),
+        schema=pq.read_schema(schema_file(run)),
     )  # fmt: skip
 
 
 def _rule(recipe: SegmentRecipe, models: Models) -> Rule:
     """The model's rule, with what the recipe says otherwise."""
     changes = {key: value for key in ("h", "min_area") if (value := getattr(recipe, key)) is not None}
+    if recipe.min_area is not None:
+        changes["min_area_um2"] = None
     return replace(rule_of(models.contract.task), **changes)
 
 
@@ -99,16 +114,12 @@ def _loaded(recipe: SegmentRecipe, folder: Path) -> Predictor:
     network, contract = load(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     of = recipe.predict or contract.predict
-    precision = recipe.precision or _possible(contract.precision, device)
+    given = recipe.precision
+    dtype = resolve(given, device) if given else as_scored(contract.precision, device)
     return Predictor(
-        network, device, resolve(precision, device), tile=of.tile, halo=of.halo, batch=of.batch,
-        threads=recipe.threads, channels_last=contract.net.channels_last, compiled=recipe.compile,
+        network, device, dtype, tile=of.tile, halo=of.halo, batch=of.batch, threads=recipe.threads,
+        channels_last=contract.net.channels_last, compiled=recipe.compile,
     )  # fmt: skip
-
-
-def _possible(precision: str, device: torch.device) -> str:
-    """What the model was scored with, where the device computes so: a CPU computes in fp32."""
-    return precision if device.type == "cuda" else "fp32"
 
 
 @lru_cache(maxsize=16)
@@ -134,7 +145,8 @@ def _look(bench: Bench, index: Index, key: FieldKey, time: int) -> Seen:
     stain = _stain(bench, index, key, time)
     if is_empty(bench.recipe, bench.view, index, key):
         return Seen(prediction, stain, np.zeros(full.shape[1:], np.uint32))
-    return Seen(prediction, stain, objects_in(full, bench.rule.finer(scale.to_level_0)))
+    rule = bench.rule.finer(scale.to_level_0, index.plate.pixel_um)
+    return Seen(prediction, stain, *found_in(full, rule))
 
 
 def _not_imaged(bench: Bench, index: Index, key: FieldKey, scale: Scale) -> Seen:

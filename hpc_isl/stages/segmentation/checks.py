@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hpc_isl.learning.foreign import unlike_channels
 from hpc_isl.learning.stride import check_grid
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.plates.change import former
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import computed_by, label_names
+from hpc_isl.plates.store import computed_by, edited, edits_stay, label_names
 from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
-from hpc_isl.stages.segmentation.files import COPY
+from hpc_isl.stages.segmentation.files import COPY, OURS, labels_name
 from hpc_isl.stages.segmentation.maps import MAPS, maps_of
 from hpc_isl.stages.segmentation.setting import (
     Models,
@@ -25,6 +28,8 @@ from hpc_isl.stages.segmentation.setting import (
     unseen,
     view_of,
 )
+
+THREADS = 4
 
 
 def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) -> Iterator[str]:
@@ -40,6 +45,9 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
         if any(is_large(recipe, target.index, key) for key in target.keys):
             refuse_large(recipe, models.contract)
         yield from _seen(recipe, models, view, target)
+        for contract in models.contracts:
+            lines = unlike_channels(contract.view, contract.stains, recipe.channels, target.index)
+            yield from (f"warning: {line}" for line in lines)
         scale = scale_of(recipe, view, target.index, target.keys[0])
         if scale.factor != 1:
             yield (
@@ -50,6 +58,42 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[Target]) ->
     yield from _other_labels(recipe, targets)
     if recipe.overlap is not None and "labels" not in recipe.write:
         yield "objects that two overlapping fields show are counted twice, for labels are not kept (write)"
+
+
+def one_name(
+    recipe: SegmentRecipe, models: Models, targets: Sequence[Target]
+) -> tuple[SegmentRecipe, Models, tuple[str, ...]]:
+    """The recipe and models with the one name of all labels of a run, and what the user should know of it.
+
+    It is another than asked for where people, or a draft, have that one on any field of a plate.
+
+    Raises:
+        Mistake: people have that name too, because they corrected what was computed.
+    """
+    name = models.labels
+    if "labels" not in recipe.write:
+        return recipe, models, ()
+    taken = [target for target in targets if _has_drawn(target, name)]
+    if not taken:
+        return recipe, models, ()
+    own = name + OURS
+    for target in targets:
+        if _has_drawn(target, own):
+            raise Mistake(
+                f"{target.index.path}: people have labels {name!r}, and {own!r} where they corrected "
+                "computed ones: neither is replaced; choose another labels="
+            )
+    said = (
+        f"labels {name!r} that people drew, or drafted, on {taken[0].name} stay: all that this run computes "
+        f"are called {own!r}"
+    )
+    return recipe.model_copy(update={"labels": own}), replace(models, labels=own), (said,)
+
+
+def _has_drawn(target: Target, name: str) -> bool:
+    """Whether any field of the plate has labels of this name that no run of segment has computed."""
+    made = (computed_by(target.index.image(field.key), name) for field in target.index.plate.fields)
+    return any(one is not None and not one[1] for one in made)
 
 
 def _check_maps(recipe: SegmentRecipe, models: Models) -> None:
@@ -90,11 +134,6 @@ def _labels_there(recipe: SegmentRecipe, models: Models, target: Target) -> Iter
         refuse_unwritable(target, found)
     except Mistake as mistake:  # the node that computes may see another disk
         yield f"warning: from this machine {mistake}"
-    if found.kept:
-        yield (
-            f"{target.name}: labels {models.labels!r} that people drew or drafted on {len(found.kept)} "
-            f"fields stay; there the computed ones are called {models.labels + COPY!r}"
-        )
 
 
 def _other_labels(recipe: SegmentRecipe, targets: Sequence[Target]) -> Iterator[str]:
@@ -144,17 +183,27 @@ class Standing:
         kept: with labels of the name that people drew or drafted, which stay.
         corrected: where people have corrected computed ones besides.
         others: with labels of another run of segment, or of another recipe.
+        edited: with computed labels that were to be replaced, and that a person may have edited in place.
+        known: that they were edited; else they have no checksum.
     """
 
     left: list[FieldKey]
     kept: list[FieldKey]
     corrected: list[FieldKey]
     others: list[FieldKey]
+    edited: list[FieldKey]
+    known: bool
 
 
-def standing(recipe: SegmentRecipe, models: Models, target: Target) -> Standing:
-    """One look at each field of a plate; where no labels are kept, none is in the way."""
-    found = Standing([], [], [], [])
+def standing(
+    recipe: SegmentRecipe, models: Models, target: Target, todo: Collection[FieldKey] = ()
+) -> Standing:
+    """One look at each field of a plate; where no labels are kept, none is in the way.
+
+    `todo`: fields that are about to be computed: their labels are compared with their checksums, as are
+    those of another run that are to be replaced.
+    """
+    found = Standing([], [], [], [], [], known=False)
     for key in target.keys if "labels" in recipe.write else ():
         made = computed_by(target.index.image(key), models.labels)
         if made and not made[1]:
@@ -167,7 +216,26 @@ def standing(recipe: SegmentRecipe, models: Models, target: Target) -> Standing:
             found.corrected.append(key)
         elif made and not own:
             found.others.append(key)
-    return found
+    replaced = {*(found.others if recipe.overwrite else ()), *todo}
+    edits = _edits(models, target, [key for key in target.keys if key in replaced])
+    unknown = [key for key in found.others if key in edits and edits[key] is None]
+    known = [key for key, edited in edits.items() if edited]
+    return replace(found, edited=known or unknown, known=bool(known))
+
+
+def _edits(models: Models, target: Target, keys: Sequence[FieldKey]) -> dict[FieldKey, bool | None]:
+    """Whether computed labels were edited, where there are any; None: they have no checksum."""
+
+    def edited_at(key: FieldKey) -> bool | None:
+        image = target.index.image(key)
+        name = labels_name(image, models.labels)
+        try:
+            return computed_by(image, name) is not None and edited(image, name)
+        except Mistake as mistake:
+            raise Mistake(f"{mistake}; what cannot be read is not replaced: move it away first") from None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(keys, pool.map(edited_at, keys), strict=True))
 
 
 def refuse_unwritable(target: Target, found: Standing) -> None:
@@ -194,10 +262,27 @@ def refuse_others(recipe: SegmentRecipe, models: Models, target: Target, found: 
         )
     if found.others and not recipe.overwrite:
         name = models.labels + COPY * (found.others[0] in found.kept)
+        whose = _computed_before(recipe, models, target, found.others[0], name)
+        whose = whose or "of another run of segment, or of another recipe"
         raise Mistake(
-            f"{target.index.path}: {_some(found.others)} have labels {name!r} of another run of segment, "
-            "or of another recipe; choose another labels= (and --name), or overwrite=true replaces them"
+            f"{target.index.path}: {_some(found.others)} have labels {name!r} {whose}; choose another "
+            "labels= (and --name), or overwrite=true replaces them"
         )
+    if found.edited:
+        raise Mistake(
+            f"{target.index.path}: {_some(found.edited)} have labels "
+            f"{models.labels + COPY * (found.edited[0] in found.kept)!r} that {edits_stay(found.known)}"
+        )
+
+
+def _computed_before(recipe: SegmentRecipe, models: Models, target: Target, key: FieldKey, name: str) -> str:
+    """Says so where labels are this very recipe's, from before the plate's metadata changed; else empty."""
+    made = computed_by(target.index.image(key), name)
+    for change in target.index.changes:
+        index = replace(target.index, plate=former(target.index.plate, change))
+        if made and labels_mark(recipe, models, index, key) == made[1]:
+            return f"that were computed before its metadata changed ({'; '.join(change.lines)})"
+    return ""
 
 
 def _some(keys: Sequence[FieldKey]) -> str:

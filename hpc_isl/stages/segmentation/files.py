@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from numpy.typing import NDArray
 
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.mistake import Mistake
-from hpc_isl.plates.labels import slug
+from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.partial import MARK, clean, naming_unwritable
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import computed_by
+from hpc_isl.plates.store import computed_by, edited, refuse_edited
 from hpc_isl.run import Run
 
 Row = dict[str, Any]
-COPY = " predicted"  # added to the name of labels where people, or a draft, have the name already
+# Added to the name of all labels of a run where people, or a draft, have the name already; and to the name in
+# single fields, by runs of earlier versions and where somebody draws while a run goes on.
+OURS, COPY = "_predicted", " predicted"
 FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
 FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv")  # the same
 
@@ -38,6 +41,7 @@ class Work:
         run: folder of the run, which holds the recipe.
         name, slug: of the plate, in tables and in file names.
         fingerprint: of all that decides what is found; `mark`: of what decides the labels alone.
+        former: the fingerprint as earlier versions noted it, where that was another.
     """
 
     run: Path
@@ -47,6 +51,7 @@ class Work:
     key: FieldKey
     fingerprint: str = ""
     mark: str = ""
+    former: str = ""
 
     @property
     def file(self) -> str:
@@ -84,6 +89,20 @@ def check_place(image: Path, name: str, mark: str, overwrite: bool) -> None:
     Raises:
         Mistake: people corrected it, or another computation made it and `overwrite` does not say so.
     """
+    check_owner(image, name, mark, overwrite)
+    own = labels_name(image, name)
+    made = computed_by(image, own)
+    if made is None or (made[1] == mark and edited(image, own) is None):
+        return  # of an earlier version, without a checksum: whoever writes compares pixels
+    refuse_edited(image, own)
+
+
+def check_owner(image: Path, name: str, mark: str, overwrite: bool = False) -> None:
+    """The labels of this name are nobody's else: of this computation, or of another that may be replaced.
+
+    Raises:
+        Mistake: they are people's, or another computation made them and `overwrite` does not say so.
+    """
     own = labels_name(image, name)
     made = computed_by(image, own)
     if made is None or made[1] == mark:
@@ -103,7 +122,7 @@ def check_place(image: Path, name: str, mark: str, overwrite: bool) -> None:
 def done(work: Work, image: Path, labels: str | None) -> Row | None:
     """The record of a field that is done, with these labels where they are kept; None: not done."""
     record = read_json(work.record)
-    if record is None or record["fingerprint"] != work.fingerprint or "problem" in record:
+    if record is None or "problem" in record or record["fingerprint"] not in (work.fingerprint, work.former):
         return None
     if not work.table.exists():
         return None
@@ -144,6 +163,17 @@ def _typed(where: dict[str, Any]) -> dict[str, pa.Array]:
     return {k: pa.array(v, pa.string()) if isinstance(v, list) else pa.array(v) for k, v in where.items()}
 
 
+def schema_file(run: Path) -> Path:
+    """The columns of all tables of objects of a run, by a name that readers of Parquet know, or pass over."""
+    return run / "objects" / "_common_metadata"
+
+
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same rows with all columns of the schema; what its plate does not have is null."""
+    nothing = {one.name: pa.nulls(table.num_rows, one.type) for one in schema}
+    return pa.table({**nothing, **dict(zip(table.column_names, table.columns, strict=True))}, schema)
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """The same bytes for the same rows; complete or not at all."""
     stream = io.BytesIO()
@@ -154,6 +184,15 @@ def write_table(path: Path, table: pa.Table) -> None:
 def _write(path: Path, content: bytes) -> None:
     with naming_unwritable(path, len(content)):
         write_atomic(path, content)
+
+
+def csv_text(names: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A table with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def content_hash(labels: Iterable[NDArray[np.uint32]], table: pa.Table) -> str:

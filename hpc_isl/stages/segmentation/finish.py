@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc_isl.files import write_atomic
-from hpc_isl.learning.drift import FAR, drift
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages import table
 from hpc_isl.stages.segmentation import overlap, pictures
-from hpc_isl.stages.segmentation.files import Row, Work
+from hpc_isl.stages.segmentation.drifted import write_drift
+from hpc_isl.stages.segmentation.files import Row, Work, csv_text, fitted, schema_file, write_table
 from hpc_isl.stages.segmentation.maps import finish_maps, maps_of, plate_of
 from hpc_isl.stages.segmentation.overlap import Twice, wells_of
-from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, view_of
+from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, taught, view_of
 from hpc_isl.tasks import Pool, Task
 
 VERIFY = "verify.json"
@@ -85,9 +83,10 @@ def finish(
     _write_losses(run, lost)
     if to_retry == len(rows):
         raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
+    schema = pq.read_schema(schema_file(run.folder))
     for target in targets:
-        _write_table(run, target, rows, doubles.get(target.slug, ()))
-    _write_plates(recipe, run, targets)
+        _write_table(run, target, rows, doubles.get(target.slug, ()), schema)
+    _write_plates(recipe, models, run, targets)
     _say_doubts(rows, attempt)
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
     made |= {"losses": run.folder / "losses.csv"} if lost else {}
@@ -108,7 +107,7 @@ def _made_of_all(
 ) -> dict[str, Path]:
     """Drift, maps, counts and pictures: what they are -> where they are."""
     return (
-        _drift(recipe, models, targets, attempt)
+        write_drift(recipe, models, targets, attempt, rows)
         | _finish_maps(recipe, models, targets, attempt.run, rows)
         | table.after_segmenting(attempt.run)
         | pictures.draw(recipe, models, targets, attempt.run, rows)
@@ -158,24 +157,17 @@ def _write_losses(run: Run, lost: Sequence[Row]) -> None:
     if not lost:
         return path.unlink(missing_ok=True)
     names = ("plate", "well", "field", "acquisition", "problem")
-    return write_atomic(path, _csv(names, ([row[name] for name in names] for row in lost)))
+    return write_atomic(path, csv_text(names, ([row[name] for name in names] for row in lost)))
 
 
-def _csv(names: Sequence[str], lines: Iterator[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def _write_plates(recipe: SegmentRecipe, run: Run, targets: Sequence[Target]) -> None:
+def _write_plates(recipe: SegmentRecipe, models: Models, run: Run, targets: Sequence[Target]) -> None:
     """`plates.json`: what tables and pictures need to know of the plates, without opening them."""
     plates = [
         {
             "plate": target.name, "slug": target.slug, "path": str(target.index.path),
             "rows": list(target.index.plate.rows), "columns": list(target.index.plate.columns),
-            "pixel_um": target.index.plate.pixel_um,
+            "pixel_um": target.index.plate.pixel_um, "kind": models.kind,
+            "taught": [f"{k.well}/{k.name}" for k in target.keys if taught(recipe, models, target, k)],
             "left_out": [
                 {name: row[name] for name in ("well", "field", "acquisition", "problem")}
                 for row in (_left_out(target) if recipe.fields is None else ())
@@ -190,7 +182,9 @@ def _write_plates(recipe: SegmentRecipe, run: Run, targets: Sequence[Target]) ->
 # ---------------------------------------------------------------- one table per plate
 
 
-def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[Twice]) -> None:
+def _write_table(
+    run: Run, target: Target, rows: Sequence[Row], twice: Sequence[Twice], schema: pa.Schema
+) -> None:
     """All objects of a plate, in groups of rows that memory holds; with `duplicate_of`."""
     again: dict[str, dict[tuple[int, int], str]] = {}
     for image, time, label, of in twice:
@@ -201,7 +195,7 @@ def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[
     waiting: list[pa.Table] = []
     for key in _whole(target, rows):
         file = Work(run.folder, target.index.path, target.name, target.slug, key).table
-        part = _with_duplicates(pq.read_table(file), again.get(str(key), {}))
+        part = _with_duplicates(_with_all_columns(file, schema), again.get(str(key), {}))
         writer = writer or pq.ParquetWriter(stream, part.schema, compression="zstd")
         waiting.append(part)
         if sum(each.num_rows for each in waiting) >= GROUP:
@@ -213,6 +207,15 @@ def _write_table(run: Run, target: Target, rows: Sequence[Row], twice: Sequence[
         writer.write_table(pa.concat_tables(waiting))
     writer.close()
     return write_atomic(path, stream.getvalue())
+
+
+def _with_all_columns(file: Path, schema: pa.Schema) -> pa.Table:
+    """The table of a field; one that an earlier version wrote gets the columns of other plates."""
+    part = pq.read_table(file)
+    if not part.schema.equals(schema):
+        part = fitted(part, schema)
+        write_table(file, part)
+    return part
 
 
 def _with_duplicates(part: pa.Table, of: Mapping[tuple[int, int], str]) -> pa.Table:
@@ -249,35 +252,3 @@ def _whole(target: Target, rows: Sequence[Row]) -> list[FieldKey]:
     there = {(row["well"], row["field"], row["acquisition"]) for row in rows
              if row["plate"] == target.name and "problem" not in row}  # fmt: skip
     return [key for key in target.keys if (key.well, key.name, key.acquisition) in there]
-
-
-# ---------------------------------------------------------------- drift
-
-
-def _drift(
-    recipe: SegmentRecipe, models: Models, targets: Sequence[Target], attempt: Attempt
-) -> dict[str, Path]:
-    """`drift.csv`: how far the sources of each well lie from those that the model was trained on."""
-    reference = models.contract.reference
-    if not reference:
-        attempt.say("the model's contract has no statistics of its training fields: drift is not known")
-        return {}
-    view = view_of(recipe, models.contract)
-    lines = [
-        {"plate": target.name, **row}
-        for target in targets
-        for row in drift(reference, view, target.index, target.keys)
-    ]
-    if not lines:
-        return {}
-    path = attempt.run.folder / "drift.csv"
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    write_atomic(path, _csv(columns, ([line.get(name) for name in columns] for line in lines)))
-    far = [line for line in lines if line["largest"] > FAR]
-    if far:
-        worst = max(far, key=lambda line: line["largest"])
-        attempt.say(
-            f"warning: in {len(far)} of {len(lines)} wells the images are unlike those that the model was "
-            f"trained on (worst: {worst['plate']} {worst['well']}); look at the pictures, and at {path.name}"
-        )
-    return {"drift of each well": path}

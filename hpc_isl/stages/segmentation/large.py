@@ -42,11 +42,14 @@ class _Large:
 
     labels: Labels
     stain: NDArray[np.float32] | None
+    dropped: int = 0
 
 
 @contextmanager
-def looked_at(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Labels], pa.Table]]:
+def looked_at(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Labels], pa.Table, list[int]]]:
     """The labels of each time, in files that are there until the block ends, and the table of their objects.
+
+    How many objects of each time were too small comes last.
 
     Raises:
         Mistake: what is asked for is not made of large images.
@@ -55,23 +58,24 @@ def looked_at(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Lab
     with _scratch(work.scratch) as folder:
         seen = [_look(bench, index, work.key, t, folder) for t in range(index.field(work.key).shape[0])]
         parts = [(t, _features(bench, index, work.key, t, one)) for t, one in enumerate(seen)]
-        yield [one.labels for one in seen], files.table_of(work, parts)
+        yield [one.labels for one in seen], files.table_of(work, parts), [one.dropped for one in seen]
 
 
 def segment_large(bench: Bench, index: Index, work: Work) -> Row:
     """Computes a field and writes its labels and table; the facts of its record."""
-    with looked_at(bench, index, work) as (labels, table):
+    with looked_at(bench, index, work) as (labels, table, dropped):
+        kept: Row = {}
         if "labels" in bench.recipe.write:
             name = files.labels_name(index.image(work.key), bench.models.labels)
-            write_large_labels(
+            kept["labels"] = write_large_labels(
                 index.image(work.key), name, labels, origin="segmented", fingerprint=work.mark,
                 overwrite=True,
             )  # fmt: skip
-        files.write_table(work.table, table)
+        files.write_table(work.table, files.fitted(table, bench.schema))
         return {
             "shape": list(labels[0].shape), "times": len(labels), "pixel_um": index.plate.pixel_um,
-            "objects": table.num_rows,
-            "hash": files.content_hash(bands(labels), table),
+            "objects": table.num_rows, "dropped": dropped,
+            **kept, "hash": files.content_hash(bands(labels), table),
         }  # fmt: skip
 
 
@@ -127,14 +131,16 @@ def _look(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) ->
 
     if is_empty(bench.recipe, bench.view, index, key):
         return _Large(labels, _stain(bench, index, key, time, folder))
-    rule, edge = bench.rule.finer(scale.to_level_0), bench.recipe.block
+    rule, edge = bench.rule.finer(scale.to_level_0, index.plate.pixel_um), bench.recipe.block
     h = rule.h if rule.kind == "cells" else None
     scratch = folder / f"blocks-{time}"
     scratch.mkdir()
     with naming_unwritable(scratch, 16 * y * x):
-        flood_blocks(read, write, (y, x), h, block=(edge, edge), scratch=scratch, min_area=rule.min_area)
+        _, dropped = flood_blocks(
+            read, write, (y, x), h, block=(edge, edge), scratch=scratch, min_area=rule.min_area
+        )
     shutil.rmtree(scratch)
-    return _Large(labels, _stain(bench, index, key, time, folder))
+    return _Large(labels, _stain(bench, index, key, time, folder), dropped)
 
 
 def _stain(bench: Bench, index: Index, key: FieldKey, time: int, folder: Path) -> NDArray[np.float32] | None:

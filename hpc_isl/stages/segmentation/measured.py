@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hpc_isl.learning.foreign import to_full_box
+from hpc_isl.learning.view import View
 from hpc_isl.objects.draft import draft
 from hpc_isl.objects.features import assigned, features
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, computed_by, covers, read_box, read_labels
-from hpc_isl.recipes.segment import TruthRecipe
+from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
 from hpc_isl.stages.segmentation import files
 from hpc_isl.stages.segmentation.bench import Bench, Labels, Pixels, Seen, stain_scale
 from hpc_isl.stages.segmentation.files import Work
+from hpc_isl.stages.segmentation.setting import Target
 
 Box = tuple[slice, slice]
 
@@ -45,14 +47,41 @@ def intensities(
         stain: (target, y, x) on the grid of the model that predicts it, or None.
     """
     there = {channel.name: channel.fluorescent for channel in index.plate.channels}
-    wanted = bench.recipe.measure
-    names = [name for name, stains in there.items() if stains] if wanted is None else wanted
-    found = {name: _projected(index, key, time, name, there[name], box) for name in names}
+    found = {
+        name: _projected(index, key, time, name, there[name], box)
+        for name in _stored_channels(bench.recipe, index)
+    }
     if stain is None or bench.stain_view is None:
         return found
     full = to_full_box(lambda part: np.asarray(stain[:, *part]), stain_scale(bench, index, key), box)
-    names = [f"{role.channel} (predicted)" for role in bench.stain_view.targets]
-    return found | dict(zip(names, full, strict=True))
+    return found | dict(zip(_predicted_channels(bench.stain_view), full, strict=True))
+
+
+def _stored_channels(recipe: SegmentRecipe, index: Index) -> list[str]:
+    """The channels of a plate whose intensity is measured."""
+    fluorescent = [channel.name for channel in index.plate.channels if channel.fluorescent]
+    return fluorescent if recipe.measure is None else recipe.measure
+
+
+def _predicted_channels(stain: View | None) -> list[str]:
+    return [f"{role.channel} (predicted)" for role in stain.targets] if stain else []
+
+
+def schema_of(recipe: SegmentRecipe, stain: View | None, targets: Sequence[Target]) -> pa.Schema:
+    """The columns of all plates of a run: those of the first, then what others have beside them.
+
+    Plates differ in their channels, and in whether their size of a pixel is known.
+    """
+    schemas = []
+    for target in targets:
+        names = [*_stored_channels(recipe, target.index), *_predicted_channels(stain)]
+        nothing = np.zeros((1, 1), np.uint32)
+        columns = features(nothing, dict.fromkeys(names), target.index.plate.pixel_um)
+        if recipe.cells:
+            columns["cell"] = np.zeros(0, np.uint32)
+        work = Work(Path(), target.index.path, target.name, target.slug, target.keys[0])
+        schemas.append(files.table_of(work, [(0, columns)]).schema)
+    return pa.unify_schemas(schemas)
 
 
 def _projected(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hpc_isl.objects.overlap import Crop, Seen, counted_first, duplicates, overlapping
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.store import Index, open_plate, read_label_box
-from hpc_isl.stages.segmentation.files import check_place, labels_name
+from hpc_isl.stages.segmentation.files import check_owner, labels_name
 
 Pixels = NDArray[np.uint32]
 BAND = 512  # rows that are compared at once
@@ -145,6 +145,6 @@ class _Labels:
 def _labels(index: Index, key: FieldKey, name: str, mark: str) -> _Labels:
     """Those of this run; a `Mistake` where another run has replaced them."""
     image = index.image(key)
-    check_place(image, name, mark, overwrite=False)
+    check_owner(image, name, mark)
     y, x = index.field(key).shape[-2:]
     return _Labels(image, labels_name(image, name), (y, x))

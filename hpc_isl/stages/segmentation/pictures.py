@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from hpc_isl.learning.foreign import read_sources
 from hpc_isl.learning.view import View
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.plate_map import described
 from hpc_isl.plates.store import read_label_box
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
@@ -18,6 +20,8 @@ from hpc_isl.stages.segmentation.files import Row, labels_name
 from hpc_isl.stages.segmentation.setting import Models, Target, scale_of, view_of
 from hpc_isl.stages.shared.pictures import INK, save
 
+Panel = tuple[str, NDArray[np.float32], NDArray[np.uint32]]
+"""Title, image and labels."""
 SHOWN = 6
 EDGE = 512  # pixels that a panel shows
 
@@ -36,16 +40,25 @@ def draw(
         return {}
     chosen = np.linspace(0, len(whole) - 1, min(SHOWN, len(whole))).round().astype(int)
     view = view_of(recipe, models.contract)
-    panels = [_panel(recipe, models, view, *whole[number]) for number in chosen]
+    panels = [panel(recipe, models, view, *whole[number]) for number in chosen]
     path = run.pictures / "objects.png"
-    _draw(panels, path)
+    draw_panels(panels, path)
     return {"objects on images": path}
 
 
-def _panel(
-    recipe: SegmentRecipe, models: Models, view: View, target: Target, key: FieldKey, row: Row
-) -> tuple[str, NDArray[np.float32], NDArray[np.uint32]]:
-    """Title, image and labels of the middle of a field, on the grid that the model sees; no more is read."""
+def panel(
+    recipe: SegmentRecipe,
+    models: Models,
+    view: View,
+    target: Target,
+    key: FieldKey,
+    row: Row,
+    below: str = "",
+) -> Panel:
+    """The middle of a field on the grid that the model sees; no more is read.
+
+    `below`: last line of the title; empty: how many objects there are.
+    """
     index, scale = target.index, scale_of(recipe, view, target.index, key)
     y, x = (slice((n - min(n, EDGE)) // 2, (n + min(n, EDGE)) // 2) for n in scale.shape)
     source = read_sources(view, index, key, 0, scale, (y, x))[0]
@@ -56,12 +69,18 @@ def _panel(
     image, name = index.image(key), labels_name(index.image(key), models.labels)
     box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
     labels = read_label_box(image, name, 0, *box)[np.ix_(rows - rows[0], columns - columns[0])]
-    about = [value for value in index.plate_map.get(key.well, {}).values() if value]
-    title = f"{target.name} {', '.join([str(key), *about[:2]])}\n{row['objects']:,} objects"
+    about = described(index.plate_map.get(key.well, {}))
+    title = f"{target.name} {', '.join([str(key), *about])}\n{below or _counted(row)}"
     return title, source, labels
 
 
-def _draw(panels: Sequence[tuple[str, NDArray[np.float32], NDArray[np.uint32]]], path: Path) -> None:
+def _counted(row: Row) -> str:
+    small = sum(row.get("dropped", []))
+    return f"{row['objects']:,} objects" + (f", {small:,} too small" if small else "")
+
+
+def draw_panels(panels: Sequence[Panel], path: Path, legend: str = "") -> None:
+    """Images with the outlines of their objects, three in a row."""
     from matplotlib.figure import Figure
     from skimage.segmentation import find_boundaries
 
@@ -77,4 +96,7 @@ def _draw(panels: Sequence[tuple[str, NDArray[np.float32], NDArray[np.uint32]]],
         edges = np.ma.masked_equal(find_boundaries(labels, mode="inner").astype(np.uint8), 0)
         axis.imshow(edges, cmap="autumn", vmin=0, vmax=1.5, interpolation="nearest")
         axis.set_title(title, fontsize=9, color=INK)
+    if legend:
+        lines = textwrap.wrap(legend, 58 * columns)
+        figure.supxlabel("\n".join(lines), fontsize=8, color=INK, x=0.01, ha="left")
     save(figure, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -14,13 +14,15 @@ from hpc_isl.learning.fields import field_view, image_key, imaged_times
 from hpc_isl.learning.foreign import Scale, at_scale, renamed, scale_on
 from hpc_isl.learning.view import View
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.labels import slug
+from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, computed_by, open_plate, stamp
 from hpc_isl.recipe import RECIPES, digest
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
+from hpc_isl.stages.shared.resized import resized_since
 from hpc_isl.stages.shared.sweeps import FINAL
+from hpc_isl.strict import parse, read_yaml
 
 # Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
 AROUND = {
@@ -49,6 +51,11 @@ class Models:
     stain_contract: Contract | None = None
 
     @property
+    def kind(self) -> str:
+        """Of the objects that are found: nuclei, cells, or stain: drafted from a predicted one."""
+        return self.contract.task.kind if self.contract.task else "stain"
+
+    @property
     def contracts(self) -> tuple[Contract, ...]:
         """Of all models that look at a field."""
         return (self.contract, *([self.stain_contract] if self.stain_contract else []))
@@ -74,6 +81,13 @@ class Target:
         return slug(self.name)
 
 
+def recipe_of(run: Run) -> SegmentRecipe:
+    """The recipe that a run of segment keeps."""
+    recipe = parse(RECIPES["segment"], read_yaml(run.recipe), str(run.recipe))
+    assert isinstance(recipe, SegmentRecipe)
+    return recipe
+
+
 def models_of(recipe: SegmentRecipe) -> Models:
     """The contracts of the recipe's models.
 
@@ -92,6 +106,27 @@ def models_of(recipe: SegmentRecipe) -> Models:
     if stained.task is not None:
         raise Mistake(f"stain={recipe.stain}: this model segments; a run of pretrain predicts a stain")
     return Models(folder, contract, labels, _essence(contract, stained), stain, stained)
+
+
+def refuse_resized(recipe: SegmentRecipe, models: Models) -> None:
+    """A model whose contract states the wrong size of pixels does not run, unless the recipe states it.
+
+    Raises:
+        Mistake: with the sizes that changed.
+    """
+    for key, contract in zip(("model", "stain"), models.contracts, strict=False):
+        if key == "model" and recipe.pixel_um is not None:
+            continue
+        for line, seen in resized_since(contract):
+            way = (
+                f", or say what pixels it was trained at: pixel_um={seen:g}"
+                if key == "model" and seen
+                else ""
+            )
+            raise Mistake(
+                f"{key}={getattr(recipe, key).name}: {line}, after this model was trained there; train it "
+                f"again, under another --name{way}"
+            )
 
 
 def _essence(*contracts: Contract) -> tuple[str, ...]:
@@ -189,6 +224,12 @@ def _keys(recipe: SegmentRecipe, view: View, index: Index) -> tuple[FieldKey, ..
     return found
 
 
+def taught(recipe: SegmentRecipe, models: Models, target: Target, key: FieldKey) -> bool:
+    """Whether the model learnt from a field's objects, or from the stain that they are counted by here."""
+    seen = ["train", *(["stain"] if recipe.truth and recipe.truth.channel else [])]
+    return any(models.contract.has_seen(part, target.index.plate.name, key) for part in seen)
+
+
 def scale_of(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> Scale:
     """How the pixels of a field and those of the model lie to each other."""
     return scale_on(view, index, key, recipe.pixel_um)
@@ -256,15 +297,25 @@ def labels_mark(recipe: SegmentRecipe, models: Models, index: Index, key: FieldK
     )
 
 
-def fingerprint(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> str:
-    """Of the same and all that decides what is measured: channels, another model, other labels."""
+def fingerprint(
+    recipe: SegmentRecipe,
+    models: Models,
+    index: Index,
+    key: FieldKey,
+    of_labels: Callable[[Path, str], str] = stamp,
+) -> str:
+    """Of the same and all that decides what is measured: channels, another model, other labels.
+
+    `of_labels`: tells labels of cells, or of the truth, from others; `former_stamp` as earlier versions did.
+    """
     own = recipe.model_copy(update=AROUND)
     facts = {"labels": labels_mark(recipe, models, index, key), "models": " ".join(models.essence)}
     facts["channels"] = str([channel.name for channel in index.plate.channels])
+    facts |= {"revision": index.revision} if index.revision else {}
     for what, name in (("cells", recipe.cells), ("truth", recipe.truth and recipe.truth.labels)):
         made = computed_by(index.image(key), name) if name else None
         if name and made and made[1] != facts["labels"]:  # what this run itself has written is neither
-            facts[what] = stamp(index.image(key), name)
+            facts[what] = of_labels(index.image(key), name)
     return digest(own, facts | _pixels(index, [key, *_passes(recipe, models, key)]))
 
 

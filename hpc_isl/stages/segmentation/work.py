@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
@@ -10,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc_isl.files import read_json
-from hpc_isl.plates.store import Index, label_bands, write_labels
+from hpc_isl.mistake import Mistake
+from hpc_isl.plates.store import Index, checksum, labels_checksum, write_labels
 from hpc_isl.stages.segmentation import files
 from hpc_isl.stages.segmentation.bench import Bench, Labels, Seen, bench_of, index_of, look, not_imaged
 from hpc_isl.stages.segmentation.files import Row, Work
@@ -18,6 +21,8 @@ from hpc_isl.stages.segmentation.large import bands, looked_at, segment_large
 from hpc_isl.stages.segmentation.maps import plate_of, write_map
 from hpc_isl.stages.segmentation.measured import measured, true_counts
 from hpc_isl.stages.segmentation.setting import is_empty, is_large, scale_of
+
+EDITED = "its labels were edited or damaged since they were computed; they stay as they are"
 
 
 def segment_field(work: Work) -> Row:
@@ -37,8 +42,7 @@ def segment_field(work: Work) -> Row:
     else:
         seen = look(bench, index, work.key)
         table = measured(bench, index, work, seen)
-        _keep(bench, index, work, seen, table)
-        facts = _facts(bench, index, work, seen, table)
+        facts = _facts(bench, index, work, seen, table) | _keep(bench, index, work, seen, table)
     doubt = bench.predictor.doubt(scale_of(bench.recipe, bench.view, index, work.key).shape)
     how = {"device": bench.device, "seconds": round(monotonic() - start, 3)}
     how |= {"doubt": doubt} if doubt else {}
@@ -50,10 +54,16 @@ def segment_field(work: Work) -> Row:
 
 @dataclass(frozen=True)
 class Verified:
-    """What is wrong with a field that is done, or why it cannot be told; both empty: nothing."""
+    """What is wrong with a field that is done, or why it cannot be told; all empty: nothing.
+
+    Attributes:
+        wrong: to be computed again.
+        edited: its labels are no longer those that were computed: they stay.
+    """
 
     wrong: str = ""
     untold: str = ""
+    edited: str = ""
 
 
 def verify_field(work: Work) -> Verified:
@@ -63,39 +73,57 @@ def verify_field(work: Work) -> Verified:
     if record.get("device", bench.device) != bench.device:
         return Verified(untold=f"computed on {record['device']}, and this is {bench.device}")
     expected = record.get("hash")
-    if _computed_hash(bench, index, work) != expected:
-        return Verified("computed again, its objects are others than its record says")
-    if "labels" not in bench.recipe.write:
-        return Verified()
+    with _computed(bench, index, work) as (labels, table):
+        if files.content_hash(bands(labels), table) != expected:
+            return Verified("computed again, its objects are others than its record says")
+        if "labels" not in bench.recipe.write:
+            return Verified()
+        # The file has the columns of all plates of the run; the hash is of those of its own.
+        kept = pq.read_table(work.table).select(table.column_names)
+        if files.content_hash(bands(labels), kept) != expected:
+            return Verified("its table on disk is another than was computed")
+        shape = (len(labels), *labels[0].shape)
+        return _compared(bench, index, work, checksum(shape, labels))
+
+
+def _compared(bench: Bench, index: Index, work: Work, expected: str) -> Verified:
+    """Whether the labels in the plate are those of this checksum."""
     image = index.image(work.key)
-    kept = label_bands(image, files.labels_name(image, bench.models.labels))
-    if files.content_hash(kept, pq.read_table(work.table)) != expected:
-        return Verified("its labels or its table on disk are others than were computed")
-    return Verified()
+    try:
+        same = labels_checksum(image, files.labels_name(image, bench.models.labels)) == expected
+    except Mistake as mistake:
+        return Verified(edited=f"{EDITED}: {mistake}")
+    return Verified() if same else Verified(edited=EDITED)
 
 
-def _computed_hash(bench: Bench, index: Index, work: Work) -> str:
+@contextmanager
+def _computed(bench: Bench, index: Index, work: Work) -> Iterator[tuple[list[Labels], pa.Table]]:
+    """The labels of each time, and the table, as they are computed now."""
     if is_large(bench.recipe, index, work.key):
-        with looked_at(bench, index, work) as (labels, table):
-            return files.content_hash(bands(labels), table)
+        with looked_at(bench, index, work) as (labels, table, _):
+            yield labels, table
+        return
     seen = look(bench, index, work.key)
-    return files.content_hash([each.labels for each in seen], measured(bench, index, work, seen))
+    yield [each.labels for each in seen], measured(bench, index, work, seen)
 
 
 # ---------------------------------------------------------------- what is kept
 
 
-def _keep(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.Table) -> None:
+def _keep(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.Table) -> Row:
+    """Writes maps, labels and table; for the record, the checksum of the labels."""
+    kept: Row = {}
     image, write = index.image(work.key), bench.recipe.write
     if bench.maps.channels:
         _keep_maps(bench, index, work, seen)
     if "labels" in write:
         labels = _stacked(seen)
-        write_labels(
+        kept["labels"] = write_labels(
             image, files.labels_name(image, bench.models.labels), labels, origin="segmented",
             boxes=[(0, 0, *labels.shape[-2:])], fingerprint=work.mark, overwrite=True,
         )  # fmt: skip
-    files.write_table(work.table, table)
+    files.write_table(work.table, files.fitted(table, bench.schema))
+    return kept
 
 
 def _keep_maps(bench: Bench, index: Index, work: Work, seen: list[Seen]) -> None:
@@ -117,6 +145,7 @@ def _facts(bench: Bench, index: Index, work: Work, seen: list[Seen], table: pa.T
         "times": len(seen),
         "pixel_um": index.plate.pixel_um,
         "objects": table.num_rows,
+        "dropped": [each.dropped for each in seen],
         **({} if truth is None else {"truth": truth}),
         "hash": files.content_hash([each.labels for each in seen], table),
     }

@@ -20,7 +20,7 @@ from hpc_isl.learning.predict import Predictor
 from hpc_isl.learning.samples import read
 from hpc_isl.learning.view import Role
 from hpc_isl.learning.world import World
-from hpc_isl.objects.scores import mae, pcc, pcc_by_object, ssim
+from hpc_isl.objects.scores import is_constant, mae, pcc, pcc_by_object, ssim
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_names
 from hpc_isl.stages.shared.study import Place, Study, name_of
@@ -28,6 +28,7 @@ from hpc_isl.stages.shared.study import Place, Study, name_of
 Pixels = NDArray[np.float32]
 Row = dict[str, Any]
 SCORES = ("pcc", "mae", "ssim")
+CONSTANT = "constant_predictions"
 # A column of the plate map with more values than this names wells rather than groups of them.
 MOST_GROUPS = 24
 
@@ -57,21 +58,50 @@ def look(study: Study, predictor: Predictor, place: Place) -> Iterator[Seen]:
 
 
 def quick_scores(
-    study: Study, predictor: Predictor, places: Sequence[Place], world: World, stopping: Callable[[], bool]
+    study: Study,
+    predictor: Predictor,
+    places: Sequence[Place],
+    world: World,
+    stopping: Callable[[], bool],
+    loss: Callable[[Pixels, Pixels], float],
 ) -> dict[str, float] | None:
-    """Mean PCC and MAE over fields and targets; None if any rank was asked to stop meanwhile."""
-    found: list[tuple[float, float]] = []
+    """Mean PCC and MAE over fields and targets, and the loss; None if any rank was asked to stop meanwhile.
+
+    Where predictions are constant though their stains are not, also how many.
+    """
+    found: list[tuple[float, ...]] = []
     for place in places[world.rank :: world.size]:
         if stopping():
             break
         for seen in look(study, predictor, place):
             if seen.targets is not None:
-                found += [(pcc(p, t), mae(p, t)) for p, t in zip(seen.prediction, seen.targets, strict=True)]
+                value = loss(seen.prediction, seen.targets)
+                found += [
+                    (pcc(p, t), mae(p, t), value, is_blind(p, t))
+                    for p, t in zip(seen.prediction, seen.targets, strict=True)
+                ]
     gathered = world.gather((stopping(), found))
     if any(stopped for stopped, _ in gathered):
         return None
-    values = [value for _, own in gathered for value in own]
-    return {"pcc": mean(p for p, _ in values), "mae": mean(m for _, m in values)}
+    columns = list(zip(*(values for _, own in gathered for values in own), strict=True))
+    if not columns:
+        return {"pcc": float("nan"), "mae": float("nan")}
+    scores = dict(zip(("pcc", "mae", "loss"), map(mean, columns), strict=False))
+    return scores | ({CONSTANT: sum(columns[-1])} if any(columns[-1]) else {})
+
+
+def is_blind(prediction: Pixels, truth: Pixels) -> bool:
+    """Whether the prediction is constant though the stain is not: its PCC counts as 0."""
+    return is_constant(prediction) and not is_constant(truth)
+
+
+def constant_text(count: float) -> str:
+    """How many predictions are constant, for people."""
+    one = count == 1
+    return (
+        f"{count:g} prediction{'' if one else 's'} of a field {'is' if one else 'are'} constant though the "
+        f"stain is not, and count{'s' if one else ''} as PCC 0"
+    )
 
 
 def score(study: Study, seen: Seen, labels: str | None) -> list[Row]:
@@ -89,6 +119,7 @@ def score(study: Study, seen: Seen, labels: str | None) -> list[Row]:
             "acquisition": seen.key.acquisition, "time": seen.time, "target": name_of(role),
             "pcc": pcc(prediction, truth), "mae": mae(prediction, truth), "ssim": ssim(prediction, truth),
         }  # fmt: skip
+        row |= {CONSTANT: 1} if is_blind(prediction, truth) else {}
         rows.append(row | _object_scores(study, seen, role, prediction, truth, labels) | dict(plate_map))
     return rows
 
@@ -136,7 +167,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         found["pcc_objects"] = mean(row["pcc_objects"] for row in rows if "objects" in row)
         found["objects"] = sum(row.get("objects", 0) for row in rows)
     finite = {name: round(value, 5) for name, value in found.items() if not math.isnan(value)}
-    return finite | {"images": len(rows)}
+    blind = sum(row.get(CONSTANT, 0) for row in rows)
+    return finite | {"images": len(rows)} | ({CONSTANT: blind} if blind else {})
 
 
 def main_scores(rows: Sequence[Row]) -> dict[str, float]:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hpc_isl.run import Attempt
-from hpc_isl.stages.shared.held_out import mean
+from hpc_isl.stages.shared.held_out import CONSTANT, constant_text, mean
+from hpc_isl.stages.shared.workloads import STEPS
 
 METRIC_LINES = 1000
+TITLES = {"pcc": "PCC", "mae": "MAE", "loss": "loss"}
 
 
 @dataclass
@@ -18,16 +20,19 @@ class Ledger:
 
     Attributes:
         steps: of the whole run; `batch`: crops in a step, over all ranks.
+        share: micro-batches of this rank in a step.
     """
 
     attempt: Attempt
     steps: int
     batch: int
+    share: int = 1
     _window: list[Mapping[str, float]] = field(default_factory=list)
     _shown: dict[str, float] = field(default_factory=dict)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """After a step: `values` as the loop reports them; the metrics are means since the last line."""
+        self.attempt.clock.tick(STEPS, self.share)
         self._window.append(values)
         self._shown["loss"] = values["loss"]
         self.attempt.progress(step, self.steps, "steps", **self._shown)
@@ -45,5 +50,6 @@ class Ledger:
         finite = {name: value for name, value in scores.items() if not math.isnan(value)}
         self._shown |= {"pcc": finite["pcc"]} if "pcc" in finite else {}
         self.attempt.metric(step, **{f"validation/{name}": value for name, value in finite.items()})
-        said = ", ".join(f"{name.upper()} {value:.4f}" for name, value in scores.items())
-        self.attempt.say(f"step {step}: validation {said}")
+        said = ", ".join(f"{title} {scores[name]:.4f}" for name, title in TITLES.items() if name in scores)
+        blind = f"; {constant_text(scores[CONSTANT])}" if CONSTANT in scores else ""
+        self.attempt.say(f"step {step}: validation {said}{blind}")

@@ -121,31 +121,54 @@ def round_length(about: float) -> float:
     return float(max(step * decade for step in (1, 2, 5) if step * decade <= about * 1.0001))
 
 
-def draw_training(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Training loss and validation PCC by step, from the lines of metrics.jsonl."""
+def draw_training(lines: Iterable[Mapping[str, Any]], path: Path, loss: str) -> None:
+    """The training curves as a PNG; see `training_figure`."""
+    save(training_figure(lines, loss), path)
+
+
+def training_figure(lines: Iterable[Mapping[str, Any]], loss: str) -> Figure:
+    """Loss by step, and what was measured on validation fields, if anything, from lines of metrics.jsonl.
+
+    Args:
+        loss: its name.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=110)
-    left, right = figure.subplots(1, 2, sharex=True)
     seen = list(lines)
-    losses = _curve(left, seen, "train/loss", "loss in training")
-    _curve(right, seen, "validation/pcc", "PCC in validation")
-    if min(losses, default=0) > 0:
-        left.set_yscale("log")
-    save(figure, path)
+    curves = {name: _points(seen, name) for name in ("train/loss", "validation/loss", "validation/pcc")}
+    panels = 2 if curves["validation/pcc"] else 1
+    figure = Figure(figsize=(4.5 * panels, 3.4), layout="constrained", dpi=110)
+    axes = figure.subplots(1, panels, sharex=True, squeeze=False)[0]
+    _plot(axes[0], curves["train/loss"], "training crops", "#2a6f97")
+    if curves["validation/loss"]:
+        _plot(axes[0], curves["validation/loss"], "validation fields", "#d1495b")
+        axes[0].legend(fontsize=8, frameon=False)
+    if min([*curves["train/loss"].values(), *curves["validation/loss"].values()], default=0) > 0:
+        axes[0].set_yscale("log")
+    _dress(axes[0], "Loss", loss)
+    if panels == 2:
+        _plot(axes[1], curves["validation/pcc"], "validation fields", "#d1495b")
+        _dress(axes[1], "Validation", "Pearson correlation (PCC)")
+    return figure
 
 
-def _curve(axis: Axes, lines: Sequence[Mapping[str, Any]], name: str, title: str) -> list[float]:
-    """Draws one figure by step; where an attempt repeats steps, its own lines count."""
+def _points(lines: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
+    """One figure by step; where an attempt repeats steps, its own lines count."""
     points = {line["step"]: line["values"][name] for line in lines if name in line["values"]}
-    points = dict(sorted(points.items()))
+    return dict(sorted(points.items()))
+
+
+def _plot(axis: Axes, points: Mapping[int, float], label: str, color: str) -> None:
     mark = "o" if len(points) < 50 else ""
-    axis.plot(list(points), list(points.values()), color="#2a6f97", lw=1.4, marker=mark, ms=3)
+    axis.plot(list(points), list(points.values()), color=color, lw=1.4, marker=mark, ms=3, label=label)
+
+
+def _dress(axis: Axes, title: str, measured: str) -> None:
     axis.set_title(title, fontsize=10, color=INK, loc="left")
+    axis.set_ylabel(measured, fontsize=9)
     axis.set_xlabel("step", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
-    return list(points.values())
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_isl.files import identity
+from hpc_isl.learning.calibrate import view_of
 from hpc_isl.learning.fields import fields_of, imaged_times
-from hpc_isl.learning.split import Split
+from hpc_isl.learning.samples import Crops, crops_of
+from hpc_isl.learning.split import Split, draw
 from hpc_isl.learning.view import Role, View
 from hpc_isl.learning.weight_files import SUFFIXES
 from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import NetRecipe, SplitRecipe
 
 Place = tuple[Index, FieldKey]
@@ -38,6 +41,18 @@ class Study:
         ]
 
 
+def study_of(recipe: PretrainRecipe) -> tuple[Study, Crops]:
+    """What pretraining would look at, and its crops; reads no pixels.
+
+    Raises:
+        Mistake: plates, channels, planes, split or crops that do not fit.
+    """
+    indices = open_plates(recipe.plates)
+    split = draw(indices, recipe.split)
+    study = Study(indices, split, view_of(indices, split, recipe))
+    return study, crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
+
+
 def open_plates(paths: Sequence[Path]) -> tuple[Index, ...]:
     """The plates in the order of their names: sample numbers do not depend on where they lie."""
     return tuple(sorted((open_plate(path) for path in paths), key=lambda index: index.plate.name))
@@ -49,10 +64,10 @@ def name_of(role: Role) -> str:
 
 
 def expanded(plates: Sequence[Path]) -> list[Path]:
-    """Absolute paths, each once, with globs expanded; of links to one plate the first."""
-    found: dict[str, Path] = {}
+    """Absolute paths, each once, with globs expanded; of several that lead to one plate the first."""
+    found: dict[object, Path] = {}
     for path in (path for given in plates for path in _matches(given)):
-        found.setdefault(os.path.realpath(path), path)
+        found.setdefault(identity(path), path)
     return list(found.values())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+FEW = 6
+"""With fewer annotated fields than this, one field is left out in turn."""
 FINAL = "final"
 """The element that learns from all annotations: the model of the sweep."""
 SCORES = ("iou", "mAP", "AP50", "AP75", "F1", "PQ", "SQ", "RQ", "count_error")

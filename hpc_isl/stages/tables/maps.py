@@ -11,10 +11,10 @@ import numpy as np
 
 from hpc_isl.files import write_atomic
 from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.labels import slug
+from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
 from hpc_isl.stages.tables.html import HeatMap, written
-from hpc_isl.stages.tables.pictures import Map, draw_plates, said, scatter
+from hpc_isl.stages.tables.pictures import Map, draw_plates, said, scatter, taught_note
 from hpc_isl.stages.tables.read import Segmented
 from hpc_isl.stages.tables.rows import MEDIAN, OURS, Row
 
@@ -26,6 +26,7 @@ UNITS = {
     "_max": "counts", "_sum": "counts", "_mm2": "objects / mm²",
 }  # fmt: skip
 ABOUT = {
+    "dropped_objects": "Objects that were too small to count, by the model's min_area.",
     COUNT: "Objects in all fields of each well that are not lost; those that two overlapping fields show "
     "count once, where labels are kept.",
     "confluence": "Share of the imaged area that objects cover.",
@@ -133,15 +134,14 @@ def _maps(
 
 def _against(run: Run, wells: Sequence[Row]) -> tuple[Path, str] | None:
     """Counts of wells against the true ones: the picture, and its figures in words."""
-    pairs = [
-        (float(row["objects_in_truth_fields"]), float(row["truth_objects"]))
-        for row in wells
-        if row.get("truth_objects") is not None
-    ]
-    if not pairs:
+    known = [row for row in wells if row.get("truth_objects") is not None]
+    if not known:
         return None
+    pairs = [(float(row["objects_in_truth_fields"]), float(row["truth_objects"])) for row in known]
+    taught = [bool(row.get("training_fields")) for row in known]
     path = run.pictures / "counts.png"
-    return path, said(scatter(pairs, path, run.label))
+    found = scatter(pairs, path, run.label, taught)
+    return path, "; ".join(filter(None, [said(found), taught_note(taught)]))
 
 
 def _forget(folder: Path, made: Sequence[Path] | Any) -> None:
@@ -169,7 +169,7 @@ def _about(column: str) -> str:
 
 def unit_of(column: str) -> str:
     """Empty where it has none."""
-    if column in (COUNT, "truth_objects", "objects_in_truth_fields"):
+    if column in (COUNT, "truth_objects", "objects_in_truth_fields", "dropped_objects"):
         return "objects"
     if column == "confluence":
         return "share of the area"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,11 +196,23 @@ def agreement(counts: Sequence[tuple[float, float]]) -> dict[str, float]:
     return {**known, "n": float(len(ours))}
 
 
-def scatter(counts: Sequence[tuple[float, float]], path: Path, title: str) -> dict[str, float]:
-    """A point for each well, label-free over stain, with the line where both are equal; see `agreement`."""
+def scatter(
+    counts: Sequence[tuple[float, float]], path: Path, title: str, taught: Sequence[bool] = ()
+) -> dict[str, float]:
+    """A point for each well, label-free over stain, with the line where both are equal.
+
+    Args:
+        taught: of each well, whether the model learnt from it: these are hollow, and left out of the figures
+            as long as there are others.
+
+    Returns:
+        The figures, as `agreement` has them.
+    """
     from matplotlib.figure import Figure
 
-    found = agreement(counts)
+    taught = taught or [False] * len(counts)
+    new = [pair for pair, known in zip(counts, taught, strict=True) if not known]
+    found = agreement(new or counts)
     figure = Figure(figsize=(5.0, 5.2), layout="constrained", dpi=DPI)
     axis = figure.subplots()
     ours, theirs = np.array(counts, np.float64).reshape(-1, 2).T
@@ -209,16 +222,30 @@ def scatter(counts: Sequence[tuple[float, float]], path: Path, title: str) -> di
         top * 0.97, top * 0.985, "equal ", color="#777777", fontsize=8, ha="right", va="bottom",
         rotation=45, rotation_mode="anchor",
     )  # fmt: skip
-    axis.plot(theirs, ours, "o", ms=5, mew=0, color="#0072b2", alpha=0.65, zorder=2)
+    hollow = np.array(taught, bool)
+    for chosen, look in ((~hollow, {"mew": 0}), (hollow, {"mew": 1, "mfc": "none"})):
+        axis.plot(theirs[chosen], ours[chosen], "o", ms=5, color="#0072b2", alpha=0.65, zorder=2, **look)
     axis.set(xlim=(0, top), ylim=(0, top), aspect="equal")
     axis.set_xlabel("true objects per well, by a stain or drawn by people", fontsize=9)
     axis.set_ylabel("objects found per well", fontsize=9)
     axis.set_title(f"{title}\n{said(found)}", fontsize=10, color=INK, loc="left")
+    if note := taught_note(taught):
+        figure.supxlabel("\n".join(textwrap.wrap(note, 88)), fontsize=8, color=INK, x=0.01, ha="left")
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     _write(figure, path)
     return found
+
+
+def taught_note(taught: Sequence[bool]) -> str:
+    """What to know of wells that the model learnt from; empty: it learnt from none."""
+    count = sum(taught)
+    if not count:
+        return ""
+    if count == len(taught):
+        return "The model learnt from all of these wells: this does not show how well it counts in others."
+    return f"Hollow: {count} wells that the model learnt from, which are left out of the figures."
 
 
 def said(found: Mapping[str, float]) -> str:

@@ -32,6 +32,8 @@ class Shot:
         truth: objects that there are, or None.
         problem: why the field is lost; "": it is not.
         empty: it shows nothing that has any structure.
+        dropped: objects that were too small to count; None: a run of an earlier version, which does not say.
+        taught: whether the model learnt from this field; None: the same.
     """
 
     well: str
@@ -42,6 +44,8 @@ class Shot:
     truth: int | None
     problem: str
     empty: bool
+    dropped: int | None = None
+    taught: bool | None = None
 
     @property
     def key(self) -> ShotKey:
@@ -55,6 +59,7 @@ class Segmented:
     Attributes:
         table: its objects; the file is missing where no field has been segmented.
         shots: in plate order.
+        kind: of the objects: nuclei, cells, or stain; empty: a run of an earlier version, which does not say.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Segmented:
     plate_map: Mapping[str, Mapping[str, str]]
     table: Path
     shots: tuple[Shot, ...]
+    kind: str = ""
 
     @property
     def schema(self) -> pa.Schema:
@@ -117,10 +123,11 @@ def _plate(folder: Path, facts: Mapping[str, Any]) -> Segmented:
     times = 1
     if table.exists():
         times = 1 + (pc.max(pq.read_table(table, columns=["time"])["time"]).as_py() or 0)
-    shots = tuple(shot for record in records for shot in _shots(record, times))
+    shots = tuple(shot for record in records for shot in _shots(record, times, facts.get("taught")))
     return Segmented(
-        facts["plate"], tuple(rows), tuple(columns), facts["pixel_um"], _plate_map(facts), table, shots
-    )
+        facts["plate"], tuple(rows), tuple(columns), facts["pixel_um"], _plate_map(facts), table, shots,
+        facts.get("kind", ""),
+    )  # fmt: skip
 
 
 def _plate_map(facts: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
@@ -132,13 +139,15 @@ def _plate_map(facts: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
     return now
 
 
-def _shots(record: Mapping[str, Any], times: int) -> Iterator[Shot]:
+def _shots(record: Mapping[str, Any], times: int, taught: Sequence[str] | None) -> Iterator[Shot]:
     problem = record.get("problem", "")
     height, width = (0, 0) if problem else record["shape"][-2:]
-    truth = record.get("truth")
+    truth, dropped = record.get("truth"), record.get("dropped")
+    known = None if taught is None else f"{record['well']}/{record['field']}" in taught
     for time in range(record.get("times", times)):
         reason = "a source was not imaged" if time in record.get("not_imaged", ()) else problem
         yield Shot(
             record["well"], record["field"], record["acquisition"], time, 0 if reason else height * width,
             None if truth is None or reason else truth[time], reason, bool(record.get("empty")),
+            None if dropped is None or reason else dropped[time], known,
         )  # fmt: skip

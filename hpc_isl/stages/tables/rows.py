@@ -20,7 +20,7 @@ UNSAID = ("centroid_", "orientation_")
 OURS = {
     "plate", "well", "field", "acquisition", "time", "wells", "fields", "lost_fields", "empty_fields",
     "problem", "objects", "confluence", "objects_per_mm2", "truth_fields", "truth_objects",
-    "objects_in_truth_fields",
+    "objects_in_truth_fields", "dropped_objects", "training_fields",
 }  # fmt: skip
 
 
@@ -81,11 +81,22 @@ def _counts(plate: Segmented, where: Row, shots: Sequence[Shot], objects: Object
         row["empty_fields"] = _fields([shot for shot in whole if shot.empty])
     pixels = sum(shot.pixels for shot in whole)
     row["objects"] = objects.counted(whole) if whole else None
-    row["confluence"] = objects.foreground(whole) / pixels if whole else None
+    if any(shot.dropped is not None for shot in shots):
+        row["dropped_objects"] = _dropped(whole)
+    if any(shot.taught is not None for shot in shots):
+        row["training_fields"] = _fields([shot for shot in shots if shot.taught])
+    if plate.kind in ("", "cells"):  # how much ground nuclei cover is no confluence
+        row["confluence"] = objects.foreground(whole) / pixels if whole else None
     if plate.pixel_um is not None:
         mm2 = pixels * plate.pixel_um**2 / 1e6
         row["objects_per_mm2"] = objects.seen(whole) / mm2 if whole else None
     return row | _truth(whole, objects)
+
+
+def _dropped(shots: Sequence[Shot]) -> int | None:
+    """None where any is not known, as in fields that an earlier version has segmented."""
+    known = [shot.dropped for shot in shots if shot.dropped is not None]
+    return sum(known) if known and len(known) == len(shots) else None
 
 
 def _fields(shots: Sequence[Shot]) -> int:

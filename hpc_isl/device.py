@@ -1,0 +1,132 @@
+"""What a machine computes in natively: fp32, bf16 or fp16; without torch, which a plan does not wait for."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from hpc_isl.mistake import Mistake
+
+CPUINFO = Path("/proc/cpuinfo")
+# Instructions that multiply in bf16, as Linux calls them on x86 and on ARM.
+BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+# A U-Net's training step in bf16 over one in fp32 where a CPU has no instructions for bf16, by those that it
+# has instead, as docs/performance.md has it from benchmarks/precision.py.
+EMULATED = {"AVX512": 2.7, "AVX2": 9.9}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor that computes networks.
+
+    Attributes:
+        name: for people.
+        kind: cpu, or gpu.
+        native: the precisions that it computes in natively; None: not known.
+        cost: a training step in bf16 over one in fp32, where bf16 is emulated and that was measured.
+    """
+
+    name: str
+    kind: str = "cpu"
+    native: frozenset[str] | None = None
+    cost: float | None = None
+
+
+def cpu() -> Device:
+    """This machine's CPU."""
+    try:
+        return cpu_of(CPUINFO.read_text())
+    except OSError:  # no Linux
+        return Device(f"this {platform.machine()} CPU")
+
+
+def cpu_of(cpuinfo: str) -> Device:
+    """The CPU that /proc/cpuinfo tells of."""
+    facts = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
+    told = {name.strip(): value.strip() for name, value in facts.items()}
+    flags = set((told.get("flags") or told.get("Features") or "").split())
+    native = frozenset({"fp32", "bf16"} if BF16 & flags else {"fp32"})
+    best = "AVX512" if {"avx512f", "avx512bw", "avx512vl"} <= flags else "AVX2" if "avx2" in flags else ""
+    name = " ".join(told.get("model name", f"{platform.machine()} CPU").split())
+    return Device(name, "cpu", native, EMULATED.get(best))
+
+
+@lru_cache
+def gpus(names: tuple[str, ...]) -> list[Device]:
+    """The GPUs of this machine that are named as in CUDA_VISIBLE_DEVICES, as far as nvidia-smi tells."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index,uuid,name,compute_cap", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return [Device("a GPU", "gpu") for _ in names]
+    return gpus_of(done.stdout, names)
+
+
+def gpus_of(listed: str, names: Sequence[str]) -> list[Device]:
+    """Those GPUs, from the rows index, uuid, name and compute capability."""
+    known: dict[str, Device] = {}
+    for row in csv.reader(listed.splitlines(), skipinitialspace=True):
+        if len(row) == 4:
+            known |= dict.fromkeys(row[:2], gpu_of(*row[2:]))
+    return [known.get(name, Device("a GPU", "gpu")) for name in names]
+
+
+def gpu_of(name: str, capability: str) -> Device:
+    """A GPU of NVIDIA's, by its compute capability.
+
+    bf16 since 8.0; fp16 no slower than fp32 since 7.0, and of 5.3, 6.0 and 6.2 (CUDA C++ Programming Guide,
+    throughput of native arithmetic instructions).
+    """
+    try:
+        version = tuple(map(int, capability.split(".")))
+    except ValueError:
+        return Device(name, "gpu")
+    fast = {"bf16": version >= (8, 0), "fp16": version >= (7, 0) or version in ((5, 3), (6, 0), (6, 2))}
+    return Device(name, "gpu", frozenset({"fp32", *(key for key, known in fast.items() if known)}))
+
+
+def remarks(key: str, precision: str, devices: Sequence[Device]) -> Iterator[str]:
+    """In which numbers a network will be computed on these devices, and what that costs.
+
+    Args:
+        key: of the recipe, which says the precision: auto, fp32, bf16 or fp16.
+
+    Raises:
+        Mistake: fp16 on a CPU.
+    """
+    for device in dict.fromkeys(devices):
+        native = device.native
+        if precision == "fp16" and device.kind == "cpu":
+            raise Mistake(f"{key}=fp16 needs a GPU; {device.name} takes {key}=auto, which is fp32 there")
+        chosen = resolved(precision, device)
+        if native is None:
+            yield f"computes in {chosen} on {device.name} ({key}={precision}), of which no more is known"
+        elif chosen in native:
+            others = ", ".join(name for name in ("fp32", "bf16", "fp16") if name in native)
+            yield f"computes in {chosen} on {device.name} ({key}={precision}); natively it has {others}"
+        else:
+            yield f"warning: {key}={precision}: {_emulated(device, chosen)}; {key}=auto takes fp32 there"
+
+
+def resolved(precision: str, device: Device) -> str:
+    """What `auto` is on a device: bf16 on GPUs that compute in it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.kind == "gpu" and device.native and "bf16" in device.native else "fp32"
+
+
+def _emulated(device: Device, precision: str) -> str:
+    text = f"{device.name} has no instructions for {precision}, which is emulated"
+    if device.cost is None or precision != "bf16":
+        return f"{text}; how slow that is was not measured for such a device"
+    return (
+        f"{text}: a U-Net's training step took {device.cost:g} times as long as in fp32 (measured on a CPU "
+        "held to the same instructions, docs/performance.md)"
+    )

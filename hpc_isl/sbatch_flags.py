@@ -1,0 +1,137 @@
+"""Flags of sbatch: one spelling for each, those that a site has keys of its own for, and theirs over ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+Value = str | int | bool
+
+SHORT = {
+    "A": "account", "a": "array", "B": "extra-node-info", "b": "begin", "C": "constraint",
+    "c": "cpus-per-task", "D": "chdir", "d": "dependency", "e": "error", "F": "nodefile", "G": "gpus",
+    "H": "hold", "h": "help", "i": "input", "J": "job-name", "k": "no-kill", "L": "licenses",
+    "M": "clusters", "m": "distribution", "N": "nodes", "n": "ntasks", "O": "overcommit", "o": "output",
+    "p": "partition", "Q": "quiet", "q": "qos", "S": "core-spec", "s": "oversubscribe", "t": "time",
+    "V": "version", "v": "verbose", "W": "wait", "w": "nodelist", "x": "exclude",
+}  # fmt: skip
+LONG = frozenset(  # of Slurm 22.05 to 25.11
+    """account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment
+    consolidate-segments constraint container container-id contiguous core-spec cores-per-socket cpu-freq
+    cpus-per-gpu cpus-per-task deadline delay-boot dependency distribution error exclude exclusive export
+    export-file extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus gpus-per-node gpus-per-socket
+    gpus-per-task gres gres-flags help hint hold ignore-pbs input job-name kill-on-invalid-dep licenses
+    mail-type mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill no-requeue
+    nodefile nodelist nodes ntasks ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket
+    oom-kill-step open-mode output overcommit oversubscribe parsable partition power prefer priority profile
+    propagate qos quiet reboot requeue reservation resources segment signal sockets-per-node spread-job
+    spread-segments stepmgr switches test-only thread-spec threads-per-core time time-min tmp tres-bind
+    tres-per-task uid usage use-min-nodes verbose version wait wait-all-nodes wckey wrap""".split()  # noqa: SIM905  (a hundred quoted words are read by no one)
+)
+REFUSED = {
+    "array": "a sweep makes an array, and site.array says how many of its elements run at once",
+    "parsable": "the number of the job is read from what sbatch says without it",
+    "test-only": "--dry-run asks Slurm when the job would start",
+    "wait": "--wait of ours waits for the run",
+    "wrap": "the script is ours",
+    "help": "it is no flag of a job", "usage": "it is no flag of a job", "version": "it is no flag of a job",
+}  # fmt: skip
+# What may not stand beside a flag, or would be weighed against it.
+EXCLUDED = {
+    "ntasks": ("ntasks-per-node",),
+    "cpus-per-gpu": ("cpus-per-task",),
+    "mem-per-cpu": ("mem",),
+    "mem-per-gpu": ("mem",),
+    "gpus": ("gpus-per-node",),
+    "gpus-per-socket": ("gpus-per-node",),
+    "gpus-per-task": ("gpus-per-node",),
+    "no-requeue": ("requeue",),
+    "requeue": ("no-requeue",),
+}
+NUMBERS = {
+    "nodes": "nodes",
+    "ntasks-per-node": "processes",
+    "cpus-per-task": "cpus",
+    "gpus-per-node": "gpus",
+}
+TEXTS = {
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "reservation": "reservation",
+    "mail-user": "mail",
+}
+
+
+def spelled(flag: str) -> str:
+    """The flag as the help of sbatch writes it: `c`, `--cpus_per_task` and `cpus-per-t` are `cpus-per-task`.
+
+    sbatch takes the beginning of a name for the name where only one begins so. What is not known stays.
+    """
+    name = flag.lstrip("-").replace("_", "-")
+    if name in LONG:
+        return name
+    begun = [known for known in LONG if known.startswith(name)]
+    return SHORT.get(name) or (begun[0] if len(begun) == 1 else name)
+
+
+def in_one_spelling(flags: Mapping[str, Value]) -> dict[str, Value]:
+    """The flags, each as sbatch's help writes it.
+
+    Raises:
+        ValueError: one stands there twice, or would keep sbatch from handing over our job.
+    """
+    found: dict[str, Value] = {}
+    for given, value in flags.items():
+        flag = spelled(str(given))
+        if flag in found:
+            raise ValueError(f"sbatch: {given} is the flag {flag}, which is there already; give it once")
+        if flag in REFUSED:
+            raise ValueError(f"sbatch: {given} cannot be given: {REFUSED[flag]}")
+        if flag == "clusters" and "," in str(value):
+            raise ValueError(f"sbatch: clusters={value}: a run is followed on one cluster; name that one")
+        found[flag] = value
+    return found
+
+
+def own_key(flag: str, value: Value) -> tuple[str, object] | None:
+    """The key of a site that says the same, with its value; None: there is none, or sbatch alone reads it."""
+    text = str(value)
+    if isinstance(value, bool):
+        return None
+    if flag in NUMBERS and text.isdecimal():
+        return NUMBERS[flag], int(text)
+    if flag in TEXTS:
+        return TEXTS[flag], text
+    if flag == "mem" and re.fullmatch(r"\d+[KMGT]?", text):
+        return "memory", text if text[-1].isalpha() else f"{text}M"
+    minutes = _minutes(text) if flag == "time" else None
+    return ("time", f"{minutes}min") if minutes else None
+
+
+def _minutes(text: str) -> int | None:
+    """Of a time as sbatch reads it: `90`, `90:00`, `1:30:00`, `1-12`, `1-12:30` or `1-12:30:00`."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        return None
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if not days and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return int(days or 0) * 1440 + hours * 60 + minutes + (seconds > 0)
+
+
+def merged(ours: Mapping[str, object], theirs: Mapping[str, Value]) -> dict[str, object]:
+    """The flags of a job, each once: those of the site stand, and ours beside them where they can.
+
+    None and False are not written: a site takes one of ours away with `false`. What a job waits for is what
+    both say.
+    """
+    excluded = {name for flag in theirs for name in EXCLUDED.get(flag, ())}
+    if "gpu" in str(theirs.get("gres")):
+        excluded.add("gpus-per-node")
+    both = {flag: value for flag, value in ours.items() if flag not in excluded} | dict(theirs)
+    if ours.get("dependency") and theirs.get("dependency"):
+        both["dependency"] = f"{ours['dependency']},{theirs['dependency']}"
+    return {flag: value for flag, value in both.items() if value is not None and value is not False}

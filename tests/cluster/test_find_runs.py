@@ -1,0 +1,107 @@
+"""Runs are found where the sites of their user keep them, and a miss says where it was looked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hpc_isl.cluster import names
+from hpc_isl.mistake import Mistake
+
+if TYPE_CHECKING:
+    from tests.conftest import Door
+
+QUIET = ("site.tracking=none",)
+
+
+@pytest.fixture
+def cluster(door: Door) -> Door:
+    """A user whose site `mycluster` keeps runs in a shared folder, with one run there."""
+    sites = door.cwd / "config" / "hpc_isl" / "sites"
+    sites.mkdir(parents=True)
+    text = f"executor: local\nruns: {door.cwd / 'shared runs'}\ntracking: none\n"
+    (sites / "mycluster.yaml").write_text(text)
+    done = door("count", "--site", "mycluster", "--name", "S12")
+    assert done.returncode == 0, done.stdout
+    return door
+
+
+def test_what_a_site_keeps_elsewhere_is_found_by_its_name(cluster: Door) -> None:
+    """A user who has written `runs: /shared/runs` into a site types `status`, `logs S12` and so on, and
+    sees the runs that lie there, with the folder named; `--site` shows those of that site alone."""
+    assert cluster("count", *QUIET, "--name", "own").returncode == 0
+    listed = cluster("status").stdout
+    assert "count  S12" in listed
+    assert "count  own" in listed
+    assert f"runs in {cluster.cwd / 'shared runs'} (site mycluster)" in listed
+    alone = cluster("status", "--site", "mycluster").stdout
+    assert "count  S12" in alone
+    assert "own" not in alone
+    for words in (["logs", "S12"], ["logs", "S12", "--site", "mycluster"], ["status", "count/S12"]):
+        found = cluster(*words)
+        assert found.returncode == 0, found.stdout
+    assert "S12 is running" not in cluster("cancel", "S12").stdout
+    assert "'S12' is not running: it is done" in cluster("cancel", "S12").stdout
+    assert "nothing to do" in cluster("resume", "S12").stdout
+
+
+def test_what_is_typed_next_names_the_run_by_its_short_name(cluster: Door) -> None:
+    """What `count` prints to type next works as it stands, and is as short as in the documentation."""
+    failed = cluster("count", "--site", "mycluster", "--name", "bad", "crash_rank=0")
+    assert "next: python -m hpc_isl.submit resume bad" in failed.stdout
+
+
+def test_recipes_find_runs_that_a_site_keeps_elsewhere(cluster: Door) -> None:
+    """`--after`, `pretrained=` and the like take the names that `status` shows, on whichever site."""
+    waited = cluster("count", *QUIET, "--after", "S12", "--name", "later")
+    assert waited.returncode == 0, waited.stdout
+
+
+def test_a_miss_says_where_it_was_looked_for_and_what_names_another_folder(cluster: Door) -> None:
+    """Who asks for a run that is nowhere reads in which folders it was looked for, and the three ways to
+    name another one."""
+    missed = cluster("logs", "S13")
+    assert missed.returncode == 2
+    for said in (
+        f"no such run in {cluster.cwd / 'runs'}, {cluster.cwd / 'shared runs'} (site mycluster)",
+        "did you mean 'S12'?", "--root", "--site", "HPC_ISL_RUNS",
+    ):  # fmt: skip
+        assert said in missed.stdout
+    none = cluster("status", "--root", str(cluster.cwd / "empty"))
+    for said in (f"there are no runs in {cluster.cwd / 'empty'}", "--site NAME", "HPC_ISL_RUNS"):
+        assert said in none.stdout
+
+
+def test_a_name_that_two_sites_know_is_told_apart(cluster: Door) -> None:
+    """The run in one's own folder is meant first; where only sites have it, and two do, both are named."""
+    second = cluster.cwd / "sites"
+    second.mkdir()
+    (second / "other.yaml").write_text(f"runs: {cluster.cwd / 'other'}\ntracking: none\n")
+    assert cluster("count", "--site", "other", "--name", "S12").returncode == 0
+    unclear = cluster("status", "S12")
+    assert unclear.returncode == 2
+    assert "(site mycluster)" in unclear.stdout
+    assert "(site other)" in unclear.stdout
+    assert "count  S12" in cluster("status", "S12", "--site", "other").stdout
+    assert cluster("count", *QUIET, "--name", "S12").returncode == 0
+    assert "count  S12" in cluster("status", "S12").stdout
+
+
+def test_a_site_file_that_cannot_be_read_hides_no_run(cluster: Door) -> None:
+    """A broken site file is a matter of who uses that site: `status` goes on to list all runs."""
+    (cluster.cwd / "sites").mkdir()
+    (cluster.cwd / "sites" / "broken.yaml").write_text("runs: [")
+    assert "count  S12" in cluster("status").stdout
+
+
+def test_an_address_is_short_where_any_of_the_folders_has_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "b" / "count" / "S12"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("{}")
+    run = names.find("S12", tmp_path / "a", tmp_path / "b")
+    assert run.folder == folder
+    assert names.address(run, tmp_path / "a", tmp_path / "b") == "S12"
+    with pytest.raises(Mistake, match=r"no such run in .*/a"):
+        names.find("S12", tmp_path / "a")

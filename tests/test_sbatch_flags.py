@@ -1,0 +1,91 @@
+"""Flags of sbatch in a site: one key, however spelled, is one flag, and the site's stands."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpc_isl.mistake import Mistake
+from hpc_isl.sbatch_flags import merged, spelled
+from hpc_isl.site import Site
+from hpc_isl.strict import parse
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ("cpus-per-task", "cpus-per-task"), ("cpus_per_task", "cpus-per-task"), ("c", "cpus-per-task"),
+        ("--cpus-per-task", "cpus-per-task"), ("-c", "cpus-per-task"), ("cpus-per-t", "cpus-per-task"),
+        ("N", "nodes"), ("n", "ntasks"), ("mem", "mem"), ("gpus", "gpus"), ("partit", "partition"),
+        ("cpus-per", "cpus-per"), ("of-a-later-slurm", "of-a-later-slurm"),
+    ],
+)  # fmt: skip
+def test_a_flag_has_one_spelling(given: str, flag: str) -> None:
+    assert spelled(given) == flag
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [
+        ({"cpus-per-task": 2}, "cpus", 2),
+        ({"c": "2"}, "cpus", 2),
+        ({"ntasks_per_node": 3}, "processes", 3),
+        ({"N": 2}, "nodes", 2),
+        ({"gpus-per-node": 4}, "gpus", 4),
+        ({"mem": "8G"}, "memory", "8G"),
+        ({"mem": 4000}, "memory", "4000M"),
+        ({"p": "gpu,cpu"}, "partition", "gpu,cpu"),
+        ({"time": 90}, "time", "90min"),
+        ({"t": "90:30"}, "time", "91min"),
+        ({"t": "2:00:00"}, "time", "120min"),
+        ({"t": "1-12"}, "time", "2160min"),
+        ({"t": "1-00:30"}, "time", "1470min"),
+    ],
+)
+def test_a_flag_that_a_key_says_too_is_that_key(flags: dict[str, object], key: str, value: object) -> None:
+    """So ranks, limits and --dry-run know of it; of the two, the flag counts."""
+    content = {
+        "executor": "slurm",
+        "cpus": 1,
+        "nodes": 1,
+        "memory": "1G",
+        "time": "1h",
+        "gpus": 0,
+        "sbatch": flags,
+    }
+    site = parse(Site, content, "site")
+    assert (getattr(site, key), site.sbatch) == (value, {})
+
+
+def test_what_sbatch_alone_can_read_stays_a_flag() -> None:
+    flags = {"N": "2-4", "gpus_per_node": "a100:2", "t": "UNLIMITED", "exclusive": True}
+    site = Site.model_validate({"nodes": 1, "sbatch": flags})
+    assert site.sbatch == {
+        "nodes": "2-4", "gpus-per-node": "a100:2", "time": "UNLIMITED", "exclusive": True
+    }  # fmt: skip
+    assert merged({"nodes": 1, "gpus-per-node": 2}, site.sbatch) == site.sbatch
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"cpus-per-task": 2, "c": 4}, "c is the flag cpus-per-task, which is there already"),
+        ({"a": "0-9"}, "site.array says how many of its elements run at once"),
+        ({"parsable": True}, "the number of the job is read from what sbatch says without it"),
+        ({"clusters": "a,b"}, "a run is followed on one cluster"),
+    ],
+)
+def test_flags_with_which_no_job_could_be_followed_are_refused(flags: dict[str, object], says: str) -> None:
+    with pytest.raises(Mistake, match=says):
+        parse(Site, {"executor": "slurm", "sbatch": flags}, "site")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        ({"requeue": False}, {"mem": "1G"}),
+        ({"no-requeue": True}, {"mem": "1G", "no-requeue": True}),
+        ({"mem-per-cpu": "2G"}, {"requeue": True, "mem-per-cpu": "2G"}),
+    ],
+)
+def test_what_excludes_a_flag_of_ours_takes_its_place(theirs: dict[str, object], expected: object) -> None:
+    assert merged({"requeue": True, "mem": "1G", "qos": None}, theirs) == expected
