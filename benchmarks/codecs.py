@@ -25,10 +25,10 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from hpc_isl.plates.assemble import assemble
-from hpc_isl.plates.levels import open_fresh, write_pyramid
+from hpc_isl.plates.pyramid import open_fresh, write_pyramid
 from hpc_isl.plates.readers import harmony
 from hpc_isl.recipes.plates import CodecRecipe
-from hpc_isl.stages import synthetic
+from hpc_isl.stages.synthetic import stage as synthetic
 
 EDGE, CROP, PLANES, CROPS = 2160, 512, 4, 60
 CROP_MB = PLANES * CROP**2 * 2 / 1e6

@@ -26,10 +26,10 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import label
 from skimage.morphology import h_maxima
-from skimage.segmentation import watershed
+from skimage.segmentation import watershed as skimage_watershed
 
 from hpc_isl.objects.distance import distance_map
-from hpc_isl.objects.flood import TOUCHING, flood, reference
+from hpc_isl.objects.watershed import TOUCHING, reference, watershed
 
 H = 10
 Image = np.ndarray[Any, Any]
@@ -74,7 +74,7 @@ def cells(size: int, radius: int) -> tuple[Image, Image, Image]:
 
 
 def ours(distance: Image, mask: Image) -> Image:
-    return flood(distance, mask, H)
+    return watershed(distance, mask, H)
 
 
 def skimage_reference(distance: Image, mask: Image) -> Image:
@@ -84,7 +84,7 @@ def skimage_reference(distance: Image, mask: Image) -> Image:
 def skimage_h_maxima(distance: Image, mask: Image) -> Image:
     inside = np.where(mask, distance, 0)
     seeds = label(h_maxima(inside, H, footprint=TOUCHING), connectivity=2)
-    return np.asarray(watershed(-inside, seeds, mask=mask, connectivity=TOUCHING))
+    return np.asarray(skimage_watershed(-inside, seeds, mask=mask, connectivity=TOUCHING))
 
 
 def simple_itk(distance: Image, mask: Image) -> Image:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from hpc_isl.learning.unet import build
+from hpc_isl.learning.network.unet import build
 from hpc_isl.recipes.training import NetRecipe
 
 OLDER = {

@@ -25,20 +25,20 @@ from segment import flops, held_to
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
-from hpc_isl.learning.foreign import read_sources
+from hpc_isl.learning.data.rescale import read_sources
 from hpc_isl.objects.distance import distance_map
 from hpc_isl.plates.store import Index
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.segment import plan
-from hpc_isl.stages.segmentation import files
-from hpc_isl.stages.segmentation.bench import Bench, Seen, bench_of, index_of
-from hpc_isl.stages.segmentation.measured import measured
-from hpc_isl.stages.segmentation.setting import scale_of
-from hpc_isl.stages.segmentation.work import _facts, _keep
-from hpc_isl.stages.shared.objects_from import objects_in
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.segment import files
+from hpc_isl.stages.segment.field import _facts, _keep
+from hpc_isl.stages.segment.inputs import scale_of
+from hpc_isl.stages.segment.measurements import measured
+from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, index_of, load_segmenter
+from hpc_isl.stages.segment.stage import plan
+from hpc_isl.stages.shared.decoding import objects_in
 
 EDGE, FIELDS = 2160, 384 * 9
 ENCODERS = ("densenet121", "resnet34", "resnet18", "tu-mobilenetv1_100")
@@ -70,14 +70,14 @@ def main() -> None:
         _sizes(index, work)
 
 
-def _bench(folder: Path) -> tuple[Bench, Index, files.Work]:
+def _bench(folder: Path) -> tuple[Segmenter, Index, files.FieldTask]:
     keys = [f"model={folder}/runs/finetune/cells", f"plates=[{folder}/P.zarr]", "labels=found"]
     run = Run(folder / "runs" / "segment" / "one")
     run.folder.mkdir(parents=True)
     run.recipe.write_text(to_yaml(plan(load("segment", None, keys)).recipe))
     index = index_of(folder / "P.zarr")
-    work = files.Work(run.folder, index.path, "P", "P", index.plate.fields[0].key, "0", "0")
-    return bench_of(run.folder), index, work
+    work = files.FieldTask(run.folder, index.path, "P", "P", index.plate.fields[0].key, "0", "0")
+    return load_segmenter(run.folder), index, work
 
 
 def cells(count: int) -> NDArray[np.float32]:
@@ -93,7 +93,9 @@ def cells(count: int) -> NDArray[np.float32]:
     return np.stack([distance_map(labels), np.where(labels > 0, 5, -5)]).astype(np.float32)
 
 
-def _round(bench: Bench, index: Index, work: files.Work, maps: NDArray[np.float32]) -> dict[str, float]:
+def _round(
+    bench: Segmenter, index: Index, work: files.FieldTask, maps: NDArray[np.float32]
+) -> dict[str, float]:
     times: dict[str, float] = {}
 
     def timed(what: str, call: Callable[[], Any]) -> Any:
@@ -105,14 +107,14 @@ def _round(bench: Bench, index: Index, work: files.Work, maps: NDArray[np.float3
     scale = scale_of(bench.recipe, bench.view, index, work.key)
     timed("reading", lambda: read_sources(bench.view, index, work.key, 0, scale))
     labels = timed("flood", lambda: objects_in(maps, bench.rule))
-    seen = [Seen(maps, None, labels)]
+    seen = [FieldPrediction(maps, None, labels)]
     table = timed("features", lambda: measured(bench, index, work, seen))
     timed("writing", lambda: _keep(bench, index, work, seen, table))
     timed("hash and record", lambda: files.write_record(work, _facts(bench, index, work, seen, table)))
     return {"objects": float(labels.max()), **times}
 
 
-def _sizes(index: Index, work: files.Work) -> None:
+def _sizes(index: Index, work: files.FieldTask) -> None:
     labels = index.image(work.key) / "labels" / "found"
     of_labels = [path.stat().st_size for path in labels.rglob("*") if path.is_file()]
     of_run = [path.stat().st_size for path in (work.table, work.record)]

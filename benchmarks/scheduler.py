@@ -18,10 +18,10 @@ from pathlib import Path
 
 import psutil
 
-from hpc_isl.cluster.pool import pools
+from hpc_isl.cluster.dask_pool.pool import pools
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
-from hpc_isl.tasks import Need, Task
+from hpc_isl.tasks import MemoryRequirement, Task
 
 TASKS_AHEAD = 4  # for each worker process, as the pool has them: two threads, twice as many tasks
 
@@ -39,7 +39,7 @@ def main() -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         attempt = Attempt(Run(Path(folder) / "segment" / "none"), cpus=workers)
-        with pools(attempt, Site(workers=workers))(Need(0, 0)) as pool:
+        with pools(attempt, Site(workers=workers))(MemoryRequirement(0, 0)) as pool:
             while pool.workers < workers:
                 time.sleep(0.1)
             print(f"{workers} worker processes are there after {time.perf_counter() - start:.1f} s")

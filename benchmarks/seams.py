@@ -22,8 +22,8 @@ from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from hpc_isl.objects.blocks import flood_blocks
-from hpc_isl.objects.flood import flood
+from hpc_isl.objects.watershed import watershed
+from hpc_isl.objects.watershed_tiled import tiled_watershed
 from hpc_isl.tiles import Tile, tiles
 
 H = 10.0
@@ -39,14 +39,14 @@ def main() -> None:
     words.add_argument("--halo", type=int, nargs="+", default=[64, 128])
     given = words.parse_args()
     maps = cells(given.edge)
-    whole = flood(*maps, H)
+    whole = watershed(*maps, H)
     print(
         f"{given.edge}², {whole.max()} objects, {np.mean(whole > 0):.0%} foreground, blocks of {given.block}²"
     )
     _tell("hpc_isl, blocks", 0, whole, ours(maps, given.block))
     for halo in given.halo:
         grid = list(tiles(whole.shape, given.block, halo))
-        parts = [flood(maps[0][tile.read], maps[1][tile.read], H) for tile in grid]
+        parts = [watershed(maps[0][tile.read], maps[1][tile.read], H) for tile in grid]
         _tell("halo, crop, IoU", halo, whole, glued(grid, parts, whole.shape))
         try:
             found = by_cellpose(maps, given.block, halo)
@@ -72,7 +72,7 @@ def ours(maps: Maps, block: int) -> Labels:
     shape = maps[0].shape
     found = np.zeros(shape, np.uint32)
     with tempfile.TemporaryDirectory() as folder:
-        flood_blocks(
+        tiled_watershed(
             lambda box: (maps[0][box], maps[1][box]), found.__setitem__, (shape[0], shape[1]), H,
             block=(block, block), scratch=Path(folder),
         )  # fmt: skip
@@ -130,7 +130,7 @@ def by_cellpose(maps: Maps, block: int, halo: int) -> Labels:
     blocks = cellpose.get_nblocks(whole, size)
     found, faces, used = np.zeros(whole, np.uint32), [], []
     for index, crop in zip(indices, crops, strict=True):
-        part = flood(maps[0][crop[1:]], maps[1][crop[1:]], H)
+        part = watershed(maps[0][crop[1:]], maps[1][crop[1:]], H)
         trimmed, box = cellpose.remove_overlaps(np.repeat(part[None], PLANES, 0), crop, halo, size)
         named, names = cellpose.global_segment_ids(trimmed, index, blocks)
         found[tuple(box)] = named

@@ -33,22 +33,22 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
-from hpc_isl.cluster.pooled.share import LARGE_PAGES
-from hpc_isl.learning.foreign import read_sources, to_full
-from hpc_isl.learning.unet import construct
+from hpc_isl.cluster.dask_pool.resources import LARGE_PAGES
+from hpc_isl.learning.data.rescale import read_sources, to_full
+from hpc_isl.learning.network.unet import construct
 from hpc_isl.plates.plate import Field
 from hpc_isl.plates.store import Index
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.segment import plan
-from hpc_isl.stages.segmentation import files
-from hpc_isl.stages.segmentation.bench import Bench, Seen, bench_of, index_of
-from hpc_isl.stages.segmentation.measured import measured
-from hpc_isl.stages.segmentation.setting import scale_of
-from hpc_isl.stages.segmentation.work import _facts, _keep
-from hpc_isl.stages.shared.objects_from import objects_in
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.segment import files
+from hpc_isl.stages.segment.field import _facts, _keep
+from hpc_isl.stages.segment.inputs import scale_of
+from hpc_isl.stages.segment.measurements import measured
+from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, index_of, load_segmenter
+from hpc_isl.stages.segment.stage import plan
+from hpc_isl.stages.shared.decoding import objects_in
 
 PARTS = ("reading", "network", "to full resolution", "flood", "features", "writing", "hash and record")
 STAGES = ("stage", "two workers", "one network", "two networks")
@@ -168,7 +168,7 @@ def _parts(folder: Path, plate: Path, name: str) -> dict[str, float]:
     recipe = plan(load("segment", None, keys)).recipe
     run.folder.mkdir(parents=True)
     run.recipe.write_text(to_yaml(recipe))
-    bench, index = bench_of(run.folder), index_of(plate)
+    bench, index = load_segmenter(run.folder), index_of(plate)
     times: dict[str, list[float]] = {}
 
     def timed(what: str, call: Callable[[], Any]) -> Any:
@@ -183,16 +183,16 @@ def _parts(folder: Path, plate: Path, name: str) -> dict[str, float]:
     return {what: median(values[WARM:]) for what, values in times.items()}
 
 
-def _take_apart(bench: Bench, index: Index, run: Run, plate: Path, field: Field, timed: Timed) -> None:
+def _take_apart(bench: Segmenter, index: Index, run: Run, plate: Path, field: Field, timed: Timed) -> None:
     """Computes one field as the stage does, a part at a time."""
     key, shape = field.key, (field.shape[-2], field.shape[-1])
-    work = files.Work(run.folder, plate, "P", "P", key, "0", "0")
+    work = files.FieldTask(run.folder, plate, "P", "P", key, "0", "0")
     scale = scale_of(bench.recipe, bench.view, index, key)
     sources = timed("reading", lambda: read_sources(bench.view, index, key, 0, scale))
     said = timed("network", lambda: bench.predictor(sources))
     full = timed("to full resolution", lambda: to_full(said, scale, shape))
     labels = timed("flood", lambda: objects_in(full, bench.rule))
-    seen = [Seen(said, None, labels)]
+    seen = [FieldPrediction(said, None, labels)]
     table = timed("features", lambda: measured(bench, index, work, seen))
     timed("writing", lambda: _keep(bench, index, work, seen, table))
     timed(
@@ -242,7 +242,7 @@ def _bare(run: Path, plate: Path, processes: int) -> float:
 
 def _forward(run: Path, plate: Path, ready: Any, results: Any) -> None:
     torch.set_num_threads(1)
-    bench, index = bench_of(run), index_of(plate)
+    bench, index = load_segmenter(run), index_of(plate)
     keys = [field.key for field in index.plate.fields]
     scale = scale_of(bench.recipe, bench.view, index, keys[0])
     sources = [read_sources(bench.view, index, key, 0, scale) for key in keys]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 
 CPUINFO = Path("/proc/cpuinfo")
 # Instructions that multiply in bf16, as Linux calls them on x86 and on ARM.
@@ -99,12 +99,12 @@ def remarks(key: str, precision: str, devices: Sequence[Device]) -> Iterator[str
         key: of the recipe, which says the precision: auto, fp32, bf16 or fp16.
 
     Raises:
-        Mistake: fp16 on a CPU.
+        UserError: fp16 on a CPU.
     """
     for device in dict.fromkeys(devices):
         native = device.native
         if precision == "fp16" and device.kind == "cpu":
-            raise Mistake(f"{key}=fp16 needs a GPU; {device.name} takes {key}=auto, which is fp32 there")
+            raise UserError(f"{key}=fp16 needs a GPU; {device.name} takes {key}=auto, which is fp32 there")
         chosen = resolved(precision, device)
         if native is None:
             yield f"computes in {chosen} on {device.name} ({key}={precision}), of which no more is known"

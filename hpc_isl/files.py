@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 
 
 def now() -> str:
@@ -80,7 +80,7 @@ def make_folder(path: Path, group: str | None) -> None:
             folder.chmod(0o2775)
     except (LookupError, PermissionError) as error:
         path.rmdir()
-        raise Mistake(f"site.group={group}: {error}; name a group that you belong to") from None
+        raise UserError(f"site.group={group}: {error}; name a group that you belong to") from None
 
 
 def identity(path: Path) -> object:

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
-from hpc_isl.mistake import Mistake
 from hpc_isl.timing import Clock, Workload
 
 HEARTBEAT_S = 5.0
@@ -34,7 +34,7 @@ class Plan:
         inputs: name -> fingerprint of the data that the stage will read.
         makes: the folders or files that will appear.
         claims: gives what no other run may write meanwhile: a place, and what in it, as `labels of B03/1`.
-        check_size: raises a `Mistake` for a number of processes that cannot share the work.
+        check_size: raises a `UserError` for a number of processes that cannot share the work.
         former: gives those of `inputs` that earlier versions noted otherwise, as they did.
         parts: name of an input that consists of many -> what each is called -> its own fingerprint.
         workload: by which its time is told; None: it is not.
@@ -332,8 +332,8 @@ def _end_line(path: Path) -> None:
 
 
 def _outcome(error: BaseException) -> dict[str, Any]:
-    """How an attempt ended: a `Mistake` speaks for itself, anything else is named by its type."""
-    mistake = isinstance(error, Mistake)
+    """How an attempt ended: a `UserError` speaks for itself, anything else is named by its type."""
+    mistake = isinstance(error, UserError)
     return {
         "outcome": "mistake" if mistake else "failed",
         "message": str(error) if mistake else f"{type(error).__name__}: {error}",

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.errors import UserError, nearest
+from hpc_isl.recipes.strict import Strict, override, parse, read_yaml
 from hpc_isl.sbatch_flags import in_one_spelling, own_key
-from hpc_isl.strict import Strict, override, parse, read_yaml
 
 Positive = Annotated[int, Bound(ge=1)]
 Count = Annotated[int, Bound(ge=0)]
@@ -234,14 +234,14 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
-            raise Mistake(f"--site {name}: there is no such file")
+            raise UserError(f"--site {name}: there is no such file")
         return path
     for folder in places():
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = sorted({path.stem for folder in places() for path in folder.glob("*.yaml")})
     looked = ", ".join(str(folder) for folder in places()[:2])
-    raise Mistake(f"--site {name}: no such site in {looked} or among the shipped; {nearest(name, known)}")
+    raise UserError(f"--site {name}: no such site in {looked} or among the shipped; {nearest(name, known)}")
 
 
 def load(name: str, assignments: list[str]) -> Site:
@@ -275,7 +275,7 @@ def folders_of_runs() -> dict[Path, list[str]]:
         for path in sorted(place.glob("*.yaml")):
             files.setdefault(path.stem, path)
     for name, path in files.items():
-        with suppress(Mistake):
+        with suppress(UserError):
             runs = read_yaml(path).get("runs")
             if isinstance(runs, str):
                 folders.setdefault(runs_root(Site(runs=Path(runs))), []).append(name)

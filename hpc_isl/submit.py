@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpc_isl
-from hpc_isl.commandline import Words, caller, program, silence
-from hpc_isl.commands import COMMANDS
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.cli.arguments import ArgumentParser, console, program, silence
+from hpc_isl.cli.commands import COMMANDS
+from hpc_isl.errors import UserError, nearest
 
 STAGES = {
     "convert": "a vendor's export to an OME-Zarr plate",
@@ -41,7 +41,7 @@ def door(argv: list[str]) -> int:
     """One call; the exit code: 0 done, 2 the user's mistake, 1 failure, 3 stopped, 130 Ctrl-C."""
     try:
         return _verb(argv)
-    except Mistake as mistake:
+    except UserError as mistake:
         print(mistake, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -76,7 +76,7 @@ def _verb(argv: list[str]) -> int:
         return _stage(verb, rest)
     if verb in COMMANDS:
         return COMMANDS[verb][1](rest)
-    raise Mistake(f"{verb!r} is not a verb; {nearest(verb, [*STAGES, *MANY, *COMMANDS])}")
+    raise UserError(f"{verb!r} is not a verb; {nearest(verb, [*STAGES, *MANY, *COMMANDS])}")
 
 
 def _overview() -> str:
@@ -107,7 +107,7 @@ site.key=value those of the site; values are YAML. VERB --help lists all keys wi
 
 
 def _stage(verb: str, argv: list[str]) -> int:
-    words = Words(verb)
+    words = ArgumentParser(verb)
     words.add_argument("--site", default="laptop")
     words.add_argument("--name")
     words.add_argument("--dry-run", action="store_true")
@@ -120,7 +120,7 @@ def _stage(verb: str, argv: list[str]) -> int:
         words.add_argument("--update", action="store_true")
     given = words.parse_intermixed_args(argv)
     if given.help:
-        from hpc_isl.manual import stage_manual
+        from hpc_isl.cli.help import stage_manual
 
         print(stage_manual(verb, program()))
         return 0
@@ -140,32 +140,34 @@ def _share(text: str) -> float:
 
 def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     """A stage, an array or a chain, as the words ask for it."""
-    from hpc_isl import recipe, site
-    from hpc_isl.cluster import chain, launch, names, orders, sweep
+    from hpc_isl import site
+    from hpc_isl.cluster.run_folder import names
+    from hpc_isl.cluster.submit import chain, launch, request, sweep
+    from hpc_isl.recipes import load
 
     path, keys, site_keys = _sorted_words(verb, given.words)
     if given.time and (verb == "chain" or not given.dry_run):
-        raise Mistake(f"{verb}: --time goes with --dry-run, for one stage or a sweep: it tries ten seconds")
+        raise UserError(f"{verb}: --time goes with --dry-run, for one stage or a sweep: it tries ten seconds")
     where = site.load(given.site, site_keys)
-    who = caller(site.runs_root(where), argv=(verb, *argv))
+    who = console(site.runs_root(where), argv=(verb, *argv))
     after = tuple(names.find(name, *who.roots) for name in given.after)
     if verb == "chain":
         if path is None or after:
-            raise Mistake(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
-        begin = chain.dry_run if given.dry_run else chain.start
+            raise UserError(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
+        begin = chain.show_plan if given.dry_run else chain.start
         return begin(path, keys, where, given.name, who, given.wait)
     if verb == "sweep":
         order = sweep.order(path, keys, where, given.name, after)
     else:
-        order = orders.Order(
-            verb, recipe.load(verb, path, keys), orders.site_of(verb, where), given.name, after
+        order = request.RunRequest(
+            verb, load.load(verb, path, keys), request.site_of(verb, where), given.name, after
         )
     order = replace(
-        orders.named(order, who.roots),
+        request.named(order, who.roots),
         verify=getattr(given, "verify", 0.0), update=getattr(given, "update", False),
     )  # fmt: skip
     if given.dry_run:
-        return launch.dry_run(order, who, given.time)
+        return launch.show_plan(order, who, given.time)
     return launch.launch(order, who, given.wait)
 
 
@@ -181,7 +183,7 @@ def _sorted_words(verb: str, words: list[str]) -> tuple[Path | None, list[str], 
         elif path is None and (word.endswith((".yaml", ".yml")) or Path(word).is_file()):
             path = Path(word)
         else:
-            raise Mistake(_stray(verb, word, path))
+            raise UserError(_stray(verb, word, path))
     return path, keys, site_keys
 
 

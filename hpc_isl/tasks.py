@@ -55,12 +55,12 @@ class Pool(Protocol):
             call: a function at the top of a module.
 
         Raises:
-            Blocked: a call has; what is under way is not waited for.
+            AbortRun: a call has; what is under way is not waited for.
         """
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryRequirement:
     """What a pool's processes are to hold, in bytes.
 
     Attributes:
@@ -76,5 +76,5 @@ class Need:
         return self.process + self.task
 
 
-Pools = Callable[[Need], AbstractContextManager[Pool]]
+Pools = Callable[[MemoryRequirement], AbstractContextManager[Pool]]
 """Starts processes that can hold what is needed, as many as CPUs (or GPUs) and memory allow."""

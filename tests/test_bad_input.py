@@ -13,7 +13,7 @@ import pytest
 import tifffile
 
 from hpc_isl.plates.store import open_plate
-from hpc_isl.stages import synthetic
+from hpc_isl.stages.synthetic import stage as synthetic
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -153,7 +153,7 @@ def plates(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the converted plate P.zarr."""
     from hpc_isl.recipes.plates import ConvertRecipe
     from hpc_isl.run import Attempt, Run
-    from hpc_isl.stages import convert
+    from hpc_isl.stages.convert import stage as convert
 
     folder = tmp_path_factory.mktemp("plates")
     recipe = ConvertRecipe(source=pristine, out=folder / "P.zarr")

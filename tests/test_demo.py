@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpc_isl.recipe import load, shipped
+from hpc_isl.recipes.load import load, shipped
 from hpc_isl.recipes.pretrain import PretrainRecipe
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -97,7 +97,7 @@ def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[s
 
 
 def test_the_recipe_of_the_demo_needs_no_download_and_holds_out_one_well_of_each_treatment() -> None:
-    from hpc_isl.stages.synthesis.layout import lay_out
+    from hpc_isl.stages.synthetic.layout import lay_out
 
     recipe = load("pretrain", shipped("demo.yaml"), [])
     assert isinstance(recipe, PretrainRecipe)

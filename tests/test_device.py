@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from hpc_isl import device
-from hpc_isl.cluster import orders
+from hpc_isl.cluster.submit import request
 from hpc_isl.device import Device, cpu, cpu_of, gpus_of, remarks
-from hpc_isl.learning.precision import as_scored, device_of, resolve
-from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import load
+from hpc_isl.errors import UserError
+from hpc_isl.learning.training.precision import as_scored, device_of, resolve
+from hpc_isl.recipes.load import load
 from hpc_isl.site import Site
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def test_fp16_on_a_cpu_is_refused_and_bf16_is_not_advised_instead() -> None:
         lambda: list(remarks("train.precision", "fp16", [cpu_of(EPYC_ROME)])),
         lambda: resolve("fp16", torch.device("cpu")),
     ):
-        with pytest.raises(Mistake, match="precision=fp16 needs a GPU") as caught:
+        with pytest.raises(UserError, match="precision=fp16 needs a GPU") as caught:
             call()
         assert "bf16" not in str(caught.value)
 
@@ -99,13 +99,13 @@ def test_a_plan_says_what_its_device_computes_in(
 
     def said(precision: str, site: Site) -> str:
         words = [f"plates=[{tmp_path}/P01.zarr]", *keys, f"train.precision={precision}"]
-        return "\n".join(orders.planned("pretrain", load("pretrain", None, words), site).says)
+        return "\n".join(request.planned("pretrain", load("pretrain", None, words), site).says)
 
     assert "warning: train.precision=bf16: AMD EPYC 7742" in said("bf16", Site(gpus=0))
     assert "computes in fp32 on AMD EPYC 7742" in said("auto", Site(gpus=0))
     assert "the job tells, as it starts" in said("bf16", Site(executor="slurm"))
     for site in (Site(gpus=0), Site(executor="slurm")):
-        with pytest.raises(Mistake, match=r"train\.precision=fp16 needs a GPU"):
+        with pytest.raises(UserError, match=r"train\.precision=fp16 needs a GPU"):
             said("fp16", site)
     assert "the job tells" in said("fp16", Site(executor="slurm", gpus=1))
 

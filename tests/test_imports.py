@@ -12,60 +12,53 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.jobs import STAGES
+from hpc_isl.cluster.run_folder.job import STAGES
 
 PACKAGE = Path(__file__).parents[1] / "hpc_isl"
-VALUES = {
-    "hpc_isl",
-    "mistake",
-    "device",
-    "files",
-    "strict",
-    "recipe",
-    "recipes",
-    "many",
-    "metadata_changes",
-    "site",
-    "sbatch_flags",
-    "run",
-    "tiles",
-    "seeds",
-    "tasks",
-}
-DOOR = {"submit", "commands", "setup_commands", "upkeep_commands", "commandline", "manual"}
-WINGS = {"plates", "learning", "objects"}
-# The lower a layer, the fewer it knows.
-MAY_KNOW = {
-    "values": {"values"},
-    "plates": {"values", "plates"},
-    "objects": {"values", "objects"},
-    "learning": {"values", "learning"},
-    "stages": {"values", "stages", *WINGS},
-    "cluster": {"values", "cluster"},
-    "door": {"values", "cluster", "door"},
-}
-# learning may use these of the plates; nothing else crosses from wing to wing.
-BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statistics"}
-HEAVY = {"torch", "torchvision", "zarr", "dask", "distributed", "mlflow", "tensorstore", "scipy", "skimage"}
-# inspect, validate, report and table submit nothing; status compares the labels of a segmentation
-LOOKED_AT = ("inspect", "report", "table", "segmentation.edits")
-ALLOWED = {("commands.py", f"hpc_isl.stages.{name}") for name in LOOKED_AT}
-ALLOWED |= {("upkeep_commands.py", "hpc_isl.stages.set_metadata")}
-# The folders of the corridor, and the verb whose parts they hold.
-PARTS = {
-    "conversion": "convert", "annotation": "annotate", "pretraining": "pretrain", "finetuning": "finetune",
-    "segmentation": "segment", "reporting": "report", "tables": "table", "synthesis": "synthetic",
+BASE = {
+    "hpc_isl", "errors", "device", "files", "recipes", "metadata_changes", "site", "sbatch_flags", "run",
+    "tiles", "seeds", "tasks", "timing",
 }  # fmt: skip
+LIBRARIES = {"plates", "learning", "objects"}
+# The lower a layer, the fewer it may import.
+MAY_IMPORT = {
+    "base": {"base"},
+    "plates": {"base", "plates"},
+    "objects": {"base", "objects"},
+    "learning": {"base", "learning"},
+    "stages": {"base", "stages", *LIBRARIES},
+    "cluster": {"base", "cluster"},
+    "cli": {"base", "cluster", "cli"},
+}
+# learning may use these of the plates; nothing else crosses from library to library.
+BRIDGE = {"hpc_isl.plates.store", "hpc_isl.plates.plate", "hpc_isl.plates.statistics"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "zarr",
+    "dask",
+    "distributed",
+    "mlflow",
+    "tensorstore",
+    "scipy",
+    "skimage",
+    "pandas",
+}
+# inspect, validate, report and table submit nothing; status compares the labels of a segmentation
+DIRECT = ("inspect", "report.stage", "table.stage", "segment.edits")
+ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
+ALLOWED |= {("cli/upkeep_commands.py", "hpc_isl.stages.set_metadata")}
 # A run of segment ends with its table.
-ASKED = {("stages/segmentation/finish.py", "hpc_isl.stages.table")}
-PARTS_OF_POOL = ("call", "flow", "meeting", "processes")
-POOL = {"cluster/pool.py", *(f"cluster/pooled/{part}.py" for part in PARTS_OF_POOL)}
+ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
+DASK_POOL = {
+    f"cluster/dask_pool/{part}.py" for part in ("pool", "call", "scheduling", "rendezvous", "processes")
+}
 ONLY = {
-    "submitit": {"cluster/slurm/sbatch.py"},
+    "submitit": {"cluster/executors/slurm.py"},
     # served.py is run by MLflow itself and imported by nothing.
-    "mlflow": {"cluster/tracking.py", "cluster/tracking_pages.py", "learning/served.py"},
-    "dask": POOL,
-    "distributed": POOL,
+    "mlflow": {"cluster/tracking/mlflow_run.py", "cluster/tracking/pages.py", "learning/inference/served.py"},
+    "dask": DASK_POOL,
+    "distributed": DASK_POOL,
 }
 
 
@@ -84,11 +77,11 @@ class Import:
 
 
 def layer(name: str) -> str:
-    """Of a file below the package, or of a module: values, a wing, stages, cluster or the door."""
+    """Of a file below the package, or of a module: base, a library, stages, cluster or the CLI."""
     first = name.removeprefix("hpc_isl.").removesuffix(".py").replace(".", "/").split("/")[0]
-    if first in VALUES or first == "__init__":
-        return "values"
-    return "door" if first in DOOR else first
+    if first in BASE or first == "__init__":
+        return "base"
+    return "cli" if first == "submit" else first
 
 
 def imports(path: Path) -> Iterator[Import]:
@@ -128,24 +121,23 @@ def _is_module(name: str) -> bool:
 ALL = [one for path in sorted(PACKAGE.rglob("*.py")) for one in imports(path)]
 
 
-def test_each_layer_knows_only_those_below_it() -> None:
+def test_each_layer_imports_only_those_below_it() -> None:
     wrong = []
     for one in ALL:
         if one.top != "hpc_isl" or one.typed or (one.file, one.module) in ALLOWED:
             continue
         bridge = layer(one.file) == "learning" and one.module in BRIDGE
-        if layer(one.module) not in MAY_KNOW[layer(one.file)] and not bridge:
+        if layer(one.module) not in MAY_IMPORT[layer(one.file)] and not bridge:
             wrong.append(f"{one.file} imports {one.module}")
     assert wrong == []
 
 
 def verb(name: str) -> str:
-    """Of a file or module of the corridor: the verb that it belongs to, or shared."""
-    first = name.removeprefix("hpc_isl.").removesuffix(".py").replace(".", "/").split("/")[1]
-    return PARTS.get(first, first)
+    """Of a file or module of the stages: the verb that it belongs to, or shared."""
+    return name.removeprefix("hpc_isl.").removesuffix(".py").replace(".", "/").split("/")[1]
 
 
-def test_stages_do_not_know_each_other() -> None:
+def test_stages_do_not_import_each_other() -> None:
     inside = [one for one in ALL if layer(one.file) == "stages" and one.module.startswith("hpc_isl.stages.")]
     wrong = [
         f"{one.file} imports {one.module}"
@@ -156,7 +148,7 @@ def test_stages_do_not_know_each_other() -> None:
     assert wrong == []
 
 
-def test_no_modules_know_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_circle() -> None:
     """Also not inside functions, where an import hides a circle that is there."""
     known: dict[str, set[str]] = {}
     for one in ALL:
@@ -166,12 +158,12 @@ def test_no_modules_know_each_other_in_a_circle() -> None:
     TopologicalSorter(known).prepare()
 
 
-def test_values_need_nothing_heavy() -> None:
+def test_the_base_needs_nothing_heavy() -> None:
     light = {"numpy", "pydantic", "pydantic_core", "yaml", "hpc_isl"}
     wrong = []
     for one in ALL:
         third = importlib.util.find_spec(one.top) is not None and not _standard(one.top)
-        if layer(one.file) == "values" and third and one.top not in light:
+        if layer(one.file) == "base" and third and one.top not in light:
             wrong.append(f"{one.file} imports {one.module}")
     assert wrong == []
 
@@ -180,11 +172,11 @@ def _standard(name: str) -> bool:
     return name in sys.stdlib_module_names
 
 
-def test_the_door_and_the_cluster_import_nothing_heavy_until_it_is_needed() -> None:
+def test_the_cli_and_the_cluster_import_nothing_heavy_until_it_is_needed() -> None:
     wrong = [
         f"{one.file} imports {one.module}"
         for one in ALL
-        if layer(one.file) in ("door", "cluster", "values") and one.top in HEAVY and not one.deferred
+        if layer(one.file) in ("cli", "cluster", "base") and one.top in HEAVY and not one.deferred
     ]
     assert wrong == []
 
@@ -196,21 +188,24 @@ def test_some_libraries_have_one_place(library: str) -> None:
 
 
 def test_nothing_imports_the_file_that_mlflow_runs() -> None:
-    assert [one.file for one in ALL if one.module == "hpc_isl.learning.served"] == []
+    assert [one.file for one in ALL if one.module == "hpc_isl.learning.inference.served"] == []
 
 
 def test_package_files_re_export_nothing() -> None:
     assert [one.file for one in ALL if one.file.endswith("__init__.py") and one.module != "__future__"] == []
 
 
-def test_recipes_are_seen_by_stages_and_the_gatehouse_alone() -> None:
+RECIPES = ("hpc_isl.recipes.load", "hpc_isl.recipes.base")
+
+
+def test_whole_recipes_are_seen_by_stages_and_the_cluster_alone() -> None:
     """Below the stages everything takes flat arguments, or a part of a recipe."""
     wrong = []
     for path in sorted(PACKAGE.rglob("*.py")):
         file = str(path.relative_to(PACKAGE))
-        if layer(file) in WINGS:
+        if layer(file) in LIBRARIES:
             names = [a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
-                     and n.module in ("hpc_isl.recipe", "hpc_isl.recipes.base") for a in n.names]  # fmt: skip
+                     and n.module in RECIPES for a in n.names]  # fmt: skip
             wrong += [f"{file} sees {name}" for name in names if name == "Recipe"]
     assert wrong == []
 

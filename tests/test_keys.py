@@ -23,17 +23,21 @@ from made_up_screen import save_model, write_screen
 from scipy.ndimage import gaussian_filter
 
 import hpc_isl
-from hpc_isl.cluster import chain, sweep
-from hpc_isl.cluster.report import Caller
-from hpc_isl.manual import KINDS, rows, stage_manual
-from hpc_isl.mistake import Mistake
+from hpc_isl.cli.help import KINDS, rows, stage_manual
+from hpc_isl.cluster.monitor.messages import Console
+from hpc_isl.cluster.submit import chain, sweep
+from hpc_isl.errors import UserError
 from hpc_isl.plates.store import write_labels
-from hpc_isl.recipe import RECIPES, load
 from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.load import RECIPES, load
+from hpc_isl.recipes.strict import Strict, to_yaml
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.site import Site
-from hpc_isl.stages import annotate, convert, finetune, pretrain, segment
-from hpc_isl.strict import Strict, to_yaml
+from hpc_isl.stages.annotate import stage as annotate
+from hpc_isl.stages.convert import stage as convert
+from hpc_isl.stages.finetune import stage as finetune
+from hpc_isl.stages.pretrain import stage as pretrain
+from hpc_isl.stages.segment import stage as segment
 from hpc_isl.tasks import Answer
 
 # These read every key, whatever becomes of it: checking, hashing and writing down is no use.
@@ -147,7 +151,7 @@ def test_every_key_of_pretrain_and_finetune_is_read(
     start = [*given, "labels=nuclei", f"pretrained=[{tmp_path}/runs/pretrain/S12]"]
     paper = ["arm=random+isl", "objects={head: paper, slope: 5}", "fold=0", "seen=allow"]
     computed(finetune, tmp_path, "paper", *start, *paper)
-    with pytest.raises(Mistake, match="arm=best"):
+    with pytest.raises(UserError, match="arm=best"):
         finetune.plan(load("finetune", None, [*start, "arm=best"]))
     assert keys_of("finetune") - reads.keys == set()
 
@@ -199,8 +203,8 @@ def test_every_key_of_sweeps_and_chains_is_read(reads: Reads, tmp_path: Path) ->
         "- {stage: convert, name: P01, set: {source: a, out: b.zarr}, site: laptop, site_set: {cpus: 1}}\n"
         "- {stop: look at it}\n"
     )
-    caller = Caller(lambda text: None, tmp_path / "runs")
-    chain.dry_run(tmp_path / "day.yaml", [], Site(), "day", caller, False)
+    caller = Console(lambda text: None, tmp_path / "runs")
+    chain.show_plan(tmp_path / "day.yaml", [], Site(), "day", caller, False)
     assert keys_of("chain") - reads.keys == set()
 
 
@@ -223,7 +227,7 @@ def test_a_key_of_a_shared_part_that_a_verb_has_no_use_for_is_no_key_of_it(verb:
         assert f" {key} " not in page
         value = yaml.safe_load(OTHER[key])
         given = json.dumps(value.get(verb, value) if isinstance(value, dict) else value)
-        with pytest.raises(Mistake, match=re.escape(f": no such key of {verb}: {why}")):
+        with pytest.raises(UserError, match=re.escape(f": no such key of {verb}: {why}")):
             load(verb, None, [*GIVEN[verb], f"{key}={given}"])
 
 
@@ -267,7 +271,7 @@ def test_the_recipe_of_an_earlier_run_can_be_given_again(verb: str, tmp_path: Pa
 def test_a_key_that_means_nothing_beside_another_is_refused_with_both(
     verb: str, words: list[str], says: str
 ) -> None:
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         load(verb, None, [*GIVEN[verb], *words])
 
 
@@ -275,15 +279,15 @@ def test_a_sweep_may_set_for_all_what_some_of_its_elements_use() -> None:
     words = ["stage=finetune", *GIVEN["finetune"], "objects.slope=5"]
     some = sweep.order(None, [*words, "over={objects.head: [same, paper]}"], Site(), None)
     assert len(some.elements or {}) == 2
-    with pytest.raises(Mistake, match=r"objects\.slope: changes nothing because objects\.head is same"):
+    with pytest.raises(UserError, match=r"objects\.slope: changes nothing because objects\.head is same"):
         sweep.order(None, [*words, "over={seed: [0, 1]}"], Site(), None)
 
 
 def test_a_stop_of_a_chain_runs_nothing(tmp_path: Path) -> None:
     day = tmp_path / "day.yaml"
     day.write_text("steps: [{stage: convert, set: {source: a, out: b.zarr}}, {stop: look, set: {a: 1}}]")
-    with pytest.raises(Mistake, match=r"steps\.1\.set: changes nothing because this step is a stop"):
-        chain.dry_run(day, [], Site(), "day", Caller(lambda text: None, tmp_path / "runs"), False)
+    with pytest.raises(UserError, match=r"steps\.1\.set: changes nothing because this step is a stop"):
+        chain.show_plan(day, [], Site(), "day", Console(lambda text: None, tmp_path / "runs"), False)
 
 
 def test_what_is_given_as_it_is_by_default_is_no_mistake() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import RECIPES, digest, load, shipped, shipped_names
+from hpc_isl.errors import UserError
+from hpc_isl.recipes.load import RECIPES, digest, load, shipped, shipped_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
-from hpc_isl.strict import override, parse, read_yaml, to_yaml
+from hpc_isl.recipes.strict import override, parse, read_yaml, to_yaml
 
 PLATE = ["plates=[P1.zarr]", "sources=[{channel: BF}]", "targets=[{channel: DAPI, plane: max}]"]
 
@@ -67,12 +67,12 @@ def test_one_plate_need_not_be_a_list() -> None:
     ],
 )
 def test_values_that_cannot_be_are_refused(word: str, says: str) -> None:
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         pretrain(*(["train.steps=9"] if "epochs" in word else []), word)
 
 
 def test_a_recipe_file_that_is_not_there_is_named_with_the_shipped_ones() -> None:
-    with pytest.raises(Mistake, match=r"did you mean 'pretrain\.yaml'"):
+    with pytest.raises(UserError, match=r"did you mean 'pretrain\.yaml'"):
         load("pretrain", Path("pretrian.yaml"), [])
 
 
@@ -102,7 +102,7 @@ def test_a_key_in_the_wrong_place_is_answered_with_the_right_one(
     stage: str, given: str, meant: str | None
 ) -> None:
     """A user who types train.lr reads that it is optim.lr: the nearest key of the whole recipe."""
-    with pytest.raises(Mistake) as said:
+    with pytest.raises(UserError) as said:
         load(stage, None, [given])
     line = next(line for line in str(said.value).splitlines() if "no such key" in line)
     assert (f"did you mean {meant}?" in line) == (meant is not None)

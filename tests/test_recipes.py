@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import yaml
 
-from hpc_isl.cluster import sweep
-from hpc_isl.learning import model
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.submit import sweep
+from hpc_isl.errors import UserError
+from hpc_isl.learning.network import model
 from hpc_isl.plates.store import write_labels
-from hpc_isl.recipe import digest, load, shipped, shipped_names
+from hpc_isl.recipes.load import digest, load, shipped, shipped_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.strict import parse, to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
-from hpc_isl.stages import finetune
-from hpc_isl.stages.pretrain import plan, pretrain
-from hpc_isl.strict import parse, to_yaml
+from hpc_isl.stages.finetune import stage as finetune
+from hpc_isl.stages.pretrain.stage import plan, pretrain
 
 PLATES = {
     "pretrain.yaml": {"label_free": ("Brightfield",), "stains": ("HOECHST 33342",), "planes": 3},
@@ -46,7 +46,7 @@ def test_all_pretrain_recipes_are_tried_here():
 
 @pytest.mark.parametrize("name", PLATES)
 def test_a_shipped_recipe_is_whole_but_for_its_plates(name, tmp_path):
-    with pytest.raises(Mistake, match="plates: must be given"):
+    with pytest.raises(UserError, match="plates: must be given"):
         load("pretrain", Path(name), [])
     recipe = load("pretrain", Path(name), ["plates=[P01.zarr]"])
     again = parse(PretrainRecipe, yaml.safe_load(to_yaml(recipe)), "again")

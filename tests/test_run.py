@@ -14,8 +14,8 @@ from eventually import eventually
 from mounts import small_disk
 
 from hpc_isl import run
+from hpc_isl.errors import UserError
 from hpc_isl.files import write_atomic
-from hpc_isl.mistake import Mistake
 from hpc_isl.run import Attempt, Run
 
 
@@ -116,8 +116,8 @@ def test_a_failure_and_a_mistake_are_told_apart(folder: Run) -> None:
     assert record(attempt)["outcome"] == "failed"
     assert record(attempt)["message"] == "RuntimeError: boom"
     assert "Traceback" in str(record(attempt)["traceback"])
-    with pytest.raises(Mistake), attempt.recorded():
-        raise Mistake("well B03 is not there")
+    with pytest.raises(UserError), attempt.recorded():
+        raise UserError("well B03 is not there")
     assert record(attempt)["outcome"] == "mistake"
     assert record(attempt)["message"] == "well B03 is not there"
 
@@ -168,11 +168,11 @@ def test_a_torn_last_line_of_metrics_is_passed_over(folder: Run) -> None:
 
 
 def test_vitals_join_the_metrics(folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpc_isl.cluster.vitals import vitals
+    from hpc_isl.cluster.rank.system_metrics import system_metrics
 
     monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
     monkeypatch.setattr(run, "VITALS_S", 0.05)
-    with Attempt(folder).recorded(vitals):
+    with Attempt(folder).recorded(system_metrics):
         time.sleep(0.3)
     lines = list(folder.metric_lines())
     assert lines

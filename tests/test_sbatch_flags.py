@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.recipes.strict import parse
 from hpc_isl.sbatch_flags import merged, spelled
 from hpc_isl.site import Site
-from hpc_isl.strict import parse
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_sbatch_alone_can_read_stays_a_flag() -> None:
     ],
 )
 def test_flags_with_which_no_job_could_be_followed_are_refused(flags: dict[str, object], says: str) -> None:
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         parse(Site, {"executor": "slurm", "sbatch": flags}, "site")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc_isl import site
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.site import Site, load, minutes, runs_root
 
 
@@ -37,9 +37,9 @@ def test_a_site_that_is_not_there_is_named_with_those_that_are(home: Path) -> No
     (home / "sites").mkdir()
     (home / "sites" / "cluster.yaml").touch()
     known = r"did you mean 'cluster'\? There are: 'allocation', 'cluster', 'laptop', 'slurm'"
-    with pytest.raises(Mistake, match=known):
+    with pytest.raises(UserError, match=known):
         load("clustr", [])
-    with pytest.raises(Mistake, match="there is no such file"):
+    with pytest.raises(UserError, match="there is no such file"):
         load("gone.yaml", [])
 
 
@@ -70,7 +70,7 @@ def test_times_are_minutes(text: str, expected: int) -> None:
 )
 def test_what_a_site_cannot_be_is_refused(word: str, says: str) -> None:
     words = [word] if "{" not in word else ["executor=slurm", "time=4min"]
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         load("laptop", words)
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.strict import Strict, flatten, override, parse, read_yaml, to_yaml, value_of, written
+from hpc_isl.errors import UserError, nearest
+from hpc_isl.recipes.strict import Strict, flatten, override, parse, read_yaml, to_yaml, value_of, written
 
 
 class Inner(Strict):
@@ -67,14 +67,14 @@ def test_values_are_frozen() -> None:
     ],
 )
 def test_a_complaint_names_file_key_and_the_nearest_legal_one(content: dict[str, object], says: str) -> None:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         parse(Outer, content, "some/file.yaml")
     assert str(caught.value).startswith("some/file.yaml:")
     assert says in str(caught.value)
 
 
 def test_all_complaints_come_at_once_and_typos_first() -> None:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         parse(Outer, {"nme": "a", "inner": {"size": "big"}}, "f")
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0].strip() for line in lines] == ["f", "nme", "name", "inner.size"]
@@ -101,7 +101,7 @@ def test_overrides_reach_keys_lists_and_what_is_not_there_yet() -> None:
     ],
 )
 def test_an_override_that_fits_nowhere_is_explained(word: str, says: str) -> None:
-    with pytest.raises(Mistake, match=says.replace("[", r"\[")):
+    with pytest.raises(UserError, match=says.replace("[", r"\[")):
         override({"sources": [{}], "name": "x"}, [word])
 
 
@@ -146,19 +146,21 @@ def test_where_numbers_are_meant_they_are_numbers() -> None:
     assert (found.either, found.number, found.whole, found.yes) == (3, 1.5, 1000, True)
     assert [type(one) for one in (found.either, found.number, found.whole)] == [int, float, int]
     assert parse(Texts, override({}, ["either=[1, 2]"]), "x").either == [1, 2]
-    with pytest.raises(Mistake, match=r"text: text is expected; in quotes it is one, as in text='\"true\"'"):
+    with pytest.raises(
+        UserError, match=r"text: text is expected; in quotes it is one, as in text='\"true\"'"
+    ):
         parse(Texts, override({}, ["text=true"]), "x")
 
 
 def test_files_that_are_no_mapping_are_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    with pytest.raises(Mistake, match="there is no such file"):
+    with pytest.raises(UserError, match="there is no such file"):
         read_yaml(path)
     path.write_text("- 1\n- 2\n")
-    with pytest.raises(Mistake, match="holds a list"):
+    with pytest.raises(UserError, match="holds a list"):
         read_yaml(path)
     path.write_text("a: [1\n")
-    with pytest.raises(Mistake, match="line 2"):
+    with pytest.raises(UserError, match="line 2"):
         read_yaml(path)
     path.write_text("")
     assert read_yaml(path) == {}

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl import commands, submit
-from hpc_isl.cluster import jobs
-from hpc_isl.recipe import RECIPES
+from hpc_isl import submit
+from hpc_isl.cli import commands
+from hpc_isl.cluster.run_folder import job
+from hpc_isl.recipes.load import RECIPES
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -51,7 +52,7 @@ def test_help_of_a_verb_tells_each_key_its_default_and_meaning(door: Door) -> No
 
 
 def test_every_key_of_every_recipe_and_site_has_a_meaning() -> None:
-    from hpc_isl.manual import rows
+    from hpc_isl.cli.help import rows
     from hpc_isl.site import Site
 
     for kind in [*(RECIPES[verb] for verb in submit.STAGES), Site]:
@@ -59,7 +60,7 @@ def test_every_key_of_every_recipe_and_site_has_a_meaning() -> None:
 
 
 def test_the_tables_of_stages_agree() -> None:
-    assert set(submit.STAGES) == set(jobs.STAGES) == set(RECIPES)
+    assert set(submit.STAGES) == set(job.STAGES) == set(RECIPES)
     for verb in (*submit.STAGES, *commands.COMMANDS):
         assert verb in submit._overview()
 

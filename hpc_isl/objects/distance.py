@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.objects.compiled import compiled
 
 Distance = NDArray[np.float32]
@@ -34,7 +34,7 @@ def distance_map(labels: NDArray[Any], scale: Scale = "object") -> Distance:
             mean the same for small objects and large ones; h = 10 and α = 2000 are numbers on this scale.
     """
     if scale not in ("pixels", "object"):
-        raise Mistake(f"scale {scale!r} of a distance map: 'pixels' or 'object'")
+        raise UserError(f"scale {scale!r} of a distance map: 'pixels' or 'object'")
     names = _names(labels)
     distance = np.zeros(names.shape, np.float32)
     if names.size:
@@ -47,9 +47,9 @@ def distance_map(labels: NDArray[Any], scale: Scale = "object") -> Distance:
 def _names(labels: NDArray[Any]) -> NDArray[np.uint32]:
     """The labels as uint32 in one piece of memory; large ones anew, so that a table by label is short."""
     if labels.ndim != 2 or labels.dtype.kind not in "biu":
-        raise Mistake(f"labels of shape {labels.shape}, {labels.dtype}: whole numbers (y, x) are expected")
+        raise UserError(f"labels of shape {labels.shape}, {labels.dtype}: whole numbers (y, x) are expected")
     if labels.size and labels.min() < 0:
-        raise Mistake(f"labels go down to {labels.min()}; 0 is background, objects are positive")
+        raise UserError(f"labels go down to {labels.min()}; 0 is background, objects are positive")
     if labels.size and labels.max() > 4 * labels.size:
         labels = np.unique(np.append(labels, labels.dtype.type(0)), return_inverse=True)[1][:-1].reshape(
             labels.shape

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
-from hpc_isl.objects import passes
+from hpc_isl.errors import UserError
+from hpc_isl.objects import feature_kernels
 
 Columns = dict[str, NDArray[Any]]
 Floats = NDArray[np.float64]
@@ -41,7 +41,7 @@ def features(
             then are, bit for bit.
     """
     labels, names, rows = _tidy(labels)
-    box, sums = passes.measure(labels, rows, len(names))
+    box, sums = feature_kernels.measure(labels, rows, len(names))
     length, square = ("px", "px") if pixel_um is None else ("um", "um2")
     edge = 1.0 if pixel_um is None else pixel_um
     area = sums[0].astype(np.float64)
@@ -53,9 +53,9 @@ def features(
         f"centroid_y_{length}": (y0 + sums[1] / area) * edge,
         f"centroid_x_{length}": (x0 + sums[2] / area) * edge,
         f"area_{square}": area * edge**2,
-        f"perimeter_{length}": passes.perimeters(labels, rows, len(names)) * edge,
+        f"perimeter_{length}": feature_kernels.perimeters(labels, rows, len(names)) * edge,
         "eccentricity": eccentricity,
-        "solidity": area / passes.hulls(labels, rows, box),
+        "solidity": area / feature_kernels.hulls(labels, rows, box),
         "orientation_rad": orientation,
         f"equivalent_diameter_{length}": np.sqrt(4 * area / np.pi) * edge,
         "touches_border": (y0 == 0) | (x0 == 0) | (y1 == high) | (x1 == wide),
@@ -90,12 +90,12 @@ def assigned(nuclei: NDArray[np.uint32], cells: NDArray[np.uint32]) -> NDArray[n
 def _tidy(labels: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]]:
     """Labels in one piece of memory; those given, ascending; by label in that memory the row in the table."""
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
-        raise Mistake(f"labels of shape {labels.shape}, {labels.dtype}: (y, x) of whole numbers from 0 on")
+        raise UserError(f"labels of shape {labels.shape}, {labels.dtype}: (y, x) of whole numbers from 0 on")
     tidy, names = np.ascontiguousarray(labels, np.uint32), None
     if tidy.max(initial=0) > 4 * tidy.size:  # named anew, so that a table by label is short
         names, place = np.unique(np.append(tidy, np.uint32(0)), return_inverse=True)
         tidy = place[:-1].reshape(labels.shape).astype(np.uint32)
-    there = passes.present(tidy, int(tidy.max(initial=0)))
+    there = feature_kernels.present(tidy, int(tidy.max(initial=0)))
     there[0] = False
     found = np.flatnonzero(there).astype(np.uint32)
     return tidy, found if names is None else names[found], (np.cumsum(there) - 1).astype(np.int32)
@@ -125,6 +125,8 @@ def _counts(
     if pixels.shape != labels.shape:
         raise ValueError(f"channel {name!r} {pixels.shape} and labels {labels.shape} differ in shape")
     exact = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
-    total, low, high, squares = passes.totals(labels, rows, len(area), np.ascontiguousarray(pixels, exact))
+    total, low, high, squares = feature_kernels.totals(
+        labels, rows, len(area), np.ascontiguousarray(pixels, exact)
+    )
     values = (total / area, np.sqrt(squares / area), low, high, total)
     return {f"{name}_{of}": one for of, one in zip(figures, values, strict=True)}

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.metadata import field_facts
 from hpc_isl.plates.planes import header, read_plane
-from hpc_isl.plates.plate import Field, FieldKey, Place, PlaneFile
+from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, PlaneIndex
 
 Kind = tuple[str, int, int]  # dtype, y, x
 _SAMPLES = 5  # files of each channel that tell its type
@@ -34,7 +34,7 @@ class Assembled:
 
     field: Field
     pixels: NDArray[Any]
-    places: frozenset[Place]
+    places: frozenset[PlaneIndex]
     problems: tuple[str, ...] = ()
 
 
@@ -75,19 +75,19 @@ def assemble(
         types: dtype of each channel's planes all over the plate; default: of most of the field's.
 
     Raises:
-        Mistake: naming every file that cannot be read, or whose plane differs from the others; with
+        UserError: naming every file that cannot be read, or whose plane differs from the others; with
             `skip` only where no plane is left.
     """
     kinds, problems = _kinds(files)
     usable, differing = _agreeing(kinds, field, types or {})
     problems += differing
     pixels: NDArray[Any] | None = None
-    places: set[Place] = set()
+    places: set[PlaneIndex] = set()
     dtype = np.result_type(*{kinds[file][0] for file in usable}) if usable else None
     for file in usable:
         try:
             plane = read_plane(file.path, file.page)
-        except Mistake as error:
+        except UserError as error:
             problems.append(str(error))
             continue
         if pixels is None:
@@ -95,7 +95,7 @@ def assemble(
         pixels[file.place] = plane
         places.add(file.place)
     if pixels is None or (problems and not skip):
-        raise Mistake("; ".join(problems) or "no file holds any of its planes")
+        raise UserError("; ".join(problems) or "no file holds any of its planes")
     field = replace(field, dtype=pixels.dtype.name).with_planes(places, channels)
     return Assembled(field, pixels, frozenset(places), tuple(problems))
 
@@ -107,7 +107,7 @@ def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]
     for file in files:
         try:
             shape, dtype, _ = header(file.path)
-        except Mistake as error:
+        except UserError as error:
             problems.append(str(error))
         else:
             kinds[file] = (dtype, *shape)

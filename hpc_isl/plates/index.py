@@ -16,10 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hpc_isl import metadata_changes
+from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.metadata_changes import MetadataChange
-from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates import index_table, journal, metadata
+from hpc_isl.plates import index_table, metadata, metadata_journal
 from hpc_isl.plates.plate import Field, FieldKey, Plate, Problem
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
 
@@ -65,7 +65,7 @@ class Index:
 
     def field(self, key: FieldKey) -> Field:
         if key not in self._rows:
-            raise Mistake(f"{self.path}: has no field {key}; {nearest(key, self._rows)}")
+            raise UserError(f"{self.path}: has no field {key}; {nearest(key, self._rows)}")
         return self.plate.fields[self._rows[key]]
 
     def channel(self, name: str) -> int:
@@ -73,7 +73,7 @@ class Index:
         names = [channel.name for channel in self.plate.channels]
         if name not in names:
             instead = self._renamed(name) or nearest(name, names)
-            raise Mistake(f"{self.path}: has no channel {name!r}; {instead}")
+            raise UserError(f"{self.path}: has no channel {name!r}; {instead}")
         return names.index(name)
 
     def imaged(self, key: FieldKey) -> NDArray[np.bool_]:
@@ -107,7 +107,7 @@ class Index:
         wanted = list(keys)
         kinds = sorted({self.field(key).dtype for key in wanted})
         if len(kinds) != 1:
-            raise Mistake(f"{self.path}: there is no one histogram for fields of the types {kinds}")
+            raise UserError(f"{self.path}: there is no one histogram for fields of the types {kinds}")
         return index_table.histogram(self.path, [self._rows[key] for key in wanted], kinds[0], channel)
 
 
@@ -127,7 +127,7 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Iterable[P
 
     plate = replace(plate, fields=tuple(sorted(plate.fields, key=lambda field: field.key.place)))
     if not plate.fields:
-        raise Mistake(f"{path}: no field was written, so there is no plate to finish")
+        raise UserError(f"{path}: no field was written, so there is no plate to finish")
     for well in plate.wells:
         row, column = metadata.place(plate, well)
         inside = [field for field in plate.fields if field.key.well == well]
@@ -150,13 +150,13 @@ def open_plate(path: Path) -> Index:
 
     A change of metadata that was cut short comes to its end first.
     """
-    before = journal.version(path)
+    before = metadata_journal.version(path)
     ours = _plate_attributes(path)
     try:
         table = index_table.read_table(path)
     except (OSError, pa.ArrowException):
         return rebuild_index(path)
-    if journal.version(path) != before:  # the two files may be of different times
+    if metadata_journal.version(path) != before:  # the two files may be of different times
         return open_plate(path)
     return _index(path, ours, table)
 
@@ -169,19 +169,19 @@ def rebuild_index(path: Path) -> Index:
     try:
         _write_index(path, _read_images(path, plate, keys), plate, metadata_changes.of_facts(ours))
     except OSError as error:
-        raise Mistake(f"{path}: its index is missing and cannot be made anew: {error.strerror}") from None
+        raise UserError(f"{path}: its index is missing and cannot be made anew: {error.strerror}") from None
     return _index(path, ours, index_table.read_table(path))
 
 
 def _plate_attributes(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise Mistake(f"{path}: there is no such plate")
-    journal.settle(path)
+        raise UserError(f"{path}: there is no such plate")
+    metadata_journal.finish_interrupted(path)
     if not (path / "zarr.json").exists():
-        raise Mistake(f"{path}: holds no zarr.json: no plate, or a conversion that is not finished")
+        raise UserError(f"{path}: holds no zarr.json: no plate, or a conversion that is not finished")
     attributes = metadata.read_group(path)
     if "hpc_isl" not in attributes or "plate" not in attributes.get("ome", {}):
-        raise Mistake(f"{path}: is no plate that convert has written")
+        raise UserError(f"{path}: is no plate that convert has written")
     return dict(attributes["hpc_isl"])
 
 

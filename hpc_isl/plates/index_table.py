@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import metadata
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, PlaneStatistics, edges
@@ -122,7 +122,7 @@ def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
     column = f"histogram_{channel}"
     with pq.ParquetFile(path / FILE) as file:
         if column not in file.schema_arrow.names:
-            raise Mistake(f"{path}: channel {channel} holds no pixels")
+            raise UserError(f"{path}: channel {channel} holds no pixels")
         return file.read(columns=[column])[column].combine_chunks()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.label_groups import existing, find, label_folder, noted
 from hpc_isl.plates.label_pixels import open_labels
 
@@ -110,20 +110,20 @@ def refuse_edited(image: Path, name: str, same: Collection[str | None] = ()) -> 
             made from.
 
     Raises:
-        Mistake: a person edited them, or nobody knows.
+        UserError: a person edited them, or nobody knows.
     """
     folder = find(image, name)
     if folder is None:
         if label_folder(image, name).exists():
-            raise Mistake(f"{label_folder(image, name)}: holds no zarr.json; move it away first")
+            raise UserError(f"{label_folder(image, name)}: holds no zarr.json; move it away first")
         return
     kept = noted(folder)
     try:
         now = _now(folder, kept)
-    except Mistake as mistake:
-        raise Mistake(f"{mistake}; what cannot be read is not replaced: move it away first") from None
+    except UserError as mistake:
+        raise UserError(f"{mistake}; what cannot be read is not replaced: move it away first") from None
     if now not in (kept.get("checksum"), *same):
-        raise Mistake(f"{image}: labels {name!r} {edits_stay('checksum' in kept)}")
+        raise UserError(f"{image}: labels {name!r} {edits_stay('checksum' in kept)}")
 
 
 def edits_stay(known: bool) -> str:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.errors import UserError, nearest
 from hpc_isl.plates import metadata
 from hpc_isl.plates.plate import Field, Plate
 
@@ -34,12 +34,12 @@ def annotation(image: Path, name: str) -> tuple[str, list[Box]]:
     return str(ours.get("origin", OTHERS)), [(box[0], box[1], box[2], box[3]) for box in boxes]
 
 
-def covers(image: Path, name: str) -> bool:
+def fully_annotated(image: Path, name: str) -> bool:
     """Whether the labels are complete in all of the image; those of other programs are taken to be."""
     return (0, 0, *facts(image)[1].shape[-2:]) in annotation(image, name)[1]
 
 
-def computed_by(image: Path, name: str) -> tuple[str, str] | None:
+def label_provenance(image: Path, name: str) -> tuple[str, str] | None:
     """Who made the labels and the fingerprint of the computation ("" for others); None: there are none."""
     folder = find(image, name)
     if folder is None:
@@ -66,7 +66,7 @@ def label_folder(image: Path, name: str) -> Path:
 def existing(image: Path, name: str) -> Path:
     folder = find(image, name)
     if folder is None:
-        raise Mistake(f"{image}: has no labels {name!r}; {nearest(name, named(image))}")
+        raise UserError(f"{image}: has no labels {name!r}; {nearest(name, named(image))}")
     return folder
 
 
@@ -124,7 +124,7 @@ def facts(image: Path) -> tuple[Plate, Field, int]:
     """Plate (its sizes alone), field and number of levels of an image, as the image itself says."""
     ours = metadata.read_group(image).get("hpc_isl")
     if not ours:
-        raise Mistake(f"{image}: is no image that convert has written, or another program has replaced it")
+        raise UserError(f"{image}: is no image that convert has written, or another program has replaced it")
     sizes = {name: ours["plate"][name] for name in ("name", "pixel_um", "plane_um")}
     plate = Plate(rows=(), columns=(), channels=(), fields=(), **sizes)
     return plate, metadata.field_from(ours["field"]), ours["levels"]

@@ -11,9 +11,9 @@ import numpy as np
 import tensorstore as ts
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
-from hpc_isl.plates.levels import open_fresh
+from hpc_isl.errors import UserError
 from hpc_isl.plates.metadata import read_group
+from hpc_isl.plates.pyramid import open_fresh
 
 BAND = 1024  # rows that are read at once
 
@@ -44,18 +44,18 @@ class LabelPixels:
         """A box (y, x) of one time; slices may have a step.
 
         Raises:
-            Mistake: pixels do not decode, are no labels, or lie over each other in several planes.
+            UserError: pixels do not decode, are no labels, or lie over each other in several planes.
         """
         try:
             stack = np.asarray(self.store[time, :, y, x].read().result())
         except ValueError as error:
-            raise Mistake(f"{self.folder}: its pixels cannot be read: {error}") from None
+            raise UserError(f"{self.folder}: its pixels cannot be read: {error}") from None
         flat = stack[0] if len(stack) == 1 else self._projected(stack)
         if np.can_cast(flat.dtype, np.uint32) or not flat.size:
             return flat.astype(np.uint32, copy=False)
         low, high = int(flat.min()), int(flat.max())
         if low < 0 or high >= 2**32:
-            raise Mistake(f"{self.folder}: holds values from {low} to {high}; labels go from 0 to 2^32 - 1")
+            raise UserError(f"{self.folder}: holds values from {low} to {high}; labels go from 0 to 2^32 - 1")
         return flat.astype(np.uint32)
 
     def bands(self, rows: int = BAND) -> Iterator[NDArray[np.uint32]]:
@@ -70,7 +70,7 @@ class LabelPixels:
         top: NDArray[Any] = stack.max(0)
         covered = int(((stack != 0) & (stack != top)).any(0).sum())
         if covered:
-            raise Mistake(
+            raise UserError(
                 f"{self.folder}: its {len(stack)} planes show different objects at {covered:,} pixels; "
                 "labels of one plane are needed: keep one plane, or project them"
             )
@@ -81,14 +81,14 @@ def open_labels(folder: Path, number: int = 0) -> LabelPixels:
     """The pixels of the label image in a folder: full resolution, or the level of this number.
 
     Raises:
-        Mistake: it is no label image, has axes that fit none, or its array cannot be opened.
+        UserError: it is no label image, has axes that fit none, or its array cannot be opened.
     """
     levels, axes = label_levels(folder)
     store = open_fresh(folder, levels[number], fill_missing=True)
     if np.dtype(store.dtype.numpy_dtype).kind not in "iub":
-        raise Mistake(f"{folder}: holds {store.dtype.name}; labels are whole numbers")
+        raise UserError(f"{folder}: holds {store.dtype.name}; labels are whole numbers")
     if len(axes) != store.rank or len(set(axes)) < len(axes) or not {"y", "x"} <= set(axes) <= set("tczyx"):
-        raise Mistake(
+        raise UserError(
             f"{folder}: has the axes {', '.join(axes)} for {store.rank} dimensions; y and x are needed, "
             "t and z are possible"
         )
@@ -96,7 +96,7 @@ def open_labels(folder: Path, number: int = 0) -> LabelPixels:
     first: tuple[Any, ...] = (slice(None),) * ("t" in axes)  # t stays before what is taken away or added
     if "c" in axes:
         if store.shape[len(first)] != 1:
-            raise Mistake(f"{folder}: has {store.shape[len(first)]} channels; labels have none")
+            raise UserError(f"{folder}: has {store.shape[len(first)]} channels; labels have none")
         store = store[(*first, 0)]
     store = store if "z" in axes else store[(*first, ts.newaxis)]
     return LabelPixels(folder, folder / levels[number], store if first else store[ts.newaxis])
@@ -109,7 +109,7 @@ def label_levels(folder: Path) -> tuple[list[str], list[str]]:
         levels = [str(level["path"]) for level in multiscale["datasets"]]
         axes = [str(axis["name"]) for axis in multiscale["axes"]]
     except (KeyError, IndexError, TypeError) as error:
-        raise Mistake(f"{folder}: is no label image of OME-Zarr 0.5 ({error!r})") from None
+        raise UserError(f"{folder}: is no label image of OME-Zarr 0.5 ({error!r})") from None
     if not levels:
-        raise Mistake(f"{folder}: is a label image without levels")
+        raise UserError(f"{folder}: is a label image without levels")
     return levels, axes

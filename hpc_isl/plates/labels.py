@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import metadata
+from hpc_isl.plates.atomic_directory import atomic_directory, translate_write_errors
 from hpc_isl.plates.label_checksums import checksum, files_digest, refuse_edited
 from hpc_isl.plates.label_groups import Box, existing, facts, find, label_folder, label_paths, noted, slug
 from hpc_isl.plates.label_pixels import BAND, LabelPixels, open_labels
-from hpc_isl.plates.levels import create_level, shard_boxes, write_coarser, write_pyramid, write_shards
-from hpc_isl.plates.partial import appears_whole, naming_unwritable
 from hpc_isl.plates.plate import Field, Plate
+from hpc_isl.plates.pyramid import create_level, shard_boxes, write_coarser, write_pyramid, write_shards
 from hpc_isl.recipes.plates import CodecRecipe
 
 MOST_COLORS = 4096
@@ -47,20 +47,20 @@ def write_labels(
         made_from: checksum of the labels that these were made from: they may be replaced though edited.
 
     Raises:
-        Mistake: labels that do not fit the image, or that may not be replaced.
+        UserError: labels that do not fit the image, or that may not be replaced.
     """
     plate, field, levels = facts(image)
     pixels = _checked(image, name, labels, field)
     outside = [box for box in boxes if not _inside(box, field.shape[-2:])]
     if outside:
-        raise Mistake(
+        raise UserError(
             f"{image}: annotation box {tuple(outside[0])} (y0, x0, y1, x1) is empty or lies outside the "
             f"image of {field.shape[-2]} × {field.shape[-1]} pixels"
         )
     if not overwrite and find(image, name):
-        raise Mistake(f"{image}: has labels {name!r} already")
+        raise UserError(f"{image}: has labels {name!r} already")
     about = _About(image, name, plate, field, levels, origin, boxes, fingerprint)
-    with appears_whole(label_folder(image, name), pixels.nbytes, overwrite) as folder:
+    with atomic_directory(label_folder(image, name), pixels.nbytes, overwrite) as folder:
         write_pyramid(folder, pixels, about.axes, levels, CodecRecipe(), "stride")
         flat = pixels.reshape(-1, *field.shape[-2:])
         found = checksum(flat.shape, flat)
@@ -87,7 +87,7 @@ def write_large_labels(
     plate, field, levels = facts(image)
     y, x = field.shape[-2:]
     about = _About(image, name, plate, field, levels, origin, [(0, 0, y, x)], fingerprint)
-    with appears_whole(label_folder(image, name), 4 * len(times) * y * x, overwrite) as folder:
+    with atomic_directory(label_folder(image, name), 4 * len(times) * y * x, overwrite) as folder:
         shape = (*((len(times),) if len(times) > 1 else ()), 1, y, x)
         store = create_level(folder, 0, shape, np.dtype(np.uint32), about.axes, CodecRecipe())
         for box in shard_boxes(store):
@@ -177,7 +177,7 @@ def labels_of(image: Path, name: str) -> LabelPixels:
     if not noted(folder):
         times, *_, y, x = facts(image)[1].shape
         if pixels.shape != (times, y, x):
-            raise Mistake(
+            raise UserError(
                 f"{image}: labels {name!r} of shape {pixels.shape} do not fit the image's {(times, y, x)} "
                 "(t, y, x)"
             )
@@ -194,7 +194,7 @@ def _list(image: Path, name: str) -> None:
     there, listed = label_paths(image), None
     while there != listed:
         group = ngff.attributes(ngff.labels_group(there))
-        with naming_unwritable(image / "labels"):
+        with translate_write_errors(image / "labels"):
             metadata.write_group(image / "labels", group, writer=slug(name))
         there, listed = label_paths(image), there
 
@@ -203,11 +203,11 @@ def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDAr
     times = field.shape[:1] if field.shape[0] > 1 else ()
     expected = times + field.shape[-2:]
     if labels.shape != expected:
-        raise Mistake(f"{image}: labels {name!r} of shape {labels.shape} do not fit the image's {expected}")
+        raise UserError(f"{image}: labels {name!r} of shape {labels.shape} do not fit the image's {expected}")
     if labels.dtype.kind not in "iub":
-        raise Mistake(f"{image}: labels {name!r} are {labels.dtype}; whole numbers are expected")
+        raise UserError(f"{image}: labels {name!r} are {labels.dtype}; whole numbers are expected")
     if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= 2**32):
-        raise Mistake(f"{image}: labels {name!r} go from {labels.min()} to {labels.max()}; 0 to 2^32-1 fit")
+        raise UserError(f"{image}: labels {name!r} go from {labels.min()} to {labels.max()}; 0 to 2^32-1 fit")
     return labels.astype(np.uint32)[..., None, :, :]
 
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from hpc_isl.errors import UserError
 from hpc_isl.files import write_atomic
-from hpc_isl.mistake import Mistake
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, well_position
 
 
@@ -22,7 +22,7 @@ def place(plate: Plate, well: str) -> tuple[str, str]:
     """Row and column folders of a well: ("B", "03")."""
     row, column = well_position(well)
     if row >= len(plate.rows) or column >= len(plate.columns):
-        raise Mistake(f"well {well} lies outside a plate of {len(plate.rows)} × {len(plate.columns)} wells")
+        raise UserError(f"well {well} lies outside a plate of {len(plate.rows)} × {len(plate.columns)} wells")
     return plate.rows[row], plate.columns[column]
 
 
@@ -100,11 +100,11 @@ def write_group(
 
 
 def read_group(folder: Path) -> dict[str, Any]:
-    """Attributes of a group, empty where it has none; a file that is not there or not JSON is a `Mistake`."""
+    """Returns a group's attributes, empty where it has none; a file that is missing or not JSON is a `UserError`."""
     try:
         attributes = dict(json.loads((folder / "zarr.json").read_text()).get("attributes", {}))
     except FileNotFoundError:
-        raise Mistake(f"{folder}: holds no zarr.json") from None
+        raise UserError(f"{folder}: holds no zarr.json") from None
     except (ValueError, AttributeError, TypeError) as error:
-        raise Mistake(f"{folder / 'zarr.json'} is damaged: {error}") from None
+        raise UserError(f"{folder / 'zarr.json'} is damaged: {error}") from None
     return attributes

@@ -15,10 +15,10 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import cellomics_image
 
-# Its complaints become the `Mistake` of the file, or are about tags that nobody reads.
+# Its complaints become the `UserError` of the file, or are about tags that nobody reads.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -56,7 +56,7 @@ def header(path: Path, drawn: bool = False) -> Header:
             palette, colours.
 
     Raises:
-        Mistake: naming the file: missing, empty, truncated, of no known kind, several samples per
+        UserError: naming the file: missing, empty, truncated, of no known kind, several samples per
             pixel, more than two dimensions, or planes that differ in shape or type.
     """
     with named_file(path):
@@ -83,7 +83,7 @@ def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
     (y, x, samples).
 
     Raises:
-        Mistake: as `header`, and where compressed pixels do not decode or there is no such plane.
+        UserError: as `header`, and where compressed pixels do not decode or there is no such plane.
     """
     with named_file(path):
         kind = file_kind(path)
@@ -94,7 +94,7 @@ def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
         with tifffile.TiffFile(path) as tiff:
             stored = stored_planes(tiff, drawn)
             if not 0 <= page < len(stored):
-                raise Mistake(f"{path} has {len(stored)} pages; there is no page {page}")
+                raise UserError(f"{path} has {len(stored)} pages; there is no page {page}")
             return _plain(_decoded(tiff, stored[page]), path, drawn)
 
 
@@ -103,16 +103,16 @@ def named_file(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a file, it is the file that is named."""
     try:
         yield
-    except Mistake:
+    except UserError:
         raise
     except FileNotFoundError:
-        raise Mistake(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise Mistake(f"{path} claims more pixels than fit into memory: damaged?") from None
+        raise UserError(f"{path} claims more pixels than fit into memory: damaged?") from None
     except Exception as error:  # decoders raise what they like on damaged data
-        raise Mistake(f"{path} is damaged: {error or type(error).__name__}") from None
+        raise UserError(f"{path} is damaged: {error or type(error).__name__}") from None
 
 
 def file_kind(path: Path) -> str:
@@ -125,7 +125,7 @@ def file_kind(path: Path) -> str:
         return "tiff"
     if start[:4] in (cellomics_image.C01, cellomics_image.DIB):
         return "dib"
-    raise Mistake(f"{path} is {'neither TIFF nor PNG' if start else 'empty'}")
+    raise UserError(f"{path} is {'neither TIFF nor PNG' if start else 'empty'}")
 
 
 def _png_header(path: Path, drawn: bool) -> tuple[Header, int, int]:
@@ -135,12 +135,14 @@ def _png_header(path: Path, drawn: bool) -> tuple[Header, int, int]:
         file.seek(max(path.stat().st_size - len(_PNG_END), 0))
         end = file.read()
     if len(start) < 26 or end != _PNG_END:
-        raise Mistake(f"{path} is truncated: its end is missing")
+        raise UserError(f"{path} is truncated: its end is missing")
     width, height, bits, color = struct.unpack(">IIBB", start[16:26])
     if color and not drawn:
-        raise Mistake(f"{path} is {_SAMPLES.get(color, 'in colour')}; one grey sample per pixel is expected")
+        raise UserError(
+            f"{path} is {_SAMPLES.get(color, 'in colour')}; one grey sample per pixel is expected"
+        )
     if bits not in (8, 16) and not drawn:
-        raise Mistake(f"{path} has {bits} bits per pixel; 8 or 16 are expected")
+        raise UserError(f"{path} has {bits} bits per pixel; 8 or 16 are expected")
     return Header((height, width), f"uint{max(bits, 8)}", 1), bits, color
 
 
@@ -160,31 +162,31 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
     """The planes of an open TIFF, all of one shape and type, each wholly inside the file.
 
     Raises:
-        Mistake: see `header`.
+        UserError: see `header`.
     """
     path = tiff.filehandle.path
     pages = [page for page in tiff.pages if not page.is_reduced]
     if not pages:
-        raise Mistake(f"{path} holds no image")
+        raise UserError(f"{path} holds no image")
     if _next_page(tiff, tiff.pages[-1]):
-        raise Mistake(f"{path} is truncated: it has more pages than can be reached")
+        raise UserError(f"{path} is truncated: it has more pages than can be reached")
     kinds = {(page.shape, str(page.dtype)) for page in pages}
     if len(kinds) > 1:
         listed = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str))
-        raise Mistake(f"{path} has pages that differ: {listed}; planes of one shape and type are expected")
+        raise UserError(f"{path} has pages that differ: {listed}; planes of one shape and type are expected")
     for page in pages:
         _check(page, Path(path), drawn)
     if len(pages) > 1 or (count := _claimed(tiff)) < 2:
         return [StoredPlane(page) for page in pages]
     page = pages[0]
     if page.compression != 1 or not page.is_contiguous:
-        raise Mistake(
+        raise UserError(
             f"{path} is a stack of {count} compressed planes behind one page, which is not read: "
             "save it uncompressed or as OME-TIFF"
         )
     end = page.dataoffsets[0] + count * page.nbytes
     if end > tiff.filehandle.size:
-        raise Mistake(f"{path} is truncated: {count} planes reach to byte {end} of {tiff.filehandle.size}")
+        raise UserError(f"{path} is truncated: {count} planes reach to byte {end} of {tiff.filehandle.size}")
     return [StoredPlane(page, number * page.nbytes) for number in range(count)]
 
 
@@ -214,23 +216,25 @@ def _next_page(tiff: Any, page: Any) -> int:
 def _check(page: Any, path: Path, drawn: bool) -> None:
     """A page is one grey plane whose every segment lies inside the file."""
     if page.samplesperpixel != 1 and not drawn:
-        raise Mistake(f"{path} has {page.samplesperpixel} samples per pixel (colour?); one is expected")
+        raise UserError(f"{path} has {page.samplesperpixel} samples per pixel (colour?); one is expected")
     if page.samplesperpixel != 1 and page.planarconfig != 1:
-        raise Mistake(
+        raise UserError(
             f"{path} keeps its {page.samplesperpixel} colours apart; save it as a plain colour image"
         )
     rank = 2 if page.samplesperpixel == 1 else 3
     if page.dtype is None or len(page.shape) != rank or 0 in page.shape:
-        raise Mistake(f"{path} holds {page.shape} {page.dtype} pixels; a plane (y, x) is expected")
+        raise UserError(f"{path} holds {page.shape} {page.dtype} pixels; a plane (y, x) is expected")
     size = path.stat().st_size
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     for offset, count in segments:
         if offset + count > size:
-            raise Mistake(f"{path} is truncated: {size} bytes, but its pixels reach to byte {offset + count}")
+            raise UserError(
+                f"{path} is truncated: {size} bytes, but its pixels reach to byte {offset + count}"
+            )
     if not segments or not all(offset and count for offset, count in segments):
-        raise Mistake(f"{path} is damaged: some of its pixels were never written")
+        raise UserError(f"{path} is damaged: some of its pixels were never written")
     if page.compression == 1 and sum(count for _, count in segments) < _least_bytes(page):
-        raise Mistake(f"{path} is damaged: it holds fewer pixels than its {page.shape} need")
+        raise UserError(f"{path} is damaged: it holds fewer pixels than its {page.shape} need")
 
 
 def _least_bytes(page: Any) -> int:
@@ -257,5 +261,5 @@ def _decoded(tiff: Any, stored: StoredPlane) -> np.ndarray:
 
 def _plain(pixels: np.ndarray, path: Path, drawn: bool = False) -> np.ndarray:
     if pixels.ndim != 2 and not (drawn and pixels.ndim == 3):
-        raise Mistake(f"{path} decodes to {pixels.shape}; a plane (y, x) is expected")
+        raise UserError(f"{path} decodes to {pixels.shape}; a plane (y, x) is expected")
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))

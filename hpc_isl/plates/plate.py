@@ -10,14 +10,14 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.errors import UserError, nearest
 
 # Physical layouts that plates are made in: wells -> (rows, columns).
 FORMATS = {
     6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16, 24), 1536: (32, 48),
 }  # fmt: skip
 
-Place = tuple[int, int, int]
+PlaneIndex = tuple[int, int, int]
 """A plane of a stored image: (time, channel, plane)."""
 
 
@@ -101,7 +101,7 @@ class Field:
         imaged = self.details.get("planes")
         return tuple(range(self.shape[2])) if imaged is None else tuple(imaged.get(channel, ()))
 
-    def with_planes(self, places: Collection[Place], channels: Sequence[str]) -> Field:
+    def with_planes(self, places: Collection[PlaneIndex], channels: Sequence[str]) -> Field:
         """The same field, of which only these planes were imaged; `channels` are the plate's names."""
         left = imaged(places, channels, self.shape[0])
         details = {name: fact for name, fact in self.details.items() if name not in ("planes", "times")}
@@ -115,7 +115,9 @@ class Field:
         return replace(self, details={**left, **details})
 
 
-def imaged(places: Collection[Place], channels: Sequence[str], times: int) -> dict[str, dict[str, list[int]]]:
+def imaged(
+    places: Collection[PlaneIndex], channels: Sequence[str], times: int
+) -> dict[str, dict[str, list[int]]]:
     """What of a field exists, for its `details`: `planes`, and `times` where a channel lacks some."""
     depths: dict[int, set[int]] = defaultdict(set)
     seen: dict[int, set[int]] = defaultdict(set)
@@ -168,7 +170,9 @@ class Plate:
             found = {f.key for f in self.fields if f.key.well == well and image in ("", f.key.image)}
             if not found:
                 inside = [f.key for f in self.fields if f.key.well == well]
-                raise Mistake(f"fields: {text!r} is not on the plate; {nearest(text, inside or self.wells)}")
+                raise UserError(
+                    f"fields: {text!r} is not on the plate; {nearest(text, inside or self.wells)}"
+                )
             chosen |= found
         return chosen
 
@@ -184,7 +188,7 @@ class PlaneFile:
     page: int = 0
 
     @property
-    def place(self) -> Place:
+    def place(self) -> PlaneIndex:
         return self.time, self.channel, self.plane
 
 
@@ -264,10 +268,10 @@ def row_name(row: int) -> str:
 
 
 def well_position(well: str) -> tuple[int, int]:
-    """ "B03", "b3" and "B003" -> (1, 2); anything else is a `Mistake`."""
+    """ "B03", "b3" and "B003" -> (1, 2); anything else is a `UserError`."""
     match = re.fullmatch(r"(A?[A-Za-z])0*([1-9]\d?)", well.strip())
     if not match:
-        raise Mistake(f"well {well!r} is no well name: write a row and a column, as in B03")
+        raise UserError(f"well {well!r} is no well name: write a row and a column, as in B03")
     letters = match[1].upper()
     row = ascii_uppercase.index(letters[-1]) + (26 if len(letters) == 2 else 0)
     return row, int(match[2]) - 1
@@ -285,7 +289,7 @@ def layout(wells: set[str], wells_on_plate: int | None = None) -> tuple[tuple[st
             and wide <= columns
         ):
             return tuple(map(row_name, range(rows))), tuple(f"{c + 1:02d}" for c in range(columns))
-    raise Mistake(
+    raise UserError(
         f"wells up to {well_name(deep - 1, wide - 1)} do not fit a plate of {wells_on_plate or 1536} wells; "
         f"plate formats: {', '.join(map(str, FORMATS))}"
     )

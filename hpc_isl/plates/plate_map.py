@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.errors import UserError, nearest
 from hpc_isl.plates.plate import well_name, well_position
 
 PlateMap = dict[str, dict[str, str]]
@@ -19,11 +19,11 @@ def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapp
     Where the export names its images (column `image` of `known`), the table may have `image` instead.
 
     Args:
-        rows, columns: physical size of the plate; wells outside are a `Mistake`.
+        rows, columns: physical size of the plate; wells outside are a `UserError`.
         known: what the export itself says of its wells.
 
     Raises:
-        Mistake: naming file, line and well: no such well, a well given twice, a line too long.
+        UserError: naming file, line and well: no such well, a well given twice, a line too long.
     """
     table = _table(path)
     header = [name.strip() for name in table[0]]
@@ -35,11 +35,11 @@ def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapp
         if not any(values):
             continue
         if len(values) > len(header):
-            raise Mistake(f"{path}, line {number}: {len(values)} values for {len(header)} columns")
+            raise UserError(f"{path}, line {number}: {len(values)} values for {len(header)} columns")
         entry = dict(zip(header, values, strict=False))
         well = _well(entry.pop(key, ""), key, images, (rows, columns), f"{path}, line {number}")
         if well in result:
-            raise Mistake(f"{path}, line {number}: well {well} is given twice")
+            raise UserError(f"{path}, line {number}: well {well} is given twice")
         result[well] = entry
     return result
 
@@ -53,40 +53,40 @@ def _table(path: Path) -> list[list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise Mistake(f"plate_map: {path}: there is no such file") from None
+        raise UserError(f"plate_map: {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Mistake(f"plate_map: {path} is no readable CSV file in UTF-8: {error}") from None
+        raise UserError(f"plate_map: {path} is no readable CSV file in UTF-8: {error}") from None
     first = text.split("\n", 1)[0]
     separator = max(",;\t", key=first.count)
     table = list(csv.reader(text.splitlines(), delimiter=separator))
     if not table:
-        raise Mistake(f"plate_map: {path} is empty; a column well and others are expected")
+        raise UserError(f"plate_map: {path} is empty; a column well and others are expected")
     return table
 
 
 def _key(path: Path, header: list[str], known: Mapping[str, Mapping[str, str]]) -> str:
     """The name of the column that says which well a line is about."""
     if doubled := sorted({name for name in header if header.count(name) > 1}):
-        raise Mistake(f"plate_map: {path} has several columns {doubled[0]!r}")
+        raise UserError(f"plate_map: {path} has several columns {doubled[0]!r}")
     by_lower = {name.lower(): name for name in header}
     if "well" in by_lower:
         return by_lower["well"]
     if "image" in by_lower and any("image" in facts for facts in known.values()):
         return by_lower["image"]
-    raise Mistake(f"plate_map: {path} has no column 'well'; {nearest('well', header)}")
+    raise UserError(f"plate_map: {path} has no column 'well'; {nearest('well', header)}")
 
 
 def _well(text: str, key: str, images: Mapping[str, str], size: tuple[int, int], origin: str) -> str:
     if key.lower() == "image":
         if text not in images:
-            raise Mistake(f"{origin}: the export has no image {text!r}; {nearest(text, images)}")
+            raise UserError(f"{origin}: the export has no image {text!r}; {nearest(text, images)}")
         return images[text]
     try:
         row, column = well_position(text)
-    except Mistake as error:
-        raise Mistake(f"{origin}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
     if row >= size[0] or column >= size[1]:
-        raise Mistake(
+        raise UserError(
             f"{origin}: well {text} lies outside the plate, whose last well is "
             f"{well_name(size[0] - 1, size[1] - 1)}"
         )

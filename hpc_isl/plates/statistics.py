@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.plates.plate import Place
+from hpc_isl.plates.plate import PlaneIndex
 
 # A channel is saturated where more than this share of a plane lies at a camera's greatest value,
 SATURATED_SHARE = 1e-3
@@ -155,13 +155,13 @@ class FieldStatistics:
         digest: hash of the raw pixels with shape and dtype.
     """
 
-    planes: Mapping[Place, PlaneStatistics]
+    planes: Mapping[PlaneIndex, PlaneStatistics]
     histograms: Mapping[int, Histogram] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     digest: str = ""
 
 
-def measure(pixels: NDArray[Any], existing: Collection[Place] | None = None) -> FieldStatistics:
+def measure(pixels: NDArray[Any], existing: Collection[PlaneIndex] | None = None) -> FieldStatistics:
     """Statistics of (t, c, z, y, x) pixels.
 
     Args:
@@ -171,7 +171,7 @@ def measure(pixels: NDArray[Any], existing: Collection[Place] | None = None) -> 
     if not np.isfinite(pixels).all():
         raise ValueError("some pixels are NaN or infinite")
     places = sorted(np.ndindex(pixels.shape[:3]) if existing is None else existing)
-    planes: dict[Place, PlaneStatistics] = {}
+    planes: dict[PlaneIndex, PlaneStatistics] = {}
     histograms: dict[int, Histogram] = {}
     flags: list[str] = []
     for channel in sorted({channel for _, channel, _ in places}):
@@ -184,13 +184,13 @@ def measure(pixels: NDArray[Any], existing: Collection[Place] | None = None) -> 
     return FieldStatistics(planes, histograms, tuple(flags), digest(pixels))
 
 
-def repeated(pixels: NDArray[Any], places: Iterable[Place]) -> int:
+def repeated(pixels: NDArray[Any], places: Iterable[PlaneIndex]) -> int:
     """How many planes of an image (t, c, z, y, x) equal an earlier one bit for bit.
 
     >>> repeated(np.zeros((1, 1, 3, 4, 4), np.uint16), [(0, 0, 0), (0, 0, 2)])
     1
     """
-    different: dict[bytes, list[Place]] = {}
+    different: dict[bytes, list[PlaneIndex]] = {}
     count = 0
     for place in sorted(places):
         plane = pixels[place]

@@ -12,8 +12,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import metadata
+from hpc_isl.plates.atomic_directory import atomic_directory
 from hpc_isl.plates.index import Index, finalise, image_path, open_plate, rebuild_index
 from hpc_isl.plates.label_checksums import (
     LabelState,
@@ -26,7 +27,7 @@ from hpc_isl.plates.label_checksums import (
     refuse_edited,
     stamp,
 )
-from hpc_isl.plates.label_groups import annotation, computed_by, covers, label_names
+from hpc_isl.plates.label_groups import annotation, fully_annotated, label_names, label_provenance
 from hpc_isl.plates.labels import (
     label_bands,
     read_label_box,
@@ -34,9 +35,8 @@ from hpc_isl.plates.labels import (
     write_labels,
     write_large_labels,
 )
-from hpc_isl.plates.levels import count_levels, open_level, read_box, write_pyramid
-from hpc_isl.plates.partial import appears_whole
 from hpc_isl.plates.plate import Field, Plate
+from hpc_isl.plates.pyramid import count_levels, open_level, read_box, write_pyramid
 from hpc_isl.plates.statistics import FieldStatistics, to_dict
 from hpc_isl.recipes.plates import CodecRecipe
 
@@ -45,15 +45,15 @@ __all__ = [
     "LabelState",
     "annotation",
     "checksum",
-    "computed_by",
-    "covers",
     "edited",
     "edits_stay",
     "finalise",
     "former_stamp",
+    "fully_annotated",
     "image_path",
     "label_bands",
     "label_names",
+    "label_provenance",
     "label_state",
     "labels_checksum",
     "open_level",
@@ -94,7 +94,7 @@ def write_field(
         overwrite: replace an image that is there; it must not be in use.
 
     Raises:
-        Mistake: the disk is full, an image is there already, or the field's name is no folder name.
+        UserError: the disk is full, an image is there already, or the field's name is no folder name.
     """
     _check_field(field, pixels)
     from hpc_isl.plates import ngff
@@ -102,7 +102,7 @@ def write_field(
     count = count_levels(field.shape, levels)
     stored = pixels if field.shape[0] > 1 else pixels[0]
     image, need = image_path(plate_path, plate, field.key), pixels.nbytes * 4 // 3
-    with appears_whole(image, need, overwrite) as folder:
+    with atomic_directory(image, need, overwrite) as folder:
         write_pyramid(folder, stored, metadata.axes(field), count, codec, "mean")
         ours = {
             "plate": metadata.image_facts(plate),
@@ -117,9 +117,9 @@ def write_field(
 
 def _check_field(field: Field, pixels: NDArray[Any]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9]+", field.key.name):
-        raise Mistake(f"field {str(field.key)!r}: the name of a field is made of letters and digits")
+        raise UserError(f"field {str(field.key)!r}: the name of a field is made of letters and digits")
     if pixels.shape != field.shape or pixels.dtype.name != field.dtype:
-        raise Mistake(
+        raise UserError(
             f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
             f"not {pixels.dtype.name} {pixels.shape}"
         )

@@ -1,1 +1,1 @@
-"""What to compute: the models of all recipes; `hpc_isl.recipe` reads and hashes them."""
+"""What to compute: the models of all recipes; `hpc_isl.recipes.load` reads and hashes them."""

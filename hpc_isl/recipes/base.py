@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator
 from pydantic import Field as Bound
 
-from hpc_isl.strict import Strict, default_at
+from hpc_isl.recipes.strict import Strict, default_at
 
 
 def _as_micrometres(least: float, most: float, what: str) -> AfterValidator:

@@ -10,6 +10,7 @@ from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.recipes.base import Count, Recipe
+from hpc_isl.recipes.strict import Strict
 from hpc_isl.recipes.training import (
     AugmentRecipe,
     DataRecipe,
@@ -24,7 +25,6 @@ from hpc_isl.recipes.training import (
     unused_in_split,
     with_seed,
 )
-from hpc_isl.strict import Strict
 
 Arm = Literal["random", "imagenet", "random+isl", "imagenet+isl", "drafted", "best"]
 

@@ -10,7 +10,7 @@ from pydantic import Field as Bound
 from pydantic import model_validator
 
 from hpc_isl.recipes.base import Count, PixelSize, PlaneDistance, Positive, Recipe
-from hpc_isl.strict import Strict
+from hpc_isl.recipes.strict import Strict
 
 
 class PatternRecipe(Strict):

@@ -10,8 +10,8 @@ from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.recipes.base import Count, PixelSize, Positive, Recipe
+from hpc_isl.recipes.strict import Strict
 from hpc_isl.recipes.training import PredictRecipe, unused_in_predict
-from hpc_isl.strict import Strict
 
 
 class TruthRecipe(Strict):

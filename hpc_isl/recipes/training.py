@@ -10,7 +10,7 @@ from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.recipes.base import Count, Fraction, Positive
-from hpc_isl.strict import Strict
+from hpc_isl.recipes.strict import Strict
 
 
 class PlaneRecipe(Strict):

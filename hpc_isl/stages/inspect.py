@@ -12,14 +12,14 @@ import numpy as np
 import tensorstore as ts
 from numpy.typing import NDArray
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.plates.atomic_directory import leftovers
 from hpc_isl.plates.label_groups import existing, noted
 from hpc_isl.plates.label_pixels import LabelPixels, label_levels, open_labels
 from hpc_isl.plates.labels import labels_of
-from hpc_isl.plates.levels import open_fresh
 from hpc_isl.plates.metadata import field_facts, read_group
-from hpc_isl.plates.partial import leftovers
 from hpc_isl.plates.plate import Field, FieldKey
+from hpc_isl.plates.pyramid import open_fresh
 from hpc_isl.plates.statistics import digest
 from hpc_isl.plates.store import (
     Index,
@@ -40,7 +40,7 @@ def inspect(path: Path) -> list[str]:
     """A plate in some twenty lines: layout, pixels, channels, flags, labels, what was left out.
 
     Raises:
-        Mistake: there is no plate, or one that is not finished.
+        UserError: there is no plate, or one that is not finished.
     """
     index = open_plate(path)
     sections = (_layout, _channels, _flags, _labels, _plate_map, _left_out)
@@ -55,7 +55,7 @@ def validate(path: Path, deep: bool = False) -> list[str]:
     """
     try:
         index = open_plate(path)
-    except Mistake as error:
+    except UserError as error:
         return [str(error)]
     problems = [*_by_specification(path), *(f"{p}: left by a killed process" for p in leftovers(path))]
     for field in index.plate.fields:
@@ -97,7 +97,7 @@ def _channels(index: Index) -> Iterator[Line]:
         text = f"{channel.name:{width}}  {'fluorescent' if channel.fluorescent else 'label-free '}"
         try:
             counts = index.histogram(keys, number)
-        except Mistake:
+        except UserError:
             yield f"channel {number}", f"{text}  no pixels"
             continue
         middle, bright = counts.percentile(50), counts.percentile(99.9)
@@ -134,7 +134,7 @@ def edited_fields(index: Index, name: str, keys: Sequence[FieldKey]) -> list[Fie
     def differs(key: FieldKey) -> bool:
         try:
             return bool(edited(index.image(key), name))
-        except Mistake:
+        except UserError:
             return True
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -186,13 +186,13 @@ def _image(index: Index, field: Field, deep: bool) -> Iterator[str]:
         if deep:
             yield from _pixels(index, field)
         names = label_names(image)
-    except Mistake as mistake:
+    except UserError as mistake:
         yield f"{mistake}"
         return
     for name in names:
         try:
             yield from _label(image, name, index.levels(field.key), deep)
-        except Mistake as mistake:
+        except UserError as mistake:
             yield f"{mistake}"
 
 

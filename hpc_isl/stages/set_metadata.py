@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hpc_isl.mistake import Mistake, nearest
-from hpc_isl.plates.change import change_metadata, differences
+from hpc_isl.errors import UserError, nearest
+from hpc_isl.plates.change_metadata import change_metadata, differences
 from hpc_isl.plates.plate import Channel, Plate, color_of, doubtful_size
 from hpc_isl.plates.store import Index, label_names, open_plate
 from hpc_isl.recipes.base import PixelSize
@@ -25,7 +25,7 @@ KEYS = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class MetadataEdit:
     """What is asked for.
 
     Attributes:
@@ -58,19 +58,19 @@ class Setting:
         """The plate, changed.
 
         Raises:
-            Mistake: it is in use, or may not be written.
+            UserError: it is in use, or may not be written.
         """
         return change_metadata(self.index, self.new, os.environ.get("USER") or str(os.getuid()))
 
 
-def setting(path: Path, words: Sequence[str]) -> Setting:
+def setting(path: Path, words: Sequence[str]) -> MetadataEdit:
     """What `set PATH WORDS` asks for; writes nothing.
 
     Raises:
-        Mistake: no such key or channel, a value that cannot be meant, two channels of one name.
+        UserError: no such key or channel, a value that cannot be meant, two channels of one name.
     """
     if not words:
-        raise Mistake(f"set {path}: say what, as in pixel_um=0.325; there are {', '.join(KEYS)}")
+        raise UserError(f"set {path}: say what, as in pixel_um=0.325; there are {', '.join(KEYS)}")
     index = open_plate(path.expanduser().absolute())
     pixel_um, names, free = index.plate.pixel_um, dict[str, str](), None
     for word in words:
@@ -82,7 +82,7 @@ def setting(path: Path, words: Sequence[str]) -> Setting:
         else:
             names |= {key: value} if key in _names(index.plate) else _mapping(word, value)
     new = replace(index.plate, pixel_um=pixel_um, channels=_channels(index.plate, names, free))
-    return Setting(index, new, differences(index.plate, new))
+    return MetadataEdit(index, new, differences(index.plate, new))
 
 
 # ---------------------------------------------------------------- words
@@ -100,34 +100,34 @@ def _parted(word: str, plate: Plate) -> tuple[str, Any]:
         return key, _yaml(word, text)
     if separator and key.startswith("channels."):
         old = key.removeprefix("channels.")
-        raise Mistake(f"{word}: the plate has no channel {old!r}; {nearest(old, _names(plate))}")
-    raise Mistake(f"{word}: set takes key=value; {nearest(key, KEYS)}")
+        raise UserError(f"{word}: the plate has no channel {old!r}; {nearest(old, _names(plate))}")
+    raise UserError(f"{word}: set takes key=value; {nearest(key, KEYS)}")
 
 
 def _yaml(word: str, text: str) -> Any:
     try:
         return yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
-        raise Mistake(f"{word}: the value is not YAML: {error}") from None
+        raise UserError(f"{word}: the value is not YAML: {error}") from None
 
 
 def _size(word: str, value: Any) -> float | None:
     try:
         return TypeAdapter(PixelSize | None).validate_python(value)
     except ValidationError as error:
-        raise Mistake(f"{word}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"{word}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _listed(word: str, value: Any) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list):
-        raise Mistake(f"{word}: a list of channels is expected, as in transmitted=[Brightfield]")
+        raise UserError(f"{word}: a list of channels is expected, as in transmitted=[Brightfield]")
     return [str(name) for name in names]
 
 
 def _mapping(word: str, value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise Mistake(f"{word}: write channels.OLD=NEW, or channels={{OLD: NEW}}")
+        raise UserError(f"{word}: write channels.OLD=NEW, or channels={{OLD: NEW}}")
     return {str(old): str(new) for old, new in value.items()}
 
 
@@ -143,13 +143,13 @@ def _channels(plate: Plate, names: dict[str, str], free: list[str] | None) -> tu
     """With new names; `free` says which are label-free, by new or by old names, None: as before."""
     for old in names:
         if old not in _names(plate):
-            raise Mistake(f"channels: the plate has no channel {old!r}; {nearest(old, _names(plate))}")
+            raise UserError(f"channels: the plate has no channel {old!r}; {nearest(old, _names(plate))}")
     renamed = [replace(channel, name=names.get(channel.name, channel.name)) for channel in plate.channels]
     shown = [channel.name for channel in renamed]
     for name in shown:
         if not name.strip() or shown.count(name) > 1:
             what = "a channel without a name" if not name.strip() else f"two channels {name!r}"
-            raise Mistake(f"channels: that would make {what}; each has a name of its own")
+            raise UserError(f"channels: that would make {what}; each has a name of its own")
     if free is None:
         return tuple(renamed)
     wanted = {_place(name, shown, plate) for name in free}
@@ -161,7 +161,7 @@ def _place(name: str, shown: Sequence[str], plate: Plate) -> int:
     for names in (list(shown), former):
         if name in names:
             return names.index(name)
-    raise Mistake(f"transmitted: no channel {name!r}; {nearest(name, dict.fromkeys([*shown, *former]))}")
+    raise UserError(f"transmitted: no channel {name!r}; {nearest(name, dict.fromkeys([*shown, *former]))}")
 
 
 def _of_kind(channel: Channel, fluorescent: bool) -> Channel:

@@ -27,7 +27,7 @@ from settings import Settings, site, too_long, written_by_us
 ORDER = ("slurmd", "slurmctld", "slurmdbd", "mariadbd", "munged")  # of ending
 
 
-class Mistake(Exception):
+class UserError(Exception):
     """Of the user; told in one line."""
 
 
@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if asked.verb == "stop":
             return stop(folder)
         return restart(folder, asked.daemon, asked.stop_s)
-    except Mistake as mistake:
+    except UserError as mistake:
         print(mistake, file=sys.stderr)
         return 2
 
@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def start(folder: Path, settings: Settings) -> int:
     """0: every node is idle."""
     if missing := programs.missing(settings.accounting):
-        raise Mistake(f"missing: {', '.join(missing)}. On Debian: apt install {programs.PACKAGES}")
+        raise UserError(f"missing: {', '.join(missing)}. On Debian: apt install {programs.PACKAGES}")
     with _alone(folder):
         known = Settings.of(folder)
         if known and written_by_us(Path(known.site_file), folder) and processes.running(folder):
@@ -72,7 +72,7 @@ def restart(folder: Path, daemon: str, stop_s: float) -> int:
     """Ends it, waits, starts it again; jobs go on meanwhile."""
     settings = Settings.of(folder)
     if settings is None or not processes.running(folder):
-        raise Mistake(f"no test cluster runs in {folder}: start one first")
+        raise UserError(f"no test cluster runs in {folder}: start one first")
     processes.end(folder, daemon, patience_s=30)  # the controller writes its state first
     time.sleep(stop_s)
     try:
@@ -87,7 +87,7 @@ def _start(folder: Path, settings: Settings) -> int:
     began = time.monotonic()
     site_file = Path(settings.site_file)
     if site_file.exists() and not written_by_us(site_file):
-        raise Mistake(f"{site_file} is not a test cluster's: name another with --site-file")
+        raise UserError(f"{site_file} is not a test cluster's: name another with --site-file")
     _clear(folder)
     settings.write(folder)
     try:
@@ -143,7 +143,7 @@ def _failed(folder: Path, broken: Broken) -> int:
 
 def _already(folder: Path, known: Settings, settings: Settings) -> int:
     if known != settings:
-        raise Mistake(
+        raise UserError(
             f"a test cluster with other settings runs in {folder}: "
             f"stop it first with `stop --folder {folder}`, or start this one with another --folder"
         )
@@ -165,11 +165,11 @@ def _tell(folder: Path, settings: Settings, took_s: float) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Two starts in one folder take turns."""
     if too_long(folder):
-        raise Mistake(
+        raise UserError(
             f"--folder {folder}: too long for the names of sockets below it; take one such as /tmp/cluster"
         )
     if folder.exists() and not _ours(folder):
-        raise Mistake(f"--folder {folder}: holds something else; name an empty or a new one")
+        raise UserError(f"--folder {folder}: holds something else; name an empty or a new one")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     held = os.open(folder, os.O_RDONLY)
@@ -197,7 +197,7 @@ def _clear(folder: Path) -> None:
 def _settings(asked: argparse.Namespace) -> Settings:
     site_file = str((asked.site_file or _site_file()).expanduser().absolute())
     if wrong := [line for line in asked.lines if "=" not in line]:
-        raise Mistake(f"--set {wrong[0]}: write Key=Value, as in slurm.conf")
+        raise UserError(f"--set {wrong[0]}: write Key=Value, as in slurm.conf")
     return Settings(asked.nodes, asked.cpus, asked.memory, asked.accounting, tuple(asked.lines), site_file)
 
 

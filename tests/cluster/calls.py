@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.mistake import Blocked, Mistake
+from hpc_isl.errors import AbortRun, UserError
 
 
 def doubled(number: int) -> int:
@@ -47,14 +47,14 @@ def at_the_third(what: tuple[Path, int]) -> int:
 
 def mistaken(what: tuple[Path, int]) -> int:
     _leave(*what)
-    raise Mistake(f"well {what[1]} is wrong")
+    raise UserError(f"well {what[1]} is wrong")
 
 
 def blocked(what: tuple[Path, int]) -> int:
     """From the tenth on there is no room."""
     _leave(*what)
     if what[1] >= 10:
-        raise Blocked("the disk is full")
+        raise AbortRun("the disk is full")
     return what[1]
 
 

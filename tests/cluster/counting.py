@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_isl import submit
-from hpc_isl.cluster import jobs
-from hpc_isl.many import Arrangement
-from hpc_isl.mistake import Mistake
-from hpc_isl.recipe import RECIPES
+from hpc_isl.cluster.run_folder import job
+from hpc_isl.errors import UserError
 from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.load import RECIPES
+from hpc_isl.recipes.many import Arrangement
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.timing import Workload
 
@@ -60,13 +60,13 @@ class CountRecipe(Recipe):
 
 
 RECIPES["count"] = CountRecipe
-jobs.STAGES["count"] = "counting"
+job.STAGES["count"] = "counting"
 submit.STAGES["count"] = "counts to a number"
 
 
 def plan(recipe: CountRecipe) -> Plan:
     if recipe.steps > 1000:
-        raise Mistake(f"steps: {recipe.steps} is more than I can count; 1000 at most")
+        raise UserError(f"steps: {recipe.steps} is more than I can count; 1000 at most")
     lines = recipe.data.read_text().splitlines()[: recipe.until] if recipe.data else []
     inputs = {str(recipe.data): "\n".join(lines)} if recipe.data else {}
     parts = {f"line {number}": line for number, line in enumerate(lines, 1)} if recipe.parts else {}
@@ -97,7 +97,7 @@ def _sum(runs: list[Path]) -> int:
     found = {path.name: Run(path).summary() for path in runs}
     missing = [name for name, summary in found.items() if summary is None]
     if missing:
-        raise Mistake(f"nothing to add up for {', '.join(missing)}; retry the sweep")
+        raise UserError(f"nothing to add up for {', '.join(missing)}; retry the sweep")
     return sum(summary["counted"] for summary in found.values() if summary)
 
 
@@ -112,7 +112,7 @@ def count(recipe: CountRecipe, attempt: Attempt) -> None:
     if recipe.child:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     if recipe.mistaken:
-        raise Mistake("well B03: the data are wrong")
+        raise UserError("well B03: the data are wrong")
     for step in range(first, recipe.steps):
         _mishap(recipe, attempt, step - first)
         time.sleep(0 if os.environ.get("COUNT_FAST") else recipe.pause_s)
@@ -129,7 +129,7 @@ def count(recipe: CountRecipe, attempt: Attempt) -> None:
 def _sum_of_ranks(attempt: Attempt) -> int:
     import torch
 
-    from hpc_isl.learning.world import open_world
+    from hpc_isl.learning.training.world import open_world
 
     with open_world(attempt, timeout_s=120) as world:
         return int(world.sum(torch.tensor([attempt.rank])))

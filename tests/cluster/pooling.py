@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from hpc_isl import submit
-from hpc_isl.cluster import jobs
-from hpc_isl.recipe import RECIPES
+from hpc_isl.cluster.run_folder import job
 from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.load import RECIPES
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.tasks import Need, Pools, Task
+from hpc_isl.tasks import MemoryRequirement, Pools, Task
 
 
 class SquareRecipe(Recipe):
@@ -24,8 +24,8 @@ class SquareRecipe(Recipe):
 
 
 RECIPES["square"] = SquareRecipe
-jobs.STAGES["square"] = "pooling"
-jobs.POOLED.add("square")
+job.STAGES["square"] = "pooling"
+job.POOLED.add("square")
 submit.STAGES["square"] = "computes squares"
 
 
@@ -44,7 +44,7 @@ def square(recipe: SquareRecipe, attempt: Attempt, pools: Pools) -> None:
     ]
     attempt.progress(recipe.numbers - len(tasks), recipe.numbers, "squares")
     workers = set()
-    with pools(Need(0, 10**6)) as pool:
+    with pools(MemoryRequirement(0, 10**6)) as pool:
         for answer in pool.run(write_square, tasks):
             assert not answer.problem, answer
             workers.add(answer.value)

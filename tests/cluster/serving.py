@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from hpc_isl.cluster.pool import serve
+from hpc_isl.cluster.dask_pool.pool import serve
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 

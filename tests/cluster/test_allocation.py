@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.orders import site_of
-from hpc_isl.cluster.place import place
-from hpc_isl.cluster.sweep import order
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.rank.environment import rank_env
+from hpc_isl.cluster.submit.request import site_of
+from hpc_isl.cluster.submit.sweep import order
+from hpc_isl.errors import UserError
 from hpc_isl.site import Site, load
 
 GIVEN = {
@@ -56,12 +56,12 @@ def test_what_the_job_did_not_ask_for_is_shared_out(job: pytest.MonkeyPatch) -> 
 
 def test_outside_of_a_job_it_is_a_mistake(job: pytest.MonkeyPatch) -> None:
     job.delenv("SLURM_JOB_ID")
-    with pytest.raises(Mistake, match=r"slurm/pretrain\.sbatch, or after salloc"):
+    with pytest.raises(UserError, match=r"slurm/pretrain\.sbatch, or after salloc"):
         site_of("pretrain", load("allocation", []))
 
 
 def test_a_sweep_is_sent_to_where_arrays_are(job: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Mistake, match=r"slurm/array\.sbatch"):
+    with pytest.raises(UserError, match=r"slurm/array\.sbatch"):
         order(
             Path("pretrain.yaml"), ["plates=[P1.zarr]", "over={seed: [0, 1]}"], load("allocation", []), None
         )
@@ -72,8 +72,8 @@ def test_attempts_are_counted_once(job: pytest.MonkeyPatch) -> None:
     job.setenv("SLURM_RESTART_COUNT", "2")
     for executor, restarts in (("slurm", 2), ("allocation", 0)):
         job.setenv("HPC_ISL_EXECUTOR", executor)
-        assert place().restarts == restarts
-        assert place().slurm == "17"
+        assert rank_env().restarts == restarts
+        assert rank_env().slurm == "17"
 
 
 def test_the_executor_of_the_shipped_site(job: pytest.MonkeyPatch) -> None:

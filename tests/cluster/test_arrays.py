@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster import local, sweep
-from hpc_isl.cluster.chain import links
-from hpc_isl.many import ChainRecipe
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.executors import local
+from hpc_isl.cluster.submit import sweep
+from hpc_isl.cluster.submit.chain import links
+from hpc_isl.errors import UserError
+from hpc_isl.recipes.many import ChainRecipe
+from hpc_isl.recipes.strict import parse
 from hpc_isl.run import Run
 from hpc_isl.site import Site
-from hpc_isl.strict import parse
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -93,7 +94,7 @@ def test_each_element_has_the_recipe_that_its_name_says() -> None:
     ],
 )
 def test_what_cannot_be_swept_is_said(keys: list[str], complaint: str) -> None:
-    with pytest.raises(Mistake, match=re.escape(complaint)):
+    with pytest.raises(UserError, match=re.escape(complaint)):
         sweep.order(None, keys, Site(), None)
 
 
@@ -248,7 +249,7 @@ def test_a_dry_run_of_a_chain_tells_its_steps_and_writes_nothing(door: Door) -> 
     ],
 )  # fmt: skip
 def test_no_circle_can_be_written(steps: list[dict[str, object]], complaint: str) -> None:
-    with pytest.raises(Mistake, match=re.escape(complaint)):
+    with pytest.raises(UserError, match=re.escape(complaint)):
         links(parse(ChainRecipe, {"steps": steps}, "chain.yaml"), "c")
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster.slurm.draft import User, chosen, text
 from hpc_isl.cluster.slurm.limits import complaint
 from hpc_isl.cluster.slurm.machines import Cluster, parsed
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.slurm.site_template import User, chosen, text
+from hpc_isl.errors import UserError
 from hpc_isl.site import Site, load
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def test_without_gpus_the_default_partition_is_chosen() -> None:
 
 def test_a_cluster_that_is_closed_to_one_is_said_to_be() -> None:
     answers = (RECORDED / "university.txt").read_text().replace("State=UP", "State=DOWN")
-    with pytest.raises(Mistake, match="no partition of this cluster is up"):
+    with pytest.raises(UserError, match="no partition of this cluster is up"):
         chosen(parsed(answers, answers, answers), ANYONE)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster import estimates
-from hpc_isl.cluster.estimates import machine, timings
+from hpc_isl.cluster.submit import estimates
+from hpc_isl.cluster.submit.estimates import machine, timings
 from hpc_isl.site import Site
 
 if TYPE_CHECKING:

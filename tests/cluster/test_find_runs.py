@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster import names
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.run_folder import names
+from hpc_isl.errors import UserError
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -103,5 +103,5 @@ def test_an_address_is_short_where_any_of_the_folders_has_the_run(tmp_path: Path
     run = names.find("S12", tmp_path / "a", tmp_path / "b")
     assert run.folder == folder
     assert names.address(run, tmp_path / "a", tmp_path / "b") == "S12"
-    with pytest.raises(Mistake, match=r"no such run in .*/a"):
+    with pytest.raises(UserError, match=r"no such run in .*/a"):
         names.find("S12", tmp_path / "a")

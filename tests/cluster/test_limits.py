@@ -13,7 +13,7 @@ from hpc_isl.cluster.slurm import limits
 from hpc_isl.cluster.slurm.demand import at_least, at_most, duration, megabytes
 from hpc_isl.cluster.slurm.limits import Qos, complaint
 from hpc_isl.cluster.slurm.machines import Cluster, parsed, read
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.site import Site, load, minutes
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -166,7 +166,7 @@ def test_what_it_says_to_type_is_accepted(
     asked: dict[str, object], answering: Callable[[str, str], None], tmp_path: Path
 ) -> None:
     answering("scontrol", answer_as("university"))
-    with pytest.raises(Mistake) as refused:
+    with pytest.raises(UserError) as refused:
         limits.check(site(**asked))
     proposals = re.findall(r"site\.(\w+=[^\s,;]+)", str(refused.value).split("; write ")[1])
     assert proposals
@@ -217,7 +217,7 @@ def test_the_qos_is_asked_of_the_accounting(answering: Callable[[str, str], None
     answering("scontrol", answer_as("university"))
     answering("sacctmgr", "echo 'DenyOnLimit,PartitionTimeLimit|7-00:00:00'")
     limits.check(site(partition="gpu", qos="long", time="5d"))
-    with pytest.raises(Mistake, match=r"qos 'long' allows at most 7d; write site.time=7d"):
+    with pytest.raises(UserError, match=r"qos 'long' allows at most 7d; write site.time=7d"):
         limits.check(site(partition="gpu", qos="long", time="8d"))
 
 

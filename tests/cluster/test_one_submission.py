@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 
-from hpc_isl.cluster import launch, retry, status, submissions
-from hpc_isl.cluster.jobs import Job
-from hpc_isl.cluster.report import Caller
-from hpc_isl.cluster.slurm import sbatch
-from hpc_isl.cluster.slurm.sbatch import Batch
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.executors import slurm
+from hpc_isl.cluster.executors.slurm import Batch
+from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.monitor.messages import Console
+from hpc_isl.cluster.run_folder import submissions
+from hpc_isl.cluster.run_folder.job import Job
+from hpc_isl.cluster.submit import launch, retry
+from hpc_isl.errors import UserError
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
-from hpc_isl.strict import to_yaml
 
 Tool = Callable[[str, str], None]
 SLURM = Site(executor="slurm")
@@ -55,7 +57,7 @@ def run(tmp_path: Path) -> Run:
 def handed_over(run: Run, job: str | None = "7", site: Site = SLURM, **more: Any) -> None:
     """As a submission notes it."""
     batch = Batch(run, run.next_attempt(), (Job("counting", run.folder, 0),))
-    [(_, facts)] = sbatch.parts(batch, site)[0].facts(batch, site)
+    [(_, facts)] = slurm.parts(batch, site)[0].facts(batch, site)
     submissions.note(run, batch.attempt, site, **facts, **({"job": job} if job else {}), **more)
 
 
@@ -184,9 +186,9 @@ def test_while_slurm_is_silent_nothing_is_started(
     found = status.state(run)
     assert (found.word, found.alive) == (word, True)
     assert found.detail.startswith("Slurm does not answer")
-    caller = Caller(lambda text: None, run.root)
+    caller = Console(lambda text: None, run.root)
     for start in (launch.resume, retry.retry):
-        with pytest.raises(Mistake, match=r"job may be there: Slurm does not|nothing to retry"):
+        with pytest.raises(UserError, match=r"job may be there: Slurm does not|nothing to retry"):
             start(run, Site(), caller, False)
     run.cancelled.touch()
     assert status.state(run) == status.State("cancelled", "Slurm does not answer")
@@ -213,22 +215,22 @@ def test_what_was_refused_leaves_no_script_that_a_later_attempt_would_be_taken_f
     tool("sbatch", "echo 'sbatch: error: invalid partition specified: gpuu' >&2; exit 1")
     tool("squeue", "true")
     batch = Batch(run, run.next_attempt(), (Job("counting", run.folder, 0),))
-    with pytest.raises(Mistake, match="invalid partition"):
-        sbatch.submit(batch, SLURM)
+    with pytest.raises(UserError, match="invalid partition"):
+        slurm.submit(batch, SLURM)
     assert not list(run.sbatch.glob(".submission_file_*"))
 
 
 def test_a_job_leaves_a_run_that_was_handed_over_again(run: Run) -> None:
     handed_over(run, "7")
-    assert not submissions.overtaken(run, 0, "7")
+    assert not submissions.superseded(run, 0, "7")
     (run.attempts / str(run.next_attempt())).mkdir(exist_ok=True)
-    assert not submissions.overtaken(run, 0, "7"), "Slurm itself has started it again"
+    assert not submissions.superseded(run, 0, "7"), "Slurm itself has started it again"
     handed_over(run, "8")
-    assert submissions.overtaken(run, 0, "7")
-    assert not submissions.overtaken(run, 2, "8")
+    assert submissions.superseded(run, 0, "7")
+    assert not submissions.superseded(run, 2, "8")
 
 
 def test_a_job_leaves_a_run_that_went_on_without_slurm(run: Run) -> None:
     handed_over(run, "7")
     submissions.note(run, run.next_attempt(), Site(), pid=1, pid_started=1.0)
-    assert submissions.overtaken(run, 0, "7")
+    assert submissions.superseded(run, 0, "7")

@@ -21,20 +21,20 @@ import psutil
 import pytest
 from eventually import eventually
 
-from hpc_isl.cluster.pool import pools
-from hpc_isl.cluster.pooled import flow, share
-from hpc_isl.cluster.pooled.share import Node, Share, lowered, memory_here, shares
-from hpc_isl.mistake import Blocked
+from hpc_isl.cluster.dask_pool import resources, scheduling
+from hpc_isl.cluster.dask_pool.pool import pools
+from hpc_isl.cluster.dask_pool.resources import Node, WorkerResources, lowered, memory_here, worker_resources
+from hpc_isl.errors import AbortRun
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
-from hpc_isl.tasks import Answer, Need, Pool, Task
+from hpc_isl.tasks import Answer, MemoryRequirement, Pool, Task
 
 if TYPE_CHECKING:
     from tests.conftest import Door
 
 HERE = Path(__file__).parent
 GB = 10**9
-NOTHING = Need(0, 0)  # that a process is to hold
+NOTHING = MemoryRequirement(0, 0)  # that a process is to hold
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
@@ -145,7 +145,7 @@ def test_a_mistake_is_not_tried_again(shared: Pool, calls: Any, tmp_path: Path) 
 
 def test_what_every_other_task_would_meet_too_ends_the_run(shared: Pool, calls: Any, tmp_path: Path) -> None:
     answers = []
-    with pytest.raises(Blocked, match="the disk is full"):
+    with pytest.raises(AbortRun, match="the disk is full"):
         answers += shared.run(calls.blocked, tasks_of((tmp_path, number) for number in range(1000)))
     assert len(list(tmp_path.iterdir())) < 100, "it is not tried again with all of them"
     assert len(list(shared.run(calls.doubled, tasks_of(range(3))))) == 3, "what was left is not in the way"
@@ -211,7 +211,7 @@ def test_a_process_whose_gpu_is_spoilt_gives_way_to_another(shared: Pool, calls:
 def test_a_pool_without_processes_that_none_comes_back_to_says_so(
     calls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "BACK_S", 2.0)
+    monkeypatch.setattr(scheduling, "BACK_S", 2.0)
     with pools(attempt_in(tmp_path), Site(workers=1))(NOTHING) as pool:
         multiprocessing.set_executable("/bin/false")
         try:
@@ -297,7 +297,7 @@ def test_nothing_outlives_a_killed_rank(door: Door) -> None:
     folder = door.cwd / "runs" / "square" / "killed"
     assert door.eventually(lambda: len(list(folder.glob("squares/*"))) > 3)
     assert len(door.left()) > 3
-    rank = next(process for process in door.left() if "hpc_isl.cluster.worker" in process.cmdline())
+    rank = next(process for process in door.left() if "hpc_isl.cluster.rank.worker" in process.cmdline())
     call.kill()
     rank.kill()
     assert door.eventually(lambda: door.left() == []), [one.cmdline() for one in door.left()]
@@ -382,20 +382,20 @@ def test_tasks_that_a_small_node_cannot_hold_are_computed_on_the_large_one(
 @pytest.mark.parametrize(
     ("node", "need", "expected"),
     [
-        (Node(8, 64 * GB), Need(0, GB), 8),
-        (Node(8, 64 * GB, ("0", "1")), Need(0, GB), 2),
-        (Node(8, 64 * GB, ("0", "1"), workers=3), Need(0, GB), 3),
-        (Node(8, 64 * GB, workers=3), Need(0, GB), 3),
-        (Node(8, 64 * GB), Need(0, 20 * GB), 3),
-        (Node(8, 64 * GB), Need(10 * GB, 10 * GB), 3),
-        (Node(8, 64 * GB), Need(GB, 100 * GB), 1),
+        (Node(8, 64 * GB), MemoryRequirement(0, GB), 8),
+        (Node(8, 64 * GB, ("0", "1")), MemoryRequirement(0, GB), 2),
+        (Node(8, 64 * GB, ("0", "1"), workers=3), MemoryRequirement(0, GB), 3),
+        (Node(8, 64 * GB, workers=3), MemoryRequirement(0, GB), 3),
+        (Node(8, 64 * GB), MemoryRequirement(0, 20 * GB), 3),
+        (Node(8, 64 * GB), MemoryRequirement(10 * GB, 10 * GB), 3),
+        (Node(8, 64 * GB), MemoryRequirement(GB, 100 * GB), 1),
         (Node(8, 64 * GB), NOTHING, 8),
     ],
 )
 def test_workers_are_as_many_as_gpus_or_cpus_and_as_memory_holds(
-    node: Node, need: Need, expected: int
+    node: Node, need: MemoryRequirement, expected: int
 ) -> None:
-    found = shares(node, need)
+    found = worker_resources(node, need)
     assert len(found) == expected
     assert sum(share.cpus for share in found) <= node.cpus
     assert sum(share.memory + need.process for share in found) <= node.memory
@@ -403,19 +403,21 @@ def test_workers_are_as_many_as_gpus_or_cpus_and_as_memory_holds(
 
 
 def test_what_is_lowered_is_said() -> None:
-    said = lowered(Node(8, 64 * GB), Need(GB, 19 * GB))
+    said = lowered(Node(8, 64 * GB), MemoryRequirement(GB, 19 * GB))
     assert said == "3 worker processes per node, not 8: one takes up to 20 GB of the 64 GB that are free"
 
 
 def test_each_worker_sees_one_gpu_and_its_threads() -> None:
-    found = [share.environment for share in shares(Node(8, GB, ("2", "GPU-7f")), NOTHING)]
+    found = [share.environment for share in worker_resources(Node(8, GB, ("2", "GPU-7f")), NOTHING)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["2", "GPU-7f"]
     assert {each["OMP_NUM_THREADS"] for each in found} == {"4"}
-    two_on_each = shares(Node(8, GB, ("0", "1"), workers=4), NOTHING)
+    two_on_each = worker_resources(Node(8, GB, ("0", "1"), workers=4), NOTHING)
     assert [share.gpu for share in two_on_each] == ["0", "1", "0", "1"]
     assert {share.environment["HPC_ISL_GPU_SHARING"] for share in two_on_each} == {"2"}
     assert {each["HPC_ISL_GPU_SHARING"] for each in found} == {"1"}
-    assert Share(2, GB).environment["CUDA_VISIBLE_DEVICES"] == "", "without a GPU of its own it takes none"
+    assert WorkerResources(2, GB).environment["CUDA_VISIBLE_DEVICES"] == "", (
+        "without a GPU of its own it takes none"
+    )
 
 
 def test_a_worker_process_has_this_environment(shared: Pool, calls: Any) -> None:
@@ -427,7 +429,7 @@ def test_a_worker_process_has_this_environment(shared: Pool, calls: Any) -> None
 def test_files_that_were_read_before_do_not_count_as_memory_of_a_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(share, "CGROUP", tmp_path)
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
     for name, text in {
         "memory.max": "1000",
         "memory.current": "900",
@@ -455,14 +457,14 @@ def test_memory_is_no_more_than_a_group_has_in_which_this_one_lies(
     }.items():
         (tmp_path / "groups" / limited / name).write_text(text)
         (tmp_path / "groups" / own / name).write_text(text.replace("1000", "max"))
-    monkeypatch.setattr(share, "CGROUP", tmp_path / "groups")
-    monkeypatch.setattr(share, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(resources, "CGROUP", tmp_path / "groups")
+    monkeypatch.setattr(resources, "OWN_GROUPS", tmp_path / "own")
     assert memory_here(Site()) == 107
 
 
 LIMITED = """
 import os, sys
-from hpc_isl.cluster.pooled.share import memory_here
+from hpc_isl.cluster.dask_pool.resources import memory_here
 from hpc_isl.site import Site
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 print(memory_here(Site()))

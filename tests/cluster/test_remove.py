@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from hpc_isl.cluster import names, remove, status
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.run_folder import names, remove
+from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def test_record_and_contract_stay_and_everything_else_goes(tmp_path: Path) -> No
     assert (outside / "data").read_text() == "not ours"
     assert names.all_runs(tmp_path) == []
     for name in ("S12", "pretrain/S12", str(run.folder)):
-        with pytest.raises(Mistake, match=r"pretrain 'S12' was removed on \d{4}-\d\d-\d\d; .*/S12 tells"):
+        with pytest.raises(UserError, match=r"pretrain 'S12' was removed on \d{4}-\d\d-\d\d; .*/S12 tells"):
             names.find(name, tmp_path)
 
 
@@ -94,14 +95,14 @@ def test_every_run_and_sweep_that_uses_its_model_is_named(tmp_path: Path) -> Non
 
 def test_a_sweep_goes_with_all_its_elements(tmp_path: Path) -> None:
     run = sweep(tmp_path, "nuc", {"n=1": {}, "final": {}})
-    with pytest.raises(Mistake, match="an element of 'nuc', and is removed with all of it"):
+    with pytest.raises(UserError, match="an element of 'nuc', and is removed with all of it"):
         remove.removal(run.elements()[0], [])
     remove.remove(run)
     kept = [name.replace("pretrain", "finetune") for name in KEPT if name != "removed.json"]
     expected = [f"finetune/{element}/{name}" for element in ("final", "n=1") for name in kept]
     found = [name for name in files(run.folder) if name != ".submit.lock"]
     assert found == sorted([*expected, "elements.json", "recipe.yaml", "record.json", "removed.json"])
-    with pytest.raises(Mistake, match="sweep 'nuc' was removed"):
+    with pytest.raises(UserError, match="sweep 'nuc' was removed"):
         names.find("nuc/n=1", tmp_path)
 
 
@@ -130,9 +131,9 @@ def test_a_run_that_lives_is_never_removed(tmp_path: Path) -> None:
     (run.attempts / "0" / "submission.json").write_text(json.dumps(facts))
     assert status.state(run).alive
     before = files(run.folder)
-    with pytest.raises(Mistake, match="is running: it is not removed; cancel it first"):
+    with pytest.raises(UserError, match="is running: it is not removed; cancel it first"):
         remove.removal(run, [])
-    with pytest.raises(Mistake, match="is running"):
+    with pytest.raises(UserError, match="is running"):
         remove.remove(run)
     assert [name for name in files(run.folder) if name != ".submit.lock"] == before
 

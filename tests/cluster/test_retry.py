@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster import retry, status
-from hpc_isl.cluster.report import Caller
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.monitor.messages import Console
+from hpc_isl.cluster.submit import retry
+from hpc_isl.errors import UserError
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
-from hpc_isl.strict import to_yaml
 
 PARTITION = (
     "PartitionName=gpu AllowGroups=ALL Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP "
@@ -71,7 +72,7 @@ def test_what_was_missing_is_raised_and_no_more(
 ) -> None:
     run = ended(tools, tmp_path, word)
     assert status.state(run).cause == word.lower()
-    assert retry.retry(run, None, Caller(print, tmp_path / "runs"), wait=False) == 0
+    assert retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
     given = (tmp_path / "given").read_text()
     assert [flag for flag in flags if f"#SBATCH {flag}\n" not in given] == []
     assert run.attempt_numbers() == [0, 1], "the same folder"
@@ -80,7 +81,7 @@ def test_what_was_missing_is_raised_and_no_more(
 def test_a_site_that_is_given_is_taken_as_it_is(tools: Path, tmp_path: Path) -> None:
     run = ended(tools, tmp_path, "OUT_OF_MEMORY")
     chosen = Site(executor="slurm", partition="gpu", memory="61G")
-    retry.retry(run, chosen, Caller(print, tmp_path / "runs"), wait=False)
+    retry.retry(run, chosen, Console(print, tmp_path / "runs"), wait=False)
     assert "--mem=61G" in (tmp_path / "given").read_text()
     assert "memory: 61G" in run.site.read_text(), "the run's site is now this one"
 
@@ -90,16 +91,16 @@ def test_a_retry_that_is_refused_leaves_what_is_done_as_it_was(tools: Path, tmp_
     Attempt(run).finish({"lost": 2, "made": {"table": "x"}})
     before = run.summary()
     (tools / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
-    with pytest.raises(Mistake, match="invalid partition"):
-        retry.retry(run, None, Caller(print, tmp_path / "runs"), wait=False)
+    with pytest.raises(UserError, match="invalid partition"):
+        retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False)
     assert run.summary() == before
     (tools / "sbatch").write_text("#!/bin/bash\necho Submitted batch job 5\n")
-    assert retry.retry(run, None, Caller(print, tmp_path / "runs"), wait=False) == 0
+    assert retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
     assert run.summary() is None
 
 
 def test_what_is_done_is_not_retried(tools: Path, tmp_path: Path) -> None:
     run = ended(tools, tmp_path, "COMPLETED")
     Attempt(run).finish({})
-    with pytest.raises(Mistake, match="nothing to retry: done"):
-        retry.retry(run, None, Caller(print, tmp_path / "runs"), wait=False)
+    with pytest.raises(UserError, match="nothing to retry: done"):
+        retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster import status
-from hpc_isl.cluster.jobs import Job
-from hpc_isl.cluster.slurm import ask, sbatch
-from hpc_isl.cluster.slurm.requeue import requeue
-from hpc_isl.cluster.slurm.sbatch import Batch
+from hpc_isl.cluster.executors import slurm
+from hpc_isl.cluster.executors.slurm import Batch
+from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.rank.requeue import requeue
+from hpc_isl.cluster.run_folder.job import Job
+from hpc_isl.cluster.slurm import commands
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 
@@ -33,7 +34,7 @@ def _a_plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job("hpc_isl.stages.pretrain", tmp_path / "runs" / "pretrain" / "S 12's", 3)
+    return Job("hpc_isl.stages.pretrain.stage", tmp_path / "runs" / "pretrain" / "S 12's", 3)
 
 
 def alone(job: Job) -> Batch:
@@ -69,7 +70,7 @@ FULL = Site(
 
 
 def test_the_sbatch_text_says_all_that_slurm_must_know(job: Job) -> None:
-    held("all.sbatch", sbatch.text(alone(job), FULL), job)
+    held("all.sbatch", slurm.text(alone(job), FULL), job)
     assert not job.folder.exists(), "the text is had without writing anything"
 
 
@@ -77,24 +78,24 @@ def test_an_array_is_throttled_and_waits_for_runs_before_it(job: Job) -> None:
     site = Site(executor="slurm", array=2, memory="1G", python="python")
     elements = tuple(Job(job.module, job.folder / "pretrain" / f"seed={n}", 0) for n in range(5))
     batch = Batch(job.run, 0, elements, after=("7", "9_1"))
-    held("array.sbatch", sbatch.text(batch, site), job)
+    held("array.sbatch", slurm.text(batch, site), job)
 
 
 def test_a_container_starts_python_inside_of_it(job: Job) -> None:
     site = Site(executor="slurm", gpus=1, container=Path("/images/my isl.sif"), binds=["/data", "/scratch"])
-    held("container.sbatch", sbatch.text(alone(job), site), job)
+    held("container.sbatch", slurm.text(alone(job), site), job)
 
 
 def test_a_pooled_job_does_without_a_node_that_is_lost(job: Job) -> None:
-    pooled = Job("hpc_isl.stages.segment", job.folder.parents[1] / "segment" / "one", 0)
-    text = sbatch.text(alone(pooled), Site(executor="slurm", nodes=2))
+    pooled = Job("hpc_isl.stages.segment.stage", job.folder.parents[1] / "segment" / "one", 0)
+    text = slurm.text(alone(pooled), Site(executor="slurm", nodes=2))
     assert "#SBATCH --no-kill\n" in text
     assert " --kill-on-bad-exit=0 --wait=0 --no-kill " in text
-    assert "--no-kill" not in sbatch.text(alone(job), Site(executor="slurm", nodes=2))
+    assert "--no-kill" not in slurm.text(alone(job), Site(executor="slurm", nodes=2))
 
 
 def test_what_is_not_given_is_left_to_the_partition(job: Job) -> None:
-    text = sbatch.text(alone(job), Site(executor="slurm"))
+    text = slurm.text(alone(job), Site(executor="slurm"))
     for flag in ("--time", "--mem", "--gpus", "--partition", "--wckey"):
         assert flag not in text
 
@@ -117,7 +118,7 @@ def test_what_is_not_given_is_left_to_the_partition(job: Job) -> None:
 def test_a_flag_of_the_site_is_one_line_and_stands(
     job: Job, flags: dict[str, str | int | bool], line: str, gone: str
 ) -> None:
-    given = sbatch.text(alone(job), Site(executor="slurm", sbatch=flags))
+    given = slurm.text(alone(job), Site(executor="slurm", sbatch=flags))
     lines = [one.removeprefix("#SBATCH ") for one in given.splitlines() if one.startswith("#SBATCH --")]
     assert line in lines
     assert not any(one.startswith(gone) for one in lines)
@@ -125,7 +126,7 @@ def test_a_flag_of_the_site_is_one_line_and_stands(
 
 
 def test_ranks_have_as_many_cpus_as_a_flag_of_the_site_says(job: Job) -> None:
-    given = sbatch.text(alone(job), Site(executor="slurm", cpus=1, sbatch={"c": 6}))
+    given = slurm.text(alone(job), Site(executor="slurm", cpus=1, sbatch={"c": 6}))
     assert "export SRUN_CPUS_PER_TASK=6\nexport OMP_NUM_THREADS=6\n" in given
 
 
@@ -146,14 +147,14 @@ def test_no_program_of_slurm_sees_options_of_the_users_environment(
     assert names
     for name in names:
         monkeypatch.setenv(name, "/of/the/user")
-    left = {name for name in ask.environment(None) if name in names}
+    left = {name for name in commands.environment(None) if name in names}
     assert left <= {"SLURM_CONF"}, "which Slurm is meant"
-    assert names.isdisjoint(ask.environment(ask.MACHINES_OWN))
+    assert names.isdisjoint(commands.environment(commands.MACHINES_OWN))
 
 
 def test_every_program_of_slurm_is_called_in_one_place() -> None:
     """There its environment is cleaned. Ranks are started by srun; submitit calls sbatch with a clean one."""
-    package = Path(ask.__file__).parents[2]
+    package = Path(commands.__file__).parents[2]
     calls = [
         f"{path.relative_to(package)}:{node.lineno}"
         for path in package.rglob("*.py")
@@ -172,7 +173,7 @@ def _is_called_past_ask(call: ast.Call) -> bool:
 def test_the_shell_reads_names_with_spaces_and_quotes_as_they_are(job: Job) -> None:
     """bash itself is the oracle: srun is replaced by a command that prints its last argument."""
     site = Site(executor="slurm", python=sys.executable)
-    script = 'srun() { printf %s "${@: -1}"; }\n' + sbatch.text(alone(job), site)
+    script = 'srun() { printf %s "${@: -1}"; }\n' + slurm.text(alone(job), site)
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == str(job.folder / "sbatch")
 
@@ -191,20 +192,20 @@ def test_a_job_from_inside_a_job_inherits_nothing_of_it(
         monkeypatch.setenv(name, "of the job outside")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     tool(tools, "sbatch", f'env > {tmp_path}/seen; cp "$1" {tmp_path}/given; echo Submitted batch job 4711')
-    assert sbatch.submit(alone(job), Site(executor="slurm")) == ["4711"]
+    assert slurm.submit(alone(job), Site(executor="slurm")) == ["4711"]
     seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
-    assert [name for name in seen if ask.INHERITED.fullmatch(name)] == ["SLURM_CONF"]
-    assert (tmp_path / "given").read_text() == sbatch.text(alone(job), Site(executor="slurm"))
+    assert [name for name in seen if commands.INHERITED.fullmatch(name)] == ["SLURM_CONF"]
+    assert (tmp_path / "given").read_text() == slurm.text(alone(job), Site(executor="slurm"))
     assert (job.folder / "attempts/3/code/hpc_isl/run.py").is_file(), "the code of now, whatever comes"
     assert [path.name for path in (job.folder / "sbatch").glob("*.pkl")] == ["4711_submitted.pkl"]
 
 
 def test_a_refusal_of_sbatch_is_a_mistake_and_leaves_no_run(tools: Path, job: Job) -> None:
-    from hpc_isl.mistake import Mistake
+    from hpc_isl.errors import UserError
 
     tool(tools, "sbatch", "echo 'sbatch: error: invalid partition specified: gpuu' >&2; exit 1")
-    with pytest.raises(Mistake, match="invalid partition specified: gpuu"):
-        sbatch.submit(alone(job), Site(executor="slurm", partition="gpuu"))
+    with pytest.raises(UserError, match="invalid partition specified: gpuu"):
+        slurm.submit(alone(job), Site(executor="slurm", partition="gpuu"))
 
 
 GONE = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
@@ -290,7 +291,7 @@ def test_arrays_are_split_and_share_their_throttle(job: Job, tools: Path) -> Non
     jobs = tuple(Job("m", job.folder / str(n), 0) for n in range(25))
 
     def parts(throttle: int | None) -> list[tuple[int, int, tuple[int, ...]]]:
-        found = sbatch.parts(Batch(job.run, 0, jobs), Site(executor="slurm", array=throttle))
+        found = slurm.parts(Batch(job.run, 0, jobs), Site(executor="slurm", array=throttle))
         assert [one for part in found for one in part.jobs] == list(jobs)
         return [(len(part.jobs), part.throttle, part.waits) for part in found]
 
@@ -306,14 +307,14 @@ def test_the_last_element_waits_for_all_parts_and_for_what_was_handed_over_befor
     jobs = tuple(Job("m", job.folder / str(n), 0) for n in range(22))
     batch = Batch(job.run, 0, jobs, last=True, beside=("4", "7"))
     site = Site(executor="slurm", array=8)
-    parts = sbatch.parts(batch, site)
+    parts = slurm.parts(batch, site)
     assert [len(part.jobs) for part in parts] == [10, 10, 1, 1]
     assert (parts[-1].jobs, parts[-1].waits, parts[-1].beside) == ((jobs[-1],), (0, 1, 2), ("4", "7"))
     alone = Batch(job.run, 0, jobs[-1:], last=True, beside=("4", "7"))
-    assert "#SBATCH --dependency=afterany:4:7\n" in sbatch.text(alone, site)
-    assert "#SBATCH --kill-on-invalid-dep=yes\n" in sbatch.text(alone, site)
+    assert "#SBATCH --dependency=afterany:4:7\n" in slurm.text(alone, site)
+    assert "#SBATCH --kill-on-invalid-dep=yes\n" in slurm.text(alone, site)
     waits = Batch(job.run, 0, jobs[-1:], ("3",), last=True, beside=("4",))
-    assert "#SBATCH --dependency=afterok:3,afterany:4\n" in sbatch.text(waits, site)
+    assert "#SBATCH --dependency=afterok:3,afterany:4\n" in slurm.text(waits, site)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from hpc_isl.cluster import names, orders, status, table
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.monitor import status, status_table
+from hpc_isl.cluster.run_folder import names
+from hpc_isl.cluster.submit import request
+from hpc_isl.errors import UserError
 from hpc_isl.recipes.plates import ConvertRecipe
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Plan, Run
-from hpc_isl.strict import to_yaml
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -61,10 +63,10 @@ def test_a_run_lives_as_long_as_the_process_that_watches_over_it(run: Run) -> No
 def test_the_one_line_of_a_failure_holds_its_reason(run: Run, message: str, shown: str) -> None:
     """A user who types `status` sees why a run failed, and not only how many problems there are."""
     submitted(run, host="elsewhere")
-    with pytest.raises(Mistake), Attempt(run).recorded():
-        raise Mistake(message)
+    with pytest.raises(UserError), Attempt(run).recorded():
+        raise UserError(message)
     assert status.state(run).detail == f"rank 0: {shown}"
-    assert shown in table.attempts(run)[0]
+    assert shown in status_table.attempts(run)[0]
 
 
 def test_a_process_of_the_same_number_that_began_later_is_another(run: Run) -> None:
@@ -99,7 +101,7 @@ def test_done_is_done_whatever_else_is_written(run: Run) -> None:
     submitted(run, **me())
     Attempt(run).finish({"pcc": 0.91234, "made": {"model": "x"}, "figures": {"steps": 7}})
     assert status.state(run).word == "done"
-    assert table.main_figures(run.summary()) == {"pcc": "0.9123", "steps": "7"}
+    assert status_table.main_figures(run.summary()) == {"pcc": "0.9123", "steps": "7"}
 
 
 def test_runs_are_found_by_name_by_stage_and_name_and_by_path(tmp_path: Path) -> None:
@@ -108,9 +110,9 @@ def test_runs_are_found_by_name_by_stage_and_name_and_by_path(tmp_path: Path) ->
     assert names.find("it's S12", tmp_path) == alone
     assert names.find("convert/P1", tmp_path) == one
     assert names.find(str(other.folder), Path("/nowhere")) == other
-    with pytest.raises(Mistake, match="write convert/P1 or pretrain/P1"):
+    with pytest.raises(UserError, match="write convert/P1 or pretrain/P1"):
         names.find("P1", tmp_path)
-    with pytest.raises(Mistake, match="did you mean"):
+    with pytest.raises(UserError, match="did you mean"):
         names.find("its S12", tmp_path)
 
 
@@ -130,9 +132,9 @@ def test_the_same_recipe_is_the_same_through_another_path(tmp_path: Path) -> Non
     (tmp_path / "link").symlink_to("export")
     run.recipe.write_text(to_yaml(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P1.zarr")))
     same = ConvertRecipe(source=tmp_path / "link", out=tmp_path / "P1.zarr")
-    assert orders.differences(run, Plan(same)) == []
+    assert request.differences(run, Plan(same)) == []
     other = ConvertRecipe(source=tmp_path, out=tmp_path / "P1.zarr")
-    assert len(orders.differences(run, Plan(other))) == 1
+    assert len(request.differences(run, Plan(other))) == 1
 
 
 def test_an_address_is_the_shortest_that_finds_the_run(tmp_path: Path) -> None:
@@ -150,12 +152,12 @@ def test_names_may_hold_spaces_and_quotes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "-f", "a\nb", "%j", " a", "a ", "x" * 101])
 def test_names_that_would_break_a_path_or_a_command_are_refused(name: str) -> None:
-    with pytest.raises(Mistake, match="--name"):
+    with pytest.raises(UserError, match="--name"):
         names.valid_name(name)
 
 
 def test_durations_are_for_people() -> None:
-    assert [table.duration(s) for s in (4.4, 192, 18120)] == ["4 s", "3 min 12 s", "5 h 02 min"]
+    assert [status_table.duration(s) for s in (4.4, 192, 18120)] == ["4 s", "3 min 12 s", "5 h 02 min"]
 
 
 def test_status_says_when_a_run_began_and_tells_programs_everything(door: Door) -> None:

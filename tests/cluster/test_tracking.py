@@ -355,8 +355,8 @@ CORRECTED = """
 import json, mlflow, numpy as np
 from pathlib import Path
 from hpc_isl.learning import model, predict, samples
-from hpc_isl.learning.fields import field_view
-from hpc_isl.learning.flat_field import gain
+from hpc_isl.learning.data.fields import field_view
+from hpc_isl.learning.data.flat_field import gain
 from hpc_isl.plates.store import open_plate, read_box
 
 mlflow.set_tracking_uri({uri!r})
@@ -377,8 +377,8 @@ LOADED = """
 import mlflow, numpy as np
 from pathlib import Path
 from hpc_isl.learning import model, predict, samples
-from hpc_isl.learning.fields import field_view
-from hpc_isl.learning.planes import counts
+from hpc_isl.learning.data.fields import field_view
+from hpc_isl.learning.data.planes import counts
 from hpc_isl.plates.store import open_plate
 
 mlflow.set_tracking_uri({uri!r})

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hpc_isl.cluster import folders, last, orders, sweep, widen
-from hpc_isl.cluster.orders import Order
+from hpc_isl.cluster.run_folder import arrays, create
+from hpc_isl.cluster.submit import extend_sweep, request, sweep
+from hpc_isl.cluster.submit.request import RunRequest
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.site import Site
 
@@ -229,7 +230,7 @@ PRETRAIN = ("stage=pretrain", "plates=[P.zarr]", "sources=[{channel: BF, plane: 
             "targets=[{channel: DNA, plane: 0}]")  # fmt: skip
 
 
-def seeds(*numbers: int) -> Order:
+def seeds(*numbers: int) -> RunRequest:
     """A sweep over seeds whose last element names the others."""
     plain = sweep.order(None, [*PRETRAIN, f"over={{seed: {list(numbers)}}}"], Site(), "s")
     names = [Path(name) for name in plain.elements or {}]
@@ -238,7 +239,7 @@ def seeds(*numbers: int) -> Order:
     return replace(plain, elements={**(plain.elements or {}), "final": final}, last="final")
 
 
-def plans_of(order: Order) -> dict[str, Plan]:
+def plans_of(order: RunRequest) -> dict[str, Plan]:
     return {name: Plan(recipe) for name, recipe in (order.elements or {}).items()}
 
 
@@ -263,7 +264,7 @@ def end_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
         return changed
 
-    for place, name in ((widen, "write_atomic"), (folders, "write_atomic"), (folders, "make_folder"),
+    for place, name in ((extend_sweep, "write_atomic"), (create, "write_atomic"), (create, "make_folder"),
                         (os, "rename"), (Path, "unlink")):  # fmt: skip
         monkeypatch.setattr(place, name, counted(getattr(place, name)))
     return lambda number: left.__setitem__(0, number)
@@ -282,30 +283,32 @@ def _is_ended_and_consistent(root: Path, end_at: Callable[[int], None], moment: 
     """Whether the widening was ended at this step; False: it has no more steps."""
     few, many = seeds(0, 1), seeds(0, 1, 2, 3)
     run, ended = few.run(root), False
-    folders.make_array(run, few, plans_of(few), ())
+    create.make_array(run, few, plans_of(few), ())
     for one in run.elements():
         Attempt(one).finish({"of": one.name})
     plans = {name: replace(plan, inputs=INPUTS.get(name, {})) for name, plan in plans_of(many).items()}
-    wider = widen.compare(run, many, plans)
+    wider = extend_sweep.compare(run, many, plans)
     assert (wider.new, wider.changed) == (("seed=2", "seed=3"), ("seed=1",))
     end_at(moment)
     try:
-        widen.widen(run, many, plans, wider, ())
+        extend_sweep.extend(run, many, plans, wider, ())
     except Killed:
         ended = True
     end_at(-1)
-    widen.settle(run)
-    as_it_was = widen.compare(run, many, plans) == wider
-    assert as_it_was or not widen.compare(run, many, plans)
-    assert [one.name for one in last.others(run)] == [f"seed={n}" for n in range(2 if as_it_was else 4)]
+    extend_sweep.finish_interrupted(run)
+    as_it_was = extend_sweep.compare(run, many, plans) == wider
+    assert as_it_was or not extend_sweep.compare(run, many, plans)
+    assert [one.name for one in arrays.other_elements(run)] == [
+        f"seed={n}" for n in range(2 if as_it_was else 4)
+    ]
     assert [one.name for one in run.elements() if not one.recipe.is_file()] == []
-    assert orders.differences(run, Plan((few if as_it_was else many).recipe)) == []
+    assert request.differences(run, Plan((few if as_it_was else many).recipe)) == []
     done = [one.name for one in run.elements() if one.summary()]
     assert done == ["seed=0", *(["seed=1", "final"] if as_it_was else [])]
     if as_it_was:
-        widen.widen(run, many, plans, wider, ())
-    assert not widen.compare(run, many, plans)
-    final = last.of(run)
+        extend_sweep.extend(run, many, plans, wider, ())
+    assert not extend_sweep.compare(run, many, plans)
+    final = arrays.of(run)
     assert final is not None
     assert final.summary() is None
     assert "seed=3" in final.recipe.read_text()

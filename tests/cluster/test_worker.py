@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.place import Place, place
-from hpc_isl.cluster.worker import Listener, _deadline
+from hpc_isl.cluster.rank.environment import RankEnv, rank_env
+from hpc_isl.cluster.rank.worker import Listener, _deadline
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 
@@ -54,7 +54,7 @@ def test_a_limit_that_came_sooner_than_was_said_sends_two_signals_in_either_orde
 
 WHILE_IMPORTING = """
 import sys
-from hpc_isl.cluster.vitals import vitals
+from hpc_isl.cluster.rank.system_metrics import vitals
 taken = []
 
 class Look:
@@ -77,10 +77,10 @@ def test_figures_of_the_machine_are_taken_while_torch_is_being_imported() -> Non
 
 def test_the_deadline_is_that_of_slurm_or_of_the_site() -> None:
     site = Site(executor="slurm", time="10min", signal_s=60)
-    assert _deadline(Place(slurm="7", end=5000.0), site) == 4940.0
+    assert _deadline(RankEnv(slurm="7", end=5000.0), site) == 4940.0
     begun = time.time()
-    assert begun + 540 <= (_deadline(Place(slurm="7"), site) or 0) <= time.time() + 540
-    assert _deadline(Place(), site) is None, "whoever watches over a local run keeps its time"
+    assert begun + 540 <= (_deadline(RankEnv(slurm="7"), site) or 0) <= time.time() + 540
+    assert _deadline(RankEnv(), site) is None, "whoever watches over a local run keeps its time"
 
 
 def test_an_element_of_an_array_is_named_by_its_array(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_an_element_of_an_array_is_named_by_its_array(monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     for name in ("SLURM_STEP_NUM_NODES", "SLURM_JOB_END_TIME"):
         monkeypatch.delenv(name, raising=False)
-    assert place() == Place(3, 4, 1, 2, 6, "90_4", 2)
+    assert rank_env() == RankEnv(3, 4, 1, 2, 6, "90_4", 2)
 
 
 def test_a_local_run_inside_a_job_of_slurm_keeps_its_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,4 +101,4 @@ def test_a_local_run_inside_a_job_of_slurm_keeps_its_own_place(monkeypatch: pyte
         monkeypatch.setenv(name, value)
     for name, value in {"EXECUTOR": "local", "RANK": "1", "SIZE": "2", "CPUS": "3"}.items():
         monkeypatch.setenv(f"HPC_ISL_{name}", value)
-    assert place() == Place(1, 2, 1, 2, 3)
+    assert rank_env() == RankEnv(1, 2, 1, 2, 3)

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from hpc_isl import seeds
-from hpc_isl.learning.checkpoint import Checkpoints
-from hpc_isl.learning.loop import Hooks, train
-from hpc_isl.learning.losses import loss_of
-from hpc_isl.learning.world import World, open_world
+from hpc_isl.learning.network.losses import loss_of
+from hpc_isl.learning.training.checkpoint import Checkpoints
+from hpc_isl.learning.training.loop import Hooks, train
+from hpc_isl.learning.training.world import World, open_world
 from hpc_isl.recipes.training import OptimRecipe, TrainRecipe
 from hpc_isl.run import Attempt, Run
 

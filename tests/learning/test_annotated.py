@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpc_isl.learning.annotated import Annotated, AnnotatedCrops
-from hpc_isl.learning.batches import batches
-from hpc_isl.learning.fields import field_view
-from hpc_isl.learning.view import Role, View
+from hpc_isl.learning.data.annotated_crops import Annotated, AnnotatedCrops
+from hpc_isl.learning.data.fields import field_view
+from hpc_isl.learning.data.view import Role, View
+from hpc_isl.learning.training.batches import batches
 from hpc_isl.objects.distance import distance_map
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, write_labels

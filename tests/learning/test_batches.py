@@ -12,14 +12,14 @@ import psutil
 import pytest
 import torch
 
-from hpc_isl.learning.batches import batches
-from hpc_isl.learning.calibrate import view_of
-from hpc_isl.learning.fields import FieldView
-from hpc_isl.learning.forking import loading_processes
-from hpc_isl.learning.samples import Crops, crops_of
-from hpc_isl.learning.shares import micro_batches
-from hpc_isl.learning.split import draw
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.calibrate import view_of
+from hpc_isl.learning.data.fields import FieldView
+from hpc_isl.learning.data.samples import Crops, crops_of
+from hpc_isl.learning.data.split import draw
+from hpc_isl.learning.training.batches import batches
+from hpc_isl.learning.training.forkserver import loading_processes
+from hpc_isl.learning.training.gradient_accumulation import micro_batches
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import SplitRecipe, TrainRecipe
@@ -126,7 +126,7 @@ def test_loading_processes_run_the_code_of_the_one_that_trains(crops: Crops, tmp
     (tmp_path / "crops.pickle").write_bytes(pickle.dumps((crops, TRAIN)))
     (tmp_path / "train.py").write_text(
         "import pickle\n"
-        "from hpc_isl.learning.batches import batches\n"
+        "from hpc_isl.learning.training.batches import batches\n"
         "if __name__ == '__main__':\n"
         "    crops, train = pickle.load(open('../crops.pickle', 'rb'))\n"
         "    print(len(list(batches(crops, train, workers=1))))\n"
@@ -143,7 +143,7 @@ def test_loading_processes_run_the_code_of_the_one_that_trains(crops: Crops, tmp
 def test_a_shard_that_is_lost_or_damaged_is_told_with_its_field(crops: Crops, workers: int) -> None:
     for path in _shards(crops.fields[1]):
         path.write_bytes(b"no shard")
-    with pytest.raises(Mistake, match=r"^P01 B03/1 '(Phase|Hoechst)': .*level 0 cannot be read") as caught:
+    with pytest.raises(UserError, match=r"^P01 B03/1 '(Phase|Hoechst)': .*level 0 cannot be read") as caught:
         given(crops, workers=workers)
     assert "Traceback" not in str(caught.value)
 
@@ -151,7 +151,7 @@ def test_a_shard_that_is_lost_or_damaged_is_told_with_its_field(crops: Crops, wo
 def test_a_lost_shard_is_no_dark_image(crops: Crops) -> None:
     for path in _shards(crops.fields[0]):
         path.unlink()
-    with pytest.raises(Mistake, match=r"^P01 B02/1 .*level 0 cannot be read"):
+    with pytest.raises(UserError, match=r"^P01 B02/1 .*level 0 cannot be read"):
         given(crops)
 
 

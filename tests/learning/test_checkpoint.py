@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
-from hpc_isl.learning.checkpoint import Checkpoints
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.training.checkpoint import Checkpoints
 
 
 def state(value=1.0):
@@ -61,13 +61,13 @@ def test_a_flipped_bit_in_the_middle_is_noticed(checkpoints):
 
 def test_another_recipes_checkpoint_is_refused(checkpoints, tmp_path):
     checkpoints.save(1, state())
-    with pytest.raises(Mistake, match=r"digest abc, this run has xyz.*another name"):
+    with pytest.raises(UserError, match=r"digest abc, this run has xyz.*another name"):
         Checkpoints(tmp_path / "checkpoints", "xyz").newest()
 
 
 def test_weights_that_are_not_finite_are_not_written(checkpoints):
     checkpoints.save(1, state())
-    with pytest.raises(Mistake, match=r"no longer finite \(w\)"):
+    with pytest.raises(UserError, match=r"no longer finite \(w\)"):
         checkpoints.save(2, state(float("nan")))
     assert checkpoints.newest()["step"] == 1
 
@@ -92,8 +92,8 @@ def test_a_full_disk_says_so_and_leaves_what_was_there(checkpoints, monkeypatch)
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("hpc_isl.learning.checkpoint.write_atomic", full)
-    with pytest.raises(Mistake, match="disk is full"):
+    monkeypatch.setattr("hpc_isl.learning.training.checkpoint.write_atomic", full)
+    with pytest.raises(UserError, match="disk is full"):
         checkpoints.save(2, state())
     assert checkpoints.newest()["step"] == 1
 

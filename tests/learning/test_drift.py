@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from hpc_isl.learning.drift import FAR, NOTICEABLE, drift, reference_of
-from hpc_isl.learning.foreign import renamed
-from hpc_isl.learning.view import Role, View
+from hpc_isl.learning.data.drift import FAR, NOTICEABLE, drift, reference_of
+from hpc_isl.learning.data.rescale import renamed
+from hpc_isl.learning.data.view import Role, View
 from hpc_isl.plates.plate import Channel, FieldKey
 from hpc_isl.plates.store import Index, read_box
 from hpc_isl.seeds import stream

@@ -6,12 +6,12 @@ import segmentation_models_pytorch as smp
 import timm
 from safetensors.torch import save_file
 
-from hpc_isl.learning import encoder_table, encoders, unet
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.network import encoder_table, encoders, unet
 from hpc_isl.recipes.training import NetRecipe
 
 TABLE = encoders._table()
-MAKE = "make the table anew: python -m hpc_isl.learning.encoder_table"
+MAKE = "make the table anew: python -m hpc_isl.learning.network.encoder_table"
 
 
 @pytest.fixture
@@ -51,17 +51,17 @@ def test_what_the_table_holds_can_be_built_and_what_cannot_it_leaves_out(name):
 
 @pytest.mark.parametrize("encoder", ["densnet121", "tu-resnet81", "mit_b9"])
 def test_a_name_that_no_library_knows_is_refused_with_the_nearest(encoder):
-    with pytest.raises(Mistake, match="did you mean"):
+    with pytest.raises(UserError, match="did you mean"):
         encoders.check_names(NetRecipe(encoder=encoder))
 
 
 def test_a_decoder_of_the_wrong_length_is_refused():
-    with pytest.raises(Mistake, match="3 to 5 numbers"):
+    with pytest.raises(UserError, match="3 to 5 numbers"):
         encoders.check_names(NetRecipe(encoder="resnet18", decoder=[8, 4]))
 
 
 def test_an_encoder_of_one_fixed_size_is_refused():
-    with pytest.raises(Mistake, match="one fixed size"):
+    with pytest.raises(UserError, match="one fixed size"):
         encoders.check_weights(NetRecipe(encoder="tu-test_coatnet", weights=None), sources=2)
 
 
@@ -84,7 +84,7 @@ def test_weights_in_the_cache_are_found_and_are_those_that_the_job_will_read(emp
 
 @pytest.mark.parametrize("weights", ["imagenet", "imagnet", "/nowhere/w.pth"])
 def test_weights_that_are_not_there_are_refused_as_the_job_would(empty_cache, weights):
-    with pytest.raises(Mistake, match=r"net\.weights"):
+    with pytest.raises(UserError, match=r"net\.weights"):
         encoders.check_weights(NetRecipe(encoder="resnet18", weights=weights), sources=2)
 
 

@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from hpc_isl.learning.flat_field import estimate, gain, vendor_profile
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.flat_field import estimate, gain, vendor_profile
 from hpc_isl.seeds import stream
 
 # Of the Hoechst channel of an Opera Phenix.
@@ -54,7 +54,7 @@ def test_a_box_and_a_coarser_level_are_parts_of_the_same_profile() -> None:
 def test_an_identity_changes_nothing_and_a_missing_profile_is_told() -> None:
     assert (gain({"Type": "Identity"}, (8, 8), (slice(0, 8), slice(2, 4))) == 1).all()
     assert vendor_profile({"Character": "NonFlat", "Profile": HOECHST}, "Hoechst") == HOECHST
-    with pytest.raises(Mistake, match=r"channel 'DAPI'.*data\.flat_field=estimated"):
+    with pytest.raises(UserError, match=r"channel 'DAPI'.*data\.flat_field=estimated"):
         vendor_profile(None, "DAPI")
 
 

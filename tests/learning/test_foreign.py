@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from hpc_isl.learning.foreign import Scale, read_sources, renamed, scale_on, to_full, to_full_box
-from hpc_isl.learning.resample import resampled
-from hpc_isl.learning.samples import read
-from hpc_isl.learning.view import Foreground, Role, View
-from hpc_isl.mistake import Mistake
-from hpc_isl.plates.levels import read_box
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.resample import resampled
+from hpc_isl.learning.data.rescale import Scale, read_sources, renamed, scale_on, to_full, to_full_box
+from hpc_isl.learning.data.samples import read
+from hpc_isl.learning.data.view import Foreground, Role, View
 from hpc_isl.plates.plate import Channel, FieldKey
+from hpc_isl.plates.pyramid import read_box
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.training import NormalizeRecipe
 from hpc_isl.seeds import stream
@@ -63,12 +63,12 @@ def test_all_that_goes_by_a_channels_name_is_renamed() -> None:
 def test_names_may_be_exchanged_but_not_fall_together() -> None:
     found = renamed(VIEW, {"Phase": "Hoechst", "Hoechst": "Phase"})
     assert (found.sources[0].channel, found.targets[0].channel) == ("Hoechst", "Phase")
-    with pytest.raises(Mistake, match="'Hoechst' would be both 'Phase' and 'Hoechst' of the model"):
+    with pytest.raises(UserError, match="'Hoechst' would be both 'Phase' and 'Hoechst' of the model"):
         renamed(VIEW, {"Phase": "Hoechst"})
 
 
 def test_a_name_that_is_none_of_the_models_is_refused() -> None:
-    with pytest.raises(Mistake, match=r"'Phasse' is no channel of the model; did you mean 'Phase'\?"):
+    with pytest.raises(UserError, match=r"'Phasse' is no channel of the model; did you mean 'Phase'\?"):
         renamed(VIEW, {"Phasse": "Brightfield"})
 
 
@@ -104,7 +104,7 @@ def test_where_a_size_is_unknown_the_models_level_is_read_unless_the_size_is_giv
     assert scale_on(unknown, index, KEY, pixel_um=0.75).factor == pytest.approx(1.5)
     blind = make_plate(name="P02", pixel_um=None)
     assert scale_on(VIEW, blind, KEY) == Scale(0, 1.0, (96, 80), (96, 80), 0.5)
-    with pytest.raises(Mistake, match="no pixels of level 3"):
+    with pytest.raises(UserError, match="no pixels of level 3"):
         scale_on(replace(unknown, level=3), index, KEY)
 
 
@@ -115,7 +115,9 @@ def test_coarser_pixels_are_warned_of_and_refused_beyond_twice_the_size(make_pla
     assert (scale.level, scale.shape) == (0, (154, 128))
     with pytest.warns(UserWarning, match="what is finer is not there"):
         scale_on(view, make_plate(name="P02", pixel_um=0.5), KEY)
-    with pytest.raises(Mistake, match=r"by more than 2; image with pixels of 0\.25 µm, or take a model that"):
+    with pytest.raises(
+        UserError, match=r"by more than 2; image with pixels of 0\.25 µm, or take a model that"
+    ):
         scale_on(view, make_plate(name="P03", pixel_um=0.6), KEY)
 
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from hpc_isl.learning import model
-from hpc_isl.learning.contract import CONTRACT, Contract, Task, read_contract
-from hpc_isl.learning.heads import ShiftedSigmoid, set_head, start_from
-from hpc_isl.learning.unet import build
-from hpc_isl.learning.view import Role, View
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.view import Role, View
+from hpc_isl.learning.network import model
+from hpc_isl.learning.network.contract import CONTRACT, Contract, Task, read_contract
+from hpc_isl.learning.network.heads import ShiftedSigmoid, set_head, start_from
+from hpc_isl.learning.network.unet import build
 from hpc_isl.recipes.training import NetRecipe, PredictRecipe
 
 NET = NetRecipe(encoder="tu-test_resnet", weights=None, decoder=[16, 16, 8])
@@ -141,10 +141,10 @@ def test_a_head_of_other_outputs_does_not_keep_the_rest_from_being_taken_over():
 @pytest.mark.parametrize("sources", [2, 3])
 def test_weights_of_another_network_are_refused_and_named(sources):
     other = NET.model_copy(update={"decoder": [32, 16, 8]}) if sources == 2 else NET
-    with pytest.raises(Mistake, match=r"tensors of the pretrained model do not fit.*(decoder|encoder)\."):
+    with pytest.raises(UserError, match=r"tensors of the pretrained model do not fit.*(decoder|encoder)\."):
         start_from(build(NET, 2, 1), build(other, sources, 1).state_dict(), head=False)
 
 
 def test_the_papers_head_stands_on_one_stain():
-    with pytest.raises(Mistake, match="stands on one predicted stain; the pretrained model predicts 2"):
+    with pytest.raises(UserError, match="stands on one predicted stain; the pretrained model predicts 2"):
         set_head(build(NET, 2, 2), Task("a", "nuclei", "paper", from_stain=True))

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from hpc_isl.learning.checkpoint import Checkpoints
-from hpc_isl.learning.loop import Hooks, Progress, train
-from hpc_isl.learning.losses import loss_of
-from hpc_isl.learning.optim import groups_of, optimizer_of, rate
-from hpc_isl.learning.shares import check_shares
-from hpc_isl.learning.unet import build
-from hpc_isl.learning.world import World
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.network.losses import loss_of
+from hpc_isl.learning.network.unet import build
+from hpc_isl.learning.training.checkpoint import Checkpoints
+from hpc_isl.learning.training.gradient_accumulation import check_micro_batches
+from hpc_isl.learning.training.loop import Hooks, Progress, train
+from hpc_isl.learning.training.optim import groups_of, optimizer_of, rate
+from hpc_isl.learning.training.world import World
 from hpc_isl.recipes.training import NetRecipe, OptimRecipe, TrainRecipe
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_touches_nothing(trained, t
         value = (prediction - target).abs().mean()
         return value * float("nan") if len(calls) == 3 else value
 
-    with pytest.raises(Mistake, match=r"step 1: the loss is nan in B03/1 crop 2.*optim.lr"):
+    with pytest.raises(UserError, match=r"step 1: the loss is nan in B03/1 crop 2.*optim.lr"):
         trained(network, loss=loss, hooks={"describe": lambda step, micro: f"B03/1 crop {micro}"})
     learnt = [name for name, _ in network.named_parameters()]
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in learnt)
@@ -182,7 +182,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed_too(trained):
     def loss(prediction, target):
         return torch.sqrt((prediction * 0).abs()).mean()
 
-    with pytest.raises(Mistake, match="step 1: the gradient is not finite"):
+    with pytest.raises(UserError, match="step 1: the gradient is not finite"):
         trained(loss=loss)
 
 
@@ -190,7 +190,7 @@ def test_a_gpu_too_small_for_a_micro_batch_is_said_so(trained):
     def loss(prediction, target):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(Mistake, match=r"too little memory for 2 crops at once: lower train.micro_batch"):
+    with pytest.raises(UserError, match=r"too little memory for 2 crops at once: lower train.micro_batch"):
         trained(loss=loss)
 
 
@@ -232,17 +232,19 @@ def test_bf16_runs_on_a_cpu(trained):
 
 
 def test_fp16_on_a_cpu_is_refused(trained):
-    with pytest.raises(Mistake, match="fp16 needs a GPU"):
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
         trained(precision="fp16")
 
 
 def test_processes_that_cannot_share_a_batch_are_told_the_nearest_numbers():
     recipe = TrainRecipe(steps=1, batch=64, micro_batch=16)
-    assert check_shares(recipe, 2) == 2
-    with pytest.raises(Mistake, match=r"3 processes cannot share the 4 micro-batches.*take 2 or 4 processes"):
-        check_shares(recipe, 3)
-    with pytest.raises(Mistake, match=r"take 4 processes, or train.batch=128"):
-        check_shares(recipe, 8)
+    assert check_micro_batches(recipe, 2) == 2
+    with pytest.raises(
+        UserError, match=r"3 processes cannot share the 4 micro-batches.*take 2 or 4 processes"
+    ):
+        check_micro_batches(recipe, 3)
+    with pytest.raises(UserError, match=r"take 4 processes, or train.batch=128"):
+        check_micro_batches(recipe, 8)
 
 
 @pytest.mark.parametrize("steps", [10, 100, 1001])

@@ -5,9 +5,9 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from hpc_isl.learning.losses import PIXEL, loss_of, pcc
-from hpc_isl.learning.losses import structural_similarity as ours
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.network.losses import PIXEL, loss_of, pcc
+from hpc_isl.learning.network.losses import structural_similarity as ours
 
 
 @pytest.fixture
@@ -61,5 +61,5 @@ def test_charbonnier_is_nearly_the_absolute_difference(pair):
 
 
 def test_an_unknown_loss_names_the_nearest():
-    with pytest.raises(Mistake, match="did you mean 'smooth_l1'"):
+    with pytest.raises(UserError, match="did you mean 'smooth_l1'"):
         loss_of("smoothl1")

@@ -8,11 +8,11 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from hpc_isl.learning import unet
-from hpc_isl.learning.encoders import check_batchnorm
-from hpc_isl.learning.norms import hold_norms, running_statistics
-from hpc_isl.learning.world import World
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.network import unet
+from hpc_isl.learning.network.encoders import check_batchnorm
+from hpc_isl.learning.training.batchnorm import freeze_batchnorm, running_statistics
+from hpc_isl.learning.training.world import World
 from hpc_isl.recipes.training import NetRecipe, TrainRecipe
 
 
@@ -32,7 +32,7 @@ def statistics(net):
 def test_held_layers_normalise_in_training_as_they_do_in_evaluation():
     net = network()
     twin = copy.deepcopy(net).eval()
-    hold_norms(net)
+    freeze_batchnorm(net)
     net.train()
     x = torch.randn(4, 1, 8, 8)
     assert torch.equal(net(x), twin(x))
@@ -42,7 +42,7 @@ def test_held_layers_normalise_in_training_as_they_do_in_evaluation():
 
 def test_held_statistics_rest_over_steps_of_several_micro_batches_and_weights_move():
     net = network()
-    hold_norms(net)
+    freeze_batchnorm(net)
     before = statistics(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     weights = {name: p.detach().clone() for name, p in net.named_parameters()}
@@ -65,7 +65,7 @@ def test_held_statistics_rest_over_steps_of_several_micro_batches_and_weights_mo
 
 def test_where_an_encoder_is_held_the_rest_goes_on_taking_statistics():
     net = nn.Sequential(network(), nn.BatchNorm2d(2))
-    hold_norms(net[0])
+    freeze_batchnorm(net[0])
     net.train()
     before = statistics(net)
     with running_statistics(net) as norms:
@@ -80,8 +80,8 @@ def test_where_an_encoder_is_held_the_rest_goes_on_taking_statistics():
 def test_every_layer_of_an_encoder_of_timm_is_held_and_holding_twice_changes_nothing():
     net = timm.create_model("test_efficientnet", pretrained=False)
     names = list(net.state_dict())
-    hold_norms(net)
-    hold_norms(net)
+    freeze_batchnorm(net)
+    freeze_batchnorm(net)
     net.train()
     layers = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert any(isinstance(layer, BatchNormAct2d) for layer in layers)
@@ -107,7 +107,7 @@ def test_one_crop_at_a_time_is_refused_where_training_would_fail(net, crop, refu
     if refused:
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             network(torch.zeros(1, 2, crop, crop))
-        with pytest.raises(Mistake, match=r"micro_batch=1.*BatchNorm.*take train\.micro_batch=3") as said:
+        with pytest.raises(UserError, match=r"micro_batch=1.*BatchNorm.*take train\.micro_batch=3") as said:
             check_batchnorm(net, train, 2)
         assert ("or train.crop=64" in str(said.value)) == (net.encoder == "resnet18")
     else:

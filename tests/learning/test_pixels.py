@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_isl.learning.augment import resize, shade, turn, zoom
-from hpc_isl.learning.pixels import choose_planes, grown, normalise, numbers, pad, project, subtract_box_mean
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.augment import resize, shade, turn, zoom
+from hpc_isl.learning.data.pixels import (
+    choose_planes,
+    grown,
+    normalise,
+    numbers,
+    pad,
+    project,
+    subtract_box_mean,
+)
 from hpc_isl.recipes.training import AugmentRecipe
 from hpc_isl.seeds import stream
 
@@ -57,7 +65,7 @@ def test_only_planes_that_exist_are_projected_or_in_focus() -> None:
 def test_a_plane_beyond_the_stack_is_refused_with_what_there_is(
     spec: int | str, z_um: tuple[float, ...], said: str
 ) -> None:
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         choose_planes(spec, FOCUS, dict(enumerate(z_um)))
 
 

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hpc_isl.learning import model
-from hpc_isl.learning.contract import Contract
-from hpc_isl.learning.footprint import footprint
-from hpc_isl.learning.predict import Predictor, predict
-from hpc_isl.learning.unet import build
-from hpc_isl.learning.view import Foreground, Role, View
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.view import Foreground, Role, View
+from hpc_isl.learning.inference.footprint import footprint
+from hpc_isl.learning.inference.predict import Predictor, predict
+from hpc_isl.learning.network import model
+from hpc_isl.learning.network.contract import Contract
+from hpc_isl.learning.network.unet import build
 from hpc_isl.recipes.training import NetRecipe, PredictRecipe
 from hpc_isl.tiles import tiles
 
@@ -82,7 +82,7 @@ def test_tiles_without_halo_differ_so_the_test_above_can_fail():
     ("tile", "halo", "key"), [(100, 32, "predict.tile=100"), (64, 20, "predict.halo=20")]
 )
 def test_a_grid_off_the_stride_is_refused(tile, halo, key):
-    with pytest.raises(Mistake, match=f"{key}: a multiple of 32"):
+    with pytest.raises(UserError, match=f"{key}: a multiple of 32"):
         predict(Small(), field(64, 64), tile=tile, halo=halo)
 
 
@@ -99,9 +99,9 @@ def test_a_gpu_too_small_for_a_field_is_told_of_tiles():
         def forward(self, x):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(Mistake, match=r"too little memory for 64 × 96 pixels at once.*predict.tile"):
+    with pytest.raises(UserError, match=r"too little memory for 64 × 96 pixels at once.*predict.tile"):
         predict(Large(), field(64, 96))
-    with pytest.raises(Mistake, match=r"too little memory for 3 × 96 × 96 pixels.*predict.batch=1"):
+    with pytest.raises(UserError, match=r"too little memory for 3 × 96 × 96 pixels.*predict.batch=1"):
         Predictor(Large(), tile=32, halo=32, batch=3)(field(200, 200))
 
 
@@ -281,8 +281,8 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from hpc_isl.learning.predict import Predictor
-from hpc_isl.learning.unet import build
+from hpc_isl.learning.inference.predict import Predictor
+from hpc_isl.learning.network.unet import build
 from hpc_isl.recipes.training import NetRecipe
 
 def memory(what):
@@ -356,7 +356,7 @@ def test_a_contract_knows_its_training_images_and_older_ones_do_not():
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):
-    with pytest.raises(Mistake, match="holds no model"):
+    with pytest.raises(UserError, match="holds no model"):
         model.load(tmp_path)
 
 
@@ -366,5 +366,5 @@ def test_weights_of_another_model_are_refused(network, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(Mistake, match="not the weights that"):
+    with pytest.raises(UserError, match="not the weights that"):
         model.load(tmp_path)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpc_isl.learning.calibrate import view_of
-from hpc_isl.learning.planes import counts
-from hpc_isl.learning.samples import Crops, crops_of, read
-from hpc_isl.learning.split import draw
-from hpc_isl.learning.view import Foreground, Role, View
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.calibrate import view_of
+from hpc_isl.learning.data.planes import counts
+from hpc_isl.learning.data.samples import Crops, crops_of, read
+from hpc_isl.learning.data.split import draw
+from hpc_isl.learning.data.view import Foreground, Role, View
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.pretrain import PretrainRecipe
@@ -148,7 +148,7 @@ def test_fields_without_foreground_are_left_out_counted_and_named(make_plate: Ma
         "of 'Hoechst': P01 B03/1",
     )
     with pytest.raises(
-        Mistake, match=r"no training field holds 0\.50% above 60000 counts of 'Hoechst' in a crop"
+        UserError, match=r"no training field holds 0\.50% above 60000 counts of 'Hoechst' in a crop"
     ):
         planned([make_plate(name="P02")], {"foreground": {"threshold": 60000}})
 
@@ -259,7 +259,7 @@ def test_a_field_that_is_alone_in_its_size_is_left_out_of_the_control(make_plate
     assert crops.says[-1] == (
         "1 training fields are left out of the control, for no other has their size: P02 D05/1"
     )
-    with pytest.raises(Mistake, match="control=permuted: no two training fields have one size"):
+    with pytest.raises(UserError, match="control=permuted: no two training fields have one size"):
         planned([large], control="permuted")
 
 
@@ -293,7 +293,7 @@ def test_where_all_training_fields_lack_a_plane_they_are_told_at_once(make_plate
     shape = (1, 2, 2, 96, 80)
     noise = np.random.default_rng(0).poisson(500, shape).astype(np.uint16)
     short = {FieldKey(well, "1"): noise for well in ("B02", "B03", "C02")}
-    with pytest.raises(Mistake, match="all 3 training fields lack what is asked for") as caught:
+    with pytest.raises(UserError, match="all 3 training fields lack what is asked for") as caught:
         planned([make_plate(pixels=short)])
     assert "P01 B03/1 'Phase': plane 2; there are the planes 0, 1" in str(caught.value)
     assert "P01 C02/1" in str(caught.value)
@@ -305,7 +305,7 @@ def test_planning_reads_no_pixels(make_plate: MakePlate, monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise AssertionError("a store was opened")
 
-    monkeypatch.setattr("hpc_isl.plates.levels.open_level", refuse)
+    monkeypatch.setattr("hpc_isl.plates.pyramid.open_level", refuse)
     crops, _ = planned([index], {})
     with pytest.raises(AssertionError, match="a store was opened"):
         crops[0]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_isl.learning import split as splits
-from hpc_isl.learning.split import Split, draw
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data import split as splits
+from hpc_isl.learning.data.split import Split, draw
 from hpc_isl.plates.plate import Field, FieldKey, Plate, well_name
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.training import SplitRecipe
@@ -117,7 +117,7 @@ def test_a_written_split_is_read_back_with_the_same_digest(tmp_path: Path) -> No
 )
 def test_what_no_plate_has_is_named_with_what_there_is(recipe: SplitRecipe, said: str) -> None:
     lines = {well_name(0, i): {"treatment": "A" if i < 3 else "B"} for i in range(12)}
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         draw([plate(12, plate_map=lines)], recipe)
 
 
@@ -135,10 +135,10 @@ def test_what_no_plate_has_is_named_with_what_there_is(recipe: SplitRecipe, said
 )
 def test_a_wrong_split_file_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "split.csv").write_text(text)
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         draw([plate(2)], SplitRecipe(file=tmp_path / "split.csv"))
 
 
 def test_two_plates_of_one_name_are_refused() -> None:
-    with pytest.raises(Mistake, match="two plates are called 'P01'"):
+    with pytest.raises(UserError, match="two plates are called 'P01'"):
         draw([plate(2), plate(3)], SplitRecipe())

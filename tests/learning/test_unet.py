@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hpc_isl.learning import weights
-from hpc_isl.learning.unet import build, check_weights
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.network import weights
+from hpc_isl.learning.network.unet import build, check_weights
 from hpc_isl.recipes.training import NetRecipe
 
 TINY = NetRecipe(encoder="resnet18", weights=None, decoder=[32, 16, 8, 8, 4])
@@ -65,19 +65,19 @@ def test_layers_that_the_unet_never_reaches_are_frozen():
 
 
 def test_an_unknown_encoder_names_the_nearest():
-    with pytest.raises(Mistake, match="did you mean 'densenet121'"):
+    with pytest.raises(UserError, match="did you mean 'densenet121'"):
         check_weights(NetRecipe(encoder="densnet121"))
-    with pytest.raises(Mistake, match=r"timm has no 'resnet81'.*did you mean"):
+    with pytest.raises(UserError, match=r"timm has no 'resnet81'.*did you mean"):
         check_weights(NetRecipe(encoder="tu-resnet81"))
 
 
 def test_an_encoder_of_one_fixed_size_is_refused():
-    with pytest.raises(Mistake, match="one fixed size"):
+    with pytest.raises(UserError, match="one fixed size"):
         check_weights(NetRecipe(encoder="tu-test_coatnet", weights=None))
 
 
 def test_a_decoder_of_the_wrong_length_is_refused():
-    with pytest.raises(Mistake, match="3 to 5 numbers"):
+    with pytest.raises(UserError, match="3 to 5 numbers"):
         build(tiny(decoder=[8, 4]), 1, 1)
 
 
@@ -85,7 +85,7 @@ def test_a_decoder_of_the_wrong_length_is_refused():
     "net", [tiny(weights="imagenet"), NetRecipe(encoder="tu-resnet18", weights="imagenet")]
 )
 def test_offline_the_way_out_is_told_at_once(offline, net):
-    with pytest.raises(Mistake, match=r"(?s)cannot be reached.*net.weights=/path/to.*net.weights=null"):
+    with pytest.raises(UserError, match=r"(?s)cannot be reached.*net.weights=/path/to.*net.weights=null"):
         check_weights(net)
 
 
@@ -160,7 +160,9 @@ def test_a_timm_encoder_reads_a_local_file(tmp_path):
 
 def test_weights_of_another_encoder_are_refused_with_names(encoder, tmp_path):
     save_file(encoder, tmp_path / "w.safetensors")
-    with pytest.raises(Mistake, match=r"does not fit the encoder resnet34: \d+ of its \d+ tensors.*layer1.2"):
+    with pytest.raises(
+        UserError, match=r"does not fit the encoder resnet34: \d+ of its \d+ tensors.*layer1.2"
+    ):
         check_weights(tiny(encoder="resnet34", weights=str(tmp_path / "w.safetensors")))
 
 
@@ -171,7 +173,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path):
 
     with (tmp_path / "w.pth").open("wb") as stream:
         pickle.dump({"a": Evil()}, stream)
-    with pytest.raises(Mistake, match="holds code"):
+    with pytest.raises(UserError, match="holds code"):
         check_weights(tiny(weights=str(tmp_path / "w.pth")))
     assert not (tmp_path / "ran").exists()
 
@@ -181,10 +183,10 @@ def test_a_torn_weights_file_is_named(encoder, tmp_path, name):
     path = tmp_path / name
     torch.save(encoder, path) if name.endswith("pth") else save_file(encoder, path)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(Mistake, match=name):
+    with pytest.raises(UserError, match=name):
         check_weights(tiny(weights=str(path)))
 
 
 def test_a_name_the_library_does_not_know_lists_those_it_does():
-    with pytest.raises(Mistake, match="did you mean 'imagenet'"):
+    with pytest.raises(UserError, match="did you mean 'imagenet'"):
         check_weights(tiny(weights="imagnet"))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hpc_isl.learning.calibrate import view_of
-from hpc_isl.learning.flat_field import gain
-from hpc_isl.learning.samples import read
-from hpc_isl.learning.split import draw
-from hpc_isl.learning.view import Role, View
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.calibrate import view_of
+from hpc_isl.learning.data.flat_field import gain
+from hpc_isl.learning.data.samples import read
+from hpc_isl.learning.data.split import draw
+from hpc_isl.learning.data.view import Role, View
 from hpc_isl.plates.plate import Channel, FieldKey
 from hpc_isl.plates.store import Index, read_box
 from hpc_isl.recipes.pretrain import PretrainRecipe
@@ -128,7 +128,7 @@ def test_the_vendors_profile_divides_before_statistics(make_plate: MakePlate) ->
     assert targets is not None
     assert np.allclose(targets[0], (corrected[1] - np.mean(corrected)) / np.std(corrected), atol=1e-4)
     assert np.array_equal(sources, read(viewed([index], recipe()), index, KEY)[0])
-    with pytest.raises(Mistake, match="channel 'Hoechst': the plate states no flat-field profile"):
+    with pytest.raises(UserError, match="channel 'Hoechst': the plate states no flat-field profile"):
         viewed([make_plate(name="P02", channels=(flat, Channel("Hoechst")))], asked)
 
 
@@ -253,9 +253,9 @@ def test_acquisitions_of_one_field_are_read_together(make_plate: MakePlate) -> N
     assert np.array_equal(sources, stored(index, KEY, 0, [0]))
     assert np.array_equal(targets, stored(index, replace(KEY, acquisition=1), 1, [1]))
     mixed = recipe(sources=[{"channel": "Phase", "acquisition": 0}], targets=[{"channel": "Hoechst"}])
-    with pytest.raises(Mistake, match=r"has the acquisitions 0, 1; .*'Hoechst' does not"):
+    with pytest.raises(UserError, match=r"has the acquisitions 0, 1; .*'Hoechst' does not"):
         viewed([index], mixed)
-    with pytest.raises(Mistake, match="has no acquisition 3; There are: '0', '1'"):
+    with pytest.raises(UserError, match="has no acquisition 3; There are: '0', '1'"):
         viewed([index], recipe(sources=[{"channel": "Phase", "acquisition": 3}]))
 
 
@@ -275,7 +275,7 @@ def test_on_another_plate_channels_are_found_by_name_and_targets_may_be_absent(m
     both = np.concatenate([pixels, pixels], axis=1)
     turned = make_plate(name="P03", channels=(Channel("Hoechst"), Channel("Phase")), pixels={KEY: both})
     assert np.array_equal(read(view, turned, KEY)[0], sources)
-    with pytest.raises(Mistake, match=r"has no channel 'Phase'; .*There are: 'DIC', 'Hoechst'"):
+    with pytest.raises(UserError, match=r"has no channel 'Phase'; .*There are: 'DIC', 'Hoechst'"):
         read(view, make_plate(name="P04", channels=(Channel("DIC"), Channel("Hoechst"))), KEY)
 
 
@@ -292,9 +292,11 @@ def test_on_a_plate_with_smaller_pixels_the_level_of_the_same_size_is_read(make_
     view = viewed([make_plate(pixel_um=0.6)], recipe())
     fine = make_plate(name="P02", pixel_um=0.3)
     assert read(view, fine, KEY)[0].shape == (2, 48, 40)
-    with pytest.raises(Mistake, match=r"no pixels of 0\.6 µm; it has 0\.25 µm × 1, 2, 4, … on levels 0 to 2"):
+    with pytest.raises(
+        UserError, match=r"no pixels of 0\.6 µm; it has 0\.25 µm × 1, 2, 4, … on levels 0 to 2"
+    ):
         read(view, make_plate(name="P03", pixel_um=0.25), KEY)
-    with pytest.raises(Mistake, match="no pixels of level 3; it has levels 0 to 2"):
+    with pytest.raises(UserError, match="no pixels of level 3; it has levels 0 to 2"):
         read(replace(view, level=3), make_plate(name="P04", pixel_um=None), KEY)
 
 
@@ -311,17 +313,17 @@ def test_on_a_plate_with_smaller_pixels_the_level_of_the_same_size_is_read(make_
     ],
 )
 def test_what_a_plate_lacks_is_told_at_planning(make_plate: MakePlate, changes: Any, said: str) -> None:
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         viewed([make_plate()], recipe(**changes))
 
 
 def test_plates_of_different_pixel_size_or_type_do_not_train_together(make_plate: MakePlate) -> None:
     first = make_plate(pixel_um=0.6)
-    with pytest.raises(Mistake, match=r"P01 0\.6 µm, P02 0\.3 µm; train on plates of one size"):
+    with pytest.raises(UserError, match=r"P01 0\.6 µm, P02 0\.3 µm; train on plates of one size"):
         viewed([first, make_plate(name="P02", pixel_um=0.3)], recipe())
     eight = {KEY: np.zeros((1, 2, 3, 96, 80), np.uint8)}
     small = make_plate(name="P03", pixel_um=0.6, wells=("B03",), pixels=eight)
-    with pytest.raises(Mistake, match="pixels of the types uint16, uint8"):
+    with pytest.raises(UserError, match="pixels of the types uint16, uint8"):
         viewed([first, small], recipe())
 
 

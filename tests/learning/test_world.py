@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from hpc_isl.learning import world
-from hpc_isl.learning.world import World, open_world
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.training import world
+from hpc_isl.learning.training.world import World, open_world
 from hpc_isl.run import Attempt, Run
 
 
@@ -62,12 +62,12 @@ def test_ranks_share_a_store_found_through_the_run_folder(tmp_path, nodes, monke
 
 
 def test_a_rank_that_does_not_come_is_named(tmp_path):
-    with pytest.raises(Mistake, match=r"only 1 of 3 processes have come; missing ranks: \[1, 2\]"):
+    with pytest.raises(UserError, match=r"only 1 of 3 processes have come; missing ranks: \[1, 2\]"):
         meet(attempt(tmp_path, 0, 3), timeout_s=0.3)
 
 
 def test_rank_0_that_does_not_come_is_said(tmp_path):
-    with pytest.raises(Mistake, match=r"rank 0 was not found.*no address was published"):
+    with pytest.raises(UserError, match=r"rank 0 was not found.*no address was published"):
         meet(attempt(tmp_path, 1, 2), timeout_s=0.3)
 
 
@@ -77,7 +77,7 @@ def test_a_file_left_by_an_earlier_process_is_not_followed(tmp_path):
     place = tmp_path / "attempts" / "0" / "rendezvous.json"
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps({"hosts": ["127.0.0.1"], "port": port, "nonce": "old", "node": "n1"}))
-    with pytest.raises(Mistake, match=rf"port {port} of node n1 did not answer"):
+    with pytest.raises(UserError, match=rf"port {port} of node n1 did not answer"):
         meet(attempt(tmp_path, 1, 2), timeout_s=0.5)
 
 
@@ -87,7 +87,7 @@ def test_another_runs_store_on_that_port_is_not_joined(tmp_path):
     place = tmp_path / "attempts" / "0" / "rendezvous.json"
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(published))
-    with pytest.raises(Mistake, match="did not answer"):
+    with pytest.raises(UserError, match="did not answer"):
         meet(attempt(tmp_path, 1, 2), timeout_s=0.5)
     del store
 
@@ -95,5 +95,5 @@ def test_another_runs_store_on_that_port_is_not_joined(tmp_path):
 def test_more_processes_than_gpus_on_a_node_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(Mistake, match="4 processes on a node that shows 2 GPUs"):
+    with pytest.raises(UserError, match="4 processes on a node that shows 2 GPUs"):
         world._device(0, 4)

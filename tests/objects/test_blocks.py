@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.measure import label
 
-from hpc_isl.mistake import Mistake
-from hpc_isl.objects import blocks
-from hpc_isl.objects.blocks import flood_blocks
-from hpc_isl.objects.draft import without_small
-from hpc_isl.objects.flood import flood
+from hpc_isl.errors import UserError
+from hpc_isl.objects import watershed_tiled
+from hpc_isl.objects.draft_labels import without_small
+from hpc_isl.objects.watershed import watershed
+from hpc_isl.objects.watershed_tiled import tiled_watershed
 
 quickly = settings(deadline=None, max_examples=20)
 edges = st.tuples(st.integers(6, 40), st.integers(6, 40))
@@ -51,7 +51,9 @@ def by_blocks(distance, mask, h, block, **others):
         corners.append((box[0].start, box[1].start))
 
     with tempfile.TemporaryDirectory() as scratch:
-        count, small = flood_blocks(read, write, mask.shape, h, block=block, scratch=Path(scratch), **others)
+        count, small = tiled_watershed(
+            read, write, mask.shape, h, block=block, scratch=Path(scratch), **others
+        )
     assert (times == 1).all()
     assert corners == sorted(corners)
     assert count == found.max(initial=0)
@@ -111,14 +113,14 @@ def test_any_blocks_by_any_workers_in_any_order_give_the_hash_of_the_whole(
     distance, mask = relief(seed, shape, levels)
     with ThreadPoolExecutor(workers) as pool:
         found = by_blocks(distance, mask, h, block, run=shuffled(pool, order))
-    assert digest(found) == digest(flood(distance, mask, h))
+    assert digest(found) == digest(watershed(distance, mask, h))
 
 
 @quickly
 @given(seed=st.integers(0, 10**6), block=edges, h=st.sampled_from([None, 0.1]), area=st.integers(0, 30))
 def test_small_objects_are_dropped_and_the_rest_renumbered(seed, block, h, area):
     distance, mask = relief(seed, (60, 70), 16)
-    whole = label(mask, connectivity=2) if h is None else flood(distance, mask, h)
+    whole = label(mask, connectivity=2) if h is None else watershed(distance, mask, h)
     np.testing.assert_array_equal(
         by_blocks(distance, mask, h, block, min_area=area), without_small(whole, area)
     )
@@ -136,7 +138,7 @@ def test_without_h_objects_are_the_components_of_scikit_image(seed, block):
 def test_a_component_may_wind_through_all_blocks(mask, block):
     assert label(mask, connectivity=2).max() == 1
     distance = relief(3, mask.shape, 64)[0]
-    np.testing.assert_array_equal(by_blocks(distance, mask, 0.1, block), flood(distance, mask, 0.1))
+    np.testing.assert_array_equal(by_blocks(distance, mask, 0.1, block), watershed(distance, mask, 0.1))
     np.testing.assert_array_equal(by_blocks(None, mask, None, block), mask)
 
 
@@ -147,7 +149,7 @@ def test_more_objects_than_16_bits_can_count():
     distance, large = relief(1, mask.shape, 0)[0], np.s_[:560, :520]
     found = by_blocks(distance, mask, 0.1, (97, 128))
     assert found.max() > 70_000
-    assert digest(found) == digest(flood(distance, mask, 0.1)[large])
+    assert digest(found) == digest(watershed(distance, mask, 0.1)[large])
 
 
 def test_pixels_that_touch_at_the_corners_of_blocks_alone_are_one_object():
@@ -171,7 +173,7 @@ def test_background_alone_has_no_objects_and_a_flat_foreground_has_one(shape, h)
 def test_a_full_mask_of_any_levels_is_flooded_by_its_pixels(dtype):
     distance = (relief(9, (70, 80), 0)[0] * 200).astype(dtype)
     full = np.ones(distance.shape, np.uint8)
-    np.testing.assert_array_equal(by_blocks(distance, full, 3, (32, 32)), flood(distance, full, 3))
+    np.testing.assert_array_equal(by_blocks(distance, full, 3, (32, 32)), watershed(distance, full, 3))
 
 
 # ---------------------------------------------------------------- what is given
@@ -179,14 +181,14 @@ def test_a_full_mask_of_any_levels_is_flooded_by_its_pixels(dtype):
 
 @pytest.mark.parametrize("h", [None, 0.1])
 def test_objects_beyond_the_ceiling_of_the_labels_are_refused_before_any_is_written(monkeypatch, h):
-    monkeypatch.setattr(blocks, "MOST", 3)
+    monkeypatch.setattr(watershed_tiled, "MOST", 3)
     mask = np.eye(9, dtype=bool)[:, ::2]
     written = []
     with (
         tempfile.TemporaryDirectory() as scratch,
-        pytest.raises(Mistake, match="5 objects: labels are uint32"),
+        pytest.raises(UserError, match="5 objects: labels are uint32"),
     ):
-        flood_blocks(
+        tiled_watershed(
             lambda box: (mask[box].astype(float), mask[box]), lambda *block: written.append(block),
             mask.shape, h, block=(4, 4), scratch=Path(scratch),
         )  # fmt: skip
@@ -195,11 +197,11 @@ def test_objects_beyond_the_ceiling_of_the_labels_are_refused_before_any_is_writ
 
 def test_mistakes_are_named():
     mask = np.ones((8, 8), bool)
-    with pytest.raises(Mistake, match=r"blocks of \(0, 4\)"):
+    with pytest.raises(UserError, match=r"blocks of \(0, 4\)"):
         by_blocks(None, mask, None, (0, 4))
-    with pytest.raises(Mistake, match="h=-1"):
+    with pytest.raises(UserError, match="h=-1"):
         by_blocks(mask.astype(float), mask, -1, (4, 4))
-    with pytest.raises(Mistake, match="NaN or infinite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         by_blocks(np.full((8, 8), np.nan), mask, 1, (4, 4))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.objects.distance import distance_map
 
 
@@ -100,10 +100,10 @@ def test_background_alone_is_zero(shape):
     ],
 )
 def test_what_is_not_labels_is_refused(labels, said):
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         distance_map(labels)
 
 
 def test_a_scale_that_is_not_known_is_refused():
-    with pytest.raises(Mistake, match="'pixels' or 'object'"):
+    with pytest.raises(UserError, match="'pixels' or 'object'"):
         distance_map(np.eye(3, dtype=int), "microns")

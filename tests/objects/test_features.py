@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.objects.features import assigned, features
 
 OURS = {  # column -> regionprops' name, and how close; areas and counts are equal to the bit
@@ -181,11 +181,11 @@ def test_threads_measure_side_by_side_what_one_measures_alone():
 
 def test_what_are_no_labels_is_refused():
     labels, counts = blobs(8)
-    with pytest.raises(Mistake, match=r"float64: \(y, x\) of whole numbers"):
+    with pytest.raises(UserError, match=r"float64: \(y, x\) of whole numbers"):
         features(labels.astype(float), {}, None)
-    with pytest.raises(Mistake, match="whole numbers from 0 on"):
+    with pytest.raises(UserError, match="whole numbers from 0 on"):
         features(labels.astype(int) - 1, {}, None)
-    with pytest.raises(Mistake, match=r"shape \(1, 90, 120\)"):
+    with pytest.raises(UserError, match=r"shape \(1, 90, 120\)"):
         features(labels[None], {}, None)
     with pytest.raises(ValueError, match=r"channel 'c' \(89, 120\) and labels \(90, 120\)"):
         features(labels, {"c": counts[1:]}, None)

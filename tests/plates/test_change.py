@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from eventually import eventually
 
+from hpc_isl.errors import UserError
 from hpc_isl.files import among_readers
 from hpc_isl.metadata_changes import changes_of, metadata_changed
-from hpc_isl.mistake import Mistake
-from hpc_isl.plates import change, index_table, journal
+from hpc_isl.plates import change_metadata, index_table, metadata_journal
 from hpc_isl.plates.plate import Channel, FieldKey, Plate
 from hpc_isl.plates.store import annotation, open_plate, read_labels, rebuild_index, write_labels
 
@@ -61,7 +61,7 @@ def contents(plate: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         str(p.relative_to(plate)): p.read_bytes() for p in plate.rglob("*") if p.is_file()
     }
-    for name in (journal.LOCK, journal.UNFINISHED):
+    for name in (metadata_journal.LOCK, metadata_journal.UNFINISHED):
         found.pop(name, None)
     own = json.loads(found["zarr.json"])
     for one in own["attributes"]["hpc_isl"].get("changes", []):
@@ -88,7 +88,7 @@ def test_it_is_then_as_if_it_had_been_converted_so(
         SHAPE, SHAPE, channels=RIGHT, pixel_um=0.325, position_um=None, path=tmp_path / "right" / "P01.zarr"
     )
     with_labels(right)
-    index = change.change_metadata(wrong, mended(wrong.plate), "me")
+    index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     assert index.plate == right.plate
     judge(index.path)
     ours, fresh = contents(index.path), contents(right.path)
@@ -106,7 +106,7 @@ def test_labels_of_all_programs_lie_on_the_image_again(wrong: Any) -> None:
     from ngio import open_ome_zarr_container
 
     with_labels_of_ngio(wrong)
-    index = change.change_metadata(wrong, mended(wrong.plate), "me")
+    index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     container = open_ome_zarr_container(str(index.image(B02)))
     assert container.get_image().pixel_size.yx == (0.325, 0.325)
     for name in container.list_labels():
@@ -120,14 +120,14 @@ def test_labels_of_all_programs_lie_on_the_image_again(wrong: Any) -> None:
 def test_what_is_said_by_channel_follows_their_names(make_plate: MakePlate) -> None:
     index, _ = make_plate(SHAPE, channels=WRONG, details={"channels": {"w1": {"Gain": "2"}}})
     field = replace(index.plate.fields[0], details=PLANES)
-    plate = change.plate_of(replace(index.plate, fields=(field,)), index.plate, mended(index.plate))
+    plate = change_metadata.plate_of(replace(index.plate, fields=(field,)), index.plate, mended(index.plate))
     assert plate.fields[0].details == named(PLANES)
     assert plate.details == {"channels": {"Phase": {"Gain": "2"}}}
 
 
 def test_the_centre_of_a_field_stays_where_the_stage_was(make_plate: MakePlate) -> None:
     index, _ = make_plate(SHAPE, channels=WRONG, pixel_um=0.5, position_um=(-120.5, 33.0))
-    changed = change.change_metadata(index, mended(index.plate), "me")
+    changed = change_metadata.change_metadata(index, mended(index.plate), "me")
     for before, after, length in zip((-120.5, 33.0), changed.field(B02).position_um, (70, 90), strict=True):
         assert before + (length - 1) / 2 * 0.5 == pytest.approx(after + (length - 1) / 2 * 0.325, abs=1e-4)
 
@@ -135,9 +135,9 @@ def test_the_centre_of_a_field_stays_where_the_stage_was(make_plate: MakePlate) 
 def test_a_plate_that_is_set_back_is_the_one_it_was(wrong: Any) -> None:
     """Runs of before are then whole again: the fingerprint is theirs."""
     before = contents(wrong.path)
-    changed = change.change_metadata(wrong, mended(wrong.plate), "me")
+    changed = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     assert changed.fingerprint != wrong.fingerprint
-    back = change.change_metadata(changed, wrong.plate, "me")
+    back = change_metadata.change_metadata(changed, wrong.plate, "me")
     assert back.fingerprint == wrong.fingerprint
     after = contents(wrong.path)
     after["zarr.json"]["attributes"]["hpc_isl"].pop("changes")
@@ -155,23 +155,25 @@ def test_each_of_its_values_changes_the_fingerprint(wrong: Any) -> None:
         copy = wrong.path.with_name("copy.zarr")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(wrong.path, copy)
-        seen.add(change.change_metadata(open_plate(copy), plate, "me").fingerprint)
+        seen.add(change_metadata.change_metadata(open_plate(copy), plate, "me").fingerprint)
     assert len(seen) == 5
 
 
 def test_an_index_made_anew_knows_of_the_change(wrong: Any) -> None:
-    index = change.change_metadata(wrong, mended(wrong.plate), "me")
+    index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     assert rebuild_index(index.path) == index
 
 
 def test_a_channel_that_is_asked_for_by_its_former_name_is_told(wrong: Any) -> None:
-    index = change.change_metadata(wrong, mended(wrong.plate), "me")
-    with pytest.raises(Mistake, match=r"has no channel 'w2'; it is called 'DAPI' since .* metadata changed"):
+    index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
+    with pytest.raises(
+        UserError, match=r"has no channel 'w2'; it is called 'DAPI' since .* metadata changed"
+    ):
         index.channel("w2")
 
 
 def test_what_was_computed_before_can_be_told(wrong: Any) -> None:
-    index = change.change_metadata(wrong, mended(wrong.plate), "me")
+    index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     (line,) = metadata_changed([index.path], [wrong.fingerprint, "of a model"])
     assert line.startswith("metadata of P01 changed: pixel_um: 325 -> 0.325; channel 'w1' -> 'Phase'")
     assert metadata_changed([index.path], [index.fingerprint]) == []
@@ -185,7 +187,7 @@ def test_a_channel_is_shown_in_the_colour_that_a_person_gave_it(wrong: Any) -> N
     content = json.loads(path.read_text())
     content["attributes"]["ome"]["omero"]["channels"][0] |= {"color": "ABCDEF", "label": "my phase"}
     path.write_text(json.dumps(content))
-    index = change.change_metadata(wrong, mended(wrong.plate), "me")
+    index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     shown = json.loads((index.image(B02) / "zarr.json").read_text())["attributes"]["ome"]["omero"]["channels"]
     assert (shown[0]["color"], shown[0]["label"], shown[1]["label"]) == ("ABCDEF", "my phase", "DAPI")
 
@@ -196,8 +198,8 @@ def test_labels_that_do_not_say_where_they_lie_keep_the_plate_as_it_is(wrong: An
     folder.mkdir()
     (folder / "zarr.json").write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}))
     before = contents(wrong.path)
-    with pytest.raises(Mistake, match="labels/odd: these labels of another program do not say where"):
-        change.change_metadata(wrong, mended(wrong.plate), "me")
+    with pytest.raises(UserError, match="labels/odd: these labels of another program do not say where"):
+        change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     assert contents(wrong.path) == before
 
 
@@ -206,15 +208,18 @@ def test_labels_that_do_not_say_where_they_lie_keep_the_plate_as_it_is(wrong: An
 
 def test_a_plate_that_is_used_is_not_changed(wrong: Any) -> None:
     before = contents(wrong.path)
-    with among_readers(wrong.path / journal.LOCK), pytest.raises(Mistake, match="a run uses it just now"):
-        change.change_metadata(wrong, mended(wrong.plate), "me")
+    with (
+        among_readers(wrong.path / metadata_journal.LOCK),
+        pytest.raises(UserError, match="a run uses it just now"),
+    ):
+        change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     assert contents(wrong.path) == before
-    change.change_metadata(wrong, mended(wrong.plate), "me")
+    change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
 
 
 def test_whoever_opens_a_plate_while_it_changes_sees_it_as_it_was_or_as_it_is(wrong: Any) -> None:
-    new = change.change_metadata(wrong, mended(wrong.plate), "me")
-    old = change.change_metadata(new, wrong.plate, "me")
+    new = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
+    old = change_metadata.change_metadata(new, wrong.plate, "me")
     both = {(("w1", "w2"), old.fingerprint), (("Phase", "DAPI"), new.fingerprint)}
     ended, seen = threading.Event(), []
 
@@ -228,7 +233,7 @@ def test_whoever_opens_a_plate_while_it_changes_sees_it_as_it_was_or_as_it_is(wr
         for plate in [mended(wrong.plate), wrong.plate] * 5:
             before = len(seen)
             assert eventually(lambda before=before: len(seen) > before + 2 or reader.done())
-            change.change_metadata(open_plate(wrong.path), plate, "me")
+            change_metadata.change_metadata(open_plate(wrong.path), plate, "me")
         ended.set()
         reader.result()
     assert set(seen) == both
@@ -308,6 +313,6 @@ def test_a_full_disk_leaves_the_plate_as_it_was(wrong: Any, tmp_path: Path) -> N
     def fails() -> bytes:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(Mistake, match="the disk is full"), journal.unused(wrong.path):
-        journal.replace_together(wrong.path, [("zarr.json", lambda: b"{}"), ("B/zarr.json", fails)])
+    with pytest.raises(UserError, match="the disk is full"), metadata_journal.unused(wrong.path):
+        metadata_journal.replace_together(wrong.path, [("zarr.json", lambda: b"{}"), ("B/zarr.json", fails)])
     assert contents(wrong.path) == before

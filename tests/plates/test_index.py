@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from large_plate import large_plate
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import index_table
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, Problem, layout
 from hpc_isl.plates.statistics import measure
@@ -80,7 +80,7 @@ def test_fields_of_two_types_share_no_histogram(tmp_path: Path, make_plate: Make
     )
     index = finalise(index.path, index.plate, {})
     assert index.field(B03).dtype == "uint8"
-    with pytest.raises(Mistake, match=r"\['uint16', 'uint8'\]"):
+    with pytest.raises(UserError, match=r"\['uint16', 'uint8'\]"):
         index.histogram([B02, B03], 0)
     assert index.histogram([B03], 0) == measure(small).histograms[0]
 
@@ -99,18 +99,18 @@ def test_a_channel_that_no_field_has_pixels_of_is_named(make_plate: MakePlate, t
     statistics = measure(pixels[B02], {(0, 0, 0)})
     path = tmp_path / "P02.zarr"
     write_field(path, index.plate, index.field(B02), pixels[B02], statistics, CodecRecipe(chunk=32))
-    with pytest.raises(Mistake, match="channel 1 holds no pixels"):
+    with pytest.raises(UserError, match="channel 1 holds no pixels"):
         finalise(path, index.plate, {}).histogram([B02], 1)
 
 
 def test_names_that_are_not_there_are_answered_with_those_that_are(make_plate: MakePlate) -> None:
     index, _ = make_plate(SHAPE)
     assert index.channel("Brightfield") == 0
-    with pytest.raises(Mistake, match="no channel 'Brightfeld'; did you mean 'Brightfield'"):
+    with pytest.raises(UserError, match="no channel 'Brightfeld'; did you mean 'Brightfield'"):
         index.channel("Brightfeld")
-    with pytest.raises(Mistake, match="no field B02/2; did you mean 'B02/1'"):
+    with pytest.raises(UserError, match="no field B02/2; did you mean 'B02/1'"):
         index.field(FieldKey("B02", "2"))
-    with pytest.raises(Mistake, match="no field"):
+    with pytest.raises(UserError, match="no field"):
         index.levels(FieldKey("C02", "1"))
 
 
@@ -163,7 +163,7 @@ def test_a_blurred_field_is_flagged_beside_its_neighbours_and_dropped_by_no_one(
 
 
 def test_no_field_at_all_is_no_plate(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="no field was written"):
+    with pytest.raises(UserError, match="no field was written"):
         finalise(tmp_path / "P.zarr", Plate("P", ("A",), ("01",), (), ()), {})
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import (
     annotation,
@@ -125,7 +125,7 @@ def test_objects_in_several_planes_are_projected_where_none_lies_over_another(im
     np.testing.assert_array_equal(read_labels(image, "apart"), squares())
     assert len(np.unique(read_labels(image, "apart"))) - 1 == 12
     by_ngio(image, "over", np.stack([squares(), squares() * 0, np.roll(squares(), 22, 1)]))
-    with pytest.raises(Mistake, match=r"labels/over: its 3 planes show different objects at 1,134 pixels"):
+    with pytest.raises(UserError, match=r"labels/over: its 3 planes show different objects at 1,134 pixels"):
         read_labels(image, "over")
 
 
@@ -145,7 +145,7 @@ def test_labels_that_cannot_be_ours_are_refused_in_words(
     by_ome_zarr_py(image, "theirs", labels.clip(0) if labels.dtype == np.int32 else labels, axes)
     if labels.dtype == np.int32:
         in_place(image, "theirs", lambda pixels: np.copyto(pixels, -1), "s0")
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         read_labels(image, "theirs")
 
 
@@ -192,7 +192,7 @@ def test_a_missing_chunk_whose_pixels_agree_with_the_checksum_is_no_edit(image: 
 
 def test_a_missing_chunk_of_an_image_stays_an_error(image: Path) -> None:
     next(path for path in (image / "0" / "c").rglob("*") if path.is_file()).unlink()
-    with pytest.raises(Mistake, match="level 0 cannot be read"):
+    with pytest.raises(UserError, match="level 0 cannot be read"):
         read_box(image, 0, 0, 0, EVERYWHERE, EVERYWHERE, EVERYWHERE)
 
 
@@ -258,7 +258,7 @@ def test_labels_that_a_person_edited_are_not_replaced_by_overwriting(image: Path
     mine = read_labels(image, "cells")
     keys: dict[str, Any] = {"origin": "segmented", "boxes": WHOLE, "overwrite": True}
     for made_from in (None, labels_checksum(image, "cells")[::-1]):
-        with pytest.raises(Mistake, match=r"'cells' were edited since they were written .* not replaced"):
+        with pytest.raises(UserError, match=r"'cells' were edited since they were written .* not replaced"):
             write_labels(image, "cells", squares(), **keys, made_from=made_from)
     np.testing.assert_array_equal(read_labels(image, "cells"), mine)
     assert sorted(path.name for path in (image / "labels").iterdir()) == ["cells", "zarr.json"]
@@ -278,7 +278,7 @@ def test_labels_of_which_nobody_knows_are_not_replaced_either(image: Path) -> No
         del content["attributes"]["hpc_isl"][key]
     path.write_text(json.dumps(content))
     for name in ("theirs", "old"):
-        with pytest.raises(Mistake, match=r"have no checksum, .* not replaced"):
+        with pytest.raises(UserError, match=r"have no checksum, .* not replaced"):
             write_labels(image, name, squares(3), origin="human", boxes=WHOLE, overwrite=True)
         np.testing.assert_array_equal(read_labels(image, name), squares())
     write_labels(image, "old", squares(), origin="segmented", boxes=WHOLE, overwrite=True)
@@ -289,15 +289,15 @@ def test_labels_that_cannot_be_read_are_not_replaced(image: Path) -> None:
     write_labels(image, "cells", squares(), origin="human", boxes=WHOLE)
     [shard] = shards(image, "cells")
     shard.write_bytes(shard.read_bytes()[:40])
-    with pytest.raises(Mistake, match=r"labels/cells: its pixels cannot be read: .* move it away first"):
+    with pytest.raises(UserError, match=r"labels/cells: its pixels cannot be read: .* move it away first"):
         write_labels(image, "cells", squares(3), origin="human", boxes=WHOLE, overwrite=True)
     (image / "labels" / "cells" / "zarr.json").unlink()
-    with pytest.raises(Mistake, match=r"labels/cells: holds no zarr.json; move it away first"):
+    with pytest.raises(UserError, match=r"labels/cells: holds no zarr.json; move it away first"):
         write_labels(image, "cells", squares(3), origin="human", boxes=WHOLE, overwrite=True)
 
 
 def test_open_plates_know_labels_by_what_they_hold(image: Path) -> None:
     by_ngio(image, "ngio", np.stack([squares()] * 3))
     assert open_plate(image.parents[2]).plate.fields
-    with pytest.raises(Mistake, match="has no labels 'ngi'; did you mean 'ngio'"):
+    with pytest.raises(UserError, match="has no labels 'ngi'; did you mean 'ngio'"):
         read_labels(image, "ngi")

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import Header, header, read_plane
 from hpc_isl.plates.statistics import measure
 
@@ -76,7 +76,7 @@ def test_pages_are_planes(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
     assert header(tmp_path / "x.tif").pages == 3
     assert all(np.array_equal(read_plane(tmp_path / "x.tif", page), stack[page]) for page in range(3))
-    with pytest.raises(Mistake, match=r"x\.tif has 3 pages; there is no page 3"):
+    with pytest.raises(UserError, match=r"x\.tif has 3 pages; there is no page 3"):
         read_plane(tmp_path / "x.tif", 3)
 
 
@@ -112,7 +112,7 @@ def test_samples_of_any_number_of_bits_are_read_exactly(tmp_path: Path, bits: in
     assert np.array_equal(pixels, values)
     measure(pixels[None, None, None])
     path.write_bytes(content[:-1])
-    with pytest.raises(Mistake, match=r"x\.tif is truncated"):
+    with pytest.raises(UserError, match=r"x\.tif is truncated"):
         header(path)
 
 
@@ -124,7 +124,7 @@ def test_a_truncated_tiff_is_named(tiff: Path, share: float, capfd: pytest.Captu
     content = tiff.read_bytes()
     tiff.write_bytes(content[: min(int(len(content) * share), len(content) - 1)])
     for read in (header, read_plane):
-        with pytest.raises(Mistake, match=r"plane\.tif"):
+        with pytest.raises(UserError, match=r"plane\.tif"):
             read(tiff)
     assert capfd.readouterr().err == "", "nothing is said but the mistake"
 
@@ -135,7 +135,7 @@ def test_a_tiff_cut_anywhere_is_never_read(tiff: Path, data: st.DataObject) -> N
     content = tiff.read_bytes()
     cut = tiff.with_name("cut.tif")
     cut.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    with pytest.raises(Mistake, match=r"cut\.tif"):
+    with pytest.raises(UserError, match=r"cut\.tif"):
         read_plane(cut)
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_tiff_is_read_or_named_and_nothing_else(tiff: Path, place: int
     bent.write_bytes(content)
     try:
         assert read_plane(bent).ndim == 2
-    except Mistake as mistake:
+    except UserError as mistake:
         assert "bent.tif" in str(mistake)  # noqa: PT017 - either will do
 
 
@@ -160,7 +160,7 @@ def test_a_stack_whose_last_pages_are_lost_is_named(tmp_path: Path) -> None:
             writer.write(PIXELS + plane, contiguous=False)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(Mistake, match=r"x\.tif is truncated"):
+    with pytest.raises(UserError, match=r"x\.tif is truncated"):
         header(path)
 
 
@@ -173,7 +173,7 @@ def test_compressed_pixels_that_do_not_decode_are_named(tmp_path: Path) -> None:
     content[offset + 20 : offset + 60] = bytes(40)
     path.write_bytes(content)
     header(path)
-    with pytest.raises(Mistake, match=r"x\.tif is damaged"):
+    with pytest.raises(UserError, match=r"x\.tif is damaged"):
         read_plane(path)
 
 
@@ -184,7 +184,7 @@ def test_pixels_that_were_never_written_are_not_zeros(tmp_path: Path) -> None:
         tag = file.pages[0].tags["StripByteCounts"]  # type: ignore[union-attr]
         tag.overwrite([0] * 7)
     for read in (header, read_plane):
-        with pytest.raises(Mistake, match="never written"):
+        with pytest.raises(UserError, match="never written"):
             read(path)
 
 
@@ -193,7 +193,7 @@ def test_a_truncated_png_is_named(png: Path, cut: float) -> None:
     content = png.read_bytes()
     png.write_bytes(content[: int(len(content) * cut) if isinstance(cut, float) else cut])
     for read in (header, read_plane):
-        with pytest.raises(Mistake, match=r"plane\.png"):
+        with pytest.raises(UserError, match=r"plane\.png"):
             read(png)
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_png_is_named(png: Path) -> None:
     content = bytearray(png.read_bytes())
     content[len(content) // 2] ^= 255
     png.write_bytes(content)
-    with pytest.raises(Mistake, match=r"plane\.png is damaged"):
+    with pytest.raises(UserError, match=r"plane\.png is damaged"):
         read_plane(png)
 
 
@@ -260,7 +260,7 @@ def test_what_is_no_plane_is_refused_by_name(
     path = tmp_path / "x.img"
     write(path)
     for read in (header, read_plane):
-        with pytest.raises(Mistake) as mistake:
+        with pytest.raises(UserError) as mistake:
             read(path)
         assert str(path) in str(mistake.value)
         assert said in str(mistake.value)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import (
     FORMATS,
     Channel,
@@ -40,7 +40,7 @@ def test_wells_are_understood_as_people_write_them(written: str) -> None:
     "written", ["", "B", "3", "B0", "B00", "3B", "B-3", "BB03", "ABC1", "B100", "B03/1", "Ä03", "B３"]
 )
 def test_what_is_no_well_is_refused_by_name(written: str) -> None:
-    with pytest.raises(Mistake, match="is no well name") as mistake:
+    with pytest.raises(UserError, match="is no well name") as mistake:
         well_position(written)
     assert repr(written) in str(mistake.value)
 
@@ -49,7 +49,7 @@ def test_what_is_no_well_is_refused_by_name(written: str) -> None:
 def test_any_text_is_a_well_or_refused(text: str) -> None:
     try:
         row, column = well_position(text)
-    except Mistake:
+    except UserError:
         return
     assert (row, column) == well_position(well_name(row, column))
 
@@ -76,7 +76,7 @@ def test_the_smallest_format_that_holds_the_wells(
 
 @pytest.mark.parametrize(("wells", "wells_on_plate"), [({"C01"}, 6), ({"A49"}, None), ({"I01"}, 96)])
 def test_wells_beyond_the_format_are_refused(wells: set[str], wells_on_plate: int | None) -> None:
-    with pytest.raises(Mistake, match=next(iter(wells))):
+    with pytest.raises(UserError, match=next(iter(wells))):
         layout(wells, wells_on_plate)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate_map import described, merged, read_plate_map
 
 
@@ -52,15 +52,15 @@ def test_wells_are_brought_to_one_form_whatever_the_separator(tmp_path: Path, te
     ],
 )
 def test_what_does_not_fit_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         read(tmp_path, text)
 
 
 def test_a_table_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"plate_map: .*none\.csv: there is no such file"):
+    with pytest.raises(UserError, match=r"plate_map: .*none\.csv: there is no such file"):
         read_plate_map(tmp_path / "none.csv", 8, 12, {})
     (tmp_path / "map.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(Mistake, match=r"map\.xlsx is no readable CSV"):
+    with pytest.raises(UserError, match=r"map\.xlsx is no readable CSV"):
         read_plate_map(tmp_path / "map.xlsx", 8, 12, {})
 
 
@@ -71,7 +71,7 @@ def test_images_that_stand_for_wells_can_be_named_instead(tmp_path: Path) -> Non
         "A01": {"image": "HeLa_5"},
         "A02": {"image": "3T3_3", "cell_line": "NIH-3T3"},
     }
-    with pytest.raises(Mistake, match="no image '3T3_4'; did you mean '3T3_3'"):
+    with pytest.raises(UserError, match="no image '3T3_4'; did you mean '3T3_3'"):
         read(tmp_path, "image,cell_line\n3T3_4,NIH-3T3\n", known)
 
 

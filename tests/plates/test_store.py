@@ -15,10 +15,10 @@ import pytest
 from mounts import read_only, small_disk
 from skimage.transform import downscale_local_mean
 
-from hpc_isl.mistake import Blocked, Mistake
-from hpc_isl.plates import metadata, partial
-from hpc_isl.plates.levels import create_level, shards, write_shards
+from hpc_isl.errors import AbortRun, UserError
+from hpc_isl.plates import atomic_directory, metadata
 from hpc_isl.plates.plate import Field, FieldKey, Plate
+from hpc_isl.plates.pyramid import create_level, shards, write_shards
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import (
     annotation,
@@ -164,7 +164,7 @@ def test_levels_are_means_of_two_by_two_rounded_half_to_even(make_plate: MakePla
 
 @pytest.mark.parametrize(("edge", "levels"), [(64, 1), (256, 1), (257, 2), (1080, 4), (2160, 5)])
 def test_the_pyramid_ends_where_the_longer_edge_is_at_most_256(edge: int, levels: int) -> None:
-    from hpc_isl.plates.levels import count_levels
+    from hpc_isl.plates.pyramid import count_levels
 
     assert count_levels((1, 1, 1, 10, edge), None) == levels
     assert -(-edge // 2 ** (levels - 1)) <= 256
@@ -203,7 +203,7 @@ def test_a_part_of_a_shard_is_not_written(tmp_path: Path, box: slice) -> None:
 
 
 def test_an_image_of_several_shards_is_exact(make_plate: MakePlate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpc_isl.plates.levels.SHARD_EDGE", 64)
+    monkeypatch.setattr("hpc_isl.plates.pyramid.SHARD_EDGE", 64)
     index, pixels = make_plate((1, 2, 2, 150, 90), levels=2)
     shards_there = [p for p in (index.image(B02) / "0" / "c").rglob("*") if p.is_file()]
     assert len(shards_there) == 6
@@ -220,7 +220,7 @@ def test_dark_pixels_are_stored_and_missing_ones_fail(tmp_path: Path, make_plate
     assert not read_box(image, 0, 0, 0, EVERY_PLANE, slice(None), slice(None)).any()
     (shard,) = [p for p in (image / "0" / "c").rglob("*") if p.is_file()]
     shard.unlink()
-    with pytest.raises(Mistake, match="B/03/1: level 0 cannot be read"):
+    with pytest.raises(UserError, match="B/03/1: level 0 cannot be read"):
         read_box(image, 0, 0, 0, EVERY_PLANE, slice(None), slice(None))
 
 
@@ -230,13 +230,13 @@ def test_a_flipped_bit_in_a_shards_index_is_found(make_plate: MakePlate) -> None
     content = bytearray(shard.read_bytes())
     content[-20] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(Mistake, match="level 0 cannot be read"):
+    with pytest.raises(UserError, match="level 0 cannot be read"):
         read_box(index.image(B02), 0, 0, 0, [0], slice(None), slice(None))
 
 
 def test_a_level_that_is_not_there_is_named(make_plate: MakePlate) -> None:
     index, _ = make_plate()
-    with pytest.raises(Mistake, match="level 7"):
+    with pytest.raises(UserError, match="level 7"):
         open_level(index.image(B02), 7)
 
 
@@ -246,7 +246,7 @@ def test_a_level_that_is_not_there_is_named(make_plate: MakePlate) -> None:
 def test_pixels_that_are_not_as_the_field_says_are_refused(tmp_path: Path, make_plate: MakePlate) -> None:
     index, pixels = make_plate()
     wrong = pixels[B02].astype("uint8")
-    with pytest.raises(Mistake, match=r"B02/1: uint16 pixels .* not uint8"):
+    with pytest.raises(UserError, match=r"B02/1: uint16 pixels .* not uint8"):
         write_field(index.path, index.plate, index.plate.fields[0], wrong, measure(wrong), CodecRecipe())
 
 
@@ -262,7 +262,7 @@ def test_an_image_that_is_there_is_kept_unless_told_otherwise(make_plate: MakePl
         CodecRecipe(chunk=32),
         3,
     )
-    with pytest.raises(Mistake, match="is there already"):
+    with pytest.raises(UserError, match="is there already"):
         write_field(*arguments)
     np.testing.assert_array_equal(
         read_box(index.image(B02), 0, 0, 0, [0], EVERY_PLANE, EVERY_PLANE)[0], pixels[B02][0, 0, 0]
@@ -271,20 +271,20 @@ def test_an_image_that_is_there_is_kept_unless_told_otherwise(make_plate: MakePl
     np.testing.assert_array_equal(
         read_box(index.image(B02), 0, 0, 0, [0], EVERY_PLANE, EVERY_PLANE)[0], other[0, 0, 0]
     )
-    assert not partial.leftovers(index.path)
+    assert not atomic_directory.leftovers(index.path)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "a b"])
 def test_a_field_whose_name_is_no_folder_name_is_refused(make_plate: MakePlate, name: str) -> None:
     index, pixels = make_plate()
     field = replace(index.plate.fields[0], key=FieldKey("B02", name))
-    with pytest.raises(Mistake, match="letters and digits"):
+    with pytest.raises(UserError, match="letters and digits"):
         write_field(index.path, index.plate, field, pixels[B02], measure(pixels[B02]), CodecRecipe())
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "B" / "02" / "1"
-    with pytest.raises(ZeroDivisionError), partial.appears_whole(target, 10) as folder:
+    with pytest.raises(ZeroDivisionError), atomic_directory.atomic_directory(target, 10) as folder:
         (folder / "0").write_text(str(1 / 0))
     assert list(target.parent.iterdir()) == []
 
@@ -296,7 +296,7 @@ def test_what_a_killed_process_left_is_swept_and_a_replaced_folder_comes_back(tm
     (well / ".2.replaced-77" / "kept").touch()
     (well / ".zarr.json.x1.partial").touch()
     (tmp_path / ".zarr.json.x2.partial").touch()
-    assert partial.sweep(tmp_path) == 4
+    assert atomic_directory.remove_partial(tmp_path) == 4
     assert sorted(p.name for p in well.iterdir()) == ["2"]
     assert (well / "2" / "kept").exists()
 
@@ -309,7 +309,7 @@ def test_a_full_disk_is_named_with_the_bytes_needed_and_nothing_half_written_sta
     plate = Plate("P", tuple("ABCDEFGH"), ("01", "02"), (), (field,))
     path = tmp_path / "disk" / "P.zarr"
     with small_disk(tmp_path / "disk", "2m"):
-        with pytest.raises(Mistake, match=rf"{path}/B/02/1: the disk is full: 3,840,000 bytes are needed"):
+        with pytest.raises(UserError, match=rf"{path}/B/02/1: the disk is full: 3,840,000 bytes are needed"):
             write_field(path, plate, field, pixels, measure(pixels), CodecRecipe())
         assert list((path / "B" / "02").iterdir()) == []
 
@@ -319,7 +319,7 @@ def test_a_disk_that_may_not_be_written_is_named(make_plate: MakePlate) -> None:
     image, box = index.image(B02), (0, 0, 70, 90)
     with (
         read_only(index.path),
-        pytest.raises(Blocked, match=rf"{image}/labels/.* could not be written: .*Read-only"),
+        pytest.raises(AbortRun, match=rf"{image}/labels/.* could not be written: .*Read-only"),
     ):
         write_labels(image, "cells", drawn((70, 90)), origin="human", boxes=[box])
 
@@ -368,7 +368,7 @@ def test_replaced_labels_are_read_anew_and_only_when_told(make_plate: MakePlate)
     image, labels = index.image(B02), drawn((70, 90))
     write_labels(image, "cells", labels, origin="drafted", boxes=[])
     assert read_labels(image, "cells").max() == 70_000
-    with pytest.raises(Mistake, match="overwrite=true"):
+    with pytest.raises(UserError, match="overwrite=true"):
         write_labels(image, "cells", labels * 0, origin="human", boxes=[])
     write_labels(image, "cells", labels * 0, origin="human", boxes=[(0, 0, 70, 90)], overwrite=True)
     assert read_labels(image, "cells").max() == 0
@@ -401,7 +401,7 @@ def test_labels_that_do_not_fit_are_refused(
     make_plate: MakePlate, labels: np.ndarray, boxes: list[Any], message: str
 ) -> None:
     index, _ = make_plate()
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         write_labels(index.image(B02), "cells", labels, origin="human", boxes=boxes)
     assert label_names(index.image(B02)) == []
 
@@ -409,7 +409,7 @@ def test_labels_that_do_not_fit_are_refused(
 def test_labels_that_are_not_there_are_named_with_those_that_are(make_plate: MakePlate) -> None:
     index, _ = make_plate()
     write_labels(index.image(B02), "nuclei", drawn((70, 90)), origin="human", boxes=[])
-    with pytest.raises(Mistake, match="did you mean 'nuclei'"):
+    with pytest.raises(UserError, match="did you mean 'nuclei'"):
         read_labels(index.image(B02), "nucleus")
 
 
@@ -445,13 +445,13 @@ def test_the_labels_group_heals_after_a_kill_between_labels_and_list(make_plate:
 def test_a_plate_without_its_own_zarr_json_is_not_finished(make_plate: MakePlate) -> None:
     index, _ = make_plate()
     (index.path / "zarr.json").unlink()
-    with pytest.raises(Mistake, match="not finished"):
+    with pytest.raises(UserError, match="not finished"):
         open_plate(index.path)
 
 
 def test_a_folder_that_is_no_plate_of_ours_is_named(tmp_path: Path) -> None:
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
-    with pytest.raises(Mistake, match="no plate that convert has written"):
+    with pytest.raises(UserError, match="no plate that convert has written"):
         open_plate(tmp_path)
-    with pytest.raises(Mistake, match="no such plate"):
+    with pytest.raises(UserError, match="no such plate"):
         open_plate(tmp_path / "P02.zarr")

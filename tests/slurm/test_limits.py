@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hpc_isl.cluster.slurm import limits, machines
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.site import Site
 
 
@@ -49,14 +49,14 @@ def test_the_cluster_is_read(cluster: Any) -> None:
 def test_slurm_itself_would_refuse_what_is_refused(
     asked: dict[str, object], flags: list[str], says: str, cluster: Any
 ) -> None:
-    with pytest.raises(Mistake) as refused:
+    with pytest.raises(UserError) as refused:
         limits.check(site(cluster, **asked))
     assert says in str(refused.value)
     assert not accepted(cluster, *flags)
 
 
 def test_slurm_would_let_a_job_that_is_too_long_wait_for_ever(cluster: Any) -> None:
-    with pytest.raises(Mistake, match=r"write site\.time=10min, or site\.partition=main"):
+    with pytest.raises(UserError, match=r"write site\.time=10min, or site\.partition=main"):
         limits.check(site(cluster, partition="short", time="1h"))
     job = cluster.submit("true", "--partition=short", "--time=60")
     reason = lambda: cluster.run("squeue", "-h", "-j", job, "-o", "%r").strip()  # noqa: E731

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.recipes.strict import parse, read_yaml
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.finetune import finetune
-from hpc_isl.strict import parse, read_yaml
+from hpc_isl.stages.finetune.stage import finetune
 
 if __name__ == "__main__":
     folder, rank, size = sys.argv[1:]

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.strict import parse, read_yaml
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.pretrain import pretrain
-from hpc_isl.strict import parse, read_yaml
+from hpc_isl.stages.pretrain.stage import pretrain
 
 if __name__ == "__main__":
     folder, rank, size = sys.argv[1:]

@@ -16,15 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpc_isl.mistake import Mistake
-from hpc_isl.objects.draft import draft, in_raster_order
+from hpc_isl.errors import UserError
+from hpc_isl.objects.draft_labels import draft_labels, in_raster_order
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe, PatternRecipe
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages import synthetic
-from hpc_isl.stages.annotate import annotate, plan
-from hpc_isl.stages.convert import convert
+from hpc_isl.stages.annotate.stage import annotate, plan
+from hpc_isl.stages.convert.stage import convert
+from hpc_isl.stages.synthetic import stage as synthetic
 
 KEYS = [FieldKey("B02", "1"), FieldKey("B02", "2"), FieldKey("B03", "1"), FieldKey("B03", "2")]
 
@@ -76,7 +76,7 @@ def test_a_second_import_keeps_what_is_equal_and_refuses_what_differs(
     run(tmp_path, **keys, source=export / "truth" / "nuclei")
     assert run(tmp_path, **keys, source=export / "truth" / "nuclei")["kept"] == 4
     cells = export / "truth" / "cells"
-    with pytest.raises(Mistake, match=r"(?s)3 problems.*B02/1.*B02/2.*B03/1.*under another name") as caught:
+    with pytest.raises(UserError, match=r"(?s)3 problems.*B02/1.*B02/2.*B03/1.*under another name") as caught:
         run(tmp_path, **keys, source=cells)
     assert "overwrite" not in str(caught.value), "no one is told to destroy what a person drew"
     image = store.open_plate(plate).image(KEYS[0])
@@ -91,7 +91,7 @@ def test_one_problem_is_told_as_one(export: Path, plate: Path, tmp_path: Path) -
     run(tmp_path, **keys, source=export / "truth" / "nuclei")
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "B02_1.tiff").write_bytes((export / "truth/cells/B02_1.tiff").read_bytes())
-    with pytest.raises(Mistake, match=r"^B02/1: has other labels 'nuclei'"):
+    with pytest.raises(UserError, match=r"^B02/1: has other labels 'nuclei'"):
         run(tmp_path, **keys, source=tmp_path / "one")
 
 
@@ -153,7 +153,7 @@ def test_everything_that_is_wrong_with_a_table_is_said_at_once_and_nothing_writt
         {"path": good, "well": "B03"},
         {"path": good, "well": "B02", "field": "01"},
     ])  # fmt: skip
-    with pytest.raises(Mistake) as error:
+    with pytest.raises(UserError) as error:
         run(tmp_path, action="import", plate=plate, source=table)
     text = str(error.value)
     for line, said in {
@@ -178,7 +178,7 @@ def test_damaged_and_foreign_label_images_are_named_together(
     tifffile.imwrite(folder / "B02_2.tif", np.full((128, 128), np.float32(0.5)))
     tifffile.imwrite(folder / "B03_1.tif", np.zeros((64, 128), np.uint8))
     Image.new("RGBA", (127, 128)).save(folder / "B03_2.png")
-    with pytest.raises(Mistake) as error:
+    with pytest.raises(UserError) as error:
         run(tmp_path, action="import", plate=plate, source=folder)
     lines = str(error.value).splitlines()
     said = {"B02_1.tif": "", "B02_2.tif": "not whole", "B03_1.tif": "(1, 64, 128)", "B03_2.png": "128, 127)"}
@@ -192,18 +192,25 @@ def test_a_mask_is_not_taken_for_one_object(plate: Path, tmp_path: Path) -> None
         mask[corner : corner + 9, corner : corner + 9] = 255
     (tmp_path / "masks").mkdir()
     tifffile.imwrite(tmp_path / "masks" / "B02_1.tif", mask)
-    with pytest.raises(Mistake, match="holds 1 values in 3 pieces: a mask"):
+    with pytest.raises(UserError, match="holds 1 values in 3 pieces: a mask"):
         run(tmp_path, action="import", plate=plate, source=tmp_path / "masks")
 
 
 def test_files_that_match_nothing_are_said(export: Path, plate: Path, tmp_path: Path) -> None:
     keys = {"action": "import", "plate": plate, "source": export / "truth" / "nuclei"}
-    with pytest.raises(Mistake, match=r"no file matches regex '\(\?P<well>X\)'"):
+    with pytest.raises(UserError, match=r"no file matches regex '\(\?P<well>X\)'"):
         run(tmp_path, **keys, regex="(?P<well>X)")
     recipe = AnnotateRecipe(**keys, labels="n", regex=r"(?P<well>B02)_(?P<field>1)\.tiff")
     assert any(
         "3 files (B02_2.tiff, B03_1.tiff, B03_2.tiff) have names" in line for line in plan(recipe).says
     )
+
+
+def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "table.csv", [{"path": "a.tif", "well": "B02", "field": "1"}])
+    recipe = AnnotateRecipe(action="import", plate=plate, labels="n", source=table, regex="(?P<well>X)")
+    with pytest.raises(UserError, match="regex: changes nothing beside the table"):
+        plan(recipe)
 
 
 @pytest.mark.parametrize(
@@ -217,17 +224,10 @@ def test_files_that_match_nothing_are_said(export: Path, plate: Path, tmp_path: 
         ({"action": "draft", "channel": "HOECHST 33342", "fields": ["B09"]}, "'B09' is not on the plate"),
     ],
 )
-def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
-    table = write_table(tmp_path / "table.csv", [{"path": "a.tif", "well": "B02", "field": "1"}])
-    recipe = AnnotateRecipe(action="import", plate=plate, labels="n", source=table, regex="(?P<well>X)")
-    with pytest.raises(Mistake, match="regex: changes nothing beside the table"):
-        plan(recipe)
-
-
 def test_mistakes_in_the_recipe_are_found_before_anything_is_done(
     plate: Path, keys: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(Mistake, match=said.replace("(", r"\(")):
+    with pytest.raises(UserError, match=said.replace("(", r"\(")):
         plan(AnnotateRecipe.model_validate({"plate": plate, "labels": "nuclei", **keys}))
 
 
@@ -256,7 +256,7 @@ def test_a_draft_never_replaces_what_people_drew(
     recipe = AnnotateRecipe.model_validate({**keys, "labels": "nuclei", "overwrite": overwrite})
     attempt = Attempt(Run(tmp_path / "runs" / "annotate" / "b"))
     for refused in (lambda: plan(recipe), lambda: annotate(recipe, attempt)):
-        with pytest.raises(Mistake, match=r"a person's.* draft under another name") as caught:
+        with pytest.raises(UserError, match=r"a person's.* draft under another name") as caught:
             refused()
         assert "overwrite" not in str(caught.value)
     image = store.open_plate(plate).image(KEYS[0])
@@ -378,7 +378,7 @@ def test_labels_that_changed_on_the_plate_meanwhile_are_not_written_over(
     before = on_plate(drafted, KEYS[0])
     keys = {"action": "import", "plate": drafted, "labels": NAME, "source": out}
     for refused in (lambda: bring(tmp_path, drafted, out), lambda: plan(AnnotateRecipe.model_validate(keys))):
-        with pytest.raises(Mistake, match=r"have changed since they were exported; .* under another name"):
+        with pytest.raises(UserError, match=r"have changed since they were exported; .* under another name"):
             refused()
     assert same(on_plate(drafted, KEYS[0]), before)
     bring(tmp_path, drafted, out, overwrite=True)
@@ -449,11 +449,11 @@ def test_mistakes_about_lending_are_told_before_anything_is_done(drafted: Path, 
         ({"action": "import", "source": out, "regex": "(?P<well>X)"}, "says itself"),
         ({"action": "import", "source": truth_folder, "accept": True}, "not written by annotate export"),
     ]:
-        with pytest.raises(Mistake, match=said):
+        with pytest.raises(UserError, match=said):
             plan(AnnotateRecipe.model_validate({"plate": drafted, "labels": NAME, **keys}))
     assert not free.exists()
     (out / "manifest.json").write_text('{"written_by": "annotate export"}')
-    with pytest.raises(Mistake, match=r"manifest.json is damaged"):
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
         bring(tmp_path, drafted, out)
     (out / "manifest.json").unlink()
     assert bring(tmp_path, drafted, out / "boxes.csv", overwrite=True)["fields"] == 4, (
@@ -481,10 +481,10 @@ def test_touching_discs_are_split_only_when_asked() -> None:
     y, x = np.mgrid[:80, :80]
     stain = np.where(np.minimum(np.hypot(y - 40, x - 27), np.hypot(y - 40, x - 53)) < 15, 1000, 100)
     keys: dict[str, Any] = {"threshold": "otsu", "sigma": 1.0, "min_area": 50}
-    assert draft(stain, split=True, **keys).max() == 2
-    assert draft(stain, split=False, **keys).max() == 1
-    assert not draft(stain, split=True, **keys | {"min_area": 2000}).any()
-    assert not draft(stain, split=True, **keys | {"threshold": 2000.0}).any()
+    assert draft_labels(stain, split=True, **keys).max() == 2
+    assert draft_labels(stain, split=False, **keys).max() == 1
+    assert not draft_labels(stain, split=True, **keys | {"min_area": 2000}).any()
+    assert not draft_labels(stain, split=True, **keys | {"threshold": 2000.0}).any()
 
 
 @settings(max_examples=30, deadline=None)

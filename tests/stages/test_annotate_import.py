@@ -18,12 +18,12 @@ import zarr
 from made_up_screen import write_screen
 from PIL import Image
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.annotate import annotate, plan
+from hpc_isl.stages.annotate.stage import annotate, plan
 from hpc_isl.stages.inspect import inspect, validate
 
 SHAPE = (96, 128)
@@ -98,7 +98,7 @@ def test_few_values_in_many_pieces_are_refused_until_it_is_said_what_an_object_i
     keys = {"plate": plate, "source": folder}
     for call in (says, lambda action, **more: run(tmp_path, action, **more)):
         with pytest.raises(
-            Mistake, match=r"holds 2 values in 42 pieces: .*pieces .*\(42\), .*values .*\(2\)"
+            UserError, match=r"holds 2 values in 42 pieces: .*pieces .*\(42\), .*values .*\(2\)"
         ):
             call("import", **keys)
     assert run(tmp_path, "import", **keys, objects="values")["objects"] == 2
@@ -110,7 +110,7 @@ def test_few_values_in_many_pieces_are_refused_until_it_is_said_what_an_object_i
 
 def test_a_one_bit_mask_needs_that_too(plate: Path, folder: Path, tmp_path: Path) -> None:
     tifffile.imwrite(folder / "B02_1.tif", cells() > 0, photometric="minisblack")
-    with pytest.raises(Mistake, match="holds 1 values in 6 pieces"):
+    with pytest.raises(UserError, match="holds 1 values in 6 pieces"):
         says("import", plate=plate, source=folder)
     assert run(tmp_path, "import", plate=plate, source=folder, objects="pieces")["objects"] == 6
 
@@ -144,14 +144,14 @@ def test_what_cellpose_leaves_beside_its_images_is_told_apart(
     np.testing.assert_array_equal(on_plate(plate, "B02", "1"), cells())
     (folder / "B02_1_cp_masks.png").unlink()
     (folder / "B02_1_rois.zip").unlink()
-    with pytest.raises(Mistake, match=r"B02/1: .*B02_1_seg.npy holds objects of Python.*Save masks as PNG"):
+    with pytest.raises(UserError, match=r"B02/1: .*B02_1_seg.npy holds objects of Python.*Save masks as PNG"):
         says("import", plate=plate, source=folder)
 
 
 def test_two_files_that_could_both_be_meant_are_named(plate: Path, folder: Path) -> None:
     Image.fromarray(cells()).save(folder / "B02_1.png")
     as_rois(folder / "B02_1.zip", cells())
-    with pytest.raises(Mistake, match=r"field B02/1 has 2 files, B02_1.png, B02_1.zip: leave one"):
+    with pytest.raises(UserError, match=r"field B02/1 has 2 files, B02_1.png, B02_1.zip: leave one"):
         says("import", plate=plate, source=folder)
 
 
@@ -166,7 +166,7 @@ def test_files_of_wells_that_are_not_on_the_plate_are_named_and_the_others_come_
     assert run(tmp_path, "import", plate=plate, source=folder)["written"] == 2
     for name in ("B02_1", "B03_2"):
         (folder / f"{name}.tif").unlink()
-    with pytest.raises(Mistake, match=r"nothing for this plate; 2 files .*; it has 2 wells, B02 to B03"):
+    with pytest.raises(UserError, match=r"nothing for this plate; 2 files .*; it has 2 wells, B02 to B03"):
         says("import", plate=plate, source=folder)
 
 
@@ -174,7 +174,7 @@ def test_fields_that_are_named_are_taken_alone(plate: Path, folder: Path, tmp_pa
     """A field that the well has not might be a shifted number, so it is refused unless fields are named."""
     for name in ("B02_1", "B02_2", "B02_7"):
         tifffile.imwrite(folder / f"{name}.tif", cells())
-    with pytest.raises(Mistake, match=r"B02_7.tif: field '7' names 0 fields of well B02; .*fields=\[…\]"):
+    with pytest.raises(UserError, match=r"B02_7.tif: field '7' names 0 fields of well B02; .*fields=\[…\]"):
         says("import", plate=plate, source=folder)
     keys = {"plate": plate, "source": folder, "fields": ["B02/2"]}
     assert "2 files (B02_1.tif, B02_7.tif) are of other fields than fields= names" in says("import", **keys)
@@ -185,7 +185,7 @@ def test_fields_that_are_named_are_taken_alone(plate: Path, folder: Path, tmp_pa
 def test_one_file_may_be_named_with_its_field(plate: Path, folder: Path, tmp_path: Path) -> None:
     as_rois(folder / "RoiSet.zip", cells())
     keys = {"plate": plate, "source": folder / "RoiSet.zip"}
-    with pytest.raises(Mistake, match=r"no file is named after a field, as B03_1.tif, .*'RoiSet.zip'"):
+    with pytest.raises(UserError, match=r"no file is named after a field, as B03_1.tif, .*'RoiSet.zip'"):
         says("import", **keys)
     run(tmp_path, "import", **keys, fields=["B03/2"])
     np.testing.assert_array_equal(on_plate(plate, "B03", "2"), cells())
@@ -268,20 +268,22 @@ def test_corrections_that_cannot_be_read_are_not_passed_over(plate: Path, lent: 
     """A pickle alone, or ROIs that tell no field, end the import with what to do; rc 0 would lose them."""
     pickled = lent / "B02_1.image_seg.npy"
     np.save(pickled, {"masks": cells(5)}, allow_pickle=True)
-    with pytest.raises(Mistake, match=r"B02/1: .*B02_1.image_seg.npy holds objects of Python"):
+    with pytest.raises(UserError, match=r"B02/1: .*B02_1.image_seg.npy holds objects of Python"):
         says("import", plate=plate, source=lent)
     tifffile.imwrite(lent / "B02_1.labels.tif", cells(5).astype(np.int32))
     said = says("import", plate=plate, source=lent)
     assert "B02_1.image_seg.npy is left out, for B02_1.labels.tif was changed" in said
     as_rois(lent / "RoiSet.zip", cells(3))
-    with pytest.raises(Mistake, match=r"1 files \(RoiSet.zip\) tell no field of the plate.*fields=\[B03/1\]"):
+    with pytest.raises(
+        UserError, match=r"1 files \(RoiSet.zip\) tell no field of the plate.*fields=\[B03/1\]"
+    ):
         says("import", plate=plate, source=lent)
 
 
 def test_two_corrections_of_one_field_are_refused(plate: Path, lent: Path) -> None:
     tifffile.imwrite(lent / "B02_1.labels.tif", cells(5).astype(np.int32))
     Image.fromarray(cells(3)).save(lent / "B02_1.image_cp_masks.png")
-    with pytest.raises(Mistake, match=r"B02_1.labels.tif and B02_1.image_cp_masks.png were both changed"):
+    with pytest.raises(UserError, match=r"B02_1.labels.tif and B02_1.image_cp_masks.png were both changed"):
         says("import", plate=plate, source=lent)
 
 
@@ -315,7 +317,7 @@ def test_labels_that_a_person_edited_in_the_plate_are_replaced_by_no_key(
         {"action": "import", "source": folder},
         {"action": "draft", "channel": "Hoechst", "fields": ["B02/1"]},
     ):
-        with pytest.raises(Mistake, match=r"B02/1: .*'nuclei' were edited since they were written"):
+        with pytest.raises(UserError, match=r"B02/1: .*'nuclei' were edited since they were written"):
             run(tmp_path, **keys, plate=plate, overwrite=True)
     np.testing.assert_array_equal(on_plate(plate, "B02", "1"), mine)
     run(tmp_path, "export", plate=plate, out=tmp_path / "todo", fields=["B02/1"])
@@ -330,9 +332,9 @@ def test_labels_that_a_person_edited_in_the_plate_are_replaced_by_no_key(
 def test_an_edit_after_the_export_is_not_replaced_either(plate: Path, lent: Path, tmp_path: Path) -> None:
     mine = edit(plate, "B02", "1")
     tifffile.imwrite(lent / "B02_1.labels.tif", cells(5).astype(np.int32))
-    with pytest.raises(Mistake, match="have changed since they were exported"):
+    with pytest.raises(UserError, match="have changed since they were exported"):
         run(tmp_path, "import", plate=plate, source=lent)
-    with pytest.raises(Mistake, match="'nuclei' were edited since they were written"):
+    with pytest.raises(UserError, match="'nuclei' were edited since they were written"):
         run(tmp_path, "import", plate=plate, source=lent, overwrite=True)
     np.testing.assert_array_equal(on_plate(plate, "B02", "1"), mine)
 

@@ -25,9 +25,9 @@ from pycocotools import mask as coco_masks
 from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.spatial import Delaunay
 
-from hpc_isl.mistake import Mistake
-from hpc_isl.stages.annotation.formats import coco, outlines
-from hpc_isl.stages.annotation.formats import families as formats
+from hpc_isl.errors import UserError
+from hpc_isl.stages.annotate.formats import coco, outlines
+from hpc_isl.stages.annotate.formats import families as formats
 
 RECORDED = Path(__file__).with_name("recorded")
 SHAPE = (1, 60, 80)
@@ -121,7 +121,7 @@ def test_a_page_for_each_time(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", times)
     for name in ("a.ome.tif", "a.npy"):
         np.testing.assert_array_equal(read(tmp_path / name, shape=(3, 60, 80)), times)
-        with pytest.raises(Mistake, match=r"has the shape \(3, 60, 80\), but the field has \(1, 60, 80\)"):
+        with pytest.raises(UserError, match=r"has the shape \(3, 60, 80\), but the field has \(1, 60, 80\)"):
             read(tmp_path / name)
 
 
@@ -183,7 +183,7 @@ def test_what_is_no_label_image_is_refused_in_words(
 ) -> None:
     path = tmp_path / name
     np.save(path, pixels) if name.endswith("npy") else tifffile.imwrite(path, pixels)
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         formats.check(path, "", SHAPE)
 
 
@@ -202,7 +202,9 @@ def test_a_pickle_is_not_opened_and_it_is_said_how_to_save_masks(tmp_path: Path)
     path, trap = tmp_path / "B02_1_seg.npy", tmp_path / "sprung"
     np.save(path, {"masks": labels(), "trap": Trap(trap)}, allow_pickle=True)
     for call in (lambda: formats.check(path, "", SHAPE), lambda: read(path)):
-        with pytest.raises(Mistake, match=r"_seg.npy holds objects of Python.*File > Save masks as PNG/tif"):
+        with pytest.raises(
+            UserError, match=r"_seg.npy holds objects of Python.*File > Save masks as PNG/tif"
+        ):
             call()
     assert not trap.exists()
     with path.open("rb") as file:
@@ -419,11 +421,11 @@ def test_outlines_of_each_time(tmp_path: Path) -> None:
     for name in ("a.zip", "a.geojson"):
         np.testing.assert_array_equal(read(tmp_path / name, shape=shape), expected)
         with pytest.raises(
-            Mistake, match=r"2 outlines \(.*\) are of a time that the field has not; it has 1"
+            UserError, match=r"2 outlines \(.*\) are of a time that the field has not; it has 1"
         ):
             formats.check(tmp_path / name, "", SHAPE)
     as_rois(tmp_path / "b.zip")
-    with pytest.raises(Mistake, match="cell 1 belongs to no frame, and the field has 3 times"):
+    with pytest.raises(UserError, match="cell 1 belongs to no frame, and the field has 3 times"):
         formats.check(tmp_path / "b.zip", "", shape)
 
 
@@ -442,7 +444,7 @@ def test_overlapping_outlines_are_counted_and_refused_unless_it_is_said_which_wi
     path = tmp_path / "B02_1.geojson"
     path.write_text(json.dumps(features))
     with pytest.raises(
-        Mistake, match=r"2 pairs of outlines overlap, in 356 pixels \(large and small, small and"
+        UserError, match=r"2 pairs of outlines overlap, in 356 pixels \(large and small, small and"
     ):
         read(path)
     drawn = formats.drawing(path, "", SHAPE, "smaller_on_top")
@@ -486,7 +488,7 @@ def test_what_cannot_be_an_object_is_named(write: Any, says: str, tmp_path: Path
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("this one.roi", write if isinstance(write, bytes) else write.tobytes())
             archive.writestr("__MACOSX/._this one.roi", b"of a Mac")
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         formats.check(path, "", SHAPE)
 
 
@@ -506,14 +508,14 @@ def test_what_cannot_be_an_object_is_named(write: Any, says: str, tmp_path: Path
 )
 def test_damage_in_coco_is_named(segmentation: Any, says: str, tmp_path: Path) -> None:
     as_coco(tmp_path / "a.json", lambda number: segmentation)
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         formats.check(tmp_path / "a.json", "plate/B02_1.jpg", SHAPE)
 
 
 def test_an_image_of_coco_has_the_fields_size(tmp_path: Path) -> None:
     as_coco(tmp_path / "a.json")
     with pytest.raises(
-        Mistake, match=r"plate/B02_1.jpg has \(60, 80\) pixels, but the field has \(1, 61, 80\)"
+        UserError, match=r"plate/B02_1.jpg has \(60, 80\) pixels, but the field has \(1, 61, 80\)"
     ):
         formats.check(tmp_path / "a.json", "plate/B02_1.jpg", (1, 61, 80))
 
@@ -524,5 +526,5 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
         archive.writestr("readme.txt", "nothing")
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00")
     for name, says in (("a.zip", "cannot be read"), ("b.zip", "holds no ROI"), ("a.npy", "cannot be read")):
-        with pytest.raises(Mistake, match=says):
+        with pytest.raises(UserError, match=says):
             formats.check(tmp_path / name, "", SHAPE)

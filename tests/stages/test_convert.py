@@ -19,14 +19,14 @@ import pytest
 import tifffile
 from mounts import read_only, small_disk
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_level, open_plate, read_box
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.convert import convert, plan
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.convert.stage import convert, plan
 
 REGEX = r"(?P<well>[A-H]\d\d)_s(?P<field>\d+)_w(?P<channel>\d)_z(?P<plane>\d+)\.tif"
 PATTERN = {"regex": REGEX, "channels": {"1": "Phase", "2": "DAPI"}, "transmitted": ["Phase"], "pixel_um": 0.5}
@@ -129,7 +129,7 @@ def test_every_pixel_is_the_files_and_the_plate_is_valid(
 
 
 def test_a_harmony_export_is_recognised_and_converted(tmp_path: Path, judge: Callable[[Path], None]) -> None:
-    from hpc_isl.stages.synthetic import write
+    from hpc_isl.stages.synthetic.stage import write
 
     write(tmp_path / "export", wells=2, fields=1, size=64, planes=2)
     index = run(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P.zarr"))
@@ -160,7 +160,7 @@ def test_fields_may_differ_in_shape_and_type(export: Path) -> None:
 def test_only_the_chosen_fields_are_converted(export: Path) -> None:
     index = run(recipe(export, fields=["b2/1", "B03"]))
     assert [str(field.key) for field in index.plate.fields] == ["B02/1", "B03/1", "B03/2"]
-    with pytest.raises(Mistake, match="no field or well 'B02/9'; did you mean 'B02/"):
+    with pytest.raises(UserError, match="no field or well 'B02/9'; did you mean 'B02/"):
         plan(recipe(export, fields=["B02/9"]))
 
 
@@ -201,9 +201,9 @@ def test_paths_of_the_plan_are_absolute(export: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_estimate_is_close_to_what_is_written(tmp_path: Path) -> None:
-    from hpc_isl.stages.conversion.costs import costs
-    from hpc_isl.stages.conversion.survey import survey
-    from hpc_isl.stages.synthetic import write
+    from hpc_isl.stages.convert.costs import costs
+    from hpc_isl.stages.convert.survey import survey
+    from hpc_isl.stages.synthetic.stage import write
 
     write(tmp_path / "export", wells=2, fields=1, size=256, planes=2)
     what = ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P.zarr", levels=3)
@@ -220,15 +220,15 @@ def test_the_estimate_is_close_to_what_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["P01", "P01.zar", "export/P01.zarr"])
 def test_a_plate_that_is_no_zarr_or_inside_the_export_is_refused(export: Path, name: str) -> None:
-    with pytest.raises(Mistake, match=r"out: .*(ends in \.zarr|inside the export)"):
+    with pytest.raises(UserError, match=r"out: .*(ends in \.zarr|inside the export)"):
         plan(recipe(export, out=export.parent / name))
 
 
 def test_too_little_room_is_said_before_anything_is_written(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpc_isl.stages.conversion.survey.free", lambda folder: 1000)
-    with pytest.raises(Mistake, match=r"P01\.zarr: the disk is full: [\d,]+ bytes are needed"):
+    monkeypatch.setattr("hpc_isl.stages.convert.stage.survey.free", lambda folder: 1000)
+    with pytest.raises(UserError, match=r"P01\.zarr: the disk is full: [\d,]+ bytes are needed"):
         plan(recipe(export))
     assert not (export.parent / "P01.zarr").exists()
 
@@ -241,11 +241,11 @@ def test_a_place_that_cannot_be_written_is_called_so_and_not_a_full_disk(
     with small_disk(disk, "80k"), read_only(disk):  # too small besides
         what = recipe(export, out=disk / "P01.zarr")
         assert "warning: from this machine out: " in plan(what).says[-1]
-        with pytest.raises(Mistake, match=rf"P01\.zarr cannot be written: the disk of {disk} is read-only"):
+        with pytest.raises(UserError, match=rf"P01\.zarr cannot be written: the disk of {disk} is read-only"):
             run(what)
     what = recipe(export, out=Path("/proc/P01.zarr"))
     assert "disk is full" not in "".join(plan(what).says)
-    with pytest.raises(Mistake, match=r"/proc/P01\.zarr cannot be written"):
+    with pytest.raises(UserError, match=r"/proc/P01\.zarr cannot be written"):
         convert(what, attempt(tmp_path))
 
 
@@ -296,9 +296,9 @@ def test_a_stop_is_heeded_between_fields_and_what_is_written_is_kept(export: Pat
 KILLED = """
 import sys
 from pathlib import Path
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.convert import convert
+from hpc_isl.stages.convert.stage import convert
 
 if __name__ == "__main__":
     convert(load("convert", Path(sys.argv[2]), []), Attempt(Run(Path(sys.argv[1])), cpus=2))
@@ -334,7 +334,7 @@ def test_killed_at_any_moment_and_started_again_the_plate_is_the_same(tmp_path: 
         process.communicate()
         if (out / "zarr.json").exists():
             break
-        with pytest.raises(Mistake, match="not finished"):
+        with pytest.raises(UserError, match="not finished"):
             open_plate(out)
         assert process.returncode == -signal.SIGKILL
     index = run(what)
@@ -378,7 +378,7 @@ def test_a_converting_process_ended_from_outside_is_told_and_its_field_is_done_a
 def test_an_image_of_a_file_that_was_replaced_since_is_made_anew(export: Path) -> None:
     what = recipe(export)
     corrupt(plane_file(export, "B03", 2, 1, 0))
-    with pytest.raises(Mistake, match="B03/2"):
+    with pytest.raises(UserError, match="B03/2"):
         run(what)
     before = stamps(what.out)
     path = plane_file(export, "B02", 1, 2, 1)
@@ -395,7 +395,7 @@ def test_two_conversions_to_one_plate_at_the_same_time_are_refused(export: Path)
     (what.out / "index").mkdir(parents=True)
     with (what.out / "index" / "conversion.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(Mistake, match="another process is converting"):
+        with pytest.raises(UserError, match="another process is converting"):
             run(what)
     assert_exact(run(what), export)
 
@@ -419,10 +419,10 @@ def test_a_disk_that_fills_up_is_a_mistake_and_the_conversion_goes_on_when_there
     export, disk = write_export(tmp_path / "export"), tmp_path / "disk"
     with small_disk(disk, size):
         what = recipe(export, out=disk / "P01.zarr")
-        monkeypatch.setattr("hpc_isl.stages.conversion.survey.free", lambda folder: 10**9)
-        with pytest.raises(Mistake, match=r"disk/P01\.zarr.*: the disk is full: [\d,]+ bytes are needed"):
+        monkeypatch.setattr("hpc_isl.stages.convert.stage.survey.free", lambda folder: 10**9)
+        with pytest.raises(UserError, match=r"disk/P01\.zarr.*: the disk is full: [\d,]+ bytes are needed"):
             run(what, cpus)
-        with pytest.raises(Mistake, match="not finished"):
+        with pytest.raises(UserError, match="not finished"):
             open_plate(what.out)
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         assert_exact(run(what), export)
@@ -435,18 +435,18 @@ def test_a_plate_from_another_source_or_recipe_is_not_overwritten(export: Path, 
     index = run(recipe(export))
     other = write_export(tmp_path / "other", wells=("C05",))
     for what in (recipe(other), recipe(export, codec={"chunk": 64}), recipe(export, name="P02")):
-        with pytest.raises(Mistake, match=r"holds another plate, from .*export.*; choose another out$"):
+        with pytest.raises(UserError, match=r"holds another plate, from .*export.*; choose another out$"):
             plan(what)
-        with pytest.raises(Mistake, match="choose another out"):
+        with pytest.raises(UserError, match="choose another out"):
             run(what)
     assert open_plate(index.path) == index
 
 
 def test_a_half_converted_plate_of_another_recipe_is_refused_with_the_way_out(export: Path) -> None:
     corrupt(plane_file(export, "B03", 2, 1, 0))
-    with pytest.raises(Mistake, match="B03/2"):
+    with pytest.raises(UserError, match="B03/2"):
         run(recipe(export))
-    with pytest.raises(Mistake, match=r"a half-converted plate, from .* or by another recipe; choose"):
+    with pytest.raises(UserError, match=r"a half-converted plate, from .* or by another recipe; choose"):
         plan(recipe(export, levels=2))
     assert "half converted" in "\n".join(plan(recipe(export, on_error="skip")).says)
 
@@ -457,7 +457,7 @@ def test_what_convert_did_not_make_is_not_touched(export: Path, kind: str) -> No
     thing = out / "precious" if kind == "folder" else out
     thing.parent.mkdir(exist_ok=True)
     thing.write_text("years of work")
-    with pytest.raises(Mistake, match="was not made by convert"):
+    with pytest.raises(UserError, match="was not made by convert"):
         plan(recipe(export))
     assert thing.read_text() == "years of work"
 
@@ -474,7 +474,7 @@ def damage(export: Path) -> None:
 
 def test_damaged_fields_are_named_together_and_nothing_is_finished(export: Path) -> None:
     damage(export)
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         run(recipe(export))
     said = str(raised.value)
     assert said.startswith("3 of 4 fields are damaged:")
@@ -486,7 +486,7 @@ def test_damaged_fields_are_named_together_and_nothing_is_finished(export: Path)
 
 def test_a_damaged_file_that_only_decoding_finds_is_named_with_the_others(export: Path) -> None:
     corrupt(plane_file(export, "B03", 2, 1, 1))
-    with pytest.raises(Mistake, match=r"(?s)1 of 4 fields are damaged:.*B03/2: .*B03_s2_w1_z1\.tif"):
+    with pytest.raises(UserError, match=r"(?s)1 of 4 fields are damaged:.*B03/2: .*B03_s2_w1_z1\.tif"):
         run(recipe(export), cpus=2)
 
 
@@ -505,7 +505,7 @@ def test_a_plane_of_another_type_is_the_one_named(export: Path) -> None:
     odd = [plane_file(export, "B03", 2, 1, 0), plane_file(export, "B02", 1, 2, 0)]
     for path in odd:
         tifffile.imwrite(path, tifffile.imread(path).astype("uint8"))
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         run(recipe(export))
     for path in odd:
         assert f"{path.name} is uint8 of 50 × 70 pixels, other planes are uint16" in str(mistake.value)
@@ -550,7 +550,7 @@ def test_a_plane_that_only_decoding_finds_damaged_is_left_out_too(export: Path, 
     again = run(what)
     assert again == index
     (what.out / "zarr.json").unlink()
-    with pytest.raises(Mistake, match=r"1 of 4 fields are damaged.*\n.*B03_s2_w1_z1\.tif is damaged"):
+    with pytest.raises(UserError, match=r"1 of 4 fields are damaged.*\n.*B03_s2_w1_z1\.tif is damaged"):
         run(recipe(export))
 
 
@@ -558,9 +558,9 @@ def test_a_file_that_changes_while_it_is_read_is_no_plane(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The instrument may still be writing: nothing half-read is stored, and the field is named."""
-    from hpc_isl.stages.conversion import work
+    from hpc_isl.stages.convert import field
 
-    path, whole = plane_file(export, "B03", 2, 1, 1), work.assemble
+    path, whole = plane_file(export, "B03", 2, 1, 1), field.assemble
 
     def grown(*given: Any) -> Any:
         found = whole(*given)
@@ -568,8 +568,8 @@ def test_a_file_that_changes_while_it_is_read_is_no_plane(
             path.write_bytes(path.read_bytes() + b"more")
         return found
 
-    monkeypatch.setattr(work, "assemble", grown)
-    with pytest.raises(Mistake, match=r"(?s)1 of 4 fields are damaged.*B03/2: its files changed while"):
+    monkeypatch.setattr(field, "assemble", grown)
+    with pytest.raises(UserError, match=r"(?s)1 of 4 fields are damaged.*B03/2: its files changed while"):
         run(recipe(export))
     index = run(recipe(export, on_error="skip"))
     assert "B03/2" not in masks(index)
@@ -623,7 +623,7 @@ def test_killed_while_repaired_fields_join_the_plate_it_is_finished_by_the_next_
 def test_a_plate_of_which_every_field_is_damaged_is_a_mistake(export: Path, on_error: str) -> None:
     for path in export.glob("*.tif"):
         corrupt(path)
-    with pytest.raises(Mistake, match="B02/1"):
+    with pytest.raises(UserError, match="B02/1"):
         run(recipe(export, on_error=on_error))
     assert not (recipe(export).out / "zarr.json").exists()
 
@@ -634,7 +634,7 @@ def test_hundreds_of_damaged_fields_fit_one_screen(tmp_path: Path) -> None:
         path.write_bytes(b"")
     path = plane_file(export, "B02", 1, 1, 0)
     tifffile.imwrite(path, np.ones(SHAPE, "uint16"))
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         plan(recipe(export))
     assert "and 6 more" in str(raised.value)
     assert len(str(raised.value).splitlines()) < 25

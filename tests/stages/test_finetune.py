@@ -22,24 +22,24 @@ from scipy.ndimage import label
 from skimage.measure import regionprops
 from skimage.segmentation import clear_border
 
-from hpc_isl.cluster.orders import differences
-from hpc_isl.learning import model
-from hpc_isl.learning.contract import CONTRACT, read_contract
-from hpc_isl.learning.predict import predict
-from hpc_isl.learning.samples import read
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.submit.request import differences
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.samples import read
+from hpc_isl.learning.inference.predict import predict
+from hpc_isl.learning.network import model
+from hpc_isl.learning.network.contract import CONTRACT, read_contract
 from hpc_isl.objects.matching import object_scores
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import open_plate, read_box, read_labels, write_labels
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.finetune import finetune, plan
-from hpc_isl.stages.finetuning.boxes import Box, draw
-from hpc_isl.stages.finetuning.scores import count
-from hpc_isl.stages.finetuning.setting import settle
-from hpc_isl.stages.pretrain import pretrain
-from hpc_isl.stages.shared.objects_from import objects_in, rule_of
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.finetune.boxes import Box, draw
+from hpc_isl.stages.finetune.inputs import resolve_inputs
+from hpc_isl.stages.finetune.scores import count
+from hpc_isl.stages.finetune.stage import finetune, plan
+from hpc_isl.stages.pretrain.stage import pretrain
+from hpc_isl.stages.shared.decoding import objects_in, rule_of
 
 SCRIPT = Path(__file__).with_name("run_finetune.py")
 SPLIT = "split={test_wells: [B04, C04], validation_wells: [C03]}"
@@ -258,16 +258,16 @@ def wells(boxes):
 
 
 def test_test_wells_never_learn(world):
-    setting = settle(recipe(world, "arm=random"))
+    setting = resolve_inputs(recipe(world, "arm=random"))
     assert sorted(wells(setting.pool)) == ["B02", "B02", "B03", "C02", "C03"]
     assert sorted(wells(setting.testing)) == ["B04", "C04"]
-    one = settle(recipe(world, "arm=random", "only={cell_line: [3T3]}"))
+    one = resolve_inputs(recipe(world, "arm=random", "only={cell_line: [3T3]}"))
     assert sorted(wells(one.learning)) == ["C02", "C03"]
 
 
 @pytest.mark.parametrize("fold", range(6))
 def test_a_field_left_out_tests_and_all_others_learn(world, fold):
-    setting = settle(recipe(world, "arm=random", f"fold={fold}", "seen=allow"))
+    setting = resolve_inputs(recipe(world, "arm=random", f"fold={fold}", "seen=allow"))
     [out] = set(wells(setting.testing))
     assert set(wells(setting.learning)) == {"B02", "B03", "B04", "C02", "C03", "C04"} - {out}
     assert len(setting.learning) + len(setting.testing) == 7
@@ -275,7 +275,7 @@ def test_a_field_left_out_tests_and_all_others_learn(world, fold):
 
 def test_boxes_are_nested_in_n_and_the_same_for_all_arms(world):
     def places(*keys):
-        return [box.place for box in settle(recipe(world, *keys)).learning]
+        return [box.place for box in resolve_inputs(recipe(world, *keys)).learning]
 
     for number in (0, 1):
         for arm in ("random", "drafted"):
@@ -288,7 +288,7 @@ def test_boxes_are_nested_in_n_and_the_same_for_all_arms(world):
 
 
 def test_a_box_that_is_added_leaves_the_order_of_the_others(world):
-    pool = list(settle(recipe(world)).pool)
+    pool = list(resolve_inputs(recipe(world)).pool)
     added = replace(pool[0], corners=(50, 50, 60, 60))
     for number in range(5):
         with_it = [box for box in draw([added, *pool], "all", number) if box != added]
@@ -351,7 +351,7 @@ def test_mistakes_are_found_before_anything_is_submitted(world, keys, message):
     places["drafted"] = world / "runs" / "finetune" / "drafted"
     for name, path in places.items():
         keys = [key.replace("{" + name + "}", str(path)) for key in keys]
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         plan(recipe(world, *keys))
 
 
@@ -377,7 +377,7 @@ def changed(world, folder, name, change):
 )
 def test_models_that_cannot_be_compared_are_refused(world, tmp_path, change, message):
     other = changed(world, tmp_path, "file", change)
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         plan(recipe(world, f"pretrained=[{world}/runs/pretrain/plain, {other}]"))
 
 
@@ -387,7 +387,7 @@ def test_a_model_that_sees_other_things_does_not_start_the_arm_drafted(world, tm
     content = json.loads(file.read_text())
     content["view"]["sources"][0]["plane"] = 0
     file.write_text(json.dumps(content))
-    with pytest.raises(Mistake, match="see different things"):
+    with pytest.raises(UserError, match="see different things"):
         plan(recipe(world, f"drafted={tmp_path}/drafted"))
 
 
@@ -398,7 +398,7 @@ def test_test_wells_that_a_model_has_seen_may_be_allowed_and_it_is_said(world):
 
 def test_a_plate_that_the_split_does_not_list_is_refused(world, tmp_path, write_stained_plate):
     write_truth(write_stained_plate(tmp_path / "P02.zarr"), {"nuclei": "human"})
-    with pytest.raises(Mistake, match="plate 'P02' is not in the split of the pretrained model"):
+    with pytest.raises(UserError, match="plate 'P02' is not in the split of the pretrained model"):
         plan(recipe(world, f"plates=[{world}/P01.zarr, {tmp_path}/P02.zarr]"))
 
 
@@ -410,7 +410,7 @@ def test_labels_on_test_fields_alone_are_enough_without_annotation(world, tmp_pa
         write_labels(image, "few", read_labels(image, "nuclei"), origin="human", boxes=WHOLE)
     few = [f"plates=[{tmp_path}/P01.zarr]", "labels=few"]
     assert any("scored on 2 boxes of 'few'" in line for line in plan(recipe(world, *few, "n=0")).says)
-    with pytest.raises(Mistake, match="no field in the parts train, validation of the split has them"):
+    with pytest.raises(UserError, match="no field in the parts train, validation of the split has them"):
         plan(recipe(world, *few, "n=1"))
 
 
@@ -487,8 +487,8 @@ PLAN = """
 import json, sys
 from pathlib import Path
 from hpc_isl.recipes.finetune import FinetuneRecipe
-from hpc_isl.stages.finetune import plan
-from hpc_isl.strict import parse, read_yaml
+from hpc_isl.stages.finetune.stage import plan
+from hpc_isl.recipes.strict import parse, read_yaml
 plan(parse(FinetuneRecipe, read_yaml(Path(sys.argv[1])), "recipe"))
 print(json.dumps(sorted(sys.modules)))
 """

@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 from made_up_sweep import label_plate
 
-from hpc_isl.cluster import folders, widen
-from hpc_isl.cluster.orders import Order
-from hpc_isl.many import SweepRecipe
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.run_folder import create
+from hpc_isl.cluster.submit import extend_sweep
+from hpc_isl.cluster.submit.request import RunRequest
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import read_labels, write_labels
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
+from hpc_isl.recipes.many import SweepRecipe
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Run
 from hpc_isl.site import Site
-from hpc_isl.stages.finetune import arrange, plan
-from hpc_isl.stages.finetuning.setting import as_planned, settle
-from hpc_isl.stages.finetuning.sweep import best
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.finetune.inputs import as_planned, resolve_inputs
+from hpc_isl.stages.finetune.stage import arrange, plan
+from hpc_isl.stages.finetune.sweep import best
 
 PLAIN = [
     "labels=nuclei", "sources=[{channel: Brightfield}]", "arm=random",
@@ -74,7 +75,7 @@ def test_the_last_element_learns_from_all_boxes_and_waits_for_all_others(element
     assert (final.arm, final.n, final.everything) == ("best", "all", True)
     assert final.among == [tmp_path / "finetune" / name for name in ("n=1", "n=4", "n=all")]
     assert found.says == ("final, the last element: the best arm learns from all 6 boxes",)
-    assert len(settle(final.model_copy(update={"arm": "random"})).learning) == 6
+    assert len(resolve_inputs(final.model_copy(update={"arm": "random"})).learning) == 6
 
 
 def test_more_boxes_than_there_are_and_arms_that_know_nothing_are_left_out_with_a_word(elements, tmp_path):
@@ -88,7 +89,7 @@ def test_more_boxes_than_there_are_and_arms_that_know_nothing_are_left_out_with_
     assert "arm imagenet is left out: net.weights names no weights" in said
     assert "arm random+isl is left out: pretrained must name an ISL run" in said
     assert "arm drafted is left out: drafted must name a finetune run" in said
-    with pytest.raises(Mistake, match=r"no element can be computed\n  n=9 is left out"):
+    with pytest.raises(UserError, match=r"no element can be computed\n  n=9 is left out"):
         arrange(elements(n=[9]), tmp_path)
 
 
@@ -102,7 +103,7 @@ def test_with_few_annotated_fields_each_is_left_out_in_turn(elements, tmp_path):
     assert f"n=4 is left out: {where}" in found.says
     tested = []
     for name in names[-4:]:
-        setting = settle(found.elements[name])
+        setting = resolve_inputs(found.elements[name])
         assert len({box.field for box in setting.testing}) == 1
         assert {box.field for box in setting.learning}.isdisjoint(box.field for box in setting.testing)
         assert len(setting.learning) + len(setting.testing) == 6
@@ -126,7 +127,7 @@ def test_folds_that_are_given_are_not_folded_again(elements, tmp_path):
 def test_one_annotated_field_alone_is_too_few(elements, plate, tmp_path):
     image = plate.image(FieldKey("B02", "1"))
     write_labels(image, "one", read_labels(image, "nuclei"), origin="human", boxes=WHOLE, overwrite=True)
-    with pytest.raises(Mistake, match="one annotated field alone cannot both train and test"):
+    with pytest.raises(UserError, match="one annotated field alone cannot both train and test"):
         arrange(elements("labels=one", n=["all"]), tmp_path)
 
 
@@ -143,19 +144,19 @@ def test_boxes_are_told_by_name_when_there_are_more_of_them(elements, plate, tmp
     """Who annotates more and types the sweep again reads which boxes are new, and only those elements are
     others whose boxes are."""
     annotated(plate, "grown", "B02", "B03", "B04", "C02", "C03", "C04")
-    order = Order("finetune", SweepRecipe(stage="finetune", over={"n": ["all"]}), Site(), "nuc",
+    order = RunRequest("finetune", SweepRecipe(stage="finetune", over={"n": ["all"]}), Site(), "nuc",
                   elements=elements("labels=grown", n=[1, "all"]))  # fmt: skip
     plans = {name: plan(recipe) for name, recipe in order.elements.items()}
     run = order.run(tmp_path)
-    folders.make_array(run, order, plans, ())
-    assert not widen.compare(run, order, plans)
+    create.make_array(run, order, plans, ())
+    assert not extend_sweep.compare(run, order, plans)
     first = next(iter(plans["n=1"].parts["boxes"]))
     assert first in plans["n=all"].parts["boxes"]
     well = next(well for well in ("B02", "B03", "C02", "C03") if f" {well}/1 " not in first)
     image = plate.image(FieldKey(well, "1"))
     two = [(0, 0, 32, 64), (32, 0, 64, 64)]
     write_labels(image, "grown", read_labels(image, "nuclei"), origin="human", boxes=two, overwrite=True)
-    found = widen.compare(run, order, {name: plan(recipe) for name, recipe in order.elements.items()})
+    found = extend_sweep.compare(run, order, {name: plan(recipe) for name, recipe in order.elements.items()})
     assert "n=all" in found.changed
     said = "\n".join(found.lines)
     assert f"boxes: 2 new: P01 {well}/1 [0, 0, 32, 64] 'grown'; P01 {well}/1 [32, 0, 64, 64] 'grown'" in said
@@ -170,8 +171,8 @@ def test_a_run_learns_from_the_boxes_that_it_was_planned_with(elements, plate):
     [recipe] = elements("labels=waiting", n=["all"]).values()
     planned = plan(recipe)
     annotated(plate, "waiting", "C03")
-    assert len(settle(recipe).learning) == 4
-    setting = as_planned(recipe, settle(recipe), planned.parts)
+    assert len(resolve_inputs(recipe).learning) == 4
+    setting = as_planned(recipe, resolve_inputs(recipe), planned.parts)
     for key, boxes in (("boxes", setting.learning), ("test boxes", setting.testing)):
         assert [box.name for box in boxes] == list(planned.parts[key])
     image = plate.image(FieldKey("B03", "1"))
@@ -179,10 +180,12 @@ def test_a_run_learns_from_the_boxes_that_it_was_planned_with(elements, plate):
     other[:4] = 99
     write_labels(image, "waiting", other, origin="human", boxes=[(0, 0, 63, 64)], overwrite=True)
     with pytest.raises(
-        Mistake, match=r"P01 B03/1 \[0, 0, 64, 64\] 'waiting': these labels were changed since"
+        UserError, match=r"P01 B03/1 \[0, 0, 64, 64\] 'waiting': these labels were changed since"
     ):
-        as_planned(recipe, settle(recipe), planned.parts)
-    assert as_planned(recipe, settle(recipe), {}) == settle(recipe), "planned by an earlier version"
+        as_planned(recipe, resolve_inputs(recipe), planned.parts)
+    assert as_planned(recipe, resolve_inputs(recipe), {}) == resolve_inputs(recipe), (
+        "planned by an earlier version"
+    )
 
 
 # ---------------------------------------------------------------- the best arm
@@ -242,11 +245,11 @@ def test_what_is_swept_beside_the_arm_makes_another_arm(elements, done):
 
 def test_the_best_is_not_known_before_all_are_done_and_scored(elements, done):
     among = [done("a", "n=all", iou=0.5), done("lost", "n=1")]
-    with pytest.raises(Mistake, match=r"1 of 2 elements are not done \(lost\).*retry the sweep"):
+    with pytest.raises(UserError, match=r"1 of 2 elements are not done \(lost\).*retry the sweep"):
         best(wanted(elements, among))
-    with pytest.raises(Mistake, match="no element has a score: no test field has labels"):
+    with pytest.raises(UserError, match="no element has a score: no test field has labels"):
         best(wanted(elements, [done("b", "n=all", iou=float("nan"))]))
-    with pytest.raises(Mistake, match="arm=best: is for sweeps"):
+    with pytest.raises(UserError, match="arm=best: is for sweeps"):
         best(wanted(elements, []))
 
 

@@ -104,14 +104,14 @@ def test_pretraining_is_named_with_the_plates_own_channels(
 def test_a_sweep_is_named_where_there_are_annotated_fields_enough(
     write_stained_plate: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from hpc_isl.recipe import load
+    from hpc_isl.recipes.load import load
     from hpc_isl.stages.shared.following import after_pretraining
-    from hpc_isl.stages.shared.study import study_of
+    from hpc_isl.stages.shared.plate_views import load_plate_views
 
     index = write_stained_plate(tmp_path / "P01.zarr", size=64)
     keys = ["sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst}]", "train.crop=32"]
     recipe: Any = load("pretrain", None, [f"plates=[{index.path}]", *keys])
-    study, _ = study_of(recipe)
+    study, _ = load_plate_views(recipe)
     assert after_pretraining(study, "random+isl")[0].startswith("annotate draft ")
     for number, field in enumerate(index.plate.fields, 1):
         squares = np.zeros((64, 64), np.uint32)

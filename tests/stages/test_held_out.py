@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from hpc_isl.learning.calibrate import view_of
-from hpc_isl.learning.losses import title_of
-from hpc_isl.learning.predict import Predictor
-from hpc_isl.learning.split import draw
-from hpc_isl.learning.world import open_world
+from hpc_isl.learning.data.calibrate import view_of
+from hpc_isl.learning.data.split import draw
+from hpc_isl.learning.inference.predict import Predictor
+from hpc_isl.learning.network.losses import title_of
+from hpc_isl.learning.training.world import open_world
 from hpc_isl.objects.scores import mae
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.shared.held_out import Pixels, figures, look, quick_scores, score, write_scores
-from hpc_isl.stages.shared.ledger import Ledger
+from hpc_isl.stages.shared.held_out import Pixels, figures, predict_field, quick_scores, score, write_scores
 from hpc_isl.stages.shared.pictures import training_figure
-from hpc_isl.stages.shared.study import Study
+from hpc_isl.stages.shared.plate_views import PlateViews
+from hpc_isl.stages.shared.training_log import TrainingLog
 
 KEYS = [
     "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst, plane: max}]", "data.workers=0",
@@ -31,12 +31,12 @@ KEYS = [
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, write_stained_plate: Callable[..., Any]) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory, write_stained_plate: Callable[..., Any]) -> PlateViews:
     path = tmp_path_factory.mktemp("plates") / "P01.zarr"
     index = write_stained_plate(path)
     recipe: Any = load("pretrain", None, [f"plates=[{path}]", *KEYS])
     split = draw((index,), recipe.split)
-    return Study((index,), split, view_of((index,), split, recipe))
+    return PlateViews((index,), split, view_of((index,), split, recipe))
 
 
 class FirstFieldAlone(nn.Module):
@@ -52,7 +52,7 @@ class FirstFieldAlone(nn.Module):
 
 
 def test_constant_predictions_count_as_nothing_and_are_counted(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: PlateViews, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A user sees the PCC of a network that is blind to half of the fields halved, not that of the others,
     with the number of fields that it is blind to: while it trains, in its figures and in scores.csv."""
@@ -72,12 +72,12 @@ def test_constant_predictions_count_as_nothing_and_are_counted(
     assert sees["loss"] == pytest.approx(sees["mae"], rel=1e-5), "the loss is measured on the same fields"
     assert 0 < half["pcc"] < sees["pcc"]
     assert (half["constant_predictions"], dead["constant_predictions"], dead["pcc"]) == (1, 2, 0)
-    Ledger(attempt, steps=1, batch=1).validated(1, dead)
+    TrainingLog(attempt, steps=1, batch=1).validated(1, dead)
     assert "PCC 0.0000" in (said := capsys.readouterr().out)
     assert "2 predictions of a field are constant though the stain is not" in said
 
     one_blind = Predictor(FirstFieldAlone(1))
-    rows = [row for place in study.places("test") for seen in look(study, one_blind, place)
+    rows = [row for place in study.places("test") for seen in predict_field(study, one_blind, place)
             for row in score(study, seen, None)]  # fmt: skip
     assert [row["pcc"] == 0 for row in rows] == [True, False]
     found = figures(rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, Problem, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field, write_labels
@@ -59,7 +59,7 @@ def test_a_plate_is_told_in_a_persons_words(index: Index) -> None:
 
 
 def test_a_plate_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="no such plate"):
+    with pytest.raises(UserError, match="no such plate"):
         inspect(tmp_path / "none.zarr")
     assert validate(tmp_path / "none.zarr") == [f"{tmp_path / 'none.zarr'}: there is no such plate"]
 

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hpc_isl.learning import model
-from hpc_isl.learning.predict import predict
-from hpc_isl.learning.samples import read
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.samples import read
+from hpc_isl.learning.inference.predict import predict
+from hpc_isl.learning.network import model
 from hpc_isl.objects.scores import pcc
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import open_plate, read_box, write_labels
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
 from hpc_isl.recipes.pretrain import PretrainRecipe
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.pretrain import plan, pretrain
+from hpc_isl.stages.pretrain.stage import plan, pretrain
 from hpc_isl.stages.shared.pictures import round_length
-from hpc_isl.strict import to_yaml
 
 SCRIPT = Path(__file__).with_name("run_pretrain.py")
 SMALL = [
@@ -116,14 +116,14 @@ def test_a_plan_says_what_will_be_done_and_writes_nothing(recipe, plate, tmp_pat
     ],
 )
 def test_mistakes_are_found_before_anything_is_submitted(recipe, override, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         plan(recipe(override))
 
 
 def test_processes_that_cannot_share_a_step_are_refused_at_submission(recipe):
     found = plan(recipe())
     found.check_size(2)
-    with pytest.raises(Mistake, match="3 processes cannot share the 2 micro-batches"):
+    with pytest.raises(UserError, match="3 processes cannot share the 2 micro-batches"):
         found.check_size(3)
 
 
@@ -253,13 +253,13 @@ def test_without_test_wells_there_is_a_model_and_no_score(recipe, tmp_path):
 def test_another_recipe_in_the_same_run_folder_is_refused(recipe, tmp_path):
     one = attempt(tmp_path)
     pretrain(recipe("train.steps=2"), one)
-    with pytest.raises(Mistake, match="belongs to another recipe"):
+    with pytest.raises(UserError, match="belongs to another recipe"):
         pretrain(recipe("train.steps=3"), attempt(tmp_path, number=1))
 
 
 def test_a_nan_loss_names_fields_and_leaves_no_checkpoint(recipe, tmp_path):
     one = attempt(tmp_path)
-    with pytest.raises(Mistake, match=r"the loss is (nan|inf) in P01 [BC]0\d/1.*optim.lr"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) in P01 [BC]0\d/1.*optim.lr"):
         pretrain(recipe("optim={lr: 1.0e+30, schedule: constant, clip_norm: null}"), one)
     assert not one.run.model.exists()
     assert one.run.summary() is None

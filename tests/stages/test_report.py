@@ -19,14 +19,14 @@ import pytest
 from made_up_sweep import START, Shape, label_plate, made_up_sweep
 
 from hpc_isl import submit
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.store import Index
 from hpc_isl.run import Run
-from hpc_isl.stages.report import Report, report
-from hpc_isl.stages.reporting.panels import EXTRA, MATCHED, MISSED, panels
-from hpc_isl.stages.reporting.sweep import read_sweep
-from hpc_isl.stages.reporting.tables import Results, results, tables
-from hpc_isl.stages.reporting.words import LEGEND, headline
+from hpc_isl.stages.report.panels import EXTRA, MATCHED, MISSED, panels
+from hpc_isl.stages.report.sentences import LEGEND, headline
+from hpc_isl.stages.report.stage import Report, report
+from hpc_isl.stages.report.sweep_results import read_sweep
+from hpc_isl.stages.report.tables import Results, results, tables
 from hpc_isl.stages.shared.sweeps import SCORES
 
 NASTY = """<i>it's a "sweep" & more"""
@@ -556,7 +556,7 @@ def test_a_sweeps_own_run_in_mlflow_has_its_scores_by_arm_and_n_and_its_report(
 ) -> None:
     """A user who opens a sweep's run sees a chart for each arm, mean score over N, a table of them and the
     report, without opening its elements or typing `report`; a widened sweep has its scores beside those."""
-    from hpc_isl.cluster.tracking import sync
+    from hpc_isl.cluster.tracking.mlflow_run import sync
 
     run = forwarded_sweep(tmp_path, plate, having(PAIR, draws=(0, 1)))
     assert "nothing new" not in sync(run)
@@ -598,19 +598,19 @@ def test_a_second_report_takes_the_place_of_the_first(tmp_path: Path, plate: Ind
 
 def test_only_a_sweep_of_finetune_has_a_report(tmp_path: Path, plate: Index) -> None:
     run = made_up_sweep(tmp_path, plate, PAIR)
-    with pytest.raises(Mistake, match=r"^report: 'S12' is a pretrain run; name a sweep of finetune$"):
+    with pytest.raises(UserError, match=r"^report: 'S12' is a pretrain run; name a sweep of finetune$"):
         report(Run(tmp_path / "runs" / "pretrain" / "S12"))
-    with pytest.raises(Mistake, match="'nuc/arm=random,n=1,draw=0' is a finetune run; name a sweep"):
+    with pytest.raises(UserError, match="'nuc/arm=random,n=1,draw=0' is a finetune run; name a sweep"):
         report(run.elements()[0])
     run.recipe.write_text("stage: pretrain\nover: {seed: [0, 1]}\n")
-    with pytest.raises(Mistake, match=r"^report: 'nuc' is a sweep of pretrain; name a sweep of finetune$"):
+    with pytest.raises(UserError, match=r"^report: 'nuc' is a sweep of pretrain; name a sweep of finetune$"):
         report(run)
 
 
 def test_a_sweep_of_which_nothing_is_done_has_no_report_yet(tmp_path: Path, plate: Index) -> None:
     names = ("arm=random,n=1,draw=0", "arm=random+isl,n=1,draw=0")
     run = made_up_sweep(tmp_path, plate, having(PAIR, ns=(1,), draws=(0,), missing=dict.fromkeys(names)))
-    with pytest.raises(Mistake, match="no element of 'nuc' is done yet"):
+    with pytest.raises(UserError, match="no element of 'nuc' is done yet"):
         report(run)
     assert not (run.folder / "report").exists()
 

@@ -17,14 +17,14 @@ from made_up_screen import save_model, write_screen
 from mounts import bound, read_only, small_disk
 from skimage.measure import regionprops_table
 
-from hpc_isl.cluster.orders import Order, plans
+from hpc_isl.cluster.submit.request import RunRequest, plans
+from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.files import read_json
-from hpc_isl.learning.model import load as load_model
-from hpc_isl.learning.predict import predict
-from hpc_isl.learning.samples import read
-from hpc_isl.mistake import Blocked, Mistake
-from hpc_isl.objects.draft import in_raster_order, without_small
-from hpc_isl.objects.flood import reference
+from hpc_isl.learning.data.samples import read
+from hpc_isl.learning.inference.predict import predict
+from hpc_isl.learning.network.model import load as load_model
+from hpc_isl.objects.draft_labels import in_raster_order, without_small
+from hpc_isl.objects.watershed import reference
 from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.store import (
     computed_by,
@@ -35,16 +35,16 @@ from hpc_isl.plates.store import (
     read_labels,
     write_labels,
 )
-from hpc_isl.recipe import RECIPES, load
+from hpc_isl.recipes.load import RECIPES, load
+from hpc_isl.recipes.strict import parse, read_yaml, to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 from hpc_isl.stages.inspect import validate
-from hpc_isl.stages.segment import _places, plan, segment
-from hpc_isl.stages.segmentation.overlap import seen_twice, wells_of
-from hpc_isl.stages.segmentation.setting import _unique, models_of, targets_of
-from hpc_isl.stages.segmentation.work import Verified, segment_field, verify_field
-from hpc_isl.stages.table import table
-from hpc_isl.strict import parse, read_yaml, to_yaml
+from hpc_isl.stages.segment.field import Verified, segment_field, verify_field
+from hpc_isl.stages.segment.inputs import _unique, models_of, plate_inputs
+from hpc_isl.stages.segment.overlap import find_duplicates, wells_of
+from hpc_isl.stages.segment.stage import _places, plan, segment
+from hpc_isl.stages.table.stage import table
 from hpc_isl.tasks import Answer
 
 
@@ -64,9 +64,9 @@ class Here:
             try:
                 self.computed.append(task.name)
                 return Answer(task.name, call(task.argument))
-            except Blocked:
+            except AbortRun:
                 raise
-            except Mistake as mistake:
+            except UserError as mistake:
                 return Answer(task.name, problem=str(mistake))
 
         with ThreadPoolExecutor(self.threads) as pool:
@@ -219,7 +219,7 @@ def test_a_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(lab,
         filler = tmp_path / "disk" / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(tmp_path / "disk").free - 60_000))
         pool = Here()
-        with pytest.raises(Blocked, match="the disk is full"):
+        with pytest.raises(AbortRun, match="the disk is full"):
             segmented(lab, tmp_path / "disk", *keys, pool=pool, copy=False)
         assert len(pool.computed) < 4, "the others would have met the same"
         filler.unlink()
@@ -231,7 +231,7 @@ def test_a_plate_that_may_not_be_written_is_refused_unless_no_labels_are_kept(la
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     with read_only(tmp_path / "S1.zarr"):
         pool = Here()
-        with pytest.raises(Mistake, match=r"B/02/1 cannot be written, and labels go there: .*\[mask\]"):
+        with pytest.raises(UserError, match=r"B/02/1 cannot be written, and labels go there: .*\[mask\]"):
             segmented(lab, tmp_path, copy=False, pool=pool)
         assert pool.computed == []
         assert segmented(lab, tmp_path, "write=[mask]", copy=False, name="mask").summary()
@@ -292,7 +292,7 @@ def test_computed_labels_that_people_corrected_stay_too(lab, tmp_path):
     for name in ("found", "found_predicted"):
         write_labels(image, name, drawn, origin="human", boxes=[(0, 0, 96, 128)])
     said = "people have labels 'found', and 'found_predicted' where they corrected computed ones"
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         segmented(lab, tmp_path, "overwrite=true", copy=False)
     np.testing.assert_array_equal(read_labels(image, "found_predicted"), drawn)
 
@@ -302,9 +302,9 @@ def test_a_run_that_goes_on_leaves_what_another_has_written_since(lab, tmp_path)
     segmented(lab, tmp_path, "h=5", "overwrite=true", name="other", copy=False)
     before = shards(tmp_path / "S1.zarr")
     recipe = parse(RECIPES["segment"], read_yaml(first.recipe), "recipe")
-    with pytest.raises(Mistake, match="of another run of segment"):
+    with pytest.raises(UserError, match="of another run of segment"):
         segment(recipe, Attempt(first, 1), Here())
-    with pytest.raises(Mistake, match="of another run of segment"):
+    with pytest.raises(UserError, match="of another run of segment"):
         segment_field(works(first, recipe)[0])
     assert shards(tmp_path / "S1.zarr") == before
 
@@ -312,7 +312,9 @@ def test_a_run_that_goes_on_leaves_what_another_has_written_since(lab, tmp_path)
 def works(run, recipe):
     """The fields of a run, as it hands them out."""
     models = models_of(recipe)
-    return [work for _, work in _places(recipe, models, targets_of(recipe, models.contract.view), run.folder)]
+    return [
+        work for _, work in _places(recipe, models, plate_inputs(recipe, models.contract.view), run.folder)
+    ]
 
 
 @pytest.mark.parametrize("change", ["h", "size"])
@@ -330,7 +332,7 @@ def test_another_rule_or_size_of_pixels_is_another_computation(lab, tmp_path, ch
         write_screen(home / "S1.zarr", pixel_um=0.505)
         shutil.copytree(home / "S1.zarr", tmp_path / "b" / "S1.zarr")
         shutil.copytree(labels, tmp_path / "b" / "S1.zarr" / "B" / "02" / "1" / "labels")
-    with pytest.raises(Mistake, match="of another run of segment"):
+    with pytest.raises(UserError, match="of another run of segment"):
         segmented(home, tmp_path / ("a" if change == "h" else "b"), name="again", copy=False)
 
 
@@ -346,7 +348,7 @@ def test_a_run_that_only_measures_more_has_the_same_labels(lab, tmp_path):
 
 def test_labels_of_another_run_are_replaced_when_that_is_asked_for(lab, tmp_path):
     segmented(lab, tmp_path)
-    with pytest.raises(Mistake, match=r"4 fields .* of another run of segment, .* overwrite=true"):
+    with pytest.raises(UserError, match=r"4 fields .* of another run of segment, .* overwrite=true"):
         segmented(lab, tmp_path, "h=5", name="other", copy=False)
     before = read_labels(tmp_path / "S1.zarr" / "B" / "02" / "1", "found")
     segmented(lab, tmp_path, "h=5", "overwrite=true", name="other", copy=False)
@@ -451,7 +453,7 @@ def test_a_plate_has_the_same_columns_and_hashes_alone_as_beside_another(tmp_pat
 
 
 def both_targets(recipe):
-    return targets_of(recipe, models_of(recipe).contract.view)
+    return plate_inputs(recipe, models_of(recipe).contract.view)
 
 
 def test_tables_of_an_earlier_version_get_the_columns_of_other_plates(tmp_path):
@@ -517,7 +519,7 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
 )
 def test_what_can_never_work_is_refused_before_a_pixel_is_read(lab, key, says):
     keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]", "labels=found", key]
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         plan(load("segment", None, keys))
 
 
@@ -529,7 +531,7 @@ def test_maps_of_images_too_large_for_memory_are_refused_at_once(lab):
         "largest=1000",
     ]
     assert plan(load("segment", None, keys))
-    with pytest.raises(Mistake, match="becomes labels and features alone"):
+    with pytest.raises(UserError, match="becomes labels and features alone"):
         plan(load("segment", None, [*keys, "write=[labels, mask]"]))
 
 
@@ -633,9 +635,9 @@ def test_a_model_under_other_names_of_channels_says_what_there_is(lab, tmp_path)
     save_model(tmp_path / "runs" / "finetune" / "phase", channel="Phase")
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     keys = [f"model={tmp_path}/runs/finetune/phase", f"plates=[{tmp_path}/S1.zarr]", "labels=found"]
-    with pytest.raises(Mistake, match="has no channel 'Phase'"):
+    with pytest.raises(UserError, match="has no channel 'Phase'"):
         plan(load("segment", None, keys))
-    with pytest.raises(Mistake, match="'Phse' is no channel of the model; did you mean 'Phase'"):
+    with pytest.raises(UserError, match="'Phse' is no channel of the model; did you mean 'Phase'"):
         plan(load("segment", None, [*keys, "channels={Phse: Brightfield}"]))
     assert plan(load("segment", None, [*keys, "channels={Phase: Brightfield}"])).inputs["S1"]
 
@@ -701,7 +703,7 @@ def test_what_one_field_shows_apart_is_two_objects(tmp_path):
             index.image(key), "found", labels, origin="segmented", boxes=[(0, 0, 64, 128)], fingerprint="f"
         )
     [well] = wells_of(index, dict.fromkeys(keys, "f"), "found", 0.3)
-    assert seen_twice(well) == [("B02/2", 0, 1, "B02/1:1")]
+    assert find_duplicates(well) == [("B02/2", 0, 1, "B02/1:1")]
 
 
 def test_plates_of_one_name_are_told_apart():
@@ -722,8 +724,8 @@ def test_a_plate_that_is_given_twice_is_segmented_once(lab, tmp_path):
 def test_two_elements_of_a_sweep_never_write_the_same_labels(lab):
     keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]"]
     elements = {f"h={h}": load("segment", None, [*keys, "labels=found", f"h={h}"]) for h in (5, 10)}
-    order = Order("segment", elements["h=5"], Site(), elements=elements)
-    with pytest.raises(Mistake, match=r"'h=5' and 'h=10' would both write labels 'found' of .*S1\.zarr"):
+    order = RunRequest("segment", elements["h=5"], Site(), elements=elements)
+    with pytest.raises(UserError, match=r"'h=5' and 'h=10' would both write labels 'found' of .*S1\.zarr"):
         plans(order)
     named = {f"h={h}": load("segment", None, [*keys, f"labels=h{h}", f"h={h}"]) for h in (5, 10)}
     assert len(plans(replace(order, elements=named))) == 2
@@ -743,8 +745,8 @@ def test_two_elements_of_a_sweep_never_write_the_same_labels_through_two_paths(l
         assert plan(recipe(*paths)).recipe.plates == [lab / "S1.zarr"]
         for one, other in ((paths[0], paths[1]), (paths[0], paths[2])):
             elements = {"a": recipe(one), "b": recipe(other)}
-            with pytest.raises(Mistake, match=r"'a' and 'b' would both write labels 'found' of B02/1"):
-                plans(Order("segment", elements["a"], Site(), elements=elements))
+            with pytest.raises(UserError, match=r"'a' and 'b' would both write labels 'found' of B02/1"):
+                plans(RunRequest("segment", elements["a"], Site(), elements=elements))
 
 
 def test_what_another_run_is_just_writing_stays(lab, tmp_path):
@@ -787,7 +789,7 @@ def test_fields_are_told_in_plate_order(lab, tmp_path):
 def test_what_a_model_cannot_do_is_refused(lab, model, key, says):
     (lab / "runs/segment/all").mkdir(parents=True, exist_ok=True)
     keys = [f"model={lab}/runs/finetune/{model}", f"plates=[{lab}/S1.zarr]", "labels=found", key]
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         plan(load("segment", None, keys))
 
 

@@ -11,18 +11,18 @@ import pytest
 import zarr
 from made_up_screen import save_model, write_screen
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.label_groups import existing
 from hpc_isl.plates.store import annotation, edited, label_names, open_plate, read_labels
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import AnnotateRecipe
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.annotate import annotate
-from hpc_isl.stages.annotate import plan as plan_annotate
+from hpc_isl.stages.annotate.stage import annotate
+from hpc_isl.stages.annotate.stage import plan as plan_annotate
 from hpc_isl.stages.inspect import inspect, validate
-from hpc_isl.stages.segment import plan, segment
-from hpc_isl.stages.segmentation.edits import differing
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.segment.edits import differing
+from hpc_isl.stages.segment.stage import plan, segment
 from hpc_isl.tasks import Answer
 
 EDITED = r"1 fields \(B03/1\) have labels 'found' that were edited since they were written"
@@ -48,7 +48,7 @@ class Here:
             self.computed.append(task.name)
             try:
                 yield Answer(task.name, call(task.argument))
-            except Mistake as mistake:
+            except UserError as mistake:
                 yield Answer(task.name, problem=str(mistake))
 
 
@@ -108,10 +108,10 @@ def strip(folder):
 def test_another_run_does_not_replace_them_whatever_its_keys_say(corrected):
     """It is refused before anything is computed, with the fields and what to do."""
     folder, image, mine = corrected
-    with pytest.raises(Mistake, match=EDITED):
+    with pytest.raises(UserError, match=EDITED):
         plan(recipe(folder, "h=5", "overwrite=true"))
     for keys in (("measure=[Brightfield]",), ("measure=[Brightfield]", "overwrite=true")):
-        with pytest.raises(Mistake, match=EDITED):
+        with pytest.raises(UserError, match=EDITED):
             again(folder, "more", *keys)
     np.testing.assert_array_equal(read_labels(image, "found"), mine)
     assert again(folder, "other", "h=5", "labels=others"), "another name will do"
@@ -123,7 +123,7 @@ def test_computed_ones_beside_a_persons_stay_too_when_they_are_edited(corrected)
     test_what_the_message_says_makes_them_a_persons_and_the_computed_ones_go_beside(corrected)
     [name] = {*label_names(image)} - {"found"}
     zarr.open_array(str(existing(image, name) / "0"), mode="r+")[..., :9, :9] = 4242
-    with pytest.raises(Mistake, match=rf"1 fields \(B03/1\) have labels '{name}' that were edited"):
+    with pytest.raises(UserError, match=rf"1 fields \(B03/1\) have labels '{name}' that were edited"):
         again(folder, "third", "h=7", "overwrite=true")
     assert (read_labels(image, name)[:9, :9] == 4242).all()
 
@@ -153,7 +153,7 @@ def test_a_field_that_would_be_computed_again_is_refused_with_its_name(corrected
     """A retry that has lost a record or a table would write the labels anew."""
     folder, image, mine = corrected
     (folder / "runs/segment/all" / gone).unlink()
-    with pytest.raises(Mistake, match=EDITED):
+    with pytest.raises(UserError, match=EDITED):
         again(folder, "all", number=1)
     np.testing.assert_array_equal(read_labels(image, "found"), mine)
 
@@ -163,7 +163,7 @@ def test_an_edit_while_the_run_computes_is_not_replaced(lab, tmp_path, monkeypat
     shutil.copytree(lab, tmp_path / "lab")
     folder = tmp_path / "lab"
     image = folder / "S1.zarr" / "B" / "03" / "1"
-    import hpc_isl.stages.segmentation.work as work
+    import hpc_isl.stages.segment.stage.field as work
 
     compute = work.measured
 
@@ -238,7 +238,7 @@ def test_runs_and_labels_of_earlier_versions_go_on(lab, tmp_path):
     assert again(folder, "all", number=2) == ["B03-1"]
     image = folder / "S1.zarr" / "B" / "03" / "1"
     assert edited(image, "found") is False
-    with pytest.raises(Mistake, match=r"3 fields .* have labels 'found' that have no checksum"):
+    with pytest.raises(UserError, match=r"3 fields .* have labels 'found' that have no checksum"):
         plan(recipe(folder, "h=5", "overwrite=true"))
 
 

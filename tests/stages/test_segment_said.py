@@ -12,15 +12,15 @@ import pytest
 from made_up_screen import save_model, write_screen
 from PIL import Image
 
-from hpc_isl.learning.contract import CONTRACT, Contract, read_contract
-from hpc_isl.learning.drift import FACTS, reference_of
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.drift import FACTS, reference_of
+from hpc_isl.learning.network.contract import CONTRACT, Contract, read_contract
 from hpc_isl.plates.store import label_names, open_plate, read_labels, write_labels
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.segment import plan, segment
-from hpc_isl.stages.table import table
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.segment.stage import plan, segment
+from hpc_isl.stages.table.stage import table
 from hpc_isl.tasks import Answer
 
 WHOLE = [(0, 0, 96, 128)]
@@ -146,7 +146,7 @@ def test_confluence_is_told_of_cells_alone(lab, tmp_path):
     assert (cells.pictures / "plates-confluence.png").exists()
     assert "confluence" not in wells(nuclei)
     assert not (nuclei.pictures / "plates-confluence.png").exists()
-    with pytest.raises(Mistake, match="heatmap=confluence: no such column"):
+    with pytest.raises(UserError, match="heatmap=confluence: no such column"):
         table(nuclei, heat_maps=["confluence"])
 
 

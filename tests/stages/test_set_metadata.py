@@ -18,15 +18,15 @@ import pytest
 import tifffile
 from made_up_screen import CHANNELS, save_model, write_screen
 
-from hpc_isl.cluster.uses import in_use
+from hpc_isl.cluster.run_folder.uses import in_use
+from hpc_isl.errors import UserError
 from hpc_isl.files import among_readers
-from hpc_isl.learning.contract import CONTRACT
+from hpc_isl.learning.network.contract import CONTRACT
 from hpc_isl.metadata_changes import LOCK
-from hpc_isl.mistake import Mistake
-from hpc_isl.plates.change import change_metadata
+from hpc_isl.plates.change_metadata import change_metadata
 from hpc_isl.plates.plate import Channel
 from hpc_isl.plates.store import open_plate
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
 from hpc_isl.stages.set_metadata import setting
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, word: str, says: str) -> None:
     index = write_screen(tmp_path / "S1.zarr")
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         setting(index.path, [word])
     assert says in str(caught.value)
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, word: str, says: str) -
 )
 def test_nanometres_are_no_micrometres_wherever_a_pixel_is_spoken_of(stage: str, keys: list[str]) -> None:
     """Who types 325 nm as 325 is told so before anything is computed, with the number that was meant."""
-    with pytest.raises(Mistake, match=r"325 nm are 0\.325 µm"):
+    with pytest.raises(UserError, match=r"325 nm are 0\.325 µm"):
         load(stage, None, keys)
 
 
@@ -177,7 +177,7 @@ def test_a_conversion_that_goes_on_holds_its_plate_too(lab: Door) -> None:
     """A finished plate may be taking in further fields, which bear the names that it has now."""
     keys = ["source=export", f"out={lab.cwd / 'S1.zarr'}"]
     index = open_plate(lab.cwd / "S1.zarr")
-    with in_use(load("convert", None, keys)), pytest.raises(Mistake, match="a run uses it just now"):
+    with in_use(load("convert", None, keys)), pytest.raises(UserError, match="a run uses it just now"):
         change_metadata(index, replace(index.plate, pixel_um=0.5), "me")
 
 
@@ -229,7 +229,14 @@ def test_a_job_that_was_queued_before_does_not_start_on_other_metadata(lab: Door
     (run / "done" / "annotate.json").unlink()
     index = open_plate(lab.cwd / "S1.zarr")
     change_metadata(index, replace(index.plate, pixel_um=0.5), "me")
-    words = [sys.executable, "-m", "hpc_isl.cluster.worker", "hpc_isl.stages.annotate", str(run), "1"]
+    words = [
+        sys.executable,
+        "-m",
+        "hpc_isl.cluster.rank.worker",
+        "hpc_isl.stages.annotate.stage",
+        str(run),
+        "1",
+    ]
     done = subprocess.run(words, cwd=run, env=lab.environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "metadata of S1 changed: pixel_um: 1 -> 0.5" in (run / "attempts" / "1" / "rank-0.log").read_text()

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.seeds import stream
-from hpc_isl.stages import synthetic
-from hpc_isl.stages.synthesis import optics
-from hpc_isl.stages.synthesis.cells import Condition, grow
-from hpc_isl.stages.synthesis.layout import HOECHST, lay_out
+from hpc_isl.stages.synthetic import optics
+from hpc_isl.stages.synthetic import stage as synthetic
+from hpc_isl.stages.synthetic.cells import Condition, grow
+from hpc_isl.stages.synthetic.layout import HOECHST, lay_out
 
 NAMESPACE = "{http://www.perkinelmer.com/PEHH/HarmonyV5}"
 
@@ -126,9 +126,9 @@ def test_treatments_change_the_cells_as_the_plate_map_says(export: Path) -> None
 
 
 def test_an_export_is_not_written_over(export: Path) -> None:
-    with pytest.raises(Mistake, match="holds an export already"):
+    with pytest.raises(UserError, match="holds an export already"):
         synthetic.write(export, wells=1)
-    with pytest.raises(Mistake, match="at most 308"):
+    with pytest.raises(UserError, match="at most 308"):
         synthetic.write(export / "new", wells=309)
 
 

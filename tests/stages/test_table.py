@@ -18,10 +18,10 @@ from made_up_segmentation import MadeUp, labels_of, made_up_segmentation, many_w
 from PIL import Image
 
 from hpc_isl import submit
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.run import Run
-from hpc_isl.stages.table import after_segmenting, table
-from hpc_isl.stages.tables.pictures import MISSING, Map, agreement, draw_plates, plate_heat_map, scatter
+from hpc_isl.stages.table.pictures import MISSING, Map, agreement, draw_plates, plate_heat_map, scatter
+from hpc_isl.stages.table.stage import after_segmenting, table
 
 DRUGS = {"B02": {"treatment": "DMSO", "dose": "0"}, "B03": {"treatment": "Taxol, 1 nM", "dose": "1.5"}}
 FIRST = MadeUp(
@@ -388,27 +388,27 @@ def test_too_few_counts_have_no_correlation_and_a_picture_all_the_same(
 def test_mistakes_are_named_in_one_line(
     whole: tuple[Run, pd.DataFrame], given_: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(Mistake, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         table(whole[0], **given_)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_is_no_file_to_write(whole: tuple[Run, pd.DataFrame], tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"is a folder; name a file, as in out=.*wells\.csv"):
+    with pytest.raises(UserError, match=r"is a folder; name a file, as in out=.*wells\.csv"):
         table(whole[0], tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(Mistake, match="cannot be written: "):
+    with pytest.raises(UserError, match="cannot be written: "):
         table(whole[0], tmp_path / "file" / "wells.csv")
-    with pytest.raises(Mistake, match="cannot be written: "):
+    with pytest.raises(UserError, match="cannot be written: "):
         table(whole[0], tmp_path / "file" / "objects.parquet", "object")
 
 
 def test_only_a_run_of_segment_that_is_done_has_tables(tmp_path: Path) -> None:
     run = made_up_segmentation(tmp_path, [FIRST])
-    with pytest.raises(Mistake, match="table: 'S12' is a pretrain run; name a run of segment"):
+    with pytest.raises(UserError, match="table: 'S12' is a pretrain run; name a run of segment"):
         table(Run(tmp_path / "runs" / "pretrain" / "S12"))
     (run.done / "segment.json").unlink()
-    with pytest.raises(Mistake, match="table: 'nuc-P' is not done, its objects lie field by field in"):
+    with pytest.raises(UserError, match="table: 'nuc-P' is not done, its objects lie field by field in"):
         table(run)
 
 

@@ -12,12 +12,14 @@ import pytest
 from made_up_screen import save_model, write_screen
 from made_up_sweep import label_plate
 
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Plan, Run
-from hpc_isl.stages import finetune, pretrain, segment
-from hpc_isl.stages.finetuning import work as finetuning
-from hpc_isl.stages.pretraining import work as pretraining
-from hpc_isl.strict import to_yaml
+from hpc_isl.stages.finetune import stage as finetune
+from hpc_isl.stages.finetune import training_run as finetuning
+from hpc_isl.stages.pretrain import stage as pretrain
+from hpc_isl.stages.pretrain import training_run as pretraining
+from hpc_isl.stages.segment import stage as segment
 from hpc_isl.tasks import Answer
 from hpc_isl.timing import estimate
 

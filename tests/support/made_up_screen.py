@@ -11,11 +11,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import hpc_isl
-from hpc_isl.learning import model
-from hpc_isl.learning.contract import Contract, Task
-from hpc_isl.learning.heads import set_head
-from hpc_isl.learning.unet import build
-from hpc_isl.learning.view import Role, View
+from hpc_isl.learning.data.view import Role, View
+from hpc_isl.learning.network import model
+from hpc_isl.learning.network.contract import Contract, Task
+from hpc_isl.learning.network.heads import set_head
+from hpc_isl.learning.network.unet import build
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, Problem, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field

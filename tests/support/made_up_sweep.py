@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_erosion, label
 
-from hpc_isl.learning.split import Split
-from hpc_isl.learning.split import write as write_split
-from hpc_isl.learning.view import Role, View
-from hpc_isl.many import SweepRecipe
+from hpc_isl.learning.data.split import Split
+from hpc_isl.learning.data.split import write as write_split
+from hpc_isl.learning.data.view import Role, View
 from hpc_isl.plates.store import Index, read_box, write_labels
 from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.recipes.many import SweepRecipe
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Run
 from hpc_isl.seeds import stream
-from hpc_isl.strict import to_yaml
 
 # Score at N = 1, and how far it rises towards 0.85.
 START = {"random": 0.42, "random+isl": 0.62, "imagenet": 0.5, "imagenet+isl": 0.64, "drafted": 0.63}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_isl.objects.blocks import flood_blocks
-from hpc_isl.objects.flood import flood
+from hpc_isl.objects.watershed import watershed
+from hpc_isl.objects.watershed_tiled import tiled_watershed
 
 BLOCK = 512
 H = 2.0
@@ -50,7 +50,7 @@ def _blocks(folder: Path, edge: int) -> str:
             folder / "mask.npy", np.bool_, edge, box
         )
 
-    flood_blocks(read, write, (edge, edge), H, block=(BLOCK, BLOCK), scratch=scratch)
+    tiled_watershed(read, write, (edge, edge), H, block=(BLOCK, BLOCK), scratch=scratch)
     out.seek(0)
     digest = hashlib.sha256()
     while rows := out.read(2**20):
@@ -71,7 +71,7 @@ def part(path: Path, kind: type, edge: int, box: tuple[slice, slice]) -> np.ndar
 
 
 def _whole(folder: Path) -> str:
-    labels = flood(np.load(folder / "distance.npy"), np.load(folder / "mask.npy"), H)
+    labels = watershed(np.load(folder / "distance.npy"), np.load(folder / "mask.npy"), H)
     return hashlib.sha256(labels.data).hexdigest()
 
 
@@ -80,8 +80,8 @@ def _warm_up(folder: Path) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
     distance, mask = rng.random((64, 64)).astype(np.float32), rng.random((64, 64)) < 0.6
-    flood(distance, mask, 0.1)
-    flood_blocks(
+    watershed(distance, mask, 0.1)
+    tiled_watershed(
         lambda box: (distance[box], mask[box]), lambda box, labels: None, (64, 64), 0.1,
         block=(16, 16), scratch=folder,
     )  # fmt: skip

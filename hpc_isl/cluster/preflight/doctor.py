@@ -17,9 +17,9 @@ from hpc_isl.cluster.preflight.mounts import Mount
 from hpc_isl.cluster.preflight.probe import Facts
 from hpc_isl.cluster.preflight.visit import Outcome, Visit
 from hpc_isl.cluster.slurm import limits, machines
-from hpc_isl.cluster.slurm.ask import ask
+from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.cluster.slurm.demand import fitting, nodes_text
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.site import Site
 
 Say = Callable[[str], None]
@@ -93,7 +93,7 @@ def _slurm(site: Site) -> Finding:
 def _limits(site: Site) -> Finding:
     try:
         limits.check(site)
-    except Mistake as mistake:
+    except UserError as mistake:
         complaint, _, remedy = str(mistake).partition("; write ")
         return Finding("FAIL", "limits", complaint, f"write {remedy}" if remedy else "change the site file")
     return ok("limits", "the cluster can give what the site asks for")

@@ -23,7 +23,7 @@ import psutil
 
 import hpc_isl
 from hpc_isl.cluster.preflight import mounts
-from hpc_isl.cluster.record import code_digest
+from hpc_isl.cluster.run_folder.provenance import code_digest
 from hpc_isl.files import read_json, write_atomic
 
 PACKAGES = (

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_isl.cluster.jobs import interpreter
+from hpc_isl.cluster.monitor.status import OURS
 from hpc_isl.cluster.preflight import probe
 from hpc_isl.cluster.preflight.probe import Facts
-from hpc_isl.cluster.record import python_path, snapshot
-from hpc_isl.cluster.slurm.ask import ask
+from hpc_isl.cluster.run_folder.job import interpreter
+from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
+from hpc_isl.cluster.run_folder.submissions import cluster_of
+from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.cluster.slurm.queue import Queued, queue
-from hpc_isl.cluster.status import OURS
-from hpc_isl.cluster.submissions import cluster_of
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
 

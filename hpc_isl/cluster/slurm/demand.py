@@ -23,7 +23,7 @@ def eligible(partition: Partition, site: Site) -> list[Node]:
 
 
 @dataclass(frozen=True)
-class Need:
+class NodeRequirement:
     """One thing that a job asks of each of its nodes.
 
     Attributes:
@@ -46,17 +46,17 @@ class Need:
         return self.amount <= self.of(node)
 
 
-def needs_of(partition: Partition, site: Site) -> list[Need]:
+def needs_of(partition: Partition, site: Site) -> list[NodeRequirement]:
     """GPUs, CPUs and memory, where the site asks for them."""
     # A cluster that does not tell jobs apart by memory may not have been told how much there is.
     known = any(node.memory > 1 for node in partition.nodes)
     needs = [
-        Need(
+        NodeRequirement(
             "gpus", site.visible_gpus, lambda node: node.gpu_count, lambda most: f"{most} GPUs",
             f"site.gpus={site.gpus}", lambda most: f"site.gpus={most}",
         ),
         _cpus_needed(partition, site),
-        Need(
+        NodeRequirement(
             "memory", megabytes(site.memory) if site.memory and known else 0, partition.memory, at_most,
             f"site.memory={site.memory}", lambda most: f"site.memory={at_most(most)}",
         ),
@@ -64,7 +64,7 @@ def needs_of(partition: Partition, site: Site) -> list[Need]:
     return [need for need in needs if need.amount]
 
 
-def _cpus_needed(partition: Partition, site: Site) -> Need:
+def _cpus_needed(partition: Partition, site: Site) -> NodeRequirement:
     each, processes = site.cpus or 1, site.per_node
     key = "cpus" if site.cpus else "processes" if site.processes else "gpus"
     said = f"site.{key}={getattr(site, key) or 1}"
@@ -74,7 +74,7 @@ def _cpus_needed(partition: Partition, site: Site) -> Need:
     def typed(most: int) -> str:
         return f"site.cpus={most // processes}" if most >= processes else f"site.processes={most}"
 
-    return Need(key, each * processes, partition.cpus, lambda most: f"{most} CPUs", said, typed)
+    return NodeRequirement(key, each * processes, partition.cpus, lambda most: f"{most} CPUs", said, typed)
 
 
 def too_much(partition: Partition, site: Site) -> str | None:
@@ -102,7 +102,7 @@ def fitting(partition: Partition, site: Site) -> list[Node]:
     return [node for node in eligible(partition, site) if all(need.met(node) for need in needs)]
 
 
-def _above(partition: Partition, site: Site, need: Need, most: int) -> str:
+def _above(partition: Partition, site: Site, need: NodeRequirement, most: int) -> str:
     which = f" with {site.constraint}" if site.constraint else ""
     if not most:
         return f"{need.said}: no node of partition {partition.name!r}{which} has any; write {need.typed(0)}"
@@ -110,7 +110,7 @@ def _above(partition: Partition, site: Site, need: Need, most: int) -> str:
     return f"{need.said}: {whose}; write {need.typed(most)}"
 
 
-def _not_together(partition: Partition, nodes: Sequence[Node], needs: Sequence[Need]) -> str:
+def _not_together(partition: Partition, nodes: Sequence[Node], needs: Sequence[NodeRequirement]) -> str:
     """Each thing alone some node can give: which of them to lower, and to what."""
     ways = list(_ways(nodes, needs))
     asked = [need for need, _ in ways] or list(needs)
@@ -123,7 +123,7 @@ def _not_together(partition: Partition, nodes: Sequence[Node], needs: Sequence[N
     return f"{wrong}; write {' '.join(lower)}"
 
 
-def _ways(nodes: Sequence[Node], needs: Sequence[Need]) -> Iterator[tuple[Need, str]]:
+def _ways(nodes: Sequence[Node], needs: Sequence[NodeRequirement]) -> Iterator[tuple[NodeRequirement, str]]:
     for need in needs:
         others = [one for one in needs if one is not need]
         rest = [node for node in nodes if all(other.met(node) for other in others)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.cluster.slurm import machines
-from hpc_isl.cluster.slurm.ask import ask
+from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.cluster.slurm.demand import (
     at_least,
     at_most,
@@ -21,7 +21,7 @@ from hpc_isl.cluster.slurm.demand import (
     too_much,
 )
 from hpc_isl.cluster.slurm.machines import ALL, Cluster, Node, Partition
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.errors import UserError, nearest
 from hpc_isl.site import Site
 
 ARRAY_SIZE = 1001  # Slurm's default
@@ -44,12 +44,12 @@ def check(site: Site) -> None:
     """Lets pass what the cluster can give, and what is not known: that sbatch decides.
 
     Raises:
-        Mistake: the site asks for what it never can; says the nearest that it can.
+        UserError: the site asks for what it never can; says the nearest that it can.
     """
     cluster = machines.read(site.slurm_conf) if _knowable(site) else None
     wrong = cluster and complaint(cluster, site, _qos(site))
     if wrong:
-        raise Mistake(wrong)
+        raise UserError(wrong)
 
 
 def _knowable(site: Site) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_isl.cluster.slurm.ask import ask
+from hpc_isl.cluster.slurm.commands import ask
 
 ALL = frozenset({"ALL"})
 # Not among them: POWERED_DOWN, of which Slurm switches on what a job needs.

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.cluster.slurm.ask import ask
-from hpc_isl.mistake import Mistake
+from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.errors import UserError
 
 PATIENCE_S = 10.0  # a controller that is away is not waited for: the run folder tells much
 FORGOTTEN = "Invalid job id specified"
@@ -107,4 +107,4 @@ def cancel(jobs: Iterable[str], conf: Path | None = None, cluster: str | None = 
     """Tells Slurm to end the jobs: TERM first, so that they can save."""
     code, _, errors = ask(["scancel", *jobs], conf, cluster=cluster)
     if code:
-        raise Mistake(f"scancel {' '.join(jobs)}: {errors}")
+        raise UserError(f"scancel {' '.join(jobs)}: {errors}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import isclose
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Channel, Export, FieldKey, Plate
 
 
@@ -19,7 +19,7 @@ def merged(exports: Sequence[Export], names: Sequence[str]) -> Export:
         names: of the measurements, for the messages.
 
     Raises:
-        Mistake: they differ in plate format or in the size of a pixel.
+        UserError: they differ in plate format or in the size of a pixel.
     """
     _check(exports, names)
     channels: dict[str, Channel] = {}
@@ -57,10 +57,10 @@ def _check(exports: Sequence[Export], names: Sequence[str]) -> None:
     for name, export in zip(names[1:], exports[1:], strict=True):
         plate = export.plate
         if (plate.rows, plate.columns) != (first.rows, first.columns):
-            raise Mistake(f"{names[0]} and {name} are of different plate formats; give one as source")
+            raise UserError(f"{names[0]} and {name} are of different plate formats; give one as source")
         ours, theirs = first.pixel_um, plate.pixel_um
         if ours and theirs and not isclose(ours, theirs, rel_tol=0.005):
-            raise Mistake(
+            raise UserError(
                 f"{names[0]} has pixels of {ours:g} µm, {name} of {theirs:g} µm: give one as source, "
                 "for acquisitions of one plate have pixels of one size"
             )

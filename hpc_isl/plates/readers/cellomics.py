@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import (
     Channel,
     Export,
@@ -44,21 +44,21 @@ def read(folder: Path) -> Export:
     """Returns the plate of a folder; fields are named by the vendor's numbers, from 0.
 
     Raises:
-        Mistake: no image of Cellomics, several plates, or no image that can be read.
+        UserError: no image of Cellomics, several plates, or no image that can be read.
     """
     below = list_folder(folder)
     named = {name: match for name in sorted(below.files) if (match := _NAME.fullmatch(name))}
     if not named:
-        raise Mistake(f"{below.root}: no image of Cellomics; names such as PLATE_C18f00d0.C01 are expected")
+        raise UserError(f"{below.root}: no image of Cellomics; names such as PLATE_C18f00d0.C01 are expected")
     plates = sorted({match["plate"] for match in named.values()})
     if len(plates) > 1:
-        raise Mistake(f"{below.root} holds several plates ({', '.join(plates[:5])}); give one as source")
+        raise UserError(f"{below.root} holds several plates ({', '.join(plates[:5])}); give one as source")
     taken, others = _taken(below, named)
     metadata, unreadable = tiff_metadata.read_all([below.root / name for name in taken])
     for path in [path for path, found in metadata.items() if found.header.pages > 1]:
         unreadable[path] = f"{path} holds {metadata.pop(path).header.pages} planes; one is expected"
     if not metadata:
-        raise Mistake(f"no image can be used; {next(iter(unreadable.values()))}")
+        raise UserError(f"no image can be used; {next(iter(unreadable.values()))}")
     headers = {path: found.header[:2] for path, found in metadata.items()}
     planes = [_described(below.root / name, match, metadata) for name, match in taken.items()]
     numbers = sorted({plane.channel for plane in planes})
@@ -114,7 +114,7 @@ def _taken(below: Folder, named: dict[str, re.Match[str]]) -> tuple[dict[str, re
         else:
             taken[name] = match
     if not taken:
-        raise Mistake(f"{below.root} holds overlays alone, and no image of a channel")
+        raise UserError(f"{below.root} holds overlays alone, and no image of a channel")
     return taken, others
 
 

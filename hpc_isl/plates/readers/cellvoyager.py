@@ -47,7 +47,7 @@ def read(folder: Path) -> Export:
     each. What the instrument could not image is no damage; its errors are recorded.
 
     Raises:
-        Mistake: several indices; one that is damaged, names files outside its folder or wells outside the
+        UserError: several indices; one that is damaged, names files outside its folder or wells outside the
             plate, or of whose images none is there.
     """
     path = cellvoyager_index.find(list_folder(folder))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import well_name
 from hpc_isl.plates.readers import xml
 from hpc_isl.plates.readers.cellvoyager_settings import attributes
@@ -53,13 +53,13 @@ def find(below: Folder) -> Path:
     """Returns the index of the measurement below a folder.
 
     Raises:
-        Mistake: there is none, or there are several.
+        UserError: there is none, or there are several.
     """
     found = files(below)
     if not found:
-        raise Mistake(f"{below.root}: no index of a CellVoyager; MeasurementData.mlf is expected")
+        raise UserError(f"{below.root}: no index of a CellVoyager; MeasurementData.mlf is expected")
     if len(found) > 1:
-        raise Mistake(
+        raise UserError(
             f"{below.root} holds {len(found)} measurements ({', '.join(found[:5])}); give one as source"
         )
     return below.root / found[0]
@@ -69,7 +69,7 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
     """Returns the images of an index, and the errors that it tells of: facts and text.
 
     Raises:
-        Mistake: naming file and record: no XML, numbers that are none, no images.
+        UserError: naming file and record: no XML, numbers that are none, no images.
     """
     records: list[Record] = []
     errors: list[tuple[Facts, str]] = []
@@ -81,7 +81,7 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
         else:
             errors.append((facts, text))
     if not records:
-        raise Mistake(f"{path} names no images: a CellVoyager's index with at least one is expected")
+        raise UserError(f"{path} names no images: a CellVoyager's index with at least one is expected")
     return records, errors
 
 
@@ -89,7 +89,7 @@ def _record(facts: Facts, name: str, path: Path) -> Record:
     origin = f"{path}: record of {name or '(no file)'}"
     row, column = _whole(facts, "Row", origin), _whole(facts, "Column", origin)
     if not (1 <= row <= 32 and 1 <= column <= 48):
-        raise Mistake(f"{origin}: row {row}, column {column}; at most 32 and 48 are expected")
+        raise UserError(f"{origin}: row {row}, column {column}; at most 32 and 48 are expected")
     x, y = number(facts.get("X")), number(facts.get("Y"))
     return Record(
         name=name,
@@ -114,5 +114,5 @@ def _whole(facts: Facts, name: str, origin: str, default: int | None = None) -> 
     if not text and default is not None:
         return default
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise Mistake(f"{origin}: {name} is {text!r}; a whole number is expected")
+        raise UserError(f"{origin}: {name} is {text!r}; a whole number is expected")
     return int(text)

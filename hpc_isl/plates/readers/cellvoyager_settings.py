@@ -77,7 +77,7 @@ def read(folder: Path) -> tuple[Settings, list[str]]:
     """Returns what the files in a folder say, and remarks on those that are missing.
 
     Raises:
-        Mistake: a file is there and is no XML.
+        UserError: a file is there and is no XML.
     """
     remarks = []
     detail = _one(folder, ".mrf", "MeasurementDetail.mrf")

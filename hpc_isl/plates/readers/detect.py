@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import (
     cellomics,
@@ -57,10 +57,10 @@ def read(recipe: ConvertRecipe) -> Export:
     With `auto`, a recipe with a `pattern` is read by it, any other by the reader that knows the layout.
 
     Raises:
-        Mistake: there is no such folder, no layout that is known or several, or what the reader itself finds.
+        UserError: there is no such folder, no known layout or several, or what the reader itself finds.
     """
     if not recipe.source.is_dir():
-        raise Mistake(f"source: {recipe.source} is not a folder")
+        raise UserError(f"source: {recipe.source} is not a folder")
     export = _read(recipe)
     return replace(export, plate=replace(export.plate, name=recipe.name)) if recipe.name else export
 
@@ -68,7 +68,7 @@ def read(recipe: ConvertRecipe) -> Export:
 def _read(recipe: ConvertRecipe) -> Export:
     if recipe.reader == "pattern" or (recipe.reader == "auto" and recipe.pattern):
         if recipe.pattern is None:
-            raise Mistake("reader: pattern needs pattern.regex or pattern.table")
+            raise UserError("reader: pattern needs pattern.regex or pattern.table")
         return pattern.read(recipe.source, recipe.pattern)
     return READ[_recognised(recipe.source) if recipe.reader == "auto" else recipe.reader](recipe.source)
 
@@ -77,11 +77,11 @@ def _recognised(folder: Path) -> str:
     below = list_folder(folder)
     found = [name for name, recognise in RECOGNISE.items() if recognise(below)]
     if len(found) > 1:
-        raise Mistake(
+        raise UserError(
             f"source: {folder} looks like {' and '.join(found)}; say which, as in reader={found[0]}"
         )
     if not found:
-        raise Mistake(f"source: {folder} has no layout that is known. {_advice(below)}")
+        raise UserError(f"source: {folder} has no layout that is known. {_advice(below)}")
     return found[0]
 
 

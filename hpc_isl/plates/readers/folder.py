@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 
 _PLAIN = re.compile(r"[\w(). -]*[\w)-]")
 _ELSEWHERE = re.compile(r"[A-Za-z][\w+.-]*:")  # a drive or an address
@@ -33,18 +33,18 @@ class Folder:
         The file need not be there. Backslashes separate folders, as Windows writes them.
 
         Raises:
-            Mistake: naming `origin` and the name, where it leads out of the folder.
+            UserError: naming `origin` and the name, where it leads out of the folder.
         """
         if _PLAIN.fullmatch(name) and not self.leaving:
             return name
         path = PurePosixPath(name.replace("\\", "/"))
         if not name or "\0" in name or _ELSEWHERE.match(name) or path.is_absolute() or ".." in path.parts:
-            raise Mistake(
+            raise UserError(
                 f"{origin} names {name!r}: a file below {self.root} is expected; nothing else is opened"
             )
         for part in (path, *path.parents):
             if str(part) in self.leaving:
-                raise Mistake(
+                raise UserError(
                     f"{origin} names {name!r}, and {self.root / part} is a link that leads out of {self.root}"
                 )
         return str(path)
@@ -54,10 +54,10 @@ def list_folder(folder: Path) -> Folder:
     """All files below `folder`; links to folders are not followed.
 
     Raises:
-        Mistake: the folder is not there or cannot be listed.
+        UserError: the folder is not there or cannot be listed.
     """
     if not folder.is_dir():
-        raise Mistake(f"{folder}: there is no such folder")
+        raise UserError(f"{folder}: there is no such folder")
     root = folder.resolve()
     files: set[str] = set()
     leaving: set[str] = set()
@@ -82,4 +82,4 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise Mistake(f"{folder} cannot be listed: {error.strerror}") from None
+        raise UserError(f"{folder} cannot be listed: {error.strerror}") from None

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import (
     Channel,
     Export,
@@ -80,15 +80,15 @@ def read(folder: Path) -> Export:
     deconvolved) is left out; of one that there is only as that, it is kept.
 
     Raises:
-        Mistake: no image of Gen5, several plates, or no image that can be read.
+        UserError: no image of Gen5, several plates, or no image that can be read.
     """
     below = list_folder(folder)
     named = {name: match for name in sorted(below.files) if (match := _match(name))}
     if not named:
-        raise Mistake(f"{below.root}: no image of Gen5; names such as A1_02_1_1_DAPI_001.tif are expected")
+        raise UserError(f"{below.root}: no image of Gen5; names such as A1_02_1_1_DAPI_001.tif are expected")
     metadata, unreadable = tiff_metadata.read_all([below.root / name for name in named])
     if not metadata:
-        raise Mistake(f"no image can be used; {next(iter(unreadable.values()))}")
+        raise UserError(f"no image can be used; {next(iter(unreadable.values()))}")
     _one_plate(metadata, below.root)
     planes, misplaced = _planes(below, named, metadata)
     planes, processed = _without_processed(planes)
@@ -135,7 +135,7 @@ def _match(name: str) -> re.Match[str] | None:
 def _one_plate(metadata: Mapping[Path, TiffMetadata], root: Path) -> None:
     names = sorted({name for found in metadata.values() if (name := found.facts.get("Plate", ""))})
     if len(names) > 1:
-        raise Mistake(f"{root} holds several plates ({', '.join(names[:5])}); give one as source")
+        raise UserError(f"{root} holds several plates ({', '.join(names[:5])}); give one as source")
 
 
 # ---------------------------------------------------------------- planes
@@ -168,7 +168,7 @@ def _planes(
                 )
             )  # fmt: skip
     if not planes:
-        raise Mistake(f"no image is where its name says; {problems[0].text}")
+        raise UserError(f"no image is where its name says; {problems[0].text}")
     return planes, problems
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import planes
 from hpc_isl.plates.plate import (
     TRANSMITTED,
@@ -33,7 +33,7 @@ from hpc_isl.plates.readers import (
     stacks,
     xml,
 )
-from hpc_isl.plates.readers.harmony_fields import Camera, Order, Size
+from hpc_isl.plates.readers.harmony_fields import Camera, ChannelOrder, Size
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 
 _LONG = frozenset({"FlatfieldProfile", "ChannelName"})
@@ -52,7 +52,7 @@ def read(folder: Path) -> Export:
     those of the field's first pixel in µm from the centre of its well, y down.
 
     Raises:
-        Mistake: naming the index: there is none, it is damaged or names files outside its folder or
+        UserError: naming the index: there is none, it is damaged or names files outside its folder or
             wells outside its plate, or none of its files is there; exports of several plates.
     """
     paths = _one_plate(harmony_files.indices(folder), folder)
@@ -66,14 +66,14 @@ def read(folder: Path) -> Export:
 def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
     """The indices in the order in which their measurements began, all of one plate."""
     if not paths:
-        raise Mistake(f"{folder}: no Harmony index; Images/Index.idx.xml or Images/Index.xml is expected")
+        raise UserError(f"{folder}: no Harmony index; Images/Index.idx.xml or Images/Index.xml is expected")
     if len(paths) == 1:
         return paths
     plates = [harmony_index.plate(path) for path in paths]
     ids = {facts.get("PlateID") or facts.get("Name") for facts in plates}
     if len(ids) > 1 or None in ids:
         listed = ", ".join(path.relative_to(folder).parts[0] for path in paths[:10])
-        raise Mistake(f"{folder} holds {len(paths)} Harmony exports ({listed}); give one of them as source")
+        raise UserError(f"{folder} holds {len(paths)} Harmony exports ({listed}); give one of them as source")
     begins = {path: facts.get("MeasurementStartTime", "") for path, facts in zip(paths, plates, strict=True)}
     return sorted(paths, key=lambda path: (begins[path], str(path)))
 
@@ -145,7 +145,7 @@ def _by_field(index: Index) -> dict[FieldKey, list[Image]]:
 
 def _camera(
     index: Index,
-    order: Order,
+    order: ChannelOrder,
     named: Mapping[FieldKey, Sequence[PlaneFile]],
     absent: Container[Path],
     path: Path,
@@ -172,9 +172,9 @@ def _probe(paths: Iterable[Path], path: Path) -> tuple[Size, str]:
     for file in paths:
         try:
             return planes.header(file)[:2]
-        except Mistake as error:
+        except UserError as error:
             damaged = damaged or error
-    raise damaged or Mistake(f"{path}: none of the images that it names is there")
+    raise damaged or UserError(f"{path}: none of the images that it names is there")
 
 
 # ---------------------------------------------------------------- the plate
@@ -184,14 +184,14 @@ def _layout(index: Index, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]
     """Rows and columns that the index states, or those of the smallest format that holds its wells."""
     rows, columns = (int(number(index.plate, name, Counter()) or 0) for name in ("PlateRows", "PlateColumns"))
     if not (0 <= rows <= 32 and 0 <= columns <= 48):
-        raise Mistake(
+        raise UserError(
             f"{path}: the plate has {rows} rows and {columns} columns; at most 32 and 48 are expected"
         )
     wells = {(image.row, image.column): image for image in index.images}
     for (row, column), image in wells.items():
         if not (1 <= row <= (rows or 32) and 1 <= column <= (columns or 48)):
             said = f"{rows or 32} rows and {columns or 48} columns"
-            raise Mistake(
+            raise UserError(
                 f"{path}: image {image.id} is in row {row}, column {column}, but the plate has {said}"
             )
     if not rows or not columns:
@@ -199,7 +199,7 @@ def _layout(index: Index, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]
     return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
 
 
-def _channels(index: Index) -> tuple[Order, tuple[Channel, ...], tuple[str, ...]]:
+def _channels(index: Index) -> tuple[ChannelOrder, tuple[Channel, ...], tuple[str, ...]]:
     """The channels that have images, by ChannelID, and remarks about what could not be understood."""
     order = harmony_fields.order(index.images)
     channels: list[Channel] = []
@@ -242,7 +242,7 @@ def _color(facts: Mapping[str, str]) -> str:
     return f"{int(text) & 0xFFFFFF:06X}" if re.fullmatch(r"-?\d{1,10}", text) else ""
 
 
-def _details(index: Index, order: Order) -> dict[str, Any]:
+def _details(index: Index, order: ChannelOrder) -> dict[str, Any]:
     """What the vendor states of plate, instrument and channels, in its own words."""
     channels = {
         order.names[c]: {key: text for key, text in index.channels[channel].items() if key not in _LONG}
@@ -277,5 +277,5 @@ def _place(well: Mapping[str, str], name: str, last: int, file: Path) -> int:
     """Row or column, from 0."""
     text = well.get(name, "")
     if not text.isdecimal() or not 1 <= int(text) <= last:
-        raise Mistake(f"{file}: a well's {name} is {text!r}; a number from 1 to {last} is expected")
+        raise UserError(f"{file}: a well's {name} is {text!r}; a number from 1 to {last} is expected")
     return int(text) - 1

@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Order:
+class ChannelOrder:
     """The vendor's numbers -> indices into the stored images: the same for all fields of the plate.
 
     Attributes:
@@ -39,13 +39,13 @@ class Camera:
     pixel_um: float | None
 
 
-def order(images: Sequence[Image]) -> Order:
+def order(images: Sequence[Image]) -> ChannelOrder:
     """Ranks of the numbers that occur: TimepointID begins at 0 in Harmony V5 and at 1 in V7."""
 
     def ranks(values: set[Any]) -> dict[Any, int]:
         return {value: rank for rank, value in enumerate(sorted(values))}
 
-    return Order(
+    return ChannelOrder(
         times=ranks({image.time for image in images}),
         channels=ranks({image.channel for image in images}),
         planes=ranks({image.plane for image in images}),
@@ -53,7 +53,7 @@ def order(images: Sequence[Image]) -> Order:
 
 
 def field(
-    key: FieldKey, images: Sequence[Image], stack: Sequence[PlaneFile], order: Order, camera: Camera
+    key: FieldKey, images: Sequence[Image], stack: Sequence[PlaneFile], order: ChannelOrder, camera: Camera
 ) -> Field:
     """The field that `images` describe and `stack` holds the files of."""
     times, depth = stacks.extent(stack)
@@ -76,7 +76,9 @@ def field(
 
 
 def without_failures(
-    files: Mapping[FieldKey, Sequence[PlaneFile]], images: Mapping[FieldKey, Sequence[Image]], order: Order
+    files: Mapping[FieldKey, Sequence[PlaneFile]],
+    images: Mapping[FieldKey, Sequence[Image]],
+    order: ChannelOrder,
 ) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
     """Returns the files without those that the instrument says it failed to take, which are problems."""
     kept: dict[FieldKey, tuple[PlaneFile, ...]] = {}
@@ -106,7 +108,7 @@ def first_pixel(image: Image, size: Size, pixel_um: float | None) -> tuple[float
     return round(-image.y_um - half_y, 4), round(image.x_um - half_x, 4)
 
 
-def _heights(images: Sequence[Image], order: Order) -> dict[str, tuple[float, ...]]:
+def _heights(images: Sequence[Image], order: ChannelOrder) -> dict[str, tuple[float, ...]]:
     """Channel name -> heights of its planes at its first time; empty where the vendor does not say."""
     heights: dict[int, dict[int, float | None]] = {}
     for image in sorted(images, key=lambda image: image.time):
@@ -128,7 +130,7 @@ def _focus(images: Sequence[Image]) -> dict[str, float]:
     return {}
 
 
-def _seconds(images: Sequence[Image], order: Order) -> dict[str, list[float | None]]:
+def _seconds(images: Sequence[Image], order: ChannelOrder) -> dict[str, list[float | None]]:
     """Seconds from the start of the measurement, by time."""
     by_time: dict[int, float | None] = {}
     for image in images:

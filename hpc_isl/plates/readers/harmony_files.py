@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator
 from itertools import product
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey, PlaneFile, well_name
 from hpc_isl.plates.readers import harmony_index
 from hpc_isl.plates.readers.folder import list_folder
-from hpc_isl.plates.readers.harmony_fields import Order
+from hpc_isl.plates.readers.harmony_fields import ChannelOrder
 from hpc_isl.plates.readers.harmony_index import Image, Index
 
 # Below the index's folder: beside it; in archives; of exports with corrected images.
@@ -22,14 +22,14 @@ _FOLDERS = ("", "Images/", "images/", "flex/")
 def indices(folder: Path) -> list[Path]:
     """Returns the index of the export at `folder`; else those of the exports just below it."""
     if not folder.is_dir():
-        raise Mistake(f"{folder}: there is no such folder")
+        raise UserError(f"{folder}: there is no such folder")
     if own := _index_of(folder):
         return [own]
     return [path for below in _entries(folder) if (path := _index_of(below))]
 
 
 def plane_files(
-    index: Index, order: Order, path: Path
+    index: Index, order: ChannelOrder, path: Path
 ) -> tuple[dict[FieldKey, list[PlaneFile]], dict[Path, str], dict[Path, str]]:
     """Returns the file of every image by field; clauses on those that are missing, and that never were."""
     folder = list_folder(path.parent.parent if path.parent.name.lower() == "index" else path.parent)

@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 
 import yaml
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.readers import xml
 from hpc_isl.plates.readers.quantities import micrometres, seconds
 
@@ -114,7 +114,7 @@ def read(path: Path) -> Index:
     """The index, read element by element: 200,000 images in seconds.
 
     Raises:
-        Mistake: naming file and image: not XML, no index, numbers that are none where a plane's place hangs
+        UserError: naming file and image: not XML, no index, numbers that are none where a plane's place hangs
             on them, no images.
     """
     version, instrument = "", ""
@@ -140,11 +140,11 @@ def read(path: Path) -> Index:
             instrument = (element.text or "").strip()
         elif name == "Plate":
             if plate_facts:
-                raise Mistake(f"{path} describes several plates; one plate per export is expected")
+                raise UserError(f"{path} describes several plates; one plate per export is expected")
             plate_facts = xml.texts(element)
         version = version or str(element.tag).partition("}")[0].rpartition("/")[2].strip("{")
     if not images:
-        raise Mistake(f"{path} names no images: a Harmony index with at least one is expected")
+        raise UserError(f"{path} names no images: a Harmony index with at least one is expected")
     remarks = [
         f"{count} images state {text}, which is no number: left unknown" for text, count in odd.items()
     ]
@@ -202,7 +202,7 @@ def _whole(facts: Mapping[str, str], name: str, origin: str, default: int | None
     if not text and default is not None:
         return default
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise Mistake(f"{origin}: {name} is {text!r}; a whole number is expected")
+        raise UserError(f"{origin}: {name} is {text!r}; a whole number is expected")
     return int(text)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import (
     Channel,
     Export,
@@ -87,7 +87,7 @@ def read(folder: Path) -> Export:
     plate in folders of their own are its acquisitions.
 
     Raises:
-        Mistake: several plates, an HTD that is none, no image, or none that can be read.
+        UserError: several plates, an HTD that is none, no image, or none that can be read.
     """
     below = list_folder(folder)
     htd = metaxpress_htd.find(below)
@@ -150,13 +150,13 @@ def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
                 )
             )
     if not files:
-        raise Mistake(
+        raise UserError(
             f"{below.root}: no image of MetaXpress; names such as PLATE_B02_s1_w1.TIF are expected, "
             "also below TimePoint_1 and ZStep_1"
         )
     plates = sorted({file.plate for file in files})
     if len(plates) > 1:
-        raise Mistake(f"{below.root} holds several plates ({', '.join(plates[:5])}); give one as source")
+        raise UserError(f"{below.root} holds several plates ({', '.join(plates[:5])}); give one as source")
     return files, left_out
 
 
@@ -166,7 +166,7 @@ def _read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Pat
     for path in [path for path, found in metadata.items() if found.header.pages > 1]:
         unreadable[path] = f"{path} holds {metadata.pop(path).header.pages} planes; one is expected"
     if not metadata:
-        raise Mistake(f"no image can be used; {next(iter(unreadable.values()))}")
+        raise UserError(f"no image can be used; {next(iter(unreadable.values()))}")
     return metadata, unreadable
 
 
@@ -191,7 +191,7 @@ def _where_they_say(
             text = f"{file.path.name} says that it is {label[0]!r}"
             problems.append(Problem(FieldKey(file.well, file.site), text, "misplaced"))
     if not kept:
-        raise Mistake(f"no image is where its name says; {problems[0].text}")
+        raise UserError(f"no image is where its name says; {problems[0].text}")
     return kept, problems
 
 

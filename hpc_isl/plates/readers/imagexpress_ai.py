@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Channel, Export, FieldKey, Plate, color_of, well_name
 from hpc_isl.plates.readers import agreement, fields, indexed, stacks
 from hpc_isl.plates.readers.fields import Described
@@ -41,7 +41,7 @@ def read(folder: Path) -> Export:
     vendor's numbers, from 0. Positions and heights are those of the stage.
 
     Raises:
-        Mistake: no `.jdce`, several runs, an index that is damaged or names files outside its folder, or
+        UserError: no `.jdce`, several runs, an index that is damaged or names files outside its folder, or
             none of its images is there.
     """
     below = list_folder(folder)
@@ -104,9 +104,11 @@ def _unit(below: Folder) -> tuple[str, list[str]]:
     montages = [name for name in found if "montage" in name.lower()]
     kept = [name for name in found if name not in montages] or found
     if len(kept) > 1:
-        raise Mistake(f"{below.root} holds {len(kept)} runs ({', '.join(kept[:5])}); give the folder of one")
+        raise UserError(
+            f"{below.root} holds {len(kept)} runs ({', '.join(kept[:5])}); give the folder of one"
+        )
     if not kept:
-        raise Mistake(f"{below.root}: no .jdce; the folder of a run of ImageXpress HCS.ai is expected")
+        raise UserError(f"{below.root}: no .jdce; the folder of a run of ImageXpress HCS.ai is expected")
     return kept[0], [f"{PurePosixPath(name).parent}/" for name in montages if name not in kept]
 
 
@@ -117,43 +119,43 @@ def _stack(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         stack = content["ImageStack"]
         protocol = stack["AutoLeadAcquisitionProtocol"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Mistake(f"{path} is no readable run of ImageXpress HCS.ai: {error!r}") from None
+        raise UserError(f"{path} is no readable run of ImageXpress HCS.ai: {error!r}") from None
     if not (isinstance(stack, dict) and isinstance(protocol, dict)):
-        raise Mistake(f"{path} is no readable run of ImageXpress HCS.ai: its ImageStack is empty")
+        raise UserError(f"{path} is no readable run of ImageXpress HCS.ai: its ImageStack is empty")
     return protocol, stack
 
 
 def _rows(path: Path, stack: Mapping[str, Any]) -> Iterator[Row]:
     names = stack.get("ImageMetadataFiles")
     if not isinstance(names, list) or not names:
-        raise Mistake(f"{path} names no ImageMetadataFiles")
+        raise UserError(f"{path} names no ImageMetadataFiles")
     for name in names:
         table = path.parent / PurePosixPath(str(name).replace("\\", "/")).name
         try:
             with table.open(encoding="utf-8-sig", newline="") as file:
                 yield from _checked(csv.DictReader(file), table)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise Mistake(f"{table}, which {path.name} names, is not readable as CSV: {error}") from None
+            raise UserError(f"{table}, which {path.name} names, is not readable as CSV: {error}") from None
 
 
 def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
     missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
     if missing:
-        raise Mistake(f"{table} has no column {missing[0]!r}: no index of ImageXpress HCS.ai")
+        raise UserError(f"{table} has no column {missing[0]!r}: no index of ImageXpress HCS.ai")
     for row in reader:
         for name in _NEEDED[:-1]:
             value, least = row[name] or "", 1 if name in ("Row", "Column") else 0
             if not (value.isascii() and value.isdigit() and len(value) < 7 and int(value) >= least):
-                raise Mistake(
+                raise UserError(
                     f"{table} line {reader.line_num}: {name} is {value!r}; a number from {least} is expected"
                 )
         if int(row["Row"]) > 32 or int(row["Column"]) > 48:
-            raise Mistake(
+            raise UserError(
                 f"{table} line {reader.line_num}: row {row['Row']}, column {row['Column']} is no well"
             )
         for start in ("ImageStartXPx", "ImageStartYPx"):
             if number(row.get(start) or 0):
-                raise Mistake(
+                raise UserError(
                     f"{table} line {reader.line_num}: {start} is {row[start]}: parts of files are not read"
                 )
         yield {name: text or "" for name, text in row.items() if isinstance(name, str)}

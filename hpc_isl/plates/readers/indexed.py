@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path, PurePosixPath
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import plate as plates
 from hpc_isl.plates.planes import Header, header
 from hpc_isl.plates.plate import LeftOut, row_name, well_position
@@ -20,14 +20,14 @@ def layout(
     """Returns rows and columns as stated; where that cannot be, those of the smallest format for the wells.
 
     Raises:
-        Mistake: a well lies outside the plate that is stated.
+        UserError: a well lies outside the plate that is stated.
     """
     if not (1 <= rows <= 32 and 1 <= columns <= 48):
         return plates.layout(wells)
     for well in sorted(wells):
         row, column = well_position(well)
         if row >= rows or column >= columns:
-            raise Mistake(f"{origin}: a plate of {rows} × {columns} wells, but there is well {well}")
+            raise UserError(f"{origin}: a plate of {rows} × {columns} wells, but there is well {well}")
     return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
 
 
@@ -35,16 +35,16 @@ def probe(paths: Iterable[Path], absent: Container[Path], origin: object) -> Hea
     """Returns the header of the first file that can be read: indices do not state the type of pixels.
 
     Raises:
-        Mistake: there is none.
+        UserError: there is none.
     """
     damaged = None
     for path in paths:
         if path not in absent:
             try:
                 return header(path)
-            except Mistake as error:
+            except UserError as error:
                 damaged = damaged or error
-    raise damaged or Mistake(f"{origin}: none of the images that it names is there")
+    raise damaged or UserError(f"{origin}: none of the images that it names is there")
 
 
 def unnamed(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.readers import xml
 from hpc_isl.plates.readers.folder import Folder
 
@@ -139,7 +139,7 @@ def _companion(below: Folder) -> Iterator[str]:
         return
     try:
         plates = any(xml.elements(below.root / found[0], {"Plate"}))
-    except (Mistake, OSError):
+    except (UserError, OSError):
         plates = False
     if plates:
         yield f"It looks like a plate with companion OME-XML, as CQ1 writes it, see {found[0]!r}: "

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import layout, row_name, well_name, well_position
 from hpc_isl.plates.readers import stacks
 from hpc_isl.plates.readers.folder import Folder
@@ -41,17 +41,17 @@ class Htd:
         """Returns all rows and columns of the plate, or of the smallest format where none are stated.
 
         Raises:
-            Mistake: numbers that are none, or a well outside the plate.
+            UserError: numbers that are none, or a well outside the plate.
         """
         rows, columns = self._whole("YWells"), self._whole("XWells")
         if not rows or not columns:
             return layout(set(wells))
         if rows > 32 or columns > 48:
-            raise Mistake(f"{self.path}: {rows} rows and {columns} columns; at most 32 and 48 are expected")
+            raise UserError(f"{self.path}: {rows} rows and {columns} columns; at most 32 and 48 are expected")
         for well in wells:
             row, column = well_position(well)
             if row >= rows or column >= columns:
-                raise Mistake(f"{self.path}: a plate of {rows} × {columns} wells, but there is well {well}")
+                raise UserError(f"{self.path}: a plate of {rows} × {columns} wells, but there is well {well}")
         return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
 
     def planned(
@@ -79,7 +79,7 @@ class Htd:
     def _whole(self, key: str) -> int:
         text = self.first(key)
         if text and not re.fullmatch(r"\d{1,6}", text):
-            raise Mistake(f"{self.path}: {key} is {text!r}; a whole number is expected")
+            raise UserError(f"{self.path}: {key} is {text!r}; a whole number is expected")
         return int(text or 0)
 
 
@@ -94,11 +94,13 @@ def find(below: Folder) -> Htd | None:
     """Returns the HTD of the export below a folder, None where there is none.
 
     Raises:
-        Mistake: several, of several exports; one that cannot be read.
+        UserError: several, of several exports; one that cannot be read.
     """
     found = files(below)
     if len(found) > 1:
-        raise Mistake(f"{below.root} holds {len(found)} exports ({', '.join(found[:5])}); give one as source")
+        raise UserError(
+            f"{below.root} holds {len(found)} exports ({', '.join(found[:5])}); give one as source"
+        )
     return _parsed(below.root / found[0]) if found else None
 
 
@@ -107,7 +109,7 @@ def _parsed(path: Path) -> Htd:
     try:
         content = path.read_bytes().replace(b"\x82\x81", b"; ")
     except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -115,8 +117,8 @@ def _parsed(path: Path) -> Htd:
     try:
         lines = list(csv.reader(text.splitlines(), skipinitialspace=True))
     except csv.Error as error:
-        raise Mistake(f"{path} cannot be understood: {error}") from None
+        raise UserError(f"{path} cannot be understood: {error}") from None
     facts = {line[0]: [value.strip() for value in line[1:]] for line in lines if len(line) > 1}
     if "HTSInfoFile" not in facts:
-        raise Mistake(f"{path} has no line HTSInfoFile: damaged, or no file of MetaXpress")
+        raise UserError(f"{path} has no line HTSInfoFile: damaged, or no file of MetaXpress")
     return Htd(path, facts)

@@ -16,7 +16,7 @@ from hpc_isl.plates.readers import xml
 from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
 from hpc_isl.plates.readers.quantities import micrometres, moment, number, seconds
 
-Place = tuple[int, int, int]
+PlaneIndex = tuple[int, int, int]
 _MOST_PLANES = 4_000_000  # more in one image is damage
 
 
@@ -27,7 +27,7 @@ class TiffData:
     file: str
     uuid: str
     first: int
-    planes: tuple[Place, ...]
+    planes: tuple[PlaneIndex, ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class OmeImage:
     order: str
     pixel_um: tuple[float, float] | None
     plane_um: float | None
-    planes: Mapping[Place, PlaneMetadata]
+    planes: Mapping[PlaneIndex, PlaneMetadata]
     data: tuple[TiffData, ...]
     channels: tuple[str, ...] = ()
     channel_nm: tuple[tuple[float | None, float | None], ...] = ()
@@ -139,7 +139,7 @@ def _image(element: Element, pixels: Element, unit: str) -> OmeImage:
     )
 
 
-def _places(sizes: Mapping[str, int], order: str) -> list[Place]:
+def _places(sizes: Mapping[str, int], order: str) -> list[PlaneIndex]:
     """All (t, c, z) in the order of the file."""
     places = []
     for number_of in range(prod(sizes[axis] for axis in "TCZ")):
@@ -150,7 +150,9 @@ def _places(sizes: Mapping[str, int], order: str) -> list[Place]:
     return places
 
 
-def _stated(pixels: Element, planes: Mapping[Place, PlaneMetadata], unit: str) -> dict[Place, PlaneMetadata]:
+def _stated(
+    pixels: Element, planes: Mapping[PlaneIndex, PlaneMetadata], unit: str
+) -> dict[PlaneIndex, PlaneMetadata]:
     """What the `Plane` elements say; those of planes that do not exist are left out."""
     found = {}
     for element in (child for child in pixels if xml.local(child.tag) == "Plane"):
@@ -170,7 +172,7 @@ def _stated(pixels: Element, planes: Mapping[Place, PlaneMetadata], unit: str) -
     return found
 
 
-def _tiff_data(pixels: Element, places: list[Place]) -> Iterator[TiffData]:
+def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:
     """Planes from a first one on, in the order of the file; without attributes all of them."""
     position = {place: number for number, place in enumerate(places)}
     blocks = [child for child in pixels if xml.local(child.tag) == "TiffData"]

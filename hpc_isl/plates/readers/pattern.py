@@ -10,7 +10,7 @@ from math import isclose
 from pathlib import Path
 from typing import NamedTuple
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate
 from hpc_isl.plates.readers import agreement, fields, left_out, pattern_axes, stacks, tiff_metadata
 from hpc_isl.plates.readers.fields import Shot
@@ -38,7 +38,7 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
       where neither names nor recipe do.
 
     Raises:
-        Mistake: see `by_regex`, `by_table` and `axes`; also a plane that is no number, no file that
+        UserError: see `by_regex`, `by_table` and `axes`; also a plane that is no number, no file that
             can be read, and more images that no expression matches than that one does.
     """
     below = list_folder(folder)
@@ -125,7 +125,7 @@ def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[Lef
     unmatched = [left for left, name in zip(others, rest, strict=True) if name not in ignored]
     if len(unmatched) > len(named):
         lines = left_out.lines(unmatched, root)
-        raise Mistake(
+        raise UserError(
             "\n".join(
                 [
                     f"{root}: pattern.regex matches {len(named):,} images and leaves out {len(unmatched):,}, "
@@ -149,7 +149,7 @@ def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMet
             unreadable[path] = clause
             del metadata[path]
     if not metadata:
-        raise Mistake(f"{below.root}: no file can be used; {next(iter(unreadable.values()))}")
+        raise UserError(f"{below.root}: no file can be used; {next(iter(unreadable.values()))}")
     return metadata, unreadable
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.errors import UserError, nearest
 from hpc_isl.plates.plate import FORMATS, Channel, FieldKey, layout, row_name, well_name, well_position
 from hpc_isl.plates.readers.pattern_names import Named, natural
 from hpc_isl.recipes.plates import PatternRecipe
@@ -63,7 +63,7 @@ def axes(named: Sequence[Named], recipe: PatternRecipe) -> Axes:
     """What the files say, put in order.
 
     Raises:
-        Mistake: naming a file: no well name, wells that do not fit the plate, a channel that
+        UserError: naming a file: no well name, wells that do not fit the plate, a channel that
             pattern.channels does not list.
     """
     acquisitions = _ranks({n.acquisition for n in named})
@@ -84,7 +84,7 @@ def axes(named: Sequence[Named], recipe: PatternRecipe) -> Axes:
 def plane_number(named: Named) -> float | None:
     """The plane that a name states: a whole number, a height, or None."""
     if named.plane and not _NUMBER.fullmatch(named.plane):
-        raise Mistake(f"{named.origin}: plane {named.plane!r} is no number; 7, -4 and 1341.95 are")
+        raise UserError(f"{named.origin}: plane {named.plane!r} is no number; 7, -4 and 1341.95 are")
     return float(named.plane) if named.plane else None
 
 
@@ -97,7 +97,7 @@ def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
         rows, columns = layout(set(names.values()), recipe.wells_on_plate)
         return Wells(rows, columns, names, {})
     if nameless := [n for n in named if not n.image]:
-        raise Mistake(f"{nameless[0].origin}: the group image is empty; each file must name its image")
+        raise UserError(f"{nameless[0].origin}: the group image is empty; each file must name its image")
     rows, columns = _room(len(images), recipe.wells_on_plate)
     names = {image: well_name(*divmod(place, len(columns))) for place, image in enumerate(images)}
     return Wells(rows, columns, names, {well: {"image": image} for image, well in names.items()})
@@ -108,7 +108,7 @@ def _check_one_name_each(names: Mapping[str, str]) -> None:
     numbers = sorted((said for said in names if said.isdecimal()), key=natural)
     others = sorted(said for said in names if not said.isdecimal())
     if numbers and others:
-        raise Mistake(f"some wells are numbers ({numbers[0]}), some are names ({others[0]}): one of both")
+        raise UserError(f"some wells are numbers ({numbers[0]}), some are names ({others[0]}): one of both")
 
 
 def _well(named: Named, wells_on_plate: int | None) -> str:
@@ -116,8 +116,8 @@ def _well(named: Named, wells_on_plate: int | None) -> str:
         well = well_name(*_position(named.well, wells_on_plate))
         layout({well}, wells_on_plate)
         return well
-    except Mistake as error:
-        raise Mistake(f"{named.origin}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{named.origin}: {error}") from None
 
 
 def _position(well: str, wells_on_plate: int | None) -> tuple[int, int]:
@@ -125,12 +125,12 @@ def _position(well: str, wells_on_plate: int | None) -> tuple[int, int]:
     if not re.fullmatch(r"[0-9]{1,5}", well):
         return well_position(well)
     if wells_on_plate is None:
-        raise Mistake(
+        raise UserError(
             f"well {well!r} is a running number: give pattern.wells_on_plate, as 96, so that row and column "
             "are known; numbers count along the rows from 1"
         )
     if not 1 <= int(well) <= wells_on_plate:
-        raise Mistake(f"well {well!r} is no number from 1 to {wells_on_plate}, the wells on the plate")
+        raise UserError(f"well {well!r} is no number from 1 to {wells_on_plate}, the wells on the plate")
     return divmod(int(well) - 1, FORMATS[wells_on_plate][1])
 
 
@@ -139,7 +139,7 @@ def _room(images: int, wells_on_plate: int | None) -> tuple[tuple[str, ...], tup
         allowed = count >= 96 if wells_on_plate is None else count == wells_on_plate
         if allowed and images <= count:
             return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
-    raise Mistake(
+    raise UserError(
         f"{images} images do not fit a plate of {wells_on_plate or 1536} wells, one well each; "
         "name wells and fields in pattern.regex instead, or convert fewer at a time"
     )
@@ -157,7 +157,9 @@ def _channels(named: Sequence[Named], recipe: PatternRecipe) -> tuple[tuple[Chan
     names = [name for name in dict.fromkeys(listed) if name in stored.values()]
     for name in recipe.transmitted:
         if name not in listed:
-            raise Mistake(f"pattern.transmitted: no channel {name!r}; {nearest(name, dict.fromkeys(listed))}")
+            raise UserError(
+                f"pattern.transmitted: no channel {name!r}; {nearest(name, dict.fromkeys(listed))}"
+            )
     return _colored(names, recipe.transmitted), {said: names.index(name) for said, name in stored.items()}
 
 
@@ -165,7 +167,7 @@ def _stored(named: Named, recipe: PatternRecipe) -> str:
     if not recipe.channels:
         return named.channel or "channel"
     if named.channel not in recipe.channels:
-        raise Mistake(
+        raise UserError(
             f"{named.origin}: channel {named.channel!r} is not in pattern.channels; "
             f"{nearest(named.channel, recipe.channels)}"
         )

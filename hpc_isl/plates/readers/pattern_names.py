@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.mistake import Mistake, nearest
+from hpc_isl.errors import UserError, nearest
 from hpc_isl.plates.plate import FORMATS, row_name, well_position
 from hpc_isl.plates.readers.folder import Folder
 
@@ -57,13 +57,13 @@ def by_regex(
         key: what the user knows the expression by.
 
     Raises:
-        Mistake: an expression is none, has unknown groups, or none of those for the well; no file
+        UserError: an expression is none, has unknown groups, or none of those for the well; no file
             matches; a row or column is none; a link that matches leads out of the folder.
     """
     found, names = by_expression(folder, *_compiled(regex, key))
     if not found:
         shown = "; there are: " + ", ".join(map(repr, names[:3])) if names else "; the folder is empty"
-        raise Mistake(
+        raise UserError(
             f"{folder.root}: no file matches {key} {regex!r}, "
             f"which must match the whole path below that folder{shown}"
         )
@@ -74,7 +74,7 @@ def by_expression(folder: Folder, *expressions: re.Pattern[str]) -> tuple[list[N
     """The files whose whole path below the folder matches, and the names of the others, in natural order.
 
     Raises:
-        Mistake: a link that matches leads out of the folder.
+        UserError: a link that matches leads out of the folder.
     """
     found, others = [], []
     for name in sorted(folder.files | folder.leaving, key=natural):
@@ -82,7 +82,7 @@ def by_expression(folder: Folder, *expressions: re.Pattern[str]) -> tuple[list[N
         if match is None:
             others.append(name)
         elif name in folder.leaving:
-            raise Mistake(
+            raise UserError(
                 f"{folder.root / name} is a link that leads out of {folder.root}; put the file itself there"
             )
         else:
@@ -114,7 +114,7 @@ def _place(text: str, part: str, most: int, origin: str) -> int:
     elif re.fullmatch(r"A?[A-Za-z]", text):
         place = well_position(f"{text}1")[0]
     if not 0 <= place < most:
-        raise Mistake(f"{origin}: {part} {text!r} is neither a number from 1 to {most} nor letters from A")
+        raise UserError(f"{origin}: {part} {text!r} is neither a number from 1 to {most} nor letters from A")
     return place
 
 
@@ -125,7 +125,7 @@ def _listed(regex: str | Sequence[str]) -> list[str]:
 def _compiled(regex: str | Sequence[str], key: str) -> list[re.Pattern[str]]:
     found = [compiled(one, key) for one in _listed(regex)]
     if len({"image" in one.groupindex for one in found}) > 1:
-        raise Mistake(f"{key}: either all of its expressions have the group image, or none")
+        raise UserError(f"{key}: either all of its expressions have the group image, or none")
     return found
 
 
@@ -133,15 +133,15 @@ def compiled(regex: str, key: str) -> re.Pattern[str]:
     """The expression, which the user knows by `key`, with groups that we know.
 
     Raises:
-        Mistake: it is none, or has others, or none of those for the well.
+        UserError: it is none, or has others, or none of those for the well.
     """
     expression = _expression(regex, key)
     for group in expression.groupindex:
         if group not in GROUPS:
-            raise Mistake(f"{key} {regex!r} has a group {group!r}; {nearest(group, GROUPS)}")
+            raise UserError(f"{key} {regex!r} has a group {group!r}; {nearest(group, GROUPS)}")
     groups = [group for group in ("well", "row", "column", "image") if group in expression.groupindex]
     if groups not in (["well"], ["row", "column"], ["image"]):
-        raise Mistake(
+        raise UserError(
             f"{key} {regex!r} needs one of the groups well and image, as in (?P<well>[A-P]\\d\\d), "
             "or both of row and column"
         )
@@ -152,7 +152,7 @@ def _expression(regex: str, key: str) -> re.Pattern[str]:
     try:
         return re.compile(regex)
     except re.error as error:
-        raise Mistake(f"{key} {regex!r} is no regular expression: {error}") from None
+        raise UserError(f"{key} {regex!r} is no regular expression: {error}") from None
 
 
 def by_table(folder: Folder, table: Path) -> list[Named]:
@@ -161,18 +161,18 @@ def by_table(folder: Folder, table: Path) -> list[Named]:
     The files that it names need not be there.
 
     Raises:
-        Mistake: naming table and line: unreadable, other columns, no rows, an empty path or well, a
+        UserError: naming table and line: unreadable, other columns, no rows, an empty path or well, a
             path that leads out of the folder.
     """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             found = list(_rows(csv.DictReader(file), folder, table))
     except FileNotFoundError:
-        raise Mistake(f"{table}: there is no such file") from None
+        raise UserError(f"{table}: there is no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Mistake(f"{table} is not readable as CSV (UTF-8): {error}") from None
+        raise UserError(f"{table} is not readable as CSV (UTF-8): {error}") from None
     if not found:
-        raise Mistake(f"{table} has no rows below its header")
+        raise UserError(f"{table} has no rows below its header")
     return found
 
 
@@ -180,7 +180,7 @@ def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[
     reader.fieldnames = [str(name).strip() for name in reader.fieldnames or ()]
     for name in reader.fieldnames:
         if name not in COLUMNS:
-            raise Mistake(f"{table}: unknown column {name!r}; {nearest(name, COLUMNS)}")
+            raise UserError(f"{table}: unknown column {name!r}; {nearest(name, COLUMNS)}")
     found = set(reader.fieldnames)
     wells = {"well", "row", "column"} & found
     if (
@@ -188,16 +188,16 @@ def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[
         or "path" not in found
         or wells not in ({"well"}, {"row", "column"})
     ):
-        raise Mistake(
+        raise UserError(
             f"{table}: has columns {', '.join(reader.fieldnames)}; path and well, or path, row and column, "
             "are needed, each once"
         )
     for row in reader:
         origin = f"{table} line {reader.line_num}"
         if None in row or None in row.values():
-            raise Mistake(f"{origin}: {len(reader.fieldnames)} cells are expected, as in the header")
+            raise UserError(f"{origin}: {len(reader.fieldnames)} cells are expected, as in the header")
         cells = {name: text.strip() for name, text in row.items()}
         cells = _with_well(cells, origin)
         if not cells["path"] or not cells["well"]:
-            raise Mistake(f"{origin}: path and well must be given")
+            raise UserError(f"{origin}: path and well must be given")
         yield Named(folder.locate(cells.pop("path"), origin), origin, **cells)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 
 
-class MetadataError(Mistake):
+class MetadataError(UserError):
     """Metadata that cannot be understood; of a file with one plane they may be left out."""
 
 

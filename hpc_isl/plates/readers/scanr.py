@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FORMATS, Channel, Export, FieldKey, Plate, color_of, well_name, well_position
 from hpc_isl.plates.readers import agreement, fields, indexed, ome_xml, stacks, xml
 from hpc_isl.plates.readers.fields import Described
@@ -74,7 +74,7 @@ def read(folder: Path) -> Export:
     Channels are in the order of the index, or of their names; fields are positions.
 
     Raises:
-        Mistake: neither index nor descriptor, or one that is damaged or names files outside the folder;
+        UserError: neither index nor descriptor, or one that is damaged or names files outside the folder;
             wells that nothing places; none of the images is there.
     """
     below = list_folder(folder)
@@ -148,13 +148,13 @@ def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
         elif columns and 0 < well <= rows * columns:
             wells[well] = well_name(*divmod(well - 1, columns))
         else:
-            raise Mistake(
+            raise UserError(
                 f"{run.origin}: well {well} ({label or 'without a name'}) cannot be placed; where nothing "
                 "states the format, read it by names: convert patterns/scanr.yaml pattern.wells_on_plate=96"
             )
     if len(set(wells.values())) < len(wells):
         twice = next(well for well in wells.values() if list(wells.values()).count(well) > 1)
-        raise Mistake(f"{run.origin}: several well numbers are said to be {twice}")
+        raise UserError(f"{run.origin}: several well numbers are said to be {twice}")
     return wells, rows, columns
 
 
@@ -179,7 +179,7 @@ def _indexed(below: Folder, name: str) -> _Run:
             if objective := objectives.get(used):
                 details["objective"] = objective
     if not planes:
-        raise Mistake(f"{path} names no image of a plane")
+        raise UserError(f"{path} names no image of a plane")
     remark = "positions state no unit and are taken for micrometres"
     return _Run(path, planes, channels, list(pixels), (0, 0), details, (remark,))
 
@@ -187,11 +187,11 @@ def _indexed(below: Folder, name: str) -> _Run:
 def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) -> Iterator[_Plane]:
     said = _IMAGE.match(image.name)
     if said is None:
-        raise Mistake(f"{path}: image {image.name!r}: a name as in 'Well 14, Position 1 (B2)' is expected")
+        raise UserError(f"{path}: image {image.name!r}: a name as in 'Well 14, Position 1 (B2)' is expected")
     size = (image.sizes["Y"], image.sizes["X"])
     for data in image.data:
         if not data.file:
-            raise Mistake(f"{path}: image {image.name!r} names no files")
+            raise UserError(f"{path}: image {image.name!r} names no files")
         file = below.locate(data.file, f"{path}: image {image.name!r}")
         file = file if folder == "." else f"{folder}/{file}"
         for offset, place in enumerate(data.planes):
@@ -240,7 +240,7 @@ def _named(below: Folder) -> _Run:
     """A run without OME-XML: names tell what files show, the descriptor the rest."""
     descriptor = _nearest(below, _DESCRIPTOR)
     if not descriptor:
-        raise Mistake(
+        raise UserError(
             f"{below.root}: neither {_INDEX} nor {_DESCRIPTOR}; the folder of a scanR run is expected"
         )
     path = below.root / descriptor
@@ -256,7 +256,7 @@ def _named(below: Folder) -> _Run:
             label, field = match["label"] or "", str(int(match["field"]))
             planes.append(_Plane(int(match["well"]), label, field, match["channel"], name, metadata))
     if not planes:
-        raise Mistake(
+        raise UserError(
             f"{below.root}: no image of scanR; names as data/B2--W00014--P00001--Z00000--T00000--DAPI.tif "
             "are expected"
         )
@@ -280,7 +280,7 @@ def _descriptor(path: Path) -> tuple[dict[str, str], dict[str, float]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     text = re.sub(r"^\s*<\?.*?\?>", "", content.decode("latin-1"), count=1, flags=re.DOTALL)
     root = xml.parsed(text, str(path))
     facts: dict[str, str] = {}

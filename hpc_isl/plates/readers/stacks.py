@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey, Place, PlaneFile, Problem, well_position
+from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey, PlaneFile, PlaneIndex, Problem, well_position
 
 SHOWN = 3
 NEARLY_ALL = 0.75  # of the wells: a channel that these have, the others lack by accident
@@ -68,7 +68,7 @@ def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
 
 def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[str], set[PlaneFile]]:
     """Two files for one plane, and one file for two planes: what to say, and which planes it concerns."""
-    seen: dict[Place, PlaneFile] = {}
+    seen: dict[PlaneIndex, PlaneFile] = {}
     used: dict[tuple[Path, int], PlaneFile] = {}
     found: list[str] = []
     doubtful: set[PlaneFile] = set()
@@ -113,9 +113,9 @@ def _incomplete(
     return problems
 
 
-def _usual(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[Place]]:
+def _usual(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[PlaneIndex]]:
     """Channel -> the planes that at least half of its fields have."""
-    counts: dict[int, Counter[Place]] = defaultdict(Counter)
+    counts: dict[int, Counter[PlaneIndex]] = defaultdict(Counter)
     fields: Counter[int] = Counter()
     for planes in named.values():
         places = {plane.place for plane in planes}
@@ -163,7 +163,7 @@ def _apart(first: Path, second: Path) -> str:
     return f"{first.relative_to(shared)} and {second.relative_to(shared)}"
 
 
-def _named(where: Place, channels: Sequence[str]) -> str:
+def _named(where: PlaneIndex, channels: Sequence[str]) -> str:
     time, channel, plane = where
     return f"channel {channels[channel]!r} plane {plane}" + (f" time {time}" if time else "")
 

@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element
 
 import tifffile
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates import cellomics_image
 from hpc_isl.plates.planes import (
     Header,
@@ -67,7 +67,7 @@ def read(path: Path) -> TiffMetadata:
     """Returns what a TIFF or PNG says of itself; no pixels are decoded. A PNG says its size alone.
 
     Raises:
-        Mistake: naming the file: as `planes.header`; axes that do not fit the planes, several images,
+        UserError: naming the file: as `planes.header`; axes that do not fit the planes, several images,
             XML with a DTD or entities; of several planes also XML that is not well-formed.
     """
     with named_file(path):
@@ -86,18 +86,18 @@ def read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path
     unreadable: dict[Path, str] = {}
     with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
         for path, found in zip(paths, pool.map(tried, paths), strict=True):
-            if isinstance(found, Mistake):
+            if isinstance(found, UserError):
                 unreadable[path] = str(found)
             else:
                 metadata[path] = found
     return metadata, unreadable
 
 
-def tried(path: Path) -> TiffMetadata | Mistake:
+def tried(path: Path) -> TiffMetadata | UserError:
     """Returns what a file says of itself, or what is wrong with it."""
     try:
         return read(path)
-    except Mistake as error:
+    except UserError as error:
         return error
 
 
@@ -272,12 +272,12 @@ def _by_shape(
     if len(unknown) == 1 and "Z" not in lengths:
         lengths = {("Z" if axis in _UNKNOWN else axis): length for axis, length in lengths.items()}
     if strange := [axis for axis in lengths if axis not in AXES]:
-        raise Mistake(
+        raise UserError(
             f"{path}: its planes lie along an axis {strange[0]!r}; time, channel and z are understood"
         )
     if prod(lengths.values()) != found.pages:
         listed = ", ".join(f"{axis} {length}" for axis, length in lengths.items()) or "one plane"
-        raise Mistake(f"{path} has {found.pages} planes, but {source} states {listed}")
+        raise UserError(f"{path} has {found.pages} planes, but {source} states {listed}")
     planes = []
     for at in range(found.pages):
         place: dict[str, int] = {}

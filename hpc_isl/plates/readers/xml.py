@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring, iterparse
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.readers.plane_metadata import MetadataError
 
 
@@ -22,17 +22,17 @@ def elements(path: Path, names: Collection[str]) -> Iterator[tuple[str, Element]
     read in the memory of one; nothing of an element may be kept but its text.
 
     Raises:
-        Mistake: naming the file: unreadable, not well-formed, or holding a DTD or entities.
+        UserError: naming the file: unreadable, not well-formed, or holding a DTD or entities.
     """
     try:
         with path.open("rb") as file:
             yield from _elements(file, frozenset(names))
     except DefusedXmlException as error:
-        raise Mistake(f"{path}: {_forbidden(error)}") from None
+        raise UserError(f"{path}: {_forbidden(error)}") from None
     except (ParseError, ValueError, LookupError) as error:
-        raise Mistake(f"{path} is not well-formed XML ({error}): truncated or edited?") from None
+        raise UserError(f"{path} is not well-formed XML ({error}): truncated or edited?") from None
     except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _elements(file: BinaryIO, names: frozenset[str]) -> Iterator[tuple[str, Element]]:
@@ -65,12 +65,12 @@ def parsed(text: str, origin: str) -> Element:
 
     Raises:
         MetadataError: naming `origin`.
-        Mistake: it holds a DTD or entities.
+        UserError: it holds a DTD or entities.
     """
     try:
         root: Element = fromstring(text.strip("\ufeff\0 \t\r\n"), forbid_dtd=True)
     except DefusedXmlException as error:
-        raise Mistake(f"{origin} {_forbidden(error)}") from None
+        raise UserError(f"{origin} {_forbidden(error)}") from None
     except (ParseError, ValueError, LookupError) as error:
         raise MetadataError(f"{origin} is not well-formed XML ({error}): truncated or edited?") from None
     return root

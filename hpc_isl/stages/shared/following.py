@@ -8,14 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.learning.split import PARTS
-from hpc_isl.mistake import Mistake
-from hpc_isl.plates.store import Index, computed_by, label_names
-from hpc_isl.recipe import load
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.split import PARTS
+from hpc_isl.plates.store import Index, label_names, label_provenance
+from hpc_isl.recipes.load import load
 from hpc_isl.recipes.pretrain import PretrainRecipe
-from hpc_isl.stages.shared.study import Study, study_of
+from hpc_isl.recipes.strict import written
+from hpc_isl.stages.shared.plate_views import PlateViews, load_plate_views
 from hpc_isl.stages.shared.sweeps import FEW
-from hpc_isl.strict import written
 
 SHOWN = 3  # fields to begin with
 
@@ -38,15 +38,15 @@ def pretrain_line(index: Index) -> str | None:
     seen = [{"channel": one.name, "plane": "focus"} for one in channels if not one.fluorescent]
     stains = [{"channel": one.name, "plane": "max"} for one in channels if one.fluorescent]
     for keys in ([], [f"sources={written(seen)}", f"targets={written(stains)}"]):
-        with suppress(Mistake):
+        with suppress(UserError):
             recipe = load("pretrain", None, [f"plates={written([str(index.path)])}", *keys])
             assert isinstance(recipe, PretrainRecipe)
-            study_of(recipe)
+            load_plate_views(recipe)
             return " ".join(["pretrain", _plates([index.path]), *map(shlex.quote, keys)])
     return None
 
 
-def after_pretraining(study: Study, arm: str) -> list[str]:
+def after_pretraining(study: PlateViews, arm: str) -> list[str]:
     """Fine-tuning, and a sweep of it, on the labels that there are; without any, how to draft the first ones.
 
     Args:
@@ -65,19 +65,19 @@ def after_pretraining(study: Study, arm: str) -> list[str]:
     return _drafting(study)
 
 
-def _annotated(study: Study) -> dict[str, dict[str, int]]:
+def _annotated(study: PlateViews) -> dict[str, dict[str, int]]:
     """Name of labels that people drew or drafted -> part -> fields that have them; of most fields first."""
     found: dict[str, dict[str, int]] = {}
     for part in PARTS:
         for index, key in study.places(part):
             image = index.image(key)
             for name in label_names(image):
-                if (computed_by(image, name) or ("", ""))[1] == "":
+                if (label_provenance(image, name) or ("", ""))[1] == "":
                     found.setdefault(name, dict.fromkeys(PARTS, 0))[part] += 1
     return dict(sorted(found.items(), key=lambda pair: -sum(pair[1].values())))
 
 
-def _drafting(study: Study) -> list[str]:
+def _drafting(study: PlateViews) -> list[str]:
     """Labels drafted from the stain on a few fields, for a person to correct."""
     places = study.places("train")
     stain = study.view.targets[0].channel

@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
-from hpc_isl.learning.annotated import labels_in
-from hpc_isl.learning.fields import image_key, imaged_times, level_on
-from hpc_isl.learning.predict import Predictor
-from hpc_isl.learning.samples import read
-from hpc_isl.learning.view import Role
-from hpc_isl.learning.world import World
+from hpc_isl.learning.data.annotated_crops import labels_in
+from hpc_isl.learning.data.fields import image_key, imaged_times, level_on
+from hpc_isl.learning.data.samples import read
+from hpc_isl.learning.data.view import Role
+from hpc_isl.learning.inference.predict import Predictor
+from hpc_isl.learning.training.world import World
 from hpc_isl.objects.scores import is_constant, mae, pcc, pcc_by_object, ssim
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_names
-from hpc_isl.stages.shared.study import Place, Study, name_of
+from hpc_isl.stages.shared.plate_views import PlateField, PlateViews, name_of
 
 Pixels = NDArray[np.float32]
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ MOST_GROUPS = 24
 
 
 @dataclass(frozen=True)
-class Seen:
+class FieldPrediction:
     """One field at one time, predicted.
 
     Attributes:
@@ -49,18 +49,18 @@ class Seen:
     prediction: Pixels
 
 
-def look(study: Study, predictor: Predictor, place: Place) -> Iterator[Seen]:
+def predict_field(study: PlateViews, predictor: Predictor, place: PlateField) -> Iterator[FieldPrediction]:
     """The times of a field at which its sources were imaged, one after the other."""
     index, key = place
     for time in imaged_times(study.view, index, key):
         sources, targets = read(study.view, index, key, time)
-        yield Seen(index, key, time, sources, targets, predictor(sources))
+        yield FieldPrediction(index, key, time, sources, targets, predictor(sources))
 
 
 def quick_scores(
-    study: Study,
+    study: PlateViews,
     predictor: Predictor,
-    places: Sequence[Place],
+    places: Sequence[PlateField],
     world: World,
     stopping: Callable[[], bool],
     loss: Callable[[Pixels, Pixels], float],
@@ -73,7 +73,7 @@ def quick_scores(
     for place in places[world.rank :: world.size]:
         if stopping():
             break
-        for seen in look(study, predictor, place):
+        for seen in predict_field(study, predictor, place):
             if seen.targets is not None:
                 value = loss(seen.prediction, seen.targets)
                 found += [
@@ -104,7 +104,7 @@ def constant_text(count: float) -> str:
     )
 
 
-def score(study: Study, seen: Seen, labels: str | None) -> list[Row]:
+def score(study: PlateViews, seen: FieldPrediction, labels: str | None) -> list[Row]:
     """A row for each target of a field: where it is, PCC, MAE, SSIM, and the mean PCC of its objects.
 
     MAE is in the unit of the normalised target; the plate map's columns come last.
@@ -125,7 +125,12 @@ def score(study: Study, seen: Seen, labels: str | None) -> list[Row]:
 
 
 def _object_scores(
-    study: Study, seen: Seen, role: Role, prediction: Pixels, truth: Pixels, labels: str | None
+    study: PlateViews,
+    seen: FieldPrediction,
+    role: Role,
+    prediction: Pixels,
+    truth: Pixels,
+    labels: str | None,
 ) -> Row:
     """How many objects of that name there are, and their mean PCC; nothing where there are no labels."""
     image = seen.index.image(image_key(seen.key, role))
@@ -176,7 +181,7 @@ def main_scores(rows: Sequence[Row]) -> dict[str, float]:
     return {name: value for name, value in figures(rows).items() if name in (*SCORES, "pcc_objects")}
 
 
-def by_plate_map(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
+def by_plate_map(study: PlateViews, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     """Column -> value -> figures, for the columns of the plate map that group the scored wells."""
     columns = {name for index in study.indices for line in index.plate_map.values() for name in line}
     grouped: dict[str, dict[str, dict[str, Any]]] = {}

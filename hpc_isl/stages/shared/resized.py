@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hpc_isl.learning.contract import Contract
+from hpc_isl.learning.network.contract import Contract
 from hpc_isl.metadata_changes import changed_since, changes_of
 from hpc_isl.plates.store import open_plate
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hpc_isl.learning.fields import level_on
-from hpc_isl.learning.view import View
+from hpc_isl.learning.data.fields import level_on
+from hpc_isl.learning.data.view import View
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.training import NetRecipe, PredictRecipe, TrainRecipe

@@ -15,10 +15,10 @@ from coded_planes import coded, decoded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import header, read_plane
 from hpc_isl.plates.readers import cellomics, detect, pattern
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe
 
 
@@ -102,10 +102,10 @@ def test_pixels_are_the_files(tmp_path: Path, dtype: type, masks: bool, padded: 
 def test_several_plates_and_overlays_alone_are_refused(tmp_path: Path) -> None:
     plane = np.zeros((24, 32), np.uint16)
     write(tmp_path / "P_A01f00o0.C01", plane)
-    with pytest.raises(Mistake, match="holds overlays alone"):
+    with pytest.raises(UserError, match="holds overlays alone"):
         cellomics.read(tmp_path)
     write(tmp_path / "Q_A01f00d0.C01", plane)
-    with pytest.raises(Mistake, match=r"holds several plates \(P, Q\); give one as source"):
+    with pytest.raises(UserError, match=r"holds several plates \(P, Q\); give one as source"):
         cellomics.read(tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_image_is_read_or_named(
     try:
         shape, dtype, _ = header(path)
         plane = read_plane(path)
-    except Mistake as mistake:
+    except UserError as mistake:
         assert path.name in str(mistake)  # noqa: PT017 - either will do
     else:
         assert (plane.shape, plane.dtype.name) == (shape, dtype)

@@ -13,14 +13,14 @@ import pytest
 from cellvoyager_export import BTS, code, name_of, record, records, with_images, write_measurement
 from coded_planes import decoded
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import NOT_IMAGED, Export, FieldKey, well_name
 from hpc_isl.plates.readers import cellvoyager, detect
 from hpc_isl.plates.store import open_plate, read_box
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.convert import convert
+from hpc_isl.stages.convert.stage import convert
 
 A01 = FieldKey("A01", "1")
 ALL = slice(None)
@@ -263,7 +263,7 @@ def test_a_record_that_cannot_be_is_named(tmp_path: Path, facts: dict[str, Any],
     for name, value in facts.items():
         text = re.sub(rf'bts:{name}="[^"]*"', f'bts:{name}="{value}"', text)
     index.write_text(text)
-    with pytest.raises(Mistake, match=re.escape(said)) as mistake:
+    with pytest.raises(UserError, match=re.escape(said)) as mistake:
         cellvoyager.read(folder)
     assert "MeasurementData.mlf" in str(mistake.value)
 
@@ -273,12 +273,12 @@ def test_a_file_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None
     folder = write_measurement(tmp_path / "m", [record()])
     index = folder / "MeasurementData.mlf"
     index.write_text(index.read_text().replace(name_of(record()), name))
-    with pytest.raises(Mistake, match="a file below"):
+    with pytest.raises(UserError, match="a file below"):
         cellvoyager.read(folder)
 
 
 def test_several_measurements_are_not_one(tmp_path: Path) -> None:
     for name in ("m1", "m2"):
         write_measurement(tmp_path / name, [record()])
-    with pytest.raises(Mistake, match=r"2 measurements \(m1/MeasurementData.mlf, m2/"):
+    with pytest.raises(UserError, match=r"2 measurements \(m1/MeasurementData.mlf, m2/"):
         cellvoyager.read(tmp_path)

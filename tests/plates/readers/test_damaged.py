@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from metamorph_stack import write_stk
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import detect
 from hpc_isl.plates.store import open_plate, read_box
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.convert import convert
+from hpc_isl.stages.convert.stage import convert
 
 SECONDS = 20  # of one reading, on a machine that is busy
 FUZZ = settings(
@@ -230,7 +230,7 @@ def test_a_damaged_export_is_read_or_refused(
     began = time.monotonic()
     try:
         export = detect.read(recipe(name, folder))
-    except Mistake as mistake:
+    except UserError as mistake:
         assert str(mistake)  # noqa: PT017 - either will do
         event("refused")
     else:
@@ -249,8 +249,8 @@ def test_of_a_damaged_export_a_whole_plate_or_none_is_made(
     what = recipe(name, folder, on_error=on_error)
     try:
         convert(what, Attempt(Run(tmp_path / "x" / "runs" / "convert" / "P")))
-    except Mistake:
-        with pytest.raises(Mistake):
+    except UserError:
+        with pytest.raises(UserError):
             open_plate(what.out)
         return
     index = open_plate(what.out)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.readers import detect
 from hpc_isl.recipes.plates import ConvertRecipe
 
@@ -40,13 +40,13 @@ def test_a_pattern_is_used_where_one_is_given(images: Callable[..., Path]) -> No
     ],
 )
 def test_what_was_looked_for_is_said(images: Callable[..., Path], more: dict[str, str], said: str) -> None:
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         detect.read(recipe(images("A01.tif"), **more))
     assert said in str(mistake.value)
 
 
 def test_a_source_that_is_no_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="nowhere is not a folder"):
+    with pytest.raises(UserError, match="nowhere is not a folder"):
         detect.read(recipe(tmp_path / "nowhere"))
 
 
@@ -86,20 +86,20 @@ def test_what_a_folder_looks_like_is_said(tmp_path: Path, name: str, said: str) 
     for each in name.split(",") if "lab-" not in name else [name]:
         (tmp_path / each).parent.mkdir(exist_ok=True)
         (tmp_path / each).write_bytes(b"")
-    with pytest.raises(Mistake, match=rf"has no layout that is known\. .*{said}"):
+    with pytest.raises(UserError, match=rf"has no layout that is known\. .*{said}"):
         detect.read(recipe(tmp_path))
 
 
 def test_an_export_some_folders_down_or_one_up_is_named(tmp_path: Path, harmony_export: Any) -> None:
     harmony_export.write(tmp_path / "a" / "b" / "c", [harmony_export.shot()])
-    with pytest.raises(Mistake, match=rf"Its folder 'b' looks like harmony: give source={tmp_path}/a/b\."):
+    with pytest.raises(UserError, match=rf"Its folder 'b' looks like harmony: give source={tmp_path}/a/b\."):
         detect.read(recipe(tmp_path / "a"))
     below = tmp_path / "a" / "b" / "TimePoint_1"
     below.mkdir()
     (below / "B02.tif").write_bytes(b"")
     (tmp_path / "a" / "b" / "P.HTD").write_text('"HTSInfoFile", Version 1.0\n"EndFile"\n')
     with pytest.raises(
-        Mistake, match=rf"Beside it lies 'P.HTD', of imagexpress: give source={tmp_path}/a/b\."
+        UserError, match=rf"Beside it lies 'P.HTD', of imagexpress: give source={tmp_path}/a/b\."
     ):
         detect.read(recipe(below))
 
@@ -107,7 +107,7 @@ def test_an_export_some_folders_down_or_one_up_is_named(tmp_path: Path, harmony_
 @pytest.mark.realdata
 def test_companion_metadata_of_single_images_is_refused_by_name(realdata: Path) -> None:
     with pytest.raises(
-        Mistake, match=r"companion OME-XML of single images, as VisiView writes it, see '2024100"
+        UserError, match=r"companion OME-XML of single images, as VisiView writes it, see '2024100"
     ):
         detect.read(recipe(realdata / "vendor" / "visiview_companion"))
 
@@ -115,11 +115,11 @@ def test_companion_metadata_of_single_images_is_refused_by_name(realdata: Path) 
 def test_companion_metadata_of_a_plate_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.companion.ome").write_text('<OME><Plate ID="Plate:0"/></OME>')
     with pytest.raises(
-        Mistake, match=r"a plate with companion OME-XML, as CQ1 writes it, see 'x.companion.ome'"
+        UserError, match=r"a plate with companion OME-XML, as CQ1 writes it, see 'x.companion.ome'"
     ):
         detect.read(recipe(tmp_path))
     (tmp_path / "x.companion.ome").write_text("<OME><Pl")
-    with pytest.raises(Mistake, match="companion OME-XML of single images"):
+    with pytest.raises(UserError, match="companion OME-XML of single images"):
         detect.read(recipe(tmp_path))
 
 
@@ -127,6 +127,6 @@ def test_two_layouts_are_a_question(tmp_path: Path) -> None:
     (tmp_path / "P.HTD").write_text('"HTSInfoFile", Version 1.0\n"EndFile"\n')
     (tmp_path / "MeasurementData.mlf").write_text("<x/>")
     with pytest.raises(
-        Mistake, match=r"looks like imagexpress and cellvoyager; say which, as in reader=imagexpress"
+        UserError, match=r"looks like imagexpress and cellvoyager; say which, as in reader=imagexpress"
     ):
         detect.read(recipe(tmp_path))

@@ -10,7 +10,7 @@ import pytest
 from coded_planes import decoded
 from gen5_export import Shot, write
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import detect, gen5
@@ -131,12 +131,12 @@ def test_a_file_of_another_well_and_a_damaged_one_are_named(tmp_path: Path) -> N
 def test_several_plates_and_names_without_metadata(tmp_path: Path) -> None:
     write(tmp_path / "A1_01_1_1_DAPI_001.tif", Shot())
     write(tmp_path / "A2_01_1_1_DAPI_001.tif", Shot("A02", facts={"Plate": "Plate 2"}))
-    with pytest.raises(Mistake, match=r"holds several plates \(Plate 1, Plate 2\); give one"):
+    with pytest.raises(UserError, match=r"holds several plates \(Plate 1, Plate 2\); give one"):
         gen5.read(tmp_path)
     for path in tmp_path.iterdir():
         path.unlink()
     write(tmp_path / "A1_01_1_1_Bright Field_001.tif", Shot(), described=False)
-    with pytest.raises(Mistake, match="no layout that is known"):
+    with pytest.raises(UserError, match="no layout that is known"):
         detect.read(ConvertRecipe.model_validate({"source": tmp_path, "out": "x.zarr"}))
     [channel] = gen5.read(tmp_path).plate.channels
     assert (channel.name, channel.fluorescent) == ("Bright Field", False)

@@ -14,7 +14,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import NOT_IMAGED, FieldKey, Problem
 from hpc_isl.plates.readers import harmony
@@ -205,7 +205,7 @@ def test_the_folder_may_be_the_export_or_its_images(tmp_path: Path, harmony_expo
 def test_several_exports_are_not_one(tmp_path: Path, harmony_export: Any) -> None:
     for name in ("P01", "P02"):
         harmony_export.write(tmp_path / name, [harmony_export.shot()], plate={"PlateID": name})
-    with pytest.raises(Mistake, match="2 Harmony exports \\(P01, P02\\)"):
+    with pytest.raises(UserError, match="2 Harmony exports \\(P01, P02\\)"):
         harmony.read(tmp_path)
 
 
@@ -240,7 +240,7 @@ def test_files_in_subfolders_with_windows_separators_are_found(tmp_path: Path, h
 def test_a_folder_without_an_index_is_not_harmony(tmp_path: Path) -> None:
     (tmp_path / "Index.xml").write_text("<something/>")
     assert not harmony.recognise(tmp_path)
-    with pytest.raises(Mistake, match=r"Images/Index\.idx\.xml"):
+    with pytest.raises(UserError, match=r"Images/Index\.idx\.xml"):
         harmony.read(tmp_path)
 
 
@@ -257,7 +257,7 @@ def test_a_file_outside_the_folder_is_refused(tmp_path: Path, harmony_export: An
     harmony_export.write(tmp_path, [good])
     text = harmony_export.index_text([good, harmony_export.shot(ChannelID=2, id="0101K1", URL=name)])
     (tmp_path / "Images" / "Index.idx.xml").write_text(text)
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         harmony.read(tmp_path)
     for part in ("Index.idx.xml", "0101K1", repr(name)):
         assert part in str(mistake.value)
@@ -275,7 +275,7 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path, harmony_export: Any, f
     url = "linked/x.tiff" if folder else "x.tiff"
     text = harmony_export.index_text([good, harmony_export.shot(ChannelID=2, URL=url)])
     (export / "Images" / "Index.idx.xml").write_text(text)
-    with pytest.raises(Mistake, match="link that leads out"):
+    with pytest.raises(UserError, match="link that leads out"):
         harmony.read(export)
 
 
@@ -514,7 +514,7 @@ def test_measurements_with_pixels_of_two_sizes_are_not_one_plate(tmp_path: Path,
         plate = {"PlateID": "P", "PlateRows": "8", "PlateColumns": "12"}
         channels = {1: harmony_export.channels[1] | size}
         harmony_export.write(tmp_path / name, [harmony_export.shot()], channels=channels, plate=plate)
-    with pytest.raises(Mistake, match=r"a has pixels of 0.5 µm, b of 1 µm: give one as source"):
+    with pytest.raises(UserError, match=r"a has pixels of 0.5 µm, b of 1 µm: give one as source"):
         harmony.read(tmp_path)
 
 
@@ -540,7 +540,7 @@ def test_an_image_that_failed_and_was_not_written_is_not_imaged(tmp_path: Path, 
 
 def test_wells_outside_the_plate_are_refused(tmp_path: Path, harmony_export: Any) -> None:
     harmony_export.write(tmp_path, [harmony_export.shot(Row=9)])
-    with pytest.raises(Mistake, match="row 9, column 1, but the plate has 8 rows and 12 columns"):
+    with pytest.raises(UserError, match="row 9, column 1, but the plate has 8 rows and 12 columns"):
         harmony.read(tmp_path)
 
 
@@ -567,13 +567,13 @@ def test_numbers_that_are_none_name_the_image(
     (tmp_path / "Images" / "Index.idx.xml").write_text(
         harmony_export.index_text([good | {"id": "here"} | facts])
     )
-    with pytest.raises(Mistake, match=f"image here: {said}"):
+    with pytest.raises(UserError, match=f"image here: {said}"):
         harmony.read(tmp_path)
 
 
 def test_a_plate_larger_than_any_is_refused(tmp_path: Path, harmony_export: Any) -> None:
     plate = {"Name": "P", "PlateRows": "100", "PlateColumns": "12"}
-    with pytest.raises(Mistake, match="100 rows and 12 columns; at most 32 and 48"):
+    with pytest.raises(UserError, match="100 rows and 12 columns; at most 32 and 48"):
         harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], plate=plate))
 
 
@@ -592,13 +592,13 @@ def test_a_bent_index_is_read_or_refused_and_nothing_else(
     place %= len(text)
     bent = text[:place] + noise + text[place + cut :]
     (tmp_path / "Images" / "Index.idx.xml").write_text(bent, encoding="utf-8", errors="replace")
-    with contextlib.suppress(Mistake):
+    with contextlib.suppress(UserError):
         export = harmony.read(tmp_path)
         assert set(export.files) == {field.key for field in export.plate.fields}
 
 
 def test_an_index_of_nothing_is_refused(tmp_path: Path, harmony_export: Any) -> None:
-    with pytest.raises(Mistake, match="names no images"):
+    with pytest.raises(UserError, match="names no images"):
         harmony.read(harmony_export.write(tmp_path, []))
 
 
@@ -606,14 +606,14 @@ def test_an_export_without_any_of_its_files_is_refused(tmp_path: Path, harmony_e
     shot = harmony_export.shot()
     harmony_export.write(tmp_path, [shot])
     (tmp_path / "Images" / shot["URL"]).unlink()
-    with pytest.raises(Mistake, match="none of the images that it names is there"):
+    with pytest.raises(UserError, match="none of the images that it names is there"):
         harmony.read(tmp_path)
 
 
 def test_a_truncated_index_is_refused(tmp_path: Path, harmony_export: Any) -> None:
     path = harmony_export.write(tmp_path, [harmony_export.shot()]) / "Images" / "Index.idx.xml"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(Mistake, match=r"Index\.idx\.xml is not well-formed XML"):
+    with pytest.raises(UserError, match=r"Index\.idx\.xml is not well-formed XML"):
         harmony.read(tmp_path)
 
 
@@ -623,7 +623,7 @@ def test_an_index_with_entities_is_refused(tmp_path: Path, harmony_export: Any) 
         "<EvaluationInputData", '<!DOCTYPE x [<!ENTITY a "aaaa">]><EvaluationInputData', 1
     )
     path.write_text(text.replace("P 01", "&a;&a;"))
-    with pytest.raises(Mistake, match=r"Index\.idx\.xml: holds a DTD or entities"):
+    with pytest.raises(UserError, match=r"Index\.idx\.xml: holds a DTD or entities"):
         harmony.read(tmp_path)
 
 

@@ -13,7 +13,7 @@ import tifffile
 from coded_planes import decoded
 from metaxpress_export import Shot, htd, write, xml
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Export, FieldKey
 from hpc_isl.plates.readers import detect, imagexpress
@@ -290,7 +290,7 @@ def test_two_files_for_one_plane_are_named_and_neither_is_stored(tmp_path: Path)
 def test_an_htd_that_is_damaged_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     write(tmp_path / "P1_B02_s1_w1.TIF", Shot("B02"))
     (tmp_path / "P1.HTD").write_bytes(content)
-    with pytest.raises(Mistake, match=re.escape(said)) as mistake:
+    with pytest.raises(UserError, match=re.escape(said)) as mistake:
         imagexpress.read(tmp_path)
     assert "P1.HTD" in str(mistake.value)
 
@@ -298,11 +298,11 @@ def test_an_htd_that_is_damaged_is_named(tmp_path: Path, content: bytes, said: s
 def test_several_plates_are_not_one(tmp_path: Path) -> None:
     for plate in ("P1", "P2"):
         write(tmp_path / f"{plate}_B02_s1_w1.TIF", Shot("B02"))
-    with pytest.raises(Mistake, match=r"several plates \(P1, P2\); give one as source"):
+    with pytest.raises(UserError, match=r"several plates \(P1, P2\); give one as source"):
         imagexpress.read(tmp_path)
     for plate in ("P1", "P2"):
         (tmp_path / f"{plate}.HTD").write_bytes(htd(["B02"]))
-    with pytest.raises(Mistake, match=r"2 exports \(P1.HTD, P2.HTD\)"):
+    with pytest.raises(UserError, match=r"2 exports \(P1.HTD, P2.HTD\)"):
         imagexpress.read(tmp_path)
 
 

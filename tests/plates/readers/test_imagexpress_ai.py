@@ -12,7 +12,7 @@ import pytest
 from coded_planes import decoded
 from hcsai_export import code, row, rows, with_images, write_run
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.readers import detect, imagexpress_ai
@@ -136,7 +136,7 @@ def test_several_runs_are_a_question(tmp_path: Path) -> None:
     for name in ("experiment", "experiment_z_stack"):
         write_run(tmp_path / name, [row()])
     with pytest.raises(
-        Mistake, match=r"holds 2 runs \(experiment/P1\.jdce, experiment_z_stack/P1\.jdce\); give"
+        UserError, match=r"holds 2 runs \(experiment/P1\.jdce, experiment_z_stack/P1\.jdce\); give"
     ):
         imagexpress_ai.read(tmp_path)
     assert len(imagexpress_ai.read(tmp_path / "experiment").files) == 1
@@ -163,7 +163,7 @@ def test_an_index_that_cannot_be_is_named(tmp_path: Path, facts: dict[str, Any],
     text = row() | facts
     lines = [",".join(text), ",".join(map(str, text.values()))]
     (tmp_path / "image_metadata_1.csv").write_text("\r\n".join(lines))
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         imagexpress_ai.read(tmp_path)
 
 
@@ -184,5 +184,5 @@ def test_an_index_that_cannot_be_is_named(tmp_path: Path, facts: dict[str, Any],
 def test_a_jdce_that_is_none_is_named(tmp_path: Path, content: str, said: str) -> None:
     write_run(tmp_path, [row()])
     (tmp_path / "P1.jdce").write_text(content)
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         imagexpress_ai.read(tmp_path)

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from metamorph_stack import write_stk
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Export, FieldKey, LeftOut
 from hpc_isl.plates.readers import left_out, pattern
 from hpc_isl.plates.readers.pattern_names import natural
-from hpc_isl.recipe import load
+from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe, PatternRecipe
 
 Images = Callable[..., Path]
@@ -111,18 +111,20 @@ def test_running_numbers_count_along_the_rows(
 def test_rows_columns_and_numbers_that_are_none_are_named(
     images: Images, name: str, regex: str, said: str
 ) -> None:
-    with pytest.raises(Mistake, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(said)):
         read(images(f"{name}.tif"), regex=regex)
 
 
 @pytest.mark.parametrize("number", [0, 97])
 def test_running_numbers_beyond_the_plate_are_named(images: Images, number: int) -> None:
-    with pytest.raises(Mistake, match=rf"well '{number}' is no number from 1 to 96, the wells on the plate"):
+    with pytest.raises(
+        UserError, match=rf"well '{number}' is no number from 1 to 96, the wells on the plate"
+    ):
         read(images(f"{number}.tif"), regex=r"(?P<well>\d+)\.tif", wells_on_plate=96)
 
 
 def test_numbers_beside_names_are_refused(images: Images) -> None:
-    with pytest.raises(Mistake, match=r"some wells are numbers \(7\), some are names \(A01\): one of both"):
+    with pytest.raises(UserError, match=r"some wells are numbers \(7\), some are names \(A01\): one of both"):
         read(images("7.tif", "A01.tif"), regex=r"(?P<well>\w+)\.tif", wells_on_plate=96)
 
 
@@ -131,7 +133,7 @@ def test_a_table_may_tell_row_and_column(images: Images) -> None:
     export = read(folder, **table(folder, "path,row,column", "x.tif,2,3", "y.tif,D,05"))
     assert export.plate.wells == ("B03", "D05")
     assert export.left_out == (LeftOut(folder / "z.tif", "image not in the table"),)
-    with pytest.raises(Mistake, match="path and well, or path, row and column, are needed"):
+    with pytest.raises(UserError, match="path and well, or path, row and column, are needed"):
         read(folder, **table(folder, "path,row", "x.tif,2"))
 
 
@@ -145,7 +147,7 @@ def test_several_patterns_make_one_plate(images: Images) -> None:
     export = read(folder, regex=regex, channels={"1": "DAPI", "BF": "BF"}, transmitted=["BF"])
     [key] = export.files
     assert order(export, key) == [("B03_s1_w1.tif", 0, 0), ("B03_BF_z1.tif", 1, 0), ("B03_BF_z2.tif", 1, 1)]
-    with pytest.raises(Mistake, match="either all of its expressions have the group image, or none"):
+    with pytest.raises(UserError, match="either all of its expressions have the group image, or none"):
         read(folder, regex=[regex[0], r"(?P<image>.*)\.tif"])
 
 
@@ -154,7 +156,7 @@ def test_more_than_half_left_out_is_a_stop_that_counts(images: Images) -> None:
     kept = ["B03_s1_w1.tif", "B04_s1_w1.tif"]
     others = ["B03_s1_w1_thumb.tif", "B04_s1_w1_thumb.TIF", "new/B03_s2_w2.png"]
     folder = images(*kept, *others)
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         read(folder, regex=regex)
     assert str(mistake.value).splitlines() == [
         f"{folder}: pattern.regex matches 2 images and leaves out 3, more than half; widen it, add another, "
@@ -168,7 +170,7 @@ def test_more_than_half_left_out_is_a_stop_that_counts(images: Images) -> None:
     assert [(left.kind, left.well) for left in export.left_out] == [
         ("thumbnail", "B03"), ("thumbnail", "B04"), ("image of no pattern", "B03"),
     ]  # fmt: skip
-    with pytest.raises(Mistake, match=r"pattern.ignore '\(' is no regular expression"):
+    with pytest.raises(UserError, match=r"pattern.ignore '\(' is no regular expression"):
         read(folder, regex=regex, ignore="(")
 
 
@@ -277,7 +279,7 @@ def test_many_images_take_a_larger_plate(images: Images) -> None:
 
 def test_more_images_than_wells_are_refused(images: Images) -> None:
     folder = images(*(f"i{number}.tif" for number in range(7)))
-    with pytest.raises(Mistake, match="7 images do not fit a plate of 6 wells"):
+    with pytest.raises(UserError, match="7 images do not fit a plate of 6 wells"):
         read(folder, regex=r"(?P<image>\w+)\.tif", wells_on_plate=6)
 
 
@@ -433,14 +435,14 @@ def test_natural_order_is_that_of_the_numbers(numbers: list[int], word: str) -> 
 
 def test_no_match_shows_the_expression_and_three_names(images: Images) -> None:
     folder = images("one.tif", "two.tif", "a/three.tif", "z.tif")
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         read(folder)
     for part in (repr(REGEX), "'a/three.tif', 'one.tif', 'two.tif'", "whole path"):
         assert part in str(mistake.value)
 
 
 def test_an_empty_folder_says_so(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="the folder is empty"):
+    with pytest.raises(UserError, match="the folder is empty"):
         read(tmp_path)
 
 
@@ -454,7 +456,7 @@ def test_an_empty_folder_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_an_expression_that_cannot_work_is_explained(images: Images, regex: str, said: str) -> None:
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         read(images("A01.tif"), regex=regex)
     assert said in str(mistake.value)
 
@@ -480,7 +482,7 @@ def test_an_expression_that_cannot_work_is_explained(images: Images, regex: str,
 def test_what_names_cannot_mean_is_explained(
     images: Images, name: str, recipe: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         read(images(name), **recipe)
     assert said in str(mistake.value)
 
@@ -530,7 +532,7 @@ def test_damaged_files_are_all_named(images: Images) -> None:
 def test_a_folder_without_any_usable_file_is_refused(images: Images) -> None:
     folder = images("A01_s1_w1.tif")
     (folder / "A01_s1_w1.tif").write_bytes(b"")
-    with pytest.raises(Mistake, match=r"no file can be used; .*A01_s1_w1\.tif is empty"):
+    with pytest.raises(UserError, match=r"no file can be used; .*A01_s1_w1\.tif is empty"):
         read(folder)
 
 
@@ -607,7 +609,7 @@ def test_a_matching_link_that_leads_out_is_refused(images: Images, tmp_path: Pat
     folder = images("A01_s1_w1.tif")
     (tmp_path / "secret").write_bytes(b"x")
     os.symlink(tmp_path / "secret", folder / "A01_s2_w1.tif")
-    with pytest.raises(Mistake, match=r"A01_s2_w1\.tif is a link that leads out"):
+    with pytest.raises(UserError, match=r"A01_s2_w1\.tif is a link that leads out"):
         read(folder)
 
 
@@ -654,7 +656,7 @@ def test_files_that_a_table_names_in_vain_are_problems(images: Images) -> None:
 )
 def test_a_table_that_is_wrong_names_line_and_column(images: Images, lines: list[str], said: str) -> None:
     folder = images("1.tif")
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         read(folder, **table(folder, *lines))
     assert "table.csv" in str(mistake.value)
     assert said in str(mistake.value)
@@ -664,10 +666,10 @@ def test_a_table_that_is_not_text_is_refused(images: Images) -> None:
     folder = images("1.tif")
     recipe = table(folder, "")
     recipe["table"].write_bytes(b"path,well\n\xff\xfe\x00,A01\n")
-    with pytest.raises(Mistake, match="not readable as CSV"):
+    with pytest.raises(UserError, match="not readable as CSV"):
         read(folder, **recipe)
     recipe["table"].unlink()
-    with pytest.raises(Mistake, match="there is no such file"):
+    with pytest.raises(UserError, match="there is no such file"):
         read(folder, **recipe)
 
 
@@ -791,7 +793,7 @@ def test_metaxpress_stacks_are_read_without_thumbnails(realdata: Path) -> None:
     assert stacks.plate.fields[0].details["planes"] == {"1": list(range(10)), "2": list(range(10)), "4": [0]}
     assert stacks.problems == ()
     assert not any("thumb" in plane.path.name for stack in stacks.files.values() for plane in stack)
-    with pytest.raises(Mistake, match="matches 6 images and leaves out 42, more than half"):
+    with pytest.raises(UserError, match="matches 6 images and leaves out 42, more than half"):
         shipped("imagexpress", folder)
 
 

@@ -10,7 +10,7 @@ import pytest
 from coded_planes import decoded
 from scanr_export import Shot, planes, with_images, write_descriptor, write_index
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import detect, scanr
@@ -103,10 +103,12 @@ def test_an_older_run_states_size_exposures_and_plate(tmp_path: Path) -> None:
 
 def test_wells_without_names_need_a_format(tmp_path: Path) -> None:
     index = write_index(tmp_path / "a", [Shot("B02"), Shot("C07")], labels=False)
-    with pytest.raises(Mistake, match=r"well 14 \(without a name\) cannot be placed; .*patterns/scanr.yaml"):
+    with pytest.raises(
+        UserError, match=r"well 14 \(without a name\) cannot be placed; .*patterns/scanr.yaml"
+    ):
         scanr.read(index)
     older = write_descriptor(tmp_path / "b", [Shot("B02")], layout=(0, 0))
-    with pytest.raises(Mistake, match=r"well 14 \(without a name\) cannot be placed"):
+    with pytest.raises(UserError, match=r"well 14 \(without a name\) cannot be placed"):
         scanr.read(older)
     assert scanr.read(write_descriptor(tmp_path / "c", [Shot("B02")])).plate.wells == ("B02",)
 
@@ -150,7 +152,7 @@ def test_an_index_that_cannot_be_is_named(tmp_path: Path, before: str, after: st
     text = index.read_text()
     assert before in text
     index.write_text(text.replace(before, after))
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         scanr.read(tmp_path)
 
 
@@ -158,5 +160,5 @@ def test_other_ome_xml_is_not_of_scanr(tmp_path: Path) -> None:
     write_index(tmp_path, [Shot()])
     index = tmp_path / "data" / "metadata.ome.xml"
     index.write_text(index.read_text().replace("Olympus, scanR 3.3.0", "other"))
-    with pytest.raises(Mistake, match="no layout that is known"):
+    with pytest.raises(UserError, match="no layout that is known"):
         detect.read(ConvertRecipe.model_validate({"source": tmp_path, "out": "x.zarr"}))

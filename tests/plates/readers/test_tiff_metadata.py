@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from metamorph_stack import write_stk
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.readers import tiff_metadata
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata, read
@@ -100,7 +100,7 @@ def test_pages_are_z_where_nothing_says_otherwise(tmp_path: Path, metadata: dict
 def test_an_axis_that_is_neither_time_channel_nor_z_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, np.zeros((3, 8, 8), np.uint16), metadata={"axes": "LYX"}, photometric="minisblack")
-    with pytest.raises(Mistake, match=r"x\.tif: its planes lie along an axis 'L'"):
+    with pytest.raises(UserError, match=r"x\.tif: its planes lie along an axis 'L'"):
         read(path)
 
 
@@ -120,7 +120,7 @@ def test_planes_behind_one_page_are_read(tmp_path: Path, kind: str) -> None:
     assert codes(path, found) == places(found)
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(Mistake, match=r"x\.tif is truncated"):
+    with pytest.raises(UserError, match=r"x\.tif is truncated"):
         read(path)
 
 
@@ -198,7 +198,7 @@ def test_a_metamorph_stack_keeps_all_its_planes(tmp_path: Path) -> None:
     assert {plane.center_um for plane in found.planes} == {(900.5, 7000.0)}
     assert codes(path, found) == places(found)
     path.write_bytes(path.read_bytes().replace(pixels[3].tobytes(), pixels[3].tobytes()[:-50]))
-    with pytest.raises(Mistake, match=r"x\.stk"):
+    with pytest.raises(UserError, match=r"x\.stk"):
         read(path)
 
 
@@ -311,7 +311,7 @@ def test_a_companion_file_is_named(tmp_path: Path) -> None:
 def test_metadata_that_do_not_fit_several_planes_are_a_mistake_and_of_one_a_remark(
     tmp_path: Path, text: str, said: str
 ) -> None:
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         read(pages(tmp_path / "x.tif", 2, text))
     assert "x.tif" in str(mistake.value)
     assert said in str(mistake.value)
@@ -323,7 +323,7 @@ def test_metadata_that_do_not_fit_several_planes_are_a_mistake_and_of_one_a_rema
 @pytest.mark.parametrize("count", [1, 2])
 def test_entities_are_refused(tmp_path: Path, count: int) -> None:
     text = '<!DOCTYPE OME [<!ENTITY a SYSTEM "file:///etc/passwd">]>' + OME.format("<Image Name='&a;'/>")
-    with pytest.raises(Mistake, match=r"x\.tif: its OME-XML holds a DTD or entities"):
+    with pytest.raises(UserError, match=r"x\.tif: its OME-XML holds a DTD or entities"):
         read(pages(tmp_path / "x.tif", count, text))
 
 
@@ -337,7 +337,7 @@ def test_bent_metadata_are_read_or_named_and_nothing_else(tmp_path: Path, data: 
     path = pages(tmp_path / "x.tif", 2, text[:at] + noise + text[at + len(noise) :])
     try:
         found = tiff_metadata.read(path)
-    except Mistake as mistake:
+    except UserError as mistake:
         assert "x.tif" in str(mistake)  # noqa: PT017 - either will do
     else:
         assert len(set(places(found))) == found.header.pages == 2

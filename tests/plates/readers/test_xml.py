@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpc_isl.mistake import Mistake
+from hpc_isl.errors import UserError
 from hpc_isl.plates.readers import xml
 
 PLAIN = (
@@ -47,7 +47,7 @@ BILLION = b"<!DOCTYPE a [<!ENTITY x 'ha'><!ENTITY y '&x;&x;&x;'>]><a><b><c>&y;</
     ],
 )
 def test_a_dtd_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(Mistake, match=r"x\.xml: holds a DTD or entities"):
+    with pytest.raises(UserError, match=r"x\.xml: holds a DTD or entities"):
         read(tmp_path / "x.xml", content)
 
 
@@ -56,17 +56,17 @@ NOT_XML = [b"", b"no xml", PLAIN[:-1], b"<a></b>", b"\x00\x01", b"<a>&x;</a>"]
 
 @pytest.mark.parametrize("content", [*NOT_XML, b'<?xml version="1.0" encoding="nope"?><a/>'])
 def test_what_is_not_xml_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(Mistake, match=r"x\.xml is not well-formed XML"):
+    with pytest.raises(UserError, match=r"x\.xml is not well-formed XML"):
         read(tmp_path / "x.xml", content)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"x\.xml cannot be read"):
+    with pytest.raises(UserError, match=r"x\.xml cannot be read"):
         list(xml.elements(tmp_path / "x.xml", {"b"}))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(cut=st.integers(0, len(PLAIN) - 1), noise=st.binary(max_size=8))
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path: Path, cut: int, noise: bytes) -> None:
-    with contextlib.suppress(Mistake):
+    with contextlib.suppress(UserError):
         read(tmp_path / "x.xml", PLAIN[:cut] + noise + PLAIN[cut + len(noise) :])

@@ -1,0 +1,164 @@
+"""How the CPUs, GPUs and memory of a node are shared out among the worker processes of a pool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import psutil
+
+from hpc_isl.cluster.run_folder.job import threads
+from hpc_isl.cluster.slurm.demand import megabytes
+from hpc_isl.site import Site, gpus_here
+from hpc_isl.tasks import MemoryRequirement
+
+# PyTorch then asks for large pages, where the kernel gives them: on a CPU a tenth and more of a forward pass
+# was the kernel's, which laid out anew the memory of each layer.
+LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+SHARING = "HPC_ISL_GPU_SHARING"  # how many worker processes have this one's GPU
+CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+class CgroupFiles(NamedTuple):
+    """Where a version of the kernel's control groups tells of memory."""
+
+    controller: str
+    mount: str
+    limit: str
+    used: str
+    cached: str
+
+
+CGROUP_FILES = (
+    CgroupFiles("", "", "memory.max", "memory.current", "inactive_file"),
+    CgroupFiles("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """What one worker process has.
+
+    Attributes:
+        cpus: that its libraries may use.
+        memory: bytes that its tasks may take together, beside what the process holds anyway.
+        gpu: the one that it sees, as CUDA_VISIBLE_DEVICES names it; empty: none.
+        sharing: worker processes on that GPU.
+    """
+
+    cpus: int
+    memory: int
+    gpu: str = ""
+    sharing: int = 1
+
+    @property
+    def threads(self) -> int:
+        """Tasks that it has under way: one is read or written while others compute."""
+        return 1 + self.cpus
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {
+            **threads(self.cpus), **LARGE_PAGES, "CUDA_VISIBLE_DEVICES": self.gpu, SHARING: str(self.sharing),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node has for its worker processes: `workers` is how many were asked for, if any; bytes."""
+
+    cpus: int
+    memory: int
+    gpus: Sequence[str] = ()
+    workers: int | None = None
+
+    @property
+    def wanted(self) -> int:
+        return self.workers or len(self.gpus) or self.cpus
+
+
+def node_here(site: Site, cpus: int) -> Node:
+    """This node, as the site and the machine have it."""
+    return Node(cpus, memory_here(site), gpus_here()[: site.visible_gpus], site.workers)
+
+
+def worker_resources(node: Node, need: MemoryRequirement) -> list[WorkerResources]:
+    """A share for each worker process: as many as are wanted and fit with their largest task, at least one.
+
+    Those on a node with GPUs are spread over them; several on one have a part of its memory each, so that
+    what fits does not hang on what the others just hold.
+    """
+    fit = node.memory // need.whole if need.whole else node.wanted
+    count = max(1, min(node.wanted, fit))
+    cpus = max(1, node.cpus // count)
+    gpus = list(node.gpus) or [""]
+    memory = max(1, node.memory // count - need.process)
+    of = [gpus[number % len(gpus)] for number in range(count)]
+    return [WorkerResources(cpus, memory, gpu, of.count(gpu) if gpu else 1) for gpu in of]
+
+
+def lowered(node: Node, need: MemoryRequirement) -> str:
+    """What to say where memory holds fewer worker processes than were wanted; else empty."""
+    count = len(worker_resources(node, need))
+    if count == node.wanted:
+        return ""
+    plural = "process" if count == 1 else "processes"
+    return (
+        f"{count} worker {plural} per node, not {node.wanted}: one takes up to "
+        f"{need.whole / 1e9:.3g} GB of the {node.memory / 1e9:.3g} GB that are free"
+    )
+
+
+# ---------------------------------------------------------------- memory
+
+
+def memory_here(site: Site) -> int:
+    """Bytes that the worker processes of this node may take: what the site says, or what is free.
+
+    To Slurm, `0G` is all that the node has.
+    """
+    if site.memory is not None and (said := megabytes(site.memory)):
+        return said * 2**20
+    limits = [psutil.virtual_memory().available, _of_the_job(os.environ), _of_the_cgroup()]
+    return min(limit for limit in limits if limit)
+
+
+def _of_the_job(said: Mapping[str, str]) -> int:
+    """What Slurm has given the job on this node; 0: it does not say, or all."""
+    if said.get("HPC_ISL_EXECUTOR") not in ("slurm", "allocation"):
+        return 0
+    if per_node := int(said.get("SLURM_MEM_PER_NODE", 0)):
+        return per_node * 2**20
+    return int(said.get("SLURM_MEM_PER_CPU", 0)) * int(said.get("SLURM_CPUS_ON_NODE", 0)) * 2**20
+
+
+def _of_the_cgroup() -> int:
+    """What is left below the limits of the control groups that this process is in, as of a container, of a
+    login session or of Slurm; 0: no limit. A group has no more than those above it have left."""
+    groups = ((folder, files) for files in CGROUP_FILES for folder in _groups(files))
+    return min((left for folder, files in groups if (left := _left(folder, files))), default=0)
+
+
+def _groups(files: CgroupFiles) -> Iterator[Path]:
+    """The folder of the group, and of each that it lies in."""
+    mount = CGROUP / files.mount
+    rows = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
+    paths = [path for _, controllers, path in rows if files.controller in controllers.split(",")]
+    inside = PurePosixPath(*paths[:1]).relative_to("/") if paths else PurePosixPath()
+    yield from (mount / folder for folder in (inside, *inside.parents))
+
+
+def _left(folder: Path, files: CgroupFiles) -> int:
+    with suppress(OSError, ValueError):  # `max` is no limit; a container may show none of its outer groups
+        most = int((folder / files.limit).read_text())
+        taken = int((folder / files.used).read_text())
+        given_back = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        taken -= int(given_back.get(files.cached, 0))  # of files read before, which the kernel lets go
+        # Without a limit the older kernels say nearly 2⁶³.
+        return max(1, most - taken) if most < 2**60 else 0
+    return 0

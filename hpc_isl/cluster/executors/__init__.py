@@ -1,0 +1,1 @@
+"""Where ranks run: Slurm, an allocation, this machine."""

@@ -1,0 +1,189 @@
+"""Watches over the ranks of a local run: all end together, and nothing that they started is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from hpc_isl.cluster.run_folder.job import STOPPED
+
+LOOK_S = 0.1
+CRASH_GRACE_S = 3.0  # for the other ranks to say what they saw, after one has died
+SWEEP_S = 1.0  # for helpers of a rank that has ended to end by themselves
+TWICE_S = 0.5
+REMIND_S = 2.0  # a TERM that came while Python was starting is lost: say it again
+
+
+@dataclass
+class Requests:
+    """What was asked of us by signals since the ranks started: once is stop, twice is kill.
+
+    `timeout`, `make` and some shells send a signal twice at once; that counts once.
+    """
+
+    times: int = 0
+    interrupted: bool = False
+    _last: float = -1e9
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.interrupted = self.interrupted or number == signal.SIGINT
+        if time.monotonic() - self._last > TWICE_S:
+            self.times += 1
+        self._last = time.monotonic()
+
+    @contextmanager
+    def listening(self) -> Iterator[Requests]:
+        # What nohup or a shell's & has us ignore stays ignored.
+        numbers = [
+            n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN
+        ]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks ended: their exit codes (negative: the signal), and which one crashed first."""
+
+    codes: Mapping[int, int]
+    crashed: int | None = None
+    interrupted: bool = False
+    stopped: bool = False
+    killed: bool = False
+
+
+def start(
+    command: Sequence[str], environments: Sequence[Mapping[str, str]], logs: Sequence[Path], folder: Path
+) -> list[subprocess.Popen[bytes]]:
+    """One process per environment, each in a process group of its own: Ctrl-C reaches us alone.
+
+    A session of its own would do that too, but where the kernel groups tasks by session to share out
+    the CPUs, a user's `nice` would then mean nothing.
+    """
+    ranks = []
+    for environment, log in zip(environments, logs, strict=True):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stream:
+            ranks.append(
+                subprocess.Popen(
+                    command, env=dict(environment), cwd=folder, process_group=0,
+                    stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+                )
+            )  # fmt: skip
+    return ranks
+
+
+@dataclass
+class Watch:
+    """The loop over the living ranks, until the last has ended; `stops` and `kills` are signals to them."""
+
+    ranks: Sequence[subprocess.Popen[bytes]]
+    requests: Requests
+    say: Callable[[str], None]
+    limit_s: float | None = None
+    stops: int = signal.SIGTERM
+    kills: int = signal.SIGKILL
+    crashed: int | None = None
+    stopping: bool = False
+    killed: bool = False
+    _codes: dict[int, int] = field(default_factory=dict)
+    _told: float = -1e9
+    _crash: float = 0.0
+    _start: float = field(default_factory=time.monotonic)
+
+    def until_ended(self, tick: Callable[[], None]) -> Ending:
+        try:
+            while len(self._codes) < len(self.ranks):
+                time.sleep(LOOK_S)
+                with suppress(OSError, ValueError):  # whoever watched has left: no reason to end the run
+                    tick()
+                self._look()
+                self._stop_if_asked()
+                self._kill_if_due()
+        finally:
+            self._end()
+        return Ending(self._codes, self.crashed, self.requests.interrupted, self.stopping, self.killed)
+
+    def _look(self) -> None:
+        """Notes which ranks have ended; they stay unreaped, so that their process groups keep their ids."""
+        for number, rank in enumerate(self.ranks):
+            if number in self._codes:
+                continue
+            ended = os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                continue
+            code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            self._codes[number] = code
+            if self.crashed is None and not self._expected(code):
+                self.crashed, self._crash = number, time.monotonic()
+
+    def _expected(self, code: int) -> bool:
+        return code == 0 or (self.stopping and (code == STOPPED or -code in (signal.SIGTERM, signal.SIGKILL)))
+
+    def _stop_if_asked(self) -> None:
+        overdue = self.limit_s is not None and time.monotonic() - self._start > self.limit_s
+        if not (self.requests.times or overdue):
+            return
+        if not self.stopping:
+            self.stopping = True
+            why = "the time limit is reached" if overdue else "stopping"
+            self.say(f"{why}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)")
+        if time.monotonic() - self._told > REMIND_S:
+            self._told = time.monotonic()
+            self._send(self.stops)
+
+    def _kill_if_due(self) -> None:
+        crash_is_old = self.crashed is not None and time.monotonic() - self._crash > CRASH_GRACE_S
+        if self.requests.times >= 2 or crash_is_old:
+            self.killed = self.requests.times >= 2
+            self._send(self.kills)
+
+    def _send(self, number: int) -> None:
+        """To the ranks, not to what they started: loading processes end with their rank."""
+        for index, rank in enumerate(self.ranks):
+            if index not in self._codes:
+                with suppress(ProcessLookupError):
+                    os.kill(rank.pid, number)
+
+    def _end(self) -> None:
+        """Whatever else happened, no rank and no process of a rank's group is left."""
+        self._send(signal.SIGKILL)
+        leaders = {rank.pid for rank in self.ranks}
+        deadline = time.monotonic() + SWEEP_S
+        while _members(leaders) and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        for pid in _members(leaders):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for rank in self.ranks:
+            rank.wait()
+
+
+def _members(leaders: set[int]) -> list[int]:
+    """Processes in the groups of `leaders`, but for these."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):
+            if pid not in leaders and os.getpgid(pid) in leaders and not _is_zombie(pid):
+                found.append(pid)
+    return found
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,1 @@
+"""Inside a rank: the worker, its environment, requeueing, system metrics."""

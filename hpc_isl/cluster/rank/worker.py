@@ -1,0 +1,261 @@
+"""One rank of a job: finds its place, runs the stage inside the run folder's records, leaves with a code."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from hpc_isl import site
+from hpc_isl.cluster.dask_pool import pool
+from hpc_isl.cluster.rank.environment import RankEnv, rank_env
+from hpc_isl.cluster.rank.requeue import requeue
+from hpc_isl.cluster.rank.system_metrics import system_metrics
+from hpc_isl.cluster.run_folder import uses
+from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, POOLED, STOPPED, Job
+from hpc_isl.cluster.run_folder.submissions import superseded
+from hpc_isl.cluster.submit import estimates
+from hpc_isl.cluster.submit.deferred_planning import plan_deferred
+from hpc_isl.cluster.tracking.forward import forwarding
+from hpc_isl.errors import UserError
+from hpc_isl.files import read_json, share_with_group
+from hpc_isl.recipes.load import RECIPES
+from hpc_isl.recipes.strict import parse, read_yaml
+from hpc_isl.run import Attempt
+from hpc_isl.timing import END, Clock
+
+ORPHAN_GRACE_S = 10.0  # to save in, after whoever watched over the run has died
+
+
+def main() -> None:
+    """python -m hpc_isl.cluster.rank.worker MODULE RUN_FOLDER ATTEMPT, in each rank."""
+    module, folder, attempt = sys.argv[1:]
+    work(Job(module, Path(folder), int(attempt)))
+
+
+def work(job: Job) -> None:
+    """Runs the job's stage as this process's rank; leaves with `SystemExit` unless all is well."""
+    here = rank_env()
+    attempt = Attempt(
+        job.run, job.attempt + here.restarts, here.rank, here.size,
+        here.local_rank, here.local_size, here.cpus, clock=Clock(psutil.Process().create_time()),
+    )  # fmt: skip
+    where = site.kept(job.run.site)
+    share_with_group(where.group)
+    attempt.folder.mkdir(parents=True, exist_ok=True)
+    _redirect(attempt.log)
+    _warn_through(attempt)
+    if here.slurm:
+        if superseded(job.run, job.attempt, here.slurm):
+            raise SystemExit(f"the run was started again as another job: job {here.slurm} leaves it alone")
+        if job.run.cancelled.exists():
+            raise SystemExit(f"the run was cancelled: job {here.slurm} leaves it alone")
+        _prepare_node(attempt, here.slurm)
+    listener = Listener(attempt, _deadline(here, where))
+    with _forwarded(attempt, here, where):
+        code = _run(job, attempt, here, where, listener)
+    if code == 0 and attempt.stopping.is_set() and not attempt.run.summary():
+        code = _leave_stopped(attempt, here, listener)
+    if code:
+        raise SystemExit(code)
+
+
+def _run(job: Job, attempt: Attempt, here: RankEnv, where: site.Site, listener: Listener) -> int:
+    """The stage inside its records; a mistake or failure becomes lines in the log and an exit code."""
+    try:
+        facts = {"job": here.slurm, "slurm_conf": os.environ.get("SLURM_CONF")} if here.slurm else {}
+        with attempt.recorded(system_metrics if attempt.rank == 0 else None, **facts):
+            _stage(job, attempt, where)
+            _stay_for_rank_0(attempt, here)
+            if listener.overdue:  # Slurm may have told this rank alone so far
+                attempt.note(overdue=True)
+    except UserError as mistake:
+        print(mistake, file=sys.stderr, flush=True)
+        return MISTAKE
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        return FAILED
+    return 0
+
+
+def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
+    """Imports the stage, reads its recipe from the run folder and runs it.
+
+    A pooled stage is run by rank 0, which is handed the worker processes; the other ranks lend theirs.
+    """
+    module, run = importlib.import_module(job.module), job.run
+    plan_deferred(module, attempt)
+    recipe = parse(RECIPES[run.stage], read_yaml(run.recipe), str(run.recipe))
+    compute = getattr(module, "trial" if run.trial.exists() else run.stage)
+    with uses.in_use(recipe):
+        uses.refuse_changed(run)
+        if run.stage not in POOLED:
+            compute(recipe, attempt)
+        elif attempt.rank == 0:
+            compute(recipe, attempt, pool.pools(attempt, where))
+        else:
+            pool.serve(attempt, where)
+    if attempt.rank == 0:
+        if run.summary():
+            attempt.clock.tick(END, 1)
+        estimates.note(attempt, where)
+    if attempt.rank == 0 and not (attempt.stopping.is_set() or run.trial.exists() or run.summary()):
+        raise RuntimeError(f"the stage {run.stage} ended without its done record")
+
+
+def _stay_for_rank_0(attempt: Attempt, here: RankEnv) -> None:
+    """`srun --wait` ends a job some time after its first rank has left: rank 0 leaves first.
+
+    Those of a pooled stage leave when they have lost rank 0, and srun lets them.
+    """
+    if attempt.rank == 0 or not here.slurm or attempt.run.stage in POOLED:
+        return
+    while not (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
+        time.sleep(0.5)
+
+
+def _forwarded(attempt: Attempt, here: RankEnv, where: site.Site) -> AbstractContextManager[None]:
+    """On Slurm, rank 0 forwards the run as it goes if a server is there; a database waits for `sync`.
+
+    A local run is forwarded by the process that watches over it.
+    """
+    ours = here.slurm and where.server and attempt.rank == 0
+    return forwarding(attempt.run, where) if ours else nullcontext()
+
+
+# ---------------------------------------------------------------- being told to stop
+
+
+def _deadline(here: RankEnv, where: site.Site) -> float | None:
+    """When a job of Slurm begins to save by itself, should no signal come; in seconds since 1970."""
+    if not here.slurm:
+        return None
+    end = here.end or (time.time() + 60 * where.minutes if where.minutes else None)
+    return end - where.signal_s if end else None
+
+
+class Listener:
+    """Turns signals, the deadline, and the death of whoever watches over us, into `attempt.stopping`.
+
+    A handler only keeps the signals' numbers; a thread looks at it, so that no lock is taken in a handler.
+    """
+
+    def __init__(self, attempt: Attempt, deadline: float | None = None) -> None:
+        self.attempt = attempt
+        self.deadline = deadline
+        self.signals: set[int] = set()
+        self._parent = os.getppid()
+        self._watcher = int(os.environ.get("HPC_ISL_WATCHER", 0))
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+        threading.Thread(target=self._look, daemon=True, name="listener").start()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the job's time is over: a reason to start it again, which TERM (scancel) is not.
+
+        When the limit comes sooner than was said, Slurm sends USR2 and TERM in either order.
+        """
+        return signal.SIGUSR2 in self.signals or (self.deadline is not None and time.time() > self.deadline)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.signals.add(number)
+
+    def _look(self) -> None:
+        while not self.signals and not self.overdue and not self._orphaned():
+            time.sleep(0.2)
+        self.attempt.stopping.set()
+        while not self._orphaned():
+            time.sleep(0.2)
+        time.sleep(ORPHAN_GRACE_S)
+        os.killpg(0, signal.SIGKILL)
+
+    def _orphaned(self) -> bool:
+        return bool(self._watcher) and (os.getppid() != self._parent or not _lives(self._watcher))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _leave_stopped(attempt: Attempt, here: RankEnv, listener: Listener) -> int:
+    """On Slurm, rank 0 requeues the job once all ranks have left the stage; a rank that left with
+    an error code would end the others first."""
+    if not here.slurm:
+        return STOPPED
+    if attempt.rank:
+        return 0
+    reason = requeue(attempt, here.slurm, at_time_limit=listener.overdue)
+    if reason:
+        with suppress(OSError):
+            attempt.note(reason=reason)
+    attempt.say(reason or "stopped at the time limit; Slurm is to start it again")
+    return STOPPED
+
+
+# ---------------------------------------------------------------- the process
+
+
+def _redirect(log: Path) -> None:
+    """Output of this process, and of those that it starts, goes to the rank's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _warn_through(attempt: Attempt) -> None:
+    """Warnings that the package itself raises are said; those of libraries stay in the log."""
+    quiet, ours = warnings.showwarning, f"{Path(__file__).parents[1]}{os.sep}"
+
+    def show(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+        if filename.startswith(ours):
+            attempt.say(f"warning: {message}")
+        else:
+            quiet(message, category, filename, *rest, **more)
+
+    warnings.showwarning = show
+
+
+def _prepare_node(attempt: Attempt, job: str) -> None:
+    """What a job of Slurm needs on a node: caches of its own, and no remains of one that was killed."""
+    _private_caches()
+    if folder := os.environ.get("SUBMITIT_FOLDER"):
+        # submitit refuses to write a result where a killed process has left half of one
+        for path in Path(folder).glob(f"{job}_{attempt.rank}_*.save_tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _private_caches() -> None:
+    """Caches of compiled code on a shared disk go stale; each job has its own, on the node."""
+    folder = tempfile.mkdtemp(prefix="hpc_isl-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for variable in ("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        os.environ.setdefault(variable, f"{folder}/{variable.lower()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Run folders: names, provenance, submissions, arrays, and what uses them."""

@@ -1,0 +1,184 @@
+"""What a run came from: code, packages, machine, seeds and inputs, written once at submission."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hpc_isl
+from hpc_isl.errors import UserError
+from hpc_isl.files import now
+from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.load import digest
+from hpc_isl.run import Plan
+
+NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
+PACKAGE = Path(hpc_isl.__file__).parent
+# Only these: an environment may hold tokens.
+ENVIRONMENT = re.compile(
+    r"(OMP|MKL|OPENBLAS|NUMBA)_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_HOME|LD_LIBRARY_PATH|PYTHONPATH"
+    r"|VIRTUAL_ENV|CONDA_PREFIX|LANG|LC_ALL|TZ|HPC_ISL_(RUNS|DATA)|MLFLOW_TRACKING_URI|NCCL_\w+"
+    r"|SLURM_(CLUSTER_NAME|JOB_ID|JOB_PARTITION|SUBMIT_HOST)|LOADEDMODULES"
+)
+
+
+def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[str, Any]:
+    """The content of `record.json`; `key` identifies the run wherever it is forwarded to.
+
+    `plan`: of the run; None: it has none of its own, as an array.
+    """
+    return {
+        "key": uuid.uuid4().hex,
+        **planned(plan or Plan(recipe)),
+        "made": now(),
+        "argv": argv,
+        "cwd": os.getcwd(),
+        "user": user(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "version": hpc_isl.__version__,
+        **commit(),
+        "code": code_digest(),
+        "packages": packages(),
+        "environment": _environment(),
+    }
+
+
+def user() -> str:
+    """Returns the name of the user whose process this is; some containers know users by number alone."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
+
+
+def _environment() -> dict[str, str]:
+    """What may matter of it; an address loses its password."""
+    kept = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(name)}
+    return {name: re.sub(r"://[^/@]*@", "://", value) for name, value in kept.items()}
+
+
+def again(content: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The record of an element, from its array's: the same but for what it computes."""
+    return {**content, "key": uuid.uuid4().hex, **planned(plan)}
+
+
+def planned(plan: Plan) -> dict[str, Any]:
+    """What is computed from what."""
+    recipe: Recipe = plan.recipe
+    return {
+        "digest": digest(recipe, plan.inputs),
+        "inputs": dict(plan.inputs),
+        "parts": {name: dict(parts) for name, parts in plan.parts.items()},
+        "plates": [str(path) for path in recipe.plates_read()],
+        "like": plan.workload and dict(plan.workload.like),
+        "seeds": dict(_seeds(recipe.model_dump(mode="json"))),
+    }
+
+
+def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "seed":
+                yield f"{path}{key}", value
+            yield from _seeds(value, f"{path}{key}.")
+
+
+def packages() -> dict[str, str]:
+    """Name and version of every distribution that this Python sees."""
+    found = dict(map(_named, metadata.distributions()))
+    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+
+
+def _named(distribution: metadata.Distribution) -> tuple[str, str]:
+    """Both from one reading of its head: `metadata` and `version` would each parse all of the file."""
+    text = distribution.read_text("METADATA") or ""
+    name, version = NAME.search(text), VERSION.search(text)
+    if name and version:
+        return name[1], version[1]
+    return str(distribution.metadata["Name"]), distribution.version
+
+
+def commit() -> dict[str, str | None]:
+    """Commit of the checkout that this package runs from, and the digest of what differs from it.
+
+    A package that is installed inside some checkout does not belong to it: git must know its files.
+    """
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "diff": None}
+    difference = _git("diff", "HEAD", "--", ".")
+    return {"commit": (_git("rev-parse", "HEAD") or "").strip() or None, "diff": _hash(difference)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def difference() -> str:
+    """The uncommitted changes of the package, as a patch; empty where there are none or no checkout."""
+    return (_git("diff", "HEAD", "--", ".") or "") if commit()["commit"] else ""
+
+
+def _hash(text: str | None) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else None
+
+
+@cache
+def code_digest() -> str:
+    """Hash of the source files of the package that this process runs, wherever it lies."""
+    total = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        total.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:16]
+
+
+def snapshot(folder: Path) -> Path:
+    """A copy of the package in `folder`: a queued job then runs the code that was submitted."""
+    shutil.copytree(PACKAGE, folder / "hpc_isl", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    return folder
+
+
+@contextmanager
+def standing_in(folder: Path) -> Iterator[None]:
+    """Relative paths of a recipe are meant from where it was typed, which the record tells."""
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}, where this was typed, cannot be read on {socket.gethostname()}: {error}"
+        ) from None
+    with chdir(folder):
+        yield
+
+
+def python_path(first: Path) -> str:
+    """PYTHONPATH with which a process finds the package that lies in `first`."""
+    return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))
+
+
+def import_path() -> str:
+    """PYTHONPATH for a process that starts in the run folder and must find this very package."""
+    if "site-packages" in PACKAGE.parent.parts:
+        return os.environ.get("PYTHONPATH", "")
+    return python_path(PACKAGE.parent)

@@ -1,0 +1,139 @@
+"""`remove`: the files of a run go; its record and its model's contract stay, and tell what it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.monitor.status import State
+from hpc_isl.cluster.run_folder import submissions, uses
+from hpc_isl.errors import UserError
+from hpc_isl.files import now, read_json, write_atomic
+from hpc_isl.run import Run
+
+# What stays, wherever it lies below the run folder: small, and cited by other runs, their reports and MLflow.
+KEPT = {
+    "record.json", "recipe.yaml", "site.yaml", "elements.json", "removed.json", "tracking.json",
+    "split.csv", "boxes.csv",
+}  # fmt: skip
+KEPT_BELOW = {"done": None, "model": "contract.json"}
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What removing a run would do.
+
+    Attributes:
+        users: runs, arrays and chains that use its model, or that it is a step of.
+        size: bytes that become free.
+        stays: what it made elsewhere, and what is not touched.
+    """
+
+    run: Run
+    users: tuple[Run, ...]
+    size: int
+    stays: tuple[str, ...]
+
+
+def removal(run: Run, runs: Iterable[Run]) -> Removal:
+    """What there is to remove, and who would miss it among these runs.
+
+    Raises:
+        UserError: the run is queued or running, or is an element, which goes with its array.
+    """
+    if run.array is not None:
+        raise UserError(f"{run.label!r} is an element of {run.array.name!r}, and is removed with all of it")
+    refuse_living(run, status.state(run))
+    size = sum(path.lstat().st_size for path in _going(run))
+    return Removal(run, tuple(_users(run, runs)), size, tuple(dict.fromkeys(_stays(run))))
+
+
+def refuse_living(run: Run, found: State) -> None:
+    """Raises:
+    UserError: the run is queued or running.
+    """
+    if found.alive:
+        raise UserError(
+            f"{run.stage} {run.label!r} is {found.word}: it is not removed; cancel it first, or wait"
+        )
+
+
+def remove(run: Run) -> None:
+    """Says first that the run is removed, then removes it; once more, it goes on where it was ended."""
+    with submissions.alone(run):
+        refuse_living(run, status.state(run))
+        facts = {"time": now(), "user": os.environ.get("USER") or str(os.getuid())}
+        if run.removed is None:
+            write_atomic(run.removed_file, json.dumps(facts, indent=1))
+        for path in _going(run):
+            path.unlink(missing_ok=True)
+        for folder, _, _ in os.walk(run.folder, topdown=False):
+            if not os.listdir(folder):
+                os.rmdir(folder)
+
+
+# ---------------------------------------------------------------- what goes
+
+
+def _going(run: Run) -> Iterator[Path]:
+    """Files and links of the run that do not stay; what links lead to does."""
+    for folder, folders, names in os.walk(run.folder):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*links, *names):
+            if not _is_kept(Path(folder).name, name):
+                yield Path(folder, name)
+
+
+def _is_kept(folder: str, name: str) -> bool:
+    return name in KEPT or (folder in KEPT_BELOW and KEPT_BELOW[folder] in (None, name))
+
+
+# ---------------------------------------------------------------- who would miss it
+
+
+def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
+    """Each array once, and none of the run's own elements."""
+    seen = {run}
+    for other in runs:
+        steps = other.elements() if other.stage == "chain" else []
+        named = [folder for one in uses.each([other]) for folder in uses.runs_named(one)]
+        if other not in seen and any(_is_in(folder, run) for folder in (*(s.folder for s in steps), *named)):
+            seen.add(other)
+            yield other
+
+
+def _is_in(folder: Path, run: Run) -> bool:
+    """Whether a folder is the run's, or lies in it."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(run.folder))
+
+
+# ---------------------------------------------------------------- what stays
+
+
+def _stays(run: Run) -> Iterator[str]:
+    if run.stage == "chain":
+        yield from (f"{step.stage} {step.name}, a step of it" for step in run.elements())
+        return
+    for one in uses.each([run]):
+        for what, path in (one.summary() or {}).get("made", {}).items():
+            if not Path(path).is_relative_to(run.folder):
+                yield f"{what}: {path}"
+        yield from _labels(one)
+    yield f"record, recipe and contract: {run.folder}"
+    if (run.folder / "tracking.json").exists():
+        yield "its copy in MLflow"
+
+
+def _labels(run: Run) -> Iterator[str]:
+    """The labels that a run of segment has written into plates."""
+    if run.stage != "segment":
+        return
+    recipe = uses.recipe_of(run)
+    contract = read_json(Path(str(recipe.get("model"))) / "model" / "contract.json") or {}
+    name = str(recipe.get("labels") or (contract.get("task") or {}).get("labels"))
+    for plate in uses.plates_of(run) if "labels" in recipe.get("write", ["labels"]) else ():
+        yield f"labels {name!r} (beside labels of people: {name + ' predicted'!r}) in {plate}"

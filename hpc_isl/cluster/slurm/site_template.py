@@ -1,0 +1,236 @@
+"""A first site file for a cluster, drafted from what Slurm says of it, for a person to read and change."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.cluster.rank.environment import cpus_here
+from hpc_isl.cluster.run_folder import provenance
+from hpc_isl.cluster.slurm import machines
+from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.cluster.slurm.demand import at_most, duration
+from hpc_isl.cluster.slurm.machines import ALL, Cluster, Node, Partition
+from hpc_isl.errors import UserError
+
+TIME = 12 * 60  # minutes: long enough for one attempt, short enough to start soon
+FOR_EVER = "no limit"
+
+
+@dataclass(frozen=True)
+class User:
+    """Who will compute: what Slurm and the machine say of them; None: the accounting does not answer."""
+
+    name: str
+    groups: frozenset[str]
+    accounts: tuple[str, ...] | None = None
+    qos: tuple[str, ...] = ()
+
+    def may_use(self, partition: Partition) -> bool:
+        """As far as it is known."""
+        if partition.root_only or (partition.groups != ALL and not partition.groups & self.groups):
+            return self.name == "root"
+        return self.accounts is None or bool(self.accounts_of(partition))
+
+    def accounts_of(self, partition: Partition) -> list[str]:
+        """Those of the user's that the partition takes."""
+        taken = [account for account in self.accounts or () if account.lower() not in partition.denied]
+        return [one for one in taken if partition.accounts == ALL or one.lower() in partition.accounts]
+
+
+def draft_site(name: str, conf: Path | None = None) -> str:
+    """The text of a site file for the cluster that answers.
+
+    Raises:
+        UserError: no Slurm answers here, or no partition can be used.
+    """
+    cluster = machines.read(conf)
+    if cluster is None:
+        raise UserError(_no_slurm(conf))
+    return text(name, cluster, user(conf), conf)
+
+
+def _no_slurm(conf: Path | None) -> str:
+    code, _, errors = ask(["sinfo", "--version"], conf)
+    if code == 127:
+        return (
+            "site init: there is no Slurm on this machine; type this on the cluster's login node "
+            "(or copy configs/sites/slurm.yaml and fill it in)"
+        )
+    code, out, errors = ask(["scontrol", "show", "partition"], conf)
+    why = (errors or out).splitlines()[-1:] or ["it says nothing"]
+    return (
+        f"site init: Slurm does not answer here: {why[0]}\n"
+        "where it is configured elsewhere, name its slurm.conf: --slurm-conf FILE"
+    )
+
+
+def user(conf: Path | None = None) -> User:
+    """Whoever types this."""
+    me = provenance.user()
+    groups = frozenset(name for number in os.getgroups() if (name := _group(number)))
+    command = ["sacctmgr", "-n", "-P", "show", "assoc", f"user={me}", "format=account,partition,qos"]
+    code, out, _ = ask(command, conf)
+    rows = [line.split("|") for line in out.splitlines() if line.count("|") == 2]
+    if code or not rows:
+        return User(me, groups)
+    qos = {word for _, _, words in rows for word in words.split(",") if word}
+    return User(me, groups, tuple(dict.fromkeys(row[0] for row in rows)), tuple(sorted(qos)))
+
+
+def _group(number: int) -> str | None:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return None
+
+
+# ---------------------------------------------------------------- what is chosen
+
+
+def chosen(cluster: Cluster, who: User) -> Partition:
+    """The open partition with the most nodes that have GPUs; without any, the cluster's default."""
+    ours = usable(cluster, who)
+    if not ours:
+        raise UserError("site init: no partition of this cluster is up, has nodes and is open to you")
+    return max(ours, key=lambda one: (len(_gpu_nodes(one)), one.default, len(one.nodes)))
+
+
+def usable(cluster: Cluster, who: User) -> list[Partition]:
+    """What the user may choose from."""
+    return [one for one in cluster.partitions if one.up and one.nodes and not one.hidden and who.may_use(one)]
+
+
+def _gpu_nodes(partition: Partition) -> list[Node]:
+    return [node for node in partition.nodes if node.usable and node.gpu_count]
+
+
+def common(partition: Partition) -> list[Node]:
+    """The nodes of the commonest kind: those that have GPUs before those that have none."""
+    nodes = (
+        _gpu_nodes(partition) or [node for node in partition.nodes if node.usable] or list(partition.nodes)
+    )
+    kinds = Counter(node.gpu_count for node in nodes)
+    [(gpus, _)] = kinds.most_common(1)
+    return [node for node in nodes if node.gpu_count == gpus]
+
+
+# ---------------------------------------------------------------- in words
+
+
+def text(name: str, cluster: Cluster, who: User, conf: Path | None = None) -> str:
+    """The file: what is chosen, what it comes from, and what else there is."""
+    partition = chosen(cluster, who)
+    rows = [
+        *_cluster_rows(conf),
+        *_user_rows(who, partition),
+        *_partition_rows(partition),
+        *_node_rows(partition),
+    ]
+    width = max(len(left) for left, meaning in rows if meaning)
+    others = [one for one in usable(cluster, who) if one is not partition]
+    where = f"{cluster.name or 'a cluster'} (Slurm {cluster.version or 'of unknown version'})"
+    lines = [
+        f"# {name}: {where}, drafted by `site init`; yours to change.",
+        "# `pretrain --help` explains every key.",
+        *(f"{left:<{width}}  # {meaning}" if meaning else left for left, meaning in rows),
+        *_table(others),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+Row = tuple[str, str]
+
+
+def _cluster_rows(conf: Path | None) -> Iterator[Row]:
+    yield "executor: slurm", ""
+    if conf is not None:
+        yield f"slurm_conf: {_quoted(os.path.abspath(conf))}", ""
+
+
+def _user_rows(who: User, partition: Partition) -> Iterator[Row]:
+    accounts = who.accounts_of(partition)
+    if len(accounts) == 1:
+        yield f"account: {_quoted(accounts[0])}", ""
+    elif accounts:
+        yield f"# account: {_quoted(accounts[0])}", f"one of yours: {', '.join(accounts)}"
+    if len(who.qos) > 1:
+        yield f"# qos: {_quoted(who.qos[0])}", f"yours are {', '.join(who.qos)}"
+
+
+def _partition_rows(partition: Partition) -> Iterator[Row]:
+    longest = partition.minutes
+    time = duration(min(TIME, longest or TIME))
+    yield f"partition: {_quoted(partition.name)}", kinds(partition)
+    yield f"time: {time}", f"of one attempt; {'at most ' + duration(longest) if longest else FOR_EVER} here"
+    features = sorted(frozenset().union(*(node.features for node in partition.nodes)))
+    if features:
+        more = ", …" if len(features) > 8 else ""
+        yield f"# constraint: {_quoted(features[0])}", f"nodes have {', '.join(features[:8])}{more}"
+
+
+def _node_rows(partition: Partition) -> Iterator[Row]:
+    nodes = common(partition)
+    gpus = nodes[0].gpu_count
+    cpus, meaning = _cpus(partition, nodes)
+    memory = min(map(partition.memory, nodes))
+    yield "nodes: 1", ""
+    yield f"gpus: {gpus}", "per node, one process for each" if gpus else "this partition has none"
+    yield f"cpus: {max(1, cpus // max(1, gpus))}", f"per process, {meaning}"
+    if memory > 1:  # a cluster that does not count memory says 1 MB
+        yield f"memory: {at_most(memory)}", "per node; less starts sooner"
+    yield "setup: []", "shell lines before Python, e.g. [module load cuda]"
+
+
+def _cpus(partition: Partition, nodes: Sequence[Node]) -> tuple[int, str]:
+    """CPUs of a node that a process may use, and how that is said. Slurm may count more than a machine has:
+    where a node is this machine, that is seen."""
+    counted = min(map(partition.cpus, nodes))
+    if any(node.is_here for node in nodes) and cpus_here() < counted:
+        return cpus_here(), f"of {cpus_here()} on this machine; Slurm counts {counted} on a node"
+    return counted, f"of {counted} on a node"
+
+
+def kinds(partition: Partition) -> str:
+    """`2 nodes with 4 × a100, 2 nodes with 2 × v100`."""
+    found = Counter(gpus_text(node) for node in partition.nodes)
+    return ", ".join(
+        f"{count} node{'s' * (count > 1)} with {what}"
+        if what
+        else f"{count} node{'s' * (count > 1)} without GPUs"
+        for what, count in found.items()
+    )
+
+
+def gpus_text(node: Node) -> str:
+    """`4 × a100`; empty where there are none."""
+    return " + ".join(f"{count} × {kind if kind != 'gpu' else 'GPU'}" for kind, count in node.gpus.items())
+
+
+def _table(others: Sequence[Partition]) -> Iterator[str]:
+    """What else there is to choose, as comments."""
+    if not others:
+        return
+    yield "#"
+    yield "# What else there is (CPUs and memory are of the largest node):"
+    names = [f"partition: {_quoted(one.name)}" for one in others]
+    width = max(map(len, names))
+    for name, one in zip(names, others, strict=True):
+        cpus, memory = max(map(one.cpus, one.nodes)), max(map(one.memory, one.nodes))
+        longest = duration(one.minutes) if one.minutes else FOR_EVER
+        size = f"{cpus} CPUs, {at_most(memory)}" if memory > 1 else f"{cpus} CPUs"
+        yield f"# {name:<{width}}  # {longest}; {size}; {kinds(one)}"
+
+
+def _quoted(word: str) -> str:
+    """As YAML reads it back: plain where that is safe."""
+    return word if re.fullmatch(r"[A-Za-z][\w-]*", word) and word.lower() not in _WORDS else json.dumps(word)
+
+
+_WORDS = {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}

@@ -1,0 +1,1 @@
+"""Forwarding runs to MLflow."""

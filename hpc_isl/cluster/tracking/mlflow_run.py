@@ -1,0 +1,336 @@
+"""Forwards run folders to MLflow, one writer per run; the folder stays the truth."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hpc_isl import site
+from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.run_folder import arrays
+from hpc_isl.cluster.run_folder.span import span
+from hpc_isl.cluster.tracking.files import changed, stamp
+from hpc_isl.cluster.tracking.model import log_model
+from hpc_isl.cluster.tracking.store import (
+    RunDeleted,
+    Unreachable,
+    check,
+    client,
+    experiment,
+    restoring,
+    usable,
+)
+from hpc_isl.cluster.tracking.sweep_summary import Summary, results_of, summarise
+from hpc_isl.errors import UserError
+from hpc_isl.files import only_writer, read_json, share_with_group, write_atomic
+from hpc_isl.recipes.strict import flatten, read_yaml
+from hpc_isl.run import Run
+
+PARENT_S = 30.0  # how long an element waits for another to make the MLflow run of their array
+KINDS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "queued": "SCHEDULED"}
+
+
+# ---------------------------------------------------------------- one pass
+
+
+def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
+    """Forwards what is new in the run folder; a line that says what was done.
+
+    Args:
+        wait_s: how long another process that forwards it just now is waited for.
+        ask: also where nothing is new, whether MLflow still has the run.
+
+    Raises:
+        Unreachable: no server answers.
+        UserError: the experiment was deleted in MLflow.
+    """
+    uri = site.kept(run.site).tracking_address(run.root)
+    if uri is None:
+        return f"{run.label}: its site says tracking: none"
+    if not (run.folder / "tracking.json").exists() and span(run) is None:
+        return f"{run.label}: has not begun, there is nothing to forward yet"
+    share_with_group(site.kept(run.site).group)
+    with only_writer(run.folder / ".tracking.lock", wait_s) as mine:
+        if not mine:
+            return f"{run.label}: another process forwards it just now"
+        nothing = _nothing_new(run, uri)
+        if nothing and not ask:
+            return f"{run.label}: nothing new for {uri}"
+        check(uri)
+        try:
+            forward = _Forward(run, uri)
+        except RunDeleted as deleted:
+            return f"{run.label}: {deleted}"
+        if nothing and not forward.made:
+            return f"{run.label}: nothing new for {uri}"
+        return f"{run.label}: {forward.all()} to {uri}"
+
+
+def _nothing_new(run: Run, uri: str) -> bool:
+    """Whether an earlier pass over the ended run forwarded all that its folder holds."""
+    kept = read_json(run.folder / "tracking.json") or {}
+    size = run.metrics.stat().st_size if run.metrics.exists() else 0
+    if kept.get("uri") != uri or kept["offset"] != size or changed(run, kept["files"]):
+        return False
+    above = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
+    if kept.get("parent") != above.get("run_id"):
+        return False
+    found = status.state(run)
+    return kept.get("ended") == _ending(run, found) and kept.get("results") == results_of(run)
+
+
+def _ending(run: Run, found: status.State) -> list[Any] | None:
+    """What an ended run is known by; None: it has not ended."""
+    times = span(run)
+    return None if found.alive or times is None else [found.word, len(run.attempt_numbers()), times[1]]
+
+
+def _mlflow() -> Any:
+    """MLflow, quiet, impatient, and silent towards its makers."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    import mlflow.entities
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+class _Forward:
+    """One pass over one run folder. `tracking.json` there says what has been forwarded before."""
+
+    def __init__(self, run: Run, uri: str) -> None:
+        self.run, self.uri, self.mlflow = run, uri, _mlflow()
+        self.client = client(self.mlflow, uri, run.root)
+        self.record = read_json(run.record) or {}
+        self.kept = read_json(run.folder / "tracking.json") or {}
+        self.made = self.kept.get("uri") != uri or not self._known()
+        if self.made:
+            self.kept = {"uri": uri, "run_id": self._find_or_make(), "offset": 0, "last": {}, "files": {}}
+            self._keep()
+
+    def all(self) -> str:
+        """What it is, where it was changed; metrics, files, the model, the state."""
+        if self.run.recipe in changed(self.run, self.kept["files"]):
+            self._describe()
+        if self.run.array:
+            self._under(self.run.array)
+        found = status.state(self.run)
+        ending = _ending(self.run, found)
+        steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
+        files = self._send_files()
+        modelled = found.word == "done" and self._model()
+        self._state(found, ending)
+        return f"{steps} metric values, {files} files" + (", the model" if modelled else "")
+
+    def _keep(self) -> None:
+        write_atomic(self.run.folder / "tracking.json", json.dumps(self.kept, indent=1))
+
+    # ------------------------------------------------------------ the MLflow run
+
+    def _known(self) -> bool:
+        """Whether MLflow has the run that the folder names; not where its database was replaced."""
+        try:
+            there = self.client.get_run(self.kept["run_id"])
+        except self.mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        self._check(there)
+        return True
+
+    def _find_or_make(self) -> str:
+        """The MLflow run with our key, wherever it was made."""
+        experiment_id = experiment(self.client, self.uri, self.run.root, self._experiment_name())
+        query = f"tags.`hpc_isl.key` = '{self.record['key']}'"
+        there = self.client.search_runs(
+            [experiment_id], query, run_view_type=self.mlflow.entities.ViewType.ALL
+        )
+        if there:
+            there.sort(key=lambda one: str(one.info.lifecycle_stage))  # active before deleted
+            self._check(there[0])
+            return str(there[0].info.run_id)
+        began, _ = span(self.run) or (None, None)
+        tags = {"hpc_isl.key": self.record["key"]}
+        made = self.client.create_run(experiment_id, start_time=began, tags=tags, run_name=self.run.label)
+        return str(made.info.run_id)
+
+    def _experiment_name(self) -> str:
+        """The site's, or the stage: the runs of an array are shown as a family where they share one."""
+        members = [one for one in self.run.elements() if one.array == self.run]
+        return site.kept(self.run.site).experiment or (members[0].stage if members else self.run.stage)
+
+    def _check(self, there: Any) -> None:
+        """What a person deleted in MLflow is not made there again: a `UserError`, or `RunDeleted`."""
+        usable(self.client, self.uri, self.client.get_experiment(there.info.experiment_id))
+        if there.info.lifecycle_stage == "deleted":
+            raise RunDeleted(
+                f"was deleted in MLflow, and is left so; {restoring(self.uri)} runs restore --run-id "
+                f"{there.info.run_id} brings it back"
+            )
+
+    def _describe(self) -> None:
+        """Parameters, tags and data sets. A parameter never changes in MLflow; a wider sweep has more."""
+        entities = self.mlflow.entities
+        flat = {_plain(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
+        there = self.client.get_run(self.kept["run_id"]).data.params
+        params = [entities.Param(key, str(value)[:6000]) for key, value in flat.items() if key not in there]
+        for first in range(0, len(params), 100):
+            self.client.log_batch(self.kept["run_id"], params=params[first : first + 100])
+        facts = {
+            "hpc_isl.stage": self.run.stage, "hpc_isl.folder": str(self.run.folder),
+            "hpc_isl.digest": self.record.get("digest"),
+            "hpc_isl.array": self.run.array and self.run.array.name,
+            "hpc_isl.executor": site.kept(self.run.site).executor,
+            "mlflow.user": self.record.get("user"), "mlflow.source.git.commit": self.record.get("commit"),
+            "mlflow.source.name": f"hpc_isl {self.run.stage}",  # the pages show what follows its last slash
+            "hpc_isl.command": " ".join(self.record.get("argv", [])) or None,
+        }  # fmt: skip
+        self._tag({name: value for name, value in facts.items() if value})
+        self._data_sets(self.record.get("inputs", {}))
+
+    def _under(self, array: Run) -> None:
+        """The run is a child of its array's, which whoever comes first makes."""
+        above = read_json(array.folder / "tracking.json") or {}
+        if above.get("uri") != self.uri:
+            above = self._parent(array)
+        if self.kept.get("parent") != above["run_id"]:
+            self._tag({"mlflow.parentRunId": above["run_id"]})
+            self.kept["parent"] = above["run_id"]
+            self._keep()
+
+    def _parent(self, array: Run) -> dict[str, Any]:
+        with only_writer(array.folder / ".tracking.lock", wait_s=PARENT_S) as mine:
+            if not mine:
+                raise Unreachable(f"{array.label} is being forwarded by another process just now")
+            parent = _Forward(array, self.uri)
+            parent.all()
+            return parent.kept
+
+    def _tag(self, facts: Mapping[str, object]) -> None:
+        tags = [self.mlflow.entities.RunTag(name, str(value)) for name, value in facts.items()]
+        self.client.log_batch(self.kept["run_id"], tags=tags)
+
+    def _data_sets(self, inputs: Mapping[str, str]) -> None:
+        entities = self.mlflow.entities
+        sets = [
+            entities.DatasetInput(
+                entities.Dataset(
+                    name=Path(name).name, digest=digest[:36], source_type="local",
+                    source=json.dumps({"uri": name}),
+                ),
+                [entities.InputTag("mlflow.data.context", self.run.stage)],
+            )
+            for name, digest in inputs.items()
+        ]  # fmt: skip
+        if sets:
+            self.client.log_inputs(self.kept["run_id"], sets)
+
+    # ------------------------------------------------------------ what grows
+
+    def _metrics(self) -> int:
+        """New lines of metrics.jsonl; a (key, step) that an earlier attempt reached is not sent again."""
+        sent, batch, end = 0, [], self.kept["offset"]
+        for line, end in self._new_lines():
+            batch += self._fresh(line)
+            if len(batch) >= 500:
+                sent += self._send(batch, end)
+                batch = []
+        return sent + self._send(batch, end)
+
+    def _fresh(self, line: dict[str, Any]) -> list[Any]:
+        last, metric = self.kept["last"], self.mlflow.entities.Metric
+        new = {key: value for key, value in line["values"].items() if line["step"] > last.get(key, -1)}
+        if not new:
+            return []
+        last |= dict.fromkeys(new, line["step"])
+        moment = int(datetime.fromisoformat(line["time"]).timestamp() * 1000)
+        return [metric(_plain(key), value, moment, line["step"]) for key, value in new.items()]
+
+    def _new_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Complete lines since the last pass, and where each ends; one torn by a kill is passed over."""
+        with suppress(FileNotFoundError), self.run.metrics.open("rb") as stream:
+            stream.seek(self.kept["offset"])
+            for raw in stream:
+                if not raw.endswith(b"\n"):
+                    return
+                try:
+                    yield json.loads(raw), stream.tell()
+                except json.JSONDecodeError:
+                    yield {"values": {}}, stream.tell()
+
+    def _send(self, batch: list[Any], offset: int) -> int:
+        """What is sent twice because we died before the offset was kept, MLflow itself drops."""
+        for first in range(0, len(batch), 1000):
+            self.client.log_batch(self.kept["run_id"], metrics=batch[first : first + 1000])
+        self.kept["offset"] = offset
+        self._keep()
+        return len(batch)
+
+    def _summary(self, ended_ms: int) -> int:
+        """Of a sweep that has ended its scores by arm and N, once; its report then is among the files."""
+        results = results_of(self.run)
+        if results is None or results == self.kept.get("results"):
+            return 0
+        try:
+            summary = summarise(self.run, again="results" in self.kept)
+        except UserError as mistake:  # no element has scores
+            summary = Summary({}, str(mistake))
+        self._tag({"mlflow.note.content": summary.note})
+        metric = self.mlflow.entities.Metric
+        batch = [metric(_plain(name), value, ended_ms, boxes) for name, curve in summary.curves.items()
+                 for boxes, value in curve.items() if math.isfinite(value)]  # fmt: skip
+        self.kept["results"] = results
+        return self._send(batch, self.kept["offset"])
+
+    def _send_files(self) -> int:
+        new = changed(self.run, self.kept["files"])
+        for path in new:
+            inside = path.relative_to(self.run.folder)
+            seen, folder = stamp(path), None if inside.parent == Path() else str(inside.parent)
+            self.client.log_artifact(self.kept["run_id"], str(path), folder)
+            self.kept["files"][str(inside)] = seen
+        self._keep()
+        return len(new)
+
+    def _model(self) -> bool:
+        """Of an array that ends with one model of all, only that one: a sweep has a hundred others."""
+        if self.kept.get("model") or not self.run.model.is_dir() or arrays.leads_to_another(self.run):
+            return False
+        self.mlflow.set_tracking_uri(self.uri)
+        packages = self.record.get("packages", {})
+        self.kept["model"] = log_model(self.mlflow, self.run, self.kept["run_id"], packages)
+        self._keep()
+        return True
+
+    def _state(self, found: status.State, ending: list[Any] | None) -> None:
+        self._tag({"hpc_isl.state": found.word, "hpc_isl.attempts": len(self.run.attempt_numbers())})
+        kind = KINDS.get(found.word, "KILLED")
+        if ending is None:
+            self.client.update_run(self.kept["run_id"], status=kind)
+        else:
+            self.client.set_terminated(self.kept["run_id"], kind, end_time=ending[-1])
+        self.kept["ended"] = ending
+        self._keep()
+
+
+def _plain(key: str) -> str:
+    """A key of the characters that MLflow allows."""
+    return re.sub(r"[^\w\-./: ]", "_", key)

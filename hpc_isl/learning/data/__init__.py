@@ -1,0 +1,1 @@
+"""From plates to crops: splits, views, sampling, augmentation."""

@@ -1,0 +1,125 @@
+"""One plane of one field, found and resolved: its box is read, corrected and normalised here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.flat_field import Profile, gain
+from hpc_isl.learning.data.pixels import Box, Pixels, grown, normalise, numbers, project, subtract_box_mean
+from hpc_isl.plates.store import read_box
+
+MEASURED_EDGE = 1024
+Numbers = tuple[float, float]
+"""Offset and scale: pixels become (x - offset) / scale."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where a plane lies and what becomes of its pixels.
+
+    Attributes:
+        name: plate, field and channel, for messages.
+        shape: (y, x) at `level`.
+        depth: number of levels of the image.
+        planes, projection: z positions read, and how they become one (max, mean, min; "" for one plane).
+        profile: by which pixels are divided, or None.
+        local_px: edge of the box mean that is subtracted, in pixels of `level`; 0: none.
+        kind, low, high: of normalisation, as in NormalizeRecipe.
+        numbers: of normalisation; None: measured on this plane after its corrections.
+    """
+
+    name: str
+    image: Path
+    level: int
+    depth: int
+    shape: tuple[int, int]
+    time: int
+    channel: int
+    planes: tuple[int, ...]
+    projection: str = ""
+    profile: Profile | None = None
+    local_px: int = 0
+    kind: str = "none"
+    low: float = 1.0
+    high: float = 99.0
+    clip: float | None = None
+    numbers: Numbers | None = None
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What determines the stored counts."""
+        return self.image, self.level, self.time, self.channel, self.planes, self.projection
+
+    @property
+    def whole(self) -> Box:
+        return slice(0, self.shape[0]), slice(0, self.shape[1])
+
+
+def counts(plane: Plane, box: Box) -> Pixels:
+    """The stored pixels of a box, projected: (y, x), in counts."""
+    try:
+        stack = read_box(plane.image, plane.level, plane.time, plane.channel, list(plane.planes), *box)
+    except UserError as error:
+        raise UserError(f"{plane.name}: {error}") from None
+    return project(stack, plane.projection)
+
+
+def corrected(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
+    """Counts over the flat-field profile, minus the box mean; a crop equals its part of the whole plane.
+
+    Args:
+        stored: `counts` of the same box, where they are at hand.
+    """
+    read, cut = grown(box, plane.local_px // 2 + 1, plane.shape) if plane.local_px else (box, ())
+    pixels = counts(plane, read) if stored is None or plane.local_px else stored
+    if plane.profile is not None:
+        pixels = pixels / gain(plane.profile, plane.shape, read)
+    return subtract_box_mean(pixels, plane.local_px)[cut] if plane.local_px else pixels
+
+
+def normalised(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
+    """What the network sees of a box of a plane: (y, x) float32."""
+    offset, scale = plane.numbers or measured(plane)
+    return normalise(corrected(plane, box, stored), offset, scale, plane.clip)
+
+
+_MEASURED: dict[tuple[object, ...], Numbers] = {}
+
+
+def measured(plane: Plane) -> Numbers:
+    """Offset and scale of the corrected plane; found once per process.
+
+    From the first level, not finer than the plane's own, whose longer edge is at most 1024 pixels.
+    """
+    key = (*plane.place, repr(plane.profile), plane.local_px, plane.kind, plane.low, plane.high)
+    if key not in _MEASURED:
+        _MEASURED[key] = numbers(plane.kind, measured_pixels(plane), plane.low, plane.high)
+    return _MEASURED[key]
+
+
+def measured_pixels(plane: Plane) -> Pixels:
+    """The corrected whole plane at the level on which it is measured."""
+    small = smallest(plane, MEASURED_EDGE)
+    return corrected(small, small.whole)
+
+
+def smallest(plane: Plane, enough: int = 0) -> Plane:
+    """The plane further up the pyramid: as far as it goes, or until its longer edge is small enough."""
+    while plane.level + 1 < plane.depth and max(plane.shape) > enough:
+        edge = -(-plane.local_px // 2)
+        plane = replace(plane, level=plane.level + 1, shape=halved_shape(plane.shape), local_px=edge)
+    return plane
+
+
+def halved_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    return -(-shape[0] // 2), -(-shape[1] // 2)
+
+
+def stack(planes: tuple[Plane, ...], box: Box, stored: Mapping[tuple[object, ...], Pixels] = {}) -> Pixels:
+    """Planes of one field to (c, y, x); counts that are at hand are not read again."""
+    return np.stack([normalised(plane, box, stored.get(plane.place)) for plane in planes])

@@ -1,0 +1,1 @@
+"""Prediction of whole fields, tile by tile."""

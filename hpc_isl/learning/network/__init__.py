@@ -1,0 +1,1 @@
+"""Networks, weights, losses, and the contract of a model."""

@@ -1,0 +1,139 @@
+"""A model's contract: what its network expects of a plate, what it predicts, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hpc_isl.errors import UserError
+from hpc_isl.files import read_json
+from hpc_isl.learning.data.view import View
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.recipes.training import NetRecipe, PredictRecipe
+
+FORMAT = 1
+WEIGHTS, CONTRACT = "weights.safetensors", "contract.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network that segments says, and how its words become objects.
+
+    Attributes:
+        labels: name of the labels that it learnt.
+        kind: nuclei (one output, the mask's logit) or cells (distance map, and the mask's logit).
+        head: same or paper; `from_stain`: the paper's head stands on the output of an ISL model.
+        span: what the stain's output is divided by before the paper's sigmoid.
+        slope: of that sigmoid.
+        scale, h, min_area, method: from distance map and mask to labels, as in ObjectsRecipe; `min_area` is
+            in pixels that the network sees, and `min_area_um2` the same in µm², where their size is known.
+        arm, boxes, objects: what it started from and what it learnt from.
+    """
+
+    labels: str
+    kind: str
+    head: str = "same"
+    from_stain: bool = False
+    span: float = 1.0
+    slope: float = 10.0
+    scale: str = "object"
+    h: float = 10.0
+    min_area: int = 0
+    method: str = "flood"
+    arm: str = ""
+    boxes: int = 0
+    objects: int = 0
+    min_area_um2: float | None = None
+
+    @property
+    def outputs(self) -> int:
+        return 1 if self.kind == "nuclei" else 2
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a network expects of a plate, and where it comes from.
+
+    Attributes:
+        view: source and target roles, µm per pixel, normalisation with its numbers.
+        net: what to build; the weights are the model's own.
+        predict: tiles and halo that it was scored with.
+        precision: of the forward pass: fp32, bf16 or fp16.
+        recipe: all of the recipe that trained it, and `digest` of it with its inputs.
+        split: digest of the split; `wells`: part -> plate -> wells (or fields, where the split is by field).
+            Of a model that segments the parts are what it was taught with (train) and tested on, what the
+            `reference` was made of, and what the ISL model that it began with saw the stain of (stain).
+        plates: name -> fingerprint of the plates that it was trained on.
+        step: optimiser steps behind these weights.
+        code: version of this package.
+        weights: SHA-256 of the weights file.
+        task: of a model that segments; None: it predicts the view's targets.
+        reference: what the sources of its training fields are like, against which `drift` holds others.
+        stains: channel that it sees -> whether that is a stain on the plates that it was trained on.
+    """
+
+    view: View
+    net: NetRecipe
+    predict: PredictRecipe
+    precision: str
+    recipe: Mapping[str, Any]
+    digest: str
+    split: str
+    wells: Mapping[str, Mapping[str, list[str]]]
+    plates: Mapping[str, str]
+    step: int
+    code: str
+    weights: str = ""
+    task: Task | None = None
+    reference: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    stains: Mapping[str, bool] = field(default_factory=dict)
+
+    def has_seen(self, part: str, plate: str, key: FieldKey) -> bool:
+        """Whether a field of a plate, or its well, is in a part of the wells."""
+        units = self.wells.get(part, {}).get(plate, [])
+        return key.well in units or f"{key.well}/{key.name}" in units
+
+    def essence(self) -> dict[str, Any]:
+        """What decides the objects that this model finds, as plain JSON: all but where it comes from."""
+        content = self.to_dict()
+        said = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
+        names = ["kind", "head", "from_stain", "span", "slope", "scale", "h", "min_area", "method"]
+        # Models of earlier versions have none, and keep the hash that labels were written under.
+        names += ["min_area_um2"] if self.task and self.task.min_area_um2 is not None else []
+        return said | {"task": self.task and {name: getattr(self.task, name) for name in names}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `from_dict` reads it back to an equal contract."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        models = {"net": self.net.model_dump(mode="json"), "predict": self.predict.model_dump(mode="json")}
+        task = self.task and asdict(self.task)
+        return {"format": FORMAT, **plain, "view": self.view.to_dict(), **models, "task": task}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Contract:
+        own = {each.name: content[each.name] for each in fields(cls) if each.name in content}
+        own["view"] = View.from_dict(content["view"])
+        own["net"] = NetRecipe.model_validate(content["net"])
+        own["predict"] = PredictRecipe.model_validate(content["predict"])
+        own["task"] = Task(**content["task"]) if content.get("task") else None
+        return cls(**own)
+
+
+def read_contract(folder: Path) -> Contract:
+    """The contract of the model in a folder; its weights are not looked at.
+
+    Raises:
+        UserError: no model there, or one of a later version.
+    """
+    content = read_json(folder / CONTRACT)
+    if content is None or not (folder / WEIGHTS).exists():
+        raise UserError(
+            f"{folder}: holds no model ({CONTRACT} and {WEIGHTS}); was the run finished, or removed?"
+        )
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{folder}: a model of format {content['format']}; this version reads format {FORMAT}"
+        )
+    return Contract.from_dict(content)

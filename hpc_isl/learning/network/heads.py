@@ -1,0 +1,100 @@
+"""What ends a network that segments: the mask's logit, or a distance map beside it; no activation cuts it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_isl import seeds
+from hpc_isl.errors import UserError
+from hpc_isl.learning.network.contract import Task
+
+# What a distance map's output of 1 stands for: numbers near 1 are what fresh weights can say.
+UNIT = {"object": 100.0, "pixels": 10.0}
+
+
+class Scaled(nn.Module):
+    """Outputs times constants that training does not touch."""
+
+    def __init__(self, factors: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("factors", torch.tensor(factors).view(1, -1, 1, 1), persistent=False)
+        self.factors: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors
+
+
+class ShiftedSigmoid(nn.Module):
+    """The logit of the paper's sigmoid over the stain: slope × (stain / span - 0.5).
+
+    The paper prints 1 / (1 + exp(x - 0.5)), which falls as x rises: a slip of the sign. Meant is
+    1 / (1 + exp(-slope (x - 0.5))), x the stain scaled to [0, 1].
+    """
+
+    def __init__(self, slope: float, span: float) -> None:
+        super().__init__()
+        self.slope, self.span = slope, span
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope * (x / self.span - 0.5)
+
+
+def set_head(network: Any, task: Task, seed: int = 0) -> None:
+    """Puts the task's head behind a network's own last layer, in place.
+
+    Where the head stands on a stain, the network predicts it (1 output); else it has `task.outputs`,
+    whose weights are drawn anew: what a network drew before its head depends on its arm.
+
+    Args:
+        seed: of the weights of new layers; torch's own generator is left alone.
+    """
+    head = network.segmentation_head
+    if not task.from_stain:
+        _draw(head[0], seed)
+        if task.head == "same" and task.kind == "cells":
+            network.segmentation_head = nn.Sequential(*head, Scaled([UNIT[task.scale], 1.0]))
+        return
+    if head[0].out_channels != 1:
+        raise UserError(
+            "objects.head=paper stands on one predicted stain; the pretrained model predicts "
+            f"{head[0].out_channels}"
+        )
+    network.segmentation_head = nn.Sequential(*head, *_on_stain(task, seed))
+
+
+def _draw(layer: nn.Conv2d, seed: int) -> None:
+    """As segmentation_models_pytorch begins its heads."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds.integer(seed, "head"))
+        nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def _on_stain(task: Task, seed: int) -> list[nn.Module]:
+    if task.kind == "nuclei":
+        return [ShiftedSigmoid(task.slope, task.span)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds.integer(seed, "head"))
+        return [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)]
+
+
+def start_from(network: nn.Module, state: Mapping[str, Tensor], head: bool) -> None:
+    """Takes over weights that were learnt before; `head`: also those of the last layer.
+
+    Names and shapes are the network's own: encoder and decoder are those of the model that they
+    come from.
+    """
+    wanted = network.state_dict()
+    taken = {n: t for n, t in state.items() if head or not n.startswith("segmentation_head.")}
+    wrong = [n for n, t in taken.items() if n not in wanted or wanted[n].shape != t.shape]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(taken)} tensors of the pretrained model do not fit this network, such as "
+            f"{', '.join(wrong[:3])}: net must be the one that it was trained with"
+        )
+    network.load_state_dict({**wanted, **taken})

@@ -1,0 +1,94 @@
+"""What pretraining minimises: functions of a predicted and a true target, (batch, target, y, x) float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpc_isl.errors import UserError, nearest
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def _charbonnier(prediction: Tensor, target: Tensor) -> Tensor:
+    """sqrt(d² + ε²) with ε = 1e-3 (Charbonnier et al., 1994), averaged."""
+    return torch.sqrt((prediction - target) ** 2 + 1e-6).mean()
+
+
+PIXEL: dict[str, Loss] = {
+    "l1": F.l1_loss,
+    "mse": F.mse_loss,
+    "smooth_l1": F.smooth_l1_loss,
+    "huber": F.huber_loss,
+    "charbonnier": _charbonnier,
+}
+
+TITLES = {
+    "l1": "mean absolute error (L1)", "mse": "mean squared error", "smooth_l1": "smooth L1", "huber": "Huber",
+    "charbonnier": "Charbonnier",
+}  # fmt: skip
+
+
+def loss_of(name: str, pearson: float = 0.0, ssim: float = 0.0, span: float = 1.0) -> Loss:
+    """The pixel loss `name`, plus `pearson` × (1 - PCC) and `ssim` × (1 - SSIM), as one scalar.
+
+    Args:
+        span: range of the target's values, for SSIM: 1 where 0 and 1 are percentiles of the stain.
+    """
+    if name not in PIXEL:
+        raise UserError(f"loss.name={name!r}; {nearest(name, PIXEL)}")
+
+    def total(prediction: Tensor, target: Tensor) -> Tensor:
+        value = PIXEL[name](prediction, target)
+        if pearson:
+            value = value + pearson * (1 - pcc(prediction, target).mean())
+        if ssim:
+            value = value + ssim * (1 - structural_similarity(prediction, target, span).mean())
+        return value
+
+    return total
+
+
+def title_of(name: str, pearson: float = 0.0, ssim: float = 0.0) -> str:
+    """The loss as a picture names it: `smooth L1 + 0.5 × (1 − PCC)`."""
+    parts = [TITLES[name]]
+    parts += [f"{weight:g} × (1 − {part})" for part, weight in (("PCC", pearson), ("SSIM", ssim)) if weight]
+    return " + ".join(parts)
+
+
+def pcc(prediction: Tensor, target: Tensor, floor: float = 1e-6) -> Tensor:
+    """Pearson's correlation over the pixels of each crop and target: (batch, target).
+
+    `floor` is added to the variances, so that a constant crop gives 0 and a finite gradient.
+    """
+    a = prediction - prediction.mean(dim=(-2, -1), keepdim=True)
+    b = target - target.mean(dim=(-2, -1), keepdim=True)
+    spread = (a * a).mean(dim=(-2, -1)) + floor, (b * b).mean(dim=(-2, -1)) + floor
+    return (a * b).mean(dim=(-2, -1)) / torch.sqrt(spread[0] * spread[1])
+
+
+def structural_similarity(prediction: Tensor, target: Tensor, span: float) -> Tensor:
+    """Mean SSIM of each crop and target, (batch, target): Gaussian window of 11 pixels, sigma 1.5.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE
+    TIP 13(4), 2004, with K1 = 0.01, K2 = 0.03 and the windows that lie inside the crop.
+    """
+    places = torch.arange(-5.0, 6.0, device=target.device)
+    bell = torch.exp(-(places**2) / (2 * 1.5**2))
+    bell = bell / bell.sum()
+
+    def smooth(x: Tensor) -> Tensor:
+        flat = x.reshape(-1, 1, *x.shape[-2:])
+        flat = F.conv2d(F.conv2d(flat, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
+        return flat.reshape(*x.shape[:-2], *flat.shape[-2:])
+
+    mean_a, mean_b = smooth(prediction), smooth(target)
+    var_a = smooth(prediction**2) - mean_a**2
+    var_b = smooth(target**2) - mean_b**2
+    both = smooth(prediction * target) - mean_a * mean_b
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    return (similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean(dim=(-2, -1))

@@ -1,0 +1,130 @@
+"""BatchNorm's running statistics as a function of the step's samples, however many ranks share them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hpc_isl.errors import UserError
+from hpc_isl.learning.network.unet import construct
+from hpc_isl.learning.training.world import World
+from hpc_isl.recipes.training import NetRecipe
+
+
+class RunningStatistics:
+    """One update per step, towards the mean over all micro-batches of their mean and variance.
+
+    torch alone would update once per forward pass, with the micro-batches of one rank.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.layers = [layer for layer in layers if not getattr(layer, "held", False)]
+        self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
+        self.buffers = [b for m in self.layers for b in (m.running_mean, m.running_var) if b is not None]
+        self.counts = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
+        weights = [m for m in self.momenta for _ in range(2)]
+        self.weight = self._join([torch.full_like(b, w) for b, w in zip(self.buffers, weights, strict=True)])
+
+    @staticmethod
+    def _join(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([t.flatten() for t in tensors]) if tensors else torch.zeros(0)
+
+    def start_step(self) -> None:
+        """Call before the first forward pass of a step."""
+        self.before = self._join(self.buffers)
+        self.total = torch.zeros_like(self.before)
+
+    def add(self) -> None:
+        """Call after each forward pass: with momentum 1 the buffers hold that micro-batch's own."""
+        self.total += self._join(self.buffers)
+
+    def end_step(self, world: World, micro_batches: int) -> None:
+        """Call after the last forward pass; `micro_batches`: of the step, over all ranks."""
+        if not self.buffers:
+            return
+        mean = world.sum(self.total) / micro_batches
+        after = torch.lerp(self.before, mean, self.weight)
+        parts = torch.split(after, [b.numel() for b in self.buffers])
+        torch._foreach_copy_(self.buffers, list(parts))
+        if world.size > 1 and self.counts:
+            torch._foreach_add_(self.counts, micro_batches - micro_batches // world.size)
+
+
+@contextmanager
+def running_statistics(network: nn.Module) -> Iterator[RunningStatistics]:
+    """The statistics of `network` while it trains; its layers are as they were afterwards."""
+    statistics = RunningStatistics(network)
+    for layer in statistics.layers:
+        layer.momentum = 1.0
+    try:
+        yield statistics
+    finally:
+        for layer, momentum in zip(statistics.layers, statistics.momenta, strict=True):
+            layer.momentum = momentum
+
+
+def freeze_batchnorm(network: nn.Module) -> None:
+    """BatchNorm keeps the running statistics that it has, and normalises by them in training too."""
+    for module in list(network.modules()):
+        if isinstance(module, _BatchNorm) and not getattr(module, "held", False):
+            kind: Any = type(module)
+            module.__class__ = _held(kind)
+            module.train()
+
+
+@cache
+def _held(kind: Any) -> Any:
+    """The same layer, which stays in evaluation mode; what else it does in `forward` it goes on doing."""
+
+    class Held(kind):  # type: ignore[misc]
+        held = True
+
+        def train(self, mode: bool = True) -> Held:
+            kind.train(self, False)
+            return self
+
+    return Held
+
+
+def single_value(net: NetRecipe, sources: int, edge: int, held: str = "") -> bool:
+    """Whether training on one crop of `edge` pixels leaves some BatchNorm one value per channel.
+
+    That is so at the deepest level of a small crop, and in encoders that normalise pooled features. A
+    forward pass tells, over tensors that hold no numbers where the encoder can be built so.
+
+    Args:
+        held: what keeps its statistics, as in `hold_norms`: encoder, all, or nothing ("").
+    """
+    decoder = None if net.decoder is None else tuple(net.decoder)
+    return _single_value(net.encoder, decoder, sources, edge, held)
+
+
+@cache
+def _single_value(encoder: str, decoder: tuple[int, ...] | None, sources: int, edge: int, held: str) -> bool:
+    net = NetRecipe(encoder=encoder, decoder=decoder and list(decoder), weights=None)
+    try:
+        with torch.device("meta"):
+            return _refuses_one(construct(net, sources, 1).to("meta"), sources, edge, held)
+    except (UserError, RuntimeError, NotImplementedError):
+        return _refuses_one(construct(net, sources, 1), sources, edge, held)
+
+
+def _refuses_one(network: Any, sources: int, edge: int, held: str) -> bool:
+    network.train()
+    if held:
+        freeze_batchnorm(network.encoder if held == "encoder" else network)
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, sources, edge, edge))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return True
+    return False

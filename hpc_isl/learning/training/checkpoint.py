@@ -1,0 +1,127 @@
+"""Where training is taken up again: files that are complete or not there; the newest complete one wins."""
+
+from __future__ import annotations
+
+import errno
+import io
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpc_isl.errors import UserError
+from hpc_isl.files import write_atomic
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, `step-00001000.pt` and so on, and the best weights beside them.
+
+    Attributes:
+        folder: of the run's checkpoints; one process (rank 0) writes there.
+        digest: of the recipe and its inputs; a state of another digest is refused.
+        keep: newest checkpoints kept.
+        say: told which files were passed over.
+    """
+
+    folder: Path
+    digest: str
+    keep: int = 3
+    say: Callable[[str], None] = print
+
+    def save(self, step: int, state: State) -> Path:
+        """Writes `state` (tensors, numbers, strings in dicts and lists) and drops the oldest files.
+
+        Raises:
+            UserError: a full disk, or numbers in the state that are not finite; the checkpoints that
+                were there stay.
+        """
+        path = self._path(step)
+        _write(path, {**state, "step": step, "digest": self.digest})
+        for old in self._newest_first()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest(self) -> State | None:
+        """The newest complete state, or None; torn and damaged files are passed over.
+
+        Raises:
+            UserError: it belongs to another recipe, or to other data.
+        """
+        for path in self._newest_first():
+            state = _read(path)
+            if state is not None:
+                self._refuse_stranger(path, state)
+                return state
+            self.say(f"{path} is torn or damaged and is passed over")
+        return None
+
+    def read(self, step: int) -> State:
+        """The state of one step, which another rank has found complete."""
+        state = _read(self._path(step))
+        assert state is not None, f"{self._path(step)} is complete for rank 0 and not for this one"
+        return state
+
+    def save_best(self, state: State) -> None:
+        """Keeps `state` as the best so far, in place of the one before."""
+        _write(self.folder / "best.pt", {**state, "digest": self.digest})
+
+    def best(self) -> State | None:
+        """The best state that was kept, or None."""
+        state = _read(self.folder / "best.pt")
+        if state is not None:
+            self._refuse_stranger(self.folder / "best.pt", state)
+        return state
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.pt"), reverse=True)
+
+    def _refuse_stranger(self, path: Path, state: State) -> None:
+        if state.get("digest") != self.digest:
+            raise UserError(
+                f"{path} belongs to another recipe or other data (digest {state.get('digest')}, this run has "
+                f"{self.digest}): start a run of another name, or give the recipe that it was made with"
+            )
+
+
+def _write(path: Path, state: State) -> None:
+    wrong = [name for name, tensor in state["network"].items() if not _finite(tensor)]
+    if wrong:
+        raise UserError(
+            f"step {state.get('step')}: weights are no longer finite ({', '.join(wrong[:3])}); no checkpoint "
+            "is written. Try a lower optim.lr, or train.precision=fp32"
+        )
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    try:
+        write_atomic(path, stream.getvalue())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{path}: the disk is full ({len(stream.getvalue()) / 1e6:.0f} MB are needed)"
+        ) from None
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _read(path: Path) -> State | None:
+    """The state in a file, or None where the file is not there or not whole (every byte is checked)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (FileNotFoundError, zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError):
+        return None

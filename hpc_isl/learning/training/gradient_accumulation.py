@@ -1,0 +1,48 @@
+"""How the samples of a run become steps, and the micro-batches of a step are shared out among processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from hpc_isl.errors import UserError
+from hpc_isl.recipes.training import TrainRecipe
+
+
+def steps_of(train: TrainRecipe, samples: int) -> int:
+    """Optimiser steps of a run; `samples`: of one epoch."""
+    return train.steps or math.ceil((train.epochs or 0) * samples / train.batch)
+
+
+def micro_batches(
+    train: TrainRecipe, rank: int, size: int, first_step: int, last_step: int
+) -> Iterator[tuple[int, int, range]]:
+    """(step, micro-batch, sample numbers) of one rank, for steps first_step <= step < last_step.
+
+    Micro-batch j of step s holds the numbers s * batch + j * micro_batch onwards, whoever computes it;
+    rank r takes those with j % size == r.
+    """
+    for step in range(first_step, last_step):
+        for micro in range(rank, train.batch // train.micro_batch, size):
+            start = step * train.batch + micro * train.micro_batch
+            yield step, micro, range(start, start + train.micro_batch)
+
+
+def check_micro_batches(train: TrainRecipe, size: int) -> int:
+    """Micro-batches per rank and step; a number of processes that cannot share them is a `UserError`."""
+    count = train.batch // train.micro_batch
+    if count % size:
+        legal = [n for n in range(1, count + 1) if count % n == 0]
+        raise UserError(
+            f"{size} processes cannot share the {count} micro-batches of a step "
+            f"(train.batch={train.batch} / train.micro_batch={train.micro_batch}): "
+            f"take {' or '.join(map(str, _around(size, legal)))} processes, or train.batch="
+            f"{train.micro_batch * size * max(1, round(count / size))}"
+        )
+    return count // size
+
+
+def _around(number: int, legal: list[int]) -> list[int]:
+    below = [n for n in legal if n < number]
+    above = [n for n in legal if n > number]
+    return below[-1:] + above[:1]

@@ -1,0 +1,220 @@
+"""Who trains together: this process's rank, size and device, and the few things ranks tell each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from hpc_isl.errors import UserError
+from hpc_isl.files import read_json, write_atomic
+from hpc_isl.learning.training.precision import repeat_on
+from hpc_isl.run import Attempt
+
+T = TypeVar("T")
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the job; alone by default.
+
+    Attributes:
+        rank, size: of this process among all, over all nodes.
+        local_rank: among those on this node.
+        device: where its network lives.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, written into `tensor` on each of them."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on each of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def share(self, value: T) -> T:
+        """Rank 0's value, on each rank; the other ranks' own are dropped."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def wait(self) -> None:
+        """Returns when every rank has come here."""
+        self.sum(torch.zeros(1))  # on the CPU: gloo's, which needs no device
+
+
+@contextmanager
+def open_world(attempt: Attempt, timeout_s: float = 600.0) -> Iterator[World]:
+    """The world of this attempt: threads capped, device chosen, process group joined (gloo; nccl on GPUs).
+
+    Ranks find each other through the run folder: rank 0 listens on a free port and publishes where in
+    `attempts/<n>/rendezvous.json`, with a nonce against a file that an earlier process left.
+
+    Raises:
+        UserError: ranks that did not come within `timeout_s`, or more ranks on a node than GPUs.
+    """
+    cap_threads(attempt.cpus)
+    device = _device(attempt.local_rank, attempt.local_size)
+    if attempt.size == 1:
+        yield World(device=device)
+        return
+    store = _meet(attempt, timeout_s)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store, rank=attempt.rank, world_size=attempt.size, timeout=timedelta(seconds=timeout_s),
+    )  # fmt: skip
+    world = World(attempt.rank, attempt.size, attempt.local_rank, device)
+    yield world
+    # Not in a finally: a failing rank must not wait here for those it leaves in the middle of a step.
+    world.wait()
+    dist.destroy_process_group()
+
+
+def cap_threads(cpus: int) -> None:
+    """Torch's pools in this process are held to the CPUs it may use; on a node they default to all."""
+    torch.set_num_threads(max(1, cpus))
+    with suppress(RuntimeError):  # it can be set only once in a process
+        torch.set_num_interop_threads(1)
+
+
+def _device(local_rank: int, local_size: int) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        return torch.device("cpu")
+    if 1 < count < local_size:
+        raise UserError(f"{local_size} processes on a node that shows {count} GPUs: ask for one GPU for each")
+    device = torch.device(
+        "cuda", local_rank % count
+    )  # a scheduler that binds GPUs shows each rank only its own
+    torch.cuda.set_device(device)
+    repeat_on(device)
+    return device
+
+
+def _meet(attempt: Attempt, timeout_s: float) -> Store:
+    """The store that all ranks of the attempt share, once all have come."""
+    place = attempt.folder / "rendezvous.json"
+    deadline = time.monotonic() + timeout_s
+    one_node = attempt.local_size == attempt.size
+    if attempt.rank == 0:
+        store, nonce = _listen(place, one_node, attempt.size, timeout_s)
+    else:
+        store, nonce, via = _find(place, attempt.size, deadline)
+        store.set(f"{nonce}/{attempt.rank}", via)
+    missing = _wait_for_all(store, nonce, attempt.size, deadline)
+    if missing:
+        raise UserError(
+            f"after {timeout_s:.0f} s only {attempt.size - len(missing)} of {attempt.size} processes have "
+            f"come; missing ranks: {missing}; their logs are in {attempt.folder}"
+        )
+    if not one_node:
+        _use_interface(store, nonce, attempt)
+    return PrefixStore(f"{nonce}/group", store)
+
+
+def _listen(place: Path, one_node: bool, size: int, timeout_s: float) -> tuple[TCPStore, str]:
+    """Opens the store on a free port (on loopback if all ranks are here) and publishes where it is."""
+    listener = socket.create_server(("127.0.0.1" if one_node else "", 0))
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        "127.0.0.1", port, world_size=None, is_master=True, wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s), master_listen_fd=listener.detach(),
+    )  # fmt: skip
+    nonce = secrets.token_hex(8)
+    store.set(nonce, str(size))
+    store.set(f"{nonce}/0", "")
+    hosts = ["127.0.0.1"] if one_node else _addresses()
+    write_atomic(
+        place, json.dumps({"hosts": hosts, "port": port, "nonce": nonce, "node": socket.gethostname()})
+    )
+    return store, nonce
+
+
+def _addresses() -> list[str]:
+    """IPv4 addresses under which other nodes may reach this one: the one its name has, then the rest."""
+    named = []
+    with suppress(OSError):
+        named = [socket.gethostbyname(socket.gethostname())]
+    listed = [
+        a.address for links in psutil.net_if_addrs().values() for a in links if a.family == socket.AF_INET
+    ]
+    return [host for host in dict.fromkeys(named + listed) if not host.startswith("127.")] or ["127.0.0.1"]
+
+
+def _find(place: Path, size: int, deadline: float) -> tuple[TCPStore, str, str]:
+    """The store that rank 0 published, its nonce, and the address under which it answered."""
+    tried = "no address was published"
+    while time.monotonic() < deadline:
+        published = read_json(place) or {"hosts": []}
+        for host in published["hosts"]:
+            store = _connect(host, published["port"])
+            if store is not None and store.check([published["nonce"]]):
+                return store, published["nonce"], host
+            tried = (
+                f"{published['hosts']} port {published['port']} of node {published['node']} did not answer"
+            )
+        time.sleep(POLL_S)
+    raise UserError(f"rank 0 was not found among {size} processes: {tried} ({place})")
+
+
+def _connect(host: str, port: int) -> TCPStore | None:
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+    except (OSError, RuntimeError):
+        return None
+
+
+def _wait_for_all(store: Store, nonce: str, size: int, deadline: float) -> list[int]:
+    missing = list(range(size))
+    while missing and time.monotonic() < deadline:
+        missing = [rank for rank in missing if not store.check([f"{nonce}/{rank}"])]
+        if missing:
+            time.sleep(POLL_S)
+    return missing
+
+
+def _use_interface(store: Store, nonce: str, attempt: Attempt) -> None:
+    """Gloo looks its own address up by host name, which on many nodes is a loopback; name the right link."""
+    ranks = range(1, attempt.size) if attempt.rank == 0 else [attempt.rank]
+    routes = [store.get(f"{nonce}/{rank}").decode() for rank in ranks]
+    host = next((route for route in routes if not route.startswith("127.")), routes[0])
+    attempt.say(f"processes meet at {host}")
+    own = _own_address(host)
+    for name, links in psutil.net_if_addrs().items():
+        if any(link.address == own for link in links):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _own_address(host: str) -> str:
+    """The address of this node on the route to `host`; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return str(probe.getsockname()[0])

@@ -1,0 +1,200 @@
+"""A plate gets other metadata: size of a pixel, names of channels, which of them are label-free.
+
+What was converted stays: pixels, statistics, who made labels. What names channels or measures in
+micrometres is written anew, in the plate, its images, their labels and the index, all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hpc_isl import metadata_changes
+from hpc_isl.errors import UserError
+from hpc_isl.files import now
+from hpc_isl.metadata_changes import MetadataChange
+from hpc_isl.plates import index_table, metadata, metadata_journal
+from hpc_isl.plates.index import Index, encoded, fingerprint_of, image_path, open_plate
+from hpc_isl.plates.plate import Field, Plate
+
+GROUP = "zarr.json"
+BY_CHANNEL = ("planes", "times", "z_um")  # what a field's details hold for each channel
+KEPT = ("pixel_um", "channels")  # what a change replaces, of `metadata.plate_facts`
+Json = dict[str, Any]
+
+
+def differences(old: Plate, new: Plate) -> tuple[str, ...]:
+    """What is different, one line each: `pixel_um: 325 -> 0.325`."""
+    lines = [f"pixel_um: {_size(old)} -> {_size(new)}"] if old.pixel_um != new.pixel_um else []
+    for before, after in zip(old.channels, new.channels, strict=True):
+        if before.name != after.name:
+            lines.append(f"channel {before.name!r} -> {after.name!r}")
+        if before.fluorescent != after.fluorescent:
+            kind = "fluorescent" if after.fluorescent else "label-free"
+            lines.append(f"channel {after.name!r} is {kind}")
+    return tuple(lines)
+
+
+def _size(plate: Plate) -> str:
+    return "unknown" if plate.pixel_um is None else f"{plate.pixel_um:g}"
+
+
+def field_of(field: Field, old: Plate, new: Plate) -> Field:
+    """A field of the old plate as the new one describes it.
+
+    The stage was where the centre of the field is, so with pixels of another size the first one lies
+    elsewhere.
+    """
+    names = _names(old, new)
+    named = {fact: _renamed(field.details[fact], names) for fact in BY_CHANNEL if fact in field.details}
+    place = field.position_um
+    if place is not None and old.pixel_um and new.pixel_um:
+        halves = [(length - 1) / 2 * (old.pixel_um - new.pixel_um) for length in field.shape[-2:]]
+        place = round(place[0] + halves[0], 4), round(place[1] + halves[1], 4)
+    return replace(field, details={**field.details, **named}, position_um=place)
+
+
+def _names(old: Plate, new: Plate) -> dict[str, str]:
+    return {a.name: b.name for a, b in zip(old.channels, new.channels, strict=True)}
+
+
+def _renamed(by_channel: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in by_channel.items()}
+
+
+def plate_of(plate: Plate, old: Plate, new: Plate) -> Plate:
+    """A plate that has the metadata of `old` with those of `new`; its fields and all else stay its own."""
+    details = dict(plate.details)
+    if isinstance(details.get("channels"), Mapping):  # what the vendor states of each
+        details["channels"] = _renamed(details["channels"], _names(old, new))
+    fields = tuple(field_of(field, old, new) for field in plate.fields)
+    return replace(plate, pixel_um=new.pixel_um, channels=new.channels, fields=fields, details=details)
+
+
+def words_for(old: Plate, new: Plate) -> list[str]:
+    """What is typed after `set PLATE` to make of the old metadata the new ones, as a shell reads it."""
+    words = [f"pixel_um={_yaml(new.pixel_um)}"] if old.pixel_um != new.pixel_um else []
+    for before, after in zip(old.channels, new.channels, strict=True):
+        words += [f"channels.{before.name}={after.name}"] if before.name != after.name else []
+    if [channel.fluorescent for channel in old.channels] != [channel.fluorescent for channel in new.channels]:
+        words.append(f"transmitted={_yaml([one.name for one in new.channels if not one.fluorescent])}")
+    return [shlex.quote(word) for word in words]
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def as_converted(index: Index) -> Plate:
+    """The plate's channels and pixel size before anything was changed, without fields."""
+    plate = replace(index.plate, fields=())
+    return former(plate, index.changes[0]) if index.changes else plate
+
+
+def former(plate: Plate, change: MetadataChange) -> Plate:
+    """The plate as it was before a change."""
+    facts = metadata.plate_facts(replace(plate, fields=())) | dict(change.former)
+    return metadata.plate_from(facts, plate.fields)
+
+
+# ---------------------------------------------------------------- the change
+
+
+def change_metadata(index: Index, new: Plate, user: str) -> Index:
+    """Writes the metadata of `new`, and keeps what they were; a kill leaves the old ones or the new.
+
+    Raises:
+        UserError: the plate is in use, or was changed since `index` was opened.
+    """
+    with metadata_journal.unused(index.path):
+        present = open_plate(index.path)
+        if (present.fingerprint, present.plate) != (index.fingerprint, index.plate):
+            raise UserError(f"{index.path}: was changed by another process just now; look at it again")
+        metadata_journal.replace_together(
+            index.path, list(_files(index, plate_of(index.plate, index.plate, new), user))
+        )
+    return open_plate(index.path)
+
+
+def _files(index: Index, new: Plate, user: str) -> Iterator[tuple[str, metadata_journal.Content]]:
+    """Every file that changes, below the plate, and what it will hold."""
+    images = {field.key: image_path(index.path, new, field.key) for field in new.fields}
+    groups = [
+        _image(_group(images[field.key]), index.plate, new, field, index.levels(field.key))
+        for field in new.fields
+    ]
+    for field, group in zip(new.fields, groups, strict=True):
+        yield _below(index, images[field.key]), partial(_dumped, group)
+        for folder in sorted(path.parent for path in images[field.key].glob(f"labels/[!.]*/{GROUP}")):
+            yield _below(index, folder), partial(_labels, folder, index, new, field)
+    ours = [group["attributes"]["hpc_isl"] for group in groups]
+    lines = differences(index.plate, new)
+    facts = metadata.plate_facts(index.plate)
+    kept = {name: facts[name] for name in KEPT}
+    change = MetadataChange(now(), user, index.fingerprint, "", lines, kept)
+    change = replace(change, after=fingerprint_of(ours, new, (*index.changes, change)))
+    yield index_table.FILE, partial(encoded, ours, change.after)
+    yield GROUP, partial(_dumped, _plate(_group(index.path), new, (*index.changes, change)))
+
+
+def _plate(group: Json, new: Plate, changes: tuple[MetadataChange, ...]) -> Json:
+    ours = group["attributes"]["hpc_isl"]
+    ours["plate"] = metadata.plate_facts(new)
+    ours[metadata_changes.KEY] = [change.facts() for change in changes]
+    return group
+
+
+def _image(group: Json, old: Plate, new: Plate, field: Field, levels: int) -> Json:
+    """What other programs have added, or set for their viewers, stays."""
+    from hpc_isl.plates import ngff
+
+    ome, ours = group["attributes"]["ome"], group["attributes"]["hpc_isl"]
+    ours["plate"], ours["field"] = metadata.image_facts(new), metadata.field_facts(field)
+    ome["multiscales"][0] = ngff.attributes(ngff.image_scales(new, field, levels))
+    listed = ome.get("omero", {}).get("channels", [])
+    for shown, before, after in zip(listed, old.channels, new.channels, strict=False):
+        shown |= {"label": after.name} if shown.get("label") == before.name else {}
+        shown |= {"color": after.color} if shown.get("color") == before.color else {}
+    return group
+
+
+def _labels(folder: Path, index: Index, new: Plate, field: Field) -> bytes:
+    from hpc_isl.plates import ngff
+
+    group = _group(folder)
+    attributes = group["attributes"]
+    if "hpc_isl" in attributes:
+        scales = ngff.label_scales(new, field, index.levels(field.key), attributes["hpc_isl"]["name"])
+        attributes["ome"]["multiscales"][0] = ngff.attributes(scales)
+    else:  # of another program, which has cut the levels in its own way
+        old, known = ngff.grid_of(index.plate, index.field(field.key)), new.pixel_um is not None
+        try:
+            for scales in attributes["ome"]["multiscales"]:
+                ngff.move(scales, old, ngff.grid_of(new, field), known)
+        except (KeyError, TypeError, IndexError):
+            raise UserError(
+                f"{folder}: these labels of another program do not say where their pixels lie, as OME-Zarr "
+                "0.5 has it, so their scale cannot be changed along; move them out of the plate first"
+            ) from None
+    return _dumped(group)
+
+
+def _group(folder: Path) -> Json:
+    """All of a `zarr.json`, but for copies that it holds of what lies below."""
+    metadata.read_group(folder)  # it is there, and JSON
+    content: Json = json.loads((folder / GROUP).read_text())
+    content.pop("consolidated_metadata", None)
+    return content
+
+
+def _dumped(group: Json) -> bytes:
+    return json.dumps(group, allow_nan=False).encode()
+
+
+def _below(index: Index, folder: Path) -> str:
+    return str(folder.relative_to(index.path) / GROUP)

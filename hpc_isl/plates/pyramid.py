@@ -1,0 +1,196 @@
+"""The pyramid of one image on disk: sharded zarr v3 arrays, written whole, read box by box."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
+
+from hpc_isl.errors import UserError
+from hpc_isl.recipes.plates import CodecRecipe
+
+SHARD_EDGE = 4096
+SMALLEST_EDGE = 256
+
+
+def count_levels(shape: tuple[int, ...], levels: int | None) -> int:
+    """Levels of the pyramid: `levels`, or until the longer edge of (…, y, x) is at most 256 pixels."""
+    if levels is not None:
+        return levels
+    edge, count = max(shape[-2:]), 1
+    while edge > SMALLEST_EDGE:
+        edge, count = -(-edge // 2), count + 1
+    return count
+
+
+def write_pyramid(
+    folder: Path,
+    pixels: NDArray[Any],
+    axes: tuple[str, ...],
+    levels: int,
+    codec: CodecRecipe,
+    method: Literal["mean", "stride"],
+) -> None:
+    """Arrays `0`, `1`, … below `folder`: each halves y and x of the one before.
+
+    `mean` rounds 2 × 2 means half to even in integer types, over the pixels there are at odd edges;
+    `stride` takes the nearest pixel, for labels.
+    """
+    for level in range(levels):
+        if level:
+            pixels = ts.downsample(ts.array(pixels), _halved(pixels.ndim), method).read().result()
+        create_level(folder, level, pixels.shape, pixels.dtype, axes, codec).write(pixels).result()
+    _open.cache_clear()
+
+
+def write_coarser(
+    folder: Path, first: ts.TensorStore, axes: tuple[str, ...], levels: int, codec: CodecRecipe
+) -> None:
+    """Levels 1, 2, … of labels whose level 0 is written, a shard at a time: memory holds four of them."""
+    fine = first
+    for level in range(1, levels):
+        view = ts.downsample(fine, _halved(fine.rank), "stride")
+        coarse = create_level(folder, level, tuple(view.shape), fine.dtype.numpy_dtype, axes, codec)
+        for box in shard_boxes(coarse):
+            write_shards(coarse, box, view[box].read().result())
+        fine = coarse
+
+
+def write_shards(store: ts.TensorStore, box: tuple[slice, ...], pixels: NDArray[Any]) -> None:
+    """Writes whole shards: of one that two processes write a part of each, one part is lost without a word.
+
+    Raises:
+        ValueError: the box begins or ends within a shard.
+    """
+    size = [int(edge or 0) for edge in store.chunk_layout.write_chunk.shape or ()]
+    for side, edge, length in zip(box, size, store.shape, strict=True):
+        if side.start % edge or (side.stop % edge and side.stop != length):
+            raise ValueError(f"{side.start}:{side.stop} of {length} are no whole shards of {edge}")
+    store[box].write(pixels).result()
+
+
+def shard_boxes(store: ts.TensorStore) -> Iterator[tuple[slice, ...]]:
+    """The boxes that have a file each: what one writer may write at once."""
+    size = [int(edge or 0) for edge in store.chunk_layout.write_chunk.shape or ()]
+    starts = [range(0, length, edge) for length, edge in zip(store.shape, size, strict=True)]
+    for corner in product(*starts):
+        yield tuple(
+            slice(start, min(start + edge, length))
+            for start, edge, length in zip(corner, size, store.shape, strict=True)
+        )
+
+
+def _halved(rank: int) -> list[int]:
+    return [1] * (rank - 2) + [2, 2]
+
+
+def open_level(image: Path, level: int) -> ts.TensorStore:
+    """The array of one level, (c, z, y, x) or (t, c, z, y, x): open once per process, read at will.
+
+    Threads are limited by HPC_ISL_IO_THREADS (default 4). A chunk that is not there fails: it is
+    damage, for dark chunks are written too.
+    """
+    return _open(image, level, os.getpid())
+
+
+@lru_cache(maxsize=4096)
+def _open(image: Path, level: int, process: int) -> ts.TensorStore:
+    return open_fresh(image, level)
+
+
+def open_fresh(image: Path, level: int | str, fill_missing: bool = False) -> ts.TensorStore:
+    """The same for what may be overwritten, as labels are: whatever lies there now.
+
+    `fill_missing`: a chunk that is not there is the array's fill value, as other programs mean it.
+    """
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{image}/{level}/"},
+        "fill_missing_data_reads": fill_missing,
+    }
+    try:
+        return ts.open(spec, open=True, read=True, write=False, context=_context(os.getpid())).result()
+    except ValueError as error:
+        raise UserError(f"{image}: level {level} cannot be read: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _context(process: int) -> ts.Context:
+    threads = int(os.environ.get("HPC_ISL_IO_THREADS", "4"))
+    limit = {"limit": threads}
+    return ts.Context({"data_copy_concurrency": limit, "file_io_concurrency": limit})
+
+
+def read_box(
+    image: Path, level: int, time: int, channel: int, planes: list[int] | slice, y: slice, x: slice
+) -> NDArray[Any]:
+    """A box (z, y, x) of the planes of one channel and time, in counts as stored."""
+    store = open_level(image, level)
+    if store.rank == 5:
+        store = store[time]
+    box = store[channel][planes, y, x]
+    try:
+        return np.asarray(box.read().result())
+    except ValueError as error:
+        raise UserError(f"{image}: level {level} cannot be read: {error}") from None
+
+
+def shards(shape: tuple[int, ...], chunk: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of a shard and of a chunk: a field is one shard, t apart, up to 4096 pixels along an edge."""
+    inner = (1,) * (len(shape) - 2) + (chunk, chunk)
+    largest = max(SHARD_EDGE // chunk, 1) * chunk
+    edges = tuple(min(-(-length // chunk) * chunk, largest) for length in shape[-2:])
+    time = (1,) * (len(shape) - 4)
+    return time + shape[len(time) : -2] + edges, inner
+
+
+def create_level(
+    folder: Path,
+    level: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    axes: tuple[str, ...],
+    codec: CodecRecipe,
+) -> ts.TensorStore:
+    """A new array of one level, as yet without pixels."""
+    shard, chunk = shards(shape, codec.chunk)
+    inner = [_bytes(dtype), *_compressor(codec, dtype)]
+    sharding = {
+        "chunk_shape": chunk,
+        "codecs": inner,
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{folder}/{level}/"},
+        "store_data_equal_to_fill_value": True,
+        "metadata": {
+            "shape": shape,
+            "data_type": dtype.name,
+            "dimension_names": axes,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+            "chunk_key_encoding": {"name": "default"},
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "fill_value": 0,
+        },
+    }
+    return ts.open(spec, create=True, delete_existing=True, context=_context(os.getpid())).result()
+
+
+def _bytes(dtype: np.dtype[Any]) -> dict[str, Any]:
+    return {"name": "bytes"} | ({"configuration": {"endian": "little"}} if dtype.itemsize > 1 else {})
+
+
+def _compressor(codec: CodecRecipe, dtype: np.dtype[Any]) -> list[dict[str, Any]]:
+    if codec.name == "none":
+        return []
+    blosc = {"cname": codec.name, "clevel": codec.level, "shuffle": "bitshuffle", "typesize": dtype.itemsize}
+    return [{"name": "blosc", "configuration": blosc}]

@@ -1,0 +1,1 @@
+"""annotate: labels are imported, drafted and exported."""

@@ -1,1 +1,0 @@
-"""What `convert` is made of: survey, costs, records, and the work on one field."""

@@ -1,0 +1,1 @@
+"""convert: a vendor's export becomes an OME-Zarr plate."""

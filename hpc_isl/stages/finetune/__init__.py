@@ -1,0 +1,1 @@
+"""finetune: segmentation from few annotations."""

@@ -1,1 +1,0 @@
-"""What `finetune` and its sweeps are made of: boxes, setting, work, scores."""

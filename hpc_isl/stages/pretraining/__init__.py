@@ -1,1 +1,0 @@
-"""What `pretrain` is made of: the work, its results, the virtual stain."""

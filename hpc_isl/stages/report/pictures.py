@@ -1,0 +1,243 @@
+"""Figures of a report: scores of each arm, and how they rise with annotations."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpc_isl.seeds import stream
+from hpc_isl.stages.report.arms import Arm
+from hpc_isl.stages.report.sentences import spelled_out
+from hpc_isl.stages.report.statistics import Design, Difference
+from hpc_isl.stages.report.sweep_results import Cell, N, Sweep, Truth
+from hpc_isl.stages.report.tables import Results
+from hpc_isl.stages.shared.pictures import INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+WIDTH = 9.7
+PALE = "#777777"
+# Okabe and Ito: told apart by all kinds of colour vision, and by their lightness within a pair of arms.
+COLORS = {
+    "random": "#e69f00", "random+isl": "#d55e00", "imagenet": "#56b4e9", "imagenet+isl": "#0072b2",
+    "drafted": "#009e73",
+}  # fmt: skip
+OTHER = "#cc79a7"
+MARKS = "os^Dv<>p"
+FACETS = {"": "all test boxes", "within": "test boxes within", "across": "test boxes across"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as PNG, and what it says to whoever does not see it."""
+
+    name: str
+    png: bytes
+    alt: str
+    caption: str
+    width: int
+    """in CSS pixels, so that a point of its letters is a point"""
+
+
+def finished(figure: Figure, name: str, alt: str, caption: str) -> Picture:
+    stream_ = io.BytesIO()
+    figure.savefig(stream_, format="png", facecolor="white")
+    return Picture(name, stream_.getvalue(), alt, caption, round(figure.get_figwidth() * 96))
+
+
+def color(arm: Arm) -> str:
+    return COLORS.get(arm.name, OTHER)
+
+
+def facet_title(sweep: Sweep, same: str) -> str:
+    """`across: another cell_line`, than that of the training boxes."""
+    if not same or not sweep.first.within:
+        return FACETS[same]
+    return f"{same}: {'the same' if same == 'within' else 'another'} {sweep.first.within}"
+
+
+# ---------------------------------------------------------------- each arm at one number of boxes
+
+
+def draw_scores(found: Results, n: N) -> Picture:
+    """Every test box and draw as a point, mean and interval beside them; arms from top to bottom."""
+    from matplotlib.figure import Figure
+
+    sweep, shown = found.sweep, _shown_cells(found, n)
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.62 * len(shown)), layout="constrained", dpi=DPI)
+    grid = figure.subplots(1, len(sweep.facets), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, same in zip(grid, sweep.facets, strict=True):
+        for row, cell in enumerate(shown):
+            _draw_cell(axis, found.designs[found.truth, same], cell, row)
+        axis.set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
+        axis.set_xlabel(f"{spelled_out(sweep.score)}, {found.truth}", fontsize=10)
+        _plain(axis, "x")
+    grid[0].set_yticks(range(len(shown)), [_cell_name(cell, n) for cell in shown], fontsize=10)
+    grid[0].set_ylim(len(shown) - 0.45, -0.55)
+    means = "; ".join(f"{cell.arm} {found.designs[found.truth, ''].mean(cell).value:.2f}" for cell in shown)
+    caption = "Each point: one test box in one draw. Black: mean over points and its 95 % interval."
+    if any(cell.n == 0 for cell in shown):
+        caption += " N = 0 learnt from no annotation: the predicted stain, thresholded."
+    return finished(figure, "scores.png", f"Scores of each arm at N = {n}. Means: {means}", caption)
+
+
+def _shown_cells(found: Results, n: N) -> list[Cell]:
+    columns = found.designs[found.truth, ""].columns
+    here = [cell for cell in found.sweep.cells if cell in columns and cell.n in (0, n)]
+    return sorted(here, key=lambda cell: cell.n == 0 != n)
+
+
+def _cell_name(cell: Cell, n: N) -> str:
+    return str(cell.arm) if cell.n == n else f"{cell.arm}, N = {cell.n}"
+
+
+def _draw_cell(axis: Axes, found: Design, cell: Cell, row: int) -> None:
+    if cell not in found.columns:
+        return
+    values = np.array(list(found.columns[cell].values()))
+    spread = row - 0.12 + stream(0, "jitter", row).uniform(-0.22, 0.1, len(values))
+    axis.plot(
+        values, spread, "o", color=color(cell.arm), ms=4, alpha=min(0.8, 25 / len(values) + 0.25), mew=0
+    )
+    mean = found.mean(cell)
+    if not math.isnan(mean.low):
+        axis.plot([mean.low, mean.high], [row + 0.22] * 2, color="black", lw=2.2, solid_capstyle="butt")
+    axis.plot(mean.value, row + 0.22, "D", color="black", ms=6)
+
+
+# ---------------------------------------------------------------- over the number of annotations
+
+
+def draw_curves(found: Results, truth: Truth, name: str) -> Picture:
+    """Mean score with its interval, left over boxes, right over annotated objects; a row per facet."""
+    from matplotlib.figure import Figure
+
+    sweep = found.sweep
+    figure = Figure(figsize=(WIDTH, 1.0 + 3.6 * len(sweep.facets)), layout="constrained", dpi=DPI)
+    grid = figure.subplots(len(sweep.facets), 2, sharey=True, squeeze=False)
+    for axes, same in zip(grid, sweep.facets, strict=True):
+        for axis, over in zip(axes, ("boxes", "objects"), strict=True):
+            _draw_arms(axis, found, found.designs[truth, same], over)
+        axes[0].set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
+    for axis in grid[:, 0]:
+        axis.set_ylabel(f"{spelled_out(sweep.score)},\nmean against {truth}", fontsize=10)
+    lines, labels = grid[0, 0].get_legend_handles_labels()
+    across = 3 if max(map(len, labels), default=0) < 24 else 2
+    figure.legend(lines, labels, loc="outside lower center", ncols=across, fontsize=10, frameon=False)
+    caption = (
+        "Mean score over test boxes and draws; bands: 95 % intervals. Left over the number of annotation "
+        "boxes (evenly spaced), right over the objects in them (logarithmic)."
+    )
+    if any(cell.n == 0 for cell in found.designs[truth, ""].columns):
+        caption += " Dotted: no annotation at all."
+    levels = "; ".join(f"{cell.arm} at N = {cell.n}: {found.designs[truth, ''].mean(cell).value:.2f}"
+                       for cell in found.designs[truth, ""].columns)  # fmt: skip
+    return finished(figure, name, f"Mean score against annotations. {levels}", caption)
+
+
+def _draw_arms(axis: Axes, found: Results, one: Design, over: str) -> None:
+    sweep = found.sweep
+    places = {n: float(at) for at, n in enumerate(sweep.counts)}
+    if over == "objects":
+        places = {n: sweep.trained(n, "objects") for n in sweep.counts}
+        axis.set_xscale("log")
+    for arm in sweep.arms:
+        curve = [Cell(arm, n) for n in sweep.counts if Cell(arm, n) in one.columns]
+        if curve:
+            _draw_curve(axis, sweep, one, curve, [places[cell.n] for cell in curve])
+    for arm in [arm for arm in sweep.arms if Cell(arm, 0) in one.columns]:
+        level = one.mean(Cell(arm, 0)).value
+        axis.axhline(level, color=color(arm), lw=1.8, ls=":", label=f"{arm}, N = 0")
+    if over == "boxes":
+        axis.set_xticks(list(places.values()), [_tick(sweep, n) for n in places], fontsize=10)
+        axis.set_xlim(-0.4, len(places) - 0.6)
+    else:
+        _log_ticks(axis, list(places.values()))
+    axis.set_xlabel("annotation boxes, N" if over == "boxes" else "annotated objects", fontsize=10)
+    _plain(axis, "both")
+
+
+def _draw_curve(
+    axis: Axes, sweep: Sweep, one: Design, curve: Sequence[Cell], places: Sequence[float]
+) -> None:
+    arm, means = curve[0].arm, [one.mean(cell) for cell in curve]
+    variant = list(dict.fromkeys(other.rest for other in sweep.arms)).index(arm.rest)
+    isl = arm.name.endswith("+isl")
+    axis.plot(
+        places, [mean.value for mean in means], MARKS[variant % len(MARKS)], color=color(arm), lw=2, ms=7,
+        ls="-" if isl else "--", mfc=color(arm) if isl else "white", mew=1.6, label=str(arm),
+        clip_on=False, zorder=3,
+    )  # fmt: skip
+    low, high = [mean.low for mean in means], [mean.high for mean in means]
+    axis.fill_between(places, low, high, color=color(arm), alpha=0.15, lw=0)
+
+
+def _tick(sweep: Sweep, n: N) -> str:
+    return f"all ({sweep.trained(n, 'boxes'):g})" if n == "all" else str(n)
+
+
+def _log_ticks(axis: Axes, places: Sequence[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    known = [place for place in places if place > 0]
+    if known:
+        axis.set_xlim(min(known) / 1.25, max(known) * 1.25)
+
+
+def draw_differences(found: Results) -> Picture | None:
+    """Difference of each pair of arms over the number of boxes; open where its interval holds 0."""
+    from matplotlib.figure import Figure
+
+    every = found.differences[found.truth, ""]
+    pairs = list(dict.fromkeys((one.arm, one.base) for one in every))
+    if not pairs:
+        return None
+    columns = 2 if len(pairs) in (2, 4) else min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(WIDTH * min(1, columns / 2.6), 0.3 + 2.9 * rows), layout="constrained", dpi=DPI)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axis in grid[len(pairs) :]:
+        axis.set_axis_off()
+    for axis, pair in zip(grid, pairs, strict=False):
+        _draw_pair(axis, found.sweep, [one for one in every if (one.arm, one.base) == pair])
+    for axis in grid[::columns]:
+        axis.set_ylabel(f"difference of\n{spelled_out(found.sweep.score)}", fontsize=10)
+    said = "; ".join(f"{o.arm} less {o.base} at N = {o.n}: {o.value.value:+.2f}, {o.verdict}" for o in every)
+    caption = (
+        "Difference on the same test boxes and draws with its 95 % interval. Above 0: the arm with ISL "
+        "scores higher. Open: the interval includes 0, or there is none."
+    )
+    return finished(figure, "differences.png", f"Differences between arms. {said}", caption)
+
+
+def _draw_pair(axis: Axes, sweep: Sweep, own: Sequence[Difference]) -> None:
+    axis.axhline(0, color=PALE, lw=1)
+    for place, one in enumerate(own):
+        shade = color(one.arm)
+        if not math.isnan(one.value.low):
+            axis.plot([place] * 2, [one.value.low, one.value.high], color=shade, lw=2.2)
+        sure = one.verdict in ("better", "worse")
+        axis.plot(place, one.value.value, "o", color=shade, ms=8, mfc=shade if sure else "white", mew=1.8)
+    axis.set_xticks(range(len(own)), [_tick(sweep, one.n) for one in own], fontsize=10)
+    axis.set_xlim(-0.6, len(own) - 0.4)
+    axis.set_title(f"{own[0].arm}\nless {own[0].base}", fontsize=10, color=INK, loc="left")
+    axis.set_xlabel("annotation boxes, N", fontsize=10)
+    _plain(axis, "y")
+
+
+def _plain(axis: Axes, grid: str) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=10)
+    axis.grid(axis=grid, alpha=0.25)  # type: ignore[arg-type]
+    axis.set_axisbelow(True)

@@ -1,0 +1,73 @@
+"""From what a network says of a field to its objects, as its model's contract has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.measure import label
+
+from hpc_isl.learning.network.contract import Task
+from hpc_isl.objects.draft_labels import parted_by_size, pieces_of
+from hpc_isl.objects.watershed import reference, watershed
+
+Pixels = NDArray[np.float32]
+Labels = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a prediction becomes labels.
+
+    Attributes:
+        kind: nuclei (mask alone), cells (distance map and mask), or stain (objects are drafted from it).
+        h: in the unit of the distance map.
+        min_area: smaller objects are dropped, in pixels; `min_area_um2`: the same in µm², where known.
+        method: flood, or reference: the same by scikit-image.
+        sigma: of the Gaussian before a stain's threshold, in pixels.
+    """
+
+    kind: str
+    h: float = 10.0
+    min_area: int = 0
+    method: str = "flood"
+    sigma: float = 1.0
+    min_area_um2: float | None = None
+
+    def finer(self, factor: float, pixel_um: float | None) -> Rule:
+        """The same on a grid of `factor` times as many pixels along each edge, each of `pixel_um`."""
+        area = round(self.min_area * factor**2) if self.min_area > 1 else self.min_area
+        if self.min_area_um2 is not None and pixel_um is not None:
+            area = ceil(self.min_area_um2 / pixel_um**2)
+        return replace(self, min_area=area, sigma=self.sigma * factor)
+
+
+# As `annotate draft` treats a true stain; the smallest objects in pixels that the model sees.
+DRAFTED = Rule("stain", min_area=20)
+
+
+def rule_of(task: Task | None) -> Rule:
+    """The rule of a model; without a task it predicts a stain."""
+    if task is None:
+        return DRAFTED
+    return Rule(task.kind, task.h, task.min_area, task.method, min_area_um2=task.min_area_um2)
+
+
+def objects_in(prediction: Pixels, rule: Rule) -> Labels:
+    """Labels (y, x) from a prediction (output, y, x), numbered by their first pixel."""
+    return found_in(prediction, rule)[0]
+
+
+def found_in(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
+    """The same, and how many objects were dropped because they are too small."""
+    if rule.kind == "stain":
+        pieces = pieces_of(prediction[0], "otsu", rule.sigma, rule.min_area, split=True)
+        return parted_by_size(pieces, rule.min_area)
+    if rule.kind == "nuclei":
+        found: Labels = label(prediction[0] > 0, connectivity=2).astype(np.uint32)
+    else:
+        way = reference if rule.method == "reference" else watershed
+        found = way(prediction[0], prediction[1] > 0, rule.h)
+    return parted_by_size(found, rule.min_area) if rule.min_area > 1 else (found, 0)

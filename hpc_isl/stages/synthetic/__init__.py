@@ -1,0 +1,1 @@
+"""synthetic: a made-up plate as an Opera Phenix exports it."""

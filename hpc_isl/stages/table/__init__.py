@@ -1,0 +1,1 @@
+"""table: objects, fields and wells, with heat maps."""
