@@ -145,7 +145,7 @@ def in_turns(given: argparse.Namespace, world: World) -> dict[str, list[float]]:
             times["bare"].append(time.perf_counter() - start)
 
     hooks = Hooks(batches, report=report)
-    checkpoints = Checkpoints(given.folder / "checkpoints", "benchmark", say=lambda text: None)
+    checkpoints = Checkpoints(given.folder / "checkpoints", "benchmark", log=lambda text: None)
     train(network(given, world), loss_of("l1"), hooks, recipe, OptimRecipe(), steps, world, checkpoints)
     return times
 

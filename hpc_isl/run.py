@@ -42,7 +42,7 @@ class Plan:
     """
 
     recipe: Any
-    says: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     makes: tuple[Path, ...] = ()
     claims: Callable[[], Iterable[tuple[Path, str]]] = field(default=tuple, compare=False)
@@ -230,7 +230,7 @@ class Attempt:
         return self.folder / f"rank-{self.rank}.json"
 
     @property
-    def log(self) -> Path:
+    def log_file(self) -> Path:
         return self.folder / f"rank-{self.rank}.log"
 
     def note(self, **facts: Any) -> None:
@@ -253,7 +253,7 @@ class Attempt:
                 with suppress(OSError):  # the heartbeat writes it again
                     self.note()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Lines for the log, stamped with the time, and for whoever watches the run."""
         if self.rank == 0:
             stamp = datetime.now().strftime("%H:%M:%S")
@@ -320,7 +320,7 @@ class Attempt:
                 continue
             except Exception as error:  # without its heartbeat a run would be taken for lost
                 if not complained:
-                    self.say(f"no figures of the machine: {type(error).__name__}: {error}")
+                    self.log(f"no figures of the machine: {type(error).__name__}: {error}")
                 complained = True
 
 

@@ -99,7 +99,7 @@ def test_a_plan_says_what_its_device_computes_in(
 
     def said(precision: str, site: Site) -> str:
         words = [f"plates=[{tmp_path}/P01.zarr]", *keys, f"train.precision={precision}"]
-        return "\n".join(request.planned("pretrain", load("pretrain", None, words), site).says)
+        return "\n".join(request.planned("pretrain", load("pretrain", None, words), site).messages)
 
     assert "warning: train.precision=bf16: AMD EPYC 7742" in said("bf16", Site(gpus=0))
     assert "computes in fp32 on AMD EPYC 7742" in said("auto", Site(gpus=0))

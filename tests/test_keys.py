@@ -203,8 +203,8 @@ def test_every_key_of_sweeps_and_chains_is_read(reads: Reads, tmp_path: Path) ->
         "- {stage: convert, name: P01, set: {source: a, out: b.zarr}, site: laptop, site_set: {cpus: 1}}\n"
         "- {stop: look at it}\n"
     )
-    caller = Console(lambda text: None, tmp_path / "runs")
-    chain.show_plan(tmp_path / "day.yaml", [], Site(), "day", caller, False)
+    console = Console(lambda text: None, tmp_path / "runs")
+    chain.show_plan(tmp_path / "day.yaml", [], Site(), "day", console, False)
     assert keys_of("chain") - reads.keys == set()
 
 
@@ -269,9 +269,9 @@ def test_the_recipe_of_an_earlier_run_can_be_given_again(verb: str, tmp_path: Pa
     ],
 )
 def test_a_key_that_means_nothing_beside_another_is_refused_with_both(
-    verb: str, words: list[str], says: str
+    verb: str, words: list[str], messages: str
 ) -> None:
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=messages):
         load(verb, None, [*GIVEN[verb], *words])
 
 

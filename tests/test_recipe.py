@@ -66,8 +66,8 @@ def test_one_plate_need_not_be_a_list() -> None:
         ("optim.lr=.nan", "finite"),
     ],
 )
-def test_values_that_cannot_be_are_refused(word: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_values_that_cannot_be_are_refused(word: str, messages: str) -> None:
+    with pytest.raises(UserError, match=messages):
         pretrain(*(["train.steps=9"] if "epochs" in word else []), word)
 
 

@@ -146,7 +146,7 @@ def test_the_last_progress_is_in_the_record(folder: Run) -> None:
 def test_rank_0_alone_speaks_measures_and_finishes(folder: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for rank in (0, 1):
         attempt = Attempt(folder, rank=rank, size=2)
-        attempt.say(f"rank {rank}\nagain")
+        attempt.log(f"rank {rank}\nagain")
         attempt.metric(3, loss=rank)
         attempt.finish({"by": rank})
     said = capsys.readouterr().out.splitlines()

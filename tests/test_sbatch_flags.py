@@ -74,8 +74,10 @@ def test_what_sbatch_alone_can_read_stays_a_flag() -> None:
         ({"clusters": "a,b"}, "a run is followed on one cluster"),
     ],
 )
-def test_flags_with_which_no_job_could_be_followed_are_refused(flags: dict[str, object], says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_flags_with_which_no_job_could_be_followed_are_refused(
+    flags: dict[str, object], messages: str
+) -> None:
+    with pytest.raises(UserError, match=messages):
         parse(Site, {"executor": "slurm", "sbatch": flags}, "site")
 
 

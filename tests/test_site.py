@@ -68,9 +68,9 @@ def test_times_are_minutes(text: str, expected: int) -> None:
         ("{executor: slurm, time: 4min}", "too short to save 120 s before its end: 5min"),
     ],
 )
-def test_what_a_site_cannot_be_is_refused(word: str, says: str) -> None:
+def test_what_a_site_cannot_be_is_refused(word: str, messages: str) -> None:
     words = [word] if "{" not in word else ["executor=slurm", "time=4min"]
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=messages):
         load("laptop", words)
 
 

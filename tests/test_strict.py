@@ -66,11 +66,13 @@ def test_values_are_frozen() -> None:
         ({"name": "a", "inner": 3}, "inner: "),
     ],
 )
-def test_a_complaint_names_file_key_and_the_nearest_legal_one(content: dict[str, object], says: str) -> None:
+def test_a_complaint_names_file_key_and_the_nearest_legal_one(
+    content: dict[str, object], messages: str
+) -> None:
     with pytest.raises(UserError) as caught:
         parse(Outer, content, "some/file.yaml")
     assert str(caught.value).startswith("some/file.yaml:")
-    assert says in str(caught.value)
+    assert messages in str(caught.value)
 
 
 def test_all_complaints_come_at_once_and_typos_first() -> None:
@@ -100,8 +102,8 @@ def test_overrides_reach_keys_lists_and_what_is_not_there_yet() -> None:
         ("name.first=x", "there is nothing below"),
     ],
 )
-def test_an_override_that_fits_nowhere_is_explained(word: str, says: str) -> None:
-    with pytest.raises(UserError, match=says.replace("[", r"\[")):
+def test_an_override_that_fits_nowhere_is_explained(word: str, messages: str) -> None:
+    with pytest.raises(UserError, match=messages.replace("[", r"\[")):
         override({"sources": [{}], "name": "x"}, [word])
 
 

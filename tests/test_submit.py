@@ -88,10 +88,10 @@ def test_the_tables_of_stages_agree() -> None:
         (["resume", "--port", "3"], "--port: no such option"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_what_would_be_right(door: Door, words: list[str], says: str) -> None:
+def test_a_mistake_is_named_with_what_would_be_right(door: Door, words: list[str], messages: str) -> None:
     done = door(*words)
     assert done.returncode == 2, done.stdout
-    assert says in done.stdout
+    assert messages in done.stdout
     assert "Traceback" not in done.stdout
     assert len(done.stdout.splitlines()) <= 12
     assert not (door.cwd / "runs").exists(), "a mistake leaves nothing behind"

@@ -53,11 +53,11 @@ def translate_write_errors(folder: Path, need: int = 0) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if _says(error, errno.ENOSPC, errno.EDQUOT):
+        if _messages(error, errno.ENOSPC, errno.EDQUOT):
             raise full(folder, need) from None
-        if _says(error, errno.EROFS):
+        if _messages(error, errno.EROFS):
             raise AbortRun(f"{folder}: could not be written: {error}") from None
-        if _says(error, errno.EACCES, errno.EPERM):
+        if _messages(error, errno.EACCES, errno.EPERM):
             raise UserError(f"{folder}: could not be written: {error}") from None
         raise
 
@@ -91,7 +91,7 @@ def leftovers(plate: Path) -> list[Path]:
     return [path for depth in depths for mark in (MARK, OLD) for path in plate.glob(f"{depth}.*{mark}*")]
 
 
-def _says(error: Exception, *codes: int) -> bool:
+def _messages(error: Exception, *codes: int) -> bool:
     """Whether the system said one of these; tensorstore hands that on in words alone."""
     if isinstance(error, OSError):
         return error.errno in codes

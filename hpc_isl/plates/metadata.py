@@ -100,7 +100,7 @@ def write_group(
 
 
 def read_group(folder: Path) -> dict[str, Any]:
-    """Returns a group's attributes, empty where it has none; a file that is missing or not JSON is a `UserError`."""
+    """Returns a group's attributes, empty where it has none; raises a `UserError` where they are no JSON."""
     try:
         attributes = dict(json.loads((folder / "zarr.json").read_text()).get("attributes", {}))
     except FileNotFoundError:

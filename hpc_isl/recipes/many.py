@@ -49,7 +49,7 @@ class Arrangement:
     """
 
     elements: Mapping[str, Recipe]
-    says: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     last: str | None = None
 
 

@@ -74,7 +74,7 @@ def plan(recipe: CountRecipe) -> Plan:
         return Plan(recipe.model_copy(update={"word": f"of {_sum(recipe.among)}"}))
     named = dict.fromkeys(inputs, parts) if parts else {}
     work = Workload({"stage": "count", "seed": recipe.seed}, {"steps": recipe.steps - 1})
-    return Plan(recipe, says=(f"counts to {recipe.steps}",), inputs=inputs, parts=named, workload=work)
+    return Plan(recipe, messages=(f"counts to {recipe.steps}",), inputs=inputs, parts=named, workload=work)
 
 
 def trial(recipe: CountRecipe, attempt: Attempt) -> None:
@@ -89,8 +89,8 @@ def arrange(elements: Mapping[str, CountRecipe], folder: Path) -> Arrangement:
     if not any(recipe.final for recipe in elements.values()):
         return Arrangement(elements)
     final = CountRecipe(steps=1, among=[folder / "count" / name for name in elements])
-    says = (f"final adds up what {len(elements)} others have counted",)
-    return Arrangement({**elements, "final": final}, says, last="final")
+    messages = (f"final adds up what {len(elements)} others have counted",)
+    return Arrangement({**elements, "final": final}, messages, last="final")
 
 
 def _sum(runs: list[Path]) -> int:
@@ -105,10 +105,10 @@ def count(recipe: CountRecipe, attempt: Attempt) -> None:
     folder = attempt.run.checkpoints
     folder.mkdir(exist_ok=True)
     if recipe.meet:
-        attempt.say(f"the ranks add up to {_sum_of_ranks(attempt)}")
+        attempt.log(f"the ranks add up to {_sum_of_ranks(attempt)}")
     first = max((int(path.name) for path in folder.iterdir()), default=0)
-    attempt.say(f"from {first} in attempt {attempt.number} {recipe.word}".strip())
-    attempt.say(f"code in {Path(submit.__file__).parent}")
+    attempt.log(f"from {first} in attempt {attempt.number} {recipe.word}".strip())
+    attempt.log(f"code in {Path(submit.__file__).parent}")
     if recipe.child:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     if recipe.mistaken:

@@ -30,7 +30,7 @@ submit.STAGES["square"] = "computes squares"
 
 
 def plan(recipe: SquareRecipe) -> Plan:
-    return Plan(recipe, says=(f"computes {recipe.numbers} squares",))
+    return Plan(recipe, messages=(f"computes {recipe.numbers} squares",))
 
 
 def square(recipe: SquareRecipe, attempt: Attempt, pools: Pools) -> None:

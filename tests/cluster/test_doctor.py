@@ -86,9 +86,9 @@ def test_a_slurm_that_is_not_there_fails_and_no_node_is_asked(door: Door) -> Non
         (["--site", "none"], "no such site"),
     ],
 )
-def test_mistakes_are_named(words: list[str], says: str, door: Door) -> None:
+def test_mistakes_are_named(words: list[str], messages: str, door: Door) -> None:
     done = door("doctor", *words)
-    assert (done.returncode, says in done.stdout) == (2, True), done.stdout
+    assert (done.returncode, messages in done.stdout) == (2, True), done.stdout
 
 
 # ---------------------------------------------------------------- file systems
@@ -153,10 +153,10 @@ def test_nodes_that_agree_are_fine() -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_nodes_is_named(
-    first: dict[str, object], second: dict[str, object], check: str, level: str, says: str
+    first: dict[str, object], second: dict[str, object], check: str, level: str, messages: str
 ) -> None:
     found = of(replace(NODE1, **first), replace(NODE2, **second))[check]  # type: ignore[arg-type]
-    assert (found.level, says in found.found) == (level, True), found
+    assert (found.level, messages in found.found) == (level, True), found
     assert found.advice
 
 
@@ -187,17 +187,17 @@ def test_a_server_that_nodes_do_not_reach_is_a_warning() -> None:
     [
         (Outcome(state="PENDING", reason="Priority", patient=False), "warn", "did not start: Priority"),
         (Outcome(state="PENDING", reason="PartitionTimeLimit"), "FAIL", "did not start: PartitionTimeLimit"),
-        (Outcome(state="FAILED", log=("no module named x",)), "FAIL", "| no module named x"),
+        (Outcome(state="FAILED", last_lines=("no module named x",)), "FAIL", "| no module named x"),
         (Outcome(state="COMPLETED"), "FAIL", "no node wrote to /runs"),
         (Outcome((NODE1,), (101.0,), "FAILED"), "FAIL", "1 of 2 nodes never wrote"),
     ],
 )
 def test_a_job_that_brings_nothing_is_told_with_its_own_words(
-    outcome: Outcome, level: str, says: str
+    outcome: Outcome, level: str, messages: str
 ) -> None:
     visit = Visit(SITE, Path("/runs/.doctor"), 2, "17")
     found = next(iter(of_nodes(visit, outcome, HERE, None)))
-    assert (found.level, says in found.found) == (level, True), found
+    assert (found.level, messages in found.found) == (level, True), found
     assert found.advice
 
 

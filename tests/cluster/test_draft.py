@@ -135,10 +135,10 @@ def test_a_site_is_written_elsewhere(university: Door, tmp_path: Path) -> None:
         (["inti", "uni"], "did you mean 'init'?"),
     ],
 )
-def test_mistakes_are_named(words: list[str], says: str, university: Door) -> None:
+def test_mistakes_are_named(words: list[str], messages: str, university: Door) -> None:
     done = university("site", *words)
     assert done.returncode == 2
-    assert says in done.stdout
+    assert messages in done.stdout
     assert len(done.stdout.splitlines()) == 1
 
 

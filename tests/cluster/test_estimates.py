@@ -74,10 +74,12 @@ def test_a_trial_tells_it_at_once_and_leaves_nothing(door: Door) -> None:
         (("count", "--time", "--dry-run", "--site", "slurm"), "this machine would be timed, not the nodes"),
     ],
 )
-def test_a_trial_that_would_tell_nothing_is_refused(door: Door, words: tuple[str, ...], says: str) -> None:
+def test_a_trial_that_would_tell_nothing_is_refused(
+    door: Door, words: tuple[str, ...], messages: str
+) -> None:
     refused = door(*words)
     assert refused.returncode == 2
-    assert says in refused.stdout
+    assert messages in refused.stdout
 
 
 def test_the_newest_of_many_timings_count(tmp_path: Path) -> None:

@@ -118,8 +118,10 @@ def test_free_text_of_a_node_is_not_read_as_its_state() -> None:
         ({"partition": "gpu-long,debug", "time": "30d"}, "partition 'gpu-long' allows at most 14d"),
     ],
 )  # fmt: skip
-def test_what_a_cluster_can_never_give_is_named_with_what_it_can(asked: dict[str, object], says: str) -> None:
-    assert says in str(complaint(cluster("university"), site(**asked)))
+def test_what_a_cluster_can_never_give_is_named_with_what_it_can(
+    asked: dict[str, object], messages: str
+) -> None:
+    assert messages in str(complaint(cluster("university"), site(**asked)))
 
 
 def test_what_is_possible_alone_and_not_together_is_named_with_what_to_lower() -> None:

@@ -186,10 +186,10 @@ def test_while_slurm_is_silent_nothing_is_started(
     found = status.state(run)
     assert (found.word, found.alive) == (word, True)
     assert found.detail.startswith("Slurm does not answer")
-    caller = Console(lambda text: None, run.root)
+    console = Console(lambda text: None, run.root)
     for start in (launch.resume, retry.retry):
         with pytest.raises(UserError, match=r"job may be there: Slurm does not|nothing to retry"):
-            start(run, Site(), caller, False)
+            start(run, Site(), console, False)
     run.cancelled.touch()
     assert status.state(run) == status.State("cancelled", "Slurm does not answer")
 

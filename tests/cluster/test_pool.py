@@ -273,8 +273,10 @@ def test_a_gpu_that_pytorch_does_not_see_is_not_replaced_by_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "999")
-    says = "no worker process could be started: RuntimeError: GPU 999 is none to PyTorch .*; site.gpus=0 does"
-    with pytest.raises(RuntimeError, match=says), pools(attempt_in(tmp_path), Site())(NOTHING):
+    messages = (
+        "no worker process could be started: RuntimeError: GPU 999 is none to PyTorch .*; site.gpus=0 does"
+    )
+    with pytest.raises(RuntimeError, match=messages), pools(attempt_in(tmp_path), Site())(NOTHING):
         pass
 
 

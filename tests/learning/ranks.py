@@ -77,7 +77,7 @@ def run(folder: Path, world: World, **settings):
         return bool(values["stop_at"]) and world.rank == 1 and len(result["losses"]) + 1 == values["stop_at"]
 
     hooks = Hooks(batches(recipe, values["steps"], world.rank, world.size), stopping=stopping, report=report)
-    checkpoints = Checkpoints(folder / "checkpoints", "digest", say=lambda text: None)
+    checkpoints = Checkpoints(folder / "checkpoints", "digest", log=lambda text: None)
     progress, _ = train(net, loss_of("l1"), hooks, recipe, optim, values["steps"], world, checkpoints)
     return result | {"weights": net.state_dict(), "step": progress.step}
 

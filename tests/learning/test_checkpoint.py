@@ -20,7 +20,7 @@ def said():
 
 @pytest.fixture
 def checkpoints(tmp_path, said):
-    return Checkpoints(tmp_path / "checkpoints", "abc", keep=2, say=said.append)
+    return Checkpoints(tmp_path / "checkpoints", "abc", keep=2, log=said.append)
 
 
 def test_nothing_saved_is_nothing_to_resume(checkpoints):

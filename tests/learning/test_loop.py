@@ -69,7 +69,7 @@ def trained(tmp_path):
         hooks = {"report": lambda step, values: reported.update({step: values})} | (hooks or {})
         hooks = Hooks(ranks.batches(settings, steps, 0, 1), **hooks)
         network = network or ranks.network()
-        checkpoints = Checkpoints(tmp_path / "checkpoints", "digest", say=lambda text: None)
+        checkpoints = Checkpoints(tmp_path / "checkpoints", "digest", log=lambda text: None)
         progress, finished = train(
             network, loss or loss_of("l1"), hooks, settings, optim or default, steps, World(), checkpoints,
             groups=groups,

@@ -143,7 +143,7 @@ def test_fields_without_foreground_are_left_out_counted_and_named(make_plate: Ma
     crops, _ = planned([make_plate(pixels=dark)], {"foreground": {"threshold": 2000}})
     assert len(crops) == 2 * 3
     assert crops.dropped == ("P01 B03/1",)
-    assert crops.says == (
+    assert crops.messages == (
         "1 of 3 training fields are left out, for no crop has 0.50% above 2000 counts "
         "of 'Hoechst': P01 B03/1",
     )
@@ -175,7 +175,7 @@ def test_where_targets_are_normalised_by_field_each_has_a_threshold_of_its_own(m
     assert view.foreground.threshold is None
     assert crops.fields[1].threshold == pytest.approx(10 * crops.fields[0].threshold, rel=0.02)
     assert crops.dropped == ("P01 C02/1",)
-    assert "above Otsu's threshold of 'Hoechst'" in crops.says[0]
+    assert "above Otsu's threshold of 'Hoechst'" in crops.messages[0]
 
 
 def test_fields_smaller_than_a_crop_are_reflected_and_it_is_said(make_plate: MakePlate) -> None:
@@ -187,7 +187,7 @@ def test_fields_smaller_than_a_crop_are_reflected_and_it_is_said(make_plate: Mak
     whole, _ = read(view, index, FieldKey("B02", "1"))
     assert np.array_equal(sources[:, 16:112, 24:104], whole)
     assert np.array_equal(sources[:, :16, 24:104], whole[:, 16:0:-1])
-    assert crops.says == ("1 of 1 fields are smaller than a crop (128 pixels): reflected to fit",)
+    assert crops.messages == ("1 of 1 fields are smaller than a crop (128 pixels): reflected to fit",)
 
 
 @pytest.mark.parametrize("crop", [32, 96])
@@ -227,7 +227,7 @@ def test_the_permuted_control_gives_every_field_the_stain_of_another_one(make_pl
         stain = stains[str(field.targets[0].image)]
         assert stain is not None
         assert np.array_equal(targets, stain[:, y : y + 32, x : x + 32])
-    assert "control=permuted: each of 5 training fields learns the stain of another one" in crops.says
+    assert "control=permuted: each of 5 training fields learns the stain of another one" in crops.messages
 
 
 def test_the_permuted_control_depends_on_the_seed_alone(make_plate: MakePlate) -> None:
@@ -256,7 +256,7 @@ def test_a_field_that_is_alone_in_its_size_is_left_out_of_the_control(make_plate
     large = make_plate(name="P02", wells=("D05",), shape=(1, 2, 3, 112, 80))
     crops, _ = planned([make_plate(), large], control="permuted")
     assert [str(field.key) for field in crops.fields] == ["B02/1", "B03/1", "C02/1"]
-    assert crops.says[-1] == (
+    assert crops.messages[-1] == (
         "1 training fields are left out of the control, for no other has their size: P02 D05/1"
     )
     with pytest.raises(UserError, match="control=permuted: no two training fields have one size"):
@@ -282,7 +282,7 @@ def test_training_fields_that_lack_a_plane_are_left_out_and_counted_by_kind(make
     unstained = make_plate("P02", existing={1: ()})
     crops, _ = planned([whole, unstained])
     assert {f"{field.plate} {field.key}" for field in crops.fields} == {"P01 B02/1", "P01 C02/1"}
-    assert crops.says[0] == (
+    assert crops.messages[0] == (
         "4 of 6 training fields are left out: 3 without target 'Hoechst', 1 without plane 2 of 'Phase' "
         "(P01 B03/1, P02 B02/1, P02 B03/1, P02 C02/1)"
     )

@@ -140,12 +140,12 @@ def test_objects_in_several_planes_are_projected_where_none_lies_over_another(im
     ],
 )
 def test_labels_that_cannot_be_ours_are_refused_in_words(
-    image: Path, labels: np.ndarray, axes: str, says: str
+    image: Path, labels: np.ndarray, axes: str, messages: str
 ) -> None:
     by_ome_zarr_py(image, "theirs", labels.clip(0) if labels.dtype == np.int32 else labels, axes)
     if labels.dtype == np.int32:
         in_place(image, "theirs", lambda pixels: np.copyto(pixels, -1), "s0")
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=messages):
         read_labels(image, "theirs")
 
 

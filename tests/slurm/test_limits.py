@@ -47,11 +47,11 @@ def test_the_cluster_is_read(cluster: Any) -> None:
     ],
 )
 def test_slurm_itself_would_refuse_what_is_refused(
-    asked: dict[str, object], flags: list[str], says: str, cluster: Any
+    asked: dict[str, object], flags: list[str], messages: str, cluster: Any
 ) -> None:
     with pytest.raises(UserError) as refused:
         limits.check(site(cluster, **asked))
-    assert says in str(refused.value)
+    assert messages in str(refused.value)
     assert not accepted(cluster, *flags)
 
 
@@ -94,7 +94,7 @@ def test_of_a_sweep_that_is_too_large_it_is_said_what_to_lower(
 ) -> None:
     """Which limit, how many it leaves, and that the number of elements is what counts."""
     user = open_user(door, strict)
-    (table, name), says = LIMITS[limit]
+    (table, name), messages = LIMITS[limit]
     strict.run("sacctmgr", "-i", "modify", table, name, "set", f"{limit}=4")
     words = ("sweep", "stage=count", "over={seed: [0, 1, 2, 3, 4]}", "--site", str(strict.site_file),
              "site.memory=10M", "site.tracking=none", "--name", "many")  # fmt: skip
@@ -102,7 +102,7 @@ def test_of_a_sweep_that_is_too_large_it_is_said_what_to_lower(
         held = strict.submit("true", "--hold", "--mem=10")
         for dry in ([], ["--dry-run"]):
             said = door(*words, *dry).stdout
-            assert says in said
+            assert messages in said
             assert "1 of yours are there, and this sweep is 5 more" in said
             assert "at most 3, by fewer values in `over`" in said
         assert strict.run("squeue", "-h", "-o", "%A").split() == [held], "all or none"

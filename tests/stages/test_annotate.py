@@ -59,7 +59,7 @@ def test_imported_labels_equal_their_files_and_cover_whole_fields(
     export: Path, plate: Path, tmp_path: Path
 ) -> None:
     said = plan(AnnotateRecipe(action="import", plate=plate, labels="nuclei", source=export / "truth/nuclei"))
-    assert "labels 'nuclei' for 4 of 4 fields" in said.says[-1]
+    assert "labels 'nuclei' for 4 of 4 fields" in said.messages[-1]
     summary = run(tmp_path, action="import", plate=plate, source=export / "truth" / "nuclei")
     index = store.open_plate(plate)
     for key in KEYS:
@@ -202,7 +202,7 @@ def test_files_that_match_nothing_are_said(export: Path, plate: Path, tmp_path: 
         run(tmp_path, **keys, regex="(?P<well>X)")
     recipe = AnnotateRecipe(**keys, labels="n", regex=r"(?P<well>B02)_(?P<field>1)\.tiff")
     assert any(
-        "3 files (B02_2.tiff, B03_1.tiff, B03_2.tiff) have names" in line for line in plan(recipe).says
+        "3 files (B02_2.tiff, B03_1.tiff, B03_2.tiff) have names" in line for line in plan(recipe).messages
     )
 
 
@@ -317,7 +317,7 @@ def test_labels_that_a_person_corrected_come_back_as_human_and_all_others_stay(
     out = lent(tmp_path, drafted)
     drawn = corrected(out, KEYS[0])
     keys = {"action": "import", "plate": drafted, "labels": NAME, "source": out}
-    said = plan(AnnotateRecipe.model_validate(keys)).says
+    said = plan(AnnotateRecipe.model_validate(keys)).messages
     assert "1 label images are corrected, 3 are unchanged" in said
     assert f"labels {NAME!r} for 1 of 4 fields of {drafted}" in said
     assert bring(tmp_path, drafted, out)["written"] == 1
@@ -393,7 +393,7 @@ def test_what_was_exported_comes_in_under_another_name_beside_what_it_was(
     before = [on_plate(drafted, key) for key in KEYS[:3]]
     drawn = corrected(out, KEYS[0])
     keys = {"action": "import", "plate": drafted, "source": out, "labels": "nuclei"}
-    assert f"the folder holds labels {NAME!r}, which stay" in "\n".join(plan(AnnotateRecipe(**keys)).says)
+    assert f"the folder holds labels {NAME!r}, which stay" in "\n".join(plan(AnnotateRecipe(**keys)).messages)
     assert run(tmp_path, **keys)["written"] == 1
     image = store.open_plate(drafted).image(KEYS[0])
     np.testing.assert_array_equal(store.read_labels(image, "nuclei"), drawn)

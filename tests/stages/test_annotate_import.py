@@ -70,8 +70,10 @@ def run(tmp_path: Path, action: str, **keys: Any) -> dict[str, Any]:
     return where.summary() or {}
 
 
-def says(action: str, **keys: Any) -> str:
-    return "\n".join(plan(AnnotateRecipe.model_validate({"labels": "nuclei", "action": action, **keys})).says)
+def messages(action: str, **keys: Any) -> str:
+    return "\n".join(
+        plan(AnnotateRecipe.model_validate({"labels": "nuclei", "action": action, **keys})).messages
+    )
 
 
 def on_plate(plate: Path, well: str, field: str, name: str = "nuclei") -> np.ndarray:
@@ -96,7 +98,7 @@ def test_few_values_in_many_pieces_are_refused_until_it_is_said_what_an_object_i
     """A mask never becomes two objects, nor 42, unless the user says so; the refusal has both counts."""
     tifffile.imwrite(folder / "B02_1.tif", two_classes())
     keys = {"plate": plate, "source": folder}
-    for call in (says, lambda action, **more: run(tmp_path, action, **more)):
+    for call in (messages, lambda action, **more: run(tmp_path, action, **more)):
         with pytest.raises(
             UserError, match=r"holds 2 values in 42 pieces: .*pieces .*\(42\), .*values .*\(2\)"
         ):
@@ -111,7 +113,7 @@ def test_few_values_in_many_pieces_are_refused_until_it_is_said_what_an_object_i
 def test_a_one_bit_mask_needs_that_too(plate: Path, folder: Path, tmp_path: Path) -> None:
     tifffile.imwrite(folder / "B02_1.tif", cells() > 0, photometric="minisblack")
     with pytest.raises(UserError, match="holds 1 values in 6 pieces"):
-        says("import", plate=plate, source=folder)
+        messages("import", plate=plate, source=folder)
     assert run(tmp_path, "import", plate=plate, source=folder, objects="pieces")["objects"] == 6
 
 
@@ -137,7 +139,7 @@ def test_what_cellpose_leaves_beside_its_images_is_told_apart(
     np.save(folder / "B02_1_seg.npy", {"masks": cells()}, allow_pickle=True)
     as_rois(folder / "B02_1_rois.zip", cells())
     tifffile.imwrite(folder / "B02_1_flows_cp_masks.tif", noise)
-    said = says("import", plate=plate, source=folder)
+    said = messages("import", plate=plate, source=folder)
     assert "3 files (B02_1.tif, B02_1_rois.zip, B02_1_seg.npy) lie beside other annotations" in said
     assert "1 files (B02_1_flows_cp_masks.tif) have names that tell no field" in said
     run(tmp_path, "import", plate=plate, source=folder)
@@ -145,14 +147,14 @@ def test_what_cellpose_leaves_beside_its_images_is_told_apart(
     (folder / "B02_1_cp_masks.png").unlink()
     (folder / "B02_1_rois.zip").unlink()
     with pytest.raises(UserError, match=r"B02/1: .*B02_1_seg.npy holds objects of Python.*Save masks as PNG"):
-        says("import", plate=plate, source=folder)
+        messages("import", plate=plate, source=folder)
 
 
 def test_two_files_that_could_both_be_meant_are_named(plate: Path, folder: Path) -> None:
     Image.fromarray(cells()).save(folder / "B02_1.png")
     as_rois(folder / "B02_1.zip", cells())
     with pytest.raises(UserError, match=r"field B02/1 has 2 files, B02_1.png, B02_1.zip: leave one"):
-        says("import", plate=plate, source=folder)
+        messages("import", plate=plate, source=folder)
 
 
 def test_files_of_wells_that_are_not_on_the_plate_are_named_and_the_others_come_in(
@@ -161,13 +163,13 @@ def test_files_of_wells_that_are_not_on_the_plate_are_named_and_the_others_come_
     """A folder of masks is often about more than one plate, or more wells than were converted."""
     for name in ("B02_1", "B03_2", "C07_1", "H12_9"):
         tifffile.imwrite(folder / f"{name}.tif", cells())
-    said = says("import", plate=plate, source=folder)
+    said = messages("import", plate=plate, source=folder)
     assert "2 files (C07_1.tif, H12_9.tif) are of wells that are not on the plate and are left out" in said
     assert run(tmp_path, "import", plate=plate, source=folder)["written"] == 2
     for name in ("B02_1", "B03_2"):
         (folder / f"{name}.tif").unlink()
     with pytest.raises(UserError, match=r"nothing for this plate; 2 files .*; it has 2 wells, B02 to B03"):
-        says("import", plate=plate, source=folder)
+        messages("import", plate=plate, source=folder)
 
 
 def test_fields_that_are_named_are_taken_alone(plate: Path, folder: Path, tmp_path: Path) -> None:
@@ -175,9 +177,11 @@ def test_fields_that_are_named_are_taken_alone(plate: Path, folder: Path, tmp_pa
     for name in ("B02_1", "B02_2", "B02_7"):
         tifffile.imwrite(folder / f"{name}.tif", cells())
     with pytest.raises(UserError, match=r"B02_7.tif: field '7' names 0 fields of well B02; .*fields=\[…\]"):
-        says("import", plate=plate, source=folder)
+        messages("import", plate=plate, source=folder)
     keys = {"plate": plate, "source": folder, "fields": ["B02/2"]}
-    assert "2 files (B02_1.tif, B02_7.tif) are of other fields than fields= names" in says("import", **keys)
+    assert "2 files (B02_1.tif, B02_7.tif) are of other fields than fields= names" in messages(
+        "import", **keys
+    )
     assert run(tmp_path, "import", **keys)["written"] == 1
     assert on_plate(plate, "B02", "2").any()
 
@@ -186,7 +190,7 @@ def test_one_file_may_be_named_with_its_field(plate: Path, folder: Path, tmp_pat
     as_rois(folder / "RoiSet.zip", cells())
     keys = {"plate": plate, "source": folder / "RoiSet.zip"}
     with pytest.raises(UserError, match=r"no file is named after a field, as B03_1.tif, .*'RoiSet.zip'"):
-        says("import", **keys)
+        messages("import", **keys)
     run(tmp_path, "import", **keys, fields=["B03/2"])
     np.testing.assert_array_equal(on_plate(plate, "B03", "2"), cells())
     shutil.move(folder / "RoiSet.zip", folder / "B03_1_RoiSet.zip")
@@ -205,7 +209,7 @@ def test_a_coco_file_is_about_all_the_images_that_it_names(plate: Path, folder: 
     """Given alone, or in a folder with the images, which are then no label images."""
     coco(folder / "instances.json", ["train/B02_1.jpg", "B02_2.image.tif", "B03_1.tif", "cat.jpg"])
     tifffile.imwrite(folder / "B03_1.tif", cells())
-    said = says("import", plate=plate, source=folder)
+    said = messages("import", plate=plate, source=folder)
     assert "1 files (instances.json: cat.jpg) have names that tell no field" in said
     assert "1 files (B03_1.tif) lie beside other annotations of the same image" in said
     assert "labels 'nuclei' for 3 of 4 fields" in said
@@ -251,7 +255,7 @@ def test_what_a_person_did_with_another_program_beside_an_exported_image_comes_b
     Image.fromarray(cells(5)).save(lent / "B02_1.image_cp_masks.png")
     np.save(lent / "B02_1.image_seg.npy", {"masks": cells(5)}, allow_pickle=True)
     as_rois(lent / "B03_1_RoiSet.zip", cells(3))
-    said = says("import", plate=plate, source=lent)
+    said = messages("import", plate=plate, source=lent)
     assert "2 label images are corrected, 1 are unchanged" in said
     assert "B02/1 is taken from B02_1.image_cp_masks.png" in said
     assert "B03/1 is taken from B03_1_RoiSet.zip" in said
@@ -269,28 +273,28 @@ def test_corrections_that_cannot_be_read_are_not_passed_over(plate: Path, lent: 
     pickled = lent / "B02_1.image_seg.npy"
     np.save(pickled, {"masks": cells(5)}, allow_pickle=True)
     with pytest.raises(UserError, match=r"B02/1: .*B02_1.image_seg.npy holds objects of Python"):
-        says("import", plate=plate, source=lent)
+        messages("import", plate=plate, source=lent)
     tifffile.imwrite(lent / "B02_1.labels.tif", cells(5).astype(np.int32))
-    said = says("import", plate=plate, source=lent)
+    said = messages("import", plate=plate, source=lent)
     assert "B02_1.image_seg.npy is left out, for B02_1.labels.tif was changed" in said
     as_rois(lent / "RoiSet.zip", cells(3))
     with pytest.raises(
         UserError, match=r"1 files \(RoiSet.zip\) tell no field of the plate.*fields=\[B03/1\]"
     ):
-        says("import", plate=plate, source=lent)
+        messages("import", plate=plate, source=lent)
 
 
 def test_two_corrections_of_one_field_are_refused(plate: Path, lent: Path) -> None:
     tifffile.imwrite(lent / "B02_1.labels.tif", cells(5).astype(np.int32))
     Image.fromarray(cells(3)).save(lent / "B02_1.image_cp_masks.png")
     with pytest.raises(UserError, match=r"B02_1.labels.tif and B02_1.image_cp_masks.png were both changed"):
-        says("import", plate=plate, source=lent)
+        messages("import", plate=plate, source=lent)
 
 
 def test_other_files_in_an_exported_folder_are_named(plate: Path, lent: Path) -> None:
     tifffile.imwrite(lent / "B02_1.image_flows.tif", cells())
     tifffile.imwrite(lent / "Labels.tif", cells())
-    said = says("import", plate=plate, source=lent)
+    said = messages("import", plate=plate, source=lent)
     assert "2 files (B02_1.image_flows.tif, Labels.tif) have names that tell no field" in said
 
 

@@ -179,11 +179,11 @@ def test_a_colour_for_each_object(mode: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_label_image_is_refused_in_words(
-    pixels: np.ndarray, name: str, says: str, tmp_path: Path
+    pixels: np.ndarray, name: str, messages: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
     np.save(path, pixels) if name.endswith("npy") else tifffile.imwrite(path, pixels)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=messages):
         formats.check(path, "", SHAPE)
 
 
@@ -479,7 +479,7 @@ def roi(kind: Any, **facts: Any) -> roifile.ImagejRoi:
         ("[{", "is not readable as JSON"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_an_object_is_named(write: Any, says: str, tmp_path: Path) -> None:
+def test_what_cannot_be_an_object_is_named(write: Any, messages: str, tmp_path: Path) -> None:
     """With its name and what to do: nothing is left out silently."""
     path = tmp_path / ("B02_1.geojson" if isinstance(write, (dict, str)) else "RoiSet.zip")
     if isinstance(write, (dict, str)):
@@ -488,7 +488,7 @@ def test_what_cannot_be_an_object_is_named(write: Any, says: str, tmp_path: Path
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("this one.roi", write if isinstance(write, bytes) else write.tobytes())
             archive.writestr("__MACOSX/._this one.roi", b"of a Mac")
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=messages):
         formats.check(path, "", SHAPE)
 
 
@@ -506,9 +506,9 @@ def test_what_cannot_be_an_object_is_named(write: Any, says: str, tmp_path: Path
         ([[1, 2, 3, "a", 5, 6]], "is damaged"),
     ],
 )
-def test_damage_in_coco_is_named(segmentation: Any, says: str, tmp_path: Path) -> None:
+def test_damage_in_coco_is_named(segmentation: Any, messages: str, tmp_path: Path) -> None:
     as_coco(tmp_path / "a.json", lambda number: segmentation)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=messages):
         formats.check(tmp_path / "a.json", "plate/B02_1.jpg", SHAPE)
 
 
@@ -525,6 +525,10 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("readme.txt", "nothing")
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00")
-    for name, says in (("a.zip", "cannot be read"), ("b.zip", "holds no ROI"), ("a.npy", "cannot be read")):
-        with pytest.raises(UserError, match=says):
+    for name, messages in (
+        ("a.zip", "cannot be read"),
+        ("b.zip", "holds no ROI"),
+        ("a.npy", "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=messages):
             formats.check(tmp_path / name, "", SHAPE)

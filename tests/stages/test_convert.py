@@ -179,7 +179,7 @@ def test_the_plate_map_is_kept_above_what_the_export_says(export: Path) -> None:
 def test_the_plan_says_what_is_there_and_what_it_takes_and_writes_nothing(export: Path) -> None:
     before = sorted(export.parent.rglob("*"))
     made = plan(recipe(export))
-    said = "\n".join(made.says)
+    said = "\n".join(made.messages)
     assert "4 fields in 2 wells, 2 channels (Phase, DAPI), 2 planes, 50 × 70 pixels, 16 files" in said
     assert "4 fields to convert: 0.12 MB in, about" in said
     assert "pixel size unknown" not in said
@@ -189,7 +189,7 @@ def test_the_plan_says_what_is_there_and_what_it_takes_and_writes_nothing(export
 
 def test_an_unknown_pixel_size_is_one_line_and_no_invention(export: Path) -> None:
     what = recipe(export, pattern=PATTERN | {"pixel_um": None})
-    assert sum("pixel size unknown" in line for line in plan(what).says) == 1
+    assert sum("pixel size unknown" in line for line in plan(what).messages) == 1
     assert run(what).plate.pixel_um is None
 
 
@@ -240,11 +240,11 @@ def test_a_place_that_cannot_be_written_is_called_so_and_not_a_full_disk(
     disk = tmp_path / "disk"
     with small_disk(disk, "80k"), read_only(disk):  # too small besides
         what = recipe(export, out=disk / "P01.zarr")
-        assert "warning: from this machine out: " in plan(what).says[-1]
+        assert "warning: from this machine out: " in plan(what).messages[-1]
         with pytest.raises(UserError, match=rf"P01\.zarr cannot be written: the disk of {disk} is read-only"):
             run(what)
     what = recipe(export, out=Path("/proc/P01.zarr"))
-    assert "disk is full" not in "".join(plan(what).says)
+    assert "disk is full" not in "".join(plan(what).messages)
     with pytest.raises(UserError, match=r"/proc/P01\.zarr cannot be written"):
         convert(what, attempt(tmp_path))
 
@@ -255,7 +255,7 @@ def test_a_place_that_cannot_be_written_is_called_so_and_not_a_full_disk(
 def test_a_second_run_does_nothing_and_says_so(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = run(recipe(export))
     before = stamps(index.path)
-    assert "nothing to convert" in "\n".join(plan(recipe(export)).says)
+    assert "nothing to convert" in "\n".join(plan(recipe(export)).messages)
     assert run(recipe(export)) == index
     assert stamps(index.path) == before
     assert "nothing to do" in capsys.readouterr().out
@@ -404,7 +404,7 @@ def test_a_channel_that_the_files_call_by_a_number_needs_no_quotes(export: Path)
     """`pattern.channels={1: Hoechst}` names the channel that the files call 1."""
     words = [f"source={export}", f"out={export.parent}/P01.zarr", f"pattern.regex='{REGEX}'"]
     found = load("convert", None, [*words, "pattern.channels={1: Phase, 2: Hoechst}"])
-    assert plan(found).says[0].startswith("export: 4 fields in 2 wells, 2 channels (Phase, Hoechst)")
+    assert plan(found).messages[0].startswith("export: 4 fields in 2 wells, 2 channels (Phase, Hoechst)")
 
 
 def test_ranks_beyond_the_first_leave_the_work_to_it(export: Path) -> None:
@@ -448,7 +448,7 @@ def test_a_half_converted_plate_of_another_recipe_is_refused_with_the_way_out(ex
         run(recipe(export))
     with pytest.raises(UserError, match=r"a half-converted plate, from .* or by another recipe; choose"):
         plan(recipe(export, levels=2))
-    assert "half converted" in "\n".join(plan(recipe(export, on_error="skip")).says)
+    assert "half converted" in "\n".join(plan(recipe(export, on_error="skip")).messages)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -580,7 +580,7 @@ def test_planes_that_were_skipped_join_the_plate_when_their_files_are_repaired(e
     pixels = tifffile.imread(path)
     truncate(path)
     first = run(recipe(export, on_error="skip"))
-    assert "nothing to convert" in "\n".join(plan(recipe(export, on_error="skip")).says)
+    assert "nothing to convert" in "\n".join(plan(recipe(export, on_error="skip")).messages)
     tifffile.imwrite(path, pixels)
     index = run(recipe(export, on_error="skip"))
     assert masks(first)["B02/1"].sum() == 3

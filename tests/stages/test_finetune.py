@@ -242,7 +242,7 @@ def test_truths_are_scored_apart_and_the_first_gives_the_figures(world, tmp_path
 
 def test_with_everything_all_boxes_learn_and_nothing_is_scored(world, tmp_path):
     wanted = recipe(world, "arm=random", "everything=true")
-    assert not any("nothing will be scored" in line for line in plan(wanted).says)
+    assert not any("nothing will be scored" in line for line in plan(wanted).messages)
     found = run(world, "a", "arm=random", "everything=true", root=tmp_path)
     assert {box["well"] for box in rows(found, "boxes.csv")} == {"B02", "B03", "B04", "C02", "C03", "C04"}
     assert found.summary()["figures"]["images"] == 0
@@ -392,7 +392,7 @@ def test_a_model_that_sees_other_things_does_not_start_the_arm_drafted(world, tm
 
 
 def test_test_wells_that_a_model_has_seen_may_be_allowed_and_it_is_said(world):
-    said = plan(recipe(world, "arm=random+isl", "fold=1", "seen=allow")).says
+    said = plan(recipe(world, "arm=random+isl", "fold=1", "seen=allow")).messages
     assert any("plain was trained on test fields (B03/1), so scores flatter its arm" in line for line in said)
 
 
@@ -409,7 +409,7 @@ def test_labels_on_test_fields_alone_are_enough_without_annotation(world, tmp_pa
         image = index.image(FieldKey(well, "1"))
         write_labels(image, "few", read_labels(image, "nuclei"), origin="human", boxes=WHOLE)
     few = [f"plates=[{tmp_path}/P01.zarr]", "labels=few"]
-    assert any("scored on 2 boxes of 'few'" in line for line in plan(recipe(world, *few, "n=0")).says)
+    assert any("scored on 2 boxes of 'few'" in line for line in plan(recipe(world, *few, "n=0")).messages)
     with pytest.raises(UserError, match="no field in the parts train, validation of the split has them"):
         plan(recipe(world, *few, "n=1"))
 
@@ -442,7 +442,7 @@ def test_labels_that_ngio_made_are_learnt_from(world, tmp_path):
         label.set_array(planes)
         label.consolidate(mode="auto")
     keys = [f"plates=[{tmp_path}/P01.zarr]", "labels=theirs"]
-    assert any("boxes of 'theirs' (other program)" in line for line in plan(recipe(world, *keys)).says)
+    assert any("boxes of 'theirs' (other program)" in line for line in plan(recipe(world, *keys)).messages)
     found = run(world, "a", "arm=random+isl", "n=2", *keys, root=tmp_path)
     assert {row["origin"] for row in rows(found)} == {"other program"}
     assert sum(int(box["objects"]) for box in rows(found, "boxes.csv")) > 0
@@ -453,13 +453,13 @@ def test_an_edit_in_place_makes_other_boxes_and_is_told(world, tmp_path):
     shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
     wanted = recipe(world, f"plates=[{tmp_path}/P01.zarr]")
     before = plan(wanted)
-    assert not any("were edited" in line for line in before.says)
+    assert not any("were edited" in line for line in before.messages)
     image = open_plate(tmp_path / "P01.zarr").image(FieldKey("B04", "1"))
     array = zarr.open_array(str(image / "labels" / "nuclei" / "0"), mode="r+")
     array[..., :20, :20] = 5000
     after = plan(wanted)
     assert {name for name in before.inputs if before.inputs[name] != after.inputs[name]} == {"test boxes"}
-    [said] = [line for line in after.says if "were edited" in line]
+    [said] = [line for line in after.messages if "were edited" in line]
     assert said.startswith("labels of 1 images were edited (or damaged) since they were written")
     assert str(image) in said
 

@@ -74,7 +74,7 @@ def test_the_last_element_learns_from_all_boxes_and_waits_for_all_others(element
     final = found.elements["final"]
     assert (final.arm, final.n, final.everything) == ("best", "all", True)
     assert final.among == [tmp_path / "finetune" / name for name in ("n=1", "n=4", "n=all")]
-    assert found.says == ("final, the last element: the best arm learns from all 6 boxes",)
+    assert found.messages == ("final, the last element: the best arm learns from all 6 boxes",)
     assert len(resolve_inputs(final.model_copy(update={"arm": "random"})).learning) == 6
 
 
@@ -82,7 +82,7 @@ def test_more_boxes_than_there_are_and_arms_that_know_nothing_are_left_out_with_
     arms = elements("n=1", arm=["random", "imagenet", "random+isl", "drafted"])
     found = arrange(arms | elements(n=[0, 4, 5, 9]), tmp_path)
     assert list(found.elements) == ["arm=random", "n=4", "final"]
-    said = "\n".join(found.says)
+    said = "\n".join(found.messages)
     assert "n=0 of arm random is left out: it knows nothing before an annotation" in said
     for n in (5, 9):
         assert f"n={n} is left out: there are 4 annotation boxes" in said
@@ -97,10 +97,10 @@ def test_with_few_annotated_fields_each_is_left_out_in_turn(elements, tmp_path):
     found = arrange(elements("labels=four", n=[1, 3, 4, "all"]), tmp_path)
     names = [f"n={n},fold={fold}" for n in (1, 3, "all") for fold in range(4)]
     assert list(found.elements) == [*names, "final"]
-    assert found.says[0] == "4 annotated fields, fewer than 6: each is left out in turn, and tests"
+    assert found.messages[0] == "4 annotated fields, fewer than 6: each is left out in turn, and tests"
     # Of six boxes three are of one field.
     where = "there are 3 annotation boxes, where the field with most boxes is left out"
-    assert f"n=4 is left out: {where}" in found.says
+    assert f"n=4 is left out: {where}" in found.messages
     tested = []
     for name in names[-4:]:
         setting = resolve_inputs(found.elements[name])
@@ -116,7 +116,7 @@ def test_annotated_test_fields_alone_are_enough_where_each_is_left_out(elements,
     found = arrange(elements("labels=tests", n=[1]), tmp_path)
     assert list(found.elements) == ["n=1,fold=0", "n=1,fold=1", "final"]
     for name in ("n=1,fold=0", "n=1,fold=1"):
-        assert "learns from 1 of 1 annotation boxes" in "\n".join(plan(found.elements[name]).says)
+        assert "learns from 1 of 1 annotation boxes" in "\n".join(plan(found.elements[name]).messages)
 
 
 def test_folds_that_are_given_are_not_folded_again(elements, tmp_path):

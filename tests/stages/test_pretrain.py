@@ -85,7 +85,7 @@ def test_a_plan_says_what_will_be_done_and_writes_nothing(recipe, plate, tmp_pat
     monkeypatch.chdir(plate.path.parent)
     before = sorted(plate.path.parent.rglob("*"))
     found = plan(recipe("plates=[P*.zarr]"))
-    said = "\n".join(found.says)
+    said = "\n".join(found.messages)
     assert "train      3 fields in 3 wells" in said
     assert "80 steps of 8 crops of 64 × 64 pixels: 42.7 epochs of 15 crops" in said
     assert "micro-batches in a step: 2 of 4 crops; for 1 or 2 process(es)" in said
@@ -128,7 +128,7 @@ def test_processes_that_cannot_share_a_step_are_refused_at_submission(recipe):
 
 
 def test_epochs_become_steps(recipe):
-    said = "\n".join(plan(recipe("train.steps=null", "train.epochs=3")).says)
+    said = "\n".join(plan(recipe("train.steps=null", "train.epochs=3")).messages)
     assert "6 steps of 8 crops" in said  # 3 epochs × 3 fields × 5 crops / 8
 
 

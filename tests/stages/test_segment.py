@@ -517,9 +517,9 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
         ),
     ],
 )
-def test_what_can_never_work_is_refused_before_a_pixel_is_read(lab, key, says):
+def test_what_can_never_work_is_refused_before_a_pixel_is_read(lab, key, messages):
     keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]", "labels=found", key]
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=messages):
         plan(load("segment", None, keys))
 
 
@@ -556,9 +556,10 @@ def test_fields_that_convert_left_out_are_lost_to_their_wells(lab, tmp_path):
 def test_fields_without_a_source_are_left_out_counted_and_lost_to_their_wells(lab, tmp_path):
     write_screen(tmp_path / "S1.zarr", wells=("B02", "B03", "B04"), unlit=[("B03", 0)])
     model = f"model={lab}/runs/finetune/cells"
-    says = plan(load("segment", None, [model, f"plates=[{tmp_path}/S1.zarr]", "labels=found"])).says
+    messages = plan(load("segment", None, [model, f"plates=[{tmp_path}/S1.zarr]", "labels=found"])).messages
     assert (
-        "S1: 2 fields (B03/1, B03/2) are left out, for they have no plane of a source ('Brightfield')" in says
+        "S1: 2 fields (B03/1, B03/2) are left out, for they have no plane of a source ('Brightfield')"
+        in messages
     )
     run = segmented(lab, tmp_path, copy=False)
     losses = pd.read_csv(run.folder / "losses.csv", dtype=str)
@@ -786,14 +787,14 @@ def test_fields_are_told_in_plate_order(lab, tmp_path):
         ),
     ],
 )
-def test_what_a_model_cannot_do_is_refused(lab, model, key, says):
+def test_what_a_model_cannot_do_is_refused(lab, model, key, messages):
     (lab / "runs/segment/all").mkdir(parents=True, exist_ok=True)
     keys = [f"model={lab}/runs/finetune/{model}", f"plates=[{lab}/S1.zarr]", "labels=found", key]
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=messages):
         plan(load("segment", None, keys))
 
 
 def test_a_plan_speaks_of_labels_only_where_they_are_kept(lab):
     keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]", "labels=found"]
-    assert "labels" in "".join(plan(load("segment", None, keys)).says)
-    assert "labels will be" not in "".join(plan(load("segment", None, [*keys, "write=[mask]"])).says)
+    assert "labels" in "".join(plan(load("segment", None, keys)).messages)
+    assert "labels will be" not in "".join(plan(load("segment", None, [*keys, "write=[mask]"])).messages)

@@ -192,17 +192,19 @@ def test_verify_names_them_and_leaves_them(corrected):
 
 def test_status_and_inspect_name_them(corrected):
     folder, *_ = corrected
-    says = "labels 'found' were edited (or damaged) since they were computed; they are not replaced: S1 B03/1"
-    assert differing(Run(folder / "runs/segment/all")) == [says]
+    messages = (
+        "labels 'found' were edited (or damaged) since they were computed; they are not replaced: S1 B03/1"
+    )
+    assert differing(Run(folder / "runs/segment/all")) == [messages]
     said = "\n".join(inspect(folder / "S1.zarr"))
     assert "edited      'found' since they were written, by a person or by damage: B03/1" in said
     call = [sys.executable, "-m", "hpc_isl.submit", "status", "all", "--root", str(folder / "runs")]
     printed = subprocess.run(call, capture_output=True, text=True, cwd=folder, check=True).stdout
-    assert says not in printed, "it never had an attempt that could write"
+    assert messages not in printed, "it never had an attempt that could write"
     attempt = folder / "runs/segment/all/attempts/0"
     attempt.mkdir(parents=True)
     printed = subprocess.run(call, capture_output=True, text=True, cwd=folder, check=True).stdout
-    assert says in printed
+    assert messages in printed
 
 
 def test_validate_finds_edits_by_looking_deep_and_what_they_left_behind(corrected):

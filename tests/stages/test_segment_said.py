@@ -112,7 +112,7 @@ def test_what_is_small_is_known_in_micrometres_whatever_the_pixels(lab, tmp_path
     shutil.copytree(lab, home)
     run = Run(home / "runs" / "finetune" / "cells")
     rewrite(run, task=vars(task) | {"min_area": 60, "min_area_um2": 15.0})
-    assert any("objects of less than 15 µm² are dropped" in line for line in planned(home).says)
+    assert any("objects of less than 15 µm² are dropped" in line for line in planned(home).messages)
     index = write_screen(home / "fine.zarr", wells=["B02"], fields=1, shape=(130, 150), pixel_um=0.4)
     computed(home, tmp_path, "labels=found", plate="fine")
     areas = np.bincount(read_labels(tmp_path / "fine.zarr" / "B" / "02" / "1", "found").ravel())[1:]
@@ -208,7 +208,7 @@ def test_all_labels_of_a_run_have_one_name_where_people_drew_some(lab, tmp_path)
     """Where a person drew some fields of a plate, the computed labels of all have one other name."""
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     drawn = draw_truth(tmp_path, name="cells", only=["B03"])
-    said = "\n".join(planned(lab, plates=tmp_path / "S1.zarr").says)
+    said = "\n".join(planned(lab, plates=tmp_path / "S1.zarr").messages)
     assert "all that this run computes are called 'cells_predicted'" in said
     run = computed(lab, tmp_path)
     index = open_plate(tmp_path / "S1.zarr")
@@ -241,19 +241,19 @@ def test_a_run_of_an_earlier_version_keeps_the_names_that_it_has_begun_with(lab,
 
 def test_a_label_free_model_that_is_fed_a_stain_says_so(lab, tmp_path):
     """A user who maps a stain to a label-free channel of the model is warned before anything is computed."""
-    says = planned(lab, "labels=found", "channels={Brightfield: Hoechst}").says
-    [line] = [line for line in says if line.startswith("warning: 'Hoechst'")]
+    messages = planned(lab, "labels=found", "channels={Brightfield: Hoechst}").messages
+    [line] = [line for line in messages if line.startswith("warning: 'Hoechst'")]
     assert "is a stain, and the model learnt from a label-free image, 'Brightfield'" in line
-    assert not any("is a stain" in line for line in planned(lab, "labels=found").says)
+    assert not any("is a stain" in line for line in planned(lab, "labels=found").messages)
     home = tmp_path / "home"
     shutil.copytree(lab, home)
     run = Run(home / "runs" / "finetune" / "cells")
     rewrite(run, stains={"Brightfield": True})
     other = "is a label-free image, and the model learnt from a stain"
-    assert any(other in line for line in planned(home).says)
+    assert any(other in line for line in planned(home).messages)
     rewrite(run, stains={})  # of an earlier version
-    assert not any("warning: 'Brightfield'" in line for line in planned(home).says)
-    assert any("'Hoechst'" in line for line in planned(home, "channels={Brightfield: Hoechst}").says)
+    assert not any("warning: 'Brightfield'" in line for line in planned(home).messages)
+    assert any("'Hoechst'" in line for line in planned(home, "channels={Brightfield: Hoechst}").messages)
 
 
 # ---------------------------------------------------------------- drift

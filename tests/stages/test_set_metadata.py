@@ -92,11 +92,11 @@ def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
         ("pixel_um", "set takes key=value"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tmp_path: Path, word: str, says: str) -> None:
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, word: str, messages: str) -> None:
     index = write_screen(tmp_path / "S1.zarr")
     with pytest.raises(UserError) as caught:
         setting(index.path, [word])
-    assert says in str(caught.value)
+    assert messages in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -334,12 +334,12 @@ def test_a_plate_that_was_set_is_no_other_plate_to_convert(door: Door) -> None:
     ],
 )
 def test_what_is_seen_is_not_what_is_predicted(
-    door: Door, write_stained_plate: Callable[..., Any], sources: str, targets: str, says: str
+    door: Door, write_stained_plate: Callable[..., Any], sources: str, targets: str, messages: str
 ) -> None:
     write_stained_plate(door.cwd / "P.zarr")
     done = door("pretrain", "plates=[P.zarr]", f"sources={sources}", f"targets={targets}", "--dry-run")
     assert done.returncode == 2, done.stdout
-    assert says in done.stdout
+    assert messages in done.stdout
 
 
 def test_a_plan_names_stains_that_are_seen_and_label_free_channels_that_are_predicted(
@@ -354,7 +354,7 @@ def test_a_plan_names_stains_that_are_seen_and_label_free_channels_that_are_pred
         "train.steps=1",
         "--dry-run",
     )
-    for sources, targets, says in (
+    for sources, targets, messages in (
         ("Hoechst", "Hoechst", "'Hoechst' is both seen and predicted"),
         ("Actin", "Hoechst", "the source 'Actin' is a stain"),
         ("Actin", "Brightfield", "the target 'Brightfield' is label-free"),
@@ -362,6 +362,6 @@ def test_a_plan_names_stains_that_are_seen_and_label_free_channels_that_are_pred
         roles = (f"sources=[{{channel: {sources}, plane: 0}}]", f"targets=[{{channel: {targets}, plane: 1}}]")
         done = door(*common, *roles)
         assert done.returncode == 0, done.stdout
-        assert f"warning: {says}" in done.stdout
+        assert f"warning: {messages}" in done.stdout
     plain = door(*common, "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst}]")
     assert "warning" not in plain.stdout

@@ -87,7 +87,7 @@ def _opened(attempt: Attempt, node: Node, need: MemoryRequirement, patience_s: f
     """A scheduler in this process, this node's worker processes, and those of other nodes as they come."""
     given = worker_resources(node, need)
     if said := lowered(node, need):
-        attempt.say(said)
+        attempt.log(said)
     with ExitStack() as stack:
         stack.enter_context(settings())
         from distributed.security import Security
@@ -96,7 +96,7 @@ def _opened(attempt: Attempt, node: Node, need: MemoryRequirement, patience_s: f
         run = stack.enter_context(_loop())
         office = run(_open, given, security, attempt.size > 1)
         stack.callback(run, office.close)
-        attempt.say(_dashboard(office.scheduler))
+        attempt.log(_dashboard(office.scheduler))
         if attempt.size > 1:
             stack.enter_context(rendezvous.published(attempt, office.address(need)))
         pool = DaskPool(stack.enter_context(office.client()), office.scheduler, attempt, patience_s)
@@ -171,5 +171,7 @@ def _wait_for_first(pool: DaskPool, crew: WorkerGroup, attempt: Attempt) -> None
     deadline = time.monotonic() + BEGIN_S
     while not (pool.workers or attempt.stopping.is_set()):
         if (crew.gone and attempt.size == 1) or time.monotonic() > deadline:
-            raise RuntimeError(f"no worker process could be started: {crew.failure or 'the log says why'}")
+            raise RuntimeError(
+                f"no worker process could be started: {crew.failure or 'the log messages why'}"
+            )
         time.sleep(LOOK_S)

@@ -204,7 +204,7 @@ class _Scheduling:
         futures = [future for future in futures if future in self.pending]
         said_of = self.pool.said(futures)
         if died := sum(said is None for said in said_of.values()):
-            self.pool.attempt.say(f"a process died; what it had begun is computed again: {died} tasks")
+            self.pool.attempt.log(f"a process died; what it had begun is computed again: {died} tasks")
         for future, said in said_of.items():
             answer = self._answer(self.pending.pop(future), said)
             future.release()

@@ -18,7 +18,7 @@ from hpc_isl.site import Site
 
 
 def compute(
-    job: Job, site: Site, requests: Requests, say: Callable[[str], None], tick: Callable[[], None]
+    job: Job, site: Site, requests: Requests, log: Callable[[str], None], tick: Callable[[], None]
 ) -> Ending:
     """The whole run: until srun has ended, which ends all ranks when one of them fails."""
     cpus = site.cpus or 1
@@ -31,21 +31,21 @@ def compute(
         "PYTHONPATH": import_path(),
     }  # fmt: skip
     srun = ["srun", *srun_flags(job.run.stage), f"--nodes={site.nodes}", f"--ntasks={site.ranks}"]
-    log = job.run.attempts / str(job.attempt) / "srun.log"
-    processes = start(local.command(job, site, srun), [variables], [log], job.folder)
+    log_file = job.run.attempts / str(job.attempt) / "srun.log"
+    processes = start(local.command(job, site, srun), [variables], [log_file], job.folder)
     # srun hands USR1 on to the ranks; TERM it takes for itself, and kills them.
-    watch = Watch(processes, requests, say, stops=signal.SIGUSR1, kills=signal.SIGTERM)
+    watch = Watch(processes, requests, log, stops=signal.SIGUSR1, kills=signal.SIGTERM)
     ending = watch.until_ended(tick)
     if refused := requeue.outside(asked, environment.job_here() or ""):
-        say(f"not started again: {refused}")
-    return _of_the_ranks(job, site, log, ending)
+        log(f"not started again: {refused}")
+    return _of_the_ranks(job, site, log_file, ending)
 
 
-def _of_the_ranks(job: Job, site: Site, log: Path, ending: Ending) -> Ending:
+def _of_the_ranks(job: Job, site: Site, log_file: Path, ending: Ending) -> Ending:
     """srun has one code for all ranks; their records, or its own words, say which of them it was."""
     records = status.ranks(job.run, job.attempt)
     failure = status.first_failure(records)
-    died = status.DIED.search(log.read_text(errors="replace"))
+    died = status.DIED.search(log_file.read_text(errors="replace"))
     [code] = ending.codes.values()
     codes = dict.fromkeys(range(site.ranks), -(code - 128) if code > 128 else code)
     if failure is not None:

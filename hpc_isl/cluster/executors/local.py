@@ -44,17 +44,17 @@ def compute(
     job: Job,
     site: Site,
     requests: Requests,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     tick: Callable[[], None],
     gpus: Sequence[str] | None = None,
 ) -> Ending:
     """The whole run, until its last rank has ended, whatever ends it; `tick` is called all along."""
     if site.nodes > 1:
-        say(f"one machine: the processes of {site.nodes} nodes run here, {site.ranks} in all")
+        log(f"one machine: the processes of {site.nodes} nodes run here, {site.ranks} in all")
     places = environments(site, gpus)
     ranks = start(command(job, site), places, logs(job, len(places)), job.folder)
     limit_s = site.minutes * 60.0 if site.minutes else None
-    return Watch(ranks, requests, say, limit_s).until_ended(tick)
+    return Watch(ranks, requests, log, limit_s).until_ended(tick)
 
 
 def logs(job: Job, ranks: int) -> list[Path]:

@@ -24,7 +24,7 @@ LOOK_S = 0.2
 LINE_S = 60.0  # between lines about elements that have not ended
 
 
-def compute_all(jobs: Sequence[Job], site: Site, say: Callable[[str], None], last: Job | None = None) -> bool:
+def compute_all(jobs: Sequence[Job], site: Site, log: Callable[[str], None], last: Job | None = None) -> bool:
     """All elements to their end; one that fails leaves the others alone. A stop is asked of all.
 
     `last` starts when all others have ended.
@@ -36,10 +36,10 @@ def compute_all(jobs: Sequence[Job], site: Site, say: Callable[[str], None], las
     free = _gpu_sets(site, fits)
     how = f"{fits} at once" if fits > 1 else "one after another"
     if jobs:
-        say(f"{len(jobs)} elements, {how}" + (f"; then {last.run.name!r}" if last else ""))
+        log(f"{len(jobs)} elements, {how}" + (f"; then {last.run.name!r}" if last else ""))
     with Requests().listening() as requests, ThreadPoolExecutor(fits) as pool:
         for turn in (jobs, [last] if last else []):
-            _watch({pool.submit(_one, job, site, requests, free): job for job in turn}, say)
+            _watch({pool.submit(_one, job, site, requests, free): job for job in turn}, log)
     return requests.interrupted
 
 
@@ -64,7 +64,7 @@ def _one(
         free.put(gpus)
 
 
-def _watch(futures: dict[Future[Ending | None], Job], say: Callable[[str], None]) -> None:
+def _watch(futures: dict[Future[Ending | None], Job], log: Callable[[str], None]) -> None:
     """One line for each element that has ended, and one each minute, above a bar of them all."""
     left = dict(futures)
     shares: dict[Job, float] = {}
@@ -74,12 +74,12 @@ def _watch(futures: dict[Future[Ending | None], Job], say: Callable[[str], None]
             time.sleep(LOOK_S)
             if time.monotonic() - told > LINE_S:
                 told = time.monotonic()
-                say(_so_far(left.values(), len(futures), told - begun, shares))
+                log(_so_far(left.values(), len(futures), told - begun, shares))
             for future in [future for future in left if future.done()]:
                 job = left.pop(future)
                 ending = future.result()
                 if ending is not None:
-                    say(f"{job.run.label}: {_how(job, ending)}")
+                    log(f"{job.run.label}: {_how(job, ending)}")
                 bar.update()
             if not bar.disable:
                 bar.set_postfix_str("; ".join(_going(left.values()))[:60])

@@ -74,9 +74,9 @@ def start(
     the CPUs, a user's `nice` would then mean nothing.
     """
     ranks = []
-    for environment, log in zip(environments, logs, strict=True):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
+    for environment, log_file in zip(environments, logs, strict=True):
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("ab") as stream:
             ranks.append(
                 subprocess.Popen(
                     command, env=dict(environment), cwd=folder, process_group=0,
@@ -92,7 +92,7 @@ class Watch:
 
     ranks: Sequence[subprocess.Popen[bytes]]
     requests: Requests
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     limit_s: float | None = None
     stops: int = signal.SIGTERM
     kills: int = signal.SIGKILL
@@ -140,7 +140,7 @@ class Watch:
         if not self.stopping:
             self.stopping = True
             why = "the time limit is reached" if overdue else "stopping"
-            self.say(f"{why}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)")
+            self.log(f"{why}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)")
         if time.monotonic() - self._told > REMIND_S:
             self._told = time.monotonic()
             self._send(self.stops)

@@ -13,17 +13,17 @@ LOOK_S = 0.5
 ASK_S = 5.0  # between questions to the queue
 
 
-def follow(run: Run, caller: Console, rank: int = 0, everything: bool = False) -> int:
+def follow(run: Run, console: Console, rank: int = 0, everything: bool = False) -> int:
     """Shows what the run says until it has ended; Ctrl-C leaves it running."""
     try:
         if run.elements():
-            _array_until_ended(run, caller)
+            _array_until_ended(run, console)
         else:
             _until_ended(run, rank, everything)
     except KeyboardInterrupt:
-        caller.say(f"{run.label!r} goes on; to end it: {caller.command('cancel', run)}")
+        console.log(f"{run.label!r} goes on; to end it: {console.command('cancel', run)}")
         return messages.INTERRUPTED
-    return messages.waited(run, caller)
+    return messages.waited(run, console)
 
 
 def _until_ended(run: Run, rank: int, everything: bool) -> None:
@@ -40,13 +40,13 @@ def _until_ended(run: Run, rank: int, everything: bool) -> None:
     view.close()
 
 
-def _array_until_ended(run: Run, caller: Console) -> None:
+def _array_until_ended(run: Run, console: Console) -> None:
     """One line whenever the counts have changed."""
     shown = ""
     while True:
         found = status.state(run)
         if found.detail != shown:
-            caller.say(f"{run.name}: {found.detail}")
+            console.log(f"{run.name}: {found.detail}")
             shown = found.detail
         if not found.alive:
             return

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 class Console:
     """Who asked: how to speak to them, where their runs lie, and how they type our commands."""
 
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     root: Path
     program: str = "python -m hpc_isl.submit"
     argv: tuple[str, ...] = ()
@@ -44,39 +44,39 @@ class Console:
         return " ".join([self.program, "ui", *elsewhere])
 
 
-def done(run: Run, caller: Console) -> int:
+def done(run: Run, console: Console) -> int:
     """The figures of a finished run, what it made and what to do next."""
     if run.elements():
-        return _done_elements(run, caller)
+        return _done_elements(run, console)
     summary = run.summary() or {}
-    caller.say(f"{run.stage} {run.label!r} is done, after {status_table.took(run)}")
+    console.log(f"{run.stage} {run.label!r} is done, after {status_table.took(run)}")
     for line in [*_columns(status_table.main_figures(summary)), *_columns(_paths(summary.get("made", {})))]:
-        caller.say(f"  {line}")
-    caller.say(f"  run folder  {run.folder}")
-    _say_next(summary.get("next"), run, caller)
+        console.log(f"  {line}")
+    console.log(f"  run folder  {run.folder}")
+    _say_next(summary.get("next"), run, console)
     return 0
 
 
-def _say_next(lines: Any, run: Run, caller: Console) -> None:
+def _say_next(lines: Any, run: Run, console: Console) -> None:
     """What to type next: the stage does not know how its run is called here, nor how we are."""
-    typed = [_typed(str(line), run, caller) for line in lines or []] or [caller.ui]
-    caller.say("next: " + "\n      ".join(typed))
+    typed = [_typed(str(line), run, console) for line in lines or []] or [console.ui]
+    console.log("next: " + "\n      ".join(typed))
 
 
-def _typed(line: str, run: Run, caller: Console) -> str:
+def _typed(line: str, run: Run, console: Console) -> str:
     words = line.removeprefix("python -m hpc_isl.submit ")  # of a run of an earlier version
     if "{run}" in words:
         words = words.replace("{run}", address(run, *folders_of_runs()))
-    return f"{caller.program} {words}"
+    return f"{console.program} {words}"
 
 
-def _done_elements(run: Run, caller: Console) -> int:
+def _done_elements(run: Run, console: Console) -> int:
     for line in status_table.table([run], elements=True):
-        caller.say(line)
-    caller.say(f"{run.stage} {run.name!r} is done")
-    caller.say(f"  run folder  {run.folder}")
+        console.log(line)
+    console.log(f"{run.stage} {run.name!r} is done")
+    console.log(f"  run folder  {run.folder}")
     following = getattr(stage_module(run.elements()[0].stage), "after_sweep", None)
-    _say_next(following(run) if following and run.stage == "sweep" else None, run, caller)
+    _say_next(following(run) if following and run.stage == "sweep" else None, run, console)
     return 0
 
 
@@ -89,30 +89,30 @@ def _columns(rows: dict[str, str]) -> Iterator[str]:
     return (f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def ended(run: Run, ending: Ending, caller: Console) -> int:
+def ended(run: Run, ending: Ending, console: Console) -> int:
     """How a local run ended, in a few lines; the exit code."""
     if run.summary() is not None:
-        return done(run, caller)
+        return done(run, console)
     if ending.crashed is not None and ending.codes[ending.crashed] != STOPPED:
-        return _crashed(run, ending, ending.crashed, caller)
-    return _stopped(run, ending, caller)
+        return _crashed(run, ending, ending.crashed, console)
+    return _stopped(run, ending, console)
 
 
-def _crashed(run: Run, ending: Ending, rank: int, caller: Console) -> int:
+def _crashed(run: Run, ending: Ending, rank: int, console: Console) -> int:
     records = {record["rank"]: record for record in status.ranks(run)}
     record = records.get(rank, {})
     if record.get("outcome") == "mistake":
-        caller.say(str(record["message"]))
-        caller.say(f"{run.stage} {run.name!r} ended. Once that is right: {caller.command('resume', run)}")
+        console.log(str(record["message"]))
+        console.log(f"{run.stage} {run.name!r} ended. Once that is right: {console.command('resume', run)}")
         return MISTAKE
-    log = run.attempts / str(run.attempt_numbers()[-1]) / f"rank-{rank}.log"
-    if not log.exists():  # in an allocation, where srun could not start it
-        log = log.with_name("srun.log")
+    log_file = run.attempts / str(run.attempt_numbers()[-1]) / f"rank-{rank}.log"
+    if not log_file.exists():  # in an allocation, where srun could not start it
+        log_file = log_file.with_name("srun.log")
     why = record.get("message") or _code(ending.codes[rank])
-    caller.say(f"{run.stage} {run.name!r} failed in rank {rank} of {len(ending.codes)}: {why}")
-    caller.say(f"  traceback   {log}")
-    caller.say(f"  run folder  {run.folder}")
-    caller.say(f"next: {caller.command('resume', run)}")
+    console.log(f"{run.stage} {run.name!r} failed in rank {rank} of {len(ending.codes)}: {why}")
+    console.log(f"  traceback   {log_file}")
+    console.log(f"  run folder  {run.folder}")
+    console.log(f"next: {console.command('resume', run)}")
     return FAILED
 
 
@@ -122,38 +122,38 @@ def _code(code: int) -> str:
     return f"ended by signal {-code}" if code < 0 else f"ended with code {code} before it could report"
 
 
-def _stopped(run: Run, ending: Ending, caller: Console) -> int:
+def _stopped(run: Run, ending: Ending, console: Console) -> int:
     progress = (status.ranks(run) or [{}])[0].get("progress")
     at = f" at {progress_text(progress)}" if progress else ""
     how = "was killed" if ending.killed else "stopped"
-    caller.say(f"{run.stage} {run.name!r} {how}{at}")
-    caller.say(f"  run folder  {run.folder}")
-    caller.say(f"next: {caller.command('resume', run)}")
+    console.log(f"{run.stage} {run.name!r} {how}{at}")
+    console.log(f"  run folder  {run.folder}")
+    console.log(f"next: {console.command('resume', run)}")
     return INTERRUPTED if ending.interrupted else STOPPED
 
 
-def queued(run: Run, jobs: Sequence[str], caller: Console) -> None:
+def queued(run: Run, jobs: Sequence[str], console: Console) -> None:
     """What was handed to Slurm, and how to follow it."""
     families = sorted({job.split("_")[0] for job in jobs})
     what = f"Slurm job {families[0]}" if len(families) == 1 else f"Slurm jobs {', '.join(families)}"
-    caller.say(f"submitted as {what}" + (f", {len(jobs)} elements" if run.elements() else ""))
-    caller.say(f"  run folder  {run.folder}")
-    follow = [] if run.elements() else [caller.command("logs", run, "-f")]
-    commands = [*follow, caller.command("status", run), caller.command("cancel", run)]
-    caller.say("next: " + "\n      ".join(commands))
+    console.log(f"submitted as {what}" + (f", {len(jobs)} elements" if run.elements() else ""))
+    console.log(f"  run folder  {run.folder}")
+    follow = [] if run.elements() else [console.command("logs", run, "-f")]
+    commands = [*follow, console.command("status", run), console.command("cancel", run)]
+    console.log("next: " + "\n      ".join(commands))
 
 
-def waited(run: Run, caller: Console) -> int:
+def waited(run: Run, console: Console) -> int:
     """How a run that was waited for has ended; the exit code."""
     if run.elements():
-        return _ended_elements(run, caller)
+        return _ended_elements(run, console)
     found = status.state(run)
     if found.word == "done":
-        return done(run, caller)
+        return done(run, console)
     for line in status_table.failure_text(run):
-        caller.say(line)
-    caller.say(f"{run.stage} {run.label!r} is {found.word}" + (f": {found.detail}" if found.detail else ""))
-    caller.say(f"next: {caller.command('resume', run)}")
+        console.log(line)
+    console.log(f"{run.stage} {run.label!r} is {found.word}" + (f": {found.detail}" if found.detail else ""))
+    console.log(f"next: {console.command('resume', run)}")
     if found.word in ("stopped", "cancelled"):
         return STOPPED
     mistake = (status.first_failure(status.ranks(run)) or {}).get("outcome") == "mistake"
@@ -163,28 +163,28 @@ def waited(run: Run, caller: Console) -> int:
 # ---------------------------------------------------------------- chains and arrays
 
 
-def chained(run: Run, caller: Console) -> int:
+def chained(run: Run, console: Console) -> int:
     """How far a chain is that no run of failed."""
     for line in status_table.table([run], elements=True):
-        caller.say(line)
+        console.log(line)
     return 0
 
 
-def ended_array(run: Run, interrupted: bool, caller: Console) -> int:
+def ended_array(run: Run, interrupted: bool, console: Console) -> int:
     """How an array that was computed here has ended; the exit code."""
-    code = _ended_elements(run, caller)
+    code = _ended_elements(run, console)
     return INTERRUPTED if interrupted and code != 0 else code
 
 
-def _ended_elements(run: Run, caller: Console) -> int:
+def _ended_elements(run: Run, console: Console) -> int:
     found = status.states(run.elements())
     if all(each.word == "done" for each in found.values()):
-        return done(run, caller)
+        return done(run, console)
     bad = {one: each for one, each in found.items() if each.word in ("failed", "lost")}
     for one, each in list(bad.items())[:5]:
-        caller.say(f"{one.label} {each.word}: {each.detail}")
-    caller.say(f"{run.stage} {run.name!r}: {status.state(run).detail}")
-    caller.say(f"  run folder  {run.folder}")
-    first = [caller.command("logs", next(iter(bad)))] if bad else []
-    caller.say("next: " + "\n      ".join([*first, caller.command("retry" if bad else "resume", run)]))
+        console.log(f"{one.label} {each.word}: {each.detail}")
+    console.log(f"{run.stage} {run.name!r}: {status.state(run).detail}")
+    console.log(f"  run folder  {run.folder}")
+    first = [console.command("logs", next(iter(bad)))] if bad else []
+    console.log("next: " + "\n      ".join([*first, console.command("retry" if bad else "resume", run)]))
     return FAILED if bad else STOPPED

@@ -68,14 +68,14 @@ class View:
     def tick(self) -> None:
         for line in self._tail.lines():
             if self.everything or SAID.match(line):
-                self.say(line)
+                self.log(line)
         progress = (read_json(self.run.attempts / str(self.attempt) / "rank-0.json") or {}).get("progress")
         if progress and sys.stderr.isatty():
             self._draw(progress)
         elif progress:
             self._print(progress)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         with suppress(BrokenPipeError):  # no one reads any more; the run goes on
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
@@ -104,7 +104,7 @@ class View:
         when, last = self._shown
         if time.monotonic() - when > QUIET_S and share != last:
             self._shown = time.monotonic(), share
-            self.say(progress_text(progress))
+            self.log(progress_text(progress))
 
 
 def progress_text(progress: dict[str, Any]) -> str:

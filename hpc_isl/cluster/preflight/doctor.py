@@ -26,31 +26,31 @@ Say = Callable[[str], None]
 FAILED = 1
 
 
-def doctor(site: Site, root: Path, patience_s: float, say: Say) -> int:
+def doctor(site: Site, root: Path, patience_s: float, log: Say) -> int:
     """Prints a line for each check; the exit code: 0 where nothing failed, else 1."""
     found: list[Finding] = []
 
     def tell(some: Iterable[Finding]) -> None:
         for one in some:
             found.append(one)
-            say("\n".join(one.lines()))
+            log("\n".join(one.lines()))
 
-    say(f"on {socket.gethostname()}, where this was typed")
+    log(f"on {socket.gethostname()}, where this was typed")
     tell(_here(site, root))
     with _folder(root) as folder:
         if folder is not None:
             here = probe.facts(folder, tracking=site.server)
             tell(_of_this_machine(site, root, here))
             if site.executor == "slurm":
-                _nodes(site, root, folder, here, patience_s, say, tell, found)
-    return _verdict(found, say)
+                _nodes(site, root, folder, here, patience_s, log, tell, found)
+    return _verdict(found, log)
 
 
-def _verdict(found: Sequence[Finding], say: Say) -> int:
+def _verdict(found: Sequence[Finding], log: Say) -> int:
     counts = {level: sum(one.level == level for one in found) for level in ("FAIL", "warn")}
     failed = f"{counts['FAIL']} failed" if counts["FAIL"] else "nothing failed"
     warnings = counts["warn"]
-    say(f"{failed}, {warnings or 'no'} warning{'s' * (warnings != 1)}")
+    log(f"{failed}, {warnings or 'no'} warning{'s' * (warnings != 1)}")
     return FAILED if counts["FAIL"] else 0
 
 
@@ -177,13 +177,13 @@ def _of_this_machine(site: Site, root: Path, here: Facts) -> Iterator[Finding]:
 
 
 def _nodes(
-    site: Site, root: Path, folder: Path, here: Facts, patience_s: float, say: Say,
+    site: Site, root: Path, folder: Path, here: Facts, patience_s: float, log: Say,
     tell: Callable[[Iterable[Finding]], None], found: Sequence[Finding],
 ) -> None:  # fmt: skip
     hopeless = next((one for one in found if one.level == "FAIL" and one.check in ("Slurm", "limits")), None)
-    say("on the compute nodes")
+    log("on the compute nodes")
     if hopeless:
-        say(f"        not asked: {hopeless.check} comes first")
+        log(f"        not asked: {hopeless.check} comes first")
         return
     made = visit.visit(site, folder, site.server)
     if made.refused:
@@ -191,7 +191,7 @@ def _nodes(
             [Finding("FAIL", "job", _said(made.refused), "the site's partition, account or qos may be wrong")]
         )
         return
-    outcome = visit.wait(made, patience_s, lambda text: say(f"        {text}"))
+    outcome = visit.wait(made, patience_s, lambda text: log(f"        {text}"))
     tell(of_nodes(made, outcome, here, site.server))
 
 
@@ -232,9 +232,9 @@ def _silent(made: Visit, outcome: Outcome, missing: int) -> Finding:
     which = "no node" if missing == made.nodes else f"{missing} of {made.nodes} nodes never"
     end = f"is {outcome.state} and was given up" if not outcome.patient else f"ended as {outcome.state}"
     why = f"{which} wrote to {made.folder.parent}; job {made.job} {end}"
-    if outcome.log:
+    if outcome.last_lines:
         own = "the job's own words say why; site.setup, site.python and site.container decide what runs"
-        return Finding("FAIL", "job", "\n".join([why, *(f"| {line}" for line in outcome.log)]), own)
+        return Finding("FAIL", "job", "\n".join([why, *(f"| {line}" for line in outcome.last_lines)]), own)
     return Finding(
         "FAIL", "job", why, "the nodes may not see that folder: set site.runs to one that they see"
     )

@@ -155,17 +155,17 @@ def _differences(one: Facts, other: Facts) -> str:
 
 def ports(nodes: Sequence[Facts], site: Site) -> Finding:
     """Whether processes on different nodes reach each other, as training needs it."""
-    callers = [one for one in nodes if one.rank > 0]
-    cut = [one for one in callers if not one.reached]
+    consoles = [one for one in nodes if one.rank > 0]
+    cut = [one for one in consoles if not one.reached]
     if cut:
         found = f"{cut[0].host} does not reach {nodes[0].host} ({cut[0].tried})"
         return Finding(
             "FAIL", "between nodes", found, "a firewall between nodes? Ask the staff; until then site.nodes=1"
         )
-    if not callers:
+    if not consoles:
         return ok("between nodes", "the site asks for one node" if site.nodes == 1 else "one node answered")
-    reached = ", ".join(sorted({str(one.reached) for one in callers}))
-    return ok("between nodes", f"{callers[0].host} reached {nodes[0].host} at {reached}")
+    reached = ", ".join(sorted({str(one.reached) for one in consoles}))
+    return ok("between nodes", f"{consoles[0].host} reached {nodes[0].host} at {reached}")
 
 
 def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen: Sequence[float]) -> Finding:

@@ -164,9 +164,9 @@ def listen(folder: Path, size: int) -> None:
         deadline = time.monotonic() + MEET_S
         while time.monotonic() < deadline and not _all_reported(folder, size):
             with suppress(OSError):
-                caller, _ = server.accept()
-                with caller:
-                    caller.sendall(nonce.encode())
+                console, _ = server.accept()
+                with console:
+                    console.sendall(nonce.encode())
 
 
 def _all_reported(folder: Path, size: int) -> bool:

@@ -72,7 +72,7 @@ class Outcome:
     state: str = ""
     reason: str = ""
     patient: bool = True
-    log: tuple[str, ...] = field(default=())
+    last_lines: tuple[str, ...] = field(default=())
 
 
 def visit(site: Site, folder: Path, tracking: str | None) -> Visit:
@@ -124,7 +124,7 @@ def script(site: Site, folder: Path, tracking: str | None) -> str:
 # ---------------------------------------------------------------- until it ends
 
 
-def wait(made: Visit, patience_s: float, say: Callable[[str], None]) -> Outcome:
+def wait(made: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome:
     """Waits for all nodes to write, says what Slurm says meanwhile, and leaves no job behind."""
     began, said, seen = time.monotonic(), "", dict[int, float]()
     word: Queued | None = None
@@ -135,7 +135,7 @@ def wait(made: Visit, patience_s: float, say: Callable[[str], None]) -> Outcome:
             word = _word(made) or word
             now = f"{word.state} ({word.reason})" if word and word.reason else word.state if word else ""
             if now and now != said:
-                say(f"job {made.job}: {now}")
+                log(f"job {made.job}: {now}")
                 said = now
             _look(made, seen)
             time.sleep(POLL_S)

@@ -57,7 +57,7 @@ def work(job: Job) -> None:
     where = site.kept(job.run.site)
     share_with_group(where.group)
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    _redirect(attempt.log)
+    _redirect(attempt.log_file)
     _warn_through(attempt)
     if here.slurm:
         if superseded(job.run, job.attempt, here.slurm):
@@ -210,18 +210,18 @@ def _leave_stopped(attempt: Attempt, here: RankEnv, listener: Listener) -> int:
     if reason:
         with suppress(OSError):
             attempt.note(reason=reason)
-    attempt.say(reason or "stopped at the time limit; Slurm is to start it again")
+    attempt.log(reason or "stopped at the time limit; Slurm is to start it again")
     return STOPPED
 
 
 # ---------------------------------------------------------------- the process
 
 
-def _redirect(log: Path) -> None:
+def _redirect(log_file: Path) -> None:
     """Output of this process, and of those that it starts, goes to the rank's log."""
     sys.stdout.flush()
     sys.stderr.flush()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -233,7 +233,7 @@ def _warn_through(attempt: Attempt) -> None:
 
     def show(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
         if filename.startswith(ours):
-            attempt.say(f"warning: {message}")
+            attempt.log(f"warning: {message}")
         else:
             quiet(message, category, filename, *rest, **more)
 

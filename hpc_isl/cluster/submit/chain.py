@@ -63,66 +63,66 @@ def links(chain: ChainRecipe, name: str) -> list[Link]:
 # ---------------------------------------------------------------- start and go on
 
 
-def start(path: Path, keys: list[str], site: Site, name: str | None, caller: Console, wait: bool) -> int:
+def start(path: Path, keys: list[str], site: Site, name: str | None, console: Console, wait: bool) -> int:
     """Makes the chain's folder and starts all steps up to the first stop; the exit code."""
-    run, chain = _new(path, keys, name, caller)
+    run, chain = _new(path, keys, name, console)
     chained = links(chain, run.name)
     for link in (link for link in chained if link.step.stage):
-        _refuse_taken(_order(link, site, ()), caller)
+        _refuse_taken(_order(link, site, ()), console)
     members = [os.path.relpath(_run_of(link, run), run.folder) for link in chained if link.step.stage]
-    create.make_chain(run, chain, site, members, caller.argv)
-    return continue_chain(run, caller, wait)
+    create.make_chain(run, chain, site, members, console.argv)
+    return continue_chain(run, console, wait)
 
 
-def show_plan(path: Path, keys: list[str], site: Site, name: str | None, caller: Console, wait: bool) -> int:
+def show_plan(path: Path, keys: list[str], site: Site, name: str | None, console: Console, wait: bool) -> int:
     """One line per step: what, where, after what; writes nothing."""
-    run, chain = _new(path, keys, name, caller)
+    run, chain = _new(path, keys, name, console)
     for number, link in enumerate(links(chain, run.name), start=1):
         after = f", after {' and '.join(link.after)}" if link.after else ""
         if link.step.stop:
-            caller.say(f"{number}. stop{after}: {link.step.stop}")
+            console.log(f"{number}. stop{after}: {link.step.stop}")
             continue
         order = _order(link, site, ())
-        _refuse_taken(order, caller)
-        caller.say(f"{number}. {order.stage} {link.name!r}{after}: {dry_run.resources(order.site)}")
+        _refuse_taken(order, console)
+        console.log(f"{number}. {order.stage} {link.name!r}{after}: {dry_run.resources(order.site)}")
     return 0
 
 
-def _new(path: Path, keys: list[str], name: str | None, caller: Console) -> tuple[Run, ChainRecipe]:
+def _new(path: Path, keys: list[str], name: str | None, console: Console) -> tuple[Run, ChainRecipe]:
     """The folder that the chain will have, and its recipe; a name that is taken is a `UserError`."""
     content, origin = recipes.read("chain", path, keys)
-    folder = names.valid_name(name) if name else names.default_name("chain", caller.root)
-    run = Run(caller.root / "chain" / folder)
+    folder = names.valid_name(name) if name else names.default_name("chain", console.root)
+    run = Run(console.root / "chain" / folder)
     names.refuse_removed(run)
     if run.folder.exists():
-        next_line = caller.command("resume", run)
+        next_line = console.command("resume", run)
         raise UserError(f"chain {run.name!r} is there; go on with {next_line}, or choose another --name")
     asked = parse(ChainRecipe, content, origin)
     recipes.refuse_unused([asked], origin)
     return run, _absolute(asked)
 
 
-def resume(run: Run, caller: Console, wait: bool) -> int:
+def resume(run: Run, console: Console, wait: bool) -> int:
     """Passes the stop that the chain has come to, and starts again what failed."""
     waits = read_json(_waits(run))
     if waits:
-        _pass(run, str(waits["name"]), str(waits["stop"]), caller)
-    return continue_chain(run, caller, wait)
+        _pass(run, str(waits["name"]), str(waits["stop"]), console)
+    return continue_chain(run, console, wait)
 
 
-def _pass(run: Run, name: str, stop: str, caller: Console) -> None:
+def _pass(run: Run, name: str, stop: str, console: Console) -> None:
     chained = {link.name: link for link in links(_chain(run), run.name)}
     before = _runs_before(chained[name], chained, run)
     left = [one.label for one, each in status.states(before).items() if each.word != "done"]
     if left:
-        caller.say(f"the stop is not passed ({stop}): {', '.join(left)} before it is not done")
+        console.log(f"the stop is not passed ({stop}): {', '.join(left)} before it is not done")
         return
     passed = [*(read_json(_passed(run)) or {}).get("stops", []), name]
     write_atomic(_passed(run), json.dumps({"stops": passed}))
     _waits(run).unlink()
 
 
-def continue_chain(run: Run, caller: Console, wait: bool) -> int:
+def continue_chain(run: Run, console: Console, wait: bool) -> int:
     """Starts each step whose stops are passed, after those before it; one that failed starts again."""
     made = read_json(run.record) or {}
     site, chained = sites.kept(run.site), links(_chain(run), run.name)
@@ -135,43 +135,43 @@ def continue_chain(run: Run, caller: Console, wait: bool) -> int:
             elif link.step.stop is not None:
                 if link.name not in passed:
                     closed.add(link.name)
-                    _wait_for_a_person(run, link, caller)
-            elif code := _start(link, site, _runs_before(link, by_name, run), caller):
-                caller.say(f"the chain goes on with: {caller.command('resume', run)}")
+                    _wait_for_a_person(run, link, console)
+            elif code := _start(link, site, _runs_before(link, by_name, run), console):
+                console.log(f"the chain goes on with: {console.command('resume', run)}")
                 return code
-    caller.say(f"chain {run.name!r}: {status.state(run).detail}")
-    caller.say(f"next: {caller.command('resume' if closed else 'status', run)}")
-    return _waited(run, caller) if wait else 0
+    console.log(f"chain {run.name!r}: {status.state(run).detail}")
+    console.log(f"next: {console.command('resume' if closed else 'status', run)}")
+    return _waited(run, console) if wait else 0
 
 
-def _start(link: Link, site: Site, before: list[Run], caller: Console) -> int:
+def _start(link: Link, site: Site, before: list[Run], console: Console) -> int:
     order = _order(link, site, tuple(before))
-    run = order.run(caller.root)
+    run = order.run(console.root)
     if not run.folder.exists():
-        return launch.launch(request.named(order, caller.roots), caller, wait=False)
+        return launch.launch(request.named(order, console.roots), console, wait=False)
     found = status.state(run)
     if found.word == "done" or found.alive:
-        caller.say(f"{run.stage} {run.name!r} is {found.word}")
+        console.log(f"{run.stage} {run.name!r} is {found.word}")
         return 0
-    return launch.resume(run, order.site, caller, False, order.after)
+    return launch.resume(run, order.site, console, False, order.after)
 
 
-def _wait_for_a_person(run: Run, link: Link, caller: Console) -> None:
+def _wait_for_a_person(run: Run, link: Link, console: Console) -> None:
     """Of several open stops the first is the one that a `resume` passes."""
     if not _waits(run).exists():
         write_atomic(_waits(run), json.dumps({"name": link.name, "stop": link.step.stop}))
-    caller.say(f"then a stop: {link.step.stop}; after that: {caller.command('resume', run)}")
+    console.log(f"then a stop: {link.step.stop}; after that: {console.command('resume', run)}")
 
 
-def _waited(run: Run, caller: Console) -> int:
+def _waited(run: Run, console: Console) -> int:
     for member in run.elements():
         follow.until_ended(member)
     bad = {
         one: each for one, each in status.states(run.elements()).items() if each.word not in ("done", "new")
     }
     for one, each in bad.items():
-        caller.say(f"{one.stage} {one.label!r} is {each.word}: {each.detail}")
-    return FAILED if bad else messages.chained(run, caller)
+        console.log(f"{one.stage} {one.label!r} is {each.word}: {each.detail}")
+    return FAILED if bad else messages.chained(run, console)
 
 
 # ---------------------------------------------------------------- a chain and its runs
@@ -205,8 +205,8 @@ def _assignments(keys: dict[str, object]) -> list[str]:
     return [f"{key}={written(value)}" for key, value in keys.items()]
 
 
-def _refuse_taken(order: request.RunRequest, caller: Console) -> None:
-    run = order.run(caller.root)
+def _refuse_taken(order: request.RunRequest, console: Console) -> None:
+    run = order.run(console.root)
     if not run.folder.exists():
         return
     word = status.state(run).word

@@ -42,7 +42,7 @@ def _plan(module: ModuleType, attempt: Attempt) -> None:
     with standing_in(Path(kept["cwd"])):
         plan: Plan = module.plan(recipe)
     plan.check_size(attempt.size)
-    for line in plan.says:
-        attempt.say(line)
+    for line in plan.messages:
+        attempt.log(line)
     write_atomic(run.recipe, to_yaml(plan.recipe))
     write_atomic(run.record, json.dumps(kept | planned(plan) | {"planned": True}, indent=1))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def dispatch(
-    run: Run, members: Sequence[Run], site: Site, caller: Console, after: Sequence[Run] = ()
+    run: Run, members: Sequence[Run], site: Site, console: Console, after: Sequence[Run] = ()
 ) -> int | None:
     """Starts new attempts of `members` (of an array, or the run alone).
 
@@ -39,12 +39,12 @@ def dispatch(
     """
     share_with_group(site.group)
     if site.executor == "slurm":
-        _to_slurm(run, members, site, caller, after)
+        _to_slurm(run, members, site, console, after)
         return None
-    _wait_for(after, caller)
+    _wait_for(after, console)
     if site.executor == "allocation":
-        return _in_allocation(run, site, caller)
-    return _array_here(run, members, site, caller) if run.elements() else _here(run, site, caller)
+        return _in_allocation(run, site, console)
+    return _array_here(run, members, site, console) if run.elements() else _here(run, site, console)
 
 
 def _job(run: Run) -> Job:
@@ -69,7 +69,7 @@ def check_dispatch(site: Site, after: Sequence[Run]) -> None:
     _jobs_of(after, site)
 
 
-def _to_slurm(run: Run, members: Sequence[Run], site: Site, caller: Console, after: Sequence[Run]) -> None:
+def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, after: Sequence[Run]) -> None:
     from hpc_isl.cluster.executors import slurm
 
     superseded = _waiting(members[-1])
@@ -96,7 +96,7 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, caller: Console, aft
         if members != [run]:
             families = sorted({name.split("_")[0] for name in names})
             submissions.note(run, batch.attempt, site, jobs=families)
-    messages.queued(run, names, caller)
+    messages.queued(run, names, console)
 
 
 def _batch(run: Run, members: Sequence[Run], site: Site, after: Sequence[Run]) -> Batch:
@@ -153,20 +153,20 @@ def _jobs_of(after: Sequence[Run], site: Site) -> tuple[str, ...]:
 # ---------------------------------------------------------------- here
 
 
-def _here(run: Run, site: Site, caller: Console) -> int:
+def _here(run: Run, site: Site, console: Console) -> int:
     """In the foreground, while a process of its own forwards the metrics."""
     job = _job(run)
     submissions.note(run, job.attempt, site, **_this_process())
     view = View(run, job.attempt)
     with forwarding(run, site):
         with Requests().listening() as requests:
-            ending = local.compute(job, site, requests, view.say, view.tick)
+            ending = local.compute(job, site, requests, view.log, view.tick)
         view.close()
         submissions.note(run, job.attempt, site, ended=now())
-    return messages.ended(run, ending, caller)
+    return messages.ended(run, ending, console)
 
 
-def _array_here(run: Run, members: Sequence[Run], site: Site, caller: Console) -> int:
+def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) -> int:
     """As many elements at once as fit; the others wait for their turn."""
     jobs = [_job(member) for member in members]
     final = next((job for job in jobs[-1:] if arrays.is_final_element(job.run)), None)
@@ -175,27 +175,27 @@ def _array_here(run: Run, members: Sequence[Run], site: Site, caller: Console) -
         submissions.note(job.run, job.attempt, site, **_this_process())
     with forwarding(run, site):
         first = [job for job in jobs if job != final]
-        interrupted = local_array.compute_all(first, site, caller.say, final)
+        interrupted = local_array.compute_all(first, site, console.log, final)
         for job in jobs:
             submissions.note(job.run, job.attempt, site, ended=now())
-    return messages.ended_array(run, interrupted, caller)
+    return messages.ended_array(run, interrupted, console)
 
 
-def _in_allocation(run: Run, site: Site, caller: Console) -> int:
+def _in_allocation(run: Run, site: Site, console: Console) -> int:
     """Through srun, in the job of Slurm that we stand in."""
     job = _job(run)
     submissions.note(run, job.attempt, site, job=job_here())
     view = View(run, job.attempt)
     with Requests().listening() as requests:
-        ending = allocation.compute(job, site, requests, view.say, view.tick)
+        ending = allocation.compute(job, site, requests, view.log, view.tick)
     view.close()
-    return messages.ended(run, ending, caller)
+    return messages.ended(run, ending, console)
 
 
-def _wait_for(after: Sequence[Run], caller: Console) -> None:
+def _wait_for(after: Sequence[Run], console: Console) -> None:
     """Here there is no queue that waits for us."""
     for run in after:
-        caller.say(f"waiting for {run.label!r}")
+        console.log(f"waiting for {run.label!r}")
         follow.until_ended(run)
         if status.state(run).word != "done":
             raise UserError(f"--after {run.label}: it is {status.state(run).word}")

@@ -15,7 +15,7 @@ def plan_lines(order: RunRequest, plan: Plan, run: Run) -> Iterator[str]:
     """Resolved recipe, inputs, resources, and on Slurm the sbatch file and the start that it expects."""
     yield f"# recipe of {order.stage}"
     yield to_yaml(plan.recipe).rstrip()
-    yield from ("", "# what would be done", *order.says, *plan.says)
+    yield from ("", "# what would be done", *order.messages, *plan.messages)
     if order.elements:
         names = [name for name in order.elements if name != order.last]
         yield f"{len(names)} times, with {'; '.join(names[:12])}" + (" …" if len(names) > 12 else "")

@@ -47,7 +47,7 @@ class RunRequest:
     after: tuple[Run, ...] = ()
     elements: Mapping[str, Recipe] | None = None
     last: str | None = None
-    says: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     verify: float = 0.0
     update: bool = False
 
@@ -82,7 +82,7 @@ def arranged(order: RunRequest, run: Run) -> RunRequest:
     elements = {name: recipe for name, recipe in made.elements.items() if name != made.last}
     if made.last:
         elements[made.last] = made.elements[made.last]
-    return replace(order, elements=elements, last=made.last, says=made.says)
+    return replace(order, elements=elements, last=made.last, messages=made.messages)
 
 
 def plans(order: RunRequest) -> dict[str, Plan]:
@@ -124,10 +124,12 @@ def planned(stage: str, recipe: Recipe, site: Site, late: bool = False) -> Plan:
     `late`: its inputs are still being made; it is planned when its job starts.
     """
     if late:
-        return Plan(recipe, says=(f"{stage} is planned when its job starts, once what it reads is there",))
+        return Plan(
+            recipe, messages=(f"{stage} is planned when its job starts, once what it reads is there",)
+        )
     plan: Plan = stage_module(stage).plan(recipe)
     plan.check_size(site.ranks)
-    return replace(plan, says=(*plan.says, *_numbers(plan, site)))
+    return replace(plan, messages=(*plan.messages, *_numbers(plan, site)))
 
 
 def _numbers(plan: Plan, site: Site) -> Iterator[str]:

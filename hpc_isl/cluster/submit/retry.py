@@ -18,7 +18,7 @@ AGAIN = ("failed", "lost", "cancelled", "stopped", "new")
 MORE = 2.0  # times the memory, or the time, that was not enough
 
 
-def retry(run: Run, chosen: Site | None, caller: Console, wait: bool) -> int:
+def retry(run: Run, chosen: Site | None, console: Console, wait: bool) -> int:
     """New attempts of those members of the run that are neither done nor alive, or done with losses: same
     folders, same seeds, same runs in MLflow.
 
@@ -34,8 +34,10 @@ def retry(run: Run, chosen: Site | None, caller: Console, wait: bool) -> int:
         )
     code = 0
     for site, members in _last_at_the_end(run, _by_site(left, chosen)).items():
-        code = launch.start_attempts(run, members, Site.model_validate_json(site), caller, wait=False) or code
-    return follow.follow(run, caller) if wait and not code and status.state(run).alive else code
+        code = (
+            launch.start_attempts(run, members, Site.model_validate_json(site), console, wait=False) or code
+        )
+    return follow.follow(run, console) if wait and not code and status.state(run).alive else code
 
 
 def _has_losses(run: Run) -> bool:

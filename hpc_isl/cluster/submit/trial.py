@@ -21,7 +21,7 @@ from hpc_isl.run import Plan, Run
 from hpc_isl.timing import Estimate, Timed, estimate
 
 
-def line(order: RunRequest, plans: Mapping[str, Plan], caller: Console) -> str:
+def line(order: RunRequest, plans: Mapping[str, Plan], console: Console) -> str:
     """What to say of the time that an order takes, after a trial of its largest part.
 
     Raises:
@@ -36,8 +36,8 @@ def line(order: RunRequest, plans: Mapping[str, Plan], caller: Console) -> str:
             "--site allocation inside a job"
         )
     largest = max(works, key=lambda name: sum(works[name].units.values()))
-    caller.say(f"trying {largest if order.elements else order.stage} for ten seconds …")
-    timed = _tried(order, plans[largest], caller)
+    console.log(f"trying {largest if order.elements else order.stage} for ten seconds …")
+    timed = _tried(order, plans[largest], console)
     found: list[Estimate] = []
     for work in works.values():
         if (each := estimate(work, [("", timed)], estimates.processes(order))) is None:
@@ -46,19 +46,19 @@ def line(order: RunRequest, plans: Mapping[str, Plan], caller: Console) -> str:
     return estimates.said(order, found)
 
 
-def _tried(order: RunRequest, plan: Plan, caller: Console) -> Timed:
+def _tried(order: RunRequest, plan: Plan, console: Console) -> Timed:
     """The phases that the trial has timed."""
     with tempfile.TemporaryDirectory(prefix="hpc_isl-trial-") as folder:
         run = Run(Path(folder) / order.stage / "trial")
         shortened = getattr(stage_module(order.stage), "trial_recipe", lambda recipe: recipe)
         site = order.site.model_copy(update={"tracking": "none", "group": None})
         single = replace(order, site=site, elements=None, last=None, after=())
-        create.make(run, single, replace(plan, recipe=shortened(plan.recipe)), caller.argv)
+        create.make(run, single, replace(plan, recipe=shortened(plan.recipe)), console.argv)
         run.trial.touch()
         job = Job(module_of(order.stage), run.folder, run.next_attempt())
         compute = allocation.compute if site.executor == "allocation" else local.compute
         with Requests().listening() as requests:
-            compute(job, site, requests, caller.say, lambda: None)
+            compute(job, site, requests, console.log, lambda: None)
         if requests.interrupted:
             raise KeyboardInterrupt
         timed = read_json(run.attempts / str(job.attempt) / estimates.FILE)

@@ -28,10 +28,10 @@ def forwarding(run: Run, where: Site) -> Iterator[None]:
     if where.tracking_address(run.root) is None:
         yield
         return
-    log = run.attempts / str(run.attempt_numbers()[-1]) / "forward.log"
+    log_file = run.attempts / str(run.attempt_numbers()[-1]) / "forward.log"
     command = [sys.executable, "-m", "hpc_isl.submit", "sync", "--follow", str(run.folder)]
     environment = {**os.environ, "PYTHONPATH": import_path()}
-    with log.open("ab") as stream:
+    with log_file.open("ab") as stream:
         process = subprocess.Popen(
             ["nice", "-n", "15", *command], cwd=run.folder, env=environment, process_group=0,
             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
@@ -97,12 +97,12 @@ def _goes_on(run: Run) -> bool:
     return not (left or gone or run.summary() is not None)
 
 
-def sync_all(runs: list[Run], say: Callable[[str], None], ask: bool = True) -> int:
+def sync_all(runs: list[Run], log: Callable[[str], None], ask: bool = True) -> int:
     """Forwards each run once, and the elements of arrays; 1 where one could not be forwarded."""
-    return sync_each([one for each in runs for one in _with_elements(each)], say, ask)
+    return sync_each([one for each in runs for one in _with_elements(each)], log, ask)
 
 
-def sync_each(runs: list[Run], say: Callable[[str], None], ask: bool = True) -> int:
+def sync_each(runs: list[Run], log: Callable[[str], None], ask: bool = True) -> int:
     """Forwards just these runs once; the exit code: 1 where one could not be forwarded. `ask`: as `sync`."""
     from hpc_isl.cluster.tracking.mlflow_run import sync
     from hpc_isl.cluster.tracking.store import Unreachable
@@ -112,19 +112,19 @@ def sync_each(runs: list[Run], say: Callable[[str], None], ask: bool = True) -> 
         try:
             uri = site.kept(run.site).tracking_address(run.root)
             if uri not in away:
-                say(sync(run, ask=ask))
+                log(sync(run, ask=ask))
         except Unreachable as error:
             away.add(str(uri))
             failed += 1
-            say(f"{run.label}: {error}; everything stays in the run folder, sync again later")
+            log(f"{run.label}: {error}; everything stays in the run folder, sync again later")
         except UserError as mistake:  # what all runs of an experiment share is said once
             failed += 1
             if str(mistake) not in told:
-                say(f"{run.label}: not forwarded: {mistake}")
+                log(f"{run.label}: not forwarded: {mistake}")
             told.add(str(mistake))
         except Exception as error:
             failed += 1
-            say(f"{run.label}: not forwarded: {type(error).__name__}: {error}")
+            log(f"{run.label}: not forwarded: {type(error).__name__}: {error}")
     return int(failed > 0)
 
 

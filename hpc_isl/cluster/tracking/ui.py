@@ -31,25 +31,25 @@ SYNC_S = 60.0
 QUIET = re.compile(r": (nothing new for|its site says tracking: none|has not begun|was deleted in MLflow)")
 
 
-def serve(root: Path, port: int | None, say: Callable[[str], None]) -> int:
+def serve(root: Path, port: int | None, log: Callable[[str], None]) -> int:
     """Opens the database of `root`; runs that were forwarded to a server are found there."""
     runs = names.all_runs(root)
     if not runs:
         raise UserError(f"there are no runs in {names.listed([root])}. {names.ELSEWHERE}")
     _free_port(port)  # one that is taken is told before everything is forwarded
-    forward.sync_all(runs, say)
+    forward.sync_all(runs, log)
     uri = Site().tracking_address(root)
     if not (root / "mlflow.db").exists():
-        say("no run was forwarded to a database here; see the addresses above")
+        log("no run was forwarded to a database here; see the addresses above")
         return 0
-    port, log = _free_port(port), root / "mlflow.log"
-    server = _start(str(uri), root, port, log)
+    port, log_file = _free_port(port), root / "mlflow.log"
+    server = _start(str(uri), root, port, log_file)
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # scancel ends it as Ctrl-C does
-        _await(server, port, log, say)
-        say(f"MLflow: http://{HOST}:{port}   (Ctrl-C ends it)")
+        _await(server, port, log_file, log)
+        log(f"MLflow: http://{HOST}:{port}   (Ctrl-C ends it)")
         for line in _from_elsewhere(port):
-            say(line)
+            log(line)
         return _forward_until_ended(server, root)
     except KeyboardInterrupt:
         return 0
@@ -82,8 +82,8 @@ def _forward_again(root: Path) -> None:
         forward.sync_all(names.all_runs(root), lines.append, ask=False)
     except Exception as error:  # a folder that cannot be read just now, say
         lines.append(f"not forwarded: {type(error).__name__}: {error}")
-    with suppress(OSError), (root / "mlflow.log").open("a") as log:
-        log.writelines(f"{line}\n" for line in lines if not QUIET.search(line))
+    with suppress(OSError), (root / "mlflow.log").open("a") as log_file:
+        log_file.writelines(f"{line}\n" for line in lines if not QUIET.search(line))
 
 
 def _free_port(port: int | None) -> int:
@@ -96,7 +96,7 @@ def _free_port(port: int | None) -> int:
     raise UserError(f"--port {port}: not free on this machine; leave it out, and a free one is found")
 
 
-def _start(uri: str, root: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+def _start(uri: str, root: Path, port: int, log_file: Path) -> subprocess.Popen[bytes]:
     """In a process group of its own, so that it can be ended with all its workers."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--default-artifact-root", (root / "mlflow-artifacts").as_uri()]
@@ -106,13 +106,13 @@ def _start(uri: str, root: Path, port: int, log: Path) -> subprocess.Popen[bytes
     # Its job runner is eight more processes that nothing here uses.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment = {**os.environ, **quiet, "DO_NOT_TRACK": "true"}
-    with log.open("ab") as stream:
+    with log_file.open("ab") as stream:
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, process_group=0
         )
 
 
-def _await(server: subprocess.Popen[bytes], port: int, log: Path, say: Callable[[str], None]) -> None:
+def _await(server: subprocess.Popen[bytes], port: int, log_file: Path, log: Callable[[str], None]) -> None:
     """Returns once the server answers; importing MLflow from a slow disk may take minutes.
 
     Raises:
@@ -122,16 +122,16 @@ def _await(server: subprocess.Popen[bytes], port: int, log: Path, say: Callable[
     while (missing := _missing(port)) and server.poll() is None and time.monotonic() - began < START_S:
         if time.monotonic() - shown > SAY_S:
             shown = time.monotonic()
-            say(f"MLflow does not answer yet after {shown - began:.0f} s ({missing}); its log is {log}")
+            log(f"MLflow does not answer yet after {shown - began:.0f} s ({missing}); its log is {log_file}")
         time.sleep(0.3)
     if not missing:
         return
     ended = server.poll() is not None
     why = f"its server ended with code {server.returncode}" if ended else f"it does not answer: {missing}"
-    ends = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-    with suppress(OSError), log.open("a") as stream:
+    ends = "\n".join(f"  {line}" for line in log_file.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    with suppress(OSError), log_file.open("a") as stream:
         stream.write(f"given up: {why}\n")
-    raise UserError(f"MLflow did not start on port {port}: {why}. Its log, {log}, ends:\n{ends}")
+    raise UserError(f"MLflow did not start on port {port}: {why}. Its log, {log_file}, ends:\n{ends}")
 
 
 def _missing(port: int) -> str:

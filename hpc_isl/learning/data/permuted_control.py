@@ -30,7 +30,7 @@ def permuted(fields: Sequence[FieldView], seed: int) -> tuple[list[FieldView], t
             "are needed, or control=none"
         )
     alone = [field for number, field in enumerate(fields) if number not in others]
-    return kept, tuple(_says(kept, alone))
+    return kept, tuple(_messages(kept, alone))
 
 
 def _others(fields: Sequence[FieldView], seed: int) -> dict[int, int]:
@@ -51,12 +51,12 @@ def _with_stain_of(field: FieldView, other: FieldView) -> FieldView:
     return replace(field, targets=other.targets, foreground=other.foreground, threshold=other.threshold)
 
 
-def _says(kept: Sequence[FieldView], alone: Sequence[FieldView]) -> list[str]:
-    says = [f"control=permuted: each of {len(kept)} training fields learns the stain of another one"]
+def _messages(kept: Sequence[FieldView], alone: Sequence[FieldView]) -> list[str]:
+    messages = [f"control=permuted: each of {len(kept)} training fields learns the stain of another one"]
     if alone:
         named = ", ".join(f"{field.plate} {field.key}" for field in alone[:LISTED])
-        says.append(
+        messages.append(
             f"{len(alone)} training fields are left out of the control, for no other has their size: {named}"
             + (", …" * (len(alone) > LISTED))
         )
-    return says
+    return messages

@@ -70,7 +70,7 @@ class Crops:
     seed: int
     augment: AugmentRecipe
     foreground: Foreground | None = None
-    says: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -163,10 +163,10 @@ def crops_of(
     """
     good, lacking = _training_fields(view, indices, split)
     kept, dropped = _with_foreground(view, indices, good, train.crop)
-    says = (*_lacking(lacking, len(good)), *_says(kept, dropped, train.crop, view.foreground))
+    messages = (*_lacking(lacking, len(good)), *_messages(kept, dropped, train.crop, view.foreground))
     if control == "permuted":
         kept, more = permuted(kept, train.seed)
-        says += more
+        messages += more
     return Crops(
         fields=tuple(kept),
         edge=train.crop,
@@ -174,7 +174,7 @@ def crops_of(
         seed=train.seed,
         augment=augment,
         foreground=view.foreground,
-        says=says,
+        messages=messages,
         dropped=(*(name for name, _ in lacking), *(f"{field.plate} {field.key}" for field in dropped)),
     )
 
@@ -242,7 +242,7 @@ def _named(wanted: Foreground) -> str:
     return f"{wanted.fraction:.2%} above {limit} of {wanted.role.channel!r}"
 
 
-def _says(
+def _messages(
     kept: Sequence[FieldView], dropped: Sequence[FieldView], edge: int, wanted: Foreground | None
 ) -> Iterator[str]:
     small = [field for field in kept if min(field.shape) < edge]

@@ -33,7 +33,7 @@ class Checkpoints:
     folder: Path
     digest: str
     keep: int = 3
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
     def save(self, step: int, state: State) -> Path:
         """Writes `state` (tensors, numbers, strings in dicts and lists) and drops the oldest files.
@@ -59,7 +59,7 @@ class Checkpoints:
             if state is not None:
                 self._refuse_stranger(path, state)
                 return state
-            self.say(f"{path} is torn or damaged and is passed over")
+            self.log(f"{path} is torn or damaged and is passed over")
         return None
 
     def read(self, step: int) -> State:

@@ -205,7 +205,7 @@ class _Training:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.checkpoints.say(f"taken up again after step {step}")
+        self.checkpoints.log(f"taken up again after step {step}")
         return Progress(**state["progress"])
 
     # ------------------------------------------------------------ one step

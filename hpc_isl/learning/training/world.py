@@ -206,7 +206,7 @@ def _use_interface(store: Store, nonce: str, attempt: Attempt) -> None:
     ranks = range(1, attempt.size) if attempt.rank == 0 else [attempt.rank]
     routes = [store.get(f"{nonce}/{rank}").decode() for rank in ranks]
     host = next((route for route in routes if not route.startswith("127.")), routes[0])
-    attempt.say(f"processes meet at {host}")
+    attempt.log(f"processes meet at {host}")
     own = _own_address(host)
     for name, links in psutil.net_if_addrs().items():
         if any(link.address == own for link in links):

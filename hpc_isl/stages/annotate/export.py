@@ -63,13 +63,13 @@ def plan(recipe: AnnotateRecipe, index: store.Index) -> Plan:
     """
     keys = _checked(recipe, index)
     there = [key for key in keys if recipe.labels in store.label_names(index.image(key))]
-    says = (
+    messages = (
         f"{len(there)} of {len(keys)} fields have labels {recipe.labels!r}; the others get empty ones",
         f"{len(keys)} of {len(index.plate.fields)} fields of {recipe.plate} to {recipe.out}: "
         f"{len(index.plate.channels)} channels, {_bytes(index, keys) / 1e6:.3g} MB before compression",
     )
     assert recipe.out is not None
-    return Plan(recipe, says, {index.plate.name: index.fingerprint}, (recipe.out,))
+    return Plan(recipe, messages, {index.plate.name: index.fingerprint}, (recipe.out,))
 
 
 def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None:
@@ -82,7 +82,7 @@ def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None
     with suppress(_Stopped), atomic_directory(out, _bytes(index, keys)) as folder:
         for number, key in enumerate(keys, 1):
             if attempt.stopping.is_set():
-                attempt.say("stopped between fields; the folder is not there")
+                attempt.log("stopped between fields; the folder is not there")
                 raise _Stopped
             lent[key] = _lend(recipe, index, key, folder)
             attempt.progress(number, len(keys), "fields")
@@ -92,7 +92,7 @@ def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None
     if len(lent) < len(keys):
         return
     drawn = sum(bool(one.origin) for one in lent.values())
-    attempt.say(f"{len(keys)} fields, {drawn} of them with labels; README.txt says how to go on")
+    attempt.log(f"{len(keys)} fields, {drawn} of them with labels; README.txt says how to go on")
     attempt.finish({
         "fields": len(keys),
         "with labels": drawn,

@@ -35,26 +35,28 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         return export.plan(_absolute(recipe), index)
     inputs = {index.plate.name: index.fingerprint}
     if recipe.action == "import":
-        files, makers, says = _imports(recipe, index)
+        files, makers, messages = _imports(recipe, index)
         _check(recipe, index, makers)
         keys = list(makers)
         boxes = sum(len(file.boxes) or 1 for file in files)
-        says = [f"annotations of {len(files)} fields with {boxes} annotation boxes", *says]
+        messages = [f"annotations of {len(files)} fields with {boxes} annotation boxes", *messages]
         inputs["label images"] = fingerprint(files)
     else:
         keys = _chosen(recipe, index)
-        says = [f"drafted from {recipe.channel} of {len(keys)} fields, {recipe.method} {recipe.threshold}"]
+        messages = [
+            f"drafted from {recipe.channel} of {len(keys)} fields, {recipe.method} {recipe.threshold}"
+        ]
         if without := len(chosen(recipe.fields, index)) - len(keys):
-            says.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
+            messages.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
     there = [key for key in keys if _has(recipe, index, key)]
     if recipe.action == "draft":
         _refuse_drawn(recipe, index, there)
     if there:
-        says.append(f"{len(there)} fields have labels {recipe.labels!r} already, {there[0]} among them")
-    says.append(
+        messages.append(f"{len(there)} fields have labels {recipe.labels!r} already, {there[0]} among them")
+    messages.append(
         f"labels {recipe.labels!r} for {len(keys)} of {len(index.plate.fields)} fields of {recipe.plate}"
     )
-    return Plan(_absolute(recipe), tuple(says), inputs, (recipe.plate,))
+    return Plan(_absolute(recipe), tuple(messages), inputs, (recipe.plate,))
 
 
 def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
@@ -70,26 +72,26 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
         export.export(recipe, index, attempt)
         return
     if recipe.action == "import":
-        _, makers, says = _imports(recipe, index)
+        _, makers, messages = _imports(recipe, index)
     else:
-        makers, says = _drafts(recipe, index), []
+        makers, messages = _drafts(recipe, index), []
     _check(recipe, index, makers)
     tally: Counter[str] = Counter(written=0, kept=0, objects=0, boxes=0, dropped=0, hidden=0)
     with ThreadPoolExecutor(attempt.cpus) as pool:
         found = pool.map(partial(_annotate_field, recipe, index, attempt.stopping), makers.items())
         for number, counts in enumerate(found, 1):
             if counts is None:
-                attempt.say("stopped between fields; what is written is kept")
+                attempt.log("stopped between fields; what is written is kept")
                 return
             tally.update(counts)
             attempt.progress(number, len(makers), "fields")
-    for line in says:
-        attempt.say(line)
+    for line in messages:
+        attempt.log(line)
     if tally["dropped"]:
-        attempt.say(f"{tally['dropped']} objects outside every annotation box were dropped")
+        attempt.log(f"{tally['dropped']} objects outside every annotation box were dropped")
     if tally["hidden"]:
-        attempt.say(f"{tally['hidden']} outlines that have no pixel of their own were left out")
-    attempt.say(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
+        attempt.log(f"{tally['hidden']} outlines that have no pixel of their own were left out")
+    attempt.log(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
     attempt.finish({
         "fields": len(makers),
         **tally,
@@ -224,8 +226,8 @@ def _imports(
     if folder is not None:
         return _imports_lent(recipe, index, folder, choices)
     files, left = find(recipe.source, recipe.regex, index, recipe.fields)
-    says = [*check_files(files, index), *left.remarks()]
-    return files, {file.key: partial(read, file, index.field(file.key), choices) for file in files}, says
+    messages = [*check_files(files, index), *left.remarks()]
+    return files, {file.key: partial(read, file, index.field(file.key), choices) for file in files}, messages
 
 
 def _imports_lent(

@@ -35,14 +35,14 @@ def plan(recipe: ConvertRecipe) -> Plan:
     found = survey(recipe)
     takes = costs(found.todo, found.export.files, recipe.codec)
     check(found)
-    says = describe(found, takes)
+    messages = describe(found, takes)
     try:
         check_can_write_plate(found, takes)
     except AbortRun:
         raise
     except UserError as mistake:  # the node that computes may see another disk
-        says = (*says, f"warning: from this machine {mistake}")
-    return Plan(recipe=recipe, says=says, inputs={"export": found.digest[:16]}, makes=(recipe.out,))
+        messages = (*messages, f"warning: from this machine {mistake}")
+    return Plan(recipe=recipe, messages=messages, inputs={"export": found.digest[:16]}, makes=(recipe.out,))
 
 
 def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
@@ -61,17 +61,17 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
     takes = costs(found.todo, found.export.files, recipe.codec)
     check(found)
     if found.state == "finished" and _settled(found):
-        attempt.say(f"{found.recipe.out} holds this plate already: nothing to do")
+        attempt.log(f"{found.recipe.out} holds this plate already: nothing to do")
         _finish(open_plate(found.recipe.out), attempt, 0)
         return
     check_can_write_plate(found, takes)
     start = time.monotonic()
     with held(found.recipe.out, found.digest, found.recipe.source):
         if swept := remove_partial(found.recipe.out):
-            attempt.say(f"removed {swept} unfinished files and folders of an earlier attempt")
+            attempt.log(f"removed {swept} unfinished files and folders of an earlier attempt")
         result = _convert_all(found, attempt)
         if result is None:
-            attempt.say("stopped between fields; what is written is kept")
+            attempt.log("stopped between fields; what is written is kept")
             return
         with translate_write_errors(found.recipe.out, takes.bytes_out):
             index = _finalise(found, attempt, *result)
@@ -100,13 +100,13 @@ def _convert_all(found: Survey, attempt: Attempt) -> tuple[list[Problem], set[Fi
             repeated[outcome.key] = outcome.repeated
         for text in outcome.problems:
             problems.append(Problem(outcome.key, text))
-            attempt.say(f"{outcome.key}: {text}")
+            attempt.log(f"{outcome.key}: {text}")
         damaged = len({problem.key for problem in problems})
         attempt.progress(done, len(todo), "fields", kept, kept=kept, damaged=damaged)
     if kept:
-        attempt.say(f"{kept} fields were there already and kept")
+        attempt.log(f"{kept} fields were there already and kept")
     if repeated:
-        attempt.say(
+        attempt.log(
             f"{sum(repeated.values()):,} planes of {len(repeated):,} fields, as {min(repeated, key=str)}, "
             "equal another plane of their field bit for bit: dark, or copies of which the export says "
             "nothing; they are stored"
@@ -138,11 +138,11 @@ def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
     lists = {"problems": attempt.run.folder / TABLE, "files not stored": attempt.run.folder / LEFT_OUT}
     made = {what: str(path) for what, path in lists.items() if path.exists()}
     if told:
-        attempt.say(
+        attempt.log(
             f"{counted(index.problems)}: {skipped} fields were left out and {incomplete} lack planes; "
             f"inspect {out} names them"
         )
-    attempt.say(f"{index.path}: fields: {len(fields)}, fingerprint {index.fingerprint}")
+    attempt.log(f"{index.path}: fields: {len(fields)}, fingerprint {index.fingerprint}")
     attempt.finish({
         "fields": len(fields),
         "skipped": skipped,

@@ -66,7 +66,7 @@ def with_least_area(task: Task, view: View, drawn: Sequence[Drawn]) -> Task:
     return replace(task, min_area=ceil(pixels), min_area_um2=um2)
 
 
-def says(task: Task) -> str:
+def messages(task: Task) -> str:
     """What is dropped, for people."""
     um2 = "" if task.min_area_um2 is None else f" ({task.min_area_um2:.3g} µm²)"
     return f"objects of less than {task.min_area} pixels{um2}, half the smallest annotated one, are dropped"

@@ -47,7 +47,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
         for name, boxes in _drawn(setting).items()
     }
     return Plan(
-        recipe, (*_says(recipe, setting), *_edits(labels)), _inputs(recipe, setting, labels),
+        recipe, (*_messages(recipe, setting), *_edits(labels)), _inputs(recipe, setting, labels),
         check_size=partial(check_micro_batches, recipe.train),
         precision=("train.precision", recipe.train.precision),
         parts=parts, workload=_workload(recipe, setting), former=partial(_former, setting),
@@ -140,7 +140,7 @@ def _edits(labels: Labels) -> Iterator[str]:
         )
 
 
-def _says(recipe: FinetuneRecipe, setting: FinetuneInputs) -> Iterator[str]:
+def _messages(recipe: FinetuneRecipe, setting: FinetuneInputs) -> Iterator[str]:
     start = setting.start(recipe.arm)
     of = f", from {start.folder.parent}" if start else ""
     yield f"{recipe.objects.kind}, arm {recipe.arm}{of}: U-Net on {setting.net.encoder}"

@@ -34,22 +34,22 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
     recipes = {name: each for name, each in elements.items() if isinstance(each, FinetuneRecipe)}
     first = next(iter(recipes.values()))
     setting = resolve_inputs(_plain(first))
-    says: list[str] = []
-    kept = dict(_startable(recipes, setting, says))
+    messages: list[str] = []
+    kept = dict(_startable(recipes, setting, messages))
     boxes = boxes_of(setting.view, setting.indices, setting.split, first.labels)
     left_out = fields(boxes)
     if len(left_out) < FEW and all(each.fold is None for each in kept.values()):
-        says.append(
+        messages.append(
             f"{len(left_out)} annotated fields, fewer than {FEW}: each is left out in turn, and tests"
         )
         kept = dict(_folded(kept, len(left_out)))
-    kept = dict(_enough(kept, setting, left_out, says))
+    kept = dict(_enough(kept, setting, left_out, messages))
     if not kept:
-        raise UserError("\n".join(["sweep: no element can be computed", *(f"  {line}" for line in says)]))
+        raise UserError("\n".join(["sweep: no element can be computed", *(f"  {line}" for line in messages)]))
     among = [folder / "finetune" / name for name in kept]
     final = first.model_copy(update={"arm": "best", "among": among, **ALL})
-    says.append(f"{FINAL}, the last element: the best arm learns from all {len(boxes)} boxes")
-    return Arrangement({**kept, FINAL: final}, tuple(says), FINAL)
+    messages.append(f"{FINAL}, the last element: the best arm learns from all {len(boxes)} boxes")
+    return Arrangement({**kept, FINAL: final}, tuple(messages), FINAL)
 
 
 def _plain(recipe: FinetuneRecipe) -> FinetuneRecipe:
@@ -59,7 +59,7 @@ def _plain(recipe: FinetuneRecipe) -> FinetuneRecipe:
 
 
 def _startable(
-    recipes: Mapping[str, FinetuneRecipe], setting: FinetuneInputs, says: list[str]
+    recipes: Mapping[str, FinetuneRecipe], setting: FinetuneInputs, messages: list[str]
 ) -> Iterator[tuple[str, FinetuneRecipe]]:
     missing = set()
     for name, each in recipes.items():
@@ -69,7 +69,7 @@ def _startable(
             missing.add(f"n=0 of arm {each.arm} is left out: it knows nothing before an annotation")
         else:
             yield name, each
-    says += sorted(missing)
+    messages += sorted(missing)
 
 
 def _impossible(recipe: FinetuneRecipe, setting: FinetuneInputs) -> str:
@@ -89,7 +89,10 @@ def _folded(recipes: Mapping[str, FinetuneRecipe], count: int) -> Iterator[tuple
 
 
 def _enough(
-    recipes: Mapping[str, FinetuneRecipe], setting: FinetuneInputs, left_out: list[FieldName], says: list[str]
+    recipes: Mapping[str, FinetuneRecipe],
+    setting: FinetuneInputs,
+    left_out: list[FieldName],
+    messages: list[str],
 ) -> Iterator[tuple[str, FinetuneRecipe]]:
     """Those with as many boxes as they ask for; with folds in each of them, so that means compare."""
     folds = {each.fold for each in recipes.values()}
@@ -101,7 +104,7 @@ def _enough(
         else:
             where = "" if folds == {None} else ", where the field with most boxes is left out"
             missing[each.n] = f"n={each.n} is left out: there are {least} annotation boxes{where}"
-    says += [missing[n] for n in sorted(missing)]
+    messages += [missing[n] for n in sorted(missing)]
 
 
 def _boxes_for(fold: int | None, setting: FinetuneInputs, left_out: list[FieldName]) -> int:

@@ -128,7 +128,7 @@ def _prepare(recipe: FinetuneRecipe, attempt: Attempt, world: World) -> Training
     elif task and drawn:
         task = areas.with_least_area(task, setting.view, drawn)
         if task.min_area:
-            attempt.say(areas.says(task))
+            attempt.log(areas.messages(task))
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
     network: Any = _network(recipe, setting, task, seed)
     if held := frozen_batchnorm(recipe):
@@ -191,19 +191,19 @@ def _train(course: TrainingRun) -> tuple[Progress, bool]:
     steps = steps_of(recipe.train, len(crops))
     workers = loading_processes(recipe.data.workers if recipe.data else None, attempt.cpus)
     ledger = TrainingLog(attempt, steps, recipe.train.batch, check_micro_batches(recipe.train, world.size))
-    attempt.say(
+    attempt.log(
         f"{len(crops.boxes)} boxes, {course.task.objects if course.task else 0} objects; {world.size} "
         f"process{'es' * (world.size > 1)} on {world.device.type}, {torch.get_num_threads()} threads each"
     )
     for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
-        attempt.say(line)
+        attempt.log(line)
 
     def from_step(first: int) -> Iterator[MicroBatch]:
         return batches(crops, recipe.train, world.rank, world.size, first, steps, workers)
 
     hooks = Hooks(from_step, attempt.stopping.is_set, ledger.step)
     loss = object_loss(recipe.objects.kind, recipe.objects.alpha)
-    checkpoints = Checkpoints(attempt.run.checkpoints, _digest(course), recipe.train.keep, attempt.say)
+    checkpoints = Checkpoints(attempt.run.checkpoints, _digest(course), recipe.train.keep, attempt.log)
     groups = groups_of(course.network, recipe.transfer.layer_lr, recipe.transfer.frozen)
     return train(
         course.network, loss, hooks, recipe.train, recipe.optim, steps, world, checkpoints,

@@ -60,7 +60,7 @@ def plan(recipe: PretrainRecipe) -> Plan:
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]
     return Plan(
-        recipe, tuple(_says(recipe, study, crops)), inputs,
+        recipe, tuple(_messages(recipe, study, crops)), inputs,
         check_size=partial(check_micro_batches, recipe.train),
         precision=("train.precision", recipe.train.precision), workload=_workload(recipe, study, crops),
     )  # fmt: skip
@@ -168,12 +168,12 @@ def _labels_of(study: PlateViews, place: PlateField) -> list[str]:
     return label_names(index.image(image_key(key, study.view.targets[0])))
 
 
-def _says(recipe: PretrainRecipe, study: PlateViews, crops: Crops) -> Iterator[str]:
+def _messages(recipe: PretrainRecipe, study: PlateViews, crops: Crops) -> Iterator[str]:
     for part in PARTS:
         places = study.places(part)
         wells = len({(index.plate.name, key.well) for index, key in places})
         yield f"{part:<11}{len(places)} fields in {wells} wells"
-    yield from crops.says
+    yield from crops.messages
     steps, of = steps_of(recipe.train, len(crops)), recipe.train
     yield (
         f"{steps} steps of {of.batch} crops of {of.crop} × {of.crop} pixels: "

@@ -120,7 +120,7 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
     else:
         attempt.metric(step, **{f"test/{name}": value for name, value in main_scores(results.rows).items()})
         if blind := figures(results.rows).get(CONSTANT):
-            attempt.say(f"test wells: {constant_text(blind)}")
+            attempt.log(f"test wells: {constant_text(blind)}")
         attempt.finish(_summary(course, results, step))
 
 
@@ -149,14 +149,14 @@ def _prepare(recipe: PretrainRecipe, attempt: Attempt, world: World) -> Training
     view = view_of(indices, split, recipe).to_dict() if world.rank == 0 else {}
     study = PlateViews(indices, split, View.from_dict(world.share(view)))
     crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
-    for line in crops.says:
-        attempt.say(line)
+    for line in crops.messages:
+        attempt.log(line)
     fingerprints = {index.plate.name: index.fingerprint for index in indices}
     key = digest(recipe, fingerprints | {"split": split.digest})
     return TrainingRun(
         recipe, attempt, world, study, crops,
         build(recipe.net, len(study.view.sources), len(study.view.targets), recipe.train.seed),
-        Checkpoints(attempt.run.checkpoints, key, recipe.train.keep, attempt.say),
+        Checkpoints(attempt.run.checkpoints, key, recipe.train.keep, attempt.log),
         TrainingLog(
             attempt, steps_of(recipe.train, len(crops)), recipe.train.batch,
             check_micro_batches(recipe.train, world.size),
@@ -167,12 +167,12 @@ def _prepare(recipe: PretrainRecipe, attempt: Attempt, world: World) -> Training
 def _train(course: TrainingRun) -> tuple[Progress, bool]:
     recipe, world, attempt, steps = course.recipe, course.world, course.attempt, course.ledger.steps
     workers = loading_processes(recipe.data.workers, attempt.cpus)
-    attempt.say(
+    attempt.log(
         f"training: {world.size} process{'es' * (world.size > 1)} on {world.device.type}, each with "
         f"{torch.get_num_threads()} threads and {workers} loading processes"
     )
     for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
-        attempt.say(line)
+        attempt.log(line)
 
     def from_step(first: int) -> Iterator[MicroBatch]:
         return batches(course.crops, recipe.train, world.rank, world.size, first, steps, workers)

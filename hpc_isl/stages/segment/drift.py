@@ -46,7 +46,7 @@ def write_drift(
         return made
     picture = _draw(recipe, models, targets, attempt, rows, [min(lines, key=_largest), *far[:SHOWN]])
     shown = f"look at {picture.relative_to(attempt.run.folder)}" if picture else "look at these wells"
-    attempt.say(
+    attempt.log(
         f"warning: in {len(far)} of {len(new)} wells the images are unlike those that the model was trained "
         f"on (worst: {far[0]['plate']} {far[0]['well']}: {_words(far[0])}); {shown}; {path.name} has "
         "all wells"
@@ -59,7 +59,7 @@ def _lines(
 ) -> list[Line]:
     reference = models.contract.reference
     if not reference:
-        attempt.say("the model's contract has no statistics of its training fields: drift is not known")
+        attempt.log("the model's contract has no statistics of its training fields: drift is not known")
         return []
     view = view_of(recipe, models.contract)
     lines = []

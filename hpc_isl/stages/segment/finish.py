@@ -146,13 +146,13 @@ def _left_out(target: PlateInput) -> Iterator[Row]:
 def _say_doubts(rows: Sequence[Row], attempt: Attempt) -> None:
     """What workers found doubtful; and results repeat to the bit on one kind of device alone."""
     for doubt in sorted({row["doubt"] for row in rows if "doubt" in row}):
-        attempt.say(f"warning: {doubt}")
+        attempt.log(f"warning: {doubt}")
     if empty := sum("empty" in row for row in rows):
-        attempt.say(f"{empty} fields show nothing that has any structure: they have no objects")
+        attempt.log(f"{empty} fields show nothing that has any structure: they have no objects")
     devices = Counter(row["device"] for row in rows if "device" in row)
     if len(devices) > 1:
         found = ", ".join(f"{count} on {device}" for device, count in devices.most_common())
-        attempt.say(f"warning: fields were computed on unlike devices ({found}): last bits may differ")
+        attempt.log(f"warning: fields were computed on unlike devices ({found}): last bits may differ")
 
 
 def _write_losses(run: Run, lost: Sequence[Row]) -> None:

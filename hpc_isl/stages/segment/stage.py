@@ -69,14 +69,14 @@ def plan(recipe: SegmentRecipe) -> Plan:
     refuse_resized(recipe, models)
     targets = plate_inputs(recipe, view_of(recipe, models.contract))
     recipe, models, renamed = one_name(recipe, models, targets)
-    says = [*_says(recipe, models, targets), *renamed, *checked(recipe, models, targets)]
+    messages = [*_messages(recipe, models, targets), *renamed, *checked(recipe, models, targets)]
     inputs = {target.name: target.index.fingerprint for target in targets} | {
         "model": models.contract.weights
     }
     if models.stain_contract:
         inputs["stain"] = models.stain_contract.weights
     return Plan(
-        recipe, tuple(says), inputs, claims=lambda: _claims(recipe, models, targets),
+        recipe, tuple(messages), inputs, claims=lambda: _claims(recipe, models, targets),
         workload=_workload(recipe, models, targets),
         precision=("precision", recipe.precision) if recipe.precision else None,
     )  # fmt: skip
@@ -103,10 +103,10 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     with pools(_need(recipe, models, targets)) as pool:
         rows = _segment_all(recipe, models, places, ready, attempt, pool)
         if rows is None:
-            return attempt.say("stopped between fields; what is done is kept")
+            return attempt.log("stopped between fields; what is done is kept")
         twice = finish.mark_duplicates(recipe, models, places, rows, pool)
         if twice is None:
-            return attempt.say("stopped while overlapping fields were compared; what is done is kept")
+            return attempt.log("stopped while overlapping fields were compared; what is done is kept")
         _verify(recipe, models, attempt, places, rows, pool)
     if not attempt.stopping.is_set():
         remove_partial_run(attempt.run, attempt.number)
@@ -171,7 +171,7 @@ def _located(recipe: SegmentRecipe) -> SegmentRecipe:
     return recipe.model_copy(update=changes)
 
 
-def _says(recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInput]) -> Iterator[str]:
+def _messages(recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInput]) -> Iterator[str]:
     fields = sum(len(target.keys) for target in targets)
     pixels = sum(_pixels(target) for target in targets)
     plates = f"{len(targets)} plates" if len(targets) > 1 else f"plate {targets[0].name}"
@@ -295,9 +295,9 @@ class _SegmentationLog:
         """
         self.alike[text] += 1
         if self.lost < SAID:
-            self.attempt.say(f"lost: {name}: {text}")
+            self.attempt.log(f"lost: {name}: {text}")
         elif self.lost == SAID:
-            self.attempt.say("further fields are lost; losses.csv will name all of them")
+            self.attempt.log("further fields are lost; losses.csv will name all of them")
         if self.alike[text] == ALIKE and self.done - self.before == self.lost == ALIKE - 1:
             raise RuntimeError(f"the first {ALIKE} fields are lost for one reason: {text}")
 
@@ -370,10 +370,10 @@ def _verify(
         else:
             same += 1
     if untold:
-        attempt.say("\n".join([f"{len(untold)} of {count} fields could not be verified", *untold[:5]]))
+        attempt.log("\n".join([f"{len(untold)} of {count} fields could not be verified", *untold[:5]]))
     if edited and not wrong:
         (attempt.run.folder / finish.VERIFY).unlink()  # nothing would change if they were verified once more
     if wrong or edited:
         raise RuntimeError("\n".join([f"{len(wrong + edited)} of {count} fields differ", *wrong, *edited]))
     if same:
-        attempt.say(f"{same} fields computed again: labels and tables are the same")
+        attempt.log(f"{same} fields computed again: labels and tables are the same")

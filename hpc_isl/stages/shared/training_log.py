@@ -52,4 +52,4 @@ class TrainingLog:
         self.attempt.metric(step, **{f"validation/{name}": value for name, value in finite.items()})
         said = ", ".join(f"{title} {scores[name]:.4f}" for name, title in TITLES.items() if name in scores)
         blind = f"; {constant_text(scores[CONSTANT])}" if CONSTANT in scores else ""
-        self.attempt.say(f"step {step}: validation {said}{blind}")
+        self.attempt.log(f"step {step}: validation {said}{blind}")
