@@ -180,7 +180,7 @@ def test_objects_below_half_the_smallest_annotated_one_are_dropped(world, tmp_pa
         task = read_contract(found.model).task
         assert (task.min_area, task.min_area_um2) == (math.ceil(expected), pytest.approx(expected * 0.36))
         assert f"less than {task.min_area} pixels ({task.min_area_um2:.3g} µm²)" in capsys.readouterr().out
-        assert read_contract(found.model).essence()["task"]["min_area_um2"] == task.min_area_um2
+        assert read_contract(found.model).model_hashes()["task"]["min_area_um2"] == task.min_area_um2
 
 
 @pytest.mark.parametrize("given", [0, 7])

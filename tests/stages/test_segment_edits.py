@@ -167,11 +167,11 @@ def test_an_edit_while_the_run_computes_is_not_replaced(lab, tmp_path, monkeypat
 
     compute = work.measured
 
-    def measured(bench, index, what, seen):
+    def measured(segmenter, index, what, seen):
         if what.key.well == "B03" and what.key.name == "1":
             array = zarr.open_array(str(image / "labels" / "found" / "0"), mode="r+")
             array[..., :9, :9] = 4242
-        return compute(bench, index, what, seen)
+        return compute(segmenter, index, what, seen)
 
     monkeypatch.setattr(work, "measured", measured)
     assert len(again(folder, "other", "h=5", "overwrite=true")) == 4

@@ -103,7 +103,7 @@ class Predictor:
             [(_, whole)] = self._passes(read, grid, shape)
             write(slice(0, shape[0]), np.ascontiguousarray(whole[0][:, : shape[0], : shape[1]]))
         else:
-            if doubt := self.doubt(shape):
+            if doubt := self.tiling_warning(shape):
                 warnings.warn(doubt, stacklevel=3)
             for rows, pixels in self._blended(read, grid, shape):
                 write(rows, pixels)
@@ -115,7 +115,7 @@ class Predictor:
                 yield from blend.add(tile, prediction)
         yield from blend.rest()
 
-    def doubt(self, shape: tuple[int, int]) -> str:
+    def tiling_warning(self, shape: tuple[int, int]) -> str:
         """Why the prediction of a field of this size (y, x) may have seams; empty: there are none."""
         tiled = self.tile is not None and max(shape) > self.tile
         if not tiled or not any(isinstance(module, PER_IMAGE) for module in self.network.modules()):

@@ -95,7 +95,7 @@ class Contract:
         units = self.wells.get(part, {}).get(plate, [])
         return key.well in units or f"{key.well}/{key.name}" in units
 
-    def essence(self) -> dict[str, Any]:
+    def model_hash(self) -> dict[str, Any]:
         """What decides the objects that this model finds, as plain JSON: all but where it comes from."""
         content = self.to_dict()
         said = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}

@@ -49,7 +49,7 @@ class RunningStatistics:
         """Call after the last forward pass; `micro_batches`: of the step, over all ranks."""
         if not self.buffers:
             return
-        mean = world.sum(self.total) / micro_batches
+        mean = world.all_reduce(self.total) / micro_batches
         after = torch.lerp(self.before, mean, self.weight)
         parts = torch.split(after, [b.numel() for b in self.buffers])
         torch._foreach_copy_(self.buffers, list(parts))

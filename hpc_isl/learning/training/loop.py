@@ -135,13 +135,13 @@ class _Training:
     def run(self, norms: RunningStatistics) -> Progress:
         progress = self.saved = self._resume()
         self.runner = self._runner()
-        micros = on_device(self.hooks.batches(progress.step), self.world.device, self.layout)
+        micro_batches = on_device(self.hooks.batches(progress.step), self.world.device, self.layout)
         self.network.train()
         while True:
-            progress = self._boundary(progress)
+            progress = self._evaluate_and_checkpoint(progress)
             if self.stopped or self.finished(progress):
                 return progress
-            self._step(progress.step, micros, norms)
+            self._step(progress.step, micro_batches, norms)
             progress = replace(progress, step=progress.step + 1)
 
     def finished(self, progress: Progress) -> bool:
@@ -160,7 +160,7 @@ class _Training:
                 self.network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def _boundary(self, progress: Progress) -> Progress:
+    def _evaluate_and_checkpoint(self, progress: Progress) -> Progress:
         """Between two steps: score and save, where it is time to."""
         step, last = progress.step, progress.step >= self.steps
         due = step > progress.evaluated and (last or step % self.recipe.evaluate_every == 0)
@@ -172,7 +172,7 @@ class _Training:
             if self.world.rank == 0:
                 self.checkpoints.save(step, self._state(progress))
         if ends:
-            self.world.wait()
+            self.world.barrier()
         return progress
 
     def _evaluate(self, evaluate: Callable[[int], float | None], progress: Progress) -> Progress:
@@ -198,7 +198,7 @@ class _Training:
     def _resume(self) -> Progress:
         """Takes up the newest checkpoint; all ranks the same one, read by each."""
         found = self.checkpoints.newest() if self.world.rank == 0 else None
-        step = self.world.share(found["step"] if found else None)
+        step = self.world.broadcast(found["step"] if found else None)
         if step is None:
             return Progress()
         state = found or self.checkpoints.read(step)
@@ -210,22 +210,22 @@ class _Training:
 
     # ------------------------------------------------------------ one step
 
-    def _step(self, step: int, micros: Iterator[MicroBatch], norms: RunningStatistics) -> None:
+    def _step(self, step: int, micro_batches: Iterator[MicroBatch], norms: RunningStatistics) -> None:
         start = time.perf_counter()
-        board = torch.zeros(self.share * self.world.size + 1, device=self.world.device)
-        board[-1] = float(self.hooks.stopping())
+        step_losses = torch.zeros(self.share * self.world.size + 1, device=self.world.device)
+        step_losses[-1] = float(self.hooks.stopping())
         self.optimizer.zero_grad(set_to_none=True)
         norms.start_step()
         waited = 0.0
         for place in range(self.share):
             asked = time.perf_counter()
-            of_step, micro, sources, targets = next(micros)
+            of_step, micro, sources, targets = next(micro_batches)
             waited += time.perf_counter() - asked
             assert of_step == step, f"micro-batch of step {of_step} in step {step}"
             last = place == self.share - 1
-            board[micro] = self._micro(step, micro, sources, targets, last)
+            step_losses[micro] = self._micro(step, micro, sources, targets, last)
             norms.add()
-        values = self._descend(step, board)
+        values = self._optimizer_step(step, step_losses)
         norms.end_step(self.world, self.share * self.world.size)
         self.hooks.report(step + 1, values | {"step_s": time.perf_counter() - start, "wait_s": waited})
 
@@ -234,7 +234,7 @@ class _Training:
         # Dropout is then a function of the position in the run, not of what was drawn before.
         torch.manual_seed(seeds.integer(self.recipe.seed, "step", step, micro))
         try:
-            with self._apart(last):
+            with self._maybe_no_sync(last):
                 with autocast(self.world.device, self.precision):
                     prediction = self.runner(sources)
                 value = self.loss(prediction.float(), targets)
@@ -246,17 +246,17 @@ class _Training:
             ) from None
         return value.detach()
 
-    def _apart(self, last: bool) -> AbstractContextManager[Any]:
+    def _maybe_no_sync(self, last: bool) -> AbstractContextManager[Any]:
         if isinstance(self.runner, DistributedDataParallel) and not last:
             return self.runner.no_sync()
         return nullcontext()
 
-    def _descend(self, step: int, board: Tensor) -> dict[str, float]:
+    def _optimizer_step(self, step: int, step_losses: Tensor) -> dict[str, float]:
         """One step of the optimiser, once every rank has seen that the losses are finite."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm or math.inf)
-        *losses, stop, size = torch.cat([self.world.sum(board), norm.reshape(1)]).tolist()
+        *losses, stop, size = torch.cat([self.world.all_reduce(step_losses), norm.reshape(1)]).tolist()
         self.stopped = stop > 0
         self._refuse_nan(step, losses, size)
         lr = self.optim.lr * rate(step, self.steps, self.optim.schedule, self.optim.warmup)

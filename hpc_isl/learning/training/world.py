@@ -43,7 +43,7 @@ class World:
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, written into `tensor` on each of them."""
         if self.size > 1:
             dist.all_reduce(tensor)
@@ -57,7 +57,7 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, on each rank; the other ranks' own are dropped."""
         if self.size == 1:
             return value
@@ -65,9 +65,9 @@ class World:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when every rank has come here."""
-        self.sum(torch.zeros(1))  # on the CPU: gloo's, which needs no device
+        self.all_reduce(torch.zeros(1))  # on the CPU: gloo's, which needs no device
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def open_world(attempt: Attempt, timeout_s: float = 600.0) -> Iterator[World]:
     world = World(attempt.rank, attempt.size, attempt.local_rank, device)
     yield world
     # Not in a finally: a failing rank must not wait here for those it leaves in the middle of a step.
-    world.wait()
+    world.barrier()
     dist.destroy_process_group()
 
 

@@ -66,7 +66,7 @@ def make_results(
     stains = _stains(study, places, attempt.run) if stain else {}
     if world.rank == 0:
         start_stain([path for path, _ in stains.values()])
-    world.wait()
+    world.barrier()
     rows, examples = _own_share(study, predictor, attempt, world, places, stains, labels)
     gathered = world.gather((attempt.stopping.is_set(), rows, examples))
     if any(stopped for stopped, _, _ in gathered):
@@ -80,7 +80,7 @@ def make_results(
         shown = dict(pair for _, _, own in gathered for pair in own)
         pairs = [shown[number] for number in sorted(shown)]
         made = _write(study, attempt.run, stains, ordered, pairs, loss)
-    return Results(tuple(ordered), world.share(made))
+    return Results(tuple(ordered), world.broadcast(made))
 
 
 def _stains(study: PlateViews, places: Sequence[PlateField], run: Run) -> Stains:

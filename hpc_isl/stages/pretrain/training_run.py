@@ -144,10 +144,10 @@ def _prepare(recipe: PretrainRecipe, attempt: Attempt, world: World) -> Training
     path = attempt.run.folder / "split.csv"
     if world.rank == 0 and not path.exists():
         write_split(draw(indices, recipe.split), path)
-    world.wait()
+    world.barrier()
     split = read_split(path)
     view = view_of(indices, split, recipe).to_dict() if world.rank == 0 else {}
-    study = PlateViews(indices, split, View.from_dict(world.share(view)))
+    study = PlateViews(indices, split, View.from_dict(world.broadcast(view)))
     crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)
     for line in crops.messages:
         attempt.log(line)

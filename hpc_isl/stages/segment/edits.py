@@ -37,7 +37,7 @@ def differing(run: Run) -> list[str]:
         return [f"labels cannot be compared with the records: {mistake}"]
     places = [
         (target, FieldTask(run.folder, target.index.path, target.name, target.slug, key,
-                      mark=labels_fingerprint(recipe, models, target.index, key)))
+                      labels_fingerprint=labels_fingerprint(recipe, models, target.index, key)))
         for target in targets for key in target.keys
     ]  # fmt: skip
     fields: dict[str, list[str]] = {}
@@ -63,7 +63,7 @@ def _difference(models: Models, target: PlateInput, work: FieldTask) -> str:
     made = label_provenance(image, name)
     if made is None:
         return "are gone"
-    if made[1] != work.mark:
+    if made[1] != work.labels_fingerprint:
         return "are of another run by now"
     try:
         if "labels" in record:

@@ -41,23 +41,28 @@ def segment_field(work: FieldTask) -> Row:
         AbortRun: the disk is full, or may not be written.
     """
     start = monotonic()
-    bench, index = load_segmenter(work.run), index_of(work.plate)
-    if "labels" in bench.recipe.write:
-        files.remove_partial_image(index.image(work.key), bench.models.labels)
+    segmenter, index = load_segmenter(work.run), index_of(work.plate)
+    if "labels" in segmenter.recipe.write:
+        files.remove_partial_image(index.image(work.key), segmenter.models.labels)
         files.check_can_write_labels(
-            index.image(work.key), bench.models.labels, work.mark, bench.recipe.overwrite
+            index.image(work.key),
+            segmenter.models.labels,
+            work.labels_fingerprint,
+            segmenter.recipe.overwrite,
         )
-    if is_large(bench.recipe, index, work.key):
-        facts = segment_large(bench, index, work)
+    if is_large(segmenter.recipe, index, work.key):
+        facts = segment_large(segmenter, index, work)
     else:
-        seen = predict_field(bench, index, work.key)
-        table = measured(bench, index, work, seen)
-        facts = _facts(bench, index, work, seen, table) | _keep(bench, index, work, seen, table)
-    doubt = bench.predictor.doubt(scale_of(bench.recipe, bench.view, index, work.key).shape)
-    how = {"device": bench.device, "seconds": round(monotonic() - start, 3)}
+        seen = predict_field(segmenter, index, work.key)
+        table = measured(segmenter, index, work, seen)
+        facts = _facts(segmenter, index, work, seen, table) | _keep(segmenter, index, work, seen, table)
+    doubt = segmenter.predictor.tiling_warning(
+        scale_of(segmenter.recipe, segmenter.view, index, work.key).shape
+    )
+    how = {"device": segmenter.device, "seconds": round(monotonic() - start, 3)}
     how |= {"doubt": doubt} if doubt else {}
-    how |= {"empty": True} if is_empty(bench.recipe, bench.view, index, work.key) else {}
-    missing = not_imaged(bench, index, work.key)
+    how |= {"empty": True} if is_empty(segmenter.recipe, segmenter.view, index, work.key) else {}
+    missing = not_imaged(segmenter, index, work.key)
     how |= {"not_imaged": missing} if missing else {}
     return files.write_record(work, {**facts, **how})
 
@@ -72,76 +77,76 @@ class Verified:
     """
 
     wrong: str = ""
-    untold: str = ""
+    not_comparable: str = ""
     edited: str = ""
 
 
 def verify_field(work: FieldTask) -> Verified:
     """Computes a field that is done again, and compares objects, labels and table."""
-    bench, index = load_segmenter(work.run), index_of(work.plate)
+    segmenter, index = load_segmenter(work.run), index_of(work.plate)
     record = read_json(work.record) or {}
-    if record.get("device", bench.device) != bench.device:
-        return Verified(untold=f"computed on {record['device']}, and this is {bench.device}")
+    if record.get("device", segmenter.device) != segmenter.device:
+        return Verified(not_comparable=f"computed on {record['device']}, and this is {segmenter.device}")
     expected = record.get("hash")
-    with _computed(bench, index, work) as (labels, table):
+    with _computed(segmenter, index, work) as (labels, table):
         if files.content_hash(bands(labels), table) != expected:
             return Verified("computed again, its objects are others than its record says")
-        if "labels" not in bench.recipe.write:
+        if "labels" not in segmenter.recipe.write:
             return Verified()
         # The file has the columns of all plates of the run; the hash is of those of its own.
         kept = pq.read_table(work.table).select(table.column_names)
         if files.content_hash(bands(labels), kept) != expected:
             return Verified("its table on disk is another than was computed")
         shape = (len(labels), *labels[0].shape)
-        return _compared(bench, index, work, checksum(shape, labels))
+        return _compared(segmenter, index, work, checksum(shape, labels))
 
 
-def _compared(bench: Segmenter, index: Index, work: FieldTask, expected: str) -> Verified:
+def _compared(segmenter: Segmenter, index: Index, work: FieldTask, expected: str) -> Verified:
     """Whether the labels in the plate are those of this checksum."""
     image = index.image(work.key)
     try:
-        same = labels_checksum(image, files.labels_name(image, bench.models.labels)) == expected
+        same = labels_checksum(image, files.labels_name(image, segmenter.models.labels)) == expected
     except UserError as mistake:
         return Verified(edited=f"{EDITED}: {mistake}")
     return Verified() if same else Verified(edited=EDITED)
 
 
 @contextmanager
-def _computed(bench: Segmenter, index: Index, work: FieldTask) -> Iterator[tuple[list[Labels], pa.Table]]:
+def _computed(segmenter: Segmenter, index: Index, work: FieldTask) -> Iterator[tuple[list[Labels], pa.Table]]:
     """The labels of each time, and the table, as they are computed now."""
-    if is_large(bench.recipe, index, work.key):
-        with predict_large(bench, index, work) as (labels, table, _):
+    if is_large(segmenter.recipe, index, work.key):
+        with predict_large(segmenter, index, work) as (labels, table, _):
             yield labels, table
         return
-    seen = predict_field(bench, index, work.key)
-    yield [each.labels for each in seen], measured(bench, index, work, seen)
+    seen = predict_field(segmenter, index, work.key)
+    yield [each.labels for each in seen], measured(segmenter, index, work, seen)
 
 
 # ---------------------------------------------------------------- what is kept
 
 
 def _keep(
-    bench: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction], table: pa.Table
+    segmenter: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction], table: pa.Table
 ) -> Row:
     """Writes maps, labels and table; for the record, the checksum of the labels."""
     kept: Row = {}
-    image, write = index.image(work.key), bench.recipe.write
-    if bench.maps.channels:
-        _keep_maps(bench, index, work, seen)
+    image, write = index.image(work.key), segmenter.recipe.write
+    if segmenter.maps.channels:
+        _keep_maps(segmenter, index, work, seen)
     if "labels" in write:
         labels = _stacked(seen)
         kept["labels"] = write_labels(
-            image, files.labels_name(image, bench.models.labels), labels, origin="segmented",
-            boxes=[(0, 0, *labels.shape[-2:])], fingerprint=work.mark, overwrite=True,
+            image, files.labels_name(image, segmenter.models.labels), labels, origin="segmented",
+            boxes=[(0, 0, *labels.shape[-2:])], fingerprint=work.labels_fingerprint, overwrite=True,
         )  # fmt: skip
-    files.write_table(work.table, files.fitted(table, bench.schema))
+    files.write_table(work.table, files.fitted(table, segmenter.schema))
     return kept
 
 
-def _keep_maps(bench: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction]) -> None:
-    scale = scale_of(bench.recipe, bench.view, index, work.key)
-    plate = plate_of(index, bench.maps, scale.pixel_um)
-    pixels = np.stack([bench.maps.of(each.prediction, each.stain) for each in seen])
+def _keep_maps(segmenter: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction]) -> None:
+    scale = scale_of(segmenter.recipe, segmenter.view, index, work.key)
+    plate = plate_of(index, segmenter.maps, scale.pixel_um)
+    pixels = np.stack([segmenter.maps.of(each.prediction, each.stain) for each in seen])
     write_map(work.maps, plate, work.key, pixels)
 
 
@@ -151,9 +156,9 @@ def _stacked(seen: list[FieldPrediction]) -> Labels:
 
 
 def _facts(
-    bench: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction], table: pa.Table
+    segmenter: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction], table: pa.Table
 ) -> Row:
-    truth = true_counts(bench.recipe.truth, index, work, len(seen))
+    truth = true_counts(segmenter.recipe.truth, index, work, len(seen))
     return {
         "shape": list(seen[0].labels.shape),
         "times": len(seen),

@@ -50,7 +50,7 @@ class FieldTask:
     slug: str
     key: FieldKey
     fingerprint: str = ""
-    mark: str = ""
+    labels_fingerprint: str = ""
     former: str = ""
 
     @property
@@ -128,7 +128,7 @@ def done(work: FieldTask, image: Path, labels: str | None) -> Row | None:
         return None
     if labels is not None:
         made = label_provenance(image, labels_name(image, labels))
-        if made is None or made[1] != work.mark:
+        if made is None or made[1] != work.labels_fingerprint:
             return None
     return record
 

@@ -44,7 +44,7 @@ def mark_duplicates(
     whole: dict[str, tuple[PlateInput, dict[FieldKey, str]]] = {}
     for (target, work), row in zip(places, rows, strict=True):
         if "problem" not in row:
-            whole.setdefault(target.slug, (target, {}))[1][work.key] = work.mark
+            whole.setdefault(target.slug, (target, {}))[1][work.key] = work.labels_fingerprint
     tasks, owner = [], {}
     for slug, (target, marks) in whole.items():
         for number, well in enumerate(wells_of(target.index, marks, models.labels, recipe.overlap)):

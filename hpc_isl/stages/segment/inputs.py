@@ -46,7 +46,7 @@ class Models:
     folder: Path
     contract: Contract
     labels: str
-    essence: tuple[str, ...]
+    model_hashes: tuple[str, ...]
     stain: Path | None = None
     stain_contract: Contract | None = None
 
@@ -100,12 +100,12 @@ def models_of(recipe: SegmentRecipe) -> Models:
     if labels is None:
         raise UserError("labels: must name what is written, as in labels=nuclei; this model predicts a stain")
     if recipe.stain is None:
-        return Models(folder, contract, labels, _essence(contract))
+        return Models(folder, contract, labels, _model_hashes(contract))
     stain = Run(recipe.stain).model
     stained = _contract("stain", recipe.stain, stain)
     if stained.task is not None:
         raise UserError(f"stain={recipe.stain}: this model segments; a run of pretrain predicts a stain")
-    return Models(folder, contract, labels, _essence(contract, stained), stain, stained)
+    return Models(folder, contract, labels, _model_hashes(contract, stained), stain, stained)
 
 
 def refuse_resized(recipe: SegmentRecipe, models: Models) -> None:
@@ -129,8 +129,8 @@ def refuse_resized(recipe: SegmentRecipe, models: Models) -> None:
             )
 
 
-def _essence(*contracts: Contract) -> tuple[str, ...]:
-    contents = (json.dumps(contract.essence(), sort_keys=True) for contract in contracts)
+def _model_hashes(*contracts: Contract) -> tuple[str, ...]:
+    contents = (json.dumps(contract.model_hash(), sort_keys=True) for contract in contracts)
     return tuple(hashlib.sha256(content.encode()).hexdigest() for content in contents)
 
 
@@ -291,7 +291,7 @@ def refuse_large(recipe: SegmentRecipe, contract: Contract) -> None:
 def labels_fingerprint(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> str:
     """Of all that decides the labels of a field: recipe, model, pixels; wherever they lie."""
     own = recipe.model_copy(update=AROUND | MEASURED)
-    facts = {"model": models.essence[0], "plate": _plate(index), "field": str(key)}
+    facts = {"model": models.model_hashes[0], "plate": _plate(index), "field": str(key)}
     return digest(
         own, facts | _pixels(index, [image_key(key, role) for role in models.contract.view.sources])
     )
@@ -309,7 +309,10 @@ def fingerprint(
     `of_labels`: tells labels of cells, or of the truth, from others; `former_stamp` as earlier versions did.
     """
     own = recipe.model_copy(update=AROUND)
-    facts = {"labels": labels_fingerprint(recipe, models, index, key), "models": " ".join(models.essence)}
+    facts = {
+        "labels": labels_fingerprint(recipe, models, index, key),
+        "models": " ".join(models.model_hashes),
+    }
     facts["channels"] = str([channel.name for channel in index.plate.channels])
     facts |= {"revision": index.revision} if index.revision else {}
     for what, name in (("cells", recipe.cells), ("truth", recipe.truth and recipe.truth.labels)):

@@ -47,7 +47,7 @@ class _Large:
 
 @contextmanager
 def predict_large(
-    bench: Segmenter, index: Index, work: FieldTask
+    segmenter: Segmenter, index: Index, work: FieldTask
 ) -> Iterator[tuple[list[Labels], pa.Table, list[int]]]:
     """The labels of each time, in files that are there until the block ends, and the table of their objects.
 
@@ -56,24 +56,24 @@ def predict_large(
     Raises:
         UserError: what is asked for is not made of large images.
     """
-    refuse_large(bench.recipe, bench.models.contract)
+    refuse_large(segmenter.recipe, segmenter.models.contract)
     with _scratch(work.scratch) as folder:
-        seen = [_look(bench, index, work.key, t, folder) for t in range(index.field(work.key).shape[0])]
-        parts = [(t, _features(bench, index, work.key, t, one)) for t, one in enumerate(seen)]
+        seen = [_look(segmenter, index, work.key, t, folder) for t in range(index.field(work.key).shape[0])]
+        parts = [(t, _features(segmenter, index, work.key, t, one)) for t, one in enumerate(seen)]
         yield [one.labels for one in seen], files.table_of(work, parts), [one.dropped for one in seen]
 
 
-def segment_large(bench: Segmenter, index: Index, work: FieldTask) -> Row:
+def segment_large(segmenter: Segmenter, index: Index, work: FieldTask) -> Row:
     """Computes a field and writes its labels and table; the facts of its record."""
-    with predict_large(bench, index, work) as (labels, table, dropped):
+    with predict_large(segmenter, index, work) as (labels, table, dropped):
         kept: Row = {}
-        if "labels" in bench.recipe.write:
-            name = files.labels_name(index.image(work.key), bench.models.labels)
+        if "labels" in segmenter.recipe.write:
+            name = files.labels_name(index.image(work.key), segmenter.models.labels)
             kept["labels"] = write_large_labels(
-                index.image(work.key), name, labels, origin="segmented", fingerprint=work.mark,
+                index.image(work.key), name, labels, origin="segmented", fingerprint=work.labels_fingerprint,
                 overwrite=True,
             )  # fmt: skip
-        files.write_table(work.table, files.fitted(table, bench.schema))
+        files.write_table(work.table, files.fitted(table, segmenter.schema))
         return {
             "shape": list(labels[0].shape), "times": len(labels), "pixel_um": index.plate.pixel_um,
             "objects": table.num_rows, "dropped": dropped,
@@ -116,13 +116,15 @@ def _on_disk(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArra
 # ---------------------------------------------------------------- labels
 
 
-def _look(bench: Segmenter, index: Index, key: FieldKey, time: int, folder: Path) -> _Large:
+def _look(segmenter: Segmenter, index: Index, key: FieldKey, time: int, folder: Path) -> _Large:
     y, x = index.field(key).shape[-2:]
-    scale = scale_of(bench.recipe, bench.view, index, key)
+    scale = scale_of(segmenter.recipe, segmenter.view, index, key)
     labels = _on_disk(folder / f"labels-{time}.npy", np.dtype(np.uint32), (y, x))
-    if time in not_imaged(bench, index, key):
-        return _Large(labels, _no_stain(bench, index, key, time, folder))
-    prediction = _predicted(bench.predictor, bench.view, index, key, time, scale, folder / f"{time}.npy")
+    if time in not_imaged(segmenter, index, key):
+        return _Large(labels, _no_stain(segmenter, index, key, time, folder))
+    prediction = _predicted(
+        segmenter.predictor, segmenter.view, index, key, time, scale, folder / f"{time}.npy"
+    )
 
     def read(box: Block) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         full = to_full_box(lambda part: np.asarray(prediction[:, *part]), scale, box)
@@ -131,9 +133,9 @@ def _look(bench: Segmenter, index: Index, key: FieldKey, time: int, folder: Path
     def write(box: Block, found: Labels) -> None:
         labels[box] = found
 
-    if is_empty(bench.recipe, bench.view, index, key):
-        return _Large(labels, _stain(bench, index, key, time, folder))
-    rule, edge = bench.rule.finer(scale.to_level_0, index.plate.pixel_um), bench.recipe.block
+    if is_empty(segmenter.recipe, segmenter.view, index, key):
+        return _Large(labels, _stain(segmenter, index, key, time, folder))
+    rule, edge = segmenter.rule.finer(scale.to_level_0, index.plate.pixel_um), segmenter.recipe.block
     h = rule.h if rule.kind == "cells" else None
     scratch = folder / f"blocks-{time}"
     scratch.mkdir()
@@ -142,24 +144,26 @@ def _look(bench: Segmenter, index: Index, key: FieldKey, time: int, folder: Path
             read, write, (y, x), h, block=(edge, edge), scratch=scratch, min_area=rule.min_area
         )
     shutil.rmtree(scratch)
-    return _Large(labels, _stain(bench, index, key, time, folder), dropped)
+    return _Large(labels, _stain(segmenter, index, key, time, folder), dropped)
 
 
 def _stain(
-    bench: Segmenter, index: Index, key: FieldKey, time: int, folder: Path
+    segmenter: Segmenter, index: Index, key: FieldKey, time: int, folder: Path
 ) -> NDArray[np.float32] | None:
-    if bench.stain is None or bench.stain_view is None:
+    if segmenter.stain is None or segmenter.stain_view is None:
         return None
-    scale = stain_scale(bench, index, key)
-    return _predicted(bench.stain, bench.stain_view, index, key, time, scale, folder / f"stain-{time}.npy")
+    scale = stain_scale(segmenter, index, key)
+    return _predicted(
+        segmenter.stain, segmenter.stain_view, index, key, time, scale, folder / f"stain-{time}.npy"
+    )
 
 
 def _no_stain(
-    bench: Segmenter, index: Index, key: FieldKey, time: int, folder: Path
+    segmenter: Segmenter, index: Index, key: FieldKey, time: int, folder: Path
 ) -> NDArray[np.float32] | None:
-    if bench.stain_view is None:
+    if segmenter.stain_view is None:
         return None
-    shape = (len(bench.stain_view.targets), *stain_scale(bench, index, key).shape)
+    shape = (len(segmenter.stain_view.targets), *stain_scale(segmenter, index, key).shape)
     return _on_disk(folder / f"stain-{time}.npy", np.dtype(np.float32), shape)
 
 
@@ -182,12 +186,12 @@ def _predicted(
 
 
 def _features(
-    bench: Segmenter, index: Index, key: FieldKey, time: int, seen: _Large
+    segmenter: Segmenter, index: Index, key: FieldKey, time: int, seen: _Large
 ) -> dict[str, NDArray[Any]]:
     """Of all objects, by label: each measured in the block that holds its first row and column."""
     shape = (seen.labels.shape[0], seen.labels.shape[1])
-    boxes = _boxes(seen.labels, bench.recipe.block)
-    edge = bench.recipe.block
+    boxes = _boxes(seen.labels, segmenter.recipe.block)
+    edge = segmenter.recipe.block
     owner = boxes[:, 0] // edge * (shape[1] // edge + 1) + boxes[:, 1] // edge
     found = []
     for block in np.unique(owner[1:]):
@@ -197,12 +201,12 @@ def _features(
         box = (slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
         labels = np.asarray(seen.labels[box])
         labels = np.where((owner == block)[labels] & (labels > 0), labels, 0).astype(np.uint32)
-        channels = intensities(bench, index, key, time, seen.stain, box)
+        channels = intensities(segmenter, index, key, time, seen.stain, box)
         origin = (box[0].start, box[1].start)
         found.append(features(labels, channels, index.plate.pixel_um, origin, shape))
     if not found:
         empty = np.zeros((1, 1), np.uint32)
-        channels = intensities(bench, index, key, time, seen.stain, (slice(0, 1), slice(0, 1)))
+        channels = intensities(segmenter, index, key, time, seen.stain, (slice(0, 1), slice(0, 1)))
         return features(empty, channels, index.plate.pixel_um)
     order = np.argsort(np.concatenate([part["label"] for part in found]), kind="stable")
     return {name: np.concatenate([part[name] for part in found])[order] for name in found[0]}

@@ -26,20 +26,20 @@ from hpc_isl.stages.segment.segmenter import FieldPrediction, Labels, Pixels, Se
 Box = tuple[slice, slice]
 
 
-def measured(bench: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction]) -> pa.Table:
+def measured(segmenter: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction]) -> pa.Table:
     """One row for each object of a field."""
     rows = []
     for time, each in enumerate(seen):
-        channels = intensities(bench, index, work.key, time, each.stain, _whole(each.labels.shape))
+        channels = intensities(segmenter, index, work.key, time, each.stain, _whole(each.labels.shape))
         columns = features(each.labels, channels, index.plate.pixel_um)
-        if bench.recipe.cells:
-            columns["cell"] = _cells(bench.recipe.cells, index, work.key, time, each.labels)
+        if segmenter.recipe.cells:
+            columns["cell"] = _cells(segmenter.recipe.cells, index, work.key, time, each.labels)
         rows.append((time, columns))
     return files.table_of(work, rows)
 
 
 def intensities(
-    bench: Segmenter, index: Index, key: FieldKey, time: int, stain: Pixels | None, box: Box
+    segmenter: Segmenter, index: Index, key: FieldKey, time: int, stain: Pixels | None, box: Box
 ) -> Mapping[str, NDArray[Any] | None]:
     """Channel -> (y, x) of a box of level 0: stored counts of those that are measured, and predicted stains.
 
@@ -49,12 +49,12 @@ def intensities(
     there = {channel.name: channel.fluorescent for channel in index.plate.channels}
     found = {
         name: _projected(index, key, time, name, there[name], box)
-        for name in _stored_channels(bench.recipe, index)
+        for name in _stored_channels(segmenter.recipe, index)
     }
-    if stain is None or bench.stain_view is None:
+    if stain is None or segmenter.stain_view is None:
         return found
-    full = to_full_box(lambda part: np.asarray(stain[:, *part]), stain_scale(bench, index, key), box)
-    return found | dict(zip(_predicted_channels(bench.stain_view), full, strict=True))
+    full = to_full_box(lambda part: np.asarray(stain[:, *part]), stain_scale(segmenter, index, key), box)
+    return found | dict(zip(_predicted_channels(segmenter.stain_view), full, strict=True))
 
 
 def _stored_channels(recipe: SegmentRecipe, index: Index) -> list[str]:
@@ -118,7 +118,7 @@ def true_counts(of: TruthRecipe | None, index: Index, work: FieldTask, times: in
     if of is None:
         return None
     if of.labels is not None:
-        return _drawn(of.labels, index.image(work.key), work.mark)
+        return _drawn(of.labels, index.image(work.key), work.labels_fingerprint)
     key = stained(of, work.key)
     there = key in index.statistics and of.channel in [channel.name for channel in index.plate.channels]
     if not there or of.channel is None:

@@ -82,11 +82,11 @@ class FieldPrediction:
 def load_segmenter(run: Path) -> Segmenter:
     """The networks of a run, ready on this process's device; loaded once, whichever thread asks first."""
     with _LOADING:
-        return _bench(run)
+        return _segmenter(run)
 
 
 @lru_cache(maxsize=2)
-def _bench(run: Path) -> Segmenter:
+def _segmenter(run: Path) -> Segmenter:
     recipe = recipe_of(Run(run))
     models = models_of(recipe)
     stained = models.stain_contract
@@ -130,51 +130,51 @@ def index_of(plate: Path) -> Index:
 # ---------------------------------------------------------------- pixels to labels
 
 
-def predict_field(bench: Segmenter, index: Index, key: FieldKey) -> list[FieldPrediction]:
+def predict_field(segmenter: Segmenter, index: Index, key: FieldKey) -> list[FieldPrediction]:
     """All times of a field."""
-    return [_look(bench, index, key, time) for time in range(index.field(key).shape[0])]
+    return [_look(segmenter, index, key, time) for time in range(index.field(key).shape[0])]
 
 
-def _look(bench: Segmenter, index: Index, key: FieldKey, time: int) -> FieldPrediction:
-    scale = scale_of(bench.recipe, bench.view, index, key)
-    if time not in imaged_times(bench.view, index, key):
-        return _not_imaged(bench, index, key, scale)
-    prediction = bench.predictor(read_sources(bench.view, index, key, time, scale))
-    shape = index.field(image_key(key, bench.view.sources[0])).shape
+def _look(segmenter: Segmenter, index: Index, key: FieldKey, time: int) -> FieldPrediction:
+    scale = scale_of(segmenter.recipe, segmenter.view, index, key)
+    if time not in imaged_times(segmenter.view, index, key):
+        return _not_imaged(segmenter, index, key, scale)
+    prediction = segmenter.predictor(read_sources(segmenter.view, index, key, time, scale))
+    shape = index.field(image_key(key, segmenter.view.sources[0])).shape
     full = to_full(prediction, scale, (shape[-2], shape[-1]))
-    stain = _stain(bench, index, key, time)
-    if is_empty(bench.recipe, bench.view, index, key):
+    stain = _stain(segmenter, index, key, time)
+    if is_empty(segmenter.recipe, segmenter.view, index, key):
         return FieldPrediction(prediction, stain, np.zeros(full.shape[1:], np.uint32))
-    rule = bench.rule.finer(scale.to_level_0, index.plate.pixel_um)
+    rule = segmenter.rule.finer(scale.to_level_0, index.plate.pixel_um)
     return FieldPrediction(prediction, stain, *found_in(full, rule))
 
 
-def _not_imaged(bench: Segmenter, index: Index, key: FieldKey, scale: Scale) -> FieldPrediction:
+def _not_imaged(segmenter: Segmenter, index: Index, key: FieldKey, scale: Scale) -> FieldPrediction:
     """A time at which a source is missing: no objects, which the record tells from an empty image."""
-    task = bench.models.contract.task
-    outputs = task.outputs if task else len(bench.view.targets)
+    task = segmenter.models.contract.task
+    outputs = task.outputs if task else len(segmenter.view.targets)
     prediction = np.zeros((outputs, *scale.shape), np.float32)
     labels = np.zeros(index.field(key).shape[-2:], np.uint32)
     stain = None
-    if bench.stain_view is not None:
-        shape = (len(bench.stain_view.targets), *stain_scale(bench, index, key).shape)
+    if segmenter.stain_view is not None:
+        shape = (len(segmenter.stain_view.targets), *stain_scale(segmenter, index, key).shape)
         stain = np.zeros(shape, np.float32)
     return FieldPrediction(prediction, stain, labels)
 
 
-def not_imaged(bench: Segmenter, index: Index, key: FieldKey) -> list[int]:
+def not_imaged(segmenter: Segmenter, index: Index, key: FieldKey) -> list[int]:
     """The times of a field at which a source was not imaged."""
-    return sorted({*range(index.field(key).shape[0])} - {*imaged_times(bench.view, index, key)})
+    return sorted({*range(index.field(key).shape[0])} - {*imaged_times(segmenter.view, index, key)})
 
 
-def _stain(bench: Segmenter, index: Index, key: FieldKey, time: int) -> Pixels | None:
-    if bench.stain is None or bench.stain_view is None:
+def _stain(segmenter: Segmenter, index: Index, key: FieldKey, time: int) -> Pixels | None:
+    if segmenter.stain is None or segmenter.stain_view is None:
         return None
-    scale = stain_scale(bench, index, key)
-    return bench.stain(read_sources(bench.stain_view, index, key, time, scale))
+    scale = stain_scale(segmenter, index, key)
+    return segmenter.stain(read_sources(segmenter.stain_view, index, key, time, scale))
 
 
-def stain_scale(bench: Segmenter, index: Index, key: FieldKey) -> Scale:
+def stain_scale(segmenter: Segmenter, index: Index, key: FieldKey) -> Scale:
     """The scale of a field for the model of the stain."""
-    assert bench.stain_view is not None
-    return stain_scale_of(bench.recipe, bench.stain_view, index, key)
+    assert segmenter.stain_view is not None
+    return stain_scale_of(segmenter.recipe, segmenter.stain_view, index, key)

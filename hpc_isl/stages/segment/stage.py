@@ -357,11 +357,11 @@ def _verify(
     tasks = (
         Task(n, work, _field_memory(recipe, models, target, work)) for n, (target, work) in works.items()
     )
-    same, wrong, untold, edited = 0, [], [], []
+    same, wrong, not_comparable, edited = 0, [], [], []
     for number, answer in enumerate(pool.run(verify_field, tasks), 1):
         attempt.progress(number, count, "fields verified", number)
-        if answer.problem or answer.value.untold:
-            untold.append(f"{answer.name}: {answer.problem or answer.value.untold}")
+        if answer.problem or answer.value.not_comparable:
+            not_comparable.append(f"{answer.name}: {answer.problem or answer.value.not_comparable}")
         elif answer.value.wrong:
             wrong.append(f"{answer.name}: {answer.value.wrong}")
             works[answer.name][1].record.unlink()  # so that it is computed anew
@@ -369,8 +369,10 @@ def _verify(
             edited.append(f"{answer.name}: {answer.value.edited}")
         else:
             same += 1
-    if untold:
-        attempt.log("\n".join([f"{len(untold)} of {count} fields could not be verified", *untold[:5]]))
+    if not_comparable:
+        attempt.log(
+            "\n".join([f"{len(not_comparable)} of {count} fields could not be verified", *not_comparable[:5]])
+        )
     if edited and not wrong:
         (attempt.run.folder / finish.VERIFY).unlink()  # nothing would change if they were verified once more
     if wrong or edited:
