@@ -46,7 +46,7 @@ demo: setup
 	$(H) pretrain demo.yaml --name demo site.runs=demo/runs $(SITE) $(PRETRAIN)
 	$(H) sweep demo_sweep.yaml --name nuclei site.runs=demo/runs site.cpus=1 $(SITE) $(SWEEP)
 	$(H) report nuclei --root demo/runs
-	$(H) segment model=nuclei plates=[demo/plate.zarr] labels=predicted 'truth={labels: nuclei}' --name objects site.runs=demo/runs $(SITE)
+	$(H) segment model=nuclei plates=[demo/plate.zarr] labels=predicted 'reference_labels={labels: nuclei}' --name objects site.runs=demo/runs $(SITE)
 	$(H) table objects out=demo/wells.csv --root demo/runs
 	@echo
 	@echo "What was made, below demo/:"

@@ -1,13 +1,14 @@
-"""What a reader of the code meets: lines, files, comments, small functions called once, files that one call opens.
+"""What a reader of the code meets: lines, files, comments, functions called once, files that a call opens.
 
     python benchmarks/structure.py [TREE ...] [--calls]
 
-Prints one column for each checkout (default: this one), and the last as a share of the first. Small functions are
-those of at most six lines, docstring apart, whose name occurs once outside its definition in the package. With
-`--calls`, real calls on a small synthetic plate are recorded: how many files of the package have a function that
-runs while a pretraining is submitted, in the rank that pretrains, in the one that fine-tunes, and in the process
-that segments a field. Recipes, sites and errors are left out of that count: whoever follows a call need not
-read them.
+Prints one column for each checkout (default: this one), and the last as a share of the first. Small functions
+are those of at most six lines, docstring apart, whose name occurs once outside its definition in the package.
+With `--calls`, real calls on a small synthetic plate are recorded: how many files of the package have a
+function that runs while a pretraining is submitted, in the rank that pretrains, in the one that fine-tunes, and in
+the
+process that segments a field. Recipes, sites and errors are left out of that count, because whoever follows a
+call need not read them.
 """
 
 from __future__ import annotations
@@ -27,10 +28,18 @@ from pathlib import Path
 SMALL = 6  # lines of a body
 SHORT = 50  # lines of a module
 FOR_TOOLS = ("# noqa", "# fmt:", "# type:", "# pragma")
-APART = ("recipe", "recipes/", "strict", "many", "site", "mistake", "errors")  # not followed by a reader of a call
+APART = (
+    "recipe",
+    "recipes/",
+    "strict",
+    "many",
+    "site",
+    "mistake",
+    "errors",
+)  # not followed by a reader of a call
 
 # Put before all else on the path of every process of a call: it notes each file whose functions run there.
-RECORDER = '''
+RECORDER = """
 import os, sys, threading
 package, folder, seen = os.environ["STRUCTURE_PACKAGE"], os.environ["STRUCTURE_FOLDER"], set()
 def note(frame, event, argument):
@@ -43,7 +52,7 @@ def note(frame, event, argument):
         elif frame.f_code.co_name == "<module>":
             seen.discard(name)
 sys.setprofile(note); threading.setprofile(note)
-'''
+"""
 
 
 def main() -> None:
@@ -51,7 +60,9 @@ def main() -> None:
     words.add_argument("trees", nargs="*", type=Path, default=[Path(__file__).parents[1]], metavar="TREE")
     words.add_argument("--calls", action="store_true")
     given = words.parse_args()
-    columns = [measured(tree.resolve()) | (called(tree.resolve()) if given.calls else {}) for tree in given.trees]
+    columns = [
+        measured(tree.resolve()) | (called(tree.resolve()) if given.calls else {}) for tree in given.trees
+    ]
     for name, first in columns[0].items():
         values = [column[name] for column in columns]
         share = f"{values[-1] / first:8.2f}" if len(values) > 1 and first else ""
@@ -72,7 +83,9 @@ def measured(tree: Path) -> dict[str, float]:
         "files": len(sources),
         "files of fewer than 50 lines": sum(text.count("\n") < SHORT for text in sources.values()),
         "comments, % of lines": 100 * sum(map(comments, sources.values())) / lines,
-        "functions": sum(isinstance(node, ast.FunctionDef) for one in trees.values() for node in ast.walk(one)),
+        "functions": sum(
+            isinstance(node, ast.FunctionDef) for one in trees.values() for node in ast.walk(one)
+        ),
         "small functions called once": len(small),
         "  of them private": sum(name.startswith("_") for name in small),
         "imports in a circle, packages of cluster": len(circular(trees, tree / "hpc_isl" / "cluster")),
@@ -96,9 +109,10 @@ def called_once(trees: Mapping[Path, ast.Module]) -> Iterator[str]:
     )
     for tree in trees.values():
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and body_lines(node) <= SMALL and mentioned[node.name] == 1:
-                if not node.name.startswith("__"):
-                    yield node.name
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("__"):
+                continue
+            if body_lines(node) <= SMALL and mentioned[node.name] == 1:
+                yield node.name
 
 
 def body_lines(node: ast.FunctionDef) -> int:
@@ -154,7 +168,9 @@ def called(tree: Path) -> dict[str, float]:
                 "PYTHONPATH": f"{work / 'recorder'}:{tree}", "STRUCTURE_FOLDER": str(folder),
                 "STRUCTURE_PACKAGE": str(tree / "hpc_isl"), "HPC_ISL_RUNS": str(work / "runs"),
             }  # fmt: skip
-            process = subprocess.Popen([sys.executable, *words], env=told, cwd=work, stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                [sys.executable, *words], env=told, cwd=work, stdout=subprocess.DEVNULL
+            )
             if process.wait():
                 raise SystemExit(f"{' '.join(words)} ended with {process.returncode}")
             others = sorted(folder.iterdir(), key=lambda path: path.stat().st_ctime)
@@ -171,13 +187,20 @@ def called(tree: Path) -> dict[str, float]:
             "train.crop=64", "train.batch=4", "train.micro_batch=4", "site.cpus=1",
         )  # fmt: skip
         finetune = call(
-            *submit, "finetune", "finetune_nuclei.yaml", "pretrained=isl", "plates=[plate.zarr]", "labels=nuclei",
-            "--name", "nuc", "train.steps=2", "train.crop=64", "train.batch=4", "train.micro_batch=4", "site.cpus=1",
+            *submit, "finetune", "finetune_nuclei.yaml", "pretrained=isl", "plates=[plate.zarr]",
+            "labels=nuclei", "--name", "nuc", "train.steps=2", "train.crop=64", "train.batch=4",
+            "train.micro_batch=4", "site.cpus=1",
         )  # fmt: skip
         segment = call(
-            *submit, "segment", "model=nuc", "plates=[plate.zarr]", "labels=found", "--name", "all", "site.cpus=1",
+            *submit, "segment", "model=nuc", "plates=[plate.zarr]", "labels=found", "--name", "all",
+            "site.cpus=1",
         )  # fmt: skip
-    field = {file for process in segment[1:] for file in process if any("field" in f or "work" in f for f in process)}
+    field = {
+        file
+        for process in segment[1:]
+        for file in process
+        if any("field" in f or "work" in f for f in process)
+    }
     return {
         "files of a submission": len(pretrain[0]),
         "files of a pretraining": len(set().union(*pretrain[1:])),

@@ -149,7 +149,12 @@ def test_every_key_of_pretrain_and_finetune_is_read(
     own = [*given, TINY, "labels=nuclei", "sources=[{channel: Brightfield}]", "data={workers: 0}"]
     computed(finetune, tmp_path, "cells", *own, SPLIT, "arm=random", "n=1", "objects={kind: cells}")
     start = [*given, "labels=nuclei", f"pretrained=[{tmp_path}/runs/pretrain/S12]"]
-    paper = ["arm=random+isl", "objects={head: paper, slope: 5}", "fold=0", "seen=allow"]
+    paper = [
+        "arm=random+isl",
+        "objects={head: paper, slope: 5}",
+        "fold=0",
+        "test_wells_seen_in_pretraining=allow",
+    ]
     computed(finetune, tmp_path, "paper", *start, *paper)
     with pytest.raises(UserError, match="arm=best"):
         finetune.plan(load("finetune", None, [*start, "arm=best"]))
@@ -161,8 +166,8 @@ def test_every_key_of_segment_is_read(reads: Reads, tmp_path: Path) -> None:
     write_screen(tmp_path / "S1.zarr", wells=["B02"], fields=1)
     save_model(tmp_path / "runs" / "finetune" / "cells")
     words = [f"model={tmp_path}/runs/finetune/cells", f"plates=[{tmp_path}/S1.zarr]", "labels=found"]
-    computed(segment, tmp_path, "whole", *words, "truth={channel: Hoechst}", pools=Here())
-    tiled = ["predict={tile: 32}", "largest=1000", "block=64", "labels=large"]
+    computed(segment, tmp_path, "whole", *words, "reference_labels={channel: Hoechst}", pools=Here())
+    tiled = ["predict={tile: 32}", "max_pixels_in_memory=1000", "block_size=64", "labels=large"]
     computed(segment, tmp_path, "tiled", *words, *tiled, pools=Here())
     assert keys_of("segment") - reads.keys == set()
 
@@ -241,7 +246,7 @@ def test_the_recipe_of_an_earlier_run_can_be_given_again(verb: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("verb", "words", "says"),
+    ("verb", "words", "messages"),
     [
         ("segment", ["predict.stain=false"], "predict.stain: no such key of segment"),
         ("finetune", ["predict.stain=true"], "predict.stain: no such key of finetune"),
@@ -252,10 +257,14 @@ def test_the_recipe_of_an_earlier_run_can_be_given_again(verb: str, tmp_path: Pa
             "data.foreground.fraction: no such key of finetune",
         ),
         ("segment", ["predict.halo=64"], "predict.halo: changes nothing because predict.tile is null"),
-        ("segment", ["truth={labels: n, sigma: 3}"], "truth.sigma: changes nothing because truth.labels"),
+        (
+            "segment",
+            ["reference_labels={labels: n, sigma: 3}"],
+            "reference_labels.sigma: changes nothing because reference_labels.labels",
+        ),
         ("finetune", ["objects={kind: nuclei, alpha: 3}"], "objects.alpha: .* objects.kind is nuclei"),
         ("finetune", ["objects={kind: cells, slope: 3}"], "objects.slope: "),
-        ("finetune", ["everything=true", "fold=1"], "fold: changes nothing because everything"),
+        ("finetune", ["train_on_all=true", "fold=1"], "fold: changes nothing because train_on_all"),
         ("pretrain", ["optim={schedule: constant, warmup: 0.3}"], "optim.warmup: .* is constant"),
         ("pretrain", ["split={file: s.csv, test: 0.5}"], "split.test: changes nothing because split.file"),
         ("pretrain", ["split={test_wells: [B02], test: 0.5}"], "split.test: .* split.test_wells"),

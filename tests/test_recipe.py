@@ -54,7 +54,7 @@ def test_one_plate_need_not_be_a_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "messages"),
     [
         ("train.epochs=3", "give either steps or epochs"),
         ("train.micro_batch=15", "does not divide batch"),

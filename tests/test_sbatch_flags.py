@@ -66,7 +66,7 @@ def test_what_sbatch_alone_can_read_stays_a_flag() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "messages"),
     [
         ({"cpus-per-task": 2, "c": 4}, "c is the flag cpus-per-task, which is there already"),
         ({"a": "0-9"}, "site.array says how many of its elements run at once"),

@@ -52,7 +52,7 @@ def test_times_are_minutes(text: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "messages"),
     [
         ("time=30", "with its unit"),
         ("time=43200", "with its unit"),

@@ -51,7 +51,7 @@ def test_values_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "messages"),
     [
         ({"nme": "a"}, "nme: no such key; did you mean 'name'?"),
         ({}, "name: must be given"),
@@ -93,7 +93,7 @@ def test_overrides_reach_keys_lists_and_what_is_not_there_yet() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "messages"),
     [
         ("steps", "an override is written key=value"),
         ("=3", "an override is written key=value"),

@@ -66,7 +66,7 @@ def test_the_tables_of_stages_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "messages"),
     [
         (["pretrian"], "'pretrian' is not a verb; did you mean 'pretrain'?"),
         (["count", "stepz=3"], "stepz: no such key; did you mean 'steps'?"),

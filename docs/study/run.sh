@@ -29,8 +29,8 @@ $H annotate draft plate=P.zarr labels=drafted channel=nuclear threshold=li
 both() { local failed=0; for job in $(jobs -p); do wait "$job" || failed=1; done; return $failed; }
 run pretrain isl pretrain.yaml &
 run pretrain isl-imagenet pretrain.yaml net.weights=mobilenetv1.safetensors & both
-run finetune drafted-nuclei drafted.yaml objects.kind=nuclei truth=[nuclei,drafted] &
-run finetune drafted-cells drafted.yaml objects.kind=cells truth=[cells] & both
+run finetune drafted-nuclei drafted.yaml objects.kind=nuclei reference_labels=[nuclei,drafted] &
+run finetune drafted-cells drafted.yaml objects.kind=cells reference_labels=[cells] & both
 run pretrain permuted pretrain.yaml control=permuted
 
 for kind in nuclei cells; do

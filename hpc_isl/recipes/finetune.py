@@ -41,22 +41,23 @@ class ObjectsRecipe(Strict):
     slope: Annotated[float, Bound(gt=0)] = 10.0
     """a of the paper's head for nuclei, 1 / (1 + exp(-a (x - 0.5))), x the stain in [0, 1]"""
     scale: Literal["object", "pixels"] = "object"
-    """unit of the distance map: the greatest of each object at 255, or pixels of the level read; h and
-    alpha refer to it"""
+    """unit of the distance map: the greatest of each object at 255, or pixels of the level read;
+    h_maxima and alpha refer to it"""
     alpha: Annotated[float, Bound(gt=0)] = 2000.0
     """cells: weight of the mask's cross entropy beside the squared error of the distance map"""
-    h: Annotated[float, Bound(ge=0)] = 10.0
-    """cells: peaks of the distance map less than h apart in height are one object"""
+    h_maxima: Annotated[float, Bound(ge=0)] = 10.0
+    """cells: height of peaks in map units, 0 to 255 (ImageJ's prominence): peaks of the distance map that
+    rise less than this above the saddle between them are one object"""
     min_area: Count | None = None
     """smaller objects are dropped, in pixels of the level read; null: half the smallest annotated object that
     no edge cuts, in µm² where the size of a pixel is known. 0: none is dropped"""
-    method: Literal["flood", "reference"] = "flood"
-    """reference: the same by scikit-image step by step, slow; to check"""
+    method: Literal["watershed", "reference"] = "watershed"
+    """reference: the same watershed by scikit-image step by step, slow; to check"""
 
     def unused(self) -> Iterator[tuple[str, str]]:
         """Keys of the other kind, or of the other head."""
         if self.kind == "nuclei":
-            names = ("alpha", "h", "scale", "method")
+            names = ("alpha", "h_maxima", "scale", "method")
             yield from ((f"objects.{name}", "objects.kind is nuclei") for name in names)
         if self.head == "same":
             yield "objects.slope", "objects.head is same"
@@ -96,9 +97,9 @@ class FinetuneRecipe(Recipe):
     """plates that hold the labels; globs are allowed"""
     labels: str
     """labels to learn from: the objects inside their annotation boxes"""
-    truth: list[str] = []
-    """labels that score, each reported apart; empty: `labels`. Drafted labels may train; what scores
-    should be drawn by people"""
+    reference_labels: list[str] = []
+    """ground truth: labels that score, each reported apart; empty: `labels`. Drafted labels may train; what
+    scores should be drawn by people"""
     objects: ObjectsRecipe = ObjectsRecipe()
     """what is predicted, and how it becomes objects"""
     pretrained: list[Path] = []
@@ -115,7 +116,7 @@ class FinetuneRecipe(Recipe):
     draw: Count = 0
     """which N boxes, and with `train.seed` all chance in training: the N of one draw hold those of
     every smaller N, and are the same for all arms"""
-    only: dict[str, list[str]] = {}
+    train_where: dict[str, list[str]] = {}
     """column of the plate map -> values: boxes to learn from are of such wells alone, as in
     {cell_line: [HeLa]}"""
     within: str | None = None
@@ -123,10 +124,10 @@ class FinetuneRecipe(Recipe):
     are told from those of the others (across)"""
     fold: Count | None = None
     """leave one out: the annotated field of this number tests, all others train, whatever the split says"""
-    everything: bool = False
+    train_on_all: bool = False
     """all annotation boxes learn, those of test fields too, and nothing is scored: the last step before a
     model is used"""
-    seen: Literal["refuse", "allow"] = "refuse"
+    test_wells_seen_in_pretraining: Literal["refuse", "allow"] = "refuse"
     """test wells on whose stain the ISL model was trained: refuse, or allow and say so"""
     sources: list[PlaneRecipe] = []
     """without `pretrained`: what the network sees"""
@@ -149,7 +150,7 @@ class FinetuneRecipe(Recipe):
     among: list[Path] = []
     """arm best: the runs from which the best is taken; a sweep fills it in"""
 
-    @field_validator("plates", "pretrained", "truth", mode="before")
+    @field_validator("plates", "pretrained", "reference_labels", mode="before")
     @classmethod
     def _one_or_more(cls, given: Any) -> Any:
         return given if isinstance(given, list) or given is None else [given]
@@ -172,5 +173,7 @@ class FinetuneRecipe(Recipe):
         yield from unused_in_optim(self.optim)
         yield from unused_in_predict(self.predict)
         yield from self.objects.unused()
-        if self.everything:
-            yield from dict.fromkeys(("fold", "truth"), "everything is true, and nothing is scored").items()
+        if self.train_on_all:
+            yield from dict.fromkeys(
+                ("fold", "reference_labels"), "train_on_all is true, and nothing is scored"
+            ).items()

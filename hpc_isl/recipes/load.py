@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import hpc_isl
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.recipes import former
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe
@@ -24,13 +25,15 @@ RECIPES: dict[str, type[Recipe]] = {
     "finetune": FinetuneRecipe,
     "segment": SegmentRecipe,
 }
-R = TypeVar("R", bound=Recipe)
+_PACKAGE = Path(hpc_isl.__file__).parent
+_CONFIGS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+"""inside the wheel, or beside the package in a checkout"""
 
 
 def shipped(name: str) -> Path:
-    """A file of `configs/` as it is shipped: inside the wheel, or beside the package in a checkout."""
-    for folder in (resources.files("hpc_isl") / "configs", Path(__file__).parent.parent / "configs"):
-        path = Path(str(folder)) / name
+    """A file of `configs/` as it is shipped."""
+    for folder in _CONFIGS:
+        path = folder / name
         if path.exists():
             return path
     raise UserError(f"{name}: no such file, and not a shipped recipe; {nearest(name, shipped_names())}")
@@ -38,7 +41,7 @@ def shipped(name: str) -> Path:
 
 def shipped_names() -> list[str]:
     """The shipped recipes, as `shipped` takes them."""
-    for folder in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"):
+    for folder in _CONFIGS:
         if folder.is_dir():
             paths = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
             return sorted(str(path) for path in paths if path.parts[0] != "sites")
@@ -65,6 +68,9 @@ def parsed(stage: str, content: dict[str, Any], origin: str) -> Recipe:
         UserError: naming the keys that are wrong.
     """
     kind = RECIPES[stage]
+    renamed = dict.fromkeys(line for key in flatten(content) if (line := former.complaint(stage, key)))
+    if renamed:
+        raise UserError("\n".join([f"{origin}:", *(f"  {line}" for line in renamed)]))
     for key, value in flatten(content).items():
         for unread, why in kind.UNREAD.items():
             if f"{key}.".startswith(f"{unread}.") and value != default_at(kind, key):
@@ -95,9 +101,24 @@ def read(stage: str, path: Path | None, assignments: list[str]) -> tuple[dict[st
     return content, str(path or stage) + (f" with {' '.join(assignments)}" if assignments else "")
 
 
+def read_kept(stage: str, path: Path) -> dict[str, Any]:
+    """Returns the keys and values that a run folder keeps, also one of an earlier version.
+
+    Raises:
+        UserError: naming a file that is missing or damaged.
+    """
+    return former.kept(stage, read_yaml(path))
+
+
+def load_kept(stage: str, path: Path) -> Recipe:
+    """Returns the recipe of one stage that a run folder keeps, also one of an earlier version."""
+    return parse(RECIPES[stage], read_kept(stage, path), str(path))
+
+
 def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
     """Hash of what is computed from what: the recipe without paths, and its inputs' fingerprints."""
-    content = _without_paths(recipe)
+    stage = next((stage for stage, kind in RECIPES.items() if isinstance(recipe, kind)), "")
+    content = former.former(stage, _without_paths(recipe))  # so that a new name makes no new digest
     text = json.dumps([type(recipe).__name__, content, dict(fingerprints)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -14,8 +14,8 @@ from hpc_isl.recipes.strict import Strict
 from hpc_isl.recipes.training import PredictRecipe, unused_in_predict
 
 
-class TruthRecipe(Strict):
-    """What counts of objects are held against, on the fields that have it: labels, or a stain."""
+class ReferenceRecipe(Strict):
+    """Ground truth that counts of objects are compared with, where a field has it: labels, or a stain."""
 
     labels: str | None = None
     """labels that are there already, e.g. drawn by people"""
@@ -31,7 +31,7 @@ class TruthRecipe(Strict):
     """of the stain: smaller objects are dropped, in pixels"""
 
     @model_validator(mode="after")
-    def _one(self) -> TruthRecipe:
+    def _one(self) -> ReferenceRecipe:
         if (self.labels is None) == (self.channel is None):
             raise ValueError("give either labels or channel")
         return self
@@ -42,7 +42,7 @@ class SegmentRecipe(Recipe):
 
     RUNS = ("model", "stain")
     PLATES = ("plates",)
-    UNREAD = {"predict.stain": "write=[stain] keeps the predicted stain"}
+    UNREAD = {"predict.stain": "outputs=[stain] keeps the predicted stain"}
 
     model: Path
     """run of finetune that segments; of a sweep its last element, `final`, is meant. A run of pretrain will
@@ -53,7 +53,7 @@ class SegmentRecipe(Recipe):
     """name of the labels that are written; null: as those that the model learnt from"""
     fields: list[str] | None = None
     """only these of each plate, e.g. [B03/1, D07] (a well means all its fields); null: all"""
-    write: list[Literal["labels", "stain", "distance", "mask"]] = ["labels"]
+    outputs: list[Literal["labels", "stain", "distance", "mask"]] = ["labels"]
     """what is kept: labels in the plates; predicted stain, distance map and mask (as logits) in plates of
     their own in the run folder, at the size that the model sees"""
     channels: dict[str, str] = {}
@@ -67,11 +67,11 @@ class SegmentRecipe(Recipe):
     null: all fluorescent channels"""
     cells: str | None = None
     """labels of cells on the same images: each object is assigned to the cell that holds most of it"""
-    truth: TruthRecipe | None = None
-    """what counts per well are held against"""
-    empty: Literal["none", "look"] = "none"
-    """fields without any structure in what the model sees, as flagged when the plate was made. none:
-    they have no objects, for a network finds some in bare noise; look: the model says"""
+    reference_labels: ReferenceRecipe | None = None
+    """ground truth that counts per well are compared with"""
+    empty_fields: Literal["zero", "segment"] = "zero"
+    """fields without any structure in what the model sees, as flagged when the plate was made. zero:
+    they have no objects, because a network finds some in bare noise; segment: as all others"""
     overlap: Annotated[float, Bound(gt=0, le=1)] | None = 0.3
     """IoU from which an object that two overlapping fields show counts once; null: fields are not compared"""
     predict: PredictRecipe | None = None
@@ -79,16 +79,17 @@ class SegmentRecipe(Recipe):
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
     """of the forward pass; null: as the model was scored where a GPU computes so natively, else fp32"""
     threads: Positive = 1
-    """of a forward pass on a CPU: it decides the order of sums, and with it the last bits"""
+    """of a forward pass on a CPU: it decides the order of sums, so that results are bit-identical"""
     compile: bool = False
     """torch.compile the network"""
-    h: Annotated[float, Bound(ge=0)] | None = None
-    """cells: peaks of the distance map less than h apart in height are one object; null: the model's"""
+    h_maxima: Annotated[float, Bound(ge=0)] | None = None
+    """cells: height of peaks in map units, 0 to 255 (ImageJ's prominence): peaks of the distance map that
+    rise less than this above the saddle between them are one object; null: the model's"""
     min_area: Count | None = None
     """smaller objects are dropped, in pixels that the model sees; null: the model's. 0: none is dropped"""
-    largest: Positive = 2**27
+    max_pixels_in_memory: Positive = 2**27
     """an image of more pixels is predicted and labelled in bounded memory, to the same labels"""
-    block: Positive = 4096
+    block_size: Positive = 4096
     """edge of the blocks in which that is done; changes no label"""
     overwrite: bool = False
     """replace labels of this name that another run of segment made; never those that a person edited since"""
@@ -102,12 +103,15 @@ class SegmentRecipe(Recipe):
     def _something(self) -> SegmentRecipe:
         if not self.plates:
             raise ValueError("plates is empty")
-        if not self.write:
-            raise ValueError("write is empty; say what is kept, as in write=[labels]")
+        if not self.outputs:
+            raise ValueError("outputs is empty; say what is kept, as in outputs=[labels]")
         return self
 
     def unused(self) -> Iterator[tuple[str, str]]:
         yield from unused_in_predict(self.predict)
-        if self.truth is not None and self.truth.labels is not None:
+        if self.reference_labels is not None and self.reference_labels.labels is not None:
             names = ("acquisition", "threshold", "sigma", "min_area")
-            yield from ((f"truth.{name}", "truth.labels are counted as they are") for name in names)
+            yield from (
+                (f"reference_labels.{name}", "reference_labels.labels are counted as they are")
+                for name in names
+            )

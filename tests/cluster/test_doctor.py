@@ -79,7 +79,7 @@ def test_a_slurm_that_is_not_there_fails_and_no_node_is_asked(door: Door) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "messages"),
     [
         (["--patience", "10"], "--patience 10: a time is written as"),
         (["tc"], "a site is named with --site NAME"),
@@ -138,7 +138,7 @@ def test_nodes_that_agree_are_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "check", "level", "says"),
+    ("first", "second", "check", "level", "messages"),
     [
         ({}, {"code": "xyz"}, "code", "FAIL", "node2 ran another hpc_isl"),
         ({}, {"packages": {"torch": "2.5.0"}}, "versions", "FAIL", "node2: torch 2.5.0 and not 2.6.0"),
@@ -183,7 +183,7 @@ def test_a_server_that_nodes_do_not_reach_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "level", "says"),
+    ("outcome", "level", "messages"),
     [
         (Outcome(state="PENDING", reason="Priority", patient=False), "warn", "did not start: Priority"),
         (Outcome(state="PENDING", reason="PartitionTimeLimit"), "FAIL", "did not start: PartitionTimeLimit"),

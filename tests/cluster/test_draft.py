@@ -125,7 +125,7 @@ def test_a_site_is_written_elsewhere(university: Door, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "messages"),
     [
         (["init"], "name the site"),
         (["init", "a/b"], "one word of letters"),

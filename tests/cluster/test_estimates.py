@@ -68,7 +68,7 @@ def test_a_trial_tells_it_at_once_and_leaves_nothing(door: Door) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "messages"),
     [
         (("count", "--time"), "--time goes with --dry-run"),
         (("count", "--time", "--dry-run", "--site", "slurm"), "this machine would be timed, not the nodes"),

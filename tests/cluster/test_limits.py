@@ -88,7 +88,7 @@ def test_free_text_of_a_node_is_not_read_as_its_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("asked", "messages"),
     [
         ({"partition": "gpu", "time": "3d"}, "partition 'gpu' allows at most 2d; write site.time=2d"),
         ({"partition": "debug", "time": "1h"}, "write site.time=30min, or site.partition=cpu"),

@@ -130,7 +130,7 @@ def test_objects_in_several_planes_are_projected_where_none_lies_over_another(im
 
 
 @pytest.mark.parametrize(
-    ("labels", "axes", "says"),
+    ("labels", "axes", "messages"),
     [
         (np.zeros((70, 91), np.uint16), "yx", r"shape \(1, 70, 91\) do not fit the image's \(1, 70, 90\)"),
         (np.zeros((70, 90), np.float32), "yx", "holds float32; labels are whole numbers"),

@@ -36,7 +36,7 @@ def test_the_cluster_is_read(cluster: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "flags", "says"),
+    ("asked", "flags", "messages"),
     [
         ({"nodes": 3}, ["-N", "3"], "site.nodes=2"),
         ({"memory": "5G"}, ["--mem=5G"], "site.memory=4000M"),

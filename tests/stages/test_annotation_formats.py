@@ -168,7 +168,7 @@ def test_a_colour_for_each_object(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "name", "says"),
+    ("pixels", "name", "messages"),
     [
         (labels() + np.float32(0.25), "a.tif", "float32 that are not whole"),
         (np.where(labels() == 1, np.nan, labels()).astype(np.float32), "a.tif", "not whole"),
@@ -463,7 +463,7 @@ def roi(kind: Any, **facts: Any) -> roifile.ImagejRoi:
 
 
 @pytest.mark.parametrize(
-    ("write", "says"),
+    ("write", "messages"),
     [
         (roi(roifile.ROI_TYPE.POLYLINE), "this one is no area but a polyline: remove it in the ROI Manager"),
         (roi(roifile.ROI_TYPE.POINT), "no area but a point"),
@@ -493,7 +493,7 @@ def test_what_cannot_be_an_object_is_named(write: Any, messages: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("segmentation", "says"),
+    ("segmentation", "messages"),
     [
         ([], "annotation 1 of plate/B02_1.jpg has no outline: boxes alone are no objects"),
         (

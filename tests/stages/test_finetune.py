@@ -217,7 +217,7 @@ def test_without_any_annotation_what_was_learnt_before_is_scored(world, tmp_path
 def test_what_is_drawn_outside_of_boxes_changes_neither_weights_nor_scores(world, tmp_path):
     shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
     write_truth(open_plate(tmp_path / "P01.zarr"), {"nuclei": "human"}, spoilt=["B02"])
-    keys = ["arm=random+isl", "fold=0", "seen=allow"]  # the first field, B02, tests
+    keys = ["arm=random+isl", "fold=0", "test_wells_seen_in_pretraining=allow"]  # the first field, B02, tests
     learn = ["arm=random+isl"]
     for name, wanted in (("tests", keys), ("learns", learn)):
         plain = run(world, name, *wanted, root=tmp_path / "plain")
@@ -228,7 +228,8 @@ def test_what_is_drawn_outside_of_boxes_changes_neither_weights_nor_scores(world
 
 
 def test_truths_are_scored_apart_and_the_first_gives_the_figures(world, tmp_path):
-    found = run(world, "a", "arm=random", "n=1", "truth=[nuclei drafted, nuclei]", "within=cell_line",
+    found = run(world, "a", "arm=random", "n=1", "reference_labels=[nuclei drafted, nuclei]",
+        "within=cell_line",
                 root=tmp_path)  # fmt: skip
     assert [row["origin"] for row in rows(found)] == ["drafted", "drafted", "human", "human"]
     assert found.summary()["figures"]["images"] == 2
@@ -241,9 +242,9 @@ def test_truths_are_scored_apart_and_the_first_gives_the_figures(world, tmp_path
 
 
 def test_with_everything_all_boxes_learn_and_nothing_is_scored(world, tmp_path):
-    wanted = recipe(world, "arm=random", "everything=true")
+    wanted = recipe(world, "arm=random", "train_on_all=true")
     assert not any("nothing will be scored" in line for line in plan(wanted).messages)
-    found = run(world, "a", "arm=random", "everything=true", root=tmp_path)
+    found = run(world, "a", "arm=random", "train_on_all=true", root=tmp_path)
     assert {box["well"] for box in rows(found, "boxes.csv")} == {"B02", "B03", "B04", "C02", "C03", "C04"}
     assert found.summary()["figures"]["images"] == 0
     assert not (found.folder / "scores.csv").exists()
@@ -261,13 +262,15 @@ def test_test_wells_never_learn(world):
     setting = resolve_inputs(recipe(world, "arm=random"))
     assert sorted(wells(setting.pool)) == ["B02", "B02", "B03", "C02", "C03"]
     assert sorted(wells(setting.testing)) == ["B04", "C04"]
-    one = resolve_inputs(recipe(world, "arm=random", "only={cell_line: [3T3]}"))
+    one = resolve_inputs(recipe(world, "arm=random", "train_where={cell_line: [3T3]}"))
     assert sorted(wells(one.learning)) == ["C02", "C03"]
 
 
 @pytest.mark.parametrize("fold", range(6))
 def test_a_field_left_out_tests_and_all_others_learn(world, fold):
-    setting = resolve_inputs(recipe(world, "arm=random", f"fold={fold}", "seen=allow"))
+    setting = resolve_inputs(
+        recipe(world, "arm=random", f"fold={fold}", "test_wells_seen_in_pretraining=allow")
+    )
     [out] = set(wells(setting.testing))
     assert set(wells(setting.learning)) == {"B02", "B03", "B04", "C02", "C03", "C04"} - {out}
     assert len(setting.learning) + len(setting.testing) == 7
@@ -325,11 +328,14 @@ def test_one_crop_at_a_time_will_do_where_nothing_is_normalised_by_it(world):
     ("keys", "message"),
     [
         (["labels=nuclie"], "labels 'nuclie': no field has them; did you mean 'nuclei'"),
-        (["truth=[nuclie]"], "labels 'nuclie': no field has them; did you mean 'nuclei'"),
+        (["reference_labels=[nuclie]"], "labels 'nuclie': no field has them; did you mean 'nuclei'"),
         (["n=9"], "n=9: there are 5 annotation boxes to learn from; take n=all"),
         (["fold=6"], "fold=6: there are 6 annotated fields, folds from 0 on"),
-        (["fold=1"], r"plain was trained on test fields \(B03/1\).*seen=allow"),
-        (["only={cell_line: [3t3]}"], "only.cell_line: no annotated well has '3t3'; did you mean '3T3'"),
+        (["fold=1"], r"plain was trained on test fields \(B03/1\).*test_wells_seen_in_pretraining=allow"),
+        (
+            ["train_where={cell_line: [3t3]}"],
+            "train_where.cell_line: no annotated well has '3t3'; did you mean '3T3'",
+        ),
         (["arm=random", "n=0"], "n=0: the arm random knows nothing"),
         (["arm=imagenet", NET], "arm=imagenet: net.weights names no weights"),
         (["arm=drafted", "drafted=null"], "arm=drafted: drafted must name a finetune run"),
@@ -392,7 +398,7 @@ def test_a_model_that_sees_other_things_does_not_start_the_arm_drafted(world, tm
 
 
 def test_test_wells_that_a_model_has_seen_may_be_allowed_and_it_is_said(world):
-    said = plan(recipe(world, "arm=random+isl", "fold=1", "seen=allow")).messages
+    said = plan(recipe(world, "arm=random+isl", "fold=1", "test_wells_seen_in_pretraining=allow")).messages
     assert any("plain was trained on test fields (B03/1), so scores flatter its arm" in line for line in said)
 
 

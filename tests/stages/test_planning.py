@@ -23,7 +23,7 @@ from hpc_isl.recipes.load import RECIPES
 from hpc_isl.recipes.strict import parse, read_yaml
 stage, path = sys.argv[1], Path(sys.argv[2])
 plan = stage_module(stage).plan(parse(RECIPES[stage], read_yaml(path), str(path)))
-print(json.dumps({"says": plan.says, "modules": sorted(sys.modules)}))
+print(json.dumps({"says": plan.messages, "modules": sorted(sys.modules)}))
 """
 
 

@@ -210,7 +210,7 @@ def test_a_run_of_nothing_but_losses_fails(lab, tmp_path):
     assert len(pd.read_csv(tmp_path / "runs/segment/all/losses.csv")) == 4
 
 
-@pytest.mark.parametrize("keys", [(), ("largest=1000", "predict={tile: 32}", "block=64")])
+@pytest.mark.parametrize("keys", [(), ("max_pixels_in_memory=1000", "predict={tile: 32}", "block_size=64")])
 def test_a_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(lab, tmp_path, keys):
     expected = hashes(segmented(lab, tmp_path, *keys, name="other"))
     shutil.rmtree(tmp_path / "S1.zarr")
@@ -234,7 +234,7 @@ def test_a_plate_that_may_not_be_written_is_refused_unless_no_labels_are_kept(la
         with pytest.raises(UserError, match=r"B/02/1 cannot be written, and labels go there: .*\[mask\]"):
             segmented(lab, tmp_path, copy=False, pool=pool)
         assert pool.computed == []
-        assert segmented(lab, tmp_path, "write=[mask]", copy=False, name="mask").summary()
+        assert segmented(lab, tmp_path, "outputs=[mask]", copy=False, name="mask").summary()
     segmented(lab, tmp_path, copy=False)
     with read_only(tmp_path / "S1.zarr"):
         assert segmented(lab, tmp_path, copy=False).summary(), "there is nothing left to write"
@@ -259,7 +259,7 @@ def test_of_many_lost_fields_the_first_are_told(lab, tmp_path, capsys):
 
 
 def test_what_the_network_says_is_kept_as_a_plate(lab, tmp_path):
-    run = segmented(lab, tmp_path, "write=[distance, mask]")
+    run = segmented(lab, tmp_path, "outputs=[distance, mask]")
     kept = open_plate(run.folder / "maps" / "S1.zarr")
     assert [channel.name for channel in kept.plate.channels] == ["distance", "mask (logit)"]
     key = kept.plate.fields[0].key
@@ -299,7 +299,7 @@ def test_computed_labels_that_people_corrected_stay_too(lab, tmp_path):
 
 def test_a_run_that_goes_on_leaves_what_another_has_written_since(lab, tmp_path):
     first = segmented(lab, tmp_path)
-    segmented(lab, tmp_path, "h=5", "overwrite=true", name="other", copy=False)
+    segmented(lab, tmp_path, "h_maxima=5", "overwrite=true", name="other", copy=False)
     before = shards(tmp_path / "S1.zarr")
     recipe = parse(RECIPES["segment"], read_yaml(first.recipe), "recipe")
     with pytest.raises(UserError, match="of another run of segment"):
@@ -349,9 +349,9 @@ def test_a_run_that_only_measures_more_has_the_same_labels(lab, tmp_path):
 def test_labels_of_another_run_are_replaced_when_that_is_asked_for(lab, tmp_path):
     segmented(lab, tmp_path)
     with pytest.raises(UserError, match=r"4 fields .* of another run of segment, .* overwrite=true"):
-        segmented(lab, tmp_path, "h=5", name="other", copy=False)
+        segmented(lab, tmp_path, "h_maxima=5", name="other", copy=False)
     before = read_labels(tmp_path / "S1.zarr" / "B" / "02" / "1", "found")
-    segmented(lab, tmp_path, "h=5", "overwrite=true", name="other", copy=False)
+    segmented(lab, tmp_path, "h_maxima=5", "overwrite=true", name="other", copy=False)
     assert read_labels(tmp_path / "S1.zarr" / "B" / "02" / "1", "found").max() < before.max()
 
 
@@ -381,7 +381,7 @@ def test_a_plate_of_finer_pixels_is_resampled_and_its_labels_are_of_full_size(la
 
 
 def test_counts_are_held_against_the_stain(lab, tmp_path):
-    run = segmented(lab, tmp_path, "truth={channel: Hoechst, min_area: 10}")
+    run = segmented(lab, tmp_path, "reference_labels={channel: Hoechst, min_area: 10}")
     wells = pd.read_csv(run.folder / "wells.csv")
     assert (wells.truth_objects > 20).all()
     assert (run.pictures / "counts.png").stat().st_size > 5000
@@ -389,7 +389,7 @@ def test_counts_are_held_against_the_stain(lab, tmp_path):
 
 def test_where_a_stain_was_not_imaged_nothing_is_known_of_it(lab, tmp_path):
     write_screen(tmp_path / "S1.zarr", unstained=["B03"])
-    run = segmented(lab, tmp_path, "truth={channel: Hoechst, min_area: 10}", copy=False)
+    run = segmented(lab, tmp_path, "reference_labels={channel: Hoechst, min_area: 10}", copy=False)
     records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
     assert [record.get("truth") is None for record in records] == [False, False, True, True]
     objects = pd.read_parquet(run.folder / "objects")
@@ -442,8 +442,8 @@ def test_objects_of_unlike_plates_are_one_table_in_which_nothing_is_dropped(tmp_
 def test_a_plate_has_the_same_columns_and_hashes_alone_as_beside_another(tmp_path):
     """A user who segments one plate gets the columns of that plate, and a hash that other plates of a run
     do not change; `--verify` finds both right."""
-    alone = unlike(tmp_path, "write=[mask]", name="alone", plates=["S1"])
-    both = unlike(tmp_path, "write=[mask]", name="both")
+    alone = unlike(tmp_path, "outputs=[mask]", name="alone", plates=["S1"])
+    both = unlike(tmp_path, "outputs=[mask]", name="both")
     assert not {"DAPI_mean", "area_px"} & set(pd.read_parquet(alone.folder / "objects").columns)
     own, of_both = hashes(alone)[0], hashes(both)[0]
     assert {key: of_both[key] for key in own} == own
@@ -479,10 +479,10 @@ def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path,
     wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
     assert wells.objects["B03"] == 0 < wells.objects["B02"]
     assert wells.empty_fields.to_dict() == {"B02": 0, "B03": 2}
-    keys = ("largest=1000", "predict={tile: 32, halo: 32}")
+    keys = ("max_pixels_in_memory=1000", "predict={tile: 32, halo: 32}")
     blocks = segmented(lab, tmp_path, *keys, "overwrite=true", name="blocks", copy=False)
     assert pd.read_csv(blocks.folder / "wells.csv").set_index("well").objects["B03"] == 0
-    other = segmented(lab, tmp_path, "empty=look", "overwrite=true", name="look", copy=False)
+    other = segmented(lab, tmp_path, "empty_fields=segment", "overwrite=true", name="look", copy=False)
     assert pd.read_csv(other.folder / "wells.csv").set_index("well").objects["B03"] > 10
 
 
@@ -493,26 +493,27 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
     for field, box in ((1, (0, 0, 32, 32)), (2, (0, 0, 96, 128))):
         image = tmp_path / "S1.zarr" / "B" / "02" / str(field)
         write_labels(image, "drawn", drawn, origin="human", boxes=[box])
-    run = segmented(lab, tmp_path, "truth={labels: drawn}", copy=False)
+    run = segmented(lab, tmp_path, "reference_labels={labels: drawn}", copy=False)
     records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
     assert [record.get("truth") for record in records] == [None, [1], None, None]
 
 
 @pytest.mark.parametrize(
-    ("key", "says"),
+    ("key", "messages"),
     [
-        ("truth={channel: Hoecst}", "no channel 'Hoecst'; did you mean 'Hoechst'"),
-        ("truth={labels: drawn}", "none of the 4 fields has labels 'drawn'"),
+        ("reference_labels={channel: Hoecst}", "no channel 'Hoecst'; did you mean 'Hoechst'"),
+        ("reference_labels={labels: drawn}", "none of the 4 fields has labels 'drawn'"),
         ("cells=drawn", "4 of 4 fields have no labels 'drawn', S1 B02/1 among them"),
-        ("largest=1000", "more than 1,000 pixels .* in which tiles, as in predict='{tile: 1024"),
+        ("max_pixels_in_memory=1000", "more than 1,000 pixels .* in which tiles, as in predict='{tile: 1024"),
         ("overlap=0", "overlap"),
         (
-            "truth=drawn",
-            "truth: has keys of its own .labels, channel.* as in truth='{labels: …}'; got 'drawn'",
+            "reference_labels=drawn",
+            "reference_labels: has keys of its own .labels, channel.* as in "
+            "reference_labels='{labels: …}'; got 'drawn'",
         ),
         ("fields=[]", r"fields=\[\] leaves none of its 4 fields"),
         (
-            "write=[labels, stain]",
+            "outputs=[labels, stain]",
             "write: stain cannot be kept, for .*finetune/cells has none: a run of pretrain",
         ),
     ],
@@ -528,11 +529,11 @@ def test_maps_of_images_too_large_for_memory_are_refused_at_once(lab):
         f"model={lab}/runs/finetune/cells",
         f"plates=[{lab}/S1.zarr]",
         "predict={tile: 32}",
-        "largest=1000",
+        "max_pixels_in_memory=1000",
     ]
     assert plan(load("segment", None, keys))
     with pytest.raises(UserError, match="becomes labels and features alone"):
-        plan(load("segment", None, [*keys, "write=[labels, mask]"]))
+        plan(load("segment", None, [*keys, "outputs=[labels, mask]"]))
 
 
 def test_fields_that_convert_left_out_are_lost_to_their_wells(lab, tmp_path):
@@ -578,7 +579,7 @@ def test_fields_without_a_source_are_left_out_counted_and_lost_to_their_wells(la
 def test_times_without_a_source_have_no_objects_and_no_counts(lab, tmp_path, large):
     """A series in which a channel ended early: the table says unknown at that time, and not 0."""
     write_screen(tmp_path / "S1.zarr", wells=("B02", "B03"), fields=1, times=2, unlit=[("B03", 1)])
-    keys = ["predict={tile: 32}", "largest=1000"] if large else []
+    keys = ["predict={tile: 32}", "max_pixels_in_memory=1000"] if large else []
     run = segmented(lab, tmp_path, *keys, copy=False)
     records = {record["well"]: record for record in map(read_json, run.folder.glob("fields/*/*.json"))}
     assert (records["B02"].get("not_imaged"), records["B03"]["not_imaged"]) == (None, [1])
@@ -605,11 +606,11 @@ def test_what_a_run_has_written_itself_is_no_truth(lab, tmp_path):
     drawn[10:20, 10:20], drawn[40:50, 10:20] = 1, 2
     image = tmp_path / "S1.zarr" / "B" / "02" / "1"
     write_labels(image, "found", drawn, origin="human", boxes=[(0, 0, 96, 128)])
-    run = segmented(lab, tmp_path, "truth={labels: found}", copy=False)
+    run = segmented(lab, tmp_path, "reference_labels={labels: found}", copy=False)
     records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
     assert [record.get("truth") for record in records] == [[2], None, None, None]
     again = Here()
-    segmented(lab, tmp_path, "truth={labels: found}", copy=False, pool=again)
+    segmented(lab, tmp_path, "reference_labels={labels: found}", copy=False, pool=again)
     assert again.computed == [], "nor does it make what is done another computation"
 
 
@@ -646,7 +647,7 @@ def test_a_model_under_other_names_of_channels_says_what_there_is(lab, tmp_path)
 def test_a_field_too_large_for_memory_gives_the_same_objects(lab, tmp_path):
     tiles = "predict={tile: 32, halo: 32, batch: 3}"
     plain = hashes(segmented(lab, tmp_path / "a", tiles))
-    blocks = segmented(lab, tmp_path / "b", tiles, "largest=1000", "block=40")
+    blocks = segmented(lab, tmp_path / "b", tiles, "max_pixels_in_memory=1000", "block_size=40")
     assert hashes(blocks) == plain
     assert not list(blocks.folder.glob("scratch/*/*"))
     assert shards(tmp_path / "b" / "S1.zarr") == shards(tmp_path / "a" / "S1.zarr")
@@ -724,11 +725,17 @@ def test_a_plate_that_is_given_twice_is_segmented_once(lab, tmp_path):
 
 def test_two_elements_of_a_sweep_never_write_the_same_labels(lab):
     keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]"]
-    elements = {f"h={h}": load("segment", None, [*keys, "labels=found", f"h={h}"]) for h in (5, 10)}
-    order = RunRequest("segment", elements["h=5"], Site(), elements=elements)
-    with pytest.raises(UserError, match=r"'h=5' and 'h=10' would both write labels 'found' of .*S1\.zarr"):
+    elements = {
+        f"h_maxima={h}": load("segment", None, [*keys, "labels=found", f"h_maxima={h}"]) for h in (5, 10)
+    }
+    order = RunRequest("segment", elements["h_maxima=5"], Site(), elements=elements)
+    with pytest.raises(
+        UserError, match=r"'h_maxima=5' and 'h_maxima=10' would both write labels 'found' of .*S1\.zarr"
+    ):
         plans(order)
-    named = {f"h={h}": load("segment", None, [*keys, f"labels=h{h}", f"h={h}"]) for h in (5, 10)}
+    named = {
+        f"h_maxima={h}": load("segment", None, [*keys, f"labels=h{h}", f"h_maxima={h}"]) for h in (5, 10)
+    }
     assert len(plans(replace(order, elements=named))) == 2
 
 
@@ -761,7 +768,7 @@ def test_what_another_run_is_just_writing_stays(lab, tmp_path):
     assert all(path.exists() for path in others)
     assert not any(path.exists() for path in own)
     own[1].mkdir()
-    segmented(lab, tmp_path, "write=[mask]", copy=False, name="mask")
+    segmented(lab, tmp_path, "outputs=[mask]", copy=False, name="mask")
     assert own[1].exists(), "a run that keeps no labels has none to clean up"
 
 
@@ -776,13 +783,21 @@ def test_fields_are_told_in_plate_order(lab, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "key", "says"),
+    ("model", "key", "messages"),
     [
-        ("nuclei", "h=3", "h=3: parts cells by their distance map, and this model finds nuclei by the mask"),
-        ("nuclei", "write=[distance]", "write: distance cannot be kept, for .* a model of cells predicts"),
+        (
+            "nuclei",
+            "h_maxima=3",
+            "h_maxima=3: parts cells by their distance map, and this model finds nuclei by the mask",
+        ),
+        (
+            "nuclei",
+            "outputs=[distance]",
+            "outputs: distance cannot be kept, for .* a model of cells predicts",
+        ),
         (
             "../segment/all",
-            "h=3",
+            "h_maxima=3",
             "segment/all: a run of segment has no model; name one of finetune or pretrain",
         ),
     ],
@@ -797,4 +812,4 @@ def test_what_a_model_cannot_do_is_refused(lab, model, key, messages):
 def test_a_plan_speaks_of_labels_only_where_they_are_kept(lab):
     keys = [f"model={lab}/runs/finetune/cells", f"plates=[{lab}/S1.zarr]", "labels=found"]
     assert "labels" in "".join(plan(load("segment", None, keys)).messages)
-    assert "labels will be" not in "".join(plan(load("segment", None, [*keys, "write=[mask]"])).messages)
+    assert "labels will be" not in "".join(plan(load("segment", None, [*keys, "outputs=[mask]"])).messages)

@@ -109,12 +109,12 @@ def test_another_run_does_not_replace_them_whatever_its_keys_say(corrected):
     """It is refused before anything is computed, with the fields and what to do."""
     folder, image, mine = corrected
     with pytest.raises(UserError, match=EDITED):
-        plan(recipe(folder, "h=5", "overwrite=true"))
+        plan(recipe(folder, "h_maxima=5", "overwrite=true"))
     for keys in (("measure=[Brightfield]",), ("measure=[Brightfield]", "overwrite=true")):
         with pytest.raises(UserError, match=EDITED):
             again(folder, "more", *keys)
     np.testing.assert_array_equal(read_labels(image, "found"), mine)
-    assert again(folder, "other", "h=5", "labels=others"), "another name will do"
+    assert again(folder, "other", "h_maxima=5", "labels=others"), "another name will do"
 
 
 def test_computed_ones_beside_a_persons_stay_too_when_they_are_edited(corrected):
@@ -124,7 +124,7 @@ def test_computed_ones_beside_a_persons_stay_too_when_they_are_edited(corrected)
     [name] = {*label_names(image)} - {"found"}
     zarr.open_array(str(existing(image, name) / "0"), mode="r+")[..., :9, :9] = 4242
     with pytest.raises(UserError, match=rf"1 fields \(B03/1\) have labels '{name}' that were edited"):
-        again(folder, "third", "h=7", "overwrite=true")
+        again(folder, "third", "h_maxima=7", "overwrite=true")
     assert (read_labels(image, name)[:9, :9] == 4242).all()
 
 
@@ -137,7 +137,7 @@ def test_what_the_message_says_makes_them_a_persons_and_the_computed_ones_go_bes
                  {"action": "import", "source": folder / "todo", "accept": True}):  # fmt: skip
         annotate(plan_annotate(AnnotateRecipe(**keys, **more)).recipe, lent)
     assert annotation(image, "found")[0] == "human"
-    assert len(again(folder, "other", "h=5", "overwrite=true")) == 4
+    assert len(again(folder, "other", "h_maxima=5", "overwrite=true")) == 4
     np.testing.assert_array_equal(read_labels(image, "found"), mine)
     assert len(label_names(image)) == 2
 
@@ -174,7 +174,7 @@ def test_an_edit_while_the_run_computes_is_not_replaced(lab, tmp_path, monkeypat
         return compute(segmenter, index, what, seen)
 
     monkeypatch.setattr(work, "measured", measured)
-    assert len(again(folder, "other", "h=5", "overwrite=true")) == 4
+    assert len(again(folder, "other", "h_maxima=5", "overwrite=true")) == 4
     assert (read_labels(image, "found")[:9, :9] == 4242).all()
     record = json.loads((folder / "runs/segment/other/fields/S1/B03-1.json").read_text())
     assert "were edited since they were written" in record["problem"]
@@ -241,7 +241,7 @@ def test_runs_and_labels_of_earlier_versions_go_on(lab, tmp_path):
     image = folder / "S1.zarr" / "B" / "03" / "1"
     assert edited(image, "found") is False
     with pytest.raises(UserError, match=r"3 fields .* have labels 'found' that have no checksum"):
-        plan(recipe(folder, "h=5", "overwrite=true"))
+        plan(recipe(folder, "h_maxima=5", "overwrite=true"))
 
 
 def test_edits_of_labels_without_a_checksum_are_not_replaced_either(corrected):

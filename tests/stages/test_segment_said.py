@@ -91,7 +91,9 @@ def wells(run):
 # ---------------------------------------------------------------- small objects
 
 
-@pytest.mark.parametrize("tiles", [[], ["largest=1000", "predict={tile: 32, halo: 32}", "block=64"]])
+@pytest.mark.parametrize(
+    "tiles", [[], ["max_pixels_in_memory=1000", "predict={tile: 32, halo: 32}", "block_size=64"]]
+)
 def test_small_objects_are_dropped_and_their_number_is_a_column(lab, tmp_path, tiles):
     """A user finds in each table how many objects were too small to count, and can count them after all."""
     all_of_them = computed(lab, tmp_path / "all", "labels=found", "min_area=0", *tiles)
@@ -167,7 +169,7 @@ def test_counts_say_which_wells_the_model_was_taught_with(lab, tmp_path, capsys)
     """A reader of the picture never takes wells that the model learnt from for a test of how it counts."""
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     draw_truth(tmp_path)
-    run = computed(lab, tmp_path, "labels=found", "truth={labels: drawn}")
+    run = computed(lab, tmp_path, "labels=found", "reference_labels={labels: drawn}")
     assert wells(run).training_fields.to_dict() == {"B02": 1, "B03": 0, "B04": 0}
     page = (run.pictures / "plates.html").read_text()
     assert "2 wells; Hollow: 1 wells that the model learnt from, which are left out of the figures." in page
@@ -176,10 +178,10 @@ def test_counts_say_which_wells_the_model_was_taught_with(lab, tmp_path, capsys)
     shutil.copytree(lab, home)
     every = {"S1": ["B02", "B03", "B04"]}
     know(Run(home / "runs" / "finetune" / "cells"), open_plate(home / "S1.zarr"), train=every)
-    run = computed(home, tmp_path, "labels=others", "truth={labels: drawn}", name="taught")
+    run = computed(home, tmp_path, "labels=others", "reference_labels={labels: drawn}", name="taught")
     assert "this does not show how well it counts in others" in (run.pictures / "plates.html").read_text()
     know(Run(home / "runs" / "finetune" / "cells"), open_plate(home / "S1.zarr"), train={}, stain=every)
-    keys = ["labels=third", "truth={channel: Hoechst, min_area: 10}"]
+    keys = ["labels=third", "reference_labels={channel: Hoechst, min_area: 10}"]
     run = computed(home, tmp_path, *keys, name="stain")
     assert wells(run).training_fields.sum() == 3, "ISL has seen the stain that they are counted by"
 

@@ -78,7 +78,7 @@ def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "messages"),
     [
         ("pixel_um=325", "325 µm is no edge of a pixel (0.01 to 50 µm are): 325 nm are 0.325 µm"),
         ("pixel_um=0.000325", "0.000325 mm are 0.325 µm"),
@@ -327,7 +327,7 @@ def test_a_plate_that_was_set_is_no_other_plate_to_convert(door: Door) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sources", "targets", "says"),
+    ("sources", "targets", "messages"),
     [
         ("[{channel: Hoechst, plane: 0}]", "[{channel: Hoechst, plane: 0}]", "the network would copy it"),
         ("[{channel: Brightfield, plane: [0, 1]}]", "[{channel: Brightfield, plane: 1}]", "would copy it"),

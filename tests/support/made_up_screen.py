@@ -118,7 +118,7 @@ def save_model(
     run = Run(folder)
     folder.mkdir(parents=True)
     run.recipe.write_text("{}\n")
-    task = Task("cells", kind, scale="object", h=2.0, min_area=6, arm="random")
+    task = Task("cells", kind, scale="object", h_maxima=2.0, min_area=6, arm="random")
     network = build(net, 1, task.outputs, seed=1, pretrained=False)
     set_head(network, task, 1)
     _calibrate(network, task)

@@ -33,8 +33,7 @@ from hpc_isl.cluster.submit.deferred_planning import plan_deferred
 from hpc_isl.cluster.tracking.forward import forwarding
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, share_with_group
-from hpc_isl.recipes.load import RECIPES
-from hpc_isl.recipes.strict import parse, read_yaml
+from hpc_isl.recipes.load import load_kept
 from hpc_isl.run import Attempt
 from hpc_isl.timing import END, Clock
 
@@ -100,7 +99,7 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
     """
     module, run = importlib.import_module(job.module), job.run
     plan_deferred(module, attempt)
-    recipe = parse(RECIPES[run.stage], read_yaml(run.recipe), str(run.recipe))
+    recipe = load_kept(run.stage, run.recipe)
     compute = getattr(module, "trial" if run.trial.exists() else run.stage)
     with uses.in_use(recipe):
         uses.refuse_changed(run)
@@ -229,7 +228,7 @@ def _redirect(log_file: Path) -> None:
 
 def _warn_through(attempt: Attempt) -> None:
     """Warnings that the package itself raises are said; those of libraries stay in the log."""
-    quiet, ours = warnings.showwarning, f"{Path(__file__).parents[1]}{os.sep}"
+    quiet, ours = warnings.showwarning, f"{Path(__file__).parents[2]}{os.sep}"
 
     def show(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
         if filename.startswith(ours):

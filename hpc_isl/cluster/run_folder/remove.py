@@ -135,5 +135,5 @@ def _labels(run: Run) -> Iterator[str]:
     recipe = uses.recipe_of(run)
     contract = read_json(Path(str(recipe.get("model"))) / "model" / "contract.json") or {}
     name = str(recipe.get("labels") or (contract.get("task") or {}).get("labels"))
-    for plate in uses.plates_of(run) if "labels" in recipe.get("write", ["labels"]) else ():
+    for plate in uses.plates_of(run) if "labels" in recipe.get("outputs", ["labels"]) else ():
         yield f"labels {name!r} (beside labels of people: {name + ' predicted'!r}) in {plate}"

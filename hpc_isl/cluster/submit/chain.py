@@ -18,7 +18,7 @@ from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.recipes import load as recipes
 from hpc_isl.recipes.many import ChainRecipe, StepRecipe
-from hpc_isl.recipes.strict import override, parse, read_yaml, written
+from hpc_isl.recipes.strict import override, parse, written
 from hpc_isl.run import Run
 from hpc_isl.site import Site
 
@@ -178,7 +178,7 @@ def _waited(run: Run, console: Console) -> int:
 
 
 def _chain(run: Run) -> ChainRecipe:
-    return parse(ChainRecipe, read_yaml(run.recipe), str(run.recipe))
+    return parse(ChainRecipe, recipes.read_kept("chain", run.recipe), str(run.recipe))
 
 
 def _absolute(chain: ChainRecipe) -> ChainRecipe:

@@ -11,8 +11,8 @@ from typing import Any
 from hpc_isl.cluster.run_folder.provenance import planned, standing_in
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
-from hpc_isl.recipes.load import RECIPES
-from hpc_isl.recipes.strict import parse, read_yaml, to_yaml
+from hpc_isl.recipes.load import load_kept
+from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Plan, Run
 
 
@@ -38,7 +38,7 @@ def plan_deferred(module: ModuleType, attempt: Attempt) -> None:
 def _plan(module: ModuleType, attempt: Attempt) -> None:
     run = attempt.run
     kept: dict[str, Any] = read_json(run.record) or {}
-    recipe = parse(RECIPES[run.stage], read_yaml(run.recipe), str(run.recipe))
+    recipe = load_kept(run.stage, run.recipe)
     with standing_in(Path(kept["cwd"])):
         plan: Plan = module.plan(recipe)
     plan.check_size(attempt.size)

@@ -17,8 +17,9 @@ from hpc_isl.cluster.run_folder.job import ALONE, POOLED, stage_module
 from hpc_isl.errors import UserError
 from hpc_isl.files import identity, same_place
 from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.load import read_kept
 from hpc_isl.recipes.many import Arrangement
-from hpc_isl.recipes.strict import flatten, read_yaml
+from hpc_isl.recipes.strict import flatten
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site, gpus_here
 
@@ -156,7 +157,7 @@ def differences(run: Run, plan: Plan) -> list[str]:
 
 def in_recipe(run: Run, plan: Plan) -> list[str]:
     """The same for the recipe alone."""
-    there = flatten(read_yaml(run.recipe))
+    there = flatten(read_kept(run.stage, run.recipe))
     here = flatten(plan.recipe.model_dump(mode="json"))
     keys = [key for key in {**there, **here} if not _is_same(there.get(key), here.get(key))]
     return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]

@@ -11,6 +11,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.learning.data.view import View
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.recipes import former
 from hpc_isl.recipes.training import NetRecipe, PredictRecipe
 
 FORMAT = 1
@@ -27,8 +28,8 @@ class Task:
         head: same or paper; `from_stain`: the paper's head stands on the output of an ISL model.
         span: what the stain's output is divided by before the paper's sigmoid.
         slope: of that sigmoid.
-        scale, h, min_area, method: from distance map and mask to labels, as in ObjectsRecipe; `min_area` is
-            in pixels that the network sees, and `min_area_um2` the same in µm², where their size is known.
+        scale, h_maxima, min_area, method: from distance map and mask to labels, as in ObjectsRecipe;
+            `min_area` is in pixels that the network sees, and `min_area_um2` the same in µm², where known.
         arm, boxes, objects: what it started from and what it learnt from.
     """
 
@@ -39,9 +40,9 @@ class Task:
     span: float = 1.0
     slope: float = 10.0
     scale: str = "object"
-    h: float = 10.0
+    h_maxima: float = 10.0
     min_area: int = 0
-    method: str = "flood"
+    method: str = "watershed"
     arm: str = ""
     boxes: int = 0
     objects: int = 0
@@ -99,16 +100,17 @@ class Contract:
         """What decides the objects that this model finds, as plain JSON: all but where it comes from."""
         content = self.to_dict()
         said = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
-        names = ["kind", "head", "from_stain", "span", "slope", "scale", "h", "min_area", "method"]
+        names = ["kind", "head", "from_stain", "span", "slope", "scale", "h_maxima", "min_area", "method"]
         # Models of earlier versions have none, and keep the hash that labels were written under.
         names += ["min_area_um2"] if self.task and self.task.min_area_um2 is not None else []
-        return said | {"task": self.task and {name: getattr(self.task, name) for name in names}}
+        task = self.task and {name: getattr(self.task, name) for name in names}
+        return said | {"task": task and _former_task(task)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back to an equal contract."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         models = {"net": self.net.model_dump(mode="json"), "predict": self.predict.model_dump(mode="json")}
-        task = self.task and asdict(self.task)
+        task = self.task and _former_task(asdict(self.task))
         return {"format": FORMAT, **plain, "view": self.view.to_dict(), **models, "task": task}
 
     @classmethod
@@ -117,8 +119,15 @@ class Contract:
         own["view"] = View.from_dict(content["view"])
         own["net"] = NetRecipe.model_validate(content["net"])
         own["predict"] = PredictRecipe.model_validate(content["predict"])
-        own["task"] = Task(**content["task"]) if content.get("task") else None
+        task = content.get("task")
+        own["task"] = Task(**former.present("finetune", {"objects": task})["objects"]) if task else None
         return cls(**own)
+
+
+def _former_task(task: dict[str, Any]) -> dict[str, Any]:
+    """Contracts keep the names of the first version, so that every version reads and hashes all of them."""
+    content: dict[str, Any] = former.former("finetune", {"objects": task})["objects"]
+    return content
 
 
 def read_contract(folder: Path) -> Contract:

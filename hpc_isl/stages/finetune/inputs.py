@@ -95,7 +95,7 @@ def resolve_inputs(recipe: FinetuneRecipe) -> FinetuneInputs:
     split = _split(recipe, indices, starts)
     view, net = _view(recipe, indices, split, starts), _net(recipe, starts)
     pool, testing = _parted(recipe, view, indices, split)
-    pool = boxes_.only(pool, recipe.only)
+    pool = boxes_.only(pool, recipe.train_where)
     learning = boxes_.draw(pool, recipe.n, recipe.draw) if recipe.n != 0 else []
     remarks = [*_unlike(indices, starts), *_seen(recipe, testing, starts)]
     return FinetuneInputs(
@@ -118,7 +118,7 @@ def as_planned(
         return setting
     there = {
         box.name: box
-        for name in dict.fromkeys([recipe.labels, *recipe.truth])
+        for name in dict.fromkeys([recipe.labels, *recipe.reference_labels])
         for box in _of(setting.view, setting.indices, setting.split, name, PARTS)
     }
     states = boxes_.states(there.values())
@@ -291,9 +291,9 @@ def _parted(
     recipe: FinetuneRecipe, view: View, indices: Sequence[Index], split: Split
 ) -> tuple[list[Box], list[Box]]:
     """Boxes that may train, and boxes that test, of each truth in turn."""
-    if recipe.everything:
+    if recipe.train_on_all:
         return boxes_.boxes_of(view, indices, split, recipe.labels), []
-    truths = recipe.truth or [recipe.labels]
+    truths = recipe.reference_labels or [recipe.labels]
     if recipe.fold is None:
         testing = [box for name in truths for box in _of(view, indices, split, name, ("test",))]
         learning = _of if recipe.n == 0 else boxes_.boxes_of
@@ -325,6 +325,9 @@ def _seen(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Star
             continue
         names = ", ".join(dict.fromkeys(f"{box.key.well}/{box.key.name}" for box in leaks[:6]))
         text = f"{start.folder.parent.name} was trained on test fields ({names}), so scores flatter its arm"
-        if recipe.seen == "refuse":
-            raise UserError(f"{text}. Annotate wells of its part `test` (its split.csv), or say seen=allow")
+        if recipe.test_wells_seen_in_pretraining == "refuse":
+            raise UserError(
+                f"{text}. Annotate wells of its part `test` (its split.csv), "
+                "or say test_wells_seen_in_pretraining=allow"
+            )
         yield text

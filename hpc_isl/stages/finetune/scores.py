@@ -172,7 +172,7 @@ def _write(attempt: Attempt, rows: Sequence[Row], panels: Sequence[Panel]) -> No
 
 def main_figures(rows: Sequence[Row], recipe: FinetuneRecipe) -> dict[str, Any]:
     """Mean and standard deviation over images of the main truth; what has none is left out."""
-    truth = (recipe.truth or [recipe.labels])[0]
+    truth = (recipe.reference_labels or [recipe.labels])[0]
     own = [row for row in rows if row["truth"] == truth]
     found: dict[str, float] = {}
     for name in SCORES:

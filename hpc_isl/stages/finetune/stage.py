@@ -150,7 +150,7 @@ def _messages(recipe: FinetuneRecipe, setting: FinetuneInputs) -> Iterator[str]:
     tested = Counter((box.labels, box.origin) for box in setting.testing)
     for (labels, origin), count in tested.items():
         yield f"scored on {count} boxes of {labels!r} ({origin})"
-    if not setting.testing and not recipe.everything:
+    if not setting.testing and not recipe.train_on_all:
         yield "no test field has such labels: nothing will be scored"
     if recipe.n != 0:
         of_ = recipe.train

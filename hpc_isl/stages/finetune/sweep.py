@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
-from hpc_isl.recipes.load import RECIPES
+from hpc_isl.recipes.load import load_kept, read_kept
 from hpc_isl.recipes.many import Arrangement
-from hpc_isl.recipes.strict import parse, read_yaml
 from hpc_isl.run import Run
 from hpc_isl.stages.finetune.boxes import boxes_of, fields
 from hpc_isl.stages.finetune.inputs import LEARN, FinetuneInputs, needs, resolve_inputs
@@ -21,7 +19,7 @@ from hpc_isl.stages.shared.following import after_finetuning
 from hpc_isl.stages.shared.plate_views import expanded
 from hpc_isl.stages.shared.sweeps import FEW, FINAL, MAIN
 
-ALL = {"n": "all", "draw": 0, "only": {}, "fold": None, "everything": True}
+ALL = {"n": "all", "draw": 0, "train_where": {}, "fold": None, "train_on_all": True}
 FieldName = tuple[str, str, str]
 """Plate, well and name of a field."""
 
@@ -54,7 +52,7 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
 
 def _plain(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """The same with the boxes of all parts, so that nothing is missing."""
-    changes = {"plates": expanded(recipe.plates), "n": "all", "fold": None, "everything": True}
+    changes = {"plates": expanded(recipe.plates), "n": "all", "fold": None, "train_on_all": True}
     return recipe.model_copy(update=changes)
 
 
@@ -136,7 +134,7 @@ def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
         raise UserError("arm=best: is for sweeps, which compare arms; name one")
     scores = _scores([Run(path) for path in recipe.among])
     winner = max(scores, key=lambda path: scores[path])
-    chosen = parse(RECIPES["finetune"], read_yaml(Run(winner).recipe), str(winner))
+    chosen = load_kept("finetune", Run(winner).recipe)
     assert isinstance(chosen, FinetuneRecipe)
     return chosen.model_copy(update={"among": recipe.among, **ALL})
 
@@ -145,7 +143,7 @@ def _scores(runs: list[Run]) -> dict[Path, float]:
     """One run of each arm and variant -> mean main score at the most annotations."""
     groups: dict[str, dict[float, list[tuple[float, Path]]]] = {}
     for run in runs:
-        content: dict[str, Any] = read_yaml(run.recipe)
+        content = read_kept("finetune", run.recipe)
         figures = (read_json(run.done / "finetune.json") or {}).get("figures", {})
         value = figures.get(MAIN[content["objects"]["kind"]])
         if value is None or math.isnan(value) or content["n"] == 0:
@@ -166,5 +164,5 @@ def _scores(runs: list[Run]) -> dict[Path, float]:
 def after_sweep(run: Run) -> list[str]:
     """What to type when a sweep is done: its page, and its model on the plates that it has seen."""
     final = {one.name: one for one in run.elements()}.get(FINAL)
-    plates = read_yaml(final.recipe)["plates"] if final and final.model.exists() else []
+    plates = read_kept("finetune", final.recipe)["plates"] if final and final.model.exists() else []
     return ["report {run}", *([after_finetuning([Path(path) for path in plates])] if plates else [])]

@@ -144,12 +144,14 @@ def _task(recipe: FinetuneRecipe, setting: FinetuneInputs, objects: int) -> Task
     of, start = recipe.objects, setting.start(recipe.arm)
     if start is not None and recipe.n == 0:
         kept = start.contract.task
-        return kept and replace(kept, h=of.h, method=of.method, arm=recipe.arm, boxes=0, objects=0)
+        return kept and replace(
+            kept, h_maxima=of.h_maxima, method=of.method, arm=recipe.arm, boxes=0, objects=0
+        )
     stain = start.contract.view.normalize.target if start else ""
     from_stain = start is not None and start.isl and of.head == "paper"
     return Task(
         labels=recipe.labels, kind=of.kind, head=of.head, from_stain=from_stain,
-        span=65535.0 if stain == "none" else 1.0, slope=of.slope, scale=of.scale, h=of.h,
+        span=65535.0 if stain == "none" else 1.0, slope=of.slope, scale=of.scale, h_maxima=of.h_maxima,
         method=of.method, arm=recipe.arm, boxes=len(setting.learning), objects=objects,
     )  # fmt: skip
 

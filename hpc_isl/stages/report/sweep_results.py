@@ -14,8 +14,9 @@ from typing import Any
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.recipes.load import read_kept
 from hpc_isl.recipes.many import SweepRecipe
-from hpc_isl.recipes.strict import parse, read_yaml
+from hpc_isl.recipes.strict import parse
 from hpc_isl.run import Run
 from hpc_isl.stages.report.arms import Arm, Arms
 from hpc_isl.stages.shared.sweeps import FINAL, MAIN, SCORES
@@ -133,7 +134,7 @@ class Sweep:
     @cached_property
     def truths(self) -> tuple[Truth, ...]:
         """In the order of the recipe; of one name, what people drew comes first."""
-        names = self.first.truth or [self.first.labels]
+        names = self.first.reference_labels or [self.first.labels]
         found = {scored.truth for element in self.elements for scored in element.scored}
         known = {name: place for place, name in enumerate(names)}
         return tuple(
@@ -189,7 +190,7 @@ def read_sweep(run: Run) -> Sweep:
     """
     recipe = _sweep_recipe(run)
     members = run.elements()
-    recipes = {member: parse(FinetuneRecipe, read_yaml(member.recipe), str(member.recipe))
+    recipes = {member: parse(FinetuneRecipe, read_kept("finetune", member.recipe), str(member.recipe))
                for member in members if member.recipe.is_file()}  # fmt: skip
     arms = Arms.of(recipe, [one for member, one in recipes.items() if member.name != FINAL])
     done: list[Element] = []
@@ -213,7 +214,7 @@ class _NotThereError(Exception):
 def _sweep_recipe(run: Run) -> SweepRecipe:
     if run.stage != "sweep":
         raise UserError(f"report: {run.label!r} is a {run.stage} run; name a sweep of finetune")
-    recipe = parse(SweepRecipe, read_yaml(run.recipe), str(run.recipe))
+    recipe = parse(SweepRecipe, read_kept("sweep", run.recipe), str(run.recipe))
     if recipe.stage != "finetune":
         raise UserError(f"report: {run.name!r} is a sweep of {recipe.stage}; name a sweep of finetune")
     return recipe
@@ -226,7 +227,7 @@ def _element(run: Run, recipes: Mapping[Run, FinetuneRecipe], arms: Arms) -> Ele
     recipe = recipes[run]
     name = str(summary.get("arm", recipe.arm)) if recipe.arm == "best" else recipe.arm
     arm = Arm(name, arms.rest(recipe))
-    unscored = run.name == FINAL and recipe.everything
+    unscored = run.name == FINAL and recipe.train_on_all
     try:
         scored = () if unscored else tuple(map(_scored, _lines(run.folder / "scores.csv")))
         boxes = tuple(_lines(run.folder / "boxes.csv")) if recipe.n != 0 else ()

@@ -15,7 +15,7 @@ from hpc_isl.learning.network.tiling_grid import check_grid
 from hpc_isl.plates.change_metadata import former
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import edited, edits_stay, label_names, label_provenance
-from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
+from hpc_isl.recipes.segment import ReferenceRecipe, SegmentRecipe
 from hpc_isl.stages.segment.files import COPY, OURS, labels_name
 from hpc_isl.stages.segment.inputs import (
     Models,
@@ -56,7 +56,7 @@ def checked(recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInput]
             )
         yield from _labels_there(recipe, models, target)
     yield from _other_labels(recipe, targets)
-    if recipe.overlap is not None and "labels" not in recipe.write:
+    if recipe.overlap is not None and "labels" not in recipe.outputs:
         yield "objects that two overlapping fields show are counted twice, for labels are not kept (write)"
 
 
@@ -71,7 +71,7 @@ def one_name(
         UserError: people have that name too, because they corrected what was computed.
     """
     name = models.labels
-    if "labels" not in recipe.write:
+    if "labels" not in recipe.outputs:
         return recipe, models, ()
     taken = [target for target in targets if _has_drawn(target, name)]
     if not taken:
@@ -98,18 +98,20 @@ def _has_drawn(target: PlateInput, name: str) -> bool:
 
 def _check_maps(recipe: SegmentRecipe, models: Models) -> None:
     """Each map that is to be kept is an output of a model."""
-    for name in recipe.write:
+    for name in recipe.outputs:
         if name in MAPS and not maps_of([name], models.contract, models.stain_contract).channels:
             raise UserError(
-                f"write: {name} cannot be kept, for {models.folder.parent} has none: {MAPS[name]}"
+                f"outputs: {name} cannot be kept, for {models.folder.parent} has none: {MAPS[name]}"
             )
 
 
 def _check_rule(recipe: SegmentRecipe, models: Models) -> None:
     kind = models.contract.task.kind if models.contract.task else "stain"
-    if recipe.h is not None and kind != "cells":
+    if recipe.h_maxima is not None and kind != "cells":
         of = "nuclei by the mask alone" if kind == "nuclei" else "objects in the stain that it predicts"
-        raise UserError(f"h={recipe.h:g}: parts cells by their distance map, and this model finds {of}")
+        raise UserError(
+            f"h_maxima={recipe.h_maxima:g}: parts cells by their distance map, and this model finds {of}"
+        )
 
 
 def _seen(recipe: SegmentRecipe, models: Models, view: View, target: PlateInput) -> Iterator[str]:
@@ -150,7 +152,7 @@ def _other_labels(recipe: SegmentRecipe, targets: Sequence[PlateInput]) -> Itera
                 f"cells: {len(lacking)} of {len(fields)} fields have no labels {recipe.cells!r}, "
                 f"{target.name} {key} among them; {near}"
             )
-    if (truth := recipe.truth) is None:
+    if (truth := recipe.reference_labels) is None:
         return
     if truth.channel is not None:
         for target in targets:
@@ -161,7 +163,7 @@ def _other_labels(recipe: SegmentRecipe, targets: Sequence[PlateInput]) -> Itera
         known = sum(_has(target, key, str(truth.labels)) for target, key in fields)
         what = f"labels {truth.labels!r}"
     if not known:
-        raise UserError(f"truth: none of the {len(fields)} fields has {what}")
+        raise UserError(f"reference_labels: none of the {len(fields)} fields has {what}")
     yield f"counts are held against the truth on up to {known:,} of {len(fields):,} fields, which have {what}"
 
 
@@ -169,7 +171,7 @@ def _has(target: PlateInput, key: FieldKey, labels: str) -> bool:
     return label_provenance(target.index.image(key), labels) is not None
 
 
-def _stained(truth: TruthRecipe, target: PlateInput, key: FieldKey) -> bool:
+def _stained(truth: ReferenceRecipe, target: PlateInput, key: FieldKey) -> bool:
     at = key if truth.acquisition is None else replace(key, acquisition=truth.acquisition)
     return at in target.index.statistics and bool(
         target.index.planes(at, target.index.channel(str(truth.channel)), 0)
@@ -206,7 +208,7 @@ def existing_labels(
     those of another run that are to be replaced.
     """
     found = ExistingLabels([], [], [], [], [], known=False)
-    for key in target.keys if "labels" in recipe.write else ():
+    for key in target.keys if "labels" in recipe.outputs else ():
         made = label_provenance(target.index.image(key), models.labels)
         if made and not made[1]:
             found.kept.append(key)
@@ -246,7 +248,7 @@ def refuse_unwritable(target: PlateInput, found: ExistingLabels) -> None:
     if images and not any(_is_writable(image) for image in images):
         raise UserError(
             f"{images[0]} cannot be written, and labels go there: copy the plate to where it can, or keep no "
-            "labels, as in write=[mask]"
+            "labels, as in outputs=[mask]"
         )
 
 

@@ -105,7 +105,7 @@ def _draw(
             places.setdefault((target.name, key.well), (target, key, row))
     shown = [(line, places[line["plate"], line["well"]]) for line in lines
              if (line["plate"], line["well"]) in places]  # fmt: skip
-    if not shown or "labels" not in recipe.write:
+    if not shown or "labels" not in recipe.outputs:
         return None
     view = view_of(recipe, models.contract)
     panels = [pictures.panel(recipe, models, view, *place, below=_below(line)) for line, place in shown]

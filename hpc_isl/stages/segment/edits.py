@@ -29,7 +29,7 @@ def differing(run: Run) -> list[str]:
     """`labels 'found' were edited …: S1 B03/1, S1 B03/2`: fields whose labels differ from their records."""
     try:
         recipe = recipe_of(run)
-        if "labels" not in recipe.write:
+        if "labels" not in recipe.outputs:
             return []
         models = models_of(recipe)
         targets = plate_inputs(recipe, view_of(recipe, models.contract))

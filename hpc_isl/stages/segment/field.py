@@ -42,7 +42,7 @@ def segment_field(work: FieldTask) -> Row:
     """
     start = monotonic()
     segmenter, index = load_segmenter(work.run), index_of(work.plate)
-    if "labels" in segmenter.recipe.write:
+    if "labels" in segmenter.recipe.outputs:
         files.remove_partial_image(index.image(work.key), segmenter.models.labels)
         files.check_can_write_labels(
             index.image(work.key),
@@ -91,7 +91,7 @@ def verify_field(work: FieldTask) -> Verified:
     with _computed(segmenter, index, work) as (labels, table):
         if files.content_hash(bands(labels), table) != expected:
             return Verified("computed again, its objects are others than its record says")
-        if "labels" not in segmenter.recipe.write:
+        if "labels" not in segmenter.recipe.outputs:
             return Verified()
         # The file has the columns of all plates of the run; the hash is of those of its own.
         kept = pq.read_table(work.table).select(table.column_names)
@@ -130,7 +130,7 @@ def _keep(
 ) -> Row:
     """Writes maps, labels and table; for the record, the checksum of the labels."""
     kept: Row = {}
-    image, write = index.image(work.key), segmenter.recipe.write
+    image, write = index.image(work.key), segmenter.recipe.outputs
     if segmenter.maps.channels:
         _keep_maps(segmenter, index, work, seen)
     if "labels" in write:
@@ -158,7 +158,7 @@ def _stacked(seen: list[FieldPrediction]) -> Labels:
 def _facts(
     segmenter: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction], table: pa.Table
 ) -> Row:
-    truth = true_counts(segmenter.recipe.truth, index, work, len(seen))
+    truth = true_counts(segmenter.recipe.reference_labels, index, work, len(seen))
     return {
         "shape": list(seen[0].labels.shape),
         "times": len(seen),

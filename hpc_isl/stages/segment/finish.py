@@ -39,7 +39,7 @@ def mark_duplicates(
     pool: Pool,
 ) -> Doubles | None:
     """The objects of overlapping fields that do not count; None if the run is stopping."""
-    if recipe.overlap is None or "labels" not in recipe.write:
+    if recipe.overlap is None or "labels" not in recipe.outputs:
         return {}
     whole: dict[str, tuple[PlateInput, dict[FieldKey, str]]] = {}
     for (target, work), row in zip(places, rows, strict=True):
@@ -235,7 +235,7 @@ def _finish_maps(
     recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInput], run: Run, rows: Sequence[Row]
 ) -> dict[str, Path]:
     """What the networks say, as plates that open like any other."""
-    maps = maps_of(recipe.write, models.contract, models.stain_contract)
+    maps = maps_of(recipe.outputs, models.contract, models.stain_contract)
     if not maps.channels:
         return {}
     view = view_of(recipe, models.contract)

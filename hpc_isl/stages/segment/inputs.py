@@ -17,19 +17,18 @@ from hpc_isl.learning.network.contract import Contract, read_contract
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_provenance, open_plate, stamp
-from hpc_isl.recipes.load import RECIPES, digest
+from hpc_isl.recipes.load import RECIPES, digest, load_kept
 from hpc_isl.recipes.segment import SegmentRecipe
-from hpc_isl.recipes.strict import parse, read_yaml
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.resized import resized_since
 from hpc_isl.stages.shared.sweeps import FINAL
 
 # Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
 AROUND = {
-    "plates": [], "labels": None, "fields": None, "write": ["labels"], "overlap": None, "largest": 1,
-    "block": 1, "overwrite": False,
+    "plates": [], "labels": None, "fields": None, "outputs": ["labels"], "overlap": None,
+    "max_pixels_in_memory": 1, "block_size": 1, "overwrite": False,
 }  # fmt: skip
-MEASURED = {"stain": None, "measure": None, "cells": None, "truth": None}
+MEASURED = {"stain": None, "measure": None, "cells": None, "reference_labels": None}
 MODELS = ("finetune", "pretrain")  # the stages that make one
 
 
@@ -83,7 +82,7 @@ class PlateInput:
 
 def recipe_of(run: Run) -> SegmentRecipe:
     """The recipe that a run of segment keeps."""
-    recipe = parse(RECIPES["segment"], read_yaml(run.recipe), str(run.recipe))
+    recipe = load_kept("segment", run.recipe)
     assert isinstance(recipe, SegmentRecipe)
     return recipe
 
@@ -226,7 +225,7 @@ def _keys(recipe: SegmentRecipe, view: View, index: Index) -> tuple[FieldKey, ..
 
 def taught(recipe: SegmentRecipe, models: Models, target: PlateInput, key: FieldKey) -> bool:
     """Whether the model learnt from a field's objects, or from the stain that they are counted by here."""
-    seen = ["train", *(["stain"] if recipe.truth and recipe.truth.channel else [])]
+    seen = ["train", *(["stain"] if recipe.reference_labels and recipe.reference_labels.channel else [])]
     return any(models.contract.has_seen(part, target.index.plate.name, key) for part in seen)
 
 
@@ -255,13 +254,13 @@ def is_empty(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> 
         f"empty:{index.channel(role.channel)}" not in index.statistics[image_key(key, role)].flags
         for role in view.sources
     )
-    return recipe.empty == "none" and not any(shown)
+    return recipe.empty_fields == "zero" and not any(shown)
 
 
 def is_large(recipe: SegmentRecipe, index: Index, key: FieldKey) -> bool:
     """Whether a field has more pixels than the recipe holds in memory."""
     y, x = index.field(key).shape[-2:]
-    return y * x > recipe.largest
+    return y * x > recipe.max_pixels_in_memory
 
 
 def refuse_large(recipe: SegmentRecipe, contract: Contract) -> None:
@@ -270,18 +269,19 @@ def refuse_large(recipe: SegmentRecipe, contract: Contract) -> None:
     Raises:
         UserError: with what to change.
     """
-    way = "or raise largest if memory holds the image"
+    way = "or raise max_pixels_in_memory if memory holds the image"
     if (recipe.predict or contract.predict).tile is None:
         raise UserError(
-            f"an image of more than {recipe.largest:,} pixels (largest) is not predicted as a whole: say in "
-            f"which tiles, as in predict='{{tile: 1024, halo: 128}}', {way}"
+            f"an image of more than {recipe.max_pixels_in_memory:,} pixels (max_pixels_in_memory) is not "
+            f"predicted as a whole: say in which tiles, as in predict='{{tile: 1024, halo: 128}}', {way}"
         )
     task = contract.task
-    asked = [key for key in ("cells", "truth") if getattr(recipe, key) is not None]
-    if asked or set(recipe.write) != {"labels"} or task is None or task.method == "reference":
+    asked = [key for key in ("cells", "reference_labels") if getattr(recipe, key) is not None]
+    if asked or set(recipe.outputs) != {"labels"} or task is None or task.method == "reference":
         raise UserError(
-            f"an image of more than {recipe.largest:,} pixels (largest) becomes labels and features alone, "
-            f"by a model that segments: leave out cells, truth and maps, {way}"
+            f"an image of more than {recipe.max_pixels_in_memory:,} pixels (max_pixels_in_memory) becomes "
+            "labels and features alone, by a model that segments: "
+            f"leave out cells, reference_labels and maps, {way}"
         )
 
 
@@ -315,7 +315,10 @@ def fingerprint(
     }
     facts["channels"] = str([channel.name for channel in index.plate.channels])
     facts |= {"revision": index.revision} if index.revision else {}
-    for what, name in (("cells", recipe.cells), ("truth", recipe.truth and recipe.truth.labels)):
+    for what, name in (
+        ("cells", recipe.cells),
+        ("truth", recipe.reference_labels and recipe.reference_labels.labels),
+    ):
         made = label_provenance(index.image(key), name) if name else None
         if name and made and made[1] != facts["labels"]:  # what this run itself has written is neither
             facts[what] = of_labels(index.image(key), name)
@@ -326,8 +329,8 @@ def _passes(recipe: SegmentRecipe, models: Models, key: FieldKey) -> Iterator[Fi
     """The field in the passes of imaging that the stain's model and the truth are read from."""
     if models.stain_contract:
         yield from (image_key(key, role) for role in models.stain_contract.view.sources)
-    if recipe.truth and recipe.truth.acquisition is not None:
-        yield replace(key, acquisition=recipe.truth.acquisition)
+    if recipe.reference_labels and recipe.reference_labels.acquisition is not None:
+        yield replace(key, acquisition=recipe.reference_labels.acquisition)
 
 
 def _plate(index: Index) -> str:

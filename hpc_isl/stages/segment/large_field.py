@@ -67,7 +67,7 @@ def segment_large(segmenter: Segmenter, index: Index, work: FieldTask) -> Row:
     """Computes a field and writes its labels and table; the facts of its record."""
     with predict_large(segmenter, index, work) as (labels, table, dropped):
         kept: Row = {}
-        if "labels" in segmenter.recipe.write:
+        if "labels" in segmenter.recipe.outputs:
             name = files.labels_name(index.image(work.key), segmenter.models.labels)
             kept["labels"] = write_large_labels(
                 index.image(work.key), name, labels, origin="segmented", fingerprint=work.labels_fingerprint,
@@ -135,8 +135,8 @@ def _look(segmenter: Segmenter, index: Index, key: FieldKey, time: int, folder: 
 
     if is_empty(segmenter.recipe, segmenter.view, index, key):
         return _Large(labels, _stain(segmenter, index, key, time, folder))
-    rule, edge = segmenter.rule.finer(scale.to_level_0, index.plate.pixel_um), segmenter.recipe.block
-    h = rule.h if rule.kind == "cells" else None
+    rule, edge = segmenter.rule.finer(scale.to_level_0, index.plate.pixel_um), segmenter.recipe.block_size
+    h = rule.h_maxima if rule.kind == "cells" else None
     scratch = folder / f"blocks-{time}"
     scratch.mkdir()
     with translate_write_errors(scratch, 16 * y * x):
@@ -190,8 +190,8 @@ def _features(
 ) -> dict[str, NDArray[Any]]:
     """Of all objects, by label: each measured in the block that holds its first row and column."""
     shape = (seen.labels.shape[0], seen.labels.shape[1])
-    boxes = _boxes(seen.labels, segmenter.recipe.block)
-    edge = segmenter.recipe.block
+    boxes = _boxes(seen.labels, segmenter.recipe.block_size)
+    edge = segmenter.recipe.block_size
     owner = boxes[:, 0] // edge * (shape[1] // edge + 1) + boxes[:, 1] // edge
     found = []
     for block in np.unique(owner[1:]):

@@ -17,7 +17,7 @@ from hpc_isl.objects.draft_labels import draft_labels
 from hpc_isl.objects.features import assigned, features
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, fully_annotated, label_provenance, read_box, read_labels
-from hpc_isl.recipes.segment import SegmentRecipe, TruthRecipe
+from hpc_isl.recipes.segment import ReferenceRecipe, SegmentRecipe
 from hpc_isl.stages.segment import files
 from hpc_isl.stages.segment.files import FieldTask
 from hpc_isl.stages.segment.inputs import PlateInput
@@ -110,7 +110,7 @@ def _cells(name: str, index: Index, key: FieldKey, time: int, labels: Labels) ->
 # ---------------------------------------------------------------- truth
 
 
-def true_counts(of: TruthRecipe | None, index: Index, work: FieldTask, times: int) -> list[int] | None:
+def true_counts(of: ReferenceRecipe | None, index: Index, work: FieldTask, times: int) -> list[int] | None:
     """How many objects there are at each time, by labels or by a stain; None: the field has neither.
 
     Labels count where they are drawn in all of the field. What this very run has written is no truth.
@@ -128,7 +128,7 @@ def true_counts(of: TruthRecipe | None, index: Index, work: FieldTask, times: in
     return known if len(known) == times else None
 
 
-def stained(of: TruthRecipe, key: FieldKey) -> FieldKey:
+def stained(of: ReferenceRecipe, key: FieldKey) -> FieldKey:
     """The field in the pass of imaging that has the stain."""
     return key if of.acquisition is None else replace(key, acquisition=of.acquisition)
 
@@ -141,7 +141,7 @@ def _drawn(name: str, image: Path, own: str) -> list[int] | None:
     return [int(np.count_nonzero(np.unique(one))) for one in labels.reshape(-1, *labels.shape[-2:])]
 
 
-def _drafted(of: TruthRecipe, channel: str, index: Index, key: FieldKey, time: int) -> int | None:
+def _drafted(of: ReferenceRecipe, channel: str, index: Index, key: FieldKey, time: int) -> int | None:
     stain = _projected(index, key, time, channel, True, _whole(index.field(key).shape))
     if stain is None:
         return None

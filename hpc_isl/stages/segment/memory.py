@@ -17,8 +17,8 @@ def needed(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -
     """Bytes at most while a field is computed, beside what the process holds anyway."""
     times, *_, y, x = index.field(key).shape
     measured = 4 * (len(index.plate.channels) if recipe.measure is None else len(recipe.measure))
-    whole = min(y * x, recipe.largest) * (LABELLING + measured)
-    held = 0 if y * x > recipe.largest else (times - 1) * y * x * HELD
+    whole = min(y * x, recipe.max_pixels_in_memory) * (LABELLING + measured)
+    held = 0 if y * x > recipe.max_pixels_in_memory else (times - 1) * y * x * HELD
     return whole + held + max(_forward(recipe, contract, index, key) for contract in models.contracts)
 
 

@@ -36,7 +36,7 @@ def draw(
         for place, row in zip(places, rows, strict=True)
         if "problem" not in row and 0 not in row.get("not_imaged", ())
     ]
-    if not whole or "labels" not in recipe.write:
+    if not whole or "labels" not in recipe.outputs:
         return {}
     chosen = np.linspace(0, len(whole) - 1, min(SHOWN, len(whole))).round().astype(int)
     view = view_of(recipe, models.contract)

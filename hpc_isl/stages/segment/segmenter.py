@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -96,14 +97,15 @@ def _segmenter(run: Path) -> Segmenter:
         kind_of(predictor.device, predictor.dtype), _rule(recipe, models),
         stain=_loaded(recipe, models.stain) if models.stain else None,
         stain_view=view_of(recipe, stained) if stained else None,
-        maps=maps_of(recipe.write, models.contract, stained),
+        maps=maps_of(recipe.outputs, models.contract, stained),
         schema=pq.read_schema(schema_file(run)),
     )  # fmt: skip
 
 
 def _rule(recipe: SegmentRecipe, models: Models) -> Rule:
     """The model's rule, with what the recipe says otherwise."""
-    changes = {key: value for key in ("h", "min_area") if (value := getattr(recipe, key)) is not None}
+    given = {"h_maxima": recipe.h_maxima, "min_area": recipe.min_area}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if recipe.min_area is not None:
         changes["min_area_um2"] = None
     return replace(rule_of(models.contract.task), **changes)

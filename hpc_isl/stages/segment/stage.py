@@ -92,7 +92,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     models = models_of(recipe)
     targets = plate_inputs(recipe, view_of(recipe, models.contract))
     places = list(_places(recipe, models, targets, attempt.run.folder))
-    kept = models.labels if "labels" in recipe.write else None
+    kept = models.labels if "labels" in recipe.outputs else None
     ready = {work.record: done(work, target.index.image(work.key), kept) for target, work in places}
     for target in targets:  # others may have written there since this run was planned, elsewhere
         todo = [work.key for at, work in places if at is target and ready[work.record] is None]
@@ -110,7 +110,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         _verify(recipe, models, attempt, places, rows, pool)
     if not attempt.stopping.is_set():
         remove_partial_run(attempt.run, attempt.number)
-        for target, work in places if "labels" in recipe.write else ():
+        for target, work in places if "labels" in recipe.outputs else ():
             remove_partial_labels(target.index.image(work.key), models.labels)
         with translate_write_errors(attempt.run.folder):
             finish.finish(recipe, models, targets, attempt, rows, twice, time.monotonic() - start)
@@ -130,7 +130,7 @@ def trial(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
 def trial_recipe(recipe: SegmentRecipe) -> SegmentRecipe:
     """The same with a map in the run folder instead of labels in the plate."""
     task = models_of(recipe).contract.task
-    return recipe.model_copy(update={"write": ["mask" if task else "stain"]})
+    return recipe.model_copy(update={"outputs": ["mask" if task else "stain"]})
 
 
 def _write_schema(recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInput], run: Path) -> None:
@@ -152,7 +152,7 @@ def _workload(recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInpu
     like = {
         "stage": "segment", **net_like(models.contract.net, recipe.predict or models.contract.predict),
         "kind": task.kind if task else "stain", "enlarged": round(scale.to_level_0, 2),
-        "measure": recipe.measure, "cells": recipe.cells is not None, "write": sorted(recipe.write),
+        "measure": recipe.measure, "cells": recipe.cells is not None, "write": sorted(recipe.outputs),
         "stain": stain and net_like(stain.net, stain.predict), "threads": recipe.threads,
         "precision": recipe.precision, "compile": recipe.compile,
     }  # fmt: skip
@@ -175,7 +175,7 @@ def _messages(recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInpu
     fields = sum(len(target.keys) for target in targets)
     pixels = sum(_pixels(target) for target in targets)
     plates = f"{len(targets)} plates" if len(targets) > 1 else f"plate {targets[0].name}"
-    kept = f", segmented into {models.labels!r}" if "labels" in recipe.write else ""
+    kept = f", segmented into {models.labels!r}" if "labels" in recipe.outputs else ""
     yield f"{plates}: {fields:,} fields, {pixels / 1e9:.3g} gigapixels{kept}"
     task = models.contract.task
     kind = f"{task.kind}, arm {task.arm}" if task else "a stain, from which objects are drafted"
@@ -202,7 +202,7 @@ def _least(recipe: SegmentRecipe, models: Models) -> str:
 def _claims(
     recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInput]
 ) -> Iterator[tuple[Path, str]]:
-    for target in targets if "labels" in recipe.write else ():
+    for target in targets if "labels" in recipe.outputs else ():
         for key in target.keys:
             yield target.index.path, f"labels {models.labels!r} of {key}"
 
@@ -227,7 +227,7 @@ def _places(
         at = (run, target.index.path, target.name, target.slug)
         for key in target.keys:
             whole, own = (of(recipe, models, target.index, key) for of in (fingerprint, labels_fingerprint))
-            other = recipe.cells or (recipe.truth and recipe.truth.labels)
+            other = recipe.cells or (recipe.reference_labels and recipe.reference_labels.labels)
             former = fingerprint(recipe, models, target.index, key, former_stamp) if other else whole
             yield target, FieldTask(*at, key, whole, own, former)
 

@@ -23,16 +23,16 @@ class Rule:
 
     Attributes:
         kind: nuclei (mask alone), cells (distance map and mask), or stain (objects are drafted from it).
-        h: in the unit of the distance map.
+        h_maxima: in the unit of the distance map.
         min_area: smaller objects are dropped, in pixels; `min_area_um2`: the same in µm², where known.
-        method: flood, or reference: the same by scikit-image.
+        method: watershed, or reference: the same by scikit-image.
         sigma: of the Gaussian before a stain's threshold, in pixels.
     """
 
     kind: str
-    h: float = 10.0
+    h_maxima: float = 10.0
     min_area: int = 0
-    method: str = "flood"
+    method: str = "watershed"
     sigma: float = 1.0
     min_area_um2: float | None = None
 
@@ -52,7 +52,7 @@ def rule_of(task: Task | None) -> Rule:
     """The rule of a model; without a task it predicts a stain."""
     if task is None:
         return DRAFTED
-    return Rule(task.kind, task.h, task.min_area, task.method, min_area_um2=task.min_area_um2)
+    return Rule(task.kind, task.h_maxima, task.min_area, task.method, min_area_um2=task.min_area_um2)
 
 
 def objects_in(prediction: Pixels, rule: Rule) -> Labels:
@@ -69,5 +69,5 @@ def found_in(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
         found: Labels = label(prediction[0] > 0, connectivity=2).astype(np.uint32)
     else:
         way = reference if rule.method == "reference" else watershed
-        found = way(prediction[0], prediction[1] > 0, rule.h)
+        found = way(prediction[0], prediction[1] > 0, rule.h_maxima)
     return parted_by_size(found, rule.min_area) if rule.min_area > 1 else (found, 0)
