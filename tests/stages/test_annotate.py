@@ -206,6 +206,13 @@ def test_files_that_match_nothing_are_said(export: Path, plate: Path, tmp_path: 
     )
 
 
+def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "table.csv", [{"path": "a.tif", "well": "B02", "field": "1"}])
+    recipe = AnnotateRecipe(action="import", plate=plate, labels="n", source=table, regex="(?P<well>X)")
+    with pytest.raises(Mistake, match="regex: changes nothing beside the table"):
+        plan(recipe)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -217,13 +224,6 @@ def test_files_that_match_nothing_are_said(export: Path, plate: Path, tmp_path: 
         ({"action": "draft", "channel": "HOECHST 33342", "fields": ["B09"]}, "'B09' is not on the plate"),
     ],
 )
-def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
-    table = write_table(tmp_path / "table.csv", [{"path": "a.tif", "well": "B02", "field": "1"}])
-    recipe = AnnotateRecipe(action="import", plate=plate, labels="n", source=table, regex="(?P<well>X)")
-    with pytest.raises(Mistake, match="regex: changes nothing beside the table"):
-        plan(recipe)
-
-
 def test_mistakes_in_the_recipe_are_found_before_anything_is_done(
     plate: Path, keys: dict[str, Any], said: str
 ) -> None:
