@@ -31,6 +31,7 @@ VALUES = {
     "tiles",
     "seeds",
     "tasks",
+    "timing",
 }
 DOOR = {"submit", "commands", "setup_commands", "upkeep_commands", "commandline", "manual"}
 WINGS = {"plates", "learning", "objects"}
