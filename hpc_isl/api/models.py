@@ -14,8 +14,8 @@ from hpc_isl.api.runs import Run, find_run
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.fields import image_key, imaged_times
 from hpc_isl.learning.data.rescale import read_sources, scale_on, to_full
-from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.inference.images import predict_images
+from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.model import load
 from hpc_isl.learning.training.precision import as_scored
@@ -88,4 +88,6 @@ class Model:
         scale = scale_on(view, index, key)
         shape = index.field(image_key(key, view.sources[0])).shape[-2:]
         prediction = to_full(self._predictor(read_sources(view, index, key, time, scale)), scale, shape)
-        return objects_in(prediction, rule_of(self._contract.task).finer(scale.to_level_0, index.plate.pixel_um))
+        return objects_in(
+            prediction, rule_of(self._contract.task).finer(scale.to_level_0, index.plate.pixel_um)
+        )

@@ -212,7 +212,9 @@ class Field:
             raise UserError("to_xarray needs xarray: pip install xarray") from None
         pixels = self.to_dask(level)
         multiscale = metadata.read_group(self.path)["ome"]["multiscales"][0]
-        steps = {change["type"]: change for change in multiscale["datasets"][level]["coordinateTransformations"]}
+        steps = {
+            change["type"]: change for change in multiscale["datasets"][level]["coordinateTransformations"]
+        }
         spatial = {}
         for axis, name in enumerate("yx", start=-2):
             start = steps["translation"]["translation"][axis] if "translation" in steps else 0.0
