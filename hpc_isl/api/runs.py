@@ -79,7 +79,7 @@ class Run:
         return {path.stem: path for path in sorted(self._run.pictures.glob("*.png"))}
 
     def metrics(self) -> pd.DataFrame:
-        """Returns a row for each line of `metrics.jsonl`: step, loss, learning rate, scores while training."""
+        """Returns a row for each line of `metrics.jsonl`: step, loss, learning rate, scores."""
         import pandas as pd
 
         return pd.DataFrame(list(self._run.metric_lines()))
