@@ -20,7 +20,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack(tmp_path_factory.mktemp("api"))
+    folder = unpack(tmp_path_factory.mktemp("api"))
+    command = [sys.executable, "-m", "hpc_isl.submit", "resume", "isl"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture
