@@ -1,4 +1,4 @@
-"""Runs and what they have made: recipe, metrics, scores, tables, pictures and models."""
+"""Runs and what they have made: recipe, metrics, scores, tables and pictures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from hpc_isl.site import folders_of_runs
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from hpc_isl.api.models import Model
 
 
 def find_run(run: str | Path | Run) -> run_folder.Run:
@@ -65,13 +63,6 @@ class Run:
     def elements(self) -> tuple[Run, ...]:
         """The runs of a sweep or of a chain, in order."""
         return tuple(Run(one.folder) for one in self._run.elements())
-
-    @property
-    def model(self) -> Model:
-        """The model that it has trained; raises a `UserError` where it has none."""
-        from hpc_isl.api.models import load_model
-
-        return load_model(self.folder)
 
     @property
     def pictures(self) -> dict[str, Path]:
