@@ -37,12 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack(tmp_path_factory.mktemp("former"))
 
 
-def submit(folder: Path, *words: str) -> str:
-    """Returns what a command prints that ends well."""
+def submit(folder: Path, *words: str, code: int = 0) -> str:
+    """Returns what a command prints that ends with this code."""
     command = [sys.executable, "-m", "hpc_isl.submit", *words]
     made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stdout + made.stderr
-    return made.stdout
+    assert made.returncode == code, made.stdout + made.stderr
+    return made.stdout + made.stderr
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -69,7 +69,8 @@ def test_a_segmentation_resumes_under_the_new_keys_to_the_same_labels(folder: Pa
     """Of four fields one is missing: it alone is computed, and equals what the earlier version computed."""
     run, whole = folder / "runs" / "segment" / "objects", folder / "whole"
     before = {path.name: path.stat().st_mtime_ns for path in run.glob("fields/*/*.json")}
-    assert "field" in submit(folder, *SEGMENT)
+    assert "resume objects" in submit(folder, *SEGMENT, code=2), "typed again it is the same run, not another"
+    submit(folder, "resume", "objects")
     after = {path.name: path.stat().st_mtime_ns for path in run.glob("fields/*/*.json")}
     assert {name for name in after if after[name] != before.get(name)} == {"B04-1.json"}
     assert record(run)["hash"] == record(whole)["hash"]
