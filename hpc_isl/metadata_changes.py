@@ -11,6 +11,11 @@ from hpc_isl.files import read_json
 
 LOCK = "index/use.lock"  # in a plate: held by runs that read it, and by whoever changes it
 KEY = "changes"  # beside the facts of the plate in its zarr.json
+SETTABLE = {  # the keys of `set`; here, where they are read without anything that reads a plate
+    "pixel_um": "edge of a pixel in micrometres; null: unknown",
+    "channels.OLD": "the new name of the channel OLD; or channels={OLD: NEW, …}",
+    "transmitted": "the label-free channels, as in transmitted=[Brightfield]; all others are stains",
+}
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ HEAVY = {
     "pandas",
 }
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
-DIRECT = ("inspect", "report.stage", "table.stage", "segment.edits")
-ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
-ALLOWED |= {("cli/upkeep_commands.py", "hpc_isl.stages.set_metadata")}
+ALLOWED = {
+    ("cli/commands.py", f"hpc_isl.stages.{name}") for name in ("report.stage", "table.stage", "segment.edits")
+} | {("cli/plate_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
 DASK_POOL = {

@@ -89,17 +89,17 @@ def test_no_error_of_what_measures_the_machine_ends_the_heartbeat(
 ) -> None:
     """A run without a heartbeat would be taken for lost. That the figures are missing is said once."""
     monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(run, "VITALS_S", 0.0)
+    monkeypatch.setattr(run, "SYSTEM_METRICS_S", 0.0)
     asked: list[int] = []
 
-    def vitals() -> dict[str, float]:
+    def system_metrics() -> dict[str, float]:
         asked.append(0)
         if len(asked) < 3:
             raise AttributeError("partially initialized module 'torch' has no attribute 'cuda'")
         return {"system/cpu_percent": 7.0}
 
     attempt = Attempt(folder)
-    with attempt.recorded(vitals):
+    with attempt.recorded(system_metrics):
         first = record(attempt)["heartbeat"]
         assert eventually(lambda: list(folder.metric_lines()), 30), "later they are there again"
         assert eventually(lambda: record(attempt)["heartbeat"] > first, 30)  # type: ignore[operator]
@@ -167,11 +167,11 @@ def test_a_torn_last_line_of_metrics_is_passed_over(folder: Run) -> None:
     assert [line["step"] for line in folder.metric_lines()] == [1, 2]
 
 
-def test_vitals_join_the_metrics(folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_metrics_join_the_metrics(folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from hpc_isl.cluster.rank.system_metrics import system_metrics
 
     monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(run, "VITALS_S", 0.05)
+    monkeypatch.setattr(run, "SYSTEM_METRICS_S", 0.05)
     with Attempt(folder).recorded(system_metrics):
         time.sleep(0.3)
     lines = list(folder.metric_lines())

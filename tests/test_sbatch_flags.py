@@ -6,7 +6,7 @@ import pytest
 
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.strict import parse
-from hpc_isl.sbatch_flags import merged, spelled
+from hpc_isl.sbatch_flags import full_name, merged
 from hpc_isl.site import Site
 
 
@@ -20,7 +20,7 @@ from hpc_isl.site import Site
     ],
 )  # fmt: skip
 def test_a_flag_has_one_spelling(given: str, flag: str) -> None:
-    assert spelled(given) == flag
+    assert full_name(given) == flag
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class MetadataEdit:
             "index; no pixel changes, and the former values are kept",
         ]
 
-    def done(self) -> Index:
+    def apply(self) -> Index:
         """The plate, changed.
 
         Raises:
@@ -63,7 +63,7 @@ class MetadataEdit:
         return change_metadata(self.index, self.new, os.environ.get("USER") or str(os.getuid()))
 
 
-def setting(path: Path, words: Sequence[str]) -> MetadataEdit:
+def metadata_edit(path: Path, words: Sequence[str]) -> MetadataEdit:
     """What `set PATH WORDS` asks for; writes nothing.
 
     Raises:

@@ -27,7 +27,7 @@ from hpc_isl.plates.change_metadata import change_metadata
 from hpc_isl.plates.plate import Channel
 from hpc_isl.plates.store import open_plate
 from hpc_isl.recipes.load import load
-from hpc_isl.stages.set_metadata import setting
+from hpc_isl.stages.set_metadata import metadata_edit
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -61,7 +61,7 @@ def left(folder: Path) -> dict[str, bytes]:
 def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
     index = write_screen(tmp_path / "S1.zarr")
     words = ["pixel_um=0.325", "channels.Hoechst=DNA = 405", "transmitted=[Hoechst]"]
-    asked = setting(index.path, words)
+    asked = metadata_edit(index.path, words)
     assert asked.new.pixel_um == 0.325
     first, second = asked.new.channels
     assert first == Channel("Brightfield", fluorescent=True)
@@ -70,11 +70,11 @@ def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
         "pixel_um: 0.5 -> 0.325", "channel 'Brightfield' is fluorescent",
         "channel 'Hoechst' -> 'DNA = 405'", "channel 'DNA = 405' is label-free",
     )  # fmt: skip
-    swapped = setting(index.path, ["channels={Brightfield: Hoechst, Hoechst: Brightfield}"])
+    swapped = metadata_edit(index.path, ["channels={Brightfield: Hoechst, Hoechst: Brightfield}"])
     assert [channel.name for channel in swapped.new.channels] == ["Hoechst", "Brightfield"]
-    assert [c.name for c in setting(index.path, ["channels.Hoechst=405"]).new.channels][1] == "405"
-    assert setting(index.path, ["pixel_um=null"]).new.pixel_um is None
-    assert setting(index.path, ["pixel_um=0.5"]).lines == ()
+    assert [c.name for c in metadata_edit(index.path, ["channels.Hoechst=405"]).new.channels][1] == "405"
+    assert metadata_edit(index.path, ["pixel_um=null"]).new.pixel_um is None
+    assert metadata_edit(index.path, ["pixel_um=0.5"]).lines == ()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, word: str, messages: str) -> None:
     index = write_screen(tmp_path / "S1.zarr")
     with pytest.raises(UserError) as caught:
-        setting(index.path, [word])
+        metadata_edit(index.path, [word])
     assert messages in str(caught.value)
 
 
@@ -136,11 +136,11 @@ def test_it_says_first_what_it_would_do(lab: Door) -> None:
 
 def test_a_field_that_is_wider_than_a_well_is_doubted(tmp_path: Path) -> None:
     index = write_screen(tmp_path / "S1.zarr", ["B02"], 1, shape=(64, 256))
-    asked = setting(index.path, ["pixel_um=40"])
+    asked = metadata_edit(index.path, ["pixel_um=40"])
     assert "make a field 10.2 mm wide, and the wells of a plate of 96 are 9 mm apart" in str(
         asked.described()
     )
-    assert "mm" not in str(setting(index.path, ["pixel_um=0.65"]).described())
+    assert "mm" not in str(metadata_edit(index.path, ["pixel_um=0.65"]).described())
 
 
 # ---------------------------------------------------------------- in use
