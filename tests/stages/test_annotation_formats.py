@@ -26,8 +26,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.spatial import Delaunay
 
 from hpc_isl.errors import UserError
-from hpc_isl.stages.annotate.formats import coco, outlines
-from hpc_isl.stages.annotate.formats import families as formats
+from hpc_isl.stages.annotate import annotation as formats
+from hpc_isl.stages.annotate.formats import json_outlines, outlines
 
 RECORDED = Path(__file__).with_name("recorded")
 SHAPE = (1, 60, 80)
@@ -235,7 +235,7 @@ def test_the_shapes_of_imagej_are_filled_as_imagej_fills_them() -> None:
 def test_polygons_hold_the_pixels_whose_centres_they_surround(seed: int, count: int) -> None:
     """Compared with matplotlib, far from ties; the polygons cross themselves and leave the image."""
     points = np.random.default_rng(seed).uniform(-5, 30, (count, 2))
-    y, x, mask = outlines.of_polygons("p", 0, [[points]]).fill(24, 20)
+    y, x, mask = outlines.polygon_outline("p", 0, [[points]]).fill(24, 20)
     filled = np.zeros((24, 20), bool)
     filled[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
     centres = np.stack(np.meshgrid(np.arange(20) + 0.5, np.arange(24) + 0.5), -1).reshape(-1, 2)
@@ -262,7 +262,9 @@ def test_neighbours_share_no_pixel_and_leave_none(seed: int) -> None:
     rng = np.random.default_rng(seed)
     points = np.concatenate([rng.integers(0, 25, (30, 2)), [(0, 0), (0, 24), (24, 0), (24, 24)]])
     tiles = Delaunay(points).simplices
-    found = [outlines.of_polygons(str(n), 0, [[points[tile].astype(float)]]) for n, tile in enumerate(tiles)]
+    found = [
+        outlines.polygon_outline(str(n), 0, [[points[tile].astype(float)]]) for n, tile in enumerate(tiles)
+    ]
     painted, hidden = outlines.painted(Path("t"), found, (1, 24, 24), smaller_on_top=False)
     assert painted.all()
     sizes = [mask.sum() for one in found for *_, mask in [one.fill(24, 24)]]
@@ -352,7 +354,7 @@ def test_run_lengths_are_those_of_cocos_own_tools(seed: int, share: float, compr
             )
         ]
     if mask.any():
-        [one] = [coco._outline("m", {"size": [17, 23], "counts": counts}, (17, 23))]
+        [one] = [json_outlines._coco_outline("m", {"size": [17, 23], "counts": counts}, (17, 23))]
         np.testing.assert_array_equal(one.fill(17, 23)[2], mask)
 
 
@@ -363,7 +365,7 @@ def test_polygons_of_coco_differ_from_its_own_tools_along_the_outline_alone(seed
     rng = np.random.default_rng(seed)
     angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
     points = 20 + np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(6, 18, (9, 1))
-    y, x, mask = outlines.of_polygons("p", 0, [[points]]).fill(40, 40)
+    y, x, mask = outlines.polygon_outline("p", 0, [[points]]).fill(40, 40)
     ours = np.zeros((40, 40), bool)
     ours[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
     [run] = coco_masks.frPyObjects([points.ravel().tolist()], 40, 40)
@@ -465,7 +467,10 @@ def roi(kind: Any, **facts: Any) -> roifile.ImagejRoi:
 @pytest.mark.parametrize(
     ("write", "messages"),
     [
-        (roi(roifile.ROI_TYPE.POLYLINE), "this one is no area but a polyline: remove it in the ROI Manager"),
+        (
+            roi(roifile.ROI_TYPE.POLYLINE),
+            "this one is no area but a polyline: leave it out of what the ROI Manager saves",
+        ),
         (roi(roifile.ROI_TYPE.POINT), "no area but a point"),
         (roi(roifile.ROI_TYPE.POLYGON, options=roifile.ROI_OPTIONS.SPLINE_FIT), "has rounded corners"),
         (b"Iout and then nothing", "this one is damaged"),
