@@ -1,4 +1,4 @@
-"""The only source of randomness: a stream for each place in the computation, named by its path."""
+"""The only source of randomness: a stream for each use in the computation, named by a path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def stream(root: int, *path: int | str) -> np.random.Generator:
-    """A generator that depends on `root` and `path` alone, never on rank, worker or order of calls.
+    """Returns a generator that depends on `root` and `path` alone, never on rank, worker or order of calls.
 
     >>> bool(stream(0, "crop", 3).random() == stream(0, "crop", 3).random())
     True
@@ -17,7 +17,7 @@ def stream(root: int, *path: int | str) -> np.random.Generator:
 
 
 def integer(root: int, *path: int | str) -> int:
-    """A seed in [0, 2**63) for libraries that want a number (torch.manual_seed)."""
+    """Returns a seed in [0, 2**63) for libraries that want a number (torch.manual_seed)."""
     return _key(root, path) >> 65
 
 

@@ -201,20 +201,20 @@ def test_paths_of_the_plan_are_absolute(export: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_estimate_is_close_to_what_is_written(tmp_path: Path) -> None:
-    from hpc_isl.stages.convert.costs import costs
-    from hpc_isl.stages.convert.survey import survey
+    from hpc_isl.stages.convert.estimate import estimate
+    from hpc_isl.stages.convert.survey import survey_export
     from hpc_isl.stages.synthetic.stage import write
 
     write(tmp_path / "export", wells=2, fields=1, size=256, planes=2)
     what = ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P.zarr", levels=3)
-    found = survey(what)
-    guess = costs(found.todo, found.export.files, what.codec)
+    survey = survey_export(what)
+    guess = estimate(survey.todo, survey.export.files, what.codec)
     index = run(what)
     files = [p for p in index.path.glob("[!.]*/*/*/*/c/**/*") if p.is_file()]
     finest = sum(p.stat().st_size for p in files if p.relative_to(index.path).parts[3] == "0")
     raw = sum(np.prod(field.shape) * 2 for field in index.plate.fields)
     assert guess.bytes_in == sum(p.stat().st_size for p in (tmp_path / "export" / "Images").glob("*.tif*"))
-    assert guess.share == pytest.approx(finest / raw, rel=0.05)
+    assert guess.compressed == pytest.approx(finest / raw, rel=0.05)
     assert guess.bytes_out == pytest.approx(sum(p.stat().st_size for p in files), rel=0.1)
 
 
@@ -227,7 +227,7 @@ def test_a_plate_that_is_no_zarr_or_inside_the_export_is_refused(export: Path, n
 def test_too_little_room_is_said_before_anything_is_written(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpc_isl.stages.convert.stage.survey.free", lambda folder: 1000)
+    monkeypatch.setattr("hpc_isl.stages.convert.survey.free", lambda folder: 1000)
     with pytest.raises(UserError, match=r"P01\.zarr: the disk is full: [\d,]+ bytes are needed"):
         plan(recipe(export))
     assert not (export.parent / "P01.zarr").exists()
@@ -419,7 +419,7 @@ def test_a_disk_that_fills_up_is_a_mistake_and_the_conversion_goes_on_when_there
     export, disk = write_export(tmp_path / "export"), tmp_path / "disk"
     with small_disk(disk, size):
         what = recipe(export, out=disk / "P01.zarr")
-        monkeypatch.setattr("hpc_isl.stages.convert.stage.survey.free", lambda folder: 10**9)
+        monkeypatch.setattr("hpc_isl.stages.convert.survey.free", lambda folder: 10**9)
         with pytest.raises(UserError, match=r"disk/P01\.zarr.*: the disk is full: [\d,]+ bytes are needed"):
             run(what, cpus)
         with pytest.raises(UserError, match="not finished"):

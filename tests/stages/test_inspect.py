@@ -102,7 +102,7 @@ def leave_partial(index: Index) -> None:
         (remove_shard, "B02/1: level 1: shard 0/0/0/0 is missing"),
         (remove_level, "not valid OME-Zarr"),
         (remove_image, "not valid OME-Zarr"),
-        (change_record, "B02/1: the index says otherwise"),
+        (change_record, "B02/1: the index differs"),
         (leave_partial, "left by a killed process"),
     ],
 )
