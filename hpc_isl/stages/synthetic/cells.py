@@ -62,7 +62,7 @@ class _Shape:
     turns: NDArray[np.float64]  # (3,) their phases
 
     def depth(self, size: int) -> tuple[tuple[slice, slice], Image]:
-        """Returns the box round the shape, clipped to the field, and its depth: 0 at the centre, 1 outlined."""
+        """Returns the box round the shape, clipped to the field, and depth: 0 at the centre, 1 outlined."""
         reach = self.radius * (1.05 + float(np.abs(self.waves).sum()))
         rows, columns = (
             slice(*np.clip((int(c - reach), int(c + reach) + 2), 0, size)) for c in (self.y, self.x)

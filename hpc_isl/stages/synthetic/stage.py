@@ -9,6 +9,7 @@ the label images of all cells and nuclei (`nuclei/B02_1.tiff`: well, field).
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
