@@ -8,6 +8,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,9 +27,7 @@ def option(*names: str, **settings: Any) -> Option:
 
 
 ROOT = option(
-    "--root",
-    type=Path,
-    help="folder of runs; default $HPC_ISL_RUNS or ./runs, and those of your sites",
+    "--root", type=Path, help="folder of runs; default $HPC_ISL_RUNS or ./runs, and those of your sites"
 )
 SITE = option("--site", help="the folder of runs of this site alone")
 DRY_RUN = option("--dry-run", action="store_true", help="prints what would be done, and does nothing")
@@ -58,10 +58,16 @@ class Command:
 
 
 def command(
-    meaning: str, usage: str, example: str, description: str, *options: Option
+    meaning: str, usage: str, example: str, *options: Option, keys: Mapping[str, str] = {}
 ) -> Callable[[Callable[[Namespace], int]], Command]:
-    """Makes a `Command` of the function below it."""
-    return lambda run: Command(run, meaning, usage, example, lambda every_key: description, options)
+    """Makes a `Command` of the function below it, whose docstring describes it, with `keys` if any."""
+
+    def decorated(run: Callable[[Namespace], int]) -> Command:
+        lines = [cleandoc(run.__doc__ or ""), *([""] if keys else [])]
+        lines += [f"  {key + '=…':<16}{meaning}" for key, meaning in keys.items()]
+        return Command(run, meaning, usage, example, lambda every_key: "\n".join(lines), options)
+
+    return decorated
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -84,7 +90,7 @@ def parse(commands: Mapping[str, Command], argv: list[str]) -> Namespace | None:
     for verb, known in commands.items():
         subparser = subparsers.add_parser(
             verb, usage=f"{program()} {verb} {known.usage}", add_help=False, allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=110, max_help_position=28),
             epilog=known.example and f"example: {program()} {verb} {known.example}",
         )  # fmt: skip
         for names, settings in known.options:

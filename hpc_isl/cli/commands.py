@@ -35,14 +35,14 @@ def _one_run(given: Namespace, roots: tuple[Path, ...] = ()) -> Run:
 
 
 @command(
-    "all runs: state, progress, figures", "[RUN …] [options]", "S12",
-    "Prints a table of all runs, or of these; of a segmentation also the labels that are no longer those\n"
-    "that it wrote.",
-    ROOT, SITE,
+    "all runs: state, progress, figures", "[RUN …] [options]", "S12", ROOT, SITE,
     option("--json", action="store_true", help="for programs: a list, times in UTC, all figures"),
 )  # fmt: skip
 def status(given: Namespace) -> int:
-    """Prints the state of runs, folder by folder."""
+    """Prints a table of all runs, or of these.
+
+    Of a segmentation it also names the labels that are no longer those that it wrote.
+    """
     from hpc_isl.cluster.monitor import status_table
     from hpc_isl.cluster.run_folder import names
 
@@ -74,20 +74,18 @@ def _edited_labels(run: Run) -> list[str]:
     ended = [part for part, state in status.states(started).items() if not state.alive]
     if not ended:
         return []
-    from hpc_isl.stages.segment.edits import differing
+    from hpc_isl.stages.segment.edits import differing  # here, because it reads plates
 
     return [line for part in ended for line in differing(part)]
 
 
 @command(
-    "what a run wrote; -f follows it", "RUN [options]", "S12 -f",
-    "Prints what the run wrote; of one that failed, the traceback first.",
-    ROOT, SITE,
+    "what a run wrote; -f follows it", "RUN [options]", "S12 -f", ROOT, SITE,
     option("-f", "--follow", action="store_true", help="until it ends"),
     option("--rank", type=int, help="of this rank; default 0"),
 )  # fmt: skip
 def logs(given: Namespace) -> int:
-    """Prints the log of a run, and follows one that is alive."""
+    """Prints what the run wrote; of one that failed, the traceback first."""
     from hpc_isl.cluster.monitor import follow, status, status_table
 
     run = _one_run(given)
@@ -101,9 +99,9 @@ def logs(given: Namespace) -> int:
 # ---------------------------------------------------------------- ending and resuming
 
 
-@command("tells a run to save and stop", "RUN [options]", "S12", "Tells a run to save and stop.", ROOT, SITE)
+@command("tells a run to save and stop", "RUN [options]", "S12", ROOT, SITE)
 def cancel(given: Namespace) -> int:
-    """Asks a run to stop, and prints how it is resumed."""
+    """Tells a run to save and stop."""
     from hpc_isl.cluster.monitor import status
 
     run = _one_run(given)
@@ -114,13 +112,11 @@ def cancel(given: Namespace) -> int:
 
 @command(
     "resumes a run that stopped or failed", "RUN [site.key=value …] [options]", "S12 site.time=12h",
-    "Resumes a run from its newest checkpoint; of an array, the elements that are not done; of a chain,\n"
-    "beyond the stop.",
     *RESUMED,
     option("--after", action="append", default=[], metavar="RUN", help="a run that must be done before"),
 )  # fmt: skip
 def resume(given: Namespace) -> int:
-    """Resumes a run or a chain, on its own site or on another."""
+    """Resumes a run from its newest checkpoint, the open elements of an array, a chain beyond the stop."""
     from hpc_isl.cluster.run_folder import names
     from hpc_isl.cluster.submit import chain, launch
 
@@ -134,13 +130,13 @@ def resume(given: Namespace) -> int:
 
 @command(
     "starts again what failed, of an array that alone", "RUN [site.key=value …] [options]",
-    "nuc site.memory=64G",
-    "Starts what failed or got lost again, in the same folders; with more memory or time where that was\n"
-    "missing.",
-    *RESUMED,
+    "nuc site.memory=64G", *RESUMED,
 )  # fmt: skip
 def retry(given: Namespace) -> int:
-    """Starts the failed elements of a run, an array or a chain again."""
+    """Starts what failed or got lost again, in the same folders.
+
+    It gets more memory or time where that was missing.
+    """
     from hpc_isl.cluster.submit import chain, retry
 
     run, keys = _run_and_site_keys(given)
@@ -170,23 +166,23 @@ def _site(run: Run, name: str | None, keys: list[str]) -> Site:
 
 @command(
     "removes the files of a run; its record and contract stay", "RUN [options]", "OLD-RUN --dry-run",
-    "Removes the files of a run; its record and its model's contract stay, and so do labels and plates\n"
-    "that it made.",
     option("--force", action="store_true", help="also where other runs use its model"),
     option("--yes", action="store_true", help="without asking"),
     DRY_RUN, ROOT, SITE,
 )  # fmt: skip
 def remove(given: Namespace) -> int:
-    """Removes a run after a question; also one whose removal was cut short, by its folder or its name."""
+    """Removes the files of a run, after a question.
+
+    Its record and its model's contract stay, and so do labels and plates that it made.
+    """
     from hpc_isl.cluster.run_folder import names, remove
     from hpc_isl.run import Run
 
     roots = run_folders(given)
-    folders = (
-        folder for word in given.words[:1] for folder in (Path(word), *(root / word for root in roots))
-    )
-    removed = (run for folder in folders if (run := Run(folder.absolute())).removed is not None)
-    run = (next(removed, None) if len(given.words) == 1 else None) or _one_run(given)
+    # A run whose removal was cut short is not found by its name any more, but its folder has the mark.
+    folders = [root / word for word in given.words for root in (Path(), *roots)]
+    removed = [run for folder in folders if (run := Run(folder.absolute())).removed is not None]
+    run = removed[0] if removed and len(given.words) == 1 else _one_run(given)
     removal = remove.removal(run, names.some([], *roots))
     log(f"{run.stage} {run.name!r} in {run.folder}: {removal.size / 1e9:.3g} GB")
     log("\n".join(["these stay:", *(f"  {line}" for line in removal.stays)]))
@@ -197,7 +193,12 @@ def remove(given: Namespace) -> int:
         )
     if users:
         log(f"it is used by {users}: these keep what they have made, and cannot be resumed")
-    if given.dry_run or not (given.yes or _agreed(run)):
+    agreed = given.yes or given.dry_run
+    if not agreed and not sys.stdin.isatty():
+        raise UserError("remove: there is no terminal to ask at; --yes removes without asking")
+    if not agreed:
+        agreed = input(f"remove {run.stage} {run.name!r}? [y/N] ").strip().lower() in ("y", "yes")
+    if given.dry_run or not agreed:
         log("nothing was removed")
         return 0
     remove.remove(run)
@@ -205,26 +206,15 @@ def remove(given: Namespace) -> int:
     return 0
 
 
-def _agreed(run: Run) -> bool:
-    """Asks a person at a terminal.
-
-    Raises:
-        UserError: there is no terminal.
-    """
-    if not sys.stdin.isatty():
-        raise UserError("remove: there is no terminal to ask at; --yes removes without asking")
-    return input(f"remove {run.stage} {run.name!r}? [y/N] ").strip().lower() in ("y", "yes")
-
-
 # ---------------------------------------------------------------- MLflow
 
 
 @command(
-    "forwards runs to MLflow", "[RUN …] [options]", "S12", "Forwards what is new in run folders to MLflow.",
-    ROOT, SITE, option("--follow", action="store_true", help="one run, until it ends"),
+    "forwards runs to MLflow", "[RUN …] [options]", "S12", ROOT, SITE,
+    option("--follow", action="store_true", help="one run, until it ends"),
 )  # fmt: skip
 def sync(given: Namespace) -> int:
-    """Forwards runs, or follows one."""
+    """Forwards what is new in run folders to MLflow."""
     from hpc_isl.cluster.run_folder import names
     from hpc_isl.cluster.tracking import forward
 
@@ -235,15 +225,15 @@ def sync(given: Namespace) -> int:
 
 
 @command(
-    "opens MLflow on this machine", "[options]", "--port 5001",
-    "Opens MLflow on this machine until Ctrl-C, and syncs all runs again each minute.",
-    ROOT, SITE, option("--port", type=int, help="default 5000, or a free one"),
+    "opens MLflow on this machine", "[options]", "--port 5001", ROOT, SITE,
+    option("--port", type=int, help="default 5000, or a free one"),
 )  # fmt: skip
 def ui(given: Namespace) -> int:
-    """Serves the first folder that holds runs."""
+    """Opens MLflow on this machine until Ctrl-C, and syncs all runs again each minute."""
     from hpc_isl.cluster.run_folder import names
     from hpc_isl.cluster.tracking import ui
 
+    # One server shows one folder: the first that holds runs.
     roots = run_folders(given)
     root = next((folder for folder in roots if names.all_runs(folder)), roots[0])
     return ui.serve(root, given.port, log)
@@ -254,11 +244,11 @@ def ui(given: Namespace) -> int:
 
 @command(
     "one page about a sweep of finetune: curves, annotations saved, pictures", "RUN [options]", "nuc",
-    "Makes one page about a sweep of finetune, as far as it is done.", ROOT, SITE,
+    ROOT, SITE,
 )  # fmt: skip
 def report(given: Namespace) -> int:
-    """Writes the report, and forwards it to MLflow where the run is forwarded."""
-    run = _one_run(given)
+    """Makes one page about a sweep of finetune, as far as it is done."""
+    run = _one_run(given)  # before imports that take seconds: a wrong name is reported at once
     from hpc_isl import site
     from hpc_isl.cluster.run_folder import uses
     from hpc_isl.cluster.tracking import forward
@@ -277,20 +267,17 @@ TABLE_KEYS = {
     "out": "a file, .csv or .parquet; default wells.csv, fields.csv, … in the run folder",
     "per": "a row for each well | field | plate | object; default well",
     "heatmap": "what is drawn of each plate: count, a column of the table of wells, or a feature of\n"
-    "                objects, whose median is drawn; several with commas; default count, and of cells\n"
-    "                confluence",
+    "                  objects, whose median is drawn; several with commas; default count, and of cells\n"
+    "                  confluence",
 }
 
 
 @command(
     "objects of segmented plates per well, with the plate map; heat maps", "RUN [key=value …] [options]",
-    "nuc-P out=wells.csv",
-    "Writes one table of all plates of a run of segment, joined with their plate maps, and heat maps of the "
-    "plates.\n\n" + "\n".join(f"  {key + '=…':<14}{meaning}" for key, meaning in TABLE_KEYS.items()),
-    ROOT, SITE,
+    "nuc-P out=wells.csv", ROOT, SITE, keys=TABLE_KEYS,
 )  # fmt: skip
 def table(given: Namespace) -> int:
-    """Writes the table and the heat maps, and prints where they are."""
+    """Writes a table of all plates of a run of segment, joined with their plate maps, and heat maps."""
     keys = dict(word.split("=", 1) for word in given.words if "=" in word)
     for key, value in keys.items():
         if key not in TABLE_KEYS:

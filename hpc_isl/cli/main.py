@@ -15,6 +15,7 @@ from hpc_isl.cli.stage_commands import MANY, STAGES, stage_command
 from hpc_isl.errors import UserError, nearest
 
 COMMANDS: dict[str, Command] = {
+    # In the order in which a newcomer needs them; --help lists them so.
     "site": setup_commands.site,
     "doctor": setup_commands.doctor,
     "inspect": plate_commands.inspect,
@@ -77,7 +78,7 @@ def run_command(argv: list[str]) -> int:
         given = parse(known, argv)
         return known[given.verb].run(given) if given else 0
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(error, file=sys.stderr)  # no traceback: the message says what to do
         return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -86,6 +87,7 @@ def run_command(argv: list[str]) -> int:
         silence()
         return 0
     except Exception as error:
+        # A traceback is of use to us alone: the user gets one line, and the file to send.
         descriptor, path = tempfile.mkstemp(prefix="hpc_isl-", suffix=".txt")
         with os.fdopen(descriptor, "w") as stream:
             traceback.print_exc(file=stream)

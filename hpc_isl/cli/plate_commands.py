@@ -16,10 +16,10 @@ def _plates(given: Namespace) -> list[Path]:
     return [Path(word) for word in given.words]
 
 
-@command("what is on a plate", "PLATE.zarr …", "P01.zarr", "Prints what is on a plate.")
+@command("what is on a plate", "PLATE.zarr …", "P01.zarr")
 def inspect(given: Namespace) -> int:
     """Prints the layout, channels, flags, labels and omissions of plates."""
-    plates = _plates(given)
+    plates = _plates(given)  # first, because the import takes a second
     from hpc_isl.stages.inspect import inspect as described
 
     for path in plates:
@@ -29,11 +29,10 @@ def inspect(given: Namespace) -> int:
 
 @command(
     "checks a plate against the specification", "PLATE.zarr … [--deep]", "P01.zarr --deep",
-    "Checks plates against the specification of OME-Zarr and against their own index.",
     option("--deep", action="store_true", help="every pixel against its recorded digest too"),
 )  # fmt: skip
 def validate(given: Namespace) -> int:
-    """Prints what is wrong with plates; the exit code is 1 where anything is."""
+    """Checks plates against the specification of OME-Zarr and against their own index."""
     plates = _plates(given)
     from hpc_isl.stages.inspect import validate as problems_of
 
@@ -44,13 +43,10 @@ def validate(given: Namespace) -> int:
 
 @command(
     "corrects what a plate states about its pixels and channels", "PLATE.zarr key=value … [options]",
-    "P01.zarr pixel_um=0.325",
-    "Corrects what a plate states about its pixels and channels.\n\n"
-    + "\n".join(f"  {f'{key}=…':<16}{meaning}" for key, meaning in SETTABLE.items()),
-    DRY_RUN, ROOT, SITE,
+    "P01.zarr pixel_um=0.325", DRY_RUN, ROOT, SITE, keys=SETTABLE,
 )  # fmt: skip
 def set_metadata(given: Namespace) -> int:
-    """Changes metadata of a plate, after it has named the runs that rest on the former ones."""
+    """Corrects what a plate states about its pixels and channels, and names the runs that rest on it."""
     from hpc_isl.cluster.run_folder import names, uses
     from hpc_isl.stages.set_metadata import metadata_edit
 

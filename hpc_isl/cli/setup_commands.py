@@ -19,12 +19,11 @@ PATIENCE = "10min"
 @command(
     "init NAME: a site file drafted for this cluster; list: all sites", "[init NAME | list] [options]",
     "init mycluster",
-    "init NAME: drafts a site file from what Slurm says of this cluster; list: all sites.",
     option("--out", type=Path, help="the file to write; default ~/.config/hpc_isl/sites/NAME.yaml"),
     option("--slurm-conf", type=Path, help="configuration of the cluster, where there are several"),
 )  # fmt: skip
 def site(given: Namespace) -> int:
-    """Drafts a site file that does not exist yet, or lists all sites."""
+    """Drafts a site file from what Slurm says of this cluster (init NAME), or lists all sites (list)."""
     action, *names = given.words or ["list"]
     if action not in SITE_ACTIONS:
         raise UserError(f"site {action}: no such action; {nearest(action, SITE_ACTIONS)}")
@@ -86,12 +85,12 @@ def _listed() -> Iterator[str]:
 
 @command(
     "a pre-flight of a site, on this machine and on compute nodes", "[site.key=value …] [options]",
-    "--site mycluster", "Looks at this machine and, on Slurm, at compute nodes.",
+    "--site mycluster",
     option("--site", default="laptop", help="name or file of a site; default laptop"),
     option("--patience", default=PATIENCE, help=f"how long to wait for the nodes; default {PATIENCE}"),
 )  # fmt: skip
 def doctor(given: Namespace) -> int:
-    """Checks a site; the exit code says whether it can compute."""
+    """Looks at this machine and, on Slurm, at compute nodes."""
     for word in given.words:
         if not word.startswith("site.") or "=" not in word:
             raise UserError(

@@ -74,6 +74,7 @@ def stage_command(verb: str, meaning: str) -> Command:
 
 def _submit(given: Namespace) -> int:
     """Plans or starts what the arguments describe; the exit code."""
+    # Imported here, so that help and errors about words do not wait for the cluster's modules.
     from hpc_isl import site
     from hpc_isl.cluster.run_folder import names
     from hpc_isl.cluster.submit import chain, launch, request, sweep

@@ -20,15 +20,7 @@ from hpc_isl.plates.metadata import field_facts, read_group
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.pyramid import open_fresh
 from hpc_isl.plates.statistics import digest
-from hpc_isl.plates.store import (
-    Index,
-    annotation,
-    edited,
-    label_names,
-    open_level,
-    open_plate,
-    read_labels,
-)
+from hpc_isl.plates.store import Index, annotation, edited, label_names, open_level, open_plate, read_labels
 
 SHOWN = 10
 THREADS = 4

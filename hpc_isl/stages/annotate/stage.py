@@ -70,8 +70,14 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         if without := len(chosen(recipe.fields, index)) - len(keys):
             messages.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
     labelled = [key for key in keys if _has_labels(recipe, index, key)]
-    if recipe.action == "draft":
-        _refuse_human_labels(recipe, index, labelled)
+    # A draft never replaces what a person drew.
+    if recipe.action == "draft" and (
+        drawn := [key for key in labelled if store.annotation(index.image(key), recipe.labels)[0] == "human"]
+    ):
+        raise UserError(
+            f"labels: on {len(drawn)} fields, {drawn[0]} among them, {recipe.labels!r} are a person's and "
+            "stay; draft under another name, as in labels=drafted, or name other fields"
+        )
     if labelled:
         messages.append(
             f"{len(labelled)} fields have labels {recipe.labels!r} already, {labelled[0]} among them"
@@ -193,9 +199,10 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
     origin, boxes = store.annotation(image, name)
     same = np.array_equal(store.read_labels(image, name), made.labels)
     if same and (origin, tuple(boxes)) == (made.origin, made.boxes):
-        return False
+        return False  # a run that was killed half-way is resumed here
     if origin == "human" and made.origin == "drafted":
         raise UserError(f"labels {name!r} are a person's and stay; draft under another name (labels=)")
+    # Labels that nobody has changed since they were exported may be replaced by their corrections.
     if made.base and made.base == export_manifest.labels_version(image, name):
         return True
     if recipe.overwrite:
@@ -210,16 +217,6 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
     if origin == "human":
         raise UserError(f"has other labels {name!r} already, a person's; import under another name (labels=)")
     raise UserError(f"has other labels {name!r} already ({origin}); overwrite=true replaces them")
-
-
-def _refuse_human_labels(recipe: AnnotateRecipe, index: store.Index, labelled: list[FieldKey]) -> None:
-    """Raises a `UserError` where a draft would replace what a person drew."""
-    drawn = [key for key in labelled if store.annotation(index.image(key), recipe.labels)[0] == "human"]
-    if drawn:
-        raise UserError(
-            f"labels: on {len(drawn)} fields, {drawn[0]} among them, {recipe.labels!r} are a person's and "
-            "stay; draft under another name, as in labels=drafted, or name other fields"
-        )
 
 
 def _has_labels(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
