@@ -198,7 +198,7 @@ def test_package_files_re_export_nothing() -> None:
 RECIPES = ("hpc_isl.recipes.load", "hpc_isl.recipes.base")
 
 
-def test_whole_recipes_are_seen_by_stages_and_the_cluster_alone() -> None:
+def test_only_stages_and_the_cluster_import_whole_recipes() -> None:
     """Below the stages everything takes flat arguments, or a part of a recipe."""
     wrong = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -211,7 +211,7 @@ def test_whole_recipes_are_seen_by_stages_and_the_cluster_alone() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_stage_is_found_by_its_name(stage: str) -> None:
+def test_each_stage_has_a_module_of_its_name(stage: str) -> None:
     spec = importlib.util.find_spec(STAGES[stage])
     assert spec is not None
     assert spec.origin is not None

@@ -28,7 +28,7 @@ COUNTING = ROOT / "tests" / "cluster"
 @pytest.mark.parametrize(
     "words", [["--help"], ["pretrain", "--help"], ["set", "--help"], ["table", "--help"]]
 )
-def test_help_loads_nothing_that_makes_one_wait(door: Door, words: list[str]) -> None:
+def test_help_imports_nothing_slow(door: Door, words: list[str]) -> None:
     """The file benchmarks/door.py measures how long it takes."""
     call = f"from hpc_isl.cli.main import run_command; run_command({words})"
     code = f"import sys; {call}; print(*sys.modules, file=sys.stderr)"
@@ -155,7 +155,7 @@ def test_an_error_names_what_would_be_right(door: Door, words: list[str], messag
     assert messages in done.stdout
     assert "Traceback" not in done.stdout
     assert len(done.stdout.splitlines()) <= 12
-    assert not (door.cwd / "runs").exists(), "a mistake leaves nothing behind"
+    assert not (door.cwd / "runs").exists(), "an error leaves nothing behind"
 
 
 def test_a_typo_comes_before_what_it_leaves_missing(door: Door) -> None:
@@ -240,7 +240,7 @@ def test_runs_lie_where_the_environment_or_the_site_says(door: Door, tmp_path: P
     assert Path(typed[4]).parent == tmp_path / "by site" / "count"
 
 
-def test_output_that_no_one_reads_any_more_is_no_error(door: Door) -> None:
+def test_a_closed_pipe_is_no_error(door: Door) -> None:
     command = f"{sys.executable} -m hpc_isl.submit pretrain --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=door.cwd, env=door.environment, capture_output=True, text=True

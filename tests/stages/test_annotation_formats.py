@@ -178,7 +178,7 @@ def test_a_colour_for_each_object(mode: str, tmp_path: Path) -> None:
         (labels() * 1j, "a.npy", "complex128; labels are whole numbers"),
     ],
 )
-def test_what_is_no_label_image_is_refused_in_words(
+def test_a_file_that_is_no_label_image_is_refused_with_the_reason(
     pixels: np.ndarray, name: str, messages: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -197,7 +197,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_is_not_opened_and_it_is_said_how_to_save_masks(tmp_path: Path) -> None:
+def test_a_pickle_is_not_opened_and_the_error_says_how_to_save_masks(tmp_path: Path) -> None:
     """Cellpose's `_seg.npy` is one: who opens it runs whatever it holds."""
     path, trap = tmp_path / "B02_1_seg.npy", tmp_path / "sprung"
     np.save(path, {"masks": labels(), "trap": Trap(trap)}, allow_pickle=True)
@@ -403,7 +403,7 @@ def test_holes_several_parts_and_ellipses_of_qupath(tmp_path: Path) -> None:
     ]
 
 
-def test_cells_of_qupath_are_taken_and_their_nuclei_told(tmp_path: Path) -> None:
+def test_cells_of_qupath_are_taken_and_their_nuclei_reported(tmp_path: Path) -> None:
     nucleus = {"type": "Polygon", "coordinates": [closed([(5, 5), (8, 5), (8, 8), (5, 8)])]}
     cell = feature([closed([(2, 2), (12, 2), (12, 12), (2, 12)])], objectType="cell", nucleus=nucleus)
     (tmp_path / "B02_1.geojson").write_text(json.dumps(cell))
@@ -431,7 +431,7 @@ def test_outlines_of_each_time(tmp_path: Path) -> None:
         formats.check(tmp_path / "b.zip", "", shape)
 
 
-def test_overlapping_outlines_are_counted_and_refused_unless_it_is_said_which_wins(tmp_path: Path) -> None:
+def test_overlapping_outlines_are_counted_and_refused_unless_overlaps_is_given(tmp_path: Path) -> None:
     """Nothing is cut or covered silently; with `smaller_on_top` the smaller one gets what both surround."""
     squares = {
         "large": (2, 2, 30, 30),
@@ -484,7 +484,7 @@ def roi(kind: Any, **facts: Any) -> roifile.ImagejRoi:
         ("[{", "is not readable as JSON"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_an_object_is_named(write: Any, messages: str, tmp_path: Path) -> None:
+def test_a_segmentation_that_is_no_object_is_named(write: Any, messages: str, tmp_path: Path) -> None:
     """With its name and what to do: nothing is left out silently."""
     path = tmp_path / ("B02_1.geojson" if isinstance(write, (dict, str)) else "RoiSet.zip")
     if isinstance(write, (dict, str)):
@@ -525,7 +525,7 @@ def test_an_image_of_coco_has_the_fields_size(tmp_path: Path) -> None:
         formats.check(tmp_path / "a.json", "plate/B02_1.jpg", (1, 61, 80))
 
 
-def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+def test_files_in_a_wrong_format_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK no archive")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("readme.txt", "nothing")
