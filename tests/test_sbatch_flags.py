@@ -89,7 +89,7 @@ def test_flags_with_which_no_job_could_be_followed_are_refused(
         ({"mem-per-cpu": "2G"}, {"requeue": True, "mem-per-cpu": "2G"}),
     ],
 )
-def test_a_given_flag_that_excludes_a_default_one_takes_its_place(
+def test_a_given_flag_replaces_a_default_one_that_it_excludes(
     theirs: dict[str, object], expected: object
 ) -> None:
     assert merged({"requeue": True, "mem": "1G", "qos": None}, theirs) == expected

@@ -158,7 +158,7 @@ def test_all_errors_of_a_table_are_reported_together_and_nothing_is_written(
     with pytest.raises(UserError) as error:
         run(tmp_path, action="import", plate=plate, source=table)
     text = str(error.value)
-    for line, output in {
+    for line, expected in {
         3: "well H12 is not on the plate",
         4: "field '9' names 0 fields of well B02",
         5: "(0, 0, 500, 5)",
@@ -166,7 +166,7 @@ def test_all_errors_of_a_table_are_reported_together_and_nothing_is_written(
         7: "no field names 2 fields of well B03",
         8: "field B02/1 has its labels from B02_1.tiff already",
     }.items():
-        assert any(f"line {line}: " in one and output in one for one in text.splitlines()), (line, text)
+        assert any(f"line {line}: " in one and expected in one for one in text.splitlines()), (line, text)
     assert store.label_names(store.open_plate(plate).image(KEYS[0])) == []
 
 
@@ -183,13 +183,13 @@ def test_damaged_and_foreign_label_images_are_named_together(
     with pytest.raises(UserError) as error:
         run(tmp_path, action="import", plate=plate, source=folder)
     lines = str(error.value).splitlines()
-    output = {
+    expected = {
         "B02_1.tif": "",
         "B02_2.tif": "not whole",
         "B03_1.tif": "(1, 64, 128)",
         "B03_2.png": "128, 127)",
     }
-    for name, words in output.items():
+    for name, words in expected.items():
         assert any(name in line and words in line for line in lines), (name, lines)
 
 
@@ -221,7 +221,7 @@ def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "output"),
+    ("keys", "expected"),
     [
         ({"action": "import"}, "annotate import: source must be given"),
         ({"action": "import", "source": "nowhere"}, "nowhere is not there"),
@@ -232,9 +232,9 @@ def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
     ],
 )
 def test_errors_in_the_recipe_are_reported_before_anything_is_done(
-    plate: Path, keys: dict[str, Any], output: str
+    plate: Path, keys: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(UserError, match=output.replace("(", r"\(")):
+    with pytest.raises(UserError, match=expected.replace("(", r"\(")):
         plan(AnnotateRecipe.model_validate({"plate": plate, "labels": "nuclei", **keys}))
 
 
@@ -446,7 +446,7 @@ def test_errors_about_an_export_are_reported_before_anything_is_done(drafted: Pa
     free, truth_folder = tmp_path / "free", tmp_path / "masks"
     truth_folder.mkdir()
     tifffile.imwrite(truth_folder / "B02_1.tif", np.zeros((128, 128), np.uint8))
-    for keys, output in [
+    for keys, expected in [
         ({"action": "export"}, "annotate export: out must be given"),
         ({"action": "export", "out": out}, "holds something already; name a new or an empty folder"),
         ({"action": "export", "out": free, "box": [0, 0, 500, 5]}, r"B02/1: box \(0, 0, 500, 5\)"),
@@ -454,7 +454,7 @@ def test_errors_about_an_export_are_reported_before_anything_is_done(drafted: Pa
         ({"action": "import", "source": out, "regex": "(?P<well>X)"}, "says itself"),
         ({"action": "import", "source": truth_folder, "accept": True}, "not written by annotate export"),
     ]:
-        with pytest.raises(UserError, match=output):
+        with pytest.raises(UserError, match=expected):
             plan(AnnotateRecipe.model_validate({"plate": drafted, "labels": NAME, **keys}))
     assert not free.exists()
     (out / "manifest.json").write_text('{"written_by": "annotate export"}')

@@ -351,7 +351,7 @@ def images(plate: Path) -> int:
 
 @pytest.mark.kill
 @pytest.mark.timeout(120)
-def test_a_converting_process_ended_from_outside_is_reported_and_its_field_converted_again(
+def test_a_converting_process_ended_from_outside_is_reported_and_its_field_is_redone(
     export: Path,
 ) -> None:
     what = recipe(export)

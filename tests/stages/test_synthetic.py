@@ -132,7 +132,7 @@ def test_an_export_is_not_written_over(export: Path) -> None:
         synthetic.write(export / "new", wells=309)
 
 
-def test_the_command_writes_the_plate_that_is_asked_for(
+def test_the_command_writes_the_plate_it_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["--wells", "1", "--fields", "1", "--size", "64"]
