@@ -38,9 +38,9 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = True, writer:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
-            if durable:
+            if durable:  # rename alone may survive a power cut before the content does
                 os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that their owner alone can read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -73,7 +73,7 @@ def make_folder(path: Path, group: str | None) -> None:
     try:
         for folder in (path, *new_parents):
             shutil.chown(folder, group=group)
-            folder.chmod(0o2775)
+            folder.chmod(0o2775)  # setgid: what is made inside belongs to the group too
     except (LookupError, PermissionError) as error:
         path.rmdir()
         raise UserError(f"site.group={group}: {error}; name a group that you belong to") from None
@@ -128,7 +128,8 @@ def _locked(descriptor: int, kind: int, wait_s: float) -> bool:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):  # a disk without locks
+            # A disk without locks: readers can do no harm, and a writer must not believe it is alone.
+            if not isinstance(error, BlockingIOError):
                 return kind == fcntl.LOCK_SH
             if time.monotonic() >= deadline:
                 return False

@@ -64,6 +64,7 @@ def changed_since(changes: Iterable[MetadataChange], fingerprints: Iterable[str]
     (['pixel_um: 325 -> 0.325'], [])
     """
     known, made = set(fingerprints), list(changes)
+    # A plate may have been changed back: then nothing is different.
     if not made or made[-1].after in known:
         return []
     first = max((place for place, change in enumerate(made) if change.before in known), default=len(made))

@@ -128,6 +128,7 @@ class Run:
     def next_attempt(self) -> int:
         """Makes the folder of a new attempt, which nobody else then gets, and returns its number."""
         number = max(self.attempt_numbers(), default=-1) + 1
+        # mkdir succeeds for one process alone, also on network disks.
         while True:
             try:
                 (self.attempts / str(number)).mkdir(parents=True)
@@ -267,7 +268,7 @@ class Attempt:
             outcome = {"outcome": "stopped" if self.stopping.is_set() and not self.run.summary() else "done"}
         except BaseException as error:
             outcome = _outcome(error)
-            raise
+            raise  # the worker turns it into the exit code
         finally:
             ended.set()
             beat.join()
@@ -276,7 +277,7 @@ class Attempt:
 
     def _beat(self, ended: threading.Event, system_metrics: Callable[[], Mapping[str, float]] | None) -> None:
         origin = self.run.began()
-        sampled = time.monotonic() - SYSTEM_METRICS_S / 2
+        sampled = time.monotonic() - SYSTEM_METRICS_S / 2  # short runs get a sample too
         complained = False
         while not ended.wait(HEARTBEAT_S):
             try:
@@ -284,7 +285,7 @@ class Attempt:
                 if system_metrics and time.monotonic() - sampled >= SYSTEM_METRICS_S:
                     sampled = time.monotonic()
                     self.metric(int(time.time() - origin), **system_metrics())
-            except OSError:
+            except OSError:  # a full or slow disk: the next beat may succeed
                 continue
             except Exception as error:  # without its heartbeat a run would be taken for lost
                 if not complained:

@@ -18,9 +18,10 @@ def stream(root: int, *path: int | str) -> np.random.Generator:
 
 def integer(root: int, *path: int | str) -> int:
     """Returns a seed in [0, 2**63) for libraries that want a number (torch.manual_seed)."""
-    return _key(root, path) >> 65
+    return _key(root, path) >> 65  # of 128 bits
 
 
 def _key(root: int, path: tuple[int | str, ...]) -> int:
+    # The type is part of the text, so that 1 and "1" are different streams.
     text = "/".join([str(int(root)), *(f"{type(part).__name__[0]}{part}" for part in path)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")

@@ -176,6 +176,7 @@ class Site(Strict):
         """
         if self.processes is not None:
             return self
+        # GPUs would lie idle, and others wait for them.
         cpus = self.cpus and self.cpus * self.per_node
         return self.model_copy(update={"processes": 1, "nodes": 1, "gpus": 0, "cpus": cpus})
 
@@ -250,7 +251,7 @@ def find(name: str) -> Path:
             raise UserError(f"--site {name}: there is no such file")
         return path
     folders = site_folders()
-    known = site_files(folders)
+    known = site_files(folders)  # a user's site hides a shipped one of its name
     if name not in known:
         searched = ", ".join(map(str, folders[:2]))
         raise UserError(

@@ -150,4 +150,5 @@ def log(text: str) -> None:
 
 def silence() -> None:
     """Sends all further output of this process nowhere."""
+    # Python flushes standard output once more at its end, and would print an error there.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -48,6 +48,7 @@ def status(given: Namespace) -> int:
 
     roots = run_folders(given)
     runs = names.some(given.words, *roots)
+    # For programs: figures without words, and nothing else on standard output.
     if given.json:
         log(json.dumps(status_table.facts(runs), indent=1))
         return 0
@@ -71,6 +72,7 @@ def _edited_labels(run: Run) -> list[str]:
     from hpc_isl.cluster.monitor import status
 
     started = [part for part in run.elements() or [run] if part.stage == "segment" and part.attempt_numbers()]
+    # While a run writes, its labels differ from one moment to the next.
     ended = [part for part, state in status.states(started).items() if not state.alive]
     if not ended:
         return []
@@ -89,7 +91,7 @@ def logs(given: Namespace) -> int:
     from hpc_isl.cluster.monitor import follow, status, status_table
 
     run = _one_run(given)
-    if given.follow and status.state(run).alive:
+    if given.follow and status.state(run).alive:  # one that has ended is printed like any other
         return follow.follow(run, console(run.root), given.rank or 0, everything=True)
     for line in status_table.log_lines(run, given.rank):
         log(line)
@@ -143,6 +145,7 @@ def retry(given: Namespace) -> int:
     user = console(run.root)
     if run.stage == "chain":
         return chain.continue_chain(run, user, given.wait)
+    # None: each element on its own site, with more memory or time if that was why it failed.
     chosen = _site(run, given.site, keys) if given.site or keys else None
     return retry.retry(run, chosen, user, given.wait)
 

@@ -94,11 +94,12 @@ def _rows(
 ) -> Iterator[Row]:
     for name, known in kind.model_fields.items():
         key = f"{path}{name}"
-        if name in HIDDEN or key in unread:
+        if name in HIDDEN or key in unread:  # unread: of a part that verbs share, and this one does not read
             continue
         default = getattr(base, name) if base is not None else known.default
         nested = models_in(known.annotation)
         is_list = typing.get_origin(known.annotation) is list
+        # A part with a default has no row of its own, and the defaults of its keys come from that default.
         if nested and not is_list and isinstance(default, Strict):
             yield from _rows(nested[0], given, f"{key}.", default, unread)
             continue
@@ -125,7 +126,7 @@ def _entries(rows: Iterable[Row]) -> Iterator[str]:
     for key, default, meaning in rows:
         left = f"  {key} {default}"
         wrapped = textwrap.wrap(meaning, width - LEFT) or [""]
-        if len(left) < LEFT - 1:
+        if len(left) < LEFT - 1:  # else the key has a line of its own
             yield f"{left:<{LEFT}}{wrapped.pop(0)}".rstrip()
         else:
             yield left

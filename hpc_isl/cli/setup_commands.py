@@ -33,7 +33,7 @@ def site(given: Namespace) -> int:
     if len(names) != 1:
         raise UserError(f"site init: name the site, as in {program()} site init mycluster")
     name, conf = names[0], given.slurm_conf
-    path = _new_site_file(name, given.out)
+    path = _new_site_file(name, given.out)  # checked first, because asking Slurm takes seconds
     if conf is not None and not conf.is_file():
         raise UserError(f"--slurm-conf {conf}: there is no such file")
     from hpc_isl.cluster.slurm.site_template import draft_site
@@ -78,7 +78,7 @@ def _listed() -> Iterator[str]:
         try:
             known = load(str(path), [])
             what = known.executor + (f", partition {known.partition}" if known.partition else "")
-        except UserError as error:
+        except UserError as error:  # one broken file does not hide the other sites
             what = str(error).splitlines()[-1].strip()
         yield f"{name:<{width}}  {what}  ({path})"
 

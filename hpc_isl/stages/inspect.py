@@ -109,7 +109,7 @@ def edited_fields(index: Index, name: str, keys: Sequence[FieldKey]) -> list[Fie
         try:
             return bool(edited(index.image(key), name))
         except UserError:
-            return True
+            return True  # nobody can tell whose labels these are
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [key for key, differ in zip(keys, pool.map(differs, keys), strict=True) if differ]
@@ -161,6 +161,7 @@ def _image_problems(index: Index, field: Field, deep: bool) -> Iterator[str]:
     try:
         ours = read_group(image).get("hpc_isl", {})
         measured = ours.get("statistics", {}).get("digest")
+        # The index is a cache of what the images hold: where they differ, the images count.
         if ours.get("field") != field_facts(field) or measured != index.statistics[field.key].digest:
             yield "the index differs from the image; remove index/fields.parquet to have it made anew"
         for level in range(levels):

@@ -140,6 +140,7 @@ def _channels(plate: Plate, renamed: dict[str, str], label_free: list[str] | Non
     channels = [replace(channel, name=name) for channel, name in zip(plate.channels, names, strict=True)]
     if label_free is None:
         return tuple(channels)
+    # Old names too: a user may rename channels and say which are label-free in one call.
     known = dict.fromkeys([*names, *former])
     for name in label_free:
         if name not in known:
@@ -152,6 +153,7 @@ def _with_kind(channel: Channel, fluorescent: bool) -> Channel:
     """Returns the channel as a stain or not, in the colour of its kind unless a person has chosen one."""
     if channel.fluorescent == fluorescent:
         return channel
+    # What becomes label-free is grey; a stain gets its emission's colour, unless a person chose another.
     usual = not fluorescent or channel.color == color_of(channel.fluorescent, channel.emission_nm)
     color = color_of(fluorescent, channel.emission_nm) if usual else channel.color
     return replace(channel, fluorescent=fluorescent, color=color)

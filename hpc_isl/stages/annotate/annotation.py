@@ -172,6 +172,7 @@ def read_annotation(
     labels = content.labels if content.apart else _objects(file.path, content.labels, choices.objects)
     outside: NDArray[Any] = np.array([])
     if file.boxes:
+        # An object that a box cuts is kept whole; what touches no box is not known to be complete.
         touched = np.concatenate([np.unique(labels[:, y0:y1, x0:x1]) for y0, x0, y1, x1 in file.boxes])
         outside = np.setdiff1d(labels, [0, *touched])
         labels = np.where(np.isin(labels, outside), 0, labels)
@@ -181,6 +182,7 @@ def read_annotation(
 
 def _objects(path: Path, labels: NDArray[Any], objects: str | None) -> NDArray[Any]:
     """Returns the objects of a label image; of a mask, a few values in many pieces, if the user says how."""
+    # A mask would silently become one object, or as many as it has grey values.
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= 2**32:
         raise UserError(f"{path} holds values from {low} to {high}; labels go from 0 to 2^32 - 1")

@@ -91,6 +91,7 @@ def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None
             exported[key] = _export_field(recipe, index, key, folder)
             attempt.progress(number, len(keys), "fields")
         (folder / TABLE).write_text(_table_text(exported))
+        # Import recognises the folder by its manifest, and by it which labels a person has changed.
         (folder / MANIFEST).write_text(manifest_text(index.plate.name, recipe.labels, exported))
         first = [shlex.quote(str(out / f"{_stem(keys[0])}.{kind}.tif")) for kind in ("image", "labels")]
         readme = README.format(
@@ -155,6 +156,7 @@ def _export_field(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, fol
         labels = store.read_labels(image, recipe.labels)
         origin, drawn = store.annotation(image, recipe.labels)
         boxes = tuple(drawn) or boxes
+    # What a person drew keeps its own boxes: outside them nobody has looked.
     if recipe.box and origin != "human":
         boxes = (recipe.box,)
     names, pixels = _channels(index, key)

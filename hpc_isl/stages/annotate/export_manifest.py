@@ -50,6 +50,7 @@ class ExportedFolder:
 
 def content_hash(labels: NDArray[Any]) -> str:
     """Returns a hash of the pixels, whatever type a program saves them as."""
+    # As int64, because napari saves int32, Cellpose uint16 and ImageJ float32 of the same labels.
     return hashlib.sha256(str(labels.shape).encode() + labels.astype("<i8").tobytes()).hexdigest()[:32]
 
 
@@ -71,11 +72,15 @@ def manifest_text(plate: str, labels: str, fields: Mapping[FieldKey, ExportedFie
     return json.dumps({"written_by": WRITER, "plate": plate, "labels": labels, "fields": rows}, indent=1)
 
 
-def read_manifest(source: Path, labels: str) -> ExportedFolder | None:
+def read_manifest(source: Path, plate: str, labels: str) -> ExportedFolder | None:
     """Returns the exported folder that `source` is, or of which it is the table; None: labels from elsewhere.
 
     Args:
+        plate: that they are imported to.
         labels: the name that they get; under another name than theirs no labels of the plate are replaced.
+
+    Raises:
+        UserError: the manifest is damaged, or of another plate.
     """
     path = source.parent if source.name == TABLE else source
     try:
@@ -85,25 +90,22 @@ def read_manifest(source: Path, labels: str) -> ExportedFolder | None:
         fields = {}
         for row in manifest["fields"]:
             boxes = tuple((int(y0), int(x0), int(y1), int(x1)) for y0, x0, y1, x1 in row["boxes"])
+            # Only under their own name do corrections replace labels of the plate.
             base = row["base"] if manifest["labels"] == labels else ""
             key = FieldKey(row["well"], row["field"], row["acquisition"])
             fields[key] = ExportedField(row["content"], base, row["origin"], boxes)
-        return ExportedFolder(path, manifest["plate"], manifest["labels"], fields)
+        folder = ExportedFolder(path, manifest["plate"], manifest["labels"], fields)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}); {TABLE} and the label images, "
             "copied to a folder of their own, are imported as a person's"
         ) from None
-
-
-def check_plate(folder: ExportedFolder, index: store.Index) -> None:
-    """Raises a `UserError` where the folder is imported to another plate than it was exported from."""
-    if folder.plate != index.plate.name:
+    if folder.plate != plate:
         raise UserError(
-            f"source: {folder.path} was exported from plate {folder.plate!r}, and this is "
-            f"{index.plate.name!r}; {TABLE} and the label images, copied to a folder of their own, are "
-            "imported as a person's"
+            f"source: {path} was exported from plate {folder.plate!r}, and this is {plate!r}; {TABLE} and "
+            "the label images, copied to a folder of their own, are imported as a person's"
         )
+    return folder
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def returned(
         try:
             other_changed = differs(other)
         except UserError:
-            if not changed:
+            if not changed:  # the unreadable file may hold all of a person's work
                 raise
             return Returned(file, True, "human", base, left_out=other.name)
         if changed and other_changed:
@@ -167,6 +169,7 @@ def returned(
         return Returned(file, True, "human", base)
     if accept:
         return Returned(file, False, "human", base)
+    # Unchanged labels whose box a person has changed are written again, by whom they were made before.
     moved = was.origin and (file.boxes or whole_field(index.field(file.key))) != was.boxes
     return Returned(file, False, was.origin if moved else None, base)
 

@@ -93,7 +93,14 @@ class Row:
         Raises:
             UserError: no field, or several; `NotOnPlate` where the well is not on the plate.
         """
-        well = self._well(index)
+        if named_well := self.names.get("well"):
+            well = well_name(*well_position(named_well))
+        else:  # an image that the plate map assigns to a well
+            images = {row["image"]: well for well, row in index.plate_map.items() if row.get("image")}
+            image = self.names.get("image") or ""
+            if image not in images:
+                raise NotOnPlate(f"image {image!r} is not in the plate map; {nearest(image, images)}")
+            well = images[image]
         inside = [field.key for field in index.plate.fields if field.key.well == well]
         if not inside:
             raise NotOnPlate(f"well {well} is not on the plate; {nearest(well, index.plate.wells)}")
@@ -110,15 +117,6 @@ class Row:
                 f"{named} names {len(fits)} fields of well {well}; {nearest(name, fits or inside)}"
             )
         return fits[0]
-
-    def _well(self, index: Index) -> str:
-        if well := self.names.get("well"):
-            return well_name(*well_position(well))
-        images = {row["image"]: well for well, row in index.plate_map.items() if row.get("image")}
-        image = self.names.get("image") or ""
-        if image not in images:
-            raise NotOnPlate(f"image {image!r} is not in the plate map; {nearest(image, images)}")
-        return images[image]
 
     def label_file(self, key: FieldKey, index: Index) -> LabelFile:
         """Returns the file as the annotation of a field, with the box that the row gives."""
@@ -187,6 +185,7 @@ def find(
     alone = Folder(source.parent.resolve(), frozenset([source.name]), frozenset())
     folder = list_folder(source) if source.is_dir() else alone
     files = _by_field(_named(folder, regex, left_out), index, fields, left_out)
+    # A single file may have any name, if the user says which field it is of.
     if left_out[UNNAMED] == [source.name] and len(wanted := chosen(fields, index)) == 1:
         return [LabelFile(source, wanted[0])], LeftOut(list)
     if not files:
@@ -250,20 +249,19 @@ def beside(
     left_out, content = LeftOut(list), list_folder(folder)
     others = Folder(content.root, frozenset(content.files - set(known)), content.leaving)
     files = _by_field(_named(others, None, left_out), index, fields, left_out)
-    lost = [name for name in (*left_out[UNNAMED], *left_out[NOT_ON_PLATE]) if _is_annotation(name)]
-    if lost:
+    nameless = []
+    for name in (*left_out[UNNAMED], *left_out[NOT_ON_PLATE]):
+        # An image may be anything, such as a picture of the field; these can be nothing but annotations.
+        path = Path(name.split(": ")[0])
+        if path.suffix.lower() not in IMAGES or path.stem.endswith(CELLPOSE[0]):
+            nameless.append(name)
+    if nameless:
         raise UserError(
-            f"{folder}: {_files(lost)} tell no field of the plate, so it is not known whose annotations they "
-            f"are: name them after the field, as in {NAMES_EXPECTED}; or move them out of the folder, and "
-            "import each by itself with the field that it is of, as in fields=[B03/1]"
+            f"{folder}: {_files(nameless)} tell no field of the plate, so it is not known whose annotations "
+            f"they are: name them after the field, as in {NAMES_EXPECTED}; or move them out of the folder, "
+            "and import each by itself with the field that it is of, as in fields=[B03/1]"
         )
     return files, left_out
-
-
-def _is_annotation(name: str) -> bool:
-    """Returns whether a file can be nothing but an annotation; an image may be anything."""
-    path = Path(name.split(": ")[0])
-    return path.suffix.lower() not in IMAGES or path.stem.endswith(CELLPOSE[0])
 
 
 def _named(folder: Folder, regex: str | None, left_out: LeftOut) -> Iterator[Row]:
@@ -300,6 +298,7 @@ def _by_field(
         except NotOnPlate:
             left_out[NOT_ON_PLATE].append(row.origin)
         except UserError as error:
+            # Ambiguous names are an error, unless the user has chosen fields and may not mean them.
             if fields is None:
                 problems.append(f"{row.origin}: {error}; fields=[…] takes those that it names alone")
             else:
@@ -316,8 +315,6 @@ def _by_field(
 def _most_exact(files: Sequence[LabelFile], left_out: LeftOut) -> LabelFile:
     """Returns the annotation of a field, where programs leave several files about one image.
 
-    Cellpose names its files after the image that it has segmented, and COCO names the image.
-
     Raises:
         UserError: nothing tells which of them is meant.
     """
@@ -329,8 +326,10 @@ def _most_exact(files: Sequence[LabelFile], left_out: LeftOut) -> LabelFile:
     if len(files) == 1:
         return files[0]
     best = min(files, key=rank)
+    # Cellpose names its files after the image that it has segmented, and COCO names the image.
     image = PurePosixPath(best.part).stem if best.part else _image_stem(best.path)
     about = [file for file in files if rank(file) > rank(best) and _image_stem(file.path) == image]
+    # Files of equal rank, or about another image, are no companions of the best one.
     if rank(best) == len(CELLPOSE) or len(about) < len(files) - 1:
         names = ", ".join(file.name for file in files)
         raise UserError(

@@ -107,6 +107,7 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
         keys, messages = _fields_to_draft(recipe, index), []
         makers = {key: partial(_draft, key, recipe, index) for key in keys}
     _check(recipe, index, makers)
+    # From here on, only a full disk or a kill can stop it half-way; equal labels are then kept.
     tally: Counter[str] = Counter(written=0, kept=0, objects=0, boxes=0, dropped=0, hidden=0)
     with ThreadPoolExecutor(attempt.cpus) as pool:
         results = pool.map(partial(_annotate_field, recipe, index, attempt.stopping), makers.items())
@@ -230,9 +231,8 @@ def _imports(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[LabelFile
     """Returns the annotation files, what is to be written of them, and remarks for the user."""
     assert recipe.source is not None
     choices = Choices(recipe.objects, recipe.overlaps)
-    folder = export_manifest.read_manifest(recipe.source, recipe.labels)
+    folder = export_manifest.read_manifest(recipe.source, index.plate.name, recipe.labels)
     if folder is not None:
-        export_manifest.check_plate(folder, index)
         if recipe.regex is not None:
             raise UserError(f"regex: {folder.path} says itself which label image is whose; leave it out")
         return _imports_of_export(recipe, index, folder, choices)
@@ -298,6 +298,7 @@ def _fields_to_draft(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKe
         raise UserError(
             f"channel: {channel.name} is label-free; a stain is needed; {nearest(channel.name, stains)}"
         )
+    # A sparse channel is imaged in some fields: those are meant, unless the user names others.
     keys = chosen(recipe.fields, index)
     imaged = [key for key in keys if index.imaged(key)[:, number].any(-1).all()]
     if not imaged or (recipe.fields is not None and imaged != keys):

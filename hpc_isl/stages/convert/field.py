@@ -82,7 +82,7 @@ def convert_field(task: FieldTask) -> Outcome:
         content = assemble(task.field, task.files, names, task.skip, task.types)
     except UserError as error:
         return Outcome(key, failed=True, problems=(str(error),))
-    if task.inputs != inputs:
+    if task.inputs != inputs:  # sizes and times of its files are part of the inputs
         text = "its files changed while they were read: is the instrument, or a copy, still writing them?"
         return Outcome(key, failed=True, problems=(text,))
     write_field(
@@ -145,9 +145,10 @@ def _outcomes(
 
 def _start_process() -> None:
     """Prepares a process of the pool: no signals of its own, one thread, and its end with its parent's."""
+    # Ctrl-C and Slurm signal all processes; the parent alone decides, so that fields are finished.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    os.environ["HPC_ISL_IO_THREADS"] = "1"
+    os.environ["HPC_ISL_IO_THREADS"] = "1"  # one process per CPU: more threads would only compete
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

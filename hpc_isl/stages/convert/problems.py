@@ -66,7 +66,7 @@ def write_table(problems: Sequence[Problem], path: Path) -> Path | None:
         _write_csv(
             path, columns, ((key.well, key.name, key.acquisition, kind, text) for key, text, kind in ordered)
         )
-    except OSError:
+    except OSError:  # the folder may not be writable; the message then does without the table
         return None
     return path
 

@@ -13,7 +13,6 @@ from hpc_isl import __version__
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.plates.atomic_directory import MARK, translate_write_errors
-from hpc_isl.plates.store import Index, open_plate
 
 RECORD = "index/conversion.json"
 LOCK = "index/conversion.lock"
@@ -36,7 +35,7 @@ def state_of(out: Path, digest: str) -> State:
         if out.is_dir() and not foreign:
             return "new"
         raise UserError(f"out: {out} exists already and was not made by convert; choose another out")
-    finished = (out / "zarr.json").exists()
+    finished = (out / "zarr.json").exists()  # written last
     if record["digest"] != digest:
         what = "another plate" if finished else "a half-converted plate"
         raise UserError(
@@ -48,11 +47,6 @@ def state_of(out: Path, digest: str) -> State:
 def recorded_digest(out: Path) -> str | None:
     """Returns the digest of the plate that was begun at `out`; None: convert has begun none."""
     return (read_json(out / RECORD) or {}).get("digest") if out.is_dir() else None
-
-
-def finished_plate(out: Path) -> Index | None:
-    """Returns the plate at `out` that convert has finished; None: there is none."""
-    return open_plate(out) if recorded_digest(out) and (out / "zarr.json").exists() else None
 
 
 @contextmanager

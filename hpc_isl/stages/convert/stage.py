@@ -57,11 +57,12 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
     """
     if attempt.rank:
         return
+    # Again, because the export may have changed since it was planned.
     survey = survey_export(_absolute(recipe))
     out = survey.recipe.out
     costs = estimate(survey.todo, survey.export.files, recipe.codec)
     check(survey)
-    if survey.state == "finished" and _is_complete(survey):
+    if survey.state == "finished" and not survey.todo and _is_up_to_date(survey):
         attempt.log(f"{out} holds this plate already: nothing to do")
         _finish(open_plate(out), attempt, 0)
         return
@@ -79,12 +80,12 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
     _finish(index, attempt, time.monotonic() - start)
 
 
-def _is_complete(survey: Survey) -> bool:
-    """Returns whether the finished plate is all that this conversion could make it."""
+def _is_up_to_date(survey: Survey) -> bool:
+    """Returns whether plate map and problems of the finished plate are those of the export."""
     index = open_plate(survey.recipe.out)
     indexed = {problem.key for problem in index.problems}
     reported = {problem.key for problem in survey.export.problems}
-    return not survey.todo and index.plate_map == survey.plate_map and reported <= indexed
+    return index.plate_map == survey.plate_map and reported <= indexed
 
 
 def _convert_all(survey: Survey, attempt: Attempt) -> tuple[list[Problem], set[FieldKey]] | None:
@@ -126,7 +127,7 @@ def _finalise(survey: Survey, attempt: Attempt, problems: list[Problem], failed:
     if problems:
         write_table(problems, table)
     write_left_out(survey.export, attempt.run.folder / LEFT_OUT)
-    if survey.state == "finished":
+    if survey.state == "finished":  # a plate that takes in further fields keeps what was known of the others
         before = {problem for problem in open_plate(out).problems if problem.key in stored}
         redone = {field.key for field in survey.todo}
         problems += sorted(p for p in before if p.key not in redone and p not in problems)

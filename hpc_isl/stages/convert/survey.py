@@ -16,11 +16,11 @@ from hpc_isl.plates.metadata import plate_facts
 from hpc_isl.plates.plate import Export, Field, FieldKey, Plate, Problem, well_name, well_position
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
 from hpc_isl.plates.readers import detect
-from hpc_isl.plates.store import Index
+from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.stages.convert.field import FieldTask, recorded_problems
 from hpc_isl.stages.convert.problems import harmful, listing, refuse
-from hpc_isl.stages.convert.record import State, finished_plate, recorded_digest, state_of
+from hpc_isl.stages.convert.record import State, recorded_digest, state_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def survey_export(recipe: ConvertRecipe) -> Survey:
         raise UserError(f"out: {recipe.out} lies inside the export {recipe.source}; choose another folder")
     export = _with_missing_fields(_chosen(detect.read(recipe), recipe.fields))
     digest = _digest(recipe, export)
-    if existing := finished_plate(recipe.out):
+    finished = recorded_digest(recipe.out) and (recipe.out / "zarr.json").exists()
+    if existing := open_plate(recipe.out) if finished else None:
+        # Metadata that `set` has corrected since stay: the plate keeps them, and the digest that it has.
         digest = _digest_of_existing(recipe, export, existing, digest)
         export = replace(export, plate=plate_of(export.plate, export.plate, existing.plate))
     plate = export.plate
@@ -82,6 +84,7 @@ def field_tasks(survey: Survey) -> list[FieldTask]:
 
 
 def _task(recipe: ConvertRecipe, export: Export, field: Field) -> FieldTask:
+    # Without its fields: the plate goes to another process with each of thousands of tasks.
     bare, skip = replace(export.plate, fields=()), recipe.on_error == "skip"
     files = export.files.get(field.key, ())
     return FieldTask(recipe.out, bare, field, files, recipe.codec, recipe.levels, skip)
@@ -130,6 +133,7 @@ def check_can_write_plate(survey: Survey, bytes_out: int) -> None:
     """
     if why := unwritable(survey.recipe.out):
         raise UserError(f"out: {why}; choose another out")
+    # A conversion that is resumed has written a part already, which the estimate still counts.
     room = free(survey.recipe.out)
     if survey.state == "new" and room is not None and bytes_out > room:
         raise full(survey.recipe.out, bytes_out)
@@ -190,7 +194,8 @@ def _chosen(export: Export, wanted: list[str] | None) -> Export:
 
 
 def _with_missing_fields(export: Export) -> Export:
-    """Returns the export with fields that have no file among the damaged ones, whatever the reader says."""
+    """Returns the export with fields that have no file among the damaged ones."""
+    # Readers report the planes that they miss; a field of which all are missing may escape them.
     named = {problem.key for problem in export.problems}
     bare = (field.key for field in export.plate.fields if not export.files.get(field.key))
     more = [Problem(key, "none of its files is there", "missing") for key in bare if key not in named]

@@ -19,7 +19,7 @@ from hpc_isl.stages.annotate.formats.outlines import (
     polygon_outline,
 )
 
-LARGEST = 2**26  # bytes of one ROI
+LARGEST = 2**26  # bytes of one ROI: an archive may claim any size, and would fill the memory
 AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 FOREIGN = (ROI_SUBTYPE.TEXT, ROI_SUBTYPE.ARROW, ROI_SUBTYPE.IMAGE)
 
@@ -77,7 +77,7 @@ def _outline(name: str, roi: ImagejRoi, times: int) -> Outline:
         raise UserError(f"{name} is no area but a {what}: leave it out of what the ROI Manager saves")
     if roi.options & ROI_OPTIONS.SPLINE_FIT or (kind == ROI_TYPE.RECT and roi.rounded_rect_arc_size):
         raise UserError(f"{name} has rounded corners: in ImageJ make a mask of it, and of that a selection")
-    if times == 1:
+    if times == 1:  # a ROI of a later frame is then refused
         time = max(roi.t_position - 1, 0)
     else:
         # Of a stack without channels and planes, ImageJ numbers the slices.

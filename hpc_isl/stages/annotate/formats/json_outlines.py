@@ -41,6 +41,7 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path} is not readable as JSON: {error}") from None
 
 
+# The time of the last change and the size are keys of the cache: a file that changes is read again.
 @lru_cache(maxsize=2)
 def _parsed(path: Path, changed: int, size: int) -> Any:
     return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -198,7 +199,7 @@ def _coco_outline(name: str, segmentation: Any, size: tuple[int, int]) -> Outlin
         return polygon_outline(name, 0, polygons)
     if tuple(segmentation["size"]) != size:
         raise UserError(f"has a mask of {tuple(segmentation['size'])} pixels; the image has {size}")
-    counts = segmentation["counts"]
+    counts = segmentation["counts"]  # compressed into text by pycocotools, a list from other programs
     runs = _decompressed(counts) if isinstance(counts, str) else [int(count) for count in counts]
     if sum(runs) != size[0] * size[1] or min(runs) < 0:
         raise UserError("is damaged: its run lengths do not fill the image")
