@@ -21,7 +21,7 @@ from hpc_isl.site import Site
 if TYPE_CHECKING:
     from tests.conftest import Door
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COUNTING = ROOT / "tests" / "cluster"
 
 
