@@ -1,4 +1,7 @@
-"""The one error a user sees: what was given, where, and what would be right."""
+"""The one error a user sees: what was given, where, and what would be right.
+
+A module of its own, because all others import it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The only source of randomness: a stream for each use in the computation, named by a path."""
+"""The only source of randomness: a stream for each use in the computation, named by a path.
+
+A module of its own, because every library draws from it.
+"""
 
 from __future__ import annotations
 

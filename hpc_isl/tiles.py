@@ -1,4 +1,7 @@
-"""Tiles of an image with halos: pure arithmetic, no pixels."""
+"""Tiles of an image with halos: pure arithmetic, no pixels.
+
+A module of its own, because libraries that do not import each other share it.
+"""
 
 from __future__ import annotations
 

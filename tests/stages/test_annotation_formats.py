@@ -27,7 +27,7 @@ from scipy.spatial import Delaunay
 
 from hpc_isl.errors import UserError
 from hpc_isl.stages.annotate import annotation as formats
-from hpc_isl.stages.annotate.formats import json_outlines, outlines
+from hpc_isl.stages.annotate import json_outlines, outlines
 
 RECORDED = Path(__file__).with_name("recorded")
 SHAPE = (1, 60, 80)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Field
 from hpc_isl.plates.store import Index
-from hpc_isl.stages.annotate.formats import imagej, json_outlines, label_images
-from hpc_isl.stages.annotate.formats.outlines import Outline, Shape, painted
+from hpc_isl.stages.annotate import imagej, json_outlines, label_images
 from hpc_isl.stages.annotate.label_files import Box, LabelFile, raise_together
+from hpc_isl.stages.annotate.outlines import Outline, Shape, painted
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The entry point of `python -m hpc_isl.stages.synthetic`, a module that Python asks for."""
+"""The entry point of `python -m hpc_isl.stages.synthetic`, which Python runs by this name."""
 
 import sys
 

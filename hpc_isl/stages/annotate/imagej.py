@@ -11,7 +11,7 @@ import numpy as np
 from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
 from hpc_isl.errors import UserError
-from hpc_isl.stages.annotate.formats.outlines import (
+from hpc_isl.stages.annotate.outlines import (
     Outline,
     Shape,
     check_places,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpc_isl.errors import UserError
-from hpc_isl.stages.annotate.formats.outlines import (
+from hpc_isl.stages.annotate.outlines import (
     Mask,
     Outline,
     Ring,

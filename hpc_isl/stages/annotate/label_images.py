@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import header, read_plane
-from hpc_isl.stages.annotate.formats.outlines import Shape
+from hpc_isl.stages.annotate.outlines import Shape
 
 EXACT = {"float16": 2**11, "float32": 2**24, "float64": 2**53}  # whole numbers up to here keep their value
 NUMPY = ".npy"
