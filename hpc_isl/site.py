@@ -95,17 +95,12 @@ class Site(Strict):
 
     @field_validator("time", mode="before")
     @classmethod
-    def _has_a_unit(cls, time: object) -> object:
+    def _is_a_duration(cls, time: object) -> object:
         # 30 could be minutes or hours; YAML's integer 43200 that was written 12:00:00 still says so.
         if isinstance(time, int) and str(time).isdigit():
             raise ValueError("write a time with its unit, as 90min, 12h or 2d, or 12:00:00")
-        return time
-
-    @field_validator("time")
-    @classmethod
-    def _is_a_duration(cls, time: str | None) -> str | None:
-        if time is not None:
-            minutes(time)
+        if isinstance(time, (str, int, float)):
+            minutes(str(time))
         return time
 
     @field_validator("memory")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError
 from hpc_isl.plates import store
 from hpc_isl.plates.atomic_directory import atomic_directory
-from hpc_isl.plates.plate import Field, FieldKey
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.annotate.annotation import whole_field
@@ -29,7 +29,7 @@ from hpc_isl.stages.annotate.export_manifest import (
     labels_version,
     manifest_text,
 )
-from hpc_isl.stages.annotate.label_files import COLUMNS, Box, chosen, raise_together
+from hpc_isl.stages.annotate.label_files import COLUMNS, chosen, raise_together
 from hpc_isl.stages.shared.following import word
 
 IMAGEJ = ("uint8", "uint16", "float32")
@@ -119,17 +119,17 @@ def _checked(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[FieldKey]
     assert out is not None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"out: {out} holds something already; name a new or an empty folder")
-    keys = chosen(recipe.fields, index)
-    raise_together([problem for key in keys for problem in _problems(index.field(key), recipe.box)])
+    keys, box, problems = chosen(recipe.fields, index), recipe.box, []
+    for key in keys:
+        (times, *_, height, width) = index.field(key).shape
+        if times > 1:
+            problems.append(f"{key} has {times} times; export is for fields of one time")
+        if box and not (box[0] < box[2] <= height and box[1] < box[3] <= width):
+            problems.append(
+                f"{key}: box {box} (y0, x0, y1, x1) is empty or leaves the {height} × {width} pixels"
+            )
+    raise_together(problems)
     return keys, out
-
-
-def _problems(field: Field, box: Box | None) -> Iterator[str]:
-    times, height, width = field.shape[0], *field.shape[-2:]
-    if times > 1:
-        yield f"{field.key} has {times} times; export is for fields of one time"
-    if box and not (box[0] < box[2] <= height and box[1] < box[3] <= width):
-        yield f"{field.key}: box {box} (y0, x0, y1, x1) is empty or leaves the {height} × {width} pixels"
 
 
 def _bytes(index: store.Index, keys: list[FieldKey]) -> int:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import takewhile
@@ -104,15 +104,20 @@ def recorded_problems(image: Path, inputs: str) -> tuple[str, ...] | None:
 def convert_fields(tasks: list[FieldTask], processes: int, stopping: threading.Event) -> Iterator[Outcome]:
     """Converts fields in parallel and yields outcomes as they come; none is begun after `stopping`."""
     processes = min(processes, len(tasks))
-    remaining = takewhile(lambda task: not stopping.is_set(), tasks)
     if processes < 2:
-        yield from map(convert_field, remaining)
+        yield from map(convert_field, takewhile(lambda task: not stopping.is_set(), tasks))
         return
     others = set(multiprocessing.active_children())
     # Processes are spawned, because a forked one would inherit threads that hold locks.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_process)
     try:
-        yield from _outcomes(pool, remaining, 2 * processes, stopping)
+        futures = [_submitted(pool, task) for task in tasks]
+        for future in as_completed(futures):
+            if stopping.is_set():  # those that have not begun are taken back, so that the stop is soon
+                for other in futures:
+                    other.cancel()
+            if not future.cancelled():
+                yield future.result()
     except BrokenProcessPool:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # the pool asks them with SIGTERM, which they ignore, and would wait for ever
@@ -124,23 +129,11 @@ def convert_fields(tasks: list[FieldTask], processes: int, stopping: threading.E
         pool.shutdown(cancel_futures=True)
 
 
-def _outcomes(
-    pool: ProcessPoolExecutor, tasks: Iterator[FieldTask], ahead: int, stopping: threading.Event
-) -> Iterator[Outcome]:
-    """Keeps at most `ahead` fields in the pool; at a stop, takes back those that have not begun."""
-    pending: set[Future[Outcome]] = set()
-    while True:
-        while len(pending) < ahead and (task := next(tasks, None)):
-            try:
-                pending.add(pool.submit(convert_field, task))
-            except (ValueError, OSError) as error:  # the pool broke while it started another process
-                raise BrokenProcessPool(str(error)) from None
-        if not pending:
-            return
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        if stopping.is_set():
-            pending = {future for future in pending if not future.cancel()}
-        yield from (future.result() for future in done)
+def _submitted(pool: ProcessPoolExecutor, task: FieldTask) -> Future[Outcome]:
+    try:
+        return pool.submit(convert_field, task)
+    except (ValueError, OSError) as error:  # the pool broke while it started another process
+        raise BrokenProcessPool(str(error)) from None
 
 
 def _start_process() -> None:
