@@ -26,7 +26,7 @@ SYSTEM_METRICS_S = 10.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage would do, known before anything is submitted; making a plan writes nothing.
+    """The work of a stage as it is known before anything is submitted; making a plan writes nothing.
 
     Attributes:
         recipe: with globs expanded and paths absolute; this is what is kept in the run folder.
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def removed(self) -> dict[str, Any] | None:
-        """When and by whom the run was removed; None where it was not."""
+        """The time of the removal and who removed the run; None where it exists."""
         return read_json(self.removed_file)
 
     @property
@@ -255,8 +255,10 @@ class Attempt:
             rank=self.rank, size=self.size, attempt=self.number, pid=os.getpid(),
             node=socket.gethostname(), start=now(), heartbeat=now(), **facts,
         )  # fmt: skip
-        if self.rank == 0:
-            _end_line(self.run.metrics)
+        metrics = self.run.metrics
+        if self.rank == 0 and metrics.exists() and not (b"\n" + metrics.read_bytes()).endswith(b"\n"):
+            with metrics.open("a") as stream:  # a line torn by a kill would spoil the next one
+                stream.write("\n")
         ended = threading.Event()
         beat = threading.Thread(
             target=self._beat, args=(ended, system_metrics), daemon=True, name="heartbeat"
@@ -291,13 +293,6 @@ class Attempt:
                 if not complained:
                     self.log(f"no figures of the machine: {type(error).__name__}: {error}")
                 complained = True
-
-
-def _end_line(path: Path) -> None:
-    """Ends a line torn by a kill, so that it spoils no other."""
-    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        with path.open("a") as stream:
-            stream.write("\n")
 
 
 def _outcome(error: BaseException) -> dict[str, Any]:

@@ -26,7 +26,7 @@ LONG = frozenset(  # of Slurm 22.05 to 25.11
     oom-kill-step open-mode output overcommit oversubscribe parsable partition power prefer priority profile
     propagate qos quiet reboot requeue reservation resources segment signal sockets-per-node spread-job
     spread-segments stepmgr switches test-only thread-spec threads-per-core time time-min tmp tres-bind
-    tres-per-task uid usage use-min-nodes verbose version wait wait-all-nodes wckey wrap""".split()  # noqa: SIM905  (a hundred quoted words are read by no one)
+    tres-per-task uid usage use-min-nodes verbose version wait wait-all-nodes wckey wrap""".split()  # noqa: SIM905  (a list of a hundred quoted words is hard to read)
 )
 REFUSED = {
     "array": "a sweep makes an array, and site.array says how many of its elements run at once",

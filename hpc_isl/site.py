@@ -23,7 +23,7 @@ _UNITS_MIN = {"min": 1, "m": 1, "h": 60, "d": 1440}
 
 
 class Site(Strict):
-    """Where to compute: executor, machines, folders, tracking."""
+    """The place of computation: executor, machines, folders, tracking."""
 
     executor: Literal["local", "slurm", "allocation"] = "local"
     """local: here, in the foreground; slurm: through sbatch, detached; allocation: in the foreground,

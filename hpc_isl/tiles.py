@@ -38,15 +38,10 @@ def tiles(shape: tuple[int, ...], size: int | None, halo: int = 0, stride: int =
 
 def _sides(length: int, size: int | None, halo: int, stride: int) -> list[tuple[slice, slice]]:
     """Returns what the tiles along one axis own and read."""
-    end = length + padding(length, stride)
+    end = -(-length // stride) * stride  # padded to a whole number of strides
     if size is None or size + 2 * halo >= end:  # a tile would read all of it
         return [(slice(0, length), slice(0, end))]
     wide = size + 2 * halo
     # All tiles read boxes of one shape: at the border a box is moved inside rather than clipped.
     starts = [(own, min(max(own - halo, 0), end - wide)) for own in range(0, length, size)]
     return [(slice(own, min(own + size, length)), slice(read, read + wide)) for own, read in starts]
-
-
-def padding(length: int, stride: int) -> int:
-    """Returns the pixels to add to `length` so that it is a whole number of strides."""
-    return -length % stride

@@ -140,7 +140,7 @@ def console(root: Path, argv: tuple[str, ...] = ()) -> Console:
 def log(text: str) -> None:
     """Prints a text at once.
 
-    A reader that has closed the pipe is no error: a run goes on without it and keeps its exit code.
+    A reader that has closed the pipe is no error: a run continues without it and keeps its exit code.
     """
     try:
         print(text, flush=True)

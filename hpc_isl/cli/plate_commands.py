@@ -54,7 +54,7 @@ def set_metadata(given: Namespace) -> int:
         raise UserError(f"set: name a plate, as in {program()} set P01.zarr pixel_um=0.325")
     edit = metadata_edit(Path(given.words[0]), given.words[1:])
     if not edit.lines:
-        log(f"{edit.index.path}: nothing to do, it is so already")
+        log(f"{edit.index.path}: nothing to do, it has these values already")
         return 0
     runs = names.some([], *run_folders(given))
     log("\n".join(edit.described()))

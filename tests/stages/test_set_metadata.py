@@ -130,8 +130,8 @@ def test_set_describes_the_change_before_it_is_made(lab: Door) -> None:
     assert left(lab.cwd) == before
     output = lab("set", "S1.zarr", "channels.Hoechst=DNA", "--dry-run")
     assert "figures stay right, names differ" in output.stdout
-    assert "it is so already" in lab("set", "S1.zarr", "pixel_um=1").stdout
-    assert "it is so already" in lab("set", "S1.zarr", "transmitted=Brightfield").stdout
+    assert "it has these values already" in lab("set", "S1.zarr", "pixel_um=1").stdout
+    assert "it has these values already" in lab("set", "S1.zarr", "transmitted=Brightfield").stdout
 
 
 def test_a_field_that_is_wider_than_a_well_is_doubted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What annotation files hold: labels of whole fields, read by the format that a file's suffix names.
+"""The content of annotation files: labels of whole fields, in the format that a file's suffix names.
 
 A format has two functions. `check(path, part, shape)` raises a `UserError` for what the file tells without
 its pixels, and returns remarks for the user. `read(path, part, shape)` returns label numbers (t, y, x), or a
@@ -26,7 +26,7 @@ from hpc_isl.stages.annotate.outlines import Outline, Shape, painted
 
 @dataclass(frozen=True)
 class Format:
-    """How files of one kind are checked and read."""
+    """The functions that check and read files of one kind."""
 
     check: Callable[[Path, str, Shape], Sequence[str]]
     read: Callable[[Path, str, Shape], NDArray[Any] | list[Outline]]
@@ -46,7 +46,7 @@ MANY_PIECES = 2
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user says of files that can be taken in two ways.
+    """The user's choices for files that can be taken in two ways.
 
     Attributes:
         objects: each value is one object, or each connected piece.
@@ -59,7 +59,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         labels: numbers of objects (t, y, x).

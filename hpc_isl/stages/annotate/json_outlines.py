@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +203,13 @@ def _coco_outline(name: str, segmentation: Any, size: tuple[int, int]) -> Outlin
     runs = _decompressed(counts) if isinstance(counts, str) else [int(count) for count in counts]
     if sum(runs) != size[0] * size[1] or min(runs) < 0:
         raise UserError("is damaged: its run lengths do not fill the image")
-    return mask_outline(name, 0, size, partial(_mask, runs, size))
 
+    def mask() -> Mask:
+        # Background and object take turns, down the columns.
+        flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        return flat.reshape(size[1], size[0]).T
 
-def _mask(runs: Sequence[int], size: tuple[int, int]) -> Mask:
-    # Background and object take turns, down the columns.
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape(size[1], size[0]).T
+    return mask_outline(name, 0, size, mask)
 
 
 def _decompressed(text: str) -> list[int]:

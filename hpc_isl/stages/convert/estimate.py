@@ -1,4 +1,4 @@
-"""What a conversion takes, and what the user reads before it starts."""
+"""The estimated costs of a conversion, and the messages before it starts."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import takewhile
@@ -52,7 +52,7 @@ class FieldTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a field.
+    """The result of converting a field.
 
     Attributes:
         kept: its image existed, made of the same files in the same way.
@@ -111,7 +111,10 @@ def convert_fields(tasks: list[FieldTask], processes: int, stopping: threading.E
     # Processes are spawned, because a forked one would inherit threads that hold locks.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_process)
     try:
-        futures = [_submitted(pool, task) for task in tasks]
+        try:
+            futures = [pool.submit(convert_field, task) for task in tasks]
+        except (ValueError, OSError) as error:  # the pool broke while it started another process
+            raise BrokenProcessPool(str(error)) from None
         for future in as_completed(futures):
             if stopping.is_set():  # those that have not begun are taken back, so that the stop is soon
                 for other in futures:
@@ -127,13 +130,6 @@ def convert_fields(tasks: list[FieldTask], processes: int, stopping: threading.E
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _submitted(pool: ProcessPoolExecutor, task: FieldTask) -> Future[Outcome]:
-    try:
-        return pool.submit(convert_field, task)
-    except (ValueError, OSError) as error:  # the pool broke while it started another process
-        raise BrokenProcessPool(str(error)) from None
 
 
 def _start_process() -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with an export, in one report: by kind and count, one screen of it, and all of it as CSV."""
+"""Problems of an export in one report: by kind and count, one screen of them, and all as CSV."""
 
 from __future__ import annotations
 

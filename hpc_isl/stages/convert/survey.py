@@ -1,4 +1,4 @@
-"""What a conversion finds before it starts: the export, and the plate that may exist already."""
+"""The state before a conversion: the export, the plate that may exist already, the fields to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpc_isl.stages.convert.record import State, recorded_digest, state_of
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is and what is to be done.
+    """The export, the state of the plate, and the fields to convert.
 
     Attributes:
         export: with the chosen fields alone, damaged ones included.
@@ -116,7 +116,7 @@ def _complete_fields(index: Index, recipe: ConvertRecipe, export: Export) -> set
 
 
 def check(survey: Survey) -> None:
-    """Raises what forbids the conversion: damaged fields that may not be skipped."""
+    """Raises a `UserError` for damaged fields that may not be skipped, or if no field can be converted."""
     recipe, problems = survey.recipe, harmful(survey.export.problems)
     if recipe.on_error == "stop":
         refuse(problems, len(survey.plate.fields), recipe.out.with_suffix(".problems.csv"))
@@ -125,7 +125,7 @@ def check(survey: Survey) -> None:
 
 
 def check_can_write_plate(survey: Survey, bytes_out: int) -> None:
-    """Raises what forbids to write the plate where it is to lie, as far as that is known beforehand.
+    """Checks that the plate can be written to `out`.
 
     Raises:
         AbortRun: too little room.

@@ -14,7 +14,7 @@ Labels = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Condition:
-    """How the cells of a well are: lengths in pixels.
+    """The cells of a well, with lengths in pixels.
 
     Attributes:
         density: share of the field that cells would cover if they did not overlap; 0 is an empty field.
