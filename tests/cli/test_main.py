@@ -29,7 +29,7 @@ COUNTING = ROOT / "tests" / "cluster"
     "words", [["--help"], ["pretrain", "--help"], ["set", "--help"], ["table", "--help"]]
 )
 def test_help_imports_nothing_slow(door: Door, words: list[str]) -> None:
-    """The file benchmarks/startup.py measures how long it takes."""
+    """The file benchmarks/command_line.py measures how long it takes."""
     call = f"from hpc_isl.cli.main import run_command; run_command({words})"
     code = f"import sys; {call}; print(*sys.modules, file=sys.stderr)"
     done = subprocess.run(

@@ -469,7 +469,7 @@ def roi(kind: Any, **facts: Any) -> roifile.ImagejRoi:
     [
         (
             roi(roifile.ROI_TYPE.POLYLINE),
-            "this one is no area but a polyline: leave it out of what the ROI Manager saves",
+            "this one is no area but a polyline: save the ROIs without it",
         ),
         (roi(roifile.ROI_TYPE.POINT), "no area but a point"),
         (roi(roifile.ROI_TYPE.POLYGON, options=roifile.ROI_OPTIONS.SPLINE_FIT), "has rounded corners"),

@@ -133,7 +133,7 @@ def _polygons(geometry: Mapping[str, Any]) -> Iterator[Sequence[Sequence[Any]]]:
         for part in geometry["geometries"]:
             yield from _polygons(part)
     else:
-        raise UserError(f"is no area but a {kind}: leave it out of what QuPath exports")
+        raise UserError(f"is no area but a {kind}: export from QuPath without it")
 
 
 # ---------------------------------------------------------------- COCO
