@@ -23,6 +23,7 @@ MANY = {
     "chain": "stages one after another, with stops where a person annotates",
 }
 ACTIONS = {"annotate": ("import", "draft", "export")}  # words that stand before the recipe
+USAGE = {"annotate": "{import FOLDER | draft | export} [RECIPE.yaml]", "chain": "RECIPE.yaml"}
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
@@ -64,7 +65,6 @@ def stage_command(verb: str, meaning: str) -> Command:
 
         return stage_manual(verb, program(), every_key)
 
-    # A chain takes no --after: it refuses it with what to do instead.
     usage = (
         "RECIPE.yaml [key=value …] [options]" if verb == "chain" else "[RECIPE.yaml] [key=value …] [options]"
     )
