@@ -65,9 +65,7 @@ def stage_command(verb: str, meaning: str) -> Command:
 
         return stage_manual(verb, program(), every_key)
 
-    usage = (
-        "RECIPE.yaml [key=value …] [options]" if verb == "chain" else "[RECIPE.yaml] [key=value …] [options]"
-    )
+    usage = f"{USAGE.get(verb, '[RECIPE.yaml]')} [key=value …] [options]"
     own = (OWN_OPTIONS[verb],) if verb in OWN_OPTIONS else ()
     return Command(_submit, meaning, usage, description=description, options=(*OPTIONS, *own))
 
