@@ -1,4 +1,4 @@
-"""How long the door takes to answer `--help`, in seconds and as a multiple of starting Python alone."""
+"""How long the command line takes to print help, in seconds and as a multiple of starting Python alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ BARE = ["-c", "pass"]
 CALLS = {
     "--help": ["-m", "hpc_isl.submit", "--help"],
     "pretrain --help": ["-m", "hpc_isl.submit", "pretrain", "--help"],
+    "set --help": ["-m", "hpc_isl.submit", "set", "--help"],
     "status": ["-m", "hpc_isl.submit", "status"],
 }
 

@@ -1,4 +1,7 @@
-"""The one error a user sees: what was given, where, and what would be right."""
+"""The one error a user sees: what was given, where, and what would be right.
+
+A module of its own, because all others import it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake of the user's, or of the user's data; shown without a traceback, exit code 2."""
+    """An error of the user's, or of the user's data; shown without a traceback, exit code 2."""
 
 
 class AbortRun(UserError):
-    """What all that is tried next would meet too, as a full disk: nothing goes on until it is mended."""
+    """Raised when every further field would fail the same way, such as on a full disk: the run ends."""
 
 
 def nearest(given: object, legal: Iterable[object]) -> str:
-    """The clause that ends an error about a name: the nearest legal one, then all of them.
+    """Returns the clause that ends an error about a name: the nearest legal one, then all of them.
 
     >>> nearest("Hoechts", ["Hoechst", "Brightfield"])
     "did you mean 'Hoechst'? There are: 'Hoechst', 'Brightfield'"

@@ -18,17 +18,17 @@ from hpc_isl.errors import UserError
 
 
 def now() -> str:
-    """The time as ISO 8601 in UTC."""
+    """Returns the time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def write_atomic(path: Path, content: str | bytes, durable: bool = True, writer: str = "") -> None:
-    """The file appears complete or not at all: temporary name in the same folder, then rename.
+    """Writes a file that appears complete or not at all: temporary name in the same folder, then rename.
 
     Args:
         durable: also after a power cut; a heartbeat does without.
-        writer: in the temporary name, where several may write, each in its turn: what one leaves behind that
-            is killed, the next of its kind can tell from what others are just writing.
+        writer: a part of the temporary name, where several may write, each in its turn. By it a writer tells
+            what a killed one of its kind left behind from what others are just writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -38,26 +38,22 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = True, writer:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
-            if durable:
+            if durable:  # rename alone may survive a power cut before the content does
                 os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that their owner alone can read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()
+# The mask can only be read by setting it.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 def share_with_group(group: str | None) -> None:
-    """From here on this process writes files that a group may write too; see `make_folder`."""
+    """Lets the group, if any, write all files that this process writes from here on; see `make_folder`."""
     global _UMASK
     if group is not None:
         os.umask(0o002)
@@ -65,40 +61,40 @@ def share_with_group(group: str | None) -> None:
 
 
 def make_folder(path: Path, group: str | None) -> None:
-    """A new folder, of `group` where one is given; what is made in it later belongs to that group too.
+    """Makes a folder, of `group` where one is given; what is made in it later belongs to that group too.
 
     Raises:
-        FileExistsError: there is something of this name.
+        FileExistsError: something has this name.
     """
-    above = [folder for folder in path.parents if not folder.exists()]
+    new_parents = [folder for folder in path.parents if not folder.exists()]
     path.mkdir(parents=True)
     if group is None:
         return
     try:
-        for folder in (path, *above):
+        for folder in (path, *new_parents):
             shutil.chown(folder, group=group)
-            folder.chmod(0o2775)
+            folder.chmod(0o2775)  # setgid: what is made inside belongs to the group too
     except (LookupError, PermissionError) as error:
         path.rmdir()
         raise UserError(f"site.group={group}: {error}; name a group that you belong to") from None
 
 
 def identity(path: Path) -> object:
-    """Equal for all paths that lead to one file or folder; of one that is not there, where its name leads."""
+    """Returns a value that is equal for all paths to one file or folder; if none exists, its real path."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return os.path.realpath(path)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def same_place(one: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to the same file or folder, also through links, automounters and bind mounts."""
-    return str(one) == str(other) or identity(Path(one)) == identity(Path(other))
+def same_place(first: str | Path, second: str | Path) -> bool:
+    """Returns whether two paths lead to one file or folder, also through links and (auto-, bind) mounts."""
+    return str(first) == str(second) or identity(Path(first)) == identity(Path(second))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no such file."""
+    """Returns the object in a JSON file, or None where there is no such file."""
     try:
         return dict(json.loads(path.read_text()))
     except FileNotFoundError:
@@ -107,20 +103,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def only_writer(lock: Path, wait_s: float = 0) -> Iterator[bool]:
-    """Whether this process now is the only one to write; others wait or leave it."""
+    """Yields whether this process holds the lock alone; waits for it up to `wait_s` seconds."""
     with lock.open("a") as stream:
         yield _locked(stream.fileno(), fcntl.LOCK_EX, wait_s)
 
 
 @contextmanager
 def among_readers(lock: Path, wait_s: float = 0) -> Iterator[bool]:
-    """Whether no `only_writer` of this lock begins while the block lasts; many may hold it together.
-
-    True also where there is nothing to hold: the lock is not there and may not be made.
-    """
+    """Yields whether no `only_writer` of this lock begins while the block lasts; many may hold it at once."""
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT, 0o666)
-    except OSError:
+    except OSError:  # it does not exist and may not be made: nobody can write here
         yield True
         return
     try:
@@ -135,7 +128,8 @@ def _locked(descriptor: int, kind: int, wait_s: float) -> bool:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):  # a disk without locks
+            # A disk without locks: readers can do no harm, and a writer must not believe it is alone.
+            if not isinstance(error, BlockingIOError):
                 return kind == fcntl.LOCK_SH
             if time.monotonic() >= deadline:
                 return False

@@ -1,4 +1,4 @@
-"""What `set` has changed about a plate: kept in the plate, so that what was computed before can be told."""
+"""Changes that `set` made to the metadata of a plate: kept in the plate, for runs computed before them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any
 
 from hpc_isl.files import read_json
 
-LOCK = "index/use.lock"  # in a plate: held by runs that read it, and by whoever changes it
+LOCK = "index/use.lock"  # in a plate: held by runs that read it, and by `set`
 KEY = "changes"  # beside the facts of the plate in its zarr.json
+SETTABLE = {  # the keys of `set`; here, where they are read without anything that reads a plate
+    "pixel_um": "edge of a pixel in micrometres; null: unknown",
+    "channels.OLD": "the new name of the channel OLD; or channels={OLD: NEW, …}",
+    "transmitted": "the label-free channels, as in transmitted=[Brightfield]; all others are stains",
+}
 
 
 @dataclass(frozen=True)
 class MetadataChange:
-    """One `set` of a plate.
+    """One call of `set`.
 
     Attributes:
         before, after: the plate's fingerprint.
@@ -31,17 +36,19 @@ class MetadataChange:
     former: Mapping[str, Any]
 
     def facts(self) -> dict[str, Any]:
-        """As JSON; `of_facts` reads it."""
+        """Returns the change as JSON, which `of_facts` reads."""
         return asdict(self)
 
 
-def of_facts(ours: Mapping[str, Any]) -> tuple[MetadataChange, ...]:
-    """The changes in the attributes of a plate, oldest first."""
-    return tuple(MetadataChange(**{**facts, "lines": tuple(facts["lines"])}) for facts in ours.get(KEY, []))
+def of_facts(facts: Mapping[str, Any]) -> tuple[MetadataChange, ...]:
+    """Returns the changes in the attributes of a plate, oldest first."""
+    return tuple(
+        MetadataChange(**{**change, "lines": tuple(change["lines"])}) for change in facts.get(KEY, [])
+    )
 
 
 def changes_of(plate: Path) -> tuple[MetadataChange, ...]:
-    """The changes of the plate at a path; none where there is no plate that could be read."""
+    """Returns the changes of the plate at a path; none where no plate can be read."""
     try:
         attributes = (read_json(plate / "zarr.json") or {}).get("attributes", {})
         return of_facts(attributes.get("hpc_isl", {}))
@@ -50,13 +57,14 @@ def changes_of(plate: Path) -> tuple[MetadataChange, ...]:
 
 
 def changed_since(changes: Iterable[MetadataChange], fingerprints: Iterable[str]) -> list[str]:
-    """What was changed after one of these fingerprints was the plate's; empty where none was, or still is.
+    """Returns what was changed after the plate had one of these fingerprints; nothing if it still has it.
 
-    >>> one = MetadataChange("2026-11-28T10:00", "me", "a", "b", ("pixel_um: 325 -> 0.325",), {})
-    >>> changed_since([one], ["a", "of a model"]), changed_since([one], ["b"])
+    >>> change = MetadataChange("2026-11-28T10:00", "me", "a", "b", ("pixel_um: 325 -> 0.325",), {})
+    >>> changed_since([change], ["a", "of a model"]), changed_since([change], ["b"])
     (['pixel_um: 325 -> 0.325'], [])
     """
     known, made = set(fingerprints), list(changes)
+    # A plate may have been changed back: then nothing is different.
     if not made or made[-1].after in known:
         return []
     first = max((place for place, change in enumerate(made) if change.before in known), default=len(made))
@@ -64,7 +72,7 @@ def changed_since(changes: Iterable[MetadataChange], fingerprints: Iterable[str]
 
 
 def metadata_changed(plates: Iterable[Path], fingerprints: Iterable[str]) -> list[str]:
-    """`metadata of P01 changed: pixel_um: 325 -> 0.325`, for each plate whose fingerprint was among these."""
+    """Returns `metadata of P01 changed: pixel_um: 325 -> 0.325` for each plate that had a fingerprint."""
     known = list(fingerprints)
-    found = {plate.stem: changed_since(changes_of(plate), known) for plate in plates}
-    return [f"metadata of {name} changed: {'; '.join(lines)}" for name, lines in found.items() if lines]
+    changed = {plate.stem: changed_since(changes_of(plate), known) for plate in plates}
+    return [f"metadata of {name} changed: {'; '.join(lines)}" for name, lines in changed.items() if lines]

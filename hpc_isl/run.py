@@ -1,4 +1,4 @@
-"""The run folder, the unit of truth: paths, attempts, heartbeats, exit records, metrics, done records."""
+"""The run folder, which alone says what a run is: paths, attempts, heartbeats, metrics, done records."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from hpc_isl.timing import Clock, Workload
 
 HEARTBEAT_S = 5.0
 PROGRESS_S = 0.5  # progress reaches the record at most this often
-VITALS_S = 10.0
+SYSTEM_METRICS_S = 10.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage would do, found out before anything is submitted; making it writes nothing.
+    """The work of a stage as it is known before anything is submitted; making a plan writes nothing.
 
     Attributes:
         recipe: with globs expanded and paths absolute; this is what is kept in the run folder.
-        says: lines for the user: what was found, what will be done, in fields, GB, hours.
+        messages: lines for the user: what there is and what will be done, in fields, GB, hours.
         inputs: name -> fingerprint of the data that the stage will read.
         makes: the folders or files that will appear.
-        claims: gives what no other run may write meanwhile: a place, and what in it, as `labels of B03/1`.
+        claims: returns what no other run may write meanwhile: a path, and what in it, as `labels of B03/1`.
         check_size: raises a `UserError` for a number of processes that cannot share the work.
-        former: gives those of `inputs` that earlier versions noted otherwise, as they did.
-        parts: name of an input that consists of many -> what each is called -> its own fingerprint.
-        workload: by which its time is told; None: it is not.
+        former: returns those of `inputs` that earlier versions noted otherwise, as they did.
+        parts: name of an input that consists of many -> the name of each part -> its own fingerprint.
+        workload: from which the time is estimated; None: it is not.
         precision: key of the recipe, and its value, that say in which numbers a network computes.
     """
 
@@ -53,51 +53,36 @@ class Plan:
     precision: tuple[str, str] | None = None
 
 
+class _PathBelow:
+    """A path below the folder of a run."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: Run, kind: type[Run]) -> Path:
+        return run.folder / self._name
+
+
 @dataclass(frozen=True)
 class Run:
     """One folder `runs/<stage>/<name>/`: everything about one execution."""
 
     folder: Path
 
-    @property
-    def recipe(self) -> Path:
-        return self.folder / "recipe.yaml"
-
-    @property
-    def site(self) -> Path:
-        return self.folder / "site.yaml"
-
-    @property
-    def record(self) -> Path:
-        return self.folder / "record.json"
-
-    @property
-    def sbatch(self) -> Path:
-        return self.folder / "sbatch"
-
-    @property
-    def attempts(self) -> Path:
-        return self.folder / "attempts"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def pictures(self) -> Path:
-        return self.folder / "pictures"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def done(self) -> Path:
-        return self.folder / "done"
+    recipe = _PathBelow("recipe.yaml")
+    site = _PathBelow("site.yaml")
+    record = _PathBelow("record.json")
+    sbatch = _PathBelow("sbatch")
+    attempts = _PathBelow("attempts")
+    checkpoints = _PathBelow("checkpoints")
+    metrics = _PathBelow("metrics.jsonl")
+    pictures = _PathBelow("pictures")
+    model = _PathBelow("model")
+    done = _PathBelow("done")
+    elements_file = _PathBelow("elements.json")
+    cancelled = _PathBelow("cancelled")  # marks a run that is not to be started again by itself
+    removed_file = _PathBelow("removed.json")  # marks a run whose files were removed
+    trial = _PathBelow("trial")  # marks a run that lasts only until the time of the whole is known
 
     @property
     def name(self) -> str:
@@ -108,28 +93,13 @@ class Run:
         return self.folder.parent.name
 
     @property
-    def cancelled(self) -> Path:
-        """The mark of a run that was cancelled: it is not started again by itself."""
-        return self.folder / "cancelled"
-
-    @property
-    def removed_file(self) -> Path:
-        """The mark of a run whose files were removed."""
-        return self.folder / "removed.json"
-
-    @property
     def removed(self) -> dict[str, Any] | None:
-        """When and by whom the run was removed; None: it is there."""
+        """The time of the removal and who removed the run; None where it exists."""
         return read_json(self.removed_file)
 
     @property
-    def trial(self) -> Path:
-        """The mark of a run that is only tried, for so long as tells how long all of it takes."""
-        return self.folder / "trial"
-
-    @property
     def array(self) -> Run | None:
-        """The array whose element this run is."""
+        """The array of which this run is an element."""
         above = Run(self.folder.parent.parent)
         return above if above.elements_file.is_file() else None
 
@@ -140,71 +110,66 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Its name for people; an element has its array's before its own: `seeds/seed=0`."""
+        """The name for people; an element has that of its array before its own: `seeds/seed=0`."""
         return f"{self.array.name}/{self.name}" if self.array else self.name
 
-    @property
-    def elements_file(self) -> Path:
-        return self.folder / "elements.json"
-
     def elements(self) -> list[Run]:
-        """The runs of an array, or of a chain, in order; none: a single run."""
+        """Returns the runs of an array, or of a chain, in order; none where this is a single run."""
         listed = (read_json(self.elements_file) or {}).get("elements", [])
         return [Run(Path(os.path.normpath(self.folder / path))) for path in listed]
 
     def summary(self) -> dict[str, Any] | None:
-        """What the stage said when it was done, or None: not done."""
+        """Returns the done record of the stage; None while the run is not done."""
         return read_json(self.done / f"{self.stage}.json")
 
     def attempt_numbers(self) -> list[int]:
         return sorted(int(p.name) for p in self.attempts.glob("*") if p.name.isdigit())
 
     def next_attempt(self) -> int:
-        """The number of a new attempt; its folder is made, so that no one else gets the same."""
+        """Makes the folder of a new attempt, which nobody else then gets, and returns its number."""
         number = max(self.attempt_numbers(), default=-1) + 1
+        # mkdir succeeds for one process alone, also on network disks.
         while True:
             try:
                 (self.attempts / str(number)).mkdir(parents=True)
                 return number
-            except FileExistsError:
+            except FileExistsError:  # another process has made it since they were listed
                 number += 1
 
     def origin(self) -> float:
-        """When the run was made, in seconds since 1970."""
+        """Returns when the run was made, in seconds since 1970."""
         try:
             return self.recipe.stat().st_mtime
         except OSError:
             return time.time()
 
     def began(self) -> float:
-        """When its first attempt began, in seconds since 1970: the zero of the time axis of its vitals."""
+        """Returns when the first attempt began, in seconds since 1970: the zero of system metrics."""
         records = (read_json(self.attempts / str(n) / "rank-0.json") or {} for n in self.attempt_numbers())
         starts = (datetime.fromisoformat(record["start"]) for record in records if "start" in record)
         return min((start.timestamp() for start in starts), default=time.time())
 
     def metric_lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl; a line torn by a kill is passed over."""
+        """Yields the lines of metrics.jsonl."""
         try:
             lines = self.metrics.read_text().splitlines()
         except FileNotFoundError:
             return
         for line in lines:
-            try:
+            with suppress(json.JSONDecodeError):  # torn by a kill
                 yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
 
 
 @dataclass
 class Attempt:
-    """One start of a job, as one of its ranks sees it: all that a stage needs of the gatehouse.
+    """One start of a job, as one of its ranks sees it: all that a stage needs from the execution layer.
 
     Attributes:
         number: 0 for the first start of the run, counted up by each requeue or resume.
         rank, size: of this process among those of the job.
         local_rank, local_size: among those on this node.
         cpus: CPUs this process may use.
-        clock: told by the stage what it has done, so that the time of later runs can be told.
+        clock: counts what the stage has done, from which the time of later runs is estimated.
     """
 
     run: Run
@@ -226,7 +191,7 @@ class Attempt:
 
     @property
     def path(self) -> Path:
-        """Where this rank's record lies: start, heartbeat, progress, exit, traceback."""
+        """The record of this rank: start, heartbeat, progress, exit, traceback."""
         return self.folder / f"rank-{self.rank}.json"
 
     @property
@@ -240,7 +205,7 @@ class Attempt:
             write_atomic(self.path, json.dumps(self._state, indent=1), durable="exit" in facts)
 
     def progress(self, done: int, total: int, unit: str, kept: int = 0, /, **metrics: float) -> None:
-        """How far the stage is; shown by the bar and by `status`. Cheap: call it at every step.
+        """Reports how far the stage is, for the bar and for `status`. Cheap: call it at every step.
 
         `kept`: how many of those done were done by earlier attempts.
         """
@@ -254,7 +219,7 @@ class Attempt:
                     self.note()
 
     def log(self, text: str) -> None:
-        """Lines for the log, stamped with the time, and for whoever watches the run."""
+        """Prints lines for the log, and for whoever watches the run, stamped with the time."""
         if self.rank == 0:
             stamp = datetime.now().strftime("%H:%M:%S")
             print("\n".join(f"{stamp}  {line}" for line in text.splitlines()), flush=True)
@@ -269,29 +234,35 @@ class Attempt:
             stream.write(line + "\n")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """The done record, written last by rank 0: what was made, where, and the main figures."""
+        """Writes the done record, the last of all: what was made, where, and the main figures."""
         if self.rank == 0:
             content = {**summary, "attempt": self.number, "time": now()}
             write_atomic(self.run.done / f"{self.run.stage}.json", json.dumps(content, indent=1))
 
     @contextmanager
     def recorded(
-        self, vitals: Callable[[], Mapping[str, float]] | None = None, **facts: Any
+        self, system_metrics: Callable[[], Mapping[str, float]] | None = None, **facts: Any
     ) -> Iterator[Attempt]:
-        """Start and exit records around the stage, and a heartbeat thread in between.
+        """Writes start and exit records around the stage, and runs a heartbeat thread in between.
 
         The exit record holds `outcome` (done, stopped, mistake, failed) and the traceback, if any.
-        `vitals`, where given, is asked for figures of the machine every 10 s: they join metrics.jsonl.
-        `facts` join the start record. An exit that a full disk refuses hides no other error.
+
+        Args:
+            system_metrics: called every 10 s for figures of the machine, which join metrics.jsonl.
+            facts: join the start record.
         """
         self.note(
             rank=self.rank, size=self.size, attempt=self.number, pid=os.getpid(),
             node=socket.gethostname(), start=now(), heartbeat=now(), **facts,
         )  # fmt: skip
-        if self.rank == 0:
-            _end_line(self.run.metrics)
+        metrics = self.run.metrics
+        if self.rank == 0 and metrics.exists() and not (b"\n" + metrics.read_bytes()).endswith(b"\n"):
+            with metrics.open("a") as stream:  # a line torn by a kill would spoil the next one
+                stream.write("\n")
         ended = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(ended, vitals), daemon=True, name="heartbeat")
+        beat = threading.Thread(
+            target=self._beat, args=(ended, system_metrics), daemon=True, name="heartbeat"
+        )
         beat.start()
         outcome: dict[str, Any] = {"outcome": "failed"}
         try:
@@ -299,24 +270,24 @@ class Attempt:
             outcome = {"outcome": "stopped" if self.stopping.is_set() and not self.run.summary() else "done"}
         except BaseException as error:
             outcome = _outcome(error)
-            raise
+            raise  # the worker turns it into the exit code
         finally:
             ended.set()
             beat.join()
-            with suppress(OSError):
+            with suppress(OSError):  # a full disk; it would hide the error that ended the stage
                 self.note(exit=now(), heartbeat=now(), **outcome)
 
-    def _beat(self, ended: threading.Event, vitals: Callable[[], Mapping[str, float]] | None) -> None:
+    def _beat(self, ended: threading.Event, system_metrics: Callable[[], Mapping[str, float]] | None) -> None:
         origin = self.run.began()
-        sampled = time.monotonic() - VITALS_S / 2
+        sampled = time.monotonic() - SYSTEM_METRICS_S / 2  # short runs get a sample too
         complained = False
         while not ended.wait(HEARTBEAT_S):
             try:
                 self.note(heartbeat=now())
-                if vitals and time.monotonic() - sampled >= VITALS_S:
+                if system_metrics and time.monotonic() - sampled >= SYSTEM_METRICS_S:
                     sampled = time.monotonic()
-                    self.metric(int(time.time() - origin), **vitals())
-            except OSError:
+                    self.metric(int(time.time() - origin), **system_metrics())
+            except OSError:  # a full or slow disk: the next beat may succeed
                 continue
             except Exception as error:  # without its heartbeat a run would be taken for lost
                 if not complained:
@@ -324,18 +295,11 @@ class Attempt:
                 complained = True
 
 
-def _end_line(path: Path) -> None:
-    """A line torn by a kill gets its end, so that it spoils no other."""
-    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        with path.open("a") as stream:
-            stream.write("\n")
-
-
 def _outcome(error: BaseException) -> dict[str, Any]:
-    """How an attempt ended: a `UserError` speaks for itself, anything else is named by its type."""
-    mistake = isinstance(error, UserError)
+    """Returns how an attempt ended: a `UserError` by its message, anything else by its type too."""
+    is_user_error = isinstance(error, UserError)
     return {
-        "outcome": "mistake" if mistake else "failed",
-        "message": str(error) if mistake else f"{type(error).__name__}: {error}",
+        "outcome": "mistake" if is_user_error else "failed",
+        "message": str(error) if is_user_error else f"{type(error).__name__}: {error}",
         "traceback": traceback.format_exc(),
     }

@@ -1,4 +1,4 @@
-"""Flags of sbatch: one spelling for each, those that a site has keys of its own for, and theirs over ours."""
+"""Flags of sbatch: one spelling for each, those that a site has keys for, and the flags of a job."""
 
 from __future__ import annotations
 
@@ -26,77 +26,60 @@ LONG = frozenset(  # of Slurm 22.05 to 25.11
     oom-kill-step open-mode output overcommit oversubscribe parsable partition power prefer priority profile
     propagate qos quiet reboot requeue reservation resources segment signal sockets-per-node spread-job
     spread-segments stepmgr switches test-only thread-spec threads-per-core time time-min tmp tres-bind
-    tres-per-task uid usage use-min-nodes verbose version wait wait-all-nodes wckey wrap""".split()  # noqa: SIM905  (a hundred quoted words are read by no one)
+    tres-per-task uid usage use-min-nodes verbose version wait wait-all-nodes wckey wrap""".split()  # noqa: SIM905  (a list of a hundred quoted words is hard to read)
 )
 REFUSED = {
     "array": "a sweep makes an array, and site.array says how many of its elements run at once",
     "parsable": "the number of the job is read from what sbatch says without it",
     "test-only": "--dry-run asks Slurm when the job would start",
-    "wait": "--wait of ours waits for the run",
-    "wrap": "the script is ours",
+    "wait": "--wait of hpc_isl waits for the run",
+    "wrap": "the script is written by hpc_isl",
     "help": "it is no flag of a job", "usage": "it is no flag of a job", "version": "it is no flag of a job",
 }  # fmt: skip
-# What may not stand beside a flag, or would be weighed against it.
+# Flags that may not stand beside a flag, or would be weighed against it.
 EXCLUDED = {
-    "ntasks": ("ntasks-per-node",),
-    "cpus-per-gpu": ("cpus-per-task",),
-    "mem-per-cpu": ("mem",),
-    "mem-per-gpu": ("mem",),
-    "gpus": ("gpus-per-node",),
-    "gpus-per-socket": ("gpus-per-node",),
-    "gpus-per-task": ("gpus-per-node",),
-    "no-requeue": ("requeue",),
-    "requeue": ("no-requeue",),
-}
-NUMBERS = {
-    "nodes": "nodes",
-    "ntasks-per-node": "processes",
-    "cpus-per-task": "cpus",
-    "gpus-per-node": "gpus",
-}
+    "ntasks": ("ntasks-per-node",), "cpus-per-gpu": ("cpus-per-task",), "mem-per-cpu": ("mem",),
+    "mem-per-gpu": ("mem",), "gpus": ("gpus-per-node",), "gpus-per-socket": ("gpus-per-node",),
+    "gpus-per-task": ("gpus-per-node",), "no-requeue": ("requeue",), "requeue": ("no-requeue",),
+}  # fmt: skip
+NUMBERS = {"nodes": "nodes", "ntasks-per-node": "processes", "cpus-per-task": "cpus", "gpus-per-node": "gpus"}
 TEXTS = {
-    "partition": "partition",
-    "account": "account",
-    "qos": "qos",
-    "constraint": "constraint",
-    "reservation": "reservation",
-    "mail-user": "mail",
-}
+    "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
+    "reservation": "reservation", "mail-user": "mail",
+}  # fmt: skip
 
 
-def spelled(flag: str) -> str:
-    """The flag as the help of sbatch writes it: `c`, `--cpus_per_task` and `cpus-per-t` are `cpus-per-task`.
-
-    sbatch takes the beginning of a name for the name where only one begins so. What is not known stays.
-    """
+def full_name(flag: str) -> str:
+    """Returns a flag as sbatch's help writes it: `c`, `--cpus_per_task`, `cpus-per-t` are `cpus-per-task`."""
     name = flag.lstrip("-").replace("_", "-")
     if name in LONG:
         return name
-    begun = [known for known in LONG if known.startswith(name)]
-    return SHORT.get(name) or (begun[0] if len(begun) == 1 else name)
+    # sbatch takes the beginning of a name for the name where only one begins so. An unknown flag stays.
+    longer = [known for known in LONG if known.startswith(name)]
+    return SHORT.get(name) or (longer[0] if len(longer) == 1 else name)
 
 
-def in_one_spelling(flags: Mapping[str, Value]) -> dict[str, Value]:
-    """The flags, each as sbatch's help writes it.
+def normalized_flags(flags: Mapping[str, Value]) -> dict[str, Value]:
+    """Returns the flags, each as sbatch's help writes it.
 
     Raises:
-        ValueError: one stands there twice, or would keep sbatch from handing over our job.
+        ValueError: a flag is given twice, or would keep hpc_isl from handing its job over.
     """
-    found: dict[str, Value] = {}
+    normalized: dict[str, Value] = {}
     for given, value in flags.items():
-        flag = spelled(str(given))
-        if flag in found:
+        flag = full_name(str(given))
+        if flag in normalized:
             raise ValueError(f"sbatch: {given} is the flag {flag}, which is there already; give it once")
         if flag in REFUSED:
             raise ValueError(f"sbatch: {given} cannot be given: {REFUSED[flag]}")
         if flag == "clusters" and "," in str(value):
             raise ValueError(f"sbatch: clusters={value}: a run is followed on one cluster; name that one")
-        found[flag] = value
-    return found
+        normalized[flag] = value
+    return normalized
 
 
-def own_key(flag: str, value: Value) -> tuple[str, object] | None:
-    """The key of a site that says the same, with its value; None: there is none, or sbatch alone reads it."""
+def site_key(flag: str, value: Value) -> tuple[str, object] | None:
+    """Returns the key of a site that says the same, with its value; None where only sbatch can read it."""
     text = str(value)
     if isinstance(value, bool):
         return None
@@ -106,32 +89,28 @@ def own_key(flag: str, value: Value) -> tuple[str, object] | None:
         return TEXTS[flag], text
     if flag == "mem" and re.fullmatch(r"\d+[KMGT]?", text):
         return "memory", text if text[-1].isalpha() else f"{text}M"
-    minutes = _minutes(text) if flag == "time" else None
-    return ("time", f"{minutes}min") if minutes else None
-
-
-def _minutes(text: str) -> int | None:
-    """Of a time as sbatch reads it: `90`, `90:00`, `1:30:00`, `1-12`, `1-12:30` or `1-12:30:00`."""
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+    # sbatch reads `90`, `90:00`, `1:30:00`, `1-12`, `1-12:30` and `1-12:30:00`.
+    if flag != "time" or not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
         return None
     days, _, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if not days and len(parts) < 3:
         parts = [0, *parts]
     hours, minutes, seconds = [*parts, 0, 0][:3]
-    return int(days or 0) * 1440 + hours * 60 + minutes + (seconds > 0)
+    total = int(days or 0) * 1440 + hours * 60 + minutes + (seconds > 0)
+    return ("time", f"{total}min") if total else None
 
 
-def merged(ours: Mapping[str, object], theirs: Mapping[str, Value]) -> dict[str, object]:
-    """The flags of a job, each once: those of the site stand, and ours beside them where they can.
+def merged(defaults: Mapping[str, object], given: Mapping[str, Value]) -> dict[str, object]:
+    """Returns the flags of a job, each once: those given by the site, and the default ones that suit them.
 
-    None and False are not written: a site takes one of ours away with `false`. What a job waits for is what
-    both say.
+    None and False are not written: with `false` a site takes a default flag away. A job waits for the
+    dependencies of both.
     """
-    excluded = {name for flag in theirs for name in EXCLUDED.get(flag, ())}
-    if "gpu" in str(theirs.get("gres")):
+    excluded = {name for flag in given for name in EXCLUDED.get(flag, ())}
+    if "gpu" in str(given.get("gres")):
         excluded.add("gpus-per-node")
-    both = {flag: value for flag, value in ours.items() if flag not in excluded} | dict(theirs)
-    if ours.get("dependency") and theirs.get("dependency"):
-        both["dependency"] = f"{ours['dependency']},{theirs['dependency']}"
+    both = {flag: value for flag, value in defaults.items() if flag not in excluded} | dict(given)
+    if defaults.get("dependency") and given.get("dependency"):
+        both["dependency"] = f"{defaults['dependency']},{given['dependency']}"
     return {flag: value for flag, value in both.items() if value is not None and value is not False}

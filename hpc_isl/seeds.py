@@ -1,4 +1,7 @@
-"""The only source of randomness: a stream for each place in the computation, named by its path."""
+"""The only source of randomness: a stream for each use in the computation, named by a path.
+
+A module of its own, because every library draws from it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 
 
 def stream(root: int, *path: int | str) -> np.random.Generator:
-    """A generator that depends on `root` and `path` alone, never on rank, worker or order of calls.
+    """Returns a generator that depends on `root` and `path` alone, never on rank, worker or order of calls.
 
     >>> bool(stream(0, "crop", 3).random() == stream(0, "crop", 3).random())
     True
@@ -17,10 +20,11 @@ def stream(root: int, *path: int | str) -> np.random.Generator:
 
 
 def integer(root: int, *path: int | str) -> int:
-    """A seed in [0, 2**63) for libraries that want a number (torch.manual_seed)."""
-    return _key(root, path) >> 65
+    """Returns a seed in [0, 2**63) for libraries that want a number (torch.manual_seed)."""
+    return _key(root, path) >> 65  # of 128 bits
 
 
 def _key(root: int, path: tuple[int | str, ...]) -> int:
+    # The type is part of the text, so that 1 and "1" are different streams.
     text = "/".join([str(int(root)), *(f"{type(part).__name__[0]}{part}" for part in path)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")

@@ -1,9 +1,10 @@
-"""Sites: where a stage is computed. The recipe does not know; equal recipes give equal results anywhere."""
+"""Sites: where a stage is computed. Recipes do not know it: equal recipes give equal results anywhere."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from pydantic import field_validator, model_validator
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.recipes.strict import Strict, override, parse, read_yaml
-from hpc_isl.sbatch_flags import in_one_spelling, own_key
+from hpc_isl.sbatch_flags import normalized_flags, site_key
 
 Positive = Annotated[int, Bound(ge=1)]
 Count = Annotated[int, Bound(ge=0)]
@@ -22,7 +23,7 @@ _UNITS_MIN = {"min": 1, "m": 1, "h": 60, "d": 1440}
 
 
 class Site(Strict):
-    """Where to compute: executor, machines, folders, tracking."""
+    """The place of computation: executor, machines, folders, tracking."""
 
     executor: Literal["local", "slurm", "allocation"] = "local"
     """local: here, in the foreground; slurm: through sbatch, detached; allocation: in the foreground,
@@ -43,22 +44,22 @@ class Site(Strict):
     """limit of one attempt, e.g. 90min, 12h, 2d or D-HH:MM:SS; null: the partition's default,
     local none. A run that reaches it saves and stops; Slurm then starts it again"""
     partition: str | None = None
-    """of Slurm"""
+    """Slurm partition"""
     account: str | None = None
-    """of Slurm"""
+    """Slurm account"""
     qos: str | None = None
-    """of Slurm"""
+    """Slurm quality of service"""
     constraint: str | None = None
-    """of Slurm: features that the nodes must have"""
+    """Slurm constraint: features that the nodes must have"""
     reservation: str | None = None
-    """of Slurm"""
+    """Slurm reservation"""
     mail: str | None = None
     """address to which Slurm writes when a job has ended or failed"""
     array: Positive | None = None
     """elements of an array that run at once; null: slurm no limit, local as many as fit"""
     sbatch: dict[str, str | int | bool] = {}
-    """further flags of sbatch, e.g. {exclusive: true, exclude: node7}. They win: over keys above, as
-    {cpus-per-task: 2} over cpus, and over what we ask for ourselves; false takes a flag of ours away"""
+    """further flags of sbatch, e.g. {exclusive: true, exclude: node7}. They win over keys above, as
+    {cpus-per-task: 2} over cpus, and over flags that are set automatically; false takes such a flag away"""
     slurm_conf: Path | None = None
     """configuration of the cluster that is meant, where a machine knows several; null: the machine's"""
     container: Path | None = None
@@ -84,39 +85,34 @@ class Site(Strict):
     @model_validator(mode="before")
     @classmethod
     def _flags_with_own_keys(cls, content: Any) -> Any:
-        """A flag of sbatch that a key says too is that key: ranks, limits and dry runs then know of it."""
+        """Turns flags of sbatch into keys of the site where there are such: ranks and dry runs know keys."""
         if not isinstance(content, dict) or not isinstance(content.get("sbatch"), dict):
             return content
-        flags = in_one_spelling(content["sbatch"])
-        keys = {flag: own for flag, value in flags.items() if (own := own_key(flag, value))}
+        flags = normalized_flags(content["sbatch"])
+        keys = {flag: key for flag, value in flags.items() if (key := site_key(flag, value))}
         rest = {flag: value for flag, value in flags.items() if flag not in keys}
         return {**content, **dict(keys.values()), "sbatch": rest}
 
-    @field_validator("time")
-    @classmethod
-    def _a_duration(cls, time: str | None) -> str | None:
-        if time is not None:
-            minutes(time)
-        return time
-
     @field_validator("time", mode="before")
     @classmethod
-    def _has_a_unit(cls, time: object) -> object:
+    def _is_a_duration(cls, time: object) -> object:
         # 30 could be minutes or hours; YAML's integer 43200 that was written 12:00:00 still says so.
         if isinstance(time, int) and str(time).isdigit():
             raise ValueError("write a time with its unit, as 90min, 12h or 2d, or 12:00:00")
+        if isinstance(time, (str, int, float)):
+            minutes(str(time))
         return time
 
     @field_validator("memory")
     @classmethod
-    def _a_size(cls, memory: str | None) -> str | None:
+    def _has_a_size(cls, memory: str | None) -> str | None:
         if memory is not None and not re.fullmatch(r"\d+[KMGT]B?", memory):
             raise ValueError("memory is a whole number and a unit, as 64G or 512M")
         return memory
 
     @field_validator("tracking")
     @classmethod
-    def _no_password(cls, tracking: str | None) -> str | None:
+    def _has_no_password(cls, tracking: str | None) -> str | None:
         if tracking and re.search(r"://[^/]*@", tracking):
             raise ValueError(
                 "an address with a password would be recorded in each run; "
@@ -128,14 +124,14 @@ class Site(Strict):
 
     @field_validator("container", "slurm_conf")
     @classmethod
-    def _from_anywhere(cls, path: Path | None) -> Path | None:
+    def _absolute(cls, path: Path | None) -> Path | None:
         return path and Path(os.path.abspath(path.expanduser()))
 
     @model_validator(mode="after")
     def _time_to_save(self) -> Site:
         # Slurm sends the signal up to a minute early; Python must have started by then.
         least = -(-self.signal_s // 60) + 3
-        if self.executor == "slurm" and self.minutes is not None and self.minutes < least:
+        if self.minutes is not None and self.executor == "slurm" and self.minutes < least:
             raise ValueError(
                 f"time {self.time} is too short to save {self.signal_s} s before its end: {least}min"
             )
@@ -143,45 +139,49 @@ class Site(Strict):
 
     @property
     def ranks(self) -> int:
-        """Processes of the whole job."""
+        """The number of processes of the whole job."""
         return self.nodes * self.per_node
 
     @property
     def per_node(self) -> int:
+        """The number of processes on each node."""
         return self.processes or max(1, self.visible_gpus)
 
     @property
     def visible_gpus(self) -> int:
-        """GPUs per node that the job may use."""
+        """The number of GPUs per node that the job may use."""
         if self.gpus is not None:
             return self.gpus
         return len(gpus_here()) if self.executor == "local" else 0
 
     @property
     def server(self) -> str | None:
-        """The address of the MLflow server; None: a database, or nothing."""
+        """The address of the MLflow server; None for a database or no tracking."""
         return self.tracking if self.tracking and self.tracking.startswith("http") else None
 
     @property
     def minutes(self) -> int | None:
+        """The limit of one attempt in minutes."""
         return minutes(self.time) if self.time else None
 
     def alone(self) -> Site:
-        """The same for a stage that one process computes: it has the CPUs of all, and no GPU.
+        """Returns the site for a stage that one process computes: it has the CPUs of all, and no GPU.
 
         A number of processes that was asked for is kept.
         """
         if self.processes is not None:
             return self
+        # GPUs would lie idle, and others wait for them.
         cpus = self.cpus and self.cpus * self.per_node
         return self.model_copy(update={"processes": 1, "nodes": 1, "gpus": 0, "cpus": cpus})
 
     def pooled(self) -> Site:
-        """The same for a stage that worker processes compute: one process per node looks after them.
+        """Returns the site for a stage that worker processes compute: one process per node manages them.
 
-        A number of processes that was asked for is that of the workers; where none was, 0 of them says so,
-        also when a run goes on with the site that was kept. Local has one node, which gets all workers.
+        A number of processes that was asked for becomes that of the workers. Local has one node, which gets
+        all workers.
         """
+        # 0 says that no number was asked for, also when a run is resumed with the site that was kept.
         workers = self.processes or 0 if self.workers is None else self.workers
         nodes = self.nodes
         if self.executor == "local":
@@ -190,14 +190,14 @@ class Site(Strict):
         return self.model_copy(update={"processes": 1, "nodes": nodes, "cpus": cpus, "workers": workers})
 
     def tracking_address(self, root: Path) -> str | None:
-        """The MLflow address of runs below `root`; None: they are not forwarded."""
+        """Returns the MLflow address of runs below `root`; None: they are not forwarded."""
         if self.tracking == "none":
             return None
         return self.tracking or f"sqlite:///{root / 'mlflow.db'}"
 
 
 def minutes(text: str) -> int:
-    """A duration such as `90min`, `12h`, `1d12h`, `12:00:00` or `2-00:00:00`, in minutes, rounded up."""
+    """Returns a duration such as `90min`, `1d12h`, `12:00:00` or `2-00:00:00` in minutes, rounded up."""
     clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text.strip())
     if clock:
         days, hours, mins, seconds = (int(part or 0) for part in clock.groups())
@@ -213,7 +213,7 @@ def minutes(text: str) -> int:
 
 
 def gpus_here() -> list[str]:
-    """Names of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them; finds them without torch."""
+    """Returns the names of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
@@ -221,60 +221,67 @@ def gpus_here() -> list[str]:
     return sorted(devices, key=int)
 
 
-def places() -> list[Path]:
-    """Folders that may hold sites, the user's before the shipped ones."""
+def site_folders() -> list[Path]:
+    """Returns the folders that may hold sites, two of the user's before the shipped ones."""
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     package = Path(__file__).parent
     shipped = [package / "configs" / "sites", package.parent / "configs" / "sites"]
     return [Path("sites"), config / "hpc_isl" / "sites", *shipped]
 
 
+def site_files(folders: Iterable[Path]) -> dict[str, Path]:
+    """Returns the file of each site by name; a folder hides the sites of equal name in the later ones."""
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            files.setdefault(path.stem, path)
+    return files
+
+
 def find(name: str) -> Path:
-    """The file of a site given by path or by name."""
+    """Returns the file of a site given by path or by name."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"--site {name}: there is no such file")
         return path
-    for folder in places():
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    known = sorted({path.stem for folder in places() for path in folder.glob("*.yaml")})
-    looked = ", ".join(str(folder) for folder in places()[:2])
-    raise UserError(f"--site {name}: no such site in {looked} or among the shipped; {nearest(name, known)}")
+    folders = site_folders()
+    known = site_files(folders)  # a user's site hides a shipped one of its name
+    if name not in known:
+        searched = ", ".join(map(str, folders[:2]))
+        raise UserError(
+            f"--site {name}: no such site in {searched} or among the shipped; {nearest(name, sorted(known))}"
+        )
+    return known[name]
 
 
 def load(name: str, assignments: list[str]) -> Site:
-    """The site `name` (or file) with overrides such as `gpus=4`."""
+    """Returns the site of a name or file, with overrides such as `gpus=4`."""
     path = find(name)
     origin = f"{path}" + (f" with {' '.join(f'site.{a}' for a in assignments)}" if assignments else "")
     return parse(Site, override(read_yaml(path), assignments), origin)
 
 
-def kept(path: Path) -> Site:
-    """The site that is kept in a run folder: where its newest attempt computes."""
+def saved_site(path: Path) -> Site:
+    """Returns the site that is kept in a run folder: where the newest attempt of the run computes."""
     return parse(Site, read_yaml(path), str(path))
 
 
 def runs_root(site: Site | None = None) -> Path:
-    """The folder of all run folders, absolute."""
+    """Returns the folder of all run folders, absolute."""
     chosen = site.runs if site else None
     root = chosen or Path(os.environ.get("HPC_ISL_RUNS") or "runs")
     return Path(os.path.abspath(root.expanduser()))
 
 
 def folders_of_runs() -> dict[Path, list[str]]:
-    """Every folder in which this user's runs may lie, and the sites that keep theirs there.
+    """Returns every folder in which this user's runs may lie, with the sites that keep theirs there.
 
-    The folder of a site without `runs` comes first, then those that the files of sites name. A file that
-    cannot be read names none: whoever computes on that site is told.
+    The folder of a site without `runs` comes first, then those that the files of the user's sites name.
     """
     folders: dict[Path, list[str]] = {runs_root(): []}
-    files: dict[str, Path] = {}
-    for place in places()[:2]:
-        for path in sorted(place.glob("*.yaml")):
-            files.setdefault(path.stem, path)
-    for name, path in files.items():
+    for name, path in site_files(site_folders()[:2]).items():
+        # A file that cannot be read names no folder; whoever computes on that site gets the error.
         with suppress(UserError):
             runs = read_yaml(path).get("runs")
             if isinstance(runs, str):

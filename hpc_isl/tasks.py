@@ -1,4 +1,4 @@
-"""Tasks: calls that a stage hands out to processes which may die, and what comes back of each."""
+"""Tasks: calls that a stage hands out to processes which may die, and their answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Task:
-    """One call, which any process may compute, and again after a crash: it leaves the same files each time.
+    """One call, which any process may compute, also again after a crash: it writes the same files each time.
 
     Attributes:
         name: unique among the tasks that are handed out together.
@@ -25,7 +25,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a task.
+    """The result of a task.
 
     Attributes:
         value: what the call returned; small.
@@ -42,30 +42,31 @@ class Pool(Protocol):
 
     @property
     def workers(self) -> int:
-        """Processes there are now."""
+        """The present number of processes."""
 
     def run(self, call: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[Answer]:
-        """Answers in the order of completion, one for each task that was begun; `tasks` is read as it goes.
+        """Yields answers in the order of completion, one for each task that was begun.
 
-        What fails, or loses its process, is tried again elsewhere; what fails each time is answered with its
-        problem. Once the attempt is asked to stop none is begun, those under way are waited for a while, and
-        the rest is left out.
+        A task that fails, or loses its process, is tried again elsewhere; one that fails each time is
+        answered with its problem. Once the attempt is asked to stop no task is begun, those under way are
+        waited for a while, and the rest is left out.
 
         Args:
             call: a function at the top of a module.
+            tasks: read as they are begun.
 
         Raises:
-            AbortRun: a call has; what is under way is not waited for.
+            AbortRun: a call has raised it; tasks under way are not waited for.
         """
 
 
 @dataclass(frozen=True)
 class MemoryRequirement:
-    """What a pool's processes are to hold, in bytes.
+    """Memory that the processes of a pool need, in bytes.
 
     Attributes:
-        process: each of them, before its first task and between tasks.
-        task: the largest task, beside that.
+        process: of each process, before its first task and between tasks.
+        task: of the largest task, beside that.
     """
 
     process: int
@@ -77,4 +78,4 @@ class MemoryRequirement:
 
 
 Pools = Callable[[MemoryRequirement], AbstractContextManager[Pool]]
-"""Starts processes that can hold what is needed, as many as CPUs (or GPUs) and memory allow."""
+"""Starts processes with the memory that is needed, as many as CPUs (or GPUs) and memory allow."""

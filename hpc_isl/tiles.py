@@ -1,4 +1,7 @@
-"""Cutting a shape into boxes and pasting them back: pure arithmetic, no pixels."""
+"""Tiles of an image with halos: pure arithmetic, no pixels.
+
+A module of its own, because libraries that do not import each other share it.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,21 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Tile:
-    """One inference window: `own` boxes partition the image, `read` is `own` grown by the halo at least.
-
-    All tiles of an image read boxes of one shape: where `own` grown by the halo would leave the image,
-    the box is moved inside rather than clipped.
-    """
+    """One inference window: `own` boxes partition the image, `read` is `own` grown by the halo at least."""
 
     own: Box
     read: Box
 
 
 def tiles(shape: tuple[int, ...], size: int | None, halo: int = 0, stride: int = 1) -> Iterator[Tile]:
-    """Tiles on one global grid with its origin at 0, in raster order.
+    """Yields tiles on one global grid with its origin at 0, in raster order.
 
     Args:
         shape: of the image, in pixels, e.g. (y, x).
         size: edge of an own box, a multiple of `stride`; None makes the whole image one tile.
         halo: pixels that `read` goes beyond `own` on each side, where there is an image; a multiple of
             `stride`.
-        stride: edges of what is read are multiples of it: the image is thought of as padded at its end.
+        stride: edges of `read` boxes are multiples of it, as if the image were padded at its end.
     """
     if size is not None and size < 1:
         raise ValueError(f"tile size {size}: a positive number of pixels, or null for one tile")
@@ -38,15 +37,11 @@ def tiles(shape: tuple[int, ...], size: int | None, halo: int = 0, stride: int =
 
 
 def _sides(length: int, size: int | None, halo: int, stride: int) -> list[tuple[slice, slice]]:
-    """What the tiles along one axis own and read."""
-    end = length + padding(length, stride)
+    """Returns what the tiles along one axis own and read."""
+    end = -(-length // stride) * stride  # padded to a whole number of strides
     if size is None or size + 2 * halo >= end:  # a tile would read all of it
         return [(slice(0, length), slice(0, end))]
     wide = size + 2 * halo
+    # All tiles read boxes of one shape: at the border a box is moved inside rather than clipped.
     starts = [(own, min(max(own - halo, 0), end - wide)) for own in range(0, length, size)]
     return [(slice(own, min(own + size, length)), slice(read, read + wide)) for own, read in starts]
-
-
-def padding(length: int, stride: int) -> int:
-    """Pixels to add to `length` so that it is a whole number of strides."""
-    return -length % stride

@@ -36,7 +36,7 @@ def export(pristine: Path, tmp_path: Path) -> Path:
 
 
 def refused(door: Door, *words: str) -> str:
-    """What a refused call says, once it is sure that it was refused as a user's mistake should be."""
+    """Returns the output of a refused call, after checks that it was refused as a user error."""
     done = door(*words)
     assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stdout
@@ -96,10 +96,10 @@ def test_a_damaged_field_is_named_and_no_plate_is_made(
     door: Door, export: Path, harm: Callable[[Path], list[str]]
 ) -> None:
     named = harm(export)
-    said = refused(door, "convert", f"source={export}", "out=P.zarr")
+    output = refused(door, "convert", f"source={export}", "out=P.zarr")
     for word in named:
-        assert word in said
-    assert "on_error" in said
+        assert word in output
+    assert "on_error" in output
     assert not (door.cwd / "P.zarr" / "zarr.json").exists()
 
 
@@ -128,24 +128,24 @@ def test_all_damaged_fields_are_reported_together(door: Door, export: Path) -> N
     two = [wells[well] for well in sorted(wells)[:2]]
     for file in two:
         file.write_bytes(file.read_bytes()[:300])
-    said = refused(door, "convert", f"source={export}", "out=P.zarr")
-    assert all(file.name in said for file in two)
+    output = refused(door, "convert", f"source={export}", "out=P.zarr")
+    assert all(file.name in output for file in two)
 
 
 @pytest.mark.parametrize("url", ["../../secret.tiff", "/etc/hostname", "https://example.org/a.tiff"])
 def test_an_index_that_names_a_file_outside_its_folder_is_refused(door: Door, export: Path, url: str) -> None:
     name = planes(export)[0].name
     in_index(export, lambda text: text.replace(name, url))
-    said = refused(door, "convert", f"source={export}", "out=P.zarr")
-    assert url in said
-    assert "Index.idx.xml" in said
+    output = refused(door, "convert", f"source={export}", "out=P.zarr")
+    assert url in output
+    assert "Index.idx.xml" in output
 
 
 def test_xml_entities_are_refused(door: Door, export: Path) -> None:
     in_index(export, lambda text: text.replace("?>", f"?>{ENTITY}", 1))
-    said = refused(door, "convert", f"source={export}", "out=P.zarr")
-    assert "Index.idx.xml" in said
-    assert "entit" in said.lower()
+    output = refused(door, "convert", f"source={export}", "out=P.zarr")
+    assert "Index.idx.xml" in output
+    assert "entit" in output.lower()
 
 
 @pytest.fixture(scope="session")
@@ -164,8 +164,8 @@ def plates(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_plate_already_there_is_not_overwritten(door: Door, plates: Path, tmp_path: Path) -> None:
     synthetic.write(tmp_path / "other", wells=2, fields=1, size=96, planes=1, seed=1)
     before = open_plate(plates / "P.zarr").fingerprint
-    said = refused(door, "convert", f"source={tmp_path / 'other'}", f"out={plates / 'P.zarr'}")
-    assert "P.zarr" in said
+    output = refused(door, "convert", f"source={tmp_path / 'other'}", f"out={plates / 'P.zarr'}")
+    assert "P.zarr" in output
     assert open_plate(plates / "P.zarr").fingerprint == before
 
 
@@ -177,37 +177,37 @@ TINY = (
 
 
 def test_a_channel_that_does_not_exist_is_answered_with_those_that_do(door: Door, plates: Path) -> None:
-    said = refused(
+    output = refused(
         door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "targets=[{channel: Hoechst, plane: 0}]"
     )
-    assert "'Hoechst'" in said
-    assert "'HOECHST 33342'" in said
-    assert "'CellMask" in said
+    assert "'Hoechst'" in output
+    assert "'HOECHST 33342'" in output
+    assert "'CellMask" in output
 
 
 def test_a_key_that_does_not_exist_is_answered_with_the_nearest(door: Door, plates: Path) -> None:
-    said = refused(door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "train.step=3")
-    assert "train.step" in said
-    assert "did you mean 'steps'" in said
+    output = refused(door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "train.step=3")
+    assert "train.step" in output
+    assert "did you mean 'steps'" in output
 
 
 def test_an_empty_training_split_is_refused(door: Door, plates: Path) -> None:
     wells = sorted(open_plate(plates / "P.zarr").plate.wells)
-    said = refused(
+    output = refused(
         door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, f"split.test_wells=[{', '.join(wells)}]"
     )
-    assert "train" in said
-    assert "split" in said
+    assert "train" in output
+    assert "split" in output
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_checkpoint(door: Door, plates: Path) -> None:
-    said = refused(
+    output = refused(
         door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "--name", "hot", "train.steps=20",
         "optim.name=sgd", "optim.lr=1e30", "optim.clip_norm=null", "optim.schedule=constant",
         "data.normalize.target=none", "loss.name=mse",
     )  # fmt: skip
-    assert "step" in said
-    assert "optim.lr" in said
+    assert "step" in output
+    assert "optim.lr" in output
     assert not list((door.cwd / "runs" / "pretrain" / "hot" / "checkpoints").glob("*.pt"))
     assert not (door.cwd / "runs" / "pretrain" / "hot" / "done" / "pretrain.json").exists()
 
@@ -216,8 +216,8 @@ def test_weights_that_cannot_be_fetched_are_refused_at_once_with_the_way_out(
     door: Door, plates: Path
 ) -> None:
     door.environment["HF_HUB_OFFLINE"] = "1"
-    said = refused(
+    output = refused(
         door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "net.weights=imagenet", "--dry-run"
     )
-    assert "net.weights=" in said
-    assert ".safetensors" in said
+    assert "net.weights=" in output
+    assert ".safetensors" in output

@@ -56,28 +56,28 @@ def run_all(command: list[str]) -> str:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        told, _ = process.communicate()
+        output, _ = process.communicate()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, told
-    return told
+    assert process.returncode == 0, output
+    return output
 
 
 @pytest.mark.journey
 @pytest.mark.timeout(900)
 def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[str], tmp_path: Path) -> None:
     words = {"PLATE": PLATE, "PRETRAIN": PRETRAIN, "SWEEP": SWEEP, "SITE": SITE}
-    told = run_all([*make, "demo", *(f"{name}={value}" for name, value in words.items())])
+    output = run_all([*make, "demo", *(f"{name}={value}" for name, value in words.items())])
     demo = tmp_path / "demo"
     run = demo / "runs" / "pretrain" / "demo"
-    listed = re.findall(r"^ +(\S+) {2,}\S", told.split("What was made, below demo/:")[1], re.MULTILINE)
+    listed = re.findall(r"^ +(\S+) {2,}\S", output.split("What was made, below demo/:")[1], re.MULTILINE)
     assert len(listed) == 12
     inside = (demo, run, demo / "runs" / "sweep" / "nuclei", demo / "runs" / "segment" / "objects")
     assert all(any((folder / path).exists() for folder in inside) for path in listed)
     pcc = json.loads((run / "done" / "pretrain.json").read_text())["figures"]["pcc"]
-    assert f"Mean PCC of held-out fields:  {round(pcc, 3)}\n" in told
-    assert told.splitlines()[-1].endswith("-m hpc_isl.submit ui --root demo/runs")
+    assert f"Mean PCC of held-out fields:  {round(pcc, 3)}\n" in output
+    assert output.splitlines()[-1].endswith("-m hpc_isl.submit ui --root demo/runs")
     with (run / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["well"], row["treatment"]) for row in rows] == [("B03", "compound A")]
@@ -93,7 +93,7 @@ def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[s
         "submit segment",
         "submit table",
     ):
-        assert f"/python -m hpc_isl.{step} " in told  # each step is echoed as a user could type it
+        assert f"/python -m hpc_isl.{step} " in output  # each step is echoed as a user could type it
 
 
 def test_the_recipe_of_the_demo_needs_no_download_and_holds_out_one_well_of_each_treatment() -> None:

@@ -46,9 +46,9 @@ HEAVY = {
     "pandas",
 }
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
-DIRECT = ("inspect", "report.stage", "table.stage", "segment.edits")
-ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
-ALLOWED |= {("cli/upkeep_commands.py", "hpc_isl.stages.set_metadata")}
+ALLOWED = {
+    ("cli/commands.py", f"hpc_isl.stages.{name}") for name in ("report.stage", "table.stage", "segment.edits")
+} | {("cli/plate_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
 DASK_POOL = {
@@ -201,7 +201,7 @@ def test_package_files_re_export_nothing() -> None:
 RECIPES = ("hpc_isl.recipes.load", "hpc_isl.recipes.base")
 
 
-def test_whole_recipes_are_seen_by_stages_and_the_cluster_alone() -> None:
+def test_only_stages_and_the_cluster_import_whole_recipes() -> None:
     """Below the stages everything takes flat arguments, or a part of a recipe."""
     wrong = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -214,7 +214,7 @@ def test_whole_recipes_are_seen_by_stages_and_the_cluster_alone() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_stage_is_found_by_its_name(stage: str) -> None:
+def test_each_stage_has_a_module_of_its_name(stage: str) -> None:
     spec = importlib.util.find_spec(STAGES[stage])
     assert spec is not None
     assert spec.origin is not None

@@ -36,7 +36,7 @@ def test_no_message_advises_what_destroys_a_persons_work() -> None:
     assert {name: count for name, count in found.items() if count > ALLOWED.get(name, 0)} == {}
 
 
-def test_the_first_day_names_drafts_otherwise_than_what_people_drew() -> None:
+def test_the_first_day_gives_drafts_other_names_than_drawn_labels() -> None:
     """README's lines, typed one after the other, never draft over labels that were imported before."""
     day = (PACKAGE.parent / "README.md").read_text().split("## The first day")[1].split("```")[1]
     lines = [line.split("#")[0] for line in day.splitlines() if "H annotate" in line]

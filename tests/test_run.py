@@ -84,22 +84,22 @@ def test_an_attempt_records_start_heartbeat_and_end(folder: Run, monkeypatch: py
     assert found["exit"]
 
 
-def test_no_error_of_what_measures_the_machine_ends_the_heartbeat(
+def test_an_error_in_system_metrics_does_not_end_the_heartbeat(
     folder: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run without a heartbeat would be taken for lost. That the figures are missing is said once."""
     monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(run, "VITALS_S", 0.0)
+    monkeypatch.setattr(run, "SYSTEM_METRICS_S", 0.0)
     asked: list[int] = []
 
-    def vitals() -> dict[str, float]:
+    def system_metrics() -> dict[str, float]:
         asked.append(0)
         if len(asked) < 3:
             raise AttributeError("partially initialized module 'torch' has no attribute 'cuda'")
         return {"system/cpu_percent": 7.0}
 
     attempt = Attempt(folder)
-    with attempt.recorded(vitals):
+    with attempt.recorded(system_metrics):
         first = record(attempt)["heartbeat"]
         assert eventually(lambda: list(folder.metric_lines()), 30), "later they are there again"
         assert eventually(lambda: record(attempt)["heartbeat"] > first, 30)  # type: ignore[operator]
@@ -109,7 +109,7 @@ def test_no_error_of_what_measures_the_machine_ends_the_heartbeat(
     assert captured.err == "", "no traceback"
 
 
-def test_a_failure_and_a_mistake_are_told_apart(folder: Run) -> None:
+def test_a_failure_and_a_user_error_have_different_outcomes(folder: Run) -> None:
     attempt = Attempt(folder)
     with pytest.raises(RuntimeError), attempt.recorded():
         raise RuntimeError("boom")
@@ -122,7 +122,7 @@ def test_a_failure_and_a_mistake_are_told_apart(folder: Run) -> None:
     assert record(attempt)["message"] == "well B03 is not there"
 
 
-def test_stopped_is_what_ended_early_and_done_what_has_its_record(folder: Run) -> None:
+def test_a_run_that_ended_early_is_stopped_and_one_with_its_record_is_done(folder: Run) -> None:
     attempt = Attempt(folder)
     attempt.stopping.set()
     with attempt.recorded():
@@ -143,14 +143,14 @@ def test_the_last_progress_is_in_the_record(folder: Run) -> None:
     assert progress == {"done": 2000, "total": 2000, "unit": "steps", "metrics": {"loss": 0.5}}
 
 
-def test_rank_0_alone_speaks_measures_and_finishes(folder: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rank_0_alone_logs_measures_and_finishes(folder: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for rank in (0, 1):
         attempt = Attempt(folder, rank=rank, size=2)
         attempt.log(f"rank {rank}\nagain")
         attempt.metric(3, loss=rank)
         attempt.finish({"by": rank})
-    said = capsys.readouterr().out.splitlines()
-    assert [line[8:] for line in said] == ["  rank 0", "  again"]
+    output = capsys.readouterr().out.splitlines()
+    assert [line[8:] for line in output] == ["  rank 0", "  again"]
     assert [line["values"] for line in folder.metric_lines()] == [{"loss": 0}]
     assert (folder.summary() or {})["by"] == 0
 
@@ -167,11 +167,11 @@ def test_a_torn_last_line_of_metrics_is_passed_over(folder: Run) -> None:
     assert [line["step"] for line in folder.metric_lines()] == [1, 2]
 
 
-def test_vitals_join_the_metrics(folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_metrics_join_the_metrics(folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from hpc_isl.cluster.rank.system_metrics import system_metrics
 
     monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(run, "VITALS_S", 0.05)
+    monkeypatch.setattr(run, "SYSTEM_METRICS_S", 0.05)
     with Attempt(folder).recorded(system_metrics):
         time.sleep(0.3)
     lines = list(folder.metric_lines())

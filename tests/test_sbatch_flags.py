@@ -6,7 +6,7 @@ import pytest
 
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.strict import parse
-from hpc_isl.sbatch_flags import merged, spelled
+from hpc_isl.sbatch_flags import full_name, merged
 from hpc_isl.site import Site
 
 
@@ -20,7 +20,7 @@ from hpc_isl.site import Site
     ],
 )  # fmt: skip
 def test_a_flag_has_one_spelling(given: str, flag: str) -> None:
-    assert spelled(given) == flag
+    assert full_name(given) == flag
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_flag_has_one_spelling(given: str, flag: str) -> None:
         ({"t": "1-00:30"}, "time", "1470min"),
     ],
 )
-def test_a_flag_that_a_key_says_too_is_that_key(flags: dict[str, object], key: str, value: object) -> None:
+def test_a_flag_that_has_a_key_becomes_that_key(flags: dict[str, object], key: str, value: object) -> None:
     """So ranks, limits and --dry-run know of it; of the two, the flag counts."""
     content = {
         "executor": "slurm",
@@ -56,7 +56,7 @@ def test_a_flag_that_a_key_says_too_is_that_key(flags: dict[str, object], key: s
     assert (getattr(site, key), site.sbatch) == (value, {})
 
 
-def test_what_sbatch_alone_can_read_stays_a_flag() -> None:
+def test_a_flag_that_only_sbatch_can_read_stays_a_flag() -> None:
     flags = {"N": "2-4", "gpus_per_node": "a100:2", "t": "UNLIMITED", "exclusive": True}
     site = Site.model_validate({"nodes": 1, "sbatch": flags})
     assert site.sbatch == {
@@ -89,5 +89,7 @@ def test_flags_with_which_no_job_could_be_followed_are_refused(
         ({"mem-per-cpu": "2G"}, {"requeue": True, "mem-per-cpu": "2G"}),
     ],
 )
-def test_what_excludes_a_flag_of_ours_takes_its_place(theirs: dict[str, object], expected: object) -> None:
+def test_a_given_flag_replaces_a_default_one_that_it_excludes(
+    theirs: dict[str, object], expected: object
+) -> None:
     assert merged({"requeue": True, "mem": "1G", "qos": None}, theirs) == expected

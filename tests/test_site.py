@@ -68,13 +68,13 @@ def test_times_are_minutes(text: str, expected: int) -> None:
         ("{executor: slurm, time: 4min}", "too short to save 120 s before its end: 5min"),
     ],
 )
-def test_what_a_site_cannot_be_is_refused(word: str, messages: str) -> None:
+def test_an_impossible_site_is_refused(word: str, messages: str) -> None:
     words = [word] if "{" not in word else ["executor=slurm", "time=4min"]
     with pytest.raises(UserError, match=messages):
         load("laptop", words)
 
 
-def test_what_yaml_reads_as_a_number_is_text_where_text_is_meant(home: Path) -> None:
+def test_numbers_in_yaml_are_text_where_a_key_is_text(home: Path) -> None:
     """A user writes partitions, accounts and times as the cluster does, without thinking of YAML's types."""
     given = load("laptop", ["partition=01", "account=0042", "time=12:00:00", "qos=1e2"])
     assert (given.partition, given.account, given.time, given.qos) == ("01", "0042", "12:00:00", "1e2")
@@ -119,7 +119,7 @@ def test_runs_lie_below_the_folder_unless_site_or_environment_say_else(
     assert runs_root(Site(runs=Path("mine"))) == home / "mine"
 
 
-def test_metrics_go_beside_the_runs_unless_said_otherwise() -> None:
+def test_metrics_are_kept_beside_the_runs_by_default() -> None:
     assert Site().tracking_address(Path("/r")) == "sqlite:////r/mlflow.db"
     assert Site(tracking="none").tracking_address(Path("/r")) is None
     assert Site(tracking="http://mlflow:5000").tracking_address(Path("/r")) == "http://mlflow:5000"

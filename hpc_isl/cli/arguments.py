@@ -1,11 +1,15 @@
-"""Words on the command line, and how a caller is spoken to."""
+"""Parsing of the command line by argparse, with a subparser for each verb; shared options; printing."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,60 +18,130 @@ from hpc_isl.errors import UserError, nearest
 if TYPE_CHECKING:
     from hpc_isl.cluster.monitor.messages import Console
 
-Option = tuple[str, dict[str, Any]]
+Option = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def option(*names: str, **settings: Any) -> Option:
+    """Returns an option as `argparse.ArgumentParser.add_argument` takes it."""
+    return names, settings
+
+
+ROOT = option(
+    "--root", type=Path, help="folder of runs; default $HPC_ISL_RUNS or ./runs, and those of your sites"
+)
+SITE = option("--site", help="the folder of runs of this site alone")
+DRY_RUN = option("--dry-run", action="store_true", help="prints what would be done, and does nothing")
+# Options of some verbs that people also try with others, and what these have instead.
 INSTEAD = {
-    "--root": "where runs lie is said by site.runs=DIR, by `runs` in the site's file, or by HPC_ISL_RUNS"
+    "--root": "the folder of runs is given by site.runs=DIR, by `runs` in the site's file, or HPC_ISL_RUNS"
 }
 
 
-ROOT: Option = (
-    "--root",
-    {"type": Path, "help": "folder of runs; default $HPC_ISL_RUNS or ./runs, and those your sites name"},
-)
-SITE: Option = ("--site", {"help": "the folder of runs of this site alone"})
+@dataclass(frozen=True)
+class Command:
+    """One verb of the command line.
+
+    Attributes:
+        run: does what the verb says and returns the exit code.
+        meaning: one line for the overview.
+        usage: what is typed after the verb.
+        example: a call, after the verb.
+        description: text of `VERB --help` above the options; with True that of `VERB --help all`.
+    """
+
+    run: Callable[[Namespace], int]
+    meaning: str
+    usage: str
+    example: str = ""
+    description: Callable[[bool], str] = lambda every_key: ""
+    options: tuple[Option, ...] = ()
 
 
-def roots_of(given: Any) -> tuple[Path, ...]:
-    """The folders of runs that `ROOT` and `SITE` mean; without them, all that may hold the user's."""
+def command(
+    meaning: str, usage: str, example: str, *options: Option, keys: Mapping[str, str] = {}
+) -> Callable[[Callable[[Namespace], int]], Command]:
+    """Makes a `Command` of the function below it, whose docstring describes it, with `keys` if any."""
+
+    def decorated(run: Callable[[Namespace], int]) -> Command:
+        lines = [cleandoc(run.__doc__ or ""), *([""] if keys else [])]
+        lines += [f"  {key + '=…':<16}{meaning}" for key, meaning in keys.items()]
+        return Command(run, meaning, usage, example, lambda every_key: "\n".join(lines), options)
+
+    return decorated
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s of one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def parse(commands: Mapping[str, Command], argv: list[str]) -> Namespace | None:
+    """Parses a call that begins with a verb; `words` are its arguments that belong to no option, in order.
+
+    Returns None where help was asked for, which is then printed.
+
+    Raises:
+        UserError: an option that the verb does not have, or a value that does not suit its option.
+    """
+    parser = ArgumentParser(prog=program(), add_help=False)
+    subparsers = parser.add_subparsers(dest="verb", parser_class=ArgumentParser)
+    for verb, known in commands.items():
+        subparser = subparsers.add_parser(
+            verb, usage=f"{program()} {verb} {known.usage}", add_help=False, allow_abbrev=False,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=110, max_help_position=28),
+            epilog=known.example and f"example: {program()} {verb} {known.example}",
+        )  # fmt: skip
+        for names, settings in known.options:
+            subparser.add_argument(*names, **settings)
+        subparser.add_argument(
+            "-h", "--help", nargs="?", const="usual", metavar="all", help="this page; with all, every key"
+        )
+    # Words stand before, between and after options. argparse gives a positional argument the first group
+    # of them alone, so there is none, and all words are taken from what is left over.
+    given, words = parser.parse_known_args(argv)
+    given.words = words
+    given.argv = tuple(argv)
+    options = [name for names, _ in commands[given.verb].options for name in names]
+    if given.help:
+        shown = subparsers.choices[given.verb]
+        shown.description = commands[given.verb].description(given.help == "all")
+        log(shown.format_help())
+        return None
+    for word in given.words:
+        if word.startswith("-"):
+            instead = INSTEAD.get(word) or nearest(word, [*options, "--help"])
+            raise UserError(f"{word}: no such option of {program()} {given.verb}; {instead}")
+    return given
+
+
+def program() -> str:
+    """Returns the command by which the user has called this program."""
+    return "hpc-isl" if Path(sys.argv[0]).name == "hpc-isl" else "python -m hpc_isl.submit"
+
+
+def run_folders(given: Namespace) -> tuple[Path, ...]:
+    """Returns the folders of runs that `--root` and `--site` name; by default all that the user may have."""
     from hpc_isl.site import folders_of_runs, load, runs_root
 
     if given.root:
         return (Path(os.path.abspath(given.root)),)
-    named = [runs_root(load(given.site, []))] if given.site else []
-    return tuple(named or folders_of_runs())
-
-
-def program() -> str:
-    """How the user calls us."""
-    return "hpc-isl" if Path(sys.argv[0]).name == "hpc-isl" else "python -m hpc_isl.submit"
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose complaints are mistakes of one line."""
-
-    def __init__(self, verb: str) -> None:
-        super().__init__(prog=f"{program()} {verb}", add_help=False, allow_abbrev=False)
-        self.add_argument("-h", "--help", action="store_true")
-        self.add_argument("words", nargs="*")
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        if unknown:
-            options = [name for action in self._actions for name in action.option_strings]
-            instead = INSTEAD.get(unknown[1]) or nearest(unknown[1], options)
-            raise UserError(f"{unknown[1]}: no such option of {self.prog}; {instead}")
-        raise UserError(f"{self.prog}: {message}")
+    return (runs_root(load(given.site, [])),) if given.site else tuple(folders_of_runs())
 
 
 def console(root: Path, argv: tuple[str, ...] = ()) -> Console:
-    """Whoever typed this call: reads what is printed, keeps runs in `root`."""
+    """Returns the console of whoever typed this call and keeps runs in `root`."""
     from hpc_isl.cluster.monitor.messages import Console
 
     return Console(log, root, program(), argv)
 
 
 def log(text: str) -> None:
-    """Prints; a run whose watcher has closed the pipe goes on, and its exit code stands."""
+    """Prints a text at once.
+
+    A reader that has closed the pipe is no error: a run continues without it and keeps its exit code.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -75,19 +149,6 @@ def log(text: str) -> None:
 
 
 def silence() -> None:
-    """From here on, nothing that is printed goes anywhere."""
+    """Sends all further output of this process nowhere."""
+    # Python flushes standard output once more at its end, and would print an error there.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def parsed(verb: str, meaning: str, argv: list[str], *options: Option) -> Any:
-    """The parsed words of a command; None where it was asked for help, which is then printed."""
-    words = ArgumentParser(verb)
-    for name, settings in options:
-        words.add_argument(*name.split(), **settings)
-    given = words.parse_intermixed_args(argv)
-    if given.help:
-        print(f"{words.prog} {meaning}\n")
-        for name, settings in options:
-            print(f"  {name.replace(' ', ', '):<16}{settings['help']}")
-        return None
-    return given

@@ -1,158 +1,163 @@
-"""The verbs that compute nothing: runs and plates looked at, followed, ended, forwarded."""
+"""The verbs that follow runs, end, resume and remove them, and forward or tabulate what they have found."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hpc_isl.cli import setup_commands, upkeep_commands
-from hpc_isl.cli.arguments import ROOT, SITE, console, parsed, program, roots_of
+from hpc_isl.cli.arguments import DRY_RUN, ROOT, SITE, command, console, log, option, program, run_folders
 from hpc_isl.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from hpc_isl.run import Run
     from hpc_isl.site import Site
 
-
-def _one_run(verb: str, given: Any, roots: tuple[Path, ...] = ()) -> Run:
-    from hpc_isl.cluster.run_folder import names
-
-    if len(given.words) != 1:
-        raise UserError(f"{verb}: name one run, as in {program()} {verb} S12")
-    return names.find(given.words[0], *(roots or roots_of(given)))
-
-
-def _status(argv: list[str]) -> int:
-    given = parsed(
-        "status", "[RUN …]: a table of all runs, or of these; of a segmentation also the labels that are no "
-        "longer those that it wrote", argv, ROOT, SITE,
-        ("--json", {"action": "store_true", "help": "for programs: a list, times in UTC, all figures"}),
-    )  # fmt: skip
-    if given is None:
-        return 0
-    from hpc_isl.cluster.monitor import status_table
-    from hpc_isl.cluster.run_folder import names
-
-    roots = roots_of(given)
-    runs = names.some(given.words, *roots)
-    if given.json:
-        print(json.dumps(status_table.facts(runs), indent=1))
-        return 0
-    if not runs:
-        print(f"there are no runs in {names.listed(roots)}. {names.ELSEWHERE}")
-    folders = list(dict.fromkeys(run.root for run in runs))
-    for folder in folders:
-        if len(folders) > 1 or folder != roots[0]:
-            print(f"runs in {names.listed([folder])}")
-        own = [run for run in runs if run.root == folder]
-        print("\n".join(status_table.table(own, elements=bool(given.words))))
-    if len(given.words) == 1:
-        print("\n".join(status_table.attempts(runs[0])))
-    for line in (line for run in runs if given.words for line in _edits(run)):
-        print(line)
-    return 0
-
-
-def _edits(run: Run) -> list[str]:
-    """The labels in plates that are no longer those that runs of segment wrote, once these have ended."""
-    from hpc_isl.cluster.monitor import status
-
-    runs = [one for one in run.elements() or [run] if one.stage == "segment" and one.attempt_numbers()]
-    ended = [one for one, state in status.states(runs).items() if not state.alive]
-    if not ended:
-        return []
-    from hpc_isl.stages.segment.edits import differing
-
-    return [line for one in ended for line in differing(one)]
-
-
-def _logs(argv: list[str]) -> int:
-    given = parsed(
-        "logs", "RUN: what the run wrote; of one that failed, the traceback first", argv, ROOT, SITE,
-        ("-f --follow", {"action": "store_true", "help": "until it ends"}),
-        ("--rank", {"type": int, "help": "of this rank; default 0"}),
-    )  # fmt: skip
-    if given is None:
-        return 0
-    from hpc_isl.cluster.monitor import follow, status, status_table
-
-    run = _one_run("logs", given)
-    if given.follow and status.state(run).alive:
-        return follow.follow(run, console(run.root), given.rank or 0, everything=True)
-    for line in status_table.log_lines(run, given.rank):
-        print(line)
-    return 0
-
-
-def _cancel(argv: list[str]) -> int:
-    given = parsed("cancel", "RUN: tells it to save and stop", argv, ROOT, SITE)
-    if given is None:
-        return 0
-    from hpc_isl.cluster.monitor import status
-
-    run = _one_run("cancel", given)
-    print(status.cancel(run))
-    print(f"next: {console(run.root).command('resume', run)}")
-    return 0
-
-
-AGAIN = (
-    ("--site", {"help": "another site than the run's own"}),
-    ("--wait", {"action": "store_true", "help": "on Slurm: until it ends"}),
+RESUMED = (
+    ROOT,
+    option("--site", help="another site than the run's own"),
+    option("--wait", action="store_true", help="on Slurm: returns when the run has ended"),
 )
 
 
-def _resume(argv: list[str]) -> int:
-    given = parsed(
-        "resume", "RUN [site.key=value …]: goes on from the newest checkpoint; of an array, with the "
-        "elements that are not done; of a chain, beyond the stop", argv, ROOT, *AGAIN,
-        ("--after", {"action": "append", "default": [], "help": "a run that must be done before"}),
-    )  # fmt: skip
-    if given is None:
+def _one_run(given: Namespace, roots: tuple[Path, ...] = ()) -> Run:
+    from hpc_isl.cluster.run_folder import names
+
+    if len(given.words) != 1:
+        raise UserError(f"{given.verb}: name one run, as in {program()} {given.verb} S12")
+    return names.find(given.words[0], *(roots or run_folders(given)))
+
+
+# ---------------------------------------------------------------- following
+
+
+@command(
+    "all runs: state, progress, figures", "[RUN …] [options]", "S12", ROOT, SITE,
+    option("--json", action="store_true", help="for programs: a list, times in UTC, all figures"),
+)  # fmt: skip
+def status(given: Namespace) -> int:
+    """Prints a table of all runs, or of these.
+
+    Of a segmentation it also names the labels that are no longer those that it wrote.
+    """
+    from hpc_isl.cluster.monitor import status_table
+    from hpc_isl.cluster.run_folder import names
+
+    roots = run_folders(given)
+    runs = names.some(given.words, *roots)
+    # For programs: figures without words, and nothing else on standard output.
+    if given.json:
+        log(json.dumps(status_table.facts(runs), indent=1))
         return 0
+    if not runs:
+        log(f"there are no runs in {names.listed(roots)}. {names.ELSEWHERE}")
+    folders = list(dict.fromkeys(run.root for run in runs))
+    for folder in folders:
+        if len(folders) > 1 or folder != roots[0]:
+            log(f"runs in {names.listed([folder])}")
+        own = [run for run in runs if run.root == folder]
+        log("\n".join(status_table.table(own, elements=bool(given.words))))
+    if len(given.words) == 1:
+        log("\n".join(status_table.attempts(runs[0])))
+    for line in (line for run in runs if given.words for line in _edited_labels(run)):
+        log(line)
+    return 0
+
+
+def _edited_labels(run: Run) -> list[str]:
+    """Returns a line for labels in plates that are no longer those that runs of segment, now ended, wrote."""
+    from hpc_isl.cluster.monitor import status
+
+    started = [part for part in run.elements() or [run] if part.stage == "segment" and part.attempt_numbers()]
+    # While a run writes, its labels differ from one moment to the next.
+    ended = [part for part, state in status.states(started).items() if not state.alive]
+    if not ended:
+        return []
+    from hpc_isl.stages.segment.edits import differing  # here, because it reads plates
+
+    return [line for part in ended for line in differing(part)]
+
+
+@command(
+    "what a run wrote; -f follows it", "RUN [options]", "S12 -f", ROOT, SITE,
+    option("-f", "--follow", action="store_true", help="until it ends"),
+    option("--rank", type=int, help="of this rank; default 0"),
+)  # fmt: skip
+def logs(given: Namespace) -> int:
+    """Prints what the run wrote; of one that failed, the traceback first."""
+    from hpc_isl.cluster.monitor import follow, status, status_table
+
+    run = _one_run(given)
+    if given.follow and status.state(run).alive:  # one that has ended is printed like any other
+        return follow.follow(run, console(run.root), given.rank or 0, everything=True)
+    for line in status_table.log_lines(run, given.rank):
+        log(line)
+    return 0
+
+
+# ---------------------------------------------------------------- ending and resuming
+
+
+@command("tells a run to save and stop", "RUN [options]", "S12", ROOT, SITE)
+def cancel(given: Namespace) -> int:
+    """Tells a run to save and stop."""
+    from hpc_isl.cluster.monitor import status
+
+    run = _one_run(given)
+    log(status.cancel(run))
+    log(f"next: {console(run.root).command('resume', run)}")
+    return 0
+
+
+@command(
+    "resumes a run that stopped or failed", "RUN [site.key=value …] [options]", "S12 site.time=12h",
+    *RESUMED,
+    option("--after", action="append", default=[], metavar="RUN", help="a run that must be done before"),
+)  # fmt: skip
+def resume(given: Namespace) -> int:
+    """Resumes a run from its newest checkpoint, the open elements of an array, a chain beyond the stop."""
     from hpc_isl.cluster.run_folder import names
     from hpc_isl.cluster.submit import chain, launch
 
-    keys, run = _keys_and_run("resume", given)
-    who = console(run.root)
+    run, keys = _run_and_site_keys(given)
+    user = console(run.root)
     if run.stage == "chain":
-        return chain.resume(run, who, given.wait)
-    after = tuple(names.find(name, *who.roots) for name in given.after)
-    return launch.resume(run, _site(run, given.site, keys), who, given.wait, after)
+        return chain.resume(run, user, given.wait)
+    after = tuple(names.find(name, *user.roots) for name in given.after)
+    return launch.resume(run, _site(run, given.site, keys), user, given.wait, after)
 
 
-def _retry(argv: list[str]) -> int:
-    given = parsed(
-        "retry", "RUN [site.key=value …]: what failed or got lost starts again, in the same folders; with "
-        "more memory or time where that was missing", argv, ROOT, *AGAIN,
-    )  # fmt: skip
-    if given is None:
-        return 0
+@command(
+    "starts again what failed, of an array that alone", "RUN [site.key=value …] [options]",
+    "nuc site.memory=64G", *RESUMED,
+)  # fmt: skip
+def retry(given: Namespace) -> int:
+    """Starts what failed or got lost again, in the same folders.
+
+    It gets more memory or time where that was missing.
+    """
     from hpc_isl.cluster.submit import chain, retry
 
-    keys, run = _keys_and_run("retry", given)
+    run, keys = _run_and_site_keys(given)
+    user = console(run.root)
     if run.stage == "chain":
-        return chain.continue_chain(run, console(run.root), given.wait)
+        return chain.continue_chain(run, user, given.wait)
+    # None: each element on its own site, with more memory or time if that was why it failed.
     chosen = _site(run, given.site, keys) if given.site or keys else None
-    return retry.retry(run, chosen, console(run.root), given.wait)
+    return retry.retry(run, chosen, user, given.wait)
 
 
-def _roots_beside_site(given: Any) -> tuple[Path, ...]:
-    """The folders of runs where `--site` says where to compute: the run may lie elsewhere."""
-    if given.root or not given.site:
-        return roots_of(given)
+def _run_and_site_keys(given: Namespace) -> tuple[Run, list[str]]:
     from hpc_isl.site import folders_of_runs
 
-    return tuple(dict.fromkeys((*folders_of_runs(), *roots_of(given))))
-
-
-def _keys_and_run(verb: str, given: Any) -> tuple[list[str], Run]:
     keys = [word.removeprefix("site.") for word in given.words if word.startswith("site.")]
     given.words = [word for word in given.words if not word.startswith("site.")]
-    return keys, _one_run(verb, given, _roots_beside_site(given))
+    # --site says here where to compute; the run may lie in the folders of another site.
+    elsewhere = folders_of_runs() if given.site and not given.root else ()
+    return _one_run(given, tuple(dict.fromkeys((*elsewhere, *run_folders(given))))), keys
 
 
 def _site(run: Run, name: str | None, keys: list[str]) -> Site:
@@ -162,92 +167,102 @@ def _site(run: Run, name: str | None, keys: list[str]) -> Site:
     return load(name, keys) if name else parse(Site, override(read_yaml(run.site), keys), str(run.site))
 
 
-def _sync(argv: list[str]) -> int:
-    given = parsed(
-        "sync", "[RUN …]: forwards what is new in run folders to MLflow", argv, ROOT, SITE,
-        ("--follow", {"action": "store_true", "help": "one run, until it ends"}),
-    )  # fmt: skip
-    if given is None:
+@command(
+    "removes the files of a run; its record and contract stay", "RUN [options]", "OLD-RUN --dry-run",
+    option("--force", action="store_true", help="also where other runs use its model"),
+    option("--yes", action="store_true", help="without asking"),
+    DRY_RUN, ROOT, SITE,
+)  # fmt: skip
+def remove(given: Namespace) -> int:
+    """Removes the files of a run, after a question.
+
+    Its record and its model's contract stay, and so do labels and plates that it made.
+    """
+    from hpc_isl.cluster.run_folder import names, remove
+    from hpc_isl.run import Run
+
+    roots = run_folders(given)
+    # A run whose removal was cut short is not found by its name any more, but its folder has the mark.
+    folders = [root / word for word in given.words for root in (Path(), *roots)]
+    removed = [run for folder in folders if (run := Run(folder.absolute())).removed is not None]
+    run = removed[0] if removed and len(given.words) == 1 else _one_run(given)
+    removal = remove.removal(run, names.some([], *roots))
+    log(f"{run.stage} {run.name!r} in {run.folder}: {removal.size / 1e9:.3g} GB")
+    log("\n".join(["these stay:", *(f"  {line}" for line in removal.stays)]))
+    users = ", ".join(f"{user.stage} {user.name!r}" for user in removal.users)
+    if users and not given.force:
+        raise UserError(
+            f"{run.name!r} is not removed: it is used by {users}; --force removes it all the same"
+        )
+    if users:
+        log(f"it is used by {users}: these keep what they have made, and cannot be resumed")
+    agreed = given.yes or given.dry_run
+    if not agreed and not sys.stdin.isatty():
+        raise UserError("remove: there is no terminal to ask at; --yes removes without asking")
+    if not agreed:
+        agreed = input(f"remove {run.stage} {run.name!r}? [y/N] ").strip().lower() in ("y", "yes")
+    if given.dry_run or not agreed:
+        log("nothing was removed")
         return 0
+    remove.remove(run)
+    log(f"{run.stage} {run.name!r} is removed")
+    return 0
+
+
+# ---------------------------------------------------------------- MLflow
+
+
+@command(
+    "forwards runs to MLflow", "[RUN …] [options]", "S12", ROOT, SITE,
+    option("--follow", action="store_true", help="one run, until it ends"),
+)  # fmt: skip
+def sync(given: Namespace) -> int:
+    """Forwards what is new in run folders to MLflow."""
     from hpc_isl.cluster.run_folder import names
     from hpc_isl.cluster.tracking import forward
 
     if given.follow:
-        forward.follow(_one_run("sync", given))
+        forward.follow(_one_run(given))
         return 0
-    return forward.sync_all(names.some(given.words, *roots_of(given)), print)
+    return forward.sync_all(names.some(given.words, *run_folders(given)), log)
 
 
-def _ui(argv: list[str]) -> int:
-    given = parsed(
-        "ui", ": opens MLflow on this machine until Ctrl-C, and syncs all runs again each minute", argv, ROOT,
-        SITE,
-        ("--port", {"type": int, "help": "default 5000, or a free one"}),
-    )  # fmt: skip
-    if given is None:
-        return 0
+@command(
+    "opens MLflow on this machine", "[options]", "--port 5001", ROOT, SITE,
+    option("--port", type=int, help="default 5000, or a free one"),
+)  # fmt: skip
+def ui(given: Namespace) -> int:
+    """Opens MLflow on this machine until Ctrl-C, and syncs all runs again each minute."""
     from hpc_isl.cluster.run_folder import names
     from hpc_isl.cluster.tracking import ui
 
-    roots = roots_of(given)
+    # One server shows one folder: the first that holds runs.
+    roots = run_folders(given)
     root = next((folder for folder in roots if names.all_runs(folder)), roots[0])
-    return ui.serve(root, given.port, lambda text: print(text, flush=True))
+    return ui.serve(root, given.port, log)
 
 
-# ---------------------------------------------------------------- commands over plates
+# ---------------------------------------------------------------- results
 
 
-def _plates(verb: str, given: Any) -> list[Path]:
-    if not given.words:
-        raise UserError(f"{verb}: name a plate, as in {program()} {verb} P01.zarr")
-    return [Path(word) for word in given.words]
-
-
-def _inspect(argv: list[str]) -> int:
-    given = parsed("inspect", "PLATE.zarr …: what is on a plate", argv)
-    if given is None:
-        return 0
-    plates = _plates("inspect", given)
-    from hpc_isl.stages.inspect import inspect
-
-    for path in plates:
-        print("\n".join(inspect(path)))
-    return 0
-
-
-def _validate(argv: list[str]) -> int:
-    given = parsed(
-        "validate", "PLATE.zarr …: checks plates against the specification", argv,
-        ("--deep", {"action": "store_true", "help": "every pixel against its recorded digest too"}),
-    )  # fmt: skip
-    if given is None:
-        return 0
-    plates = _plates("validate", given)
-    from hpc_isl.stages.inspect import validate
-
-    problems = [f"{path}: {one}" for path in plates for one in validate(path, given.deep)]
-    print("\n".join(problems) if problems else "valid")
-    return int(bool(problems))
-
-
-# ---------------------------------------------------------------- what a sweep has found
-
-
-def _report(argv: list[str]) -> int:
-    given = parsed(
-        "report", "RUN: one page about a sweep of finetune, as far as it is done", argv, ROOT, SITE
-    )
-    if given is None:
-        return 0
-    run = _one_run("report", given)
+@command(
+    "one page about a sweep of finetune: curves, annotations saved, pictures", "RUN [options]", "nuc",
+    ROOT, SITE,
+)  # fmt: skip
+def report(given: Namespace) -> int:
+    """Makes one page about a sweep of finetune, as far as it is done."""
+    run = _one_run(given)  # before imports that take seconds: a wrong name is reported at once
+    from hpc_isl import site
     from hpc_isl.cluster.run_folder import uses
+    from hpc_isl.cluster.tracking import forward
     from hpc_isl.stages.report.stage import report
 
     made = report(run)
     for line in uses.changed_of(run):
-        print(f"warning: {line}, after this run was planned")
-    print("\n".join([*made.headline, f"  report      {_short(made.page)}"]), flush=True)
-    _forward(run)
+        log(f"warning: {line}, after this run was planned")
+    log("\n".join([*made.headline, f"  report      {_short(made.page)}"]))
+    if site.saved_site(run.site).tracking_address(run.root) is not None:
+        forward.sync_each([run], log)
     return 0
 
 
@@ -255,76 +270,44 @@ TABLE_KEYS = {
     "out": "a file, .csv or .parquet; default wells.csv, fields.csv, … in the run folder",
     "per": "a row for each well | field | plate | object; default well",
     "heatmap": "what is drawn of each plate: count, a column of the table of wells, or a feature of\n"
-    "                objects, whose median is drawn; several with commas; default count, and of cells\n"
-    "                confluence",
+    "                  objects, whose median is drawn; several with commas; default count, and of cells\n"
+    "                  confluence",
 }
 
 
-def _table(argv: list[str]) -> int:
-    manual = "\n".join(f"  {key + '=…':<14}{meaning}" for key, meaning in TABLE_KEYS.items())
-    given = parsed(
-        "table", "RUN [key=value …]: one table of all plates of a run of segment, joined with their plate "
-        f"maps, and heat maps of the plates\n\n{manual}", argv, ROOT, SITE,
-    )  # fmt: skip
-    if given is None:
-        return 0
-    keys = _table_keys([word for word in given.words if "=" in word])
-    given.words = [word for word in given.words if "=" not in word]
-    run = _one_run("table", given)
-    from hpc_isl.cluster.run_folder import uses
-    from hpc_isl.stages.table.stage import table
-
-    for line in uses.changed_of(run):
-        print(f"warning: {line}, after this run was planned: its figures are those of before")
-    heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
-    out = Path(keys["out"]).expanduser() if "out" in keys else None
-    made = table(run, out, keys.get("per", "well"), heat_maps)
-    width = max(map(len, made.made))
-    lines = (f"  {what:<{width}}  {_short(path)}" for what, path in made.made.items())
-    print("\n".join([made.headline, *lines]))
-    if "per" not in keys:
-        print(f"next: {console(run.root).command('table', run)} per=object out=objects.parquet")
-    return 0
-
-
-def _table_keys(words: list[str]) -> dict[str, str]:
-    keys = dict(word.split("=", 1) for word in words)
+@command(
+    "objects of segmented plates per well, with the plate map; heat maps", "RUN [key=value …] [options]",
+    "nuc-P out=wells.csv", ROOT, SITE, keys=TABLE_KEYS,
+)  # fmt: skip
+def table(given: Namespace) -> int:
+    """Writes a table of all plates of a run of segment, joined with their plate maps, and heat maps."""
+    keys = dict(word.split("=", 1) for word in given.words if "=" in word)
     for key, value in keys.items():
         if key not in TABLE_KEYS:
             raise UserError(f"table {key}=: no such key; {nearest(key, TABLE_KEYS)}")
         if not value:
             raise UserError(f"table {key}=: a value is missing; {key} is {TABLE_KEYS[key].split(';')[0]}")
-    return keys
+    given.words = [word for word in given.words if "=" not in word]
+    run = _one_run(given)
+    from hpc_isl.cluster.run_folder import uses
+    from hpc_isl.stages.table.stage import table
 
-
-def _forward(run: Run) -> None:
-    """The page reaches MLflow too, where the run has a place there."""
-    from hpc_isl import site
-    from hpc_isl.cluster.tracking import forward
-
-    if site.kept(run.site).tracking_address(run.root) is not None:
-        forward.sync_each([run], print)
+    for line in uses.changed_of(run):
+        log(f"warning: {line}, after this run was planned: its figures are those of before")
+    heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
+    out = Path(keys["out"]).expanduser() if "out" in keys else None
+    made = table(run, out, keys.get("per", "well"), heat_maps)
+    width = max(map(len, made.made))
+    log(
+        "\n".join(
+            [made.headline, *(f"  {what:<{width}}  {_short(path)}" for what, path in made.made.items())]
+        )
+    )
+    if "per" not in keys:
+        log(f"next: {console(run.root).command('table', run)} per=object out=objects.parquet")
+    return 0
 
 
 def _short(path: Path) -> str:
-    """As it is typed from here, where it lies below."""
+    """Returns the path as it is typed from here, where it lies below."""
     return str(path.relative_to(os.getcwd())) if path.is_relative_to(os.getcwd()) else str(path)
-
-
-COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "site": ("init NAME: a site file drafted for this cluster; list: all sites", setup_commands.site),
-    "doctor": ("a pre-flight of a site, on this machine and on compute nodes", setup_commands.doctor),
-    "inspect": ("what is on a plate", _inspect),
-    "validate": ("checks a plate against the specification", _validate),
-    "set": ("mends what a plate says of its pixels and channels", upkeep_commands.set_metadata),
-    "status": ("all runs: state, progress, figures", _status),
-    "logs": ("what a run wrote; -f follows it", _logs),
-    "cancel": ("tells a run to save and stop", _cancel),
-    "resume": ("goes on with a run that stopped or failed", _resume),
-    "retry": ("starts again what failed, of an array that alone", _retry),
-    "remove": ("removes the files of a run; its record and contract stay", upkeep_commands.remove),
-    "report": ("one page about a sweep of finetune: curves, annotations saved, pictures", _report),
-    "table": ("objects of segmented plates per well, with the plate map; heat maps", _table),
-    "sync": ("forwards runs to MLflow", _sync),
-    "ui": ("opens MLflow on this machine", _ui),
-}

@@ -1,11 +1,11 @@
-"""`VERB --help`: the keys of a recipe and of a site, with their defaults and meaning."""
+"""The help of a verb that computes: the keys of its recipe and of a site, with their defaults and meaning."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -17,36 +17,62 @@ from hpc_isl.recipes.many import ChainRecipe, SweepRecipe
 from hpc_isl.recipes.strict import Strict, flatten, models_in, read_yaml, written
 from hpc_isl.site import Site
 
-LEFT = 34
+LEFT = 34  # width of the left column
+REQUIRED = "(must be given)"
 KINDS: dict[str, type[Recipe]] = {**RECIPES, "sweep": SweepRecipe, "chain": ChainRecipe}
 HIDDEN = {"base"}  # of a sweep: filled from the keys that are not its own
-USAGE = {
-    "annotate import": "annotate import FOLDER [RECIPE.yaml] plate=… labels=…",
-    "annotate draft": "annotate draft [RECIPE.yaml] plate=… labels=… channel=…",
-    "annotate export": "annotate export [RECIPE.yaml] plate=… labels=… out=FOLDER",
-    "sweep": "sweep [RECIPE.yaml] over='{seed: [0, 1, 2]}' [key=value …]",
-    "chain": "chain RECIPE.yaml",
+USUAL = {
+    "convert": ("plate_map", "reader", "pattern.regex", "on_error", "fields"),
+    "annotate": ("source", "channel", "threshold", "fields", "out", "overwrite"),
+    "pretrain": ("sources.N.plane", "split.test", "train.steps", "train.batch",
+                 "train.micro_batch", "train.precision", "net.encoder"),
+    "finetune": ("pretrained", "arm", "n", "objects.kind", "train.steps", "train.micro_batch"),
+    "segment": ("labels", "fields", "measure", "cells", "pixel_um", "overlap", "overwrite"),
+    "sweep": ("over",),
+    "chain": ("steps.N.stage", "steps.N.recipe", "steps.N.set", "steps.N.stop"),
+}  # fmt: skip
+USUAL_OF_SITE = ("partition", "nodes", "gpus", "cpus", "memory", "time")
+EXAMPLES = {
+    "convert": ("convert source=/phenix/P01 out=/data/P01.zarr plate_map=P01.csv",),
+    "annotate": (
+        "annotate draft plate=/data/P01.zarr labels=drafted channel='HOECHST 33342' fields=[B03/1,D07/2]",
+        "annotate export plate=/data/P01.zarr labels=drafted out=todo/",
+        "annotate import todo/ plate=/data/P01.zarr labels=nuclei",
+    ),
+    "pretrain": ("pretrain plates=[/data/P01.zarr] train.steps=5000 --name S12",),
+    "finetune": ("finetune finetune_nuclei.yaml pretrained=S12 plates=[/data/P01.zarr] labels=nuclei",),
+    "segment": ("segment model=nuc plates='/data/P*.zarr' labels=nuclei --name nuc-P",),
+    "sweep": ("sweep pretrain.yaml over='{seed: [0, 1, 2]}' plates=[/data/P01.zarr] --name seeds",),
+    "chain": ("chain chain.yaml --site mycluster",),
 }
+Row = tuple[str, str, str]  # key, default, meaning
 
 
-def stage_manual(verb: str, program: str) -> str:
-    """The whole page."""
-    kind, options = KINDS[verb], "[--site NAME|FILE] [--name RUN] [--dry-run [--time]] [--wait]"
-    options = options if verb == "chain" else f"{options} [--after RUN]"
-    options += " [--verify 1%]" if verb == "segment" else ""  # that share is computed again and compared
-    options += " [--update]" if verb == "sweep" else ""  # elements whose inputs have changed, once more
-    usages = [text for name, text in USAGE.items() if name.startswith(verb)]
-    usages = usages or [f"{verb} [RECIPE.yaml] [key=value …]"]
-    given, origin = _shipped(verb)
-    lines = [str(kind.__doc__).strip(), "", *(f"{program} {usage} {options}" for usage in usages)]
-    more = ["  all other keys are those of the stage that varies, as pretrain --help lists them"]
-    lines += ["", f"recipe{origin}", *_entries(rows(kind, given)), *(more if verb == "sweep" else []), ""]
-    lines += ["site (site.key=value)", *_entries(rows(Site, {}))]
+def stage_manual(verb: str, program: str, every_key: bool = True) -> str:
+    """Returns the page of a verb: keys that must be given, the usual ones and examples, or every key."""
+    kind = KINDS[verb]
+    defaults, origin = _shipped(verb)
+    known, of_site = list(rows(kind, defaults)), list(rows(Site, {}))
+    required = [row for row in known if row[1] == REQUIRED and "N." not in row[0]]
+    usual = [row for key in USUAL.get(verb, ()) for row in known if row[0] == key and row not in required]
+    lines = [str(kind.__doc__).strip(), "", "must be given", *_entries(required)]
+    if every_key:
+        rest = [row for row in known if row not in required]
+        lines += ["", f"all other keys{origin}", *_entries(rest)]
+        if verb == "sweep":
+            lines.append("  all further keys are those of the stage that varies: see pretrain --help all")
+        lines += ["", "site (site.key=value)", *_entries(of_site)]
+    else:
+        of_site = [row for row in of_site if row[0] in USUAL_OF_SITE]
+        lines += ["", f"usual{origin}", *_entries(usual)] if usual else []
+        lines += ["", "site (site.key=value), usual", *_entries(of_site)]
+        lines += ["", "examples", *(f"  {program} {example}" for example in EXAMPLES.get(verb, ()))]
+        lines += ["", f"every key of the recipe and of the site: {program} {verb} --help all"]
     return "\n".join(lines)
 
 
 def _shipped(verb: str) -> tuple[dict[str, Any], str]:
-    """What the shipped recipe of the verb sets."""
+    """Returns what the shipped recipe of the verb sets, and a remark about it."""
     try:
         path = shipped(f"{verb}.yaml")
     except UserError:
@@ -54,11 +80,8 @@ def _shipped(verb: str) -> tuple[dict[str, Any], str]:
     return flatten(read_yaml(path)), f" (defaults as in {path.name})"
 
 
-Row = tuple[str, str, str]
-
-
 def rows(kind: type[Recipe] | type[Site], given: dict[str, Any]) -> Iterator[Row]:
-    """Key, default and meaning of every key that the verb reads, depth first."""
+    """Yields key, default and meaning of every key that the verb reads, depth first."""
     return _rows(kind, given, unread=tuple(getattr(kind, "UNREAD", ())))
 
 
@@ -70,30 +93,25 @@ def _rows(
     unread: tuple[str, ...] = (),
 ) -> Iterator[Row]:
     for name, known in kind.model_fields.items():
-        if name in HIDDEN:
-            continue
         key = f"{path}{name}"
-        if key in unread:
+        if name in HIDDEN or key in unread:  # unread: of a part that verbs share, and this one does not read
             continue
         default = getattr(base, name) if base is not None else known.default
         nested = models_in(known.annotation)
         is_list = typing.get_origin(known.annotation) is list
+        # A part with a default has no row of its own, and the defaults of its keys come from that default.
         if nested and not is_list and isinstance(default, Strict):
             yield from _rows(nested[0], given, f"{key}.", default, unread)
             continue
-        yield key, _shown(given.get(key, default)), _meaning(known)
+        shown = given.get(key, default)
+        meaning, choices = " ".join((known.description or "").split()), _choices(known.annotation)
+        yield (
+            key,
+            REQUIRED if shown is PydanticUndefined else f"= {written(shown)}",
+            f"{meaning} [{' | '.join(map(str, choices))}]" if choices else meaning,
+        )
         if nested:
             yield from _rows(nested[0], {}, f"{key}.{'N.' if is_list else ''}", unread=unread)
-
-
-def _shown(default: Any) -> str:
-    return "(must be given)" if default is PydanticUndefined else f"= {written(default)}"
-
-
-def _meaning(known: Any) -> str:
-    text = " ".join((known.description or "").split())
-    choices = _choices(known.annotation)
-    return f"{text} [{' | '.join(map(str, choices))}]" if choices else text
 
 
 def _choices(annotation: Any) -> list[Any]:
@@ -102,13 +120,13 @@ def _choices(annotation: Any) -> list[Any]:
     return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
 
 
-def _entries(rows: Iterator[Row]) -> Iterator[str]:
-    """Two columns: `key = default` and its meaning; a long left side has a line of its own."""
+def _entries(rows: Iterable[Row]) -> Iterator[str]:
+    """Yields two columns: `key = default`, on a line of its own where it is long, and its meaning."""
     width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 120))
     for key, default, meaning in rows:
         left = f"  {key} {default}"
         wrapped = textwrap.wrap(meaning, width - LEFT) or [""]
-        if len(left) < LEFT - 1:
+        if len(left) < LEFT - 1:  # else the key has a line of its own
             yield f"{left:<{LEFT}}{wrapped.pop(0)}".rstrip()
         else:
             yield left

@@ -1,72 +1,46 @@
-"""What a plate holds, in a person's words, and whether it is as it should be: `inspect` and `validate`."""
+"""The verbs `inspect` and `validate`: what a plate holds, and whether it is as it should be."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
-from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.atomic_directory import leftovers
 from hpc_isl.plates.label_groups import existing, noted
-from hpc_isl.plates.label_pixels import LabelPixels, label_levels, open_labels
+from hpc_isl.plates.label_pixels import label_levels, open_labels
 from hpc_isl.plates.labels import labels_of
 from hpc_isl.plates.metadata import field_facts, read_group
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.pyramid import open_fresh
 from hpc_isl.plates.statistics import digest
-from hpc_isl.plates.store import (
-    Index,
-    annotation,
-    edited,
-    label_names,
-    open_level,
-    open_plate,
-    read_labels,
-)
+from hpc_isl.plates.store import Index, annotation, edited, label_names, open_level, open_plate, read_labels
 
 SHOWN = 10
 THREADS = 4
 DIFFER = "their pixels are not those of their checksum"
+Line = tuple[str, str]
 
 
 def inspect(path: Path) -> list[str]:
-    """A plate in some twenty lines: layout, pixels, channels, flags, labels, what was left out.
+    """Returns a plate in some twenty lines: layout, pixels, channels, flags, labels, what was left out.
 
     Raises:
         UserError: there is no plate, or one that is not finished.
     """
     index = open_plate(path)
-    sections = (_layout, _channels, _flags, _labels, _plate_map, _left_out)
-    return [f"{name:12}{text}" for section in sections for name, text in section(index)]
-
-
-def validate(path: Path, deep: bool = False) -> list[str]:
-    """What is wrong with a plate; empty when nothing is.
-
-    By yaozarrs, whether it is valid OME-Zarr; by ourselves, whether the index agrees with the images,
-    all shards are there, and labels fit. `deep` also decodes every pixel and compares digests.
-    """
-    try:
-        index = open_plate(path)
-    except UserError as error:
-        return [str(error)]
-    problems = [*_by_specification(path), *(f"{p}: left by a killed process" for p in leftovers(path))]
-    for field in index.plate.fields:
-        problems += [f"{field.key}: {text}" for text in _image(index, field, deep)]
-    return problems
-
-
-# ---------------------------------------------------------------- inspect
-
-
-Line = tuple[str, str]
+    sections = (_layout, _channels, _flags, _labels, _plate_map)
+    lines = [line for section in sections for line in section(index)]
+    stored = {field.key for field in index.plate.fields}
+    for key, text, _ in index.problems:
+        lines.append(("incomplete" if key in stored else "left out", f"{key}: {text}"))
+    return [f"{name:12}{text}" for name, text in lines]
 
 
 def _layout(index: Index) -> Iterator[Line]:
@@ -89,7 +63,7 @@ def _layout(index: Index) -> Iterator[Line]:
 
 
 def _channels(index: Index) -> Iterator[Line]:
-    """Counts over the fields of the commonest type."""
+    # Counts of different types cannot be put in one histogram: those of the commonest type are shown.
     dtype = Counter(field.dtype for field in index.plate.fields).most_common(1)[0][0]
     keys = [field.key for field in index.plate.fields if field.dtype == dtype]
     width = max(len(channel.name) for channel in index.plate.channels)
@@ -100,26 +74,26 @@ def _channels(index: Index) -> Iterator[Line]:
         except UserError:
             yield f"channel {number}", f"{text}  no pixels"
             continue
-        middle, bright = counts.percentile(50), counts.percentile(99.9)
-        yield f"channel {number}", f"{text}  median {middle:.5g}, 99.9 % below {bright:.5g} counts"
+        median, bright = counts.percentile(50), counts.percentile(99.9)
+        yield f"channel {number}", f"{text}  median {median:.5g}, 99.9 % below {bright:.5g} counts"
 
 
 def _flags(index: Index) -> Iterator[Line]:
-    found: dict[str, list[FieldKey]] = {}
+    fields = defaultdict(list)
     for key, statistics in index.statistics.items():
         for flag in statistics.flags:
-            found.setdefault(flag, []).append(key)
-    for flag, keys in sorted(found.items()):
+            fields[flag].append(key)
+    for flag, keys in sorted(fields.items()):
         word, _, channel = flag.partition(":")
         yield "flag", f"{word} in {index.plate.channels[int(channel)].name}: {_some(keys)}"
 
 
 def _labels(index: Index) -> Iterator[Line]:
-    found: dict[str, list[FieldKey]] = {}
+    fields = defaultdict(list)
     for field in index.plate.fields:
         for name in label_names(index.image(field.key)):
-            found.setdefault(name, []).append(field.key)
-    for name, keys in sorted(found.items()):
+            fields[name].append(field.key)
+    for name, keys in sorted(fields.items()):
         notes = [annotation(index.image(key), name) for key in keys]
         origins = ", ".join(sorted({origin for origin, _ in notes}))
         boxes = sum(len(boxes) for _, boxes in notes)
@@ -129,16 +103,16 @@ def _labels(index: Index) -> Iterator[Line]:
 
 
 def edited_fields(index: Index, name: str, keys: Sequence[FieldKey]) -> list[FieldKey]:
-    """The fields whose labels have other pixels than were written, or none that can be read."""
+    """Returns the fields whose labels have other pixels than were written, or none that can be read."""
 
     def differs(key: FieldKey) -> bool:
         try:
             return bool(edited(index.image(key), name))
         except UserError:
-            return True
+            return True  # nobody can tell whose labels these are
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [key for key, yes in zip(keys, pool.map(differs, keys), strict=True) if yes]
+        return [key for key, differ in zip(keys, pool.map(differs, keys), strict=True) if differ]
 
 
 def _plate_map(index: Index) -> Iterator[Line]:
@@ -146,12 +120,6 @@ def _plate_map(index: Index) -> Iterator[Line]:
         values = Counter(facts[column] for facts in index.plate_map.values() if column in facts)
         shown = ", ".join(f"{value} ({count})" for value, count in values.most_common(SHOWN))
         yield "plate map", f"{column}: {shown}" + (" …" if len(values) > SHOWN else "")
-
-
-def _left_out(index: Index) -> Iterator[Line]:
-    there = {field.key for field in index.plate.fields}
-    for key, text, _ in index.problems:
-        yield "incomplete" if key in there else "left out", f"{key}: {text}"
 
 
 def _some(keys: list[FieldKey]) -> str:
@@ -162,48 +130,58 @@ def _some(keys: list[FieldKey]) -> str:
 # ---------------------------------------------------------------- validate
 
 
-def _by_specification(path: Path) -> list[str]:
+def validate(path: Path, deep: bool = False) -> list[str]:
+    """Returns what is wrong with a plate; nothing where it is valid.
+
+    yaozarrs checks whether it is valid OME-Zarr; the rest checks that the index agrees with the images, all
+    shards exist, and labels fit. `deep` also decodes every pixel and compares digests.
+    """
     from yaozarrs import validate_zarr_store
 
+    try:
+        index = open_plate(path)
+    except UserError as error:
+        return [str(error)]
+    problems = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             validate_zarr_store(str(path))
+            problems = [f"OME-Zarr: {warning.message}" for warning in caught]
         except ValueError as error:  # its errors are ValueErrors
-            return [f"not valid OME-Zarr: {error}"]
-    return [f"OME-Zarr: {warning.message}" for warning in caught]
+            problems = [f"not valid OME-Zarr: {error}"]
+    problems += [f"{partial}: left by a killed process" for partial in leftovers(path)]
+    for field in index.plate.fields:
+        problems += [f"{field.key}: {text}" for text in _image_problems(index, field, deep)]
+    return problems
 
 
-def _image(index: Index, field: Field, deep: bool) -> Iterator[str]:
-    image = index.image(field.key)
+def _image_problems(index: Index, field: Field, deep: bool) -> Iterator[str]:
+    image, levels = index.image(field.key), index.levels(field.key)
     try:
         ours = read_group(image).get("hpc_isl", {})
         measured = ours.get("statistics", {}).get("digest")
+        # The index is a cache of what the images hold: where they differ, the images count.
         if ours.get("field") != field_facts(field) or measured != index.statistics[field.key].digest:
-            yield "the index says otherwise than the image; remove index/fields.parquet to have it made anew"
-        for level in range(index.levels(field.key)):
-            yield from _level(image, level)
+            yield "the index differs from the image; remove index/fields.parquet to have it made anew"
+        for level in range(levels):
+            for shard in _missing_shards(image / str(level), open_level(image, level)):
+                yield f"level {level}: shard {shard} is missing"
         if deep:
-            yield from _pixels(index, field)
+            yield from _pixel_problems(index, field)
         names = label_names(image)
-    except UserError as mistake:
-        yield f"{mistake}"
+    except UserError as error:
+        yield str(error)
         return
     for name in names:
         try:
-            yield from _label(image, name, index.levels(field.key), deep)
-        except UserError as mistake:
-            yield f"{mistake}"
+            yield from _label_problems(image, name, levels, deep)
+        except UserError as error:
+            yield str(error)
 
 
-def _level(image: Path, level: int) -> Iterator[str]:
-    """Whether every shard of a level is there."""
-    for shard in _missing(image / str(level), open_level(image, level)):
-        yield f"level {level}: shard {shard} is missing"
-
-
-def _missing(folder: Path, store: ts.TensorStore) -> Iterator[str]:
-    """The shards of an array that have no file."""
+def _missing_shards(folder: Path, store: ts.TensorStore) -> Iterator[str]:
+    """Yields the shards of an array that have no file."""
     edges = store.chunk_layout.write_chunk.shape or store.shape
     grid = (-(-length // (edge or 1)) for length, edge in zip(store.shape, edges, strict=True))
     for place in np.ndindex(*grid):
@@ -211,8 +189,8 @@ def _missing(folder: Path, store: ts.TensorStore) -> Iterator[str]:
             yield "/".join(map(str, place))
 
 
-def _pixels(index: Index, field: Field) -> Iterator[str]:
-    """Whether every level can be decoded and the pixels are those that were measured."""
+def _pixel_problems(index: Index, field: Field) -> Iterator[str]:
+    """Yields levels that cannot be decoded, and whether the pixels are not those that were measured."""
     for level in range(index.levels(field.key)):
         try:
             pixels = open_level(index.image(field.key), level).read().result()
@@ -223,8 +201,7 @@ def _pixels(index: Index, field: Field) -> Iterator[str]:
             yield "its pixels are not those that were converted: the digest differs"
 
 
-def _label(image: Path, name: str, levels: int, deep: bool) -> Iterator[str]:
-    """Labels of other programs may lack chunks; ours too, if their pixels are those of their checksum."""
+def _label_problems(image: Path, name: str, levels: int, deep: bool) -> Iterator[str]:
     labels_of(image, name)  # raises where they do not fit the image
     folder = existing(image, name)
     paths, _ = label_levels(folder)
@@ -234,13 +211,14 @@ def _label(image: Path, name: str, levels: int, deep: bool) -> Iterator[str]:
         open_labels(folder, number)
     if not noted(folder):
         return
-    if (deep or any(_missing(folder / paths[0], open_fresh(folder, paths[0])))) and edited(image, name):
+    # Labels of other programs may lack chunks; ours too, if their pixels are those of their checksum.
+    is_sparse = deep or any(_missing_shards(folder / paths[0], open_fresh(folder, paths[0])))
+    if is_sparse and edited(image, name):
         yield f"labels {name!r} were edited or damaged since they were written: {DIFFER}"
     for number in range(1, len(paths) if deep else 0):
-        if not np.array_equal(_all(open_labels(folder, number)), read_labels(image, name, number)):
+        labels = open_labels(folder, number)
+        pixels = np.concatenate(list(labels.bands()))
+        if labels.shape[0] > 1:
+            pixels = pixels.reshape(labels.shape)
+        if not np.array_equal(pixels, read_labels(image, name, number)):
             yield f"labels {name!r}, level {number}: shows other objects than level 0, which people edit"
-
-
-def _all(pixels: LabelPixels) -> NDArray[np.uint32]:
-    found = np.concatenate(list(pixels.bands()))
-    return found.reshape(pixels.shape) if pixels.shape[0] > 1 else found

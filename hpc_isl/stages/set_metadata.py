@@ -1,4 +1,4 @@
-"""The verb `set`: what a plate says of its pixels and channels is mended where it was stated wrongly."""
+"""The verb `set`: metadata of pixels and channels are corrected where a plate states them wrongly."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.metadata_changes import SETTABLE
 from hpc_isl.plates.change_metadata import change_metadata, differences
 from hpc_isl.plates.plate import Channel, Plate, color_of, doubtful_size
 from hpc_isl.plates.store import Index, label_names, open_plate
 from hpc_isl.recipes.base import PixelSize
 
-KEYS = {
-    "pixel_um": "edge of a pixel in micrometres; null: unknown",
-    "channels.OLD": "the new name of the channel OLD; or channels={OLD: NEW, …}",
-    "transmitted": "the label-free channels, as in transmitted=[Brightfield]; all others are stains",
-}
-
 
 @dataclass(frozen=True)
 class MetadataEdit:
-    """What is asked for.
+    """A change of metadata that was asked for.
 
     Attributes:
         new: the plate with other metadata.
-        lines: what is different, as `differences` tells it; empty: nothing.
+        lines: what is different, as `differences` describes it; empty: nothing.
     """
 
     index: Index
@@ -43,7 +38,7 @@ class MetadataEdit:
         return self.new.pixel_um != self.index.plate.pixel_um
 
     def described(self) -> list[str]:
-        """What would be done, for a person who decides."""
+        """Returns what would be done, for a person who decides."""
         images = [self.index.image(field.key) for field in self.index.plate.fields]
         labels = sum(len(label_names(image)) for image in images)
         shown = [*self.lines, *([f"warning: {doubt}"] if (doubt := doubtful_size(self.new)) else [])]
@@ -54,8 +49,8 @@ class MetadataEdit:
             "index; no pixel changes, and the former values are kept",
         ]
 
-    def done(self) -> Index:
-        """The plate, changed.
+    def apply(self) -> Index:
+        """Changes the plate and returns it.
 
         Raises:
             UserError: it is in use, or may not be written.
@@ -63,111 +58,102 @@ class MetadataEdit:
         return change_metadata(self.index, self.new, os.environ.get("USER") or str(os.getuid()))
 
 
-def setting(path: Path, words: Sequence[str]) -> MetadataEdit:
-    """What `set PATH WORDS` asks for; writes nothing.
+def metadata_edit(path: Path, words: Sequence[str]) -> MetadataEdit:
+    """Returns the change that `set PATH WORDS` asks for; writes nothing.
 
     Raises:
         UserError: no such key or channel, a value that cannot be meant, two channels of one name.
     """
     if not words:
-        raise UserError(f"set {path}: say what, as in pixel_um=0.325; there are {', '.join(KEYS)}")
+        raise UserError(f"set {path}: say what, as in pixel_um=0.325; there are {', '.join(SETTABLE)}")
     index = open_plate(path.expanduser().absolute())
-    pixel_um, names, free = index.plate.pixel_um, dict[str, str](), None
+    pixel_um, renamed, label_free = index.plate.pixel_um, dict[str, str](), None
     for word in words:
-        key, value = _parted(word, index.plate)
+        key, value = _key_and_value(word, index.plate)
         if key == "pixel_um":
-            pixel_um = _size(word, value)
+            try:
+                pixel_um = TypeAdapter(PixelSize | None).validate_python(value)
+            except ValidationError as error:
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise UserError(f"{word}: {message}") from None
         elif key == "transmitted":
-            free = _listed(word, value)
+            names = [value] if isinstance(value, str) else value
+            if not isinstance(names, list):
+                raise UserError(f"{word}: a list of channels is expected, as in transmitted=[Brightfield]")
+            label_free = [str(name) for name in names]
+        elif key in _names(index.plate):
+            renamed[key] = value
+        elif not isinstance(value, dict):
+            raise UserError(f"{word}: write channels.OLD=NEW, or channels={{OLD: NEW}}")
         else:
-            names |= {key: value} if key in _names(index.plate) else _mapping(word, value)
-    new = replace(index.plate, pixel_um=pixel_um, channels=_channels(index.plate, names, free))
+            renamed |= {str(old): str(new) for old, new in value.items()}
+    new = replace(index.plate, pixel_um=pixel_um, channels=_channels(index.plate, renamed, label_free))
     return MetadataEdit(index, new, differences(index.plate, new))
 
 
-# ---------------------------------------------------------------- words
+def _key_and_value(word: str, plate: Plate) -> tuple[str, Any]:
+    """Returns key and value; the key of `channels.OLD=NEW` is OLD, which may hold dots and equals signs."""
 
+    def as_yaml(text: str) -> Any:
+        try:
+            return yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            raise UserError(f"{word}: the value is not YAML: {error}") from None
 
-def _parted(word: str, plate: Plate) -> tuple[str, Any]:
-    """Key and value; the key of `channels.OLD=NEW` is OLD, which may hold dots and equals signs."""
     for name in _names(plate):
         if word.startswith(f"channels.{name}="):
             new = word.removeprefix(f"channels.{name}=")
-            value = _yaml(word, new)
+            value = as_yaml(new)
             return name, value if isinstance(value, str) else new  # 488 is a name here
     key, separator, text = word.partition("=")
     if separator and key in ("pixel_um", "transmitted", "channels"):
-        return key, _yaml(word, text)
+        return key, as_yaml(text)
     if separator and key.startswith("channels."):
         old = key.removeprefix("channels.")
         raise UserError(f"{word}: the plate has no channel {old!r}; {nearest(old, _names(plate))}")
-    raise UserError(f"{word}: set takes key=value; {nearest(key, KEYS)}")
-
-
-def _yaml(word: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise UserError(f"{word}: the value is not YAML: {error}") from None
-
-
-def _size(word: str, value: Any) -> float | None:
-    try:
-        return TypeAdapter(PixelSize | None).validate_python(value)
-    except ValidationError as error:
-        raise UserError(f"{word}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-
-
-def _listed(word: str, value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list):
-        raise UserError(f"{word}: a list of channels is expected, as in transmitted=[Brightfield]")
-    return [str(name) for name in names]
-
-
-def _mapping(word: str, value: Any) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise UserError(f"{word}: write channels.OLD=NEW, or channels={{OLD: NEW}}")
-    return {str(old): str(new) for old, new in value.items()}
+    raise UserError(f"{word}: set takes key=value; {nearest(key, SETTABLE)}")
 
 
 # ---------------------------------------------------------------- channels
 
 
 def _names(plate: Plate) -> list[str]:
-    """The longest first: one may begin as another does."""
+    # The longest first, because one may begin as another does.
     return sorted((channel.name for channel in plate.channels), key=len, reverse=True)
 
 
-def _channels(plate: Plate, names: dict[str, str], free: list[str] | None) -> tuple[Channel, ...]:
-    """With new names; `free` says which are label-free, by new or by old names, None: as before."""
-    for old in names:
+def _channels(plate: Plate, renamed: dict[str, str], label_free: list[str] | None) -> tuple[Channel, ...]:
+    """Returns the channels with new names.
+
+    Args:
+        label_free: all that are label-free, by new or by old names; None: as before.
+    """
+    for old in renamed:
         if old not in _names(plate):
             raise UserError(f"channels: the plate has no channel {old!r}; {nearest(old, _names(plate))}")
-    renamed = [replace(channel, name=names.get(channel.name, channel.name)) for channel in plate.channels]
-    shown = [channel.name for channel in renamed]
-    for name in shown:
-        if not name.strip() or shown.count(name) > 1:
+    former = [channel.name for channel in plate.channels]
+    names = [renamed.get(name, name) for name in former]
+    for name in names:
+        if not name.strip() or names.count(name) > 1:
             what = "a channel without a name" if not name.strip() else f"two channels {name!r}"
             raise UserError(f"channels: that would make {what}; each has a name of its own")
-    if free is None:
-        return tuple(renamed)
-    wanted = {_place(name, shown, plate) for name in free}
-    return tuple(_of_kind(channel, place not in wanted) for place, channel in enumerate(renamed))
+    channels = [replace(channel, name=name) for channel, name in zip(plate.channels, names, strict=True)]
+    if label_free is None:
+        return tuple(channels)
+    # Old names too: a user may rename channels and say which are label-free in one call.
+    known = dict.fromkeys([*names, *former])
+    for name in label_free:
+        if name not in known:
+            raise UserError(f"transmitted: no channel {name!r}; {nearest(name, known)}")
+    places = {(names if name in names else former).index(name) for name in label_free}
+    return tuple(_with_kind(channel, place not in places) for place, channel in enumerate(channels))
 
 
-def _place(name: str, shown: Sequence[str], plate: Plate) -> int:
-    former = [channel.name for channel in plate.channels]
-    for names in (list(shown), former):
-        if name in names:
-            return names.index(name)
-    raise UserError(f"transmitted: no channel {name!r}; {nearest(name, dict.fromkeys([*shown, *former]))}")
-
-
-def _of_kind(channel: Channel, fluorescent: bool) -> Channel:
-    """Shown as such channels are, unless a person has chosen the colour."""
+def _with_kind(channel: Channel, fluorescent: bool) -> Channel:
+    """Returns the channel as a stain or not, in the colour of its kind unless a person has chosen one."""
     if channel.fluorescent == fluorescent:
         return channel
+    # What becomes label-free is grey; a stain gets its emission's colour, unless a person chose another.
     usual = not fluorescent or channel.color == color_of(channel.fluorescent, channel.emission_nm)
     color = color_of(fluorescent, channel.emission_nm) if usual else channel.color
     return replace(channel, fluorescent=fluorescent, color=color)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_isl import submit
+from hpc_isl.cli import stage_commands
 from hpc_isl.cluster.run_folder import job
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.base import Recipe
@@ -61,7 +62,7 @@ class CountRecipe(Recipe):
 
 RECIPES["count"] = CountRecipe
 job.STAGES["count"] = "counting"
-submit.STAGES["count"] = "counts to a number"
+stage_commands.STAGES["count"] = "counts to a number"
 
 
 def plan(recipe: CountRecipe) -> Plan:

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from hpc_isl import submit
+from hpc_isl.cli import stage_commands
 from hpc_isl.cluster.run_folder import job
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import RECIPES
@@ -26,7 +26,7 @@ class SquareRecipe(Recipe):
 RECIPES["square"] = SquareRecipe
 job.STAGES["square"] = "pooling"
 job.POOLED.add("square")
-submit.STAGES["square"] = "computes squares"
+stage_commands.STAGES["square"] = "computes squares"
 
 
 def plan(recipe: SquareRecipe) -> Plan:

@@ -112,7 +112,7 @@ def test_a_site_is_written_shown_and_never_overwritten(university: Door, tmp_pat
     path.write_text("executor: local\n")
     again = university("site", "init", "uni")
     assert (again.returncode, path.read_text()) == (2, "executor: local\n")
-    assert f"{path} is there already" in again.stdout
+    assert f"{path} exists already" in again.stdout
     assert university("site", "list").stdout.split()[:2] == ["uni", "local"]
 
 

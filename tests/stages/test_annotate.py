@@ -58,8 +58,10 @@ def truth(export: Path, key: FieldKey, kind: str = "nuclei") -> np.ndarray:
 def test_imported_labels_equal_their_files_and_cover_whole_fields(
     export: Path, plate: Path, tmp_path: Path
 ) -> None:
-    said = plan(AnnotateRecipe(action="import", plate=plate, labels="nuclei", source=export / "truth/nuclei"))
-    assert "labels 'nuclei' for 4 of 4 fields" in said.messages[-1]
+    output = plan(
+        AnnotateRecipe(action="import", plate=plate, labels="nuclei", source=export / "truth/nuclei")
+    )
+    assert "labels 'nuclei' for 4 of 4 fields" in output.messages[-1]
     summary = run(tmp_path, action="import", plate=plate, source=export / "truth" / "nuclei")
     index = store.open_plate(plate)
     for key in KEYS:
@@ -85,7 +87,7 @@ def test_a_second_import_keeps_what_is_equal_and_refuses_what_differs(
     np.testing.assert_array_equal(store.read_labels(image, "nuclei"), truth(export, KEYS[0], "cells"))
 
 
-def test_one_problem_is_told_as_one(export: Path, plate: Path, tmp_path: Path) -> None:
+def test_one_problem_is_reported_without_a_count(export: Path, plate: Path, tmp_path: Path) -> None:
     """A user with one field in the way reads what is wrong with it, not `1 problems:`."""
     keys = {"action": "import", "plate": plate}
     run(tmp_path, **keys, source=export / "truth" / "nuclei")
@@ -104,7 +106,7 @@ class AfterOneField(threading.Event):
         return before
 
 
-def test_a_stopped_import_goes_on_where_it_was(export: Path, plate: Path, tmp_path: Path) -> None:
+def test_a_stopped_import_is_resumed(export: Path, plate: Path, tmp_path: Path) -> None:
     recipe = AnnotateRecipe(action="import", plate=plate, labels="nuclei", source=export / "truth" / "nuclei")
     attempt = Attempt(Run(tmp_path / "runs" / "annotate" / "a"), stopping=AfterOneField())
     annotate(recipe, attempt)
@@ -121,7 +123,7 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def test_boxes_of_a_table_are_kept_and_what_lies_outside_all_is_dropped_and_counted(
+def test_boxes_of_a_table_are_kept_and_objects_outside_all_are_dropped_and_counted(
     plate: Path, tmp_path: Path
 ) -> None:
     labels = np.zeros((128, 128), np.uint16)
@@ -140,7 +142,7 @@ def test_boxes_of_a_table_are_kept_and_what_lies_outside_all_is_dropped_and_coun
     assert (summary["objects"], summary["boxes"], summary["dropped"]) == (3, 2, 1)
 
 
-def test_everything_that_is_wrong_with_a_table_is_said_at_once_and_nothing_written(
+def test_all_errors_of_a_table_are_reported_together_and_nothing_is_written(
     export: Path, plate: Path, tmp_path: Path
 ) -> None:
     good = str(export / "truth" / "nuclei" / "B02_1.tiff")
@@ -156,7 +158,7 @@ def test_everything_that_is_wrong_with_a_table_is_said_at_once_and_nothing_writt
     with pytest.raises(UserError) as error:
         run(tmp_path, action="import", plate=plate, source=table)
     text = str(error.value)
-    for line, said in {
+    for line, expected in {
         3: "well H12 is not on the plate",
         4: "field '9' names 0 fields of well B02",
         5: "(0, 0, 500, 5)",
@@ -164,7 +166,7 @@ def test_everything_that_is_wrong_with_a_table_is_said_at_once_and_nothing_writt
         7: "no field names 2 fields of well B03",
         8: "field B02/1 has its labels from B02_1.tiff already",
     }.items():
-        assert any(f"line {line}: " in one and said in one for one in text.splitlines()), (line, text)
+        assert any(f"line {line}: " in one and expected in one for one in text.splitlines()), (line, text)
     assert store.label_names(store.open_plate(plate).image(KEYS[0])) == []
 
 
@@ -181,8 +183,13 @@ def test_damaged_and_foreign_label_images_are_named_together(
     with pytest.raises(UserError) as error:
         run(tmp_path, action="import", plate=plate, source=folder)
     lines = str(error.value).splitlines()
-    said = {"B02_1.tif": "", "B02_2.tif": "not whole", "B03_1.tif": "(1, 64, 128)", "B03_2.png": "128, 127)"}
-    for name, words in said.items():
+    expected = {
+        "B02_1.tif": "",
+        "B02_2.tif": "not whole",
+        "B03_1.tif": "(1, 64, 128)",
+        "B03_2.png": "128, 127)",
+    }
+    for name, words in expected.items():
         assert any(name in line and words in line for line in lines), (name, lines)
 
 
@@ -196,7 +203,7 @@ def test_a_mask_is_not_taken_for_one_object(plate: Path, tmp_path: Path) -> None
         run(tmp_path, action="import", plate=plate, source=tmp_path / "masks")
 
 
-def test_files_that_match_nothing_are_said(export: Path, plate: Path, tmp_path: Path) -> None:
+def test_files_that_match_nothing_are_reported(export: Path, plate: Path, tmp_path: Path) -> None:
     keys = {"action": "import", "plate": plate, "source": export / "truth" / "nuclei"}
     with pytest.raises(UserError, match=r"no file matches regex '\(\?P<well>X\)'"):
         run(tmp_path, **keys, regex="(?P<well>X)")
@@ -214,7 +221,7 @@ def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "expected"),
     [
         ({"action": "import"}, "annotate import: source must be given"),
         ({"action": "import", "source": "nowhere"}, "nowhere is not there"),
@@ -224,10 +231,10 @@ def test_a_regex_beside_a_table_is_refused(plate: Path, tmp_path: Path) -> None:
         ({"action": "draft", "channel": "HOECHST 33342", "fields": ["B09"]}, "'B09' is not on the plate"),
     ],
 )
-def test_mistakes_in_the_recipe_are_found_before_anything_is_done(
-    plate: Path, keys: dict[str, Any], said: str
+def test_errors_in_the_recipe_are_reported_before_anything_is_done(
+    plate: Path, keys: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(UserError, match=said.replace("(", r"\(")):
+    with pytest.raises(UserError, match=expected.replace("(", r"\(")):
         plan(AnnotateRecipe.model_validate({"plate": plate, "labels": "nuclei", **keys}))
 
 
@@ -265,7 +272,7 @@ def test_a_draft_never_replaces_what_people_drew(
     run(tmp_path, **keys, labels="drafted", min_area=100, overwrite=True)
 
 
-# ---------------------------------------------------------------- lent to people, and back
+# ---------------------------------------------------------------- export and import of corrections
 
 NAME = 'nuclei & "their" 007'
 
@@ -282,7 +289,7 @@ def drafted(export: Path, plate: Path, tmp_path: Path) -> Path:
     return plate
 
 
-def lent(tmp_path: Path, plate: Path, **keys: Any) -> Path:
+def exported(tmp_path: Path, plate: Path, **keys: Any) -> Path:
     out = tmp_path / "to do"
     run(tmp_path, action="export", plate=plate, labels=NAME, out=out, **keys)
     return out
@@ -314,12 +321,12 @@ def test_labels_that_a_person_corrected_come_back_as_human_and_all_others_stay(
     drafted: Path, tmp_path: Path
 ) -> None:
     before = [on_plate(drafted, key) for key in KEYS[:3]]
-    out = lent(tmp_path, drafted)
+    out = exported(tmp_path, drafted)
     drawn = corrected(out, KEYS[0])
     keys = {"action": "import", "plate": drafted, "labels": NAME, "source": out}
-    said = plan(AnnotateRecipe.model_validate(keys)).messages
-    assert "1 label images are corrected, 3 are unchanged" in said
-    assert f"labels {NAME!r} for 1 of 4 fields of {drafted}" in said
+    output = plan(AnnotateRecipe.model_validate(keys)).messages
+    assert "1 label images are corrected, 3 are unchanged" in output
+    assert f"labels {NAME!r} for 1 of 4 fields of {drafted}" in output
     assert bring(tmp_path, drafted, out)["written"] == 1
     assert same(on_plate(drafted, KEYS[0]), (drawn, "human", before[0][2]))
     assert all(same(on_plate(drafted, key), was) for key, was in zip(KEYS[1:3], before[1:], strict=True))
@@ -328,9 +335,9 @@ def test_labels_that_a_person_corrected_come_back_as_human_and_all_others_stay(
     assert bring(tmp_path, drafted, out)["kept"] == 1, "a second time changes nothing"
 
 
-def test_the_boxes_of_labels_are_lent_and_come_back(drafted: Path, tmp_path: Path) -> None:
+def test_annotation_boxes_are_exported_and_imported(drafted: Path, tmp_path: Path) -> None:
     was = on_plate(drafted, KEYS[2])
-    out = lent(tmp_path, drafted, fields=["B03/1"])
+    out = exported(tmp_path, drafted, fields=["B03/1"])
     path = out / "B03_1.labels.tif"
     labels = tifffile.imread(path)
     labels[70:75, 70:75], labels[50:55, 20:30] = 50001, 50002
@@ -341,8 +348,8 @@ def test_the_boxes_of_labels_are_lent_and_come_back(drafted: Path, tmp_path: Pat
     assert now[1:] == ("human", was[2])
 
 
-def test_what_a_person_found_right_as_it_is_becomes_human_by_accept(drafted: Path, tmp_path: Path) -> None:
-    out = lent(tmp_path, drafted, box=[10, 20, 110, 90])
+def test_unchanged_labels_become_human_by_accept(drafted: Path, tmp_path: Path) -> None:
+    out = exported(tmp_path, drafted, box=[10, 20, 110, 90])
     before = on_plate(drafted, KEYS[0])[0]
     bring(tmp_path, drafted, out)
     assert on_plate(drafted, KEYS[0])[1] == "drafted"
@@ -360,7 +367,7 @@ def test_what_a_person_found_right_as_it_is_becomes_human_by_accept(drafted: Pat
 def test_other_boxes_around_unchanged_labels_are_taken_over_and_do_not_make_them_human(
     drafted: Path, tmp_path: Path
 ) -> None:
-    out = lent(tmp_path, drafted, fields=["B02/1"])
+    out = exported(tmp_path, drafted, fields=["B02/1"])
     table = (out / "boxes.csv").read_text()
     assert table.count("0,0,128,128") == 1
     (out / "boxes.csv").write_text(table.replace("0,0,128,128", "0,0,128,64"))
@@ -371,7 +378,7 @@ def test_other_boxes_around_unchanged_labels_are_taken_over_and_do_not_make_them
 def test_labels_that_changed_on_the_plate_meanwhile_are_not_written_over(
     drafted: Path, tmp_path: Path
 ) -> None:
-    out = lent(tmp_path, drafted)
+    out = exported(tmp_path, drafted)
     drawn = corrected(out, KEYS[0])
     draft_again = {"action": "draft", "channel": "HOECHST 33342", "fields": ["B02/1"], "min_area": 200}
     run(tmp_path, plate=drafted, labels=NAME, overwrite=True, **draft_again)
@@ -385,11 +392,9 @@ def test_labels_that_changed_on_the_plate_meanwhile_are_not_written_over(
     np.testing.assert_array_equal(on_plate(drafted, KEYS[0])[0], drawn)
 
 
-def test_what_was_exported_comes_in_under_another_name_beside_what_it_was(
-    drafted: Path, tmp_path: Path
-) -> None:
+def test_exported_labels_can_be_imported_under_another_name(drafted: Path, tmp_path: Path) -> None:
     """README's way: drafts are exported, and what a person corrected becomes human labels of another name."""
-    out = lent(tmp_path, drafted)
+    out = exported(tmp_path, drafted)
     before = [on_plate(drafted, key) for key in KEYS[:3]]
     drawn = corrected(out, KEYS[0])
     keys = {"action": "import", "plate": drafted, "source": out, "labels": "nuclei"}
@@ -402,7 +407,7 @@ def test_what_was_exported_comes_in_under_another_name_beside_what_it_was(
 
 
 def test_an_exported_folder_holds_what_a_person_needs(drafted: Path, tmp_path: Path) -> None:
-    out = lent(tmp_path, drafted)
+    out = exported(tmp_path, drafted)
     stems = [f"{key.well}_{key.name}" for key in KEYS]
     images = {f"{stem}.{kind}.tif" for stem in stems for kind in ("image", "labels")}
     assert {path.name for path in out.iterdir()} == images | {"boxes.csv", "manifest.json", "README.txt"}
@@ -433,15 +438,15 @@ def test_a_stopped_export_leaves_no_folder(drafted: Path, tmp_path: Path) -> Non
     assert attempt.run.summary() is None
     assert not [path for path in tmp_path.iterdir() if "to do" in path.name]
     out.mkdir()
-    assert lent(tmp_path, drafted) == out, "an empty folder will do"
+    assert exported(tmp_path, drafted) == out, "an empty folder will do"
 
 
-def test_mistakes_about_lending_are_told_before_anything_is_done(drafted: Path, tmp_path: Path) -> None:
-    out = lent(tmp_path, drafted)
+def test_errors_about_an_export_are_reported_before_anything_is_done(drafted: Path, tmp_path: Path) -> None:
+    out = exported(tmp_path, drafted)
     free, truth_folder = tmp_path / "free", tmp_path / "masks"
     truth_folder.mkdir()
     tifffile.imwrite(truth_folder / "B02_1.tif", np.zeros((128, 128), np.uint8))
-    for keys, said in [
+    for keys, expected in [
         ({"action": "export"}, "annotate export: out must be given"),
         ({"action": "export", "out": out}, "holds something already; name a new or an empty folder"),
         ({"action": "export", "out": free, "box": [0, 0, 500, 5]}, r"B02/1: box \(0, 0, 500, 5\)"),
@@ -449,7 +454,7 @@ def test_mistakes_about_lending_are_told_before_anything_is_done(drafted: Path, 
         ({"action": "import", "source": out, "regex": "(?P<well>X)"}, "says itself"),
         ({"action": "import", "source": truth_folder, "accept": True}, "not written by annotate export"),
     ]:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=expected):
             plan(AnnotateRecipe.model_validate({"plate": drafted, "labels": NAME, **keys}))
     assert not free.exists()
     (out / "manifest.json").write_text('{"written_by": "annotate export"}')
@@ -463,13 +468,13 @@ def test_mistakes_about_lending_are_told_before_anything_is_done(drafted: Path, 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**31), st.sampled_from(["uint16", "int32", "uint32", "uint8"]))
-def test_whatever_is_drawn_comes_back_to_the_pixel(
+def test_drawn_labels_are_imported_to_the_pixel(
     plate: Path, tmp_path_factory: pytest.TempPathFactory, seed: int, dtype: str
 ) -> None:
     folder = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, 250, (128, 128)).astype(dtype) if seed % 5 else np.zeros((128, 128), dtype)
-    out = lent(folder, plate, fields=["B03/2"])
+    out = exported(folder, plate, fields=["B03/2"])
     was = tifffile.imread(out / "B03_2.labels.tif")
     tifffile.imwrite(out / "B03_2.labels.tif", drawn)
     bring(folder, plate, out, objects="values")

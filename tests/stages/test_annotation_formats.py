@@ -26,8 +26,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.spatial import Delaunay
 
 from hpc_isl.errors import UserError
-from hpc_isl.stages.annotate.formats import coco, outlines
-from hpc_isl.stages.annotate.formats import families as formats
+from hpc_isl.stages.annotate import annotation as formats
+from hpc_isl.stages.annotate import json_outlines, outlines
 
 RECORDED = Path(__file__).with_name("recorded")
 SHAPE = (1, 60, 80)
@@ -178,7 +178,7 @@ def test_a_colour_for_each_object(mode: str, tmp_path: Path) -> None:
         (labels() * 1j, "a.npy", "complex128; labels are whole numbers"),
     ],
 )
-def test_what_is_no_label_image_is_refused_in_words(
+def test_a_file_that_is_no_label_image_is_refused_with_the_reason(
     pixels: np.ndarray, name: str, messages: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -197,7 +197,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_is_not_opened_and_it_is_said_how_to_save_masks(tmp_path: Path) -> None:
+def test_a_pickle_is_not_opened_and_the_error_says_how_to_save_masks(tmp_path: Path) -> None:
     """Cellpose's `_seg.npy` is one: who opens it runs whatever it holds."""
     path, trap = tmp_path / "B02_1_seg.npy", tmp_path / "sprung"
     np.save(path, {"masks": labels(), "trap": Trap(trap)}, allow_pickle=True)
@@ -235,7 +235,7 @@ def test_the_shapes_of_imagej_are_filled_as_imagej_fills_them() -> None:
 def test_polygons_hold_the_pixels_whose_centres_they_surround(seed: int, count: int) -> None:
     """Compared with matplotlib, far from ties; the polygons cross themselves and leave the image."""
     points = np.random.default_rng(seed).uniform(-5, 30, (count, 2))
-    y, x, mask = outlines.of_polygons("p", 0, [[points]]).fill(24, 20)
+    y, x, mask = outlines.polygon_outline("p", 0, [[points]]).fill(24, 20)
     filled = np.zeros((24, 20), bool)
     filled[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
     centres = np.stack(np.meshgrid(np.arange(20) + 0.5, np.arange(24) + 0.5), -1).reshape(-1, 2)
@@ -262,7 +262,9 @@ def test_neighbours_share_no_pixel_and_leave_none(seed: int) -> None:
     rng = np.random.default_rng(seed)
     points = np.concatenate([rng.integers(0, 25, (30, 2)), [(0, 0), (0, 24), (24, 0), (24, 24)]])
     tiles = Delaunay(points).simplices
-    found = [outlines.of_polygons(str(n), 0, [[points[tile].astype(float)]]) for n, tile in enumerate(tiles)]
+    found = [
+        outlines.polygon_outline(str(n), 0, [[points[tile].astype(float)]]) for n, tile in enumerate(tiles)
+    ]
     painted, hidden = outlines.painted(Path("t"), found, (1, 24, 24), smaller_on_top=False)
     assert painted.all()
     sizes = [mask.sum() for one in found for *_, mask in [one.fill(24, 24)]]
@@ -352,7 +354,7 @@ def test_run_lengths_are_those_of_cocos_own_tools(seed: int, share: float, compr
             )
         ]
     if mask.any():
-        [one] = [coco._outline("m", {"size": [17, 23], "counts": counts}, (17, 23))]
+        [one] = [json_outlines._coco_outline("m", {"size": [17, 23], "counts": counts}, (17, 23))]
         np.testing.assert_array_equal(one.fill(17, 23)[2], mask)
 
 
@@ -363,7 +365,7 @@ def test_polygons_of_coco_differ_from_its_own_tools_along_the_outline_alone(seed
     rng = np.random.default_rng(seed)
     angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
     points = 20 + np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(6, 18, (9, 1))
-    y, x, mask = outlines.of_polygons("p", 0, [[points]]).fill(40, 40)
+    y, x, mask = outlines.polygon_outline("p", 0, [[points]]).fill(40, 40)
     ours = np.zeros((40, 40), bool)
     ours[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
     [run] = coco_masks.frPyObjects([points.ravel().tolist()], 40, 40)
@@ -401,7 +403,7 @@ def test_holes_several_parts_and_ellipses_of_qupath(tmp_path: Path) -> None:
     ]
 
 
-def test_cells_of_qupath_are_taken_and_their_nuclei_told(tmp_path: Path) -> None:
+def test_cells_of_qupath_are_taken_and_their_nuclei_reported(tmp_path: Path) -> None:
     nucleus = {"type": "Polygon", "coordinates": [closed([(5, 5), (8, 5), (8, 8), (5, 8)])]}
     cell = feature([closed([(2, 2), (12, 2), (12, 12), (2, 12)])], objectType="cell", nucleus=nucleus)
     (tmp_path / "B02_1.geojson").write_text(json.dumps(cell))
@@ -429,7 +431,7 @@ def test_outlines_of_each_time(tmp_path: Path) -> None:
         formats.check(tmp_path / "b.zip", "", shape)
 
 
-def test_overlapping_outlines_are_counted_and_refused_unless_it_is_said_which_wins(tmp_path: Path) -> None:
+def test_overlapping_outlines_are_counted_and_refused_unless_overlaps_is_given(tmp_path: Path) -> None:
     """Nothing is cut or covered silently; with `smaller_on_top` the smaller one gets what both surround."""
     squares = {
         "large": (2, 2, 30, 30),
@@ -465,7 +467,10 @@ def roi(kind: Any, **facts: Any) -> roifile.ImagejRoi:
 @pytest.mark.parametrize(
     ("write", "messages"),
     [
-        (roi(roifile.ROI_TYPE.POLYLINE), "this one is no area but a polyline: save the ROIs without it"),
+        (
+            roi(roifile.ROI_TYPE.POLYLINE),
+            "this one is no area but a polyline: save the ROIs without it",
+        ),
         (roi(roifile.ROI_TYPE.POINT), "no area but a point"),
         (roi(roifile.ROI_TYPE.POLYGON, options=roifile.ROI_OPTIONS.SPLINE_FIT), "has rounded corners"),
         (b"Iout and then nothing", "this one is damaged"),
@@ -479,7 +484,7 @@ def roi(kind: Any, **facts: Any) -> roifile.ImagejRoi:
         ("[{", "is not readable as JSON"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_an_object_is_named(write: Any, messages: str, tmp_path: Path) -> None:
+def test_a_segmentation_that_is_no_object_is_named(write: Any, messages: str, tmp_path: Path) -> None:
     """With its name and what to do: nothing is left out silently."""
     path = tmp_path / ("B02_1.geojson" if isinstance(write, (dict, str)) else "RoiSet.zip")
     if isinstance(write, (dict, str)):
@@ -520,7 +525,7 @@ def test_an_image_of_coco_has_the_fields_size(tmp_path: Path) -> None:
         formats.check(tmp_path / "a.json", "plate/B02_1.jpg", (1, 61, 80))
 
 
-def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+def test_files_in_a_wrong_format_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK no archive")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("readme.txt", "nothing")

@@ -122,10 +122,10 @@ def test_every_pixel_is_the_files_and_the_plate_is_valid(
     assert [str(field.key) for field in index.plate.fields] == ["B02/1", "B02/2", "B03/1", "B03/2"]
     assert [(c.name, c.fluorescent) for c in index.plate.channels] == [("Phase", False), ("DAPI", True)]
     assert index.problems == ()
-    said = summary(recipe(export))
-    assert (said["fields"], said["skipped"], said["fingerprint"]) == (4, 0, index.fingerprint)
-    assert said["made"] == {"plate": str(index.path)}
-    assert f"inspect {index.path}" in said["next"][0]
+    output = summary(recipe(export))
+    assert (output["fields"], output["skipped"], output["fingerprint"]) == (4, 0, index.fingerprint)
+    assert output["made"] == {"plate": str(index.path)}
+    assert f"inspect {index.path}" in output["next"][0]
 
 
 def test_a_harmony_export_is_recognised_and_converted(tmp_path: Path, judge: Callable[[Path], None]) -> None:
@@ -164,7 +164,7 @@ def test_only_the_chosen_fields_are_converted(export: Path) -> None:
         plan(recipe(export, fields=["B02/9"]))
 
 
-def test_the_plate_map_is_kept_above_what_the_export_says(export: Path) -> None:
+def test_a_given_plate_map_overrides_that_of_the_export(export: Path) -> None:
     (export / "map.csv").write_text("well;dose;Treatment\nb2;1;DMSO\nB03;2;\n\n")
     index = run(recipe(export, plate_map=export / "map.csv"))
     assert index.plate_map == {
@@ -176,13 +176,13 @@ def test_the_plate_map_is_kept_above_what_the_export_says(export: Path) -> None:
 # ---------------------------------------------------------------- the plan
 
 
-def test_the_plan_says_what_is_there_and_what_it_takes_and_writes_nothing(export: Path) -> None:
+def test_a_plan_describes_the_export_and_the_costs_and_writes_nothing(export: Path) -> None:
     before = sorted(export.parent.rglob("*"))
     made = plan(recipe(export))
-    said = "\n".join(made.messages)
-    assert "4 fields in 2 wells, 2 channels (Phase, DAPI), 2 planes, 50 × 70 pixels, 16 files" in said
-    assert "4 fields to convert: 0.12 MB in, about" in said
-    assert "pixel size unknown" not in said
+    output = "\n".join(made.messages)
+    assert "4 fields in 2 wells, 2 channels (Phase, DAPI), 2 planes, 50 × 70 pixels, 16 files" in output
+    assert "4 fields to convert: 0.12 MB in, about" in output
+    assert "pixel size unknown" not in output
     assert made.makes == (export.parent / "P01.zarr",)
     assert sorted(export.parent.rglob("*")) == before
 
@@ -201,20 +201,20 @@ def test_paths_of_the_plan_are_absolute(export: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_estimate_is_close_to_what_is_written(tmp_path: Path) -> None:
-    from hpc_isl.stages.convert.costs import costs
-    from hpc_isl.stages.convert.survey import survey
+    from hpc_isl.stages.convert.estimate import estimate
+    from hpc_isl.stages.convert.survey import survey_export
     from hpc_isl.stages.synthetic.stage import write
 
     write(tmp_path / "export", wells=2, fields=1, size=256, planes=2)
     what = ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P.zarr", levels=3)
-    found = survey(what)
-    guess = costs(found.todo, found.export.files, what.codec)
+    survey = survey_export(what)
+    guess = estimate(survey.todo, survey.export.files, what.codec)
     index = run(what)
     files = [p for p in index.path.glob("[!.]*/*/*/*/c/**/*") if p.is_file()]
     finest = sum(p.stat().st_size for p in files if p.relative_to(index.path).parts[3] == "0")
     raw = sum(np.prod(field.shape) * 2 for field in index.plate.fields)
     assert guess.bytes_in == sum(p.stat().st_size for p in (tmp_path / "export" / "Images").glob("*.tif*"))
-    assert guess.share == pytest.approx(finest / raw, rel=0.05)
+    assert guess.compressed == pytest.approx(finest / raw, rel=0.05)
     assert guess.bytes_out == pytest.approx(sum(p.stat().st_size for p in files), rel=0.1)
 
 
@@ -224,10 +224,10 @@ def test_a_plate_that_is_no_zarr_or_inside_the_export_is_refused(export: Path, n
         plan(recipe(export, out=export.parent / name))
 
 
-def test_too_little_room_is_said_before_anything_is_written(
+def test_too_little_room_is_reported_before_anything_is_written(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpc_isl.stages.convert.stage.survey.free", lambda folder: 1000)
+    monkeypatch.setattr("hpc_isl.stages.convert.survey.free", lambda folder: 1000)
     with pytest.raises(UserError, match=r"P01\.zarr: the disk is full: [\d,]+ bytes are needed"):
         plan(recipe(export))
     assert not (export.parent / "P01.zarr").exists()
@@ -252,7 +252,7 @@ def test_a_place_that_cannot_be_written_is_called_so_and_not_a_full_disk(
 # ---------------------------------------------------------------- again, stopped, killed
 
 
-def test_a_second_run_does_nothing_and_says_so(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_does_nothing_and_reports_it(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = run(recipe(export))
     before = stamps(index.path)
     assert "nothing to convert" in "\n".join(plan(recipe(export)).messages)
@@ -262,7 +262,7 @@ def test_a_second_run_does_nothing_and_says_so(export: Path, capsys: pytest.Capt
     assert summary(recipe(export))["fields"] == 4
 
 
-def test_a_changed_plate_map_is_brought_to_a_finished_plate_without_touching_pixels(export: Path) -> None:
+def test_a_changed_plate_map_updates_a_finished_plate_without_touching_pixels(export: Path) -> None:
     index = run(recipe(export))
     before = stamps(index.path)
     (export / "map.csv").write_text("well,dose\nB02,1\n")
@@ -274,7 +274,7 @@ def test_a_changed_plate_map_is_brought_to_a_finished_plate_without_touching_pix
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_a_stop_is_heeded_between_fields_and_what_is_written_is_kept(export: Path, cpus: int) -> None:
+def test_a_stop_takes_effect_between_fields_and_written_fields_are_kept(export: Path, cpus: int) -> None:
     what, stopped = recipe(export), attempt(export.parent, cpus)
 
     def progress(done: int, *rest: Any, **metrics: float) -> None:
@@ -351,7 +351,9 @@ def images(plate: Path) -> int:
 
 @pytest.mark.kill
 @pytest.mark.timeout(120)
-def test_a_converting_process_ended_from_outside_is_told_and_its_field_is_done_again(export: Path) -> None:
+def test_a_converting_process_ended_from_outside_is_reported_and_its_field_is_redone(
+    export: Path,
+) -> None:
     what = recipe(export)
     ended = threading.Event()
 
@@ -413,13 +415,13 @@ def test_ranks_beyond_the_first_leave_the_work_to_it(export: Path) -> None:
 
 
 @pytest.mark.parametrize(("cpus", "size"), [(1, "80k"), (2, "80k"), (1, "32k"), (1, "180k")])
-def test_a_disk_that_fills_up_is_a_mistake_and_the_conversion_goes_on_when_there_is_room(
+def test_a_full_disk_is_a_user_error_and_the_conversion_resumes_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, size: str
 ) -> None:
     export, disk = write_export(tmp_path / "export"), tmp_path / "disk"
     with small_disk(disk, size):
         what = recipe(export, out=disk / "P01.zarr")
-        monkeypatch.setattr("hpc_isl.stages.convert.stage.survey.free", lambda folder: 10**9)
+        monkeypatch.setattr("hpc_isl.stages.convert.survey.free", lambda folder: 10**9)
         with pytest.raises(UserError, match=r"disk/P01\.zarr.*: the disk is full: [\d,]+ bytes are needed"):
             run(what, cpus)
         with pytest.raises(UserError, match="not finished"):
@@ -452,7 +454,7 @@ def test_a_half_converted_plate_of_another_recipe_is_refused_with_the_way_out(ex
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_convert_did_not_make_is_not_touched(export: Path, kind: str) -> None:
+def test_folders_that_convert_did_not_make_are_not_touched(export: Path, kind: str) -> None:
     out = export.parent / "P01.zarr"
     thing = out / "precious" if kind == "folder" else out
     thing.parent.mkdir(exist_ok=True)
@@ -476,11 +478,11 @@ def test_damaged_fields_are_named_together_and_nothing_is_finished(export: Path)
     damage(export)
     with pytest.raises(UserError) as raised:
         run(recipe(export))
-    said = str(raised.value)
-    assert said.startswith("3 of 4 fields are damaged:")
+    output = str(raised.value)
+    assert output.startswith("3 of 4 fields are damaged:")
     for name in ("B02_s1_w1_z0.tif", "B02_s2_w2_z0.tif", "B03_s1_w2_z1.tif", "on_error=skip"):
-        assert name in said
-    assert "3 of 4 fields are damaged: 2 damaged, 1 differing" in said
+        assert name in output
+    assert "3 of 4 fields are damaged: 2 damaged, 1 differing" in output
     assert not (recipe(export).out / "zarr.json").exists()
 
 
@@ -496,8 +498,8 @@ def test_planes_that_equal_another_are_stored_and_remarked(export: Path, capsys:
         tifffile.imwrite(plane_file(export, "B03", 1, 2, plane), np.zeros(SHAPE, np.uint16))
     index = run(recipe(export))
     assert index.imaged(FieldKey("B03", "1")).all()
-    said = capsys.readouterr().out
-    assert "1 planes of 1 fields, as B03/1, equal another plane of their field bit for bit" in said
+    output = capsys.readouterr().out
+    assert "1 planes of 1 fields, as B03/1, equal another plane of their field bit for bit" in output
 
 
 def test_a_plane_of_another_type_is_the_one_named(export: Path) -> None:
@@ -505,11 +507,11 @@ def test_a_plane_of_another_type_is_the_one_named(export: Path) -> None:
     odd = [plane_file(export, "B03", 2, 1, 0), plane_file(export, "B02", 1, 2, 0)]
     for path in odd:
         tifffile.imwrite(path, tifffile.imread(path).astype("uint8"))
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         run(recipe(export))
     for path in odd:
-        assert f"{path.name} is uint8 of 50 × 70 pixels, other planes are uint16" in str(mistake.value)
-    assert "2 of 4 fields are damaged" in str(mistake.value)
+        assert f"{path.name} is uint8 of 50 × 70 pixels, other planes are uint16" in str(error.value)
+    assert "2 of 4 fields are damaged" in str(error.value)
 
 
 def test_damaged_planes_are_left_out_recorded_and_the_others_are_stored(
@@ -620,7 +622,7 @@ def test_killed_while_repaired_fields_join_the_plate_it_is_finished_by_the_next_
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_a_plate_of_which_every_field_is_damaged_is_a_mistake(export: Path, on_error: str) -> None:
+def test_a_plate_of_damaged_fields_alone_is_a_user_error(export: Path, on_error: str) -> None:
     for path in export.glob("*.tif"):
         corrupt(path)
     with pytest.raises(UserError, match="B02/1"):

@@ -40,8 +40,8 @@ def index(tmp_path: Path) -> Index:
     return found
 
 
-def test_a_plate_is_told_in_a_persons_words(index: Index) -> None:
-    said = "\n".join(inspect(index.path))
+def test_a_plate_is_described_in_a_persons_words(index: Index) -> None:
+    output = "\n".join(inspect(index.path))
     for part in (
         f"P01, fingerprint {index.fingerprint}",
         "2 of 96, B02 to C05",
@@ -55,10 +55,10 @@ def test_a_plate_is_told_in_a_persons_words(index: Index) -> None:
         "C05/2: x.tif is truncated",
         "Phenix",
     ):
-        assert part in said
+        assert part in output
 
 
-def test_a_plate_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+def test_a_missing_plate_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such plate"):
         inspect(tmp_path / "none.zarr")
     assert validate(tmp_path / "none.zarr") == [f"{tmp_path / 'none.zarr'}: there is no such plate"]
@@ -102,16 +102,16 @@ def leave_partial(index: Index) -> None:
         (remove_shard, "B02/1: level 1: shard 0/0/0/0 is missing"),
         (remove_level, "not valid OME-Zarr"),
         (remove_image, "not valid OME-Zarr"),
-        (change_record, "B02/1: the index says otherwise"),
+        (change_record, "B02/1: the index differs"),
         (leave_partial, "left by a killed process"),
     ],
 )
-def test_what_is_broken_is_named(index: Index, harm: Callable[[Index], None], message: str) -> None:
+def test_each_damage_is_named(index: Index, harm: Callable[[Index], None], message: str) -> None:
     harm(index)
     assert any(message in problem for problem in validate(index.path)), validate(index.path)
 
 
-def test_changed_pixels_are_found_by_looking_deep(index: Index) -> None:
+def test_deep_validation_finds_changed_pixels(index: Index) -> None:
     pixels = np.random.default_rng(9).gamma(2, 40, (1, 2, 2, 70, 90)).astype("uint16")
     content = (index.image(KEY) / "zarr.json").read_bytes()
     write_field(
@@ -131,7 +131,7 @@ def test_changed_pixels_are_found_by_looking_deep(index: Index) -> None:
     ]
 
 
-def test_a_shard_that_does_not_decode_is_found_by_looking_deep(index: Index) -> None:
+def test_deep_validation_finds_a_shard_that_does_not_decode(index: Index) -> None:
     path = shard(index, 1)
     content = bytearray(path.read_bytes())
     content[-20] ^= 1

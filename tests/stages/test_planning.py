@@ -23,7 +23,7 @@ from hpc_isl.recipes.load import RECIPES
 from hpc_isl.recipes.strict import parse, read_yaml
 stage, path = sys.argv[1], Path(sys.argv[2])
 plan = stage_module(stage).plan(parse(RECIPES[stage], read_yaml(path), str(path)))
-print(json.dumps({"says": plan.messages, "modules": sorted(sys.modules)}))
+print(json.dumps({"messages": plan.messages, "modules": sorted(sys.modules)}))
 """
 
 
@@ -64,21 +64,21 @@ def planned(folder: Path, stage: str, recipe: dict) -> dict:
 @pytest.mark.parametrize("stage", ["convert", "annotate", "pretrain"])
 def test_a_plan_imports_nothing_that_only_its_job_needs(recipes, tmp_path, stage):
     found = planned(tmp_path, stage, recipes[stage])
-    assert found["says"]
+    assert found["messages"]
     assert set(LATER) & set(found["modules"]) == set()
 
 
 def test_an_encoder_that_the_table_does_not_name_is_asked_of_its_library(recipes, tmp_path):
     recipe = recipes["pretrain"] | {"net": {"encoder": "tu-test_efficientnet", "weights": None}}
     found = planned(tmp_path, "pretrain", recipe)
-    assert any("tu-test_efficientnet" in line for line in found["says"])
+    assert any("tu-test_efficientnet" in line for line in found["messages"])
     assert "timm" in found["modules"]
 
 
 def test_the_plan_says_that_stains_are_exchanged_in_the_permuted_control(recipes, tmp_path):
     found = planned(tmp_path, "pretrain", recipes["pretrain"] | {"control": "permuted"})
-    training = int(found["says"][0].removeprefix("train").split()[0])
+    training = int(found["messages"][0].removeprefix("train").split()[0])
     said = f"control=permuted: each of {training} training fields learns the stain of another one"
-    assert said in found["says"]
+    assert said in found["messages"]
     plain = planned(tmp_path, "pretrain", recipes["pretrain"])
-    assert not any("control" in line for line in plain["says"])
+    assert not any("control" in line for line in plain["messages"])

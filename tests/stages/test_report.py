@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from made_up_sweep import START, Shape, label_plate, made_up_sweep
 
-from hpc_isl import submit
+from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.plates.store import Index
 from hpc_isl.run import Run
@@ -514,7 +514,7 @@ def test_the_verb_prints_the_headline_and_where_the_page_lies(
     (run.folder / "site.yaml").write_text("tracking: none\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HPC_ISL_RUNS", raising=False)
-    assert submit.door(["report", "nuc"]) == 0
+    assert run_command(["report", "nuc"]) == 0
     said = capsys.readouterr().out
     assert "random+isl reaches IoU 0.6" in said
     assert said.rstrip().endswith("runs/sweep/nuc/report/report.html")
@@ -544,7 +544,7 @@ def test_the_page_reaches_mlflow(
     forwarded_sweep(tmp_path, plate, having(PAIR, draws=(0,)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HPC_ISL_RUNS", raising=False)
-    assert submit.door(["report", "nuc"]) == 0
+    assert run_command(["report", "nuc"]) == 0
     client, found = in_mlflow(tmp_path)
     kept = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "report")}
     assert {"report/report.html", "report/summary.csv"} <= kept, capsys.readouterr().out

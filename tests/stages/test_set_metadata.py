@@ -27,7 +27,7 @@ from hpc_isl.plates.change_metadata import change_metadata
 from hpc_isl.plates.plate import Channel
 from hpc_isl.plates.store import open_plate
 from hpc_isl.recipes.load import load
-from hpc_isl.stages.set_metadata import setting
+from hpc_isl.stages.set_metadata import metadata_edit
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -58,10 +58,10 @@ def left(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- words
 
 
-def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
+def test_assignments_give_the_new_metadata(tmp_path: Path) -> None:
     index = write_screen(tmp_path / "S1.zarr")
     words = ["pixel_um=0.325", "channels.Hoechst=DNA = 405", "transmitted=[Hoechst]"]
-    asked = setting(index.path, words)
+    asked = metadata_edit(index.path, words)
     assert asked.new.pixel_um == 0.325
     first, second = asked.new.channels
     assert first == Channel("Brightfield", fluorescent=True)
@@ -70,11 +70,11 @@ def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
         "pixel_um: 0.5 -> 0.325", "channel 'Brightfield' is fluorescent",
         "channel 'Hoechst' -> 'DNA = 405'", "channel 'DNA = 405' is label-free",
     )  # fmt: skip
-    swapped = setting(index.path, ["channels={Brightfield: Hoechst, Hoechst: Brightfield}"])
+    swapped = metadata_edit(index.path, ["channels={Brightfield: Hoechst, Hoechst: Brightfield}"])
     assert [channel.name for channel in swapped.new.channels] == ["Hoechst", "Brightfield"]
-    assert [c.name for c in setting(index.path, ["channels.Hoechst=405"]).new.channels][1] == "405"
-    assert setting(index.path, ["pixel_um=null"]).new.pixel_um is None
-    assert setting(index.path, ["pixel_um=0.5"]).lines == ()
+    assert [c.name for c in metadata_edit(index.path, ["channels.Hoechst=405"]).new.channels][1] == "405"
+    assert metadata_edit(index.path, ["pixel_um=null"]).new.pixel_um is None
+    assert metadata_edit(index.path, ["pixel_um=0.5"]).lines == ()
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_words_say_what_becomes_of_the_plate(tmp_path: Path) -> None:
         ("pixel_um", "set takes key=value"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tmp_path: Path, word: str, messages: str) -> None:
+def test_impossible_assignments_are_refused(tmp_path: Path, word: str, messages: str) -> None:
     index = write_screen(tmp_path / "S1.zarr")
     with pytest.raises(UserError) as caught:
-        setting(index.path, [word])
+        metadata_edit(index.path, [word])
     assert messages in str(caught.value)
 
 
@@ -115,32 +115,32 @@ def test_nanometres_are_no_micrometres_wherever_a_pixel_is_spoken_of(stage: str,
 # ---------------------------------------------------------------- the plan
 
 
-def test_it_says_first_what_it_would_do(lab: Door) -> None:
+def test_set_describes_the_change_before_it_is_made(lab: Door) -> None:
     """A person reads what changes, how much is written and which runs rest on it; a dry run ends there."""
     assert lab(*draft("D1")).returncode == 0
     assert lab(*segment("before")).returncode == 0
     before = left(lab.cwd)
-    said = lab("set", "S1.zarr", "pixel_um=0.5", "channels.Hoechst=DNA", "--dry-run")
-    assert said.returncode == 0, said.stdout
+    output = lab("set", "S1.zarr", "pixel_um=0.5", "channels.Hoechst=DNA", "--dry-run")
+    assert output.returncode == 0, output.stdout
     for line in (
         "pixel_um: 1 -> 0.5", "channel 'Hoechst' -> 'DNA'", "1 images and 2 labels",
         "2 runs were computed before (figures in micrometres are wrong)", "  annotate D1", "  segment before",
     ):  # fmt: skip
-        assert line in said.stdout
+        assert line in output.stdout
     assert left(lab.cwd) == before
-    said = lab("set", "S1.zarr", "channels.Hoechst=DNA", "--dry-run")
-    assert "figures stay right, names differ" in said.stdout
-    assert "it is so already" in lab("set", "S1.zarr", "pixel_um=1").stdout
-    assert "it is so already" in lab("set", "S1.zarr", "transmitted=Brightfield").stdout
+    output = lab("set", "S1.zarr", "channels.Hoechst=DNA", "--dry-run")
+    assert "figures stay right, names differ" in output.stdout
+    assert "it has these values already" in lab("set", "S1.zarr", "pixel_um=1").stdout
+    assert "it has these values already" in lab("set", "S1.zarr", "transmitted=Brightfield").stdout
 
 
 def test_a_field_that_is_wider_than_a_well_is_doubted(tmp_path: Path) -> None:
     index = write_screen(tmp_path / "S1.zarr", ["B02"], 1, shape=(64, 256))
-    asked = setting(index.path, ["pixel_um=40"])
+    asked = metadata_edit(index.path, ["pixel_um=40"])
     assert "make a field 10.2 mm wide, and the wells of a plate of 96 are 9 mm apart" in str(
         asked.described()
     )
-    assert "mm" not in str(setting(index.path, ["pixel_um=0.65"]).described())
+    assert "mm" not in str(metadata_edit(index.path, ["pixel_um=0.65"]).described())
 
 
 # ---------------------------------------------------------------- in use
@@ -164,7 +164,7 @@ def test_it_is_refused_while_a_run_that_is_known_here_uses_the_plate(lab: Door) 
     assert left(lab.cwd / "S1.zarr") == before
 
 
-def test_it_is_refused_while_a_run_of_someone_else_uses_the_plate(lab: Door) -> None:
+def test_set_is_refused_while_a_run_of_another_user_uses_the_plate(lab: Door) -> None:
     """Their folder of runs is not known here; the plate itself tells."""
     with among_readers(lab.cwd / "S1.zarr" / LOCK):
         refused = lab("set", "S1.zarr", "pixel_um=0.5")
@@ -173,7 +173,7 @@ def test_it_is_refused_while_a_run_of_someone_else_uses_the_plate(lab: Door) -> 
     assert lab("set", "S1.zarr", "pixel_um=0.5").returncode == 0
 
 
-def test_a_conversion_that_goes_on_holds_its_plate_too(lab: Door) -> None:
+def test_a_running_conversion_locks_its_plate_too(lab: Door) -> None:
     """A finished plate may be taking in further fields, which bear the names that it has now."""
     keys = ["source=export", f"out={lab.cwd / 'S1.zarr'}"]
     index = open_plate(lab.cwd / "S1.zarr")
@@ -195,7 +195,7 @@ def test_a_run_holds_its_plates_as_long_as_it_computes(lab: Door) -> None:
 # ---------------------------------------------------------------- what was computed before
 
 
-def test_what_was_computed_before_says_so_and_is_never_mixed_with_what_comes_after(lab: Door) -> None:
+def test_earlier_runs_report_the_change_and_are_never_mixed_with_later_ones(lab: Door) -> None:
     """Metadata changed, says everything that touches such a run: `status`, its table, the same command
     again, `resume`, and the next segmentation that meets its labels."""
     assert lab(*draft("D1")).returncode == 0
@@ -242,7 +242,7 @@ def test_a_job_that_was_queued_before_does_not_start_on_other_metadata(lab: Door
     assert "metadata of S1 changed: pixel_um: 1 -> 0.5" in (run / "attempts" / "1" / "rank-0.log").read_text()
 
 
-def test_a_model_of_pixels_of_the_wrong_size_says_so(lab: Door) -> None:
+def test_a_model_trained_at_a_wrong_pixel_size_reports_it(lab: Door) -> None:
     """The network never saw a micrometre, but its contract holds the size that the plate stated."""
     index = open_plate(lab.cwd / "S1.zarr")
     path = lab.cwd / "runs" / "finetune" / "cells" / "model" / CONTRACT
@@ -276,16 +276,16 @@ def convert(export: Path, *more: str) -> tuple[str, ...]:
     return (*words, "site.tracking=none", *more)
 
 
-def test_a_plan_says_which_channels_are_label_free(door: Door) -> None:
+def test_a_plan_names_the_label_free_channels(door: Door) -> None:
     """A forgotten `pattern.transmitted` shows before a plate is made of it."""
     export = write_export(door.cwd / "export")
     named = ("pattern.channels={'1': Phase, '2': DAPI}", "--dry-run")
     silent = door(*convert(export, *named))
     assert "label-free: none; stains: Phase, DAPI" in silent.stdout
     assert "pattern.transmitted=[Phase] says that they are label-free" in silent.stdout
-    told = door(*convert(export, *named, "pattern.transmitted=[Phase]"))
-    assert "label-free: Phase; stains: DAPI" in told.stdout
-    assert "warning" not in told.stdout
+    output = door(*convert(export, *named, "pattern.transmitted=[Phase]"))
+    assert "label-free: Phase; stains: DAPI" in output.stdout
+    assert "warning" not in output.stdout
 
 
 def test_a_plate_that_was_set_is_no_other_plate_to_convert(door: Door) -> None:
@@ -333,7 +333,7 @@ def test_a_plate_that_was_set_is_no_other_plate_to_convert(door: Door) -> None:
         ("[{channel: Brightfield, plane: [0, 1]}]", "[{channel: Brightfield, plane: 1}]", "would copy it"),
     ],
 )
-def test_what_is_seen_is_not_what_is_predicted(
+def test_a_source_channel_is_not_also_a_target(
     door: Door, write_stained_plate: Callable[..., Any], sources: str, targets: str, messages: str
 ) -> None:
     write_stained_plate(door.cwd / "P.zarr")

@@ -67,9 +67,9 @@ def test_defocus_follows_the_transport_of_intensity() -> None:
     phase = ndimage.gaussian_filter(rng.standard_normal((128, 128)), 6) * 2
     z, um = 0.5, 0.6
     seen = optics.brightfield(phase, np.zeros_like(phase), z, um) - 1
-    told = -z * optics.WAVELENGTH_UM / (2 * np.pi) * ndimage.laplace(phase, mode="wrap") / um**2
+    predicted = -z * optics.WAVELENGTH_UM / (2 * np.pi) * ndimage.laplace(phase, mode="wrap") / um**2
     inner = (slice(20, -20), slice(20, -20))
-    assert np.corrcoef(seen[inner].ravel(), told[inner].ravel())[0, 1] > 0.99
+    assert np.corrcoef(seen[inner].ravel(), predicted[inner].ravel())[0, 1] > 0.99
 
 
 def test_stained_light_falls_on_nuclei_and_is_even_after_the_stated_profile(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_nuclei_lie_inside_their_cells(seed: int, density: float, size: int) -> 
     assert all(np.isfinite(a).all() for a in (truth.phase, truth.density, truth.dna, truth.membrane))
 
 
-def test_treatments_change_the_cells_as_the_plate_map_says(export: Path) -> None:
+def test_treatments_change_the_cells_by_the_plate_map(export: Path) -> None:
     with (export / "plate_map.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["well"], r["treatment"], r["control"]) for r in rows] == [
@@ -132,7 +132,9 @@ def test_an_export_is_not_written_over(export: Path) -> None:
         synthetic.write(export / "new", wells=309)
 
 
-def test_the_command_writes_what_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_plate_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = ["--wells", "1", "--fields", "1", "--size", "64"]
     assert synthetic.main([str(tmp_path / "e"), *small]) == 0
     assert "1 wells × 1 fields of 64²" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from made_up_segmentation import MadeUp, labels_of, made_up_segmentation, many_wells
 from PIL import Image
 
-from hpc_isl import submit
+from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 from hpc_isl.stages.table.pictures import MISSING, Map, agreement, draw_plates, plate_heat_map, scatter
@@ -423,7 +423,7 @@ def test_a_plate_of_which_every_field_is_lost_is_told_too(tmp_path: Path) -> Non
 
 
 def door(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = submit.door(["table", *words])
+    code = run_command(["table", *words])
     captured = capsys.readouterr()
     return code, captured.out + captured.err
 

@@ -53,7 +53,7 @@ def work(job: Job) -> None:
         job.run, job.attempt + here.restarts, here.rank, here.size,
         here.local_rank, here.local_size, here.cpus, clock=Clock(psutil.Process().create_time()),
     )  # fmt: skip
-    where = site.kept(job.run.site)
+    where = site.saved_site(job.run.site)
     share_with_group(where.group)
     attempt.folder.mkdir(parents=True, exist_ok=True)
     _redirect(attempt.log_file)

@@ -19,7 +19,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import now, only_writer, read_json, same_place, write_atomic
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Run
-from hpc_isl.site import Site, kept
+from hpc_isl.site import Site, saved_site
 
 Submission = dict[str, Any]
 Cluster = tuple[Path | None, str | None]
@@ -37,7 +37,7 @@ def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
         "memory": site.memory, "limit": site.time, **facts,
     }  # fmt: skip
     write_atomic(run.attempts / str(attempt) / "submission.json", json.dumps(content, indent=1))
-    if kept(run.site) != site:
+    if saved_site(run.site) != site:
         write_atomic(run.site, to_yaml(site))
 
 

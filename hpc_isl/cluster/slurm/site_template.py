@@ -138,7 +138,7 @@ def text(name: str, cluster: Cluster, who: User, conf: Path | None = None) -> st
     where = f"{cluster.name or 'a cluster'} (Slurm {cluster.version or 'of unknown version'})"
     lines = [
         f"# {name}: {where}, drafted by `site init`; yours to change.",
-        "# `pretrain --help` explains every key.",
+        "# `pretrain --help all` explains every key.",
         *(f"{left:<{width}}  # {meaning}" if meaning else left for left, meaning in rows),
         *_table(others),
     ]

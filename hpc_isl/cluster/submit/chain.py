@@ -125,7 +125,7 @@ def _pass(run: Run, name: str, stop: str, console: Console) -> None:
 def continue_chain(run: Run, console: Console, wait: bool) -> int:
     """Starts each step whose stops are passed, after those before it; one that failed starts again."""
     made = read_json(run.record) or {}
-    site, chained = sites.kept(run.site), links(_chain(run), run.name)
+    site, chained = sites.saved_site(run.site), links(_chain(run), run.name)
     by_name = {link.name: link for link in chained}
     passed, closed = set((read_json(_passed(run)) or {}).get("stops", [])), set[str]()
     with provenance.standing_in(Path(made["cwd"])):

@@ -51,7 +51,7 @@ def _last_at_the_end(run: Run, groups: dict[str, list[Run]]) -> dict[str, list[R
     if final is None or final.summary() is not None:
         return groups
     own = next((site for site, members in groups.items() if final in members), None)
-    own = own or sites.kept(final.site).model_dump_json()
+    own = own or sites.saved_site(final.site).model_dump_json()
     members = [one for one in groups.pop(own, []) if one != final]
     return {**groups, own: [*members, final]}
 
@@ -60,7 +60,7 @@ def _by_site(left: Mapping[Run, State], chosen: Site | None) -> dict[str, list[R
     """The members by what they get; those that lacked memory or time get more than the others."""
     groups: dict[str, list[Run]] = {}
     for run, each in left.items():
-        site = chosen or _raised(sites.kept(run.site), each.cause)
+        site = chosen or _raised(sites.saved_site(run.site), each.cause)
         groups.setdefault(site.model_dump_json(), []).append(run)
     return groups
 

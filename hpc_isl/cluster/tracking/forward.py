@@ -110,7 +110,7 @@ def sync_each(runs: list[Run], log: Callable[[str], None], ask: bool = True) -> 
     failed, away, told = 0, set[str](), set[str]()
     for run in runs:
         try:
-            uri = site.kept(run.site).tracking_address(run.root)
+            uri = site.saved_site(run.site).tracking_address(run.root)
             if uri not in away:
                 log(sync(run, ask=ask))
         except Unreachable as error:

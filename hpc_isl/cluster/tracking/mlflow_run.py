@@ -52,12 +52,12 @@ def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
         Unreachable: no server answers.
         UserError: the experiment was deleted in MLflow.
     """
-    uri = site.kept(run.site).tracking_address(run.root)
+    uri = site.saved_site(run.site).tracking_address(run.root)
     if uri is None:
         return f"{run.label}: its site says tracking: none"
     if not (run.folder / "tracking.json").exists() and span(run) is None:
         return f"{run.label}: has not begun, there is nothing to forward yet"
-    share_with_group(site.kept(run.site).group)
+    share_with_group(site.saved_site(run.site).group)
     with only_writer(run.folder / ".tracking.lock", wait_s) as mine:
         if not mine:
             return f"{run.label}: another process forwards it just now"
@@ -175,7 +175,7 @@ class _Forward:
     def _experiment_name(self) -> str:
         """The site's, or the stage: the runs of an array are shown as a family where they share one."""
         members = [one for one in self.run.elements() if one.array == self.run]
-        return site.kept(self.run.site).experiment or (members[0].stage if members else self.run.stage)
+        return site.saved_site(self.run.site).experiment or (members[0].stage if members else self.run.stage)
 
     def _check(self, there: Any) -> None:
         """What a person deleted in MLflow is not made there again: a `UserError`, or `RunDeleted`."""
@@ -198,7 +198,7 @@ class _Forward:
             "hpc_isl.stage": self.run.stage, "hpc_isl.folder": str(self.run.folder),
             "hpc_isl.digest": self.record.get("digest"),
             "hpc_isl.array": self.run.array and self.run.array.name,
-            "hpc_isl.executor": site.kept(self.run.site).executor,
+            "hpc_isl.executor": site.saved_site(self.run.site).executor,
             "mlflow.user": self.record.get("user"), "mlflow.source.git.commit": self.record.get("commit"),
             "mlflow.source.name": f"hpc_isl {self.run.stage}",  # the pages show what follows its last slash
             "hpc_isl.command": " ".join(self.record.get("argv", [])) or None,

@@ -1,11 +1,11 @@
-"""Fields lent to a person: a folder of images and labels that napari opens, and that import brings back."""
+"""annotate export: a folder of images and labels for a person to correct, which import reads again."""
 
 from __future__ import annotations
 
 import csv
 import io
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,19 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError
 from hpc_isl.plates import store
 from hpc_isl.plates.atomic_directory import atomic_directory
-from hpc_isl.plates.plate import Field, FieldKey
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.annotate.drawn import whole
-from hpc_isl.stages.annotate.export_manifest import MANIFEST, TABLE, ExportedField, content, manifest, version
-from hpc_isl.stages.annotate.field_names import COLUMNS, Box, raise_together
-from hpc_isl.stages.annotate.label_files import chosen
+from hpc_isl.stages.annotate.annotation import whole_field
+from hpc_isl.stages.annotate.export_manifest import (
+    MANIFEST,
+    TABLE,
+    ExportedField,
+    content_hash,
+    labels_version,
+    manifest_text,
+)
+from hpc_isl.stages.annotate.label_files import COLUMNS, chosen, raise_together
 from hpc_isl.stages.shared.following import word
 
 IMAGEJ = ("uint8", "uint16", "float32")
@@ -41,13 +47,13 @@ Correct the labels inside the boxes and save them under the same names: in napar
 
     {napari}
 
-What other programs save beside the images comes back too, in place of labels that were not changed: masks of
+What other programs save beside the images is imported too, in place of labels that were not changed: masks of
 Cellpose (B03_1.image_cp_masks.png), ROIs of ImageJ (B03_1_RoiSet.zip), GeoJSON of QuPath (B03_1.geojson).
 
-Then bring them back. What was changed becomes human, what was not stays what it is; add accept=true if
+Then import them. What was changed becomes human, what was not stays what it is; add accept=true if
 you have looked at all of it and the rest is right as it is.
 
-    {bring}
+    {import_line}
 """
 
 
@@ -56,103 +62,114 @@ class _Stopped(Exception):
 
 
 def plan(recipe: AnnotateRecipe, index: store.Index) -> Plan:
-    """Which fields would be lent.
+    """Returns which fields would be exported.
 
     Raises:
         UserError: the folder holds something; a field that has times; a box outside a field.
     """
-    keys = _checked(recipe, index)
-    there = [key for key in keys if recipe.labels in store.label_names(index.image(key))]
+    keys, out = _checked(recipe, index)
+    labelled = [key for key in keys if recipe.labels in store.label_names(index.image(key))]
     messages = (
-        f"{len(there)} of {len(keys)} fields have labels {recipe.labels!r}; the others get empty ones",
-        f"{len(keys)} of {len(index.plate.fields)} fields of {recipe.plate} to {recipe.out}: "
+        f"{len(labelled)} of {len(keys)} fields have labels {recipe.labels!r}; the others get empty ones",
+        f"{len(keys)} of {len(index.plate.fields)} fields of {recipe.plate} to {out}: "
         f"{len(index.plate.channels)} channels, {_bytes(index, keys) / 1e6:.3g} MB before compression",
     )
-    assert recipe.out is not None
-    return Plan(recipe, messages, {index.plate.name: index.fingerprint}, (recipe.out,))
+    return Plan(recipe, messages, {index.plate.name: index.fingerprint}, (out,))
 
 
 def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None:
-    """Writes the folder; it is there whole afterwards, or not at all."""
-    keys, out = _checked(recipe, index), recipe.out
-    assert out is not None
-    lent: dict[FieldKey, ExportedField] = {}
+    """Writes the folder, which appears whole or not at all."""
+    keys, out = _checked(recipe, index)
+    exported: dict[FieldKey, ExportedField] = {}
     if out.is_dir():
-        out.rmdir()  # it is empty: nothing that came meanwhile is replaced
+        out.rmdir()  # fails unless it is empty: nothing that came meanwhile is replaced
     with suppress(_Stopped), atomic_directory(out, _bytes(index, keys)) as folder:
         for number, key in enumerate(keys, 1):
             if attempt.stopping.is_set():
                 attempt.log("stopped between fields; the folder is not there")
                 raise _Stopped
-            lent[key] = _lend(recipe, index, key, folder)
+            exported[key] = _export_field(recipe, index, key, folder)
             attempt.progress(number, len(keys), "fields")
-        (folder / TABLE).write_text(_table(lent))
-        (folder / MANIFEST).write_text(manifest(index.plate.name, recipe.labels, lent))
-        (folder / README_NAME).write_text(_readme(recipe, index, keys))
-    if len(lent) < len(keys):
+        (folder / TABLE).write_text(_table_text(exported))
+        # Import recognises the folder by its manifest, and by it which labels a person has changed.
+        (folder / MANIFEST).write_text(manifest_text(index.plate.name, recipe.labels, exported))
+        first = [shlex.quote(str(out / f"{_stem(keys[0])}.{kind}.tif")) for kind in ("image", "labels")]
+        readme = README.format(
+            fields=len(keys), plate=recipe.plate, labels=recipe.labels, table=TABLE, manifest=MANIFEST,
+            channels=", ".join(channel.name for channel in index.plate.channels),
+            napari=f"napari {' '.join(first)}", import_line=_import_line(recipe),
+        )  # fmt: skip
+        (folder / README_NAME).write_text(readme)
+    if len(exported) < len(keys):
         return
-    drawn = sum(bool(one.origin) for one in lent.values())
-    attempt.log(f"{len(keys)} fields, {drawn} of them with labels; README.txt says how to go on")
+    labelled = sum(bool(field.origin) for field in exported.values())
+    attempt.log(f"{len(keys)} fields, {labelled} of them with labels; README.txt says how to continue")
     attempt.finish({
         "fields": len(keys),
-        "with labels": drawn,
-        "boxes": sum(len(one.boxes) for one in lent.values()),
+        "with labels": labelled,
+        "boxes": sum(len(field.boxes) for field in exported.values()),
         "made": {f"labels {recipe.labels!r} to correct": str(out)},
-        "next": [_bring(recipe)],
+        "next": [_import_line(recipe)],
     })  # fmt: skip
 
 
-def _checked(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKey]:
+def _checked(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[FieldKey], Path]:
+    """Returns the fields and the folder, after a look at both."""
     out = recipe.out
     assert out is not None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"out: {out} holds something already; name a new or an empty folder")
-    keys = chosen(recipe.fields, index)
-    raise_together([problem for key in keys for problem in _problems(index.field(key), recipe.box)])
-    return keys
-
-
-def _problems(field: Field, box: Box | None) -> Iterator[str]:
-    times, height, width = field.shape[0], *field.shape[-2:]
-    if times > 1:
-        yield f"{field.key} has {times} times; export is for fields of one time"
-    if box and not (box[0] < box[2] <= height and box[1] < box[3] <= width):
-        yield f"{field.key}: box {box} (y0, x0, y1, x1) is empty or leaves the {height} × {width} pixels"
+    keys, box, problems = chosen(recipe.fields, index), recipe.box, []
+    for key in keys:
+        (times, *_, height, width) = index.field(key).shape
+        if times > 1:
+            problems.append(f"{key} has {times} times; export is for fields of one time")
+        if box and not (box[0] < box[2] <= height and box[1] < box[3] <= width):
+            problems.append(
+                f"{key}: box {box} (y0, x0, y1, x1) is empty or leaves the {height} × {width} pixels"
+            )
+    raise_together(problems)
+    return keys, out
 
 
 def _bytes(index: store.Index, keys: list[FieldKey]) -> int:
     planes = len(index.plate.channels) + 1
-    return sum(
-        planes * int(np.prod(index.field(key).shape[-2:])) * np.dtype(index.field(key).dtype).itemsize
-        for key in keys
-    )
+    fields = [index.field(key) for key in keys]
+    return sum(planes * int(np.prod(field.shape[-2:])) * np.dtype(field.dtype).itemsize for field in fields)
 
 
-# ---------------------------------------------------------------- one field
+def _import_line(recipe: AnnotateRecipe) -> str:
+    """Returns the command that imports the folder."""
+    keys = f"{word('plate', str(recipe.plate))} {word('labels', recipe.labels)}"
+    return f"python -m hpc_isl.submit annotate import {shlex.quote(str(recipe.out))} {keys}"
 
 
-def _lend(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, folder: Path) -> ExportedField:
-    """Writes its two images; what the labels are."""
+# ---------------------------------------------------------------- files
+
+
+def _export_field(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, folder: Path) -> ExportedField:
+    """Writes the two images of a field and returns what the labels are."""
     image, field = index.image(key), index.field(key)
-    labels, origin, boxes = np.zeros(field.shape[-2:], np.uint32), "", whole(field)
-    base = version(image, recipe.labels)
+    labels, origin, boxes = np.zeros(field.shape[-2:], np.uint32), "", whole_field(field)
+    base = labels_version(image, recipe.labels)
     if base:
         labels = store.read_labels(image, recipe.labels)
-        origin, given = store.annotation(image, recipe.labels)
-        boxes = tuple(given) or boxes
+        origin, drawn = store.annotation(image, recipe.labels)
+        boxes = tuple(drawn) or boxes
+    # What a person drew keeps its own boxes: outside them nobody has looked.
     if recipe.box and origin != "human":
         boxes = (recipe.box,)
-    names, pixels = _image(index, key)
+    names, pixels = _channels(index, key)
     _write_image(folder / f"{_stem(key)}.image.tif", pixels, names, index.plate.pixel_um)
     # napari takes whole numbers of 32 bits for labels, and any others for an image.
     shown = labels.astype(np.int32) if labels.max() < 2**31 else labels
     tifffile.imwrite(folder / f"{_stem(key)}.labels.tif", shown, compression="zlib", metadata=None)
-    return ExportedField(content(labels[None]), base, origin, boxes)
+    return ExportedField(content_hash(labels[None]), base, origin, boxes)
 
 
-def _image(index: store.Index, key: FieldKey) -> tuple[list[str], NDArray[Any]]:
-    """The channels of the field that were imaged at its first time, one plane (y, x) of each."""
-    found = {}
+def _channels(index: store.Index, key: FieldKey) -> tuple[list[str], NDArray[Any]]:
+    """Returns names and pixels (c, y, x) of the channels of a field that were imaged at its first time."""
+    images = {}
     for number, channel in enumerate(index.plate.channels):
         facts = index.statistics[key].planes.items()
         focus = {z: fact.focus for (t, c, z), fact in facts if (t, c) == (0, number)}
@@ -160,14 +177,13 @@ def _image(index: store.Index, key: FieldKey) -> tuple[list[str], NDArray[Any]]:
             continue
         sharpest = min(focus, key=lambda z: (-focus[z], z))
         planes = sorted(focus) if channel.fluorescent else [sharpest]
-        found[channel.name] = store.read_box(
-            index.image(key), 0, 0, number, planes, slice(None), slice(None)
-        ).max(0)
-    return list(found), np.stack(list(found.values()))
+        stack = store.read_box(index.image(key), 0, 0, number, planes, slice(None), slice(None))
+        images[channel.name] = stack.max(0)
+    return list(images), np.stack(list(images.values()))
 
 
 def _write_image(path: Path, pixels: NDArray[Any], names: list[str], pixel_um: float | None) -> None:
-    """As ImageJ writes it, where ImageJ has such pixels: channels with names, pixels with a size."""
+    """Writes a TIFF as ImageJ does, where ImageJ has such pixels: channels with names, pixels with a size."""
     if pixels.dtype.name not in IMAGEJ:
         tifffile.imwrite(path, pixels, photometric="minisblack", metadata={"axes": "CYX"})
         return
@@ -178,42 +194,22 @@ def _write_image(path: Path, pixels: NDArray[Any], names: list[str], pixel_um: f
     )  # fmt: skip
 
 
-def written(keys: Iterable[FieldKey]) -> set[str]:
-    """Names of the files that an export of these fields writes."""
+def _table_text(exported: dict[FieldKey, ExportedField]) -> str:
+    """Returns the CSV that `annotate import` reads: a line for each box."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(name for name in COLUMNS if name != "image")
+    for key, field in exported.items():
+        for box in field.boxes:
+            rows.writerow([f"{_stem(key)}.labels.tif", key.well, key.name, key.acquisition, *box])
+    return text.getvalue()
+
+
+def exported_files(keys: Iterable[FieldKey]) -> set[str]:
+    """Returns the names of the files that an export of these fields writes."""
     images = {f"{_stem(key)}.{kind}.tif" for key in keys for kind in ("image", "labels")}
     return images | {TABLE, MANIFEST, README_NAME}
 
 
 def _stem(key: FieldKey) -> str:
     return f"{key.well}_{key.image}"
-
-
-# ---------------------------------------------------------------- what lies beside them
-
-
-def _table(lent: dict[FieldKey, ExportedField]) -> str:
-    """As `annotate import` reads it: a line for each box."""
-    columns = [name for name in COLUMNS if name != "image"]
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(columns)
-    for key, one in lent.items():
-        for box in one.boxes:
-            rows.writerow([f"{_stem(key)}.labels.tif", key.well, key.name, key.acquisition, *box])
-    return text.getvalue()
-
-
-def _readme(recipe: AnnotateRecipe, index: store.Index, keys: list[FieldKey]) -> str:
-    assert recipe.out is not None
-    first = [shlex.quote(str(recipe.out / f"{_stem(keys[0])}.{kind}.tif")) for kind in ("image", "labels")]
-    return README.format(
-        fields=len(keys), plate=recipe.plate, labels=recipe.labels, table=TABLE, manifest=MANIFEST,
-        channels=", ".join(channel.name for channel in index.plate.channels),
-        napari=f"napari {' '.join(first)}", bring=_bring(recipe),
-    )  # fmt: skip
-
-
-def _bring(recipe: AnnotateRecipe) -> str:
-    """The command that brings the folder back."""
-    words = [word("plate", str(recipe.plate)), word("labels", recipe.labels)]
-    return f"python -m hpc_isl.submit annotate import {shlex.quote(str(recipe.out))} {' '.join(words)}"

@@ -1,4 +1,4 @@
-"""Labels lent to a person: what they were when the folder left, and what has changed when it is back."""
+"""The manifest of an exported folder: what its labels were, and what has changed when it is imported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.stages.annotate import drawn
-from hpc_isl.stages.annotate.drawn import Annotation, Choices, whole
-from hpc_isl.stages.annotate.field_names import Box, LabelFile
+from hpc_isl.stages.annotate.annotation import Choices, drawing, shape_of, whole_field
+from hpc_isl.stages.annotate.label_files import Box, LabelFile
 
 MANIFEST, TABLE = "manifest.json", "boxes.csv"
 WRITER = "annotate export"
@@ -40,88 +39,83 @@ class ExportedField:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """An exported folder: the plate, the labels' name, what was lent of each field."""
+class ExportedFolder:
+    """An exported folder: the plate, the labels' name, and each field as it was."""
 
     path: Path
     plate: str
     labels: str
     fields: Mapping[FieldKey, ExportedField]
 
-    @property
-    def table(self) -> Path:
-        return self.path / TABLE
 
-
-def content(labels: NDArray[Any]) -> str:
-    """A hash of the pixels, whatever type a program saves them as."""
+def content_hash(labels: NDArray[Any]) -> str:
+    """Returns a hash of the pixels, whatever type a program saves them as."""
+    # As int64, because napari saves int32, Cellpose uint16 and ImageJ float32 of the same labels.
     return hashlib.sha256(str(labels.shape).encode() + labels.astype("<i8").tobytes()).hexdigest()[:32]
 
 
-def version(image: Path, name: str) -> str:
-    """A hash of an image's labels, who made them, and their boxes; empty where there are none."""
+def labels_version(image: Path, name: str) -> str:
+    """Returns a hash of an image's labels, who made them, and their boxes; empty where there are none."""
     if name not in store.label_names(image):
         return ""
     origin, boxes = store.annotation(image, name)
-    text = f"{content(store.read_labels(image, name))} {origin} {[list(box) for box in boxes]}"
+    text = f"{content_hash(store.read_labels(image, name))} {origin} {[list(box) for box in boxes]}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def manifest(plate: str, labels: str, fields: Mapping[FieldKey, ExportedField]) -> str:
-    """What `opened` reads."""
+def manifest_text(plate: str, labels: str, fields: Mapping[FieldKey, ExportedField]) -> str:
+    """Returns the text that `read_manifest` reads."""
     rows = [
-        {"well": key.well, "field": key.name, "acquisition": key.acquisition, **vars(lent)}
-        for key, lent in fields.items()
+        {"well": key.well, "field": key.name, "acquisition": key.acquisition, **vars(exported)}
+        for key, exported in fields.items()
     ]
     return json.dumps({"written_by": WRITER, "plate": plate, "labels": labels, "fields": rows}, indent=1)
 
 
-def opened(source: Path, labels: str) -> Folder | None:
-    """The exported folder that `source`, or the folder of this table, is; None: labels from elsewhere.
+def read_manifest(source: Path, plate: str, labels: str) -> ExportedFolder | None:
+    """Returns the exported folder that `source` is, or of which it is the table; None: labels from elsewhere.
 
     Args:
-        labels: that it becomes; under another name than theirs no labels of the plate are replaced.
+        plate: that they are imported to.
+        labels: the name that they get; under another name than theirs no labels of the plate are replaced.
+
+    Raises:
+        UserError: the manifest is damaged, or of another plate.
     """
     path = source.parent if source.name == TABLE else source
     try:
-        found = read_json(path / MANIFEST) if path.is_dir() else None
-        if found is None or found.get("written_by") != WRITER:
+        manifest = read_json(path / MANIFEST) if path.is_dir() else None
+        if manifest is None or manifest.get("written_by") != WRITER:
             return None
-        fields = dict(map(_lent, found["fields"]))
-        if found["labels"] != labels:
-            fields = {key: replace(one, base="") for key, one in fields.items()}
-        return Folder(path, found["plate"], found["labels"], fields)
+        fields = {}
+        for row in manifest["fields"]:
+            boxes = tuple((int(y0), int(x0), int(y1), int(x1)) for y0, x0, y1, x1 in row["boxes"])
+            # Only under their own name do corrections replace labels of the plate.
+            base = row["base"] if manifest["labels"] == labels else ""
+            key = FieldKey(row["well"], row["field"], row["acquisition"])
+            fields[key] = ExportedField(row["content"], base, row["origin"], boxes)
+        folder = ExportedFolder(path, manifest["plate"], manifest["labels"], fields)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}); {TABLE} and the label images, "
-            "copied to a folder of their own, come in as a person's"
+            "copied to a folder of their own, are imported as a person's"
         ) from None
-
-
-def _lent(row: Mapping[str, Any]) -> tuple[FieldKey, ExportedField]:
-    boxes = tuple((int(y0), int(x0), int(y1), int(x1)) for y0, x0, y1, x1 in row["boxes"])
-    key = FieldKey(row["well"], row["field"], row["acquisition"])
-    return key, ExportedField(row["content"], row["base"], row["origin"], boxes)
-
-
-def check(folder: Folder, index: store.Index) -> None:
-    """The folder goes back to where it came from."""
-    if folder.plate != index.plate.name:
+    if folder.plate != plate:
         raise UserError(
-            f"source: {folder.path} was exported from plate {folder.plate!r}, and this is "
-            f"{index.plate.name!r}; {TABLE} and the label images, copied to a folder of their own, come in "
-            "as a person's"
+            f"source: {path} was exported from plate {folder.plate!r}, and this is {plate!r}; {TABLE} and "
+            "the label images, copied to a folder of their own, are imported as a person's"
         )
+    return folder
 
 
 @dataclass(frozen=True)
 class Returned:
-    """A label image that came back.
+    """A label image of an exported folder that is imported.
 
     Attributes:
         origin: whose labels these are now; None: as on the plate.
         beside: another program saved them beside the label image.
-        left: name of a file beside it that cannot be read, and need not be.
+        left_out: name of a file beside it that cannot be read, and need not be.
     """
 
     file: LabelFile
@@ -129,64 +123,69 @@ class Returned:
     origin: str | None
     base: str | None
     beside: bool = False
-    left: str = ""
+    left_out: str = ""
 
 
-def back(
+def returned(
     file: LabelFile,
     other: LabelFile | None,
     index: store.Index,
-    folder: Folder,
+    folder: ExportedFolder,
     accept: bool,
     choices: Choices,
 ) -> Returned:
-    """Only what a person changed, or accepted, is human; other labels keep whom they were made by.
+    """Returns whose labels a label image holds now: only what a person changed, or accepted, becomes human.
 
-    `other`: what another program has saved beside the label image, with the same boxes.
+    Args:
+        other: what another program has saved beside the label image.
 
     Raises:
         UserError: the label image and the other were both changed, or neither can be taken.
     """
+
+    def differs(file: LabelFile) -> bool:
+        shape = shape_of(index.field(file.key))
+        labels = drawing(file.path, file.part, shape, choices.overlaps).labels
+        return content_hash(labels) != (was.content if was else "")
+
     was = folder.fields.get(file.key)
-    content_was, base = (was.content, was.base) if was else ("", None)
-    ours = _content(file, index, choices) != content_was
-    try:
-        theirs = other is not None and _content(other, index, choices) != content_was
-    except UserError:
-        if not ours:
-            raise
-        return Returned(file, True, "human", base, left=other.name if other else "")
-    if ours and theirs and other is not None:
-        raise UserError(
-            f"{file.path.name} and {other.name} were both changed: leave one of them in the folder"
-        )
-    if theirs and other is not None:
-        return Returned(other, True, "human", base, beside=True)
-    if ours or was is None:
+    base = was.base if was else None
+    changed = differs(file)
+    if other is not None:
+        other = replace(other, boxes=file.boxes)
+        try:
+            other_changed = differs(other)
+        except UserError:
+            if not changed:  # the unreadable file may hold all of a person's work
+                raise
+            return Returned(file, True, "human", base, left_out=other.name)
+        if changed and other_changed:
+            raise UserError(
+                f"{file.path.name} and {other.name} were both changed: leave one of them in the folder"
+            )
+        if other_changed:
+            return Returned(other, True, "human", base, beside=True)
+    if changed or was is None:
         return Returned(file, True, "human", base)
     if accept:
         return Returned(file, False, "human", base)
-    moved = was.origin and (file.boxes or whole(index.field(file.key))) != was.boxes
+    # Unchanged labels whose box a person has changed are written again, by whom they were made before.
+    moved = was.origin and (file.boxes or whole_field(index.field(file.key))) != was.boxes
     return Returned(file, False, was.origin if moved else None, base)
 
 
-def _content(file: LabelFile, index: store.Index, choices: Choices) -> str:
-    return content(drawn.drawing(file, index.field(file.key), choices).labels)
-
-
-def annotation(one: Returned, index: store.Index, choices: Choices) -> Annotation:
-    """What is to be written of a label image that came back."""
-    assert one.origin is not None
-    return drawn.read(one.file, index.field(one.file.key), choices, one.origin, one.base)
-
-
-def return_messages(found: list[Returned], accept: bool) -> list[str]:
-    """How many are corrected, and what becomes of the rest."""
-    corrected = sum(one.corrected for one in found)
-    rest, moved = len(found) - corrected, sum(not one.corrected and one.origin is not None for one in found)
+def return_messages(files: list[Returned], accept: bool) -> list[str]:
+    """Returns lines for the user: how many label images are corrected, and what becomes of the rest."""
+    corrected = sum(image.corrected for image in files)
+    moved = sum(not image.corrected and image.origin is not None for image in files)
+    rest = len(files) - corrected
     lines = [f"{corrected} label images are corrected, {rest} are unchanged"]
-    lines += [f"{one.file.key} is taken from {one.file.name}" for one in found if one.beside]
-    lines += [f"{one.left} is left out, for {one.file.name} was changed" for one in found if one.left]
+    lines += [f"{image.file.key} is taken from {image.file.name}" for image in files if image.beside]
+    lines += [
+        f"{image.left_out} is left out, because {image.file.name} was changed"
+        for image in files
+        if image.left_out
+    ]
     if rest and accept:
         lines.append("accept=true: the unchanged ones are human too")
     elif rest:

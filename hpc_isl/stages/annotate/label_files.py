@@ -1,29 +1,27 @@
-"""Which annotation file belongs to which field, found out from names or a table before any pixel is read."""
+"""Which annotation file belongs to which field, known from names or a table before any pixel is read."""
 
 from __future__ import annotations
 
+import csv
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import FieldKey
+from hpc_isl.errors import UserError, nearest
+from hpc_isl.plates.plate import FieldKey, well_name, well_position
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_names import by_expression, compiled, natural
 from hpc_isl.plates.store import Index
-from hpc_isl.stages.annotate.field_names import (
-    NAMES,
-    Elsewhere,
-    LabelFile,
-    Row,
-    joined,
-    key_of,
-    label_file,
-    raise_together,
-    table_rows,
-)
-from hpc_isl.stages.annotate.formats import coco
-from hpc_isl.stages.annotate.formats.families import BY_SUFFIX, IMAGES
+from hpc_isl.stages.annotate.json_outlines import coco_images
+
+Box = tuple[int, int, int, int]
+EDGES = ("y0", "x0", "y1", "x1")
+NAMES = ("well", "image", "field", "acquisition")
+COLUMNS = ("path", *NAMES, *EDGES)
+IMAGES = (".tif", ".tiff", ".png")
+SUFFIXES = (*IMAGES, ".npy", ".zip", ".roi", ".geojson", ".json")
 
 _FIELD = r"(?:.*/)?(?P<well>[A-Z]{1,2}\d{1,3})[_/-](?P<field>[A-Z0-9]+)"
 _FILES = (
@@ -38,37 +36,128 @@ NAMES_EXPECTED = "B03_1.tif, B03/1.png, B03_1_cp_masks.png, B03_1_RoiSet.zip, B0
 CELLPOSE = ("_cp_masks", "_rois", "_seg")  # ends of the names that it gives, the most exact file first
 SHOWN = 5
 
+LeftOut = defaultdict[str, list[str]]
+"""Names of the files that are not imported, by reason."""
+UNNAMED = "have names that tell no field (regex) and are left out"
+NOT_ON_PLATE = "are of wells that are not on the plate and are left out"
+NOT_CHOSEN = "are of other fields than fields= names and are left out"
+COMPANION = "lie beside other annotations of the same image and are left out"
 
-@dataclass
-class Left:
-    """What is not brought in, by why: the files' names, to be told."""
 
-    unnamed: list[str] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)
-    not_chosen: list[str] = field(default_factory=list)
-    companions: list[str] = field(default_factory=list)
-
-    def remarks(self) -> Iterator[str]:
-        """One line for each reason."""
-        if self.unnamed:
-            yield f"{_files(self.unnamed)} have names that tell no field (regex) and are left out"
-        if self.elsewhere:
-            yield f"{_files(self.elsewhere)} are of wells that are not on the plate and are left out"
-        if self.not_chosen:
-            yield f"{_files(self.not_chosen)} are of other fields than fields= names and are left out"
-        if self.companions:
-            yield f"{_files(self.companions)} lie beside other annotations of the same image and are left out"
+def remarks(left_out: LeftOut) -> list[str]:
+    """Returns a line for each reason why files are not imported."""
+    reasons = (UNNAMED, NOT_ON_PLATE, NOT_CHOSEN, COMPANION)
+    return [f"{_files(left_out[reason])} {reason}" for reason in reasons if left_out.get(reason)]
 
 
 def _files(names: Sequence[str]) -> str:
     return f"{len(names)} files ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
 
 
+@dataclass(frozen=True)
+class LabelFile:
+    """The annotation of a field, and the boxes (y0, x0, y1, x1) in which it is complete; none: all of it.
+
+    Attributes:
+        part: the image that is meant, in a file about several.
+    """
+
+    path: Path
+    key: FieldKey
+    boxes: tuple[Box, ...] = ()
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.name}: {self.part}" if self.part else self.path.name
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file, and the field that its name or a line of a table tells.
+
+    Attributes:
+        origin: for messages.
+        names: of well, image, field and acquisition, and the edges of a box, as written.
+        part: the image that is meant, in a file about several.
+    """
+
+    origin: str
+    path: Path
+    names: Mapping[str, str | None]
+    part: str = ""
+
+    def key(self, index: Index) -> FieldKey:
+        """Returns the one field that the names tell; a field or acquisition may be left out if there is one.
+
+        Raises:
+            UserError: no field, or several; `NotOnPlate` where the well is not on the plate.
+        """
+        if named_well := self.names.get("well"):
+            well = well_name(*well_position(named_well))
+        else:  # an image that the plate map assigns to a well
+            images = {row["image"]: well for well, row in index.plate_map.items() if row.get("image")}
+            image = self.names.get("image") or ""
+            if image not in images:
+                raise NotOnPlate(f"image {image!r} is not in the plate map; {nearest(image, images)}")
+            well = images[image]
+        inside = [field.key for field in index.plate.fields if field.key.well == well]
+        if not inside:
+            raise NotOnPlate(f"well {well} is not on the plate; {nearest(well, index.plate.wells)}")
+        name, acquisition = self.names.get("field") or "", self.names.get("acquisition") or ""
+        fits = [
+            key
+            for key in inside
+            if (not name or _plain(key.name) == _plain(name))
+            and (not acquisition or str(key.acquisition) == _plain(acquisition))
+        ]
+        if len(fits) != 1:
+            named = f"field {name!r}" if name else "no field"
+            raise UserError(
+                f"{named} names {len(fits)} fields of well {well}; {nearest(name, fits or inside)}"
+            )
+        return fits[0]
+
+    def label_file(self, key: FieldKey, index: Index) -> LabelFile:
+        """Returns the file as the annotation of a field, with the box that the row gives."""
+        texts = [(self.names.get(edge) or "").strip() for edge in EDGES]
+        if not any(texts):
+            return LabelFile(self.path, key, (), self.part)
+        if not all(text.isdigit() for text in texts):
+            raise UserError(f"y0, x0, y1, x1 are whole numbers of pixels, all four or none; got {texts}")
+        y0, x0, y1, x1 = map(int, texts)
+        height, width = index.field(key).shape[-2:]
+        if not (y0 < y1 <= height and x0 < x1 <= width):
+            raise UserError(
+                f"annotation box {(y0, x0, y1, x1)} (y0, x0, y1, x1) is empty or leaves the field "
+                f"of {height} × {width} pixels"
+            )
+        return LabelFile(self.path, key, ((y0, x0, y1, x1),), self.part)
+
+
+class NotOnPlate(UserError):
+    """A well, or image, that is not on the plate."""
+
+
+def _plain(name: str) -> str:
+    """Returns 1 of 01: field 01 is field 1."""
+    return str(int(name)) if name.isdigit() else name
+
+
+def raise_together(problems: Sequence[str], most: int = 20) -> None:
+    """Raises one `UserError` for all problems, if there are any, on one screen."""
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        more = [f"… and {len(problems) - most} more"] if len(problems) > most else []
+        raise UserError("\n  ".join([f"{len(problems)} problems:", *problems[:most], *more]))
+
+
 # ---------------------------------------------------------------- finding
 
 
 def chosen(fields: Sequence[str] | None, index: Index) -> list[FieldKey]:
-    """The fields named, or all, in plate order."""
+    """Returns the fields named, or all, in plate order."""
     keys = [field.key for field in index.plate.fields]
     wanted = keys if fields is None else index.plate.choose(fields)
     return [key for key in keys if key in wanted]
@@ -76,8 +165,8 @@ def chosen(fields: Sequence[str] | None, index: Index) -> list[FieldKey]:
 
 def find(
     source: Path, regex: str | None, index: Index, fields: Sequence[str] | None = None
-) -> tuple[list[LabelFile], Left]:
-    """The annotations in a folder, a CSV or a single file, in the plate's order, and what is left out.
+) -> tuple[list[LabelFile], LeftOut]:
+    """Returns the annotations in a folder, a CSV or a single file, in plate order, and what is left out.
 
     A single file whose name tells no field is of the only one in `fields`.
 
@@ -86,174 +175,185 @@ def find(
     """
     if not source.exists():
         raise UserError(f"source: {source} is not there; a folder of label images or a CSV is expected")
-    if source.is_file() and source.suffix.lower() not in BY_SUFFIX:
+    if source.is_file() and source.suffix.lower() not in SUFFIXES:
         if regex is not None:
             raise UserError(
                 f"regex: changes nothing beside the table {source}, which names wells; leave it out"
             )
-        return listed(source, index, fields)
-    left = Left()
-    folder = list_folder(source) if source.is_dir() else _alone(source)
-    candidates = _candidates(_named(folder, regex, left), index, fields, left)
-    one_each = {key: _only(files, left) for key, files in candidates.items()}
-    if left.unnamed == [source.name] and len(wanted := chosen(fields, index)) == 1:
-        return [LabelFile(source, wanted[0])], Left()
-    if not one_each:
-        raise UserError(_nothing(source, regex, index, left))
-    return _ordered(one_each, index), left
+        return from_table(source, index, fields)
+    left_out = LeftOut(list)
+    alone = Folder(source.parent.resolve(), frozenset([source.name]), frozenset())
+    folder = list_folder(source) if source.is_dir() else alone
+    files = _by_field(_named(folder, regex, left_out), index, fields, left_out)
+    # A single file may have any name, if the user says which field it is of.
+    if left_out[UNNAMED] == [source.name] and len(wanted := chosen(fields, index)) == 1:
+        return [LabelFile(source, wanted[0])], LeftOut(list)
+    if not files:
+        raise UserError(_nothing_for_plate(source, regex, index, left_out))
+    return [files[field.key] for field in index.plate.fields if field.key in files], left_out
 
 
-def listed(table: Path, index: Index, fields: Sequence[str] | None = None) -> tuple[list[LabelFile], Left]:
-    """The same of a table: each of its lines must fit."""
-    found: dict[FieldKey, LabelFile] = {}
-    left, problems, wanted = Left(), [], chosen(fields, index)
-    for row in table_rows(table):
+def from_table(
+    table: Path, index: Index, fields: Sequence[str] | None = None
+) -> tuple[list[LabelFile], LeftOut]:
+    """Returns the annotations that a table names, in plate order, and what is left out.
+
+    Several lines may give a field several boxes, in one and the same image.
+
+    Raises:
+        UserError: naming every line that does not fit.
+    """
+    files: dict[FieldKey, LabelFile] = {}
+    left_out, problems, wanted = LeftOut(list), [], chosen(fields, index)
+    for row in _table_rows(table):
         try:
-            key = key_of(row.names, index)
+            key = row.key(index)
             if key not in wanted:
-                left.not_chosen.append(row.path.name)
+                left_out[NOT_CHOSEN].append(row.path.name)
                 continue
-            found[key] = joined(found.get(key), label_file(row, key, index))
-        except UserError as mistake:
-            problems.append(f"{row.origin}: {mistake}")
+            file, former = row.label_file(key, index), files.get(key)
+            if former and (former.path != file.path or not (former.boxes and file.boxes)):
+                raise UserError(f"field {key} has its labels from {former.path.name} already")
+            files[key] = replace(former, boxes=former.boxes + file.boxes) if former else file
+        except UserError as error:
+            problems.append(f"{row.origin}: {error}")
     raise_together(problems)
-    return _ordered(found, index), left
+    return [files[field.key] for field in index.plate.fields if field.key in files], left_out
+
+
+def _table_rows(path: Path) -> Iterator[Row]:
+    """Yields the rows of a CSV; paths are relative to it. Errors in its header end the reading."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            for name in columns:
+                if name not in COLUMNS:
+                    raise UserError(f"{path}: unknown column {name!r}; {nearest(name, COLUMNS)}")
+            if "path" not in columns or not {"well", "image"} & set(columns):
+                raise UserError(f"{path}: the columns path and well (or image) are needed")
+            for row in reader:
+                yield Row(f"{path} line {reader.line_num}", path.parent / (row["path"] or ""), row)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not readable as CSV (UTF-8): {error}") from None
 
 
 def beside(
     folder: Path, known: Collection[str], index: Index, fields: Sequence[str] | None
-) -> tuple[dict[FieldKey, LabelFile], Left]:
-    """Annotations that other programs have saved in a folder beside the files that are `known`, by name.
+) -> tuple[dict[FieldKey, LabelFile], LeftOut]:
+    """Returns annotations that other programs have saved in a folder beside the files named in `known`.
 
     Raises:
         UserError: an annotation that tells no field.
     """
-    left, there = Left(), list_folder(folder)
-    others = Folder(there.root, frozenset(there.files - set(known)), there.leaving)
-    candidates = _candidates(_named(others, None, left), index, fields, left)
-    lost = [name for name in (*left.unnamed, *left.elsewhere) if _is_annotation(name)]
-    if lost:
+    left_out, content = LeftOut(list), list_folder(folder)
+    others = Folder(content.root, frozenset(content.files - set(known)), content.leaving)
+    files = _by_field(_named(others, None, left_out), index, fields, left_out)
+    nameless = []
+    for name in (*left_out[UNNAMED], *left_out[NOT_ON_PLATE]):
+        # An image may be anything, such as a picture of the field; these can be nothing but annotations.
+        path = Path(name.split(": ")[0])
+        if path.suffix.lower() not in IMAGES or path.stem.endswith(CELLPOSE[0]):
+            nameless.append(name)
+    if nameless:
         raise UserError(
-            f"{folder}: {_files(lost)} tell no field of the plate, so it is not known whose annotations they "
-            f"are: name them after the field, as in {NAMES_EXPECTED}; or move them out of the folder, and "
-            "import each by itself with the field that it is of, as in fields=[B03/1]"
+            f"{folder}: {_files(nameless)} tell no field of the plate, so it is not known whose annotations "
+            f"they are: name them after the field, as in {NAMES_EXPECTED}; or move them out of the folder, "
+            "and import each by itself with the field that it is of, as in fields=[B03/1]"
         )
-    return {key: _only(files, left) for key, files in candidates.items()}, left
+    return files, left_out
 
 
-def _alone(source: Path) -> Folder:
-    return Folder(source.parent.resolve(), frozenset([source.name]), frozenset())
-
-
-def _named(folder: Folder, regex: str | None, left: Left) -> Iterator[Row]:
-    """The files whose names tell a field; of a COCO file, the images that it is about."""
+def _named(folder: Folder, regex: str | None, left_out: LeftOut) -> Iterator[Row]:
+    """Yields the files whose names tell a field; of a COCO file, the images that it is about."""
     expression, in_coco = (compiled(regex or default, "regex") for default in (REGEX, IN_COCO))
     files = []
     for name in sorted(folder.files, key=natural):
-        parts = _parts(folder.root / name)
-        if parts is None:
+        images = None
+        if name.lower().endswith(".json"):
+            with suppress(UserError):  # if its name tells a field, reading it will say what is wrong
+                images = coco_images(folder.root / name)
+        if images is None:
             files.append(name)
-        for part in parts or ():
-            match = in_coco.fullmatch(part) or in_coco.fullmatch(PurePosixPath(part).name)
+        for image in images or ():
+            match = in_coco.fullmatch(image) or in_coco.fullmatch(PurePosixPath(image).name)
             if match:
-                yield Row(f"{name}: {part}", folder.root / name, match.groupdict(), part)
+                yield Row(f"{name}: {image}", folder.root / name, match.groupdict(), image)
             else:
-                left.unnamed.append(f"{name}: {part}")
-    found, others = by_expression(Folder(folder.root, frozenset(files), folder.leaving), expression)
-    left.unnamed += [name for name in others if Path(name).suffix.lower() in BY_SUFFIX]
-    for one in found:
-        yield Row(one.name, folder.root / one.name, {part: getattr(one, part) for part in NAMES})
+                left_out[UNNAMED].append(f"{name}: {image}")
+    named, others = by_expression(Folder(folder.root, frozenset(files), folder.leaving), expression)
+    left_out[UNNAMED] += [name for name in others if Path(name).suffix.lower() in SUFFIXES]
+    for file in named:
+        yield Row(file.name, folder.root / file.name, {part: getattr(file, part) for part in NAMES})
 
 
-def _parts(path: Path) -> list[str] | None:
-    """The images that a COCO file is about; None: it is none."""
-    try:
-        return coco.names(path) if path.suffix.lower() == ".json" else None
-    except UserError:
-        return None  # if its name tells a field, reading it will say what is wrong
-
-
-def _candidates(
-    rows: Iterable[Row], index: Index, fields: Sequence[str] | None, left: Left
-) -> dict[FieldKey, list[LabelFile]]:
-    found: dict[FieldKey, list[LabelFile]] = {}
+def _by_field(
+    rows: Iterable[Row], index: Index, fields: Sequence[str] | None, left_out: LeftOut
+) -> dict[FieldKey, LabelFile]:
+    candidates: dict[FieldKey, list[LabelFile]] = {}
     problems, wanted = [], chosen(fields, index)
     for row in rows:
         try:
-            key = key_of(row.names, index)
-        except Elsewhere:
-            left.elsewhere.append(row.origin)
-        except UserError as mistake:
+            key = row.key(index)
+        except NotOnPlate:
+            left_out[NOT_ON_PLATE].append(row.origin)
+        except UserError as error:
+            # Ambiguous names are an error, unless the user has chosen fields and may not mean them.
             if fields is None:
-                problems.append(f"{row.origin}: {mistake}; fields=[…] takes those that it names alone")
+                problems.append(f"{row.origin}: {error}; fields=[…] takes those that it names alone")
             else:
-                left.not_chosen.append(row.origin)
+                left_out[NOT_CHOSEN].append(row.origin)
         else:
             if key in wanted:
-                found.setdefault(key, []).append(label_file(row, key, index))
+                candidates.setdefault(key, []).append(row.label_file(key, index))
             else:
-                left.not_chosen.append(row.origin)
+                left_out[NOT_CHOSEN].append(row.origin)
     raise_together(problems)
-    return found
+    return {key: _most_exact(files, left_out) for key, files in candidates.items()}
 
 
-def _only(files: Sequence[LabelFile], left: Left) -> LabelFile:
-    """The annotation of a field, where programs leave several files about one image.
-
-    Cellpose names its files after the image that it has segmented, and COCO names the image.
+def _most_exact(files: Sequence[LabelFile], left_out: LeftOut) -> LabelFile:
+    """Returns the annotation of a field, where programs leave several files about one image.
 
     Raises:
         UserError: nothing tells which of them is meant.
     """
+
+    def rank(file: LabelFile) -> int:
+        ends = [place for place, end in enumerate(CELLPOSE) if file.path.stem.endswith(end)]
+        return 0 if file.part else ends[0] if ends else len(CELLPOSE)
+
     if len(files) == 1:
         return files[0]
-    best = min(files, key=_rank)
-    image = PurePosixPath(best.part).stem if best.part else _plain_stem(best.path)
-    about = [one for one in files if _rank(one) > _rank(best) and _plain_stem(one.path) == image]
-    if _rank(best) == len(CELLPOSE) or len(about) < len(files) - 1:
-        names = ", ".join(one.name for one in files)
+    best = min(files, key=rank)
+    # Cellpose names its files after the image that it has segmented, and COCO names the image.
+    image = PurePosixPath(best.part).stem if best.part else _image_stem(best.path)
+    about = [file for file in files if rank(file) > rank(best) and _image_stem(file.path) == image]
+    # Files of equal rank, or about another image, are no companions of the best one.
+    if rank(best) == len(CELLPOSE) or len(about) < len(files) - 1:
+        names = ", ".join(file.name for file in files)
         raise UserError(
             f"field {best.key} has {len(files)} files, {names}: leave one, or tell by regex= which"
         )
-    left.companions += [one.name for one in about]
+    left_out[COMPANION] += [file.name for file in about]
     return best
 
 
-def _rank(file: LabelFile) -> int:
-    ends = [place for place, end in enumerate(CELLPOSE) if file.path.stem.endswith(end)]
-    return 0 if file.part else ends[0] if ends else len(CELLPOSE)
+def _image_stem(path: Path) -> str:
+    """Returns the stem of the image that a file of Cellpose is named after."""
+    ends = [end for end in CELLPOSE if path.stem.endswith(end)]
+    return path.stem.removesuffix(ends[0]) if ends else path.stem
 
 
-def _plain_stem(path: Path) -> str:
-    """The stem of the image that a file of Cellpose is named after."""
-    for end in CELLPOSE:
-        if path.stem.endswith(end):
-            return path.stem.removesuffix(end)
-    return path.stem
-
-
-def _nothing(source: Path, regex: str | None, index: Index, left: Left) -> str:
-    if left.elsewhere or left.not_chosen:
-        return f"{source}: there is nothing for this plate; {'; '.join(left.remarks())}; {_wells(index)}"
-    there = ", ".join(map(repr, left.unnamed[:SHOWN])) or "no file that could be one"
+def _nothing_for_plate(source: Path, regex: str | None, index: Index, left_out: LeftOut) -> str:
+    if left_out[NOT_ON_PLATE] or left_out[NOT_CHOSEN]:
+        wells = index.plate.wells
+        on_plate = f"it has {len(wells)} wells, {wells[0]} to {wells[-1]}"
+        return f"{source}: there is nothing for this plate; {'; '.join(remarks(left_out))}; {on_plate}"
+    names = ", ".join(map(repr, left_out[UNNAMED][:SHOWN])) or "no file that could be one"
     if regex is None:
-        return f"{source}: no file is named after a field, as {NAMES_EXPECTED} are; there are: {there}"
+        return f"{source}: no file is named after a field, as {NAMES_EXPECTED} are; there are: {names}"
     return (
         f"{source}: no file matches regex {regex!r}, which must match the whole path below that folder; "
-        f"there are: {there}"
+        f"there are: {names}"
     )
-
-
-def _wells(index: Index) -> str:
-    wells = index.plate.wells
-    return f"it has {len(wells)} wells, {wells[0]} to {wells[-1]}"
-
-
-def _is_annotation(name: str) -> bool:
-    """Whether a file can be nothing but an annotation; an image may be anything."""
-    path = Path(name.split(": ")[0])
-    return path.suffix.lower() not in IMAGES or path.stem.endswith(CELLPOSE[0])
-
-
-def _ordered(found: Mapping[FieldKey, LabelFile], index: Index) -> list[LabelFile]:
-    return [found[field.key] for field in index.plate.fields if field.key in found]

@@ -1,4 +1,4 @@
-"""Labels and annotation boxes come to a plate: drafted from a stain, lent to people, brought back."""
+"""The stage `annotate`: labels of a plate, drafted from a stain or imported; export is in its own module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,49 +17,79 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.annotate import export, export_manifest
-from hpc_isl.stages.annotate.drawn import Annotation, Choices, check_files, fingerprint, read, whole
-from hpc_isl.stages.annotate.field_names import LabelFile, raise_together
-from hpc_isl.stages.annotate.label_files import beside, chosen, find, listed
+from hpc_isl.stages.annotate.annotation import (
+    Annotation,
+    Choices,
+    check_files,
+    files_fingerprint,
+    read_annotation,
+    whole_field,
+)
+from hpc_isl.stages.annotate.label_files import (
+    LabelFile,
+    beside,
+    chosen,
+    find,
+    from_table,
+    raise_together,
+    remarks,
+)
 from hpc_isl.stages.shared.following import word
 
 NEEDED = {"import": "source", "draft": "channel", "export": "out"}
 THREADS = 4
-Maker = Callable[[], Annotation]
+Makers = Mapping[FieldKey, Callable[[], Annotation]]
+"""For each field, the function that reads or drafts its annotation."""
 
 
 def plan(recipe: AnnotateRecipe) -> Plan:
-    """Which fields would get labels; names together all label images that do not fit, by their headers."""
+    """Returns which fields would get labels.
+
+    Raises:
+        UserError: naming together all label images that do not fit, by their headers.
+    """
     index = _open(recipe)
+    paths = {name: getattr(recipe, name) for name in ("plate", "source", "out")}
+    absolute = {name: path and path.absolute() for name, path in paths.items()}
+    absolute_recipe = recipe.model_copy(update=absolute)
     if recipe.action == "export":
-        return export.plan(_absolute(recipe), index)
+        return export.plan(absolute_recipe, index)
     inputs = {index.plate.name: index.fingerprint}
     if recipe.action == "import":
-        files, makers, messages = _imports(recipe, index)
+        files, makers, notes = _imports(recipe, index)
         _check(recipe, index, makers)
         keys = list(makers)
         boxes = sum(len(file.boxes) or 1 for file in files)
-        messages = [f"annotations of {len(files)} fields with {boxes} annotation boxes", *messages]
-        inputs["label images"] = fingerprint(files)
+        messages = [f"annotations of {len(files)} fields with {boxes} annotation boxes", *notes]
+        inputs["label images"] = files_fingerprint(files)
     else:
-        keys = _chosen(recipe, index)
+        keys = _fields_to_draft(recipe, index)
         messages = [
             f"drafted from {recipe.channel} of {len(keys)} fields, {recipe.method} {recipe.threshold}"
         ]
         if without := len(chosen(recipe.fields, index)) - len(keys):
             messages.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
-    there = [key for key in keys if _has(recipe, index, key)]
-    if recipe.action == "draft":
-        _refuse_drawn(recipe, index, there)
-    if there:
-        messages.append(f"{len(there)} fields have labels {recipe.labels!r} already, {there[0]} among them")
+    labelled = [key for key in keys if _has_labels(recipe, index, key)]
+    # A draft never replaces what a person drew.
+    if recipe.action == "draft" and (
+        drawn := [key for key in labelled if store.annotation(index.image(key), recipe.labels)[0] == "human"]
+    ):
+        raise UserError(
+            f"labels: on {len(drawn)} fields, {drawn[0]} among them, {recipe.labels!r} are a person's and "
+            "stay; draft under another name, as in labels=drafted, or name other fields"
+        )
+    if labelled:
+        messages.append(
+            f"{len(labelled)} fields have labels {recipe.labels!r} already, {labelled[0]} among them"
+        )
     messages.append(
         f"labels {recipe.labels!r} for {len(keys)} of {len(index.plate.fields)} fields of {recipe.plate}"
     )
-    return Plan(_absolute(recipe), tuple(messages), inputs, (recipe.plate,))
+    return Plan(absolute_recipe, tuple(messages), inputs, (recipe.plate,))
 
 
 def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
-    """Writes the labels, field by field, one thread per CPU; what is there already and equal is left alone.
+    """Writes the labels, field by field, one thread per CPU; labels that exist and are equal are left alone.
 
     Nothing is written while a label image is damaged, or while other labels would be written over
     without `overwrite`: all such fields are named together.
@@ -71,15 +100,18 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     if recipe.action == "export":
         export.export(recipe, index, attempt)
         return
+    makers: Makers
     if recipe.action == "import":
         _, makers, messages = _imports(recipe, index)
     else:
-        makers, messages = _drafts(recipe, index), []
+        keys, messages = _fields_to_draft(recipe, index), []
+        makers = {key: partial(_draft, key, recipe, index) for key in keys}
     _check(recipe, index, makers)
+    # From here on, only a full disk or a kill can stop it half-way; equal labels are then kept.
     tally: Counter[str] = Counter(written=0, kept=0, objects=0, boxes=0, dropped=0, hidden=0)
     with ThreadPoolExecutor(attempt.cpus) as pool:
-        found = pool.map(partial(_annotate_field, recipe, index, attempt.stopping), makers.items())
-        for number, counts in enumerate(found, 1):
+        results = pool.map(partial(_annotate_field, recipe, index, attempt.stopping), makers.items())
+        for number, counts in enumerate(results, 1):
             if counts is None:
                 attempt.log("stopped between fields; what is written is kept")
                 return
@@ -92,33 +124,45 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     if tally["hidden"]:
         attempt.log(f"{tally['hidden']} outlines that have no pixel of their own were left out")
     attempt.log(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
+    following = f"inspect {shlex.quote(str(recipe.plate))}"
+    if recipe.action == "draft":  # drafts are for a person to correct
+        keys_of_export = {
+            "plate": str(recipe.plate), "labels": recipe.labels, "fields": recipe.fields, "out": "todo",
+        }  # fmt: skip
+        typed = [word(key, value) for key, value in keys_of_export.items() if value]
+        following = " ".join(["annotate export", *typed])
     attempt.finish({
         "fields": len(makers),
         **tally,
         "made": {f"labels {recipe.labels!r}": str(recipe.plate)},
-        "next": [_following(recipe)],
+        "next": [following],
     })  # fmt: skip
 
 
-def _following(recipe: AnnotateRecipe) -> str:
-    """Drafts are for a person to correct."""
-    if recipe.action == "import":
-        return f"inspect {shlex.quote(str(recipe.plate))}"
-    keys = {"plate": str(recipe.plate), "labels": recipe.labels, "fields": recipe.fields, "out": "todo"}
-    return " ".join(["annotate export", *(word(key, value) for key, value in keys.items() if value)])
+def _open(recipe: AnnotateRecipe) -> store.Index:
+    """Opens the plate, after a look at the key that the action needs."""
+    if getattr(recipe, NEEDED[recipe.action]) is None:
+        raise UserError(f"annotate {recipe.action}: {NEEDED[recipe.action]} must be given")
+    return store.open_plate(recipe.plate)
+
+
+# ---------------------------------------------------------------- writing
 
 
 def _annotate_field(
-    recipe: AnnotateRecipe, index: store.Index, stopping: threading.Event, item: tuple[FieldKey, Maker]
+    recipe: AnnotateRecipe,
+    index: store.Index,
+    stopping: threading.Event,
+    item: tuple[FieldKey, Callable[[], Annotation]],
 ) -> dict[str, int] | None:
-    """Makes and writes the labels of one field; its counts, or None where the stage is to stop."""
+    """Makes and writes the labels of one field; returns its counts, or None where the stage is to stop."""
     if stopping.is_set():
         return None
     key, make = item
     made, image = make(), index.image(key)
     new = _is_new(recipe, index, key, made)
     if new:
-        known = made.base and made.base == export_manifest.version(image, recipe.labels)
+        known = made.base and made.base == export_manifest.labels_version(image, recipe.labels)
         store.write_labels(
             image, recipe.labels, made.labels, origin=made.origin, boxes=made.boxes,
             overwrite=recipe.overwrite or bool(made.base),
@@ -127,17 +171,17 @@ def _annotate_field(
     return {"written": int(new), "kept": int(not new), **made.counts}
 
 
-def _check(recipe: AnnotateRecipe, index: store.Index, makers: Mapping[FieldKey, Maker]) -> None:
-    """Everything that could stop the stage half-way: damaged label images, labels in the way."""
+def _check(recipe: AnnotateRecipe, index: store.Index, makers: Makers) -> None:
+    """Raises what could stop the stage half-way: damaged label images, labels that may not be replaced."""
 
-    def problem(item: tuple[FieldKey, Maker]) -> str:
+    def problem(item: tuple[FieldKey, Callable[[], Annotation]]) -> str:
         key, make = item
-        if recipe.action == "draft" and not _has(recipe, index, key):
-            return ""
+        if recipe.action == "draft" and not _has_labels(recipe, index, key):
+            return ""  # nothing can be in its way, and drafting is slow
         try:
             _is_new(recipe, index, key, make())
-        except UserError as mistake:
-            return f"{key}: {mistake}"
+        except UserError as error:
+            return f"{key}: {error}"
         return ""
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -145,17 +189,22 @@ def _check(recipe: AnnotateRecipe, index: store.Index, makers: Mapping[FieldKey,
 
 
 def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Annotation) -> bool:
-    """False where the very same annotation is there already."""
-    if not _has(recipe, index, key):
+    """Returns False where the very same annotation exists already.
+
+    Raises:
+        UserError: other labels exist that may not be replaced.
+    """
+    if not _has_labels(recipe, index, key):
         return True
     image, name = index.image(key), recipe.labels
     origin, boxes = store.annotation(image, name)
     same = np.array_equal(store.read_labels(image, name), made.labels)
     if same and (origin, tuple(boxes)) == (made.origin, made.boxes):
-        return False
+        return False  # a run that was killed half-way is resumed here
     if origin == "human" and made.origin == "drafted":
         raise UserError(f"labels {name!r} are a person's and stay; draft under another name (labels=)")
-    if made.base and made.base == export_manifest.version(image, name):
+    # Labels that nobody has changed since they were exported may be replaced by their corrections.
+    if made.base and made.base == export_manifest.labels_version(image, name):
         return True
     if recipe.overwrite:
         if not same:
@@ -171,142 +220,111 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
     raise UserError(f"has other labels {name!r} already ({origin}); overwrite=true replaces them")
 
 
-def _refuse_drawn(recipe: AnnotateRecipe, index: store.Index, there: list[FieldKey]) -> None:
-    """A draft never replaces what a person drew."""
-    drawn = [key for key in there if store.annotation(index.image(key), recipe.labels)[0] == "human"]
-    if drawn:
-        raise UserError(
-            f"labels: on {len(drawn)} fields, {drawn[0]} among them, {recipe.labels!r} are a person's and "
-            "stay; draft under another name, as in labels=drafted, or name other fields"
-        )
-
-
-def _has(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
+def _has_labels(recipe: AnnotateRecipe, index: store.Index, key: FieldKey) -> bool:
     return recipe.labels in store.label_names(index.image(key))
-
-
-def _open(recipe: AnnotateRecipe) -> store.Index:
-    """The plate, after a look at the key that the action needs."""
-    if getattr(recipe, NEEDED[recipe.action]) is None:
-        raise UserError(f"annotate {recipe.action}: {NEEDED[recipe.action]} must be given")
-    return store.open_plate(recipe.plate)
-
-
-def _absolute(recipe: AnnotateRecipe) -> AnnotateRecipe:
-    paths = {
-        name: path and path.absolute() for name, path in (("source", recipe.source), ("out", recipe.out))
-    }
-    return recipe.model_copy(update={"plate": recipe.plate.absolute(), **paths})
 
 
 # ---------------------------------------------------------------- import
 
 
-def _lent(recipe: AnnotateRecipe, index: store.Index) -> export_manifest.Folder | None:
-    """What the source is, if `annotate export` wrote it."""
+def _imports(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[LabelFile], Makers, list[str]]:
+    """Returns the annotation files, what is to be written of them, and remarks for the user."""
     assert recipe.source is not None
-    folder = export_manifest.opened(recipe.source, recipe.labels)
-    if folder is None and recipe.accept:
+    choices = Choices(recipe.objects, recipe.overlaps)
+    folder = export_manifest.read_manifest(recipe.source, index.plate.name, recipe.labels)
+    if folder is not None:
+        if recipe.regex is not None:
+            raise UserError(f"regex: {folder.path} says itself which label image is whose; leave it out")
+        return _imports_of_export(recipe, index, folder, choices)
+    if recipe.accept:
         raise UserError(
             f"accept: {recipe.source} was not written by annotate export; other labels are human anyway"
         )
-    if folder is not None:
-        export_manifest.check(folder, index)
-        if recipe.regex is not None:
-            raise UserError(f"regex: {folder.path} says itself which label image is whose; leave it out")
-    return folder
+    files, left_out = find(recipe.source, recipe.regex, index, recipe.fields)
+    messages = [*check_files(files, index), *remarks(left_out)]
+    makers = {file.key: partial(read_annotation, file, index.field(file.key), choices) for file in files}
+    return files, makers, messages
 
 
-def _imports(
-    recipe: AnnotateRecipe, index: store.Index
-) -> tuple[list[LabelFile], dict[FieldKey, Maker], list[str]]:
-    """The annotation files, what is to be written of them, and what a user should know of them."""
-    assert recipe.source is not None
-    folder, choices = _lent(recipe, index), Choices(recipe.objects, recipe.overlaps)
-    if folder is not None:
-        return _imports_lent(recipe, index, folder, choices)
-    files, left = find(recipe.source, recipe.regex, index, recipe.fields)
-    messages = [*check_files(files, index), *left.remarks()]
-    return files, {file.key: partial(read, file, index.field(file.key), choices) for file in files}, messages
-
-
-def _imports_lent(
-    recipe: AnnotateRecipe, index: store.Index, folder: export_manifest.Folder, choices: Choices
-) -> tuple[list[LabelFile], dict[FieldKey, Maker], list[str]]:
-    """The same of a folder that `annotate export` wrote, where only what has changed is a person's."""
-    files, left = listed(folder.table, index, recipe.fields)
-    known = {file.path.name for file in files} | export.written(folder.fields)
-    others, passed = beside(folder.path, known, index, recipe.fields)
+def _imports_of_export(
+    recipe: AnnotateRecipe, index: store.Index, folder: export_manifest.ExportedFolder, choices: Choices
+) -> tuple[list[LabelFile], Makers, list[str]]:
+    """Returns the same for a folder that `annotate export` wrote, where only changes are a person's."""
+    files, left_out = from_table(folder.path / export_manifest.TABLE, index, recipe.fields)
+    known = {file.path.name for file in files} | export.exported_files(folder.fields)
+    others, others_left_out = beside(folder.path, known, index, recipe.fields)
     check_files(files, index)
-    found, problems = [], []
+    images, problems = [], []
     for file in files:
-        other = replace(others[file.key], boxes=file.boxes) if file.key in others else None
         try:
-            found.append(export_manifest.back(file, other, index, folder, recipe.accept, choices))
-        except UserError as mistake:
-            problems.append(f"{file.key}: {mistake}")
+            other = others.get(file.key)
+            images.append(export_manifest.returned(file, other, index, folder, recipe.accept, choices))
+        except UserError as error:
+            problems.append(f"{file.key}: {error}")
     raise_together(problems)
-    makers: dict[FieldKey, Maker] = {
-        one.file.key: partial(export_manifest.annotation, one, index, choices)
-        for one in found
-        if one.origin is not None
+    makers = {
+        image.file.key: partial(
+            read_annotation, image.file, index.field(image.file.key), choices, image.origin, image.base
+        )
+        for image in images
+        if image.origin is not None
     }
-    taken = [one.file for one in found]
-    said = [
-        *export_manifest.return_messages(found, recipe.accept),
+    taken = [image.file for image in images]
+    messages = [
+        *export_manifest.return_messages(images, recipe.accept),
         *check_files(taken, index),
-        *left.remarks(),
-        *passed.remarks(),
+        *remarks(left_out),
+        *remarks(others_left_out),
     ]
     if folder.labels != recipe.labels:
-        said.append(f"the folder holds labels {folder.labels!r}, which stay as they are on the plate")
-    return taken, makers, said
+        messages.append(f"the folder holds labels {folder.labels!r}, which stay as they are on the plate")
+    return taken, makers, messages
 
 
 # ---------------------------------------------------------------- draft
 
 
-def _chosen(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKey]:
-    """The fields to draft, in plate order: of those that are not named, those that were imaged.
+def _fields_to_draft(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKey]:
+    """Returns the fields to draft, in plate order: of those that are not named, those that were imaged.
 
     Raises:
         UserError: a channel that is not fluorescent is no stain; a field that is named lacks it.
     """
     assert recipe.channel is not None
-    channel = index.plate.channels[index.channel(recipe.channel)]
+    number = index.channel(recipe.channel)
+    channel = index.plate.channels[number]
     if not channel.fluorescent:
         stains = [c.name for c in index.plate.channels if c.fluorescent]
         raise UserError(
             f"channel: {channel.name} is label-free; a stain is needed; {nearest(channel.name, stains)}"
         )
+    # A sparse channel is imaged in some fields: those are meant, unless the user names others.
     keys = chosen(recipe.fields, index)
-    seen = [key for key in keys if index.imaged(key)[:, index.channel(channel.name)].any(-1).all()]
-    if not seen or (recipe.fields is not None and seen != keys):
-        lacking = [str(key) for key in keys if key not in seen]
+    imaged = [key for key in keys if index.imaged(key)[:, number].any(-1).all()]
+    if not imaged or (recipe.fields is not None and imaged != keys):
+        lacking = [str(key) for key in keys if key not in imaged]
         raise UserError(f"channel: {channel.name} was not imaged in {', '.join(lacking[:10])}")
-    return seen
+    return imaged
 
 
-def _drafts(recipe: AnnotateRecipe, index: store.Index) -> dict[FieldKey, Maker]:
-    return {key: partial(_drafted, key, recipe, index) for key in _chosen(recipe, index)}
-
-
-def _drafted(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotation:
-    """From the brightest plane at each pixel; a field that is empty in this channel gets no objects."""
+def _draft(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotation:
+    """Drafts from the brightest plane at each pixel; a field without any stain gets no objects."""
     from hpc_isl.objects.draft_labels import draft_labels  # scikit-image, which a plan does without
 
     field, channel = index.field(key), index.channel(recipe.channel or "")
     if f"empty:{channel}" in index.statistics[key].flags:
         times = field.shape[:1] if field.shape[0] > 1 else ()
-        return Annotation(np.zeros(times + field.shape[-2:], np.uint32), whole(field), origin="drafted")
-    labels = []
+        labels = np.zeros(times + field.shape[-2:], np.uint32)
+        return Annotation(labels, whole_field(field), origin="drafted")
+    drafts = []
     for time in range(field.shape[0]):
         planes = index.planes(key, channel, time)
         stain = store.read_box(index.image(key), 0, time, channel, planes, slice(None), slice(None)).max(0)
-        labels.append(
+        drafts.append(
             draft_labels(
                 stain, threshold=recipe.threshold, sigma=recipe.sigma, min_area=recipe.min_area,
                 split=recipe.split,
             )
         )  # fmt: skip
-    return Annotation(np.stack(labels) if len(labels) > 1 else labels[0], whole(field), origin="drafted")
+    labels = np.stack(drafts) if len(drafts) > 1 else drafts[0]
+    return Annotation(labels, whole_field(field), origin="drafted")

@@ -1,4 +1,4 @@
-"""Fields through parallel processes: one of them reads, measures and writes a field, whole or not at all."""
+"""Fields through parallel processes: each reads, measures and writes one field, whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from hpc_isl.errors import UserError
@@ -51,48 +52,48 @@ class FieldTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a field.
+    """The result of converting a field.
 
     Attributes:
-        kept: its image was there, made of the same files in the same way.
-        lost: it could not be stored at all.
+        kept: its image existed, made of the same files in the same way.
+        failed: it could not be stored at all.
         problems: why it, or some of its planes, could not be stored.
-        repeated: planes that equal another one of the field bit for bit.
+        repeated: number of planes that equal another one of the field bit for bit.
     """
 
     key: FieldKey
     kept: bool = False
-    lost: bool = False
+    failed: bool = False
     problems: tuple[str, ...] = ()
     repeated: int = 0
 
 
-def convert_field(work: FieldTask) -> Outcome:
-    """Converts one field, unless its image is there and was made of the same files in the same way.
+def convert_field(task: FieldTask) -> Outcome:
+    """Converts one field, unless its image exists and was made of the same files in the same way.
 
     Raises:
-        UserError: it cannot be written; that it cannot be read is told by the outcome.
+        UserError: it cannot be written. That it cannot be read is in the outcome.
     """
-    key, inputs = work.field.key, work.inputs
-    if (problems := converted(work.image, inputs)) is not None:
+    key, inputs = task.field.key, task.inputs
+    if (problems := recorded_problems(task.image, inputs)) is not None:
         return Outcome(key, kept=True, problems=problems)
-    names = [channel.name for channel in work.plate.channels]
+    names = [channel.name for channel in task.plate.channels]
     try:
-        found = assemble(work.field, work.files, names, work.skip, work.types)
+        content = assemble(task.field, task.files, names, task.skip, task.types)
     except UserError as error:
-        return Outcome(key, lost=True, problems=(str(error),))
-    if work.inputs != inputs:
+        return Outcome(key, failed=True, problems=(str(error),))
+    if task.inputs != inputs:  # sizes and times of its files are part of the inputs
         text = "its files changed while they were read: is the instrument, or a copy, still writing them?"
-        return Outcome(key, lost=True, problems=(text,))
+        return Outcome(key, failed=True, problems=(text,))
     write_field(
-        work.out, work.plate, found.field, found.pixels, measure(found.pixels, found.places), work.codec,
-        work.levels, inputs=inputs, problems=found.problems, overwrite=True,
+        task.out, task.plate, content.field, content.pixels, measure(content.pixels, content.places),
+        task.codec, task.levels, inputs=inputs, problems=content.problems, overwrite=True,
     )  # fmt: skip
-    return Outcome(key, problems=found.problems, repeated=repeated(found.pixels, found.places))
+    return Outcome(key, problems=content.problems, repeated=repeated(content.pixels, content.places))
 
 
-def converted(image: Path, inputs: str) -> tuple[str, ...] | None:
-    """Why planes of an image that is made of these inputs are not there; None: it is not made of them."""
+def recorded_problems(image: Path, inputs: str) -> tuple[str, ...] | None:
+    """Returns why planes of an image made of these inputs are missing; None: it is not made of them."""
     try:
         ours = read_group(image)["hpc_isl"]
         return tuple(ours.get("problems", ())) if ours["inputs"] == inputs else None
@@ -100,65 +101,43 @@ def converted(image: Path, inputs: str) -> tuple[str, ...] | None:
         return None
 
 
-def convert_fields(works: list[FieldTask], processes: int, stopping: threading.Event) -> Iterator[Outcome]:
-    """Outcomes as they come; none is begun after `stopping`.
-
-    Processes are spawned, for a forked one would inherit threads that hold locks.
-    """
-    processes = min(processes, len(works))
+def convert_fields(tasks: list[FieldTask], processes: int, stopping: threading.Event) -> Iterator[Outcome]:
+    """Converts fields in parallel and yields outcomes as they come; none is begun after `stopping`."""
+    processes = min(processes, len(tasks))
     if processes < 2:
-        yield from (convert_field(work) for work in _until(works, stopping))
+        yield from map(convert_field, takewhile(lambda task: not stopping.is_set(), tasks))
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
+    # Processes are spawned, because a forked one would inherit threads that hold locks.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_process)
     try:
-        yield from _flow(pool, _until(works, stopping), 2 * processes, stopping)
+        try:
+            futures = [pool.submit(convert_field, task) for task in tasks]
+        except (ValueError, OSError) as error:  # the pool broke while it started another process
+            raise BrokenProcessPool(str(error)) from None
+        for future in as_completed(futures):
+            if stopping.is_set():  # those that have not begun are taken back, so that the stop is soon
+                for other in futures:
+                    other.cancel()
+            if not future.cancelled():
+                yield future.result()
     except BrokenProcessPool:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # the pool asks them with SIGTERM, which they ignore, and would wait for ever
         raise RuntimeError(
-            "a converting process was ended from outside, perhaps for want of memory; "
+            "a converting process was ended from outside, perhaps because memory ran out; "
             "what is written is kept: start again, with fewer cpus if it was memory"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _until(works: Iterable[FieldTask], stopping: threading.Event) -> Iterator[FieldTask]:
-    for work in works:
-        if stopping.is_set():
-            return
-        yield work
-
-
-def _flow(
-    pool: ProcessPoolExecutor, works: Iterator[FieldTask], ahead: int, stopping: threading.Event
-) -> Iterator[Outcome]:
-    """Keeps at most `ahead` fields under way and takes back those that wait at a stop, so that it is soon."""
-    pending: set[Future[Outcome]] = set()
-    while True:
-        while len(pending) < ahead and (work := next(works, None)):
-            pending.add(_submitted(pool, work))
-        if not pending:
-            return
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        if stopping.is_set():
-            pending = {future for future in pending if not future.cancel()}
-        yield from (future.result() for future in done)
-
-
-def _submitted(pool: ProcessPoolExecutor, work: FieldTask) -> Future[Outcome]:
-    try:
-        return pool.submit(convert_field, work)
-    except (ValueError, OSError) as error:  # the pool broke while it started another process
-        raise BrokenProcessPool(str(error)) from None
-
-
-def _begin() -> None:
-    """A process heeds its parent alone: no signals of its own, one thread, and its end with the parent's."""
+def _start_process() -> None:
+    """Prepares a process of the pool: no signals of its own, one thread, and its end with its parent's."""
+    # Ctrl-C and Slurm signal all processes; the parent alone decides, so that fields are finished.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    os.environ["HPC_ISL_IO_THREADS"] = "1"
+    os.environ["HPC_ISL_IO_THREADS"] = "1"  # one process per CPU: more threads would only compete
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with an export, in one report: by kind and count, one screen of it, and all of it as CSV."""
+"""Problems of an export in one report: by kind and count, one screen of them, and all as CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from hpc_isl.files import write_atomic
 from hpc_isl.plates.plate import NOT_IMAGED, Export, FieldKey, Problem
 
 SHOWN = 20  # fields on one screen
-COLUMNS = ("well", "field", "acquisition", "kind", "problem")
 
 
 def harmful(problems: Iterable[Problem]) -> list[Problem]:
@@ -21,19 +20,21 @@ def harmful(problems: Iterable[Problem]) -> list[Problem]:
     return [problem for problem in problems if problem.kind != NOT_IMAGED]
 
 
-def report(problems: Sequence[Problem], of: int, table: Path | None = None) -> str:
-    """Returns the message that names all damaged fields together.
+def refuse(problems: Sequence[Problem], fields: int, table: Path) -> None:
+    """Raises a `UserError` that names the damaged fields, if there are any, and writes all to `table`.
 
     Args:
-        of: number of fields of the export.
-        table: where all of them are listed.
+        fields: number of fields of the export.
     """
-    return "\n".join([
-        f"{len(fields_of(problems))} of {of} fields are damaged: {counted(problems)}",
+    if not problems:
+        return
+    written = write_table(problems, table)
+    raise UserError("\n".join([
+        f"{len(_fields(problems))} of {fields} fields are damaged: {counted(problems)}",
         *listing(problems),
-        *([f"all of them: {table}"] if table else []),
+        *([f"all of them: {written}"] if written else []),
         "repair these files and start again, or store the other planes with on_error=skip",
-    ])  # fmt: skip
+    ]))  # fmt: skip
 
 
 def counted(problems: Iterable[Problem]) -> str:
@@ -44,49 +45,42 @@ def counted(problems: Iterable[Problem]) -> str:
 
 def listing(problems: Sequence[Problem]) -> list[str]:
     """Returns one screen of fields and what is wrong with each."""
+    fields = _fields(problems)
     lines = [
         f"  {key}: {'; '.join(problem.text for problem in problems if problem.key == key)}"
-        for key in fields_of(problems)[:SHOWN]
+        for key in fields[:SHOWN]
     ]
-    more = len(fields_of(problems)) - SHOWN
+    more = len(fields) - SHOWN
     return lines + ([f"  … and {more} more"] if more > 0 else [])
 
 
-def fields_of(problems: Iterable[Problem]) -> list[FieldKey]:
-    """Returns the fields that have problems, each once, in plate order."""
+def _fields(problems: Iterable[Problem]) -> list[FieldKey]:
     return sorted({problem.key for problem in problems}, key=lambda key: key.place)
 
 
 def write_table(problems: Sequence[Problem], path: Path) -> Path | None:
-    """Writes all problems as CSV and returns where; None where nothing can be written there."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
-    for key, problem, kind in sorted(problems, key=lambda problem: (problem.key.place, problem.kind)):
-        rows.writerow([key.well, key.name, key.acquisition, kind, problem])
+    """Writes all problems as CSV and returns the path; None where nothing can be written there."""
+    columns = ("well", "field", "acquisition", "kind", "problem")
+    ordered = sorted(problems, key=lambda problem: (problem.key.place, problem.kind))
     try:
-        write_atomic(path, text.getvalue(), durable=False)
-    except OSError:
+        _write_csv(
+            path, columns, ((key.well, key.name, key.acquisition, kind, text) for key, text, kind in ordered)
+        )
+    except OSError:  # the folder may not be writable; the message then does without the table
         return None
     return path
 
 
 def write_left_out(export: Export, path: Path) -> None:
     """Writes as CSV which files of the export are not stored, and why; nothing where all are."""
-    if not export.left_out:
-        return
+    if export.left_out:
+        rows = ((left.path, left.kind, left.well, left.channel) for left in export.left_out)
+        _write_csv(path, ("path", "kind", "well", "channel"), rows)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "kind", "well", "channel"))
-    rows.writerows((left.path, left.kind, left.well, left.channel) for left in export.left_out)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
     write_atomic(path, text.getvalue(), durable=False)
-
-
-def refuse(problems: Sequence[Problem], of: int, table: Path) -> None:
-    """Raises the report of these problems, all of which it writes to `table`.
-
-    Raises:
-        UserError: there are any.
-    """
-    if problems:
-        raise UserError(report(problems, of, write_table(problems, table)))

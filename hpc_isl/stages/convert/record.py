@@ -1,4 +1,4 @@
-"""Whose conversion a plate folder holds: a record made before any field, and a lock while it grows."""
+"""The record in a plate folder of which conversion writes it, made before any field, and its lock."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from hpc_isl import __version__
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.plates.atomic_directory import MARK, translate_write_errors
-from hpc_isl.plates.store import Index, open_plate
 
 RECORD = "index/conversion.json"
 LOCK = "index/conversion.lock"
 State = Literal["new", "unfinished", "finished"]
 
 
-def state(out: Path, digest: str) -> State:
-    """What lies at `out`.
+def state_of(out: Path, digest: str) -> State:
+    """Returns how far the plate of this digest is at `out`.
 
     Raises:
-        UserError: something else than the plate of this digest; how to go on is said.
+        UserError: `out` holds something else.
     """
     if not out.exists():
         return "new"
     record = read_json(out / RECORD) if out.is_dir() else None
     if record is None:
-        if out.is_dir() and not _strangers(out):
+        # A conversion that was killed before its record leaves nothing but these.
+        ours = {out / "index", out / LOCK}
+        foreign = any(path not in ours and MARK not in path.name for path in out.rglob("*"))
+        if out.is_dir() and not foreign:
             return "new"
-        raise UserError(f"out: {out} is there already and was not made by convert; choose another out")
-    finished = (out / "zarr.json").exists()
+        raise UserError(f"out: {out} exists already and was not made by convert; choose another out")
+    finished = (out / "zarr.json").exists()  # written last
     if record["digest"] != digest:
         what = "another plate" if finished else "a half-converted plate"
         raise UserError(
@@ -42,19 +44,14 @@ def state(out: Path, digest: str) -> State:
     return "finished" if finished else "unfinished"
 
 
-def recorded(out: Path) -> str | None:
-    """The digest of the plate that was begun at `out`; None: convert has begun none."""
-    return ((read_json(out / RECORD) or {}) if out.is_dir() else {}).get("digest")
-
-
-def finished_plate(out: Path) -> Index | None:
-    """The plate at `out` that convert has finished; None: there is none."""
-    return open_plate(out) if recorded(out) and (out / "zarr.json").exists() else None
+def recorded_digest(out: Path) -> str | None:
+    """Returns the digest of the plate that was begun at `out`; None: convert has begun none."""
+    return (read_json(out / RECORD) or {}).get("digest") if out.is_dir() else None
 
 
 @contextmanager
-def held(out: Path, digest: str, source: Path) -> Iterator[None]:
-    """`out` is this process's alone, and says whose conversion it is; the lock ends with the process."""
+def locked(out: Path, digest: str, source: Path) -> Iterator[None]:
+    """Reserves `out` for this process, until it ends, and records which conversion writes it."""
     try:
         with translate_write_errors(out, 4096):
             (out / LOCK).parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +69,3 @@ def held(out: Path, digest: str, source: Path) -> Iterator[None]:
         with translate_write_errors(out, 4096):
             write_atomic(out / RECORD, json.dumps(record, indent=1))
         yield
-
-
-def _strangers(out: Path) -> bool:
-    """Whether there is anything that a conversion killed before its record would not leave."""
-    ours = {out / "index", out / LOCK}
-    return any(path not in ours and MARK not in path.name for path in out.rglob("*"))

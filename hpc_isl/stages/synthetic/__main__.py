@@ -1,4 +1,4 @@
-"""The entry point of `python -m hpc_isl.stages.synthetic`."""
+"""The entry point of `python -m hpc_isl.stages.synthetic`, which Python runs by this name."""
 
 import sys
 

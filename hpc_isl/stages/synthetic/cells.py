@@ -1,8 +1,8 @@
-"""What lies in a synthetic field before a microscope sees it: cells, nuclei, their phase and their stains."""
+"""The cells of a synthetic field before a microscope images them: outlines, nuclei, phase and stains."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,22 @@ Labels = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Condition:
-    """How the cells of a well are: lengths in pixels.
+    """The cells of a well, with lengths in pixels.
 
     Attributes:
         density: share of the field that cells would cover if they did not overlap; 0 is an empty field.
         cell_px, nucleus_px: mean radii.
-        rounded: share of cells that have let go of the ground: small, thick, with a condensed nucleus.
+        rounded: share of cells that have detached: small, thick, with a condensed nucleus.
     """
 
     density: float
     cell_px: float = 30.0
     nucleus_px: float = 13.0
     rounded: float = 0.03
+
+    def scaled(self, density: float, nucleus_px: float) -> Condition:
+        """Returns the condition with these factors."""
+        return replace(self, density=self.density * density, nucleus_px=self.nucleus_px * nucleus_px)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class _Shape:
     turns: NDArray[np.float64]  # (3,) their phases
 
     def depth(self, size: int) -> tuple[tuple[slice, slice], Image]:
-        """The box round the shape, clipped to the field, and in it 0 at the centre, 1 on the outline."""
+        """Returns the box round the shape, clipped to the field, and depth: 0 at the centre, 1 outlined."""
         reach = self.radius * (1.05 + float(np.abs(self.waves).sum()))
         rows, columns = (
             slice(*np.clip((int(c - reach), int(c + reach) + 2), 0, size)) for c in (self.y, self.x)
@@ -73,7 +77,7 @@ class _Shape:
 
 
 def grow(rng: np.random.Generator, size: int, condition: Condition) -> Truth:
-    """A field of `size`² pixels with cells as `condition` says; cells may lie across its border."""
+    """Returns a field of `size`² pixels with cells as `condition` says; cells may lie across its border."""
     outlines = _outlines(rng, size, condition)
     rounded = rng.random(len(outlines)) < condition.rounded
     outlines = [_shrunk(s, 0.6) if r else s for s, r in zip(outlines, rounded, strict=True)]
@@ -90,6 +94,8 @@ def grow(rng: np.random.Generator, size: int, condition: Condition) -> Truth:
     texture = _noise(rng, size, 1.2, 3.0) * np.where(nuclei > 0, 0.25, 1.0)
     phase = body * (1.1 + 0.12 * texture) + 0.35 * core + 0.45 * spots + 0.5 * grains
     chromatin = np.clip(1 + 0.12 * _noise(rng, size, 0.8, 2.0) - 0.45 * spots, 0, None)
+    # Membranes stand out where cells end.
+    rim = np.asarray(np.exp(-(((radial - 0.97) / 0.06) ** 2)) * (cells > 0), np.float32)
     cytoplasm = body * np.clip(1 + 0.25 * texture, 0, None) * np.where(nuclei > 0, 0.6, 1.0)
     return Truth(
         cells=cells,
@@ -97,12 +103,12 @@ def grow(rng: np.random.Generator, size: int, condition: Condition) -> Truth:
         phase=ndimage.gaussian_filter(phase, 0.6).astype(np.float32),
         density=(0.01 * body + 0.05 * grains).astype(np.float32),
         dna=(core * stain[nuclei] * chromatin).astype(np.float32),
-        membrane=(cytoplasm + 0.5 * _rim(radial, cells) + 0.8 * grains).astype(np.float32),
+        membrane=(cytoplasm + 0.5 * rim + 0.8 * grains).astype(np.float32),
     )
 
 
 def _outlines(rng: np.random.Generator, size: int, condition: Condition) -> list[_Shape]:
-    """Cells thrown one by one; one that lands too close to an earlier one is thrown away."""
+    """Returns cells placed one by one; one that comes too close to an earlier one is discarded."""
     reach = condition.cell_px
     wanted = int(condition.density * (size + 2 * reach) ** 2 / (np.pi * reach**2))
     kept: list[_Shape] = []
@@ -125,14 +131,14 @@ def _shrunk(shape: _Shape, factor: float) -> _Shape:
 
 
 def _nucleus(rng: np.random.Generator, cell: _Shape, condition: Condition, rounded: bool) -> _Shape:
-    """An ellipse-like nucleus near the middle of its cell."""
+    """Returns an ellipse-like nucleus near the middle of its cell."""
     radius = min(condition.nucleus_px * rng.uniform(0.85, 1.15), 0.6 * cell.radius)
     y, x = rng.normal((cell.y, cell.x), 0.1 * cell.radius)
     return _shape(rng, y, x, radius * (0.75 if rounded else 1.0), (0.18, 0.04, 0.02))
 
 
 def _paint(shapes: list[_Shape], size: int, within: Labels | None = None) -> tuple[Labels, Image]:
-    """Labels in which a pixel belongs to the shape it is deepest in, and that depth (1: outside).
+    """Returns labels in which a pixel belongs to the shape it is deepest in, and that depth (1: outside).
 
     With `within`, shape k keeps to the pixels of label k there.
     """
@@ -149,26 +155,21 @@ def _paint(shapes: list[_Shape], size: int, within: Labels | None = None) -> tup
 
 
 def _dome(depth: Image, power: float) -> Image:
-    """1 in the middle of a shape, 0 from its outline on; the smaller the power, the flatter the top."""
+    """Returns 1 in the middle of a shape, 0 from its outline on; a smaller power has a flatter top."""
     return np.asarray(np.clip(1 - depth**2, 0, None) ** power, np.float32)
-
-
-def _rim(radial: Image, cells: Labels) -> Image:
-    """Membranes stand out where cells end."""
-    return np.asarray(np.exp(-(((radial - 0.97) / 0.06) ** 2)) * (cells > 0), np.float32)
 
 
 def _spots(
     rng: np.random.Generator, shapes: list[_Shape], most: int, width: tuple[float, float], size: int
 ) -> Image:
-    """Nucleoli: 1 to `most` soft discs somewhere in each shape, their radii a share of the shape's."""
+    """Returns nucleoli: 1 to `most` soft discs in each shape, their radii a share of the shape's."""
     image = np.zeros((size, size), np.float32)
     for shape in shapes:
         for _ in range(rng.integers(1, most + 1)):
-            turn, out = rng.uniform(0, 2 * np.pi), shape.radius * np.sqrt(rng.random())
+            angle, distance = rng.uniform(0, 2 * np.pi), shape.radius * np.sqrt(rng.random())
             disc = _Shape(
-                shape.y + out * np.sin(turn),
-                shape.x + out * np.cos(turn),
+                shape.y + distance * np.sin(angle),
+                shape.x + distance * np.cos(angle),
                 1.5 * shape.radius * rng.uniform(*width),
                 np.zeros(3),
                 np.zeros(3),
@@ -179,14 +180,14 @@ def _spots(
 
 
 def _grains(rng: np.random.Generator, size: int, where: NDArray[np.bool_]) -> Image:
-    """Vesicles: bright points in `where`, about one in 250 pixels, of uneven strength."""
+    """Returns vesicles: bright points in `where`, about one in 250 pixels, of uneven strength."""
     points = (rng.random((size, size)) < 0.004) & where
     strength = points * rng.gamma(2.0, 0.5, (size, size))
     return np.asarray(ndimage.gaussian_filter(strength, 1.0) * 2 * np.pi, np.float32)
 
 
 def _noise(rng: np.random.Generator, size: int, fine: float, coarse: float) -> Image:
-    """Texture of unit variance between two length scales, in pixels."""
+    """Returns texture of unit variance between two length scales, in pixels."""
     white = rng.standard_normal((size, size), dtype=np.float32)
     band = ndimage.gaussian_filter(white, fine) - ndimage.gaussian_filter(white, coarse)
     return np.asarray(band / band.std(), np.float32)

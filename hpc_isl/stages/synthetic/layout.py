@@ -1,4 +1,4 @@
-"""What is on a synthetic plate: its wells and what was done to them, its channels and how they are imaged."""
+"""The plan of a synthetic plate: its wells and their treatments, its channels and how they are imaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpc_isl.stages.synthetic.cells import Condition, Truth
 PIXEL_UM = 0.598
 PLANE_UM = 4.0
 
-# (wells up to, plate format, wells side by side); the outer rows and columns stay empty, as people leave them
+# (wells up to, plate format, wells side by side); outer rows and columns stay empty, because they dry out
 _BLOCKS = ((36, 96, 6), (60, 96, 10), (308, 384, 22))
 # treatment, dose in µM, control
 _TREATMENTS = (
@@ -46,14 +46,14 @@ class Channel:
     stain: str = ""
 
     def light(self, truth: Truth, z_um: float) -> optics.Image:
-        """What comes from a plane `z_um` above focus, in counts, before illumination and noise."""
+        """Returns the light of a plane `z_um` above focus, in counts, before illumination and noise."""
         if self.kind == "Brightfield":
-            seen = optics.brightfield(truth.phase, truth.density, z_um, PIXEL_UM)
+            light = optics.brightfield(truth.phase, truth.density, z_um, PIXEL_UM)
         elif self.kind == "Phase":
-            seen = optics.phase_contrast(truth.phase, z_um, PIXEL_UM)
+            light = optics.phase_contrast(truth.phase, z_um, PIXEL_UM)
         else:
-            seen = optics.fluorescence(getattr(truth, self.stain), z_um, PIXEL_UM)
-        return self.base + self.gain * seen
+            light = optics.fluorescence(getattr(truth, self.stain), z_um, PIXEL_UM)
+        return self.base + self.gain * light
 
 
 _BRIGHT = ((1.02,), (0.03, -0.02), (-0.12, 0.0, -0.12))
@@ -67,7 +67,7 @@ CELLMASK = Channel("CellMask Deep Red", "Fluorescence", 120, 900, (640, 706), _R
 
 @dataclass(frozen=True)
 class Well:
-    """A well: where it is and what was done to it; row and column count from 0."""
+    """A well and its treatment; row and column count from 0."""
 
     row: int
     column: int
@@ -80,31 +80,21 @@ class Well:
         return well_name(self.row, self.column)
 
     def condition(self, seed: int) -> Condition:
-        """Its cells: compound A halts division (fewer cells, larger nuclei), compound B kills."""
+        """Returns how its cells are: compound A halts division (fewer, larger nuclei), compound B kills."""
         usual = Condition(density=stream(seed, "density", self.name).uniform(0.35, 0.8))
         strength = self.dose_um / 10
         if self.treatment == "compound A":
-            return _changed(usual, density=1 - 0.5 * strength, nucleus_px=1 + 0.25 * strength)
+            return usual.scaled(density=1 - 0.5 * strength, nucleus_px=1 + 0.25 * strength)
         if self.treatment == "compound B":
-            killed = _changed(usual, density=1 - 0.4 * strength, nucleus_px=1 - 0.2 * strength)
+            killed = usual.scaled(density=1 - 0.4 * strength, nucleus_px=1 - 0.2 * strength)
             return replace(killed, rounded=usual.rounded + 0.25 * strength)
         return usual
 
 
-def _changed(condition: Condition, density: float, nucleus_px: float) -> Condition:
-    return replace(
-        condition, density=condition.density * density, nucleus_px=condition.nucleus_px * nucleus_px
-    )
-
-
 def lay_out(wells: int) -> tuple[list[Well], int]:
-    """The first `wells` wells of a plate, row by row, and the plate's format."""
-    for most, plate_format, wide in _BLOCKS:
+    """Returns the first `wells` wells of a plate, row by row, and the plate's format."""
+    for most, plate_format, side in _BLOCKS:
         if wells <= most:
-            return [_well(n, wide) for n in range(wells)], plate_format
+            treatments = (_TREATMENTS[n % len(_TREATMENTS)] for n in range(wells))
+            return [Well(n // side + 1, n % side + 1, *t) for n, t in enumerate(treatments)], plate_format
     raise UserError(f"{wells} wells: at most {_BLOCKS[-1][0]}, the inner wells of a plate of 384")
-
-
-def _well(number: int, wide: int) -> Well:
-    treatment, dose_um, control = _TREATMENTS[number % len(_TREATMENTS)]
-    return Well(number // wide + 1, number % wide + 1, treatment, dose_um, control)

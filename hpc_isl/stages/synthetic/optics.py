@@ -1,4 +1,4 @@
-"""How a microscope sees a synthetic field: defocus, point spread, uneven illumination, the camera's noise."""
+"""The optics of a synthetic microscope: defocus, point spread, uneven illumination, the camera's noise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READ_NOISE = 2.0  # counts
 
 
 def brightfield(phase: Image, density: Image, defocus_um: float, pixel_um: float) -> Image:
-    """Transmitted intensity (y, x), 1 without cells, `defocus_um` above the plane of focus.
+    """Returns the transmitted intensity (y, x), 1 without cells, `defocus_um` above the plane of focus.
 
     The wave exp(-density / 2 + i phase) is propagated by the Fresnel kernel (angular spectrum, paraxial);
     for small defocus this is the transport of intensity: contrast inverts through focus and in focus only
@@ -33,7 +33,7 @@ def brightfield(phase: Image, density: Image, defocus_um: float, pixel_um: float
 
 
 def phase_contrast(phase: Image, defocus_um: float, pixel_um: float) -> Image:
-    """Digital phase contrast (y, x): the phase without its slow part, so that cells have dark halos."""
+    """Returns digital phase contrast (y, x): the phase without its slow part, which gives dark halos."""
     blur = 0.7 + abs(defocus_um) * COHERENCE / pixel_um
     return np.asarray(
         ndimage.gaussian_filter(phase, blur) - 0.7 * ndimage.gaussian_filter(phase, 12.0 / pixel_um / 2),
@@ -42,14 +42,14 @@ def phase_contrast(phase: Image, defocus_um: float, pixel_um: float) -> Image:
 
 
 def fluorescence(stain: Image, defocus_um: float, pixel_um: float) -> Image:
-    """Emitted light (y, x): a point spread that widens with defocus, and a faint wide haze."""
+    """Returns the emitted light (y, x): a point spread that widens with defocus, and a faint wide haze."""
     width = np.hypot(0.45, 0.2 * defocus_um) / pixel_um
     haze = ndimage.gaussian_filter(stain, 6.0 / pixel_um)
     return np.asarray(0.88 * ndimage.gaussian_filter(stain, width) + 0.12 * haze, np.float32)
 
 
 def illumination(coefficients: Sequence[Sequence[float]], size: int) -> Image:
-    """The polynomial that Harmony states as a profile: sum of c[n][k] x^(n-k) y^k over a field.
+    """Returns the polynomial that Harmony states as a profile: sum of c[n][k] x^(n-k) y^k over a field.
 
     x and y run from -0.5 to 0.5 over the field, origin in its middle (`profile` writes the same numbers).
     """
@@ -62,7 +62,7 @@ def illumination(coefficients: Sequence[Sequence[float]], size: int) -> Image:
 
 
 def expose(light: Image, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Camera counts (uint16) of `light` (counts without noise): shot noise, read noise, pedestal."""
+    """Returns camera counts (uint16) of `light` (counts without noise): shot noise, read noise, pedestal."""
     counts = rng.poisson(np.clip(light, 0, None) * ELECTRONS) / ELECTRONS
     counts = counts + rng.normal(PEDESTAL, READ_NOISE, light.shape)
     return np.clip(np.rint(counts), 0, 65535).astype(np.uint16)

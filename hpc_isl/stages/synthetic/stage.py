@@ -1,4 +1,4 @@
-"""A plate with known truth, written as a vendor writes it: where a newcomer's first run and the tests begin.
+"""A synthetic plate with known truth, as a vendor writes it, for a newcomer's first run and the tests.
 
     python -m hpc_isl.stages.synthetic demo/export --wells 24 --fields 2
 
@@ -23,7 +23,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import write_atomic
 from hpc_isl.seeds import stream
 from hpc_isl.stages.synthetic.cells import Truth, grow
-from hpc_isl.stages.synthetic.index import file_name, index
+from hpc_isl.stages.synthetic.index import file_name, index_text
 from hpc_isl.stages.synthetic.layout import (
     BRIGHTFIELD,
     CELLMASK,
@@ -51,7 +51,7 @@ def write(
     empty: bool = True,
     seed: int = 0,
 ) -> None:
-    """Writes the export; the index comes last, so that a broken-off one is not taken for whole.
+    """Writes the export; the index comes last, so that an interrupted one is not taken for whole.
 
     Args:
         folder: must not hold an export yet.
@@ -62,36 +62,36 @@ def write(
         empty: the last field of the last well holds no cells (unless it is the only one).
         seed: of everything.
     """
-    where = folder / "Images" / "Index.idx.xml"
-    if where.exists():
+    index_file = folder / "Images" / "Index.idx.xml"
+    if index_file.exists():
         raise UserError(f"{folder}: holds an export already; name another folder")
     if min(wells, fields, planes) < 1 or size < 64:
         raise UserError("wells, fields and planes are at least 1, size is at least 64")
-    places, plate_format = lay_out(wells)
+    layout, plate_format = lay_out(wells)
     channels = [BRIGHTFIELD, *([PHASE] if phase else []), HOECHST, CELLMASK]
     heights = [PLANE_UM * (p - (planes - 1) / 2) for p in range(planes)]
-    for well in places:
+    for well in layout:
         for number in range(1, fields + 1):
-            bare = empty and wells * fields > 1 and (well, number) == (places[-1], fields)
-            truth = _truth(well, number, size, bare, seed)
+            condition = well.condition(seed)
+            if empty and wells * fields > 1 and (well, number) == (layout[-1], fields):
+                condition = replace(condition, density=0.0)
+            truth = grow(stream(seed, "cells", well.name, number), size + 2 * MARGIN, condition)
             for name, pixels in _planes(truth, well, number, channels, heights, seed):
-                _write_tiff(where.parent / name, pixels)
-            _write_truth(folder / "truth", f"{well.name}_{number}.tiff", truth)
-    _write_plate_map(folder / "plate_map.csv", places)
-    write_atomic(where, index(places, plate_format, fields, channels, heights, size))
-
-
-def _truth(well: Well, field: int, size: int, bare: bool, seed: int) -> Truth:
-    condition = well.condition(seed)
-    if bare:
-        condition = replace(condition, density=0.0)
-    return grow(stream(seed, "cells", well.name, field), size + 2 * MARGIN, condition)
+                _write_tiff(index_file.parent / name, pixels)
+            for kind in ("cells", "nuclei"):
+                path = folder / "truth" / kind / f"{well.name}_{number}.tiff"
+                _write_tiff(path, getattr(truth, kind)[_INNER])
+    with (folder / "plate_map.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["well", "treatment", "dose_uM", "control"])
+        table.writerows([w.name, w.treatment, f"{w.dose_um:g}", w.control] for w in layout)
+    write_atomic(index_file, index_text(layout, plate_format, fields, channels, heights, size))
 
 
 def _planes(
     truth: Truth, well: Well, field: int, channels: Sequence[Channel], heights: Sequence[float], seed: int
 ) -> Iterator[tuple[str, NDArray[np.uint16]]]:
-    """File name and pixels of each plane of a field, without the margin."""
+    """Yields file name and pixels of each plane of a field, without the margin."""
     for number, channel in enumerate(channels, 1):
         for plane, z_um in enumerate(heights, 1):
             light = channel.light(truth, z_um)[_INNER]
@@ -100,21 +100,9 @@ def _planes(
             yield file_name(well, field, plane, number), expose(lit, rng)
 
 
-def _write_truth(folder: Path, name: str, truth: Truth) -> None:
-    _write_tiff(folder / "cells" / name, truth.cells[_INNER])
-    _write_tiff(folder / "nuclei" / name, truth.nuclei[_INNER])
-
-
 def _write_tiff(path: Path, pixels: NDArray[np.uint16]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, pixels, compression="lzw", metadata=None)
-
-
-def _write_plate_map(path: Path, wells: Sequence[Well]) -> None:
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["well", "treatment", "dose_uM", "control"])
-        table.writerows([w.name, w.treatment, f"{w.dose_um:g}", w.control] for w in wells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         write(**vars(given))
-    except UserError as mistake:
-        print(mistake, file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 2
     print(f"{given.folder}: {given.wells} wells × {given.fields} fields of {given.size}² pixels")
     return 0

@@ -1,4 +1,4 @@
-"""The door as a user meets it: help, mistakes, dry runs, an installed wheel."""
+"""The command line as a user meets it: help, errors, dry runs, an installed wheel."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl import submit
-from hpc_isl.cli import commands
+from hpc_isl.cli import main, stage_commands
+from hpc_isl.cli.arguments import parse
+from hpc_isl.cli.help import EXAMPLES, KINDS, REQUIRED, USUAL, USUAL_OF_SITE, rows, stage_manual
 from hpc_isl.cluster.run_folder import job
-from hpc_isl.recipes.load import RECIPES
+from hpc_isl.recipes.load import RECIPES, load
+from hpc_isl.site import Site
 
 if TYPE_CHECKING:
     from tests.conftest import Door
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COUNTING = ROOT / "tests" / "cluster"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"]])
-def test_help_loads_nothing_that_makes_one_wait(door: Door, words: list[str]) -> None:
-    """How long it takes is told by benchmarks/command_line.py."""
-    code = f"import sys; from hpc_isl.submit import door; door({words}); print(*sys.modules, file=sys.stderr)"
+@pytest.mark.parametrize(
+    "words", [["--help"], ["pretrain", "--help"], ["set", "--help"], ["table", "--help"]]
+)
+def test_help_imports_nothing_slow(door: Door, words: list[str]) -> None:
+    """The file benchmarks/command_line.py measures how long it takes."""
+    call = f"from hpc_isl.cli.main import run_command; run_command({words})"
+    code = f"import sys; {call}; print(*sys.modules, file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=door.cwd, env=door.environment, capture_output=True, text=True,
         check=True,
@@ -36,33 +41,89 @@ def test_help_loads_nothing_that_makes_one_wait(door: Door, words: list[str]) ->
     assert heavy.isdisjoint(done.stderr.split())
 
 
-@pytest.mark.parametrize("verb", ["annotate", "convert", "pretrain", "sweep", "chain", *commands.COMMANDS])
+@pytest.mark.parametrize("verb", main.verbs())
 def test_every_verb_has_help(door: Door, verb: str) -> None:
     done = door(verb, "--help")
     assert done.returncode == 0, done.stdout
-    assert f"python -m hpc_isl.submit {verb}" in done.stdout or "hpc-isl" in done.stdout
+    assert f"usage: python -m hpc_isl.submit {verb}" in done.stdout
+    assert f"  python -m hpc_isl.submit {verb} " in done.stdout or "example: " in done.stdout
 
 
-def test_help_of_a_verb_tells_each_key_its_default_and_meaning(door: Door) -> None:
-    page = " ".join(door("pretrain", "--help").stdout.split())
+def test_help_all_of_a_verb_gives_each_key_its_default_and_meaning(door: Door) -> None:
+    page = " ".join(door("pretrain", "--help", "all").stdout.split())
     for key in ("plates (must be given)", "sources.N.channel", "train.micro_batch = ", "site.key=value"):
         assert key in page
     assert "crops per forward pass, the span of BatchNorm; divides batch" in page
     assert "[auto | fp32 | bf16 | fp16]" in page
 
 
-def test_every_key_of_every_recipe_and_site_has_a_meaning() -> None:
-    from hpc_isl.cli.help import rows
-    from hpc_isl.site import Site
+@pytest.mark.parametrize("verb", [*RECIPES, "sweep", "chain"])
+def test_help_begins_with_the_required_keys_and_names_where_the_rest_is(verb: str) -> None:
+    page, whole = (stage_manual(verb, "H", every_key) for every_key in (False, True))
+    required = [key for key, default, _ in rows(KINDS[verb], {}) if default == REQUIRED and "N." not in key]
+    places = [page.index(f"\n  {key} {REQUIRED}") for key in required]
+    assert places == sorted(places)
+    assert places[-1] < page.index("\nsite ") < page.index("\nexamples") < page.index(f"H {verb} --help all")
+    assert len(page.splitlines()) < 60
+    assert all(f"\n  {key} " in whole for key, _, _ in rows(KINDS[verb], {}))
 
-    for kind in [*(RECIPES[verb] for verb in submit.STAGES), Site]:
+
+def test_the_usual_keys_exist_and_the_examples_are_read() -> None:
+    known = main.verbs()
+    for verb, keys in USUAL.items():
+        assert set(keys) <= {key for key, _, _ in rows(KINDS[verb], {})}
+        for example in EXAMPLES[verb]:
+            given = parse(known, shlex.split(example))
+            assert given is not None
+            assert given.verb == verb
+            path, assignments, _ = stage_commands.split_words(verb, given.words)
+            if verb not in ("sweep", "chain"):
+                load(verb, path, assignments)
+    assert set(USUAL_OF_SITE) <= set(Site.model_fields)
+
+
+# A value for each option that takes one; the others are switches.
+VALUES = {
+    "--site": "laptop", "--name": "a", "--after": "b", "--verify": "1%", "--root": "runs", "--rank": "1",
+    "--out": "a.yaml", "--slurm-conf": "slurm.conf", "--patience": "1h", "--port": "5000",
+}  # fmt: skip
+OPTIONS = {
+    **dict.fromkeys(RECIPES, "--site --name --dry-run --time --wait --after"),
+    "segment": "--site --name --dry-run --time --wait --after --verify",
+    "sweep": "--site --name --dry-run --time --wait --after --update",
+    "chain": "--site --name --dry-run --time --wait --after",
+    "site": "--out --slurm-conf", "doctor": "--site --patience", "inspect": "", "validate": "--deep",
+    "set": "--dry-run --root --site", "status": "--root --site --json",
+    "logs": "--root --site -f --follow --rank", "cancel": "--root --site",
+    "resume": "--root --site --wait --after", "retry": "--root --site --wait",
+    "remove": "--force --yes --dry-run --root --site", "report": "--root --site", "table": "--root --site",
+    "sync": "--root --site --follow", "ui": "--root --site --port",
+}  # fmt: skip
+
+
+def test_every_option_of_every_verb_is_taken_before_between_and_after_words() -> None:
+    known = main.verbs()
+    assert set(known) == set(OPTIONS)
+    for verb, options in OPTIONS.items():
+        for name in options.split():
+            typed = [name, VALUES[name]] if name in VALUES else [name]
+            for place in range(3):
+                given = parse(known, [verb, *["one", "key=two"][:place], *typed, *["one", "key=two"][place:]])
+                assert given is not None
+                assert given.words == ["one", "key=two"]
+                value = getattr(given, name.strip("-").replace("-", "_").replace("f", "follow", name == "-f"))
+                assert value not in (None, False, [])
+
+
+def test_every_key_of_every_recipe_and_site_has_a_meaning() -> None:
+    for kind in [*(RECIPES[verb] for verb in stage_commands.STAGES), Site]:
         assert [key for key, _, meaning in rows(kind, {}) if not meaning] == []
 
 
 def test_the_tables_of_stages_agree() -> None:
-    assert set(submit.STAGES) == set(job.STAGES) == set(RECIPES)
-    for verb in (*submit.STAGES, *commands.COMMANDS):
-        assert verb in submit._overview()
+    assert set(stage_commands.STAGES) == set(job.STAGES) == set(RECIPES)
+    for verb in main.verbs():
+        assert verb in main.overview()
 
 
 @pytest.mark.parametrize(
@@ -88,13 +149,13 @@ def test_the_tables_of_stages_agree() -> None:
         (["resume", "--port", "3"], "--port: no such option"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_what_would_be_right(door: Door, words: list[str], messages: str) -> None:
+def test_an_error_names_what_would_be_right(door: Door, words: list[str], messages: str) -> None:
     done = door(*words)
     assert done.returncode == 2, done.stdout
     assert messages in done.stdout
     assert "Traceback" not in done.stdout
     assert len(done.stdout.splitlines()) <= 12
-    assert not (door.cwd / "runs").exists(), "a mistake leaves nothing behind"
+    assert not (door.cwd / "runs").exists(), "an error leaves nothing behind"
 
 
 def test_a_typo_comes_before_what_it_leaves_missing(door: Door) -> None:
@@ -179,7 +240,7 @@ def test_runs_lie_where_the_environment_or_the_site_says(door: Door, tmp_path: P
     assert Path(typed[4]).parent == tmp_path / "by site" / "count"
 
 
-def test_output_that_no_one_reads_any_more_is_no_error(door: Door) -> None:
+def test_a_closed_pipe_is_no_error(door: Door) -> None:
     command = f"{sys.executable} -m hpc_isl.submit pretrain --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=door.cwd, env=door.environment, capture_output=True, text=True
@@ -188,13 +249,16 @@ def test_output_that_no_one_reads_any_more_is_no_error(door: Door) -> None:
     assert done.stderr == ""
 
 
-def test_words_of_annotate_become_keys() -> None:
+def test_the_action_of_annotate_becomes_a_key() -> None:
     words = ["import", "my masks: all/", "labels=nuclei", "plate=P.zarr"]
-    assert submit._action("annotate", words) == [
+    assert stage_commands.action_as_keys("annotate", words) == [
         "action=import", 'source="my masks: all/"', "labels=nuclei", "plate=P.zarr",
     ]  # fmt: skip
-    assert submit._action("annotate", ["draft", "plate=P.zarr"]) == ["action=draft", "plate=P.zarr"]
-    assert submit._action("convert", ["import"]) == ["import"]
+    assert stage_commands.action_as_keys("annotate", ["draft", "plate=P.zarr"]) == [
+        "action=draft",
+        "plate=P.zarr",
+    ]
+    assert stage_commands.action_as_keys("convert", ["import"]) == ["import"]
 
 
 @pytest.mark.journey

@@ -32,7 +32,7 @@ class Outline:
     Attributes:
         name: for messages.
         box: (x0, y0, x1, y1) around it.
-        fill: its pixels in an image of this height and width.
+        fill: returns its pixels in an image of a height and width.
     """
 
     name: str
@@ -41,20 +41,20 @@ class Outline:
     fill: Callable[[int, int], Patch]
 
 
-def of_polygons(name: str, time: int, polygons: Sequence[Sequence[Ring]]) -> Outline:
-    """An object of one or more polygons, each of rings: what an even number of them surrounds is a hole."""
+def polygon_outline(name: str, time: int, polygons: Sequence[Sequence[Ring]]) -> Outline:
+    """Returns an object of polygons, each of rings: what an even number of rings surrounds is a hole."""
     points = np.concatenate([ring for rings in polygons for ring in rings])
     (x0, y0), (x1, y1) = points.min(0), points.max(0)
     return Outline(name, time, (x0, y0, x1, y1), partial(_filled_polygons, polygons))
 
 
-def of_ellipse(name: str, time: int, box: Box) -> Outline:
-    """The ellipse that touches the sides of a box."""
+def ellipse_outline(name: str, time: int, box: Box) -> Outline:
+    """Returns the ellipse that touches the sides of a box."""
     return Outline(name, time, box, partial(_filled_ellipse, box))
 
 
-def of_mask(name: str, time: int, size: tuple[int, int], mask: Callable[[], Mask]) -> Outline:
-    """An object that is given as a mask of the whole image."""
+def mask_outline(name: str, time: int, size: tuple[int, int], mask: Callable[[], Mask]) -> Outline:
+    """Returns an object that is given as a mask of the whole image."""
     return Outline(name, time, (0, 0, size[1], size[0]), lambda height, width: (0, 0, mask()))
 
 
@@ -72,7 +72,7 @@ def _filled_polygons(polygons: Sequence[Sequence[Ring]], height: int, width: int
 
 
 def _filled(rings: Sequence[Ring], height: int, width: int) -> Mask:
-    """Where a line from the left crosses an odd number of edges; ImageJ decides ties in the same way."""
+    """Returns the pixels to which a line from the left crosses an odd number of edges."""
     start = np.concatenate(rings)
     end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
     down = (start[:, 1] <= end[:, 1])[:, None]
@@ -83,6 +83,7 @@ def _filled(rings: Sequence[Ring], height: int, width: int) -> Mask:
     row = np.arange(rows.sum()) - np.repeat(rows.cumsum() - rows, rows) + first[edge]
     slope = (bottom[edge, 0] - top[edge, 0]) / (bottom[edge, 1] - top[edge, 1])
     x = top[edge, 0] + (row + 0.5 - top[edge, 1]) * slope
+    # Rounded so that ties between neighbours are decided as ImageJ decides them.
     crossings = np.zeros((height, width + 1), np.int64)
     np.add.at(crossings, (row, np.floor(x + 0.5).clip(0, width).astype(int)), 1)
     return (crossings.cumsum(1)[:, :width] & 1).astype(np.bool_)
@@ -97,44 +98,40 @@ def _filled_ellipse(box: Box, height: int, width: int) -> Patch:
     return top, left, across**2 + up[:, None] ** 2 <= 1
 
 
-# ---------------------------------------------------------------- all of a field
+# ---------------------------------------------------------------- painting
 
 
 def check_places(path: Path, outlines: Sequence[Outline], shape: Shape) -> None:
-    """Outlines beside the image, or of a time that it has not, are drawn on another one.
-
-    Raises:
-        UserError: naming them.
-    """
+    """Raises a `UserError` that names the outlines beside the image, or of a time that it does not have."""
     times, height, width = shape
-    late = [one.name for one in outlines if not 0 <= one.time < times]
+    late = [outline.name for outline in outlines if not 0 <= outline.time < times]
     if late:
         raise UserError(f"{path}: {_some(late)} are of a time that the field has not; it has {times}")
-    beside = [one.name for one in outlines if not _meets(one.box, height, width)]
+    beside = [
+        outline.name
+        for outline in outlines
+        for x0, y0, x1, y1 in [outline.box]
+        if not (x0 < width and y0 < height and x1 > 0 and y1 > 0)
+    ]
     if beside:
         raise UserError(f"{path}: {_some(beside)} lie outside of the field of {height} × {width} pixels")
-
-
-def _meets(box: Box, height: int, width: int) -> bool:
-    x0, y0, x1, y1 = box
-    return x0 < width and y0 < height and x1 > 0 and y1 > 0
 
 
 def painted(
     path: Path, outlines: Sequence[Outline], shape: Shape, smaller_on_top: bool
 ) -> tuple[NDArray[np.uint32], int]:
-    """Labels (t, y, x), numbered as the outlines are, and how many of them have no pixel.
+    """Returns labels (t, y, x), numbered as the outlines are, and how many outlines have no pixel.
 
     Raises:
-        UserError: outlines overlap, and what to do then was not said; some lie outside.
+        UserError: outlines overlap without `smaller_on_top`, or some lie outside.
     """
     check_places(path, outlines, shape)
     labels = np.zeros(shape, np.uint32)
-    patches = [one.fill(*shape[1:]) for one in outlines]
+    patches = [outline.fill(*shape[1:]) for outline in outlines]
     sizes = np.array([mask.sum() for *_, mask in patches])
     pairs: list[tuple[str, str]] = []
     shared = 0
-    for number in np.argsort(-sizes, kind="stable"):
+    for number in np.argsort(-sizes, kind="stable"):  # smaller ones are painted over larger ones
         y, x, mask = patches[number]
         window = labels[outlines[number].time, y : y + mask.shape[0], x : x + mask.shape[1]]
         below = window[mask]
@@ -142,7 +139,7 @@ def painted(
         pairs += [(outlines[k - 1].name, outlines[number].name) for k in np.unique(below[below > 0])]
         window[mask] = number + 1
     if pairs and not smaller_on_top:
-        shown = ", ".join(f"{one} and {other}" for one, other in pairs[:SHOWN])
+        shown = ", ".join(f"{below} and {above}" for below, above in pairs[:SHOWN])
         raise UserError(
             f"{path}: {len(pairs)} pairs of outlines overlap, in {shared:,} pixels ({shown}"
             f"{', …' if len(pairs) > SHOWN else ''}); overlaps=smaller_on_top gives these to the smaller one"

@@ -1,1 +1,0 @@
-"""How other programs save labels."""
