@@ -16,19 +16,14 @@ import hpc_isl
 from hpc_isl.cli.arguments import ArgumentParser, console, program, silence
 from hpc_isl.cli.commands import COMMANDS
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.stages import stage_table
 
-STAGES = {
-    "convert": "a vendor's export to an OME-Zarr plate",
-    "annotate": "labels of a plate: drafted from a stain, exported to be corrected, imported",
-    "pretrain": "in silico labeling: a network learns stains from label-free images",
-    "finetune": "a few annotated boxes turn a pretrained network into one that segments",
-    "segment": "plates and a fine-tuned model to objects: labels, a table of features, counts",
-}
+STAGES = {name: stage.summary for name, stage in stage_table.STAGES.items()}
 MANY = {
     "sweep": "an array of runs of one stage that differ in what is swept over",
     "chain": "stages one after another, with stops where a person annotates",
 }
-ACTIONS = {"annotate": ("import", "draft", "export")}  # words that stand before the recipe
+ACTIONS = {name: stage.actions for name, stage in stage_table.STAGES.items() if stage.actions}
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
@@ -141,7 +136,7 @@ def _share(text: str) -> float:
 def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     """A stage, an array or a chain, as the words ask for it."""
     from hpc_isl import site
-    from hpc_isl.cluster.run_folder import names
+    from hpc_isl.cluster.run_folder import create, names
     from hpc_isl.cluster.submit import chain, launch, request, sweep
     from hpc_isl.recipes import load
 
@@ -159,7 +154,7 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     if verb == "sweep":
         order = sweep.order(path, keys, where, given.name, after)
     else:
-        order = request.RunRequest(
+        order = create.RunRequest(
             verb, load.load(verb, path, keys), request.site_of(verb, where), given.name, after
         )
     order = replace(

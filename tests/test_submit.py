@@ -13,8 +13,8 @@ import pytest
 
 from hpc_isl import submit
 from hpc_isl.cli import commands
-from hpc_isl.cluster.run_folder import job
 from hpc_isl.recipes.load import RECIPES
+from hpc_isl.stages import stage_table
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -60,7 +60,7 @@ def test_every_key_of_every_recipe_and_site_has_a_meaning() -> None:
 
 
 def test_the_tables_of_stages_agree() -> None:
-    assert set(submit.STAGES) == set(job.STAGES) == set(RECIPES)
+    assert set(submit.STAGES) == set(stage_table.STAGES) == set(RECIPES)
     for verb in (*submit.STAGES, *commands.COMMANDS):
         assert verb in submit._overview()
 

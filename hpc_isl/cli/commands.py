@@ -58,10 +58,10 @@ def _status(argv: list[str]) -> int:
 
 def _edits(run: Run) -> list[str]:
     """The labels in plates that are no longer those that runs of segment wrote, once these have ended."""
-    from hpc_isl.cluster.monitor import status
+    from hpc_isl.cluster.run_folder import status
 
     runs = [one for one in run.elements() or [run] if one.stage == "segment" and one.attempt_numbers()]
-    ended = [one for one, state in status.states(runs).items() if not state.alive]
+    ended = [one for one, state in status.statuses(runs).items() if not state.alive]
     if not ended:
         return []
     from hpc_isl.stages.segment.edits import differing
@@ -77,10 +77,11 @@ def _logs(argv: list[str]) -> int:
     )  # fmt: skip
     if given is None:
         return 0
-    from hpc_isl.cluster.monitor import follow, status, status_table
+    from hpc_isl.cluster.monitor import follow, status_table
+    from hpc_isl.cluster.run_folder import status
 
     run = _one_run("logs", given)
-    if given.follow and status.state(run).alive:
+    if given.follow and status.status_of(run).alive:
         return follow.follow(run, console(run.root), given.rank or 0, everything=True)
     for line in status_table.log_lines(run, given.rank):
         print(line)
@@ -91,7 +92,7 @@ def _cancel(argv: list[str]) -> int:
     given = parsed("cancel", "RUN: tells it to save and stop", argv, ROOT, SITE)
     if given is None:
         return 0
-    from hpc_isl.cluster.monitor import status
+    from hpc_isl.cluster.run_folder import status
 
     run = _one_run("cancel", given)
     print(status.cancel(run))

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_isl import submit
-from hpc_isl.cluster.run_folder import job
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import RECIPES
 from hpc_isl.recipes.many import Arrangement
 from hpc_isl.run import Attempt, Plan, Run
+from hpc_isl.stages.stage_table import STAGES, Stage
 from hpc_isl.timing import Workload
 
 
@@ -60,7 +60,7 @@ class CountRecipe(Recipe):
 
 
 RECIPES["count"] = CountRecipe
-job.STAGES["count"] = "counting"
+STAGES["count"] = Stage("count", "counts to a number", "counting", "counting.CountRecipe")
 submit.STAGES["count"] = "counts to a number"
 
 

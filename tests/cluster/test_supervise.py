@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.executors.supervise import Ending, Requests, Watch, start
+from hpc_isl.cluster.executors.supervise import Requests, Watch, start
+from hpc_isl.cluster.run_folder.job import Ending
 
 
 def watched(tmp_path: Path, *programs: str, limit_s: float | None = None) -> tuple[Ending, list[str]]:

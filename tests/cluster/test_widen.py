@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hpc_isl.cluster.run_folder import arrays, create
+from hpc_isl.cluster.run_folder.create import RunRequest
 from hpc_isl.cluster.submit import extend_sweep, request, sweep
-from hpc_isl.cluster.submit.request import RunRequest
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.site import Site
 

@@ -54,13 +54,13 @@ def test_a_limit_that_came_sooner_than_was_said_sends_two_signals_in_either_orde
 
 WHILE_IMPORTING = """
 import sys
-from hpc_isl.cluster.rank.system_metrics import vitals
+from hpc_isl.cluster.rank.system_metrics import system_metrics
 taken = []
 
 class Look:
     def find_spec(self, name, path=None, target=None):
         if name.startswith("torch.") and len(taken) < 500:
-            taken.append(vitals())
+            taken.append(system_metrics())
 
 sys.meta_path.insert(0, Look())
 import torch

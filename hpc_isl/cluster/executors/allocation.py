@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_isl.cluster.executors import local
-from hpc_isl.cluster.executors.supervise import Ending, Requests, Watch, start
-from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.executors.supervise import Requests, Watch, start
 from hpc_isl.cluster.rank import environment, requeue
-from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Job, srun_flags, threads
+from hpc_isl.cluster.run_folder import status
+from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Ending, Job, srun_flags, threads
 from hpc_isl.cluster.run_folder.provenance import import_path
 from hpc_isl.cluster.slurm.commands import step_environment
 from hpc_isl.site import Site

@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpc_isl.cluster.executors.supervise import Ending, Requests, Watch, start
-from hpc_isl.cluster.rank.environment import cpus_here
-from hpc_isl.cluster.run_folder.job import Job, interpreter, threads
+from hpc_isl.cluster.executors.supervise import Requests, Watch, start
+from hpc_isl.cluster.run_folder.job import Ending, Job, interpreter, threads
 from hpc_isl.cluster.run_folder.provenance import import_path
-from hpc_isl.site import Site, gpus_here
+from hpc_isl.site import Site, cpus_here, gpus_here
 
 
 def command(job: Job, site: Site, before: Sequence[str] = ()) -> list[str]:

@@ -12,11 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from hpc_isl.cluster.executors import local
-from hpc_isl.cluster.executors.supervise import Ending, Requests
+from hpc_isl.cluster.executors.supervise import Requests
 from hpc_isl.cluster.monitor.progress_view import progress_text
-from hpc_isl.cluster.monitor.status import first_line, ranks
 from hpc_isl.cluster.monitor.status_table import duration
-from hpc_isl.cluster.run_folder.job import STOPPED, Job
+from hpc_isl.cluster.run_folder.job import STOPPED, Ending, Job
+from hpc_isl.cluster.run_folder.status import first_line, ranks
 from hpc_isl.files import read_json
 from hpc_isl.site import Site, gpus_here
 

@@ -16,15 +16,16 @@ from submitit.core import utils
 
 from hpc_isl.cluster.rank.requeue import ASK
 from hpc_isl.cluster.rank.worker import work
-from hpc_isl.cluster.run_folder.job import POOLED, Job, interpreter, srun_flags, threads
+from hpc_isl.cluster.run_folder.job import Job, interpreter, srun_flags, threads
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
-from hpc_isl.cluster.run_folder.submissions import Unanswered, cluster_of
+from hpc_isl.cluster.run_folder.submissions import Unanswered
 from hpc_isl.cluster.slurm import limits, queue, submit_limits
-from hpc_isl.cluster.slurm.commands import ask, environment
+from hpc_isl.cluster.slurm.commands import ask, cluster_of, environment
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
+from hpc_isl.stages.stage_table import is_pooled
 
 NEVER_REACHED = "Unable to contact slurm controller"  # sbatch then has handed nothing over
 
@@ -132,7 +133,7 @@ def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, object]:
         "mail-user": site.mail, "mail-type": "END,FAIL" if site.mail else None,
         "job-name": f"{batch.run.stage}-{batch.run.name}", "comment": f"hpc_isl attempt {batch.attempt}",
         "chdir": str(batch.run.folder), "requeue": True,
-        "no-kill": True if batch.stage in POOLED else None,  # it goes on when one of its nodes is lost
+        "no-kill": True if is_pooled(batch.stage) else None,  # goes on without a lost node
         # What waits for a job that failed would wait for ever.
         "dependency": after, "kill-on-invalid-dep": "yes" if after else None,
     }  # fmt: skip

@@ -14,7 +14,7 @@ from types import FrameType
 
 import psutil
 
-from hpc_isl.cluster.run_folder.job import STOPPED
+from hpc_isl.cluster.run_folder.job import STOPPED, Ending
 
 LOOK_S = 0.1
 CRASH_GRACE_S = 3.0  # for the other ranks to say what they saw, after one has died
@@ -52,17 +52,6 @@ class Requests:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the ranks ended: their exit codes (negative: the signal), and which one crashed first."""
-
-    codes: Mapping[int, int]
-    crashed: int | None = None
-    interrupted: bool = False
-    stopped: bool = False
-    killed: bool = False
 
 
 def start(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from hpc_isl.cluster.monitor import messages, status
+from hpc_isl.cluster.monitor import messages
 from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.monitor.progress_view import View
+from hpc_isl.cluster.run_folder import status
 from hpc_isl.run import Run
 
 LOOK_S = 0.5
@@ -35,7 +36,7 @@ def _until_ended(run: Run, rank: int, everything: bool) -> None:
             view = View(run, run.attempt_numbers()[-1], rank, everything)
         view.tick()
         if time.monotonic() - asked > ASK_S:
-            asked, alive = time.monotonic(), status.state(run).alive
+            asked, alive = time.monotonic(), status.status_of(run).alive
         time.sleep(LOOK_S)
     view.close()
 
@@ -44,7 +45,7 @@ def _array_until_ended(run: Run, console: Console) -> None:
     """One line whenever the counts have changed."""
     shown = ""
     while True:
-        found = status.state(run)
+        found = status.status_of(run)
         if found.detail != shown:
             console.log(f"{run.name}: {found.detail}")
             shown = found.detail
@@ -55,5 +56,5 @@ def _array_until_ended(run: Run, console: Console) -> None:
 
 def until_ended(run: Run) -> None:
     """Returns when no one works on the run any more."""
-    while status.state(run).alive:
+    while status.status_of(run).alive:
         time.sleep(ASK_S)

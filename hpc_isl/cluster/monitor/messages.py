@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.cluster.executors.supervise import Ending
-from hpc_isl.cluster.monitor import status, status_table
+from hpc_isl.cluster.monitor import status_table
 from hpc_isl.cluster.monitor.progress_view import progress_text
-from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, stage_module
+from hpc_isl.cluster.run_folder import status
+from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Ending
 from hpc_isl.cluster.run_folder.names import address
+from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.run import Run
 from hpc_isl.site import folders_of_runs, runs_root
+from hpc_isl.stages.stage_table import stage_named
 
 INTERRUPTED = 130
 
@@ -75,7 +77,7 @@ def _done_elements(run: Run, console: Console) -> int:
         console.log(line)
     console.log(f"{run.stage} {run.name!r} is done")
     console.log(f"  run folder  {run.folder}")
-    following = getattr(stage_module(run.elements()[0].stage), "after_sweep", None)
+    following = getattr(stage_named(run.elements()[0].stage).load(), "after_sweep", None)
     _say_next(following(run) if following and run.stage == "sweep" else None, run, console)
     return 0
 
@@ -147,14 +149,14 @@ def waited(run: Run, console: Console) -> int:
     """How a run that was waited for has ended; the exit code."""
     if run.elements():
         return _ended_elements(run, console)
-    found = status.state(run)
-    if found.word == "done":
+    found = status.status_of(run)
+    if found.state == RunState.DONE:
         return done(run, console)
     for line in status_table.failure_text(run):
         console.log(line)
-    console.log(f"{run.stage} {run.label!r} is {found.word}" + (f": {found.detail}" if found.detail else ""))
+    console.log(f"{run.stage} {run.label!r} is {found.state}" + (f": {found.detail}" if found.detail else ""))
     console.log(f"next: {console.command('resume', run)}")
-    if found.word in ("stopped", "cancelled"):
+    if found.state in (RunState.STOPPED, RunState.CANCELLED):
         return STOPPED
     mistake = (status.first_failure(status.ranks(run)) or {}).get("outcome") == "mistake"
     return MISTAKE if mistake else FAILED
@@ -177,13 +179,13 @@ def ended_array(run: Run, interrupted: bool, console: Console) -> int:
 
 
 def _ended_elements(run: Run, console: Console) -> int:
-    found = status.states(run.elements())
-    if all(each.word == "done" for each in found.values()):
+    found = status.statuses(run.elements())
+    if all(each.state == RunState.DONE for each in found.values()):
         return done(run, console)
-    bad = {one: each for one, each in found.items() if each.word in ("failed", "lost")}
+    bad = {one: each for one, each in found.items() if each.state in (RunState.FAILED, RunState.LOST)}
     for one, each in list(bad.items())[:5]:
-        console.log(f"{one.label} {each.word}: {each.detail}")
-    console.log(f"{run.stage} {run.name!r}: {status.state(run).detail}")
+        console.log(f"{one.label} {each.state}: {each.detail}")
+    console.log(f"{run.stage} {run.name!r}: {status.status_of(run).detail}")
     console.log(f"  run folder  {run.folder}")
     first = [console.command("logs", next(iter(bad)))] if bad else []
     console.log("next: " + "\n      ".join([*first, console.command("retry" if bad else "resume", run)]))

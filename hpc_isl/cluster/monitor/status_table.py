@@ -7,17 +7,18 @@ from datetime import datetime
 from typing import Any
 
 from hpc_isl.cluster.monitor.progress_view import figure, progress_text
-from hpc_isl.cluster.monitor.status import (
+from hpc_isl.cluster.run_folder import uses
+from hpc_isl.cluster.run_folder.status import (
     FRESH_S,
-    State,
+    RunState,
+    RunStatus,
     age_s,
     first_failure,
     first_line,
     job_output,
     ranks,
-    states,
+    statuses,
 )
-from hpc_isl.cluster.run_folder import uses
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.run import Run
@@ -28,41 +29,41 @@ HEAD = ("stage", "name", "state", "began", "attempt", "progress", "took", "left"
 def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
     """One line per run under a heading; `elements`: also one for each element of an array."""
     shown = [one for run in runs for one in (run, *(run.elements() if elements else []))]
-    found = states(shown)
+    found = statuses(shown)
     rows = [HEAD, *(_row(run, found[run]) for run in shown)]
     kept = [c for c in range(len(HEAD)) if c == len(HEAD) - 1 or any(row[c] for row in rows[1:])]
     widths = {c: max(len(row[c]) for row in rows) for c in kept}
     return ["  ".join(row[c].ljust(widths[c]) for c in kept).rstrip() for row in rows]
 
 
-def _row(run: Run, found: State) -> tuple[str, ...]:
+def _row(run: Run, found: RunStatus) -> tuple[str, ...]:
     if run.elements_file.is_file():
         remark = "; ".join(filter(None, [found.detail, *uses.changed_of(run)]))
-        return run.stage, run.name, found.word, date_of(began(run)), "", _share(run), "", "", "", remark
+        return run.stage, run.name, found.state, date_of(began(run)), "", _share(run), "", "", "", remark
     numbers = run.attempt_numbers()
     attempt = str(numbers[-1] + 1) if numbers else ""
     name = f"  {run.label}" if run.array else run.name
     node, left = (found.node, found.left) if found.alive else ("", "")
     remark = "; ".join(filter(None, [found.detail, *uses.changed(run)]))
     when = date_of(began(run))
-    return run.stage, name, found.word, when, attempt, _progress(run), took(run), left, node, remark
+    return run.stage, name, found.state, when, attempt, _progress(run), took(run), left, node, remark
 
 
 def facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The same for programs, as plain JSON: times are ISO 8601 in UTC, an array holds its elements."""
     shown = [one for run in runs for one in (run, *run.elements())]
-    found = states(shown)
+    found = statuses(shown)
     return [
         _facts(run, found[run]) | {"elements": [_facts(one, found[one]) for one in run.elements()]}
         for run in runs
     ]
 
 
-def _facts(run: Run, found: State) -> dict[str, Any]:
+def _facts(run: Run, found: RunStatus) -> dict[str, Any]:
     records = ranks(run)
     summary = run.summary() or {}
     return {
-        "stage": run.stage, "name": run.label, "folder": str(run.folder), "state": found.word,
+        "stage": run.stage, "name": run.label, "folder": str(run.folder), "state": found.state,
         "detail": found.detail, "cause": found.cause, "node": found.node, "left": found.left,
         "began": began(run), "ended": None if found.alive else _ended(records),
         "took_s": None if run.elements() else round(_took_s(run), 1),
@@ -194,7 +195,11 @@ def _with_a_log(run: Run) -> Run:
     members = run.elements()
     if not members:
         return run
-    failed = [member for member, found in states(members).items() if found.word in ("failed", "lost")]
+    failed = [
+        member
+        for member, found in statuses(members).items()
+        if found.state in (RunState.FAILED, RunState.LOST)
+    ]
     if not failed:
         names = ", ".join(member.label for member in members[:4])
         raise UserError(

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_isl.cluster.monitor.status import OURS
 from hpc_isl.cluster.preflight import probe
 from hpc_isl.cluster.preflight.probe import Facts
 from hpc_isl.cluster.run_folder.job import interpreter
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
-from hpc_isl.cluster.run_folder.submissions import cluster_of
-from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.cluster.run_folder.status import STATE_OF_JOB, RunState
+from hpc_isl.cluster.slurm.commands import ask, cluster_of
 from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.cluster.slurm.queue import Queued, queue
 from hpc_isl.sbatch_flags import merged
@@ -26,7 +25,14 @@ MINUTES = 5
 MEMORY = "2G"
 POLL_S = 0.5
 LATE_S = 20.0  # a network file system may show a file this long after it was written
-ENDED = {"COMPLETED", *(state for state, word in OURS.items() if word in ("failed", "cancelled"))}
+ENDED = {
+    "COMPLETED",
+    *(
+        job_state
+        for job_state, state in STATE_OF_JOB.items()
+        if state in (RunState.FAILED, RunState.CANCELLED)
+    ),
+}
 # A job that waits for one of these waits for ever.
 NEVER = {
     "PartitionTimeLimit", "PartitionNodeLimit", "PartitionInactive", "PartitionDown", "InvalidAccount",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hpc_isl.errors import UserError
-from hpc_isl.site import Site
+from hpc_isl.site import Site, cpus_here
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,6 @@ def identity(said: Mapping[str, str]) -> str:
 def job_here() -> str | None:
     """How Slurm calls the job in which this process stands, if any."""
     return identity(os.environ) if os.environ.get("SLURM_JOB_ID") else None
-
-
-def cpus_here() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def in_allocation(site: Site, one_each: bool = False, one_node: bool = False) -> Site:

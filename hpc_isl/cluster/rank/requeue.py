@@ -8,6 +8,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from hpc_isl.cluster.run_folder.status import REFUSAL
 from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.run import Attempt
@@ -15,7 +16,6 @@ from hpc_isl.run import Attempt
 OTHERS_LEAVE_S = 60.0
 REQUEUE_S = 60.0
 ASK = "HPC_ISL_REQUEUE"  # names the file with which whoever started the ranks is asked to start the job again
-REFUSAL = "requeue.txt"  # in the attempt's folder: why that was not done
 
 
 def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:

@@ -22,19 +22,19 @@ import psutil
 
 from hpc_isl import site
 from hpc_isl.cluster.dask_pool import pool
+from hpc_isl.cluster.rank.deferred_planning import plan_deferred
 from hpc_isl.cluster.rank.environment import RankEnv, rank_env
 from hpc_isl.cluster.rank.requeue import requeue
 from hpc_isl.cluster.rank.system_metrics import system_metrics
-from hpc_isl.cluster.run_folder import uses
-from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, POOLED, STOPPED, Job
+from hpc_isl.cluster.run_folder import timings, uses
+from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Job
 from hpc_isl.cluster.run_folder.submissions import superseded
-from hpc_isl.cluster.submit import estimates
-from hpc_isl.cluster.submit.deferred_planning import plan_deferred
 from hpc_isl.cluster.tracking.forward import forwarding
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, share_with_group
 from hpc_isl.recipes.load import load_kept
 from hpc_isl.run import Attempt
+from hpc_isl.stages.stage_table import is_pooled
 from hpc_isl.timing import END, Clock
 
 ORPHAN_GRACE_S = 10.0  # to save in, after whoever watched over the run has died
@@ -103,7 +103,7 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
     compute = getattr(module, "trial" if run.trial.exists() else run.stage)
     with uses.in_use(recipe):
         uses.refuse_changed(run)
-        if run.stage not in POOLED:
+        if not is_pooled(run.stage):
             compute(recipe, attempt)
         elif attempt.rank == 0:
             compute(recipe, attempt, pool.pools(attempt, where))
@@ -112,7 +112,7 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
     if attempt.rank == 0:
         if run.summary():
             attempt.clock.tick(END, 1)
-        estimates.note(attempt, where)
+        timings.note(attempt, where)
     if attempt.rank == 0 and not (attempt.stopping.is_set() or run.trial.exists() or run.summary()):
         raise RuntimeError(f"the stage {run.stage} ended without its done record")
 
@@ -122,7 +122,7 @@ def _stay_for_rank_0(attempt: Attempt, here: RankEnv) -> None:
 
     Those of a pooled stage leave when they have lost rank 0, and srun lets them.
     """
-    if attempt.rank == 0 or not here.slurm or attempt.run.stage in POOLED:
+    if attempt.rank == 0 or not here.slurm or is_pooled(attempt.run.stage):
         return
     while not (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
         time.sleep(0.5)

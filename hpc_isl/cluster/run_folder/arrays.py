@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpc_isl.cluster.monitor import status
-from hpc_isl.cluster.run_folder import submissions
 from hpc_isl.files import read_json
 from hpc_isl.run import Run
-from hpc_isl.site import Site
 
 
 def of(run: Run) -> Run | None:
@@ -38,12 +35,3 @@ def along(run: Run, members: Sequence[Run]) -> list[Run]:
     final = of(run)
     first = [one for one in members if one != final]
     return [*first, final] if final and final.summary() is None else first
-
-
-def waits_for(final: Run, members: Sequence[Run], site: Site) -> tuple[str, ...]:
-    """Slurm's jobs, of this cluster, of the living elements that were handed over before these members."""
-    before = [one for one in other_elements(final.array or final) if one not in members]
-    living = [one for one, each in status.states(before).items() if each.alive]
-    asked = submissions.newest_of(living).values()
-    jobs = [str(each["job"]) for each in asked if submissions.is_on(each, site)]
-    return tuple(sorted({job.split("_")[0] for job in jobs}))

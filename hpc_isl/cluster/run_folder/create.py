@@ -5,16 +5,53 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hpc_isl.cluster.run_folder import provenance
-from hpc_isl.cluster.submit.request import RunRequest
+from hpc_isl.cluster.run_folder import names, provenance
 from hpc_isl.errors import UserError
 from hpc_isl.files import make_folder, share_with_group, write_atomic
+from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.many import ChainRecipe
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One run, or an array of runs, that is to be computed.
+
+    Attributes:
+        stage: that computes it, or each element.
+        recipe: of the run; of an array, what was swept over what.
+        site: with the part that the stage can use.
+        name: of the run folder; None: a free one.
+        after: runs that must be done before.
+        elements: name -> recipe, of an array; empty: a single run.
+        last: name of the element that waits for all others; it comes last in `elements`.
+        says: what the user should know of the elements.
+        verify: share of the fields of a segmentation that are computed again and compared.
+        update: elements whose inputs have changed are computed once more.
+    """
+
+    stage: str
+    recipe: Recipe
+    site: Site
+    name: str | None = None
+    after: tuple[Run, ...] = ()
+    elements: Mapping[str, Recipe] | None = None
+    last: str | None = None
+    messages: tuple[str, ...] = ()
+    verify: float = 0.0
+    update: bool = False
+
+    def run(self, root: Path) -> Run:
+        """Where the run, or the array, will lie."""
+        folder = "sweep" if self.elements else self.stage
+        name = names.valid_name(self.name) if self.name else names.default_name(folder, root)
+        return Run(root / folder / name)
 
 
 def make(run: Run, order: RunRequest, plan: Plan, argv: tuple[str, ...]) -> None:

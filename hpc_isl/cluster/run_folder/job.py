@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-from hpc_isl.errors import UserError, nearest
 from hpc_isl.run import Run
 from hpc_isl.site import Site
+from hpc_isl.stages.stage_table import is_pooled, stage_named
 
-STAGES = {
-    "convert": "hpc_isl.stages.convert.stage",
-    "annotate": "hpc_isl.stages.annotate.stage",
-    "pretrain": "hpc_isl.stages.pretrain.stage",
-    "finetune": "hpc_isl.stages.finetune.stage",
-    "segment": "hpc_isl.stages.segment.stage",
-}
-REPORTS = {"finetune": "hpc_isl.stages.report.stage"}  # what tells of all elements of a sweep together
-ALONE = {"convert", "annotate"}  # one process, which starts others as it needs them
-POOLED = {"segment"}  # one process per node; rank 0 computes the stage with the worker processes of all
 MISTAKE, FAILED, STOPPED = 2, 1, 3  # exit codes; 0 is done
 
 
@@ -45,17 +33,29 @@ class Job:
     def run(self) -> Run:
         return Run(self.folder)
 
+    @classmethod
+    def of(cls, run: Run, attempt: int | None = None) -> Job:
+        """Returns the job that computes `run`, as the given attempt or as a new one."""
+        number = run.next_attempt() if attempt is None else attempt
+        return cls(stage_named(run.stage).module, run.folder, number)
 
-def module_of(stage: str) -> str:
-    """The name of the module of a stage."""
-    if stage not in STAGES:
-        raise UserError(f"{stage!r} is not a stage; {nearest(stage, STAGES)}")
-    return STAGES[stage]
 
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks of a job ended.
 
-def stage_module(stage: str) -> ModuleType:
-    """The module of a stage: it offers `plan` and a function called as the stage."""
-    return importlib.import_module(module_of(stage))
+    Attributes:
+        codes: rank -> exit code; a negative one is the signal that ended the rank.
+        crashed: the rank that failed first; None: none did.
+        interrupted: whether Ctrl-C asked for the stop.
+        stopped, killed: whether the ranks were asked to stop, or were killed.
+    """
+
+    codes: Mapping[int, int]
+    crashed: int | None = None
+    interrupted: bool = False
+    stopped: bool = False
+    killed: bool = False
 
 
 def interpreter(site: Site) -> str:
@@ -74,7 +74,7 @@ def srun_flags(stage: str) -> list[str]:
     """How srun starts ranks, and takes the end of one: all end with it, but where the stage can do without
     other nodes. In a job that was submitted with --export=NONE it would keep the environment from them.
     """
-    if stage in POOLED:
+    if is_pooled(stage):
         return ["--export=ALL", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
     return ["--export=ALL", "--kill-on-bad-exit=1", "--wait=60"]
 

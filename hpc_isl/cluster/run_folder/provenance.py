@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import pwd
 import re
 import shutil
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hpc_isl
+from hpc_isl.cluster.slurm.commands import user_name
 from hpc_isl.errors import UserError
 from hpc_isl.files import now
 from hpc_isl.recipes.base import Recipe
@@ -47,7 +47,7 @@ def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[st
         "made": now(),
         "argv": argv,
         "cwd": os.getcwd(),
-        "user": user(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
@@ -57,14 +57,6 @@ def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[st
         "packages": packages(),
         "environment": _environment(),
     }
-
-
-def user() -> str:
-    """Returns the name of the user whose process this is; some containers know users by number alone."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return os.environ.get("USER") or str(os.getuid())
 
 
 def _environment() -> dict[str, str]:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.cluster.monitor import status
-from hpc_isl.cluster.monitor.status import State
-from hpc_isl.cluster.run_folder import submissions, uses
+from hpc_isl.cluster.run_folder import status, submissions, uses
+from hpc_isl.cluster.run_folder.status import RunStatus
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.run import Run
@@ -47,25 +46,25 @@ def removal(run: Run, runs: Iterable[Run]) -> Removal:
     """
     if run.array is not None:
         raise UserError(f"{run.label!r} is an element of {run.array.name!r}, and is removed with all of it")
-    refuse_living(run, status.state(run))
+    refuse_living(run, status.status_of(run))
     size = sum(path.lstat().st_size for path in _going(run))
     return Removal(run, tuple(_users(run, runs)), size, tuple(dict.fromkeys(_stays(run))))
 
 
-def refuse_living(run: Run, found: State) -> None:
+def refuse_living(run: Run, found: RunStatus) -> None:
     """Raises:
     UserError: the run is queued or running.
     """
     if found.alive:
         raise UserError(
-            f"{run.stage} {run.label!r} is {found.word}: it is not removed; cancel it first, or wait"
+            f"{run.stage} {run.label!r} is {found.state}: it is not removed; cancel it first, or wait"
         )
 
 
 def remove(run: Run) -> None:
     """Says first that the run is removed, then removes it; once more, it goes on where it was ended."""
     with submissions.alone(run):
-        refuse_living(run, status.state(run))
+        refuse_living(run, status.status_of(run))
         facts = {"time": now(), "user": os.environ.get("USER") or str(os.getuid())}
         if run.removed is None:
             write_atomic(run.removed_file, json.dumps(facts, indent=1))

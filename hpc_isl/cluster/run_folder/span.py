@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from hpc_isl.cluster.monitor.status import ranks
+from hpc_isl.cluster.run_folder.status import ranks
 from hpc_isl.run import Run
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import psutil
 
 from hpc_isl.cluster.run_folder import provenance
 from hpc_isl.cluster.slurm import queue
-from hpc_isl.cluster.slurm.commands import MACHINES_OWN, conf_here
+from hpc_isl.cluster.slurm.commands import MACHINES_OWN, ClusterId, cluster_of, conf_here
+from hpc_isl.cluster.slurm.queue import Queued
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, only_writer, read_json, same_place, write_atomic
 from hpc_isl.recipes.strict import to_yaml
@@ -22,7 +24,6 @@ from hpc_isl.run import Run
 from hpc_isl.site import Site, kept
 
 Submission = dict[str, Any]
-Cluster = tuple[Path | None, str | None]
 
 
 class Unanswered(UserError):
@@ -54,13 +55,7 @@ def _cluster(site: Site) -> Submission:
     return {"slurm_conf": conf and str(conf), "cluster": name}
 
 
-def cluster_of(site: Site) -> Cluster:
-    """Configuration and name of the Slurm that is meant, as its programs are called with them."""
-    name = site.sbatch.get("clusters")
-    return site.slurm_conf, str(name) if name else None
-
-
-def cluster(asked: Mapping[str, Any]) -> Cluster:
+def cluster(asked: Mapping[str, Any]) -> ClusterId:
     """The same of the Slurm that has a job."""
     conf = asked.get("slurm_conf")
     return Path(conf) if conf else MACHINES_OWN if conf == "" else None, asked.get("cluster")
@@ -171,3 +166,61 @@ def alone(run: Run) -> Iterator[None]:
         if not mine:
             raise UserError(f"{run.label!r} is being started by another process just now; see `status`")
         yield
+
+
+# ---------------------------------------------------------------- what Slurm says
+
+HIDDEN = "Slurm shows its job to nobody but whoever submitted it"
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Nothing is heard of a job, which may be there all the same: the run's folder alone can tell."""
+
+    why: str = "Slurm does not answer"
+
+
+def job_states(asked: Mapping[Run, Submission]) -> dict[Run, Queued | Silence]:
+    """Slurm's word on each run that was handed to it, where it has one."""
+    said: dict[Run, Queued | Silence] = {
+        run: Silence() for run, content in asked.items() if content.get("unheard")
+    }
+    for identity, names in by_cluster(asked).items():
+        answer = queue.queue(names.values(), *identity)
+        if answer is None:
+            said |= dict.fromkeys(names, Silence())
+            continue
+        # Slurm counts its jobs anew now and then: one of that number that works elsewhere is another.
+        known = {run: answer[name] for run, name in names.items() if name in answer}
+        said |= {run: job for run, job in known.items() if _is_of(run, asked[run], job.folder)}
+        others = [run for run in names if asked[run].get("user", os.getuid()) != os.getuid()]
+        if (missing := set(others) - set(known)) and queue.hides_jobs_of_others(*identity):
+            said |= dict.fromkeys(missing, Silence(HIDDEN))
+    return said
+
+
+def by_cluster(asked: Mapping[Run, Submission]) -> dict[ClusterId, dict[Run, str]]:
+    """The jobs of those runs that Slurm has, by configuration and name of its cluster."""
+    jobs: dict[ClusterId, dict[Run, str]] = {}
+    for run, content in asked.items():
+        if content.get("job"):
+            jobs.setdefault(cluster(content), {})[run] = str(content["job"])
+    return jobs
+
+
+def _is_of(run: Run, asked: Submission, folder: str) -> bool:
+    """Whether a job that works in a folder is the one that was handed over.
+
+    Slurm keeps the folder as sbatch was told it: that is compared, however the run is reached now, and if it
+    was moved since. A copy of a run is another run.
+    """
+    if not folder or asked["executor"] == "allocation":
+        return True
+    if "workdir" not in asked:
+        return any(same_place(folder, one.folder) for one in (run, run.array or run))
+    return same_place(folder, asked["workdir"]) and not _is_copied(run, asked)
+
+
+def _is_copied(run: Run, asked: Submission) -> bool:
+    """Whether the folder from which it was handed over is still there, and is another than this."""
+    return os.path.exists(asked["folder"]) and not same_place(asked["folder"], run.folder)

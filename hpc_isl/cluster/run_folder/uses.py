@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.run_folder import status
 from hpc_isl.errors import UserError
 from hpc_isl.files import among_readers, read_json
 from hpc_isl.metadata_changes import LOCK, changed_since, changes_of, metadata_changed
@@ -67,8 +67,8 @@ def refuse_used(plate: Path, runs: Iterable[Run]) -> None:
     Raises:
         UserError: naming those that are.
     """
-    found = status.states(readers(plate, runs))
-    living = [f"{run.stage} {run.label!r} ({state.word})" for run, state in found.items() if state.alive]
+    found = status.statuses(readers(plate, runs))
+    living = [f"{run.stage} {run.label!r} ({state.state})" for run, state in found.items() if state.alive]
     if living:
         more = f" and {len(living) - 5} more" if len(living) > 5 else ""
         raise UserError(f"{plate} is used by {', '.join(living[:5])}{more}; wait for the end, or cancel")

@@ -7,10 +7,13 @@ their own eyes and hands; what we see and do must not hang on them.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+
+from hpc_isl.site import Site
 
 ANSWER_S = 30.0
 MACHINES_OWN = Path()  # the configuration that Slurm finds here by itself, whatever SLURM_CONF says
@@ -27,6 +30,24 @@ OF_A_STEP = re.compile(
     r"EXIT_IMMEDIATE|IMMEDIATE|KILL_BAD_EXIT|LABELIO|MULTI_PROG|NO_KILL|OPEN_MODE|OVERLAP|REMOTE_CWD|SIGNAL|"
     r"STD(IN|OUT|ERR)MODE|TEST_EXEC|THREADS|TIMELIMIT|WAIT|WORKING_DIR)"
 )
+
+
+ClusterId = tuple[Path | None, str | None]
+"""Configuration file and name of a Slurm cluster; None: the default of this machine."""
+
+
+def cluster_of(site: Site) -> ClusterId:
+    """Returns the cluster on which a site computes."""
+    name = site.sbatch.get("clusters")
+    return site.slurm_conf, str(name) if name else None
+
+
+def user_name() -> str:
+    """Returns the name of the user of this process; some containers know users by number alone."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
 
 
 def conf_here() -> Path | None:

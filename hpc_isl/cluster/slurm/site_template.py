@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.cluster.rank.environment import cpus_here
-from hpc_isl.cluster.run_folder import provenance
 from hpc_isl.cluster.slurm import machines
-from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.cluster.slurm.commands import ask, user_name
 from hpc_isl.cluster.slurm.demand import at_most, duration
 from hpc_isl.cluster.slurm.machines import ALL, Cluster, Node, Partition
 from hpc_isl.errors import UserError
+from hpc_isl.site import cpus_here
 
 TIME = 12 * 60  # minutes: long enough for one attempt, short enough to start soon
 FOR_EVER = "no limit"
@@ -73,7 +72,7 @@ def _no_slurm(conf: Path | None) -> str:
 
 def user(conf: Path | None = None) -> User:
     """Whoever types this."""
-    me = provenance.user()
+    me = user_name()
     groups = frozenset(name for number in os.getgroups() if (name := _group(number)))
     command = ["sacctmgr", "-n", "-P", "show", "assoc", f"user={me}", "format=account,partition,qos"]
     code, out, _ = ask(command, conf)

@@ -6,8 +6,7 @@ import os
 import pwd
 from dataclasses import dataclass
 
-from hpc_isl.cluster.run_folder.submissions import cluster_of
-from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.cluster.slurm.commands import ask, cluster_of
 from hpc_isl.site import Site
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl import site as sites
-from hpc_isl.cluster.monitor import follow, messages, status
+from hpc_isl.cluster.monitor import follow, messages
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.run_folder import create, names, provenance
-from hpc_isl.cluster.run_folder.job import FAILED, module_of
+from hpc_isl.cluster.run_folder import create, names, provenance, status
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder.job import FAILED
+from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.cluster.submit import dry_run, launch, request
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import read_json, write_atomic
@@ -21,6 +23,7 @@ from hpc_isl.recipes.many import ChainRecipe, StepRecipe
 from hpc_isl.recipes.strict import override, parse, written
 from hpc_isl.run import Run
 from hpc_isl.site import Site
+from hpc_isl.stages.stage_table import stage_named
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def links(chain: ChainRecipe, name: str) -> list[Link]:
                 f"steps.{number - 1}: two steps are called {own!r}; give one of them another name"
             )
         if step.stage:
-            module_of(step.stage)
+            stage_named(step.stage)
         found.append(Link(step, own, tuple(after)))
     return found
 
@@ -113,7 +116,7 @@ def resume(run: Run, console: Console, wait: bool) -> int:
 def _pass(run: Run, name: str, stop: str, console: Console) -> None:
     chained = {link.name: link for link in links(_chain(run), run.name)}
     before = _runs_before(chained[name], chained, run)
-    left = [one.label for one, each in status.states(before).items() if each.word != "done"]
+    left = [one.label for one, each in status.statuses(before).items() if each.state != RunState.DONE]
     if left:
         console.log(f"the stop is not passed ({stop}): {', '.join(left)} before it is not done")
         return
@@ -139,7 +142,7 @@ def continue_chain(run: Run, console: Console, wait: bool) -> int:
             elif code := _start(link, site, _runs_before(link, by_name, run), console):
                 console.log(f"the chain goes on with: {console.command('resume', run)}")
                 return code
-    console.log(f"chain {run.name!r}: {status.state(run).detail}")
+    console.log(f"chain {run.name!r}: {status.status_of(run).detail}")
     console.log(f"next: {console.command('resume' if closed else 'status', run)}")
     return _waited(run, console) if wait else 0
 
@@ -149,9 +152,9 @@ def _start(link: Link, site: Site, before: list[Run], console: Console) -> int:
     run = order.run(console.root)
     if not run.folder.exists():
         return launch.launch(request.named(order, console.roots), console, wait=False)
-    found = status.state(run)
-    if found.word == "done" or found.alive:
-        console.log(f"{run.stage} {run.name!r} is {found.word}")
+    found = status.status_of(run)
+    if found.state == RunState.DONE or found.alive:
+        console.log(f"{run.stage} {run.name!r} is {found.state}")
         return 0
     return launch.resume(run, order.site, console, False, order.after)
 
@@ -167,10 +170,12 @@ def _waited(run: Run, console: Console) -> int:
     for member in run.elements():
         follow.until_ended(member)
     bad = {
-        one: each for one, each in status.states(run.elements()).items() if each.word not in ("done", "new")
+        one: each
+        for one, each in status.statuses(run.elements()).items()
+        if each.state not in (RunState.DONE, RunState.NEW)
     }
     for one, each in bad.items():
-        console.log(f"{one.stage} {one.label!r} is {each.word}: {each.detail}")
+        console.log(f"{one.stage} {one.label!r} is {each.state}: {each.detail}")
     return FAILED if bad else messages.chained(run, console)
 
 
@@ -190,7 +195,7 @@ def _absolute(chain: ChainRecipe) -> ChainRecipe:
     return chain.model_copy(update={"steps": steps})
 
 
-def _order(link: Link, site: Site, after: tuple[Run, ...]) -> request.RunRequest:
+def _order(link: Link, site: Site, after: tuple[Run, ...]) -> RunRequest:
     stage = str(link.step.stage)
     recipe = recipes.load(stage, link.step.recipe, _assignments(link.step.set))
     if link.step.site:
@@ -198,18 +203,18 @@ def _order(link: Link, site: Site, after: tuple[Run, ...]) -> request.RunRequest
     elif link.step.site_set:
         keys = override(site.model_dump(mode="json"), _assignments(link.step.site_set))
         site = parse(Site, keys, f"site of the step {link.name}")
-    return request.RunRequest(stage, recipe, request.site_of(stage, site), link.name, after)
+    return RunRequest(stage, recipe, request.site_of(stage, site), link.name, after)
 
 
 def _assignments(keys: dict[str, object]) -> list[str]:
     return [f"{key}={written(value)}" for key, value in keys.items()]
 
 
-def _refuse_taken(order: request.RunRequest, console: Console) -> None:
+def _refuse_taken(order: RunRequest, console: Console) -> None:
     run = order.run(console.root)
     if not run.folder.exists():
         return
-    word = status.state(run).word
+    word = status.status_of(run).state
     if word != "done":
         raise UserError(f"{run.stage} {run.name!r} is there and {word}; give the step another name")
     request.refuse_another(run, request.planned(order.stage, order.recipe, order.site))

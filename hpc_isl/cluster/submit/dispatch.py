@@ -12,12 +12,13 @@ import psutil
 
 from hpc_isl.cluster.executors import allocation, local, local_array
 from hpc_isl.cluster.executors.supervise import Requests
-from hpc_isl.cluster.monitor import follow, messages, status
+from hpc_isl.cluster.monitor import follow, messages
 from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.monitor.progress_view import View
 from hpc_isl.cluster.rank.environment import job_here
-from hpc_isl.cluster.run_folder import arrays, submissions
-from hpc_isl.cluster.run_folder.job import Job, module_of
+from hpc_isl.cluster.run_folder import arrays, status, submissions
+from hpc_isl.cluster.run_folder.job import Job
+from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.cluster.slurm import queue
 from hpc_isl.cluster.tracking.forward import forwarding
 from hpc_isl.errors import UserError
@@ -45,10 +46,6 @@ def dispatch(
     if site.executor == "allocation":
         return _in_allocation(run, site, console)
     return _array_here(run, members, site, console) if run.elements() else _here(run, site, console)
-
-
-def _job(run: Run) -> Job:
-    return Job(module_of(run.stage), run.folder, run.next_attempt())
 
 
 # ---------------------------------------------------------------- Slurm
@@ -104,18 +101,25 @@ def _batch(run: Run, members: Sequence[Run], site: Site, after: Sequence[Run]) -
     from hpc_isl.cluster.executors import slurm
 
     waits, final = _jobs_of(after, site), members[-1] if arrays.is_final_element(members[-1]) else None
-    beside = arrays.waits_for(final, members, site) if final else ()
+    beside = _jobs_of_others(final, members, site) if final else ()
     first = run.next_attempt()
-    jobs = tuple(
-        Job(module_of(one.stage), one.folder, first if one == run else one.next_attempt()) for one in members
-    )
+    jobs = tuple(Job.of(member, first if member == run else None) for member in members)
     return slurm.Batch(run, first, jobs, waits, final is not None, beside)
+
+
+def _jobs_of_others(final: Run, members: Sequence[Run], site: Site) -> tuple[str, ...]:
+    """Returns the Slurm jobs on this cluster of living elements that were submitted before these."""
+    earlier = [element for element in arrays.other_elements(final.array or final) if element not in members]
+    living = [run for run, found in status.statuses(earlier).items() if found.alive]
+    asked = submissions.newest_of(living).values()
+    jobs = [str(submission["job"]) for submission in asked if submissions.is_on(submission, site)]
+    return tuple(sorted({job.split("_")[0] for job in jobs}))
 
 
 def _waiting(member: Run) -> dict[str, Any]:
     """What the last element was handed to, where it waits for elements that have ended: a new job waits for
     those that begin now."""
-    waits = arrays.is_final_element(member) and status.state(member).alive
+    waits = arrays.is_final_element(member) and status.status_of(member).alive
     return submissions.newest_of([member])[member] if waits else {}
 
 
@@ -155,7 +159,7 @@ def _jobs_of(after: Sequence[Run], site: Site) -> tuple[str, ...]:
 
 def _here(run: Run, site: Site, console: Console) -> int:
     """In the foreground, while a process of its own forwards the metrics."""
-    job = _job(run)
+    job = Job.of(run)
     submissions.note(run, job.attempt, site, **_this_process())
     view = View(run, job.attempt)
     with forwarding(run, site):
@@ -168,7 +172,7 @@ def _here(run: Run, site: Site, console: Console) -> int:
 
 def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) -> int:
     """As many elements at once as fit; the others wait for their turn."""
-    jobs = [_job(member) for member in members]
+    jobs = [Job.of(member) for member in members]
     final = next((job for job in jobs[-1:] if arrays.is_final_element(job.run)), None)
     run.next_attempt()
     for job in jobs:
@@ -183,7 +187,7 @@ def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) 
 
 def _in_allocation(run: Run, site: Site, console: Console) -> int:
     """Through srun, in the job of Slurm that we stand in."""
-    job = _job(run)
+    job = Job.of(run)
     submissions.note(run, job.attempt, site, job=job_here())
     view = View(run, job.attempt)
     with Requests().listening() as requests:
@@ -197,5 +201,5 @@ def _wait_for(after: Sequence[Run], console: Console) -> None:
     for run in after:
         console.log(f"waiting for {run.label!r}")
         follow.until_ended(run)
-        if status.state(run).word != "done":
-            raise UserError(f"--after {run.label}: it is {status.state(run).word}")
+        if status.status_of(run).state != RunState.DONE:
+            raise UserError(f"--after {run.label}: it is {status.status_of(run).state}")

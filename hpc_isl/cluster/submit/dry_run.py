@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hpc_isl.cluster.run_folder.job import Job, module_of
-from hpc_isl.cluster.submit.request import RunRequest
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder.job import Job
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
@@ -32,7 +32,7 @@ def _slurm(order: RunRequest, run: Run) -> Iterator[str]:
     from hpc_isl.cluster.executors import slurm
 
     folders = [run.folder / order.stage / name for name in order.elements or ()] or [run.folder]
-    jobs = tuple(Job(module_of(order.stage), folder, 0) for folder in folders)
+    jobs = tuple(Job.of(Run(folder), 0) for folder in folders)
     batch = slurm.Batch(run, 0, jobs, last=order.last is not None)
     parts = slurm.parts(batch, order.site)
     more = f", the first of {len(parts)}" if len(parts) > 1 else ""

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_isl.cluster.rank import deferred_planning
 from hpc_isl.cluster.run_folder import arrays, create, provenance, submissions, uses
-from hpc_isl.cluster.submit import deferred_planning, request
-from hpc_isl.cluster.submit.request import RunRequest
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.submit import request
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, share_with_group, write_atomic
 from hpc_isl.recipes.load import digest

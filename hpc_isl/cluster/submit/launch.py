@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_isl.cluster.monitor import follow, messages, status
+from hpc_isl.cluster.monitor import follow, messages
 from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.rank import environment
-from hpc_isl.cluster.run_folder import arrays, create, names, provenance, submissions, uses
+from hpc_isl.cluster.run_folder import arrays, create, names, provenance, status, submissions, uses
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.cluster.submit import dry_run, estimates, extend_sweep, request, trial
 from hpc_isl.cluster.submit.dispatch import check_dispatch, dispatch
-from hpc_isl.cluster.submit.request import RunRequest
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.run import Plan, Run
@@ -130,10 +131,10 @@ def _widened(
 
 
 def _refuse_living(run: Run, console: Console) -> None:
-    found = status.state(run)
+    found = status.status_of(run)
     if found.alive:
         raise UserError(
-            f"{run.label!r} is {found.word}; wait for it ({console.command('status', run)}) or "
+            f"{run.label!r} is {found.state}; wait for it ({console.command('status', run)}) or "
             f"{console.command('cancel', run)}, and widen it then"
         )
 
@@ -160,14 +161,14 @@ def _is_finished(run: Run, order: RunRequest, plan: Plan, console: Console) -> b
     """Whether just this was computed under this name; False: an allocation may go on with it."""
     if not order.elements:  # those of an array have been looked at one by one
         request.refuse_another(run, plan)
-    found = status.state(run)
-    if found.word == "done":
+    found = status.status_of(run)
+    if found.state == RunState.DONE:
         return True
     if order.site.executor == "allocation" and (not found.alive or _is_ours(run)):
         return False
     _refuse_alive(run, found, console)
     raise UserError(
-        f"{run.stage} {run.name!r} is there and {found.word}; go on with {console.command('resume', run)}, "
+        f"{run.stage} {run.name!r} is there and {found.state}; go on with {console.command('resume', run)}, "
         "or choose another --name"
     )
 
@@ -177,7 +178,7 @@ def _is_ours(run: Run) -> bool:
     return environment.job_here() is not None and submissions.newest(run).get("job") == environment.job_here()
 
 
-def _refuse_alive(run: Run, found: status.State, console: Console) -> None:
+def _refuse_alive(run: Run, found: status.RunStatus, console: Console) -> None:
     """What is at work is not started a second time, and what may be is not either."""
     if found.unheard:
         raise UserError(
@@ -186,7 +187,7 @@ def _refuse_alive(run: Run, found: status.State, console: Console) -> None:
         )
     if found.alive:
         raise UserError(
-            f"{run.label!r} is {found.word} already; follow it: {console.command('logs', run, '-f')}"
+            f"{run.label!r} is {found.state} already; follow it: {console.command('logs', run, '-f')}"
         )
 
 
@@ -196,13 +197,17 @@ def _refuse_alive(run: Run, found: status.State, console: Console) -> None:
 def resume(run: Run, site: Site, console: Console, wait: bool, after: tuple[Run, ...] = ()) -> int:
     """A new attempt in the same folder, with its recipe; of an array, of the elements that are not done."""
     extend_sweep.finish_interrupted(run)
-    found = status.states(run.elements() or [run])
-    if all(each.word == "done" for each in found.values()):
+    found = status.statuses(run.elements() or [run])
+    if all(each.state == RunState.DONE for each in found.values()):
         console.log("nothing to do: this run is finished")
         return messages.done(run, console)
-    left = [one for one, each in found.items() if each.word != "done" and (not each.alive or _is_ours(one))]
+    left = [
+        one
+        for one, each in found.items()
+        if each.state != RunState.DONE and (not each.alive or _is_ours(one))
+    ]
     if not left:
-        _refuse_alive(run, status.state(run), console)
+        _refuse_alive(run, status.status_of(run), console)
     return start_attempts(run, arrays.along(run, left), site, console, wait, after)
 
 
@@ -251,7 +256,7 @@ def _reopened(members: Sequence[Run]) -> Iterator[None]:
 
 def _refuse_started(members: Sequence[Run], console: Console) -> None:
     """What another process has started since we looked."""
-    for one, each in status.states(members).items():
+    for one, each in status.statuses(members).items():
         waits = arrays.is_final_element(one) and not each.unheard and submissions.newest(one).get("job")
         if not _is_ours(one) and not waits:  # that waits for elements which have ended, and is replaced
             _refuse_alive(one, each, console)

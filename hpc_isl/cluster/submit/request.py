@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
 from hpc_isl import device
-from hpc_isl.cluster.monitor import status
 from hpc_isl.cluster.rank.environment import in_allocation
-from hpc_isl.cluster.run_folder import names, uses
-from hpc_isl.cluster.run_folder.job import ALONE, POOLED, stage_module
+from hpc_isl.cluster.run_folder import names, status, uses
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.errors import UserError
 from hpc_isl.files import identity, same_place
 from hpc_isl.recipes.base import Recipe
@@ -22,46 +22,12 @@ from hpc_isl.recipes.many import Arrangement
 from hpc_isl.recipes.strict import flatten
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site, gpus_here
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """One run, or an array of runs, that is to be computed.
-
-    Attributes:
-        stage: that computes it, or each element.
-        recipe: of the run; of an array, what was swept over what.
-        site: with the part that the stage can use.
-        name: of the run folder; None: a free one.
-        after: runs that must be done before.
-        elements: name -> recipe, of an array; empty: a single run.
-        last: name of the element that waits for all others; it comes last in `elements`.
-        says: what the user should know of the elements.
-        verify: share of the fields of a segmentation that are computed again and compared.
-        update: elements whose inputs have changed are computed once more.
-    """
-
-    stage: str
-    recipe: Recipe
-    site: Site
-    name: str | None = None
-    after: tuple[Run, ...] = ()
-    elements: Mapping[str, Recipe] | None = None
-    last: str | None = None
-    messages: tuple[str, ...] = ()
-    verify: float = 0.0
-    update: bool = False
-
-    def run(self, root: Path) -> Run:
-        """Where the run, or the array, will lie."""
-        folder = "sweep" if self.elements else self.stage
-        name = names.valid_name(self.name) if self.name else names.default_name(folder, root)
-        return Run(root / folder / name)
+from hpc_isl.stages.stage_table import is_pooled, stage_named
 
 
 def site_of(stage: str, site: Site) -> Site:
     """The part of a site that the stage can use; in an allocation, what Slurm has given."""
-    alone, pooled = stage in ALONE, stage in POOLED
+    alone, pooled = stage_named(stage).alone, is_pooled(stage)
     site = site.pooled() if pooled else site
     if site.executor == "allocation":
         return in_allocation(site, one_each=alone or pooled, one_node=alone)
@@ -76,7 +42,7 @@ def named(order: RunRequest, roots: Sequence[Path]) -> RunRequest:
 
 def arranged(order: RunRequest, run: Run) -> RunRequest:
     """An array with the elements that its stage makes of what is swept over."""
-    arrange = getattr(stage_module(order.stage), "arrange", None) if order.elements else None
+    arrange = getattr(stage_named(order.stage).load(), "arrange", None) if order.elements else None
     if arrange is None:
         return order
     made: Arrangement = arrange(order.elements, run.folder)
@@ -112,10 +78,12 @@ def _refuse_shared(found: Mapping[str, Plan]) -> None:
 
 def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:
     """Those runs, or elements of arrays, that are not done; one that will never be is a `UserError`."""
-    found = status.states([member for run in after for member in run.elements() or [run]])
+    found = status.statuses([member for run in after for member in run.elements() or [run]])
     for run, each in found.items():
-        if each.word != "done" and not each.alive:
-            raise UserError(f"--after {run.label}: it is {each.word}, so what waits for it would never start")
+        if each.state != RunState.DONE and not each.alive:
+            raise UserError(
+                f"--after {run.label}: it is {each.state}, so what waits for it would never start"
+            )
     return tuple(run for run, each in found.items() if each.alive)
 
 
@@ -128,7 +96,7 @@ def planned(stage: str, recipe: Recipe, site: Site, late: bool = False) -> Plan:
         return Plan(
             recipe, messages=(f"{stage} is planned when its job starts, once what it reads is there",)
         )
-    plan: Plan = stage_module(stage).plan(recipe)
+    plan: Plan = stage_named(stage).load().plan(recipe)
     plan.check_size(site.ranks)
     return replace(plan, messages=(*plan.messages, *_numbers(plan, site)))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpc_isl import site as sites
-from hpc_isl.cluster.monitor import follow, status
+from hpc_isl.cluster.monitor import follow
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.monitor.status import State
-from hpc_isl.cluster.run_folder import arrays
+from hpc_isl.cluster.run_folder import arrays, status
+from hpc_isl.cluster.run_folder.status import RunStatus
 from hpc_isl.cluster.submit import extend_sweep, launch
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
@@ -25,19 +25,19 @@ def retry(run: Run, chosen: Site | None, console: Console, wait: bool) -> int:
     `chosen`: a site given by hand, which is taken as it is.
     """
     extend_sweep.finish_interrupted(run)
-    found = status.states(run.elements() or [run])
-    left = {one: each for one, each in found.items() if each.word in AGAIN or _has_losses(one)}
+    found = status.statuses(run.elements() or [run])
+    left = {one: each for one, each in found.items() if each.state in AGAIN or _has_losses(one)}
     if not left:
-        now = status.state(run)
+        now = status.status_of(run)
         raise UserError(
-            f"{run.label!r} has nothing to retry: {', '.join(filter(None, [now.word, now.detail]))}"
+            f"{run.label!r} has nothing to retry: {', '.join(filter(None, [now.state, now.detail]))}"
         )
     code = 0
     for site, members in _last_at_the_end(run, _by_site(left, chosen)).items():
         code = (
             launch.start_attempts(run, members, Site.model_validate_json(site), console, wait=False) or code
         )
-    return follow.follow(run, console) if wait and not code and status.state(run).alive else code
+    return follow.follow(run, console) if wait and not code and status.status_of(run).alive else code
 
 
 def _has_losses(run: Run) -> bool:
@@ -56,7 +56,7 @@ def _last_at_the_end(run: Run, groups: dict[str, list[Run]]) -> dict[str, list[R
     return {**groups, own: [*members, final]}
 
 
-def _by_site(left: Mapping[Run, State], chosen: Site | None) -> dict[str, list[Run]]:
+def _by_site(left: Mapping[Run, RunStatus], chosen: Site | None) -> dict[str, list[Run]]:
     """The members by what they get; those that lacked memory or time get more than the others."""
     groups: dict[str, list[Run]] = {}
     for run, each in left.items():

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.cluster.run_folder.job import STAGES, module_of
-from hpc_isl.cluster.submit.request import RunRequest, site_of
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.submit.request import site_of
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import parsed, read, refuse_unused
@@ -18,6 +18,7 @@ from hpc_isl.recipes.many import SweepRecipe
 from hpc_isl.recipes.strict import override, parse, plain, written
 from hpc_isl.run import Run
 from hpc_isl.site import Site
+from hpc_isl.stages.stage_table import STAGES, stage_named
 
 LONGEST = 80  # of an element's name
 
@@ -35,7 +36,7 @@ def order(
     over, stage = content.pop("over", None), content.pop("stage", None) or _stage_of(path)
     if over is None:
         raise UserError(f"{origin}: over: must be given, as in over='{{seed: [0, 1, 2]}}'")
-    module_of(stage)
+    stage_named(stage)
     recipe = parse(SweepRecipe, {"stage": stage, "over": over, "base": content}, origin)
     elements = {label: _element(recipe, values, origin) for label, values in _labelled(recipe)}
     refuse_unused(list(elements.values()), origin)

@@ -11,13 +11,14 @@ from hpc_isl.cluster.executors import allocation, local
 from hpc_isl.cluster.executors.supervise import Requests
 from hpc_isl.cluster.monitor import status_table
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.run_folder import create
-from hpc_isl.cluster.run_folder.job import Job, module_of, stage_module
+from hpc_isl.cluster.run_folder import create, timings
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder.job import Job
 from hpc_isl.cluster.submit import estimates
-from hpc_isl.cluster.submit.request import RunRequest
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.run import Plan, Run
+from hpc_isl.stages.stage_table import stage_named
 from hpc_isl.timing import Estimate, Timed, estimate
 
 
@@ -50,18 +51,18 @@ def _tried(order: RunRequest, plan: Plan, console: Console) -> Timed:
     """The phases that the trial has timed."""
     with tempfile.TemporaryDirectory(prefix="hpc_isl-trial-") as folder:
         run = Run(Path(folder) / order.stage / "trial")
-        shortened = getattr(stage_module(order.stage), "trial_recipe", lambda recipe: recipe)
+        shortened = getattr(stage_named(order.stage).load(), "trial_recipe", lambda recipe: recipe)
         site = order.site.model_copy(update={"tracking": "none", "group": None})
         single = replace(order, site=site, elements=None, last=None, after=())
         create.make(run, single, replace(plan, recipe=shortened(plan.recipe)), console.argv)
         run.trial.touch()
-        job = Job(module_of(order.stage), run.folder, run.next_attempt())
+        job = Job.of(run)
         compute = allocation.compute if site.executor == "allocation" else local.compute
         with Requests().listening() as requests:
             compute(job, site, requests, console.log, lambda: None)
         if requests.interrupted:
             raise KeyboardInterrupt
-        timed = read_json(run.attempts / str(job.attempt) / estimates.FILE)
+        timed = read_json(run.attempts / str(job.attempt) / timings.FILE)
         if timed is None:
             raise UserError("\n".join(["--time: the trial failed:", *status_table.failure_text(run)]))
         phases: Timed = timed["phases"]

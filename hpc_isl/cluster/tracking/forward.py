@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hpc_isl import site
-from hpc_isl.cluster.monitor import status
-from hpc_isl.cluster.run_folder import submissions
+from hpc_isl.cluster.run_folder import status, submissions
 from hpc_isl.cluster.run_folder.provenance import import_path
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_isl import site
-from hpc_isl.cluster.monitor import status
-from hpc_isl.cluster.run_folder import arrays
+from hpc_isl.cluster.run_folder import arrays, status
 from hpc_isl.cluster.run_folder.span import span
+from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.cluster.tracking.files import changed, stamp
 from hpc_isl.cluster.tracking.model import log_model
 from hpc_isl.cluster.tracking.store import (
@@ -83,14 +83,14 @@ def _nothing_new(run: Run, uri: str) -> bool:
     above = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
     if kept.get("parent") != above.get("run_id"):
         return False
-    found = status.state(run)
+    found = status.status_of(run)
     return kept.get("ended") == _ending(run, found) and kept.get("results") == results_of(run)
 
 
-def _ending(run: Run, found: status.State) -> list[Any] | None:
+def _ending(run: Run, found: status.RunStatus) -> list[Any] | None:
     """What an ended run is known by; None: it has not ended."""
     times = span(run)
-    return None if found.alive or times is None else [found.word, len(run.attempt_numbers()), times[1]]
+    return None if found.alive or times is None else [found.state, len(run.attempt_numbers()), times[1]]
 
 
 def _mlflow() -> Any:
@@ -132,11 +132,11 @@ class _Forward:
             self._describe()
         if self.run.array:
             self._under(self.run.array)
-        found = status.state(self.run)
+        found = status.status_of(self.run)
         ending = _ending(self.run, found)
         steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
         files = self._send_files()
-        modelled = found.word == "done" and self._model()
+        modelled = found.state == RunState.DONE and self._model()
         self._state(found, ending)
         return f"{steps} metric values, {files} files" + (", the model" if modelled else "")
 
@@ -320,9 +320,9 @@ class _Forward:
         self._keep()
         return True
 
-    def _state(self, found: status.State, ending: list[Any] | None) -> None:
-        self._tag({"hpc_isl.state": found.word, "hpc_isl.attempts": len(self.run.attempt_numbers())})
-        kind = KINDS.get(found.word, "KILLED")
+    def _state(self, found: status.RunStatus, ending: list[Any] | None) -> None:
+        self._tag({"hpc_isl.state": found.state, "hpc_isl.attempts": len(self.run.attempt_numbers())})
+        kind = KINDS.get(found.state, "KILLED")
         if ending is None:
             self.client.update_run(self.kept["run_id"], status=kind)
         else:

@@ -22,7 +22,7 @@ def log_model(mlflow: Any, run: Run, run_id: str, packages: Mapping[str, str]) -
         warnings.simplefilter("ignore")  # advice to whoever writes a model, not to who trained one
         made = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(PACKAGE / "learning" / "served.py"),
+            python_model=str(PACKAGE / "learning" / "inference" / "served.py"),
             artifacts={"model": str(run.model)},
             signature=_signature(mlflow, contract),
             metadata=_about(contract["view"]),

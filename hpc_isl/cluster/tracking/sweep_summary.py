@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_isl.cluster.run_folder.job import REPORTS
 from hpc_isl.run import Run
+from hpc_isl.stages.stage_table import STAGES
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Summary:
 def results_of(run: Run) -> str | None:
     """Returns what tells the results of a sweep from earlier ones; None: nothing tells of it as a whole."""
     members = [one for one in run.elements() if one.array == run]
-    done = {one.name: one.summary() for one in members if one.stage in REPORTS}
+    done = {one.name: one.summary() for one in members if one.stage in STAGES and STAGES[one.stage].report}
     times = [f"{name} {summary.get('time')}" for name, summary in sorted(done.items()) if summary]
     return hashlib.sha256("\n".join(times).encode()).hexdigest()[:16] if times else None
 
@@ -42,7 +42,7 @@ def summarise(run: Run, again: bool) -> Summary:
     Raises:
         UserError: no element has a score.
     """
-    report: Any = importlib.import_module(REPORTS[run.elements()[0].stage])
+    report: Any = importlib.import_module(str(STAGES[run.elements()[0].stage].report))
     means = report.mean_scores(run)
     if not report.is_current(run):
         report.report(run)

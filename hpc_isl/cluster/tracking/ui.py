@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hpc_isl.cluster.run_folder import names
-from hpc_isl.cluster.run_folder.provenance import user
+from hpc_isl.cluster.slurm.commands import user_name
 from hpc_isl.cluster.tracking import forward
 from hpc_isl.errors import UserError
 from hpc_isl.site import Site
@@ -62,7 +62,7 @@ def _from_elsewhere(port: int) -> list[str]:
     """In a job of Slurm: what to type on one's own computer, whose browser then finds the pages here."""
     if not os.environ.get("SLURM_JOB_ID"):
         return []
-    me, login = user(), os.environ.get("SLURM_SUBMIT_HOST", "LOGIN")
+    me, login = user_name(), os.environ.get("SLURM_SUBMIT_HOST", "LOGIN")
     hop = f"-J {me}@{login} {me}@{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}"
     return ["On your own computer, then open that address there:", f"  ssh -N -L {port}:{HOST}:{port} {hop}"]
 

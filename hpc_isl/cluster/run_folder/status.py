@@ -9,29 +9,44 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
-from hpc_isl.cluster.rank.requeue import REFUSAL
 from hpc_isl.cluster.run_folder import submissions
-from hpc_isl.cluster.run_folder.submissions import Cluster, Submission, watcher
+from hpc_isl.cluster.run_folder.submissions import Silence, Submission, by_cluster, job_states, watcher
 from hpc_isl.cluster.slurm import queue
-from hpc_isl.cluster.slurm.job_states import Silence, by_cluster, job_states
+from hpc_isl.cluster.slurm.commands import ClusterId
 from hpc_isl.cluster.slurm.queue import Queued
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.run import Run
 
 TORN = "its submission was cut off, and it will fail: cancel it, and resume"
+REFUSAL = "requeue.txt"  # in the attempt's folder: why the job was not put back into the queue
 FRESH_S = 60.0  # a heartbeat younger than this is a living rank, where nothing else can be asked
-WORDS = {
-    "queued": "PENDING CONFIGURING REQUEUED REQUEUE_HOLD REQUEUE_FED SUSPENDED SPECIAL_EXIT RESV_DEL_HOLD",
-    "running": "RUNNING COMPLETING STAGE_OUT SIGNALING STOPPED RESIZING",
-    "cancelled": "CANCELLED REVOKED",
-    "failed": "FAILED TIMEOUT NODE_FAIL OUT_OF_MEMORY BOOT_FAIL DEADLINE PREEMPTED",
+
+
+class RunState(StrEnum):
+    """The state of a run. An array has the first of these that one of its elements has."""
+
+    RUNNING = "running"
+    QUEUED = "queued"
+    FAILED = "failed"
+    LOST = "lost"
+    STOPPED = "stopped"
+    CANCELLED = "cancelled"
+    NEW = "new"
+    DONE = "done"
+
+
+_SLURM_STATES = {
+    RunState.QUEUED: "PENDING CONFIGURING REQUEUED REQUEUE_HOLD REQUEUE_FED SUSPENDED SPECIAL_EXIT "
+    "RESV_DEL_HOLD",
+    RunState.RUNNING: "RUNNING COMPLETING STAGE_OUT SIGNALING STOPPED RESIZING",
+    RunState.CANCELLED: "CANCELLED REVOKED",
+    RunState.FAILED: "FAILED TIMEOUT NODE_FAIL OUT_OF_MEMORY BOOT_FAIL DEADLINE PREEMPTED",
 }
-OURS = {theirs: ours for ours, names in WORDS.items() for theirs in names.split()}
-# What an array is called that has elements in several states: the first of these that one of them is in.
-FIRST = ("running", "queued", "failed", "lost", "stopped", "cancelled", "new", "done")
+STATE_OF_JOB = {job_state: state for state, names in _SLURM_STATES.items() for job_state in names.split()}
 # How slurmstepd and srun tell, in a job's own output, what ended it: read where Slurm has forgotten the job.
 TOLD = {
     "out_of_memory": re.compile(r"oom[-_]kill|out of memory|OUT_OF_MEMORY", re.IGNORECASE),
@@ -42,19 +57,18 @@ DIED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)\S*: (?P<how
 
 
 @dataclass(frozen=True)
-class State:
+class RunStatus:
     """What has become of a run.
 
     Attributes:
-        word: done, running, queued, stopped, cancelled, failed, lost or new.
-        detail: why.
+        detail: why it is in this state.
         node: where it runs, in Slurm's short form.
         left: time until Slurm ends it.
         cause: Slurm's word for a failure: timeout, out_of_memory, node_fail …
         unheard: why it is not known whether Slurm has it; empty: it is known.
     """
 
-    word: str
+    state: RunState
     detail: str = ""
     node: str = ""
     left: str = ""
@@ -64,15 +78,15 @@ class State:
     @property
     def alive(self) -> bool:
         """Whether it goes on by itself, as far as can be known: what is alive is not started again."""
-        return bool(self.unheard) or self.word in ("running", "queued")
+        return bool(self.unheard) or self.state in (RunState.RUNNING, RunState.QUEUED)
 
 
-def state(run: Run) -> State:
+def status_of(run: Run) -> RunStatus:
     """What has become of the run."""
-    return states([run])[run]
+    return statuses([run])[run]
 
 
-def states(runs: Sequence[Run]) -> dict[Run, State]:
+def statuses(runs: Sequence[Run]) -> dict[Run, RunStatus]:
     """What has become of each run; a cluster's queue is asked once for all of them."""
     members = {run: run.elements() for run in runs}
     single = list(dict.fromkeys(one for run in runs for one in (members[run] or [run])))
@@ -85,32 +99,32 @@ def states(runs: Sequence[Run]) -> dict[Run, State]:
     }
 
 
-def _together(run: Run, parts: Sequence[State]) -> State:
+def _together(run: Run, parts: Sequence[RunStatus]) -> RunStatus:
     """The state of an array: `running`, with `3 done, 2 running, 1 failed`; a chain may wait for a person."""
-    counts = Counter(part.word for part in parts)
-    word = next((word for word in FIRST if counts[word]), "new")
+    counts = Counter(part.state for part in parts)
+    word = next((state for state in RunState if counts[state]), RunState.NEW)
     unheard = next((part.unheard for part in parts if part.unheard), "")
-    detail = ", ".join(f"{counts[name]} {name}" for name in reversed(FIRST) if counts[name])
+    detail = ", ".join(f"{counts[name]} {name}" for name in reversed(RunState) if counts[name])
     waits = read_json(run.folder / "waits.json")
-    if waits and word == "new":
-        return State("stopped", f"{detail}; waits for a person: {waits['stop']}")
-    return State(word, "; ".join(filter(None, [detail, unheard])), unheard=unheard)
+    if waits and word == RunState.NEW:
+        return RunStatus(RunState.STOPPED, f"{detail}; waits for a person: {waits['stop']}")
+    return RunStatus(word, "; ".join(filter(None, [detail, unheard])), unheard=unheard)
 
 
 # ---------------------------------------------------------------- what the scheduler says
 
 
-def _queued(said: Queued | Silence | None) -> State | None:
+def _queued(said: Queued | Silence | None) -> RunStatus | None:
     """Slurm's word, in ours; None where it has none, or none that tells what became of the run."""
-    if not isinstance(said, Queued) or said.state not in OURS:
+    if not isinstance(said, Queued) or said.state not in STATE_OF_JOB:
         return None
-    word = OURS[said.state]
-    if word == "failed":
-        return State(word, said.state.lower(), said.node, cause=said.state.lower())
+    state = STATE_OF_JOB[said.state]
+    if state == RunState.FAILED:
+        return RunStatus(state, said.state.lower(), said.node, cause=said.state.lower())
     detail = said.reason if said.state == "PENDING" else "" if said.state == "RUNNING" else said.state.lower()
     if said.reason == "DependencyNeverSatisfied":
         detail = "the run before it did not end well"
-    return State(word, detail, said.node, said.left)
+    return RunStatus(state, detail, said.node, said.left)
 
 
 # ---------------------------------------------------------------- what the folder says
@@ -131,11 +145,11 @@ def first_failure(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | N
     return min(failed, key=lambda record: str(record["exit"]), default=None)
 
 
-def _state(run: Run, asked: Submission, said: Queued | Silence | None) -> State:
+def _state(run: Run, asked: Submission, said: Queued | Silence | None) -> RunStatus:
     if run.summary() is not None:
-        return State("done")
+        return RunStatus(RunState.DONE)
     if not run.attempt_numbers():
-        return State("new", "not started")
+        return RunStatus(RunState.NEW, "not started")
     records, queued = ranks(run), _queued(said)
     if queued is not None and queued.alive:
         return replace(queued, detail=TORN) if asked.get("torn") else queued
@@ -148,24 +162,26 @@ def _state(run: Run, asked: Submission, said: Queued | Silence | None) -> State:
     if told is None and said is None and _lives(asked, records):
         return _alive(run, asked, records)
     if asked.get("ended") and not records and not run.cancelled.exists():
-        return State("stopped", "before its turn came")
+        return RunStatus(RunState.STOPPED, "before its turn came")
     return _ended(run, records, queued)
 
 
-def _unheard(run: Run, records: Sequence[Mapping[str, Any]], why: str) -> State:
+def _unheard(run: Run, records: Sequence[Mapping[str, Any]], why: str) -> RunStatus:
     """The state of a run of whose job nothing is heard: unless someone has cancelled it, Slurm may have it,
     and start it again whatever the folder tells."""
     beating, failure = _beating(records), first_failure(records)
     if run.cancelled.exists() and not beating:
-        return State("cancelled", why)
+        return RunStatus(RunState.CANCELLED, why)
     if failure:
         found = _failed(run, failure, None)
     elif _all_stopped(records):
-        found = State("stopped", _why_stopped(run, records))
+        found = RunStatus(RunState.STOPPED, _why_stopped(run, records))
     elif records:
-        found = State("running", "" if beating else _last_seen(records), str(records[0].get("node", "")))
+        found = RunStatus(
+            RunState.RUNNING, "" if beating else _last_seen(records), str(records[0].get("node", ""))
+        )
     else:
-        found = State("queued")
+        found = RunStatus(RunState.QUEUED)
     return replace(found, detail="; ".join(filter(None, [why, found.detail])), unheard=why)
 
 
@@ -173,42 +189,43 @@ def _all_stopped(records: Sequence[Mapping[str, Any]]) -> bool:
     return bool(records) and all(record.get("outcome") == "stopped" for record in records)
 
 
-def _alive(run: Run, asked: Submission, records: Sequence[Mapping[str, Any]]) -> State:
+def _alive(run: Run, asked: Submission, records: Sequence[Mapping[str, Any]]) -> RunStatus:
     """The state of a run whose folder alone tells that it lives."""
     if records:
-        return State("running", "", records[0].get("node", ""))
+        return RunStatus(RunState.RUNNING, "", records[0].get("node", ""))
     if asked.get("executor") == "slurm":
-        return State("queued", "is being submitted")
-    return State("queued", "waits for its turn") if run.array else State("running")
+        return RunStatus(RunState.QUEUED, "is being submitted")
+    return RunStatus(RunState.QUEUED, "waits for its turn") if run.array else RunStatus(RunState.RUNNING)
 
 
-def _failed(run: Run, failure: Mapping[str, Any], queued: State | None) -> State:
+def _failed(run: Run, failure: Mapping[str, Any], queued: RunStatus | None) -> RunStatus:
     """A rank has told why; a cause that Slurm knows comes first: the others often only lost their partner."""
     cause = _cause(_told(run), queued)
     message = f"rank {failure['rank']}: {first_line(failure['message'])}"
-    return State("failed", f"{cause}: {message}" if cause else message, failure.get("node", ""), cause=cause)
+    detail = f"{cause}: {message}" if cause else message
+    return RunStatus(RunState.FAILED, detail, failure.get("node", ""), cause=cause)
 
 
-def _cause(told: State | None, queued: State | None) -> str:
+def _cause(told: RunStatus | None, queued: RunStatus | None) -> str:
     """Slurm's word where it is more than that the job failed, else what the job's own output tells."""
     if queued is not None and queued.cause not in ("", "failed"):
         return queued.cause
     return told.cause if told else ""
 
 
-def _ended(run: Run, records: Sequence[dict[str, Any]], queued: State | None) -> State:
+def _ended(run: Run, records: Sequence[dict[str, Any]], queued: RunStatus | None) -> RunStatus:
     """The state of a run that no one works on, that is not done, and whose ranks reported no failure."""
-    if run.cancelled.exists() or (queued and queued.word == "cancelled"):
-        return State("cancelled", queued.detail if queued and queued.detail != "cancelled" else "")
+    if run.cancelled.exists() or (queued and queued.state == RunState.CANCELLED):
+        return RunStatus(RunState.CANCELLED, queued.detail if queued and queued.detail != "cancelled" else "")
     if _all_stopped(records):
-        return State("stopped", _why_stopped(run, records))
+        return RunStatus(RunState.STOPPED, _why_stopped(run, records))
     told = _told(run)
     if queued is not None:
         detail = told.detail if told and queued.detail == "failed" else queued.detail
-        return State(queued.word, detail, queued.node, cause=_cause(told, queued))
+        return RunStatus(queued.state, detail, queued.node, cause=_cause(told, queued))
     if told is not None:
         return told
-    return State("lost", _last_seen(records))
+    return RunStatus(RunState.LOST, _last_seen(records))
 
 
 def _last_seen(records: Sequence[Mapping[str, Any]]) -> str:
@@ -223,7 +240,7 @@ def _why_stopped(run: Run, records: Sequence[Mapping[str, Any]]) -> str:
     return f"not started again: {first_line(said)}" if said else str(records[0].get("reason", ""))
 
 
-def _told(run: Run) -> State | None:
+def _told(run: Run) -> RunStatus | None:
     """What the job's own output says of its end: a rank that was killed leaves no record."""
     text = "\n".join(job_output(run, 200))
     died = DIED.search(text)
@@ -231,7 +248,7 @@ def _told(run: Run) -> State | None:
     if not (died or cause):
         return None
     who = f"rank {died['rank']} on {died['node']}: {died['how']}" if died else cause
-    return State("failed", f"{cause}: {who}" if died and cause else who, cause=cause)
+    return RunStatus(RunState.FAILED, f"{cause}: {who}" if died and cause else who, cause=cause)
 
 
 def job_output(run: Run, lines: int) -> list[str]:
@@ -275,10 +292,10 @@ def first_line(text: str) -> str:
 
 def cancel(run: Run) -> str:
     """Tells the run, or the living elements of an array, to save and stop; what was done, as a line."""
-    found = states(run.elements() or [run])
+    found = statuses(run.elements() or [run])
     living = [one for one, each in found.items() if each.alive]
     if not living:
-        raise UserError(f"{run.label!r} is not running: it is {state(run).word}")
+        raise UserError(f"{run.label!r} is not running: it is {status_of(run).state}")
     asked = submissions.newest_of(living)
     for one, content in asked.items():
         if content["executor"] == "local" and run.array:
@@ -297,7 +314,7 @@ def cancel(run: Run) -> str:
     return f"{', '.join(told) or run.label} is told to save and stop"
 
 
-def _scancel(run: Run, jobs: Sequence[str], cluster: Cluster) -> None:
+def _scancel(run: Run, jobs: Sequence[str], cluster: ClusterId) -> None:
     try:
         queue.cancel(jobs, *cluster)
     except UserError as mistake:
