@@ -84,6 +84,11 @@ def stage_named(name: str) -> Stage:
     return STAGES[name]
 
 
+def is_alone(name: str) -> bool:
+    """Returns whether one process computes the stage; False also for a name that is no stage, as `sweep`."""
+    return name in STAGES and STAGES[name].alone
+
+
 def is_pooled(name: str) -> bool:
     """Returns whether worker processes compute the stage; False also for a name that is no stage."""
     return name in STAGES and STAGES[name].pooled

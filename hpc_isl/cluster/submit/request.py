@@ -22,12 +22,12 @@ from hpc_isl.recipes.many import Arrangement
 from hpc_isl.recipes.strict import flatten
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site, gpus_here
-from hpc_isl.stages.stage_table import is_pooled, stage_named
+from hpc_isl.stages.stage_table import is_alone, is_pooled, stage_named
 
 
 def site_of(stage: str, site: Site) -> Site:
     """The part of a site that the stage can use; in an allocation, what Slurm has given."""
-    alone, pooled = stage_named(stage).alone, is_pooled(stage)
+    alone, pooled = is_alone(stage), is_pooled(stage)
     site = site.pooled() if pooled else site
     if site.executor == "allocation":
         return in_allocation(site, one_each=alone or pooled, one_node=alone)
