@@ -137,7 +137,7 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     """A stage, an array or a chain, as the words ask for it."""
     from hpc_isl import site
     from hpc_isl.cluster.run_folder import create, names
-    from hpc_isl.cluster.submit import chain, launch, request, sweep
+    from hpc_isl.cluster.submit import chain, launch, planning, sweep
     from hpc_isl.recipes import load
 
     path, keys, site_keys = _sorted_words(verb, given.words)
@@ -152,13 +152,13 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
         begin = chain.show_plan if given.dry_run else chain.start
         return begin(path, keys, where, given.name, who, given.wait)
     if verb == "sweep":
-        order = sweep.order(path, keys, where, given.name, after)
+        order = sweep.sweep_request(path, keys, where, given.name, after)
     else:
         order = create.RunRequest(
-            verb, load.load(verb, path, keys), request.site_of(verb, where), given.name, after
+            verb, load.load(verb, path, keys), planning.site_of(verb, where), given.name, after
         )
     order = replace(
-        request.named(order, who.roots),
+        planning.with_run_folders(order, who.roots),
         verify=getattr(given, "verify", 0.0), update=getattr(given, "update", False),
     )  # fmt: skip
     if given.dry_run:

@@ -245,7 +245,7 @@ def _report(argv: list[str]) -> int:
     from hpc_isl.stages.report.stage import report
 
     made = report(run)
-    for line in uses.changed_of(run):
+    for line in uses.changed(run):
         print(f"warning: {line}, after this run was planned")
     print("\n".join([*made.headline, f"  report      {_short(made.page)}"]), flush=True)
     _forward(run)
@@ -275,7 +275,7 @@ def _table(argv: list[str]) -> int:
     from hpc_isl.cluster.run_folder import uses
     from hpc_isl.stages.table.stage import table
 
-    for line in uses.changed_of(run):
+    for line in uses.changed(run):
         print(f"warning: {line}, after this run was planned: its figures are those of before")
     heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
     out = Path(keys["out"]).expanduser() if "out" in keys else None

@@ -14,7 +14,7 @@ import pytest
 
 from hpc_isl.cluster.monitor import status_table
 from hpc_isl.cluster.run_folder import names, status
-from hpc_isl.cluster.submit import request
+from hpc_isl.cluster.submit import planning
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.recipes.strict import to_yaml
@@ -132,9 +132,9 @@ def test_the_same_recipe_is_the_same_through_another_path(tmp_path: Path) -> Non
     (tmp_path / "link").symlink_to("export")
     run.recipe.write_text(to_yaml(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P1.zarr")))
     same = ConvertRecipe(source=tmp_path / "link", out=tmp_path / "P1.zarr")
-    assert request.differences(run, Plan(same)) == []
+    assert planning.differences(run, Plan(same)) == []
     other = ConvertRecipe(source=tmp_path, out=tmp_path / "P1.zarr")
-    assert len(request.differences(run, Plan(other))) == 1
+    assert len(planning.differences(run, Plan(other))) == 1
 
 
 def test_an_address_is_the_shortest_that_finds_the_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Watches over the ranks of a local run: all end together, and nothing that they started is left behind."""
+"""Supervises the ranks of a run: all end together, and nothing that they started is left behind."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ REMIND_S = 2.0  # a TERM that came while Python was starting is lost: say it aga
 
 
 @dataclass
-class Requests:
-    """What was asked of us by signals since the ranks started: once is stop, twice is kill.
-
-    `timeout`, `make` and some shells send a signal twice at once; that counts once.
-    """
+class StopRequests:
+    """Signals since the ranks started: the first asks for a stop, the second for a kill."""
 
     times: int = 0
     interrupted: bool = False
@@ -36,12 +33,13 @@ class Requests:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.interrupted = self.interrupted or number == signal.SIGINT
+        # `timeout`, `make` and some shells send a signal twice at once; that counts once.
         if time.monotonic() - self._last > TWICE_S:
             self.times += 1
         self._last = time.monotonic()
 
     @contextmanager
-    def listening(self) -> Iterator[Requests]:
+    def listening(self) -> Iterator[StopRequests]:
         # What nohup or a shell's & has us ignore stays ignored.
         numbers = [
             n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN
@@ -57,11 +55,9 @@ class Requests:
 def start(
     command: Sequence[str], environments: Sequence[Mapping[str, str]], logs: Sequence[Path], folder: Path
 ) -> list[subprocess.Popen[bytes]]:
-    """One process per environment, each in a process group of its own: Ctrl-C reaches us alone.
-
-    A session of its own would do that too, but where the kernel groups tasks by session to share out
-    the CPUs, a user's `nice` would then mean nothing.
-    """
+    """Starts one process per environment, each in a process group of its own: Ctrl-C reaches us alone."""
+    # A session of its own would do that too, but where the kernel shares out the CPUs by session, a user's
+    # `nice` would then mean nothing.
     ranks = []
     for environment, log_file in zip(environments, logs, strict=True):
         log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,10 +73,15 @@ def start(
 
 @dataclass
 class Watch:
-    """The loop over the living ranks, until the last has ended; `stops` and `kills` are signals to them."""
+    """The loop over the living ranks, until the last has ended.
+
+    Attributes:
+        limit_s: after which they are asked to stop; None: no limit.
+        stops, kills: the signals with which they are asked to stop, and are killed.
+    """
 
     ranks: Sequence[subprocess.Popen[bytes]]
-    requests: Requests
+    requests: StopRequests
     log: Callable[[str], None]
     limit_s: float | None = None
     stops: int = signal.SIGTERM
@@ -89,7 +90,7 @@ class Watch:
     stopping: bool = False
     killed: bool = False
     _codes: dict[int, int] = field(default_factory=dict)
-    _told: float = -1e9
+    _reminded: float = -1e9
     _crash: float = 0.0
     _start: float = field(default_factory=time.monotonic)
 
@@ -101,26 +102,28 @@ class Watch:
                     tick()
                 self._look()
                 self._stop_if_asked()
-                self._kill_if_due()
+                crash_is_old = self.crashed is not None and time.monotonic() - self._crash > CRASH_GRACE_S
+                if self.requests.times >= 2 or crash_is_old:
+                    self.killed = self.requests.times >= 2
+                    self._send(self.kills)
         finally:
             self._end()
         return Ending(self._codes, self.crashed, self.requests.interrupted, self.stopping, self.killed)
 
     def _look(self) -> None:
-        """Notes which ranks have ended; they stay unreaped, so that their process groups keep their ids."""
+        """Notes which ranks have ended."""
         for number, rank in enumerate(self.ranks):
             if number in self._codes:
                 continue
+            # NOWAIT: they stay unreaped, so that their process groups keep their ids.
             ended = os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
                 continue
             code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
             self._codes[number] = code
-            if self.crashed is None and not self._expected(code):
+            stopped = self.stopping and (code == STOPPED or -code in (signal.SIGTERM, signal.SIGKILL))
+            if self.crashed is None and code != 0 and not stopped:
                 self.crashed, self._crash = number, time.monotonic()
-
-    def _expected(self, code: int) -> bool:
-        return code == 0 or (self.stopping and (code == STOPPED or -code in (signal.SIGTERM, signal.SIGKILL)))
 
     def _stop_if_asked(self) -> None:
         overdue = self.limit_s is not None and time.monotonic() - self._start > self.limit_s
@@ -130,25 +133,19 @@ class Watch:
             self.stopping = True
             why = "the time limit is reached" if overdue else "stopping"
             self.log(f"{why}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)")
-        if time.monotonic() - self._told > REMIND_S:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reminded > REMIND_S:
+            self._reminded = time.monotonic()
             self._send(self.stops)
 
-    def _kill_if_due(self) -> None:
-        crash_is_old = self.crashed is not None and time.monotonic() - self._crash > CRASH_GRACE_S
-        if self.requests.times >= 2 or crash_is_old:
-            self.killed = self.requests.times >= 2
-            self._send(self.kills)
-
     def _send(self, number: int) -> None:
-        """To the ranks, not to what they started: loading processes end with their rank."""
+        """Sends a signal to the ranks, not to what they started: loading processes end with their rank."""
         for index, rank in enumerate(self.ranks):
             if index not in self._codes:
                 with suppress(ProcessLookupError):
                     os.kill(rank.pid, number)
 
     def _end(self) -> None:
-        """Whatever else happened, no rank and no process of a rank's group is left."""
+        """Kills every rank and every process of a rank's group that is left."""
         self._send(signal.SIGKILL)
         leaders = {rank.pid for rank in self.ranks}
         deadline = time.monotonic() + SWEEP_S
@@ -162,17 +159,11 @@ class Watch:
 
 
 def _members(leaders: set[int]) -> list[int]:
-    """Processes in the groups of `leaders`, but for these."""
-    found = []
+    """Returns the living processes in the groups of `leaders`, without these."""
+    members = []
     for pid in psutil.pids():
-        with suppress(ProcessLookupError, PermissionError):
-            if pid not in leaders and os.getpgid(pid) in leaders and not _is_zombie(pid):
-                found.append(pid)
-    return found
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
+        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            is_member = pid not in leaders and os.getpgid(pid) in leaders
+            if is_member and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                members.append(pid)
+    return members

@@ -16,7 +16,7 @@ from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
 from hpc_isl.cluster.run_folder.status import STATE_OF_JOB, RunState
 from hpc_isl.cluster.slurm.commands import ask, cluster_of
 from hpc_isl.cluster.slurm.demand import megabytes
-from hpc_isl.cluster.slurm.queue import Queued, queue
+from hpc_isl.cluster.slurm.queue import QueuedJob, queue
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
 
@@ -133,7 +133,7 @@ def script(site: Site, folder: Path, tracking: str | None) -> str:
 def wait(made: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome:
     """Waits for all nodes to write, says what Slurm says meanwhile, and leaves no job behind."""
     began, said, seen = time.monotonic(), "", dict[int, float]()
-    word: Queued | None = None
+    word: QueuedJob | None = None
     try:
         while not _over(made, seen, word):
             if time.monotonic() - began > patience_s:
@@ -152,17 +152,17 @@ def wait(made: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome:
         _end(made)
 
 
-def _over(made: Visit, seen: dict[int, float], word: Queued | None) -> bool:
+def _over(made: Visit, seen: dict[int, float], word: QueuedJob | None) -> bool:
     hopeless = word is not None and word.state == "PENDING" and word.reason.split(",")[0] in NEVER
     return len(seen) == made.nodes or hopeless or (word is not None and word.state in ENDED)
 
 
-def _word(made: Visit) -> Queued | None:
+def _word(made: Visit) -> QueuedJob | None:
     """Slurm's; a job that it has forgotten has ended."""
     answer = queue([made.job], *cluster_of(made.site))
     if answer is None:
         return None
-    return answer.get(made.job, Queued("COMPLETED"))
+    return answer.get(made.job, QueuedJob("COMPLETED"))
 
 
 def _look(made: Visit, seen: dict[int, float]) -> None:
@@ -184,7 +184,7 @@ def _report(made: Visit, rank: int) -> Path:
     return made.folder / f"node-{rank}.json"
 
 
-def _outcome(made: Visit, seen: dict[int, float], word: Queued | None, patient: bool = True) -> Outcome:
+def _outcome(made: Visit, seen: dict[int, float], word: QueuedJob | None, patient: bool = True) -> Outcome:
     read = {rank: probe.read(_report(made, rank)) for rank in sorted(seen)}
     facts = {rank: one for rank, one in read.items() if one is not None}
     return Outcome(

@@ -1,4 +1,4 @@
-"""What is submitted: a `Job` names a stage's module, a run folder, an attempt; the folder has the rest."""
+"""What is submitted: a `Job` names a stage's module, a run folder, an attempt; the folder holds the rest."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class Job:
     def run(self) -> Run:
         return Run(self.folder)
 
+    @property
+    def attempt_folder(self) -> Path:
+        return self.run.attempts / str(self.attempt)
+
     @classmethod
     def of(cls, run: Run, attempt: int | None = None) -> Job:
         """Returns the job that computes `run`, as the given attempt or as a new one."""
@@ -59,7 +63,7 @@ class Ending:
 
 
 def interpreter(site: Site) -> str:
-    """The command that starts Python in a job, as a shell reads it; this Python, unless the site says.
+    """Returns the command that starts Python in a job, as a shell reads it; by default this Python.
 
     A container sees the home folder, the folder that it starts in and what the site binds.
     """
@@ -71,16 +75,15 @@ def interpreter(site: Site) -> str:
 
 
 def srun_flags(stage: str) -> list[str]:
-    """How srun starts ranks, and takes the end of one: all end with it, but where the stage can do without
-    other nodes. In a job that was submitted with --export=NONE it would keep the environment from them.
-    """
+    """Returns how srun starts ranks: all end with one that fails, unless the stage is pooled."""
+    # --export=ALL: in a job that was submitted with --export=NONE, srun would start them without environment.
     if is_pooled(stage):
         return ["--export=ALL", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
     return ["--export=ALL", "--kill-on-bad-exit=1", "--wait=60"]
 
 
 def threads(cpus: int) -> Mapping[str, str]:
-    """Environment that caps the thread pools of numerical libraries; they read it when imported."""
+    """Returns variables that cap the thread pools of numerical libraries; they read it when imported."""
     libraries = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")
     names = [*(f"{library}_NUM_THREADS" for library in libraries), "BLOSC_NTHREADS"]
     return dict.fromkeys(names, str(cpus))

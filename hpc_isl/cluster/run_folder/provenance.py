@@ -21,10 +21,10 @@ from typing import Any
 import hpc_isl
 from hpc_isl.cluster.slurm.commands import user_name
 from hpc_isl.errors import UserError
-from hpc_isl.files import now
+from hpc_isl.files import now, read_json
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import digest
-from hpc_isl.run import Plan
+from hpc_isl.run import Plan, Run
 
 NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
 PACKAGE = Path(hpc_isl.__file__).parent
@@ -113,8 +113,9 @@ def commit() -> dict[str, str | None]:
     """
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"commit": None, "diff": None}
-    difference = _git("diff", "HEAD", "--", ".")
-    return {"commit": (_git("rev-parse", "HEAD") or "").strip() or None, "diff": _hash(difference)}
+    patch = _git("diff", "HEAD", "--", ".")
+    patch_hash = hashlib.sha256(patch.encode()).hexdigest()[:16] if patch else None
+    return {"commit": (_git("rev-parse", "HEAD") or "").strip() or None, "diff": patch_hash}
 
 
 def _git(*arguments: str) -> str | None:
@@ -132,10 +133,6 @@ def difference() -> str:
     return (_git("diff", "HEAD", "--", ".") or "") if commit()["commit"] else ""
 
 
-def _hash(text: str | None) -> str | None:
-    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else None
-
-
 @cache
 def code_digest() -> str:
     """Hash of the source files of the package that this process runs, wherever it lies."""
@@ -149,6 +146,11 @@ def snapshot(folder: Path) -> Path:
     """A copy of the package in `folder`: a queued job then runs the code that was submitted."""
     shutil.copytree(PACKAGE, folder / "hpc_isl", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     return folder
+
+
+def is_planned(run: Run) -> bool:
+    """Returns whether the run is planned; one that waits for its inputs is planned when its job starts."""
+    return bool((read_json(run.record) or {}).get("planned", True))
 
 
 @contextmanager

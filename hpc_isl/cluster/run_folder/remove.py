@@ -99,7 +99,7 @@ def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
     seen = {run}
     for other in runs:
         steps = other.elements() if other.stage == "chain" else []
-        named = [folder for one in uses.each([other]) for folder in uses.runs_named(one)]
+        named = [folder for one in uses.computing_runs([other]) for folder in uses.models_used(one)]
         if other not in seen and any(_is_in(folder, run) for folder in (*(s.folder for s in steps), *named)):
             seen.add(other)
             yield other
@@ -117,7 +117,7 @@ def _stays(run: Run) -> Iterator[str]:
     if run.stage == "chain":
         yield from (f"{step.stage} {step.name}, a step of it" for step in run.elements())
         return
-    for one in uses.each([run]):
+    for one in uses.computing_runs([run]):
         for what, path in (one.summary() or {}).get("made", {}).items():
             if not Path(path).is_relative_to(run.folder):
                 yield f"{what}: {path}"

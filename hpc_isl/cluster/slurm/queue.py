@@ -17,7 +17,7 @@ FORGOTTEN = "Invalid job id specified"
 
 
 @dataclass(frozen=True)
-class Queued:
+class QueuedJob:
     """What Slurm says of a job: its state, why it waits, where it runs, the time it has left, and in which
     folder it works."""
 
@@ -30,7 +30,7 @@ class Queued:
 
 def queue(
     jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None
-) -> Mapping[str, Queued] | None:
+) -> Mapping[str, QueuedJob] | None:
     """Job (`17`, or `17_3` for an element) -> Slurm's word, for those it knows; None: it does not answer.
 
     Without accounting, Slurm forgets a job some minutes after its end.
@@ -47,7 +47,7 @@ def queue(
     return {job: word for job, word in found.items() if job in asked}
 
 
-def _squeue(families: list[str], conf: Path | None, cluster: str | None) -> dict[str, Queued] | None:
+def _squeue(families: list[str], conf: Path | None, cluster: str | None) -> dict[str, QueuedJob] | None:
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L|%Z", "-j", ",".join(families)]
     code, out, errors = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
     if code and FORGOTTEN not in errors:
@@ -55,18 +55,18 @@ def _squeue(families: list[str], conf: Path | None, cluster: str | None) -> dict
     return _parsed(out)
 
 
-def _sacct(families: list[str], conf: Path | None, cluster: str | None) -> dict[str, Queued]:
+def _sacct(families: list[str], conf: Path | None, cluster: str | None) -> dict[str, QueuedJob]:
     command = ["sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State,Reason,NodeList,Timelimit,WorkDir"]
     command += ["-j", ",".join(families), *(["-M", cluster] if cluster else [])]
     code, out, _ = ask(command, conf, patience_s=PATIENCE_S)
     return {} if code else _parsed(out)
 
 
-def _parsed(answer: str) -> dict[str, Queued]:
+def _parsed(answer: str) -> dict[str, QueuedJob]:
     """Lines of job|state|reason|nodes|time|folder; `CANCELLED by 1000` is the state CANCELLED."""
     rows = [line.split("|", 5) for line in answer.splitlines() if line.count("|") >= 5]
     plain = [(job, *map(_word, words), folder) for job, *words, folder in rows]
-    return {job: Queued(state.split()[0], *rest) for job, state, *rest in plain if state}
+    return {job: QueuedJob(state.split()[0], *rest) for job, state, *rest in plain if state}
 
 
 def _word(text: str) -> str:

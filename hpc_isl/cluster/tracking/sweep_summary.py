@@ -1,4 +1,4 @@
-"""What MLflow shows of a sweep as a whole: its main score against annotations, arm by arm, and its report."""
+"""A sweep as a whole in MLflow: its main score against annotations, arm by arm, and its report."""
 
 from __future__ import annotations
 
@@ -49,11 +49,7 @@ def summarise(run: Run, again: bool) -> Summary:
     done = sum(one.summary() is not None for one in run.elements())
     section = means.score + (f" of {done} elements" if again else "")
     curves = {f"{section}/{arm.replace('/', '_')}": curve for arm, curve in means.curves.items()}
-    return Summary(curves, _note(means, section))
-
-
-def _note(means: Any, section: str) -> str:
-    """A row for each arm, a column for each number of annotation boxes."""
+    # A row for each arm, a column for each number of annotation boxes.
     counts = sorted({boxes for curve in means.curves.values() for boxes in curve})
     rows = [[f"mean {means.title}", *(f"N = {boxes}" for boxes in counts)], ["---"] * (len(counts) + 1)]
     rows += [
@@ -61,8 +57,9 @@ def _note(means: Any, section: str) -> str:
         for arm, curve in means.curves.items()
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return (
+    note = (
         f"{table}\n\nAgainst {means.truth}, over all test boxes and draws; N: annotation boxes. As charts "
         f"over N (there: step): Model metrics, {section}. With intervals and pictures: Artifacts, "
         "report/report.html.\n"
     )
+    return Summary(curves, note)
