@@ -50,9 +50,7 @@ ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
 ALLOWED |= {("cli/upkeep_commands.py", "hpc_isl.stages.set_metadata")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
-DASK_POOL = {
-    f"cluster/dask_pool/{part}.py" for part in ("pool", "call", "scheduling", "rendezvous", "processes")
-}
+DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "rendezvous", "processes")}
 ONLY = {
     "submitit": {"cluster/executors/slurm.py"},
     # served.py is run by MLflow itself and imported by nothing.

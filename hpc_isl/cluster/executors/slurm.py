@@ -19,7 +19,7 @@ from hpc_isl.cluster.rank.worker import work
 from hpc_isl.cluster.run_folder.job import Job, interpreter, srun_flags, threads
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
 from hpc_isl.cluster.run_folder.submissions import Unanswered
-from hpc_isl.cluster.slurm import limits, queue, job_limits
+from hpc_isl.cluster.slurm import job_limits, limits, queue
 from hpc_isl.cluster.slurm.commands import ask, cluster_of, environment
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run

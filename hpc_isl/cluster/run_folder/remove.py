@@ -1,4 +1,4 @@
-"""`remove`: the files of a run go; its record and its model's contract stay, and tell what it was."""
+"""`remove` deletes the files of a run; its record and its model's contract stay, and tell what it was."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Removal:
 
 
 def removal(run: Run, runs: Iterable[Run]) -> Removal:
-    """What there is to remove, and who would miss it among these runs.
+    """Returns what there is to remove, and which of these runs use it.
 
     Raises:
         UserError: the run is queued or running, or is an element, which goes with its array.
@@ -52,8 +52,10 @@ def removal(run: Run, runs: Iterable[Run]) -> Removal:
 
 
 def refuse_living(run: Run, found: RunStatus) -> None:
-    """Raises:
-    UserError: the run is queued or running.
+    """Checks that the run is neither queued nor running.
+
+    Raises:
+        UserError: it is.
     """
     if found.alive:
         raise UserError(
@@ -62,7 +64,7 @@ def refuse_living(run: Run, found: RunStatus) -> None:
 
 
 def remove(run: Run) -> None:
-    """Says first that the run is removed, then removes it; once more, it goes on where it was ended."""
+    """Marks the run as removed, then removes it; called again, it continues where it was ended."""
     with submissions.alone(run):
         refuse_living(run, status.status_of(run))
         facts = {"time": now(), "user": os.environ.get("USER") or str(os.getuid())}
@@ -75,27 +77,19 @@ def remove(run: Run) -> None:
                 os.rmdir(folder)
 
 
-# ---------------------------------------------------------------- what goes
-
-
 def _going(run: Run) -> Iterator[Path]:
-    """Files and links of the run that do not stay; what links lead to does."""
+    """Yields the files and links of the run that do not stay; what links lead to stays."""
     for folder, folders, names in os.walk(run.folder):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in (*links, *names):
-            if not _is_kept(Path(folder).name, name):
+            above = Path(folder).name
+            kept = name in KEPT or (above in KEPT_BELOW and KEPT_BELOW[above] in (None, name))
+            if not kept:
                 yield Path(folder, name)
 
 
-def _is_kept(folder: str, name: str) -> bool:
-    return name in KEPT or (folder in KEPT_BELOW and KEPT_BELOW[folder] in (None, name))
-
-
-# ---------------------------------------------------------------- who would miss it
-
-
 def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
-    """Each array once, and none of the run's own elements."""
+    """Yields the runs that use the run: each array once, and none of its own elements."""
     seen = {run}
     for other in runs:
         steps = other.elements() if other.stage == "chain" else []
@@ -108,9 +102,6 @@ def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
 def _is_in(folder: Path, run: Run) -> bool:
     """Whether a folder is the run's, or lies in it."""
     return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(run.folder))
-
-
-# ---------------------------------------------------------------- what stays
 
 
 def _stays(run: Run) -> Iterator[str]:
@@ -128,7 +119,7 @@ def _stays(run: Run) -> Iterator[str]:
 
 
 def _labels(run: Run) -> Iterator[str]:
-    """The labels that a run of segment has written into plates."""
+    """Yields the labels that a run of segment has written into plates."""
     if run.stage != "segment":
         return
     recipe = uses.recipe_of(run)

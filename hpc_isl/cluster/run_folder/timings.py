@@ -1,4 +1,4 @@
-"""The timed steps of runs: kept in the folders of their attempts, and found again for runs that are alike."""
+"""The timed steps of runs: kept in the folders of their attempts, and read again for runs that are alike."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ NEWEST = 5  # timed runs that count
 
 
 def machine(site: Site, cpus: int) -> dict[str, Any]:
-    """What decides how fast a run computes, beside what it computes. Of Slurm, nodes of one partition are
-    taken to be alike."""
+    """Returns what decides how fast a run computes; nodes of one Slurm partition count as alike."""
     where = [socket.gethostname(), None]
     if site.executor == "slurm":
         where = [str(site.slurm_conf), site.partition, site.constraint]
@@ -33,37 +32,25 @@ def machine(site: Site, cpus: int) -> dict[str, Any]:
 
 
 def note(attempt: Attempt, site: Site) -> None:
-    """Keeps what the attempt has timed in its folder; nothing of stages that are not timed."""
+    """Writes what the attempt has timed into its folder; nothing for stages that are not timed."""
     like = (read_json(attempt.run.record) or {}).get("like")
     if like and (timed := attempt.clock.timed()):
         content = {"like": like, "machine": machine(site, attempt.cpus), "phases": timed}
         write_atomic(attempt.folder / FILE, json.dumps(content, indent=1))
 
 
-# ---------------------------------------------------------------- what was timed
-
-
 def timings(
     roots: Sequence[Path], like: Mapping[str, Any], machine_: Mapping[str, Any]
 ) -> list[tuple[str, Timed]]:
-    """The newest timings of runs that were alike, on such a machine."""
-    found: list[tuple[str, Timed]] = []
-    for path in _files(roots):
-        content = read_json(path) or {}
-        if content.get("like") == _plain(like) and content.get("machine") == _plain(machine_):
-            run = Run(path.parents[2])
-            found.append((run.label, content["phases"]))
-        if len(found) == NEWEST:
-            break
-    return found
-
-
-def _files(roots: Sequence[Path]) -> list[Path]:
-    """Of runs and of elements of arrays, the newest first."""
-    depths = ("*/*", "*/*/*/*")
+    """Returns the newest timings of runs that were alike, on such a machine."""
+    depths = ("*/*", "*/*/*/*")  # of runs, and of elements of arrays
     paths = [p for root in roots for depth in depths for p in root.glob(f"{depth}/attempts/*/{FILE}")]
-    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def _plain(value: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(value))
+    wanted = json.loads(json.dumps([like, machine_]))  # as they are read back
+    alike: list[tuple[str, Timed]] = []
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        content = read_json(path) or {}
+        if [content.get("like"), content.get("machine")] == wanted:
+            alike.append((Run(path.parents[2]).label, content["phases"]))
+        if len(alike) == NEWEST:
+            break
+    return alike

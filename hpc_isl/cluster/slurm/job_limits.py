@@ -14,7 +14,9 @@ LIMITS = {
     "AssocGrpSubmitJobsLimit": (
         "GrpSubmitJobs", "assoc", "GrpSubmit", "all users of your account together may have",
     ),
-    "QOSMaxSubmitJobPerUserLimit": ("MaxSubmitJobsPerUser of the qos", "qos", "MaxSubmitPU", "a user may have"),
+    "QOSMaxSubmitJobPerUserLimit": (
+        "MaxSubmitJobsPerUser of the qos", "qos", "MaxSubmitPU", "a user may have",
+    ),
     "MaxSubmitJobsPerAccount": (
         "MaxSubmitJobsPerAccount of the qos", "qos", "MaxSubmitPA", "an account may have",
     ),

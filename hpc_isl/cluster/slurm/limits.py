@@ -78,7 +78,7 @@ def _qos(site: Site) -> Qos | None:
 
 
 def complaint(cluster: Cluster, site: Site, qos: Qos | None = Qos()) -> str | None:
-    """Returns what the cluster can never give, and what to type instead; None: nothing is known against it."""
+    """Returns what the cluster can never give, and what to type instead; None: it may pass."""
     asked = []
     usable = [one for one in cluster.partitions if one.up and not one.hidden and not one.root_only]
     for name in site.partition.split(",") if site.partition else [None]:
