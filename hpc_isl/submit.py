@@ -137,7 +137,7 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     """A stage, an array or a chain, as the words ask for it."""
     from hpc_isl import site
     from hpc_isl.cluster.run_folder import create, names
-    from hpc_isl.cluster.submit import chain, launch, planning, sweep
+    from hpc_isl.cluster.submit import launch, planning, sweep
     from hpc_isl.recipes import load
 
     path, keys, site_keys = _sorted_words(verb, given.words)
@@ -149,6 +149,8 @@ def _submitted(verb: str, given: Any, argv: tuple[str, ...]) -> int:
     if verb == "chain":
         if path is None or after:
             raise UserError(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
+        from hpc_isl.cluster.submit import chain
+
         begin = chain.show_plan if given.dry_run else chain.start
         return begin(path, keys, where, given.name, who, given.wait)
     if verb == "sweep":

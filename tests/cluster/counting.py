@@ -132,7 +132,7 @@ def _sum_of_ranks(attempt: Attempt) -> int:
     from hpc_isl.learning.training.world import open_world
 
     with open_world(attempt, timeout_s=120) as world:
-        return int(world.sum(torch.tensor([attempt.rank])))
+        return int(world.all_reduce(torch.tensor([attempt.rank])))
 
 
 def _mishap(recipe: CountRecipe, attempt: Attempt, step: int) -> None:

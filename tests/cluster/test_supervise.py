@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.executors.supervise import StopRequests, Watch, start
+from hpc_isl.cluster.executors.local import StopRequests, Watch, start
 from hpc_isl.cluster.run_folder.job import Ending
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 from hpc_isl.cluster.executors import local
-from hpc_isl.cluster.executors.supervise import StopRequests
+from hpc_isl.cluster.executors.local import StopRequests
 from hpc_isl.cluster.monitor.status_table import duration, progress_text
 from hpc_isl.cluster.run_folder.job import STOPPED, Ending, Job
-from hpc_isl.cluster.run_folder.records import first_line, ranks
+from hpc_isl.cluster.run_folder.status import first_line, ranks
 from hpc_isl.files import read_json
 from hpc_isl.site import Site, gpus_here
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpc_isl.cluster.monitor import status_table
 from hpc_isl.cluster.monitor.status_table import progress_text
-from hpc_isl.cluster.run_folder import records, status
+from hpc_isl.cluster.run_folder import status
 from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Ending
 from hpc_isl.cluster.run_folder.names import address
 from hpc_isl.cluster.run_folder.status import RunState
@@ -93,7 +93,7 @@ def ended(run: Run, ending: Ending, console: Console) -> int:
         return done(run, console)
     if ending.crashed is not None and ending.codes[ending.crashed] != STOPPED:
         return _crashed(run, ending, ending.crashed, console)
-    progress = (records.ranks(run) or [{}])[0].get("progress")
+    progress = (status.ranks(run) or [{}])[0].get("progress")
     at = f" at {progress_text(progress)}" if progress else ""
     console.log(f"{run.stage} {run.name!r} {'was killed' if ending.killed else 'stopped'}{at}")
     console.log(f"  run folder  {run.folder}")
@@ -102,7 +102,7 @@ def ended(run: Run, ending: Ending, console: Console) -> int:
 
 
 def _crashed(run: Run, ending: Ending, rank: int, console: Console) -> int:
-    record = {record["rank"]: record for record in records.ranks(run)}.get(rank, {})
+    record = {record["rank"]: record for record in status.ranks(run)}.get(rank, {})
     if record.get("outcome") == "mistake":
         console.log(str(record["message"]))
         console.log(f"{run.stage} {run.name!r} ended. Once that is right: {console.command('resume', run)}")
@@ -146,7 +146,7 @@ def waited(run: Run, console: Console) -> int:
     console.next_lines([console.command("resume", run)])
     if found.state in (RunState.STOPPED, RunState.CANCELLED):
         return STOPPED
-    failure = records.first_failure(records.ranks(run)) or {}
+    failure = status.first_failure(status.ranks(run)) or {}
     return MISTAKE if failure.get("outcome") == "mistake" else FAILED
 
 

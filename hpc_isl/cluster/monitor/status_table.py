@@ -7,8 +7,17 @@ from datetime import datetime
 from typing import Any
 
 from hpc_isl.cluster.run_folder import uses
-from hpc_isl.cluster.run_folder.records import FRESH_S, age_s, first_failure, first_line, job_output, ranks
-from hpc_isl.cluster.run_folder.status import RunState, RunStatus, statuses
+from hpc_isl.cluster.run_folder.status import (
+    FRESH_S,
+    RunState,
+    RunStatus,
+    age_s,
+    first_failure,
+    first_line,
+    job_output,
+    ranks,
+    statuses,
+)
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.run import Run

@@ -8,7 +8,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from hpc_isl.cluster.run_folder.records import REFUSAL
+from hpc_isl.cluster.run_folder.status import REFUSAL
 from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.run import Attempt

@@ -1,4 +1,4 @@
-"""The state of runs, read from their folders; the queue or the process list tells which still live."""
+"""The state of runs, from the records of their ranks; the queue or the process list tells which live."""
 
 from __future__ import annotations
 
@@ -8,18 +8,111 @@ import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from hpc_isl.cluster.run_folder import records as rank_records
 from hpc_isl.cluster.run_folder import submissions
-from hpc_isl.cluster.run_folder.records import DIED, first_failure, first_line, ranks
 from hpc_isl.cluster.run_folder.submissions import NoAnswer, Submission, by_cluster, job_states, watcher
 from hpc_isl.cluster.slurm import queue
 from hpc_isl.cluster.slurm.queue import QueuedJob
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.run import Run
+
+FRESH_S = 60.0  # a younger heartbeat is that of a living rank, where nothing else can be asked
+REFUSAL = "requeue.txt"  # in the attempt's folder: why the job was not put back into the queue
+DIED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)\S*: (?P<how>.+)")
+
+
+def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
+    """Returns the records of an attempt's ranks (default: of the newest attempt), by rank."""
+    numbers = run.attempt_numbers() if number is None else [number]
+    if not numbers:
+        return []
+    paths = (run.attempts / str(numbers[-1])).glob("rank-*.json")
+    return sorted((record for path in paths if (record := read_json(path))), key=lambda r: int(r["rank"]))
+
+
+def first_failure(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the record of the rank that failed first: the others often only lost their partner."""
+    failed = [record for record in records if record.get("outcome") in ("failed", "mistake")]
+    return min(failed, key=lambda record: str(record["exit"]), default=None)
+
+
+def all_stopped(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether every rank saved and stopped."""
+    return bool(records) and all(record.get("outcome") == "stopped" for record in records)
+
+
+def beating(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether a rank has a fresh heartbeat and no exit record."""
+    return any(age_s(str(record["heartbeat"])) < FRESH_S for record in records if not record.get("exit"))
+
+
+def last_seen(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns `last seen 2026-01-31T12:00:00 UTC`, by the newest heartbeat."""
+    newest = max((str(record.get("heartbeat")) for record in records), default=None)
+    return f"last seen {newest[:19]} UTC" if newest else "it never reported"
+
+
+def why_stopped(run: Run, records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns why the job was not started again, as rank 0 noted it, or the shell that was asked to do it."""
+    refusal = run.attempts / str(run.attempt_numbers()[-1]) / REFUSAL
+    text = refusal.read_text(errors="replace").strip() if refusal.is_file() else ""
+    return f"not started again: {first_line(text)}" if text else str(records[0].get("reason", ""))
+
+
+def job_output(run: Run, lines: int) -> list[str]:
+    """Returns the last lines that the newest job of the run wrote itself, outside of the ranks' logs."""
+    submission = submissions.newest(run)
+    if not submission.get("job"):
+        return []
+    # An element of an array may have been resumed alone, with sbatch files of its own.
+    folders = dict.fromkeys([run.sbatch, (run.array or run).sbatch])
+    paths = [folder / f"{submission['job']}_0_log.{kind}" for folder in folders for kind in ("out", "err")]
+    paths.append(run.attempts / str(run.attempt_numbers()[-1]) / "srun.log")
+    tails = [path.read_text(errors="replace").splitlines()[-lines:] for path in paths if path.is_file()]
+    return [line for tail in tails for line in tail]
+
+
+def age_s(moment: str) -> float:
+    """Returns the seconds since a moment that `files.now` gave."""
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+
+
+def first_line(text: str) -> str:
+    """Returns a message in one line: a heading such as `3 problems:` with the first line below it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    end = next((at for at, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: end + 1])
+
+
+def span(run: Run) -> tuple[int, int] | None:
+    """Returns when work on the run, or on the elements of an array, began and ended, in ms since 1970.
+
+    The waits before the first attempt and after the last one belong to neither. A run that is done ended
+    with its done record; one that was killed, with the last sign of life of its ranks. None: it never began.
+    """
+    spans: list[tuple[str, str]] = []
+    for member in run.elements() or [run]:
+        done = (member.summary() or {}).get("time")
+        records = [record for number in member.attempt_numbers() for record in ranks(member, number)]
+        spans += [
+            (record["start"], done or record.get("exit") or record["heartbeat"])
+            for record in records
+            if "start" in record
+        ]
+        if done and not records:
+            spans.append((done, done))
+    if not spans:
+        return None
+    starts, ends = zip(*spans, strict=True)
+    start, end = (int(datetime.fromisoformat(t).timestamp() * 1000) for t in (min(starts), max(ends)))
+    return start, max(start, end)
+
+
+# ---------------------------------------------------------------- the state
 
 TORN = "its submission was cut off, and it will fail: cancel it, and resume"
 
@@ -151,15 +244,15 @@ def _unheard(run: Run, records: Sequence[Mapping[str, Any]], why: str) -> RunSta
 
     Unless it was cancelled, Slurm may have the job, and start it again whatever the folder tells.
     """
-    beating, failure = rank_records.beating(records), first_failure(records)
-    if run.cancelled.exists() and not beating:
+    is_beating, failure = beating(records), first_failure(records)
+    if run.cancelled.exists() and not is_beating:
         return RunStatus(RunState.CANCELLED, why)
     if failure:
         status = _failed(run, failure, None)
-    elif rank_records.all_stopped(records):
-        status = RunStatus(RunState.STOPPED, rank_records.why_stopped(run, records))
+    elif all_stopped(records):
+        status = RunStatus(RunState.STOPPED, why_stopped(run, records))
     elif records:
-        seen = "" if beating else rank_records.last_seen(records)
+        seen = "" if is_beating else last_seen(records)
         status = RunStatus(RunState.RUNNING, seen, str(records[0].get("node", "")))
     else:
         status = RunStatus(RunState.QUEUED)
@@ -185,18 +278,18 @@ def _ended(run: Run, records: Sequence[dict[str, Any]], queued: RunStatus | None
     if run.cancelled.exists() or (queued and queued.state == RunState.CANCELLED):
         detail = queued.detail if queued and queued.detail != "cancelled" else ""
         return RunStatus(RunState.CANCELLED, detail)
-    if rank_records.all_stopped(records):
-        return RunStatus(RunState.STOPPED, rank_records.why_stopped(run, records))
+    if all_stopped(records):
+        return RunStatus(RunState.STOPPED, why_stopped(run, records))
     reported = _reported_by_job(run)
     if queued is not None:
         detail = reported.detail if reported and queued.detail == "failed" else queued.detail
         return RunStatus(queued.state, detail, queued.node, cause=_cause(reported, queued))
-    return reported or RunStatus(RunState.LOST, rank_records.last_seen(records))
+    return reported or RunStatus(RunState.LOST, last_seen(records))
 
 
 def _reported_by_job(run: Run) -> RunStatus | None:
     """Returns what the job's own output says about its end: a rank that was killed leaves no record."""
-    text = "\n".join(rank_records.job_output(run, 200))
+    text = "\n".join(job_output(run, 200))
     died = DIED.search(text)
     cause = next((cause for cause, pattern in CAUSES.items() if pattern.search(text)), "")
     if not (died or cause):
@@ -210,7 +303,7 @@ def _lives(submission: Submission, records: Sequence[Mapping[str, Any]]) -> bool
         return False  # the process that watched the ranks has seen them end, even if they left no record
     if submission.get("pid") and not submission.get("job") and submission.get("host") == socket.gethostname():
         return watcher(submission) is not None
-    return rank_records.beating(records)
+    return beating(records)
 
 
 # ---------------------------------------------------------------- cancel

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from hpc_isl.cluster.executors import local, local_array
-from hpc_isl.cluster.executors.supervise import StopRequests
+from hpc_isl.cluster.executors.local import StopRequests
 from hpc_isl.cluster.monitor import follow, messages
 from hpc_isl.cluster.monitor.follow import View
 from hpc_isl.cluster.monitor.messages import Console

@@ -17,7 +17,7 @@ from hpc_isl.cluster.rank import environment
 from hpc_isl.cluster.run_folder import create, names, provenance, status, submissions, uses
 from hpc_isl.cluster.run_folder.create import RunRequest
 from hpc_isl.cluster.run_folder.status import RunState
-from hpc_isl.cluster.submit import dry_run, estimates, extend_sweep, planning
+from hpc_isl.cluster.submit import dry_run, extend_sweep, planning
 from hpc_isl.cluster.submit.dispatch import check_dispatch, dispatch
 from hpc_isl.cluster.submit.extend_sweep import Extension
 from hpc_isl.errors import UserError
@@ -50,8 +50,8 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
         console.log(line)
     names_left = left.elements or plans
     ahead = {name: plan for name, plan in plans.items() if name in names_left}
-    times = estimates.lines(left, ahead, console.roots)
-    for line in [estimates.try_it(left, ahead, console)] if try_it else times:
+    times = dry_run.time_lines(left, ahead, console.roots)
+    for line in [dry_run.try_it(left, ahead, console)] if try_it else times:
         console.log(line)
     if extension:
         shown = "; ".join((*extension.new, *extension.changed)[:12])
@@ -70,7 +70,7 @@ def launch(request: RunRequest, console: Console, wait: bool) -> int:
     if run.folder.exists():
         return _launch_existing(run, request, plans, console, wait)
     check_dispatch(request.site, request.after)
-    for line in estimates.lines(request, plans, console.roots):
+    for line in dry_run.time_lines(request, plans, console.roots):
         console.log(line)
     if request.elements:
         create.make_array(run, request, plans, console.argv)

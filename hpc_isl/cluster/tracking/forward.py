@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hpc_isl import site
-from hpc_isl.cluster.run_folder import records, submissions
+from hpc_isl.cluster.run_folder import status, submissions
 from hpc_isl.cluster.run_folder.provenance import import_path
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
@@ -78,7 +78,7 @@ def _continues(run: Run) -> bool:
     if run.elements():
         return any(_continues(member) for member in run.elements())
     submission = submissions.newest(run)
-    left = any(record.get("exit") for record in records.ranks(run)[:1])
+    left = any(record.get("exit") for record in status.ranks(run)[:1])
     gone = submission.get("executor") == "local" and submissions.watcher(submission) is None
     return not (left or gone or run.summary() is not None)
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from hpc_isl import site
 from hpc_isl.cluster.run_folder import create, status
-from hpc_isl.cluster.run_folder.records import span
-from hpc_isl.cluster.run_folder.status import RunState
+from hpc_isl.cluster.run_folder.status import RunState, span
 from hpc_isl.cluster.tracking.artifacts import changed, file_stamp, log_model
 from hpc_isl.cluster.tracking.store import (
     RunDeleted,
