@@ -212,6 +212,11 @@ def minutes(text: str) -> int:
     return total
 
 
+def cpus_here() -> int:
+    """Returns the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def gpus_here() -> list[str]:
     """Returns the names of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

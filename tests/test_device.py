@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from hpc_isl import device
-from hpc_isl.cluster.submit import request
+from hpc_isl.cluster.submit import planning
 from hpc_isl.device import Device, cpu, cpu_of, gpus_of, remarks
 from hpc_isl.errors import UserError
 from hpc_isl.learning.training.precision import as_scored, device_of, resolve
@@ -99,7 +99,7 @@ def test_a_plan_says_what_its_device_computes_in(
 
     def said(precision: str, site: Site) -> str:
         words = [f"plates=[{tmp_path}/P01.zarr]", *keys, f"train.precision={precision}"]
-        return "\n".join(request.planned("pretrain", load("pretrain", None, words), site).messages)
+        return "\n".join(planning.planned("pretrain", load("pretrain", None, words), site).messages)
 
     assert "warning: train.precision=bf16: AMD EPYC 7742" in said("bf16", Site(gpus=0))
     assert "computes in fp32 on AMD EPYC 7742" in said("auto", Site(gpus=0))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.run_folder.job import STAGES
+from hpc_isl.stages.stage_table import STAGES
 
 PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 BASE = {
@@ -51,9 +51,7 @@ ALLOWED = {
 } | {("cli/plate_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
-DASK_POOL = {
-    f"cluster/dask_pool/{part}.py" for part in ("pool", "call", "scheduling", "rendezvous", "processes")
-}
+DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "rendezvous", "processes")}
 ONLY = {
     "submitit": {"cluster/executors/slurm.py"},
     # served.py is run by MLflow itself and imported by nothing.
@@ -80,7 +78,8 @@ class Import:
 def layer(name: str) -> str:
     """Of a file below the package, or of a module: base, a library, stages, cluster or the CLI."""
     first = name.removeprefix("hpc_isl.").removesuffix(".py").replace(".", "/").split("/")[0]
-    if first in BASE or first == "__init__":
+    # The table of stages imports none of them: recipes and the cluster read it.
+    if first in BASE or first == "__init__" or "stage_table" in name:
         return "base"
     return "cli" if first == "submit" else first
 
@@ -182,6 +181,29 @@ def test_the_cli_and_the_cluster_import_nothing_heavy_until_it_is_needed() -> No
     assert wrong == []
 
 
+# Each package of the cluster may import those before it.
+CLUSTER = (
+    "slurm", "run_folder", "monitor", "tracking", "dask_pool", "rank", "executors", "submit", "preflight",
+)  # fmt: skip
+
+
+def test_packages_of_the_cluster_import_only_those_before_them() -> None:
+    """Also not inside functions or for type checkers: a reader follows those imports too."""
+    inside = [
+        one for one in ALL if layer(one.file) == "cluster" and one.module.startswith("hpc_isl.cluster.")
+    ]
+    packages = {one.file: one.file.split("/")[1] for one in inside}
+    wrong = [
+        f"{one.file} imports {one.module}"
+        for one in inside
+        if one.module.split(".")[2] not in CLUSTER[: CLUSTER.index(packages[one.file]) + 1]
+    ]
+    assert {path.name for path in (PACKAGE / "cluster").iterdir() if path.is_dir()} - {"__pycache__"} == set(
+        CLUSTER
+    )
+    assert wrong == []
+
+
 @pytest.mark.parametrize("library", ONLY)
 def test_some_libraries_have_one_place(library: str) -> None:
     files = {one.file for one in ALL if one.top == library}
@@ -215,7 +237,7 @@ def test_only_stages_and_the_cluster_import_whole_recipes() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_has_a_module_of_its_name(stage: str) -> None:
-    spec = importlib.util.find_spec(STAGES[stage])
+    spec = importlib.util.find_spec(STAGES[stage].module)
     assert spec is not None
     assert spec.origin is not None
     functions = [

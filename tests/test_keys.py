@@ -199,7 +199,7 @@ def test_every_key_of_convert_and_annotate_is_read(reads: Reads, tmp_path: Path)
 
 
 def test_every_key_of_sweeps_and_chains_is_read(reads: Reads, tmp_path: Path) -> None:
-    sweep.order(None, ["stage=pretrain", "over={seed: [0, 1]}", *GIVEN["pretrain"]], Site(), None)
+    sweep.sweep_request(None, ["stage=pretrain", "over={seed: [0, 1]}", *GIVEN["pretrain"]], Site(), None)
     assert keys_of("sweep") - reads.keys == set()
 
     reads.keys.clear()
@@ -286,10 +286,10 @@ def test_a_key_that_means_nothing_beside_another_is_refused_with_both(
 
 def test_a_sweep_may_set_for_all_what_some_of_its_elements_use() -> None:
     words = ["stage=finetune", *GIVEN["finetune"], "objects.slope=5"]
-    some = sweep.order(None, [*words, "over={objects.head: [same, paper]}"], Site(), None)
+    some = sweep.sweep_request(None, [*words, "over={objects.head: [same, paper]}"], Site(), None)
     assert len(some.elements or {}) == 2
     with pytest.raises(UserError, match=r"objects\.slope: changes nothing because objects\.head is same"):
-        sweep.order(None, [*words, "over={seed: [0, 1]}"], Site(), None)
+        sweep.sweep_request(None, [*words, "over={seed: [0, 1]}"], Site(), None)
 
 
 def test_a_stop_of_a_chain_runs_nothing(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_shipped_recipe_of_finetune_takes_one_step_and_scores(name, pretrained
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_shipped_sweep_loads_and_ends_with_the_final_model(name, pretrained, tmp_path):
     keys = [*given(pretrained), *ONE_STEP] + (["over.arm=[random, random+isl]"] if "paper" in name else [])
-    order = sweep.order(shipped(name), keys, Site(), None)
+    order = sweep.sweep_request(shipped(name), keys, Site(), None)
     made = finetune.arrange(order.elements, tmp_path)
     assert list(made.elements)[-1] == made.last == "final"
     arms = {each.arm for each in made.elements.values()}

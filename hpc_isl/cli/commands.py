@@ -69,11 +69,11 @@ def status(given: Namespace) -> int:
 
 def _edited_labels(run: Run) -> list[str]:
     """Returns a line for labels in plates that are no longer those that runs of segment, now ended, wrote."""
-    from hpc_isl.cluster.monitor import status
+    from hpc_isl.cluster.run_folder import status
 
     started = [part for part in run.elements() or [run] if part.stage == "segment" and part.attempt_numbers()]
     # While a run writes, its labels differ from one moment to the next.
-    ended = [part for part, state in status.states(started).items() if not state.alive]
+    ended = [part for part, state in status.statuses(started).items() if not state.alive]
     if not ended:
         return []
     from hpc_isl.stages.segment.edits import differing  # here, because it reads plates
@@ -88,10 +88,11 @@ def _edited_labels(run: Run) -> list[str]:
 )  # fmt: skip
 def logs(given: Namespace) -> int:
     """Prints what the run wrote; of one that failed, the traceback first."""
-    from hpc_isl.cluster.monitor import follow, status, status_table
+    from hpc_isl.cluster.monitor import follow, status_table
+    from hpc_isl.cluster.run_folder import status
 
     run = _one_run(given)
-    if given.follow and status.state(run).alive:  # one that has ended is printed like any other
+    if given.follow and status.status_of(run).alive:  # one that has ended is printed like any other
         return follow.follow(run, console(run.root), given.rank or 0, everything=True)
     for line in status_table.log_lines(run, given.rank):
         log(line)
@@ -104,7 +105,7 @@ def logs(given: Namespace) -> int:
 @command("tells a run to save and stop", "RUN [options]", "S12", ROOT, SITE)
 def cancel(given: Namespace) -> int:
     """Tells a run to save and stop."""
-    from hpc_isl.cluster.monitor import status
+    from hpc_isl.cluster.run_folder import status
 
     run = _one_run(given)
     log(status.cancel(run))
@@ -258,7 +259,7 @@ def report(given: Namespace) -> int:
     from hpc_isl.stages.report.stage import report
 
     made = report(run)
-    for line in uses.changed_of(run):
+    for line in uses.changed(run):
         log(f"warning: {line}, after this run was planned")
     log("\n".join([*made.headline, f"  report      {_short(made.page)}"]))
     if site.saved_site(run.site).tracking_address(run.root) is not None:
@@ -292,7 +293,7 @@ def table(given: Namespace) -> int:
     from hpc_isl.cluster.run_folder import uses
     from hpc_isl.stages.table.stage import table
 
-    for line in uses.changed_of(run):
+    for line in uses.changed(run):
         log(f"warning: {line}, after this run was planned: its figures are those of before")
     heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
     out = Path(keys["out"]).expanduser() if "out" in keys else None

@@ -11,8 +11,9 @@ from typing import NoReturn
 import hpc_isl
 from hpc_isl.cli import commands, plate_commands, setup_commands
 from hpc_isl.cli.arguments import Command, log, parse, program, silence
-from hpc_isl.cli.stage_commands import MANY, STAGES, stage_command
+from hpc_isl.cli.stage_commands import MANY, stage_command
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.stages.stage_table import STAGES
 
 COMMANDS: dict[str, Command] = {
     # In the order in which a newcomer needs them; --help lists them so.
@@ -52,9 +53,14 @@ site.key=value those of the site; values are YAML. VERB --help lists the usual k
 them. --dry-run says what would be done, and --time with it how long, after ten seconds of the real work."""
 
 
+def _stages() -> dict[str, str]:
+    """Verb -> one line about it."""
+    return {name: stage.summary for name, stage in STAGES.items()}
+
+
 def verbs() -> dict[str, Command]:
     """Returns all verbs by name: stages, sweep and chain, and the commands that compute nothing."""
-    stages = {name: stage_command(name, meaning) for name, meaning in (STAGES | MANY).items()}
+    stages = {name: stage_command(name, meaning) for name, meaning in (_stages() | MANY).items()}
     return stages | COMMANDS
 
 
@@ -103,5 +109,5 @@ def overview() -> str:
 
     meanings = {name: command.meaning for name, command in COMMANDS.items()}
     return OVERVIEW.format(
-        program=program(), stages=listed(STAGES), many=listed(MANY), commands=listed(meanings)
+        program=program(), stages=listed(_stages()), many=listed(MANY), commands=listed(meanings)
     )

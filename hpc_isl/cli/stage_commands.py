@@ -10,19 +10,12 @@ from pathlib import Path
 
 from hpc_isl.cli.arguments import Command, console, option, program
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.stages.stage_table import STAGES
 
-STAGES = {
-    "convert": "a vendor's export to an OME-Zarr plate",
-    "annotate": "labels of a plate: drafted from a stain, exported to be corrected, imported",
-    "pretrain": "in silico labeling: a network learns stains from label-free images",
-    "finetune": "a few annotated boxes turn a pretrained network into one that segments",
-    "segment": "plates and a fine-tuned model to objects: labels, a table of features, counts",
-}
 MANY = {
     "sweep": "an array of runs of one stage that differ in what is swept over",
     "chain": "stages one after another, with stops where a person annotates",
 }
-ACTIONS = {"annotate": ("import", "draft", "export")}  # words that stand before the recipe
 USAGE = {"annotate": "{import FOLDER | draft | export} [RECIPE.yaml]", "chain": "RECIPE.yaml"}
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
@@ -74,8 +67,8 @@ def _submit(given: Namespace) -> int:
     """Plans or starts what the arguments describe; the exit code."""
     # Imported here, so that help and errors about words do not wait for the cluster's modules.
     from hpc_isl import site
-    from hpc_isl.cluster.run_folder import names
-    from hpc_isl.cluster.submit import chain, launch, request, sweep
+    from hpc_isl.cluster.run_folder import create, names
+    from hpc_isl.cluster.submit import chain, launch, planning, sweep
     from hpc_isl.recipes import load
 
     verb = given.verb
@@ -91,12 +84,12 @@ def _submit(given: Namespace) -> int:
         begin = chain.show_plan if given.dry_run else chain.start
         return begin(path, keys, where, given.name, user, given.wait)
     if verb == "sweep":
-        asked = sweep.order(path, keys, where, given.name, after)
+        asked = sweep.sweep_request(path, keys, where, given.name, after)
     else:
         recipe = load.load(verb, path, keys)
-        asked = request.RunRequest(verb, recipe, request.site_of(verb, where), given.name, after)
+        asked = create.RunRequest(verb, recipe, planning.site_of(verb, where), given.name, after)
     verify, update = getattr(given, "verify", 0.0), getattr(given, "update", False)
-    asked = replace(request.named(asked, user.roots), verify=verify, update=update)
+    asked = replace(planning.with_run_folders(asked, user.roots), verify=verify, update=update)
     if given.dry_run:
         return launch.show_plan(asked, user, given.time)
     return launch.launch(asked, user, given.wait)
@@ -121,7 +114,7 @@ def split_words(verb: str, words: list[str]) -> tuple[Path | None, list[str], li
         elif is_yaml:
             raise UserError(f"{word}: the recipe is {path} already; one call has one recipe")
         else:
-            actions = f"; {nearest(word, ACTIONS[verb])}" if verb in ACTIONS else ""
+            actions = f"; {nearest(word, _actions(verb))}" if _actions(verb) else ""
             raise UserError(
                 f"{word!r}: neither a recipe (NAME.yaml) nor key=value{actions}; "
                 f"see {program()} {verb} --help"
@@ -129,9 +122,14 @@ def split_words(verb: str, words: list[str]) -> tuple[Path | None, list[str], li
     return path, keys, site_keys
 
 
+def _actions(verb: str) -> tuple[str, ...]:
+    """The words that may stand before the recipe."""
+    return STAGES[verb].actions if verb in STAGES else ()
+
+
 def action_as_keys(verb: str, words: list[str]) -> list[str]:
     """Returns `import FOLDER …` as the assignments action=import source=FOLDER; other words as they are."""
-    if verb not in ACTIONS or not words or words[0] not in ACTIONS[verb]:
+    if not words or words[0] not in _actions(verb):
         return words
     action, *rest = words
     keys = [f"action={action}"]

@@ -12,19 +12,10 @@ import hpc_isl
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.recipes import former
 from hpc_isl.recipes.base import Recipe
-from hpc_isl.recipes.finetune import FinetuneRecipe
-from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe
-from hpc_isl.recipes.pretrain import PretrainRecipe
-from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.recipes.strict import Strict, default_at, flatten, override, parse, read_yaml
+from hpc_isl.stages.stage_table import STAGES
 
-RECIPES: dict[str, type[Recipe]] = {
-    "convert": ConvertRecipe,
-    "annotate": AnnotateRecipe,
-    "pretrain": PretrainRecipe,
-    "finetune": FinetuneRecipe,
-    "segment": SegmentRecipe,
-}
+RECIPES: dict[str, type[Recipe]] = {name: stage.load_recipe() for name, stage in STAGES.items()}
 _PACKAGE = Path(hpc_isl.__file__).parent
 _CONFIGS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """inside the wheel, or beside the package in a checkout"""

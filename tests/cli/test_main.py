@@ -14,9 +14,9 @@ import pytest
 from hpc_isl.cli import main, stage_commands
 from hpc_isl.cli.arguments import parse
 from hpc_isl.cli.help import EXAMPLES, KINDS, REQUIRED, USUAL, USUAL_OF_SITE, rows, stage_manual
-from hpc_isl.cluster.run_folder import job
 from hpc_isl.recipes.load import RECIPES, load
 from hpc_isl.site import Site
+from hpc_isl.stages import stage_table
 
 if TYPE_CHECKING:
     from tests.conftest import Door
@@ -116,12 +116,12 @@ def test_every_option_of_every_verb_is_taken_before_between_and_after_words() ->
 
 
 def test_every_key_of_every_recipe_and_site_has_a_meaning() -> None:
-    for kind in [*(RECIPES[verb] for verb in stage_commands.STAGES), Site]:
+    for kind in [*(RECIPES[verb] for verb in stage_table.STAGES), Site]:
         assert [key for key, _, meaning in rows(kind, {}) if not meaning] == []
 
 
 def test_the_tables_of_stages_agree() -> None:
-    assert set(stage_commands.STAGES) == set(job.STAGES) == set(RECIPES)
+    assert set(stage_table.STAGES) == set(RECIPES)
     for verb in main.verbs():
         assert verb in main.overview()
 

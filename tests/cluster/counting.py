@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_isl import submit
-from hpc_isl.cli import stage_commands
-from hpc_isl.cluster.run_folder import job
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import RECIPES
 from hpc_isl.recipes.many import Arrangement
 from hpc_isl.run import Attempt, Plan, Run
+from hpc_isl.stages.stage_table import STAGES, Stage
 from hpc_isl.timing import Workload
 
 
@@ -61,8 +60,7 @@ class CountRecipe(Recipe):
 
 
 RECIPES["count"] = CountRecipe
-job.STAGES["count"] = "counting"
-stage_commands.STAGES["count"] = "counts to a number"
+STAGES["count"] = Stage("count", "counts to a number", "counting", "counting.CountRecipe")
 
 
 def plan(recipe: CountRecipe) -> Plan:
@@ -133,7 +131,7 @@ def _sum_of_ranks(attempt: Attempt) -> int:
     from hpc_isl.learning.training.world import open_world
 
     with open_world(attempt, timeout_s=120) as world:
-        return int(world.sum(torch.tensor([attempt.rank])))
+        return int(world.all_reduce(torch.tensor([attempt.rank])))
 
 
 def _mishap(recipe: CountRecipe, attempt: Attempt, step: int) -> None:

@@ -6,11 +6,10 @@ import os
 import time
 from pathlib import Path
 
-from hpc_isl.cli import stage_commands
-from hpc_isl.cluster.run_folder import job
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import RECIPES
 from hpc_isl.run import Attempt, Plan
+from hpc_isl.stages.stage_table import STAGES, Stage
 from hpc_isl.tasks import MemoryRequirement, Pools, Task
 
 
@@ -24,9 +23,7 @@ class SquareRecipe(Recipe):
 
 
 RECIPES["square"] = SquareRecipe
-job.STAGES["square"] = "pooling"
-job.POOLED.add("square")
-stage_commands.STAGES["square"] = "computes squares"
+STAGES["square"] = Stage("square", "computes squares", "pooling", "pooling.SquareRecipe", pooled=True)
 
 
 def plan(recipe: SquareRecipe) -> Plan:

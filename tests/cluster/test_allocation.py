@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpc_isl.cluster.rank.environment import rank_env
-from hpc_isl.cluster.submit.request import site_of
-from hpc_isl.cluster.submit.sweep import order
+from hpc_isl.cluster.submit.planning import site_of
+from hpc_isl.cluster.submit.sweep import sweep_request
 from hpc_isl.errors import UserError
 from hpc_isl.site import Site, load
 
@@ -62,7 +62,7 @@ def test_outside_of_a_job_it_is_a_mistake(job: pytest.MonkeyPatch) -> None:
 
 def test_a_sweep_is_sent_to_where_arrays_are(job: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"slurm/array\.sbatch"):
-        order(
+        sweep_request(
             Path("pretrain.yaml"), ["plates=[P1.zarr]", "over={seed: [0, 1]}"], load("allocation", []), None
         )
 

@@ -34,7 +34,7 @@ def elements(door: Door, name: str) -> list[Run]:
 
 
 def labels(over: str, *keys: str) -> list[str]:
-    order = sweep.order(None, ["stage=pretrain", f"over={over}", *PRETRAIN, *keys], Site(), None)
+    order = sweep.sweep_request(None, ["stage=pretrain", f"over={over}", *PRETRAIN, *keys], Site(), None)
     return list(order.elements or {})
 
 
@@ -76,7 +76,7 @@ def test_what_comes_twice_is_one_element() -> None:
 
 
 def test_each_element_has_the_recipe_that_its_name_says() -> None:
-    order = sweep.order(None, ["stage=pretrain", "over={seed: [4, 5]}", *PRETRAIN], Site(), "s")
+    order = sweep.sweep_request(None, ["stage=pretrain", "over={seed: [4, 5]}", *PRETRAIN], Site(), "s")
     assert [recipe.train.seed for recipe in (order.elements or {}).values()] == [4, 5]  # type: ignore[attr-defined]
     assert order.run(Path("/r")).folder == Path("/r/sweep/s")
 
@@ -95,7 +95,7 @@ def test_each_element_has_the_recipe_that_its_name_says() -> None:
 )
 def test_what_cannot_be_swept_is_said(keys: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=re.escape(complaint)):
-        sweep.order(None, keys, Site(), None)
+        sweep.sweep_request(None, keys, Site(), None)
 
 
 def test_as_many_run_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:

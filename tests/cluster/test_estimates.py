@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster.submit import estimates
-from hpc_isl.cluster.submit.estimates import machine, timings
+from hpc_isl.cluster.run_folder.timings import FILE, machine, timings
 from hpc_isl.site import Site
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def test_a_trial_that_would_tell_nothing_is_refused(
 def test_the_newest_of_many_timings_count(tmp_path: Path) -> None:
     here = machine(Site(cpus=1), 1)
     for number in range(8):
-        path = tmp_path / "count" / f"r{number}" / "attempts" / "0" / estimates.FILE
+        path = tmp_path / "count" / f"r{number}" / "attempts" / "0" / FILE
         path.parent.mkdir(parents=True)
         like = {"stage": "other" if number == 7 else "count"}
         path.write_text(json.dumps({"like": like, "machine": here, "phases": {"start": [number, 1]}}))

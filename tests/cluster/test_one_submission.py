@@ -14,9 +14,8 @@ import pytest
 
 from hpc_isl.cluster.executors import slurm
 from hpc_isl.cluster.executors.slurm import Batch
-from hpc_isl.cluster.monitor import status
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.run_folder import submissions
+from hpc_isl.cluster.run_folder import status, submissions
 from hpc_isl.cluster.run_folder.job import Job
 from hpc_isl.cluster.submit import launch, retry
 from hpc_isl.errors import UserError
@@ -69,11 +68,13 @@ def test_a_job_is_known_by_the_folder_that_slurm_was_told(run: Run, tool: Tool, 
     handed_over(run)
     tool("squeue", working_in(run.folder))
     (tmp_path / "link").symlink_to("runs")
-    assert status.state(Run(tmp_path / "link" / "count" / "one")).word == "queued"
+    assert status.status_of(Run(tmp_path / "link" / "count" / "one")).state == "queued"
     os.rename(tmp_path / "runs", tmp_path / "moved")
-    assert status.state(Run(tmp_path / "moved" / "count" / "one")).word == "queued"
+    assert status.status_of(Run(tmp_path / "moved" / "count" / "one")).state == "queued"
     tool("squeue", working_in("/home/someone else"))
-    assert status.state(Run(tmp_path / "moved" / "count" / "one")).word == "lost", "a number that came again"
+    assert status.status_of(Run(tmp_path / "moved" / "count" / "one")).state == "lost", (
+        "a number that came again"
+    )
 
 
 def test_a_run_of_an_earlier_version_is_known_through_a_link(run: Run, tool: Tool, tmp_path: Path) -> None:
@@ -84,14 +85,14 @@ def test_a_run_of_an_earlier_version_is_known_through_a_link(run: Run, tool: Too
     )
     (tmp_path / "link").symlink_to("runs")
     tool("squeue", working_in(tmp_path / "link" / "count" / "one"))
-    assert status.state(run).word == "queued"
+    assert status.status_of(run).state == "queued"
 
 
 def test_a_copy_has_no_job(run: Run, tool: Tool, tmp_path: Path) -> None:
     handed_over(run)
     tool("squeue", working_in(run.folder))
     shutil.copytree(tmp_path / "runs", tmp_path / "copies")
-    assert status.state(Run(tmp_path / "copies" / "count" / "one")).word == "lost"
+    assert status.status_of(Run(tmp_path / "copies" / "count" / "one")).state == "lost"
 
 
 def test_the_slurm_that_has_the_job_is_asked(
@@ -102,13 +103,13 @@ def test_the_slurm_that_has_the_job_is_asked(
     monkeypatch.setenv("SLURM_CONF", "/of/this.conf")
     handed_over(run)
     monkeypatch.setenv("SLURM_CONF", "/of/another.conf")
-    status.state(run)
+    status.status_of(run)
     monkeypatch.delenv("SLURM_CONF")
     handed_over(run, site=Site(executor="slurm", sbatch={"clusters": "east"}))
     monkeypatch.setenv("SLURM_CONF", "/of/another.conf")
-    status.state(run)
+    status.status_of(run)
     handed_over(run, site=Site(executor="slurm", slurm_conf=Path("/of/the/site.conf")))
-    status.state(run)
+    status.status_of(run)
     asked = [line.strip() for line in (tmp_path / "asked").read_text().splitlines()]
     assert asked == ["/of/this.conf", "east", "/of/the/site.conf"]
 
@@ -130,7 +131,7 @@ def test_a_job_that_only_submitit_could_note_is_found(run: Run, tool: Tool) -> N
     handed_over(run, job=None)
     script(run, 0, "7_submission.sh")
     tool("squeue", working_in(run.folder, "RUNNING"))
-    assert status.state(run).word == "running"
+    assert status.status_of(run).state == "running"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_job_that_nobody_could_note_is_found_by_its_script(
         "squeue",
         f'[[ "$*" == *%o* ]] && {{ {answer.format(script=path)}; exit $?; }}; {working_in(run.folder)}',
     )
-    assert status.state(run).word == word
+    assert status.status_of(run).state == word
 
 
 def test_a_script_of_an_earlier_attempt_is_none_of_this_one(run: Run, tool: Tool) -> None:
@@ -158,7 +159,7 @@ def test_a_script_of_an_earlier_attempt_is_none_of_this_one(run: Run, tool: Tool
     handed_over(run)
     handed_over(run, job=None)
     tool("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-    assert status.state(run).word == "lost"
+    assert status.status_of(run).state == "lost"
 
 
 ENDED = {"exit": "2026-01-01T00:00:09+00:00"}
@@ -183,15 +184,15 @@ def test_while_slurm_is_silent_nothing_is_started(
         beat = (datetime.now(UTC) - timedelta(minutes=minutes_ago)).isoformat()
         Attempt(run).note(rank=0, node="node1", start=beat, heartbeat=beat, **record)
     tool("squeue", MUTE)
-    found = status.state(run)
-    assert (found.word, found.alive) == (word, True)
+    found = status.status_of(run)
+    assert (found.state, found.alive) == (word, True)
     assert found.detail.startswith("Slurm does not answer")
     console = Console(lambda text: None, run.root)
     for start in (launch.resume, retry.retry):
         with pytest.raises(UserError, match=r"job may be there: Slurm does not|nothing to retry"):
             start(run, Site(), console, False)
     run.cancelled.touch()
-    assert status.state(run) == status.State("cancelled", "Slurm does not answer")
+    assert status.status_of(run) == status.RunStatus("cancelled", "Slurm does not answer")
 
 
 @pytest.mark.parametrize(
@@ -205,8 +206,8 @@ def test_a_job_of_another_user_that_slurm_does_not_show_may_be_there(
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     tool("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     tool("scontrol", f"echo 'PrivateData             = {private}'")
-    found = status.state(run)
-    assert (found.word, bool(found.unheard)) == (word, unheard)
+    found = status.status_of(run)
+    assert (found.state, bool(found.unheard)) == (word, unheard)
 
 
 def test_what_was_refused_leaves_no_script_that_a_later_attempt_would_be_taken_for(

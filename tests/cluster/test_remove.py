@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from hpc_isl.cluster.monitor import status
-from hpc_isl.cluster.run_folder import names, remove
+from hpc_isl.cluster.run_folder import names, remove, status
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 
@@ -129,7 +128,7 @@ def test_a_run_that_lives_is_never_removed(tmp_path: Path) -> None:
         "pid_started": me.create_time(),
     }
     (run.attempts / "0" / "submission.json").write_text(json.dumps(facts))
-    assert status.state(run).alive
+    assert status.status_of(run).alive
     before = files(run.folder)
     with pytest.raises(UserError, match="is running: it is not removed; cancel it first"):
         remove.removal(run, [])
@@ -141,7 +140,7 @@ def test_a_run_that_lives_is_never_removed(tmp_path: Path) -> None:
 ENDED = """
 import os, signal, sys
 from pathlib import Path
-from hpc_isl.cluster import remove
+from hpc_isl.cluster.run_folder import remove
 from hpc_isl.run import Run
 
 left = [int(sys.argv[2])]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.monitor import status
 from hpc_isl.cluster.monitor.messages import Console
+from hpc_isl.cluster.run_folder import status
 from hpc_isl.cluster.submit import retry
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.strict import to_yaml
@@ -71,7 +71,7 @@ def test_what_was_missing_is_raised_and_no_more(
     tools: Path, tmp_path: Path, word: str, flags: list[str]
 ) -> None:
     run = ended(tools, tmp_path, word)
-    assert status.state(run).cause == word.lower()
+    assert status.status_of(run).cause == word.lower()
     assert retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
     given = (tmp_path / "given").read_text()
     assert [flag for flag in flags if f"#SBATCH {flag}\n" not in given] == []

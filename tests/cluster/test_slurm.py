@@ -16,8 +16,8 @@ import pytest
 
 from hpc_isl.cluster.executors import slurm
 from hpc_isl.cluster.executors.slurm import Batch
-from hpc_isl.cluster.monitor import status
 from hpc_isl.cluster.rank.requeue import requeue
+from hpc_isl.cluster.run_folder import status
 from hpc_isl.cluster.run_folder.job import Job
 from hpc_isl.cluster.slurm import commands
 from hpc_isl.run import Attempt, Run
@@ -236,8 +236,8 @@ def test_slurms_words_become_ours(
 ) -> None:
     for name in ("squeue", "sacct"):
         tool(tools, name, answers.get(name, GONE))
-    found = status.state(submitted(job, "7"))
-    assert (found.word, found.detail, found.cause) == expected
+    found = status.status_of(submitted(job, "7"))
+    assert (found.state, found.detail, found.cause) == expected
 
 
 def submitted(job: Job, name: str) -> Run:
@@ -267,7 +267,7 @@ def test_what_slurm_has_forgotten_the_jobs_own_output_tells(
     run = submitted(job, "7")
     run.sbatch.mkdir()
     (run.sbatch / "7_0_log.err").write_text(words)
-    assert status.state(run) == status.State("failed", detail, cause=cause)
+    assert status.status_of(run) == status.RunStatus("failed", detail, cause=cause)
 
 
 def test_one_question_is_asked_for_many_runs(tools: Path, job: Job, tmp_path: Path) -> None:
@@ -279,8 +279,8 @@ def test_one_question_is_asked_for_many_runs(tools: Path, job: Job, tmp_path: Pa
     )
     tool(tools, "squeue", f'echo "$@" >> {asked}; printf "{answer}\\n"')
     runs = [submitted(Job("m", job.folder.parent / name, 0), name) for name in ("7_0", "7_1", "8")]
-    found = status.states(runs)
-    assert [found[run].word for run in runs] == ["running", "queued", "failed"]
+    found = status.statuses(runs)
+    assert [found[run].state for run in runs] == ["running", "queued", "failed"]
     assert found[runs[0]].left == "10:00"
     assert asked.read_text().count("\n") == 1
     assert asked.read_text().strip().endswith("-j 7,8")
@@ -331,7 +331,7 @@ def test_a_rank_that_lost_its_partner_does_not_hide_why(
     Attempt(run, rank=1).note(
         rank=1, exit="2026-01-01", outcome="failed", message="Connection closed by peer", node="gpu03"
     )
-    found = status.state(run)
+    found = status.status_of(run)
     assert found.cause == "out_of_memory"
     assert found.detail == "out_of_memory: rank 1: Connection closed by peer"
 
@@ -339,9 +339,9 @@ def test_a_rank_that_lost_its_partner_does_not_hide_why(
 def test_a_job_of_the_same_number_that_works_elsewhere_is_anothers(tools: Path, job: Job) -> None:
     """A cluster that was set up anew counts from 1 again."""
     tool(tools, "squeue", "echo '7|RUNNING|None|node1|10:00|/home/someone else'")
-    assert status.state(submitted(job, "7")).word == "lost"
+    assert status.status_of(submitted(job, "7")).state == "lost"
     tool(tools, "squeue", f'echo "7|RUNNING|None|node1|10:00|{job.folder}"')
-    assert status.state(job.run).word == "running"
+    assert status.status_of(job.run).state == "running"
 
 
 class TestRequeue:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.run_folder.span import span
+from hpc_isl.cluster.run_folder.status import span
 from hpc_isl.run import Attempt, Run
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from hpc_isl.cluster.monitor import status, status_table
-from hpc_isl.cluster.run_folder import names
-from hpc_isl.cluster.submit import request
+from hpc_isl.cluster.monitor import status_table
+from hpc_isl.cluster.run_folder import names, status
+from hpc_isl.cluster.submit import planning
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.recipes.strict import to_yaml
@@ -46,9 +46,9 @@ def me() -> dict[str, Any]:
 
 
 def test_a_run_lives_as_long_as_the_process_that_watches_over_it(run: Run) -> None:
-    assert status.state(run).word == "new"
+    assert status.status_of(run).state == "new"
     submitted(run, **me())
-    assert status.state(run) == status.State("running")
+    assert status.status_of(run) == status.RunStatus("running")
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_the_one_line_of_a_failure_holds_its_reason(run: Run, message: str, show
     submitted(run, host="elsewhere")
     with pytest.raises(UserError), Attempt(run).recorded():
         raise UserError(message)
-    assert status.state(run).detail == f"rank 0: {shown}"
+    assert status.status_of(run).detail == f"rank 0: {shown}"
     assert shown in status_table.attempts(run)[0]
 
 
 def test_a_process_of_the_same_number_that_began_later_is_another(run: Run) -> None:
     submitted(run, pid=os.getpid(), pid_started=1.0)
-    assert status.state(run).word == "lost"
+    assert status.status_of(run).state == "lost"
 
 
 def test_a_run_of_another_machine_lives_while_its_heart_beats(run: Run) -> None:
@@ -79,10 +79,10 @@ def test_a_run_of_another_machine_lives_while_its_heart_beats(run: Run) -> None:
     attempt = Attempt(run)
     moment = datetime.now(UTC)
     attempt.note(rank=0, start=moment.isoformat(), heartbeat=moment.isoformat())
-    assert status.state(run).word == "running"
+    assert status.status_of(run).state == "running"
     attempt.note(heartbeat=(moment - timedelta(minutes=5)).isoformat())
-    assert status.state(run).word == "lost"
-    assert "last seen" in status.state(run).detail
+    assert status.status_of(run).state == "lost"
+    assert "last seen" in status.status_of(run).detail
 
 
 def test_the_first_rank_to_fail_tells_why(run: Run) -> None:
@@ -94,13 +94,13 @@ def test_the_first_rank_to_fail_tells_why(run: Run) -> None:
         Attempt(run, rank=rank).note(
             rank=rank, heartbeat=moment, exit=moment, outcome="failed", message=message
         )
-    assert status.state(run) == status.State("failed", "rank 1: boom")
+    assert status.status_of(run) == status.RunStatus("failed", "rank 1: boom")
 
 
 def test_done_is_done_whatever_else_is_written(run: Run) -> None:
     submitted(run, **me())
     Attempt(run).finish({"pcc": 0.91234, "made": {"model": "x"}, "figures": {"steps": 7}})
-    assert status.state(run).word == "done"
+    assert status.status_of(run).state == "done"
     assert status_table.main_figures(run.summary()) == {"pcc": "0.9123", "steps": "7"}
 
 
@@ -132,9 +132,9 @@ def test_the_same_recipe_is_the_same_through_another_path(tmp_path: Path) -> Non
     (tmp_path / "link").symlink_to("export")
     run.recipe.write_text(to_yaml(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P1.zarr")))
     same = ConvertRecipe(source=tmp_path / "link", out=tmp_path / "P1.zarr")
-    assert request.differences(run, Plan(same)) == []
+    assert planning.differences(run, Plan(same)) == []
     other = ConvertRecipe(source=tmp_path, out=tmp_path / "P1.zarr")
-    assert len(request.differences(run, Plan(other))) == 1
+    assert len(planning.differences(run, Plan(other))) == 1
 
 
 def test_an_address_is_the_shortest_that_finds_the_run(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.executors.supervise import Ending, Requests, Watch, start
+from hpc_isl.cluster.executors.local import StopRequests, Watch, start
+from hpc_isl.cluster.run_folder.job import Ending
 
 
 def watched(tmp_path: Path, *programs: str, limit_s: float | None = None) -> tuple[Ending, list[str]]:
@@ -22,7 +23,7 @@ def watched(tmp_path: Path, *programs: str, limit_s: float | None = None) -> tup
     while not all(log.stat().st_size for log in logs):
         time.sleep(0.05)
     said: list[str] = []
-    return Watch(ranks, Requests(), said.append, limit_s).until_ended(lambda: None), said
+    return Watch(ranks, StopRequests(), said.append, limit_s).until_ended(lambda: None), said
 
 
 WAITS = "import time; print(1); time.sleep(600)"
@@ -64,7 +65,7 @@ def test_a_niceness_that_the_user_chose_is_kept(tmp_path: Path) -> None:
 
 
 def test_signals_sent_twice_at_once_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = Requests()
+    requests = StopRequests()
     with requests.listening():
         os.kill(os.getpid(), 2)
         os.kill(os.getpid(), 15)

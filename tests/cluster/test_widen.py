@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hpc_isl.cluster.run_folder import arrays, create
-from hpc_isl.cluster.submit import extend_sweep, request, sweep
-from hpc_isl.cluster.submit.request import RunRequest
+from hpc_isl.cluster.run_folder import create
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.submit import extend_sweep, planning, sweep
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.site import Site
 
@@ -232,7 +232,7 @@ PRETRAIN = ("stage=pretrain", "plates=[P.zarr]", "sources=[{channel: BF, plane: 
 
 def seeds(*numbers: int) -> RunRequest:
     """A sweep over seeds whose last element names the others."""
-    plain = sweep.order(None, [*PRETRAIN, f"over={{seed: {list(numbers)}}}"], Site(), "s")
+    plain = sweep.sweep_request(None, [*PRETRAIN, f"over={{seed: {list(numbers)}}}"], Site(), "s")
     names = [Path(name) for name in plain.elements or {}]
     first = next(iter((plain.elements or {}).values()))
     final = first.model_copy(update={"plates": names})
@@ -298,17 +298,17 @@ def _is_ended_and_consistent(root: Path, end_at: Callable[[int], None], moment: 
     extend_sweep.finish_interrupted(run)
     as_it_was = extend_sweep.compare(run, many, plans) == wider
     assert as_it_was or not extend_sweep.compare(run, many, plans)
-    assert [one.name for one in arrays.other_elements(run)] == [
+    assert [one.name for one in create.other_elements(run)] == [
         f"seed={n}" for n in range(2 if as_it_was else 4)
     ]
     assert [one.name for one in run.elements() if not one.recipe.is_file()] == []
-    assert request.differences(run, Plan((few if as_it_was else many).recipe)) == []
+    assert planning.differences(run, Plan((few if as_it_was else many).recipe)) == []
     done = [one.name for one in run.elements() if one.summary()]
     assert done == ["seed=0", *(["seed=1", "final"] if as_it_was else [])]
     if as_it_was:
         extend_sweep.extend(run, many, plans, wider, ())
     assert not extend_sweep.compare(run, many, plans)
-    final = arrays.of(run)
+    final = create.final_element(run)
     assert final is not None
     assert final.summary() is None
     assert "seed=3" in final.recipe.read_text()

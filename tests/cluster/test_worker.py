@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpc_isl.cluster.rank.environment import RankEnv, rank_env
-from hpc_isl.cluster.rank.worker import Listener, _deadline
+from hpc_isl.cluster.rank.worker import Listener, deadline
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 
@@ -54,13 +54,13 @@ def test_a_limit_that_came_sooner_than_was_said_sends_two_signals_in_either_orde
 
 WHILE_IMPORTING = """
 import sys
-from hpc_isl.cluster.rank.system_metrics import vitals
+from hpc_isl.cluster.rank.environment import system_metrics
 taken = []
 
 class Look:
     def find_spec(self, name, path=None, target=None):
         if name.startswith("torch.") and len(taken) < 500:
-            taken.append(vitals())
+            taken.append(system_metrics())
 
 sys.meta_path.insert(0, Look())
 import torch
@@ -77,10 +77,10 @@ def test_figures_of_the_machine_are_taken_while_torch_is_being_imported() -> Non
 
 def test_the_deadline_is_that_of_slurm_or_of_the_site() -> None:
     site = Site(executor="slurm", time="10min", signal_s=60)
-    assert _deadline(RankEnv(slurm="7", end=5000.0), site) == 4940.0
+    assert deadline(RankEnv(slurm="7", end=5000.0), site) == 4940.0
     begun = time.time()
-    assert begun + 540 <= (_deadline(RankEnv(slurm="7"), site) or 0) <= time.time() + 540
-    assert _deadline(RankEnv(), site) is None, "whoever watches over a local run keeps its time"
+    assert begun + 540 <= (deadline(RankEnv(slurm="7"), site) or 0) <= time.time() + 540
+    assert deadline(RankEnv(), site) is None, "whoever watches over a local run keeps its time"
 
 
 def test_an_element_of_an_array_is_named_by_its_array(monkeypatch: pytest.MonkeyPatch) -> None:

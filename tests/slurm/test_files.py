@@ -29,7 +29,9 @@ if [ "$1 $2 $3" = "-m hpc_isl.submit pretrain" ]; then exec {python} {door} coun
 if [ "$3" = ui ]; then exec {python} {hurried} "${{@:3}}"; fi
 exec {python} "$@"
 """
-HURRIED = "from hpc_isl.cluster import ui\nui.SYNC_S = 1.0\nfrom hpc_isl.submit import main\nmain()\n"
+HURRIED = (
+    "from hpc_isl.cluster.tracking import ui\nui.SYNC_S = 1.0\nfrom hpc_isl.submit import main\nmain()\n"
+)
 
 
 @dataclass(frozen=True)

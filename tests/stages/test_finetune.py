@@ -22,7 +22,7 @@ from scipy.ndimage import label
 from skimage.measure import regionprops
 from skimage.segmentation import clear_border
 
-from hpc_isl.cluster.submit.request import differences
+from hpc_isl.cluster.submit.planning import differences
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.samples import read
 from hpc_isl.learning.inference.predict import predict

@@ -15,8 +15,8 @@ import pytest
 from made_up_sweep import label_plate
 
 from hpc_isl.cluster.run_folder import create
+from hpc_isl.cluster.run_folder.create import RunRequest
 from hpc_isl.cluster.submit import extend_sweep
-from hpc_isl.cluster.submit.request import RunRequest
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import read_labels, write_labels

@@ -18,11 +18,11 @@ LATER = (
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from hpc_isl.cluster.run_folder.job import stage_module
+from hpc_isl.stages.stage_table import stage_named
 from hpc_isl.recipes.load import RECIPES
 from hpc_isl.recipes.strict import parse, read_yaml
 stage, path = sys.argv[1], Path(sys.argv[2])
-plan = stage_module(stage).plan(parse(RECIPES[stage], read_yaml(path), str(path)))
+plan = stage_named(stage).load().plan(parse(RECIPES[stage], read_yaml(path), str(path)))
 print(json.dumps({"messages": plan.messages, "modules": sorted(sys.modules)}))
 """
 

@@ -1,4 +1,4 @@
-"""Where the nodes of a pooled job meet: rank 0 tells address and key in the attempt's folder."""
+"""The nodes of a pooled job find rank 0: it publishes address and key in the attempt's folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -29,11 +28,11 @@ CONNECT_S = 5.0
 
 @dataclass(frozen=True)
 class SchedulerAddress:
-    """What rank 0 tells the other ranks of a pool.
+    """What rank 0 publishes for the other ranks of a pool.
 
     Attributes:
         hosts: addresses under which the node of rank 0 may be reached.
-        certificate, key: PEM, of this pool alone: who has them may join, and runs what it is told.
+        certificate, key: PEM, of this pool alone: who has them may join.
         need: what the processes are to hold.
     """
 
@@ -45,60 +44,55 @@ class SchedulerAddress:
 
 
 @contextmanager
-def published(attempt: Attempt, meeting: SchedulerAddress) -> Iterator[None]:
-    """The meeting lies in the attempt's folder, for its owner alone to read."""
+def published(attempt: Attempt, address: SchedulerAddress) -> Iterator[None]:
+    """Keeps the address in the attempt's folder while the block lasts, for its owner alone to read."""
     path = attempt.folder / FILE
-    _write_private(path, json.dumps(asdict(meeting)))
+    # mkstemp: complete or not at all, and never readable by others, not for a moment.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(json.dumps(asdict(address)))
+    os.replace(temporary, path)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def _write_private(path: Path, text: str) -> None:
-    """Complete or not at all, and never readable by others, not for a moment."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-    os.replace(temporary, path)
-
-
 def scheduler_addresses(attempt: Attempt) -> Iterator[SchedulerAddress]:
-    """What rank 0 has published, again and again until it has left: whoever lost its pool finds it again."""
-    living = _Living(attempt)
-    while living.now():
+    """Yields what rank 0 has published, again and again until it has left: a rank may lose its pool."""
+    rank_0 = _RankZero(attempt)
+    while rank_0.works():
         if content := read_json(attempt.folder / FILE):
             yield SchedulerAddress(**{**content, "need": MemoryRequirement(**content["need"])})
         time.sleep(LOOK_S)
 
 
-def stands(attempt: Attempt, meeting: SchedulerAddress) -> bool:
-    """Whether rank 0 has not ended this meeting."""
-    return (read_json(attempt.folder / FILE) or {}).get("key") == meeting.key
+def stands(attempt: Attempt, address: SchedulerAddress) -> bool:
+    """Returns whether rank 0 still publishes this address."""
+    return (read_json(attempt.folder / FILE) or {}).get("key") == address.key
 
 
-class _Living:
-    """Whether rank 0 works: its record says that it has left, or its heartbeat stands still.
-
-    The clocks of two nodes may differ: a heartbeat is compared with the one before, not with the time.
-    """
+class _RankZero:
+    """Rank 0 as another rank sees it, through its record."""
 
     def __init__(self, attempt: Attempt) -> None:
         self.path = attempt.folder / "rank-0.json"
         self.heartbeat: object = None
         self.last = time.monotonic()
 
-    def now(self) -> bool:
+    def works(self) -> bool:
+        """Returns whether it has not left, and its heartbeat moves."""
         record = read_json(self.path) or {}
         if record.get("exit"):
             return False
+        # Compared with the one before, not with the time: the clocks of two nodes may differ.
         if record.get("heartbeat") != self.heartbeat:
             self.heartbeat, self.last = record.get("heartbeat"), time.monotonic()
         return time.monotonic() - self.last < (SILENT_S if self.heartbeat else COME_S)
 
 
 def addresses() -> tuple[str, ...]:
-    """IPv4 addresses under which other nodes may reach this one: the one its name has, then the rest."""
+    """Returns IPv4 addresses under which other nodes may reach this one: that of its name first."""
     named = []
     with suppress(OSError):
         named = [socket.gethostbyname(socket.gethostname())]
@@ -108,16 +102,16 @@ def addresses() -> tuple[str, ...]:
         for link in links
         if link.family == socket.AF_INET
     ]
-    found = tuple(host for host in dict.fromkeys(named + listed) if not host.startswith("127."))
-    return found or ("127.0.0.1",)
+    outside = tuple(host for host in dict.fromkeys(named + listed) if not host.startswith("127."))
+    return outside or ("127.0.0.1",)
 
 
-def reached(meeting: SchedulerAddress, context: ssl.SSLContext) -> str | None:
-    """The host that answers with the certificate of the meeting: an address may be another machine's here."""
-    for host in meeting.hosts:
+def reached(address: SchedulerAddress, context: ssl.SSLContext) -> str | None:
+    """Returns the host that answers with the certificate: an IP address may be another machine's here."""
+    for host in address.hosts:
         with (
             suppress(OSError),
-            socket.create_connection((host, meeting.port), CONNECT_S) as plain,
+            socket.create_connection((host, address.port), CONNECT_S) as plain,
             context.wrap_socket(plain),
         ):
             return host
@@ -125,7 +119,7 @@ def reached(meeting: SchedulerAddress, context: ssl.SSLContext) -> str | None:
 
 
 def security_of(certificate: str, key: str) -> Any:
-    """As Dask takes it: the same pair for all roles, and nothing unencrypted."""
+    """Returns Dask's security object: the same pair for all roles, and nothing unencrypted."""
     from distributed.security import Security
 
     roles = ("client", "scheduler", "worker")

@@ -1,4 +1,4 @@
-"""How the CPUs, GPUs and memory of a node are shared out among the worker processes of a pool."""
+"""The CPUs, GPUs and memory of a node are divided among the worker processes of a pool."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.site import Site, gpus_here
 from hpc_isl.tasks import MemoryRequirement
 
-# PyTorch then asks for large pages, where the kernel gives them: on a CPU a tenth and more of a forward pass
-# was the kernel's, which laid out anew the memory of each layer.
+# PyTorch then asks for large pages, where the kernel gives them: on a CPU the kernel took a tenth and more of
+# a forward pass to lay out the memory of each layer.
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 SHARING = "HPC_ISL_GPU_SHARING"  # how many worker processes have this one's GPU
 CGROUP = Path("/sys/fs/cgroup")
@@ -25,7 +25,7 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 class CgroupFiles(NamedTuple):
-    """Where a version of the kernel's control groups tells of memory."""
+    """The files in which a version of the kernel's control groups reports memory."""
 
     controller: str
     mount: str
@@ -42,7 +42,7 @@ CGROUP_FILES = (
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What one worker process has.
+    """The resources of one worker process.
 
     Attributes:
         cpus: that its libraries may use.
@@ -58,7 +58,7 @@ class WorkerResources:
 
     @property
     def threads(self) -> int:
-        """Tasks that it has under way: one is read or written while others compute."""
+        """Tasks at once: one is read or written while others compute."""
         return 1 + self.cpus
 
     @property
@@ -70,7 +70,7 @@ class WorkerResources:
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has for its worker processes: `workers` is how many were asked for, if any; bytes."""
+    """What a node has for its worker processes, in bytes; `workers`: how many were asked for, if any."""
 
     cpus: int
     memory: int
@@ -83,27 +83,27 @@ class Node:
 
 
 def node_here(site: Site, cpus: int) -> Node:
-    """This node, as the site and the machine have it."""
+    """Returns this node, by the site and the machine."""
     return Node(cpus, memory_here(site), gpus_here()[: site.visible_gpus], site.workers)
 
 
 def worker_resources(node: Node, need: MemoryRequirement) -> list[WorkerResources]:
-    """A share for each worker process: as many as are wanted and fit with their largest task, at least one.
+    """Returns a share for each worker process: as many as are wanted and fit with their largest task.
 
-    Those on a node with GPUs are spread over them; several on one have a part of its memory each, so that
-    what fits does not hang on what the others just hold.
+    There is at least one. They are spread over the GPUs; several on one GPU have a part of its memory each,
+    so that what fits does not depend on the others.
     """
     fit = node.memory // need.whole if need.whole else node.wanted
     count = max(1, min(node.wanted, fit))
     cpus = max(1, node.cpus // count)
     gpus = list(node.gpus) or [""]
     memory = max(1, node.memory // count - need.process)
-    of = [gpus[number % len(gpus)] for number in range(count)]
-    return [WorkerResources(cpus, memory, gpu, of.count(gpu) if gpu else 1) for gpu in of]
+    assigned = [gpus[number % len(gpus)] for number in range(count)]
+    return [WorkerResources(cpus, memory, gpu, assigned.count(gpu) if gpu else 1) for gpu in assigned]
 
 
 def lowered(node: Node, need: MemoryRequirement) -> str:
-    """What to say where memory holds fewer worker processes than were wanted; else empty."""
+    """Returns a message where memory holds fewer worker processes than were wanted; else empty."""
     count = len(worker_resources(node, need))
     if count == node.wanted:
         return ""
@@ -118,34 +118,34 @@ def lowered(node: Node, need: MemoryRequirement) -> str:
 
 
 def memory_here(site: Site) -> int:
-    """Bytes that the worker processes of this node may take: what the site says, or what is free.
+    """Returns the bytes that the worker processes of this node may take: the site's, or what is free.
 
     To Slurm, `0G` is all that the node has.
     """
-    if site.memory is not None and (said := megabytes(site.memory)):
-        return said * 2**20
+    if site.memory is not None and (mb := megabytes(site.memory)):
+        return mb * 2**20
     limits = [psutil.virtual_memory().available, _of_the_job(os.environ), _of_the_cgroup()]
     return min(limit for limit in limits if limit)
 
 
-def _of_the_job(said: Mapping[str, str]) -> int:
-    """What Slurm has given the job on this node; 0: it does not say, or all."""
-    if said.get("HPC_ISL_EXECUTOR") not in ("slurm", "allocation"):
+def _of_the_job(variables: Mapping[str, str]) -> int:
+    """Returns what Slurm has given the job on this node; 0: it does not say, or all."""
+    if variables.get("HPC_ISL_EXECUTOR") not in ("slurm", "allocation"):
         return 0
-    if per_node := int(said.get("SLURM_MEM_PER_NODE", 0)):
+    if per_node := int(variables.get("SLURM_MEM_PER_NODE", 0)):
         return per_node * 2**20
-    return int(said.get("SLURM_MEM_PER_CPU", 0)) * int(said.get("SLURM_CPUS_ON_NODE", 0)) * 2**20
+    cpus = int(variables.get("SLURM_CPUS_ON_NODE", 0))
+    return int(variables.get("SLURM_MEM_PER_CPU", 0)) * cpus * 2**20
 
 
 def _of_the_cgroup() -> int:
-    """What is left below the limits of the control groups that this process is in, as of a container, of a
-    login session or of Slurm; 0: no limit. A group has no more than those above it have left."""
+    """Returns what the control groups of this process leave, as of a container or of Slurm; 0: no limit."""
     groups = ((folder, files) for files in CGROUP_FILES for folder in _groups(files))
     return min((left for folder, files in groups if (left := _left(folder, files))), default=0)
 
 
 def _groups(files: CgroupFiles) -> Iterator[Path]:
-    """The folder of the group, and of each that it lies in."""
+    """Yields the folder of the group, and of each that it lies in: it has no more than those have left."""
     mount = CGROUP / files.mount
     rows = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
     paths = [path for _, controllers, path in rows if files.controller in controllers.split(",")]

@@ -1,4 +1,4 @@
-"""How tasks flow through the worker processes of a pool, which may die, and how answers come back."""
+"""Tasks go to the worker processes of a pool, which may die, and answers come back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from hpc_isl.cluster.dask_pool.call import CallOutcome, call_here, pause
-from hpc_isl.cluster.dask_pool.processes import MEMORY
+from hpc_isl.cluster.dask_pool.processes import MEMORY, CallOutcome, call_here, pause
 from hpc_isl.errors import AbortRun
 from hpc_isl.run import Attempt
 from hpc_isl.tasks import Answer, Task
@@ -28,14 +27,14 @@ _numbers = count()
 
 @dataclass
 class TaskState:
-    """A task on its way.
+    """A task and how its tries went.
 
     Attributes:
-        raised: how often its call has.
-        died: how often the process that had it has died; from then on it is tried alone.
+        raised: how often its call has raised.
+        died: how often its process has died; after the first time it is tried alone.
         avoid: the worker where it raised.
-        place: the worker to which it was given alone.
-        booked: bytes that it has of its worker's share.
+        place: the worker that computes it alone.
+        booked: bytes of its worker's share that it takes.
     """
 
     task: Task
@@ -48,7 +47,7 @@ class TaskState:
 
 @dataclass(frozen=True)
 class DaskPool:
-    """`hpc_isl.tasks.Pool`, of a scheduler of Dask in this process.
+    """`hpc_isl.tasks.Pool`, with a Dask scheduler in this process.
 
     Attributes:
         patience_s: for what is under way when the attempt is asked to stop.
@@ -65,44 +64,46 @@ class DaskPool:
 
     def run(self, call: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[Answer]:
         """See `Pool`."""
-        flow = _Scheduling(self, call)
+        scheduling = _Scheduling(self, call)
         try:
-            yield from flow.answers(iter(tasks))
+            yield from scheduling.answers(iter(tasks))
         finally:
-            flow.leave()
+            if scheduling.pending:  # what is still under way is not waited for
+                self.client.cancel(list(scheduling.pending))
+                scheduling.pending.clear()
 
     def shares(self) -> dict[str, int]:
-        """Address of each worker process -> bytes that its tasks may take together."""
+        """Returns the address of each worker process -> bytes that its tasks may take together."""
 
         async def in_its_loop() -> dict[str, int]:
             return {address: int(one.resources[MEMORY]) for address, one in self.scheduler.workers.items()}
 
-        found: dict[str, int] = self.client.sync(in_its_loop)
-        return found
+        shares: dict[str, int] = self.client.sync(in_its_loop)
+        return shares
 
-    def said(self, futures: Sequence[Any]) -> dict[Any, CallOutcome | None]:
-        """What calls that have ended say; None: their process has died, with what they said.
+    def outcomes(self, futures: Sequence[Any]) -> dict[Any, CallOutcome | None]:
+        """Returns the outcomes of calls that have ended; None: their process has died, with the outcome.
 
-        What is lost is not waited for: Dask would compute it again, wherever it finds a place.
+        What is lost is not waited for: Dask would compute it again on any process.
         """
-        found = {future: _said_by_dask(future) for future in futures if future.status != "finished"}
-        there = [future for future in futures if future not in found]
-        while there:
-            answer = self.client.sync(self.client.scheduler.gather, keys=[future.key for future in there])
+        outcomes = {future: _outcome_by_dask(future) for future in futures if future.status != "finished"}
+        left = [future for future in futures if future not in outcomes]
+        while left:
+            answer = self.client.sync(self.client.scheduler.gather, keys=[future.key for future in left])
             if answer["status"] == "OK":
-                return found | {future: answer["data"][future.key] for future in there}
+                return outcomes | {future: answer["data"][future.key] for future in left}
             lost = set(answer["keys"])
-            found |= {future: None for future in there if future.key in lost}
-            there = [future for future in there if future.key not in lost]
-        return found
+            outcomes |= {future: None for future in left if future.key in lost}
+            left = [future for future in left if future.key not in lost]
+        return outcomes
 
 
 @dataclass
 class _Scheduling:
-    """Tasks under way of one call of `run`, at most a window of them.
+    """The tasks of one call of `run` that are under way, at most a window of them.
 
-    Tasks that had their process die under them are suspects: which of those that it had under way killed
-    it, no one knows. When all others are through they are tried again, one alone in each process.
+    Tasks whose process died are suspects: which of those that it computed killed it is not known. When all
+    others are done they are tried again, one alone in each process.
     """
 
     pool: DaskPool
@@ -132,7 +133,7 @@ class _Scheduling:
     # ------------------------------------------------------------ giving out
 
     def _fill(self, tasks: Iterator[Task], more: bool) -> bool:
-        """Gives out what fits into the window; whether `tasks` has more."""
+        """Submits what fits into the window; returns whether `tasks` has more."""
         window = max(1, AHEAD * self.pool.scheduler.total_nthreads)
         turns: list[TaskState] = []
         while len(self.pending) + len(turns) < window and (self.again or more):
@@ -142,22 +143,18 @@ class _Scheduling:
                 turns.append(TaskState(task))
             else:
                 more = False
-        self._give(turns)
+        if turns:
+            shares = self.pool.shares()
+            for avoid, some in _grouped(turns, lambda turn: turn.avoid):
+                # What has raised in one process goes to another, where one can hold it.
+                others = [address for address in shares if address != avoid] if avoid else None
+                self._submit(some, shares, others)
         if not more and not self.again:
-            self._give_alone()
+            self._submit_suspects()
         return more
 
-    def _give(self, turns: Sequence[TaskState]) -> None:
-        """To any process, but for what has raised in one: to another, where one can hold it."""
-        if not turns:
-            return
-        shares = self.pool.shares()
-        for avoid, some in _grouped(turns, lambda turn: turn.avoid):
-            others = {address: share for address, share in shares.items() if address != avoid}
-            self._submit(some, shares, list(others) if avoid else None)
-
-    def _give_alone(self) -> None:
-        """One suspect to each process that has nothing else and can hold it, once only suspects are left."""
+    def _submit_suspects(self) -> None:
+        """Submits one suspect to each idle process that can hold it, once only suspects are left."""
         if not self.suspects or any(not turn.place for turn in self.pending.values()):
             return
         taken, shares = {turn.place for turn in self.pending.values()}, self.pool.shares()
@@ -171,7 +168,7 @@ class _Scheduling:
                 self._submit([turn], shares, [address])
 
     def _submit(self, turns: Sequence[TaskState], shares: Mapping[str, int], among: list[str] | None) -> None:
-        """Tasks of one memory go together; `among`: the workers that may have them, if one of these can."""
+        """Submits tasks; `among`: the workers that may compute them, if one of these can."""
         for memory, some in _grouped(turns, lambda turn: _booked(turn, shares)):
             workers = [address for address in among or () if shares[address] >= memory] or None
             futures = self.pool.client.map(
@@ -185,14 +182,14 @@ class _Scheduling:
                 future.add_done_callback(self.ended.put)
 
     def _key(self, turn: TaskState) -> tuple[Any, ...]:
-        """A key of its own each time; those that begin alike are counted together by Dask."""
+        """Returns a new key; Dask counts together those that begin alike."""
         name = f"{self.call.__name__}-{self.number}"
         return name, turn.task.name, turn.raised, turn.died, time.monotonic_ns()
 
     # ------------------------------------------------------------ taking back
 
     def _ended(self) -> Iterator[Answer]:
-        """Answers of the tasks that have ended by now; waits a moment for the first."""
+        """Yields answers of the tasks that have ended by now; waits a moment for the first."""
         try:
             futures = [self.ended.get(timeout=LOOK_S)]
         except queue.Empty:
@@ -202,41 +199,38 @@ class _Scheduling:
         while not self.ended.empty():
             futures.append(self.ended.get())
         futures = [future for future in futures if future in self.pending]
-        said_of = self.pool.said(futures)
-        if died := sum(said is None for said in said_of.values()):
+        outcomes = self.pool.outcomes(futures)
+        if died := sum(outcome is None for outcome in outcomes.values()):
             self.pool.attempt.log(f"a process died; what it had begun is computed again: {died} tasks")
-        for future, said in said_of.items():
-            answer = self._answer(self.pending.pop(future), said)
+        for future, outcome in outcomes.items():
+            answer = self._answer(self.pending.pop(future), outcome)
             future.release()
             if answer is not None:
                 yield answer
 
-    def _answer(self, turn: TaskState, said: CallOutcome | None) -> Answer | None:
-        """The answer, unless the task is tried again; `said` is None when its process died."""
+    def _answer(self, turn: TaskState, outcome: CallOutcome | None) -> Answer | None:
+        """Returns the answer; None: the task is tried again."""
         name = turn.task.name
-        if said is None:
-            return self._suspect(turn)
-        if not said.problem:
-            return Answer(name, pickle.loads(said.value))  # noqa: S301  (from our own process)
-        if said.blocked:
-            raise AbortRun(said.problem)
+        if outcome is None:  # its process died
+            turn.died += 1
+            turn.place = ""
+            if turn.died >= TRIES:
+                return Answer(name, problem=f"its process died {turn.died} times")
+            self.suspects.append(turn)
+            return None
+        if not outcome.problem:
+            return Answer(name, pickle.loads(outcome.value))  # noqa: S301  (from our own process)
+        if outcome.blocked:
+            raise AbortRun(outcome.problem)
         turn.raised += 1
-        if not said.again or turn.raised >= TRIES:
-            return Answer(name, problem=said.problem)
-        turn.avoid = said.worker
+        if not outcome.again or turn.raised >= TRIES:
+            return Answer(name, problem=outcome.problem)
+        turn.avoid = outcome.worker
         (self.suspects if turn.place else self.again).append(turn)
         return None
 
-    def _suspect(self, turn: TaskState) -> Answer | None:
-        turn.died += 1
-        turn.place = ""
-        if turn.died >= TRIES:
-            return Answer(turn.task.name, problem=f"its process died {turn.died} times")
-        self.suspects.append(turn)
-        return None
-
     def _take_back_stranded(self) -> None:
-        """What waits for worker processes that have gone: those it was given to, or all that can hold it."""
+        """Takes back what waits for worker processes that have gone: its own, or all that can hold it."""
         known, shares = self.pool.scheduler.tasks, self.pool.shares()
         for future, turn in list(self.pending.items()):
             task, bound = known.get(future.key), turn.place or turn.avoid
@@ -251,7 +245,7 @@ class _Scheduling:
     # ------------------------------------------------------------ ending
 
     def _stop(self) -> None:
-        """Takes back all that no process has begun; no process begins another."""
+        """Takes back all that no process has begun; no process begins another task."""
         if self.stopped:
             return
         self.stopped = True
@@ -273,30 +267,24 @@ class _Scheduling:
                 f"their last words are in {self.pool.attempt.folder}/rank-*.log"
             )
 
-    def leave(self) -> None:
-        """What is still under way is not waited for."""
-        if self.pending:
-            self.pool.client.cancel(list(self.pending))
-            self.pending.clear()
-
 
 def _booked(turn: TaskState, shares: Mapping[str, int]) -> int:
-    """What a task has of a share: all of the greatest, if it takes more."""
+    """Returns the memory that a task takes of a share: all of the greatest, if it needs more."""
     return max(1, min(turn.task.memory, max(shares.values(), default=turn.task.memory)))
 
 
 def _grouped(
-    turns: Sequence[TaskState], of: Callable[[TaskState], Any]
+    turns: Sequence[TaskState], key: Callable[[TaskState], Any]
 ) -> Iterator[tuple[Any, list[TaskState]]]:
-    """The turns of which something is the same, in the order in which they came."""
+    """Yields the turns with the same key, in the order in which they came."""
     groups: dict[Any, list[TaskState]] = {}
     for turn in turns:
-        groups.setdefault(of(turn), []).append(turn)
+        groups.setdefault(key(turn), []).append(turn)
     yield from groups.items()
 
 
-def _said_by_dask(future: Any) -> CallOutcome | None:
-    """What became of a call that said nothing itself: None if its process died; else it could not be sent."""
+def _outcome_by_dask(future: Any) -> CallOutcome | None:
+    """Returns the outcome of a call that Dask did not finish; None: its process died."""
     from distributed import KilledWorker
 
     error = future.exception() if future.status == "error" else None

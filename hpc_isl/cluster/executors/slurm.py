@@ -16,17 +16,18 @@ from submitit.core import utils
 
 from hpc_isl.cluster.rank.requeue import ASK
 from hpc_isl.cluster.rank.worker import work
-from hpc_isl.cluster.run_folder.job import POOLED, Job, interpreter, srun_flags, threads
+from hpc_isl.cluster.run_folder.job import Job, interpreter, srun_flags, threads
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
-from hpc_isl.cluster.run_folder.submissions import Unanswered, cluster_of
-from hpc_isl.cluster.slurm import limits, queue, submit_limits
-from hpc_isl.cluster.slurm.commands import ask, environment
+from hpc_isl.cluster.run_folder.submissions import Unanswered
+from hpc_isl.cluster.slurm import job_limits, limits, queue
+from hpc_isl.cluster.slurm.commands import ask, cluster_of, environment
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
+from hpc_isl.stages.stage_table import is_pooled
 
-NEVER_REACHED = "Unable to contact slurm controller"  # sbatch then has handed nothing over
+NEVER_REACHED = "Unable to contact slurm controller"  # nothing was submitted then
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Batch:
 
     @property
     def stage(self) -> str:
-        """Of its jobs: an array's own run is of none."""
+        """The stage of the jobs: an array's own run has none."""
         return self.jobs[0].run.stage
 
     @property
@@ -77,11 +78,11 @@ class Part:
     beside: tuple[str, ...] = ()
 
     def label(self, batch: Batch) -> str:
-        """What tells the script that sbatch is given from all others of the run."""
+        """Returns a text that no other sbatch file of the run holds."""
         return f"part {self.number} of attempt {batch.attempt}"
 
     def facts(self, batch: Batch, site: Site) -> Iterator[tuple[Job, dict[str, object]]]:
-        """Each job with what is noted of it, by which it is found in Slurm's queue again."""
+        """Yields each job with what is noted about it, by which it is found in Slurm's queue again."""
         workdir = os.path.abspath(str(site.sbatch.get("chdir") or batch.run.folder))
         for task, job in enumerate(self.jobs):
             yield job, {
@@ -92,14 +93,14 @@ class Part:
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
-    """submitit's, but that its text can be had without Slurm."""
+    """submitit's executor, whose sbatch file can be had without Slurm."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
 
     def text(self, elements: int) -> str:
-        """What sbatch would be given for that many jobs."""
+        """Returns the sbatch file for that many jobs."""
         if elements > 1:
             self.parameters["map_count"] = elements
         return str(self._make_submission_file_text(self._submitit_command_str, "0"))
@@ -111,19 +112,17 @@ def _executor(batch: Batch, site: Site, part: Part, after: str | None) -> _Execu
     flags = merged(_flags(batch, site, after), site.sbatch)
     executor.update_parameters(
         time=site.minutes, wckey=None, signal_delay_s=site.signal_s, array_parallelism=part.throttle,
-        additional_parameters={_as_submitit(flag): value for flag, value in flags.items()},
+        # So spelled, a flag replaces the line that submitit would write, and is not a second line.
+        additional_parameters={
+            flag if flag == "open-mode" else flag.replace("-", "_"): value for flag, value in flags.items()
+        },
         srun_args=srun_flags(batch.stage), setup=_setup(batch, site, part),
     )  # fmt: skip
     return executor
 
 
-def _as_submitit(flag: str) -> str:
-    """So spelled, a flag takes the place of what submitit would write, and is not a second line."""
-    return flag if flag == "open-mode" else flag.replace("-", "_")
-
-
 def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, object]:
-    """The flags that we ask for; None: none of that name."""
+    """Returns the flags of sbatch; None: none of that name."""
     return {
         "partition": site.partition, "account": site.account, "qos": site.qos, "time": site.minutes,
         "constraint": site.constraint, "reservation": site.reservation, "nodes": site.nodes,
@@ -132,34 +131,26 @@ def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, object]:
         "mail-user": site.mail, "mail-type": "END,FAIL" if site.mail else None,
         "job-name": f"{batch.run.stage}-{batch.run.name}", "comment": f"hpc_isl attempt {batch.attempt}",
         "chdir": str(batch.run.folder), "requeue": True,
-        "no-kill": True if batch.stage in POOLED else None,  # it goes on when one of its nodes is lost
+        "no-kill": True if is_pooled(batch.stage) else None,  # goes on without a lost node
         # What waits for a job that failed would wait for ever.
         "dependency": after, "kill-on-invalid-dep": "yes" if after else None,
     }  # fmt: skip
 
 
 def _setup(batch: Batch, site: Site, part: Part) -> list[str]:
-    """Shell lines before srun: the site's, then the code that was submitted and the CPUs of each rank."""
+    """Returns the shell lines before srun: the site's, the code that was submitted, the CPUs of each rank."""
     cpus, per_gpu = site.cpus or 1, site.sbatch.get("cpus-per-gpu")
     exports = {"HPC_ISL_EXECUTOR": "slurm", "PYTHONPATH": python_path(batch.code)}
     if per_gpu is None:
         exports["SRUN_CPUS_PER_TASK"] = str(cpus)
     exports |= threads(cpus if per_gpu is None else int(per_gpu))
+    requeue = '(unset SLURM_CLUSTERS; scontrol requeue "$SLURM_JOB_ID")'
     return [
         f"# {part.label(batch)}",
         *site.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
-        *_requeue_from_outside(batch),
-    ]
-
-
-def _requeue_from_outside(batch: Batch) -> list[str]:
-    """Ranks that have no scontrol, as in a container, ask for their requeue with a file: this shell does it.
-
-    In the file stands the name of another, into which goes why it could not be done.
-    """
-    requeue = '(unset SLURM_CLUSTERS; scontrol requeue "$SLURM_JOB_ID")'
-    return [
+        # Ranks that have no scontrol, as in a container, ask for their requeue with a file: this shell does
+        # it. The file names another one, into which goes why it could not be done.
         f'export {ASK}={shlex.quote(str(batch.run.sbatch))}/"$SLURM_JOB_ID".requeue',
         f"""trap 'why=$(cat "${ASK}" 2>/dev/null) && rm "${ASK}" && {requeue} 2>"$why"' EXIT""",
     ]
@@ -169,24 +160,24 @@ def _requeue_from_outside(batch: Batch) -> list[str]:
 
 
 def text(batch: Batch, site: Site) -> str:
-    """The sbatch file of the first part of the batch; writes nothing and needs no Slurm."""
+    """Returns the sbatch file of the first part of the batch; writes nothing and needs no Slurm."""
     first = parts(batch, site)[0]
     executor = _executor(batch, site, first, _dependency(batch.after, first.beside))
     return executor.text(len(first.jobs))
 
 
 def start_time(batch: Batch, site: Site) -> str:
-    """When Slurm says that the job would start; the reason where it would refuse it."""
+    """Returns when Slurm says that the job would start, or the reason why it would refuse it."""
     _, out, errors = ask(["sbatch", "--test-only"], site.slurm_conf, given=text(batch, site))
-    why = submit_limits.explained(errors, site, len(batch.jobs))
+    why = job_limits.explained(errors, site, len(batch.jobs))
     return "\n".join(filter(None, [(errors or out).removeprefix("sbatch: "), why]))
 
 
 def parts(batch: Batch, site: Site) -> list[Part]:
-    """The batch in arrays of no more elements than the cluster takes, which share the throttle.
+    """Returns the batch in arrays of no more elements than the cluster takes, which share the throttle.
 
-    Where there are more arrays than elements may run at once, one waits for another; and the last job for
-    all of them, so that it can say what it misses.
+    Where there are more arrays than elements may run at once, one waits for another; the last job waits for
+    all of them.
     """
     jobs = batch.jobs[:-1] if batch.last else batch.jobs
     size = limits.max_array_size(site.slurm_conf) if len(jobs) > 1 else 1
@@ -194,23 +185,21 @@ def parts(batch: Batch, site: Site) -> list[Part]:
     throttle = site.array or len(jobs)
     lanes = min(len(pieces), throttle)
     shares = [throttle // lanes + (lane < throttle % lanes) for lane in range(lanes)]
-    found = [
+    arrays = [
         Part(number, piece, shares[number % lanes], (number - lanes,) if number >= lanes else ())
         for number, piece in enumerate(pieces)
     ]
-    last = Part(len(found), batch.jobs[-1:], 1, tuple(range(len(found))), batch.beside)
-    return [*found, last] if batch.last else found
+    last = Part(len(arrays), batch.jobs[-1:], 1, tuple(range(len(arrays))), batch.beside)
+    return [*arrays, last] if batch.last else arrays
 
 
 def _dependency(after: Sequence[str], before: Sequence[str]) -> str | None:
-    """`afterok:7:8,afterany:9`."""
-    conditions = [
-        f"{word}:{':'.join(jobs)}" for word, jobs in (("afterok", after), ("afterany", before)) if jobs
-    ]
-    return ",".join(conditions) or None
+    """Returns `afterok:7:8,afterany:9`."""
+    kinds = (("afterok", after), ("afterany", before))
+    return ",".join(f"{kind}:{':'.join(jobs)}" for kind, jobs in kinds if jobs) or None
 
 
-# ---------------------------------------------------------------- handing over
+# ---------------------------------------------------------------- submission
 
 Taken = Callable[[Part, list[str]], object]
 
@@ -218,7 +207,7 @@ Taken = Callable[[Part, list[str]], object]
 def submit(
     batch: Batch, site: Site, pieces: Sequence[Part] | None = None, taken: Taken = lambda part, jobs: None
 ) -> list[str]:
-    """Hands the jobs to Slurm, all or none; how it calls them, in their order.
+    """Submits the jobs to Slurm, all or none; returns its names of them, in their order.
 
     Args:
         pieces: the parts of the batch, where they are known.
@@ -233,28 +222,26 @@ def submit(
         before = [*(names[number][0].split("_")[0] for number in part.waits), *part.beside]
         executor = _executor(batch, site, part, _dependency(batch.after, before))
         try:
-            names.append(_handed_over(executor, part.jobs, site.slurm_conf))
+            with _environment(site.slurm_conf), redirect_stderr(io.StringIO()):  # submitit prints errors
+                submitted: list[Any] = executor.map_array(work, part.jobs)
         except (utils.FailedJobError, utils.FailedSubmissionError) as error:
             _take_back(batch, site, part, [jobs[0].split("_")[0] for jobs in names], str(error))
-            reasons = [submit_limits.explained(str(error), site, len(batch.jobs)), _unread()]
-            raise UserError("\n".join(filter(None, [f"sbatch refused the job: {error}", *reasons]))) from None
+            reasons = [f"sbatch refused the job: {error}"]
+            reasons.append(job_limits.explained(str(error), site, len(batch.jobs)))
+            # Options in the user's environment, on which a job may have depended elsewhere.
+            if options := sorted(name for name in os.environ if name.startswith("SBATCH_")):
+                reasons.append(
+                    f"{', '.join(options)} of your shell: not read; write it into the site, as site.account "
+                    "or site.sbatch"
+                )
+            raise UserError("\n".join(filter(None, reasons))) from None
+        names.append([str(job.job_id) for job in submitted])
         taken(part, names[-1])
     return [name for part_names in names for name in part_names]
 
 
-def _unread() -> str:
-    """The options for sbatch in the user's environment, on which a job may have hung elsewhere."""
-    names = sorted(name for name in os.environ if name.startswith("SBATCH_"))
-    if not names:
-        return ""
-    return (
-        f"{', '.join(names)} of your shell: not read; write it into the site, as site.account or site.sbatch"
-    )
-
-
 def _take_back(batch: Batch, site: Site, part: Part, jobs: list[str], error: str) -> None:
-    """Ends the jobs of the parts before, and the one that a busy Slurm has taken though sbatch says that it
-    could not hand it over."""
+    """Ends the jobs of the parts before, and one that a busy Slurm has taken although sbatch failed."""
     script = queue.script_of(batch.run.sbatch, part.label(batch))
     try:
         scripts = queue.jobs_of_scripts(os.getuid(), *cluster_of(site))
@@ -265,26 +252,20 @@ def _take_back(batch: Batch, site: Site, part: Part, jobs: list[str], error: str
             queue.cancel(left, *cluster_of(site))
         if script:  # the number of this attempt will be another's
             script.unlink()
-    except UserError as mistake:
+    except UserError as reason:
         raise Unanswered(
-            f"sbatch: {error}\n{mistake}; it may have jobs of this run, which `status` shows once it answers"
+            f"sbatch: {error}\n{reason}; it may have jobs of this run, which `status` shows once it answers"
         ) from None
-
-
-def _handed_over(executor: _Executor, jobs: Sequence[Job], conf: Path | None) -> list[str]:
-    with _environment(conf), redirect_stderr(io.StringIO()):  # submitit prints what it raises
-        submitted: list[Any] = executor.map_array(work, jobs)
-    return [str(one.job_id) for one in submitted]
 
 
 @contextmanager
 def _environment(conf: Path | None) -> Iterator[None]:
-    """submitit calls sbatch with this process's environment: for that moment it is a clean one."""
-    before, clean = dict(os.environ), environment(conf)
+    """Replaces the environment by a clean one while submitit calls sbatch with it."""
+    previous, clean = dict(os.environ), environment(conf)
     os.environ.clear()
     os.environ.update(clean)
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(previous)

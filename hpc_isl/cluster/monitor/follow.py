@@ -1,32 +1,138 @@
-"""Waits for runs that others compute, and shows what they say."""
+"""Follows a run through its folder: what rank 0 logs, line by line, above a bar of its progress."""
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from hpc_isl.cluster.monitor import messages, status
+from tqdm import tqdm
+
+from hpc_isl.cluster.monitor import messages
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.monitor.progress_view import View
+from hpc_isl.cluster.monitor.status_table import figures, progress_text
+from hpc_isl.cluster.run_folder import status
+from hpc_isl.files import read_json
 from hpc_isl.run import Run
 
+LOGGED = re.compile(r"\d\d:\d\d:\d\d  ")  # how Attempt.log begins a line; all else is output of libraries
+QUIET_S = 30.0  # between lines of progress where there is no terminal to draw a bar on
 LOOK_S = 0.5
 ASK_S = 5.0  # between questions to the queue
 
 
+@dataclass
+class Tail:
+    """The complete lines that were added to a file since the last look."""
+
+    path: Path
+    _offset: int = 0
+    _rest: bytes = b""
+
+    def lines(self) -> Iterator[str]:
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self._offset)
+                new = stream.read()
+        except FileNotFoundError:
+            return
+        self._offset += len(new)
+        *whole, self._rest = (self._rest + new).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+
+    def last(self) -> Iterator[str]:
+        """Yields what remains when no more will come: also a line without its end."""
+        yield from self.lines()
+        if self._rest:
+            yield self._rest.decode(errors="replace")
+            self._rest = b""
+
+
+@dataclass
+class View:
+    """What a person who waits for a run sees of one attempt; `tick` is called a few times a second.
+
+    Attributes:
+        everything: shows every line of the log, not only those of the stage.
+    """
+
+    run: Run
+    attempt: int
+    rank: int = 0
+    everything: bool = False
+    _tail: Tail = field(init=False)
+    _bar: Any = None
+    _shown: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        self._tail = Tail(self.run.attempts / str(self.attempt) / f"rank-{self.rank}.log")
+        self._shown = time.monotonic(), 0.0
+
+    def tick(self) -> None:
+        """Shows the new lines and the progress."""
+        for line in self._tail.lines():
+            if self.everything or LOGGED.match(line):
+                self.log(line)
+        progress = (read_json(self.run.attempts / str(self.attempt) / "rank-0.json") or {}).get("progress")
+        if progress and sys.stderr.isatty():
+            self._draw(progress)
+        elif progress:
+            share = progress["done"] / max(1, progress["total"])
+            when, last = self._shown
+            if time.monotonic() - when > QUIET_S and share != last:
+                self._shown = time.monotonic(), share
+                self.log(progress_text(progress))
+
+    def log(self, line: str) -> None:
+        """Prints a line above the bar."""
+        with suppress(BrokenPipeError):  # no one reads any more; the run continues
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Shows what is left and removes the bar."""
+        self.tick()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _draw(self, progress: dict[str, Any]) -> None:
+        bar, unit = self._bar, f" {progress['unit']}"
+        if bar is None or (bar.total, bar.unit) != (progress["total"], unit):
+            if bar is not None:
+                bar.close()
+            size = shutil.get_terminal_size()  # tqdm's own draws nothing where a terminal has no size
+            bar = self._bar = tqdm(
+                total=progress["total"], initial=progress["done"], unit=unit,
+                leave=False, ncols=size.columns, nrows=size.lines, file=sys.stderr,
+            )  # fmt: skip
+        bar.set_postfix_str(figures(progress.get("metrics", {})), refresh=False)
+        if progress["done"] != bar.n:
+            bar.update(progress["done"] - bar.n)
+
+
+# ---------------------------------------------------------------- until the end
+
+
 def follow(run: Run, console: Console, rank: int = 0, everything: bool = False) -> int:
-    """Shows what the run says until it has ended; Ctrl-C leaves it running."""
+    """Shows the run's log until it has ended; Ctrl-C leaves it running. Returns the exit code."""
     try:
         if run.elements():
-            _array_until_ended(run, console)
+            _follow_array(run, console)
         else:
-            _until_ended(run, rank, everything)
+            _follow_run(run, rank, everything)
     except KeyboardInterrupt:
         console.log(f"{run.label!r} goes on; to end it: {console.command('cancel', run)}")
         return messages.INTERRUPTED
     return messages.waited(run, console)
 
 
-def _until_ended(run: Run, rank: int, everything: bool) -> None:
+def _follow_run(run: Run, rank: int, everything: bool) -> None:
     view = View(run, run.attempt_numbers()[-1], rank, everything)
     asked, alive = -1e9, True
     while alive:
@@ -35,16 +141,15 @@ def _until_ended(run: Run, rank: int, everything: bool) -> None:
             view = View(run, run.attempt_numbers()[-1], rank, everything)
         view.tick()
         if time.monotonic() - asked > ASK_S:
-            asked, alive = time.monotonic(), status.state(run).alive
+            asked, alive = time.monotonic(), status.status_of(run).alive
         time.sleep(LOOK_S)
     view.close()
 
 
-def _array_until_ended(run: Run, console: Console) -> None:
-    """One line whenever the counts have changed."""
+def _follow_array(run: Run, console: Console) -> None:
     shown = ""
     while True:
-        found = status.state(run)
+        found = status.status_of(run)
         if found.detail != shown:
             console.log(f"{run.name}: {found.detail}")
             shown = found.detail
@@ -54,6 +159,6 @@ def _array_until_ended(run: Run, console: Console) -> None:
 
 
 def until_ended(run: Run) -> None:
-    """Returns when no one works on the run any more."""
-    while status.state(run).alive:
+    """Returns when nothing computes the run any more."""
+    while status.status_of(run).alive:
         time.sleep(ASK_S)

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from hpc_isl.cluster.monitor.progress_view import figure, progress_text
-from hpc_isl.cluster.monitor.status import (
+from hpc_isl.cluster.run_folder import uses
+from hpc_isl.cluster.run_folder.status import (
     FRESH_S,
-    State,
+    RunState,
+    RunStatus,
     age_s,
     first_failure,
     first_line,
     job_output,
     ranks,
-    states,
+    statuses,
 )
-from hpc_isl.cluster.run_folder import uses
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.run import Run
@@ -26,113 +26,114 @@ HEAD = ("stage", "name", "state", "began", "attempt", "progress", "took", "left"
 
 
 def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
-    """One line per run under a heading; `elements`: also one for each element of an array."""
-    shown = [one for run in runs for one in (run, *(run.elements() if elements else []))]
-    found = states(shown)
+    """Returns one line per run under a heading; `elements`: also one for each element of an array."""
+    shown = [member for run in runs for member in (run, *(run.elements() if elements else []))]
+    found = statuses(shown)
     rows = [HEAD, *(_row(run, found[run]) for run in shown)]
-    kept = [c for c in range(len(HEAD)) if c == len(HEAD) - 1 or any(row[c] for row in rows[1:])]
-    widths = {c: max(len(row[c]) for row in rows) for c in kept}
-    return ["  ".join(row[c].ljust(widths[c]) for c in kept).rstrip() for row in rows]
+    last = len(HEAD) - 1
+    widths = {
+        column: max(len(row[column]) for row in rows)
+        for column in range(len(HEAD))
+        if column == last or any(row[column] for row in rows[1:])
+    }
+    return ["  ".join(row[c].ljust(width) for c, width in widths.items()).rstrip() for row in rows]
 
 
-def _row(run: Run, found: State) -> tuple[str, ...]:
+def _row(run: Run, found: RunStatus) -> tuple[str, ...]:
+    remark = "; ".join(filter(None, [found.detail, *uses.changed(run)]))
+    when = date_of(began(run))
     if run.elements_file.is_file():
-        remark = "; ".join(filter(None, [found.detail, *uses.changed_of(run)]))
-        return run.stage, run.name, found.word, date_of(began(run)), "", _share(run), "", "", "", remark
+        members = run.elements()
+        done = sum(member.summary() is not None for member in members)
+        share = f"{done}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
+        return run.stage, run.name, found.state, when, "", share, "", "", "", remark
     numbers = run.attempt_numbers()
     attempt = str(numbers[-1] + 1) if numbers else ""
     name = f"  {run.label}" if run.array else run.name
     node, left = (found.node, found.left) if found.alive else ("", "")
-    remark = "; ".join(filter(None, [found.detail, *uses.changed(run)]))
-    when = date_of(began(run))
-    return run.stage, name, found.word, when, attempt, _progress(run), took(run), left, node, remark
+    # The main figures of a finished run; else how far it is, with the last metrics.
+    main = "  ".join(f"{key} {value}" for key, value in list(main_figures(run.summary()).items())[:2])
+    progress = (ranks(run) or [{}])[0].get("progress")
+    main = main or (progress_text(progress) if progress else "-")
+    return run.stage, name, found.state, when, attempt, main, took(run), left, node, remark
 
 
 def facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The same for programs, as plain JSON: times are ISO 8601 in UTC, an array holds its elements."""
-    shown = [one for run in runs for one in (run, *run.elements())]
-    found = states(shown)
+    """Returns the same for programs, as plain JSON: times are ISO 8601 in UTC, an array has its elements."""
+    found = statuses([member for run in runs for member in (run, *run.elements())])
     return [
-        _facts(run, found[run]) | {"elements": [_facts(one, found[one]) for one in run.elements()]}
+        _facts(run, found[run]) | {"elements": [_facts(member, found[member]) for member in run.elements()]}
         for run in runs
     ]
 
 
-def _facts(run: Run, found: State) -> dict[str, Any]:
+def _facts(run: Run, found: RunStatus) -> dict[str, Any]:
     records = ranks(run)
     summary = run.summary() or {}
+    ends = [str(record["exit"]) for record in records if record.get("exit")]
     return {
-        "stage": run.stage, "name": run.label, "folder": str(run.folder), "state": found.word,
+        "stage": run.stage, "name": run.label, "folder": str(run.folder), "state": found.state,
         "detail": found.detail, "cause": found.cause, "node": found.node, "left": found.left,
-        "began": began(run), "ended": None if found.alive else _ended(records),
+        "began": began(run), "ended": None if found.alive else max(ends, default=None),
         "took_s": None if run.elements() else round(_took_s(run), 1),
         "attempts": len(run.attempt_numbers()), "progress": (records or [{}])[0].get("progress"),
         "figures": summary.get("figures", {}), "made": summary.get("made", {}),
-        "metadata_changed": uses.changed_of(run),
+        "metadata_changed": uses.changed(run),
     }  # fmt: skip
 
 
 def began(run: Run) -> str | None:
-    """When the run first began to compute, else when it was made; of an array when it was made."""
+    """Returns when the run first began to compute, else when it was made; of an array when it was made."""
     firsts = [record["start"] for number in run.attempt_numbers()[:1] for record in ranks(run, number)[:1]]
-    made = (read_json(run.record) or {}).get("made")
-    return str(firsts[0]) if firsts else made
-
-
-def _ended(records: Sequence[dict[str, Any]]) -> str | None:
-    ends = [str(record["exit"]) for record in records if record.get("exit")]
-    return max(ends, default=None)
+    return str(firsts[0]) if firsts else (read_json(run.record) or {}).get("made")
 
 
 def date_of(moment: str | None) -> str:
-    """`2026-11-28 14:03`, where the user is."""
+    """Returns `2026-11-28 14:03`, in the user's time zone."""
     return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
 
 
-def _share(run: Run) -> str:
-    members = run.elements()
-    done = sum(member.summary() is not None for member in members)
-    return f"{done}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
-
-
-def _progress(run: Run) -> str:
-    """The main figures of a finished run; else how far it is, with the last metrics."""
-    figures = "  ".join(f"{name} {value}" for name, value in list(main_figures(run.summary()).items())[:2])
-    if figures:
-        return figures
-    progress = (ranks(run) or [{}])[0].get("progress")
-    return progress_text(progress) if progress else "-"
-
-
 def main_figures(summary: dict[str, Any] | None) -> dict[str, str]:
-    """The numbers and short texts of a done record, ready to print."""
+    """Returns the numbers and short texts of a done record, ready to print."""
     content = dict(summary or {})
     content |= content.pop("figures", {}) if isinstance(content.get("figures"), dict) else {}
     plain = {name: value for name, value in content.items() if isinstance(value, (int, float, str))}
     return {name: figure(value) for name, value in plain.items() if name not in ("attempt", "time")}
 
 
+def progress_text(progress: dict[str, Any]) -> str:
+    """Returns `120/300 steps  loss 0.12`."""
+    text = f"{progress['done']}/{progress['total']} {progress['unit']}"
+    return f"{text}  {figures(progress.get('metrics', {}))}".rstrip()
+
+
+def figures(values: dict[str, Any]) -> str:
+    """Returns `loss 0.123, pcc 0.91`."""
+    return ", ".join(f"{name} {figure(value)}" for name, value in values.items())
+
+
+def figure(value: Any) -> str:
+    """Returns a number to four digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def attempts(run: Run) -> list[str]:
-    """One line per attempt of a run: when, how long, on which nodes, how it ended."""
+    """Returns one line per attempt of a run: when, how long, on which nodes, how it ended."""
     lines = []
     for number in run.attempt_numbers():
-        records = ranks(run, number)
-        if records:
-            lines.append(f"attempt {number + 1}: {_attempt(records)}")
+        if not (records := ranks(run, number)):
+            continue
+        first, failure = records[0], first_failure(records)
+        nodes = ", ".join(dict.fromkeys(record["node"] for record in records))
+        ending = first_line(failure["message"]) if failure else first.get("outcome", "no word since")
+        job = f", job {first['job']}" if first.get("job") else ""
+        when = f"{first['start'][:19]} UTC, {duration(_lasted_s(first))} on {nodes}{job}"
+        lines.append(f"attempt {number + 1}: {when}, {len(records)} ranks: {ending}")
     return lines
 
 
-def _attempt(records: Sequence[dict[str, Any]]) -> str:
-    first, failure = records[0], first_failure(records)
-    nodes = ", ".join(dict.fromkeys(record["node"] for record in records))
-    ending = first_line(failure["message"]) if failure else first.get("outcome", "no word since")
-    job = f", job {first['job']}" if first.get("job") else ""
-    began, lasted = first["start"][:19], duration(_lasted_s(first))
-    return f"{began} UTC, {lasted} on {nodes}{job}, {len(records)} ranks: {ending}"
-
-
 def took(run: Run) -> str:
-    """Time that the run was worked on, over all its attempts."""
+    """Returns the time that the run was worked on, over all its attempts."""
     return duration(_took_s(run))
 
 
@@ -142,14 +143,14 @@ def _took_s(run: Run) -> float:
 
 
 def _lasted_s(record: dict[str, Any]) -> float:
-    """Of a rank: to its end, to now while its heart beats (every few seconds only), to its last beat."""
+    """Returns how long a rank ran: to its end, to now while its heart beats, or to its last heartbeat."""
     ended = age_s(record.get("exit") or record["heartbeat"])
     still = not record.get("exit") and ended < FRESH_S
     return age_s(record["start"]) - (0 if still else ended)
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `3 min 12 s`, `5 h 02 min`."""
+    """Returns `45 s`, `3 min 12 s`, `5 h 02 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -162,7 +163,7 @@ def duration(seconds: float) -> str:
 
 
 def failure_text(run: Run) -> list[str]:
-    """The failing rank's message and where its traceback lies, or nothing."""
+    """Returns the failing rank's message and where its traceback lies, or nothing."""
     failure = first_failure(ranks(run))
     if failure is None:
         return []
@@ -172,8 +173,22 @@ def failure_text(run: Run) -> list[str]:
 
 
 def log_lines(run: Run, rank: int | None) -> Iterator[str]:
-    """The newest attempt's log: of `rank`, or the first failing rank's traceback and then rank 0's log."""
-    run = _with_a_log(run)
+    """Yields the newest attempt's log: of `rank`, or the first failing rank's traceback, then rank 0's log.
+
+    Of an array, it is that of the element that failed first in order.
+
+    Raises:
+        UserError: no element of an array failed.
+    """
+    if members := run.elements():
+        bad = (RunState.FAILED, RunState.LOST)
+        failed = [member for member, found in statuses(members).items() if found.state in bad]
+        if not failed:
+            names = ", ".join(member.label for member in members[:4])
+            raise UserError(
+                f"{run.name!r} has {len(members)} runs, none of which failed; name one of them: {names} …"
+            )
+        run = failed[0]
     number = run.attempt_numbers()[-1] if run.attempt_numbers() else 0
     failure = first_failure(ranks(run))
     if rank is None and failure and failure["outcome"] == "failed":
@@ -187,17 +202,3 @@ def log_lines(run: Run, rank: int | None) -> Iterator[str]:
         yield f"rank {rank or 0} of attempt {number + 1} has no log yet ({log})"
     if failure is None and not run.summary():  # a job that died before it reached us speaks there
         yield from (f"job: {line}" for line in job_output(run, 30))
-
-
-def _with_a_log(run: Run) -> Run:
-    """The run itself; of an array, the element that failed first in order."""
-    members = run.elements()
-    if not members:
-        return run
-    failed = [member for member, found in states(members).items() if found.word in ("failed", "lost")]
-    if not failed:
-        names = ", ".join(member.label for member in members[:4])
-        raise UserError(
-            f"{run.name!r} has {len(members)} runs, none of which failed; name one of them: {names} …"
-        )
-    return failed[0]

@@ -1,4 +1,4 @@
-"""`doctor`: looks at this machine and, through a small job, at compute nodes, before anything is run."""
+"""`doctor` checks this machine and, through a small job, compute nodes, before anything is run."""
 
 from __future__ import annotations
 
@@ -22,36 +22,38 @@ from hpc_isl.cluster.slurm.demand import fitting, nodes_text
 from hpc_isl.errors import UserError
 from hpc_isl.site import Site
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 FAILED = 1
 
 
-def doctor(site: Site, root: Path, patience_s: float, log: Say) -> int:
-    """Prints a line for each check; the exit code: 0 where nothing failed, else 1."""
-    found: list[Finding] = []
+def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
+    """Prints a line for each check; returns the exit code: 0 where nothing failed, else 1."""
+    reported: list[Finding] = []
 
-    def tell(some: Iterable[Finding]) -> None:
-        for one in some:
-            found.append(one)
-            log("\n".join(one.lines()))
+    def report(new: Iterable[Finding]) -> None:
+        for finding in new:
+            reported.append(finding)
+            log("\n".join(finding.lines()))
 
     log(f"on {socket.gethostname()}, where this was typed")
-    tell(_here(site, root))
+    report(_here(site, root))
     with _folder(root) as folder:
         if folder is not None:
             here = probe.facts(folder, tracking=site.server)
-            tell(_of_this_machine(site, root, here))
+            report(_of_this_machine(site, here))
             if site.executor == "slurm":
-                _nodes(site, root, folder, here, patience_s, log, tell, found)
-    return _verdict(found, log)
-
-
-def _verdict(found: Sequence[Finding], log: Say) -> int:
-    counts = {level: sum(one.level == level for one in found) for level in ("FAIL", "warn")}
-    failed = f"{counts['FAIL']} failed" if counts["FAIL"] else "nothing failed"
-    warnings = counts["warn"]
+                log("on the compute nodes")
+                first = ("Slurm", "limits")
+                hopeless = [one for one in reported if one.level == "FAIL" and one.check in first]
+                if hopeless:
+                    log(f"        not asked: {hopeless[0].check} comes first")
+                else:
+                    report(_nodes(site, folder, here, patience_s, log))
+    failures = sum(finding.level == "FAIL" for finding in reported)
+    warnings = sum(finding.level == "warn" for finding in reported)
+    failed = f"{failures} failed" if failures else "nothing failed"
     log(f"{failed}, {warnings or 'no'} warning{'s' * (warnings != 1)}")
-    return FAILED if counts["FAIL"] else 0
+    return FAILED if failures else 0
 
 
 # ---------------------------------------------------------------- this machine
@@ -61,8 +63,14 @@ def _here(site: Site, root: Path) -> Iterator[Finding]:
     if site.executor == "slurm":
         yield (slurm := _slurm(site))
         if slurm.level == "ok":
-            yield _limits(site)
-            yield from _away(site)
+            try:
+                limits.check(site)
+                yield ok("limits", "the cluster can give what the site asks for")
+            except UserError as error:
+                complaint, _, remedy = str(error).partition("; write ")
+                remedy = f"write {remedy}" if remedy else "change the site file"
+                yield Finding("FAIL", "limits", complaint, remedy)
+            yield from _nodes_out_of_service(site)
     yield _runs(site, root)
     address = site.tracking_address(root)
     if address and address.startswith("sqlite:///"):
@@ -81,26 +89,15 @@ def _slurm(site: Site) -> Finding:
         )
     code, out, errors = ask(["scontrol", "show", "config"], conf)
     if not code:
-        said = dict(re.findall(r"^(ClusterName|SLURM_VERSION)\s*=\s*(.*?)\s*$", out, re.MULTILINE))
-        return ok(
-            "Slurm",
-            f"{said.get('ClusterName', 'it')} answers, version {said.get('SLURM_VERSION', 'unknown')}",
-        )
+        lines = dict(re.findall(r"^(ClusterName|SLURM_VERSION)\s*=\s*(.*?)\s*$", out, re.MULTILINE))
+        name, version = lines.get("ClusterName", "it"), lines.get("SLURM_VERSION", "unknown")
+        return ok("Slurm", f"{name} answers, version {version}")
     why = [line for line in (errors or out).splitlines() if line][-1:] or ["it says nothing"]
     return Finding("FAIL", "Slurm", why[0], "type this on the cluster's login node, or set site.slurm_conf")
 
 
-def _limits(site: Site) -> Finding:
-    try:
-        limits.check(site)
-    except UserError as mistake:
-        complaint, _, remedy = str(mistake).partition("; write ")
-        return Finding("FAIL", "limits", complaint, f"write {remedy}" if remedy else "change the site file")
-    return ok("limits", "the cluster can give what the site asks for")
-
-
-def _away(site: Site) -> Iterator[Finding]:
-    """Nodes that would do, and are out of service: a job that needs them waits until they are back."""
+def _nodes_out_of_service(site: Site) -> Iterator[Finding]:
+    """Yields a warning where a job would wait until nodes are back in service."""
     cluster = machines.read(site.slurm_conf)
     partition = cluster.partition(site.partition) if cluster else None
     nodes = fitting(partition, site) if partition else []
@@ -128,7 +125,7 @@ def _runs(site: Site, root: Path) -> Finding:
 
 
 def database(path: Path, known: Sequence[Mount]) -> Finding:
-    """Where the MLflow database lies; sqlite needs locks that network file systems do not keep."""
+    """Checks where the MLflow database lies; sqlite needs locks that network file systems do not keep."""
     mount = mounts.mount_of(path, known)
     if not mount.network:
         return ok("MLflow database", f"{path} ({mount.kind})")
@@ -141,7 +138,7 @@ def database(path: Path, known: Sequence[Mount]) -> Finding:
 
 @contextmanager
 def _folder(root: Path) -> Iterator[Path | None]:
-    """A folder below the runs, gone afterwards with all that was made for it; None: it cannot be made."""
+    """Makes a folder below the runs, removed afterwards with all that was made for it; None: it cannot."""
     above = mounts.existing(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -153,56 +150,37 @@ def _folder(root: Path) -> Iterator[Path | None]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _remove_empty(root, above)
+        while root != above and not any(root.iterdir()):
+            root.rmdir()
+            root = root.parent
 
 
-def _remove_empty(folder: Path, above: Path) -> None:
-    while folder != above and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
-
-
-def _of_this_machine(site: Site, root: Path, here: Facts) -> Iterator[Finding]:
+def _of_this_machine(site: Site, here: Facts) -> Iterator[Finding]:
     yield findings.installed(here, "here")
     yield from findings.room([here])
     if site.executor != "slurm":
         yield findings.gpus([here], site)
         yield findings.cpus([here], site)
-    server = site.server
-    if server:
-        yield findings.tracking([here], server, "here")
+    if site.server:
+        yield findings.tracking([here], site.server, "here")
 
 
 # ---------------------------------------------------------------- the compute nodes
 
 
-def _nodes(
-    site: Site, root: Path, folder: Path, here: Facts, patience_s: float, log: Say,
-    tell: Callable[[Iterable[Finding]], None], found: Sequence[Finding],
-) -> None:  # fmt: skip
-    hopeless = next((one for one in found if one.level == "FAIL" and one.check in ("Slurm", "limits")), None)
-    log("on the compute nodes")
-    if hopeless:
-        log(f"        not asked: {hopeless.check} comes first")
-        return
+def _nodes(site: Site, folder: Path, here: Facts, patience_s: float, log: Log) -> Iterator[Finding]:
     made = visit.visit(site, folder, site.server)
     if made.refused:
-        tell(
-            [Finding("FAIL", "job", _said(made.refused), "the site's partition, account or qos may be wrong")]
-        )
+        lines = [line.removeprefix("sbatch: error: ") for line in made.refused.splitlines()]
+        refusal = "\n".join(lines) or "sbatch refused it"
+        yield Finding("FAIL", "job", refusal, "the site's partition, account or qos may be wrong")
         return
     outcome = visit.wait(made, patience_s, lambda text: log(f"        {text}"))
-    tell(of_nodes(made, outcome, here, site.server))
-
-
-def _said(errors: str) -> str:
-    return (
-        "\n".join(line.removeprefix("sbatch: error: ") for line in errors.splitlines()) or "sbatch refused it"
-    )
+    yield from of_nodes(made, outcome, here, site.server)
 
 
 def of_nodes(made: Visit, outcome: Outcome, here: Facts, server: str | None) -> Iterator[Finding]:
-    """What is made of the nodes' answers."""
+    """Yields the findings from the nodes' answers."""
     missing = made.nodes - len(outcome.facts)
     if missing:
         yield _silent(made, outcome, missing)
@@ -222,7 +200,7 @@ def of_nodes(made: Visit, outcome: Outcome, here: Facts, server: str | None) -> 
 
 
 def _silent(made: Visit, outcome: Outcome, missing: int) -> Finding:
-    """The job brought nothing: it never started, or it ended without a word."""
+    """Returns why nodes did not report: the job never started, or it ended before."""
     if outcome.state in ("PENDING", "CONFIGURING", ""):
         why = f"job {made.job} did not start: {outcome.reason or 'Slurm gave no reason'}"
         never = outcome.reason.split(",")[0] in visit.NEVER

@@ -1,4 +1,4 @@
-"""What a pre-flight found: one line each, and what it makes of what the machines said of themselves."""
+"""The findings of a pre-flight, one line each, from what the machines report about themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 110
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: how it stands, what was looked at, what was found, and what to do about it."""
+    """One line: level, what was checked, what was found, and what to do about it."""
 
     level: Literal["ok", "warn", "FAIL"]
     check: str
@@ -26,22 +26,16 @@ class Finding:
     advice: str = ""
 
     def lines(self) -> list[str]:
-        """As it is printed; what to do stands below."""
+        """Returns it as it is printed, with the advice below."""
         indent = " " * (8 + CHECK_WIDTH)
-        advice = _wrapped(f"to do: {self.advice}", len(indent) + 7) if self.advice else []
-        below = [indent + line for line in self._found_lines()] + [
-            indent + ("       " if number else "") + line for number, line in enumerate(advice)
-        ]
+        below: list[str] = []
+        for line in self.found.splitlines() or [""]:  # `|` marks output of another program
+            below += [line] if line.startswith("|") else _wrapped(line, len(indent))
+        if self.advice:
+            first, *rest = _wrapped(f"to do: {self.advice}", len(indent) + 7)
+            below += [first, *("       " + line for line in rest)]
         head = f"  {self.level:<4}  {self.check:<{CHECK_WIDTH}}"
-        return [head + below[0].lstrip(), *below[1:]]
-
-    def _found_lines(self) -> list[str]:
-        """Broken at blanks, but for what another program said."""
-        indent = 8 + CHECK_WIDTH
-        lines = self.found.splitlines() or [""]
-        return [
-            part for line in lines for part in ([line] if line.startswith("|") else _wrapped(line, indent))
-        ]
+        return [head + below[0].lstrip(), *(indent + line for line in below[1:])]
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
@@ -49,18 +43,18 @@ def _wrapped(text: str, indent: int) -> list[str]:
 
 
 def ok(check: str, found: str) -> Finding:
-    """Nothing to do."""
+    """Returns a finding with nothing to do."""
     return Finding("ok", check, found)
 
 
 def versions_text(facts: Facts) -> str:
-    """`Python 3.11.7, hpc_isl 0.1.0, torch 2.6.0, …`."""
+    """Returns `Python 3.11.7, hpc_isl 0.1.0, torch 2.6.0, …`."""
     packages = [f"{name} {version}" for name, version in facts.packages.items() if version]
     return ", ".join([f"Python {facts.python}", f"hpc_isl {facts.version}", *packages])
 
 
 def installed(facts: Facts, where: str) -> Finding:
-    """The packages of one machine: all there, or not."""
+    """Checks that the packages of one machine are all installed."""
     missing = [name for name, version in facts.packages.items() if not version]
     if missing:
         how = f"install hpc_isl with what it needs {where}, or set site.python, site.setup or site.container"
@@ -69,19 +63,16 @@ def installed(facts: Facts, where: str) -> Finding:
 
 
 def room(facts: Sequence[Facts]) -> Iterator[Finding]:
-    """Disk for runs and for temporary files; of several machines the one that has least."""
+    """Checks disk for runs and for temporary files, of the machine that has least."""
     least = min(facts, key=lambda one: one.runs_gb)
     found = f"{least.runs_gb:.0f} GB free for runs"
     yield _enough(
         "disk", found, least.runs_gb >= RUNS_GB, "make room there, or set site.runs to another folder"
     )
     least = min(facts, key=lambda one: one.temporary_gb)
+    advice = "name a larger folder, e.g. site.setup='[export TMPDIR=/scratch]'"
     found = f"{least.temporary_gb:.0f} GB free in {least.temporary} of {least.host}"
-    yield _enough("temporary files", found, least.temporary_gb >= TEMPORARY_GB, _elsewhere())
-
-
-def _elsewhere() -> str:
-    return "name a larger folder, e.g. site.setup='[export TMPDIR=/scratch]'"
+    yield _enough("temporary files", found, least.temporary_gb >= TEMPORARY_GB, advice)
 
 
 def _enough(check: str, found: str, enough: bool, advice: str) -> Finding:
@@ -89,12 +80,15 @@ def _enough(check: str, found: str, enough: bool, advice: str) -> Finding:
 
 
 def gpus(facts: Sequence[Facts], site: Site) -> Finding:
-    """What each machine sees, against what is asked of each."""
+    """Checks the GPUs that each machine sees against what is asked of each."""
     asked = site.visible_gpus
     short = [one for one in facts if len(one.gpus) < asked]
     if short:
         found = "; ".join(f"{one.host} sees {len(one.gpus)}" for one in short)
-        return Finding("FAIL", "GPUs", f"asked for {asked} on each node: {found}", _gpu_advice(site))
+        advice = "look at `nvidia-smi` in a job there; a module may be missing in site.setup"
+        if site.executor == "local":
+            advice = "set site.gpus to what there is"
+        return Finding("FAIL", "GPUs", f"asked for {asked} on each node: {found}", advice)
     if asked and any(one.packages.get("torch", "").endswith("+cpu") for one in facts):
         return Finding(
             "FAIL", "GPUs", "torch is built without CUDA", "install the torch that is built with it"
@@ -104,14 +98,8 @@ def gpus(facts: Sequence[Facts], site: Site) -> Finding:
     return ok("GPUs", f"{asked} on each node: {', '.join(names)}" if asked else none)
 
 
-def _gpu_advice(site: Site) -> str:
-    if site.executor == "local":
-        return "set site.gpus to what there is"
-    return "look at `nvidia-smi` in a job there; a module may be missing in site.setup"
-
-
 def cpus(facts: Sequence[Facts], site: Site) -> Finding:
-    """What a process may use, against what is asked for it."""
+    """Checks the CPUs that a process may use against what is asked for it."""
     asked, least = site.cpus or 1, min(one.cpus for one in facts)
     if least < asked:
         found = f"asked for {asked} per process, and one may use {least}"
@@ -123,7 +111,7 @@ def cpus(facts: Sequence[Facts], site: Site) -> Finding:
 
 
 def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
-    """Versions: everywhere this code; on all nodes the same packages."""
+    """Checks versions: everywhere this code; on all nodes the same packages."""
     others = [one.host for one in nodes if one.code != here.code]
     if others:
         what = f"{', '.join(others)} ran another hpc_isl than this one"
@@ -145,7 +133,7 @@ def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
 
 
 def _differences(one: Facts, other: Facts) -> str:
-    """`torch 2.5.0 and not 2.6.0`."""
+    """Returns `torch 2.5.0 and not 2.6.0`."""
     pairs = {"Python": (one.python, other.python)}
     pairs |= {name: (version, other.packages.get(name, "")) for name, version in one.packages.items()}
     return ", ".join(
@@ -154,22 +142,22 @@ def _differences(one: Facts, other: Facts) -> str:
 
 
 def ports(nodes: Sequence[Facts], site: Site) -> Finding:
-    """Whether processes on different nodes reach each other, as training needs it."""
-    consoles = [one for one in nodes if one.rank > 0]
-    cut = [one for one in consoles if not one.reached]
+    """Checks that processes on different nodes reach each other, as training needs it."""
+    clients = [one for one in nodes if one.rank > 0]
+    cut = [one for one in clients if not one.reached]
     if cut:
         found = f"{cut[0].host} does not reach {nodes[0].host} ({cut[0].tried})"
         return Finding(
             "FAIL", "between nodes", found, "a firewall between nodes? Ask the staff; until then site.nodes=1"
         )
-    if not consoles:
+    if not clients:
         return ok("between nodes", "the site asks for one node" if site.nodes == 1 else "one node answered")
-    reached = ", ".join(sorted({str(one.reached) for one in consoles}))
-    return ok("between nodes", f"{consoles[0].host} reached {nodes[0].host} at {reached}")
+    reached = ", ".join(sorted({str(one.reached) for one in clients}))
+    return ok("between nodes", f"{clients[0].host} reached {nodes[0].host} at {reached}")
 
 
 def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen: Sequence[float]) -> Finding:
-    """How far apart: held against the file system, and against the order in which things happened."""
+    """Checks how far clocks differ, by the file system's clock and by the order of events."""
     apart = {}
     for one, when in zip(nodes, seen, strict=True):
         by_order = max(0.0, one.wrote - when) + max(0.0, submitted - one.wrote)
@@ -182,7 +170,7 @@ def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen: Sequence
 
 
 def tracking(facts: Sequence[Facts], uri: str, where: str) -> Finding:
-    """Whether the server answers there."""
+    """Checks that the tracking server answers."""
     cut = next((one for one in facts if one.tracking), None)
     if cut is None:
         return ok("tracking", f"{uri} answers {where}")

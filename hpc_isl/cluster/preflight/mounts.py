@@ -1,4 +1,4 @@
-"""On which file system a folder lies: one that other machines see, one of this machine, or one in memory."""
+"""The file system on which a folder lies: shared with other machines, of this machine, or in memory."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Mount:
 
 
 def mounts() -> list[Mount]:
-    """All of this machine, in the order in which they were mounted."""
+    """Returns all mounts of this machine, in the order in which they were mounted."""
     return [Mount(part.mountpoint, part.fstype) for part in psutil.disk_partitions(all=True)]
 
 
 def mount_of(path: Path, known: Iterable[Mount] | None = None) -> Mount:
-    """The mount on which the path lies, or would lie once it is made."""
+    """Returns the mount on which the path lies, or would lie once it is made."""
     folder = os.path.realpath(path)
     found = Mount("/", "unknown")
     for mount in mounts() if known is None else known:
@@ -55,17 +55,17 @@ def mount_of(path: Path, known: Iterable[Mount] | None = None) -> Mount:
 
 
 def temporary(path: Path) -> bool:
-    """Whether it lies where each machine keeps what is its own and short-lived."""
+    """Returns whether it lies in a machine's own folders of temporary files."""
     folder = os.path.realpath(path)
     places = {os.path.realpath(place) for place in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir())}  # noqa: S108
     return any(folder == place or folder.startswith(place + "/") for place in places)
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that there is."""
+    """Returns the path, or the nearest existing folder above it."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def free_gb(path: Path) -> float:
-    """GB of 10⁹ bytes that the user may still write there."""
+    """Returns the GB of 10⁹ bytes that the user may still write there."""
     return shutil.disk_usage(existing(path)).free / 1e9

@@ -1,4 +1,4 @@
-"""What one machine sees, for others to read: python -m hpc_isl.cluster.preflight.probe FOLDER …"""
+"""Facts about one machine, for others to read: python -m hpc_isl.cluster.preflight.probe FOLDER …"""
 
 from __future__ import annotations
 
@@ -22,28 +22,21 @@ from typing import Any
 import psutil
 
 import hpc_isl
+from hpc_isl.cluster.dask_pool import rendezvous
 from hpc_isl.cluster.preflight import mounts
 from hpc_isl.cluster.run_folder.provenance import code_digest
 from hpc_isl.files import read_json, write_atomic
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "zarr",
-    "tensorstore",
-    "dask",
-    "mlflow",
-    "submitit",
-    "scikit-image",
-)
+    "torch", "torchvision", "numpy", "zarr", "tensorstore", "dask", "mlflow", "submitit", "scikit-image",
+)  # fmt: skip
 ANSWER_S = 5.0
 MEET_S = 60.0
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One machine's. GB are 10⁹ bytes; all that is left out is not known.
+    """Facts about one machine. GB are 10⁹ bytes; a default means not known.
 
     Attributes:
         packages: name -> version; empty where it is not installed.
@@ -75,7 +68,7 @@ class Facts:
 
 
 def facts(folder: Path, rank: int = 0, tracking: str | None = None) -> Facts:
-    """This machine's; `folder` lies where the runs lie."""
+    """Returns the facts about this machine; `folder` lies where the runs lie."""
     wrote, ahead = _clock(folder, rank)
     return Facts(
         rank=rank,
@@ -98,7 +91,7 @@ def facts(folder: Path, rank: int = 0, tracking: str | None = None) -> Facts:
 
 
 def _version(package: str) -> str:
-    """Without importing it: on a shared file system that takes long."""
+    """Returns the version without importing the package, which takes long on a shared file system."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -106,7 +99,7 @@ def _version(package: str) -> str:
 
 
 def _clock(folder: Path, rank: int) -> tuple[float, float]:
-    """When a file was written by this clock, and how far that is before the file system's own clock."""
+    """Returns when a file was written by this clock, and how far that is ahead of the file system's clock."""
     path = folder / f".clock-{rank}"
     before = time.time()
     path.write_bytes(b"1")
@@ -118,7 +111,7 @@ def _clock(folder: Path, rank: int) -> tuple[float, float]:
 
 
 def gpus() -> list[str]:
-    """Names of the GPUs that a process here may use, found without torch."""
+    """Returns the names of the GPUs that a process here may use, found without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = _nvidia_smi() or [path.name for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
     if visible is None:
@@ -128,7 +121,7 @@ def gpus() -> list[str]:
 
 
 def _nvidia_smi() -> list[str]:
-    """`GPU 0: NVIDIA A100-SXM4-80GB (UUID: …)` -> NVIDIA A100-SXM4-80GB; of a GPU in parts, its parts."""
+    """Reads `GPU 0: NVIDIA A100-SXM4-80GB (UUID: …)` as NVIDIA A100-SXM4-80GB; of a GPU in parts, these."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -139,13 +132,13 @@ def _nvidia_smi() -> list[str]:
 
 
 def unreachable(uri: str) -> str:
-    """Why an MLflow server does not answer; empty: it does, or it is no server."""
+    """Returns why an MLflow server does not answer; empty: it does, or it is no server."""
     if not uri.startswith(("http://", "https://")):
         return ""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_S).close()  # noqa: S310 (http alone)
     except urllib.error.HTTPError:
-        return ""  # whoever refuses is there
+        return ""  # a refusal is an answer
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
     return ""
@@ -155,30 +148,27 @@ def unreachable(uri: str) -> str:
 
 
 def listen(folder: Path, size: int) -> None:
-    """The first machine: opens a port, publishes where, answers until each other has come or reported."""
+    """Opens a port on the first machine, publishes it, and answers until all others have reported."""
     nonce = secrets.token_hex(8)
     with socket.create_server(("", 0), backlog=size) as server:
         server.settimeout(1.0)
-        place = {"hosts": addresses(), "port": server.getsockname()[1], "nonce": nonce}
+        place = {"hosts": rendezvous.addresses(), "port": server.getsockname()[1], "nonce": nonce}
         write_atomic(folder / "port.json", json.dumps(place))
         deadline = time.monotonic() + MEET_S
-        while time.monotonic() < deadline and not _all_reported(folder, size):
+        others = [folder / f"node-{rank}.json" for rank in range(1, size)]
+        while time.monotonic() < deadline and not all(path.exists() for path in others):
             with suppress(OSError):
-                console, _ = server.accept()
-                with console:
-                    console.sendall(nonce.encode())
-
-
-def _all_reported(folder: Path, size: int) -> bool:
-    return all((folder / f"node-{rank}.json").exists() for rank in range(1, size))
+                client, _ = server.accept()
+                with client:
+                    client.sendall(nonce.encode())
 
 
 def reach(folder: Path) -> tuple[str, str]:
-    """Any other machine: the address under which the first answered, or empty; and what was tried."""
+    """Returns the address under which the first machine answered, or empty; and what was tried."""
     deadline = time.monotonic() + MEET_S
     place = None
     while place is None and time.monotonic() < deadline:
-        os.listdir(folder)  # a network file system looks again
+        os.listdir(folder)  # makes a network file system look again
         place = read_json(folder / "port.json")
         time.sleep(0.1)
     if place is None:
@@ -188,7 +178,7 @@ def reach(folder: Path) -> tuple[str, str]:
 
 
 def _answers(host: str, place: Mapping[str, Any]) -> bool:
-    """Whether it is the one that published the address: others may listen there too."""
+    """Returns whether it is the one that published the address: others may listen there too."""
     try:
         with socket.create_connection((host, place["port"]), ANSWER_S) as there:
             there.settimeout(ANSWER_S)
@@ -197,22 +187,11 @@ def _answers(host: str, place: Mapping[str, Any]) -> bool:
         return False
 
 
-def addresses() -> list[str]:
-    """IPv4 addresses of this machine; its name need not resolve."""
-    named = []
-    with suppress(OSError):
-        named = [socket.gethostbyname(socket.gethostname())]
-    links = psutil.net_if_addrs().values()
-    listed = [each.address for link in links for each in link if each.family == socket.AF_INET]
-    outside = [host for host in dict.fromkeys(named + listed) if not host.startswith("127.")]
-    return outside or ["127.0.0.1"]
-
-
 # ---------------------------------------------------------------- through the folder
 
 
 def read(path: Path) -> Facts | None:
-    """What another machine wrote, by whatever version of this package; None: nothing yet."""
+    """Returns what another machine wrote, with any version of this package; None: nothing yet."""
     content = read_json(path)
     if content is None:
         return None
@@ -221,7 +200,7 @@ def read(path: Path) -> Facts | None:
 
 
 def main(folder: Path, tracking: str | None, rank: int, size: int) -> None:
-    """One rank: its facts into the folder; the first then waits for the others to call."""
+    """Writes the facts of one rank into the folder; the first then waits for the others to connect."""
     seen = facts(folder, rank, tracking)
     found = asdict(seen)
     if size > 1 and rank > 0:

@@ -1,4 +1,4 @@
-"""A small job that looks at the compute nodes: submitted, waited for, ended, with what each node wrote."""
+"""A small job that probes the compute nodes: submitted, waited for, ended, with what each node wrote."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_isl.cluster.monitor.status import OURS
 from hpc_isl.cluster.preflight import probe
 from hpc_isl.cluster.preflight.probe import Facts
 from hpc_isl.cluster.run_folder.job import interpreter
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
-from hpc_isl.cluster.run_folder.submissions import cluster_of
-from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.cluster.run_folder.status import STATE_OF_JOB, RunState
+from hpc_isl.cluster.slurm.commands import ask, cluster_of
 from hpc_isl.cluster.slurm.demand import megabytes
-from hpc_isl.cluster.slurm.queue import Queued, queue
+from hpc_isl.cluster.slurm.queue import QueuedJob, queue
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
 
@@ -26,7 +25,14 @@ MINUTES = 5
 MEMORY = "2G"
 POLL_S = 0.5
 LATE_S = 20.0  # a network file system may show a file this long after it was written
-ENDED = {"COMPLETED", *(state for state, word in OURS.items() if word in ("failed", "cancelled"))}
+ENDED = {
+    "COMPLETED",
+    *(
+        job_state
+        for job_state, state in STATE_OF_JOB.items()
+        if state in (RunState.FAILED, RunState.CANCELLED)
+    ),
+}
 # A job that waits for one of these waits for ever.
 NEVER = {
     "PartitionTimeLimit", "PartitionNodeLimit", "PartitionInactive", "PartitionDown", "InvalidAccount",
@@ -37,13 +43,13 @@ NEVER = {
 
 @dataclass(frozen=True)
 class Visit:
-    """One such job.
+    """One job that probes nodes.
 
     Attributes:
         folder: in which the nodes write.
         nodes: that are to write.
         job: Slurm's name of it; empty: it was refused.
-        refused: sbatch's words then.
+        refused: sbatch's output then.
         submitted: when, by the clock of this machine.
     """
 
@@ -62,7 +68,7 @@ class Outcome:
     Attributes:
         facts: of each node that wrote.
         seen: when each was seen here, by this machine's clock.
-        state, reason: Slurm's last word on the job.
+        state, reason: Slurm's last answer about the job.
         patient: whether it was waited for to its end.
         log: the job's own last lines.
     """
@@ -89,10 +95,12 @@ def visit(site: Site, folder: Path, tracking: str | None) -> Visit:
 
 
 def _flags(site: Site, folder: Path, nodes: int) -> Iterator[str]:
-    """Of sbatch; given as arguments, where names with blanks need no quotes. The site's own win."""
+    """Yields the flags of sbatch; the site's own replace ours."""
+    # Little memory, so that the job starts soon; by default the cluster's.
+    memory = site.memory and min(site.memory, MEMORY, key=megabytes)
     given: dict[str, object] = {
         "job-name": "hpc-isl-doctor", "nodes": nodes, "ntasks-per-node": 1, "cpus-per-task": site.cpus or 1,
-        "time": MINUTES, "mem": _memory(site), "gpus-per-node": site.visible_gpus or None,
+        "time": MINUTES, "mem": memory, "gpus-per-node": site.visible_gpus or None,
         "partition": site.partition, "account": site.account, "qos": site.qos,
         "constraint": site.constraint, "reservation": site.reservation, "chdir": folder,
         "output": str(folder / "job.log").replace("%", "%%"), "no-requeue": True,
@@ -101,15 +109,8 @@ def _flags(site: Site, folder: Path, nodes: int) -> Iterator[str]:
         yield f"--{key}" if value is True else f"--{key}={value}"
 
 
-def _memory(site: Site) -> str | None:
-    """Little, so that the job starts soon; as the site says where that is less, or the cluster's default."""
-    if site.memory is None:
-        return None
-    return min(site.memory, MEMORY, key=megabytes)
-
-
 def script(site: Site, folder: Path, tracking: str | None) -> str:
-    """What the job does: the site's own lines, then the probe on each node."""
+    """Returns the job's script: the site's own lines, then the probe on each node."""
     path = python_path(folder / "code")
     command = ["-m", "hpc_isl.cluster.preflight.probe", str(folder), *([tracking] if tracking else [])]
     lines = [
@@ -125,65 +126,61 @@ def script(site: Site, folder: Path, tracking: str | None) -> str:
 
 
 def wait(made: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome:
-    """Waits for all nodes to write, says what Slurm says meanwhile, and leaves no job behind."""
-    began, said, seen = time.monotonic(), "", dict[int, float]()
-    word: Queued | None = None
+    """Waits for all nodes to write, logs what Slurm says meanwhile, and leaves no job behind."""
+    began, logged, seen = time.monotonic(), "", dict[int, float]()
+    job: QueuedJob | None = None
     try:
-        while not _over(made, seen, word):
+        while len(seen) < made.nodes and not (job and _is_over(job)):
             if time.monotonic() - began > patience_s:
-                return _outcome(made, seen, word, patient=False)
-            word = _word(made) or word
-            now = f"{word.state} ({word.reason})" if word and word.reason else word.state if word else ""
-            if now and now != said:
+                return _outcome(made, seen, job, patient=False)
+            job = _ask_slurm(made) or job
+            now = f"{job.state} ({job.reason})" if job and job.reason else job.state if job else ""
+            if now and now != logged:
                 log(f"job {made.job}: {now}")
-                said = now
+                logged = now
             _look(made, seen)
             time.sleep(POLL_S)
-        if word is not None and word.state in ENDED:
-            _look_late(made, seen)
-        return _outcome(made, seen, word)
+        if job is not None and job.state in ENDED:
+            # What was written in the job's last moments comes late on a network file system.
+            deadline = time.monotonic() + (LATE_S if seen or not _log(made) else 1.0)
+            while len(seen) < made.nodes and time.monotonic() < deadline:
+                _look(made, seen)
+                time.sleep(POLL_S)
+        return _outcome(made, seen, job)
     finally:
         _end(made)
 
 
-def _over(made: Visit, seen: dict[int, float], word: Queued | None) -> bool:
-    hopeless = word is not None and word.state == "PENDING" and word.reason.split(",")[0] in NEVER
-    return len(seen) == made.nodes or hopeless or (word is not None and word.state in ENDED)
+def _is_over(job: QueuedJob) -> bool:
+    waits_for_ever = job.state == "PENDING" and job.reason.split(",")[0] in NEVER
+    return waits_for_ever or job.state in ENDED
 
 
-def _word(made: Visit) -> Queued | None:
-    """Slurm's; a job that it has forgotten has ended."""
+def _ask_slurm(made: Visit) -> QueuedJob | None:
+    """Returns what Slurm says about the job; one that it has forgotten has ended."""
     answer = queue([made.job], *cluster_of(made.site))
     if answer is None:
         return None
-    return answer.get(made.job, Queued("COMPLETED"))
+    return answer.get(made.job, QueuedJob("COMPLETED"))
 
 
 def _look(made: Visit, seen: dict[int, float]) -> None:
-    os.listdir(made.folder)  # a network file system looks again
+    os.listdir(made.folder)  # makes a network file system look again
     for rank in range(made.nodes):
         if rank not in seen and _report(made, rank).exists():
             seen[rank] = time.time()
-
-
-def _look_late(made: Visit, seen: dict[int, float]) -> None:
-    """What was written in the job's last moments comes late on a network file system."""
-    deadline = time.monotonic() + (LATE_S if seen or not _log(made) else 1.0)
-    while len(seen) < made.nodes and time.monotonic() < deadline:
-        _look(made, seen)
-        time.sleep(POLL_S)
 
 
 def _report(made: Visit, rank: int) -> Path:
     return made.folder / f"node-{rank}.json"
 
 
-def _outcome(made: Visit, seen: dict[int, float], word: Queued | None, patient: bool = True) -> Outcome:
+def _outcome(made: Visit, seen: dict[int, float], job: QueuedJob | None, patient: bool = True) -> Outcome:
     read = {rank: probe.read(_report(made, rank)) for rank in sorted(seen)}
     facts = {rank: one for rank, one in read.items() if one is not None}
     return Outcome(
         tuple(facts.values()), tuple(seen[rank] for rank in facts),
-        word.state if word else "", word.reason if word else "", patient, tuple(_log(made)[-8:]),
+        job.state if job else "", job.reason if job else "", patient, tuple(_log(made)[-8:]),
     )  # fmt: skip
 
 
@@ -196,11 +193,11 @@ def _log(made: Visit) -> list[str]:
 
 
 def _end(made: Visit) -> None:
-    """A job that has reported ends by itself in a moment; any other is cancelled."""
+    """Waits a moment for a job that has reported; any other is cancelled."""
     deadline = time.monotonic() + 5.0
     while all(_report(made, rank).exists() for rank in range(made.nodes)) and time.monotonic() < deadline:
-        word = _word(made)
-        if word is None or word.state in ENDED:
+        job = _ask_slurm(made)
+        if job is None or job.state in ENDED:
             return
         time.sleep(POLL_S)
     conf, cluster = cluster_of(made.site)

@@ -1,13 +1,17 @@
-"""Where this process stands in its job, as Slurm or whoever started it here says."""
+"""Where this process stands in its job, as Slurm or our own executor says, and how its machine is doing."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import psutil
+
 from hpc_isl.errors import UserError
-from hpc_isl.site import Site
+from hpc_isl.site import Site, cpus_here
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class RankEnv:
         rank, size: of this process among all of the job.
         local_rank, local_size: among those on this node.
         cpus: that it may use.
-        slurm: how Slurm calls the job (`17`, or `17_3` for an element of an array); None: no job of Slurm.
+        slurm: Slurm's name of the job (`17`, or `17_3` for an element of an array); None: no job of Slurm.
         restarts: how often Slurm has started the job again.
         end: when Slurm will end the job, in seconds since 1970; None: not known.
     """
@@ -34,21 +38,21 @@ class RankEnv:
 
 
 def rank_env() -> RankEnv:
-    """From the environment. A local run may stand inside a Slurm job, whose words are not meant for it."""
+    """Returns the place of this process, read from its environment."""
     executor = os.environ.get("HPC_ISL_EXECUTOR")
     if executor == "slurm":
         return _in_slurm(os.environ)
-    if executor == "allocation":  # whoever calls srun counts the attempts, also those after a requeue
+    if executor == "allocation":  # the process that calls srun counts the attempts, also after a requeue
         return replace(_in_slurm(os.environ), restarts=0)
-    if executor == "local":
+    if executor == "local":  # perhaps inside a Slurm job, whose variables are not meant for it
         rank, size = (int(os.environ[f"HPC_ISL_{name}"]) for name in ("RANK", "SIZE"))
         return RankEnv(rank, size, rank, size, int(os.environ["HPC_ISL_CPUS"]))
     return RankEnv(cpus=cpus_here())
 
 
-def _in_slurm(said: Mapping[str, str]) -> RankEnv:
+def _in_slurm(variables: Mapping[str, str]) -> RankEnv:
     def number(*names: str, default: int = 0) -> int:
-        return next((int(said[name]) for name in names if said.get(name)), default)
+        return next((int(variables[name]) for name in names if variables.get(name)), default)
 
     size = number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", default=1)
     nodes = number("SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", default=1)
@@ -58,50 +62,65 @@ def _in_slurm(said: Mapping[str, str]) -> RankEnv:
         local_rank=number("SLURM_LOCALID"),
         local_size=max(1, size // nodes),
         cpus=number("SLURM_CPUS_PER_TASK", default=1),
-        slurm=identity(said),
+        slurm=_job_name(variables),
         restarts=number("SLURM_RESTART_COUNT"),
         end=float(number("SLURM_JOB_END_TIME")) or None,
     )
 
 
-def identity(said: Mapping[str, str]) -> str:
-    """How Slurm calls the job; in an array SLURM_JOB_ID is not its name."""
-    array = said.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{said['SLURM_ARRAY_TASK_ID']}" if array else said["SLURM_JOB_ID"]
+def _job_name(variables: Mapping[str, str]) -> str:
+    array = variables.get("SLURM_ARRAY_JOB_ID")  # in an array SLURM_JOB_ID is another number
+    return f"{array}_{variables['SLURM_ARRAY_TASK_ID']}" if array else variables["SLURM_JOB_ID"]
 
 
 def job_here() -> str | None:
-    """How Slurm calls the job in which this process stands, if any."""
-    return identity(os.environ) if os.environ.get("SLURM_JOB_ID") else None
-
-
-def cpus_here() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Returns Slurm's name of the job in which this process stands, if any."""
+    return _job_name(os.environ) if os.environ.get("SLURM_JOB_ID") else None
 
 
 def in_allocation(site: Site, one_each: bool = False, one_node: bool = False) -> Site:
-    """The site with the nodes, processes, CPUs and GPUs that Slurm has given to the job we stand in.
+    """Returns the site with the nodes, processes, CPUs and GPUs that Slurm has given to this job.
 
     Args:
         one_each: one process per node, which has the CPUs of all that Slurm would start there.
         one_node: on one node alone, without its GPUs.
+
+    Raises:
+        UserError: this process stands in no job.
     """
-    said = os.environ
-    if not said.get("SLURM_JOB_ID"):
+    variables = os.environ
+    if not variables.get("SLURM_JOB_ID"):
         raise UserError(
             "a site with executor: allocation computes inside a job of Slurm: in a file that sbatch runs, as "
             "slurm/pretrain.sbatch, or after salloc. A run that ended there goes on when that file is handed "
             "to sbatch again, or here with --site NAME"
         )
-    nodes = int(said.get("SLURM_JOB_NUM_NODES", 1))
-    per_node = int(said.get("SLURM_NTASKS_PER_NODE", 0)) or int(said.get("SLURM_NTASKS", nodes)) // nodes
-    processes = max(1, per_node)
-    cpus = int(said.get("SLURM_CPUS_PER_TASK", 0)) or int(said.get("SLURM_CPUS_ON_NODE", 1)) // processes
-    gpus = int(said.get("SLURM_GPUS_ON_NODE", 0))
-    found = {"nodes": nodes, "processes": processes, "cpus": max(1, cpus), "gpus": gpus}
+    nodes = int(variables.get("SLURM_JOB_NUM_NODES", 1))
+    per_node = int(variables.get("SLURM_NTASKS_PER_NODE", 0))
+    processes = max(1, per_node or int(variables.get("SLURM_NTASKS", nodes)) // nodes)
+    cpus = int(variables.get("SLURM_CPUS_PER_TASK", 0))
+    cpus = max(1, cpus or int(variables.get("SLURM_CPUS_ON_NODE", 1)) // processes)
+    gpus = int(variables.get("SLURM_GPUS_ON_NODE", 0))
     if one_each:
-        found |= {"processes": 1, "cpus": max(1, cpus) * processes}
+        processes, cpus = 1, cpus * processes
     if one_node:
-        found |= {"nodes": 1, "gpus": 0}
-    return site.model_copy(update=found)
+        nodes, gpus = 1, 0
+    return site.model_copy(update={"nodes": nodes, "processes": processes, "cpus": cpus, "gpus": gpus})
+
+
+def system_metrics() -> dict[str, float]:
+    """Returns CPU and memory of this machine, and of its GPU once this process uses one. GB are 10⁹ bytes."""
+    metrics = {
+        "system/cpu_percent": psutil.cpu_percent(),
+        "system/memory_gb": psutil.virtual_memory().used / 1e9,
+    }
+    # Only where the stage has imported torch: importing it here would cost every stage.
+    torch = sys.modules.get("torch")
+    in_use = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    if torch is None or in_use is None or not in_use():  # in_use is None while the stage is importing it
+        return metrics
+    free, total = torch.cuda.mem_get_info()
+    metrics["system/gpu_memory_gb"] = (total - free) / 1e9
+    with contextlib.suppress(Exception):  # needs pynvml, which is not everywhere
+        metrics["system/gpu_percent"] = float(torch.cuda.utilization())
+    return metrics

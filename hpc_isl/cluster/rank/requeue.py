@@ -1,4 +1,4 @@
-"""Inside a job that was told to stop: back into Slurm's queue, and only if that leads anywhere."""
+"""Inside a job that was told to stop: it goes back into Slurm's queue, and only if that leads anywhere."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from hpc_isl.cluster.run_folder.status import REFUSAL
 from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.run import Attempt
 
 OTHERS_LEAVE_S = 60.0
 REQUEUE_S = 60.0
-ASK = "HPC_ISL_REQUEUE"  # names the file with which whoever started the ranks is asked to start the job again
-REFUSAL = "requeue.txt"  # in the attempt's folder: why that was not done
+ASK = "HPC_ISL_REQUEUE"  # names the file with which the starter of the ranks is asked to requeue the job
 
 
 def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
-    """Puts the job back into the queue; or the reason why not.
+    """Puts the job back into the queue, or returns the reason why not.
 
     Only at the time limit, or when preempted with time to save (without, Slurm requeues by itself); only
     when neither run nor job was cancelled, and when this attempt brought something new.
@@ -27,11 +27,15 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     Args:
         at_time_limit: as far as this rank knows; another may know more, and so does Slurm.
     """
-    _others_left(attempt)
-    told = _told(job)
-    if told is None:
-        told = at_time_limit or any((read_json(path) or {}).get("overdue") for path in _others(attempt))
-    if not told:
+    others = [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
+    # A barrier through the run folder: all other ranks have written their exit records.
+    deadline = time.monotonic() + OTHERS_LEAVE_S
+    while any(not (read_json(path) or {}).get("exit") for path in others) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    wanted = _slurm_wants_it(job)
+    if wanted is None:
+        wanted = at_time_limit or any((read_json(path) or {}).get("overdue") for path in others)
+    if not wanted:
         return "stopped by Slurm or by scancel"
     if attempt.run.cancelled.exists():
         return "stopped: the run was cancelled"
@@ -45,10 +49,10 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     return f"stopped; not started again: {errors}" if code else None
 
 
-def _told(job: str) -> bool | None:
-    """Whether Slurm itself says that the job is to go on later; None: it lets it run, or does not answer.
+def _slurm_wants_it(job: str) -> bool | None:
+    """Returns whether Slurm says that the job is to continue later; None: it lets it run, or does not answer.
 
-    It is to go on where its limit has passed, and where Slurm gives time to save before it takes the
+    It is to continue where its limit has passed, and where Slurm gives time to save before it takes the
     nodes away: a job that ends within that time has just ended for Slurm. What scancel ended is not.
     """
     _, out, _ = ask(["scontrol", "show", "job", "-o", job])
@@ -57,8 +61,8 @@ def _told(job: str) -> bool | None:
     return False if re.search(r"JobState=(COMPLETING|CANCELLED)", out) else None
 
 
-def outside(asked: Path, job: str) -> str:
-    """What whoever started the ranks does when asked: puts the job back; or the reason why not.
+def requeue_from_outside(asked: Path, job: str) -> str:
+    """Requeues the job where its ranks asked for it with the file `asked`, or returns the reason why not.
 
     Ranks in a container have no scontrol, nor have those of a node on whose PATH it does not lie.
     """
@@ -73,24 +77,10 @@ def outside(asked: Path, job: str) -> str:
 
 
 def _advanced(attempt: Attempt) -> bool:
-    """Whether this attempt left a checkpoint; for a stage that has none, whether it did anything."""
+    """Returns whether this attempt left a checkpoint; for a stage that has none, whether it did anything."""
     record = read_json(attempt.path) or {}
     if attempt.run.checkpoints.is_dir():
         newest = max((path.stat().st_mtime for path in attempt.run.checkpoints.iterdir()), default=0.0)
         return newest > datetime.fromisoformat(record["start"]).timestamp()
     progress = record.get("progress", {})
     return bool(progress.get("done", 0) > progress.get("kept", 0))
-
-
-def _others(attempt: Attempt) -> list[Path]:
-    """The records of all ranks but this one."""
-    return [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
-
-
-def _others_left(attempt: Attempt) -> None:
-    """A barrier through the run folder: all other ranks have written their exit records."""
-    deadline = time.monotonic() + OTHERS_LEAVE_S
-    while any(not (read_json(path) or {}).get("exit") for path in _others(attempt)):
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -13,74 +14,79 @@ import threading
 import time
 import traceback
 import warnings
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import psutil
 
 from hpc_isl import site
 from hpc_isl.cluster.dask_pool import pool
-from hpc_isl.cluster.rank.environment import RankEnv, rank_env
+from hpc_isl.cluster.rank.environment import RankEnv, rank_env, system_metrics
 from hpc_isl.cluster.rank.requeue import requeue
-from hpc_isl.cluster.rank.system_metrics import system_metrics
-from hpc_isl.cluster.run_folder import uses
-from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, POOLED, STOPPED, Job
+from hpc_isl.cluster.run_folder import provenance, timings, uses
+from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Job
 from hpc_isl.cluster.run_folder.submissions import superseded
-from hpc_isl.cluster.submit import estimates
-from hpc_isl.cluster.submit.deferred_planning import plan_deferred
 from hpc_isl.cluster.tracking.forward import forwarding
 from hpc_isl.errors import UserError
-from hpc_isl.files import read_json, share_with_group
+from hpc_isl.files import read_json, share_with_group, write_atomic
 from hpc_isl.recipes.load import load_kept
-from hpc_isl.run import Attempt
+from hpc_isl.recipes.strict import to_yaml
+from hpc_isl.run import Attempt, Plan
+from hpc_isl.stages.stage_table import is_pooled
 from hpc_isl.timing import END, Clock
 
-ORPHAN_GRACE_S = 10.0  # to save in, after whoever watched over the run has died
+ORPHAN_GRACE_S = 10.0  # to save in, after the process that watched over the run has died
 
 
 def main() -> None:
-    """python -m hpc_isl.cluster.rank.worker MODULE RUN_FOLDER ATTEMPT, in each rank."""
+    """Runs `python -m hpc_isl.cluster.rank.worker MODULE RUN_FOLDER ATTEMPT`, in each rank."""
     module, folder, attempt = sys.argv[1:]
     work(Job(module, Path(folder), int(attempt)))
 
 
 def work(job: Job) -> None:
     """Runs the job's stage as this process's rank; leaves with `SystemExit` unless all is well."""
-    here = rank_env()
+    env = rank_env()
     attempt = Attempt(
-        job.run, job.attempt + here.restarts, here.rank, here.size,
-        here.local_rank, here.local_size, here.cpus, clock=Clock(psutil.Process().create_time()),
+        job.run, job.attempt + env.restarts, env.rank, env.size,
+        env.local_rank, env.local_size, env.cpus, clock=Clock(psutil.Process().create_time()),
     )  # fmt: skip
     where = site.saved_site(job.run.site)
     share_with_group(where.group)
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    _redirect(attempt.log_file)
-    _warn_through(attempt)
-    if here.slurm:
-        if superseded(job.run, job.attempt, here.slurm):
-            raise SystemExit(f"the run was started again as another job: job {here.slurm} leaves it alone")
+    _redirect_output(attempt)
+    if env.slurm:
+        if superseded(job.run, job.attempt, env.slurm):
+            raise SystemExit(f"the run was started again as another job: job {env.slurm} leaves it alone")
         if job.run.cancelled.exists():
-            raise SystemExit(f"the run was cancelled: job {here.slurm} leaves it alone")
-        _prepare_node(attempt, here.slurm)
-    listener = Listener(attempt, _deadline(here, where))
-    with _forwarded(attempt, here, where):
-        code = _run(job, attempt, here, where, listener)
+            raise SystemExit(f"the run was cancelled: job {env.slurm} leaves it alone")
+        _prepare_node(attempt, env.slurm)
+    listener = Listener(attempt, deadline(env, where))
+    # On Slurm, rank 0 forwards the run as it goes if a server is there; a database waits for `sync`. A local
+    # run is forwarded by the process that watches over it.
+    forwards = env.slurm and where.server and attempt.rank == 0
+    with forwarding(attempt.run, where) if forwards else nullcontext():
+        code = _run(job, attempt, env, where, listener)
     if code == 0 and attempt.stopping.is_set() and not attempt.run.summary():
-        code = _leave_stopped(attempt, here, listener)
+        code = _leave_stopped(attempt, env, listener)
     if code:
         raise SystemExit(code)
 
 
-def _run(job: Job, attempt: Attempt, here: RankEnv, where: site.Site, listener: Listener) -> int:
-    """The stage inside its records; a mistake or failure becomes lines in the log and an exit code."""
+def _run(job: Job, attempt: Attempt, env: RankEnv, where: site.Site, listener: Listener) -> int:
+    """Runs the stage inside its records; an error becomes lines in the log and an exit code."""
     try:
-        facts = {"job": here.slurm, "slurm_conf": os.environ.get("SLURM_CONF")} if here.slurm else {}
+        facts = {"job": env.slurm, "slurm_conf": os.environ.get("SLURM_CONF")} if env.slurm else {}
         with attempt.recorded(system_metrics if attempt.rank == 0 else None, **facts):
             _stage(job, attempt, where)
-            _stay_for_rank_0(attempt, here)
-            if listener.overdue:  # Slurm may have told this rank alone so far
+            # `srun --wait` ends a job some time after its first rank has left: rank 0 leaves first. Those of
+            # a pooled stage leave when they have lost rank 0, and srun lets them.
+            if attempt.rank and env.slurm and not is_pooled(attempt.run.stage):
+                while not (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
+                    time.sleep(0.5)
+            if listener.overdue:  # Slurm may have signalled this rank alone so far
                 attempt.note(overdue=True)
     except UserError as mistake:
         print(mistake, file=sys.stderr, flush=True)
@@ -95,15 +101,15 @@ def _run(job: Job, attempt: Attempt, here: RankEnv, where: site.Site, listener: 
 def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
     """Imports the stage, reads its recipe from the run folder and runs it.
 
-    A pooled stage is run by rank 0, which is handed the worker processes; the other ranks lend theirs.
+    A pooled stage is run by rank 0 with the worker processes of all ranks; the others only provide theirs.
     """
     module, run = importlib.import_module(job.module), job.run
-    plan_deferred(module, attempt)
+    _plan_deferred(module, attempt)
     recipe = load_kept(run.stage, run.recipe)
     compute = getattr(module, "trial" if run.trial.exists() else run.stage)
     with uses.in_use(recipe):
         uses.refuse_changed(run)
-        if run.stage not in POOLED:
+        if not is_pooled(run.stage):
             compute(recipe, attempt)
         elif attempt.rank == 0:
             compute(recipe, attempt, pool.pools(attempt, where))
@@ -112,44 +118,47 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
     if attempt.rank == 0:
         if run.summary():
             attempt.clock.tick(END, 1)
-        estimates.note(attempt, where)
-    if attempt.rank == 0 and not (attempt.stopping.is_set() or run.trial.exists() or run.summary()):
-        raise RuntimeError(f"the stage {run.stage} ended without its done record")
+        timings.note(attempt, where)
+        if not (attempt.stopping.is_set() or run.trial.exists() or run.summary()):
+            raise RuntimeError(f"the stage {run.stage} ended without its done record")
 
 
-def _stay_for_rank_0(attempt: Attempt, here: RankEnv) -> None:
-    """`srun --wait` ends a job some time after its first rank has left: rank 0 leaves first.
+def _plan_deferred(module: ModuleType, attempt: Attempt) -> None:
+    """Plans a run that was submitted before its inputs existed: rank 0 plans, the other ranks wait for it.
 
-    Those of a pooled stage leave when they have lost rank 0, and srun lets them.
+    Raises:
+        UserError: what the stage says about its inputs; in the other ranks, that rank 0 has ended.
     """
-    if attempt.rank == 0 or not here.slurm or attempt.run.stage in POOLED:
-        return
-    while not (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
+    run = attempt.run
+    if attempt.rank == 0 and not provenance.is_planned(run):
+        kept: dict[str, Any] = read_json(run.record) or {}
+        recipe = load_kept(run.stage, run.recipe)
+        with provenance.standing_in(Path(kept["cwd"])):
+            plan: Plan = module.plan(recipe)
+        plan.check_size(attempt.size)
+        for line in plan.messages:
+            attempt.log(line)
+        write_atomic(run.recipe, to_yaml(plan.recipe))
+        write_atomic(run.record, json.dumps(kept | provenance.planned(plan) | {"planned": True}, indent=1))
+    while not provenance.is_planned(run):
+        if (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
+            raise UserError("rank 0 could not plan this run; its log says why")
         time.sleep(0.5)
-
-
-def _forwarded(attempt: Attempt, here: RankEnv, where: site.Site) -> AbstractContextManager[None]:
-    """On Slurm, rank 0 forwards the run as it goes if a server is there; a database waits for `sync`.
-
-    A local run is forwarded by the process that watches over it.
-    """
-    ours = here.slurm and where.server and attempt.rank == 0
-    return forwarding(attempt.run, where) if ours else nullcontext()
 
 
 # ---------------------------------------------------------------- being told to stop
 
 
-def _deadline(here: RankEnv, where: site.Site) -> float | None:
-    """When a job of Slurm begins to save by itself, should no signal come; in seconds since 1970."""
-    if not here.slurm:
+def deadline(env: RankEnv, where: site.Site) -> float | None:
+    """Returns when a job of Slurm begins to save even without a signal, in seconds since 1970."""
+    if not env.slurm:
         return None
-    end = here.end or (time.time() + 60 * where.minutes if where.minutes else None)
+    end = env.end or (time.time() + 60 * where.minutes if where.minutes else None)
     return end - where.signal_s if end else None
 
 
 class Listener:
-    """Turns signals, the deadline, and the death of whoever watches over us, into `attempt.stopping`.
+    """Turns signals, the deadline, and the death of the watching process into `attempt.stopping`.
 
     A handler only keeps the signals' numbers; a thread looks at it, so that no lock is taken in a handler.
     """
@@ -185,27 +194,17 @@ class Listener:
         os.killpg(0, signal.SIGKILL)
 
     def _orphaned(self) -> bool:
-        return bool(self._watcher) and (os.getppid() != self._parent or not _lives(self._watcher))
+        watched = bool(self._watcher)
+        return watched and (os.getppid() != self._parent or not psutil.pid_exists(self._watcher))
 
 
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _leave_stopped(attempt: Attempt, here: RankEnv, listener: Listener) -> int:
-    """On Slurm, rank 0 requeues the job once all ranks have left the stage; a rank that left with
-    an error code would end the others first."""
-    if not here.slurm:
+def _leave_stopped(attempt: Attempt, env: RankEnv, listener: Listener) -> int:
+    """Requeues the job once all ranks have left the stage; returns the exit code."""
+    if not env.slurm:
         return STOPPED
-    if attempt.rank:
+    if attempt.rank:  # with an error code it would end the others before rank 0 has requeued
         return 0
-    reason = requeue(attempt, here.slurm, at_time_limit=listener.overdue)
+    reason = requeue(attempt, env.slurm, at_time_limit=listener.overdue)
     if reason:
         with suppress(OSError):
             attempt.note(reason=reason)
@@ -216,44 +215,36 @@ def _leave_stopped(attempt: Attempt, here: RankEnv, listener: Listener) -> int:
 # ---------------------------------------------------------------- the process
 
 
-def _redirect(log_file: Path) -> None:
-    """Output of this process, and of those that it starts, goes to the rank's log."""
+def _redirect_output(attempt: Attempt) -> None:
+    """Sends output of this process and its children to the rank's log, and warnings of ours to the user."""
     sys.stdout.flush()
     sys.stderr.flush()
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(attempt.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-def _warn_through(attempt: Attempt) -> None:
-    """Warnings that the package itself raises are said; those of libraries stay in the log."""
-    quiet, ours = warnings.showwarning, f"{Path(__file__).parents[2]}{os.sep}"
+    quiet, package = warnings.showwarning, f"{Path(__file__).parents[2]}{os.sep}"
 
     def show(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
-        if filename.startswith(ours):
+        if filename.startswith(package):
             attempt.log(f"warning: {message}")
-        else:
+        else:  # those of libraries stay in the log
             quiet(message, category, filename, *rest, **more)
 
     warnings.showwarning = show
 
 
 def _prepare_node(attempt: Attempt, job: str) -> None:
-    """What a job of Slurm needs on a node: caches of its own, and no remains of one that was killed."""
-    _private_caches()
-    if folder := os.environ.get("SUBMITIT_FOLDER"):
-        # submitit refuses to write a result where a killed process has left half of one
-        for path in Path(folder).glob(f"{job}_{attempt.rank}_*.save_tmp"):
-            path.unlink(missing_ok=True)
-
-
-def _private_caches() -> None:
-    """Caches of compiled code on a shared disk go stale; each job has its own, on the node."""
+    """Gives a job of Slurm caches of its own on the node, and removes what a killed one has left."""
+    # Caches of compiled code on a shared disk go stale.
     folder = tempfile.mkdtemp(prefix="hpc_isl-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for variable in ("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
         os.environ.setdefault(variable, f"{folder}/{variable.lower()}")
+    if submitit_folder := os.environ.get("SUBMITIT_FOLDER"):
+        # submitit refuses to write a result where a killed process has left half of one
+        for path in Path(submitit_folder).glob(f"{job}_{attempt.rank}_*.save_tmp"):
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

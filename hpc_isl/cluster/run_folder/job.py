@@ -1,29 +1,17 @@
-"""What is submitted: a `Job` names a stage's module, a run folder, an attempt; the folder has the rest."""
+"""What is submitted: a `Job` names a stage's module, a run folder, an attempt; the folder holds the rest."""
 
 from __future__ import annotations
 
-import importlib
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-from hpc_isl.errors import UserError, nearest
 from hpc_isl.run import Run
 from hpc_isl.site import Site
+from hpc_isl.stages.stage_table import is_pooled, stage_named
 
-STAGES = {
-    "convert": "hpc_isl.stages.convert.stage",
-    "annotate": "hpc_isl.stages.annotate.stage",
-    "pretrain": "hpc_isl.stages.pretrain.stage",
-    "finetune": "hpc_isl.stages.finetune.stage",
-    "segment": "hpc_isl.stages.segment.stage",
-}
-REPORTS = {"finetune": "hpc_isl.stages.report.stage"}  # what tells of all elements of a sweep together
-ALONE = {"convert", "annotate"}  # one process, which starts others as it needs them
-POOLED = {"segment"}  # one process per node; rank 0 computes the stage with the worker processes of all
 MISTAKE, FAILED, STOPPED = 2, 1, 3  # exit codes; 0 is done
 
 
@@ -45,21 +33,37 @@ class Job:
     def run(self) -> Run:
         return Run(self.folder)
 
+    @property
+    def attempt_folder(self) -> Path:
+        return self.run.attempts / str(self.attempt)
 
-def module_of(stage: str) -> str:
-    """The name of the module of a stage."""
-    if stage not in STAGES:
-        raise UserError(f"{stage!r} is not a stage; {nearest(stage, STAGES)}")
-    return STAGES[stage]
+    @classmethod
+    def of(cls, run: Run, attempt: int | None = None) -> Job:
+        """Returns the job that computes `run`, as the given attempt or as a new one."""
+        number = run.next_attempt() if attempt is None else attempt
+        return cls(stage_named(run.stage).module, run.folder, number)
 
 
-def stage_module(stage: str) -> ModuleType:
-    """The module of a stage: it offers `plan` and a function called as the stage."""
-    return importlib.import_module(module_of(stage))
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks of a job ended.
+
+    Attributes:
+        codes: rank -> exit code; a negative one is the signal that ended the rank.
+        crashed: the rank that failed first; None: none did.
+        interrupted: whether Ctrl-C asked for the stop.
+        stopped, killed: whether the ranks were asked to stop, or were killed.
+    """
+
+    codes: Mapping[int, int]
+    crashed: int | None = None
+    interrupted: bool = False
+    stopped: bool = False
+    killed: bool = False
 
 
 def interpreter(site: Site) -> str:
-    """The command that starts Python in a job, as a shell reads it; this Python, unless the site says.
+    """Returns the command that starts Python in a job, as a shell reads it; by default this Python.
 
     A container sees the home folder, the folder that it starts in and what the site binds.
     """
@@ -71,16 +75,15 @@ def interpreter(site: Site) -> str:
 
 
 def srun_flags(stage: str) -> list[str]:
-    """How srun starts ranks, and takes the end of one: all end with it, but where the stage can do without
-    other nodes. In a job that was submitted with --export=NONE it would keep the environment from them.
-    """
-    if stage in POOLED:
+    """Returns how srun starts ranks: all end with one that fails, unless the stage is pooled."""
+    # --export=ALL: in a job that was submitted with --export=NONE, srun would start them without environment.
+    if is_pooled(stage):
         return ["--export=ALL", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
     return ["--export=ALL", "--kill-on-bad-exit=1", "--wait=60"]
 
 
 def threads(cpus: int) -> Mapping[str, str]:
-    """Environment that caps the thread pools of numerical libraries; they read it when imported."""
+    """Returns variables that cap the thread pools of numerical libraries; they read it when imported."""
     libraries = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")
     names = [*(f"{library}_NUM_THREADS" for library in libraries), "BLOSC_NTHREADS"]
     return dict.fromkeys(names, str(cpus))

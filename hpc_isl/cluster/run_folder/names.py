@@ -1,4 +1,4 @@
-"""How runs are named: by folder, by short name, or by stage and name."""
+"""Names of runs: by folder, by short name, or by stage and name."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ ELSEWHERE = "Runs elsewhere are found by --root DIR, --site NAME or HPC_ISL_RUNS
 
 
 def all_runs(root: Path) -> list[Run]:
-    """Every run folder `<stage>/<name>/` below `root`, oldest first; none that was removed."""
+    """Returns every run folder `<stage>/<name>/` below `root`, oldest first; none that was removed."""
     runs = (Run(path.parent) for path in root.glob("*/*/recipe.yaml"))
-    there = [run for run in runs if not run.removed_file.exists()]
-    return sorted(there, key=lambda run: (run.origin(), run.name))
+    existing = [run for run in runs if not run.removed_file.exists()]
+    return sorted(existing, key=lambda run: (run.origin(), run.name))
 
 
 def find(name: str, *roots: Path) -> Run:
-    """A run by path, by name, or by `stage/name` where two stages have runs of one name.
+    """Returns a run by path, by name, or by `stage/name` where two stages have runs of one name.
 
     An element of an array is found by the array's name and its own: `seeds/seed=0`.
 
     Args:
-        roots: folders of runs. What the first one holds is meant before what others hold.
+        roots: folders of runs. A run in the first one is meant before runs in others.
 
     Raises:
         UserError: there is no such run, with the folders that were looked into; or there are several.
@@ -46,8 +46,9 @@ def find(name: str, *roots: Path) -> Run:
             return run
     known = [run for root in roots for run in all_runs(root)]
     array, _, element = name.partition("/")
-    if element and (members := _elements([run for run in known if run.name == array])):
-        labels = {run.name: run for run in members}
+    arrays = [run for run in known if run.name == array]
+    labels = {member.name: member for run in arrays for member in run.elements() if member.array}
+    if element and labels:
         if element in labels:
             return labels[element]
         raise UserError(f"{name!r}: no such element; {nearest(element, labels)}")
@@ -71,8 +72,10 @@ def _only_one(name: str, named: Sequence[Run], known: Sequence[Run], roots: Sequ
 
 
 def refuse_removed(run: Run) -> None:
-    """Raises:
-    UserError: the files of the run were removed.
+    """Checks that the files of the run were not removed.
+
+    Raises:
+        UserError: they were.
     """
     if facts := run.removed:
         when = facts["time"][:10]
@@ -80,7 +83,7 @@ def refuse_removed(run: Run) -> None:
 
 
 def listed(roots: Sequence[Path]) -> str:
-    """`/home/me/runs, /shared/runs (site mycluster)`."""
+    """Returns `/home/me/runs, /shared/runs (site mycluster)`."""
     sites = folders_of_runs()
     return ", ".join(
         f"{root} (site {', '.join(sites[root])})" if sites.get(root) else str(root) for root in roots
@@ -88,7 +91,7 @@ def listed(roots: Sequence[Path]) -> str:
 
 
 def resolved(recipe: Recipe, *roots: Path) -> Recipe:
-    """The same with the runs that it names as folders: whoever computes it does not know `roots`."""
+    """Returns the recipe with the runs that it names as folders: its stage does not know `roots`."""
     changes: dict[str, Any] = {}
     for key in recipe.RUNS:
         given = getattr(recipe, key)
@@ -99,16 +102,12 @@ def resolved(recipe: Recipe, *roots: Path) -> Recipe:
     return recipe.model_copy(update=changes) if changes else recipe
 
 
-def _elements(arrays: Sequence[Run]) -> list[Run]:
-    return [member for run in arrays for member in run.elements() if member.array]
-
-
 def _long(run: Run) -> str:
     return f"{run.stage}/{run.name}"
 
 
 def address(run: Run, *roots: Path) -> str:
-    """How to write the run on a command line: its name where that finds it, else its path."""
+    """Returns how to write the run on a command line: its name where that is unique, else its path."""
     for name in (run.label, _long(run)):
         with suppress(UserError):
             if find(name, *roots).folder == run.folder:
@@ -117,14 +116,14 @@ def address(run: Run, *roots: Path) -> str:
 
 
 def some(names: list[str], *roots: Path) -> list[Run]:
-    """The runs that are named, or all below `roots`."""
+    """Returns the runs that are named, or all below `roots`."""
     if names:
         return [find(name, *roots) for name in names]
     return [run for root in roots for run in all_runs(root)]
 
 
 def valid_name(name: str) -> str:
-    """A name that can be a folder, a job's name and a word on a command line."""
+    """Returns the name, if it can be a folder, a job's name and a word on a command line."""
     if not re.fullmatch(r"[^\s./%-][^/%\x00-\x1f]{0,99}", name) or name != name.strip():
         raise UserError(
             f"--name {name!r}: a run's name begins with a letter or digit, holds no '/', '%' or line break "
@@ -134,7 +133,7 @@ def valid_name(name: str) -> str:
 
 
 def default_name(stage: str, root: Path) -> str:
-    """`pretrain-20260131-2`: stage, day, and a number that is free."""
+    """Returns `pretrain-20260131-2`: stage, day, and a number that is free."""
     number = 1
     while (root / stage / f"{stage}-{date.today():%Y%m%d}-{number}").exists():
         number += 1

@@ -1,11 +1,10 @@
-"""What a run came from: code, packages, machine, seeds and inputs, written once at submission."""
+"""The provenance of a run: code, packages, machine, seeds and inputs, written once at submission."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
-import pwd
 import re
 import shutil
 import socket
@@ -20,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import hpc_isl
+from hpc_isl.cluster.slurm.commands import user_name
 from hpc_isl.errors import UserError
-from hpc_isl.files import now
+from hpc_isl.files import now, read_json
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import digest
-from hpc_isl.run import Plan
+from hpc_isl.run import Plan, Run
 
 NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
 PACKAGE = Path(hpc_isl.__file__).parent
@@ -37,7 +37,7 @@ ENVIRONMENT = re.compile(
 
 
 def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[str, Any]:
-    """The content of `record.json`; `key` identifies the run wherever it is forwarded to.
+    """Returns the content of `record.json`; `key` identifies the run wherever it is forwarded to.
 
     `plan`: of the run; None: it has none of its own, as an array.
     """
@@ -47,7 +47,7 @@ def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[st
         "made": now(),
         "argv": argv,
         "cwd": os.getcwd(),
-        "user": user(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
@@ -59,27 +59,19 @@ def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[st
     }
 
 
-def user() -> str:
-    """Returns the name of the user whose process this is; some containers know users by number alone."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return os.environ.get("USER") or str(os.getuid())
-
-
 def _environment() -> dict[str, str]:
-    """What may matter of it; an address loses its password."""
+    """Returns the variables that may matter; an address loses its password."""
     kept = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(name)}
     return {name: re.sub(r"://[^/@]*@", "://", value) for name, value in kept.items()}
 
 
 def again(content: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The record of an element, from its array's: the same but for what it computes."""
+    """Returns the record of an element, from its array's: it differs in what is computed."""
     return {**content, "key": uuid.uuid4().hex, **planned(plan)}
 
 
 def planned(plan: Plan) -> dict[str, Any]:
-    """What is computed from what."""
+    """Returns what is computed, and from what."""
     recipe: Recipe = plan.recipe
     return {
         "digest": digest(recipe, plan.inputs),
@@ -100,13 +92,13 @@ def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:
 
 
 def packages() -> dict[str, str]:
-    """Name and version of every distribution that this Python sees."""
+    """Returns name and version of every distribution that this Python sees."""
     found = dict(map(_named, metadata.distributions()))
     return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
 
 
 def _named(distribution: metadata.Distribution) -> tuple[str, str]:
-    """Both from one reading of its head: `metadata` and `version` would each parse all of the file."""
+    """Returns both from one reading: `metadata` and `version` would each parse all of the file."""
     text = distribution.read_text("METADATA") or ""
     name, version = NAME.search(text), VERSION.search(text)
     if name and version:
@@ -115,14 +107,15 @@ def _named(distribution: metadata.Distribution) -> tuple[str, str]:
 
 
 def commit() -> dict[str, str | None]:
-    """Commit of the checkout that this package runs from, and the digest of what differs from it.
+    """Returns the commit of the checkout that this package runs from, and the digest of what differs from it.
 
     A package that is installed inside some checkout does not belong to it: git must know its files.
     """
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"commit": None, "diff": None}
-    difference = _git("diff", "HEAD", "--", ".")
-    return {"commit": (_git("rev-parse", "HEAD") or "").strip() or None, "diff": _hash(difference)}
+    patch = _git("diff", "HEAD", "--", ".")
+    patch_hash = hashlib.sha256(patch.encode()).hexdigest()[:16] if patch else None
+    return {"commit": (_git("rev-parse", "HEAD") or "").strip() or None, "diff": patch_hash}
 
 
 def _git(*arguments: str) -> str | None:
@@ -136,17 +129,13 @@ def _git(*arguments: str) -> str | None:
 
 
 def difference() -> str:
-    """The uncommitted changes of the package, as a patch; empty where there are none or no checkout."""
+    """Returns the uncommitted changes of the package as a patch; empty: there are none, or no checkout."""
     return (_git("diff", "HEAD", "--", ".") or "") if commit()["commit"] else ""
-
-
-def _hash(text: str | None) -> str | None:
-    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else None
 
 
 @cache
 def code_digest() -> str:
-    """Hash of the source files of the package that this process runs, wherever it lies."""
+    """Returns a hash of the source files of the package that this process runs."""
     total = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         total.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -154,14 +143,19 @@ def code_digest() -> str:
 
 
 def snapshot(folder: Path) -> Path:
-    """A copy of the package in `folder`: a queued job then runs the code that was submitted."""
+    """Copies the package into `folder`: a queued job then runs the code that was submitted."""
     shutil.copytree(PACKAGE, folder / "hpc_isl", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     return folder
 
 
+def is_planned(run: Run) -> bool:
+    """Returns whether the run is planned; one that waits for its inputs is planned when its job starts."""
+    return bool((read_json(run.record) or {}).get("planned", True))
+
+
 @contextmanager
 def standing_in(folder: Path) -> Iterator[None]:
-    """Relative paths of a recipe are meant from where it was typed, which the record tells."""
+    """Changes into the folder where a recipe was typed: its relative paths are meant from there."""
     try:
         os.listdir(folder)
     except OSError as error:
@@ -173,12 +167,12 @@ def standing_in(folder: Path) -> Iterator[None]:
 
 
 def python_path(first: Path) -> str:
-    """PYTHONPATH with which a process finds the package that lies in `first`."""
+    """Returns PYTHONPATH with which a process finds the package that lies in `first`."""
     return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))
 
 
 def import_path() -> str:
-    """PYTHONPATH for a process that starts in the run folder and must find this very package."""
+    """Returns PYTHONPATH for a process that starts in the run folder and must find this very package."""
     if "site-packages" in PACKAGE.parent.parts:
         return os.environ.get("PYTHONPATH", "")
     return python_path(PACKAGE.parent)

@@ -1,4 +1,4 @@
-"""`remove`: the files of a run go; its record and its model's contract stay, and tell what it was."""
+"""`remove` deletes the files of a run; its record and its model's contract stay, and tell what it was."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.cluster.monitor import status
-from hpc_isl.cluster.monitor.status import State
-from hpc_isl.cluster.run_folder import submissions, uses
+from hpc_isl.cluster.run_folder import status, submissions, uses
+from hpc_isl.cluster.run_folder.status import RunStatus
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.run import Run
@@ -40,32 +39,34 @@ class Removal:
 
 
 def removal(run: Run, runs: Iterable[Run]) -> Removal:
-    """What there is to remove, and who would miss it among these runs.
+    """Returns what there is to remove, and which of these runs use it.
 
     Raises:
         UserError: the run is queued or running, or is an element, which goes with its array.
     """
     if run.array is not None:
         raise UserError(f"{run.label!r} is an element of {run.array.name!r}, and is removed with all of it")
-    refuse_living(run, status.state(run))
+    refuse_living(run, status.status_of(run))
     size = sum(path.lstat().st_size for path in _going(run))
     return Removal(run, tuple(_users(run, runs)), size, tuple(dict.fromkeys(_stays(run))))
 
 
-def refuse_living(run: Run, found: State) -> None:
-    """Raises:
-    UserError: the run is queued or running.
+def refuse_living(run: Run, found: RunStatus) -> None:
+    """Checks that the run is neither queued nor running.
+
+    Raises:
+        UserError: it is.
     """
     if found.alive:
         raise UserError(
-            f"{run.stage} {run.label!r} is {found.word}: it is not removed; cancel it first, or wait"
+            f"{run.stage} {run.label!r} is {found.state}: it is not removed; cancel it first, or wait"
         )
 
 
 def remove(run: Run) -> None:
-    """Says first that the run is removed, then removes it; once more, it goes on where it was ended."""
+    """Marks the run as removed, then removes it; called again, it continues where it was ended."""
     with submissions.alone(run):
-        refuse_living(run, status.state(run))
+        refuse_living(run, status.status_of(run))
         facts = {"time": now(), "user": os.environ.get("USER") or str(os.getuid())}
         if run.removed is None:
             write_atomic(run.removed_file, json.dumps(facts, indent=1))
@@ -76,31 +77,23 @@ def remove(run: Run) -> None:
                 os.rmdir(folder)
 
 
-# ---------------------------------------------------------------- what goes
-
-
 def _going(run: Run) -> Iterator[Path]:
-    """Files and links of the run that do not stay; what links lead to does."""
+    """Yields the files and links of the run that do not stay; what links lead to stays."""
     for folder, folders, names in os.walk(run.folder):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in (*links, *names):
-            if not _is_kept(Path(folder).name, name):
+            above = Path(folder).name
+            kept = name in KEPT or (above in KEPT_BELOW and KEPT_BELOW[above] in (None, name))
+            if not kept:
                 yield Path(folder, name)
 
 
-def _is_kept(folder: str, name: str) -> bool:
-    return name in KEPT or (folder in KEPT_BELOW and KEPT_BELOW[folder] in (None, name))
-
-
-# ---------------------------------------------------------------- who would miss it
-
-
 def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
-    """Each array once, and none of the run's own elements."""
+    """Yields the runs that use the run: each array once, and none of its own elements."""
     seen = {run}
     for other in runs:
         steps = other.elements() if other.stage == "chain" else []
-        named = [folder for one in uses.each([other]) for folder in uses.runs_named(one)]
+        named = [folder for one in uses.computing_runs([other]) for folder in uses.models_used(one)]
         if other not in seen and any(_is_in(folder, run) for folder in (*(s.folder for s in steps), *named)):
             seen.add(other)
             yield other
@@ -111,14 +104,11 @@ def _is_in(folder: Path, run: Run) -> bool:
     return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(run.folder))
 
 
-# ---------------------------------------------------------------- what stays
-
-
 def _stays(run: Run) -> Iterator[str]:
     if run.stage == "chain":
         yield from (f"{step.stage} {step.name}, a step of it" for step in run.elements())
         return
-    for one in uses.each([run]):
+    for one in uses.computing_runs([run]):
         for what, path in (one.summary() or {}).get("made", {}).items():
             if not Path(path).is_relative_to(run.folder):
                 yield f"{what}: {path}"
@@ -129,7 +119,7 @@ def _stays(run: Run) -> Iterator[str]:
 
 
 def _labels(run: Run) -> Iterator[str]:
-    """The labels that a run of segment has written into plates."""
+    """Yields the labels that a run of segment has written into plates."""
     if run.stage != "segment":
         return
     recipe = uses.recipe_of(run)

@@ -1,4 +1,4 @@
-"""What each attempt of a run was handed to, noted in its folder; one process at a time hands over."""
+"""To what each attempt of a run was submitted, noted in its folder, and what Slurm says about these jobs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ import psutil
 
 from hpc_isl.cluster.run_folder import provenance
 from hpc_isl.cluster.slurm import queue
-from hpc_isl.cluster.slurm.commands import MACHINES_OWN, conf_here
+from hpc_isl.cluster.slurm.commands import MACHINES_OWN, ClusterId, cluster_of, conf_here
+from hpc_isl.cluster.slurm.queue import QueuedJob
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, only_writer, read_json, same_place, write_atomic
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Run
 from hpc_isl.site import Site, saved_site
 
+HIDDEN = "Slurm shows its job to nobody but whoever submitted it"
 Submission = dict[str, Any]
-Cluster = tuple[Path | None, str | None]
+"""The content of `submission.json` in the folder of an attempt."""
 
 
 class Unanswered(UserError):
@@ -30,7 +33,7 @@ class Unanswered(UserError):
 
 
 def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
-    """What this attempt was handed to; the run's site is from now on this one."""
+    """Writes to what this attempt was submitted; the run's site is from now on this one."""
     content = {
         "time": now(), "host": socket.gethostname(), "user": os.getuid(), "code": provenance.code_digest(),
         "folder": str(run.folder), "executor": site.executor, **_cluster(site),
@@ -42,58 +45,46 @@ def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
 
 
 def _cluster(site: Site) -> Submission:
-    """Which Slurm is meant, also for those who ask it later from another shell.
-
-    `""` is the machine's own; null that of whoever asks: what a node calls its configuration says nothing
-    elsewhere.
-    """
+    """Returns the Slurm that is meant, also for those who ask it later from another shell."""
     conf, name = cluster_of(site)
-    on_node = "SLURM_JOB_ID" in os.environ
-    if conf is None and site.executor == "slurm" and not on_node:
+    # `""` is the machine's own configuration; null that of whoever asks: what a node calls its configuration
+    # says nothing elsewhere.
+    if conf is None and site.executor == "slurm" and "SLURM_JOB_ID" not in os.environ:
         return {"slurm_conf": str(conf_here() or ""), "cluster": name}
     return {"slurm_conf": conf and str(conf), "cluster": name}
 
 
-def cluster_of(site: Site) -> Cluster:
-    """Configuration and name of the Slurm that is meant, as its programs are called with them."""
-    name = site.sbatch.get("clusters")
-    return site.slurm_conf, str(name) if name else None
+def cluster(submission: Mapping[str, Any]) -> ClusterId:
+    """Returns the Slurm that has the job of a submission."""
+    conf = submission.get("slurm_conf")
+    return Path(conf) if conf else MACHINES_OWN if conf == "" else None, submission.get("cluster")
 
 
-def cluster(asked: Mapping[str, Any]) -> Cluster:
-    """The same of the Slurm that has a job."""
-    conf = asked.get("slurm_conf")
-    return Path(conf) if conf else MACHINES_OWN if conf == "" else None, asked.get("cluster")
-
-
-def is_on(asked: Mapping[str, Any], site: Site) -> bool:
-    """Whether that site's Slurm has the job."""
+def is_on(submission: Mapping[str, Any], site: Site) -> bool:
+    """Returns whether that site's Slurm has the job."""
     here = _cluster(site)
-    confs = [asked.get("slurm_conf"), here["slurm_conf"]]
+    confs = [submission.get("slurm_conf"), here["slurm_conf"]]
     same = None in confs or same_place(*confs)
-    return bool(asked.get("job")) and same and asked.get("cluster") == here["cluster"]
-
-
-# ---------------------------------------------------------------- the newest of a run
+    return bool(submission.get("job")) and same and submission.get("cluster") == here["cluster"]
 
 
 def newest(run: Run) -> Submission:
-    """The newest submission: executor, host, process or job.
+    """Returns the newest submission: executor, host, process or job.
 
-    Where the submitting process was ended before it could note it, what a rank says of its job.
+    Where the submitting process was ended before it could note the job, a rank's record tells it.
     """
-    said: Submission = {}
+    by_rank: Submission = {}
     for number in reversed(run.attempt_numbers()):
         content = read_json(run.attempts / str(number) / "submission.json")
-        if content and not said and content["executor"] == "slurm" and not content.get("job"):
-            content = _of_the_rank(run, number) | content
-        if content:  # an attempt after it with the same job was started again by Slurm
-            return content if said.get("job") in (None, content.get("job")) else said
-        said = said or _of_the_rank(run, number)
-    return said
+        if content and not by_rank and content["executor"] == "slurm" and not content.get("job"):
+            content = _of_rank_0(run, number) | content
+        if content:  # a later attempt with the same job was started again by Slurm
+            return content if by_rank.get("job") in (None, content.get("job")) else by_rank
+        by_rank = by_rank or _of_rank_0(run, number)
+    return by_rank
 
 
-def _of_the_rank(run: Run, number: int) -> Submission:
+def _of_rank_0(run: Run, number: int) -> Submission:
     record = read_json(run.attempts / str(number) / "rank-0.json") or {}
     if not record.get("job"):
         return {}
@@ -101,63 +92,57 @@ def _of_the_rank(run: Run, number: int) -> Submission:
 
 
 def newest_of(runs: Iterable[Run]) -> dict[Run, Submission]:
-    """The newest submission of each, with the job that Slurm has taken though the process that handed it over
-    was ended before it could note it.
+    """Returns the newest submission of each run.
 
-    `torn`: it was ended before it could give the job what it is to do; `unheard`: Slurm does not answer, so
-    it may have a job.
+    It holds the job that Slurm has taken even if the submitting process was ended before it could note it.
+    `torn`: that process was ended before it could give the job its content; `unheard`: Slurm does not
+    answer, so it may have a job.
     """
-    found = {run: newest(run) for run in runs}
+    by_run = {run: newest(run) for run in runs}
     answers: dict[Any, Mapping[str, str] | None] = {}
-    for run, asked in found.items():
-        script = _script(run, asked) if _is_cut_off(asked) else None
+    for run, submission in by_run.items():
+        # Cut off: the job is not noted, and the process that would note it has ended.
+        if submission.get("part") is None or submission.get("job") or watcher(submission) is not None:
+            continue
+        batch = Run(Path(os.path.normpath(run.folder / submission["batch"])))
+        script = queue.script_of(batch.sbatch, submission["part"])
         if script is None:
             continue
-        if script.is_symlink():  # submitit's name for it once sbatch has said the job's number
-            _complete(asked, os.readlink(script).rpartition("/")[2].partition("_")[0])
+        if script.is_symlink():  # submitit renames it once sbatch has printed the job's number
+            _complete(submission, os.readlink(script).rpartition("/")[2].partition("_")[0])
             continue
-        whom = (script.stat().st_uid, *cluster(asked))
-        if whom not in answers:
-            answers[whom] = queue.jobs_of_scripts(*whom)
-        jobs = answers[whom]
-        asked["unheard"], asked["torn"] = jobs is None, True
-        _complete(asked, (jobs or {}).get(script.name))
-    return found
+        asked = (script.stat().st_uid, *cluster(submission))
+        if asked not in answers:
+            answers[asked] = queue.jobs_of_scripts(*asked)
+        jobs = answers[asked]
+        submission["unheard"], submission["torn"] = jobs is None, True
+        _complete(submission, (jobs or {}).get(script.name))
+    return by_run
 
 
-def _is_cut_off(asked: Submission) -> bool:
-    """Whether whoever handed the run to Slurm has not told its job, and tells no more."""
-    return asked.get("part") is not None and not asked.get("job") and watcher(asked) is None
-
-
-def _script(run: Run, asked: Submission) -> Path | None:
-    folder = Path(os.path.normpath(run.folder / asked["batch"]))
-    return queue.script_of(Run(folder).sbatch, asked["part"])
-
-
-def _complete(asked: Submission, job: str | None) -> None:
+def _complete(submission: Submission, job: str | None) -> None:
     if job:
-        asked["job"] = job if asked.get("task") is None else f"{job}_{asked['task']}"
+        submission["job"] = job if submission.get("task") is None else f"{job}_{submission['task']}"
 
 
-def watcher(asked: Submission) -> psutil.Process | None:
-    """The living process that watches over a local run, or hands one over; a later one with the same id is
-    not it."""
-    if asked.get("host") != socket.gethostname():
+def watcher(submission: Submission) -> psutil.Process | None:
+    """Returns the living process that watches over a local run, or submits one; None: it has ended."""
+    if submission.get("host") != socket.gethostname():
         return None
-    with suppress(psutil.Error, KeyError):  # no key: it has said that it ended
-        process = psutil.Process(asked["pid"])
-        started = abs(process.create_time() - asked["pid_started"]) < 1
+    with suppress(psutil.Error, KeyError):  # no key: the process noted its end
+        process = psutil.Process(submission["pid"])
+        # A later process may have the same id.
+        started = abs(process.create_time() - submission["pid_started"]) < 1
         if started and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 
 
-# ---------------------------------------------------------------- one job for each
+# ---------------------------------------------------------------- one job for each run
 
 
 def superseded(run: Run, attempt: int, job: str) -> bool:
-    """Whether the run was handed over again, to whomever: this job is one that nobody knows of any more."""
+    """Returns whether the run was submitted again as another job: nothing knows of this one any more."""
     later = (number for number in run.attempt_numbers() if number > attempt)
     contents = (read_json(run.attempts / str(number) / "submission.json") for number in later)
     return any(content is not None and content.get("job") != job for content in contents)
@@ -165,9 +150,66 @@ def superseded(run: Run, attempt: int, job: str) -> bool:
 
 @contextmanager
 def alone(run: Run) -> Iterator[None]:
-    """Only one process at a time hands the run, or its array, over; another is told so."""
-    folder = (run.array or run).folder
-    with only_writer(folder / ".submit.lock") as mine:
+    """Holds the lock under which the run, or its array, is submitted.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with only_writer((run.array or run).folder / ".submit.lock") as mine:
         if not mine:
             raise UserError(f"{run.label!r} is being started by another process just now; see `status`")
         yield
+
+
+# ---------------------------------------------------------------- what Slurm says
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """Slurm does not report a job, which may exist all the same: the run's folder alone can tell."""
+
+    why: str = "Slurm does not answer"
+
+
+def job_states(by_run: Mapping[Run, Submission]) -> dict[Run, QueuedJob | NoAnswer]:
+    """Returns what Slurm says about each run that was submitted to it, where it says something."""
+    answers: dict[Run, QueuedJob | NoAnswer] = {
+        run: NoAnswer() for run, submission in by_run.items() if submission.get("unheard")
+    }
+    for where, names in by_cluster(by_run).items():
+        queued = queue.queue(names.values(), *where)
+        if queued is None:
+            answers |= dict.fromkeys(names, NoAnswer())
+            continue
+        # Slurm restarts its numbers now and then: a job of that number in another folder is another job.
+        known = {run: queued[name] for run, name in names.items() if name in queued}
+        answers |= {run: job for run, job in known.items() if _is_of(run, by_run[run], job.folder)}
+        others = [run for run in names if by_run[run].get("user", os.getuid()) != os.getuid()]
+        if (missing := set(others) - set(known)) and queue.hides_jobs_of_others(*where):
+            answers |= dict.fromkeys(missing, NoAnswer(HIDDEN))
+    return answers
+
+
+def by_cluster(by_run: Mapping[Run, Submission]) -> dict[ClusterId, dict[Run, str]]:
+    """Returns the jobs of those runs that Slurm has, by its cluster."""
+    jobs: dict[ClusterId, dict[Run, str]] = {}
+    for run, submission in by_run.items():
+        if submission.get("job"):
+            jobs.setdefault(cluster(submission), {})[run] = str(submission["job"])
+    return jobs
+
+
+def _is_of(run: Run, submission: Submission, folder: str) -> bool:
+    """Returns whether the job that works in `folder` is the one that was submitted.
+
+    Slurm keeps the folder as sbatch was given it: that is compared, however the run is reached now, and even
+    if it was moved since.
+    """
+    if not folder or submission["executor"] == "allocation":
+        return True
+    if "workdir" not in submission:
+        return any(same_place(folder, one.folder) for one in (run, run.array or run))
+    # A copy of a run is another run: the folder that was submitted still exists beside it.
+    source = submission["folder"]
+    copied = os.path.exists(source) and not same_place(source, run.folder)
+    return same_place(folder, submission["workdir"]) and not copied

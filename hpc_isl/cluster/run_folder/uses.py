@@ -1,4 +1,4 @@
-"""Which runs read a plate or use a model, and what of them rests on metadata that have changed since."""
+"""The runs that read a plate or use a model, and what changed since they were planned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hpc_isl.cluster.monitor import status
+from hpc_isl.cluster.run_folder import status
 from hpc_isl.errors import UserError
 from hpc_isl.files import among_readers, read_json
 from hpc_isl.metadata_changes import LOCK, changed_since, changes_of, metadata_changed
@@ -22,70 +22,90 @@ from hpc_isl.run import Plan, Run
 
 SHOWN = 6  # parts of an input that are named
 PATIENCE_S = 120.0
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, and many are read
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, and many files are read
 
 
-def each(runs: Iterable[Run]) -> Iterator[Run]:
-    """The runs that compute something: of an array its elements."""
+def computing_runs(runs: Iterable[Run]) -> Iterator[Run]:
+    """Yields the runs that compute something: of an array its elements."""
     for run in runs:
-        own = [one for one in run.elements() if one.array]
+        own = [element for element in run.elements() if element.array]
         yield from own or ([] if run.elements() else [run])
 
 
-# ---------------------------------------------------------------- plates
+def recipe_of(run: Run) -> dict[str, Any]:
+    """Returns the recipe in the run folder; empty where it cannot be read."""
+    with suppress(OSError, yaml.YAMLError):
+        content = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader)  # noqa: S506  (a safe loader)
+        return former.kept(run.stage, content) if isinstance(content, dict) else {}
+    return {}
+
+
+def _paths(content: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Returns the paths that some keys of a recipe hold, one or a list each."""
+    values = [content.get(key) for key in keys]
+    return [str(p) for value in values for p in (value if isinstance(value, list) else [value]) if p]
+
+
+def models_used(run: Run) -> list[Path]:
+    """Returns the folders of the runs whose models a run uses, or takes the best of."""
+    keys = RECIPES[run.stage].RUNS if run.stage in RECIPES else ()
+    return [Path(path) for path in _paths(recipe_of(run), (*keys, "among"))]
 
 
 def plates_of(run: Run) -> list[Path]:
-    """The plates that a run reads; none for one whose recipe cannot be read."""
-    keys = RECIPES[run.stage].PLATES if run.stage in RECIPES else ()
+    """Returns the plates that a run reads; none for one whose recipe cannot be read."""
     record = read_json(run.record) or {}
     if "plates" in record and record.get("planned", True):
         return [Path(path) for path in record["plates"]]
-    content = recipe_of(run)
-    given = [content.get(key) for key in keys]
-    paths = [str(path) for value in given for path in (value if isinstance(value, list) else [value]) if path]
-    return expanded(paths, Path(record.get("cwd", ".")))
+    keys = RECIPES[run.stage].PLATES if run.stage in RECIPES else ()
+    return expanded(_paths(recipe_of(run), keys), Path(record.get("cwd", ".")))
 
 
 def expanded(paths: Iterable[str], folder: Path) -> list[Path]:
-    """Absolute paths of what a recipe names that was typed in a folder, with globs expanded."""
-    found = []
+    """Returns absolute paths of what a recipe names that was typed in `folder`, with globs expanded."""
+    absolute = []
     for text in paths:
         path = os.path.join(folder, os.path.expanduser(text))
-        found += sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
-    return [Path(os.path.abspath(path)) for path in found]
+        absolute += sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+    return [Path(os.path.abspath(path)) for path in absolute]
 
 
 def readers(plate: Path, runs: Iterable[Run]) -> list[Run]:
-    """The runs, and elements of arrays, that read this plate, by whatever path."""
-    return [run for run in each(runs) if any(_same(plate, path) for path in plates_of(run))]
+    """Returns the runs, and elements of arrays, that read this plate, by whatever path."""
+
+    def is_plate(path: Path) -> bool:
+        with suppress(OSError):
+            return os.path.samefile(plate, path)
+        return False
+
+    return [run for run in computing_runs(runs) if any(map(is_plate, plates_of(run)))]
 
 
 def refuse_used(plate: Path, runs: Iterable[Run]) -> None:
-    """No run that reads the plate is queued or running.
+    """Checks that no run that reads the plate is queued or running.
 
     Raises:
         UserError: naming those that are.
     """
-    found = status.states(readers(plate, runs))
-    living = [f"{run.stage} {run.label!r} ({state.word})" for run, state in found.items() if state.alive]
+    statuses = status.statuses(readers(plate, runs))
+    living = [f"{run.stage} {run.label!r} ({found.state})" for run, found in statuses.items() if found.alive]
     if living:
         more = f" and {len(living) - 5} more" if len(living) > 5 else ""
         raise UserError(f"{plate} is used by {', '.join(living[:5])}{more}; wait for the end, or cancel")
 
 
 def resting_on(plate: Path, fingerprint: str, runs: Iterable[Run]) -> list[Run]:
-    """The runs that were planned while the plate had this fingerprint; of an array itself, once."""
-    found = [run for run in readers(plate, runs) if fingerprint in inputs_of(run).values()]
-    return list(dict.fromkeys(run.array or run for run in found))
+    """Returns the runs that were planned while the plate had this fingerprint; an array itself, once."""
+    planned = [run for run in readers(plate, runs) if fingerprint in inputs_of(run).values()]
+    return list(dict.fromkeys(run.array or run for run in planned))
 
 
 @contextmanager
 def in_use(recipe: Recipe) -> Iterator[None]:
-    """While the block lasts, no one changes the metadata of the plates that a recipe uses.
+    """Keeps the metadata of the plates that a recipe uses from being changed while the block lasts.
 
     Raises:
-        UserError: someone does so just now.
+        UserError: they are being changed just now.
     """
     with ExitStack() as stack:
         for plate in recipe.plates_read():
@@ -98,33 +118,25 @@ def in_use(recipe: Recipe) -> Iterator[None]:
         yield
 
 
-def _same(one: Path, other: Path) -> bool:
-    with suppress(OSError):
-        return os.path.samefile(one, other)
-    return False
-
-
 # ---------------------------------------------------------------- what has changed since
 
 
 def inputs_of(run: Run) -> Mapping[str, str]:
-    """Name -> fingerprint of what the run was planned from."""
+    """Returns name -> fingerprint of what the run was planned from."""
     return dict((read_json(run.record) or {}).get("inputs", {}))
 
 
 def changed(run: Run) -> list[str]:
-    """`metadata of P01 changed: …`, for each plate of the run of which that is so since it was planned."""
-    known = inputs_of(run)
-    return metadata_changed(plates_of(run), known.values()) if known else []
-
-
-def changed_of(run: Run) -> list[str]:
-    """The same of a run or an array, each line once."""
-    return list(dict.fromkeys(line for one in each([run]) for line in changed(one)))
+    """Returns `metadata of P01 changed: …` for each plate of the run or of its elements, each line once."""
+    lines: dict[str, None] = {}
+    for member in computing_runs([run]):
+        if known := inputs_of(member):
+            lines |= dict.fromkeys(metadata_changed(plates_of(member), known.values()))
+    return list(lines)
 
 
 def refuse_changed(run: Run) -> None:
-    """Figures of a run never rest on metadata of before and after a change.
+    """Checks that figures of a run do not rest on metadata of before and after a change.
 
     Raises:
         UserError: metadata of one of its plates changed since it was planned.
@@ -136,70 +148,55 @@ def refuse_changed(run: Run) -> None:
         )
 
 
-def differing_inputs(pairs: Sequence[tuple[Run, Plan]]) -> Iterator[str]:
-    """A line for each input that is not what these runs, taken together, were planned from."""
-    changes = [
-        changes_of(plate) for plate in {p: None for _, plan in pairs for p in plan.recipe.plates_read()}
-    ]
-    inputs = [(name, *pair) for run, plan in pairs for name, pair in _inputs_apart(run, plan).items()]
-    parts = {name: list(lines) for name, lines in _differing_parts(pairs)}
-    said: dict[str, None] = {}
-    for name, there, here in inputs:
-        if lines := [line for one in changes for line in changed_since(one, [there] if there else [])]:
-            said[f"  metadata of {name} changed since: {'; '.join(lines)}"] = None
-        elif name in parts:
-            said |= dict.fromkeys(parts[name])
-        else:
-            said[f"  contents of {name}: {there!r} there, {here!r} here"] = None
-    yield from said
+def differing_inputs(pairs: Sequence[tuple[Run, Plan]]) -> list[str]:
+    """Returns a line for each input that is not what these runs, taken together, were planned from."""
+    plates = dict.fromkeys(plate for _, plan in pairs for plate in plan.recipe.plates_read())
+    changes = [changes_of(plate) for plate in plates]
+    parts = _differing_parts(pairs)
+    lines: dict[str, None] = {}
+    for run, plan in pairs:
+        for name, (before, here) in _differing_fingerprints(run, plan).items():
+            known = [before] if before else []
+            if metadata := [line for change in changes for line in changed_since(change, known)]:
+                lines[f"  metadata of {name} changed since: {'; '.join(metadata)}"] = None
+            elif name in parts:
+                lines |= dict.fromkeys(parts[name])
+            else:
+                lines[f"  contents of {name}: {before!r} there, {here!r} here"] = None
+    return list(lines)
 
 
-def _inputs_apart(run: Run, plan: Plan) -> dict[str, tuple[str | None, str | None]]:
-    """Name -> fingerprint there and here, where they differ; earlier versions noted some otherwise."""
-    there = inputs_of(run)
-    apart = {name: (there.get(name), plan.inputs.get(name)) for name in {**there, **plan.inputs}}
-    apart = {name: pair for name, pair in apart.items() if pair[0] != pair[1]}
-    former = plan.former() if apart else {}
-    return {name: pair for name, pair in apart.items() if pair[0] is None or pair[0] != former.get(name)}
+def _differing_fingerprints(run: Run, plan: Plan) -> dict[str, tuple[str | None, str | None]]:
+    """Returns name -> fingerprint when planned and now, where they differ."""
+    before = inputs_of(run)
+    pairs = {name: (before.get(name), plan.inputs.get(name)) for name in {**before, **plan.inputs}}
+    pairs = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    former_inputs = plan.former() if pairs else {}  # earlier versions noted some otherwise
+    return {
+        name: pair for name, pair in pairs.items() if pair[0] is None or pair[0] != former_inputs.get(name)
+    }
 
 
-def _differing_parts(pairs: Sequence[tuple[Run, Plan]]) -> Iterator[tuple[str, Iterator[str]]]:
-    """Inputs that consist of many, where that is known on both sides, and what became of their parts."""
-    there, here = dict[str, dict[str, str]](), dict[str, dict[str, str]]()
+def _differing_parts(pairs: Sequence[tuple[Run, Plan]]) -> dict[str, list[str]]:
+    """Returns what became of the parts of inputs that consist of many, where both sides know them."""
+    before, here = dict[str, dict[str, str]](), dict[str, dict[str, str]]()
     for run, plan in pairs:
         for name, own in (read_json(run.record) or {}).get("parts", {}).items():
-            there.setdefault(name, {}).update(own)
+            before.setdefault(name, {}).update(own)
         for name, parts in plan.parts.items():
             here.setdefault(name, {}).update(parts)
-    for name in there.keys() & here.keys():
-        yield name, _fates(name, there[name], here[name])
+    return {name: _part_lines(name, before[name], here[name]) for name in before.keys() & here.keys()}
 
 
-def _fates(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:
+def _part_lines(name: str, before: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     fates = {
-        "new": sorted(here.keys() - there.keys()),
-        "gone": sorted(there.keys() - here.keys()),
-        "changed": sorted(part for part in here.keys() & there.keys() if there[part] != here[part]),
+        "new": sorted(here.keys() - before.keys()),
+        "gone": sorted(before.keys() - here.keys()),
+        "changed": sorted(part for part in here.keys() & before.keys() if before[part] != here[part]),
     }
+    lines = []
     for fate, parts in fates.items():
         if parts:
             more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
-            yield f"  {name}: {len(parts)} {fate}: {'; '.join(parts[:SHOWN])}{more}"
-    if not any(fates.values()):
-        yield f"  {name}: others are taken than there"
-
-
-def runs_named(run: Run) -> list[Path]:
-    """The folders of the runs whose models a run uses, or takes the best of."""
-    keys = RECIPES[run.stage].RUNS if run.stage in RECIPES else ()
-    content = recipe_of(run)
-    given = [content.get(key) for key in (*keys, "among")]
-    return [Path(path) for value in given for path in (value if isinstance(value, list) else [value]) if path]
-
-
-def recipe_of(run: Run) -> dict[str, Any]:
-    """The recipe as it is kept; empty where it cannot be read."""
-    with suppress(OSError, yaml.YAMLError):
-        content = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader)  # noqa: S506  (a safe loader)
-        return former.kept(run.stage, content) if isinstance(content, dict) else {}
-    return {}
+            lines.append(f"  {name}: {len(parts)} {fate}: {'; '.join(parts[:SHOWN])}{more}")
+    return lines or [f"  {name}: others are taken than there"]

@@ -1,16 +1,19 @@
-"""Slurm's own programs: each is called with a clean environment, and asked with patience that ends.
+"""Calls of Slurm's own programs, with a clean environment and a time limit.
 
-Each of them takes options from variables (SQUEUE_USERS, SCANCEL_STATE, SBATCH_EXPORT …). A user sets them for
-their own eyes and hands; what we see and do must not hang on them.
+They take options from variables (SQUEUE_USERS, SCANCEL_STATE, SBATCH_EXPORT …), which a user sets for
+interactive work: what we see and do must not depend on them.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+
+from hpc_isl.site import Site
 
 ANSWER_S = 30.0
 MACHINES_OWN = Path()  # the configuration that Slurm finds here by itself, whatever SLURM_CONF says
@@ -29,14 +32,32 @@ OF_A_STEP = re.compile(
 )
 
 
+ClusterId = tuple[Path | None, str | None]
+"""Configuration file and name of a Slurm cluster; None: the default of this machine."""
+
+
+def cluster_of(site: Site) -> ClusterId:
+    """Returns the cluster on which a site computes."""
+    name = site.sbatch.get("clusters")
+    return site.slurm_conf, str(name) if name else None
+
+
+def user_name() -> str:
+    """Returns the name of the user of this process; some containers know users by number alone."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
+
+
 def conf_here() -> Path | None:
-    """The configuration that SLURM_CONF names, from anywhere; None: the machine's own is meant."""
+    """Returns the configuration that SLURM_CONF names, as an absolute path; None: the machine's own."""
     named = os.environ.get("SLURM_CONF")
     return Path(os.path.abspath(named)) if named else None
 
 
 def environment(conf: Path | None, cluster: str | None = None) -> Mapping[str, str]:
-    """The environment without what a user or another job has left in it for Slurm's programs.
+    """Returns the environment without what a user or another job has set for Slurm's programs.
 
     Args:
         conf: names the configuration that is meant; None: the one of SLURM_CONF, else the machine's own.
@@ -51,8 +72,7 @@ def environment(conf: Path | None, cluster: str | None = None) -> Mapping[str, s
 
 
 def step_environment() -> Mapping[str, str]:
-    """The environment of an srun inside of the job that we stand in: its ranks get it whole, but for what
-    would change how srun starts them."""
+    """Returns the environment of an srun inside this job, without what would change how it starts ranks."""
     return {name: value for name, value in os.environ.items() if not OF_A_STEP.fullmatch(name)}
 
 
@@ -63,8 +83,10 @@ def ask(
     patience_s: float = ANSWER_S,
     cluster: str | None = None,
 ) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command of Slurm; code 127 where it is not there, 124 where it
-    does not answer in time."""
+    """Returns exit code, output and errors of a command of Slurm.
+
+    The code is 127 where the command does not exist, 124 where it does not answer in time.
+    """
     try:
         done = subprocess.run(
             command, env=environment(conf, cluster), input=given, capture_output=True, text=True,

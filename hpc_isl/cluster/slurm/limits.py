@@ -1,4 +1,4 @@
-"""What a cluster allows, held against a site before submission; and how much more a retry may ask for."""
+"""What a cluster allows, compared with a site before submission; and how much more a retry may ask for."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hpc_isl.cluster.slurm.demand import (
     duration,
     eligible,
     megabytes,
-    needs_of,
     nodes_text,
+    requirements,
     too_much,
 )
-from hpc_isl.cluster.slurm.machines import ALL, Cluster, Node, Partition
+from hpc_isl.cluster.slurm.machines import ALL, Cluster, Partition
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.site import Site
 
@@ -34,33 +34,28 @@ OWN_FLAGS = {
 
 
 def max_array_size(conf: Path | None = None) -> int:
-    """Elements that one array may have; Slurm's default where it does not answer."""
+    """Returns how many elements one array may have; Slurm's default where it does not answer."""
     _, out, _ = ask(["scontrol", "show", "config"], conf)
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", out, re.MULTILINE)
-    return max(1, int(found[1])) if found else ARRAY_SIZE
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", out, re.MULTILINE)
+    return max(1, int(match[1])) if match else ARRAY_SIZE
 
 
 def check(site: Site) -> None:
-    """Lets pass what the cluster can give, and what is not known: that sbatch decides.
+    """Checks that the cluster can give what the site asks for; what is not known is left to sbatch.
 
     Raises:
-        UserError: the site asks for what it never can; says the nearest that it can.
+        UserError: the site asks for what it never can; names the nearest that it can.
     """
-    cluster = machines.read(site.slurm_conf) if _knowable(site) else None
-    wrong = cluster and complaint(cluster, site, _qos(site))
-    if wrong:
-        raise UserError(wrong)
-
-
-def _knowable(site: Site) -> bool:
-    own = set(site.sbatch) & OWN_FLAGS
     # A reservation brings a partition and nodes of its own.
-    return site.executor == "slurm" and not own and not (site.reservation and not site.partition)
+    known = not set(site.sbatch) & OWN_FLAGS and not (site.reservation and not site.partition)
+    cluster = machines.read(site.slurm_conf) if site.executor == "slurm" and known else None
+    if cluster and (wrong := complaint(cluster, site, _qos(site))):
+        raise UserError(wrong)
 
 
 @dataclass(frozen=True)
 class Qos:
-    """What a quality of service says of time and nodes: its flags may lift the partition's limits."""
+    """What a quality of service says about time and nodes: its flags may lift the partition's limits."""
 
     name: str = ""
     flags: frozenset[str] = frozenset()
@@ -68,7 +63,7 @@ class Qos:
 
 
 def _qos(site: Site) -> Qos | None:
-    """That of the site; None: it is not known."""
+    """Returns the site's; None: it is not known."""
     if site.qos is None:
         return Qos()
     command = ["sacctmgr", "-n", "-P", "show", "qos", site.qos, "format=Flags,MaxWall"]
@@ -83,53 +78,45 @@ def _qos(site: Site) -> Qos | None:
 
 
 def complaint(cluster: Cluster, site: Site, qos: Qos | None = Qos()) -> str | None:
-    """What the cluster can never give, and what to type instead; None: nothing is known against the site."""
-    asked = _asked_partitions(cluster, site)
-    if isinstance(asked, str):
-        return asked
-    # Of several partitions, Slurm takes whichever can.
-    wrong = [_wrong(partition, site, qos) for partition in asked]
-    if not wrong or None in wrong:
-        return None
-    return f"{wrong[0]}{_elsewhere(cluster, site, qos, asked)}"
-
-
-def _asked_partitions(cluster: Cluster, site: Site) -> list[Partition] | str:
-    names = site.partition.split(",") if site.partition else [None]
-    found = [cluster.partition(name) for name in names]
-    for name, partition in zip(names, found, strict=True):
-        if partition is None and cluster.partitions:
-            known = nearest(name, (one.name for one in _open(cluster)))
+    """Returns what the cluster can never give, and what to type instead; None: it may pass."""
+    asked = []
+    usable = [one for one in cluster.partitions if one.up and not one.hidden and not one.root_only]
+    for name in site.partition.split(",") if site.partition else [None]:
+        if partition := cluster.partition(name):
+            asked.append(partition)
+        elif cluster.partitions:
+            known = nearest(name, (partition.name for partition in usable))
             if name is None:
                 return f"site.partition: the cluster has no default partition, so name one; {known}"
             return f"site.partition={name}: there is no such partition; {known}"
-    return [partition for partition in found if partition is not None]
+    wrong = [_wrong(partition, site, qos) for partition in asked]
+    if not wrong or None in wrong:  # of several partitions, Slurm takes one that can
+        return None
+    others = [partition for partition in usable if partition not in asked]
+    return f"{wrong[0]}{_elsewhere(others, site, qos, asked[0])}"
 
 
-def _open(cluster: Cluster) -> list[Partition]:
-    return [one for one in cluster.partitions if one.up and not one.hidden and not one.root_only]
-
-
-def _elsewhere(cluster: Cluster, site: Site, qos: Qos | None, asked: Sequence[Partition]) -> str:
-    """The partitions that would allow all of it; for GPUs, else, those that have any."""
-    others = [one for one in _open(cluster) if one not in asked]
-    fitting = [one.name for one in others if _wrong(one, site, qos) is None]
+def _elsewhere(others: Sequence[Partition], site: Site, qos: Qos | None, asked: Partition) -> str:
+    """Returns the partitions that would allow all of it; for GPUs, else, those that have any."""
+    fitting = [f"site.partition={one.name}" for one in others if _wrong(one, site, qos) is None]
     if fitting:
-        return ", or " + " or ".join(f"site.partition={name}" for name in fitting[:3]) + ", which allows it"
-    if site.visible_gpus and not _most_gpus(asked[0].nodes):
-        having = [f"{one.name} ({most} per node)" for one in others if (most := _most_gpus(one.nodes))]
+        return f", or {' or '.join(fitting[:3])}, which allows it"
+
+    def most_gpus(partition: Partition) -> int:
+        return max((node.gpu_count for node in partition.nodes), default=0)
+
+    if site.visible_gpus and not most_gpus(asked):
+        having = [f"{one.name} ({most} per node)" for one in others if (most := most_gpus(one))]
         return f"; partitions with GPUs: {', '.join(having)}" if having else "; the cluster has none"
     return ""
 
 
-def _most_gpus(nodes: Sequence[Node]) -> int:
-    return max((node.gpu_count for node in nodes), default=0)
-
-
 def _wrong(partition: Partition, site: Site, qos: Qos | None) -> str | None:
-    """The first complaint: about who may, then how long, how many, and what on each node."""
+    """Returns the first complaint: about who may, then how long, how many, and what on each node."""
+    if not partition.up:
+        which = "it" if site.partition else "the default partition"
+        return f"site.partition={partition.name}: {which} is {partition.state} and starts no jobs"
     rules: list[Callable[[], str | None]] = [
-        lambda: _closed(partition, site),
         lambda: _not_allowed(partition, site),
         lambda: _too_long(partition, site, qos),
         lambda: _too_many(partition, site, qos),
@@ -139,19 +126,12 @@ def _wrong(partition: Partition, site: Site, qos: Qos | None) -> str | None:
     return next((wrong for rule in rules if (wrong := rule())), None)
 
 
-def _closed(partition: Partition, site: Site) -> str | None:
-    if partition.up:
-        return None
-    which = "it" if site.partition else "the default partition"
-    return f"site.partition={partition.name}: {which} is {partition.state} and starts no jobs"
-
-
 def _not_allowed(partition: Partition, site: Site) -> str | None:
     where = f"partition {partition.name!r}"
     account, qos = (site.account or "").lower(), (site.qos or "").lower()
-    known = sorted(partition.accounts)
     if account and partition.accounts != ALL and account not in partition.accounts:
-        return f"site.account={site.account}: {where} is for others; {nearest(account, known)}"
+        known = nearest(account, sorted(partition.accounts))
+        return f"site.account={site.account}: {where} is for others; {known}"
     if account in partition.denied:
         return f"site.account={site.account}: {where} does not take it; name another account"
     if qos and partition.qos != ALL and qos not in partition.qos:
@@ -176,36 +156,31 @@ def _most_minutes(partition: Partition, qos: Qos | None) -> int | None:
 
 
 def _too_many(partition: Partition, site: Site, qos: Qos | None) -> str | None:
-    has = len(partition.nodes)
+    has, most = len(partition.nodes), partition.max_nodes
+    name = f"site.nodes={site.nodes}: partition {partition.name!r}"
     if has and site.nodes > has:
-        of = f"partition {partition.name!r} has {nodes_text(has)}"
-        return f"site.nodes={site.nodes}: {of}; write site.nodes={has}"
+        return f"{name} has {nodes_text(has)}; write site.nodes={has}"
     lifted = qos is None or "PartitionMaxNodes" in qos.flags
-    if lifted or partition.max_nodes is None or site.nodes <= partition.max_nodes:
+    if lifted or most is None or site.nodes <= most:
         return None
-    most = partition.max_nodes
-    return (
-        f"site.nodes={site.nodes}: partition {partition.name!r} gives a job at most {nodes_text(most)}; "
-        f"write site.nodes={most}"
-    )
+    return f"{name} gives a job at most {nodes_text(most)}; write site.nodes={most}"
 
 
 def _no_such_feature(partition: Partition, site: Site) -> str | None:
     if not partition.nodes or eligible(partition, site):
         return None
-    having = frozenset().union(*(node.features for node in partition.nodes))
-    missing = [name for name in re.split(r"[&|,]", site.constraint or "") if name not in having]
-    said = f"site.constraint={site.constraint}: no node of partition {partition.name!r} has "
-    if not missing:
-        return f"{said}these together; {nearest('', sorted(having))}"
-    return f"{said}the feature {missing[0]!r}; {nearest(missing[0], sorted(having))}"
+    known = frozenset().union(*(node.features for node in partition.nodes))
+    missing = [name for name in re.split(r"[&|,]", site.constraint or "") if name not in known]
+    what = f"the feature {missing[0]!r}" if missing else "these together"
+    near = nearest(missing[0] if missing else "", sorted(known))
+    return f"site.constraint={site.constraint}: no node of partition {partition.name!r} has {what}; {near}"
 
 
 # ---------------------------------------------------------------- more of it, for a retry
 
 
 def raised(site: Site, memory_factor: float = 1.0, time_factor: float = 1.0) -> Site:
-    """The site with more memory and time, as far as the partition allows; an equal one where it has all.
+    """Returns the site with more memory and time, as far as the partition allows.
 
     What the site leaves to the partition is taken from its defaults; without any it stays as it is.
     """
@@ -213,59 +188,38 @@ def raised(site: Site, memory_factor: float = 1.0, time_factor: float = 1.0) -> 
         return site
     cluster = machines.read(site.slurm_conf)
     partition = cluster.partition(site.partition and site.partition.split(",")[0]) if cluster else None
-    more = {}
+    more: dict[str, str] = {}
     if memory_factor > 1:
-        more["memory"] = _more_memory(site, cluster, partition, memory_factor)
+        mb = megabytes(site.memory) if site.memory else _default_memory(site, cluster, partition)
+        most = _most_memory(site, partition) if partition else None
+        if mb and (most is None or mb < most):
+            wanted = at_least(math.ceil(mb * memory_factor))
+            more["memory"] = wanted if most is None or megabytes(wanted) <= most else at_most(most)
     if time_factor > 1:
-        more["time"] = _more_time(site, partition, time_factor)
-    return site.model_copy(update={key: value for key, value in more.items() if value})
+        # Without a default time, Slurm gives a job the most it may.
+        default = (partition.default_minutes or partition.minutes) if partition else None
+        now, most = site.minutes or default, _most_minutes(partition, _qos(site)) if partition else None
+        if now and (most is None or now < most):
+            minutes = math.ceil(now * time_factor)
+            more["time"] = duration(minutes if most is None else min(minutes, most))
+    return site.model_copy(update=more)
 
 
-def _more_memory(
-    site: Site, cluster: Cluster | None, partition: Partition | None, factor: float
-) -> str | None:
-    now = megabytes(site.memory) if site.memory else _default_memory(site, cluster, partition)
-    most = _most_memory(site, partition)
-    if not now or (most is not None and now >= most):
-        return None
-    wanted = at_least(math.ceil(now * factor))
-    return wanted if most is None or megabytes(wanted) <= most else at_most(most)
-
-
-def _most_memory(site: Site, partition: Partition | None) -> int | None:
-    """MB that as many nodes can give as the site asks for, beside all else that it asks for."""
-    if partition is None:
-        return None
-    needs = [need for need in needs_of(partition, site) if need.key != "memory"]
+def _most_memory(site: Site, partition: Partition) -> int | None:
+    """Returns MB that as many nodes can give as the site asks for, beside all else that it asks for."""
+    needs = [need for need in requirements(partition, site) if need.key != "memory"]
     fitting = [node for node in eligible(partition, site) if all(need.met(node) for need in needs)]
     sizes = sorted(map(partition.memory, fitting), reverse=True)
     return sizes[site.nodes - 1] if len(sizes) >= site.nodes else None
 
 
 def _default_memory(site: Site, cluster: Cluster | None, partition: Partition | None) -> int | None:
-    """MB per node of a job that does not say; None: the whole node, or it is not known."""
+    """Returns MB per node of a job that does not say; None: the whole node, or it is not known."""
     defaults = (partition and partition.default_memory) or (cluster and cluster.default_memory) or {}
-    times = {
-        "DefMemPerNode": 1,
-        "DefMemPerCPU": (site.cpus or 1) * site.per_node,
-        "DefMemPerGPU": site.visible_gpus,
-    }
     # Slurm looks at GPUs first, where the job has some.
-    for key in ("DefMemPerGPU", "DefMemPerCPU", "DefMemPerNode"):
-        if defaults.get(key) and times[key]:
-            return defaults[key] * times[key]
-    return None
-
-
-def _more_time(site: Site, partition: Partition | None, factor: float) -> str | None:
-    now = site.minutes or (default_minutes(partition) if partition else None)
-    most = _most_minutes(partition, _qos(site)) if partition else None
-    if not now or (most is not None and now >= most):
-        return None
-    wanted = math.ceil(now * factor)
-    return duration(wanted if most is None else min(wanted, most))
-
-
-def default_minutes(partition: Partition) -> int | None:
-    """Of a job that does not say: without a default, Slurm gives the most it may; None: for ever."""
-    return partition.default_minutes or partition.minutes
+    times = {
+        "DefMemPerGPU": site.visible_gpus,
+        "DefMemPerCPU": (site.cpus or 1) * site.per_node,
+        "DefMemPerNode": 1,
+    }
+    return next((defaults[key] * n for key, n in times.items() if defaults.get(key) and n), None)

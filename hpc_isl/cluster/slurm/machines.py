@@ -1,4 +1,4 @@
-"""What a cluster has: its partitions and nodes, as Slurm says, with the odd values of real clusters."""
+"""The partitions and nodes of a cluster, read from Slurm, with the odd values of real clusters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Node:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is the machine on which this is asked."""
+        """Whether it is this machine."""
         names = {socket.gethostname(), socket.gethostname().split(".")[0], "localhost"}
         return self.host in names or self.address.startswith("127.")
 
@@ -91,11 +91,11 @@ class Partition:
         return self.state == "UP"
 
     def cpus(self, node: Node) -> int:
-        """Of that node, for one job."""
+        """Returns the CPUs of that node that one job may use."""
         return node.cpus if self.max_cpus is None else min(node.cpus, self.max_cpus)
 
     def memory(self, node: Node) -> int:
-        """MB of that node, for one job."""
+        """Returns the MB of that node that one job may use."""
         return node.memory if self.max_memory is None else min(node.memory, self.max_memory)
 
 
@@ -109,14 +109,14 @@ class Cluster:
     default_memory: Mapping[str, int] = field(default_factory=dict)
 
     def partition(self, name: str | None) -> Partition | None:
-        """The one of that name; without a name, the cluster's default."""
+        """Returns the partition of that name; without a name, the cluster's default."""
         if name is None:
             return next((one for one in self.partitions if one.default), None)
         return next((one for one in self.partitions if one.name == name), None)
 
 
 def read(conf: Path | None = None) -> Cluster | None:
-    """The whole cluster; None where Slurm does not answer."""
+    """Returns the whole cluster; None where Slurm does not answer."""
     answers = []
     for what in ("partition", "node", "config"):
         code, out, _ = ask(["scontrol", "--all", "--oneliner", "show", what], conf)
@@ -127,20 +127,21 @@ def read(conf: Path | None = None) -> Cluster | None:
 
 
 def parsed(partitions: str, nodes: str, config: str = "") -> Cluster:
-    """From Slurm's own words: one line for each partition, one for each node, and the configuration."""
-    machines = [_node(said) for said in map(_fields, nodes.splitlines()) if "NodeName" in said]
-    lines = [said for said in map(_fields, partitions.splitlines()) if "PartitionName" in said]
+    """Reads Slurm's output: one line for each partition, one for each node, and the configuration."""
+    machines = [_node(fields) for fields in map(_fields, nodes.splitlines()) if "NodeName" in fields]
+    lines = [fields for fields in map(_fields, partitions.splitlines()) if "PartitionName" in fields]
     settings = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", config, re.MULTILINE))
     return Cluster(
         settings.get("ClusterName", ""),
         settings.get("SLURM_VERSION", ""),
-        tuple(_partition(said, machines) for said in lines),
+        tuple(_partition(fields, machines) for fields in lines),
         _default_memory(settings),
     )
 
 
 def _fields(line: str) -> dict[str, str]:
-    """`Key=value` pairs. Values may hold blanks and `=`; free text comes last: the first of a key counts."""
+    """Reads `Key=value` pairs, whose values may hold blanks and `=`."""
+    # Free text comes last: the first of a key counts.
     parts = re.split(r"(?:^|\s)([A-Z]\w*)=", line)
     found: dict[str, str] = {}
     for key, value in zip(parts[1::2], parts[2::2], strict=True):
@@ -148,59 +149,59 @@ def _fields(line: str) -> dict[str, str]:
     return found
 
 
-def _node(said: Mapping[str, str]) -> Node:
-    memory = (_number(said.get("RealMemory")) or 0) - (_number(said.get("MemSpecLimit")) or 0)
+def _node(fields: Mapping[str, str]) -> Node:
+    memory = (_number(fields.get("RealMemory")) or 0) - (_number(fields.get("MemSpecLimit")) or 0)
     return Node(
-        name=said["NodeName"],
-        cpus=_number(said.get("CPUEfctv")) or _number(said.get("CPUTot")) or 0,
+        name=fields["NodeName"],
+        cpus=_number(fields.get("CPUEfctv")) or _number(fields.get("CPUTot")) or 0,
         memory=max(0, memory),
-        gpus=_gpus(said.get("Gres", "")),
-        features=_names(said.get("AvailableFeatures")) or frozenset(),
-        partitions=_names(said.get("Partitions")) or frozenset(),
+        gpus=_gpus(fields.get("Gres", "")),
+        features=_names(fields.get("AvailableFeatures")) or frozenset(),
+        partitions=_names(fields.get("Partitions")) or frozenset(),
         # IDLE*: it does not answer; IDLE~: it is switched off and will be switched on.
-        state=frozenset(word.rstrip("*~#!%$@^-") for word in said.get("State", "").upper().split("+")),
-        host=said.get("NodeHostName", ""),
-        address=said.get("NodeAddr", ""),
+        state=frozenset(word.rstrip("*~#!%$@^-") for word in fields.get("State", "").upper().split("+")),
+        host=fields.get("NodeHostName", ""),
+        address=fields.get("NodeAddr", ""),
     )
 
 
-def _partition(said: Mapping[str, str], machines: list[Node]) -> Partition:
-    name = said["PartitionName"]
+def _partition(fields: Mapping[str, str], machines: list[Node]) -> Partition:
+    name = fields["PartitionName"]
     return Partition(
         name=name,
-        state=said.get("State", "UP").upper(),
+        state=fields.get("State", "UP").upper(),
         nodes=tuple(node for node in machines if name in node.partitions and "FUTURE" not in node.state),
-        default=said.get("Default") == "YES",
-        hidden=said.get("Hidden") == "YES",
-        root_only=said.get("RootOnly") == "YES",
-        minutes=clock_minutes(said.get("MaxTime")),
-        default_minutes=clock_minutes(said.get("DefaultTime")),
-        max_nodes=_number(said.get("MaxNodes")),
-        max_cpus=_number(said.get("MaxCPUsPerNode")),
-        max_memory=_number(said.get("MaxMemPerNode")),
-        default_memory=_default_memory(said),
-        accounts=_names(said.get("AllowAccounts"), lower=True) or ALL,
-        denied=_names(said.get("DenyAccounts"), lower=True) or frozenset(),
-        qos=_names(said.get("AllowQos"), lower=True) or ALL,
-        groups=_names(said.get("AllowGroups")) or ALL,
+        default=fields.get("Default") == "YES",
+        hidden=fields.get("Hidden") == "YES",
+        root_only=fields.get("RootOnly") == "YES",
+        minutes=clock_minutes(fields.get("MaxTime")),
+        default_minutes=clock_minutes(fields.get("DefaultTime")),
+        max_nodes=_number(fields.get("MaxNodes")),
+        max_cpus=_number(fields.get("MaxCPUsPerNode")),
+        max_memory=_number(fields.get("MaxMemPerNode")),
+        default_memory=_default_memory(fields),
+        accounts=_names(fields.get("AllowAccounts"), lower=True) or ALL,
+        denied=_names(fields.get("DenyAccounts"), lower=True) or frozenset(),
+        qos=_names(fields.get("AllowQos"), lower=True) or ALL,
+        groups=_names(fields.get("AllowGroups")) or ALL,
     )
 
 
-def _default_memory(said: Mapping[str, str]) -> dict[str, int]:
-    """Of a partition or of the configuration, e.g. {DefMemPerCPU: 4000}."""
-    jobs = dict(re.findall(r"(\w+)=(\d+)", said.get("JobDefaults", "")))
+def _default_memory(fields: Mapping[str, str]) -> dict[str, int]:
+    """Returns e.g. {DefMemPerCPU: 4000}, of a partition or of the configuration."""
+    jobs = dict(re.findall(r"(\w+)=(\d+)", fields.get("JobDefaults", "")))
     keys = ("DefMemPerNode", "DefMemPerCPU", "DefMemPerGPU")
-    found = {key: _number({**said, **jobs}.get(key)) for key in keys}
+    found = {key: _number({**fields, **jobs}.get(key)) for key in keys}
     return {key: value for key, value in found.items() if value}
 
 
 def _number(text: str | None) -> int | None:
-    """None for UNLIMITED, INFINITE, (null), N/A and whatever else is no number."""
+    """Returns a number; None for UNLIMITED, INFINITE, (null), N/A and all else that is none."""
     return int(text) if text and text.isdigit() else None
 
 
 def _names(text: str | None, lower: bool = False) -> frozenset[str] | None:
-    """The names of a list; ALL stays one; None for an empty one."""
+    """Returns the names of a list; ALL stays one name; None for an empty list."""
     if text is None or text in ("", "(null)", "N/A", "none", "None"):
         return None
     if text.upper() == "ALL":
@@ -209,7 +210,7 @@ def _names(text: str | None, lower: bool = False) -> frozenset[str] | None:
 
 
 def clock_minutes(text: str | None) -> int | None:
-    """Of `2-00:00:00`, `12:00:00` or `30:00`; None for UNLIMITED and NONE."""
+    """Returns the minutes of `2-00:00:00`, `12:00:00` or `30:00`; None for UNLIMITED and NONE."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d\d)", text or "")
     if not found:
         return None
@@ -218,7 +219,7 @@ def clock_minutes(text: str | None) -> int | None:
 
 
 def _gpus(gres: str) -> dict[str, int]:
-    """`gpu:a100:4(S:0-1),gpu:v100:2` -> {a100: 4, v100: 2}; what else there is to ask for is not ours."""
+    """Returns `gpu:a100:4(S:0-1),gpu:v100:2` as {a100: 4, v100: 2}; other resources are ignored."""
     found: Counter[str] = Counter()
     for item in re.sub(r"\(.*?\)", "", gres).split(","):
         name, *rest = item.split(":")

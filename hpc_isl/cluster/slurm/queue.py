@@ -1,4 +1,4 @@
-"""Slurm's word on jobs: one question to squeue for all of them, to sacct for those that it has forgotten."""
+"""What Slurm says about jobs: squeue is asked once for all of them, sacct for those that it has forgotten."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from pathlib import Path
 from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.errors import UserError
 
-PATIENCE_S = 10.0  # a controller that is away is not waited for: the run folder tells much
+PATIENCE_S = 10.0  # a controller that is away is not waited for: the run folder holds much
 FORGOTTEN = "Invalid job id specified"
 
 
 @dataclass(frozen=True)
-class Queued:
-    """What Slurm says of a job: its state, why it waits, where it runs, the time it has left, and in which
-    folder it works."""
+class QueuedJob:
+    """State of a job, why it waits, where it runs, the time it has left, and in which folder it works."""
 
     state: str
     reason: str = ""
@@ -30,8 +29,8 @@ class Queued:
 
 def queue(
     jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None
-) -> Mapping[str, Queued] | None:
-    """Job (`17`, or `17_3` for an element) -> Slurm's word, for those it knows; None: it does not answer.
+) -> Mapping[str, QueuedJob] | None:
+    """Returns job (`17`, or `17_3` for an element) -> what Slurm says; None: Slurm does not answer.
 
     Without accounting, Slurm forgets a job some minutes after its end.
     """
@@ -39,34 +38,32 @@ def queue(
     if not asked:
         return {}
     families = sorted({job.split("_")[0] for job in asked})
-    found = _squeue(families, conf, cluster)
-    if found is None:
-        return None
-    forgotten = sorted({job.split("_")[0] for job in asked - set(found)})
-    found = {**_sacct(forgotten, conf, cluster), **found} if forgotten else found
-    return {job: word for job, word in found.items() if job in asked}
-
-
-def _squeue(families: list[str], conf: Path | None, cluster: str | None) -> dict[str, Queued] | None:
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L|%Z", "-j", ",".join(families)]
     code, out, errors = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
     if code and FORGOTTEN not in errors:
         return None
-    return _parsed(out)
+    known = _parsed(out)
+    if forgotten := sorted({job.split("_")[0] for job in asked - set(known)}):
+        command = [
+            "sacct",
+            "-X",
+            "-n",
+            "-P",
+            "--array",
+            "-o",
+            "JobID,State,Reason,NodeList,Timelimit,WorkDir",
+        ]
+        command += ["-j", ",".join(forgotten), *(["-M", cluster] if cluster else [])]
+        code, out, _ = ask(command, conf, patience_s=PATIENCE_S)
+        known = {**({} if code else _parsed(out)), **known}
+    return {job: queued for job, queued in known.items() if job in asked}
 
 
-def _sacct(families: list[str], conf: Path | None, cluster: str | None) -> dict[str, Queued]:
-    command = ["sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State,Reason,NodeList,Timelimit,WorkDir"]
-    command += ["-j", ",".join(families), *(["-M", cluster] if cluster else [])]
-    code, out, _ = ask(command, conf, patience_s=PATIENCE_S)
-    return {} if code else _parsed(out)
-
-
-def _parsed(answer: str) -> dict[str, Queued]:
-    """Lines of job|state|reason|nodes|time|folder; `CANCELLED by 1000` is the state CANCELLED."""
+def _parsed(answer: str) -> dict[str, QueuedJob]:
+    """Reads lines of job|state|reason|nodes|time|folder; `CANCELLED by 1000` is the state CANCELLED."""
     rows = [line.split("|", 5) for line in answer.splitlines() if line.count("|") >= 5]
     plain = [(job, *map(_word, words), folder) for job, *words, folder in rows]
-    return {job: Queued(state.split()[0], *rest) for job, state, *rest in plain if state}
+    return {job: QueuedJob(state.split()[0], *rest) for job, state, *rest in plain if state}
 
 
 def _word(text: str) -> str:
@@ -75,7 +72,7 @@ def _word(text: str) -> str:
 
 
 def script_of(folder: Path, label: str) -> Path | None:
-    """The script with this label that sbatch was given, or was to be; None: it had not come to that."""
+    """Returns the script with this label that sbatch was given, or was to be; None: there is none yet."""
     for path in folder.glob(".submission_file_*.sh"):
         with suppress(OSError):
             if f"# {label}\n" in path.read_text():
@@ -86,8 +83,7 @@ def script_of(folder: Path, label: str) -> Path | None:
 def jobs_of_scripts(
     user: int, conf: Path | None = None, cluster: str | None = None
 ) -> Mapping[str, str] | None:
-    """Name of the script that sbatch was given -> job, of all that a user has in the queue; None: Slurm does
-    not answer."""
+    """Returns script that sbatch was given -> job, of all jobs of a user; None: Slurm does not answer."""
     command = ["squeue", "-h", "-t", "all", "-u", str(user), "-o", "%F|%o"]
     code, out, _ = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
     if code:
@@ -97,7 +93,7 @@ def jobs_of_scripts(
 
 
 def hides_jobs_of_others(conf: Path | None = None, cluster: str | None = None) -> bool:
-    """Whether users see their own jobs alone; root sees all."""
+    """Returns whether users see their own jobs alone; root sees all."""
     _, out, _ = ask(["scontrol", "show", "config"], conf, patience_s=PATIENCE_S, cluster=cluster)
     private = re.search(r"^PrivateData\s*=\s*(.*)", out, re.MULTILINE)
     return bool(os.getuid() and private and re.search(r"\b(jobs|all)\b", private[1]))

@@ -1,4 +1,4 @@
-"""A first site file for a cluster, drafted from what Slurm says of it, for a person to read and change."""
+"""A first site file for a cluster, drafted from what Slurm reports, for a person to read and change."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.cluster.rank.environment import cpus_here
-from hpc_isl.cluster.run_folder import provenance
 from hpc_isl.cluster.slurm import machines
-from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.cluster.slurm.commands import ask, user_name
 from hpc_isl.cluster.slurm.demand import at_most, duration
 from hpc_isl.cluster.slurm.machines import ALL, Cluster, Node, Partition
 from hpc_isl.errors import UserError
+from hpc_isl.site import cpus_here
 
 TIME = 12 * 60  # minutes: long enough for one attempt, short enough to start soon
 FOR_EVER = "no limit"
@@ -25,7 +24,7 @@ FOR_EVER = "no limit"
 
 @dataclass(frozen=True)
 class User:
-    """Who will compute: what Slurm and the machine say of them; None: the accounting does not answer."""
+    """The user, as Slurm and the machine know them; None: the accounting does not answer."""
 
     name: str
     groups: frozenset[str]
@@ -33,19 +32,19 @@ class User:
     qos: tuple[str, ...] = ()
 
     def may_use(self, partition: Partition) -> bool:
-        """As far as it is known."""
+        """Returns whether the partition is open to the user, as far as it is known."""
         if partition.root_only or (partition.groups != ALL and not partition.groups & self.groups):
             return self.name == "root"
         return self.accounts is None or bool(self.accounts_of(partition))
 
     def accounts_of(self, partition: Partition) -> list[str]:
-        """Those of the user's that the partition takes."""
+        """Returns the user's accounts that the partition takes."""
         taken = [account for account in self.accounts or () if account.lower() not in partition.denied]
         return [one for one in taken if partition.accounts == ALL or one.lower() in partition.accounts]
 
 
 def draft_site(name: str, conf: Path | None = None) -> str:
-    """The text of a site file for the cluster that answers.
+    """Returns the text of a site file for the cluster that answers.
 
     Raises:
         UserError: no Slurm answers here, or no partition can be used.
@@ -72,8 +71,8 @@ def _no_slurm(conf: Path | None) -> str:
 
 
 def user(conf: Path | None = None) -> User:
-    """Whoever types this."""
-    me = provenance.user()
+    """Returns the user of this process."""
+    me = user_name()
     groups = frozenset(name for number in os.getgroups() if (name := _group(number)))
     command = ["sacctmgr", "-n", "-P", "show", "assoc", f"user={me}", "format=account,partition,qos"]
     code, out, _ = ask(command, conf)
@@ -95,7 +94,7 @@ def _group(number: int) -> str | None:
 
 
 def chosen(cluster: Cluster, who: User) -> Partition:
-    """The open partition with the most nodes that have GPUs; without any, the cluster's default."""
+    """Returns the open partition with the most nodes with GPUs; without any, the cluster's default."""
     ours = usable(cluster, who)
     if not ours:
         raise UserError("site init: no partition of this cluster is up, has nodes and is open to you")
@@ -103,7 +102,7 @@ def chosen(cluster: Cluster, who: User) -> Partition:
 
 
 def usable(cluster: Cluster, who: User) -> list[Partition]:
-    """What the user may choose from."""
+    """Returns the partitions that the user may choose from."""
     return [one for one in cluster.partitions if one.up and one.nodes and not one.hidden and who.may_use(one)]
 
 
@@ -112,7 +111,7 @@ def _gpu_nodes(partition: Partition) -> list[Node]:
 
 
 def common(partition: Partition) -> list[Node]:
-    """The nodes of the commonest kind: those that have GPUs before those that have none."""
+    """Returns the nodes of the commonest kind: those that have GPUs before those that have none."""
     nodes = (
         _gpu_nodes(partition) or [node for node in partition.nodes if node.usable] or list(partition.nodes)
     )
@@ -125,7 +124,7 @@ def common(partition: Partition) -> list[Node]:
 
 
 def text(name: str, cluster: Cluster, who: User, conf: Path | None = None) -> str:
-    """The file: what is chosen, what it comes from, and what else there is."""
+    """Returns the file: what is chosen, from what, and what else there is."""
     partition = chosen(cluster, who)
     rows = [
         *_cluster_rows(conf),
@@ -189,8 +188,8 @@ def _node_rows(partition: Partition) -> Iterator[Row]:
 
 
 def _cpus(partition: Partition, nodes: Sequence[Node]) -> tuple[int, str]:
-    """CPUs of a node that a process may use, and how that is said. Slurm may count more than a machine has:
-    where a node is this machine, that is seen."""
+    """Returns the CPUs of a node that a process may use, and how to describe them."""
+    # Slurm may count more than a machine has: where a node is this machine, that is known.
     counted = min(map(partition.cpus, nodes))
     if any(node.is_here for node in nodes) and cpus_here() < counted:
         return cpus_here(), f"of {cpus_here()} on this machine; Slurm counts {counted} on a node"
@@ -198,23 +197,21 @@ def _cpus(partition: Partition, nodes: Sequence[Node]) -> tuple[int, str]:
 
 
 def kinds(partition: Partition) -> str:
-    """`2 nodes with 4 × a100, 2 nodes with 2 × v100`."""
-    found = Counter(gpus_text(node) for node in partition.nodes)
+    """Returns `2 nodes with 4 × a100, 2 nodes with 2 × v100`."""
+    counts = Counter(gpus_text(node) for node in partition.nodes)
     return ", ".join(
-        f"{count} node{'s' * (count > 1)} with {what}"
-        if what
-        else f"{count} node{'s' * (count > 1)} without GPUs"
-        for what, count in found.items()
+        f"{count} node{'s' * (count > 1)} {f'with {what}' if what else 'without GPUs'}"
+        for what, count in counts.items()
     )
 
 
 def gpus_text(node: Node) -> str:
-    """`4 × a100`; empty where there are none."""
+    """Returns `4 × a100`; empty where there are none."""
     return " + ".join(f"{count} × {kind if kind != 'gpu' else 'GPU'}" for kind, count in node.gpus.items())
 
 
 def _table(others: Sequence[Partition]) -> Iterator[str]:
-    """What else there is to choose, as comments."""
+    """Yields the other partitions, as comments."""
     if not others:
         return
     yield "#"
@@ -229,7 +226,7 @@ def _table(others: Sequence[Partition]) -> Iterator[str]:
 
 
 def _quoted(word: str) -> str:
-    """As YAML reads it back: plain where that is safe."""
+    """Returns the word as YAML reads it back: plain where that is safe."""
     return word if re.fullmatch(r"[A-Za-z][\w-]*", word) and word.lower() not in _WORDS else json.dumps(word)
 
 

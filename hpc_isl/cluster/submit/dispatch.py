@@ -1,4 +1,4 @@
-"""Runs whose folders are there are handed to whatever computes them: Slurm, an allocation, this machine."""
+"""Runs whose folders exist are handed to what computes them: Slurm, an allocation, this machine."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
-from hpc_isl.cluster.executors import allocation, local, local_array
-from hpc_isl.cluster.executors.supervise import Requests
-from hpc_isl.cluster.monitor import follow, messages, status
+from hpc_isl.cluster.executors import local, local_array
+from hpc_isl.cluster.executors.local import StopRequests
+from hpc_isl.cluster.monitor import follow, messages
+from hpc_isl.cluster.monitor.follow import View
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.monitor.progress_view import View
 from hpc_isl.cluster.rank.environment import job_here
-from hpc_isl.cluster.run_folder import arrays, submissions
-from hpc_isl.cluster.run_folder.job import Job, module_of
+from hpc_isl.cluster.run_folder import create, status, submissions
+from hpc_isl.cluster.run_folder.job import Job
+from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.cluster.slurm import queue
 from hpc_isl.cluster.tracking.forward import forwarding
 from hpc_isl.errors import UserError
@@ -26,7 +27,7 @@ from hpc_isl.run import Run
 from hpc_isl.site import Site
 
 if TYPE_CHECKING:
-    from hpc_isl.cluster.executors.slurm import Batch
+    from hpc_isl.cluster.executors.slurm import Batch, Part
 
 
 def dispatch(
@@ -35,28 +36,72 @@ def dispatch(
     """Starts new attempts of `members` (of an array, or the run alone).
 
     Returns:
-        The exit code of what was computed here; None: Slurm has it, and it goes on by itself.
+        The exit code of what was computed here; None: Slurm has it, and it continues by itself.
     """
     share_with_group(site.group)
     if site.executor == "slurm":
         _to_slurm(run, members, site, console, after)
         return None
-    _wait_for(after, console)
+    for before in after:  # there is no queue here that would wait
+        console.log(f"waiting for {before.label!r}")
+        follow.until_ended(before)
+        if (state := status.status_of(before).state) != RunState.DONE:
+            raise UserError(f"--after {before.label}: it is {state}")
+    if site.executor == "local" and run.elements():
+        return _array_here(run, members, site, console)
+    return _run_here(run, site, console)
+
+
+def _run_here(run: Run, site: Site, console: Console) -> int:
+    """Computes one run in the foreground, through srun where this process stands in a job of Slurm."""
+    job = Job.of(run)
     if site.executor == "allocation":
-        return _in_allocation(run, site, console)
-    return _array_here(run, members, site, console) if run.elements() else _here(run, site, console)
+        submissions.note(run, job.attempt, site, job=job_here())
+        view = View(run, job.attempt)
+        with StopRequests().listening() as requests:
+            ending = local.compute_in_allocation(job, site, requests, view.log, view.tick)
+        view.close()
+        return messages.ended(run, ending, console)
+    submissions.note(run, job.attempt, site, **_this_process())
+    view = View(run, job.attempt)
+    with forwarding(run, site):  # in a process of its own
+        with StopRequests().listening() as requests:
+            ending = local.compute(job, site, requests, view.log, view.tick)
+        view.close()
+        submissions.note(run, job.attempt, site, ended=now())
+    return messages.ended(run, ending, console)
 
 
-def _job(run: Run) -> Job:
-    return Job(module_of(run.stage), run.folder, run.next_attempt())
+def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) -> int:
+    """Computes as many elements at once as fit; the others wait for their turn."""
+    jobs = [Job.of(member) for member in members]
+    final = next((job for job in jobs[-1:] if create.is_final_element(job.run)), None)
+    run.next_attempt()
+    for job in jobs:
+        submissions.note(job.run, job.attempt, site, **_this_process())
+    with forwarding(run, site):
+        others = [job for job in jobs if job != final]
+        interrupted = local_array.compute_all(others, site, console.log, final)
+        for job in jobs:
+            submissions.note(job.run, job.attempt, site, ended=now())
+    return messages.ended_array(run, interrupted, console)
+
+
+def _this_process() -> dict[str, object]:
+    process = psutil.Process()
+    return {"pid": process.pid, "pid_started": process.create_time()}
 
 
 # ---------------------------------------------------------------- Slurm
 
 
 def check_dispatch(site: Site, after: Sequence[Run]) -> None:
-    """Before anything is made: a `UserError` where there is no sbatch, where the cluster can never give
-    what the site asks for, or where what comes before runs elsewhere."""
+    """Checks, before anything is made, that the site can compute.
+
+    Raises:
+        UserError: there is no sbatch, the cluster can never give what the site asks for, or a run that must
+            be done before runs elsewhere.
+    """
     if site.executor != "slurm":
         return
     if shutil.which("sbatch") is None:
@@ -72,12 +117,15 @@ def check_dispatch(site: Site, after: Sequence[Run]) -> None:
 def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, after: Sequence[Run]) -> None:
     from hpc_isl.cluster.executors import slurm
 
-    superseded = _waiting(members[-1])
-    batch = _batch(run, members, site, after)
+    final = members[-1] if create.is_final_element(members[-1]) else None
+    # The final element may still wait for elements that have ended: its new job waits for those of now.
+    replaces_job = final is not None and status.status_of(final).alive
+    superseded = submissions.newest_of([final])[final] if final and replaces_job else {}
+    batch = _batch(run, members, final, site, after)
     parts = slurm.parts(batch, site)
-    facts = {job: each for part in parts for job, each in part.facts(batch, site)}
+    facts = {job: job_facts for part in parts for job, job_facts in part.facts(batch, site)}
 
-    def taken(part: slurm.Part, names: Sequence[str]) -> None:
+    def note_jobs(part: Part, names: Sequence[str]) -> None:
         for job, name in zip(part.jobs, names, strict=True):
             submissions.note(job.run, job.attempt, site, job=name, **facts[job])
 
@@ -87,11 +135,12 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, af
         try:
             if superseded.get("job"):
                 queue.cancel([str(superseded["job"])], *submissions.cluster(superseded))
-            names = slurm.submit(batch, site, parts, taken)
+            names = slurm.submit(batch, site, parts, note_jobs)
         except submissions.Unanswered:
             raise
-        except UserError:  # refused: it is as if it had not been asked for
-            _forget(run, batch.attempt, batch.jobs)
+        except UserError:  # refused: no trace of these attempts is left
+            for folder in (run.attempts / str(batch.attempt), *(job.attempt_folder for job in batch.jobs)):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         if members != [run]:
             families = sorted({name.split("_")[0] for name in names})
@@ -99,103 +148,36 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, af
     messages.queued(run, names, console)
 
 
-def _batch(run: Run, members: Sequence[Run], site: Site, after: Sequence[Run]) -> Batch:
-    """The jobs of these members, each with a new attempt; the last element of an array waits for others."""
+def _batch(run: Run, members: Sequence[Run], final: Run | None, site: Site, after: Sequence[Run]) -> Batch:
+    """Returns the jobs of these members, each with a new attempt."""
     from hpc_isl.cluster.executors import slurm
 
-    waits, final = _jobs_of(after, site), members[-1] if arrays.is_final_element(members[-1]) else None
-    beside = arrays.waits_for(final, members, site) if final else ()
+    waits, beside = _jobs_of(after, site), set[str]()
+    if final:  # it also waits for living elements that were submitted before
+        earlier = [one for one in create.other_elements(final.array or final) if one not in members]
+        living = [member for member, found in status.statuses(earlier).items() if found.alive]
+        newest = submissions.newest_of(living).values()
+        beside = {str(sent["job"]).split("_")[0] for sent in newest if submissions.is_on(sent, site)}
     first = run.next_attempt()
-    jobs = tuple(
-        Job(module_of(one.stage), one.folder, first if one == run else one.next_attempt()) for one in members
-    )
-    return slurm.Batch(run, first, jobs, waits, final is not None, beside)
-
-
-def _waiting(member: Run) -> dict[str, Any]:
-    """What the last element was handed to, where it waits for elements that have ended: a new job waits for
-    those that begin now."""
-    waits = arrays.is_final_element(member) and status.state(member).alive
-    return submissions.newest_of([member])[member] if waits else {}
-
-
-def _this_process() -> dict[str, object]:
-    me = psutil.Process()
-    return {"pid": me.pid, "pid_started": me.create_time()}
+    jobs = tuple(Job.of(member, first if member == run else None) for member in members)
+    return slurm.Batch(run, first, jobs, waits, final is not None, tuple(sorted(beside)))
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C comes after the block: a job that Slurm has taken is also noted."""
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    """Delays Ctrl-C until after the block: a job that Slurm has taken is also noted."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _forget(run: Run, first: int, jobs: Sequence[Job]) -> None:
-    for folder in (run.attempts / str(first), *(job.run.attempts / str(job.attempt) for job in jobs)):
-        shutil.rmtree(folder, ignore_errors=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _jobs_of(after: Sequence[Run], site: Site) -> tuple[str, ...]:
-    """Slurm's jobs of the runs before."""
-    found = []
-    for run, asked in submissions.newest_of(after).items():
-        if not submissions.is_on(asked, site):
+    """Returns Slurm's jobs of the runs before."""
+    jobs = []
+    for run, submission in submissions.newest_of(after).items():
+        if not submissions.is_on(submission, site):
             raise UserError(f"--after {run.label}: it does not run on this cluster; wait until it is done")
-        found.append(str(asked["job"]))
-    return tuple(dict.fromkeys(found))
-
-
-# ---------------------------------------------------------------- here
-
-
-def _here(run: Run, site: Site, console: Console) -> int:
-    """In the foreground, while a process of its own forwards the metrics."""
-    job = _job(run)
-    submissions.note(run, job.attempt, site, **_this_process())
-    view = View(run, job.attempt)
-    with forwarding(run, site):
-        with Requests().listening() as requests:
-            ending = local.compute(job, site, requests, view.log, view.tick)
-        view.close()
-        submissions.note(run, job.attempt, site, ended=now())
-    return messages.ended(run, ending, console)
-
-
-def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) -> int:
-    """As many elements at once as fit; the others wait for their turn."""
-    jobs = [_job(member) for member in members]
-    final = next((job for job in jobs[-1:] if arrays.is_final_element(job.run)), None)
-    run.next_attempt()
-    for job in jobs:
-        submissions.note(job.run, job.attempt, site, **_this_process())
-    with forwarding(run, site):
-        first = [job for job in jobs if job != final]
-        interrupted = local_array.compute_all(first, site, console.log, final)
-        for job in jobs:
-            submissions.note(job.run, job.attempt, site, ended=now())
-    return messages.ended_array(run, interrupted, console)
-
-
-def _in_allocation(run: Run, site: Site, console: Console) -> int:
-    """Through srun, in the job of Slurm that we stand in."""
-    job = _job(run)
-    submissions.note(run, job.attempt, site, job=job_here())
-    view = View(run, job.attempt)
-    with Requests().listening() as requests:
-        ending = allocation.compute(job, site, requests, view.log, view.tick)
-    view.close()
-    return messages.ended(run, ending, console)
-
-
-def _wait_for(after: Sequence[Run], console: Console) -> None:
-    """Here there is no queue that waits for us."""
-    for run in after:
-        console.log(f"waiting for {run.label!r}")
-        follow.until_ended(run)
-        if status.state(run).word != "done":
-            raise UserError(f"--after {run.label}: it is {status.state(run).word}")
+        jobs.append(str(submission["job"]))
+    return tuple(dict.fromkeys(jobs))

@@ -1,7 +1,7 @@
-"""A sweep that is there takes in more elements, or other inputs: only what that changes is computed.
+"""A sweep that exists takes in more elements, or other inputs: only what that changes is computed.
 
-What is new is made first, unseen; `widening.json` then says all that is left to do, and each step of that can
-be done twice: a kill at any moment leaves the sweep as it was, or one that goes on to what it was to become.
+New elements are made first, unseen; `widening.json` then lists all that is left to do, and each step of that
+can be done twice: a kill at any moment leaves the sweep as it was, or one that is completed later.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.cluster.run_folder import arrays, create, provenance, submissions, uses
-from hpc_isl.cluster.submit import deferred_planning, request
-from hpc_isl.cluster.submit.request import RunRequest
+from hpc_isl.cluster.run_folder import create, provenance, submissions, uses
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.submit import planning
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, share_with_group, write_atomic
 from hpc_isl.recipes.load import digest
@@ -25,12 +25,10 @@ from hpc_isl.run import Plan, Run
 
 UNSEEN = ".widening"
 
-# ---------------------------------------------------------------- what is new
-
 
 @dataclass(frozen=True)
 class Extension:
-    """What an order asks for beyond what a sweep has; what waits for all others is not counted.
+    """What a request asks for beyond what a sweep has; the final element is not counted.
 
     Attributes:
         new: names of elements that the sweep does not have.
@@ -46,50 +44,52 @@ class Extension:
         return bool(self.new or self.changed)
 
 
-def compare(run: Run, order: RunRequest, plans: Mapping[str, Plan]) -> Extension:
-    """How an order differs from the sweep that is there.
+def compare(run: Run, request: RunRequest, plans: Mapping[str, Plan]) -> Extension:
+    """Returns how a request differs from the sweep that exists.
 
     Raises:
-        UserError: elements that are there would not be computed by this order, or by another recipe.
+        UserError: existing elements would not be computed by this request, or by another recipe.
     """
-    there = {str(one.folder.relative_to(run.folder)): one for one in arrays.other_elements(run)}
-    asked = {f"{order.stage}/{name}": name for name in plans if name != order.last}
-    gone = [f"  element {one.name!r}: there, not here" for key, one in there.items() if key not in asked]
-    final = arrays.of(run)
-    if final and final.name != order.last:
-        gone.append(f"  element {final.name!r}: there, not here")
-    both = {
-        asked[key]: (one, _plan(one, asked[key], order, plans)) for key, one in there.items() if key in asked
-    }
-    wrong = list(dict.fromkeys(line for one, plan in both.values() for line in request.in_recipe(one, plan)))
-    changed = [name for name, pair in both.items() if any(uses.differing_inputs([pair]))]
-    lines = tuple(uses.differing_inputs(list(both.values()))) if changed else ()
+    existing = {element.folder: element for element in create.other_elements(run)}
+    asked = {request.element(run, name).folder: name for name in plans if name != request.final_element}
+    gone = [element for path, element in existing.items() if path not in asked]
+    final = create.final_element(run)
+    if final and final.name != request.final_element:
+        gone.append(final)
+    both: dict[str, tuple[Run, Plan]] = {}
+    for path, element in existing.items():
+        if name := asked.get(path):
+            # An element that was never planned is compared as it was asked for.
+            unplanned = not provenance.is_planned(element)
+            both[name] = element, Plan((request.elements or {})[name]) if unplanned else plans[name]
+    wrong = [line for pair in both.values() for line in planning.recipe_differences(*pair)]
+    changed = [name for name, pair in both.items() if uses.differing_inputs([pair])]
+    lines = uses.differing_inputs(list(both.values())) if changed else []
     if gone or wrong:
-        over = [line for line in request.differences(run, Plan(order.recipe)) if line.startswith("  over")]
-        request.refuse(run, [*lines, *wrong, *((over or gone) if gone else [])])
-    return Extension(tuple(name for key, name in asked.items() if key not in there), tuple(changed), lines)
+        over = planning.differences(run, Plan(request.recipe)) if gone else []
+        over = [line for line in over if line.startswith("  over")]
+        missing = [f"  element {element.name!r}: there, not here" for element in gone]
+        planning.refuse(run, [*lines, *dict.fromkeys(wrong), *(over or missing)])
+    new = tuple(name for path, name in asked.items() if path not in existing)
+    return Extension(new, tuple(changed), tuple(lines))
 
 
-def _plan(one: Run, name: str, order: RunRequest, plans: Mapping[str, Plan]) -> Plan:
-    """What an element that is there would be now; one that was never planned is as it was asked for."""
-    return Plan((order.elements or {})[name]) if deferred_planning.is_deferred(one) else plans[name]
-
-
-def refuse_changed(run: Run, order: RunRequest, wider: Extension, command: str) -> None:
-    """Elements that would be others now are computed again when that is asked for.
+def refuse_changed(run: Run, request: RunRequest, extension: Extension, command: str) -> None:
+    """Checks that elements from other inputs are computed again only when that is asked for.
 
     `command`: that was typed.
 
     Raises:
         UserError: it was not; with what changed, how much of the sweep it changes, and what to type.
     """
-    if not wider.changed or order.update:
+    if not extension.changed or request.update:
         return
-    final = f", and {order.last!r}" if order.last else ""
+    final = f", and {request.final_element!r}" if request.final_element else ""
+    share = f"{len(extension.changed)} of {_count(request)} elements{final}"
     lines = [
         f"{run.stage} {run.name!r} is there, from other inputs:",
-        *wider.lines[:8],
-        f"they change {len(wider.changed)} of {_number(order)} elements{final}. To compute these once more",
+        *extension.lines[:8],
+        f"they change {share}. To compute these once more",
         "(what they were is kept in the sweep's folder, in `earlier`):",
         f"  {command} --update",
         "or choose another --name, to compute all of it",
@@ -97,50 +97,49 @@ def refuse_changed(run: Run, order: RunRequest, wider: Extension, command: str) 
     raise UserError("\n".join(lines))
 
 
-def extension_messages(run: Run, order: RunRequest, wider: Extension) -> str:
-    """`sweep 'nuc' is widened: 6 of 18 elements are new; then 'final' once more`."""
-    parts = [f"{len(wider.new)} of {_number(order)} elements are new"] if wider.new else []
-    parts += [f"{len(wider.changed)} of {_number(order)} are computed once more"] if wider.changed else []
-    again = f"; then {order.last!r} once more" if order.last else ""
+def extension_message(run: Run, request: RunRequest, extension: Extension) -> str:
+    """Returns `sweep 'nuc' is widened: 6 of 18 elements are new; then 'final' once more`."""
+    count, new, changed = _count(request), len(extension.new), len(extension.changed)
+    parts = [f"{new} of {count} elements are new"] if new else []
+    parts += [f"{changed} of {count} are computed once more"] if changed else []
+    again = f"; then {request.final_element!r} once more" if request.final_element else ""
     return f"{run.stage} {run.name!r} is widened: {', '.join(parts)}{again}"
 
 
-def _number(order: RunRequest) -> int:
-    return len(order.elements or {}) - bool(order.last)
+def _count(request: RunRequest) -> int:
+    return len(request.elements or {}) - bool(request.final_element)
 
 
 # ---------------------------------------------------------------- taking it in
 
 
 def extend(
-    run: Run, order: RunRequest, plans: Mapping[str, Plan], wider: Extension, argv: tuple[str, ...]
+    run: Run, request: RunRequest, plans: Mapping[str, Plan], extension: Extension, argv: tuple[str, ...]
 ) -> None:
-    """Makes the new elements, those that changed, and what waits for all others once more: it names them."""
-    share_with_group(order.site.group)
-    content = provenance.record(order.recipe, list(argv))
-    for name in wider.new:
-        one = create.element(run, order.stage, name)
-        shutil.rmtree(one.folder, ignore_errors=True)  # of a widening that was ended
-        create.make_element(one, order, plans[name], content, late=False)
-    again = [*wider.changed, *([order.last] if order.last else [])]
-    for name in again:
-        shutil.rmtree(_unseen(run, name).folder, ignore_errors=True)
-        create.make_element(_unseen(run, name), order, plans[name], content, late=name == order.last)
+    """Makes the new elements, those that changed, and the final one, whose recipe names all of them."""
+    share_with_group(request.site.group)
+    content = provenance.record(request.recipe, list(argv))
+    again = [*extension.changed, *([request.final_element] if request.final_element else [])]
+    elements = [request.element(run, name) for name in extension.new]
+    for element in [*elements, *(Run(run.folder / UNSEEN / name) for name in again)]:
+        shutil.rmtree(element.folder, ignore_errors=True)  # of an extension that was ended
+        deferred = element.name == request.final_element
+        create.make_element(element, request, plans[element.name], content, deferred)
     kept = read_json(run.record) or {}
     step = {key: content[key] for key in ("argv", "user", "host", "commit", "diff", "code")}
-    said = {"time": now(), "elements": list(wider.new), "updated": list(wider.changed), **step}
+    entry = {"time": now(), "elements": list(extension.new), "updated": list(extension.changed), **step}
     left = {
-        "elements": create.elements(order, plans),
-        "replaced": [f"{order.stage}/{name}" for name in again],
-        "record": kept | {"digest": digest(order.recipe), "widened": [*kept.get("widened", []), said]},
-        "recipe": to_yaml(order.recipe),
+        "elements": request.elements_content(plans),
+        "replaced": [f"{request.stage}/{name}" for name in again],
+        "record": kept | {"digest": digest(request.recipe), "widened": [*kept.get("widened", []), entry]},
+        "recipe": to_yaml(request.recipe),
     }
     write_atomic(_journal(run), json.dumps(left, indent=1))
     _finish(run)
 
 
 def finish_interrupted(run: Run) -> None:
-    """A widening that was ended in the middle comes to its end."""
+    """Completes an extension that was ended in the middle."""
     if _journal(run).exists():
         with submissions.alone(run):
             _finish(run)
@@ -161,28 +160,18 @@ def _finish(run: Run) -> None:
 
 
 def _replace(run: Run, folder: Path) -> None:
-    """An element that was made anew takes the place of the earlier one, which is kept: it may be in use."""
-    unseen = _unseen(run, folder.name).folder
+    """Puts an element that was made anew in the place of the earlier one, which is kept: it may be in use."""
+    unseen = run.folder / UNSEEN / folder.name
     if not unseen.exists():
         return
     if folder.exists():
-        kept = _free(run, folder)
+        inside = Path(folder.parent.name, folder.name)  # `earlier/1/finetune/final`, or the first free number
+        paths = (run.folder / "earlier" / str(number) / inside for number in itertools.count(1))
+        kept = next(path for path in paths if not path.exists())
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, kept)
     folder.parent.mkdir(exist_ok=True)
     os.rename(unseen, folder)
-
-
-def _free(run: Run, folder: Path) -> Path:
-    """`earlier/1/finetune/final`, or the first such that is free."""
-    inside = Path(folder.parent.name, folder.name)
-    paths = (run.folder / "earlier" / str(number) / inside for number in itertools.count(1))
-    return next(path for path in paths if not path.exists())
-
-
-def _unseen(run: Run, name: str) -> Run:
-    """Where an element that is there is made anew, out of sight."""
-    return Run(run.folder / UNSEEN / name)
 
 
 def _journal(run: Run) -> Path:

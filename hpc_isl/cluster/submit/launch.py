@@ -1,4 +1,4 @@
-"""An order becomes a run folder, or an array of them, and is handed over; runs that ended go on."""
+"""A request becomes a run folder, or an array of them, and is started; runs that ended are resumed."""
 
 from __future__ import annotations
 
@@ -11,143 +11,125 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_isl.cluster.monitor import follow, messages, status
+from hpc_isl.cluster.monitor import follow, messages
 from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.rank import environment
-from hpc_isl.cluster.run_folder import arrays, create, names, provenance, submissions, uses
-from hpc_isl.cluster.submit import dry_run, estimates, extend_sweep, request, trial
+from hpc_isl.cluster.run_folder import create, names, provenance, status, submissions, uses
+from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder.status import RunState
+from hpc_isl.cluster.submit import dry_run, extend_sweep, planning
 from hpc_isl.cluster.submit.dispatch import check_dispatch, dispatch
-from hpc_isl.cluster.submit.request import RunRequest
+from hpc_isl.cluster.submit.extend_sweep import Extension
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
 
 
-def show_plan(order: RunRequest, console: Console, tries: bool = False) -> int:
-    """Says exactly what would be done, and writes nothing; `tries`: also how long it takes, after a trial."""
-    order, run, plans = _prepared(order, console)
-    there, finished = run.folder.exists(), False
-    wider = _wider(run, order, plans, console) if there and order.elements else extend_sweep.Extension()
-    if wider:
+def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> int:
+    """Prints exactly what would be done, and writes nothing; returns the exit code.
+
+    `try_it`: prints also how long it takes, after a trial of ten seconds.
+    """
+    request, run, plans = _prepared(request, console)
+    plan, finished, extension = next(iter(plans.values())), False, Extension()
+    exists = run.folder.exists()
+    if exists and request.elements:
+        extension = _extension(run, request, plans, console)
+    if extension:
         _refuse_living(run, console)
-    elif there:
-        finished = _is_finished(run, order, next(iter(plans.values())), console)
-    left = _left(order, run, wider) if wider else order
-    for line in dry_run.plan_lines(left, next(iter(plans.values())), run):
+    elif exists:
+        finished = _is_finished(run, request, plan, console)
+    left = request
+    if extension:  # those that are new, have changed or are not done
+        done = {element.name for element in create.other_elements(run) if element.summary() is not None}
+        skipped = done - {*extension.changed}
+        elements = {name: recipe for name, recipe in (request.elements or {}).items() if name not in skipped}
+        left = replace(request, elements=elements)
+    for line in dry_run.plan_lines(left, plan, run):
         console.log(line)
-    ahead = {
-        name: plan for name, plan in plans.items() if not order.elements or name in (left.elements or {})
-    }
-    for line in [trial.line(left, ahead, console)] if tries else estimates.lines(left, ahead, console.roots):
+    names_left = left.elements or plans
+    ahead = {name: plan for name, plan in plans.items() if name in names_left}
+    times = dry_run.time_lines(left, ahead, console.roots)
+    for line in [dry_run.try_it(left, ahead, console)] if try_it else times:
         console.log(line)
-    if wider:
-        console.log(
-            f"{extend_sweep.extension_messages(run, order, wider)}: "
-            + "; ".join((*wider.new, *wider.changed)[:12])
-        )
+    if extension:
+        shown = "; ".join((*extension.new, *extension.changed)[:12])
+        console.log(f"{extend_sweep.extension_message(run, request, extension)}: {shown}")
     if finished:
         console.log(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
     return 0
 
 
-def launch(order: RunRequest, console: Console, wait: bool) -> int:
-    """Plans, makes the run folder, hands it over; the exit code."""
-    order, run, plans = _prepared(order, console)
+def launch(request: RunRequest, console: Console, wait: bool) -> int:
+    """Plans, makes the run folder, starts the run; returns the exit code."""
+    request, run, plans = _prepared(request, console)
     plan = next(iter(plans.values()))
-    for line in (*order.messages, *plan.messages):
+    for line in (*request.messages, *plan.messages):
         console.log(line)
     if run.folder.exists():
-        extend_sweep.finish_interrupted(run)
-        if order.elements and (wider := _wider(run, order, plans, console)):
-            return _widened(run, order, plans, wider, console, wait)
-        if _is_finished(run, order, plan, console):
-            if not order.verify:
-                console.log("nothing to do: this run is finished, with this recipe")
-                return messages.done(run, console)
-            _ask(run, order)
-            return start_attempts(run, [run], order.site, console, wait)
-        _ask(run, order)
-        return resume(run, order.site, console, wait)  # in an allocation that Slurm has started again
-    check_dispatch(order.site, order.after)
-    for line in estimates.lines(order, plans, console.roots):
+        return _launch_existing(run, request, plans, console, wait)
+    check_dispatch(request.site, request.after)
+    for line in dry_run.time_lines(request, plans, console.roots):
         console.log(line)
-    if order.elements:
-        create.make_array(run, order, plans, console.argv)
+    if request.elements:
+        create.make_array(run, request, plans, console.argv)
     else:
-        create.make(run, order, plan, console.argv)
-        _ask(run, order)
-    console.log(f"{run.stage} {run.name!r}: {dry_run.resources(order.site)}")
+        create.make(run, request, plan, console.argv)
+        _write_verify(run, request)
+    console.log(f"{run.stage} {run.name!r}: {dry_run.resources(request.site)}")
     with submissions.alone(run):
         try:
-            code = dispatch(run, run.elements() or [run], order.site, console, order.after)
-        except UserError:
-            _forget(run)
+            code = dispatch(run, run.elements() or [run], request.site, console, request.after)
+        except UserError:  # refused: no trace is left, unless some element has begun
+            if not any(member.attempt_numbers() for member in (run, *run.elements())):
+                shutil.rmtree(run.folder, ignore_errors=True)
             raise
     return _ended(code, run, console, wait)
 
 
-def _ask(run: Run, order: RunRequest) -> None:
-    """Leaves word in the run folder of the share that is to be computed again."""
-    if order.verify:
-        write_atomic(run.folder / "verify.json", json.dumps({"share": order.verify}))
-
-
-def _prepared(order: RunRequest, console: Console) -> tuple[RunRequest, Run, dict[str, Plan]]:
-    """What is asked for, as the stage arranges it, where it will lie, and the plan of each part."""
-    order = replace(order, after=request.unfinished(order.after))
-    run = order.run(console.root)
+def _prepared(request: RunRequest, console: Console) -> tuple[RunRequest, Run, dict[str, Plan]]:
+    """Returns the request as the stage arranges it, where it will lie, and the plan of each part."""
+    request = replace(request, after=planning.unfinished(request.after))
+    run = request.run(console.root)
     names.refuse_removed(run)
-    order = request.arranged(order, run)
-    return order, run, request.plans(order)
+    request = planning.arranged(request, run)
+    return request, run, planning.plans(request)
 
 
-def _wider(
-    run: Run, order: RunRequest, plans: Mapping[str, Plan], console: Console
-) -> extend_sweep.Extension:
-    """What the sweep that is there would take in."""
-    wider = extend_sweep.compare(run, order, plans)
-    extend_sweep.refuse_changed(run, order, wider, f"{console.program} {shlex.join(console.argv)}")
-    return wider
-
-
-def _widened(
-    run: Run,
-    order: RunRequest,
-    plans: Mapping[str, Plan],
-    wider: extend_sweep.Extension,
-    console: Console,
-    wait: bool,
+def _launch_existing(
+    run: Run, request: RunRequest, plans: Mapping[str, Plan], console: Console, wait: bool
 ) -> int:
-    """The sweep takes in new elements and changed ones, and goes on with what is not done."""
-    _refuse_living(run, console)
-    check_dispatch(order.site, order.after)
-    with submissions.alone(run):
-        _refuse_living(run, console)  # it may have been started just now
-        extend_sweep.extend(run, order, plans, wider, console.argv)
-    console.log(extend_sweep.extension_messages(run, order, wider))
-    return resume(run, order.site, console, wait, order.after)
+    """Extends a sweep, verifies a finished run, or resumes one in an allocation that Slurm has restarted."""
+    extend_sweep.finish_interrupted(run)
+    if request.elements and (extension := _extension(run, request, plans, console)):
+        _refuse_living(run, console)
+        check_dispatch(request.site, request.after)
+        with submissions.alone(run):
+            _refuse_living(run, console)  # it may have been started just now
+            extend_sweep.extend(run, request, plans, extension, console.argv)
+        console.log(extend_sweep.extension_message(run, request, extension))
+        return resume(run, request.site, console, wait, request.after)
+    if not _is_finished(run, request, next(iter(plans.values())), console):
+        _write_verify(run, request)
+        return resume(run, request.site, console, wait)
+    if not request.verify:
+        console.log("nothing to do: this run is finished, with this recipe")
+        return messages.done(run, console)
+    _write_verify(run, request)
+    return start_attempts(run, [run], request.site, console, wait)
 
 
-def _refuse_living(run: Run, console: Console) -> None:
-    found = status.state(run)
-    if found.alive:
-        raise UserError(
-            f"{run.label!r} is {found.word}; wait for it ({console.command('status', run)}) or "
-            f"{console.command('cancel', run)}, and widen it then"
-        )
+def _write_verify(run: Run, request: RunRequest) -> None:
+    """Writes into the run folder which share is to be computed again."""
+    if request.verify:
+        write_atomic(run.folder / "verify.json", json.dumps({"share": request.verify}))
 
 
-def _left(order: RunRequest, run: Run, wider: extend_sweep.Extension) -> RunRequest:
-    """The elements that a wider sweep would compute: new and changed ones, and those that are not done."""
-    done = {one.name for one in arrays.other_elements(run) if one.summary() is not None} - {*wider.changed}
-    return replace(order, elements={k: v for k, v in (order.elements or {}).items() if k not in done})
-
-
-def _forget(run: Run) -> None:
-    """A run that was refused is as if it had not been asked for; one in which anything began stays."""
-    if not any(one.attempt_numbers() for one in (run, *run.elements())):
-        shutil.rmtree(run.folder, ignore_errors=True)
+def _extension(run: Run, request: RunRequest, plans: Mapping[str, Plan], console: Console) -> Extension:
+    extension = extend_sweep.compare(run, request, plans)
+    extend_sweep.refuse_changed(run, request, extension, f"{console.program} {shlex.join(console.argv)}")
+    return extension
 
 
 def _ended(code: int | None, run: Run, console: Console, wait: bool) -> int:
@@ -156,29 +138,39 @@ def _ended(code: int | None, run: Run, console: Console, wait: bool) -> int:
     return follow.follow(run, console) if wait else 0
 
 
-def _is_finished(run: Run, order: RunRequest, plan: Plan, console: Console) -> bool:
-    """Whether just this was computed under this name; False: an allocation may go on with it."""
-    if not order.elements:  # those of an array have been looked at one by one
-        request.refuse_another(run, plan)
-    found = status.state(run)
-    if found.word == "done":
+def _refuse_living(run: Run, console: Console) -> None:
+    found = status.status_of(run)
+    if found.alive:
+        raise UserError(
+            f"{run.label!r} is {found.state}; wait for it ({console.command('status', run)}) or "
+            f"{console.command('cancel', run)}, and widen it then"
+        )
+
+
+def _is_finished(run: Run, request: RunRequest, plan: Plan, console: Console) -> bool:
+    """Returns whether just this was computed under this name; False: an allocation may resume it."""
+    if not request.elements:  # those of an array have been compared one by one
+        planning.refuse_other_run(run, plan)
+    found = status.status_of(run)
+    if found.state == RunState.DONE:
         return True
-    if order.site.executor == "allocation" and (not found.alive or _is_ours(run)):
+    if request.site.executor == "allocation" and (not found.alive or _is_ours(run)):
         return False
     _refuse_alive(run, found, console)
     raise UserError(
-        f"{run.stage} {run.name!r} is there and {found.word}; go on with {console.command('resume', run)}, "
+        f"{run.stage} {run.name!r} is there and {found.state}; go on with {console.command('resume', run)}, "
         "or choose another --name"
     )
 
 
 def _is_ours(run: Run) -> bool:
-    """Whether the job that works on the run, as Slurm says, is the one we stand in."""
-    return environment.job_here() is not None and submissions.newest(run).get("job") == environment.job_here()
+    """Returns whether the job that computes the run is the one in which this process stands."""
+    job = environment.job_here()
+    return job is not None and submissions.newest(run).get("job") == job
 
 
-def _refuse_alive(run: Run, found: status.State, console: Console) -> None:
-    """What is at work is not started a second time, and what may be is not either."""
+def _refuse_alive(run: Run, found: status.RunStatus, console: Console) -> None:
+    """Checks that a run is not, and cannot be, at work: it is not started a second time."""
     if found.unheard:
         raise UserError(
             f"{run.label!r} is not started, its job may be there: {found.unheard}. Again when that is known; "
@@ -186,7 +178,7 @@ def _refuse_alive(run: Run, found: status.State, console: Console) -> None:
         )
     if found.alive:
         raise UserError(
-            f"{run.label!r} is {found.word} already; follow it: {console.command('logs', run, '-f')}"
+            f"{run.label!r} is {found.state} already; follow it: {console.command('logs', run, '-f')}"
         )
 
 
@@ -194,39 +186,52 @@ def _refuse_alive(run: Run, found: status.State, console: Console) -> None:
 
 
 def resume(run: Run, site: Site, console: Console, wait: bool, after: tuple[Run, ...] = ()) -> int:
-    """A new attempt in the same folder, with its recipe; of an array, of the elements that are not done."""
+    """Starts a new attempt in the same folder, with its recipe; of an array, of the elements not done.
+
+    Returns the exit code.
+    """
     extend_sweep.finish_interrupted(run)
-    found = status.states(run.elements() or [run])
-    if all(each.word == "done" for each in found.values()):
+    statuses = status.statuses(run.elements() or [run])
+    unfinished = {member: found for member, found in statuses.items() if found.state != RunState.DONE}
+    if not unfinished:
         console.log("nothing to do: this run is finished")
         return messages.done(run, console)
-    left = [one for one, each in found.items() if each.word != "done" and (not each.alive or _is_ours(one))]
+    left = [member for member, found in unfinished.items() if not found.alive or _is_ours(member)]
     if not left:
-        _refuse_alive(run, status.state(run), console)
-    return start_attempts(run, arrays.along(run, left), site, console, wait, after)
+        _refuse_alive(run, status.status_of(run), console)
+    return start_attempts(run, create.with_final_element(run, left), site, console, wait, after)
 
 
 def start_attempts(
     run: Run, members: Sequence[Run], site: Site, console: Console, wait: bool, after: tuple[Run, ...] = ()
 ) -> int:
-    """New attempts of these members of the run; what one that is done has computed stays."""
-    site = request.site_of(members[0].stage, site)  # another one than it began in, perhaps
+    """Starts new attempts of these members of the run; what one that is done has computed stays.
+
+    Returns the exit code.
+    """
+    site = planning.site_of(members[0].stage, site)  # another one than it began in, perhaps
     if site.executor == "allocation" and run.elements():
         raise UserError(
             "an array does not go on inside of a job; type it on a login node, or name an element"
         )
-    after = request.unfinished(after or _kept_after(run))
+    record = read_json(run.record) or {}
+    kept_after = tuple(Run(Path(os.path.normpath(run.folder / path))) for path in record.get("after", []))
+    after = planning.unfinished(after or kept_after)
     check_dispatch(site, after)
-    for one in members:
-        uses.refuse_changed(one)
-    if (read_json(run.record) or {}).get("code") != provenance.code_digest():
+    for member in members:
+        uses.refuse_changed(member)
+    if record.get("code") != provenance.code_digest():
         console.log("the code has changed since this run was made; it goes on with the present code")
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
     console.log(f"{run.stage} {run.label!r} goes on{which}: {dry_run.resources(site)}")
     with submissions.alone(run):
-        _refuse_started(members, console)
-        for one in members:
-            one.cancelled.unlink(missing_ok=True)
+        for member, found in status.statuses(members).items():  # another process may have started some
+            # A final element that waits for elements which have ended is replaced.
+            waits = create.is_final_element(member) and not found.unheard
+            if not _is_ours(member) and not (waits and submissions.newest(member).get("job")):
+                _refuse_alive(member, found, console)
+        for member in members:
+            member.cancelled.unlink(missing_ok=True)
         with _reopened(members):
             code = dispatch(run, members, site, console, after)
     return _ended(code, run, console, wait)
@@ -234,8 +239,8 @@ def start_attempts(
 
 @contextmanager
 def _reopened(members: Sequence[Run]) -> Iterator[None]:
-    """Those that are done are so no more, unless they are refused."""
-    records = {one.done / f"{one.stage}.json": one.summary() for one in members}
+    """Removes the done records of members; they come back where the new attempts are refused."""
+    records = {member.done / f"{member.stage}.json": member.summary() for member in members}
     for path in records:
         path.unlink(missing_ok=True)
     try:
@@ -247,17 +252,3 @@ def _reopened(members: Sequence[Run]) -> Iterator[None]:
             if summary is not None:
                 write_atomic(path, json.dumps(summary, indent=1))
         raise
-
-
-def _refuse_started(members: Sequence[Run], console: Console) -> None:
-    """What another process has started since we looked."""
-    for one, each in status.states(members).items():
-        waits = arrays.is_final_element(one) and not each.unheard and submissions.newest(one).get("job")
-        if not _is_ours(one) and not waits:  # that waits for elements which have ended, and is replaced
-            _refuse_alive(one, each, console)
-
-
-def _kept_after(run: Run) -> tuple[Run, ...]:
-    """The runs that this one was to wait for when it was made."""
-    folders = (read_json(run.record) or {}).get("after", [])
-    return tuple(Run(Path(os.path.normpath(run.folder / folder))) for folder in folders)

@@ -1,4 +1,4 @@
-"""A process beside a run forwards it to MLflow; whatever befalls that process, the run does not notice."""
+"""A process beside a run forwards it to MLflow; whatever happens to that process, the run does not notice."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hpc_isl import site
-from hpc_isl.cluster.monitor import status
-from hpc_isl.cluster.run_folder import submissions
+from hpc_isl.cluster.run_folder import status, submissions
 from hpc_isl.cluster.run_folder.provenance import import_path
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
@@ -39,96 +38,83 @@ def forwarding(run: Run, where: Site) -> Iterator[None]:
     try:
         yield
     finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(LAST_PASS_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.kill()
-        process.wait()
+        try:
+            process.wait(LAST_PASS_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+            process.wait()
 
 
 def follow(run: Run) -> None:
     """Forwards every few seconds until the run has ended; imports MLflow once there is a metric."""
-    while _goes_on(run) and not _measured(run):
+    while _continues(run) and not _measured(run):
         time.sleep(1)
     if not _measured(run):
         return
     from hpc_isl.cluster.tracking.mlflow_run import sync
 
-    going = True
-    while going:
-        going = _goes_on(run)
-        for one in [*_measured(run), *_arrays(run, going)]:
+    continues = True
+    while continues:
+        continues = _continues(run)
+        # The array of an element is forwarded at the element's end alone: many elements ask after it.
+        arrays = [run] if run.elements() else [run.array] if run.array and not continues else []
+        for member in [*_measured(run), *arrays]:
             try:
-                print(sync(one, 0 if going else WAIT_S), flush=True)
+                print(sync(member, 0 if continues else WAIT_S), flush=True)
             except Exception as error:  # whatever it is, the next pass or a later `sync` makes up for it
                 print(f"not forwarded: {error}", flush=True)
-        _pause(run, FOLLOW_S if going else 0)
+        started = time.monotonic()
+        while continues and time.monotonic() - started < FOLLOW_S and _continues(run):
+            time.sleep(1)
 
 
 def _measured(run: Run) -> list[Run]:
-    """The run, or the elements of an array, that have metrics to forward."""
-    return [one for one in run.elements() or [run] if one.metrics.exists()]
+    """Returns the run, or the elements of an array, that have metrics to forward."""
+    return [member for member in run.elements() or [run] if member.metrics.exists()]
 
 
-def _arrays(run: Run, going: bool) -> list[Run]:
-    """The array that is followed; that of an element at its end alone, for many elements ask after it."""
+def _continues(run: Run) -> bool:
+    """Returns whether more is to come, by the run folder alone: a queue is not to be asked each second."""
     if run.elements():
-        return [run]
-    return [run.array] if run.array and not going else []
-
-
-def _pause(run: Run, seconds: float) -> None:
-    started = time.monotonic()
-    while time.monotonic() - started < seconds and _goes_on(run):
-        time.sleep(1)
-
-
-def _goes_on(run: Run) -> bool:
-    """Whether more is to come: looks at the run folder alone, for a queue is not to be asked each second."""
-    if run.elements():
-        return any(_goes_on(one) for one in run.elements())
-    asked = submissions.newest(run)
+        return any(_continues(member) for member in run.elements())
+    submission = submissions.newest(run)
     left = any(record.get("exit") for record in status.ranks(run)[:1])
-    gone = asked.get("executor") == "local" and submissions.watcher(asked) is None
+    gone = submission.get("executor") == "local" and submissions.watcher(submission) is None
     return not (left or gone or run.summary() is not None)
 
 
 def sync_all(runs: list[Run], log: Callable[[str], None], ask: bool = True) -> int:
-    """Forwards each run once, and the elements of arrays; 1 where one could not be forwarded."""
-    return sync_each([one for each in runs for one in _with_elements(each)], log, ask)
+    """Forwards each run once, and the elements of arrays; returns 1 where one could not be forwarded."""
+    every: list[Run] = []
+    for run in runs:
+        members = run.elements()
+        # An array has a run of its own in MLflow, above those of its elements; a chain has none.
+        own = [] if members and not any(member.array == run for member in members) else [run]
+        every += [*own, *members]
+    return sync_each(every, log, ask)
 
 
 def sync_each(runs: list[Run], log: Callable[[str], None], ask: bool = True) -> int:
-    """Forwards just these runs once; the exit code: 1 where one could not be forwarded. `ask`: as `sync`."""
+    """Forwards just these runs once; returns 1 where one could not be forwarded. `ask`: as in `sync`."""
     from hpc_isl.cluster.tracking.mlflow_run import sync
     from hpc_isl.cluster.tracking.store import Unreachable
 
-    failed, away, told = 0, set[str](), set[str]()
+    failed, unreachable, reported = 0, set[str](), set[str]()
     for run in runs:
         try:
             uri = site.saved_site(run.site).tracking_address(run.root)
-            if uri not in away:
+            if uri not in unreachable:
                 log(sync(run, ask=ask))
         except Unreachable as error:
-            away.add(str(uri))
+            unreachable.add(str(uri))
             failed += 1
             log(f"{run.label}: {error}; everything stays in the run folder, sync again later")
-        except UserError as mistake:  # what all runs of an experiment share is said once
+        except UserError as error:  # what all runs of an experiment share is reported once
             failed += 1
-            if str(mistake) not in told:
-                log(f"{run.label}: not forwarded: {mistake}")
-            told.add(str(mistake))
+            if str(error) not in reported:
+                log(f"{run.label}: not forwarded: {error}")
+            reported.add(str(error))
         except Exception as error:
             failed += 1
             log(f"{run.label}: not forwarded: {type(error).__name__}: {error}")
     return int(failed > 0)
-
-
-def _with_elements(run: Run) -> list[Run]:
-    """An array has a run of its own in MLflow, above those of its elements; a chain has none."""
-    members = run.elements()
-    return [run, *members] if any(one.array == run for one in members) else members or [run]

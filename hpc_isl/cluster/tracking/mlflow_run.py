@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_isl import site
-from hpc_isl.cluster.monitor import status
-from hpc_isl.cluster.run_folder import arrays
-from hpc_isl.cluster.run_folder.span import span
-from hpc_isl.cluster.tracking.files import changed, stamp
-from hpc_isl.cluster.tracking.model import log_model
+from hpc_isl.cluster.run_folder import create, status
+from hpc_isl.cluster.run_folder.status import RunState, span
+from hpc_isl.cluster.tracking.artifacts import changed, file_stamp, log_model
 from hpc_isl.cluster.tracking.store import (
     RunDeleted,
     Unreachable,
@@ -38,11 +36,8 @@ PARENT_S = 30.0  # how long an element waits for another to make the MLflow run 
 KINDS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "queued": "SCHEDULED"}
 
 
-# ---------------------------------------------------------------- one pass
-
-
 def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
-    """Forwards what is new in the run folder; a line that says what was done.
+    """Forwards what is new in the run folder; returns a line that says what was done.
 
     Args:
         wait_s: how long another process that forwards it just now is waited for.
@@ -75,7 +70,7 @@ def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
 
 
 def _nothing_new(run: Run, uri: str) -> bool:
-    """Whether an earlier pass over the ended run forwarded all that its folder holds."""
+    """Returns whether an earlier pass over the ended run forwarded all that its folder holds."""
     kept = read_json(run.folder / "tracking.json") or {}
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
     if kept.get("uri") != uri or kept["offset"] != size or changed(run, kept["files"]):
@@ -83,18 +78,18 @@ def _nothing_new(run: Run, uri: str) -> bool:
     above = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
     if kept.get("parent") != above.get("run_id"):
         return False
-    found = status.state(run)
+    found = status.status_of(run)
     return kept.get("ended") == _ending(run, found) and kept.get("results") == results_of(run)
 
 
-def _ending(run: Run, found: status.State) -> list[Any] | None:
-    """What an ended run is known by; None: it has not ended."""
+def _ending(run: Run, found: status.RunStatus) -> list[Any] | None:
+    """Returns what identifies the end of a run; None: it has not ended."""
     times = span(run)
-    return None if found.alive or times is None else [found.word, len(run.attempt_numbers()), times[1]]
+    return None if found.alive or times is None else [found.state, len(run.attempt_numbers()), times[1]]
 
 
 def _mlflow() -> Any:
-    """MLflow, quiet, impatient, and silent towards its makers."""
+    """Imports and returns MLflow: quiet, with short time-outs and without telemetry."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -127,16 +122,16 @@ class _Forward:
             self._keep()
 
     def all(self) -> str:
-        """What it is, where it was changed; metrics, files, the model, the state."""
+        """Forwards description, metrics, files, the model and the state; returns what was sent."""
         if self.run.recipe in changed(self.run, self.kept["files"]):
             self._describe()
         if self.run.array:
             self._under(self.run.array)
-        found = status.state(self.run)
+        found = status.status_of(self.run)
         ending = _ending(self.run, found)
         steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
         files = self._send_files()
-        modelled = found.word == "done" and self._model()
+        modelled = found.state == RunState.DONE and self._model()
         self._state(found, ending)
         return f"{steps} metric values, {files} files" + (", the model" if modelled else "")
 
@@ -146,7 +141,7 @@ class _Forward:
     # ------------------------------------------------------------ the MLflow run
 
     def _known(self) -> bool:
-        """Whether MLflow has the run that the folder names; not where its database was replaced."""
+        """Returns whether MLflow has the run that the folder names; not where its database was replaced."""
         try:
             there = self.client.get_run(self.kept["run_id"])
         except self.mlflow.MlflowException as error:
@@ -157,8 +152,11 @@ class _Forward:
         return True
 
     def _find_or_make(self) -> str:
-        """The MLflow run with our key, wherever it was made."""
-        experiment_id = experiment(self.client, self.uri, self.run.root, self._experiment_name())
+        """Returns the id of the MLflow run with our key, wherever it was made."""
+        # The site's, or the stage: runs of an array are shown as a family where they share an experiment.
+        members = [element for element in self.run.elements() if element.array == self.run]
+        name = site.saved_site(self.run.site).experiment or (members[0].stage if members else self.run.stage)
+        experiment_id = experiment(self.client, self.uri, self.run.root, name)
         query = f"tags.`hpc_isl.key` = '{self.record['key']}'"
         there = self.client.search_runs(
             [experiment_id], query, run_view_type=self.mlflow.entities.ViewType.ALL
@@ -172,13 +170,13 @@ class _Forward:
         made = self.client.create_run(experiment_id, start_time=began, tags=tags, run_name=self.run.label)
         return str(made.info.run_id)
 
-    def _experiment_name(self) -> str:
-        """The site's, or the stage: the runs of an array are shown as a family where they share one."""
-        members = [one for one in self.run.elements() if one.array == self.run]
-        return site.saved_site(self.run.site).experiment or (members[0].stage if members else self.run.stage)
-
     def _check(self, there: Any) -> None:
-        """What a person deleted in MLflow is not made there again: a `UserError`, or `RunDeleted`."""
+        """Checks that no person has deleted it in MLflow.
+
+        Raises:
+            UserError: its experiment was deleted.
+            RunDeleted: it was deleted.
+        """
         usable(self.client, self.uri, self.client.get_experiment(there.info.experiment_id))
         if there.info.lifecycle_stage == "deleted":
             raise RunDeleted(
@@ -187,9 +185,10 @@ class _Forward:
             )
 
     def _describe(self) -> None:
-        """Parameters, tags and data sets. A parameter never changes in MLflow; a wider sweep has more."""
+        """Sends parameters, tags and data sets."""
         entities = self.mlflow.entities
         flat = {_plain(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
+        # A parameter never changes in MLflow; a wider sweep has more.
         there = self.client.get_run(self.kept["run_id"]).data.params
         params = [entities.Param(key, str(value)[:6000]) for key, value in flat.items() if key not in there]
         for first in range(0, len(params), 100):
@@ -207,7 +206,7 @@ class _Forward:
         self._data_sets(self.record.get("inputs", {}))
 
     def _under(self, array: Run) -> None:
-        """The run is a child of its array's, which whoever comes first makes."""
+        """Makes the run a child of its array's, which the first element to come makes."""
         above = read_json(array.folder / "tracking.json") or {}
         if above.get("uri") != self.uri:
             above = self._parent(array)
@@ -246,7 +245,7 @@ class _Forward:
     # ------------------------------------------------------------ what grows
 
     def _metrics(self) -> int:
-        """New lines of metrics.jsonl; a (key, step) that an earlier attempt reached is not sent again."""
+        """Sends new lines of metrics.jsonl, without (key, step) pairs that an earlier attempt reached."""
         sent, batch, end = 0, [], self.kept["offset"]
         for line, end in self._new_lines():
             batch += self._fresh(line)
@@ -265,7 +264,7 @@ class _Forward:
         return [metric(_plain(key), value, moment, line["step"]) for key, value in new.items()]
 
     def _new_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Complete lines since the last pass, and where each ends; one torn by a kill is passed over."""
+        """Yields complete lines since the last pass, and where each ends; one torn by a kill is skipped."""
         with suppress(FileNotFoundError), self.run.metrics.open("rb") as stream:
             stream.seek(self.kept["offset"])
             for raw in stream:
@@ -277,7 +276,7 @@ class _Forward:
                     yield {"values": {}}, stream.tell()
 
     def _send(self, batch: list[Any], offset: int) -> int:
-        """What is sent twice because we died before the offset was kept, MLflow itself drops."""
+        """Sends metrics; what is sent twice, after a kill before the offset was kept, MLflow itself drops."""
         for first in range(0, len(batch), 1000):
             self.client.log_batch(self.kept["run_id"], metrics=batch[first : first + 1000])
         self.kept["offset"] = offset
@@ -285,7 +284,7 @@ class _Forward:
         return len(batch)
 
     def _summary(self, ended_ms: int) -> int:
-        """Of a sweep that has ended its scores by arm and N, once; its report then is among the files."""
+        """Sends the scores of an ended sweep by arm and N, once; its report is then among the files."""
         results = results_of(self.run)
         if results is None or results == self.kept.get("results"):
             return 0
@@ -304,15 +303,17 @@ class _Forward:
         new = changed(self.run, self.kept["files"])
         for path in new:
             inside = path.relative_to(self.run.folder)
-            seen, folder = stamp(path), None if inside.parent == Path() else str(inside.parent)
+            seen, folder = file_stamp(path), None if inside.parent == Path() else str(inside.parent)
             self.client.log_artifact(self.kept["run_id"], str(path), folder)
             self.kept["files"][str(inside)] = seen
         self._keep()
         return len(new)
 
     def _model(self) -> bool:
-        """Of an array that ends with one model of all, only that one: a sweep has a hundred others."""
-        if self.kept.get("model") or not self.run.model.is_dir() or arrays.leads_to_another(self.run):
+        """Logs the model; of an array that ends with one model of all, only that: it has a hundred others."""
+        if self.kept.get("model") or not self.run.model.is_dir():
+            return False
+        if self.run.array and create.final_element(self.run.array) not in (None, self.run):
             return False
         self.mlflow.set_tracking_uri(self.uri)
         packages = self.record.get("packages", {})
@@ -320,9 +321,9 @@ class _Forward:
         self._keep()
         return True
 
-    def _state(self, found: status.State, ending: list[Any] | None) -> None:
-        self._tag({"hpc_isl.state": found.word, "hpc_isl.attempts": len(self.run.attempt_numbers())})
-        kind = KINDS.get(found.word, "KILLED")
+    def _state(self, found: status.RunStatus, ending: list[Any] | None) -> None:
+        self._tag({"hpc_isl.state": found.state, "hpc_isl.attempts": len(self.run.attempt_numbers())})
+        kind = KINDS.get(found.state, "KILLED")
         if ending is None:
             self.client.update_run(self.kept["run_id"], status=kind)
         else:
@@ -332,5 +333,5 @@ class _Forward:
 
 
 def _plain(key: str) -> str:
-    """A key of the characters that MLflow allows."""
+    """Returns the key in the characters that MLflow allows."""
     return re.sub(r"[^\w\-./: ]", "_", key)

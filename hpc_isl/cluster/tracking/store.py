@@ -30,7 +30,11 @@ class RunDeleted(RuntimeError):
 
 
 def check(uri: str) -> None:
-    """A server that is not there is found out in seconds, before MLflow is imported and retries."""
+    """Checks within seconds that a server answers, before MLflow is imported and retries.
+
+    Raises:
+        Unreachable: it does not.
+    """
     parts = urllib.parse.urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return
@@ -44,18 +48,24 @@ def check(uri: str) -> None:
 
 
 def one_at_a_time(root: Path) -> AbstractContextManager[bool]:
-    """Eight that create one database or experiment together fail."""
+    """Locks `root`: processes that create one database or experiment together fail."""
     return only_writer(root / ".mlflow.lock", wait_s=120)
 
 
 def client(mlflow: Any, uri: str, root: Path) -> Any:
-    """MLflow's own client; a database whose making was ended half-way would be refused for ever."""
+    """Returns MLflow's own client, with a database that appears complete or not at all."""
     with one_at_a_time(root) as mine:
         if not mine:
             raise Unreachable(f"{uri} is being made by another process just now")
         path = Path(uri.removeprefix(SQLITE))
         if uri.startswith(SQLITE) and not path.exists():
-            _make_whole(mlflow, path)
+            # One whose making was ended half-way would be refused for ever.
+            folder = path.with_name(f".{path.name}.new")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            mlflow.MlflowClient(tracking_uri=f"{SQLITE}{folder}/{path.name}")
+            os.rename(folder / path.name, path)
+            shutil.rmtree(folder)
         return mlflow.MlflowClient(tracking_uri=uri)
 
 
@@ -94,12 +104,3 @@ def usable(client: Any, uri: str, experiment: Any) -> None:
 def restoring(uri: str) -> str:
     """Returns the beginning of a command to MLflow about what is kept at `uri`."""
     return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow"
-
-
-def _make_whole(mlflow: Any, path: Path) -> None:
-    folder = path.with_name(f".{path.name}.new")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    mlflow.MlflowClient(tracking_uri=f"{SQLITE}{folder}/{path.name}")
-    os.rename(folder / path.name, path)
-    shutil.rmtree(folder)

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hpc_isl.cluster.run_folder import names
-from hpc_isl.cluster.run_folder.provenance import user
+from hpc_isl.cluster.slurm.commands import user_name
 from hpc_isl.cluster.tracking import forward
 from hpc_isl.errors import UserError
 from hpc_isl.site import Site
@@ -25,7 +25,7 @@ from hpc_isl.site import Site
 HOST = "127.0.0.1"
 PAGES = "hpc_isl"  # the name of `tracking_pages` among MLflow's plugins
 START_S = 600.0
-SAY_S = 30.0  # between words to a person who waits for the start
+LOG_S = 30.0  # between lines to a person who waits for the start
 LOG_LINES = 12
 SYNC_S = 60.0
 QUIET = re.compile(r": (nothing new for|its site says tracking: none|has not begun|was deleted in MLflow)")
@@ -36,7 +36,7 @@ def serve(root: Path, port: int | None, log: Callable[[str], None]) -> int:
     runs = names.all_runs(root)
     if not runs:
         raise UserError(f"there are no runs in {names.listed([root])}. {names.ELSEWHERE}")
-    _free_port(port)  # one that is taken is told before everything is forwarded
+    _free_port(port)  # a taken one is an error before everything is forwarded
     forward.sync_all(runs, log)
     uri = Site().tracking_address(root)
     if not (root / "mlflow.db").exists():
@@ -48,9 +48,15 @@ def serve(root: Path, port: int | None, log: Callable[[str], None]) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # scancel ends it as Ctrl-C does
         _await(server, port, log_file, log)
         log(f"MLflow: http://{HOST}:{port}   (Ctrl-C ends it)")
-        for line in _from_elsewhere(port):
-            log(line)
-        return _forward_until_ended(server, root)
+        if os.environ.get("SLURM_JOB_ID"):  # in a job: the user's own computer has the browser
+            me, login = user_name(), os.environ.get("SLURM_SUBMIT_HOST", "LOGIN")
+            hop = f"-J {me}@{login} {me}@{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}"
+            log("On your own computer, then open that address there:")
+            log(f"  ssh -N -L {port}:{HOST}:{port} {hop}")
+        while True:  # what runs have measured since is forwarded each minute
+            with suppress(subprocess.TimeoutExpired):
+                return server.wait(SYNC_S)
+            _forward_again(root)
     except KeyboardInterrupt:
         return 0
     finally:
@@ -58,25 +64,8 @@ def serve(root: Path, port: int | None, log: Callable[[str], None]) -> int:
         _end(server)
 
 
-def _from_elsewhere(port: int) -> list[str]:
-    """In a job of Slurm: what to type on one's own computer, whose browser then finds the pages here."""
-    if not os.environ.get("SLURM_JOB_ID"):
-        return []
-    me, login = user(), os.environ.get("SLURM_SUBMIT_HOST", "LOGIN")
-    hop = f"-J {me}@{login} {me}@{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}"
-    return ["On your own computer, then open that address there:", f"  ssh -N -L {port}:{HOST}:{port} {hop}"]
-
-
-def _forward_until_ended(server: subprocess.Popen[bytes], root: Path) -> int:
-    """What runs have measured since is forwarded each minute; the server's exit code."""
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            return server.wait(SYNC_S)
-        _forward_again(root)
-
-
 def _forward_again(root: Path) -> None:
-    """One pass; one that fails only says so in the server's log: the next makes up for it."""
+    """Forwards once; a pass that fails is only noted in the server's log: the next makes up for it."""
     lines: list[str] = []
     try:
         forward.sync_all(names.all_runs(root), lines.append, ask=False)
@@ -87,7 +76,7 @@ def _forward_again(root: Path) -> None:
 
 
 def _free_port(port: int | None) -> int:
-    """The port that was asked for; where none was, 5000, where MLflow is expected, or else any."""
+    """Returns the port that was asked for; by default 5000, where MLflow is expected, or else any."""
     for candidate in (5000, 0) if port is None else (port,):
         with socket.socket() as probe, suppress(OSError, OverflowError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +86,7 @@ def _free_port(port: int | None) -> int:
 
 
 def _start(uri: str, root: Path, port: int, log_file: Path) -> subprocess.Popen[bytes]:
-    """In a process group of its own, so that it can be ended with all its workers."""
+    """Starts the server in a process group of its own, so that it can be ended with all its workers."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--default-artifact-root", (root / "mlflow-artifacts").as_uri()]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
@@ -120,7 +109,7 @@ def _await(server: subprocess.Popen[bytes], port: int, log_file: Path, log: Call
     """
     began = shown = time.monotonic()
     while (missing := _missing(port)) and server.poll() is None and time.monotonic() - began < START_S:
-        if time.monotonic() - shown > SAY_S:
+        if time.monotonic() - shown > LOG_S:
             shown = time.monotonic()
             log(f"MLflow does not answer yet after {shown - began:.0f} s ({missing}); its log is {log_file}")
         time.sleep(0.3)
@@ -135,7 +124,7 @@ def _await(server: subprocess.Popen[bytes], port: int, log_file: Path, log: Call
 
 
 def _missing(port: int) -> str:
-    """Why the server does not answer; empty: it does. A proxy that the user has set is passed by."""
+    """Returns why the server does not answer; empty: it does. Does not use a proxy that the user has set."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         direct.open(f"http://{HOST}:{port}/health", timeout=2).close()

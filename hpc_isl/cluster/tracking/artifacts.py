@@ -1,0 +1,64 @@
+"""What MLflow gets a copy of: files of the run folder, and the model as code that reads safetensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_isl.cluster.run_folder.provenance import PACKAGE
+from hpc_isl.files import read_json
+from hpc_isl.run import Run
+
+NAMES = ("recipe.yaml", "site.yaml", "record.json", "elements.json", "code.diff", "split.csv")
+TABLES = ("boxes.csv", "scores.csv")
+PAGES = ("html", "png", "csv")
+NEEDS = "torch segmentation_models_pytorch safetensors numpy scipy pydantic PyYAML tensorstore pyarrow"
+
+
+def file_stamp(path: Path) -> list[int]:
+    """Returns when the file was written, and its size."""
+    return [path.stat().st_mtime_ns, path.stat().st_size]
+
+
+def changed(run: Run, sent: Mapping[str, list[int]]) -> list[Path]:
+    """Returns the files that are new, or are not as they were when they were sent.
+
+    They are recipe, records, tables, pictures, and the report of an array.
+    """
+    pages = [path for kind in PAGES for path in run.folder.glob(f"report/**/*.{kind}")]
+    named = (run.folder / name for name in NAMES + TABLES)
+    paths = [path for path in (*named, *sorted(run.pictures.glob("*.png")), *sorted(pages)) if path.is_file()]
+    return [path for path in paths if sent.get(str(path.relative_to(run.folder))) != file_stamp(path)]
+
+
+def log_model(mlflow: Any, run: Run, run_id: str, packages: Mapping[str, str]) -> str:
+    """Adds the model to the run's MLflow run, without pickling anything; returns its address."""
+    contract = read_json(run.model / "contract.json") or {}
+    view, task, types = contract["view"], contract.get("task"), mlflow.types
+    # Arrays (image, source, y, x) to arrays (image, output, y, x), of the contract's channels.
+    outputs = {"nuclei": 1, "cells": 2}[task["kind"]] if task else len(view["targets"])
+    schemas = [
+        types.Schema([types.TensorSpec(np.dtype("float32"), (-1, planes, -1, -1))])
+        for planes in (len(view["sources"]), outputs)
+    ]
+    corrected = view["flat_field"] == "vendor"
+    planes = {
+        part: [f"{role['channel']} {role['plane']}" for role in view[part]] for part in ("sources", "targets")
+    }
+    images = "counts divided by the vendor's flat field (of mean 1)" if corrected else "stored counts"
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
+        warnings.simplefilter("ignore")  # advice to the author of a model, not to its trainer
+        made = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(PACKAGE / "learning" / "inference" / "served.py"),
+            artifacts={"model": str(run.model)},
+            signature=mlflow.models.ModelSignature(*schemas),
+            metadata={**planes, "images": images, "um_per_pixel": view["pixel_um"]},
+            code_paths=[str(PACKAGE)],
+            pip_requirements=[f"{name}=={packages[name]}" for name in NEEDS.split() if name in packages],
+        )
+    return str(made.model_uri)
