@@ -262,7 +262,7 @@ def test_an_image_that_is_there_is_kept_unless_told_otherwise(make_plate: MakePl
         CodecRecipe(chunk=32),
         3,
     )
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_field(*arguments)
     np.testing.assert_array_equal(
         read_box(index.image(B02), 0, 0, 0, [0], EVERY_PLANE, EVERY_PLANE)[0], pixels[B02][0, 0, 0]

@@ -1,10 +1,16 @@
-"""Which reader understands a folder: the one that the recipe names, or the one that knows its layout."""
+"""Which reader understands a folder: the one that the recipe names, or the one that knows its layout.
+
+What a folder looks like that no reader takes is guessed from names, and one small file at most.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export
@@ -15,9 +21,9 @@ from hpc_isl.plates.readers import (
     harmony,
     imagexpress,
     imagexpress_ai,
-    looks_like,
     pattern,
     scanr,
+    xml,
 )
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.recipes.plates import ConvertRecipe
@@ -86,14 +92,142 @@ def _recognised(folder: Path) -> str:
 
 
 def _advice(below: Folder) -> str:
-    if suggestion := looks_like.suggestion(below, RECOGNISE):
+    if suggestion := _suggestion(below):
         return suggestion
+    names = sorted(entry.name for entry in below.root.iterdir())
+    shown = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "") if names else "no files"
     return (
-        f"Looked for: {', '.join(LOOKED_FOR)}. There are: {_shown(below.root)}. Other layouts are read by "
+        f"Looked for: {', '.join(LOOKED_FOR)}. There are: {shown}. Other layouts are read by "
         "names or a table, with pattern.regex or pattern.table: see docs/plates.md, and configs/patterns"
     )
 
 
-def _shown(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "") if names else "no files"
+# ---------------------------------------------------------------- what an unknown folder looks like
+
+_FOLDERS = 100
+_ABOVE = (
+    ("harmony", re.compile(r"index(\.idx|\.ref)?\.xml|imageindex\.columbusidx\.xml", re.IGNORECASE)),
+    ("imagexpress", re.compile(r".*\.htd", re.IGNORECASE)),
+    ("cellvoyager", re.compile(r".*\.mlf", re.IGNORECASE)),
+)
+
+
+class _Look(NamedTuple):
+    """A layout that no reader knows, by the name of one of its files below any folder."""
+
+    layout: str
+    names: str
+    advice: str
+
+
+_TRY = "try convert patterns/{} source=… out=…"
+_LOOKS = (
+    _Look(
+        "a Yokogawa CQ1 measurement, whose metadata lie in companion OME-XML",
+        r"MeasurementResult\.ome\.(?:xml|tiff?)",
+        f"its images are read by their names: {_TRY.format('cq1.yaml')}",
+    ),
+    _Look(
+        "images of a Harmony export without their index",
+        r"r\d\dc\d\df\d+p\d+-ch\d+[^/]*\.tiff?",
+        f"put Index.idx.xml beside them, or {_TRY.format('harmony_names.yaml')}",
+    ),
+    _Look(
+        "half of a Columbus export",
+        r"MeasurementIndex\.ColumbusIDX\.xml",
+        "ImageIndex.ColumbusIDX.xml is missing, which names the images",
+    ),
+    _Look(
+        "CellVoyager images without their index",
+        r"[^/]+_[A-P]\d\d_T\d+F\d+L\d+A\d+Z\d+C\d+\.(?:tiff?|png)",
+        f"put MeasurementData.mlf beside them, or {_TRY.format('cellvoyager.yaml')}",
+    ),
+    _Look(
+        "an ImageXpress stack without what MetaXpress writes into its files",
+        r"ZStep_\d+/[^/]*_[A-P]\d\d(?:_s\d+)?(?:_w\d+)?[^/]*\.tiff?",
+        _TRY.format("imagexpress_stack.yaml"),
+    ),
+    _Look(
+        "ImageXpress images without what MetaXpress writes into its files",
+        r"[^/]*_[A-P]\d\d(?:_s\d+(?:_w\d+)?|_w\d+)[^/]*\.tiff?",
+        _TRY.format("imagexpress.yaml"),
+    ),
+    _Look(
+        "an IncuCyte export",
+        r"[^/]+_[A-P]\d{1,2}_\d+_(?:\d+d\d\dh\d\dm|\d{4}y\d\dm\d\dd_\d\dh\d\dm)\.(?:tiff?|png)",
+        _TRY.format("incucyte.yaml"),
+    ),
+    _Look(
+        "the in silico labeling study of 2018",
+        r"[^/]*,channel,value-[^/]*,kind,value-ORIGINAL\.png",
+        _TRY.format("isl_google_public.yaml"),
+    ),
+    _Look(
+        "a MetaMorph .nd series",
+        r"[^/]+\.nd",
+        "its images (NAME_w1DAPI_s1_t1.TIF) name no wells: give pattern.table, or pattern.regex with image",
+    ),
+    _Look(
+        "an instrument's own format ({ending})",
+        r"[^/]+\.(?:czi|lif|lof|xlef|nd2|oib|oif|vsi|ims|flex|mrxs|svs|lsm|dv|vsseries)",
+        "it is not read; export TIFF or OME-TIFF from the vendor's software",
+    ),
+)
+
+
+def _suggestion(below: Folder) -> str:
+    """Returns what the folder looks like and what to try, or ""."""
+    if sentences := [*_zarr(below), *_neighbours(below), *_companion(below)]:
+        return " ".join(sentences)
+    for look in _LOOKS:
+        names = re.compile(rf"(?:.*/)?(?:{look.names})", re.IGNORECASE)
+        if example := min((name for name in below.files if names.fullmatch(name)), default=""):
+            layout = look.layout.format(ending=Path(example).suffix.lower())
+            return f"It looks like {layout}, see {example!r}: {look.advice}."
+    return ""
+
+
+def _zarr(below: Folder) -> Iterator[str]:
+    """Yields advice on a Zarr; older ones are known by a hidden file, which is not among those listed."""
+    if "zarr.json" in below.files or (below.root / ".zgroup").is_file():
+        yield f"It is a Zarr, {below.root.name!r}, and no vendor's export: if it is an OME-Zarr plate,"
+        yield "there is nothing to convert."
+
+
+def _neighbours(below: Folder) -> Iterator[str]:
+    """Yields where an export lies one folder further down, or up."""
+    inner: dict[str, set[str]] = {}
+    for name in below.files:
+        first, _, rest = name.partition("/")
+        if rest:
+            inner.setdefault(first, set()).add(rest)
+    for name in sorted(inner)[:_FOLDERS]:
+        part = Folder(below.root / name, frozenset(inner[name]), frozenset())
+        if readers := [reader for reader, recognise in RECOGNISE.items() if recognise(part)]:
+            yield f"Its folder {name!r} looks like {readers[0]}: give source={part.root}."
+            return
+    try:
+        beside = os.listdir(below.root.parent)
+    except OSError:
+        return
+    for reader, index in _ABOVE:
+        if found := sorted(name for name in beside if index.fullmatch(name)):
+            yield f"Beside it lies {found[0]!r}, of {reader}: give source={below.root.parent}."
+            return
+
+
+def _companion(below: Folder) -> Iterator[str]:
+    """Yields advice on companion OME-XML: of a plate, as CQ1 writes it, or of images, as VisiView does."""
+    found = sorted(name for name in below.files if name.lower().endswith(".companion.ome"))
+    if not found:
+        return
+    try:
+        plates = any(xml.elements(below.root / found[0], {"Plate"}))
+    except (UserError, OSError):
+        plates = False
+    if plates:
+        yield f"It looks like a plate with companion OME-XML, as CQ1 writes it, see {found[0]!r}: "
+        yield f"its images are read by their names: {_TRY.format('cq1.yaml')}, or pattern.regex."
+    else:
+        yield f"It looks like companion OME-XML of single images, as VisiView writes it, see {found[0]!r}: "
+        yield "that is no plate, for no wells are named; give pattern.table, or pattern.regex with image."

@@ -1,6 +1,6 @@
-"""What a Harmony or Columbus index says, as values: plate, channels, one record per image.
+"""Harmony's and Columbus' indices: where they lie, and what they state of plate, channels and each image.
 
-No files are looked at. Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix
+Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix
 without. Only read about: V4, V6, `Index.ref.xml`, and Columbus, whose `BufferNo` is the page of a file and
 whose colours are numbers.
 """
@@ -8,9 +8,10 @@ whose colours are numbers.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from hpc_isl.errors import UserError
+from hpc_isl.plates.plate import FieldKey, well_name
 from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.quantities import micrometres, seconds
+from hpc_isl.plates.readers.plane_metadata import micrometres, seconds, whole
 
 NAMES = ("index.idx.xml", "index.xml", "index.ref.xml", "imageindex.columbusidx.xml")
 _ROOT = b"EvaluationInputData"
@@ -70,7 +72,13 @@ class Image:
 
     @property
     def failed(self) -> bool:
+        """Whether the instrument reports that it could not take the image."""
         return self.state.lower() != "ok"
+
+    @property
+    def key(self) -> FieldKey:
+        """The field that the image belongs to."""
+        return FieldKey(well_name(self.row - 1, self.column - 1), str(self.field))
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,41 @@ class Index:
     remarks: tuple[str, ...] = ()
 
 
-def recognise(path: Path) -> bool:
-    """Whether the file is an index, by its name, or by how it begins."""
+def indices(folder: Path) -> list[Path]:
+    """Returns the index of the export at `folder`; else those of the exports just below it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    if own := _index_of(folder):
+        return [own]
+    return [path for below in _entries(folder) if (path := _index_of(below))]
+
+
+def _index_of(folder: Path) -> Path | None:
+    """Returns the first kind of index of those in `Images`, the folder itself, or `index` as in archives."""
+    places = (folder / "Images", folder / "images", folder, folder / "index")
+    paths = (path for place in places for path in _entries(place, NAMES))
+    return next(filter(_is_index, paths), None)
+
+
+def _is_index(path: Path) -> bool:
+    """Returns whether the file is an index, by its name, or by how it begins."""
     if path.name.lower() == NAMES[0]:
         return path.is_file()
     with path.open("rb") as file:
         return _ROOT in file.read(4096)
+
+
+def _entries(folder: Path, names: Collection[str] = ()) -> list[Path]:
+    """Returns what is in a folder, in order; where names are given, in lower case, only those, in theirs."""
+    try:
+        entries = os.listdir(folder)
+    except OSError:  # no folder, or one that may not be read: nothing is found there
+        return []
+    if names:
+        ranks = {name: rank for rank, name in enumerate(names)}
+        kept = [name for name in entries if name.lower() in ranks]
+        return [folder / name for name in sorted(kept, key=lambda name: (ranks[name.lower()], name))]
+    return [folder / name for name in sorted(entries, key=str.lower)]
 
 
 def plate(path: Path) -> dict[str, str]:
@@ -130,12 +167,10 @@ def read(path: Path) -> Index:
             images.append(image)
             channel = channels.setdefault(image.channel, {})
             if "ChannelName" not in channel:
-                _constants(channel, facts)
+                _add_constants(channel, facts)
         elif name == "Entry":
-            number_of = _whole(
-                {"ChannelID": element.get("ChannelID", "")}, "ChannelID", f"{path}: a map's entry"
-            )
-            _constants(channels.setdefault(number_of, {}), _facts(element))
+            number_of = whole(element.attrib, "ChannelID", f"{path}: a map's entry")
+            _add_constants(channels.setdefault(number_of, {}), _facts(element))
         elif name == "InstrumentType":
             instrument = (element.text or "").strip()
         elif name == "Plate":
@@ -166,7 +201,7 @@ def _facts(element: Element) -> dict[str, str]:
     return facts
 
 
-def _constants(channel: dict[str, str], facts: Mapping[str, str]) -> None:
+def _add_constants(channel: dict[str, str], facts: Mapping[str, str]) -> None:
     for name, text in facts.items():
         if name not in _NOT_OF_CHANNEL:
             channel.setdefault(name, text)
@@ -181,29 +216,20 @@ def _image(facts: Mapping[str, str], path: Path, odd: Counter[str]) -> Image:
         id=facts.get("id", ""),
         url=url,
         state=facts.get("State", "Ok"),
-        row=_whole(facts, "Row", origin),
-        column=_whole(facts, "Col", origin),
-        field=_whole(facts, "FieldID", origin),
-        plane=_whole(facts, "PlaneID", origin, 1),
-        channel=_whole(facts, "ChannelID", origin),
-        time=(_whole(facts, "TimepointID", origin, slow), fast),
+        row=whole(facts, "Row", origin),
+        column=whole(facts, "Col", origin),
+        field=whole(facts, "FieldID", origin),
+        plane=whole(facts, "PlaneID", origin, 1),
+        channel=whole(facts, "ChannelID", origin),
+        time=(whole(facts, "TimepointID", origin, slow), fast),
         x_um=_micrometres(facts, "PositionX", odd),
         y_um=_micrometres(facts, "PositionY", odd),
         z_um=_micrometres(facts, "PositionZ", odd),
         stage_um=_micrometres(facts, "AbsPositionZ", odd),
         seconds=number(facts, "MeasurementTimeOffset", odd),
         moment=facts.get("AbsTime", ""),
-        page=_whole(facts, "BufferNo", origin, 0),
+        page=whole(facts, "BufferNo", origin, 0),
     )
-
-
-def _whole(facts: Mapping[str, str], name: str, origin: str, default: int | None = None) -> int:
-    text = facts.get(name, "")
-    if not text and default is not None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UserError(f"{origin}: {name} is {text!r}; a whole number is expected")
-    return int(text)
 
 
 def number(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:

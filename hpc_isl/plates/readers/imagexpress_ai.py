@@ -18,12 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import Channel, Export, FieldKey, Plate, color_of, well_name
-from hpc_isl.plates.readers import agreement, fields, indexed, stacks
-from hpc_isl.plates.readers.fields import Described
-from hpc_isl.plates.readers.folder import Folder, list_folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
-from hpc_isl.plates.readers.quantities import micrometres, number
+from hpc_isl.plates.plate import Channel, Export, FieldKey, well_name
+from hpc_isl.plates.readers import export, fields
+from hpc_isl.plates.readers.export import Described
+from hpc_isl.plates.readers.folder import Folder, list_folder, unnamed
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, micrometres, number
 
 _NEEDED = ("Row", "Column", "Field", "Wavelength", "Timepoint", "ZIndex", "ImageFileName")
 Row = Mapping[str, str]
@@ -49,46 +48,29 @@ def read(folder: Path) -> Export:
     path = below.root / name
     protocol, stack = _stack(path)
     rows = list(_rows(path, stack))
-    files = {n: _file(below, name, row, f"{path.parent}: row {n + 1}") for n, row in enumerate(rows)}
-    absent = {below.root / f: f"{f} is missing" for f in files.values() if f not in below.files}
+    files = [_file(below, name, row, f"{path.parent}: row {n}") for n, row in enumerate(rows, start=1)]
+    paths = [below.root / file for file in files]
+    absent = {below.root / file: f"{file} is missing" for file in files if file not in below.files}
     channels, odd = _channels(rows, protocol)
-    found = indexed.probe((below.root / file for file in files.values()), absent, path)
-    described = [_described(row, below.root / files[n]) for n, row in enumerate(rows)]
-    headers = {below.root / files[n]: (_size(row) or found.shape, found.dtype) for n, row in enumerate(rows)}
-    sizes = agreement.channel_sizes(((plane.channel, plane.path) for plane in described), headers)
-    described, channels, of_other_size, resized = fields.of_one_size(described, channels, sizes)
-    pixel_um, unknown = fields.pixel_edge([_pixel(protocol)])
-    parts = fields.parts(
-        described, channels, pixel_um, absent, absent=absent, indexed=True,
-        headers=headers,
-    )  # fmt: skip
-    wells = {plane.key.well for plane in described}
+    first = export.first_header(paths, absent, path)
     plate_rows, plate_columns = (int(number(_at(protocol, "Plate", n)) or 0) for n in ("Rows", "Columns"))
-    row_names, column_names = indexed.layout(wells, plate_rows, plate_columns, path)
-    plate = Plate(
+    begin = f"{_text(stack, 'Creation', 'Date')}T{_text(stack, 'Creation', 'Time')}".strip("T")
+    return export.build(
+        [_described(row, image) for row, image in zip(rows, paths, strict=True)],
+        channels,
+        {image: (_size(row) or first.shape, first.dtype) for row, image in zip(rows, paths, strict=True)},
+        dict.fromkeys(paths, _pixel(protocol)),
         name=_text(stack, "SpecimenHolder", "Barcode") or _text(stack, "PlateId") or path.stem,
-        rows=row_names,
-        columns=column_names,
-        channels=parts.channels,
-        fields=parts.fields,
-        pixel_um=pixel_um,
-        plane_um=stacks.spacing(parts.fields, stacks.MEASURED),
-        acquisitions={
-            0: f"{_text(stack, 'Creation', 'Date')}T{_text(stack, 'Creation', 'Time')}".strip("T") or "0"
-        },
+        layout=lambda wells: export.stated_layout(wells, plate_rows, plate_columns, path),
         details=_details(stack, protocol),
-    )
-    left_out = indexed.unnamed(
-        below,
-        (below.root / file for file in files.values()),
-        lambda file: "montage" if any(file.startswith(other) for other in others) else "not in the index",
-    )
-    return Export(
-        plate,
-        parts.files,
-        tuple(parts.problems),
-        (*left_out, *of_other_size),
-        remarks=(*odd, *resized, *unknown, *_plan(rows, protocol), *parts.remarks),
+        acquisitions={0: begin or "0"},
+        unreadable=absent,
+        absent=absent,
+        indexed=True,
+        left_out=unnamed(
+            below, paths, lambda file: "montage" if file.startswith(tuple(others)) else "not in the index"
+        ),
+        remarks=(*odd, *_plan(rows, protocol)),
     )
 
 
@@ -234,14 +216,7 @@ def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[in
         emission, excitation = (
             _nanometres(plan.get(wave), f"{kind}Filter") for kind in ("Emission", "Excitation")
         )
-        fluorescent = not fields.is_transmitted(name)
-        channels[wave] = Channel(
-            name,
-            fluorescent,
-            color_of(fluorescent, emission if fluorescent else None),
-            excitation_nm=excitation if fluorescent and excitation != emission else None,
-            emission_nm=emission if fluorescent else None,
-        )
+        channels[wave] = fields.channel(name, excitation if excitation != emission else None, emission)
     return channels, remarks
 
 

@@ -13,8 +13,7 @@ from pathlib import PurePosixPath
 from xml.etree.ElementTree import Element
 
 from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
-from hpc_isl.plates.readers.quantities import micrometres, moment, number, seconds
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, micrometres, moment, number, seconds
 
 PlaneIndex = tuple[int, int, int]
 _MOST_PLANES = 4_000_000  # more in one image is damage

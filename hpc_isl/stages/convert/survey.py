@@ -26,7 +26,8 @@ from hpc_isl.plates.plate import (
     well_position,
 )
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
-from hpc_isl.plates.readers import detect, left_out
+from hpc_isl.plates.readers import detect
+from hpc_isl.plates.readers.folder import left_out_lines
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.stages.convert.costs import Costs, readable
@@ -258,7 +259,7 @@ def _counted(export: Export) -> str:
 
 def _left_out(found: Survey) -> list[str]:
     """The lines that count the files which are not stored, by kind, channel and well."""
-    lines = left_out.lines(found.export.left_out, found.recipe.source.resolve())
+    lines = left_out_lines(found.export.left_out, found.recipe.source.resolve())
     count = _many(len(found.export.left_out), "file")
     return [f"{count} will not be stored:", *(f"  {line}" for line in lines)] if lines else []
 

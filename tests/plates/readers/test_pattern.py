@@ -19,7 +19,8 @@ from metamorph_stack import write_stk
 from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Export, FieldKey, LeftOut
-from hpc_isl.plates.readers import left_out, pattern
+from hpc_isl.plates.readers import pattern
+from hpc_isl.plates.readers.folder import left_out_by_name
 from hpc_isl.plates.readers.pattern_names import natural
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe, PatternRecipe
@@ -176,7 +177,7 @@ def test_more_than_half_left_out_is_a_stop_that_counts(images: Images) -> None:
 
 def test_what_names_tell_of_files_left_out() -> None:
     told = [
-        left_out.of_name(Path("/x"), name, "other")
+        left_out_by_name(Path("/x"), name, "other")
         for name in (
             "r02c31f01p01-ch1sk1.tiff", "SC_BP445C01.tif", "P_AF48_T0001F001L01A01Z01C02.tif", "B3_MIP.tif",
             "Projection_C04_w1091EB8A5-272A-466D-B8A0-7547C6BA392B.tif",
