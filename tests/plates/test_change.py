@@ -245,7 +245,7 @@ KILLED = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from hpc_isl.plates import change, ngff
+from hpc_isl.plates import change_metadata, ngff
 from hpc_isl.plates.plate import Channel
 from hpc_isl.plates.store import open_plate
 
@@ -254,7 +254,7 @@ channels = (Channel("Phase", fluorescent=False), Channel("DAPI", color="0000FF")
 
 def mend(copy):
     index = open_plate(copy)
-    change.change_metadata(index, replace(index.plate, pixel_um=0.325, channels=channels), "me")
+    change_metadata.change_metadata(index, replace(index.plate, pixel_um=0.325, channels=channels), "me")
 
 def killed_at(step, call, copy):
     # Whether a process of its own was killed at its file operation of this number, or had fewer of them.
