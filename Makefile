@@ -3,6 +3,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 H = $(BIN)/python -m hpc_isl.submit
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 # Further words for steps: make demo PLATE='--wells 6' PRETRAIN='train.steps=20' SWEEP='train.steps=5' SITE='site.cpus=1'; make test PYTEST='-k store';
 # make slurm-start CLUSTER='--nodes 4'
 PLATE :=
@@ -22,18 +23,19 @@ help:
 	@echo "make slurm-test    the tests that need a real Slurm; they bring up their own"
 	@echo "make slurm-start   a real Slurm of two nodes on this machine, to use with --site testcluster"
 	@echo "make slurm-stop    end it, and remove all of it"
-	@echo "make setup         .venv, with every dependency as requirements.txt locks it"
+	@echo "make setup         .venv, with every dependency as requirements.txt and requirements-test.txt lock it"
 	@echo "make lint          ruff and mypy alone"
-	@echo "make lock          resolve the dependencies of pyproject.toml anew into requirements.txt"
+	@echo "make lock          resolve the dependencies of pyproject.toml anew into requirements.txt and requirements-test.txt"
 	@echo "make clean         remove the environment and the demo"
 
 setup: .venv/.ready
 
-.venv/.ready: requirements.txt requirements-uv.txt pyproject.toml
+.venv/.ready: requirements.txt requirements-test.txt requirements-uv.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-uv.txt
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes \
+		-r requirements.txt -r requirements-test.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -83,9 +85,14 @@ slurm-start: setup
 slurm-stop: setup
 	$(BIN)/python slurm/testcluster/testcluster.py stop
 
+# All are resolved together first, so that what users install is what is tested.
 lock: setup
-	echo uv | $(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header -o requirements-uv.txt -
-	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml -o requirements.txt
+	echo uv | $(LOCK) -o requirements-uv.txt -
+	$(LOCK) --all-extras pyproject.toml -o .lock-all.txt
+	$(LOCK) --constraint .lock-all.txt pyproject.toml -o requirements.txt
+	$(LOCK) --constraint .lock-all.txt --all-extras pyproject.toml -o requirements-test.txt \
+		$$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt | sort -u)
+	rm .lock-all.txt
 
 clean:
 	rm -rf .venv demo

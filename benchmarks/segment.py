@@ -123,9 +123,9 @@ def _stage(folder: Path, plate: Path, name: str, workers: int) -> tuple[float, i
         "site.tracking=none",
     ]
     command = [sys.executable, "-m", "hpc_isl.submit", "segment", *keys, *site, "--name", name]
-    with held_to(workers), subprocess.Popen(command, stdout=subprocess.DEVNULL) as door:
-        most = _greatest(door)
-    assert door.returncode == 0
+    with held_to(workers), subprocess.Popen(command, stdout=subprocess.DEVNULL) as submitted:
+        most = _greatest(submitted)
+    assert submitted.returncode == 0
     records = (folder / "runs" / "segment" / name / "fields").rglob("*.json")
     ends = sorted(path.stat().st_mtime_ns for path in records)
     warm = WARM * workers
@@ -143,10 +143,10 @@ def held_to(cpus: int) -> Iterator[None]:
         os.sched_setaffinity(0, all_cpus)
 
 
-def _greatest(door: subprocess.Popen[Any]) -> int:
+def _greatest(submitted: subprocess.Popen[Any]) -> int:
     """The resident memory of the process that has most of it, of those that the door started and theirs."""
-    most, me = 0, psutil.Process(door.pid)
-    while door.poll() is None:
+    most, me = 0, psutil.Process(submitted.pid)
+    while submitted.poll() is None:
         for process in me.children(recursive=True):
             try:
                 if "spawn_main" in " ".join(process.cmdline()):

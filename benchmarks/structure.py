@@ -5,10 +5,9 @@
 Prints one column for each checkout (default: this one), and the last as a share of the first. Small functions
 are those of at most six lines, docstring apart, whose name occurs once outside its definition in the package.
 With `--calls`, real calls on a small synthetic plate are recorded: how many files of the package have a
-function that runs while a pretraining is submitted, in the rank that pretrains, in the one that fine-tunes, and in
-the
-process that segments a field. Recipes, sites and errors are left out of that count, because whoever follows a
-call need not read them.
+function that runs while a pretraining is submitted, in the rank that pretrains, in the one that fine-tunes,
+and in the process that segments a field. Recipes, sites and errors are left out of that count, because
+whoever follows a call need not read them.
 """
 
 from __future__ import annotations

@@ -111,6 +111,6 @@ def test_the_recipe_of_the_demo_needs_no_download_and_holds_out_one_well_of_each
 def test_hooks_and_continuous_integration_name_no_address() -> None:
     hooks = yaml.safe_load((CHECKOUT / ".pre-commit-config.yaml").read_text())
     assert {repo["repo"] for repo in hooks["repos"]} == {"local"}
-    for name in ("Makefile", ".ci/run", "requirements.txt", "requirements-uv.txt"):
+    for name in ("Makefile", ".ci/run", "requirements.txt", "requirements-test.txt", "requirements-uv.txt"):
         assert "://" not in (CHECKOUT / name).read_text(), name
     assert os.access(CHECKOUT / ".ci" / "run", os.X_OK)

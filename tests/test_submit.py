@@ -25,7 +25,7 @@ COUNTING = ROOT / "tests" / "cluster"
 
 @pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"]])
 def test_help_loads_nothing_that_makes_one_wait(door: Door, words: list[str]) -> None:
-    """How long it takes is told by benchmarks/door.py."""
+    """How long it takes is told by benchmarks/command_line.py."""
     code = f"import sys; from hpc_isl.submit import door; door({words}); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=door.cwd, env=door.environment, capture_output=True, text=True,

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The study of docs/protocol.md, from the data to the reports; it goes on where it was stopped.
+# The study of docs/protocol.md, from the data to the reports; it continues where it was stopped.
 #   DATA=/folder/of/the/fields WEIGHTS=mobilenet_v1_1.0_224_without_conv_pw_13.npz docs/study/run.sh FOLDER
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,7 +8,7 @@ mkdir -p "$1" && cd "$1"
 cp "$here"/*.yaml "$here"/split.csv .
 ONE="site.cpus=1 ${SITE:-}"                    # one core for each run; sweeps fill all cores
 
-run() {  # VERB NAME …: begun, taken up again, or done
+run() {  # VERB NAME …: begun, resumed, or done
   if [ -d "runs/$1/$2" ]; then $H resume "$1/$2" $ONE; return; fi
   local verb=$1 name=$2; shift 2
   $H "$verb" "$@" --name "$name" $ONE

@@ -97,8 +97,8 @@ class ConvertRecipe(Recipe):
     """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        if self.reader == "harmony":
-            yield "pattern", "reader is harmony"
+        if self.reader not in ("auto", "pattern"):
+            yield "pattern", f"reader is {self.reader}"
         if self.codec.name == "none":
             yield "codec.level", "codec.name is none"
 

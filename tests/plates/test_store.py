@@ -368,7 +368,7 @@ def test_replaced_labels_are_read_anew_and_only_when_told(make_plate: MakePlate)
     image, labels = index.image(B02), drawn((70, 90))
     write_labels(image, "cells", labels, origin="drafted", boxes=[])
     assert read_labels(image, "cells").max() == 70_000
-    with pytest.raises(UserError, match="overwrite=true"):
+    with pytest.raises(UserError, match="has labels 'cells' already"):
         write_labels(image, "cells", labels * 0, origin="human", boxes=[])
     write_labels(image, "cells", labels * 0, origin="human", boxes=[(0, 0, 70, 90)], overwrite=True)
     assert read_labels(image, "cells").max() == 0

@@ -465,7 +465,7 @@ def roi(kind: Any, **facts: Any) -> roifile.ImagejRoi:
 @pytest.mark.parametrize(
     ("write", "messages"),
     [
-        (roi(roifile.ROI_TYPE.POLYLINE), "this one is no area but a polyline: remove it in the ROI Manager"),
+        (roi(roifile.ROI_TYPE.POLYLINE), "this one is no area but a polyline: save the ROIs without it"),
         (roi(roifile.ROI_TYPE.POINT), "no area but a point"),
         (roi(roifile.ROI_TYPE.POLYGON, options=roifile.ROI_OPTIONS.SPLINE_FIT), "has rounded corners"),
         (b"Iout and then nothing", "this one is damaged"),

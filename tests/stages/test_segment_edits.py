@@ -163,7 +163,7 @@ def test_an_edit_while_the_run_computes_is_not_replaced(lab, tmp_path, monkeypat
     shutil.copytree(lab, tmp_path / "lab")
     folder = tmp_path / "lab"
     image = folder / "S1.zarr" / "B" / "03" / "1"
-    import hpc_isl.stages.segment.stage.field as work
+    import hpc_isl.stages.segment.field as work
 
     compute = work.measured
 

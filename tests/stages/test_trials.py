@@ -27,7 +27,7 @@ KEYS = [
     "sources=[{channel: Brightfield}]",
     "net={encoder: tu-test_resnet, weights: null, decoder: [16, 16, 8, 8, 8]}",
     "split={test_wells: [B04, C04], validation_wells: [B03]}",
-    "train={steps: 100000, batch: 2, micro_batch: 2, crop: 32, evaluate_every: 100}",
+    "train={steps: 100000, batch: 2, micro_batch: 2, crop: 32}",
 ]  # fmt: skip
 
 
@@ -58,7 +58,13 @@ def assert_tells(plan: Plan, attempt: Attempt) -> None:
 
 
 def test_of_a_pretraining_steps_and_fields_of_both_kinds_are_timed(plate: Path, tmp_path: Path) -> None:
-    keys = [f"plates=[{plate}]", *KEYS, "targets=[{channel: Hoechst, plane: max}]", "data.workers=0"]
+    keys = [
+        f"plates=[{plate}]",
+        *KEYS,
+        "targets=[{channel: Hoechst, plane: max}]",
+        "data.workers=0",
+        "train.evaluate_every=100",
+    ]
     plan = pretrain.plan(load("pretrain", None, keys))
     attempt, before = Attempt(Run(tmp_path / "pretrain" / "trial")), left(plate)
     pretrain.trial(pretrain.trial_recipe(plan.recipe), attempt)

@@ -63,7 +63,7 @@ def _outline(name: str, roi: ImagejRoi, times: int) -> Outline:
     kind, of = roi.roitype, roi.subtype
     if of in FOREIGN or kind not in (*AREAS, ROI_TYPE.RECT, ROI_TYPE.OVAL):
         what = (of if of in FOREIGN else kind).name.lower()
-        raise UserError(f"{name} is no area but a {what}: remove it in the ROI Manager")
+        raise UserError(f"{name} is no area but a {what}: save the ROIs without it")
     if roi.options & ROI_OPTIONS.SPLINE_FIT or (kind == ROI_TYPE.RECT and roi.rounded_rect_arc_size):
         raise UserError(f"{name} has rounded corners: in ImageJ make a mask of it, and of that a selection")
     time = _time(name, roi, times)

@@ -90,4 +90,4 @@ def _polygons(name: str, geometry: Mapping[str, Any]) -> Iterator[Sequence[Seque
         for part in geometry["geometries"]:
             yield from _polygons(name, part)
     else:
-        raise UserError(f"{name} is no area but a {kind}: remove it in QuPath")
+        raise UserError(f"{name} is no area but a {kind}: export from QuPath without it")

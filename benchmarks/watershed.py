@@ -1,8 +1,8 @@
 """What it costs to make labels of a distance map and a mask: against scikit-image and SimpleITK.
 
-    python benchmarks/flood.py                        # 2048² and 4096², under three minutes
-    python benchmarks/flood.py --sizes 1024 2048      # without the long one
-    python benchmarks/flood.py --cells 12             # radius of the cells in pixels
+    python benchmarks/watershed.py                        # 2048² and 4096², under three minutes
+    python benchmarks/watershed.py --sizes 1024 2048      # without the long one
+    python benchmarks/watershed.py --cells 12             # radius of the cells in pixels
 
 Maps are made as a network would predict them: distance maps of cells that touch, a little blurred, with
 noise. All programs get the same map, on one thread, in turns; times are CPU seconds, so that ratios hold on a

@@ -1,0 +1,93 @@
+"""Trained models: what they expect of a plate, and their predictions on arrays and on fields of plates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpc_isl.api.plates import Field
+from hpc_isl.api.runs import Run, find_run
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.fields import image_key, imaged_times
+from hpc_isl.learning.data.rescale import read_sources, scale_on, to_full
+from hpc_isl.learning.inference.images import predict_images
+from hpc_isl.learning.inference.predict import Predictor
+from hpc_isl.learning.network.contract import Contract
+from hpc_isl.learning.network.model import load
+from hpc_isl.learning.training.precision import as_scored
+from hpc_isl.objects.types import Labels
+from hpc_isl.stages.segment.inputs import model_run
+from hpc_isl.stages.shared.decoding import objects_in, rule_of
+
+
+def load_model(run: str | Path | Run) -> Model:
+    """Returns the model of a run of pretrain or finetune; of a sweep, that of its last element, `final`.
+
+    Raises:
+        UserError: there is no such run, or it has no model.
+    """
+    return Model(model_run(find_run(run).folder).model)
+
+
+class Model:
+    """A network with its contract, on a GPU where there is one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.network, self._contract = load(folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        contract = self._contract
+        how = contract.predict
+        self._predictor = Predictor(
+            self.network, device, as_scored(contract.precision, device), tile=how.tile, halo=how.halo,
+            batch=how.batch, channels_last=contract.net.channels_last,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        outputs = self._contract.task.labels if self._contract.task else ", ".join(self.targets)
+        return f"<Model {self._contract.net.encoder}: {', '.join(self.sources)} → {outputs}>"
+
+    @property
+    def contract(self) -> Contract:
+        """What it expects of a plate, what it predicts, and where it comes from."""
+        return self._contract
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the channels that it sees, in order."""
+        return tuple(role.channel for role in self._contract.view.sources)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the stains that it predicts; of a model that segments, those it learnt before."""
+        return tuple(role.channel for role in self._contract.view.targets)
+
+    def predict(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Returns stains (image, target, y, x), float32, of images (image, source, y, x) in stored counts.
+
+        Images have the µm per pixel of the contract. A model that segments gives the logit of its mask, or
+        the distance map and that logit.
+
+        Raises:
+            UserError: another number of dimensions or of sources.
+        """
+        return predict_images(self._predictor, self._contract, np.asarray(images))
+
+    def segment(self, field: Field, time: int = 0) -> Labels:
+        """Returns labels (y, x) of a field at full resolution, as the verb `segment` computes them.
+
+        Raises:
+            UserError: the plate lacks a source of the model, or its pixels are too large for it.
+        """
+        index, key, view = field._index, field._key, self._contract.view
+        if time not in imaged_times(view, index, key):
+            raise UserError(f"{field!r}: a source of the model was not imaged at time {time}")
+        scale = scale_on(view, index, key)
+        shape = index.field(image_key(key, view.sources[0])).shape[-2:]
+        prediction = to_full(self._predictor(read_sources(view, index, key, time, scale)), scale, shape)
+        return objects_in(
+            prediction, rule_of(self._contract.task).finer(scale.to_level_0, index.plate.pixel_um)
+        )

@@ -1,0 +1,125 @@
+"""What an earlier version has left opens, resumes, reports and segments; its keys are refused by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from former_version import unpack
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_isl.errors import UserError
+from hpc_isl.files import read_json
+from hpc_isl.learning.network.contract import CONTRACT, read_contract
+from hpc_isl.plates import store
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.recipes import former
+from hpc_isl.recipes.load import RECIPES, digest, load, load_kept
+from hpc_isl.run import Run
+
+FIELD = FieldKey("B04", "1")
+SEGMENT = (
+    "segment", "model=cells", "plates=[plate.zarr]", "labels=found", "outputs=[labels, mask]", "h_maxima=4",
+    "empty_fields=segment", "reference_labels={labels: cells}", "max_pixels_in_memory=1000000",
+    "block_size=64",
+    "--name", "objects", "site.cpus=1", "site.tracking=none",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack(tmp_path_factory.mktemp("former"))
+
+
+def submit(folder: Path, *words: str) -> str:
+    """Returns what a command prints that ends well."""
+    command = [sys.executable, "-m", "hpc_isl.submit", *words]
+    made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return made.stdout
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads(next(folder.glob(f"fields/*/{FIELD.well}-{FIELD.name}.json")).read_text())
+
+
+def test_a_plate_opens_with_its_fingerprint(folder: Path) -> None:
+    summary = read_json(next((folder / "runs" / "convert").glob("*/done/convert.json"))) or {}
+    index = store.open_plate(folder / "plate.zarr")
+    assert index.fingerprint == summary["fingerprint"]
+    assert store.read_labels(index.image(FIELD), "cells").any()
+
+
+def test_a_kept_recipe_has_the_digest_that_it_was_recorded_with(folder: Path) -> None:
+    elements = Run(folder / "runs" / "sweep" / "cells").elements()
+    assert len(elements) == 3
+    for run in elements:
+        inputs = (read_json(run.record) or {})["inputs"]
+        contract = read_json(run.model / CONTRACT) or {}
+        assert digest(load_kept(run.stage, run.recipe), inputs) == contract["digest"]
+
+
+def test_a_segmentation_resumes_under_the_new_keys_to_the_same_labels(folder: Path) -> None:
+    """Of four fields one is missing: it alone is computed, and equals what the earlier version computed."""
+    run, whole = folder / "runs" / "segment" / "objects", folder / "whole"
+    before = {path.name: path.stat().st_mtime_ns for path in run.glob("fields/*/*.json")}
+    assert "field" in submit(folder, *SEGMENT)
+    after = {path.name: path.stat().st_mtime_ns for path in run.glob("fields/*/*.json")}
+    assert {name for name in after if after[name] != before.get(name)} == {"B04-1.json"}
+    assert record(run)["hash"] == record(whole)["hash"]
+    assert record(run)["fingerprint"] == record(whole)["fingerprint"]
+
+
+def test_a_training_resumes_from_its_checkpoint_to_the_same_weights(folder: Path) -> None:
+    submit(folder, "resume", "isl", "--wait")
+    expected = read_json(folder / "whole" / "isl-contract.json") or {}
+    assert read_contract(folder / "runs" / "pretrain" / "isl" / "model").weights == expected["weights"]
+
+
+def test_a_sweep_reports_and_its_runs_are_listed(folder: Path) -> None:
+    assert "random+isl" in submit(folder, "report", "cells")
+    assert "objects" in submit(folder, "status")
+    assert "h_maxima" not in (folder / "runs" / "sweep" / "cells" / "recipe.yaml").read_text()
+
+
+def test_a_model_predicts(folder: Path) -> None:
+    import hpc_isl
+
+    model = hpc_isl.load_model(folder / "runs" / "sweep" / "cells")
+    field = hpc_isl.open_plate(folder / "plate.zarr")["B04/1"]
+    assert model.contract.task.h_maxima == 5
+    assert np.isfinite(model.predict(field.read("Brightfield")[None, None])).all()
+
+
+@pytest.mark.parametrize("stage", sorted(former.KEYS))
+def test_each_former_key_is_refused_with_its_new_name(stage: str) -> None:
+    for old, new in former.KEYS[stage].items():
+        with pytest.raises(UserError, match=rf"{old}: is called {new} now"):
+            load(stage, None, [f"{old}=1"])
+
+
+@pytest.mark.parametrize("stage", sorted(former.KEYS))
+def test_the_table_names_keys_and_values_that_there_are(stage: str) -> None:
+    kind = RECIPES[stage]
+    for key in former.KEYS[stage].values():
+        head, _, rest = key.partition(".")
+        owner = kind if not rest else type(kind.model_fields[head].default)
+        assert (rest or head) in owner.model_fields
+
+
+values = st.sampled_from(["zero", "segment", "watershed", "reference", 1, None, [1, 2]])
+contents = st.dictionaries(
+    st.sampled_from(["outputs", "empty_fields", "h_maxima", "fields", "reference_labels"]),
+    values | st.dictionaries(st.sampled_from(["labels", "sigma"]), values),
+)
+
+
+@given(contents)
+def test_a_recipe_is_the_same_after_the_way_there_and_back(content: dict[str, Any]) -> None:
+    assert former.present("segment", former.former("segment", content)) == content
