@@ -28,37 +28,38 @@ from hpc_isl.plates.readers import (
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.recipes.plates import ConvertRecipe
 
-RECOGNISE: dict[str, Callable[[Folder], bool]] = {
-    "harmony": lambda below: harmony.recognise(below.root),
-    "imagexpress": imagexpress.recognise,
-    "imagexpress_ai": imagexpress_ai.recognise,
-    "cellvoyager": cellvoyager.recognise,
-    "scanr": scanr.recognise,
-    "cellomics": cellomics.recognise,
-    "gen5": gen5.recognise,
-}
-LOOKED_FOR = (
-    "Harmony or Columbus (Images/Index.idx.xml, Index.xml, ImageIndex.ColumbusIDX.xml)",
-    "ImageXpress or MetaXpress (PLATE.HTD, or images with their metadata)",
-    "ImageXpress HCS.ai (.jdce)",
-    "CellVoyager (MeasurementData.mlf)",
-    "scanR (data/metadata.ome.xml or experiment_descriptor.xml)",
-    "Cellomics (PLATE_A01f00d0.C01)",
-    "Gen5 (A1_02_1_1_DAPI_001.tif with its metadata)",
-)
-READ: dict[str, Callable[[Path], Export]] = {
-    "harmony": harmony.read,
-    "imagexpress": imagexpress.read,
-    "imagexpress_ai": imagexpress_ai.read,
-    "cellvoyager": cellvoyager.read,
-    "scanr": scanr.read,
-    "cellomics": cellomics.read,
-    "gen5": gen5.read,
+
+class Reader(NamedTuple):
+    """A reader: whether it knows a folder, how it reads it, and the files that it is known by."""
+
+    recognise: Callable[[Folder], bool]
+    read: Callable[[Path], Export]
+    files: str
+
+
+READERS = {
+    "harmony": Reader(
+        harmony.recognise,
+        harmony.read,
+        "Harmony or Columbus (Images/Index.idx.xml, Index.xml, ImageIndex.ColumbusIDX.xml)",
+    ),
+    "imagexpress": Reader(
+        imagexpress.recognise,
+        imagexpress.read,
+        "ImageXpress or MetaXpress (PLATE.HTD, or images with their metadata)",
+    ),
+    "imagexpress_ai": Reader(imagexpress_ai.recognise, imagexpress_ai.read, "ImageXpress HCS.ai (.jdce)"),
+    "cellvoyager": Reader(cellvoyager.recognise, cellvoyager.read, "CellVoyager (MeasurementData.mlf)"),
+    "scanr": Reader(
+        scanr.recognise, scanr.read, "scanR (data/metadata.ome.xml or experiment_descriptor.xml)"
+    ),
+    "cellomics": Reader(cellomics.recognise, cellomics.read, "Cellomics (PLATE_A01f00d0.C01)"),
+    "gen5": Reader(gen5.recognise, gen5.read, "Gen5 (A1_02_1_1_DAPI_001.tif with its metadata)"),
 }
 
 
 def read(recipe: ConvertRecipe) -> Export:
-    """The export at `recipe.source`, by `recipe.reader`; the plate is named `recipe.name` where given.
+    """Returns the export at `recipe.source`, by `recipe.reader`; the plate has `recipe.name` where given.
 
     With `auto`, a recipe with a `pattern` is read by it, any other by the reader that knows the layout.
 
@@ -67,37 +68,35 @@ def read(recipe: ConvertRecipe) -> Export:
     """
     if not recipe.source.is_dir():
         raise UserError(f"source: {recipe.source} is not a folder")
-    export = _read(recipe)
-    return replace(export, plate=replace(export.plate, name=recipe.name)) if recipe.name else export
-
-
-def _read(recipe: ConvertRecipe) -> Export:
     if recipe.reader == "pattern" or (recipe.reader == "auto" and recipe.pattern):
         if recipe.pattern is None:
             raise UserError("reader: pattern needs pattern.regex or pattern.table")
-        return pattern.read(recipe.source, recipe.pattern)
-    return READ[_recognised(recipe.source) if recipe.reader == "auto" else recipe.reader](recipe.source)
+        export = pattern.read(recipe.source, recipe.pattern)
+    else:
+        name = _recognised(recipe.source) if recipe.reader == "auto" else recipe.reader
+        export = READERS[name].read(recipe.source)
+    return replace(export, plate=replace(export.plate, name=recipe.name)) if recipe.name else export
 
 
 def _recognised(folder: Path) -> str:
     below = list_folder(folder)
-    found = [name for name, recognise in RECOGNISE.items() if recognise(below)]
-    if len(found) > 1:
+    names = [name for name, reader in READERS.items() if reader.recognise(below)]
+    if len(names) > 1:
         raise UserError(
-            f"source: {folder} looks like {' and '.join(found)}; say which, as in reader={found[0]}"
+            f"source: {folder} looks like {' and '.join(names)}; say which, as in reader={names[0]}"
         )
-    if not found:
-        raise UserError(f"source: {folder} has no layout that is known. {_advice(below)}")
-    return found[0]
+    if not names:
+        advice = _suggestion(below) or _known_layouts(below)
+        raise UserError(f"source: {folder} has no layout that is known. {advice}")
+    return names[0]
 
 
-def _advice(below: Folder) -> str:
-    if suggestion := _suggestion(below):
-        return suggestion
+def _known_layouts(below: Folder) -> str:
     names = sorted(entry.name for entry in below.root.iterdir())
     shown = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "") if names else "no files"
+    known = ", ".join(reader.files for reader in READERS.values())
     return (
-        f"Looked for: {', '.join(LOOKED_FOR)}. There are: {shown}. Other layouts are read by "
+        f"Looked for: {known}. There are: {shown}. Other layouts are read by "
         "names or a table, with pattern.regex or pattern.table: see docs/plates.md, and configs/patterns"
     )
 
@@ -203,8 +202,8 @@ def _neighbours(below: Folder) -> Iterator[str]:
             inner.setdefault(first, set()).add(rest)
     for name in sorted(inner)[:_FOLDERS]:
         part = Folder(below.root / name, frozenset(inner[name]), frozenset())
-        if readers := [reader for reader, recognise in RECOGNISE.items() if recognise(part)]:
-            yield f"Its folder {name!r} looks like {readers[0]}: give source={part.root}."
+        if known := next((name for name, reader in READERS.items() if reader.recognise(part)), ""):
+            yield f"Its folder {part.root.name!r} looks like {known}: give source={part.root}."
             return
     try:
         beside = os.listdir(below.root.parent)

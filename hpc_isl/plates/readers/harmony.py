@@ -28,7 +28,7 @@ from hpc_isl.plates.plate import (
 from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks, xml
 from hpc_isl.plates.readers.export import Layout
 from hpc_isl.plates.readers.fields import Shot
-from hpc_isl.plates.readers.folder import list_folder
+from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 from hpc_isl.plates.readers.plane_checks import Size
 from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
@@ -68,9 +68,9 @@ class Camera:
     pixel_um: float | None
 
 
-def recognise(folder: Path) -> bool:
-    """Returns whether there is an index in `folder`, its `Images`, or a folder of exports just below."""
-    return bool(harmony_index.indices(folder))
+def recognise(below: Folder) -> bool:
+    """Returns whether there is an index in the folder, its `Images`, or a folder of exports just below."""
+    return bool(harmony_index.indices(below.root))
 
 
 def read(folder: Path) -> Export:

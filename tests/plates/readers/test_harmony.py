@@ -18,6 +18,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import NOT_IMAGED, FieldKey, Problem
 from hpc_isl.plates.readers import harmony
+from hpc_isl.plates.readers.folder import list_folder
 
 A01 = FieldKey("A01", "1")
 
@@ -198,7 +199,7 @@ def test_assay_layout_becomes_the_plate_map(tmp_path: Path, harmony_export: Any)
 def test_the_folder_may_be_the_export_or_its_images(tmp_path: Path, harmony_export: Any) -> None:
     harmony_export.write(tmp_path / "P01", [harmony_export.shot()])
     for folder in (tmp_path / "P01", tmp_path / "P01" / "Images", tmp_path):
-        assert harmony.recognise(folder)
+        assert harmony.recognise(list_folder(folder))
         assert harmony.read(folder).plate.name == "P 01"
 
 
@@ -239,7 +240,7 @@ def test_files_in_subfolders_with_windows_separators_are_found(tmp_path: Path, h
 
 def test_a_folder_without_an_index_is_not_harmony(tmp_path: Path) -> None:
     (tmp_path / "Index.xml").write_text("<something/>")
-    assert not harmony.recognise(tmp_path)
+    assert not harmony.recognise(list_folder(tmp_path))
     with pytest.raises(UserError, match=r"Images/Index\.idx\.xml"):
         harmony.read(tmp_path)
 
