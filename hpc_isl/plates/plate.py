@@ -248,7 +248,7 @@ class Export:
 
 
 def doubtful_size(plate: Plate) -> str:
-    """Returns a warning where a field would be wider than wells are apart, which doubts the pixel size; else "".
+    """Returns a warning where a field would be wider than wells are apart, so that pixels cannot be so large.
 
     The distance of wells is that of the SBS standard (ANSI SLAS 4) for the plate's format.
     """

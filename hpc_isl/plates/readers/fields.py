@@ -18,7 +18,7 @@ SQUARE = 0.005  # edges of a pixel that agree within this share are those of a s
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One plane of a field: where it lies, and what is said of it."""
+    """One plane of a field: its file, and what is stated of it."""
 
     file: PlaneFile
     metadata: PlaneMetadata
@@ -41,16 +41,22 @@ def field(
     times, depth = plane_checks.extent(planes)
     heights = plane_heights(shots, names)
     longest = max(heights.values(), key=len, default=())
-    stored = imaged([plane.place for plane in planes], names, times)
+    ordered = sorted(shots, key=lambda shot: shot.file.place)
+    center_um = next((s.metadata.center_um for s in ordered if s.metadata.center_um is not None), None)
+    projections = {names[s.file.channel]: s.metadata.projection for s in shots if s.metadata.projection}
+    stored: dict[str, Any] = imaged([plane.place for plane in planes], names, times)
+    stored |= _times(shots)
+    if projections:  # channels whose planes are projections, and how these were made
+        stored["projections"] = projections
     if len(set(heights.values())) > 1:
         details = {**details, "z_um": {name: list(values) for name, values in heights.items()}}
     return Field(
         key=key,
         shape=(times, len(names), depth, *size),
         dtype=dtype,
-        position_um=first_pixel(_center(shots), size, pixel_um),
+        position_um=first_pixel(center_um, size, pixel_um),
         z_um=longest if len(longest) == depth else (),
-        details={**stored, **_times(shots), **_projections(shots, names), **details},
+        details={**stored, **details},
     )
 
 
@@ -118,17 +124,12 @@ def channel(
 
 
 def is_transmitted(name: str) -> bool:
-    """Whether a channel's name speaks of bright-field, phase, DIC or other transmitted light."""
+    """Returns whether a channel's name is one of bright-field, phase, DIC or other transmitted light."""
     return bool(_TRANSMITTED.search(name))
 
 
-def _center(shots: Sequence[Shot]) -> tuple[float, float] | None:
-    ordered = sorted(shots, key=lambda shot: shot.file.place)
-    return next((s.metadata.center_um for s in ordered if s.metadata.center_um is not None), None)
-
-
 def plane_heights(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Channel -> heights of its planes at the first time that has them; empty where one is unknown."""
+    """Returns channel -> heights of its planes at the first time with them; empty where one is unknown."""
     heights: dict[int, dict[int, float | None]] = defaultdict(dict)
     for shot in sorted(shots, key=lambda shot: shot.file.place):
         heights[shot.file.channel].setdefault(shot.file.plane, shot.metadata.z_um)
@@ -140,22 +141,16 @@ def plane_heights(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, tupl
 
 
 def _times(shots: Sequence[Shot]) -> dict[str, Any]:
-    """`time`, the field's first moment, and of a series the `seconds` from it or from the start of all."""
+    """Returns `time`, the field's first moment, and of a series the `seconds` from it or from its start."""
     first: dict[int, PlaneMetadata] = {}
     for shot in sorted(shots, key=lambda shot: (shot.metadata.moment, shot.metadata.seconds or 0.0)):
         first.setdefault(shot.file.time, shot.metadata)
     ordered = [first[time] for time in sorted(first)]
     moments = [metadata.moment for metadata in ordered]
-    found: dict[str, Any] = {"time": min(moments)} if any(moments) and all(moments) else {}
+    details: dict[str, Any] = {"time": min(moments)} if any(moments) and all(moments) else {}
     elapsed = [metadata.seconds for metadata in ordered]
-    if all(value is None for value in elapsed) and found:
-        elapsed = [seconds_between(found["time"], moment) for moment in moments]
+    if all(value is None for value in elapsed) and details:
+        elapsed = [seconds_between(details["time"], moment) for moment in moments]
     if len(ordered) > 1 and not all(value is None for value in elapsed):
-        found["seconds"] = elapsed
-    return found
-
-
-def _projections(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, Any]:
-    """Channels whose planes are projections, and how these were made."""
-    found = {names[s.file.channel]: s.metadata.projection for s in shots if s.metadata.projection}
-    return {"projections": found} if found else {}
+        details["seconds"] = elapsed
+    return details

@@ -32,7 +32,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Folder:
-    """The files below a folder.
+    """All files below a folder.
 
     Attributes:
         root: the folder, with links in its own path resolved.
@@ -45,9 +45,9 @@ class Folder:
     leaving: frozenset[str]
 
     def locate(self, name: str, origin: str) -> str:
-        """`name`, as an index or a table gives it, as a path relative to the folder.
+        """Returns `name`, as an index or a table gives it, as a path relative to the folder.
 
-        The file need not be there. Backslashes separate folders, as Windows writes them.
+        The file need not exist. Backslashes separate folders, as Windows writes them.
 
         Raises:
             UserError: naming `origin` and the name, where it leads out of the folder.
@@ -68,10 +68,10 @@ class Folder:
 
 
 def list_folder(folder: Path) -> Folder:
-    """All files below `folder`; links to folders are not followed.
+    """Returns all files below `folder`; links to folders are not followed.
 
     Raises:
-        UserError: the folder is not there or cannot be listed.
+        UserError: the folder does not exist or cannot be listed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
@@ -81,7 +81,12 @@ def list_folder(folder: Path) -> Folder:
     stack = [""]
     while stack:
         below = stack.pop()
-        for entry in _entries(root / below):
+        try:
+            with os.scandir(root / below) as scan:
+                entries = list(scan)
+        except OSError as error:
+            raise UserError(f"{root / below} cannot be listed: {error.strerror}") from None
+        for entry in entries:
             name = below + entry.name
             if entry.name.startswith("."):
                 continue
@@ -101,14 +106,6 @@ def nearest_files(below: Folder, wanted: Callable[[str], bool]) -> list[str]:
     return sorted(name for name in names if name.count("/") == depth)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
-
-
 # ---------------------------------------------------------------- files that are not stored
 
 
@@ -117,24 +114,23 @@ def unnamed(
 ) -> list[LeftOut]:
     """Returns the images that the index does not name; `kind` tells why of a path below the folder."""
     known = set(named)
-    found = (name for name in sorted(below.files) if PurePosixPath(name).suffix.lower() in IMAGES)
-    return [LeftOut(below.root / name, kind(name)) for name in found if below.root / name not in known]
+    images = (name for name in sorted(below.files) if PurePosixPath(name).suffix.lower() in IMAGES)
+    return [LeftOut(below.root / name, kind(name)) for name in images if below.root / name not in known]
 
 
 def left_out_by_name(root: Path, name: str, kind: str) -> LeftOut:
-    """The file below `root`; its name may tell a closer kind, and well and channel, for counting alone."""
-    closer = next((said for said, pattern in _KINDS if pattern.search(name)), kind)
-    well, channel = _WELL.search(name), _CHANNEL.search(_GUID.sub("", name))
-    return LeftOut(
-        root / name,
-        closer,
-        _well(well) if well else "",
-        next(filter(None, channel.groups())) if channel else "",
-    )
+    """Returns a file below `root`; its name may state a closer kind, and well and channel for counts."""
+    closer = next((closer for closer, pattern in _KINDS if pattern.search(name)), kind)
+    match, channel, well = _WELL.search(name), _CHANNEL.search(_GUID.sub("", name)), ""
+    if match and match[1]:
+        well = f"{match[1]}{int(match[2]):02d}"
+    elif match and 1 <= int(match[3]) <= 32:
+        well = f"{row_name(int(match[3]) - 1)}{int(match[4]):02d}"
+    return LeftOut(root / name, closer, well, next(filter(None, channel.groups())) if channel else "")
 
 
 def left_out_lines(left_out: Iterable[LeftOut], root: Path) -> list[str]:
-    """One line for each kind, how many there are of it by channel and by well, and one of them.
+    """Returns one line for each kind: its number, an example, and counts by channel and by well.
 
     >>> left_out_lines([LeftOut(Path("/a/x.tif"), "copy", "B03", "w1")], Path("/a"))
     ['1 copy, e.g. x.tif; by channel: 1 w1; by well: 1 B03']
@@ -142,31 +138,16 @@ def left_out_lines(left_out: Iterable[LeftOut], root: Path) -> list[str]:
     by_kind: dict[str, list[LeftOut]] = {}
     for left in left_out:
         by_kind.setdefault(left.kind, []).append(left)
-    told = []
-    for kind, found in sorted(by_kind.items(), key=lambda item: -len(item[1])):
-        line = f"{len(found):,} {kind}, e.g. {_below(found[0].path, root)}"
-        for what in ("channel", "well"):
-            if counted := _counted(getattr(left, what) for left in found):
-                line += f"; by {what}: {counted}"
-        told.append(line)
-    return told
-
-
-def _counted(names: Iterable[str]) -> str:
-    counts = Counter(name for name in names if name)
-    shown = [
-        f"{count:,} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    ]
-    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
-
-
-def _well(match: re.Match[str]) -> str:
-    letters, column = match[1], match[2]
-    if letters:
-        return f"{letters}{int(column):02d}"
-    row, column = int(match[3]), match[4]
-    return f"{row_name(row - 1)}{int(column):02d}" if 1 <= row <= 32 else ""
-
-
-def _below(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+    lines = []
+    for kind, files in sorted(by_kind.items(), key=lambda item: -len(item[1])):
+        path = files[0].path
+        example = path.relative_to(root) if path.is_relative_to(root) else path.name
+        line = f"{len(files):,} {kind}, e.g. {example}"
+        for part in ("channel", "well"):
+            counts = Counter(name for file in files if (name := getattr(file, part)))
+            most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            if shown := [f"{count:,} {name}" for name, count in most]:
+                more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+                line += f"; by {part}: {', '.join(shown[:_SHOWN])}{more}"
+        lines.append(line)
+    return lines

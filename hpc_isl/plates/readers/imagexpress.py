@@ -37,7 +37,7 @@ _IMAGES = (".tif", ".tiff")
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """An image as its path says; `step` and `time` None where the path names none."""
+    """An image as its path describes it; `step` and `time` are None where the path names none."""
 
     path: Path
     folder: str
@@ -105,7 +105,7 @@ def read(folder: Path) -> Export:
 
 
 def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
-    """The images, and the thumbnails beside them; all of one plate."""
+    """Returns the images, and the thumbnails beside them; all of one plate."""
     files: list[_File] = []
     left_out: list[LeftOut] = []
     for name in sorted(below.files):
@@ -134,7 +134,7 @@ def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
 def _where_they_say(
     files: Sequence[_File], metadata: Mapping[Path, TiffMetadata]
 ) -> tuple[list[_File], list[Problem]]:
-    """The files whose name and stage label agree, and the others as problems."""
+    """Returns the files whose name and stage label agree, and the others as problems."""
     kept: list[_File] = []
     problems: list[Problem] = []
     for file in files:
@@ -159,7 +159,7 @@ def _planes(
     htd: Htd | None,
     acquisitions: Mapping[str, int],
 ) -> tuple[list[Described], list[LeftOut]]:
-    """The planes to store, and the files that are copies or projections of them."""
+    """Returns the planes to store, and the files that are copies or projections of them."""
     single, copies = _without_copies(files, metadata, flat=htd is not None and not htd.has_z)
     stepped = {(*file.place, file.time) for file in single if file.step}
     projected = {file for file in single if _is_projection(file, stepped, metadata)}
@@ -183,7 +183,7 @@ def _planes(
 def _without_copies(
     files: Sequence[_File], metadata: Mapping[Path, TiffMetadata], flat: bool
 ) -> tuple[list[_File], list[_File]]:
-    """The files that are planes of their own, and those that are copies of another one."""
+    """Returns the files that are planes of their own, and those that are copies of another one."""
     ordered = sorted(files, key=lambda file: (file.time or 0, file.step == 0, file.step or 0))
     single: dict[Hashable, _File] = {}
     for file in ordered:
@@ -193,15 +193,12 @@ def _without_copies(
 
 
 def _identity(file: _File, found: TiffMetadata | None, flat: bool) -> Hashable:
-    """Equal for copies: the height, time and GUID of a plane of one channel of a field.
-
-    A file that states no height and time is itself; or, where the HTD says that there is no z, the one plane
-    of its time.
-    """
+    """Returns what is equal for copies: the height, time and GUID of a plane of one channel of a field."""
     names = ("z-position", "acquisition-time-local", "plane-guid", "Z Projection Method")
     z, moment, *more = (found.facts.get(name, "") if found else "" for name in names)
     if z and moment:
         return *file.place, z, moment, *more
+    # A file without height and time is itself, or the one plane of its time where the HTD has no z.
     return (*file.place, file.time) if flat else file
 
 
@@ -210,7 +207,7 @@ def _is_projection(
     stepped: Container[tuple[str, str, str, int, int | None]],
     metadata: Mapping[Path, TiffMetadata],
 ) -> bool:
-    """As the file says; where it says nothing, what lies in ZStep_0, or beside the steps of its channel."""
+    # As the file states; without a statement what lies in ZStep_0, or beside the steps of its channel.
     found = metadata.get(file.path)
     if found is not None and found.source == "MetaSeries":
         return bool(found.planes[0].projection)
@@ -218,7 +215,7 @@ def _is_projection(
 
 
 def _step(file: _File, metadata: Mapping[Path, TiffMetadata], alone: bool) -> int:
-    """The number of a plane: that of its folder; of one that is alone in its channel its own, or 1."""
+    """Returns the number of a plane: its folder's, or that of its file where it is alone in its channel."""
     if not alone:
         return file.step or 1
     own = number(metadata[file.path].facts.get("Z Step")) if file.path in metadata else None
@@ -231,7 +228,7 @@ def _channels(
     metadata: Mapping[Path, TiffMetadata],
     htd: Htd | None,
 ) -> tuple[dict[int, Channel], list[str]]:
-    """Wavelength -> channel, named by the HTD, else by the files; remarks where they differ."""
+    """Returns wavelength -> channel, named by the HTD, else by the files; and remarks where they differ."""
     stated: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
     for file in files:
         if file.path in metadata:

@@ -29,7 +29,7 @@ Row = Mapping[str, str]
 
 
 def recognise(below: Folder) -> bool:
-    """Whether there is a `.jdce`."""
+    """Returns whether there is a `.jdce`."""
     return any(name.lower().endswith(".jdce") for name in below.files)
 
 
@@ -78,13 +78,10 @@ def read(folder: Path) -> Export:
 
 
 def _unit(below: Folder) -> tuple[str, list[str]]:
-    """The `.jdce` to read, and the folders of montages beside it.
-
-    One run may hold several, which name their files alike: each stands for itself.
-    """
-    found = sorted(name for name in below.files if name.lower().endswith(".jdce"))
-    montages = [name for name in found if "montage" in name.lower()]
-    kept = [name for name in found if name not in montages] or found
+    """Returns the `.jdce` to read, and the folders of montages beside it, whose files have the same names."""
+    names = sorted(name for name in below.files if name.lower().endswith(".jdce"))
+    montages = [name for name in names if "montage" in name.lower()]
+    kept = [name for name in names if name not in montages] or names
     if len(kept) > 1:
         raise UserError(
             f"{below.root} holds {len(kept)} runs ({', '.join(kept[:5])}); give the folder of one"
@@ -95,7 +92,7 @@ def _unit(below: Folder) -> tuple[str, list[str]]:
 
 
 def _stack(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Acquisition protocol and image stack of a `.jdce`."""
+    """Returns acquisition protocol and image stack of a `.jdce`."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
         stack = content["ImageStack"]
@@ -144,7 +141,7 @@ def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
 
 
 def _file(below: Folder, jdce: str, row: Row, origin: str) -> str:
-    """Path of a row's image, which stands below the folder of its index."""
+    """Returns the path of a row's image, which lies below the folder of its index."""
     parts = (
         str(PurePosixPath(jdce).parent),
         row.get("ImageSubFolderPath", ""),
@@ -172,7 +169,7 @@ def _described(row: Row, path: Path) -> Described:
 
 
 def _moment(seconds: float | None) -> str:
-    """Seconds since 1970 as a moment in UTC: the run's own date is local, and its offset is wrong."""
+    # Seconds since 1970 give a moment in UTC: the run's own date is local, and its offset is wrong.
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else ""
     except (ValueError, OverflowError, OSError):
@@ -194,7 +191,7 @@ def _pixel(protocol: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[int, Channel], list[str]]:
-    """Wavelength -> channel, named by the plan's emission filter, else as the CSV names it."""
+    """Returns wavelength -> channel, named by the plan's emission filter, else as the CSV names it."""
     waves = _at(protocol, "Wavelengths")
     plan = (
         {_at(wave, "Index"): wave for wave in waves if isinstance(wave, dict)}
@@ -213,20 +210,18 @@ def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[in
                 f"wavelength {wave} is {planned!r} in the .jdce, {stated[wave]!r} in the CSV; the one is kept"
             )
         name = fields.unique(planned or stated[wave] or f"w{wave}", [c.name for c in channels.values()])
-        emission, excitation = (
-            _nanometres(plan.get(wave), f"{kind}Filter") for kind in ("Emission", "Excitation")
-        )
+        lengths = []
+        for kind in ("EmissionFilter", "ExcitationFilter"):
+            unit = _text(plan.get(wave), kind, "Unit")
+            length = micrometres(_at(plan.get(wave), kind, "Wavelength"), unit)
+            lengths.append(round(length * 1000, 3) if length else None)
+        emission, excitation = lengths
         channels[wave] = fields.channel(name, excitation if excitation != emission else None, emission)
     return channels, remarks
 
 
-def _nanometres(wave: Any, name: str) -> float | None:
-    length = micrometres(_at(wave, name, "Wavelength"), _text(wave, name, "Unit"))
-    return round(length * 1000, 3) if length else None
-
-
 def _plan(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
-    """Remarks where less was imaged than planned."""
+    """Returns remarks where less was imaged than planned."""
     remarks = []
     if _at(protocol, "CollectionComplete") is False:
         remarks.append("the run was not completed")
@@ -235,9 +230,9 @@ def _plan(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
         ("times", "Timepoint", "TimeSchedule", "NumberOfTimepoints"),
     ):
         planned = int(number(_at(protocol, "PlateMap", *where)) or 0)
-        found = len({row[column] for row in rows})
-        if planned > found and _at(protocol, "PlateMap", where[0], "Enabled") is True:
-            remarks.append(f"{planned} {what} were planned, the index has {found}")
+        listed = len({row[column] for row in rows})
+        if planned > listed and _at(protocol, "PlateMap", where[0], "Enabled") is True:
+            remarks.append(f"{planned} {what} were planned, the index has {listed}")
     return remarks
 
 
@@ -254,12 +249,12 @@ def _details(stack: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str,
 
 
 def _at(node: Any, *names: str) -> Any:
-    """What lies at these keys; None where the path ends before."""
+    """Returns what lies at these keys; None where the path ends before."""
     for name in names:
         node = node.get(name) if isinstance(node, dict) else None
     return node
 
 
 def _text(node: Any, *names: str) -> str:
-    found = _at(node, *names)
-    return str(found).strip() if isinstance(found, str | int | float) else ""
+    value = _at(node, *names)
+    return str(value).strip() if isinstance(value, str | int | float) else ""

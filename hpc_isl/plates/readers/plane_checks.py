@@ -31,14 +31,14 @@ def check(
     unimaged: Collection[Path] = (),
     indexed: bool = False,
 ) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
-    """The planes that can be stored, and what is wrong with the fields.
+    """Returns the planes that can be stored, and the problems of the fields.
 
     Of two files for one plane neither is stored, for nothing tells which of them is right.
 
     Args:
-        named: the planes that an index, a table or file names speak of, by field.
+        named: the planes that an index, a table or file names list, by field.
         channels: names of the plate's channels, for the messages.
-        unreadable: those of the named files that are missing or damaged -> a clause that says so.
+        unreadable: those of the named files that are missing or damaged -> a clause for the message.
         absent, unimaged: those of them that are missing, and that the instrument never wrote.
         indexed: an index names the planes: what it does not name was not imaged, which is no damage.
     """
@@ -61,12 +61,12 @@ def check(
 
 
 def extent(planes: Sequence[PlaneFile]) -> tuple[int, int]:
-    """Times and planes that a stored image of these planes has."""
+    """Returns the numbers of times and planes that a stored image of these planes has."""
     return 1 + max(p.time for p in planes), 1 + max(p.plane for p in planes)
 
 
 def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
-    """Distance of planes in µm where all stacks rise in steps that are even within a share, else None."""
+    """Returns the distance of planes in µm where all stacks rise in steps that are even within a share."""
     steps = [upper - lower for z_um in {f.z_um for f in fields} for lower, upper in pairwise(z_um)]
     if not steps or min(steps) <= 0 or max(steps) > (1 + tolerance) * min(steps):
         return None
@@ -74,31 +74,36 @@ def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
 
 
 def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[str], set[PlaneFile]]:
-    """Two files for one plane, and one file for two planes: what to say, and which planes it concerns."""
-    seen: dict[PlaneIndex, PlaneFile] = {}
-    used: dict[tuple[Path, int], PlaneFile] = {}
-    found: list[str] = []
+    """Returns clauses on planes with two files and files for two planes, and the planes concerned."""
+    by_place: dict[PlaneIndex, PlaneFile] = {}
+    by_file: dict[tuple[Path, int], PlaneFile] = {}
+    clauses: list[str] = []
     doubtful: set[PlaneFile] = set()
     for plane in planes:
-        first, other = seen.setdefault(plane.place, plane), used.setdefault((plane.path, plane.page), plane)
+        first = by_place.setdefault(plane.place, plane)
+        other = by_file.setdefault((plane.path, plane.page), plane)
         if first is not plane:
-            found.append(f"{_named(plane.place, channels)} is given twice: {_apart(first.path, plane.path)}")
+            # Both paths, below the last folder that they share.
+            shared = os.path.commonpath([first.path.parent, plane.path.parent])
+            paths = f"{first.path.relative_to(shared)} and {plane.path.relative_to(shared)}"
+            clauses.append(f"{_named(plane.place, channels)} is given twice: {paths}")
             doubtful |= {first, plane}
         elif other.place != plane.place:
             places = f"{_named(other.place, channels)} and {_named(plane.place, channels)}"
-            found.append(f"{plane.path.name} is given for {places}")
+            clauses.append(f"{plane.path.name} is given for {places}")
             doubtful |= {other, plane}
-    return found, doubtful
+    return clauses, doubtful
 
 
 def _incomplete(
     named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str], kind: str
 ) -> list[Problem]:
-    """Fields that lack planes which their neighbours have: a file lost in copying leaves no other trace.
+    """Returns fields that lack planes which their neighbours have: a lost file leaves no other trace.
 
-    Of a channel, what at least half of the fields have that have it at all. A channel that most fields of
-    a well lack was left out by design, unless nearly all wells have it; so was the end of a series.
+    Expected are, of a channel, the planes that at least half of the fields with this channel have.
     """
+    # A channel that most fields of a well lack was left out by design, unless nearly all wells have it; so
+    # was the end of a series.
     problems = []
     for acquisition in {key.acquisition for key in named}:
         own = {key: planes for key, planes in named.items() if key.acquisition == acquisition}
@@ -121,7 +126,7 @@ def _incomplete(
 
 
 def _usual(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[PlaneIndex]]:
-    """Channel -> the planes that at least half of its fields have."""
+    """Returns channel -> the planes that at least half of its fields have."""
     counts: dict[int, Counter[PlaneIndex]] = defaultdict(Counter)
     fields: Counter[int] = Counter()
     for planes in named.values():
@@ -164,18 +169,13 @@ def gaps(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str])
     return remarks
 
 
-def _apart(first: Path, second: Path) -> str:
-    """Both paths, below the last folder that they share."""
-    shared = os.path.commonpath([first.parent, second.parent])
-    return f"{first.relative_to(shared)} and {second.relative_to(shared)}"
-
-
 def _named(where: PlaneIndex, channels: Sequence[str]) -> str:
     time, channel, plane = where
     return f"channel {channels[channel]!r} plane {plane}" + (f" time {time}" if time else "")
 
 
 def listed(items: Sequence[str]) -> str:
+    """Returns the first items, and how many more there are."""
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(items[:SHOWN]) + more
 
@@ -221,14 +221,14 @@ def agreeing(
 
 def kinds(files: Files, headers: Mapping[Path, Kind]) -> dict[FieldKey, Kind]:
     """Returns the kind of most planes of each field; of a field without planes, that of most of all."""
-    own = {key: Counter(headers[file.path] for file in found) for key, found in files.items()}
-    every = sum(own.values(), Counter()) or Counter(headers.values())
-    return {key: most(counts or every, every) for key, counts in own.items()}
+    by_field = {key: Counter(headers[file.path] for file in own) for key, own in files.items()}
+    every = sum(by_field.values(), Counter()) or Counter(headers.values())
+    return {key: most(counts or every, every) for key, counts in by_field.items()}
 
 
 def most(counts: Counter[T], others: Counter[T]) -> T:
     """Returns what occurs most; of several that do, the one that occurs most elsewhere too."""
-    return max(counts, key=lambda one: (counts[one], others[one], str(one)))
+    return max(counts, key=lambda value: (counts[value], others[value], str(value)))
 
 
 def channel_sizes(channels: Iterable[tuple[int, Path]], headers: Mapping[Path, Kind]) -> dict[int, Size]:
@@ -248,15 +248,15 @@ def described(kind: Kind) -> str:
 
 
 def _odd_fields(files: Files, headers: Mapping[Path, Kind]) -> list[str]:
-    """Remarks on fields of another kind than most, channel by channel."""
+    """Returns remarks on fields of another kind than most, channel by channel."""
     by_kind: dict[int, dict[Kind, set[FieldKey]]] = defaultdict(lambda: defaultdict(set))
     for key, own in files.items():
         for file in own:
             by_kind[file.channel][headers[file.path]].add(key)
     odd: dict[Kind, set[FieldKey]] = defaultdict(set)
-    for found in by_kind.values():
-        usual = max(found, key=lambda kind: (len(found[kind]), kind))
-        for kind, keys in found.items():
+    for fields in by_kind.values():
+        usual = max(fields, key=lambda kind: (len(fields[kind]), kind))
+        for kind, keys in fields.items():
             if kind != usual:
                 odd[kind] |= keys
     remarks = []

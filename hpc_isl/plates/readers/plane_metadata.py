@@ -31,7 +31,7 @@ class MetadataError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class PlaneMetadata:
-    """One plane, as its own file describes it; "" and None where the file does not say.
+    """One plane, as its own file describes it; "" and None where the file states nothing.
 
     Attributes:
         time, channel, plane: indices within the file.
@@ -106,12 +106,12 @@ def moment(text: object) -> str:
     year, month, day, hour, minute, second, fraction, zone = match.groups()
     fraction = (fraction or "").replace(",", ".")[:7]  # microseconds
     zone = "+00:00" if zone == "Z" else zone or ""
-    found = f"{year}-{month}-{day}T{hour}:{minute}:{second}{fraction}{zone}"
+    iso = f"{year}-{month}-{day}T{hour}:{minute}:{second}{fraction}{zone}"
     try:
-        datetime.fromisoformat(found)
+        datetime.fromisoformat(iso)
     except ValueError:
         return ""
-    return found
+    return iso
 
 
 def seconds_between(first: str, later: str) -> float | None:
@@ -128,5 +128,5 @@ def _plain(unit: str) -> str:
 
 
 def _scaled(value: object, factor: float | None) -> float | None:
-    found = number(value)
-    return None if found is None or factor is None else round(found * factor, 7)
+    size = number(value)
+    return None if size is None or factor is None else round(size * factor, 7)

@@ -33,7 +33,7 @@ _WELL = re.compile(r"A?[A-Z]\d{1,2}")
 
 @dataclass(frozen=True)
 class _Plane:
-    """One plane: the number of its well and what that is called, its file, and what is stated of it."""
+    """One plane: the number and label of its well, its file, and what is stated of it."""
 
     well: int
     label: str
@@ -48,7 +48,7 @@ class _Plane:
 
 @dataclass(frozen=True)
 class _Run:
-    """What index or descriptor state of the whole run; channels by name."""
+    """A whole run, as index or descriptor state it; channels by name."""
 
     origin: Path
     planes: Sequence[_Plane]
@@ -59,10 +59,9 @@ class _Run:
 
 
 def recognise(below: Folder) -> bool:
-    """Whether there is OME-XML of scanR, or a descriptor of one of its runs."""
-    found = _nearest(below, _INDEX)
-    if found:
-        with (below.root / found).open("rb") as file:
+    """Returns whether there is OME-XML of scanR, or a descriptor of one of its runs."""
+    if index := _nearest(below, _INDEX):
+        with (below.root / index).open("rb") as file:
             return b"scanr" in file.read(4096).lower()
     return bool(_nearest(below, _DESCRIPTOR))
 
@@ -114,17 +113,17 @@ def _nearest(below: Folder, name: str) -> str:
 
 
 def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
-    """Number -> name of each well, and rows and columns of the plate, 0 where nothing tells them.
+    """Returns number -> name of each well, and rows and columns of the plate, 0 where they are unknown.
 
-    Names tell the well; where they are none, a plate whose columns are known.
+    A well is known by its name; without one, by its number on a plate whose columns are known.
     """
     labels = {plane.well: plane.label for plane in run.planes}
     named = {well: well_position(label) for well, label in labels.items() if _WELL.fullmatch(label)}
     rows, columns = run.layout
     if not columns:
         # B02 is well 14 of 96: 13 wells before it, of which the first 12 are row A.
-        told = {(n - 1 - column) / row for n, (row, column) in named.items() if row}
-        rows, columns = next(((r, c) for r, c in FORMATS.values() if told == {c}), (0, 0))
+        widths = {(n - 1 - column) / row for n, (row, column) in named.items() if row}
+        rows, columns = next(((r, c) for r, c in FORMATS.values() if widths == {c}), (0, 0))
     wells: dict[int, str] = {}
     for well, label in labels.items():
         if well in named:
@@ -167,8 +166,8 @@ def _indexed(below: Folder, name: str) -> _Run:
 
 
 def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) -> Iterator[_Plane]:
-    said = _IMAGE.match(image.name)
-    if said is None:
+    name = _IMAGE.match(image.name)
+    if name is None:
         raise UserError(f"{path}: image {image.name!r}: a name as in 'Well 14, Position 1 (B2)' is expected")
     size = (image.sizes["Y"], image.sizes["X"])
     for data in image.data:
@@ -178,7 +177,7 @@ def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) 
         file = file if folder == "." else f"{folder}/{file}"
         for offset, place in enumerate(data.planes):
             yield _Plane(
-                int(said["well"]), said["label"] or "", said["field"], _channel_name(image, place[1]), file,
+                int(name["well"]), name["label"] or "", name["field"], _channel_name(image, place[1]), file,
                 image.planes[place], data.first + offset, size if min(size) > 0 else None, image.pixel_um,
             )  # fmt: skip
 
@@ -202,7 +201,7 @@ def _channels_of(image: ome_xml.OmeImage, channels: dict[str, Channel]) -> None:
 
 
 def _instrument(element: Element) -> tuple[dict[str, str], dict[str, str]]:
-    """ID -> objective, and microscope and camera."""
+    """Returns ID -> objective, and microscope and camera."""
     objectives: dict[str, str] = {}
     details: dict[str, str] = {}
     for child in element:
@@ -219,7 +218,7 @@ def _instrument(element: Element) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _named(below: Folder) -> _Run:
-    """A run without OME-XML: names tell what files show, the descriptor the rest."""
+    """Returns a run without OME-XML, described by file names and the descriptor."""
     descriptor = _nearest(below, _DESCRIPTOR)
     if not descriptor:
         raise UserError(
@@ -256,7 +255,7 @@ def _named(below: Folder) -> _Run:
 
 
 def _descriptor(path: Path) -> tuple[dict[str, str], dict[str, float]]:
-    """The first value of each name, and the exposure of each channel in ms.
+    """Returns the first value of each name, and the exposure of each channel in ms.
 
     A channel is a name that is followed by an exposure; the plate's format follows "format typedef".
     """

@@ -31,7 +31,7 @@ def both(shot: Any, **facts: object) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("version", ["HarmonyV5", "HarmonyV6", "HarmonyV7"])
-def test_every_version_says_the_same(tmp_path: Path, harmony_export: Any, version: str) -> None:
+def test_every_version_gives_the_same_export(tmp_path: Path, harmony_export: Any, version: str) -> None:
     shots = [s for plane in (1, 2, 3) for s in both(harmony_export.shot, PlaneID=plane)]
     export = harmony.read(harmony_export.write(tmp_path, shots, version=version))
     plate = export.plate
@@ -54,7 +54,7 @@ def test_every_version_says_the_same(tmp_path: Path, harmony_export: Any, versio
     json.dumps([plate.details, field.details, [c.flat_field for c in plate.channels]], allow_nan=False)
 
 
-def test_pixels_are_found_where_the_index_says(tmp_path: Path, harmony_export: Any) -> None:
+def test_pixels_are_found_in_the_files_that_the_index_names(tmp_path: Path, harmony_export: Any) -> None:
     shots = [s for plane in (3, 1, 2) for s in both(harmony_export.shot, PlaneID=plane)]
     export = harmony.read(harmony_export.write(tmp_path, shots))
     read = {(p.channel, p.plane): int(read_plane(p.path)[0, 0]) for p in export.files[A01]}
@@ -97,7 +97,7 @@ def test_flat_field_profile_becomes_numbers(tmp_path: Path, harmony_export: Any)
 @pytest.mark.parametrize(
     "profile", ["{Background: [%s", "no profile %s", "{A: &amp;a [*a], Background: {B: *a}} %s"]
 )
-def test_an_unreadable_flat_field_is_left_out_and_said(
+def test_an_unreadable_flat_field_is_left_out_and_reported(
     tmp_path: Path, harmony_export: Any, profile: str
 ) -> None:
     export = harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], profile=profile))
@@ -330,7 +330,7 @@ def test_an_image_without_file_is_named(tmp_path: Path, harmony_export: Any) -> 
     assert text == "the instrument wrote no file for 0101K1F2P1R1"
 
 
-def test_a_channel_of_another_size_is_left_out_and_said(tmp_path: Path, harmony_export: Any) -> None:
+def test_a_channel_of_another_size_is_left_out_and_reported(tmp_path: Path, harmony_export: Any) -> None:
     """One channel with other binning costs that channel, and not the plate."""
     channels = harmony_export.channels | {
         2: harmony_export.channels[2] | {"ImageSizeX": "16", "ImageSizeY": "12", "ImageResolutionX": "1E-06"}
@@ -391,7 +391,7 @@ def test_other_indices_are_read(tmp_path: Path, harmony_export: Any, name: str) 
     assert harmony.read(tmp_path).plate.name == "P 01"
 
 
-def test_corrected_images_lie_in_a_folder_of_their_own(tmp_path: Path, harmony_export: Any) -> None:
+def test_corrected_images_are_in_a_separate_folder(tmp_path: Path, harmony_export: Any) -> None:
     shot = harmony_export.shot()
     harmony_export.write(tmp_path, [shot])
     images = tmp_path / "Images"
@@ -432,7 +432,7 @@ def test_the_case_of_an_ending_does_not_matter(tmp_path: Path, harmony_export: A
     assert (len(export.files[A01]), export.problems) == (1, ())
 
 
-def test_of_folders_for_each_well_some_may_not_be_there(tmp_path: Path, harmony_export: Any) -> None:
+def test_of_folders_for_each_well_some_may_be_missing(tmp_path: Path, harmony_export: Any) -> None:
     """The first 30 wells of the index were not copied: the others are read, and the first are named."""
     shots = [harmony_export.shot(Row=1 + w // 12, Col=1 + w % 12) for w in range(40)]
     harmony_export.write(tmp_path, shots)

@@ -213,7 +213,7 @@ def test_an_edit_that_leaves_all_sizes_and_dates_is_seen(image: Path) -> None:
     assert labels_checksum(image, "cells") == labels_checksum(image, "other") != pixels
 
 
-def test_pixels_that_another_program_stored_anew_are_no_edit(image: Path) -> None:
+def test_unchanged_pixels_that_another_program_rewrote_are_no_edit(image: Path) -> None:
     """Other bytes, the same pixels: nobody edited anything, and what depends on the labels stays."""
     write_labels(image, "cells", squares(), origin="human", boxes=WHOLE)
     before = stamp(image, "cells")
