@@ -34,7 +34,7 @@ from hpc_isl.objects.watershed_kernels import (
     part,
     steps_around,
     steps_between,
-)  # fmt: skip
+)
 
 Block = tuple[slice, slice]
 Read = Callable[[Block], tuple[Any, NDArray[Any]]]

@@ -56,7 +56,7 @@ class Index:
 
     @property
     def revision(self) -> str:
-        """What `set` has changed that no hash of pixels and names holds; empty: all is as converted."""
+        """The changes by `set` that no hash of pixels and names holds; empty: all is as converted."""
         return revision_of(self.plate, self.changes)
 
     def image(self, key: FieldKey) -> Path:

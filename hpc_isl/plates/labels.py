@@ -31,7 +31,7 @@ from hpc_isl.plates.label_groups import (
     noted,
     open_labels,
     slug,
-)  # fmt: skip
+)
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.plates.pyramid import create_level, shard_boxes, write_coarser, write_pyramid, write_shards
 from hpc_isl.recipes.plates import CodecRecipe
@@ -126,7 +126,7 @@ def write_large_labels(
 
 @dataclass(frozen=True)
 class _Labels:
-    """What is stated of labels beside their pixels."""
+    """The metadata of labels, beside their pixels."""
 
     image: Path
     name: str
@@ -247,7 +247,7 @@ def edited(image: Path, name: str) -> bool | None:
 
 @dataclass(frozen=True)
 class LabelState:
-    """What distinguishes labels.
+    """The identity of labels, and whether they were edited.
 
     Attributes:
         stamp: tells these labels from others: who made them, their boxes and their pixels.

@@ -37,7 +37,7 @@ class Header(NamedTuple):
 
 
 class StoredPlane(NamedTuple):
-    """Where a plane lies in an open TIFF: in a page, or so many bytes behind the data of one.
+    """A plane of an open TIFF: the data of a page, or those so many bytes behind them.
 
     ImageJ writes large stacks, and MetaMorph all, as one page with the pixels of all planes behind it.
     """

@@ -199,11 +199,11 @@ def repeated(pixels: NDArray[Any], places: Iterable[PlaneIndex]) -> int:
     count = 0
     for place in sorted(places):
         plane = pixels[place]
-        alike = different.setdefault(plane[::16, ::16].tobytes(), [])
-        if any(np.array_equal(plane, pixels[other]) for other in alike):
+        similar = different.setdefault(plane[::16, ::16].tobytes(), [])
+        if any(np.array_equal(plane, pixels[other]) for other in similar):
             count += 1
         else:
-            alike.append(place)
+            similar.append(place)
     return count
 
 

@@ -32,7 +32,7 @@ from hpc_isl.plates.labels import (
     stamp,
     write_labels,
     write_large_labels,
-)  # fmt: skip
+)
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.plates.pyramid import count_levels, open_level, read_box, write_pyramid
 from hpc_isl.plates.statistics import FieldStatistics, to_dict

@@ -1,9 +1,8 @@
-"""Thermo Cellomics ArrayScan and CX: images PLATE_C18f00d0.C01, .DIB or .TIF, to an `Export`.
+"""Thermo Cellomics ArrayScan and CX: images PLATE_C18f00d0.C01, .DIB or .TIF, to an `Export`."""
 
-Seen with pixels: `.C01` of three channels and two fields, whose header states the pixel size, and an overlay.
-Only read about: `.DIB`, and `.TIF` of the same names. Channel names, exposures and places lie in an Access
-database (`.mdb`) that is not read: channels are named by the files, d0, d1, ….
-"""
+# Seen with pixels: `.C01` of three channels and two fields, whose header states the pixel size, and an
+# overlay. Only read about: `.DIB`, and `.TIF` of the same names. Channel names, exposures and places lie in
+# an Access database (`.mdb`) that is not read: channels are named by the files, d0, d1, ….
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Yokogawa CellVoyager (CV7000, CV8000) and CQ3K: `MeasurementData.mlf`, with `.mrf` and `.mes` beside it.
+"""Yokogawa CellVoyager (CV7000, CV8000) and CQ3K: `MeasurementData.mlf`, with `.mrf` and `.mes` beside it."""
 
-Seen in real metadata: all that is read here, from CV7000 and CV8000 stacks and projections, CQ3K projections,
-four time lines with a well and a channel each, times that begin at 2, autofocus errors, and `.tif` in the
-index where `.png` lies. Of CV8000 the real images were at hand too, but blank. Y points up, as the positions
-of fields and a public reader agree; no pixels could prove it. Only read about: one channel in several actions
-or time lines of one field, whole plates of 1536 wells.
-"""
+# Seen in real metadata: all that is read here, from CV7000 and CV8000 stacks and projections, CQ3K
+# projections, four time lines with a well and a channel each, times that begin at 2, autofocus errors, and
+# `.tif` in the index where `.png` lies. Of CV8000 the real images were at hand too, but blank. Y points up,
+# as the positions of fields and a public reader agree; no pixels could prove it. Only read about: one
+# channel in several actions or time lines of one field, whole plates of 1536 wells.
 
 from __future__ import annotations
 
@@ -52,7 +51,8 @@ def read(folder: Path) -> Export:
     lines = _acquisitions(kept)
     numbers = {channel: number for number, channel in enumerate(channels)}
     first = export.first_header((files[record] for record in kept), absent, path)
-    rows, columns = export.stated_layout({r.well for r in records}, *settings.rows_and_columns(), path)
+    counts = [int(number(settings.measurement.get(key)) or 0) for key in ("RowCount", "ColumnCount")]
+    rows, columns = export.stated_layout({r.well for r in records}, counts[0], counts[1], path)
     plate = export.build(
         [
             Described(

@@ -1,9 +1,8 @@
-"""What the `.mlf`, `.mrf` and `.mes` files of a CellVoyager or a CQ3K state of images, plate and channels.
+"""What the `.mlf`, `.mrf` and `.mes` files of a CellVoyager or a CQ3K state of images, plate and channels."""
 
-Seen: CV7000, CV8000 and CQ3K. The `.mlf` holds one record per image, and the errors; the others may be
-missing. They list all channels that are defined, whether they were taken or not, and counts of fields, planes
-and times that the images do not have: none of these is used.
-"""
+# Seen: CV7000, CV8000 and CQ3K. The `.mlf` holds one record per image, and the errors; the others may be
+# missing. They list all channels that are defined, whether they were taken or not, and counts of fields,
+# planes and times that the images do not have: none of these is used.
 
 from __future__ import annotations
 
@@ -144,11 +143,6 @@ class Settings:
         y, x = (number(facts.get(f"{side}Pixels")) for side in ("Vertical", "Horizontal"))
         return (int(y), int(x)) if y and x and min(y, x) >= 1 else None
 
-    def rows_and_columns(self) -> tuple[int, int]:
-        """Returns how many there are on the plate, 0 where that is not stated."""
-        rows, columns = (number(self.measurement.get(key)) for key in ("RowCount", "ColumnCount"))
-        return int(rows or 0), int(columns or 0)
-
     def channel(self, number_of: int, name: str) -> Channel:
         """Returns a channel; its name is given, for it must be unique."""
         facts = self.channels.get(number_of, {})
@@ -213,9 +207,9 @@ def attributes(element: Element) -> dict[str, str]:
 
 def _file(folder: Path, suffix: str, wanted: str) -> Path | None:
     """Returns the file of that name, in any case of letters; else the only one with that ending."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
-    named = [path for path in found if path.name.lower() == wanted.lower()]
-    return named[0] if named else found[0] if len(found) == 1 else None
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
+    named = [path for path in paths if path.name.lower() == wanted.lower()]
+    return named[0] if named else paths[0] if len(paths) == 1 else None
 
 
 def _channel(facts: Facts) -> int:

@@ -176,7 +176,12 @@ _LOOKS = (
 
 def _suggestion(below: Folder) -> str:
     """Returns what the folder looks like and what to try, or ""."""
-    if sentences := [*_zarr(below), *_neighbours(below), *_companion(below)]:
+    sentences = [*_neighbours(below), *_companion(below)]
+    # Hidden files are not listed, so that older OME-Zarr is known by its `.zgroup`.
+    if "zarr.json" in below.files or (below.root / ".zgroup").is_file():
+        zarr = f"It is a Zarr, {below.root.name!r}, and no vendor's export: if it is an OME-Zarr plate,"
+        sentences = [zarr, "there is nothing to convert.", *sentences]
+    if sentences:
         return " ".join(sentences)
     for look in _LOOKS:
         names = re.compile(rf"(?:.*/)?(?:{look.names})", re.IGNORECASE)
@@ -184,13 +189,6 @@ def _suggestion(below: Folder) -> str:
             layout = look.layout.format(ending=Path(example).suffix.lower())
             return f"It looks like {layout}, see {example!r}: {look.advice}."
     return ""
-
-
-def _zarr(below: Folder) -> Iterator[str]:
-    """Yields advice on a Zarr; older ones are known by a hidden file, which is not among those listed."""
-    if "zarr.json" in below.files or (below.root / ".zgroup").is_file():
-        yield f"It is a Zarr, {below.root.name!r}, and no vendor's export: if it is an OME-Zarr plate,"
-        yield "there is nothing to convert."
 
 
 def _neighbours(below: Folder) -> Iterator[str]:
@@ -210,23 +208,23 @@ def _neighbours(below: Folder) -> Iterator[str]:
     except OSError:
         return
     for reader, index in _ABOVE:
-        if found := sorted(name for name in beside if index.fullmatch(name)):
-            yield f"Beside it lies {found[0]!r}, of {reader}: give source={below.root.parent}."
+        if files := sorted(name for name in beside if index.fullmatch(name)):
+            yield f"Beside it lies {files[0]!r}, of {reader}: give source={below.root.parent}."
             return
 
 
 def _companion(below: Folder) -> Iterator[str]:
     """Yields advice on companion OME-XML: of a plate, as CQ1 writes it, or of images, as VisiView does."""
-    found = sorted(name for name in below.files if name.lower().endswith(".companion.ome"))
-    if not found:
+    files = sorted(name for name in below.files if name.lower().endswith(".companion.ome"))
+    if not files:
         return
     try:
-        plates = any(xml.elements(below.root / found[0], {"Plate"}))
+        plates = any(xml.elements(below.root / files[0], {"Plate"}))
     except (UserError, OSError):
         plates = False
     if plates:
-        yield f"It looks like a plate with companion OME-XML, as CQ1 writes it, see {found[0]!r}: "
+        yield f"It looks like a plate with companion OME-XML, as CQ1 writes it, see {files[0]!r}: "
         yield f"its images are read by their names: {_TRY.format('cq1.yaml')}, or pattern.regex."
     else:
-        yield f"It looks like companion OME-XML of single images, as VisiView writes it, see {found[0]!r}: "
+        yield f"It looks like companion OME-XML of single images, as VisiView writes it, see {files[0]!r}: "
         yield "that is no plate, for no wells are named; give pattern.table, or pattern.regex with image."

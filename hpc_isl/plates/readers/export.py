@@ -21,7 +21,7 @@ from hpc_isl.plates.plate import (
     Problem,
     row_name,
     well_position,
-)  # fmt: skip
+)
 from hpc_isl.plates.readers import fields, plane_checks
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.plane_checks import Kind, Size

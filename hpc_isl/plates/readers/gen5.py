@@ -1,9 +1,9 @@
-"""Cytation and Lionheart: TIFFs that Gen5 exports, A1_02_1_1_DAPI_001.tif and its kin, to an `Export`.
+"""Cytation and Lionheart: TIFFs that Gen5 exports, A1_02_1_1_DAPI_001.tif and its kin, to an `Export`."""
 
-No export of Gen5 was at hand: names in three styles and the XML in each file (`vendor_xml`) are only read
-about, from public readers and published examples. Names place an image; channel, sizes, place, height, time
-and exposure are those that the file states. A read step that takes a channel again is a channel of its own.
-"""
+# No export of Gen5 was at hand: names in three styles and the XML in each file (`vendor_xml`) are only read
+# about, from public readers and published examples. Names place an image; channel, sizes, place, height,
+# time and exposure are those that the file states. A read step that takes a channel again is a channel of
+# its own.
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpc_isl.plates.plate import (
     layout,
     well_name,
     well_position,
-)  # fmt: skip
+)
 from hpc_isl.plates.readers import export, fields, tiff_metadata
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, left_out_by_name, list_folder
@@ -42,7 +42,7 @@ _NAMES = (
         _WELL + r"(?P<roi>)(?P<step>)_(?P<field>-?\d+)(?:Z(?P<plane>\d+))?"
         r"_(?P<channel>[^/_]+)_\d+_(?P<time>-?\d+)_-?\d*\.tiff?"
     ),
-)  # fmt: skip
+)
 _PROCESSED = re.compile(r"(?P<how>[A-Za-z -]+)\[(?P<name>.*)\]")
 _IMAGES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 ChannelId = tuple[str, str, str]

@@ -24,7 +24,7 @@ from hpc_isl.plates.plate import (
     color_of,
     imaged,
     well_name,
-)  # fmt: skip
+)
 from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks, xml
 from hpc_isl.plates.readers.export import Layout
 from hpc_isl.plates.readers.fields import Shot
@@ -93,7 +93,7 @@ def read(folder: Path) -> Export:
 
 
 def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
-    """The indices in the order in which their measurements began, all of one plate."""
+    """Returns the indices in the order in which their measurements began, all of one plate."""
     if not paths:
         raise UserError(f"{folder}: no Harmony index; Images/Index.idx.xml or Images/Index.xml is expected")
     if len(paths) == 1:

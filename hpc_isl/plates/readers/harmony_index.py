@@ -1,9 +1,8 @@
-"""Harmony's and Columbus' indices: where they lie, and what they state of plate, channels and each image.
+"""Harmony's and Columbus' indices: where they lie, and what they state of plate, channels and each image."""
 
-Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix
-without. Only read about: V4, V6, `Index.ref.xml`, and Columbus, whose `BufferNo` is the page of a file and
-whose colours are numbers.
-"""
+# Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix without. Only read about:
+# V4, V6, `Index.ref.xml`, and Columbus, whose `BufferNo` is the page of a file and whose colours are
+# numbers.
 
 from __future__ import annotations
 
@@ -148,7 +147,7 @@ def plate(path: Path) -> dict[str, str]:
 
 
 def read(path: Path) -> Index:
-    """The index, read element by element: 200,000 images in seconds.
+    """Returns the index, read element by element: 200,000 images in seconds.
 
     Raises:
         UserError: naming file and image: not XML, no index, numbers that are none where a plane's place hangs
@@ -233,7 +232,7 @@ def _image(facts: Mapping[str, str], path: Path, odd: Counter[str]) -> Image:
 
 
 def number(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:
-    """The number under `name`; None where it is absent, NaN or infinite, or no number, which is counted."""
+    """Returns the number under `name`; None where it is absent, not finite, or no number (counted)."""
     text = facts.get(name, "")
     if not text:
         return None
@@ -252,11 +251,11 @@ def _micrometres(facts: Mapping[str, str], name: str, odd: Counter[str]) -> floa
 
 
 def flat_field(profile: str) -> dict[str, Any] | None:
-    """The `Background` entry of a FlatfieldProfile, numbers as numbers, NaN and INF as None.
+    """Returns the `Background` entry of a FlatfieldProfile, numbers as numbers, NaN and INF as None.
 
-    The text is YAML but for the channel's name, which may hold anything and is left out.
-    None where the text cannot be understood.
+    Returns None where the text cannot be understood.
     """
+    # The text is YAML but for the channel's name, which may hold anything and is left out.
     text = _FREE_TEXT.split(profile, maxsplit=1)
     head = text[0] + "}" if len(text) > 1 else profile
     if "&" in head or "*" in head:  # YAML references, which could unfold without end

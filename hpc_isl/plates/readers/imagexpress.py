@@ -1,11 +1,10 @@
-"""ImageXpress and MetaXpress: exports with an `.HTD` file, and the layout of the MetaXpress database.
+"""ImageXpress and MetaXpress: exports with an `.HTD` file, and the layout of the MetaXpress database."""
 
-Seen in real exports (MetaXpress 6.5, 6.7; one of a bright field would be new): `TimePoint_n/ZStep_m/` below
-the HTD or GUIDs after the wavelength; projections in `ZStep_0` or beside the steps; no `_s` or `_w` where
-there is one; and copies, with the z position, the time and the plane's GUID of what they are copies of, in
-the steps and times at which a channel was not imaged. Only read about: rows beyond P, 10 and more
-wavelengths, HTD files whose TIFFs state nothing.
-"""
+# Seen in real exports (MetaXpress 6.5, 6.7; one of a bright field would be new): `TimePoint_n/ZStep_m/`
+# below the HTD or GUIDs after the wavelength; projections in `ZStep_0` or beside the steps; no `_s` or `_w`
+# where there is one; and copies, with the z position, the time and the plane's GUID of what they are copies
+# of, in the steps and times at which a channel was not imaged. Only read about: rows beyond P, 10 and more
+# wavelengths, HTD files whose TIFFs state nothing.
 
 from __future__ import annotations
 
@@ -160,7 +159,8 @@ def _planes(
     acquisitions: Mapping[str, int],
 ) -> tuple[list[Described], list[LeftOut]]:
     """Returns the planes to store, and the files that are copies or projections of them."""
-    single, copies = _without_copies(files, metadata, flat=htd is not None and not htd.has_z)
+    flat = htd is not None and htd.first("ZSeries").upper() == "FALSE"
+    single, copies = _without_copies(files, metadata, flat)
     stepped = {(*file.place, file.time) for file in single if file.step}
     projected = {file for file in single if _is_projection(file, stepped, metadata)}
     stacked = {(file.folder, file.wave) for file in single if file not in projected}
@@ -192,10 +192,10 @@ def _without_copies(
     return list(single.values()), [file for file in ordered if file not in kept]
 
 
-def _identity(file: _File, found: TiffMetadata | None, flat: bool) -> Hashable:
+def _identity(file: _File, tiff: TiffMetadata | None, flat: bool) -> Hashable:
     """Returns what is equal for copies: the height, time and GUID of a plane of one channel of a field."""
     names = ("z-position", "acquisition-time-local", "plane-guid", "Z Projection Method")
-    z, moment, *more = (found.facts.get(name, "") if found else "" for name in names)
+    z, moment, *more = (tiff.facts.get(name, "") if tiff else "" for name in names)
     if z and moment:
         return *file.place, z, moment, *more
     # A file without height and time is itself, or the one plane of its time where the HTD has no z.
@@ -208,9 +208,9 @@ def _is_projection(
     metadata: Mapping[Path, TiffMetadata],
 ) -> bool:
     # As the file states; without a statement what lies in ZStep_0, or beside the steps of its channel.
-    found = metadata.get(file.path)
-    if found is not None and found.source == "MetaSeries":
-        return bool(found.planes[0].projection)
+    tiff = metadata.get(file.path)
+    if tiff is not None and tiff.source == "MetaSeries":
+        return bool(tiff.planes[0].projection)
     return file.step == 0 or (file.step is None and (*file.place, file.time) in stepped)
 
 

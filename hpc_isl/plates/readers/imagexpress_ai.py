@@ -1,12 +1,11 @@
-"""ImageXpress HCS.ai: a run's `.jdce` (JSON) and its `image_metadata_N.csv`, to an `Export`.
+"""ImageXpress HCS.ai: a run's `.jdce` (JSON) and its `image_metadata_N.csv`, to an `Export`."""
 
-Seen in real metadata of MetaXpress Acquire 2025.2 and 2026.1 (96 wells, DAPI, FITC and transmitted light,
-binning 1 and 4, a montage), without pixels: all that is read here. The `.jdce` holds the plan, the CSV what
-was imaged, so shapes are the CSV's. Row and Column count from 1, Field, Wavelength, Timepoint and ZIndex from
-0. PositionX/YUm is the centre of the field in the plate's frame, y down; the pixel size includes binning. The
-excitation filter repeats the emission and is not used where it does. One run may hold further folders with
-files of the same names: its montage is left out.
-"""
+# Seen in real metadata of MetaXpress Acquire 2025.2 and 2026.1 (96 wells, DAPI, FITC and transmitted light,
+# binning 1 and 4, a montage), without pixels: all that is read here. The `.jdce` holds the plan, the CSV
+# what was imaged, so shapes are the CSV's. Row and Column count from 1, Field, Wavelength, Timepoint and
+# ZIndex from 0. PositionX/YUm is the centre of the field in the plate's frame, y down; the pixel size
+# includes binning. The excitation filter repeats the emission and is not used where it does. One run may
+# hold further folders with files of the same names: its montage is left out.
 
 from __future__ import annotations
 

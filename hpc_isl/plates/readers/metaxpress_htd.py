@@ -1,8 +1,7 @@
-"""The `.HTD` file of MetaXpress: what a plate was planned to be. Files say what it is.
+"""The `.HTD` file of MetaXpress: what a plate was planned to be. Files say what it is."""
 
-Seen in exports of MetaXpress 6.7; they repeat the file in each folder, and plan times and wavelengths
-of which there is no file.
-"""
+# Seen in exports of MetaXpress 6.7; they repeat the file in each folder, and plan times and wavelengths of
+# which there is no file.
 
 from __future__ import annotations
 
@@ -25,10 +24,6 @@ class Htd:
 
     path: Path
     facts: Mapping[str, list[str]]
-
-    @property
-    def has_z(self) -> bool:
-        return self.first("ZSeries").upper() != "FALSE"
 
     def first(self, key: str) -> str:
         """Returns the first value of a key, or ""."""
@@ -89,12 +84,12 @@ def find(below: Folder) -> Htd | None:
     Raises:
         UserError: several, of several exports; one that cannot be read.
     """
-    found = files(below)
-    if len(found) > 1:
+    names = files(below)
+    if len(names) > 1:
         raise UserError(
-            f"{below.root} holds {len(found)} exports ({', '.join(found[:5])}); give one as source"
+            f"{below.root} holds {len(names)} exports ({', '.join(names[:5])}); give one as source"
         )
-    return _parsed(below.root / found[0]) if found else None
+    return _parsed(below.root / names[0]) if names else None
 
 
 def _parsed(path: Path) -> Htd:

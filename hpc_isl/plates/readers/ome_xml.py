@@ -1,8 +1,7 @@
-"""OME-XML, in TIFFs and beside them: images, their planes, and which page of which file holds each.
+"""OME-XML, in TIFFs and beside them: images, their planes, and which page of which file holds each."""
 
-Seen: scanR 3.3 (schema 2013-06, one image per position), VisiView (2016-06, companion file), and what
-tifffile and Bio-Formats write. A position without a unit, or in "reference frame", is no micrometre.
-"""
+# Seen: scanR 3.3 (schema 2013-06, one image per position), VisiView (2016-06, companion file), and what
+# tifffile and Bio-Formats write. A position without a unit, or in "reference frame", is no micrometre.
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ _MOST_PLANES = 4_000_000  # more in one image is damage
 
 @dataclass(frozen=True)
 class TiffData:
-    """Where some planes lie: `planes[n]` is page `first + n` of the file; "" is the file itself."""
+    """The file of some planes: `planes[n]` is page `first + n` of it; "" is the file itself."""
 
     file: str
     uuid: str

@@ -132,8 +132,8 @@ def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMet
     paths = {below.root / name: name for name in sorted(stated.keys() & below.files)}
     metadata, damaged = tiff_metadata.read_all(list(paths))
     unreadable |= damaged
-    for path, found in list(metadata.items()):
-        if clause := _contradiction(stated[paths[path]], found):
+    for path, tiff in list(metadata.items()):
+        if clause := _contradiction(stated[paths[path]], tiff):
             unreadable[path] = clause
             del metadata[path]
     if not metadata:
@@ -141,29 +141,29 @@ def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMet
     return metadata, unreadable
 
 
-def _contradiction(named: Named, found: TiffMetadata) -> str:
+def _contradiction(named: Named, tiff: TiffMetadata) -> str:
     """Returns a clause where a name states one plane, time or channel and the file holds several, or ""."""
     for axis, what in (("Z", "plane"), ("T", "time"), ("C", "channel")):
-        if axis in found.axes and getattr(named, what):
-            count = len({getattr(plane, what) for plane in found.planes})
-            several = f"{found.header.pages} pages" if axis == "Z" else f"{count} {what}s"
+        if axis in tiff.axes and getattr(named, what):
+            count = len({getattr(plane, what) for plane in tiff.planes})
+            several = f"{tiff.header.pages} pages" if axis == "Z" else f"{count} {what}s"
             return f"{named.name} has {several}, but is said to be {what} {getattr(named, what)}"
     return ""
 
 
-def _pages(named: Named, found: TiffMetadata | None, channels: Collection[str]) -> list[_Page]:
+def _pages(named: Named, tiff: TiffMetadata | None, channels: Collection[str]) -> list[_Page]:
     """Returns the planes of a file, one of an unreadable one; what its name leaves open the file states."""
-    if found is None:
+    if tiff is None:
         return [_Page(named, 0, PlaneMetadata())]
     stated = []
-    for page, plane in enumerate(found.planes):
-        channel = plane.channel_name or (str(plane.channel + 1) if "C" in found.axes else "")
-        if channels and channel not in channels and "C" not in found.axes:
+    for page, plane in enumerate(tiff.planes):
+        channel = plane.channel_name or (str(plane.channel + 1) if "C" in tiff.axes else "")
+        if channels and channel not in channels and "C" not in tiff.axes:
             channel = ""  # the recipe names the one channel of files whose names do not
         more = {
             "channel": named.channel or channel,
-            "time": named.time or (str(plane.time) if "T" in found.axes else ""),
-            "plane": named.plane or (str(plane.plane) if "Z" in found.axes else ""),
+            "time": named.time or (str(plane.time) if "T" in tiff.axes else ""),
+            "plane": named.plane or (str(plane.plane) if "Z" in tiff.axes else ""),
         }
         stated.append(_Page(replace(named, **more), page, plane))
     return stated
@@ -226,7 +226,10 @@ def _field(
     pixel_um: float | None,
 ) -> Field:
     names = [channel.name for channel in axes.channels]
-    details: dict[str, object] = dict(axes.original(key))
+    details: dict[str, object] = {}
+    for text, name in axes.fields.items():
+        if name == key.name and text not in ("", name):  # it had to be numbered
+            details["name"] = text
     if numbers:  # as the names have them, 2 rather than 2.0
         details["plane_numbers"] = [int(n) if n.is_integer() else n for n in numbers]
     made = fields.field(key, shots, names, *kind, pixel_um, details)
@@ -259,10 +262,10 @@ def _pixel_um(recipe: PatternRecipe, stated: float | None) -> tuple[float | None
 
 def _odd_files(metadata: Mapping[Path, TiffMetadata]) -> list[str]:
     """Returns remarks about the files' metadata, counted by kind."""
-    kinds = Counter(found.remark for found in metadata.values() if found.remark)
+    kinds = Counter(tiff.remark for tiff in metadata.values() if tiff.remark)
     kinds |= Counter(
-        f"names {found.linked!r} as the file that holds its metadata, which is not read"
-        for found in metadata.values()
-        if found.linked
+        f"names {tiff.linked!r} as the file that holds its metadata, which is not read"
+        for tiff in metadata.values()
+        if tiff.linked
     )
     return [f"{count} files: {text}" for text, count in sorted(kinds.items())]

@@ -54,11 +54,6 @@ class Axes:
         well = self.wells.names[named.well or named.image]
         return FieldKey(well, self.fields[named.field], self.acquisitions[named.acquisition])
 
-    def original(self, key: FieldKey) -> dict[str, str]:
-        """Returns the files' name of a field that had to be numbered; empty where its name is kept."""
-        names = [text for text, name in self.fields.items() if name == key.name and text not in ("", name)]
-        return {"name": names[0]} if names else {}
-
 
 def axes(named: Sequence[Named], recipe: PatternRecipe) -> Axes:
     """Returns wells, channels, fields, acquisitions and times of the files, in order.

@@ -45,7 +45,7 @@ def check(
     problems: list[Problem] = []
     files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
     for key, planes in named.items():
-        twice, doubtful = _twice(planes, channels)
+        repeated, doubtful = _twice(planes, channels)
         lost = {plane.path for plane in planes if plane.path in unreadable}
         for kind, paths in (
             ("missing", lost.intersection(absent)),
@@ -54,7 +54,7 @@ def check(
         ):
             clauses = [unreadable[plane.path] for plane in planes if plane.path in paths]
             problems += [Problem(key, listed(clauses), kind)] if clauses else []
-        problems += [Problem(key, listed(twice), "duplicate")] if twice else []
+        problems += [Problem(key, listed(repeated), "duplicate")] if repeated else []
         kept = [plane for plane in planes if plane not in doubtful and plane.path not in lost]
         files[key] = tuple(sorted(kept, key=lambda plane: plane.place))
     return files, problems + _incomplete(named, channels, NOT_IMAGED if indexed else "incomplete")
@@ -141,7 +141,7 @@ def _usual(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[Plane
 
 
 def _wells(named: Mapping[FieldKey, Sequence[PlaneFile]], channel: int) -> set[str]:
-    """The wells of which at least half of the fields have a channel."""
+    """Returns the wells of which at least half of the fields have a channel."""
     fields = Counter(key.well for key in named)
     having = Counter(key.well for key, planes in named.items() if any(p.channel == channel for p in planes))
     return {well for well, count in having.items() if 2 * count >= fields[well]}

@@ -123,7 +123,7 @@ def seconds_between(first: str, later: str) -> float | None:
 
 
 def _plain(unit: str) -> str:
-    """The unit in lower case; the Greek letter mu and ImageJ's escape become the micro sign."""
+    # The Greek letter mu and ImageJ's escape become the micro sign.
     return unit.strip().replace("\\u00B5", "µ").replace("\u03bc", "µ").lower()
 
 

@@ -1,10 +1,10 @@
-"""Olympus and Evident scanR: `data/metadata.ome.xml`, or names and `experiment_descriptor.xml`, to `Export`.
+"""Olympus and Evident scanR: `data/metadata.ome.xml`, or names and `experiment_descriptor.xml`."""
 
-Seen in real metadata, without pixels: OME-XML (schema 2013-06) of scanR 3.3, one well. Only read about:
-several wells, channels, planes and times; the descriptor of older versions (Latin-1, pairs of Name and Val,
-exposures in ms) and its file names. Positions state no unit and are taken for micrometres in the frame of
-the stage: z fits the travel of a focus drive, x and y that of a stage. Wells are numbered along the rows.
-"""
+# Seen in real metadata, without pixels: OME-XML (schema 2013-06) of scanR 3.3, one well. Only read about:
+# several wells, channels, planes and times; the descriptor of older versions (Latin-1, pairs of Name and
+# Val, exposures in ms) and its file names. Positions state no unit and are taken for micrometres in the
+# frame of the stage: z fits the travel of a focus drive, x and y that of a stage. Wells are numbered along
+# the rows.
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
                 "states the format, read it by names: convert patterns/scanr.yaml pattern.wells_on_plate=96"
             )
     if len(set(wells.values())) < len(wells):
-        twice = next(well for well in wells.values() if list(wells.values()).count(well) > 1)
-        raise UserError(f"{run.origin}: several well numbers are said to be {twice}")
+        repeated = next(well for well in wells.values() if list(wells.values()).count(well) > 1)
+        raise UserError(f"{run.origin}: several well numbers are said to be {repeated}")
     return wells, rows, columns
 
 

@@ -1,11 +1,11 @@
 """What a TIFF states of itself: axes, channel names, pixel size, positions, heights, times, exposures.
 
-Seen in real files: MetaSeries XML (MetaXpress 6.5, 6.7), the OME-XML of scanR 3.3 and of VisiView, and
-files by ImageJ, tifffile and Bio-Formats. Only read about: MetaMorph stacks with UIC tags, whose layout is
-tifffile's reading of them, and Gen5's `BTIImageMetaData`.
-
 Resolution tags alone are no pixel size: Harmony writes the camera's pixels there, most others 1 or 72.
 """
+
+# Seen in real files: MetaSeries XML (MetaXpress 6.5, 6.7), the OME-XML of scanR 3.3 and of VisiView, and
+# files by ImageJ, tifffile and Bio-Formats. Only read about: MetaMorph stacks with UIC tags, whose layout
+# is tifffile's reading of them, and Gen5's `BTIImageMetaData`.
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from hpc_isl.plates.readers.plane_metadata import (
     moment,
     number,
     seconds,
-)  # fmt: skip
+)
 
 AXES = "TCZ"
 _UNKNOWN = "IQ"  # tifffile's letters for an axis that nothing names
@@ -47,7 +47,7 @@ _XML = {"<OME": "OME-XML", "<ome:OME": "OME-XML", "<MetaData>": "MetaSeries", "<
 
 @dataclass(frozen=True)
 class TiffMetadata:
-    """What a TIFF states of its pixels and planes.
+    """The statements of a TIFF on its pixels and planes.
 
     Attributes:
         source: which metadata state it, for messages: "OME-XML", "ImageJ", "MetaSeries", …; "" where none do.
@@ -91,11 +91,11 @@ def read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path
     metadata: dict[Path, TiffMetadata] = {}
     unreadable: dict[Path, str] = {}
     with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
-        for path, found in zip(paths, pool.map(tried, paths), strict=True):
-            if isinstance(found, UserError):
-                unreadable[path] = str(found)
+        for path, stated in zip(paths, pool.map(tried, paths), strict=True):
+            if isinstance(stated, UserError):
+                unreadable[path] = str(stated)
             else:
-                metadata[path] = found
+                metadata[path] = stated
     return metadata, unreadable
 
 

@@ -1,12 +1,11 @@
-"""XML that MetaXpress, MetaMorph and Gen5 write into each page of their TIFFs: the facts of one plane.
+"""XML that MetaXpress, MetaMorph and Gen5 write into each page of their TIFFs: the facts of one plane."""
 
-Seen of MetaSeries XML, in files of MetaXpress 6.5 and 6.7, exported and as its database keeps them: all that
-is read here. The column of a field grows with `stage-position-x`: seen in two fields that overlap.
-
-Of Gen5 (Cytation, Lionheart) no file was at hand: names and meanings are those that public readers and
-published examples of `BTIImageMetaData` agree on. Vertical offsets are taken to point up, for the first of
-several rows has the largest.
-"""
+# Seen of MetaSeries XML, in files of MetaXpress 6.5 and 6.7, exported and as its database keeps them: all
+# that is read here. The column of a field grows with `stage-position-x`: seen in two fields that overlap.
+#
+# Of Gen5 (Cytation, Lionheart) no file was at hand: names and meanings are those that public readers and
+# published examples of `BTIImageMetaData` agree on. Vertical offsets are taken to point up, for the first
+# of several rows has the largest.
 
 from __future__ import annotations
 
