@@ -83,7 +83,7 @@ def resampled_means(
                 "have scores: every unit needs scores for every label"
             )
         weights *= _multiplicities(seed, "crossed", [(label,) for label in crossed], resamples)
-    if (weights == 1).all():
+    if (weights == 1).all():  # one unit only: nothing can be resampled
         return np.full((resamples, table.shape[1]), np.nan)
     means: NDArray[np.float64] = (weights @ table) / weights.sum(1, keepdims=True)
     return means

@@ -139,4 +139,5 @@ def _scale(names: Any, distance: Any, tops: Any) -> None:
         tops[names[i]] = max(tops[names[i]], distance[i])
     for i in range(names.size):
         if names[i] != 0:
+            # In float64, so that the greatest distance becomes PEAK exactly.
             distance[i] = np.float64(distance[i]) * PEAK / tops[names[i]]

@@ -79,7 +79,7 @@ def assigned(nuclei: Labels, cells: Labels) -> Labels:
     tidy, names, rows = _tidy(nuclei)
     both = (tidy > 0) & (cells > 0)
     ours, theirs = rows[tidy[both]].astype(np.uint64), cells[both].astype(np.uint64)
-    pairs, shared = np.unique(ours << 32 | theirs, return_counts=True)
+    pairs, shared = np.unique(ours << 32 | theirs, return_counts=True)  # two labels in one 64-bit number
     pairs = pairs[np.argsort(-shared, kind="stable")]
     nucleus, first = np.unique(pairs >> 32, return_index=True)
     cell = np.zeros(len(names), np.uint32)
@@ -122,6 +122,7 @@ def _counts(
         return {figure: np.full(len(area), np.nan) for figure in figures}
     if pixels.shape != labels.shape:
         raise ValueError(f"channel {name!r} {pixels.shape} and labels {labels.shape} differ in shape")
+    # float32 holds 16-bit counts exactly, and takes half the memory.
     exact = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
     total, low, high, squares = feature_kernels.totals(
         labels, rows, len(area), np.ascontiguousarray(pixels, exact)

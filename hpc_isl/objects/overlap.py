@@ -78,6 +78,7 @@ def _ious(bands: Iterable[tuple[AnyLabels, AnyLabels]]) -> Iterable[tuple[float,
         both = (a > 0) & (b > 0)
         size_a.update(_sizes(a[a > 0]))
         size_b.update(_sizes(b[b > 0]))
+        # Two labels in one 64-bit number.
         shared.update(_sizes(a[both].astype(np.uint64) << 32 | b[both].astype(np.uint64)))
     for pair, pixels in shared.items():
         label_a, label_b = pair >> 32, pair & 0xFFFFFFFF

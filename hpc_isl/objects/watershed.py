@@ -46,6 +46,7 @@ def reference(distance: Image, mask: Image, h: float) -> Labels:
     inside = level > -np.inf
     if not inside.any():
         return np.zeros(distance.shape, np.uint32)
+    # HMAX_h: peaks lower than h above their saddle vanish.
     suppressed = reconstruction(level - level.dtype.type(h), level, footprint=TOUCHING)
     seeds = label(local_maxima(suppressed, connectivity=2) & inside, connectivity=2)
     labels = skimage_watershed(-level, seeds, mask=inside, connectivity=TOUCHING)[1:-1, 1:-1]

@@ -165,7 +165,7 @@ def _sort(pixels: Any, ends: Any, level: Any, bits: Any) -> None:
 
 @compiled
 def _sort_few(pixels: Any, level: Any) -> None:
-    """Sorts by insertion."""
+    # By insertion.
     for i in range(1, pixels.size):
         pixel, j = pixels[i], i
         while j > 0 and level[pixels[j - 1]] < level[pixel]:

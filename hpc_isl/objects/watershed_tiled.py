@@ -133,7 +133,7 @@ class _Image:
     def survey(self, k: int) -> tuple[int, _Objects]:
         """Floods components that end within a block, and puts the pixels of others aside."""
         (rows, columns), (distance, mask) = self.blocks[k], self.read(self.blocks[k])
-        if self.h is None:
+        if self.h is None:  # components are the objects: a flat map floods each as one
             distance = np.broadcast_to(np.float32(0), mask.shape)
         level = levels(distance, mask, self.h or 0)
         names, parent = names_for(level.shape)

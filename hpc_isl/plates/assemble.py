@@ -51,6 +51,7 @@ def usual_types(files: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, dict
             first_files.setdefault((key.acquisition, channel), []).append(file)
     types: dict[int, dict[int, str]] = {}
     for (acquisition, channel), candidates in first_files.items():
+        # Spread over the plate, for one well may have been imaged with other settings.
         step = max(1, (len(candidates) - 1) // (_SAMPLES - 1))
         kinds, _ = _kinds(candidates[::step][: _SAMPLES + 1])
         if kinds:

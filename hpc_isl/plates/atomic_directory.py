@@ -38,7 +38,7 @@ def atomic_directory(folder: Path, need: int, overwrite: bool = False) -> Iterat
             partial.mkdir()
             yield partial
             old = folder.with_name(f".{folder.name}{OLD}{os.getpid()}")
-            if folder.exists():
+            if folder.exists():  # a folder cannot be renamed over one that holds files
                 os.rename(folder, old)
             os.rename(partial, folder)
             shutil.rmtree(old, ignore_errors=True)

@@ -211,7 +211,7 @@ def encoded(images: list[dict[str, Any]], fingerprint: str) -> bytes:
 
 def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
     fields = index_table.fields(table)
-    rows = {field.key: row for row, field in enumerate(fields)}
+    rows = {field.key: row for row, field in enumerate(fields)}  # the table's rows are the plate's fields
     return Index(
         path=path,
         plate=metadata.plate_from(ours["plate"], fields),
@@ -259,8 +259,9 @@ def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[str]]:
             if channel in field.histograms and f"empty:{channel}" not in field.flags
         }
         logs = np.log([score for score in scores.values() if score > 0] or [1.0])
-        if len(logs) < FOCUS_FIELDS:
+        if len(logs) < FOCUS_FIELDS:  # too few to know what is usual
             continue
+        # 1.4826 times the median absolute deviation estimates the standard deviation of normal data.
         spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
         limit = np.exp(np.median(logs) - max(FOCUS_DEVIATIONS * spread, np.log(2)))
         for at, score in scores.items():

@@ -97,7 +97,7 @@ def named(image: Path) -> dict[str, Path]:
 def label_paths(image: Path) -> list[str]:
     """Returns where label images lie below `labels`: directly, or deeper down where its list names them."""
     labels = image / "labels"
-    paths = {path.parent.name for path in labels.glob("[!.]*/zarr.json")}
+    paths = {path.parent.name for path in labels.glob("[!.]*/zarr.json")}  # hidden ones are unfinished
     if (labels / "zarr.json").is_file():
         for path in map(str, _part(labels, "ome").get("labels") or ()):
             # Other programs wrote the list: a path that leads elsewhere than below is not followed.

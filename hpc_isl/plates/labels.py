@@ -85,6 +85,7 @@ def write_labels(
         few = pixels.size and pixels.max() < 4 * pixels.size
         values = np.flatnonzero(np.bincount(pixels.ravel())) if few else np.unique(pixels)
         content.write(folder, values[values > 0][:MOST_COLORS].tolist(), pixels_checksum)
+        # Checked last, just before the folder is replaced: people may have edited the labels meanwhile.
         refuse_edited(image, name, (pixels_checksum, made_from))
     _update_list(image, name)
     return pixels_checksum
@@ -296,6 +297,7 @@ def _files_digest(level: Path) -> str:
 
 def _present_checksum(folder: Path, kept: Mapping[str, Any]) -> str:
     pixels = open_labels(folder)
+    # Files that are the same hold the same pixels, which then need not be decoded.
     if kept.get("files") and kept["files"] == _files_digest(pixels.level):
         return str(kept["checksum"])
     return checksum(pixels.shape, pixels.bands())

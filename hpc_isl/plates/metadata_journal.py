@@ -48,10 +48,10 @@ def replace_together(plate: Path, files: Sequence[tuple[str, Content]]) -> None:
     names = [name for name, _ in files]
     with translate_write_errors(plate):
         try:
-            _write_journal(plate, names, complete=False)
+            _write_journal(plate, names, complete=False)  # names what is to be removed after a kill
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda file: _write(_unfinished(plate / file[0]), file[1]()), files))
-            _write_journal(plate, names, complete=True)
+            _write_journal(plate, names, complete=True)  # from here on the change counts
         finally:
             _finish(plate)
 

@@ -52,7 +52,7 @@ def label_scales(plate: Plate, field: Field, levels: int, shown: str) -> v05.Mul
     """Returns where the pixels of each level of a field's labels lie."""
     names = tuple(name for name in axes(field) if name != "c")
     depth, grid = field.shape[2], grid_of(plate, field)
-    step, first = grid["z"]
+    step, first = grid["z"]  # the plane of labels lies in the middle of the stack
     grid["z"] = (step * depth, first + step * (depth - 1) / 2)
     return _multiscale(plate, shown, names, grid, levels, "nearest")
 

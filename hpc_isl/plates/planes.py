@@ -23,7 +23,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # in both byte orders, and BigTIFF with a plus
 _PALETTE = 3
 _SAMPLES = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
@@ -132,7 +132,7 @@ def _png_header(path: Path, drawn: bool) -> tuple[Header, int, int]:
     """Returns header, bits per sample and kind of samples (0 grey, 2 RGB, 3 palette, 4 or 6 with alpha)."""
     with path.open("rb") as file:
         start = file.read(26)
-        file.seek(max(path.stat().st_size - len(_PNG_END), 0))
+        file.seek(max(path.stat().st_size - len(_PNG_END), 0))  # a truncated file lacks its end chunk
         end = file.read()
     if len(start) < 26 or end != _PNG_END:
         raise UserError(f"{path} is truncated: its end is missing")
@@ -165,7 +165,7 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
         UserError: see `header`.
     """
     path = tiff.filehandle.path
-    pages = [page for page in tiff.pages if not page.is_reduced]
+    pages = [page for page in tiff.pages if not page.is_reduced]  # thumbnails and pyramids are no planes
     if not pages:
         raise UserError(f"{path} holds no image")
     # tifffile ends in silence where the next page cannot be reached: the offset after the last one is read.
@@ -227,6 +227,7 @@ def _check(page: Any, path: Path, drawn: bool) -> None:
             raise UserError(
                 f"{path} is truncated: {size} bytes, but its pixels reach to byte {offset + count}"
             )
+    # Offsets and sizes of 0 are those of a file whose writer was interrupted.
     if not segments or not all(offset and count for offset, count in segments):
         raise UserError(f"{path} is damaged: some of its pixels were never written")
     height, width = page.shape[:2]

@@ -63,7 +63,8 @@ class FieldKey:
 
     @property
     def place(self) -> tuple[tuple[int, int], int, int, str]:
-        """Sorts keys in plate order; names that are numbers sort as such."""
+        """Sorting key for plate order."""
+        # Names that are numbers sort as such: 10 after 9.
         number = int(self.name) if self.name.isdigit() else 0
         return well_position(self.well), self.acquisition, number, self.name
 
@@ -277,6 +278,7 @@ def row_name(row: int) -> str:
 
 def well_position(well: str) -> tuple[int, int]:
     """Returns (1, 2) of "B03", "b3" and "B003"; raises a `UserError` for what is no well."""
+    # Rows beyond Z are AA to AF, on plates of 1536 wells.
     match = re.fullmatch(r"(A?[A-Za-z])0*([1-9]\d?)", well.strip())
     if not match:
         raise UserError(f"well {well!r} is no well name: write a row and a column, as in B03")
@@ -303,5 +305,6 @@ def color_of(fluorescent: bool, emission_nm: float | None = None) -> str:
     """Returns RRGGBB to show a channel in: white for transmitted light, else the hue of its emission."""
     if not fluorescent or emission_nm is None:
         return "FFFFFF"
+    # Longest wavelength in nm of each hue.
     hues = {500: "0000FF", 560: "00FF00", 590: "FFFF00", 640: "FF0000"}
     return next((hue for longest, hue in hues.items() if emission_nm < longest), "FF00FF")

@@ -47,7 +47,7 @@ def write_pyramid(
         if level:
             pixels = ts.downsample(ts.array(pixels), _halved(pixels.ndim), method).read().result()
         create_level(folder, level, pixels.shape, pixels.dtype, axes, codec).write(pixels).result()
-    _open.cache_clear()
+    _open.cache_clear()  # arrays that were replaced are opened again
 
 
 def write_coarser(
@@ -102,7 +102,7 @@ def open_level(image: Path, level: int) -> ts.TensorStore:
 
 
 @lru_cache(maxsize=4096)
-def _open(image: Path, level: int, process: int) -> ts.TensorStore:
+def _open(image: Path, level: int, process: int) -> ts.TensorStore:  # a fork may not use its parent's store
     return open_fresh(image, level)
 
 
@@ -174,7 +174,7 @@ def create_level(
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{folder}/{level}/"},
-        "store_data_equal_to_fill_value": True,
+        "store_data_equal_to_fill_value": True,  # so that a missing chunk is damage
         "metadata": {
             "shape": shape,
             "data_type": dtype.name,

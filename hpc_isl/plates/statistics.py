@@ -133,6 +133,7 @@ class Histogram:
 
     @property
     def _spans(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        # A bin of integers ends one below the next edge.
         step = 0 if np.dtype(self.dtype).kind == "f" else 1
         return edges(self.dtype)[:-1], edges(self.dtype)[1:] - step
 
@@ -209,6 +210,7 @@ def repeated(pixels: NDArray[Any], places: Iterable[PlaneIndex]) -> int:
 
 def digest(pixels: NDArray[Any]) -> str:
     """Returns a hash of pixels, shape and dtype; the order of bytes and of axes in memory does not matter."""
+    # Little-endian in C order, so that machines and memory layouts agree.
     little = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<"))
     hashed = hashlib.sha256(f"{pixels.dtype.name}{pixels.shape}".encode())
     hashed.update(little.reshape(-1).view(np.uint8).data)
@@ -254,6 +256,7 @@ def _plane(plane: NDArray[Any]) -> tuple[PlaneStatistics, NDArray[np.int64], flo
         min=float(values[0]), max=greatest, mean=mean, sd=variance**0.5,
         p1=p1, p50=p50, p99=p99, p999=p999, focus=2 * rough / mean**2 if mean else 0.0,
     )  # fmt: skip
+    # Noise differs as much between near pixels as between far ones: then this share is near 0.
     structure = 1 - rough / coarse if coarse else 0.0
     limits = edges(plane.dtype.name)
     bins = np.clip(np.searchsorted(limits, values, side="right") - 1, 0, len(limits) - 2)

@@ -96,7 +96,7 @@ def _files(
     endings: Counter[tuple[str, str]] = Counter()
     for record in records:
         name = below.locate(record.name or "(no file)", str(path))
-        if name not in below.files:
+        if name not in below.files:  # seen: `.tif` in the index where `.png` lies
             other = by_stem.get(str(PurePosixPath(name).with_suffix("")).lower())
             if other is None:
                 absent[below.root / name] = f"{record.name or 'a file without a name'} is missing"
@@ -120,6 +120,7 @@ def _without_projections(
     records: Sequence[Record], files: Mapping[Record, Path]
 ) -> tuple[list[Record], list[LeftOut]]:
     """Returns, of a channel that has planes, these alone; of one that has only projections, these."""
+    # Channel by channel, for one may have planes and another projections alone.
     stacked = {record.channel for record in records if not record.projection}
     kept = [record for record in records if not record.projection or record.channel not in stacked]
     left_out = [

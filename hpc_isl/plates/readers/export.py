@@ -81,6 +81,7 @@ def build(
         if plane.channel in odd
     ]
     planes = [plane for plane in planes if plane.channel not in odd]
+    # Channels that no image shows are no channels of the plate.
     used = {plane.channel for plane in planes}
     channels = {number: channel for number, channel in channels.items() if number in used}
     pixel_um, unknown = fields.pixel_edge(edges[plane.path] for plane in planes if plane.path in edges)
@@ -116,7 +117,7 @@ def odd_channels(names: Mapping[int, str], sizes: Mapping[int, Size]) -> tuple[s
     counts = Counter(sizes.values())
     if len(counts) < 2:
         return set(), []
-    usual = max(counts, key=lambda size: (counts[size], size))
+    usual = max(counts, key=lambda size: (counts[size], size))  # of equally many the larger size
     odd = {number for number, size in sizes.items() if size != usual}
     return odd, [
         f"channel {names[number]!r} has {sizes[number][0]} × {sizes[number][1]} pixels, the others "
@@ -147,7 +148,7 @@ def placed(planes: Sequence[Described], channels: Sequence[int]) -> dict[FieldKe
 
 
 def _time_ranks(planes: Iterable[Described]) -> dict[tuple[int, int], int]:
-    """(acquisition, the vendor's number) -> rank among the times of the same time line."""
+    """Returns (acquisition, the vendor's number) -> rank among the times of the same time line."""
     times: dict[FieldKey, set[int]] = defaultdict(set)
     for plane in planes:
         times[plane.key].add(plane.time)

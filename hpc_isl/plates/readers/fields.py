@@ -76,6 +76,7 @@ def pixel_edge(edges: Iterable[tuple[float, float] | None]) -> tuple[float | Non
     if not stated:
         return None, []
     values = sorted({value for edge in stated for value in edge})
+    # Rounded in metadata, edges of a square pixel differ a little.
     if values[-1] <= values[0] * (1 + SQUARE):
         return min(stated)[1], []
     if len(stated) == 1:
@@ -142,6 +143,7 @@ def plane_heights(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, tupl
 
 def _times(shots: Sequence[Shot]) -> dict[str, Any]:
     """Returns `time`, the field's first moment, and of a series the `seconds` from it or from its start."""
+    # Of each time the earliest plane counts.
     first: dict[int, PlaneMetadata] = {}
     for shot in sorted(shots, key=lambda shot: (shot.metadata.moment, shot.metadata.seconds or 0.0)):
         first.setdefault(shot.file.time, shot.metadata)

@@ -52,7 +52,7 @@ class Folder:
         Raises:
             UserError: naming `origin` and the name, where it leads out of the folder.
         """
-        if _PLAIN.fullmatch(name) and not self.leaving:
+        if _PLAIN.fullmatch(name) and not self.leaving:  # quick, for an index names 200,000 files
             return name
         path = PurePosixPath(name.replace("\\", "/"))
         if not name or "\0" in name or _ELSEWHERE.match(name) or path.is_absolute() or ".." in path.parts:
@@ -120,6 +120,7 @@ def unnamed(
 
 def left_out_by_name(root: Path, name: str, kind: str) -> LeftOut:
     """Returns a file below `root`; its name may state a closer kind, and well and channel for counts."""
+    # A GUID may contain what looks like a channel.
     closer = next((closer for closer, pattern in _KINDS if pattern.search(name)), kind)
     match, channel, well = _WELL.search(name), _CHANNEL.search(_GUID.sub("", name)), ""
     if match and match[1]:

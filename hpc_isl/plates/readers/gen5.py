@@ -146,6 +146,7 @@ def _planes(
         processed = _PROCESSED.fullmatch(match["channel"])
         label = processed["name"] if processed else match["channel"]
         how = processed["how"].strip() if processed else ""
+        # Negative times are taken for the first one.
         first, time = _first_plane(match, stated), max(0, int(match["time"]))
         for page, plane in enumerate(stated.planes if stated else [PlaneMetadata()]):
             plane = replace(plane, projection=plane.projection or how)

@@ -180,7 +180,7 @@ def _camera(
     for channel in order.channels:
         facts = index.channels[channel]
         y, x = (number(facts, f"ImageResolution{axis}", odd) for axis in "YX")
-        y, x = y or x, x or y
+        y, x = y or x, x or y  # where one of both is missing the other counts
         if y and x and min(y, x) > 0:
             edges.append((round(y * 1e6, 12), round(x * 1e6, 12)))
     pixel_um, remarks = fields.pixel_edge(edges)
@@ -276,6 +276,7 @@ def _details(index: Index, order: ChannelOrder) -> dict[str, Any]:
 def _assay_layout(path: Path) -> dict[str, dict[str, str]]:
     """Returns well -> layer -> value, from the Assaylayout folder beside the images, where there is one."""
     rows: dict[str, dict[str, str]] = defaultdict(dict)
+    # Exports have the folder beside `Images`.
     beside = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
     for file in sorted((beside / "Assaylayout").glob("*.xml")):
         for _, layer in xml.elements(file, {"Layer"}):
@@ -326,14 +327,13 @@ def _plane_files(
 
 
 def _location(index: Index, files: Collection[str]) -> tuple[str, bool]:
-    """Returns where most images lie below the index's folder, and whether each well has a folder of its own.
-
-    Exports keep them beside the index; archives in `images`, some in a folder such as r04c03, of which
-    not all need to be there.
+    """Returns where most images lie below the index's folder, and whether each well has its own folder.
 
     Args:
         files: in lower case.
     """
+    # Exports keep images beside the index; archives in `images`, some in a folder such as r04c03. Some files
+    # may be missing, so the place with most of them counts.
     places = list(product(_FOLDERS, (False, True)))
     counts = []
     for below, by_well in places:

@@ -165,6 +165,7 @@ def read(path: Path) -> Index:
             image = _image(facts, path, odd)
             images.append(image)
             channel = channels.setdefault(image.channel, {})
+            # Version 5 repeats the facts of a channel in each of its images: those of the first are enough.
             if "ChannelName" not in channel:
                 _add_constants(channel, facts)
         elif name == "Entry":
@@ -186,11 +187,11 @@ def read(path: Path) -> Index:
 
 
 def _facts(element: Element) -> dict[str, str]:
-    """Texts of the children, whatever their unit in m, nm (wavelengths) and s (times); and the page."""
+    """Returns the texts of the children and the page; numbers in m, nm (wavelengths) and s (times)."""
     facts = xml.texts(element)
     for child in element:
         name, unit = xml.local(child.tag), child.get("Unit", "")
-        if name == "URL" and child.get("BufferNo"):
+        if name == "URL" and child.get("BufferNo"):  # Columbus: the page of a file with several planes
             facts["BufferNo"] = child.get("BufferNo", "")
         wanted = "nm" if name.endswith("Wavelength") else "s" if name in _TIMES else "m"
         if unit and unit != wanted:
@@ -245,9 +246,8 @@ def number(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | No
 
 
 def _micrometres(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:
-    """From metres; to 0.1 nm, so that 5E-06 m is 5 µm."""
     metres = number(facts, name, odd)
-    return None if metres is None else round(metres * 1e6, 4)
+    return None if metres is None else round(metres * 1e6, 4)  # to 0.1 nm, so that 5E-06 m is 5 µm
 
 
 def flat_field(profile: str) -> dict[str, Any] | None:

@@ -161,6 +161,7 @@ def _planes(
     """Returns the planes to store, and the files that are copies or projections of them."""
     flat = htd is not None and htd.first("ZSeries").upper() == "FALSE"
     single, copies = _without_copies(files, metadata, flat)
+    # Beside numbered steps an image without a number is their projection.
     stepped = {(*file.place, file.time) for file in single if file.step}
     projected = {file for file in single if _is_projection(file, stepped, metadata)}
     stacked = {(file.folder, file.wave) for file in single if file not in projected}
@@ -184,6 +185,7 @@ def _without_copies(
     files: Sequence[_File], metadata: Mapping[Path, TiffMetadata], flat: bool
 ) -> tuple[list[_File], list[_File]]:
     """Returns the files that are planes of their own, and those that are copies of another one."""
+    # The first of equal files is the plane; ZStep_0, which holds projections, comes last.
     ordered = sorted(files, key=lambda file: (file.time or 0, file.step == 0, file.step or 0))
     single: dict[Hashable, _File] = {}
     for file in ordered:

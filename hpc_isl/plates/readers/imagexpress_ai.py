@@ -80,7 +80,7 @@ def _unit(below: Folder) -> tuple[str, list[str]]:
     """Returns the `.jdce` to read, and the folders of montages beside it, whose files have the same names."""
     names = sorted(name for name in below.files if name.lower().endswith(".jdce"))
     montages = [name for name in names if "montage" in name.lower()]
-    kept = [name for name in names if name not in montages] or names
+    kept = [name for name in names if name not in montages] or names  # a montage alone is read
     if len(kept) > 1:
         raise UserError(
             f"{below.root} holds {len(kept)} runs ({', '.join(kept[:5])}); give the folder of one"
@@ -127,7 +127,7 @@ def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
                 raise UserError(
                     f"{table} line {reader.line_num}: {name} is {value!r}; a number from {least} is expected"
                 )
-        if int(row["Row"]) > 32 or int(row["Column"]) > 48:
+        if int(row["Row"]) > 32 or int(row["Column"]) > 48:  # the largest format has 1536 wells
             raise UserError(
                 f"{table} line {reader.line_num}: row {row['Row']}, column {row['Column']} is no well"
             )

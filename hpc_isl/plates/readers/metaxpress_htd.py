@@ -93,8 +93,8 @@ def find(below: Folder) -> Htd | None:
 
 
 def _parsed(path: Path) -> Htd:
-    """Descriptions hold two bytes that are not UTF-8 in the place of each line break."""
     try:
+        # Descriptions hold two bytes that are not UTF-8 in the place of each line break.
         content = path.read_bytes().replace(b"\x82\x81", b"; ")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

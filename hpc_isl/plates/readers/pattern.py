@@ -97,11 +97,7 @@ class _Page(NamedTuple):
 
 
 def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[LeftOut, ...]]:
-    """Returns the files that are read, and the images that are not.
-
-    Names are matched by a person's expression, which may fit too little without being noticed: so
-    more images beside it than it matches are an error. A table names exactly what it wants.
-    """
+    """Returns the files that are read, and the images that are not."""
     root = below.root
     if recipe.table is not None:
         named = by_table(below, recipe.table)
@@ -116,6 +112,7 @@ def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[Lef
         for name in rest
     )
     unmatched = [left for left, name in zip(others, rest, strict=True) if name not in ignored]
+    # A person's expression may match too little without being noticed; a table names exactly what it wants.
     if len(unmatched) > len(named):
         raise UserError(
             f"{root}: pattern.regex matches {len(named):,} images and leaves out {len(unmatched):,}, more "
@@ -245,6 +242,7 @@ def _z_um(numbers: Sequence[float], heights: bool, recipe: PatternRecipe) -> tup
         return tuple(numbers)
     if recipe.plane_um is None or len(numbers) < 2:
         return ()
+    # Numbers may skip planes: the smallest difference is one step.
     step = min(upper - lower for lower, upper in pairwise(numbers))
     return tuple(round((number - numbers[0]) / step * recipe.plane_um, 4) for number in numbers)
 

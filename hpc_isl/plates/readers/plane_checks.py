@@ -148,7 +148,7 @@ def _wells(named: Mapping[FieldKey, Sequence[PlaneFile]], channel: int) -> set[s
 
 
 def gaps(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str]) -> list[str]:
-    """Remarks on what was not imaged: channels that some wells lack, and series that ended early."""
+    """Returns remarks on what was not imaged: channels that some wells lack, and series that ended early."""
     wells: dict[int, set[str]] = defaultdict(set)
     for key, planes in named.items():
         for channel in {plane.channel for plane in planes}:
@@ -199,6 +199,7 @@ def agreeing(
             types[key.acquisition, file.channel][dtype] += 1
             sizes[size] += 1
     every = sum(types.values(), Counter())
+    # Types are compared by channel, for cameras of one plate may differ; sizes within a field.
     usual_type = {place: most(counts, every) for place, counts in types.items()}
     kept: dict[FieldKey, tuple[PlaneFile, ...]] = {}
     problems: list[Problem] = []

@@ -118,7 +118,7 @@ def seconds_between(first: str, later: str) -> float | None:
     """Returns the seconds from one moment to another; None where either is unknown or lacks its offset."""
     try:
         return round((datetime.fromisoformat(later) - datetime.fromisoformat(first)).total_seconds(), 6)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError):  # TypeError: one of both has no offset
         return None
 
 

@@ -148,7 +148,7 @@ def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
             texts = [entry.page.description for entry in stored]
             return _by_page([xml.parsed(text, f"{path}: its {kind} XML") for text in texts], head, kind)
     except MetadataError as error:
-        if head.pages > 1:
+        if head.pages > 1:  # nothing else would tell its planes apart
             raise
         return replace(_nothing(head), remark=f"left out: {str(error).removeprefix(f'{path}: ')}")
     return _nothing(head)
@@ -186,7 +186,7 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
 
 
 def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:
-    """Each page states its own channel, height and time: where they differ, they are the axes."""
+    """Returns the axes along which the pages' own channels, heights and times differ."""
     if kind == "MetaSeries":
         facts = [vendor_xml.metaseries_facts(root) for root in roots]
         planes, pixel_um = (
@@ -203,6 +203,7 @@ def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:
         own = [page for page, plane in enumerate(planes) if plane.channel_name == name]
         heights = {planes[page].z_um for page in own}
         times = {planes[page].seconds or planes[page].moment for page in own}
+        # Pages of one height at different times are a time series, all others a stack.
         series = len(heights) < 2 and len(times) == len(own)
         for rank, page in enumerate(own):
             time, plane = (rank, 0) if series else (0, rank)
@@ -212,7 +213,7 @@ def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:
 
 
 def _axes(planes: Sequence[PlaneMetadata], order: str) -> str:
-    """Those axes along which the planes differ."""
+    """Returns the axes along which the planes differ."""
     names = {"T": "time", "C": "channel", "Z": "plane"}
     return "".join(axis for axis in order if len({getattr(plane, names[axis]) for plane in planes}) > 1)
 
@@ -221,7 +222,7 @@ def _axes(planes: Sequence[PlaneMetadata], order: str) -> str:
 
 
 def _imagej(tiff: Any, head: Header) -> TiffMetadata:
-    """ImageJ: time outside z outside channel, unless `order` says otherwise."""
+    # Time lies outside z outside channel, unless `order` states otherwise.
     stated = tiff.imagej_metadata or {}
     sizes = {"C": stated.get("channels", 1), "Z": stated.get("slices", 1), "T": stated.get("frames", 1)}
     order = str(stated.get("order", "czt")).upper()
@@ -239,7 +240,7 @@ def _imagej(tiff: Any, head: Header) -> TiffMetadata:
 
 
 def _shaped(tiff: Any, head: Header) -> TiffMetadata:
-    """Files by tifffile, whose description states a shape and perhaps axes."""
+    # tifffile's own description states a shape and perhaps axes.
     stated = tiff.shaped_metadata[0]
     shape = [int(length) for length in stated["shape"][:-2]]
     axes = str(stated.get("axes", "")).upper()[: len(shape)]
@@ -258,7 +259,7 @@ def _shaped(tiff: Any, head: Header) -> TiffMetadata:
 
 
 def _stk(tiff: Any, head: Header) -> TiffMetadata:
-    """MetaMorph stacks: a stack in z where planes have distances, a series where they have times."""
+    """Returns a MetaMorph stack: in z where planes have distances, in time where they have times."""
     stated = tiff.stk_metadata
     count = head.pages
     distances = _numbers(stated.get("ZDistance"), count)
@@ -287,7 +288,7 @@ def _stk(tiff: Any, head: Header) -> TiffMetadata:
 
 
 def _list(value: Any, count: int) -> list[Any]:
-    """One value per plane; none where there are not so many."""
+    # One value per plane; a list of another length belongs to something else.
     values = [] if value is None or isinstance(value, int) else list(value)
     return values if len(values) == count else []
 
@@ -300,7 +301,7 @@ def _by_shape(
     head: Header, source: str, axes: str, shape: Sequence[int], path: str, *,
     plane_um: float | None, interval_s: float | None, pixel_um: tuple[float, float] | None,
 ) -> TiffMetadata:  # fmt: skip
-    """Planes that lie in the order of axes, the last of which runs fastest; what nothing names is z."""
+    """Returns planes in the order of axes, the last of which runs fastest; an unnamed axis is z."""
     lengths = {axis: length for axis, length in zip(axes, shape, strict=True) if length > 1}
     unknown = [axis for axis in lengths if axis in _UNKNOWN]
     if len(unknown) == 1 and "Z" not in lengths:
@@ -331,7 +332,7 @@ def _by_shape(
 
 
 def _resolution(page: Any, unit: str) -> tuple[float, float] | None:
-    """Edges (y, x) from the resolution tags, whose unit the description states."""
+    """Returns edges (y, x) from the resolution tags, whose unit the description states."""
     edges = []
     for name in ("YResolution", "XResolution"):
         tag = page.tags.get(name)
