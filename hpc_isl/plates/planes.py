@@ -165,7 +165,13 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
         UserError: see `header`.
     """
     path = tiff.filehandle.path
-    pages = [page for page in tiff.pages if not page.is_reduced]  # thumbnails and pyramids are no planes
+    pages, offsets = [], set()
+    for page in tiff.pages:
+        if page.offset in offsets:
+            raise UserError(f"{path} is damaged: it names a page twice")
+        offsets.add(page.offset)
+        if not page.is_reduced:  # thumbnails and pyramids are no planes
+            pages.append(page)
     if not pages:
         raise UserError(f"{path} holds no image")
     # tifffile ends in silence where the next page cannot be reached: the offset after the last one is read.
