@@ -1,4 +1,4 @@
-"""How sure a mean score is: spread over images, and intervals by resampling the hierarchy they come from."""
+"""Uncertainty of mean scores: spread over images, and intervals by resampling their hierarchy."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Interval:
 
 
 def spread(scores: Sequence[float] | NDArray[Any]) -> Spread:
-    """Mean and standard deviation over images; NaN scores are left out and counted."""
-    given = np.asarray(scores, np.float64)
-    known = given[~np.isnan(given)]
+    """Returns mean and standard deviation over images; NaN scores are left out and counted."""
+    values = np.asarray(scores, np.float64)
+    known = values[~np.isnan(values)]
     mean = float(known.mean()) if len(known) else float("nan")
     sd = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
-    return Spread(mean, sd, len(known), len(given) - len(known))
+    return Spread(mean, sd, len(known), len(values) - len(known))
 
 
 def resampled_means(
@@ -57,7 +57,7 @@ def resampled_means(
     crossed: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
 ) -> NDArray[np.float64]:
-    """Mean score of each arm in each resample, (resamples, arms).
+    """Returns the mean score of each arm in each resample, (resamples, arms).
 
     All arms see the same resamples, so the difference of two columns is paired. In each resample units are
     drawn with replacement, as many as there are: first the outermost, then in each unit drawn those
@@ -76,16 +76,21 @@ def resampled_means(
     table = _table(scores, paths)
     weights = _multiplicities(seed, "hierarchy", paths, resamples)
     if crossed is not None:
-        _check_crossed(paths, crossed)
+        pairs = len(set(zip(paths, crossed, strict=True)))
+        if pairs != len(set(paths)) * len(set(crossed)):
+            raise ValueError(
+                f"{len(set(paths))} units and {len(set(crossed))} crossed labels, but {pairs} pairs of them "
+                "have scores: every unit needs scores for every label"
+            )
         weights *= _multiplicities(seed, "crossed", [(label,) for label in crossed], resamples)
-    if (weights == 1).all():
+    if (weights == 1).all():  # one unit only: nothing can be resampled
         return np.full((resamples, table.shape[1]), np.nan)
     means: NDArray[np.float64] = (weights @ table) / weights.sum(1, keepdims=True)
     return means
 
 
 def interval(value: float, resampled: NDArray[Any], level: float = 0.95) -> Interval:
-    """The percentile interval that holds `level` of the resampled values, e.g. 2.5 % to 97.5 %."""
+    """Returns the percentile interval that holds `level` of the resampled values, e.g. 2.5 % to 97.5 %."""
     tail = 50 * (1 - level)
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return Interval(value, float(low), float(high))
@@ -102,17 +107,8 @@ def _table(scores: NDArray[Any], paths: Paths) -> NDArray[np.float64]:
     return table
 
 
-def _check_crossed(paths: Paths, crossed: Sequence[Hashable]) -> None:
-    met = len(set(zip(paths, crossed, strict=True)))
-    if met != len(set(paths)) * len(set(crossed)):
-        raise ValueError(
-            f"{len(set(paths))} units and {len(set(crossed))} crossed labels, but {met} pairs of them have "
-            f"scores: every unit needs scores for every label"
-        )
-
-
 def _multiplicities(seed: int, name: str, paths: Paths, resamples: int) -> NDArray[np.float64]:
-    """How often each row enters each resample, (resamples, rows)."""
+    """Returns how often each row enters each resample, (resamples, rows)."""
     rng = stream(seed, "bootstrap", name)
     counts = np.zeros((resamples, len(paths)))
 

@@ -11,7 +11,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """The function as machine code, made at its first call; other threads run meanwhile.
+    """Returns the function as machine code, made at its first call; other threads run meanwhile.
 
     It is kept in NUMBA_CACHE_DIR, which each job has for itself, else beside the source, else in the
     user's cache folder. Where none of them can be written (a read-only installation without a home),

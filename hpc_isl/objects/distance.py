@@ -1,4 +1,4 @@
-"""Labels in, distance map out: what the network learns to predict beside the mask.
+"""Distance maps of labels, which the network learns to predict beside the mask.
 
 The distance of a pixel is the exact Euclidean one to the nearest pixel of the image that is not of its
 object: background, or another object, so that objects which touch have a valley of 1 between them.
@@ -14,19 +14,18 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.objects.compiled import compiled
+from hpc_isl.objects.types import AnyLabels, Distance, Labels
 
-Distance = NDArray[np.float32]
 Scale = Literal["pixels", "object"]
 PEAK = 255.0
 FAR = 2**30  # no other pixel in this column
 
 
-def distance_map(labels: NDArray[Any], scale: Scale = "object") -> Distance:
-    """Distance inside each object (y, x), 0 outside.
+def distance_map(labels: AnyLabels, scale: Scale = "object") -> Distance:
+    """Returns the distance inside each object (y, x), 0 outside.
 
     Args:
         labels: (y, x), 0 background, k the k-th object; pieces of one label are one object.
@@ -44,13 +43,12 @@ def distance_map(labels: NDArray[Any], scale: Scale = "object") -> Distance:
     return distance
 
 
-def _names(labels: NDArray[Any]) -> NDArray[np.uint32]:
-    """The labels as uint32 in one piece of memory; large ones anew, so that a table by label is short."""
+def _names(labels: AnyLabels) -> Labels:
     if labels.ndim != 2 or labels.dtype.kind not in "biu":
         raise UserError(f"labels of shape {labels.shape}, {labels.dtype}: whole numbers (y, x) are expected")
     if labels.size and labels.min() < 0:
         raise UserError(f"labels go down to {labels.min()}; 0 is background, objects are positive")
-    if labels.size and labels.max() > 4 * labels.size:
+    if labels.size and labels.max() > 4 * labels.size:  # renumbered, so that a table by label is short
         labels = np.unique(np.append(labels, labels.dtype.type(0)), return_inverse=True)[1][:-1].reshape(
             labels.shape
         )
@@ -59,7 +57,7 @@ def _names(labels: NDArray[Any]) -> NDArray[np.uint32]:
 
 @compiled
 def _along(names: Any) -> Any:
-    """Of each pixel the distance to the nearest one of its column that has another label."""
+    """Returns each pixel's distance to the nearest one of its column that has another label."""
     height, width = names.shape
     steps = np.full((height, width), FAR, np.int64)
     for y in range(1, height):
@@ -74,11 +72,9 @@ def _along(names: Any) -> Any:
 
 @compiled
 def _across(names: Any, steps: Any, distance: Any) -> None:
-    """Completes each row, run by run of equal labels.
-
-    What lies beyond a run is never nearer than the pixel at its end, which has another label. So a run needs
-    itself and its two ends alone, and one pass serves all objects.
-    """
+    """Completes each row, run by run of equal labels."""
+    # What lies beyond a run is never nearer than the pixel at its end, which has another label. So a run
+    # needs itself and its two ends alone, and one pass serves all objects.
     height, width = names.shape
     envelope = np.empty((2, width), np.int64)
     for y in range(height):
@@ -93,13 +89,13 @@ def _across(names: Any, steps: Any, distance: Any) -> None:
 
 @compiled
 def _high(steps: Any, start: int, end: int, x: int) -> int:
-    """Squared distance to the nearest pixel of another label in a column; the ends of a run are such."""
+    # Squared distance to the nearest pixel of another label in a column; the ends of a run are such.
     return steps[x] * steps[x] if start <= x < end else 0
 
 
 @compiled
 def _envelope(steps: Any, start: int, end: int, envelope: Any) -> int:
-    """Which columns are nearest to a stretch of the run, and from where on; how many there are.
+    """Writes which columns are nearest to a stretch of the run, and from where on; returns their number.
 
     The lower envelope of parabolas (Meijster et al. 2000), in whole numbers.
     """
@@ -124,12 +120,12 @@ def _envelope(steps: Any, start: int, end: int, envelope: Any) -> int:
 
 @compiled
 def _fill(steps: Any, start: int, end: int, envelope: Any, y: int, height: int, distance: Any) -> None:
-    """Distances of one run; without any column the object fills the image and is measured to the edge."""
+    """Writes the distances of one run."""
     k = 0
     for x in range(start, end):
         while k + 1 < envelope.shape[1] and envelope[1, k + 1] <= x:
             k += 1
-        if envelope.shape[1] == 0:
+        if envelope.shape[1] == 0:  # the object fills the image and is measured to the edge
             distance[x] = min(x + 1, end - x, y + 1, height - y)
         else:
             column = envelope[0, k]
@@ -143,4 +139,5 @@ def _scale(names: Any, distance: Any, tops: Any) -> None:
         tops[names[i]] = max(tops[names[i]], distance[i])
     for i in range(names.size):
         if names[i] != 0:
+            # In float64, so that the greatest distance becomes PEAK exactly.
             distance[i] = np.float64(distance[i]) * PEAK / tops[names[i]]

@@ -22,17 +22,17 @@ SHARES[[13, 23]] = (1 + np.sqrt(2)) / 2
 
 @compiled
 def present(labels: Any, most: int) -> Any:
-    """Which labels there are, by label up to `most`."""
-    there = np.zeros(most + 1, np.bool_)
+    """Returns which labels occur, by label up to `most`."""
+    occurs = np.zeros(most + 1, np.bool_)
     for y in range(labels.shape[0]):
         for x in range(labels.shape[1]):
-            there[labels[y, x]] = True
-    return there
+            occurs[labels[y, x]] = True
+    return occurs
 
 
 @compiled
 def measure(labels: Any, rows: Any, count: int) -> Any:
-    """Bounding boxes y0, x0, y1, x1 (4, count), and sums of 1, y, x, y², x², x·y within them (6, count)."""
+    """Returns boxes y0, x0, y1, x1 (4, count), and sums of 1, y, x, y², x², x·y in them (6, count)."""
     box, sums = np.zeros((4, count), np.int64), np.zeros((6, count), np.int64)
     box[:2] = max(labels.shape)
     for y in range(labels.shape[0]):
@@ -60,7 +60,7 @@ def measure(labels: Any, rows: Any, count: int) -> Any:
 
 @compiled
 def perimeters(labels: Any, rows: Any, count: int) -> Any:
-    """Length of each object's outline in pixels: those that have another label, or none, beside them."""
+    """Returns the length of each object's outline: of pixels beside which lies another label, or none."""
     outline, total = _outline(labels), np.zeros(count)
     height, width = labels.shape
     for y in range(height):
@@ -81,12 +81,12 @@ def _outline(labels: Any) -> Any:
     outline = np.zeros((height, width), np.bool_)
     for y in range(height):
         for x in range(width):
-            one = labels[y, x]
-            if one != 0:
+            label = labels[y, x]
+            if label != 0:
                 outline[y, x] = (
                     y == 0 or x == 0 or y == height - 1 or x == width - 1
-                    or labels[y - 1, x] != one or labels[y + 1, x] != one
-                    or labels[y, x - 1] != one or labels[y, x + 1] != one
+                    or labels[y - 1, x] != label or labels[y + 1, x] != label
+                    or labels[y, x - 1] != label or labels[y, x + 1] != label
                 )  # fmt: skip
     return outline
 
@@ -96,11 +96,11 @@ def _outline(labels: Any) -> Any:
 
 @compiled
 def hulls(labels: Any, rows: Any, box: Any) -> Any:
-    """How many pixels have their centre in the convex hull of each object, or on its edge.
+    """Returns how many pixels have their centre in the convex hull of each object, or on its edge.
 
-    The hull is that of the middles of the pixels' edges, as in scikit-image. Lengths are in half pixels here,
-    so that all are whole numbers and nothing is rounded.
+    The hull is that of the middles of the pixels' edges, as in scikit-image.
     """
+    # Lengths are in half pixels, so that all are whole numbers and nothing is rounded.
     ends = np.cumsum(box[2] - box[0])
     left, right = _sides(labels, rows, box, ends)
     areas = np.zeros(len(ends), np.int64)
@@ -114,7 +114,7 @@ def hulls(labels: Any, rows: Any, box: Any) -> Any:
 
 @compiled
 def _sides(labels: Any, rows: Any, box: Any, ends: Any) -> Any:
-    """Centres of the first pixel of each object in each of its rows, and of the last, mirrored: x -> −x."""
+    """Returns centres of the first pixel of each object in its rows, and of the last, mirrored: x -> −x."""
     total = ends[-1] if len(ends) else 0
     left, right = np.full(total, FAR), np.full(total, FAR)
     for y in range(labels.shape[0]):
@@ -128,7 +128,7 @@ def _sides(labels: Any, rows: Any, box: Any, ends: Any) -> Any:
 
 @compiled
 def _firsts(side: Any) -> Any:
-    """The first pixel of each row on or right of the hull's left side."""
+    """Returns the first pixel of each row on or right of the hull's left side."""
     chain = np.empty((2, 2 * side.size + 1), np.int64)
     _chain(side, chain)
     firsts, k = np.empty(side.size, np.int64), 0
@@ -143,7 +143,7 @@ def _firsts(side: Any) -> Any:
 
 @compiled
 def _chain(side: Any, chain: Any) -> None:
-    """Corners (y, x) of the hull's left side from the top down: Andrew's monotone chain."""
+    """Writes the corners (y, x) of the hull's left side from the top down: Andrew's monotone chain."""
     count = 0
     for y in range(-1, 2 * side.size):
         # At odd y lie the middles of lower and upper edges, at even y those of left edges.
@@ -167,7 +167,7 @@ def _chain(side: Any, chain: Any) -> None:
 
 @compiled
 def totals(labels: Any, rows: Any, count: int, pixels: Any) -> Any:
-    """Of each object's pixels the sum, the least, the greatest, and the squared distances from their mean."""
+    """Returns sum, least, greatest, and squared distances from the mean, of each object's pixels."""
     total, area, squares = np.zeros(count), np.zeros(count), np.zeros(count)
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     for y in range(labels.shape[0]):

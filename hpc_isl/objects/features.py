@@ -1,6 +1,6 @@
-"""Labels in, a table of objects out: where each lies, its size and shape, and what each channel says in it.
+"""A table of objects from labels: position, size and shape of each, and its intensities in each channel.
 
-Figures that scikit-image's `regionprops` knows have its values; the loops over pixels are in `passes`.
+Figures that scikit-image's `regionprops` knows have its values.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.objects import feature_kernels
+from hpc_isl.objects.types import AnyLabels, Floats, Image, Integers, Labels
 
 Columns = dict[str, NDArray[Any]]
-Floats = NDArray[np.float64]
 
 
 def features(
-    labels: NDArray[np.uint32],
-    channels: Mapping[str, NDArray[Any] | None],
+    labels: Labels,
+    channels: Mapping[str, Image | None],
     pixel_um: float | None,
     origin: tuple[int, int] = (0, 0),
     image: tuple[int, int] | None = None,
 ) -> Columns:
-    """One row for each object, by ascending label.
+    """Returns one row for each object, by ascending label.
 
     `label`; `y0`, `x0`, `y1`, `x1`: bounding box in pixels, ends excluded; `centroid_y_um`, `centroid_x_um`:
     from the centre of the image's first pixel; `area_um2`, `perimeter_um`, `eccentricity`, `solidity`,
@@ -48,7 +48,7 @@ def features(
     eccentricity, orientation = _ellipse(area, sums)
     y0, x0, y1, x1 = (side + origin[axis % 2] for axis, side in enumerate(box))
     high, wide = image or labels.shape
-    found: Columns = {
+    columns: Columns = {
         "label": names, "y0": y0, "x0": x0, "y1": y1, "x1": x1,
         f"centroid_y_{length}": (y0 + sums[1] / area) * edge,
         f"centroid_x_{length}": (x0 + sums[2] / area) * edge,
@@ -61,12 +61,12 @@ def features(
         "touches_border": (y0 == 0) | (x0 == 0) | (y1 == high) | (x1 == wide),
     }  # fmt: skip
     for name, pixels in channels.items():
-        found |= _counts(name, labels, rows, area, pixels)
-    return found
+        columns |= _counts(name, labels, rows, area, pixels)
+    return columns
 
 
-def assigned(nuclei: NDArray[np.uint32], cells: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The cell of each nucleus, by ascending label of the nuclei.
+def assigned(nuclei: Labels, cells: Labels) -> Labels:
+    """Returns the cell of each nucleus, by ascending label of the nuclei.
 
     It is the cell that holds most of the nucleus's pixels; of equals the one of the smaller label. 0: no cell
     holds any of them. What lies outside of cells plays no part, as in CellProfiler's RelateObjects.
@@ -79,33 +79,31 @@ def assigned(nuclei: NDArray[np.uint32], cells: NDArray[np.uint32]) -> NDArray[n
     tidy, names, rows = _tidy(nuclei)
     both = (tidy > 0) & (cells > 0)
     ours, theirs = rows[tidy[both]].astype(np.uint64), cells[both].astype(np.uint64)
-    pairs, shared = np.unique(ours << 32 | theirs, return_counts=True)
+    pairs, shared = np.unique(ours << 32 | theirs, return_counts=True)  # two labels in one 64-bit number
     pairs = pairs[np.argsort(-shared, kind="stable")]
     nucleus, first = np.unique(pairs >> 32, return_index=True)
-    found = np.zeros(len(names), np.uint32)
-    found[nucleus] = pairs[first] & 0xFFFFFFFF
-    return found
+    cell = np.zeros(len(names), np.uint32)
+    cell[nucleus] = pairs[first] & 0xFFFFFFFF
+    return cell
 
 
-def _tidy(labels: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]]:
-    """Labels in one piece of memory; those given, ascending; by label in that memory the row in the table."""
+def _tidy(labels: AnyLabels) -> tuple[Labels, Labels, NDArray[np.int32]]:
+    """Returns contiguous labels, the names of the objects, ascending, and by contiguous label its row."""
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         raise UserError(f"labels of shape {labels.shape}, {labels.dtype}: (y, x) of whole numbers from 0 on")
     tidy, names = np.ascontiguousarray(labels, np.uint32), None
     if tidy.max(initial=0) > 4 * tidy.size:  # named anew, so that a table by label is short
         names, place = np.unique(np.append(tidy, np.uint32(0)), return_inverse=True)
         tidy = place[:-1].reshape(labels.shape).astype(np.uint32)
-    there = feature_kernels.present(tidy, int(tidy.max(initial=0)))
-    there[0] = False
-    found = np.flatnonzero(there).astype(np.uint32)
-    return tidy, found if names is None else names[found], (np.cumsum(there) - 1).astype(np.int32)
+    occurs = feature_kernels.present(tidy, int(tidy.max(initial=0)))
+    occurs[0] = False
+    values = np.flatnonzero(occurs).astype(np.uint32)
+    return tidy, values if names is None else names[values], (np.cumsum(occurs) - 1).astype(np.int32)
 
 
-def _ellipse(area: Floats, sums: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Eccentricity, and orientation between the rows' axis and the long one, of the ellipse of equal moments.
-
-    As in `regionprops`, in whose inertia tensor pixels are points: a line has eccentricity 1.
-    """
+def _ellipse(area: Floats, sums: Integers) -> tuple[Floats, Floats]:
+    """Returns eccentricity, and orientation between the rows' axis and the long one, of the ellipse."""
+    # As in `regionprops`, in whose inertia tensor pixels are points: a line has eccentricity 1.
     _, y, x, yy, xx, xy = sums.astype(np.float64)
     # Central moments times the area are whole numbers: those that should be equal are.
     along, across, both = area * yy - y * y, area * xx - x * x, area * xy - y * x
@@ -117,16 +115,17 @@ def _ellipse(area: Floats, sums: NDArray[np.int64]) -> tuple[Floats, Floats]:
 
 
 def _counts(
-    name: str, labels: NDArray[np.uint32], rows: NDArray[np.int32], area: Floats, pixels: NDArray[Any] | None
+    name: str, labels: Labels, rows: NDArray[np.int32], area: Floats, pixels: Image | None
 ) -> Columns:
-    figures = ("mean", "sd", "min", "max", "sum")
+    figures = [f"{name}_{figure}" for figure in ("mean", "sd", "min", "max", "sum")]
     if pixels is None:
-        return {f"{name}_{of}": np.full(len(area), np.nan) for of in figures}
+        return {figure: np.full(len(area), np.nan) for figure in figures}
     if pixels.shape != labels.shape:
         raise ValueError(f"channel {name!r} {pixels.shape} and labels {labels.shape} differ in shape")
+    # float32 holds 16-bit counts exactly, and takes half the memory.
     exact = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
     total, low, high, squares = feature_kernels.totals(
         labels, rows, len(area), np.ascontiguousarray(pixels, exact)
     )
     values = (total / area, np.sqrt(squares / area), low, high, total)
-    return {f"{name}_{of}": one for of, one in zip(figures, values, strict=True)}
+    return dict(zip(figures, values, strict=True))

@@ -1,15 +1,13 @@
-"""How good objects are: two label images, matched one to one, and the scores that follow from the matches."""
+"""Scores of predicted objects: two label images are matched one to one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Labels = NDArray[Any]
-Box = tuple[int, int, int, int]
+from hpc_isl.objects.types import AnyLabels, Box, Floats
+
 # Hundredths, so that an IoU of 3/5 meets 0.6: both are the double nearest to the same fraction.
 THRESHOLDS = tuple(hundredths / 100 for hundredths in range(50, 100, 5))
 LEAST = THRESHOLDS[0]
@@ -24,11 +22,11 @@ class Matching:
     SQ, which is the mean over no pair: NaN.
     """
 
-    prediction: NDArray[Any]
+    prediction: AnyLabels
     """label of the predicted object, one for each pair"""
-    truth: NDArray[Any]
+    truth: AnyLabels
     """label of the true object, one for each pair"""
-    iou: NDArray[np.float64]
+    iou: Floats
     """intersection over union, one for each pair"""
     predictions: int
     """predicted objects, in a pair or not"""
@@ -36,77 +34,83 @@ class Matching:
     """true objects, in a pair or not"""
 
     def hits(self, threshold: float = LEAST) -> int:
-        """True positives: pairs whose IoU is `threshold` or more."""
+        """Returns the true positives: pairs whose IoU is `threshold` or more."""
         if not LEAST <= threshold <= 1:
             raise ValueError(f"threshold {threshold}: IoU pairs objects one to one from {LEAST} to 1 only")
         return int((self.iou >= threshold).sum())
 
     def ap(self, threshold: float = LEAST) -> float:
-        """TP / (TP + FP + FN), which StarDist calls accuracy and Cellpose average precision."""
+        """Returns TP / (TP + FP + FN), which StarDist calls accuracy and Cellpose average precision."""
         hits = self.hits(threshold)
         return _share(hits, self.predictions + self.truths - hits)
 
     def mean_ap(self) -> float:
-        """Mean of AP over the thresholds 0.50, 0.55, …, 0.95."""
+        """Returns the mean of AP over the thresholds 0.50, 0.55, …, 0.95."""
         return float(np.mean([self.ap(threshold) for threshold in THRESHOLDS]))
 
     def f1(self, threshold: float = LEAST) -> float:
-        """2 TP / (2 TP + FP + FN). At 0.5 it is the RQ of panoptic quality."""
+        """Returns 2 TP / (2 TP + FP + FN). At 0.5 it is the RQ of panoptic quality."""
         return _share(2 * self.hits(threshold), self.predictions + self.truths)
 
     def sq(self) -> float:
-        """Segmentation quality: mean IoU of the pairs; NaN where objects are there and none is in a pair."""
+        """Returns the segmentation quality, the mean IoU of the pairs; NaN of objects without any pair."""
         if not self.predictions + self.truths:
             return 1.0
         return float(self.iou.mean()) if len(self.iou) else float("nan")
 
     def pq(self) -> float:
-        """Panoptic quality, SQ × RQ (Kirillov et al. 2019; there IoU > 0.5, here >= as in StarDist)."""
+        """Returns panoptic quality, SQ × RQ (Kirillov et al. 2019; IoU >= 0.5 as in StarDist, there >)."""
         return self.sq() * self.f1() if len(self.iou) else self.f1()
 
     def count_error(self) -> int:
-        """Predicted less true objects: above 0 where there are too many."""
+        """Returns predicted minus true objects: above 0 where there are too many."""
         return self.predictions - self.truths
 
 
-def match(prediction: Labels, truth: Labels) -> Matching:
-    """Pairs the objects of two label images of one shape, whatever their numbers; 0 is background.
-
-    From IoU 0.5 on, pairing needs no search: a partner holds at least half of an object's pixels, so two
-    partners halve it exactly, at IoU 0.5 each, and touch no other object. Of these two the one with the
-    lower label is paired, the other is left over: no count and no IoU depends on which.
-    """
+def match(prediction: AnyLabels, truth: AnyLabels) -> Matching:
+    """Pairs the objects of two label images of one shape, whatever their numbers; 0 is background."""
     _check(prediction, truth)
-    ours, theirs, length = _runs(prediction.ravel(), truth.ravel())
-    names, here, area = _areas(ours, length)
-    true_names, there, true_area = _areas(theirs, length)
+    ours, theirs = prediction.ravel(), truth.ravel()
+    # Runs of equal labels along the raster, and their lengths: far fewer to sort than pixels.
+    change = (ours[1:] != ours[:-1]) | (theirs[1:] != theirs[:-1])
+    starts = np.flatnonzero(np.concatenate([[ours.size > 0], change]))
+    ours, theirs, length = ours[starts], theirs[starts], np.diff(starts, append=ours.size)
+    names, own = np.unique(ours, return_inverse=True)
+    true_names, other = np.unique(theirs, return_inverse=True)
+    area, true_area = np.bincount(own, length, len(names)), np.bincount(other, length, len(true_names))
     # Only pairs that share pixels are held, never the table of all by all.
     both = (ours > 0) & (theirs > 0)
-    pairs, place = np.unique(here[both] * len(true_names) + there[both], return_inverse=True)
+    pairs, place = np.unique(own[both] * len(true_names) + other[both], return_inverse=True)
     shared = np.bincount(place, length[both], len(pairs))
     i, j = np.divmod(pairs, max(len(true_names), 1))
     iou = shared / (area[i] + true_area[j] - shared)
-    i, j, iou = _one_to_one(i, j, iou)
-    return Matching(names[i], true_names[j], iou, int((names > 0).sum()), int((true_names > 0).sum()))
+    # From IoU 0.5 on, pairing needs no search: a partner holds at least half of an object's pixels, so two
+    # partners halve it exactly, at IoU 0.5 each, and touch no other object. Of these two the one with the
+    # lower label is paired, the other is left over: no count and no IoU depends on which.
+    paired = np.flatnonzero(iou >= LEAST)
+    for side in (i, j):
+        paired = paired[np.sort(np.unique(side[paired], return_index=True)[1])]
+    counts = int((names > 0).sum()), int((true_names > 0).sum())
+    return Matching(names[i[paired]], true_names[j[paired]], iou[paired], *counts)
 
 
-def object_scores(prediction: Labels, truth: Labels) -> dict[str, float]:
-    """All scores of one image or annotation box, by the names they have in tables."""
-    found = match(prediction, truth)
+def object_scores(prediction: AnyLabels, truth: AnyLabels) -> dict[str, float]:
+    """Returns all scores of one image or annotation box, by the names they have in tables."""
+    matching = match(prediction, truth)
     return {
-        "mAP": found.mean_ap(),
-        "AP50": found.ap(0.5),
-        "AP75": found.ap(0.75),
-        "F1": found.f1(),
-        "PQ": found.pq(),
-        "SQ": found.sq(),
-        "RQ": found.f1(),
-        "count_error": float(found.count_error()),
+        "mAP": matching.mean_ap(),
+        "AP50": matching.ap(0.5),
+        "AP75": matching.ap(0.75),
+        "F1": matching.f1(),
+        "PQ": matching.pq(),
+        "SQ": matching.sq(),
+        "RQ": matching.f1(),
+        "count_error": float(matching.count_error()),
     }
 
 
-def inside(labels: Labels, box: Box) -> Labels:
-    """What an annotation box (y0, x0, y1, x1) holds of labels (…, y, x), in pixels, ends excluded.
+def inside(labels: AnyLabels, box: Box) -> AnyLabels:
+    """Returns the part of labels (…, y, x) in an annotation box (y0, x0, y1, x1), in pixels, ends excluded.
 
     Pixels outside of an annotation count in no score, so prediction and truth are both cut by it, and what is
     left of a cut object counts as an object, in one piece or several: the box's edge is treated as the
@@ -121,7 +125,7 @@ def inside(labels: Labels, box: Box) -> Labels:
     return labels[..., y0:y1, x0:x1]
 
 
-def _check(prediction: Labels, truth: Labels) -> None:
+def _check(prediction: AnyLabels, truth: AnyLabels) -> None:
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
     for name, labels in (("prediction", prediction), ("truth", truth)):
@@ -131,27 +135,5 @@ def _check(prediction: Labels, truth: Labels) -> None:
             raise ValueError(f"{name} holds {labels.min()}: labels are 0 (background) or above")
 
 
-def _runs(ours: Labels, theirs: Labels) -> tuple[Labels, Labels, NDArray[np.int64]]:
-    """Both labels along the raster and how many pixels they last: far fewer to sort than pixels."""
-    change = (ours[1:] != ours[:-1]) | (theirs[1:] != theirs[:-1])
-    starts = np.flatnonzero(np.concatenate([[ours.size > 0], change]))
-    return ours[starts], theirs[starts], np.diff(starts, append=ours.size)
-
-
-def _areas(labels: Labels, length: NDArray[np.int64]) -> tuple[Labels, NDArray[np.intp], NDArray[Any]]:
-    names, place = np.unique(labels, return_inverse=True)
-    return names, place, np.bincount(place, length, len(names))
-
-
-def _one_to_one(*pairs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """Pairs (i, j, iou) sorted by i, j: those of IoU >= 0.5, and of equals the first."""
-    pairs = tuple(column[pairs[2] >= LEAST] for column in pairs)
-    for side in (0, 1):
-        first = np.sort(np.unique(pairs[side], return_index=True)[1])
-        pairs = tuple(column[first] for column in pairs)
-    return pairs
-
-
 def _share(part: int, whole: int) -> float:
-    """Nothing of nothing is all of it."""
-    return part / whole if whole else 1.0
+    return part / whole if whole else 1.0  # no objects, and none predicted: all are right

@@ -1,4 +1,4 @@
-"""What a comparison is about: how many annotations one arm saves over another at equal score."""
+"""How many annotations one arm of a comparison saves over another at equal score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.optimize import isotonic_regression
 
 @dataclass(frozen=True)
 class Between:
-    """What is known of a number: it lies between `least` and `most`, which are equal where it is known."""
+    """A number known to lie between `least` and `most`, which are equal where it is known exactly."""
 
     least: float
     most: float
@@ -46,11 +46,11 @@ class Curve:
             raise ValueError(f"scores {self.scores}: a number for each count of objects")
 
     def monotone(self) -> list[float]:
-        """The rising curve nearest to the scores: more annotations never score less, but for chance."""
+        """Returns the rising curve nearest to the scores: more annotations score less only by chance."""
         return [float(score) for score in isotonic_regression(np.asarray(self.scores, np.float64)).x]
 
     def needed(self, score: float) -> Between:
-        """Annotated objects at which the monotone curve first reaches `score`, linear in log objects.
+        """Returns the annotated objects at which the monotone curve reaches `score`, linear in their log.
 
         Nothing is extrapolated: a score that is never reached needs more objects than the most of the
         curve, and one that is exceeded from the start at most the fewest.
@@ -70,7 +70,7 @@ class Curve:
 
 
 def saved(arm: Curve, baseline: Curve, score: float) -> Between:
-    """Factor of annotations saved at equal score: objects the baseline needs over those the arm needs.
+    """Returns the factor of annotations saved at equal score: objects the baseline needs over the arm's.
 
     Of interest at the scores the arm reaches: `[saved(arm, baseline, score) for score in arm.monotone()]`.
     """
@@ -80,11 +80,12 @@ def saved(arm: Curve, baseline: Curve, score: float) -> Between:
 
 
 def saved_interval(factors: Sequence[Between], level: float = 0.95) -> Between:
-    """Percentile interval of factors from resampled curves, never narrower than what is known of them.
+    """Returns a percentile interval of factors from resampled curves.
 
-    The lower bound takes each factor at its least, the upper at its most. A percentile is one of the
-    values, never between two: there is no mean with infinity.
+    It is never narrower than the factors are known: the lower bound takes each at its least, the upper at its
+    most.
     """
+    # With `inverted_cdf` a percentile is one of the values: between two there is no mean with infinity.
     tail = 50 * (1 - level)
     low = np.percentile([factor.least for factor in factors], tail, method="inverted_cdf")
     high = np.percentile([factor.most for factor in factors], 100 - tail, method="inverted_cdf")

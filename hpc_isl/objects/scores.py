@@ -1,25 +1,22 @@
-"""How good a prediction is: pure functions of a predicted and a true image (y, x)."""
+"""Scores of predicted images: pure functions of a predicted and a true image (y, x)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-Image = NDArray[Any]
+from hpc_isl.objects.types import Floats, Image
+
 SSIM_WINDOW = 11
 
 
 def pcc(prediction: Image, truth: Image) -> float:
-    """Pearson's correlation over all pixels, 0 for a constant prediction; NaN where the truth is constant.
-
-    A constant prediction has no correlation. It has seen nothing of a stain that varies, and is not to
-    count for less than one that is wrong.
-    """
+    """Returns Pearson's correlation over pixels, 0 for a constant prediction; NaN for a constant truth."""
     if is_constant(truth):
         return float("nan")
+    # A constant prediction has no correlation. It shows nothing of a stain that varies, but is not to count
+    # for less than one that is wrong.
     if is_constant(prediction):
         return 0.0
     a = prediction.astype(np.float64) - prediction.mean(dtype=np.float64)
@@ -28,17 +25,17 @@ def pcc(prediction: Image, truth: Image) -> float:
 
 
 def is_constant(image: Image) -> bool:
-    """Whether all pixels are equal."""
+    """Returns whether all pixels are equal."""
     return bool(image.min() == image.max())
 
 
 def mae(prediction: Image, truth: Image) -> float:
-    """Mean absolute difference, in the unit of the images."""
+    """Returns the mean absolute difference, in the unit of the images."""
     return float(np.abs(prediction.astype(np.float64) - truth).mean())
 
 
 def ssim(prediction: Image, truth: Image) -> float:
-    """Mean structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5, 11 pixels).
+    """Returns the mean structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5, 11 pixels).
 
     Its constants refer to the range of the truth without outliers, percentiles 0.1 to 99.9. NaN where that
     is nothing, or where an edge is shorter than the window.
@@ -55,29 +52,25 @@ def ssim(prediction: Image, truth: Image) -> float:
 
 
 def mask_iou(prediction: Image, truth: Image) -> float:
-    """Pixels above 0 in both, over pixels above 0 in one of them; masks or labels.
-
-    1 where both are empty, 0 where one is.
-    """
+    """Returns pixels above 0 in both masks or labels, over those in any; 1 where both are empty."""
     union = int(((prediction > 0) | (truth > 0)).sum())
     return int(((prediction > 0) & (truth > 0)).sum()) / union if union else 1.0
 
 
 def pcc_by_object(prediction: Image, truth: Image, labels: Image, least: int = 16) -> dict[int, float]:
-    """Pearson's correlation over the pixels of each object, label -> PCC.
+    """Returns label -> Pearson's correlation over the pixels of the object, without any background.
 
-    No background enters: what counts is how the stain is distributed inside an object. Objects of
-    fewer than `least` pixels, and those in which the truth is constant, are not among the result; one in
+    Objects of fewer than `least` pixels, and those in which the truth is constant, are left out; one in
     which the prediction is constant has 0, as in `pcc`.
     """
     names, place = np.unique(labels[labels > 0], return_inverse=True)
     area = np.bincount(place, minlength=len(names))
 
-    def centred(image: Image) -> NDArray[np.float64]:
+    def centred(image: Image) -> Floats:
         pixels = image[labels > 0].astype(np.float64)
         return pixels - (np.bincount(place, pixels, len(names)) / area)[place]
 
-    def total(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    def total(pixels: Floats) -> Floats:
         return np.bincount(place, pixels, len(names)).astype(np.float64)
 
     def varies(image: Image) -> NDArray[np.bool_]:

@@ -1,46 +1,43 @@
-"""Distance map and mask in, labels out: one exact flood per component of the mask.
+"""Labels from a distance map and a mask, by one exact watershed per component of the mask.
 
 Let D′ be the distance map inside the mask and −∞ outside. Seeds are the regional maxima of HMAX_h(D′), the
 reconstruction by dilation of D′ − h under D′; labels are the watershed of −D′ from these seeds inside the
 mask. Pixels touch in 8 directions. Equal levels come in the raster order of their pixels, so there is one
 strict total order and one result.
 
-Nothing leaves a component of the mask, and raster order survives cropping: boxes that hold whole components
-give the labels of the whole image, whatever the boxes and whoever computes them. Objects are numbered by
+No object leaves its component of the mask, and raster order survives cropping: boxes that hold whole
+components give the labels of the whole image, whatever the boxes and the process. Objects are numbered by
 their first pixel in raster order.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from skimage.measure import label
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed as skimage_watershed
 
 from hpc_isl.errors import UserError
+from hpc_isl.objects.types import Image, Labels
 from hpc_isl.objects.watershed_kernels import objects_of
 
-Labels = NDArray[np.uint32]
 TOUCHING = np.ones((3, 3), bool)
 
 
-def watershed(distance: NDArray[Any], mask: NDArray[Any], h: float) -> Labels:
-    """Labels (y, x) of the objects, numbered by their first pixel.
+def watershed(distance: Image, mask: Image, h: float) -> Labels:
+    """Returns labels (y, x) of the objects, numbered by their first pixel.
 
     Args:
         distance: predicted distance map (y, x), high in the middle of objects, finite everywhere.
-        mask: true (not 0) inside objects; what the map says outside counts for nothing.
+        mask: true (not 0) inside objects; values of the map outside do not count.
         h: in the unit of the map. Where two peaks meet no more than h below the lower one, they are one
             object, and so are equal peaks.
     """
     return objects_of(levels(distance, mask, h), h)
 
 
-def reference(distance: NDArray[Any], mask: NDArray[Any], h: float) -> Labels:
-    """The same by scikit-image, step by step: many times slower, and what `flood` is held against.
+def reference(distance: Image, mask: Image, h: float) -> Labels:
+    """Returns the same by scikit-image, step by step, many times slower: `watershed` is tested against it.
 
     Seeds are the same on every map, labels on every map without equal levels. Where levels are equal, the
     layout of its queue decides, so pixels between two objects may differ, and with them the objects' numbers.
@@ -49,31 +46,27 @@ def reference(distance: NDArray[Any], mask: NDArray[Any], h: float) -> Labels:
     inside = level > -np.inf
     if not inside.any():
         return np.zeros(distance.shape, np.uint32)
+    # HMAX_h: peaks lower than h above their saddle vanish.
     suppressed = reconstruction(level - level.dtype.type(h), level, footprint=TOUCHING)
     seeds = label(local_maxima(suppressed, connectivity=2) & inside, connectivity=2)
-    return _numbered(skimage_watershed(-level, seeds, mask=inside, connectivity=TOUCHING)[1:-1, 1:-1])
-
-
-def _numbered(labels: NDArray[Any]) -> Labels:
-    """Labels 1 … n by their first pixel in raster order."""
-    inside = labels > 0
-    _, first, names = np.unique(labels[inside], return_index=True, return_inverse=True)
+    labels = skimage_watershed(-level, seeds, mask=inside, connectivity=TOUCHING)[1:-1, 1:-1]
+    _, first, names = np.unique(labels[labels > 0], return_index=True, return_inverse=True)
     numbered = np.zeros(labels.shape, np.uint32)
-    numbered[inside] = 1 + first.argsort().argsort()[names]
+    numbered[labels > 0] = 1 + first.argsort().argsort()[names]
     return numbered
 
 
-def levels(distance: NDArray[Any], mask: NDArray[Any], h: float) -> NDArray[Any]:
-    """D′ in a frame of −∞, so that every pixel has eight neighbours; −0 becomes 0, which it equals."""
+def levels(distance: Image, mask: Image, h: float) -> Image:
+    """Returns D′ in a frame of −∞, so that every pixel has eight neighbours."""
     _check(distance, mask, h)
     height, width = distance.shape
     level = np.full((height + 2, width + 2), -np.inf, np.result_type(distance.dtype, np.float32))
     np.copyto(level[1:-1, 1:-1], distance, where=mask.astype(bool, copy=False))
-    level += 0
+    level += 0  # −0 becomes 0, which it equals
     return level
 
 
-def _check(distance: NDArray[Any], mask: NDArray[Any], h: float) -> None:
+def _check(distance: Image, mask: Image, h: float) -> None:
     if distance.ndim != 2 or distance.shape != mask.shape:
         raise UserError(
             f"distance map of shape {distance.shape}, mask of shape {mask.shape}: both (y, x), of one size"

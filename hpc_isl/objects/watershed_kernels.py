@@ -1,4 +1,4 @@
-"""The loops of the flood: pixels are visited from the highest down, and each joins the basin it touches.
+"""The loops of the watershed: pixels are visited from the highest down, and each joins the basin it touches.
 
 A union-find in the strict order is h-maxima and watershed at once. Images are flat here, in a frame of −∞ one
 pixel wide: the pixels around p are p ± 1, p ± width and p ± width ± 1.
@@ -17,7 +17,7 @@ FEW = 64  # pixels that are sorted sooner than the counters of a radix sort are 
 
 
 class Basins(NamedTuple):
-    """What is known of each basin, by number from 1; of joined basins their root says it.
+    """State of each basin, by number from 1; of joined basins that of their root counts.
 
     parent: union-find of basins that met before either was an object.
     low: the highest peak − h. A basin that reaches below it is an object.
@@ -32,7 +32,7 @@ class Basins(NamedTuple):
 
 
 def objects_of(level: NDArray[Any], h: float) -> NDArray[np.uint32]:
-    """Labels of the image that lies within the frame of `level`."""
+    """Returns labels of the image that lies within the frame of `level`."""
     names, parent = names_for(level.shape)
     pixels, ends = components_of(level, names, parent)
     labels = flood_basins(pixels, ends, level.ravel(), names, parent, steps_around(level.shape), h)
@@ -40,23 +40,23 @@ def objects_of(level: NDArray[Any], h: float) -> NDArray[np.uint32]:
 
 
 def names_for(shape: tuple[int, ...]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Room for the name of each pixel of a framed image, and for the parent of each name."""
+    """Returns arrays for the name of each pixel of a framed image, and for the parent of each name."""
     # Components newly named do not touch each other, nor do peaks: at most one pixel in four.
     most = (shape[0] - 1) // 2 * ((shape[1] - 1) // 2) + 1
     return np.zeros(shape[0] * shape[1], np.int32), np.zeros(most, np.int32)
 
 
 def steps_around(shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """From each pixel of a framed image to the eight around it: (pixels, 8), one row in memory."""
+    """Returns steps from each pixel of a framed image to the eight around it, (pixels, 8)."""
     width = shape[1]
     steps = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
-    return np.broadcast_to(np.array(steps, np.int32), (shape[0] * width, 8))
+    return np.broadcast_to(np.array(steps, np.int32), (shape[0] * width, 8))  # one row in memory
 
 
 def components_of(
     level: NDArray[Any], names: Any, parent: Any
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Pixels of a framed image component by component, each in raster order, and where each ends.
+    """Returns the pixels of a framed image component by component, in raster order, and where each ends.
 
     `names` are 0 before and after; some components are empty.
     """
@@ -68,12 +68,12 @@ def components_of(
 def flood_basins(
     pixels: Any, ends: Any, level: Any, names: Any, parent: Any, around: Any, h: float
 ) -> NDArray[np.uint32]:
-    """Labels of all pixels, flat, by the flood of those given; 0 elsewhere.
+    """Returns labels of all pixels, flat, by flooding those given; 0 elsewhere.
 
     Args:
         pixels, ends: components, as `components_of` has them; this sorts them.
         level: of each pixel, flat; pixel 0 is none.
-        names: 0 for each pixel. parent: room for as many basins as there are peaks, and one.
+        names: 0 for each pixel. parent: as long as there may be peaks, and one more.
         around: (pixels, 8) steps from each pixel to those around it; a step to pixel 0 leads nowhere.
     """
     _sort(pixels, ends, level, level.view(f"u{level.itemsize}"))
@@ -96,16 +96,15 @@ def _root(parent: Any, name: int) -> int:
 
 @compiled
 def _join(parent: Any, a: int, b: int) -> int:
-    """The smaller name speaks for both."""
     a, b = _root(parent, a), _root(parent, b)
-    root = min(a, b)
+    root = min(a, b)  # the smaller name stands for both
     parent[max(a, b)] = root
     return root
 
 
 @compiled
 def _name(level: Any, names: Any, parent: Any, width: int) -> int:
-    """Names the components of the mask, some by several names that `parent` joins; how many names."""
+    """Names the components of the mask, some by several names that `parent` joins; returns their number."""
     count = 0
     for p in range(width + 1, level.size - width - 1):
         if level[p] == -np.inf:
@@ -125,7 +124,7 @@ def _name(level: Any, names: Any, parent: Any, width: int) -> int:
 
 @compiled
 def _collect(names: Any, parent: Any) -> Any:
-    """Pixels component by component, each in raster order, and where each name ends; clears the names."""
+    """Returns pixels component by component, in raster order, and where each name ends; clears the names."""
     sizes, ends, total = np.zeros(parent.size, np.int64), np.zeros(parent.size, np.int64), 0
     for name in range(1, parent.size):
         parent[name] = parent[parent[name]]
@@ -149,10 +148,8 @@ def _collect(names: Any, parent: Any) -> Any:
 
 @compiled
 def _sort(pixels: Any, ends: Any, level: Any, bits: Any) -> None:
-    """Within each component from the highest level to the lowest; equal ones stay in raster order.
-
-    One component after the other, because each is small and near: the caches of the processor hold it.
-    """
+    """Sorts each component from the highest level to the lowest; equal ones stay in raster order."""
+    # One component after the other, because each is small and near: the caches of the processor hold it.
     largest, start = 0, 0
     for end in ends:
         largest, start = max(largest, end - start), end
@@ -168,7 +165,7 @@ def _sort(pixels: Any, ends: Any, level: Any, bits: Any) -> None:
 
 @compiled
 def _sort_few(pixels: Any, level: Any) -> None:
-    """By insertion."""
+    # By insertion.
     for i in range(1, pixels.size):
         pixel, j = pixels[i], i
         while j > 0 and level[pixels[j - 1]] < level[pixel]:
@@ -179,7 +176,7 @@ def _sort_few(pixels: Any, level: Any) -> None:
 
 @compiled
 def _sort_many(pixels: Any, bits: Any, keys: Any, spare: Any, counts: Any) -> None:
-    """By the bytes of the level, the least first: a radix sort, which keeps the order of equals."""
+    """Sorts by the bytes of the level, the least first: a radix sort, which keeps the order of equals."""
     sign = np.uint64(1) << np.uint64(8 * bits.itemsize - 1)
     for i in range(pixels.size):
         bit = np.uint64(bits[pixels[i]])  # floats order as their bits do, but for the sign
@@ -194,7 +191,7 @@ def _sort_many(pixels: Any, bits: Any, keys: Any, spare: Any, counts: Any) -> No
 
 @compiled
 def _by_byte(keys: Any, spare: Any, row: int, size: int, shift: int, counts: Any) -> int:
-    """One turn of the radix sort, from one row into the other; which row has the result."""
+    """Does one turn of the radix sort, from one row into the other; returns the row of the result."""
     for value in range(256):
         counts[value] = 0
     for i in range(size):
@@ -215,7 +212,7 @@ def _by_byte(keys: Any, spare: Any, row: int, size: int, shift: int, counts: Any
 
 @compiled
 def _visit(pixels: Any, level: Any, names: Any, basins: Basins, around: Any, h: Any) -> None:
-    """Each pixel joins the basin of the pixels around it that were visited, or is the peak of a new one."""
+    """Lets each pixel join the basin of the visited pixels around it, or be the peak of a new one."""
     count = 0
     for p in pixels:
         basin = 0
@@ -238,7 +235,7 @@ def _visit(pixels: Any, level: Any, names: Any, basins: Basins, around: Any, h: 
 
 @compiled
 def _meet(p: int, level: Any, names: Any, basins: Basins, around: Any) -> int:
-    """Where basins meet at a pixel: the basin that it joins.
+    """Returns the basin that a pixel joins at which several basins meet.
 
     If none of them is an object yet, they are one from here on. Else the pixel goes to the object that is
     first, and the basins that are none are flooded from here.
@@ -258,10 +255,8 @@ def _meet(p: int, level: Any, names: Any, basins: Basins, around: Any) -> int:
 
 @compiled
 def _first(p: int, level: Any, names: Any, basins: Basins, around: Any) -> int:
-    """Of the objects around a pixel the basin whose flood is here first; 0: none is an object yet.
-
-    A pixel is flooded at its own turn, or, in a basin that was no object, with the pixel of its entry.
-    """
+    """Returns the basin of the object around a pixel whose flood is here first; 0: none is an object yet."""
+    # A pixel is flooded at its own turn, or, in a basin that was no object, with the pixel of its entry.
     earliest, basin = 0, 0
     for step in around:
         if names[p + step] == 0:
@@ -278,7 +273,7 @@ def _first(p: int, level: Any, names: Any, basins: Basins, around: Any) -> int:
 
 @compiled
 def _later(level: Any, a: int, b: int) -> int:
-    """Of two pixels the later in the strict order; 0, in the frame, is no pixel."""
+    """Returns the later of two pixels in the strict order; 0, in the frame, is no pixel."""
     if b == 0 or level[a] < level[b] or (level[a] == level[b] and a > b):
         return a
     return b
@@ -295,7 +290,7 @@ def _unite(basins: Basins, a: int, b: int) -> int:
 
 @compiled
 def _number(names: Any, basins: Basins) -> Any:
-    """Labels by the first pixel of each object; a basin that met no other is one, however low its peak."""
+    """Returns labels by the first pixel of each object; a basin that met no other is one, however low."""
     labels, numbers = np.zeros(names.size, np.uint32), np.zeros(basins.parent.size, np.uint32)
     count = 0
     for p in range(names.size):
@@ -307,3 +302,77 @@ def _number(names: Any, basins: Basins) -> Any:
                 numbers[owner] = count
             labels[p] = numbers[owner]
     return labels
+
+
+# ---------------------------------------------------------------- blocks of a larger image
+
+
+@compiled
+def part(pixels: Any, ends: Any, width: int, low: Any, high: Any) -> Any:
+    """Separates components that end within a block from those that reach a side where another block begins.
+
+    Args:
+        pixels, ends: the components, as `components_of` has them, in a frame `width` pixels wide.
+        low, high: (y, x) in the frame; a pixel on `low`, before it, on `high` or beyond it is at such a side.
+
+    Returns:
+        pixels, ends of the former, pixels, ends of the latter, without empty ones.
+    """
+    inner, outer = np.empty_like(pixels), np.empty_like(pixels)
+    inner_ends, outer_ends = np.empty_like(ends), np.empty_like(ends)
+    m, n, i, o, start = 0, 0, 0, 0, 0
+    for end in ends:
+        reaches = False
+        for p in pixels[start:end]:
+            y, x = p // width, p % width
+            reaches |= y <= low[0] or y >= high[0] or x <= low[1] or x >= high[1]
+        size = end - start
+        if reaches:
+            outer[o : o + size] = pixels[start:end]
+            o += size
+            outer_ends[n] = o
+            n += 1
+        elif size:
+            inner[i : i + size] = pixels[start:end]
+            i += size
+            inner_ends[m] = i
+            m += 1
+        start = end
+    return inner[:i].copy(), inner_ends[:m].copy(), outer[:o].copy(), outer_ends[:n].copy()
+
+
+@compiled
+def first_and_area(labels: Any, count: int) -> Any:
+    """Returns of labels 1 … count, flat, where each is first, and its area in pixels."""
+    first, area = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+    for p in range(labels.size):
+        if labels[p] != 0:
+            if area[labels[p] - 1] == 0:
+                first[labels[p] - 1] = p
+            area[labels[p] - 1] += 1
+    return first, area
+
+
+@compiled
+def steps_between(index: Any, width: int) -> Any:
+    """Returns steps from each of some pixels to those around it, for `flood_basins`: (1 + pixels, 8).
+
+    Args:
+        index: raster indices in an image `width` wide, ascending; the first of them is pixel 1.
+    """
+    around = np.empty((index.size + 1, 8), np.int32)
+    for p in range(index.size + 1):
+        around[p] = -p
+    north = 0
+    for i in range(index.size):
+        x = index[i] % width
+        if i > 0 and x > 0 and index[i - 1] == index[i] - 1:
+            around[i + 1, 3], around[i, 4] = -1, 1
+        while index[north] < index[i] - width - (x > 0):
+            north += 1
+        j = north
+        while index[j] <= index[i] - width + (x < width - 1):
+            side = index[j] - index[i] + width
+            around[i + 1, 1 + side], around[j + 1, 6 - side] = j - i, i - j
+            j += 1
+    return around

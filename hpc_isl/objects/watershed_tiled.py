@@ -1,14 +1,12 @@
-"""The flood of images larger than memory: block by block, and the same labels to the bit.
+"""The watershed of images larger than memory: block by block, with bit-identical labels.
 
-Nothing leaves a component of the mask. So components that end within a block are flooded there; of those
-that reach into other blocks the pixels are put aside, pieces that touch are joined, and each whole component
-is flooded by its own pixels, however far they reach. Objects are then numbered by their first pixel in the
-image.
+Components of the mask that end within a block are flooded there; of those that reach into other blocks the
+pixels are put aside, pieces that touch are joined, and each whole component is flooded by its own pixels,
+however far they reach. Objects are then numbered by their first pixel in the image.
 
-What is in memory at one time: some blocks (about 40 bytes for each of their pixels, times the threads of
-`run`), the largest component that crosses blocks (about 100 bytes for each of its pixels), and about 50 bytes
-for each object. A mask that is one component thus needs more than `flood` does; where objects are cells, it
-is a small part.
+Memory holds some blocks (about 40 bytes for each of their pixels, times the threads of `run`), the largest
+component that crosses blocks (about 100 bytes for each of its pixels), and about 50 bytes for each object. A
+mask that is one component thus needs more than `watershed`; where objects are cells, it is a small part.
 """
 
 from __future__ import annotations
@@ -26,9 +24,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from hpc_isl.errors import UserError
-from hpc_isl.objects.watershed import Labels, levels
-from hpc_isl.objects.watershed_kernels import components_of, flood_basins, names_for, steps_around
-from hpc_isl.objects.watershed_tiled_kernels import first_and_area, part, steps_between
+from hpc_isl.objects.types import Integers, Labels
+from hpc_isl.objects.watershed import levels
+from hpc_isl.objects.watershed_kernels import (
+    components_of,
+    first_and_area,
+    flood_basins,
+    names_for,
+    part,
+    steps_around,
+    steps_between,
+)
 
 Block = tuple[slice, slice]
 Read = Callable[[Block], tuple[Any, NDArray[Any]]]
@@ -47,13 +53,13 @@ def tiled_watershed(
     min_area: int = 0,
     run: Callable[..., Iterable[Any]] = map,
 ) -> tuple[int, int]:
-    """Writes the labels of an image that is never in memory; how many objects there are, and were too small.
+    """Writes the labels of an image that is never in memory; returns the numbers of objects kept and dropped.
 
     Args:
-        read: distance map and mask (y, x) of a box of the image, as `flood` takes them; from any thread.
+        read: distance map and mask (y, x) of a box of the image, as for `watershed`; from any thread.
         write: takes the labels of a block; called in raster order, once for each block of the image.
         shape: (y, x) of the image.
-        h: as for `flood`; None: components of the mask are the objects, and the distance may be None.
+        h: as for `watershed`; None: components of the mask are the objects, and the distance may be None.
         block: (y, x) of the blocks, in pixels; those at the end of the image may be smaller.
         scratch: an empty folder for files of up to 4 bytes for each pixel, and 12 for each one of a component
             that crosses blocks; they are left there.
@@ -61,15 +67,22 @@ def tiled_watershed(
         run: `map`, or that of a pool of threads. The labels do not depend on it, nor on the order in which it
             works or answers.
     """
-    _check(shape, block)
-    image = _Image(read, shape, h, _grid(shape, block), scratch)
+    if min(block) < 1:
+        raise UserError(f"blocks of {block}: one pixel (y, x) at least")
+    if min(shape) < 0:
+        raise UserError(f"an image of {shape}: (y, x), in pixels")
+    sides = [
+        [slice(at, min(at + edge, length)) for at in range(0, length, edge)]
+        for length, edge in zip(shape, block, strict=True)
+    ]
+    image = _Image(read, shape, h, list(product(*sides)), scratch)
     surveys = _by_number(run(image.survey, range(len(image.blocks))))
     pieces = _pieces(surveys, image)
     image.joined.touch()
     groups = _by_number(run(lambda group: image.join(pieces, group), range(pieces.groups)))
-    found = [*surveys, *groups]
-    numbers, count, small = _numbers(found, min_area)
-    starts = np.cumsum([0, *(one.first.size for one in found)])
+    parts = [*surveys, *groups]
+    numbers, count, small = _numbers(parts, min_area)
+    starts = np.cumsum([0, *(objects.first.size for objects in parts)])
     for k, box in enumerate(image.blocks):
         write(box, image.labels(k, pieces, numbers, starts))
     return count, small
@@ -77,15 +90,15 @@ def tiled_watershed(
 
 @dataclass(frozen=True)
 class _Objects:
-    """First pixel in the image and area of some objects, by number; and what else a block is known by.
+    """First pixel in the image and area of some objects, by number.
 
     ends: where each component that leaves the block ends in the list of their pixels.
     edges: numbers from 1 of these components along the block's first and last row, first and last column.
     """
 
-    first: NDArray[np.int64]
-    area: NDArray[np.int64]
-    ends: NDArray[np.int64]
+    first: Integers
+    area: Integers
+    ends: Integers
     edges: tuple[NDArray[np.int32], ...] = ()
 
 
@@ -94,11 +107,11 @@ class _Pieces:
     """All pieces of components that cross blocks, in the order of blocks: block, pixels, where they start
     among all pixels put aside, and the group of components that is flooded together."""
 
-    block: NDArray[np.int64]
-    size: NDArray[np.int64]
-    start: NDArray[np.int64]
-    group: NDArray[np.int64]
-    starts: NDArray[np.int64]  # of each block's pixels, and their end
+    block: Integers
+    size: Integers
+    start: Integers
+    group: Integers
+    starts: Integers  # of each block's pixels, and their end
     groups: int
 
 
@@ -118,9 +131,9 @@ class _Image:
         return self.scratch / f"{k}.{what}.npy"
 
     def survey(self, k: int) -> tuple[int, _Objects]:
-        """Floods what ends within a block, and puts the pixels of other components aside."""
+        """Floods components that end within a block, and puts the pixels of others aside."""
         (rows, columns), (distance, mask) = self.blocks[k], self.read(self.blocks[k])
-        if self.h is None:
+        if self.h is None:  # components are the objects: a flat map floods each as one
             distance = np.broadcast_to(np.float32(0), mask.shape)
         level = levels(distance, mask, self.h or 0)
         names, parent = names_for(level.shape)
@@ -129,7 +142,11 @@ class _Image:
         )
         np.save(self.file(k, "pixels"), outer)
         np.save(self.file(k, "levels"), level.ravel()[outer])
-        edges = _edges(names, level.shape, outer, outer_ends)
+        # Which of the outer components, from 1, lies at each pixel of the four edges of the block.
+        names[outer] = np.repeat(np.arange(1, outer_ends.size + 1), np.diff(outer_ends, prepend=0))
+        inside = names.reshape(level.shape)[1:-1, 1:-1]
+        edges = tuple(edge.copy() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+        names[outer] = 0
         flat = flood_basins(inner, ends, level.ravel(), names, parent, steps_around(level.shape), self.h or 0)
         labels = np.ascontiguousarray(flat.reshape(level.shape)[1:-1, 1:-1])
         np.save(self.file(k, "labels"), labels)
@@ -138,7 +155,7 @@ class _Image:
         return k, _Objects((y + rows.start) * self.shape[1] + x + columns.start, area, outer_ends, edges)
 
     def _sides(self, rows: slice, columns: slice) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns of the framed block beside which another block lies; beyond it if none does."""
+        """Returns low and high (y, x) of the framed block beside which another block lies, else beyond it."""
         low = (int(rows.start > 0), int(columns.start > 0))
         height, width = rows.stop - rows.start, columns.stop - columns.start
         high = (height + (rows.stop == self.shape[0]), width + (columns.stop == self.shape[1]))
@@ -155,41 +172,38 @@ class _Image:
         names, parent = np.zeros((2, level.size), np.int32)
         labels = flood_basins(pixels, np.array([index.size]), level, names, parent, around, self.h or 0)[1:]
         first, area = first_and_area(labels, int(labels.max(initial=0)))
-        unsorted = np.empty_like(labels)
-        unsorted[order] = labels
-        self._scatter(pieces, mine, unsorted)
-        return group, _Objects(index[first], area, np.zeros(0, np.int64))
-
-    def _gather(self, pieces: _Pieces, mine: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Raster indices and levels of the pixels of some pieces, piece by piece."""
-        index, level = [], []
-        for k in np.unique(pieces.block[mine]):
-            some = mine[pieces.block[mine] == k]
-            at = _ranges(pieces.start[some] - pieces.starts[k], pieces.size[some])
-            index.append(self._index(k, np.load(self.file(k, "pixels"))[at]))
-            level.append(np.load(self.file(k, "levels"))[at])
-        return np.concatenate(index), np.concatenate(level)
-
-    def _index(self, k: int, pixels: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Raster indices in the image of pixels of a framed block."""
-        rows, columns = self.blocks[k]
-        y, x = np.divmod(pixels, columns.stop - columns.start + 2)
-        raster: NDArray[np.int64] = (
-            (y.astype(np.int64) + rows.start - 1) * self.shape[1] + x + columns.start - 1
-        )
-        return raster
-
-    def _scatter(self, pieces: _Pieces, mine: NDArray[np.int64], labels: Labels) -> None:
-        """The labels of some pieces into the file of all; no two groups write the same bytes."""
+        by_piece = np.empty_like(labels)
+        by_piece[order] = labels
+        # Into the file of the labels of all pieces; no two groups write the same bytes.
         with open(self.joined, "r+b", buffering=0) as file:
             start = 0
             for piece in mine:
                 end = start + pieces.size[piece]
-                os.pwrite(file.fileno(), labels[start:end].data, 4 * int(pieces.start[piece]))
+                os.pwrite(file.fileno(), by_piece[start:end].data, 4 * int(pieces.start[piece]))
                 start = end
+        return group, _Objects(index[first], area, np.zeros(0, np.int64))
 
-    def labels(self, k: int, pieces: _Pieces, numbers: Labels, starts: NDArray[np.int64]) -> Labels:
-        """The labels of a block, from those within it and those of its pieces."""
+    def _gather(self, pieces: _Pieces, mine: Integers) -> tuple[Integers, NDArray[Any]]:
+        """Returns raster indices and levels of the pixels of some pieces, piece by piece."""
+        index, level = [], []
+        for k in np.unique(pieces.block[mine]):
+            some = mine[pieces.block[mine] == k]
+            # start … start + size − 1 of each piece, one after the other
+            starts, sizes = pieces.start[some] - pieces.starts[k], pieces.size[some]
+            at = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+            index.append(self._index(k, np.load(self.file(k, "pixels"))[at]))
+            level.append(np.load(self.file(k, "levels"))[at])
+        return np.concatenate(index), np.concatenate(level)
+
+    def _index(self, k: int, pixels: NDArray[np.int32]) -> Integers:
+        """Returns raster indices in the image of pixels of a framed block."""
+        rows, columns = self.blocks[k]
+        y, x = np.divmod(pixels, columns.stop - columns.start + 2)
+        raster: Integers = (y.astype(np.int64) + rows.start - 1) * self.shape[1] + x + columns.start - 1
+        return raster
+
+    def labels(self, k: int, pieces: _Pieces, numbers: Labels, starts: Integers) -> Labels:
+        """Returns the labels of a block, from those within it and those of its pieces."""
         labels = np.load(self.file(k, "labels"))
         height, width = labels.shape
         framed = np.zeros((height + 2, width + 2), np.uint32)
@@ -202,48 +216,17 @@ class _Image:
         return np.ascontiguousarray(framed[1:-1, 1:-1])
 
 
-def _by_number(found: Iterable[tuple[int, _Objects]]) -> list[_Objects]:
-    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
-
-
-def _ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """start … start + size − 1 of each, one after the other."""
-    before = np.cumsum(sizes) - sizes
-    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
-
-
-def _check(shape: tuple[int, int], block: tuple[int, int]) -> None:
-    if min(block) < 1:
-        raise UserError(f"blocks of {block}: one pixel (y, x) at least")
-    if min(shape) < 0:
-        raise UserError(f"an image of {shape}: (y, x), in pixels")
-
-
-def _grid(shape: tuple[int, int], block: tuple[int, int]) -> list[Block]:
-    """The blocks of an image in raster order."""
-    sides = [
-        [slice(at, min(at + edge, length)) for at in range(0, length, edge)]
-        for length, edge in zip(shape, block, strict=True)
-    ]
-    return list(product(*sides))
+def _by_number(results: Iterable[tuple[int, _Objects]]) -> list[_Objects]:
+    return [objects for _, objects in sorted(results, key=lambda pair: pair[0])]
 
 
 # ---------------------------------------------------------------- pieces that touch
 
 
-def _edges(names: Any, shape: tuple[int, ...], outer: Any, ends: Any) -> tuple[NDArray[np.int32], ...]:
-    """Which of the outer components, from 1, lies at each pixel of the four edges of a framed block."""
-    names[outer] = np.repeat(np.arange(1, ends.size + 1), np.diff(ends, prepend=0))
-    inside = names.reshape(shape)[1:-1, 1:-1]
-    edges = tuple(edge.copy() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
-    names[outer] = 0
-    return edges
-
-
 def _pieces(surveys: list[_Objects], image: _Image) -> _Pieces:
-    """Pieces of all blocks; components in groups of about one block's pixels, or one larger one."""
-    counts = [one.ends.size for one in surveys]
-    size = np.concatenate([np.zeros(0, np.int64), *(np.diff(one.ends, prepend=0) for one in surveys)])
+    """Returns pieces of all blocks; components in groups of about one block's pixels, or one larger one."""
+    counts = [survey.ends.size for survey in surveys]
+    size = np.concatenate([np.zeros(0, np.int64), *(np.diff(s.ends, prepend=0) for s in surveys)])
     start = np.cumsum(size) - size
     starts = np.append(start, size.sum())[np.cumsum([0, *counts])]
     component = _components(surveys, np.cumsum([0, *counts]), image)
@@ -260,18 +243,22 @@ def _pieces(surveys: list[_Objects], image: _Image) -> _Pieces:
     )  # fmt: skip
 
 
-def _components(surveys: list[_Objects], before: NDArray[np.int64], image: _Image) -> NDArray[np.int64]:
-    """Of each piece the number of its component."""
-    lines = [*_lines(surveys, before, image, 0), *_lines(surveys, before, image, 1)]
-    pairs = np.concatenate([np.zeros((2, 0), np.int64), *(_touching(a, b) for a, b in lines)], axis=1)
+def _components(surveys: list[_Objects], before: Integers, image: _Image) -> Integers:
+    """Returns the number of each piece's component."""
+    touching = [np.zeros((2, 0), np.int64)]
+    for a, b in [*_lines(surveys, before, image, 0), *_lines(surveys, before, image, 1)]:
+        # Pieces touch straight or diagonally across a line.
+        pairs = np.concatenate([(a, b), (a[1:], b[:-1]), (a[:-1], b[1:])], axis=1)
+        touching.append(np.unique(pairs[:, (pairs >= 0).all(0)], axis=1))
+    pairs = np.concatenate(touching, axis=1)
     graph = coo_array((np.ones(pairs.shape[1], bool), tuple(pairs)), (before[-1],) * 2)
     return connected_components(graph, directed=False)[1] if before[-1] else np.zeros(0, np.int64)
 
 
 def _lines(
-    surveys: list[_Objects], before: NDArray[np.int64], image: _Image, axis: int
-) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Pieces on both sides of each line between blocks, over the whole image; −1: none."""
+    surveys: list[_Objects], before: Integers, image: _Image, axis: int
+) -> Iterable[tuple[Integers, Integers]]:
+    """Returns the pieces on both sides of each line between blocks, over the whole image; −1: none."""
     ends: dict[Any, Any] = {}
     begins: dict[Any, Any] = {}
     for k, box in enumerate(image.blocks):
@@ -283,19 +270,13 @@ def _lines(
     return [(np.concatenate(ends[at]), np.concatenate(begins[at])) for at in begins if at > 0]
 
 
-def _touching(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pairs of pieces (2, pairs) that touch straight or askew across a line."""
-    pairs = np.concatenate([(a, b), (a[1:], b[:-1]), (a[:-1], b[1:])], axis=1)
-    return np.unique(pairs[:, (pairs >= 0).all(0)], axis=1)
-
-
 # ---------------------------------------------------------------- numbers
 
 
-def _numbers(found: list[_Objects], min_area: int) -> tuple[Labels, int, int]:
-    """Of each object its number in the image, by first pixel, or 0; how many remain, and are too small."""
-    first = np.concatenate([np.zeros(0, np.int64), *(one.first for one in found)])
-    area = np.concatenate([np.zeros(0, np.int64), *(one.area for one in found)])
+def _numbers(parts: list[_Objects], min_area: int) -> tuple[Labels, int, int]:
+    """Returns each object's number by first pixel, or 0; how many remain, and how many are too small."""
+    first = np.concatenate([np.zeros(0, np.int64), *(objects.first for objects in parts)])
+    area = np.concatenate([np.zeros(0, np.int64), *(objects.area for objects in parts)])
     kept = np.flatnonzero(area >= min_area)
     if kept.size > MOST:
         raise UserError(f"{kept.size} objects: labels are uint32, for {MOST} at most; raise min_area or h")

@@ -1,13 +1,14 @@
-"""The planes of one field, read from their files and checked against each other: what a store is fed."""
+"""The planes of one field, read from their files and compared with each other before they are stored."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,13 @@ from hpc_isl.plates.planes import header, read_plane
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, PlaneIndex
 
 Kind = tuple[str, int, int]  # dtype, y, x
-_SAMPLES = 5  # files of each channel that tell its type
+T = TypeVar("T")
+_SAMPLES = 5  # files of each channel that are read to know its type
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A field as its files are.
+    """A field as its files hold it.
 
     Attributes:
         field: with the files' type, and with those planes alone that could be read.
@@ -39,22 +41,26 @@ class Assembled:
 
 
 def usual_types(files: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, dict[int, str]]:
-    """Acquisition -> channel -> dtype of most of some of its planes, of fields all over the plate."""
-    paths: dict[tuple[int, int], list[PlaneFile]] = {}
+    """Returns acquisition -> channel -> dtype of most of some of its planes, of fields all over the plate."""
+    first_files: dict[tuple[int, int], list[PlaneFile]] = {}
     for key, own in files.items():
-        seen: set[int] = set()
+        by_channel: dict[int, PlaneFile] = {}
         for file in own:
-            if file.channel not in seen:
-                seen.add(file.channel)
-                paths.setdefault((key.acquisition, file.channel), []).append(file)
+            by_channel.setdefault(file.channel, file)
+        for channel, file in by_channel.items():
+            first_files.setdefault((key.acquisition, channel), []).append(file)
     types: dict[int, dict[int, str]] = {}
-    for (acquisition, channel), found in paths.items():
-        step = max(1, (len(found) - 1) // (_SAMPLES - 1))
-        kinds, _ = _kinds(found[::step][: _SAMPLES + 1])
+    for (acquisition, channel), candidates in first_files.items():
+        # Spread over the plate, for one well may have been imaged with other settings.
+        step = max(1, (len(candidates) - 1) // (_SAMPLES - 1))
+        kinds, _ = _kinds(candidates[::step][: _SAMPLES + 1])
         if kinds:
-            usual = Counter(kind[0] for kind in kinds.values()).most_common(1)[0][0]
-            types.setdefault(acquisition, {})[channel] = usual
+            types.setdefault(acquisition, {})[channel] = _usual(kind[0] for kind in kinds.values())
     return types
+
+
+def _usual(kinds: Iterable[T]) -> T:
+    return Counter(kinds).most_common(1)[0][0]
 
 
 def assemble(
@@ -64,7 +70,7 @@ def assemble(
     skip: bool = False,
     types: Mapping[int, str] | None = None,
 ) -> Assembled:
-    """The field's pixels, from one file per plane.
+    """Returns the field's pixels, from one file per plane.
 
     Planes of one channel must agree in type, those of a field in shape. Channels of different types are
     widened to one that holds all their values.
@@ -101,7 +107,7 @@ def assemble(
 
 
 def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]]:
-    """Type and shape of each plane that can be read, and complaints about the others."""
+    """Returns type and shape of each plane that can be read, and complaints about the others."""
     kinds: dict[PlaneFile, Kind] = {}
     problems = []
     for file in files:
@@ -117,23 +123,22 @@ def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]
 def _agreeing(
     kinds: Mapping[PlaneFile, Kind], field: Field, known: Mapping[int, str]
 ) -> tuple[list[PlaneFile], list[str]]:
-    """The planes that can be stored together, and complaints about the others.
+    """Returns the planes that can be stored together, and complaints about the others.
 
-    Shapes are those of most of the field's planes; types those known, or of most planes of the channel. A
-    field whose planes all have the type that its reader states is right as it is.
+    Shapes are those of most of the field's planes; types those known, or of most planes of the channel.
     """
     if not kinds:
         return [], []
+    # A field whose planes all have the type that its reader states is right as it is.
     if {kind[0] for kind in kinds.values()} == {field.dtype}:
         known = {}
-    shape = Counter(kind[1:] for kind in kinds.values()).most_common(1)[0][0]
+    shape = _usual(kind[1:] for kind in kinds.values())
     if shape != field.shape[-2:]:
-        usual = Counter(kinds.values()).most_common(1)[0][0]
+        usual = _usual(kinds.values())
         stated = (usual[0], *field.shape[-2:])
         return [], [f"its planes are {_described(usual)}, the export says {_described(stated)}"]
     types = {
-        channel: known.get(channel)
-        or Counter(k[0] for f, k in kinds.items() if f.channel == channel).most_common(1)[0][0]
+        channel: known.get(channel) or _usual(k[0] for f, k in kinds.items() if f.channel == channel)
         for channel in {file.channel for file in kinds}
     }
     usable, complaints = [], []
@@ -147,19 +152,17 @@ def _agreeing(
 
 
 def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> str:
-    """Hash of what an image is made of: the field, its files by name, size and time, and settings.
+    """Returns a hash of what an image is made of: the field, its files by name, size and time, and settings.
 
-    Folders do not count: an export that was moved is the same. A file that is gone counts as such.
+    Folders do not count: an export that was moved is the same. A file that is missing counts as such.
     """
     parts = []
     for file in files:
-        where = [file.time, file.channel, file.plane, file.page]
-        try:
+        size, modified = None, None
+        with suppress(OSError):
             facts = file.path.stat()
-        except OSError:
-            parts.append([file.path.name, None, None, *where])
-        else:
-            parts.append([file.path.name, facts.st_size, facts.st_mtime_ns, *where])
+            size, modified = facts.st_size, facts.st_mtime_ns
+        parts.append([file.path.name, size, modified, file.time, file.channel, file.plane, file.page])
     text = json.dumps([field_facts(field), parts, *settings], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -1,8 +1,8 @@
-"""Pixels of Cellomics: `.DIB`, and `.C01`, which is four bytes and a DIB in zlib.
+"""Pixels of Cellomics: `.DIB`, and `.C01`, which is four bytes and a DIB in zlib."""
 
-Seen: 16 bits, 512 × 512, a header of 40 bytes and three masks of 4. The first row of the file is the upper
-one although the height is positive (equal to what Bio-Formats makes of it). Only read about: `.DIB` alone.
-"""
+# Seen: 16 bits, 512 × 512, a header of 40 bytes and three masks of 4. The first row of the file is the
+# upper one although the height is positive (equal to what Bio-Formats makes of it). Only read about: `.DIB`
+# alone.
 
 from __future__ import annotations
 

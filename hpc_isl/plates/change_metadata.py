@@ -1,7 +1,7 @@
-"""A plate gets other metadata: size of a pixel, names of channels, which of them are label-free.
+"""Changing a plate's metadata: the size of a pixel, names of channels, which of them are label-free.
 
-What was converted stays: pixels, statistics, who made labels. What names channels or measures in
-micrometres is written anew, in the plate, its images, their labels and the index, all of it or nothing.
+Pixels, statistics and the origin of labels stay. What names channels or measures in micrometres is written
+anew, in the plate, its images, their labels and the index, all of it or nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ Json = dict[str, Any]
 
 
 def differences(old: Plate, new: Plate) -> tuple[str, ...]:
-    """What is different, one line each: `pixel_um: 325 -> 0.325`."""
-    lines = [f"pixel_um: {_size(old)} -> {_size(new)}"] if old.pixel_um != new.pixel_um else []
+    """Returns what is different, one line each: `pixel_um: 325 -> 0.325`."""
+    sizes = ["unknown" if size is None else f"{size:g}" for size in (old.pixel_um, new.pixel_um)]
+    lines = [f"pixel_um: {sizes[0]} -> {sizes[1]}"] if old.pixel_um != new.pixel_um else []
     for before, after in zip(old.channels, new.channels, strict=True):
         if before.name != after.name:
             lines.append(f"channel {before.name!r} -> {after.name!r}")
@@ -40,64 +41,50 @@ def differences(old: Plate, new: Plate) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _size(plate: Plate) -> str:
-    return "unknown" if plate.pixel_um is None else f"{plate.pixel_um:g}"
-
-
 def field_of(field: Field, old: Plate, new: Plate) -> Field:
-    """A field of the old plate as the new one describes it.
-
-    The stage was where the centre of the field is, so with pixels of another size the first one lies
-    elsewhere.
-    """
-    names = _names(old, new)
-    named = {fact: _renamed(field.details[fact], names) for fact in BY_CHANNEL if fact in field.details}
-    place = field.position_um
-    if place is not None and old.pixel_um and new.pixel_um:
+    """Returns a field of the old plate as the new one describes it."""
+    named = {fact: _renamed(field.details[fact], old, new) for fact in BY_CHANNEL if fact in field.details}
+    position = field.position_um
+    # The stage was at the centre of the field: with pixels of another size the first one lies elsewhere.
+    if position is not None and old.pixel_um and new.pixel_um:
         halves = [(length - 1) / 2 * (old.pixel_um - new.pixel_um) for length in field.shape[-2:]]
-        place = round(place[0] + halves[0], 4), round(place[1] + halves[1], 4)
-    return replace(field, details={**field.details, **named}, position_um=place)
+        position = round(position[0] + halves[0], 4), round(position[1] + halves[1], 4)
+    return replace(field, details={**field.details, **named}, position_um=position)
 
 
-def _names(old: Plate, new: Plate) -> dict[str, str]:
-    return {a.name: b.name for a, b in zip(old.channels, new.channels, strict=True)}
-
-
-def _renamed(by_channel: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(by_channel: Mapping[str, Any], old: Plate, new: Plate) -> dict[str, Any]:
+    names = {before.name: after.name for before, after in zip(old.channels, new.channels, strict=True)}
     return {names.get(name, name): value for name, value in by_channel.items()}
 
 
 def plate_of(plate: Plate, old: Plate, new: Plate) -> Plate:
-    """A plate that has the metadata of `old` with those of `new`; its fields and all else stay its own."""
+    """Returns a plate that has the metadata of `old` with those of `new`; its fields and all else stay."""
     details = dict(plate.details)
     if isinstance(details.get("channels"), Mapping):  # what the vendor states of each
-        details["channels"] = _renamed(details["channels"], _names(old, new))
+        details["channels"] = _renamed(details["channels"], old, new)
     fields = tuple(field_of(field, old, new) for field in plate.fields)
     return replace(plate, pixel_um=new.pixel_um, channels=new.channels, fields=fields, details=details)
 
 
 def words_for(old: Plate, new: Plate) -> list[str]:
-    """What is typed after `set PLATE` to make of the old metadata the new ones, as a shell reads it."""
-    words = [f"pixel_um={_yaml(new.pixel_um)}"] if old.pixel_um != new.pixel_um else []
+    """Returns the arguments of `set PLATE` that make the new metadata of the old, quoted for a shell."""
+    words = [f"pixel_um={json.dumps(new.pixel_um)}"] if old.pixel_um != new.pixel_um else []
     for before, after in zip(old.channels, new.channels, strict=True):
         words += [f"channels.{before.name}={after.name}"] if before.name != after.name else []
     if [channel.fluorescent for channel in old.channels] != [channel.fluorescent for channel in new.channels]:
-        words.append(f"transmitted={_yaml([one.name for one in new.channels if not one.fluorescent])}")
+        transmitted = [channel.name for channel in new.channels if not channel.fluorescent]
+        words.append(f"transmitted={json.dumps(transmitted, ensure_ascii=False)}")
     return [shlex.quote(word) for word in words]
 
 
-def _yaml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 def as_converted(index: Index) -> Plate:
-    """The plate's channels and pixel size before anything was changed, without fields."""
+    """Returns the plate's channels and pixel size before anything was changed, without fields."""
     plate = replace(index.plate, fields=())
     return former(plate, index.changes[0]) if index.changes else plate
 
 
 def former(plate: Plate, change: MetadataChange) -> Plate:
-    """The plate as it was before a change."""
+    """Returns the plate as it was before a change."""
     facts = metadata.plate_facts(replace(plate, fields=())) | dict(change.former)
     return metadata.plate_from(facts, plate.fields)
 
@@ -106,7 +93,7 @@ def former(plate: Plate, change: MetadataChange) -> Plate:
 
 
 def change_metadata(index: Index, new: Plate, user: str) -> Index:
-    """Writes the metadata of `new`, and keeps what they were; a kill leaves the old ones or the new.
+    """Writes the metadata of `new`, and records the former ones; a kill leaves the old ones or the new.
 
     Raises:
         UserError: the plate is in use, or was changed since `index` was opened.
@@ -122,16 +109,16 @@ def change_metadata(index: Index, new: Plate, user: str) -> Index:
 
 
 def _files(index: Index, new: Plate, user: str) -> Iterator[tuple[str, metadata_journal.Content]]:
-    """Every file that changes, below the plate, and what it will hold."""
+    """Yields every file that changes, below the plate, and its new content."""
     images = {field.key: image_path(index.path, new, field.key) for field in new.fields}
     groups = [
         _image(_group(images[field.key]), index.plate, new, field, index.levels(field.key))
         for field in new.fields
     ]
     for field, group in zip(new.fields, groups, strict=True):
-        yield _below(index, images[field.key]), partial(_dumped, group)
-        for folder in sorted(path.parent for path in images[field.key].glob(f"labels/[!.]*/{GROUP}")):
-            yield _below(index, folder), partial(_labels, folder, index, new, field)
+        yield str((images[field.key] / GROUP).relative_to(index.path)), partial(_dumped, group)
+        for path in sorted(images[field.key].glob(f"labels/[!.]*/{GROUP}")):
+            yield str(path.relative_to(index.path)), partial(_labels, path.parent, index, new, field)
     ours = [group["attributes"]["hpc_isl"] for group in groups]
     lines = differences(index.plate, new)
     facts = metadata.plate_facts(index.plate)
@@ -139,20 +126,18 @@ def _files(index: Index, new: Plate, user: str) -> Iterator[tuple[str, metadata_
     change = MetadataChange(now(), user, index.fingerprint, "", lines, kept)
     change = replace(change, after=fingerprint_of(ours, new, (*index.changes, change)))
     yield index_table.FILE, partial(encoded, ours, change.after)
-    yield GROUP, partial(_dumped, _plate(_group(index.path), new, (*index.changes, change)))
-
-
-def _plate(group: Json, new: Plate, changes: tuple[MetadataChange, ...]) -> Json:
-    ours = group["attributes"]["hpc_isl"]
-    ours["plate"] = metadata.plate_facts(new)
-    ours[metadata_changes.KEY] = [change.facts() for change in changes]
-    return group
+    plate_group = _group(index.path)
+    plate_group["attributes"]["hpc_isl"] |= {
+        "plate": metadata.plate_facts(new),
+        metadata_changes.KEY: [change.facts() for change in (*index.changes, change)],
+    }
+    yield GROUP, partial(_dumped, plate_group)
 
 
 def _image(group: Json, old: Plate, new: Plate, field: Field, levels: int) -> Json:
-    """What other programs have added, or set for their viewers, stays."""
     from hpc_isl.plates import ngff
 
+    # What other programs have added, or set for their viewers, stays.
     ome, ours = group["attributes"]["ome"], group["attributes"]["hpc_isl"]
     ours["plate"], ours["field"] = metadata.image_facts(new), metadata.field_facts(field)
     ome["multiscales"][0] = ngff.attributes(ngff.image_scales(new, field, levels))
@@ -185,16 +170,11 @@ def _labels(folder: Path, index: Index, new: Plate, field: Field) -> bytes:
 
 
 def _group(folder: Path) -> Json:
-    """All of a `zarr.json`, but for copies that it holds of what lies below."""
-    metadata.read_group(folder)  # it is there, and JSON
+    metadata.read_group(folder)  # raises where it is missing or no JSON
     content: Json = json.loads((folder / GROUP).read_text())
-    content.pop("consolidated_metadata", None)
+    content.pop("consolidated_metadata", None)  # copies of the groups below, which change
     return content
 
 
 def _dumped(group: Json) -> bytes:
     return json.dumps(group, allow_nan=False).encode()
-
-
-def _below(index: Index, folder: Path) -> str:
-    return str(folder.relative_to(index.path) / GROUP)

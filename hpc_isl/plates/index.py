@@ -1,4 +1,4 @@
-"""The one-file index of a plate: what a run needs to know of thousands of fields without opening them."""
+"""The index of a plate, one file that describes thousands of fields without opening them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FOCUS_FIELDS = 8
 
 @dataclass(frozen=True)
 class Index:
-    """A plate as it lies on disk.
+    """A plate as it is stored on disk.
 
     Attributes:
         fingerprint: hash of pixels, channel names and positions; the same wherever the plate lies.
         plate_map: well -> column -> value.
         statistics: of each field, as measured at conversion.
-        problems: fields and planes that were left out, and why.
+        problems: fields and planes that were left out, with the reason.
         depth: number of pyramid levels of each field.
         changes: of its metadata since it was converted, oldest first.
     """
@@ -56,54 +56,48 @@ class Index:
 
     @property
     def revision(self) -> str:
-        """What `set` has changed that no hash of pixels and names holds; empty: all is as converted."""
+        """The changes by `set` that no hash of pixels and names holds; empty: all is as converted."""
         return revision_of(self.plate, self.changes)
 
     def image(self, key: FieldKey) -> Path:
-        """The folder of a field's image."""
+        """Returns the folder of a field's image."""
         return image_path(self.path, self.plate, key)
 
     def field(self, key: FieldKey) -> Field:
+        """Returns a field; raises a `UserError` where there is none of this key."""
         if key not in self._rows:
             raise UserError(f"{self.path}: has no field {key}; {nearest(key, self._rows)}")
         return self.plate.fields[self._rows[key]]
 
     def channel(self, name: str) -> int:
-        """The number of a channel."""
+        """Returns the number of a channel; raises a `UserError` with its new name where it was renamed."""
         names = [channel.name for channel in self.plate.channels]
-        if name not in names:
-            instead = self._renamed(name) or nearest(name, names)
-            raise UserError(f"{self.path}: has no channel {name!r}; {instead}")
-        return names.index(name)
+        if name in names:
+            return names.index(name)
+        for change in self.changes:
+            for former, now in zip(change.former["channels"], names, strict=True):
+                if former["name"] == name:
+                    renamed = f"it is called {now!r} since {change.time[:10]}, when metadata changed"
+                    raise UserError(f"{self.path}: has no channel {name!r}; {renamed}")
+        raise UserError(f"{self.path}: has no channel {name!r}; {nearest(name, names)}")
 
     def imaged(self, key: FieldKey) -> NDArray[np.bool_]:
-        """Which planes of a field were imaged, as (t, c, z): what is stored elsewhere is no count.
-
-        They are those of which there are statistics: the index has a row's `time`, `channel`, `plane`.
-        """
+        """Returns which planes of a field were imaged, as (t, c, z); zeros stored elsewhere are no counts."""
         mask = np.zeros(self.field(key).shape[:3], bool)
         mask[tuple(self.statistics.imaged(key).T)] = True
         return mask
 
     def planes(self, key: FieldKey, channel: int, time: int) -> list[int]:
-        """The planes of a field in which a channel was imaged at a time."""
-        found: list[int] = np.flatnonzero(self.imaged(key)[time, channel]).tolist()
-        return found
-
-    def _renamed(self, name: str) -> str:
-        """How a channel is called that had another name before the metadata changed; empty: none had."""
-        for change in self.changes:
-            for former, channel in zip(change.former["channels"], self.plate.channels, strict=True):
-                if former["name"] == name:
-                    return f"it is called {channel.name!r} since {change.time[:10]}, when metadata changed"
-        return ""
+        """Returns the planes of a field in which a channel was imaged at a time."""
+        numbers: list[int] = np.flatnonzero(self.imaged(key)[time, channel]).tolist()
+        return numbers
 
     def levels(self, key: FieldKey) -> int:
-        """Number of pyramid levels of a field's image."""
+        """Returns the number of pyramid levels of a field's image."""
         return self.depth[self.field(key).key]
 
     def histogram(self, keys: Iterable[FieldKey], channel: int) -> Histogram:
-        """Counts of one channel over all planes and times of these fields."""
+        """Returns counts of one channel over all planes and times of these fields."""
         wanted = list(keys)
         kinds = sorted({self.field(key).dtype for key in wanted})
         if len(kinds) != 1:
@@ -112,6 +106,7 @@ class Index:
 
 
 def image_path(path: Path, plate: Plate, key: FieldKey) -> Path:
+    """Returns the folder of a field's image on the plate at `path`."""
     return path.joinpath(*metadata.place(plate, key.well), key.image)
 
 
@@ -119,10 +114,7 @@ def image_path(path: Path, plate: Plate, key: FieldKey) -> Path:
 
 
 def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Iterable[Problem] = ()) -> Index:
-    """Makes written images a plate: well and row groups, then the index, then the plate's own group.
-
-    The plate's `zarr.json` comes last: a folder without one is an unfinished conversion.
-    """
+    """Makes written images a plate: writes well and row groups, the index, and the plate's own group last."""
     from hpc_isl.plates import ngff
 
     plate = replace(plate, fields=tuple(sorted(plate.fields, key=lambda field: field.key.place)))
@@ -141,14 +133,15 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Iterable[P
     changes = metadata_changes.changes_of(path)  # of a plate that takes in further fields
     ours |= {metadata_changes.KEY: [change.facts() for change in changes]} if changes else {}
     _write_index(path, _read_images(path, plate, [field.key for field in plate.fields]), plate, changes)
+    # A folder without the plate's `zarr.json` is an unfinished conversion, so it comes last.
     metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
     return open_plate(path)
 
 
 def open_plate(path: Path) -> Index:
-    """The plate at `path`, from two files; an index that is not there is made anew from the images.
+    """Returns the plate at `path`, from two files; a missing index is made anew from the images.
 
-    A change of metadata that was cut short comes to its end first.
+    A change of metadata that was interrupted is finished first.
     """
     before = metadata_journal.version(path)
     ours = _plate_attributes(path)
@@ -162,10 +155,16 @@ def open_plate(path: Path) -> Index:
 
 
 def rebuild_index(path: Path) -> Index:
-    """The plate at `path`, and its index file made anew from the images' own `zarr.json`."""
+    """Returns the plate at `path`, after writing its index anew from the images' own `zarr.json`."""
     ours = _plate_attributes(path)
     plate = metadata.plate_from(ours["plate"], ())
-    keys = [key for well in _wells(path) for key in _keys_of_well(path / well)]
+    keys = []
+    for well in metadata.read_group(path)["ome"]["plate"]["wells"]:
+        folder = path / well["path"]
+        for image in metadata.read_group(folder)["ome"]["well"]["images"]:
+            notes = metadata.read_group(folder / image["path"]).get("hpc_isl")
+            if notes:  # images that other programs added to a well have none
+                keys.append(FieldKey(**notes["field"]["key"]))
     try:
         _write_index(path, _read_images(path, plate, keys), plate, metadata_changes.of_facts(ours))
     except OSError as error:
@@ -185,24 +184,13 @@ def _plate_attributes(path: Path) -> dict[str, Any]:
     return dict(attributes["hpc_isl"])
 
 
-def _wells(path: Path) -> list[str]:
-    return [well["path"] for well in metadata.read_group(path)["ome"]["plate"]["wells"]]
-
-
-def _keys_of_well(folder: Path) -> list[FieldKey]:
-    """The fields of a well; images that other programs added to it are none."""
-    images = metadata.read_group(folder)["ome"]["well"]["images"]
-    notes = (metadata.read_group(folder / image["path"]).get("hpc_isl") for image in images)
-    return [FieldKey(**note["field"]["key"]) for note in notes if note]
-
-
 # ---------------------------------------------------------------- from images to the index
 
 
 def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda key: metadata.read_group(image_path(path, plate, key)), keys)
-        return [attributes["hpc_isl"] for attributes in found]
+        attributes = pool.map(lambda key: metadata.read_group(image_path(path, plate, key)), keys)
+        return [own["hpc_isl"] for own in attributes]
 
 
 def _write_index(path: Path, images: list[dict[str, Any]], plate: Plate, changes: Changes = ()) -> None:
@@ -211,19 +199,19 @@ def _write_index(path: Path, images: list[dict[str, Any]], plate: Plate, changes
 
 
 def encoded(images: list[dict[str, Any]], fingerprint: str) -> bytes:
-    """The index file of these images, in order; `images` as their `zarr.json` hold them."""
+    """Returns the index file of these images, in order; `images` as their `zarr.json` hold them."""
     statistics = [from_dict(image["statistics"]) for image in images]
     blurred = _out_of_focus(statistics)
     rows = [
-        index_table.row(image["field"], image["levels"], found, (*found.flags, *more))
-        for image, found, more in zip(images, statistics, blurred, strict=True)
+        index_table.row(image["field"], image["levels"], measured, (*measured.flags, *more))
+        for image, measured, more in zip(images, statistics, blurred, strict=True)
     ]
     return index_table.encoded(rows, fingerprint)
 
 
 def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
     fields = index_table.fields(table)
-    rows = {field.key: row for row, field in enumerate(fields)}
+    rows = {field.key: row for row, field in enumerate(fields)}  # the table's rows are the plate's fields
     return Index(
         path=path,
         plate=metadata.plate_from(ours["plate"], fields),
@@ -238,14 +226,21 @@ def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
 
 
 def fingerprint_of(images: list[dict[str, Any]], plate: Plate, changes: Changes) -> str:
-    """The plate's fingerprint: of pixels, channel names and positions, and of what `set` changed besides."""
+    """Returns the plate's fingerprint: of pixels, channel names, positions, and further changes by `set`."""
+    channels = images[0]["plate"]["channels"]
+    fields = [
+        [image["field"][fact] for fact in ("key", "shape", "dtype", "position_um", "z_um")]
+        + [image["statistics"]["digest"]]
+        for image in images
+    ]
+    ordered = sorted(json.dumps(field, sort_keys=True) for field in fields)
+    fingerprint = hashlib.sha256(json.dumps([channels, ordered]).encode()).hexdigest()[:16]
     revision = revision_of(plate, changes)
-    found = _fingerprint(images)
-    return hashlib.sha256(f"{found} {revision}".encode()).hexdigest()[:16] if revision else found
+    return hashlib.sha256(f"{fingerprint} {revision}".encode()).hexdigest()[:16] if revision else fingerprint
 
 
 def revision_of(plate: Plate, changes: Changes) -> str:
-    """What no hash of pixels and names holds, where `set` has changed it; empty: it is as converted."""
+    """Returns what `set` changed that no hash of pixels and names holds; empty: it is as converted."""
     if not changes:
         return ""
     first = changes[0].former
@@ -254,19 +249,8 @@ def revision_of(plate: Plate, changes: Changes) -> str:
     return "" if now == converted else json.dumps(now)
 
 
-def _fingerprint(images: list[dict[str, Any]]) -> str:
-    channels = images[0]["plate"]["channels"]
-    fields = [
-        [image["field"][fact] for fact in ("key", "shape", "dtype", "position_um", "z_um")]
-        + [image["statistics"]["digest"]]
-        for image in images
-    ]
-    ordered = sorted(json.dumps(field, sort_keys=True) for field in fields)
-    return hashlib.sha256(json.dumps([channels, ordered]).encode()).hexdigest()[:16]
-
-
 def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[str]]:
-    """For each field, the flags of channels in which it is blurred beside the plate's other fields."""
+    """Returns for each field the flags of channels in which it is blurred compared with other fields."""
     blurred: list[list[str]] = [[] for _ in statistics]
     for channel in sorted({key[1] for field in statistics for key in field.planes}):
         scores = {
@@ -275,8 +259,9 @@ def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[str]]:
             if channel in field.histograms and f"empty:{channel}" not in field.flags
         }
         logs = np.log([score for score in scores.values() if score > 0] or [1.0])
-        if len(logs) < FOCUS_FIELDS:
+        if len(logs) < FOCUS_FIELDS:  # too few to know what is usual
             continue
+        # 1.4826 times the median absolute deviation estimates the standard deviation of normal data.
         spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
         limit = np.exp(np.median(logs) - max(FOCUS_DEVIATIONS * spread, np.log(2)))
         for at, score in scores.items():

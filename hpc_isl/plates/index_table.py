@@ -1,4 +1,4 @@
-"""The table in a plate's index: one row per field, statistics as columns, histograms read when asked for."""
+"""The table in a plate's index: one row per field, statistics as columns, histograms read on demand."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ Row = dict[str, Any]
 
 
 def row(field: Mapping[str, Any], levels: int, statistics: FieldStatistics, flags: tuple[str, ...]) -> Row:
-    """One field as a row; `field` as `metadata.field_facts` writes it."""
+    """Returns one field as a row; `field` as `metadata.field_facts` writes it."""
     keys = list(statistics.planes)
-    facts = {name: [getattr(plane, name) for plane in statistics.planes.values()] for name in FACTS}
     return {
         **field["key"],
         "shape": field["shape"],
@@ -41,47 +40,42 @@ def row(field: Mapping[str, Any], levels: int, statistics: FieldStatistics, flag
         "digest": statistics.digest,
         "flags": flags,
         **{part: [key[at] for key in keys] for at, part in enumerate(("time", "channel", "plane"))},
-        **facts,
+        **{name: [getattr(plane, name) for plane in statistics.planes.values()] for name in FACTS},
         **{f"histogram_{channel}": h.counts for channel, h in statistics.histograms.items()},
     }
 
 
 def encoded(rows: list[Row], fingerprint: str) -> bytes:
-    """The file's content."""
-    table = pa.Table.from_pylist(rows, schema=_schema(rows))
-    stream = io.BytesIO()
-    named = table.replace_schema_metadata({"fingerprint": fingerprint})
-    pq.write_table(named, stream, compression="zstd", use_dictionary=False)
-    return stream.getvalue()
-
-
-def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
+    """Returns the file's content."""
     numbers, floats, text = pa.list_(pa.int64()), pa.list_(pa.float64()), pa.string()
     histograms = sorted({name for row in rows for name in row if name.startswith("histogram_")})
     kinds = {
         "well": text, "name": text, "acquisition": pa.int64(), "shape": numbers, "dtype": text,
         "levels": pa.int64(), "position_um": floats, "z_um": floats, "details": text, "digest": text,
         "flags": pa.list_(text), "time": numbers, "channel": numbers, "plane": numbers,
+        **dict.fromkeys(FACTS, floats), **dict.fromkeys(histograms, numbers),
     }  # fmt: skip
-    return pa.schema(
-        list((kinds | dict.fromkeys(FACTS, floats) | dict.fromkeys(histograms, numbers)).items())
-    )
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items())))
+    table = table.replace_schema_metadata({"fingerprint": fingerprint})
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd", use_dictionary=False)
+    return stream.getvalue()
 
 
 def read_table(path: Path) -> pa.Table:
-    """All columns but the histograms, which are nearly all of the file; `path` is the plate's."""
+    """Returns all columns but the histograms, which are nearly all of the file; `path` is the plate's."""
     with pq.ParquetFile(path / FILE) as file:
         names = [name for name in file.schema_arrow.names if not name.startswith("histogram_")]
         return file.read(columns=names)
 
 
 def fingerprint(table: pa.Table) -> str:
-    found: bytes = table.schema.metadata[b"fingerprint"]
-    return found.decode()
+    """Returns the plate's fingerprint."""
+    return str(table.schema.metadata[b"fingerprint"].decode())
 
 
 def fields(table: pa.Table) -> tuple[Field, ...]:
-    """The fields, in the order of the rows."""
+    """Returns the fields, in the order of the rows."""
     key = ["well", "name", "acquisition"]
     facts = table.select([*key, "shape", "dtype", "position_um", "z_um", "details"]).to_pylist()
     return tuple(
@@ -93,7 +87,7 @@ def fields(table: pa.Table) -> tuple[Field, ...]:
 
 
 def histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogram:
-    """Counts of one channel over these rows, all of one dtype."""
+    """Returns counts of one channel over these rows, all of one dtype."""
     lists = _histograms_of(path, channel, (path / FILE).stat().st_mtime_ns)
     ends, counts = _numbers(lists.offsets), _numbers(lists.values)
     total = np.zeros(len(edges(dtype)) - 1, np.int64)
@@ -104,21 +98,21 @@ def histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogra
 
 
 def _numbers(array: pa.Array) -> NDArray[Any]:
-    """By the buffer protocol, for `to_numpy` imports pandas, which takes a second."""
+    # By the buffer protocol, for `to_numpy` imports pandas, which takes a second.
     numbers: NDArray[Any] = np.from_dlpack(array)
     return numbers
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
-    """The numbers of all lists; `flatten` imports pyarrow.compute, which takes longer than all the rest."""
+    # `flatten` would import pyarrow.compute, which takes longer than all the rest.
     lists = column.combine_chunks()
     starts = _numbers(lists.offsets)
     return _numbers(lists.values)[starts[0] : starts[-1]]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # fields are asked for one by one
 def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
-    """A channel's histograms of all fields, kept while fields are asked for one by one."""
+    """Returns a channel's histograms of all fields, of the file written at this time."""
     column = f"histogram_{channel}"
     with pq.ParquetFile(path / FILE) as file:
         if column not in file.schema_arrow.names:
@@ -128,7 +122,7 @@ def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
 
 @dataclass(frozen=True, eq=False)
 class Statistics(Mapping[FieldKey, FieldStatistics]):
-    """Statistics held as columns; a field's are made when asked for, its histograms read when asked for."""
+    """Statistics held as columns: those of a field are made, and its histograms read, on demand."""
 
     path: Path
     rows: Mapping[FieldKey, int]
@@ -140,10 +134,11 @@ class Statistics(Mapping[FieldKey, FieldStatistics]):
     digests: list[str]
 
     @classmethod
-    def of(cls, path: Path, found: tuple[Field, ...], table: pa.Table) -> Statistics:
+    def of(cls, path: Path, fields: tuple[Field, ...], table: pa.Table) -> Statistics:
+        """Returns the statistics in the table of the plate at `path`, whose rows are these fields."""
         starts = _numbers(table["time"].combine_chunks().offsets).astype(np.int64)
         return cls(
-            path, {field.key: row for row, field in enumerate(found)}, [field.dtype for field in found],
+            path, {field.key: row for row, field in enumerate(fields)}, [field.dtype for field in fields],
             starts[1:] - starts[0],
             np.stack([_flat(table[part]) for part in ("time", "channel", "plane")], axis=1),
             np.stack([_flat(table[fact]) for fact in FACTS], axis=1),
@@ -160,7 +155,7 @@ class Statistics(Mapping[FieldKey, FieldStatistics]):
         return FieldStatistics(planes, histograms, tuple(self.flags[row]), self.digests[row])
 
     def imaged(self, key: FieldKey) -> NDArray[np.int64]:
-        """The planes of a field that were imaged: rows of time, channel and plane."""
+        """Returns the planes of a field that were imaged: rows of time, channel and plane."""
         row = self.rows[key]
         return self.places[self.ends[row - 1] if row else 0 : self.ends[row]]
 
@@ -173,7 +168,7 @@ class Statistics(Mapping[FieldKey, FieldStatistics]):
 
 @dataclass(frozen=True, eq=False)
 class _Histograms(Mapping[int, Histogram]):
-    """The histograms of one field, read from the index when asked for."""
+    """The histograms of one field, read from the index on demand."""
 
     path: Path
     row: int

@@ -1,31 +1,35 @@
-"""The groups that hold an image's labels: where they lie, what they are called, who made them.
-
-Ours have notes beside the specification's metadata; those of other programs have none, and nothing is taken
-for granted of them.
-"""
+"""Label images as they lie on disk, ours and those of other programs: names, who made them, and pixels."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.plates import metadata
 from hpc_isl.plates.plate import Field, Plate
+from hpc_isl.plates.pyramid import open_fresh
 
 Box = tuple[int, int, int, int]
 OTHERS = "other program"  # who made labels of which nothing more is known
+BAND = 1024  # rows that are read at once
 
 
 def label_names(image: Path) -> list[str]:
-    """Names of the image's labels, sorted."""
+    """Returns the names of the image's labels, sorted."""
     return sorted(named(image))
 
 
 def annotation(image: Path, name: str) -> tuple[str, list[Box]]:
-    """Who made the labels, and the boxes (y0, x0, y1, x1) in which every object is drawn.
+    """Returns who made the labels, and the boxes (y0, x0, y1, x1) in which every object is drawn.
 
     Labels of other programs are taken to be complete in all of the image.
     """
@@ -35,12 +39,12 @@ def annotation(image: Path, name: str) -> tuple[str, list[Box]]:
 
 
 def fully_annotated(image: Path, name: str) -> bool:
-    """Whether the labels are complete in all of the image; those of other programs are taken to be."""
+    """Returns whether the labels are complete in all of the image."""
     return (0, 0, *facts(image)[1].shape[-2:]) in annotation(image, name)[1]
 
 
 def label_provenance(image: Path, name: str) -> tuple[str, str] | None:
-    """Who made the labels and the fingerprint of the computation ("" for others); None: there are none."""
+    """Returns who made the labels and the fingerprint of the computation ("" for others); None: no labels."""
     folder = find(image, name)
     if folder is None:
         return None
@@ -52,7 +56,7 @@ def label_provenance(image: Path, name: str) -> tuple[str, str] | None:
 
 
 def slug(name: str) -> str:
-    """A folder name for any name: the name itself where it is plain, else a readable part and a hash."""
+    """Returns a folder name for any name: itself where it is plain, else a readable part and a hash."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         return name
     readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40]
@@ -60,10 +64,12 @@ def slug(name: str) -> str:
 
 
 def label_folder(image: Path, name: str) -> Path:
+    """Returns the folder that our labels of this name have, whether they exist or not."""
     return image / "labels" / slug(name)
 
 
 def existing(image: Path, name: str) -> Path:
+    """Returns the folder of labels; raises a `UserError` where there are none."""
     folder = find(image, name)
     if folder is None:
         raise UserError(f"{image}: has no labels {name!r}; {nearest(name, named(image))}")
@@ -71,7 +77,7 @@ def existing(image: Path, name: str) -> Path:
 
 
 def find(image: Path, name: str) -> Path | None:
-    """The folder of labels, if they are there: one of ours, or one of another program that is called so."""
+    """Returns the folder of labels, ours or of another program that calls them so; None: there are none."""
     own = label_folder(image, name)
     if (own / "zarr.json").is_file():
         return own
@@ -79,52 +85,141 @@ def find(image: Path, name: str) -> Path | None:
 
 
 def named(image: Path) -> dict[str, Path]:
-    """Shown name -> folder; labels of other programs are shown by their path below `labels`."""
-    return {_shown(image, folder): folder for folder in _folders(image)}
+    """Returns name -> folder; labels of other programs are named by their path below `labels`."""
+    folders: dict[str, Path] = {}
+    for path in label_paths(image):
+        folder = image / "labels" / path
+        name = str(noted(folder).get("name", ""))
+        folders[name if name and slug(name) == folder.name else path] = folder
+    return folders
 
 
-def _shown(image: Path, folder: Path) -> str:
-    name = str(noted(folder).get("name", ""))
-    return name if name and slug(name) == folder.name else str(folder.relative_to(image / "labels"))
-
-
-def _folders(image: Path) -> list[Path]:
-    """All label images: those in the folder `labels`, and those deeper down that its list names."""
+def label_paths(image: Path) -> list[str]:
+    """Returns where label images lie below `labels`: directly, or deeper down where its list names them."""
     labels = image / "labels"
-    paths = {path.parent.name for path in labels.glob("[!.]*/zarr.json")}
+    paths = {path.parent.name for path in labels.glob("[!.]*/zarr.json")}  # hidden ones are unfinished
     if (labels / "zarr.json").is_file():
-        paths |= {path for path in map(str, _part(labels, "ome").get("labels") or ()) if _is_plain(path)}
-    found = (labels / path for path in sorted(paths) if (labels / path / "zarr.json").is_file())
-    return [folder for folder in found if "multiscales" in _part(folder, "ome")]
-
-
-def _is_plain(path: str) -> bool:
-    """A path that leads to nowhere but below."""
-    parts = path.split("/")
-    return not any(part.startswith(".") or not part or "\\" in part for part in parts)
+        for path in map(str, _part(labels, "ome").get("labels") or ()):
+            # Other programs wrote the list: a path that leads elsewhere than below is not followed.
+            if not any(part.startswith(".") or not part or "\\" in part for part in path.split("/")):
+                paths.add(path)
+    return [
+        path
+        for path in sorted(paths)
+        if (labels / path / "zarr.json").is_file() and "multiscales" in _part(labels / path, "ome")
+    ]
 
 
 def noted(folder: Path) -> dict[str, Any]:
-    """What we wrote beside the specification's metadata; other programs write none of it."""
+    """Returns what we wrote beside the specification's metadata; empty for labels of other programs."""
     return _part(folder, "hpc_isl")
 
 
 def _part(folder: Path, name: str) -> dict[str, Any]:
-    """A part of a group's attributes; empty where another program has none, or something else there."""
-    found = metadata.read_group(folder).get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def label_paths(image: Path) -> list[str]:
-    """Where the image's labels lie below its folder `labels`."""
-    return [str(folder.relative_to(image / "labels")) for folder in _folders(image)]
+    # Another program may have written something else under this name.
+    content = metadata.read_group(folder).get(name)
+    return content if isinstance(content, dict) else {}
 
 
 def facts(image: Path) -> tuple[Plate, Field, int]:
-    """Plate (its sizes alone), field and number of levels of an image, as the image itself says."""
+    """Returns plate (its sizes alone), field and number of levels of an image, as the image itself states."""
     ours = metadata.read_group(image).get("hpc_isl")
     if not ours:
         raise UserError(f"{image}: is no image that convert has written, or another program has replaced it")
     sizes = {name: ours["plate"][name] for name in ("name", "pixel_um", "plane_um")}
     plate = Plate(rows=(), columns=(), channels=(), fields=(), **sizes)
     return plate, metadata.field_from(ours["field"]), ours["levels"]
+
+
+# ---------------------------------------------------------------- pixels
+
+
+@dataclass(frozen=True)
+class LabelPixels:
+    """One level of a label image: whatever axes it has on disk, it is read as uint32 (y, x).
+
+    Attributes:
+        folder: of the label image.
+        level: of its array.
+        store: (t, z, y, x).
+    """
+
+    folder: Path
+    level: Path
+    store: ts.TensorStore
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Times, height and width."""
+        times, _, height, width = self.store.shape
+        return times, height, width
+
+    def read(self, time: int, y: slice, x: slice) -> NDArray[np.uint32]:
+        """Returns a box (y, x) of one time; slices may have a step.
+
+        Raises:
+            UserError: pixels do not decode, are no labels, or lie over each other in several planes.
+        """
+        try:
+            stack = np.asarray(self.store[time, :, y, x].read().result())
+        except ValueError as error:
+            raise UserError(f"{self.folder}: its pixels cannot be read: {error}") from None
+        flat: NDArray[Any] = stack.max(0) if len(stack) > 1 else stack[0]
+        # Planes become one where no object lies over another: then nothing has to be guessed.
+        if len(stack) > 1 and (covered := int(((stack != 0) & (stack != flat)).any(0).sum())):
+            raise UserError(
+                f"{self.folder}: its {len(stack)} planes show different objects at {covered:,} pixels; "
+                "labels of one plane are needed: keep one plane, or project them"
+            )
+        if np.can_cast(flat.dtype, np.uint32) or not flat.size:
+            return flat.astype(np.uint32, copy=False)
+        low, high = int(flat.min()), int(flat.max())
+        if low < 0 or high >= 2**32:
+            raise UserError(f"{self.folder}: holds values from {low} to {high}; labels go from 0 to 2^32 - 1")
+        return flat.astype(np.uint32)
+
+    def bands(self, rows: int = BAND) -> Iterator[NDArray[np.uint32]]:
+        """Yields all of it in bands of whole rows, from the first one on, time by time."""
+        times, height, _ = self.shape
+        for time in range(times):
+            for first in range(0, height, rows):
+                yield self.read(time, slice(first, min(first + rows, height)), slice(None))
+
+
+def open_labels(folder: Path, number: int = 0) -> LabelPixels:
+    """Returns the pixels of the label image in a folder: full resolution, or the level of this number.
+
+    Raises:
+        UserError: it is no label image, has axes that fit none, or its array cannot be opened.
+    """
+    levels, axes = label_levels(folder)
+    # A chunk that is missing is background: most programs do not write empty ones.
+    store = open_fresh(folder, levels[number], fill_missing=True)
+    if np.dtype(store.dtype.numpy_dtype).kind not in "iub":
+        raise UserError(f"{folder}: holds {store.dtype.name}; labels are whole numbers")
+    if len(axes) != store.rank or len(set(axes)) < len(axes) or not {"y", "x"} <= set(axes) <= set("tczyx"):
+        raise UserError(
+            f"{folder}: has the axes {', '.join(axes)} for {store.rank} dimensions; y and x are needed, "
+            "t and z are possible"
+        )
+    store = store.transpose([axes.index(axis) for axis in "tczyx" if axis in axes])
+    first: tuple[Any, ...] = (slice(None),) * ("t" in axes)  # t stays before what is taken away or added
+    if "c" in axes:
+        if store.shape[len(first)] != 1:
+            raise UserError(f"{folder}: has {store.shape[len(first)]} channels; labels have none")
+        store = store[(*first, 0)]
+    store = store if "z" in axes else store[(*first, ts.newaxis)]
+    return LabelPixels(folder, folder / levels[number], store if first else store[ts.newaxis])
+
+
+def label_levels(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns the paths of a label image's levels, the finest first, and the names of its axes."""
+    try:
+        multiscale = metadata.read_group(folder)["ome"]["multiscales"][0]
+        levels = [str(level["path"]) for level in multiscale["datasets"]]
+        axes = [str(axis["name"]) for axis in multiscale["axes"]]
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{folder}: is no label image of OME-Zarr 0.5 ({error!r})") from None
+    if not levels:
+        raise UserError(f"{folder}: is a label image without levels")
+    return levels, axes

@@ -1,8 +1,14 @@
-"""Labels of an image: integer images under `labels/`, who made them and in which boxes they are complete."""
+"""Labels of an image: written with who made them and where they are complete, read, and checked for edits.
+
+A checksum of their pixels is kept with labels when they are written, and a hash of their files: as long as
+the files are the same, no pixel need be decoded. Names, sizes and dates of files prove nothing, for an edit
+may leave these alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +19,19 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError
 from hpc_isl.plates import metadata
 from hpc_isl.plates.atomic_directory import atomic_directory, translate_write_errors
-from hpc_isl.plates.label_checksums import checksum, files_digest, refuse_edited
-from hpc_isl.plates.label_groups import Box, existing, facts, find, label_folder, label_paths, noted, slug
-from hpc_isl.plates.label_pixels import BAND, LabelPixels, open_labels
+from hpc_isl.plates.label_groups import (
+    BAND,
+    Box,
+    LabelPixels,
+    existing,
+    facts,
+    find,
+    label_folder,
+    label_paths,
+    noted,
+    open_labels,
+    slug,
+)
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.plates.pyramid import create_level, shard_boxes, write_coarser, write_pyramid, write_shards
 from hpc_isl.recipes.plates import CodecRecipe
@@ -34,9 +50,10 @@ def write_labels(
     overwrite: bool = False,
     made_from: str | None = None,
 ) -> str:
-    """Writes labels of an image under `labels/`, with as many levels as the image, as uint32; their checksum.
+    """Writes labels of an image under `labels/`, as uint32 with as many levels as the image.
 
-    Labels that a person edited since they were written are never replaced, whatever `overwrite` says.
+    Returns their checksum. Labels that a person edited since they were written are never replaced, whatever
+    `overwrite` is.
 
     Args:
         labels: (y, x) integers of the image's size, or (t, y, x) where it has times; 0 background.
@@ -49,25 +66,29 @@ def write_labels(
     Raises:
         UserError: labels that do not fit the image, or that may not be replaced.
     """
-    plate, field, levels = facts(image)
-    pixels = _checked(image, name, labels, field)
-    outside = [box for box in boxes if not _inside(box, field.shape[-2:])]
-    if outside:
-        raise UserError(
-            f"{image}: annotation box {tuple(outside[0])} (y0, x0, y1, x1) is empty or lies outside the "
-            f"image of {field.shape[-2]} × {field.shape[-1]} pixels"
-        )
+    content = _Labels(image, name, *facts(image), origin, boxes, fingerprint)
+    height, width = content.field.shape[-2:]
+    pixels = _checked(image, name, labels, content.field)
+    for y0, x0, y1, x1 in boxes:
+        if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+            raise UserError(
+                f"{image}: annotation box {(y0, x0, y1, x1)} (y0, x0, y1, x1) is empty or lies outside the "
+                f"image of {height} × {width} pixels"
+            )
     if not overwrite and find(image, name):
         raise UserError(f"{image}: has labels {name!r} already")
-    about = _About(image, name, plate, field, levels, origin, boxes, fingerprint)
     with atomic_directory(label_folder(image, name), pixels.nbytes, overwrite) as folder:
-        write_pyramid(folder, pixels, about.axes, levels, CodecRecipe(), "stride")
-        flat = pixels.reshape(-1, *field.shape[-2:])
-        found = checksum(flat.shape, flat)
-        about.write(folder, _values(pixels), found)
-        refuse_edited(image, name, (found, made_from))
-    _list(image, name)
-    return found
+        write_pyramid(folder, pixels, content.axes, content.levels, CodecRecipe(), "stride")
+        flat = pixels.reshape(-1, height, width)
+        pixels_checksum = checksum(flat.shape, flat)
+        # Of very many labels the first ones get a colour, for each takes 70 bytes of metadata.
+        few = pixels.size and pixels.max() < 4 * pixels.size
+        values = np.flatnonzero(np.bincount(pixels.ravel())) if few else np.unique(pixels)
+        content.write(folder, values[values > 0][:MOST_COLORS].tolist(), pixels_checksum)
+        # Checked last, just before the folder is replaced: people may have edited the labels meanwhile.
+        refuse_edited(image, name, (pixels_checksum, made_from))
+    _update_list(image, name)
+    return pixels_checksum
 
 
 def write_large_labels(
@@ -79,33 +100,34 @@ def write_large_labels(
     fingerprint: str,
     overwrite: bool = False,
 ) -> str:
-    """Labels of a whole image that memory does not hold, as `write_labels` writes those that it does.
+    """Writes labels larger than memory, as `write_labels` does smaller ones; returns their checksum.
 
     Args:
         times: (y, x) of each time, in files that are mapped to memory: they are read a shard at a time.
     """
     plate, field, levels = facts(image)
     y, x = field.shape[-2:]
-    about = _About(image, name, plate, field, levels, origin, [(0, 0, y, x)], fingerprint)
+    content = _Labels(image, name, plate, field, levels, origin, [(0, 0, y, x)], fingerprint)
     with atomic_directory(label_folder(image, name), 4 * len(times) * y * x, overwrite) as folder:
         shape = (*((len(times),) if len(times) > 1 else ()), 1, y, x)
-        store = create_level(folder, 0, shape, np.dtype(np.uint32), about.axes, CodecRecipe())
+        store = create_level(folder, 0, shape, np.dtype(np.uint32), content.axes, CodecRecipe())
         for box in shard_boxes(store):
             inside = times[box[0]] if len(times) > 1 else times  # a shard holds all times
             part = np.stack([labels[box[-2:]] for labels in inside])
             write_shards(store, box, part.reshape(store[box].shape))
-        write_coarser(folder, store, about.axes, levels, CodecRecipe())
-        bands = (one[first : first + BAND] for one in times for first in range(0, y, BAND))
-        found = checksum((len(times), y, x), bands)
-        about.write(folder, range(1, 1 + min(MOST_COLORS, max(int(one.max()) for one in times))), found)
-        refuse_edited(image, name, (found,))
-    _list(image, name)
-    return found
+        write_coarser(folder, store, content.axes, levels, CodecRecipe())
+        bands = (labels[first : first + BAND] for labels in times for first in range(0, y, BAND))
+        pixels_checksum = checksum((len(times), y, x), bands)
+        greatest = max(int(labels.max()) for labels in times)
+        content.write(folder, range(1, 1 + min(MOST_COLORS, greatest)), pixels_checksum)
+        refuse_edited(image, name, (pixels_checksum,))
+    _update_list(image, name)
+    return pixels_checksum
 
 
 @dataclass(frozen=True)
-class _About:
-    """What is said of labels beside their pixels."""
+class _Labels:
+    """The metadata of labels, beside their pixels."""
 
     image: Path
     name: str
@@ -120,28 +142,47 @@ class _About:
     def axes(self) -> tuple[str, ...]:
         return tuple(axis for axis in metadata.axes(self.field) if axis != "c")
 
-    def write(self, folder: Path, values: Sequence[int], pixels: str) -> None:
-        """The group's metadata.
-
-        Args:
-            values: labels that get a colour.
-            pixels: their checksum.
-        """
+    def write(self, folder: Path, values: Sequence[int], pixels_checksum: str) -> None:
+        """Writes the group's metadata; `values` are the labels that get a colour."""
         from hpc_isl.plates import ngff
 
         boxes = [list(map(int, box)) for box in self.boxes]
         ours: dict[str, Any] = {"name": self.name, "origin": self.origin, "boxes": boxes}
         ours |= {"fingerprint": self.fingerprint} if self.fingerprint else {}
-        ours |= {"checksum": pixels, "files": files_digest(folder / "0")}
-        found = ngff.attributes(ngff.label_image(self.plate, self.field, self.levels, self.name))
-        metadata.write_group(folder, ngff.colored(found, values), ours)
+        ours |= {"checksum": pixels_checksum, "files": _files_digest(folder / "0")}
+        attributes = ngff.attributes(ngff.label_image(self.plate, self.field, self.levels, self.name))
+        metadata.write_group(folder, ngff.colored(attributes, values), ours)
+
+
+def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDArray[np.uint32]:
+    expected = (field.shape[:1] if field.shape[0] > 1 else ()) + field.shape[-2:]
+    if labels.shape != expected:
+        raise UserError(f"{image}: labels {name!r} of shape {labels.shape} do not fit the image's {expected}")
+    if labels.dtype.kind not in "iub":
+        raise UserError(f"{image}: labels {name!r} are {labels.dtype}; whole numbers are expected")
+    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= 2**32):
+        raise UserError(f"{image}: labels {name!r} go from {labels.min()} to {labels.max()}; 0 to 2^32-1 fit")
+    return labels.astype(np.uint32)[..., None, :, :]
+
+
+def _update_list(image: Path, name: str) -> None:
+    from hpc_isl.plates import ngff
+
+    # The list names every folder that exists, so it heals after a kill in between. Others may add labels to
+    # the image meanwhile, and list them: the last to write the list looks again.
+    present, listed = label_paths(image), None
+    while present != listed:
+        group = ngff.attributes(ngff.labels_group(present))
+        with translate_write_errors(image / "labels"):
+            metadata.write_group(image / "labels", group, writer=slug(name))
+        present, listed = label_paths(image), present
 
 
 # ---------------------------------------------------------------- reading
 
 
 def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
-    """Labels (y, x), or (t, y, x) where the image has times, on the grid of one level of the pyramid.
+    """Returns labels (y, x), or (t, y, x) where the image has times, on the grid of one level of the pyramid.
 
     They are taken from full resolution, for that is what people correct, and what other programs surely have.
     """
@@ -151,27 +192,26 @@ def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
 
 
 def label_bands(image: Path, name: str, rows: int = BAND) -> Iterator[NDArray[np.uint32]]:
-    """Labels at full resolution in bands of whole rows, from the first one on, time by time."""
+    """Returns labels at full resolution in bands of whole rows, from the first one on, time by time."""
     return labels_of(image, name).bands(rows)
 
 
 def read_label_box(
     image: Path, name: str, time: int, y: slice, x: slice, level: int = 0
 ) -> NDArray[np.uint32]:
-    """A box (y, x) of the labels of one time, on the grid of one level; no more is read."""
-    pixels = labels_of(image, name)
+    """Returns a box (y, x) of the labels of one time, on the grid of one level; no more is read."""
+    pixels, step = labels_of(image, name), 2**level
+
+    def at_full_resolution(side: slice, length: int) -> slice:
+        stop = length if side.stop is None else min(side.stop * step, length)
+        return slice((side.start or 0) * step, stop, step)
+
     height, width = pixels.shape[1:]
-    return pixels.read(time, _at_full(y, height, 2**level), _at_full(x, width, 2**level))
-
-
-def _at_full(side: slice, length: int, step: int) -> slice:
-    """The pixels of full resolution that a side on a coarser grid shows."""
-    stop = length if side.stop is None else min(side.stop * step, length)
-    return slice((side.start or 0) * step, stop, step)
+    return pixels.read(time, at_full_resolution(y, height), at_full_resolution(x, width))
 
 
 def labels_of(image: Path, name: str) -> LabelPixels:
-    """The pixels of labels; those of other programs must fit the image."""
+    """Returns the pixels of labels; those of other programs must fit the image."""
     folder = existing(image, name)
     pixels = open_labels(folder)
     if not noted(folder):
@@ -184,40 +224,116 @@ def labels_of(image: Path, name: str) -> LabelPixels:
     return pixels
 
 
-def _list(image: Path, name: str) -> None:
-    """The labels group names every folder that is there, so it heals after a kill in between.
+# ---------------------------------------------------------------- checksums and edits
 
-    Others may add labels to the image meanwhile, and list them; whoever writes the list last looks again.
+
+def checksum(shape: tuple[int, ...], bands: Iterable[NDArray[np.uint32]]) -> str:
+    """Returns a hash of the pixels of labels (t, y, x), given in raster order, however these are stored."""
+    pixels = hashlib.sha256(str(tuple(shape)).encode())
+    for band in bands:
+        pixels.update(np.ascontiguousarray(band, "<u4").data)
+    return pixels.hexdigest()[:32]
+
+
+def labels_checksum(image: Path, name: str) -> str:
+    """Returns a hash of the labels' pixels as they are now."""
+    folder = existing(image, name)
+    return _present_checksum(folder, noted(folder))
+
+
+def edited(image: Path, name: str) -> bool | None:
+    """Returns whether the labels' pixels differ from those written; None: no checksum was kept with them."""
+    return label_state(image, name).edited
+
+
+@dataclass(frozen=True)
+class LabelState:
+    """The identity of labels, and whether they were edited.
+
+    Attributes:
+        stamp: tells these labels from others: who made them, their boxes and their pixels.
+        edited: as `edited` returns it.
     """
-    from hpc_isl.plates import ngff
 
-    there, listed = label_paths(image), None
-    while there != listed:
-        group = ngff.attributes(ngff.labels_group(there))
-        with translate_write_errors(image / "labels"):
-            metadata.write_group(image / "labels", group, writer=slug(name))
-        there, listed = label_paths(image), there
+    stamp: str
+    edited: bool | None
 
 
-def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDArray[np.uint32]:
-    times = field.shape[:1] if field.shape[0] > 1 else ()
-    expected = times + field.shape[-2:]
-    if labels.shape != expected:
-        raise UserError(f"{image}: labels {name!r} of shape {labels.shape} do not fit the image's {expected}")
-    if labels.dtype.kind not in "iub":
-        raise UserError(f"{image}: labels {name!r} are {labels.dtype}; whole numbers are expected")
-    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= 2**32):
-        raise UserError(f"{image}: labels {name!r} go from {labels.min()} to {labels.max()}; 0 to 2^32-1 fit")
-    return labels.astype(np.uint32)[..., None, :, :]
+def label_state(image: Path, name: str) -> LabelState:
+    """Reads the labels' files, and decodes them where they are not those that were written."""
+    folder = existing(image, name)
+    kept = noted(folder)
+    present = _present_checksum(folder, kept)
+    stamp = hashlib.sha256(repr((name, _without_hashes(kept), present)).encode()).hexdigest()
+    return LabelState(stamp, present != kept["checksum"] if "checksum" in kept else None)
 
 
-def _values(pixels: NDArray[np.uint32]) -> list[int]:
-    """The labels there are, background apart; the first of very many, for each takes 70 bytes of metadata."""
-    few = pixels.size and pixels.max() < 4 * pixels.size
-    found = np.flatnonzero(np.bincount(pixels.ravel())) if few else np.unique(pixels)
-    return [int(value) for value in found if value][:MOST_COLORS]
+def stamp(image: Path, name: str) -> str:
+    """Returns what tells these labels from others: who made them, their boxes and their pixels."""
+    return label_state(image, name).stamp
 
 
-def _inside(box: Box, shape: tuple[int, ...]) -> bool:
-    y0, x0, y1, x1 = box
-    return 0 <= y0 < y1 <= shape[0] and 0 <= x0 < x1 <= shape[1]
+def former_stamp(image: Path, name: str) -> str:
+    """Returns the stamp as runs noted it before checksums were of pixels: by names and sizes of files."""
+    folder = existing(image, name)
+    files = hashlib.sha256(repr((name, _without_hashes(noted(folder)))).encode())
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+    return files.hexdigest()
+
+
+def _without_hashes(kept: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kept.items() if key not in ("checksum", "files")}
+
+
+def _files_digest(level: Path) -> str:
+    files = hashlib.sha256()
+    for path in sorted(path for path in level.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        files.update(f"{path.relative_to(level)} {len(content)}\n".encode() + content)
+    return files.hexdigest()[:32]
+
+
+def _present_checksum(folder: Path, kept: Mapping[str, Any]) -> str:
+    pixels = open_labels(folder)
+    # Files that are the same hold the same pixels, which then need not be decoded.
+    if kept.get("files") and kept["files"] == _files_digest(pixels.level):
+        return str(kept["checksum"])
+    return checksum(pixels.shape, pixels.bands())
+
+
+def refuse_edited(image: Path, name: str, same: Collection[str | None] = ()) -> None:
+    """Checks that labels are as they were written, so that no work is lost if they are replaced.
+
+    Args:
+        same: checksums of other pixels that may be replaced: those that the new labels hold anyway, or were
+            made from.
+
+    Raises:
+        UserError: a person edited them, or nobody knows.
+    """
+    folder = find(image, name)
+    if folder is None:
+        if label_folder(image, name).exists():
+            raise UserError(f"{label_folder(image, name)}: holds no zarr.json; move it away first")
+        return
+    kept = noted(folder)
+    try:
+        present = _present_checksum(folder, kept)
+    except UserError as error:
+        raise UserError(f"{error}; what cannot be read is not replaced: move it away first") from None
+    if present not in (kept.get("checksum"), *same):
+        raise UserError(f"{image}: labels {name!r} {edits_stay('checksum' in kept)}")
+
+
+def edits_stay(known: bool) -> str:
+    """Returns why labels are not replaced, and what to do; `known`: they have a checksum, which differs."""
+    edits = "were edited since they were written (their pixels are not those of their checksum)"
+    unknown = (
+        "have no checksum, as those of other programs or earlier versions: a person may have edited them"
+    )
+    return (
+        f"{edits if known else unknown}; they are not replaced. Choose another labels=, or make them a "
+        "person's: annotate export, then annotate import accept=true"
+    )

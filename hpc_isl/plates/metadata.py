@@ -1,4 +1,4 @@
-"""What the `zarr.json` files of a plate hold: the specification's part under `ome`, ours under `hpc_isl`."""
+"""The `zarr.json` files of a plate: the specification's part lies under `ome`, ours under `hpc_isl`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, well_position
 
 
 def axes(field: Field) -> tuple[str, ...]:
-    """Axes of the stored image: c z y x, with t first where there is more than one time."""
+    """Returns the axes of the stored image: c z y x, with t first where there is more than one time."""
     return ("t", "c", "z", "y", "x") if field.shape[0] > 1 else ("c", "z", "y", "x")
 
 
 def place(plate: Plate, well: str) -> tuple[str, str]:
-    """Row and column folders of a well: ("B", "03")."""
+    """Returns the row and column folders of a well: ("B", "03")."""
     row, column = well_position(well)
     if row >= len(plate.rows) or column >= len(plate.columns):
         raise UserError(f"well {well} lies outside a plate of {len(plate.rows)} × {len(plate.columns)} wells")
@@ -27,14 +27,14 @@ def place(plate: Plate, well: str) -> tuple[str, str]:
 
 
 def plate_facts(plate: Plate) -> dict[str, Any]:
-    """The plate without its fields, as plain JSON."""
+    """Returns the plate without its fields, as plain JSON."""
     facts = asdict(replace(plate, fields=()))
     del facts["fields"]
     return _plain(facts)
 
 
 def image_facts(plate: Plate) -> dict[str, Any]:
-    """What every image says of its plate, so that labels and the index can be made from it."""
+    """Returns what every image states of its plate, so that labels and the index can be made from it."""
     return {
         "name": plate.name,
         "channels": [channel.name for channel in plate.channels],
@@ -44,37 +44,33 @@ def image_facts(plate: Plate) -> dict[str, Any]:
 
 
 def plate_from(facts: Mapping[str, Any], fields: tuple[Field, ...]) -> Plate:
+    """Returns the plate that `plate_facts` has written, with these fields."""
+    more = {name: facts[name] for name in ("name", "pixel_um", "plane_um", "details")}
     return Plate(
-        name=facts["name"],
         rows=tuple(facts["rows"]),
         columns=tuple(facts["columns"]),
         channels=tuple(Channel(**channel) for channel in facts["channels"]),
         fields=fields,
-        pixel_um=facts["pixel_um"],
-        plane_um=facts["plane_um"],
         acquisitions={int(number): name for number, name in facts["acquisitions"].items()},
-        details=facts["details"],
+        **more,
     )
 
 
 def field_facts(field: Field) -> dict[str, Any]:
+    """Returns the field as plain JSON."""
     return _plain(asdict(field))
 
 
 def field_from(facts: Mapping[str, Any]) -> Field:
-    shape = facts["shape"]
-    return Field(
-        key=FieldKey(**facts["key"]),
-        shape=(shape[0], shape[1], shape[2], shape[3], shape[4]),
-        dtype=facts["dtype"],
-        position_um=tuple(facts["position_um"]) if facts["position_um"] else None,
-        z_um=tuple(facts["z_um"]),
-        details=facts["details"],
-    )
+    """Returns the field that `field_facts` has written."""
+    t, c, z, y, x = facts["shape"]
+    position = tuple(facts["position_um"]) if facts["position_um"] else None
+    key, z_um = FieldKey(**facts["key"]), tuple(facts["z_um"])
+    return Field(key, (t, c, z, y, x), facts["dtype"], position, z_um, facts["details"])
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """As JSON holds it: tuples become lists, keys strings, dates and paths text, NaN null."""
+    # As JSON holds it: tuples become lists, keys strings, dates and paths text, NaN null.
     text = json.dumps(value, default=lambda other: other.item() if hasattr(other, "item") else str(other))
     result: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
     return result
@@ -89,9 +85,9 @@ def write_group(
     ours: Mapping[str, Any] | None = None,
     writer: str = "",
 ) -> None:
-    """`folder/zarr.json` of a group, complete or not at all; `ome` comes from `ngff.attributes`.
+    """Writes `folder/zarr.json` of a group, complete or not at all; `ome` comes from `ngff.attributes`.
 
-    `writer`: one of several that may write it, each in its turn; see `write_atomic`.
+    `writer`: one of several that may write it, one after the other; see `write_atomic`.
     """
     parts = {"ome": ome, "hpc_isl": ours}
     attributes = {name: part for name, part in parts.items() if part is not None}

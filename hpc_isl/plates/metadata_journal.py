@@ -1,7 +1,7 @@
-"""Several files of a plate that change together: all of them or none, at whatever moment a process is killed.
+"""Several files of a plate that change together: all of them or none, whenever a process is killed.
 
-Each file is written anew beside its place. The journal then says that all are there; from that moment on
-the change counts, and whoever opens the plate next brings it to its end, one rename for each file.
+Each file is first written under another name beside it. The journal then records that all are complete; from
+that moment the change counts, and the next process that opens the plate finishes it, with a rename per file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Content = Callable[[], bytes]
 
 @contextmanager
 def unused(plate: Path) -> Iterator[None]:
-    """While the block lasts no run that we know how to hold off reads or writes the plate.
+    """Keeps other runs from reading or writing the plate while the block lasts.
 
     Raises:
-        UserError: one does just now, or the plate may not be written.
+        UserError: a run uses it just now, or the plate may not be written.
     """
     with translate_write_errors(plate), only_writer(plate / LOCK) as mine:
         if not mine:
@@ -48,16 +48,16 @@ def replace_together(plate: Path, files: Sequence[tuple[str, Content]]) -> None:
     names = [name for name, _ in files]
     with translate_write_errors(plate):
         try:
-            _write_journal(plate, names, complete=False)
+            _write_journal(plate, names, complete=False)  # names what is to be removed after a kill
             with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda file: _write(_beside(plate, file[0]), file[1]()), files))
-            _write_journal(plate, names, complete=True)
+                list(pool.map(lambda file: _write(_unfinished(plate / file[0]), file[1]()), files))
+            _write_journal(plate, names, complete=True)  # from here on the change counts
         finally:
             _finish(plate)
 
 
 def finish_interrupted(plate: Path) -> None:
-    """Brings a change to its end whose process was killed, or takes back one that was not complete.
+    """Finishes a change whose process was killed, or undoes one that was not complete.
 
     Raises:
         UserError: another process is changing the plate, or it may not be written from here.
@@ -79,7 +79,7 @@ def finish_interrupted(plate: Path) -> None:
 
 
 def version(plate: Path) -> tuple[int, int, bool] | None:
-    """What differs before and after the plate was changed, and while it is; None: there is no plate."""
+    """Returns what differs before, while and after the plate is changed; None: there is no plate."""
     with suppress(OSError):
         facts = (plate / "zarr.json").stat()
         return facts.st_ino, facts.st_mtime_ns, (plate / JOURNAL).exists()
@@ -94,9 +94,9 @@ def _finish(plate: Path) -> None:
     for name in journal["files"]:
         with suppress(FileNotFoundError):  # done before
             if journal["complete"]:
-                os.replace(_beside(plate, name), plate / name)
+                os.replace(_unfinished(plate / name), plate / name)
             else:
-                _beside(plate, name).unlink()
+                _unfinished(plate / name).unlink()
     (plate / JOURNAL).unlink()
 
 
@@ -107,13 +107,12 @@ def _write_journal(plate: Path, files: Sequence[str], complete: bool) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Under a name that is known beforehand: what a kill leaves there, the next one to look removes."""
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _beside(plate: Path, name: str) -> Path:
-    path = plate / name
+def _unfinished(path: Path) -> Path:
+    # A name that is known beforehand, so that the next process finds and removes what a kill left.
     return path.with_name(f".{path.name}.set")

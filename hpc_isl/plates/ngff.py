@@ -7,6 +7,7 @@ writes plates does.
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -22,20 +23,25 @@ Grid = dict[str, tuple[float, float]]  # axis -> distance of pixels, position of
 
 
 def image(plate: Plate, field: Field, levels: int, statistics: FieldStatistics) -> v05.Image:
-    """A field as a multiscale image, axes (t) c z y x, with channel names, colours and windows."""
-    return v05.Image(
-        multiscales=[image_scales(plate, field, levels)],
-        omero=v05.Omero(channels=_channels(plate, field, statistics)),
-    )
+    """Returns a field as a multiscale image, axes (t) c z y x, with channel names, colours and windows."""
+    channels = []
+    for number, channel in enumerate(plate.channels):
+        planes = [plane for key, plane in statistics.planes.items() if key[1] == number]
+        channels.append(
+            v05.OmeroChannel(
+                label=channel.name, color=channel.color, active=True, window=_window(field, planes)
+            )
+        )
+    return v05.Image(multiscales=[image_scales(plate, field, levels)], omero=v05.Omero(channels=channels))
 
 
 def image_scales(plate: Plate, field: Field, levels: int) -> v05.Multiscale:
-    """Where the pixels of each level of a field lie."""
+    """Returns where the pixels of each level of a field lie."""
     return _multiscale(plate, str(field.key), axes(field), grid_of(plate, field), levels, "mean")
 
 
 def label_image(plate: Plate, field: Field, levels: int, shown: str) -> v05.LabelImage:
-    """Labels of a field, axes (t) z y x: one plane, as thick as the whole stack it was drawn for."""
+    """Returns labels of a field, axes (t) z y x: one plane, as thick as the whole stack it was drawn for."""
     return v05.LabelImage(
         multiscales=[label_scales(plate, field, levels, shown)],
         image_label=v05.ImageLabel(source=v05.LabelSource(image="../../")),
@@ -43,16 +49,16 @@ def label_image(plate: Plate, field: Field, levels: int, shown: str) -> v05.Labe
 
 
 def label_scales(plate: Plate, field: Field, levels: int, shown: str) -> v05.Multiscale:
-    """Where the pixels of each level of a field's labels lie."""
+    """Returns where the pixels of each level of a field's labels lie."""
     names = tuple(name for name in axes(field) if name != "c")
     depth, grid = field.shape[2], grid_of(plate, field)
-    step, first = grid["z"]
+    step, first = grid["z"]  # the plane of labels lies in the middle of the stack
     grid["z"] = (step * depth, first + step * (depth - 1) / 2)
     return _multiscale(plate, shown, names, grid, levels, "nearest")
 
 
 def grid_of(plate: Plate, field: Field) -> Grid:
-    """The grid of level 0; where a size is unknown, in pixels from the first."""
+    """Returns the grid of level 0; where a size is unknown, in pixels from the first."""
     y_um, x_um = field.position_um if field.position_um and plate.pixel_um else (0.0, 0.0)
     z_um = field.z_um[0] if field.z_um and plate.plane_um else 0.0
     pixel, step = plate.pixel_um or 1.0, plate.plane_um or 1.0
@@ -62,40 +68,27 @@ def grid_of(plate: Plate, field: Field) -> Grid:
 def _multiscale(
     plate: Plate, name: str, names: tuple[str, ...], grid: Grid, levels: int, kind: str
 ) -> v05.Multiscale:
-    return v05.Multiscale(
-        name=name,
-        axes=[_axis(plate, axis) for axis in names],
-        datasets=[_dataset(names, grid, level) for level in range(levels)],
-        type=kind,
-    )
-
-
-def _axis(plate: Plate, name: str) -> v05.TimeAxis | v05.ChannelAxis | v05.SpaceAxis:
-    if name == "t":
-        return v05.TimeAxis(name="t")
-    if name == "c":
-        return v05.ChannelAxis(name="c")
-    known = plate.plane_um if name == "z" else plate.pixel_um
-    return v05.SpaceAxis(name=name, unit="micrometer" if known else None)
-
-
-def _dataset(names: tuple[str, ...], grid: Grid, level: int) -> v05.Dataset:
-    """A pixel of level k covers 2^k of level 0, so its centre lies (2^k - 1) / 2 of them further in."""
-    factors = [2**level if name in "yx" else 1 for name in names]
-    places = [(*grid[name], factor) for name, factor in zip(names, factors, strict=True)]
-    scale = [step * factor for step, _, factor in places]
-    translation = [first + step * (factor - 1) / 2 for step, first, factor in places]
-    return v05.Dataset(
-        path=str(level),
-        coordinateTransformations=[
-            v05.ScaleTransformation(scale=scale),
-            v05.TranslationTransformation(translation=translation),
-        ],
-    )
+    unit = {
+        axis: "micrometer" if known else None
+        for axis, known in (("z", plate.plane_um), ("y", plate.pixel_um), ("x", plate.pixel_um))
+    }
+    other = {"t": v05.TimeAxis(name="t"), "c": v05.ChannelAxis(name="c")}
+    datasets = []
+    for level in range(levels):
+        # A pixel of level k covers 2^k of level 0, so its centre lies (2^k - 1) / 2 of them further in.
+        places = [(*grid[axis], 2**level if axis in "yx" else 1) for axis in names]
+        scale = [step * factor for step, _, factor in places]
+        translation = [first + step * (factor - 1) / 2 for step, first, factor in places]
+        transformations = [
+            v05.ScaleTransformation(scale=scale), v05.TranslationTransformation(translation=translation)
+        ]  # fmt: skip
+        datasets.append(v05.Dataset(path=str(level), coordinateTransformations=transformations))
+    axes = [other.get(axis) or v05.SpaceAxis(name=axis, unit=unit[axis]) for axis in names]
+    return v05.Multiscale(name=name, axes=axes, datasets=datasets, type=kind)
 
 
 def move(scales: dict[str, Any], old: Grid, new: Grid, known: bool) -> None:
-    """Levels (as JSON) that lie on the old grid come to lie on the new one in y and x, whoever wrote them.
+    """Moves levels (as JSON) from the old grid to the new one in y and x, whichever program wrote them.
 
     `known`: whether the new grid is in micrometres.
     """
@@ -112,16 +105,6 @@ def move(scales: dict[str, Any], old: Grid, new: Grid, known: bool) -> None:
                 step[kind][at] = (step[kind][at] - first[0]) / from_step * to_step + first[1]
 
 
-def _channels(plate: Plate, field: Field, statistics: FieldStatistics) -> list[v05.OmeroChannel]:
-    return [
-        v05.OmeroChannel(
-            label=channel.name, color=channel.color, active=True,
-            window=_window(field, [p for key, p in statistics.planes.items() if key[1] == number]),
-        )
-        for number, channel in enumerate(plate.channels)
-    ]  # fmt: skip
-
-
 def _window(field: Field, planes: list[PlaneStatistics]) -> v05.OmeroWindow:
     kind = np.dtype(field.dtype)
     least = min((plane.min for plane in planes), default=0.0)
@@ -134,11 +117,8 @@ def _window(field: Field, planes: list[PlaneStatistics]) -> v05.OmeroWindow:
 
 
 def plate_group(plate: Plate) -> v05.Plate:
-    """All physical rows and columns, and the wells that hold fields."""
-    counts: dict[tuple[str, int], int] = {}
-    for field in plate.fields:
-        pair = (field.key.well, field.key.acquisition)
-        counts[pair] = counts.get(pair, 0) + 1
+    """Returns all physical rows and columns, and the wells that hold fields."""
+    counts = Counter((field.key.well, field.key.acquisition) for field in plate.fields)
     rows = [v05.Row(name=name) for name in plate.rows]
     columns = [v05.Column(name=name) for name in plate.columns]
     acquisitions = [
@@ -163,16 +143,18 @@ def plate_group(plate: Plate) -> v05.Plate:
 
 
 def well_group(fields: list[Field]) -> v05.Well:
+    """Returns the images of a well."""
     images = [v05.FieldOfView(path=f.key.image, acquisition=f.key.acquisition) for f in fields]
     return v05.Well(well=v05.WellDef(images=images))
 
 
 def labels_group(folders: list[str]) -> v05.LabelsGroup:
+    """Returns the list of an image's labels."""
     return v05.LabelsGroup(labels=folders)
 
 
 def attributes(model: Any) -> dict[str, Any]:
-    """What stands under `attributes.ome`: the model as JSON, with a trap passed by."""
+    """Returns what `attributes.ome` holds: the model as JSON."""
     content: dict[str, Any] = model.model_dump(mode="json", exclude_none=True)
     if isinstance(model, v05.Plate):
         # The text of 0.5 asks for it, its schema does not know it: readers accept it, some warn without.
@@ -181,16 +163,14 @@ def attributes(model: Any) -> dict[str, Any]:
 
 
 def colored(attributes: dict[str, Any], labels: Iterable[int]) -> dict[str, Any]:
-    """The attributes of labels with a colour for each, as the specification advises and viewers like it best.
-
-    As JSON: the model would compare each colour with all others, in Python.
-    """
+    """Returns the attributes of labels with a colour for each, as the specification advises."""
+    # As JSON, for the model would compare each colour with all others, in Python.
     colors = [{"label-value": label, "rgba": _color(label)} for label in (0, *labels)]
     return attributes | {"image-label": {"colors": colors, **attributes["image-label"]}}
 
 
 @lru_cache(maxsize=8192)
 def _color(label: int) -> list[int]:
-    """Colours of neighbouring numbers lie far apart: steps of the golden ratio around the circle."""
+    # Colours of neighbouring numbers lie far apart: steps of the golden ratio around the circle.
     rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 1)
     return [*(round(255 * part) for part in rgb), 255] if label else [0, 0, 0, 0]

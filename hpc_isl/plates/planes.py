@@ -1,4 +1,4 @@
-"""Decoding one plane of a TIFF, PNG or Cellomics file, whole or not at all: where all pixels come in."""
+"""Decoding of one plane of a TIFF, PNG or Cellomics file, complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import tifffile
 from hpc_isl.errors import UserError
 from hpc_isl.plates import cellomics_image
 
-# Its complaints become the `UserError` of the file, or are about tags that nobody reads.
+# Its warnings become the `UserError` of the file, or are about tags that nobody reads.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # in both byte orders, and BigTIFF with a plus
 _PALETTE = 3
 _SAMPLES = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 
 class Header(NamedTuple):
-    """What a file says of its pixels: (y, x), numpy dtype name, number of planes."""
+    """Shape (y, x), numpy dtype name and number of planes of a file."""
 
     shape: tuple[int, int]
     dtype: str
@@ -37,7 +37,7 @@ class Header(NamedTuple):
 
 
 class StoredPlane(NamedTuple):
-    """Where a plane lies in an open TIFF: in a page, or so many bytes behind the data of one.
+    """A plane of an open TIFF: the data of a page, or those so many bytes behind them.
 
     ImageJ writes large stacks, and MetaMorph all, as one page with the pixels of all planes behind it.
     """
@@ -47,12 +47,12 @@ class StoredPlane(NamedTuple):
 
 
 def header(path: Path, drawn: bool = False) -> Header:
-    """Shape, type and number of planes, without decoding pixels.
+    """Returns shape, type and number of planes, without decoding pixels.
 
     Reduced copies of a plane (thumbnails, pyramids) are no planes of their own.
 
     Args:
-        drawn: it may also be what painting programs write, and no camera: less than 8 bits per pixel, a
+        drawn: accept also what painting programs write and cameras do not: less than 8 bits per pixel, a
             palette, colours.
 
     Raises:
@@ -71,15 +71,15 @@ def header(path: Path, drawn: bool = False) -> Header:
 
 
 def header_of(stored: list[StoredPlane]) -> Header:
-    """The header of a TIFF with these planes."""
+    """Returns the header of a TIFF with these planes."""
     page = stored[0].page
-    return Header(page.shape[:2], _dtype(page).name, len(stored))
+    return Header(page.shape[:2], "uint8" if page.dtype == bool else page.dtype.name, len(stored))
 
 
 def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
-    """One plane as (y, x), in the machine's byte order; the pixels are exactly the file's.
+    """Returns one plane as (y, x), in the machine's byte order; the pixels are exactly the file's.
 
-    Pixels of one bit become uint8. `drawn`: as `header` says; then numbers in the palette, or colours
+    Pixels of one bit become uint8. `drawn`: as for `header`; then numbers in the palette, or colours
     (y, x, samples).
 
     Raises:
@@ -100,7 +100,7 @@ def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
 
 @contextmanager
 def named_file(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file, it is the file that is named."""
+    """Turns whatever goes wrong with a file into a `UserError` that names it."""
     try:
         yield
     except UserError:
@@ -129,10 +129,10 @@ def file_kind(path: Path) -> str:
 
 
 def _png_header(path: Path, drawn: bool) -> tuple[Header, int, int]:
-    """The header, bits per sample, and what the samples are (0 grey, 2 RGB, 3 palette, 4 or 6 with alpha)."""
+    """Returns header, bits per sample and kind of samples (0 grey, 2 RGB, 3 palette, 4 or 6 with alpha)."""
     with path.open("rb") as file:
         start = file.read(26)
-        file.seek(max(path.stat().st_size - len(_PNG_END), 0))
+        file.seek(max(path.stat().st_size - len(_PNG_END), 0))  # a truncated file lacks its end chunk
         end = file.read()
     if len(start) < 26 or end != _PNG_END:
         raise UserError(f"{path} is truncated: its end is missing")
@@ -147,28 +147,40 @@ def _png_header(path: Path, drawn: bool) -> tuple[Header, int, int]:
 
 
 def _decoded_png(path: Path, drawn: bool) -> np.ndarray:
-    """The decoder spreads less than 8 grey bits over 0 to 255, and makes colours of a palette."""
     _, bits, color = _png_header(path, drawn)
     content = path.read_bytes()
-    if color == _PALETTE:
+    if color == _PALETTE:  # imagecodecs would make colours of it
         from PIL.PngImagePlugin import PngImageFile
 
         return np.asarray(PngImageFile(io.BytesIO(content)))
     pixels: np.ndarray = imagecodecs.png_decode(content)
+    # The decoder spreads less than 8 grey bits over 0 to 255.
     return pixels // (255 // (2**bits - 1)) if bits < 8 else pixels
 
 
 def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
-    """The planes of an open TIFF, all of one shape and type, each wholly inside the file.
+    """Returns the planes of an open TIFF, all of one shape and type, each wholly inside the file.
 
     Raises:
         UserError: see `header`.
     """
     path = tiff.filehandle.path
-    pages = [page for page in tiff.pages if not page.is_reduced]
+    pages, offsets = [], set()
+    for page in tiff.pages:
+        if page.offset in offsets:
+            raise UserError(f"{path} is damaged: it names a page twice")
+        offsets.add(page.offset)
+        if not page.is_reduced:  # thumbnails and pyramids are no planes
+            pages.append(page)
     if not pages:
         raise UserError(f"{path} holds no image")
-    if _next_page(tiff, tiff.pages[-1]):
+    # tifffile ends in silence where the next page cannot be reached: the offset after the last one is read.
+    layout, file = tiff.tiff, tiff.filehandle
+    file.seek(tiff.pages[-1].offset)
+    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    file.seek(tiff.pages[-1].offset + layout.tagnosize + tags * layout.tagsize)
+    (next_page,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+    if next_page:
         raise UserError(f"{path} is truncated: it has more pages than can be reached")
     kinds = {(page.shape, str(page.dtype)) for page in pages}
     if len(kinds) > 1:
@@ -191,30 +203,20 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
 
 
 def _claimed(tiff: Any) -> int:
-    """The number of planes that a file with one page claims to hold."""
+    """Returns the number of planes that a file with one page claims to hold."""
     if tiff.is_stk:
         return int(tiff.stk_metadata["NumberPlanes"])
     if tiff.is_imagej:
-        found = tiff.imagej_metadata or {}
-        axes = [int(found.get(name, 1)) for name in ("channels", "slices", "frames")]
-        return max(prod(axes), int(found.get("images", 1)))
+        stated = tiff.imagej_metadata or {}
+        axes = [int(stated.get(name, 1)) for name in ("channels", "slices", "frames")]
+        return max(prod(axes), int(stated.get("images", 1)))
     if tiff.is_shaped:
         return prod(map(int, tiff.shaped_metadata[0]["shape"][:-2]))
     return 1
 
 
-def _next_page(tiff: Any, page: Any) -> int:
-    """Where the file says that the next page lies; 0 after the last. tifffile ends in silence."""
-    layout, file = tiff.tiff, tiff.filehandle
-    file.seek(page.offset)
-    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-    file.seek(page.offset + layout.tagnosize + tags * layout.tagsize)
-    (offset,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
-    return int(offset)
-
-
 def _check(page: Any, path: Path, drawn: bool) -> None:
-    """A page is one grey plane whose every segment lies inside the file."""
+    """Raises a `UserError` unless a page is one grey plane whose every segment lies inside the file."""
     if page.samplesperpixel != 1 and not drawn:
         raise UserError(f"{path} has {page.samplesperpixel} samples per pixel (colour?); one is expected")
     if page.samplesperpixel != 1 and page.planarconfig != 1:
@@ -231,29 +233,24 @@ def _check(page: Any, path: Path, drawn: bool) -> None:
             raise UserError(
                 f"{path} is truncated: {size} bytes, but its pixels reach to byte {offset + count}"
             )
+    # Offsets and sizes of 0 are those of a file whose writer was interrupted.
     if not segments or not all(offset and count for offset, count in segments):
         raise UserError(f"{path} is damaged: some of its pixels were never written")
-    if page.compression == 1 and sum(count for _, count in segments) < _least_bytes(page):
-        raise UserError(f"{path} is damaged: it holds fewer pixels than its {page.shape} need")
-
-
-def _least_bytes(page: Any) -> int:
-    """Bytes of an uncompressed plane: rows of any number of bits per sample are padded to whole bytes."""
     height, width = page.shape[:2]
     if page.is_tiled:
         width = -(-width // page.tilewidth) * page.tilewidth
         height = -(-height // page.tilelength) * page.tilelength
-    return int(height * -(-width * page.samplesperpixel * page.bitspersample // 8))
-
-
-def _dtype(page: Any) -> np.dtype[Any]:
-    return np.dtype(np.uint8) if page.dtype == bool else page.dtype
+    # Rows of any number of bits per sample are padded to whole bytes.
+    needed = height * -(-width * page.samplesperpixel * page.bitspersample // 8)
+    if page.compression == 1 and sum(count for _, count in segments) < needed:
+        raise UserError(f"{path} is damaged: it holds fewer pixels than its {page.shape} need")
 
 
 def _decoded(tiff: Any, stored: StoredPlane) -> np.ndarray:
     page, skip = stored
     if not skip:
-        return page.asarray(maxworkers=1).astype(_dtype(page), copy=False)  # type: ignore[no-any-return]
+        dtype = np.uint8 if page.dtype == bool else page.dtype
+        return page.asarray(maxworkers=1).astype(dtype, copy=False)  # type: ignore[no-any-return]
     dtype = page.dtype.newbyteorder(tiff.byteorder)
     pixels: np.ndarray = tiff.filehandle.read_array(dtype, page.size, page.dataoffsets[0] + skip)
     return pixels.reshape(page.shape)

@@ -1,10 +1,10 @@
-"""What a plate is: names, positions and statistics; no pixels and no files are opened here."""
+"""A plate and its parts, by names and positions; no pixels and no files are opened here."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -21,7 +21,7 @@ PlaneIndex = tuple[int, int, int]
 """A plane of a stored image: (time, channel, plane)."""
 
 
-# What names of channels say that show no stain.
+# Names of channels that show no stain.
 TRANSMITTED = re.compile(r"bright-?field|phase|\bdic\b|transmi", re.IGNORECASE)
 WELL_DISTANCE_UM = {6: 39120, 12: 26010, 24: 19300, 48: 13000, 96: 9000, 384: 4500, 1536: 2250}
 
@@ -34,9 +34,9 @@ class Channel:
         name: as the vendor writes it, unique within the plate.
         fluorescent: False for bright-field, phase, DIC and other transmitted light.
         color: RRGGBB, for viewers.
-        excitation_nm, emission_nm, exposure_s: None where the vendor does not say.
-        flat_field: the vendor's profile of uneven illumination, or None (`learning.pixels`
-            evaluates it); for Harmony the parsed `Background` entry of FlatfieldProfile.
+        excitation_nm, emission_nm, exposure_s: None where the vendor states none.
+        flat_field: the vendor's profile of uneven illumination, or None; for Harmony the parsed `Background`
+            entry of FlatfieldProfile.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Channel:
 
 @dataclass(frozen=True, order=True)
 class FieldKey:
-    """What identifies an image on its plate; `str(key)` is `B03/1`, or `B03/2x1` in acquisition 2."""
+    """The name of an image on its plate; `str(key)` is `B03/1`, or `B03/2x1` in acquisition 2."""
 
     well: str
     name: str
@@ -63,7 +63,8 @@ class FieldKey:
 
     @property
     def place(self) -> tuple[tuple[int, int], int, int, str]:
-        """Sorts keys in plate order; names that are numbers sort as such."""
+        """Sorting key for plate order."""
+        # Names that are numbers sort as such: 10 after 9.
         number = int(self.name) if self.name.isdigit() else 0
         return well_position(self.well), self.acquisition, number, self.name
 
@@ -85,8 +86,8 @@ class Field:
         details: further facts the vendor states for this field (time stamps, autofocus height), as
             JSON can hold them. Every reader gives `planes`, channel name -> plane numbers that were
             imaged at any time: channels may have fewer than z planes, or none. Where a channel was not
-            imaged at all times there is also `times`, channel name -> times. Exactly which planes were
-            imaged the index knows (`Index.imaged`); the rest is stored as zeros, which are no counts.
+            imaged at all times there is also `times`, channel name -> times. The index has exactly which
+            planes were imaged (`Index.imaged`); the rest is stored as zeros, which are no counts.
     """
 
     key: FieldKey
@@ -97,37 +98,37 @@ class Field:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def planes(self, channel: str) -> tuple[int, ...]:
-        """The planes in which `channel` was imaged at any time; all where `details` do not say."""
+        """Returns the planes in which `channel` was imaged at any time; all where `details` have none."""
         imaged = self.details.get("planes")
         return tuple(range(self.shape[2])) if imaged is None else tuple(imaged.get(channel, ()))
 
     def with_planes(self, places: Collection[PlaneIndex], channels: Sequence[str]) -> Field:
-        """The same field, of which only these planes were imaged; `channels` are the plate's names."""
-        left = imaged(places, channels, self.shape[0])
+        """Returns the field with only these planes imaged; `channels` are the plate's names."""
+        remaining = imaged(places, channels, self.shape[0])
+        planes = remaining["planes"]
         details = {name: fact for name, fact in self.details.items() if name not in ("planes", "times")}
         if heights := details.get("z_um"):
-            planes = {name: set(own) for name, own in left["planes"].items()}
             details["z_um"] = {
                 name: [z for plane, z in zip(self.planes(name), own, strict=False) if plane in planes[name]]
                 for name, own in heights.items()
                 if name in planes
             }
-        return replace(self, details={**left, **details})
+        return replace(self, details={**remaining, **details})
 
 
 def imaged(
     places: Collection[PlaneIndex], channels: Sequence[str], times: int
 ) -> dict[str, dict[str, list[int]]]:
-    """What of a field exists, for its `details`: `planes`, and `times` where a channel lacks some."""
-    depths: dict[int, set[int]] = defaultdict(set)
-    seen: dict[int, set[int]] = defaultdict(set)
+    """Returns what of a field exists, for its `details`: `planes`, and `times` where a channel lacks some."""
+    planes: dict[int, set[int]] = defaultdict(set)
+    moments: dict[int, set[int]] = defaultdict(set)
     for time, channel, plane in places:
-        depths[channel].add(plane)
-        seen[channel].add(time)
-    found = {"planes": {channels[c]: sorted(depths[c]) for c in sorted(depths)}}
-    if any(len(own) < times for own in seen.values()):
-        found["times"] = {channels[c]: sorted(seen[c]) for c in sorted(seen)}
-    return found
+        planes[channel].add(plane)
+        moments[channel].add(time)
+    details = {"planes": {channels[c]: sorted(planes[c]) for c in sorted(planes)}}
+    if any(len(own) < times for own in moments.values()):
+        details["times"] = {channels[c]: sorted(moments[c]) for c in sorted(moments)}
+    return details
 
 
 @dataclass(frozen=True)
@@ -152,34 +153,41 @@ class Plate:
     acquisitions: Mapping[int, str] = field(default_factory=lambda: {0: "0"})
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self.fields)
+
     @property
     def wells(self) -> tuple[str, ...]:
         """The wells that hold fields, in plate order."""
-        return tuple(sorted({f.key.well for f in self.fields}, key=well_position))
+        return tuple(sorted({field.key.well for field in self}, key=well_position))
 
     def keep(self, keys: set[FieldKey]) -> Plate:
-        """The same plate with only these fields."""
-        return replace(self, fields=tuple(f for f in self.fields if f.key in keys))
+        """Returns the plate with only these fields."""
+        return replace(self, fields=tuple(field for field in self if field.key in keys))
 
     def choose(self, wanted: Iterable[str]) -> set[FieldKey]:
-        """The fields that `wanted` names: B03/1 is one of them, B03 means all of its well."""
+        """Returns the fields that `wanted` names: B03/1 is one of them, B03 means all of its well.
+
+        Raises:
+            UserError: a text names no field of the plate.
+        """
         chosen: set[FieldKey] = set()
         for text in wanted:
             well, _, image = text.partition("/")
             well = well_name(*well_position(well))
-            found = {f.key for f in self.fields if f.key.well == well and image in ("", f.key.image)}
-            if not found:
-                inside = [f.key for f in self.fields if f.key.well == well]
+            inside = [field.key for field in self if field.key.well == well]
+            keys = {key for key in inside if image in ("", key.image)}
+            if not keys:
                 raise UserError(
                     f"fields: {text!r} is not on the plate; {nearest(text, inside or self.wells)}"
                 )
-            chosen |= found
+            chosen |= keys
         return chosen
 
 
 @dataclass(frozen=True, slots=True)
 class PlaneFile:
-    """Where a reader says that one plane of one field lies: indices are into the stored image."""
+    """The file of one plane of one field, by a reader; indices are into the stored image."""
 
     path: Path
     time: int
@@ -189,6 +197,7 @@ class PlaneFile:
 
     @property
     def place(self) -> PlaneIndex:
+        """(time, channel, plane)."""
         return self.time, self.channel, self.plane
 
 
@@ -196,10 +205,10 @@ NOT_IMAGED = "not imaged"
 
 
 class Problem(NamedTuple):
-    """What is wrong with a field: it costs the planes concerned, and the field where none is left.
+    """A fault of a field: the planes concerned are not stored, nor is the field where none is left.
 
     `kind` is a word to count by: missing, damaged, duplicate, incomplete, differing, failed, or
-    NOT_IMAGED, which is the instrument's own word and no damage.
+    NOT_IMAGED, which the instrument itself reports and is no damage.
     """
 
     key: FieldKey
@@ -240,7 +249,7 @@ class Export:
 
 
 def doubtful_size(plate: Plate) -> str:
-    """What makes one doubt the size of a pixel, in words; empty where nothing does.
+    """Returns a warning where a field would be wider than wells are apart, so that pixels cannot be so large.
 
     The distance of wells is that of the SBS standard (ANSI SLAS 4) for the plate's format.
     """
@@ -258,17 +267,18 @@ def doubtful_size(plate: Plate) -> str:
 
 
 def well_name(row: int, column: int) -> str:
-    """(0, 0) -> "A01"; rows beyond 26 are AA, AB, … as on 1536-well plates."""
+    """Returns (0, 0) -> "A01"; rows beyond 26 are AA, AB, … as on 1536-well plates."""
     return f"{row_name(row)}{column + 1:02d}"
 
 
 def row_name(row: int) -> str:
-    """0 -> "A", 26 -> "AA"."""
+    """Returns 0 -> "A", 26 -> "AA"."""
     return ascii_uppercase[row] if row < 26 else "A" + ascii_uppercase[row - 26]
 
 
 def well_position(well: str) -> tuple[int, int]:
-    """ "B03", "b3" and "B003" -> (1, 2); anything else is a `UserError`."""
+    """Returns (1, 2) of "B03", "b3" and "B003"; raises a `UserError` for what is no well."""
+    # Rows beyond Z are AA to AF, on plates of 1536 wells.
     match = re.fullmatch(r"(A?[A-Za-z])0*([1-9]\d?)", well.strip())
     if not match:
         raise UserError(f"well {well!r} is no well name: write a row and a column, as in B03")
@@ -278,16 +288,12 @@ def well_position(well: str) -> tuple[int, int]:
 
 
 def layout(wells: set[str], wells_on_plate: int | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """All rows and columns of the smallest common format that holds `wells` (or of the one named)."""
+    """Returns all rows and columns of the smallest common format that holds `wells` (or of the one named)."""
     places = [well_position(well) for well in wells]
-    deep, wide = (1 + max(axis, default=0) for axis in ([p[0] for p in places], [p[1] for p in places]))
+    deep, wide = (1 + max((place[axis] for place in places), default=0) for axis in (0, 1))
     for count, (rows, columns) in FORMATS.items():
-        if (
-            wells_on_plate in (None, count)
-            and count >= (wells_on_plate or 96)
-            and deep <= rows
-            and wide <= columns
-        ):
+        allowed = count >= 96 if wells_on_plate is None else count == wells_on_plate
+        if allowed and deep <= rows and wide <= columns:
             return tuple(map(row_name, range(rows))), tuple(f"{c + 1:02d}" for c in range(columns))
     raise UserError(
         f"wells up to {well_name(deep - 1, wide - 1)} do not fit a plate of {wells_on_plate or 1536} wells; "
@@ -296,8 +302,9 @@ def layout(wells: set[str], wells_on_plate: int | None = None) -> tuple[tuple[st
 
 
 def color_of(fluorescent: bool, emission_nm: float | None = None) -> str:
-    """RRGGBB to show a channel in: grey for transmitted light, else about the hue of its emission."""
+    """Returns RRGGBB to show a channel in: white for transmitted light, else the hue of its emission."""
     if not fluorescent or emission_nm is None:
         return "FFFFFF"
+    # Longest wavelength in nm of each hue.
     hues = {500: "0000FF", 560: "00FF00", 590: "FFFF00", 640: "FF0000"}
     return next((hue for longest, hue in hues.items() if emission_nm < longest), "FF00FF")

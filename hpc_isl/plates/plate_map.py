@@ -14,13 +14,13 @@ PlateMap = dict[str, dict[str, str]]
 
 
 def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapping[str, str]]) -> PlateMap:
-    """well -> column -> value from a CSV (comma, semicolon or tab) with a column `well`.
+    """Returns well -> column -> value from a CSV (comma, semicolon or tab) with a column `well`.
 
     Where the export names its images (column `image` of `known`), the table may have `image` instead.
 
     Args:
         rows, columns: physical size of the plate; wells outside are a `UserError`.
-        known: what the export itself says of its wells.
+        known: what the export itself states of its wells.
 
     Raises:
         UserError: naming file, line and well: no such well, a well given twice, a line too long.
@@ -45,7 +45,7 @@ def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapp
 
 
 def merged(under: Mapping[str, Mapping[str, str]], over: Mapping[str, Mapping[str, str]]) -> PlateMap:
-    """Both maps together; where both have a value, that of `over`."""
+    """Returns both maps together; where both have a value, that of `over`."""
     return {well: {**under.get(well, {}), **over.get(well, {})} for well in sorted({*under, *over})}
 
 
@@ -65,7 +65,7 @@ def _table(path: Path) -> list[list[str]]:
 
 
 def _key(path: Path, header: list[str], known: Mapping[str, Mapping[str, str]]) -> str:
-    """The name of the column that says which well a line is about."""
+    """Returns the name of the column that names the well of a line."""
     if doubled := sorted({name for name in header if header.count(name) > 1}):
         raise UserError(f"plate_map: {path} has several columns {doubled[0]!r}")
     by_lower = {name.lower(): name for name in header}
@@ -100,24 +100,22 @@ UNITS |= {unit: unit for unit in ("M", "mM", "µM", "nM", "pM", "mg", "ng", "h",
 
 
 def described(facts: Mapping[str, str], most: int = 2) -> list[str]:
-    """What is told of a well in a title: `compound A`, `dose 10 µM`.
-
-    A number means nothing without its column's name, whose end is its unit: dose_uM, or dose (µM).
-    """
-    return [_described(name, value) for name, value in facts.items() if value][:most]
-
-
-def _described(column: str, value: str) -> str:
-    try:
-        float(value)
-    except ValueError:
-        return value
-    name, unit = _parted(column)
-    return " ".join(filter(None, [name, value, unit]))
+    """Returns how a title describes a well: `compound A`, `dose 10 µM`."""
+    texts = []
+    for column, value in facts.items():
+        try:
+            float(value)
+        except ValueError:
+            texts.append(value)
+        else:
+            # A number means nothing without its column's name, whose end is its unit: dose_uM, dose (µM).
+            name, unit = _name_and_unit(column)
+            texts.append(" ".join(filter(None, [name, value, unit])))
+    return [text for text in texts if text][:most]
 
 
-def _parted(column: str) -> tuple[str, str]:
-    """The name of a column without its unit, and the unit, or an empty one."""
+def _name_and_unit(column: str) -> tuple[str, str]:
+    """Returns the name of a column without its unit, and the unit, or an empty one."""
     if bracketed := re.fullmatch(r"(.+?)\s*[(\[](.+)[)\]]", column):
         return bracketed[1], UNITS.get(bracketed[2], bracketed[2])
     for unit in sorted(UNITS, key=len, reverse=True):

@@ -21,7 +21,7 @@ SMALLEST_EDGE = 256
 
 
 def count_levels(shape: tuple[int, ...], levels: int | None) -> int:
-    """Levels of the pyramid: `levels`, or until the longer edge of (…, y, x) is at most 256 pixels."""
+    """Returns the number of levels: `levels`, or until the longer edge of (…, y, x) is at most 256 pixels."""
     if levels is not None:
         return levels
     edge, count = max(shape[-2:]), 1
@@ -38,22 +38,22 @@ def write_pyramid(
     codec: CodecRecipe,
     method: Literal["mean", "stride"],
 ) -> None:
-    """Arrays `0`, `1`, … below `folder`: each halves y and x of the one before.
+    """Writes arrays `0`, `1`, … below `folder`: each halves y and x of the one before.
 
-    `mean` rounds 2 × 2 means half to even in integer types, over the pixels there are at odd edges;
-    `stride` takes the nearest pixel, for labels.
+    `mean` rounds 2 × 2 means half to even in integer types, over existing pixels at odd edges; `stride` takes
+    the nearest pixel, for labels.
     """
     for level in range(levels):
         if level:
             pixels = ts.downsample(ts.array(pixels), _halved(pixels.ndim), method).read().result()
         create_level(folder, level, pixels.shape, pixels.dtype, axes, codec).write(pixels).result()
-    _open.cache_clear()
+    _open.cache_clear()  # arrays that were replaced are opened again
 
 
 def write_coarser(
     folder: Path, first: ts.TensorStore, axes: tuple[str, ...], levels: int, codec: CodecRecipe
 ) -> None:
-    """Levels 1, 2, … of labels whose level 0 is written, a shard at a time: memory holds four of them."""
+    """Writes levels 1, 2, … of labels whose level 0 exists, a shard at a time: memory holds four of them."""
     fine = first
     for level in range(1, levels):
         view = ts.downsample(fine, _halved(fine.rank), "stride")
@@ -64,11 +64,12 @@ def write_coarser(
 
 
 def write_shards(store: ts.TensorStore, box: tuple[slice, ...], pixels: NDArray[Any]) -> None:
-    """Writes whole shards: of one that two processes write a part of each, one part is lost without a word.
+    """Writes whole shards.
 
     Raises:
         ValueError: the box begins or ends within a shard.
     """
+    # Of a shard that two processes write a part of each, one part would be lost without an error.
     size = [int(edge or 0) for edge in store.chunk_layout.write_chunk.shape or ()]
     for side, edge, length in zip(box, size, store.shape, strict=True):
         if side.start % edge or (side.stop % edge and side.stop != length):
@@ -77,7 +78,7 @@ def write_shards(store: ts.TensorStore, box: tuple[slice, ...], pixels: NDArray[
 
 
 def shard_boxes(store: ts.TensorStore) -> Iterator[tuple[slice, ...]]:
-    """The boxes that have a file each: what one writer may write at once."""
+    """Yields the boxes that have a file each: what one writer may write at once."""
     size = [int(edge or 0) for edge in store.chunk_layout.write_chunk.shape or ()]
     starts = [range(0, length, edge) for length, edge in zip(store.shape, size, strict=True)]
     for corner in product(*starts):
@@ -92,23 +93,23 @@ def _halved(rank: int) -> list[int]:
 
 
 def open_level(image: Path, level: int) -> ts.TensorStore:
-    """The array of one level, (c, z, y, x) or (t, c, z, y, x): open once per process, read at will.
+    """Returns the array of one level, (c, z, y, x) or (t, c, z, y, x), opened once per process.
 
-    Threads are limited by HPC_ISL_IO_THREADS (default 4). A chunk that is not there fails: it is
-    damage, for dark chunks are written too.
+    Threads are limited by HPC_ISL_IO_THREADS (default 4). Reading a missing chunk fails: it is damage, for
+    dark chunks are written too.
     """
     return _open(image, level, os.getpid())
 
 
 @lru_cache(maxsize=4096)
-def _open(image: Path, level: int, process: int) -> ts.TensorStore:
+def _open(image: Path, level: int, process: int) -> ts.TensorStore:  # a fork may not use its parent's store
     return open_fresh(image, level)
 
 
 def open_fresh(image: Path, level: int | str, fill_missing: bool = False) -> ts.TensorStore:
-    """The same for what may be overwritten, as labels are: whatever lies there now.
+    """Returns an array that may be overwritten, as labels are, opened anew.
 
-    `fill_missing`: a chunk that is not there is the array's fill value, as other programs mean it.
+    `fill_missing`: a missing chunk has the array's fill value, as other programs mean it.
     """
     spec = {
         "driver": "zarr3",
@@ -123,27 +124,24 @@ def open_fresh(image: Path, level: int | str, fill_missing: bool = False) -> ts.
 
 @lru_cache(maxsize=1)
 def _context(process: int) -> ts.Context:
-    threads = int(os.environ.get("HPC_ISL_IO_THREADS", "4"))
-    limit = {"limit": threads}
+    limit = {"limit": int(os.environ.get("HPC_ISL_IO_THREADS", "4"))}
     return ts.Context({"data_copy_concurrency": limit, "file_io_concurrency": limit})
 
 
 def read_box(
     image: Path, level: int, time: int, channel: int, planes: list[int] | slice, y: slice, x: slice
 ) -> NDArray[Any]:
-    """A box (z, y, x) of the planes of one channel and time, in counts as stored."""
+    """Returns a box (z, y, x) of the planes of one channel and time, in counts as stored."""
     store = open_level(image, level)
-    if store.rank == 5:
-        store = store[time]
-    box = store[channel][planes, y, x]
+    store = store[time] if store.rank == 5 else store
     try:
-        return np.asarray(box.read().result())
+        return np.asarray(store[channel][planes, y, x].read().result())
     except ValueError as error:
         raise UserError(f"{image}: level {level} cannot be read: {error}") from None
 
 
 def shards(shape: tuple[int, ...], chunk: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of a shard and of a chunk: a field is one shard, t apart, up to 4096 pixels along an edge."""
+    """Returns the shapes of a shard and a chunk: a field is one shard for each t, up to 4096 pixels wide."""
     inner = (1,) * (len(shape) - 2) + (chunk, chunk)
     largest = max(SHARD_EDGE // chunk, 1) * chunk
     edges = tuple(min(-(-length // chunk) * chunk, largest) for length in shape[-2:])
@@ -159,19 +157,24 @@ def create_level(
     axes: tuple[str, ...],
     codec: CodecRecipe,
 ) -> ts.TensorStore:
-    """A new array of one level, as yet without pixels."""
+    """Returns a new array of one level, as yet without pixels."""
     shard, chunk = shards(shape, codec.chunk)
-    inner = [_bytes(dtype), *_compressor(codec, dtype)]
+    endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    inner: list[dict[str, Any]] = [endian if dtype.itemsize > 1 else {"name": "bytes"}]
+    if codec.name != "none":
+        filters = {"shuffle": "bitshuffle", "typesize": dtype.itemsize}
+        blosc = {"cname": codec.name, "clevel": codec.level, **filters}
+        inner.append({"name": "blosc", "configuration": blosc})
     sharding = {
         "chunk_shape": chunk,
         "codecs": inner,
-        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_codecs": [endian, {"name": "crc32c"}],
         "index_location": "end",
     }
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{folder}/{level}/"},
-        "store_data_equal_to_fill_value": True,
+        "store_data_equal_to_fill_value": True,  # so that a missing chunk is damage
         "metadata": {
             "shape": shape,
             "data_type": dtype.name,
@@ -183,14 +186,3 @@ def create_level(
         },
     }
     return ts.open(spec, create=True, delete_existing=True, context=_context(os.getpid())).result()
-
-
-def _bytes(dtype: np.dtype[Any]) -> dict[str, Any]:
-    return {"name": "bytes"} | ({"configuration": {"endian": "little"}} if dtype.itemsize > 1 else {})
-
-
-def _compressor(codec: CodecRecipe, dtype: np.dtype[Any]) -> list[dict[str, Any]]:
-    if codec.name == "none":
-        return []
-    blosc = {"cname": codec.name, "clevel": codec.level, "shuffle": "bitshuffle", "typesize": dtype.itemsize}
-    return [{"name": "blosc", "configuration": blosc}]

@@ -1,4 +1,4 @@
-"""What the pixels of a field are like: measured once at conversion, merged ever after without pixels."""
+"""Statistics of a field's pixels: measured once at conversion, merged afterwards without reading pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLOAT_OCTAVES = (-16, 16)
 
 @dataclass(frozen=True)
 class PlaneStatistics:
-    """Of one plane's level-0 pixels, in counts; percentiles interpolate linearly as numpy's do.
+    """Statistics of one plane's level-0 pixels, in counts; percentiles interpolate linearly as numpy's do.
 
     `focus` is Brenner's score over the squared mean, (mean of squared differences of pixels two
     apart, along y and x) / mean²: unitless, greater is sharper, comparable within one channel.
@@ -82,7 +82,7 @@ class Histogram:
         return int(self.counts.sum())
 
     def percentile(self, q: float) -> float:
-        """The value below which q % of the pixels lie: exact in bins of one value, else interpolated."""
+        """Returns the value below which q % of pixels lie: exact in bins of one value, else interpolated."""
         self._refuse_empty()
         rank = q / 100 * (self.total - 1)
         cumulative = np.cumsum(self.counts)
@@ -93,15 +93,17 @@ class Histogram:
         return float(low + (high - low) * min(share, 1))
 
     def mean(self) -> float:
+        """Returns the mean of the bins' centres, in counts."""
         self._refuse_empty()
         return float(np.average(self.centers, weights=self.counts))
 
     def sd(self) -> float:
+        """Returns the standard deviation of the bins' centres, in counts."""
         self._refuse_empty()
         return float(np.sqrt(np.average((self.centers - self.mean()) ** 2, weights=self.counts)))
 
     def otsu(self) -> float:
-        """Otsu's threshold (IEEE Trans. SMC 9, 1979): the greatest value of the darker class.
+        """Returns Otsu's threshold (IEEE Trans. SMC 9, 1979): the greatest value of the darker class.
 
         Over the bins as they are, so that wide bins above 256 counts cost at most 0.4 % of the value.
         """
@@ -115,7 +117,7 @@ class Histogram:
         return float(self._span(int(np.argmax(between)))[1])
 
     def fraction_above(self, value: float) -> float:
-        """Share of pixels greater than `value`; within a bin of several values by interpolation."""
+        """Returns the share of pixels greater than `value`, interpolated within a bin of several values."""
         self._refuse_empty()
         lows, highs = self._spans
         width = np.maximum(highs - lows, 0)
@@ -131,6 +133,7 @@ class Histogram:
 
     @property
     def _spans(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        # A bin of integers ends one below the next edge.
         step = 0 if np.dtype(self.dtype).kind == "f" else 1
         return edges(self.dtype)[:-1], edges(self.dtype)[1:] - step
 
@@ -145,7 +148,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class FieldStatistics:
-    """Of one field.
+    """Statistics of one field.
 
     Attributes:
         planes: (time, channel, plane) -> statistics; planes that do not exist are absent.
@@ -162,7 +165,7 @@ class FieldStatistics:
 
 
 def measure(pixels: NDArray[Any], existing: Collection[PlaneIndex] | None = None) -> FieldStatistics:
-    """Statistics of (t, c, z, y, x) pixels.
+    """Returns statistics of (t, c, z, y, x) pixels.
 
     Args:
         existing: the planes that were imaged, as (time, channel, plane); None: all of them.
@@ -180,12 +183,15 @@ def measure(pixels: NDArray[Any], existing: Collection[PlaneIndex] | None = None
         planes |= {key: fact[0] for key, fact in zip(keys, facts, strict=True)}
         counts = np.sum([fact[1] for fact in facts], axis=0)
         histograms[channel] = Histogram(pixels.dtype.name, counts)
-        flags += [f"{word}:{channel}" for word in _flags([fact[2:] for fact in facts])]
+        if all(structure < EMPTY_STRUCTURE for *_, structure in facts):
+            flags.append(f"empty:{channel}")
+        if any(at_limit > SATURATED_SHARE for *_, at_limit, _ in facts):
+            flags.append(f"saturated:{channel}")
     return FieldStatistics(planes, histograms, tuple(flags), digest(pixels))
 
 
 def repeated(pixels: NDArray[Any], places: Iterable[PlaneIndex]) -> int:
-    """How many planes of an image (t, c, z, y, x) equal an earlier one bit for bit.
+    """Returns how many planes of an image (t, c, z, y, x) equal an earlier one bit for bit.
 
     >>> repeated(np.zeros((1, 1, 3, 4, 4), np.uint16), [(0, 0, 0), (0, 0, 2)])
     1
@@ -194,16 +200,17 @@ def repeated(pixels: NDArray[Any], places: Iterable[PlaneIndex]) -> int:
     count = 0
     for place in sorted(places):
         plane = pixels[place]
-        alike = different.setdefault(plane[::16, ::16].tobytes(), [])
-        if any(np.array_equal(plane, pixels[other]) for other in alike):
+        similar = different.setdefault(plane[::16, ::16].tobytes(), [])
+        if any(np.array_equal(plane, pixels[other]) for other in similar):
             count += 1
         else:
-            alike.append(place)
+            similar.append(place)
     return count
 
 
 def digest(pixels: NDArray[Any]) -> str:
-    """Hash of pixels, shape and dtype; the order of bytes and of axes in memory does not matter."""
+    """Returns a hash of pixels, shape and dtype; the order of bytes and of axes in memory does not matter."""
+    # Little-endian in C order, so that machines and memory layouts agree.
     little = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<"))
     hashed = hashlib.sha256(f"{pixels.dtype.name}{pixels.shape}".encode())
     hashed.update(little.reshape(-1).view(np.uint8).data)
@@ -212,7 +219,7 @@ def digest(pixels: NDArray[Any]) -> str:
 
 @lru_cache
 def edges(dtype: str) -> NDArray[np.float64]:
-    """Edges of the histogram's bins, ascending; bin k holds edges[k] <= value < edges[k + 1]."""
+    """Returns edges of the histogram's bins, ascending; bin k holds edges[k] <= value < edges[k + 1]."""
     kind = np.dtype(dtype)
     steps = np.arange(BINS_PER_OCTAVE) / BINS_PER_OCTAVE + 1
     if kind.kind == "f":
@@ -228,8 +235,14 @@ def edges(dtype: str) -> NDArray[np.float64]:
 
 
 def _plane(plane: NDArray[Any]) -> tuple[PlaneStatistics, NDArray[np.int64], float, float]:
-    """Statistics, histogram, share of pixels at a camera's greatest value, share of structure."""
-    values, counts = _values(plane)
+    """Returns statistics, histogram, share of pixels at a camera's greatest value, share of structure."""
+    if plane.dtype in (np.uint8, np.uint16):  # much faster than by sorting
+        counts = np.bincount(plane.ravel(), minlength=1)
+        distinct = np.flatnonzero(counts)
+        counts = counts[distinct]
+    else:
+        distinct, counts = np.unique(plane, return_counts=True)
+    values = distinct.astype(float)
     total = plane.size
     weights = counts / total
     mean = float(values @ weights)
@@ -243,18 +256,12 @@ def _plane(plane: NDArray[Any]) -> tuple[PlaneStatistics, NDArray[np.int64], flo
         min=float(values[0]), max=greatest, mean=mean, sd=variance**0.5,
         p1=p1, p50=p50, p99=p99, p999=p999, focus=2 * rough / mean**2 if mean else 0.0,
     )  # fmt: skip
+    # Noise differs as much between near pixels as between far ones: then this share is near 0.
     structure = 1 - rough / coarse if coarse else 0.0
-    return facts, _binned(values, counts, plane.dtype.name), float(at_limit), structure
-
-
-def _values(plane: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The distinct values, ascending, and how many pixels have each."""
-    if plane.dtype in (np.uint8, np.uint16):
-        counts = np.bincount(plane.ravel(), minlength=1)
-        values = np.flatnonzero(counts)
-        return values.astype(float), counts[values]
-    distinct, counts = np.unique(plane, return_counts=True)
-    return distinct.astype(float), counts
+    limits = edges(plane.dtype.name)
+    bins = np.clip(np.searchsorted(limits, values, side="right") - 1, 0, len(limits) - 2)
+    histogram = np.bincount(bins, weights=counts, minlength=len(limits) - 1).astype(np.int64)
+    return facts, histogram, float(at_limit), structure
 
 
 def _percentiles(
@@ -268,54 +275,35 @@ def _percentiles(
 
 
 def _unlikeness(pixels: NDArray[np.float32], apart: int) -> float:
-    """Mean squared difference of pixels so far apart, over both axes."""
+    """Returns the mean squared difference of pixels so far apart, over both axes."""
     steps = [pixels[apart:] - pixels[:-apart], pixels[:, apart:] - pixels[:, :-apart]]
     squares = [float(np.vdot(step, step)) / step.size for step in steps if step.size]
     return sum(squares) / len(squares) if squares else 0.0
-
-
-def _binned(values: NDArray[np.float64], counts: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
-    limits = edges(dtype)
-    bins = np.clip(np.searchsorted(limits, values, side="right") - 1, 0, len(limits) - 2)
-    return np.bincount(bins, weights=counts, minlength=len(limits) - 1).astype(np.int64)
-
-
-def _flags(facts: list[tuple[float, float]]) -> list[str]:
-    words = ["empty"] if all(structure < EMPTY_STRUCTURE for _, structure in facts) else []
-    return words + (["saturated"] if any(share > SATURATED_SHARE for share, _ in facts) else [])
 
 
 # ---------------------------------------------------------------- as JSON
 
 
 def to_dict(statistics: FieldStatistics) -> dict[str, Any]:
-    """Plain JSON; `from_dict` reads it back to an equal value. Histograms are packed: most bins are 0."""
+    """Returns plain JSON, which `from_dict` reads back to an equal value."""
+    histograms = {}
+    for channel, histogram in statistics.histograms.items():
+        packed = zlib.compress(histogram.counts.astype("<i8").tobytes(), 9)  # most bins are 0
+        encoded = base64.b64encode(packed).decode()
+        histograms[str(channel)] = {"dtype": histogram.dtype, "zlib": encoded}
     return {
         "planes": [[*key, *astuple(plane)] for key, plane in statistics.planes.items()],
-        "histograms": {
-            str(channel): {"dtype": h.dtype, "zlib": base64.b64encode(_pack(h.counts)).decode()}
-            for channel, h in statistics.histograms.items()
-        },
+        "histograms": histograms,
         "flags": list(statistics.flags),
         "digest": statistics.digest,
     }
 
 
 def from_dict(content: Mapping[str, Any]) -> FieldStatistics:
-    return FieldStatistics(
-        planes={(t, c, z): PlaneStatistics(*facts) for t, c, z, *facts in content["planes"]},
-        histograms={
-            int(channel): Histogram(packed["dtype"], _unpack(base64.b64decode(packed["zlib"])))
-            for channel, packed in content["histograms"].items()
-        },
-        flags=tuple(content["flags"]),
-        digest=content["digest"],
-    )
-
-
-def _pack(counts: NDArray[np.int64]) -> bytes:
-    return zlib.compress(counts.astype("<i8").tobytes(), 9)
-
-
-def _unpack(packed: bytes) -> NDArray[np.int64]:
-    return np.frombuffer(zlib.decompress(packed), "<i8").astype(np.int64)
+    """Returns the statistics that `to_dict` has written."""
+    planes = {(t, c, z): PlaneStatistics(*facts) for t, c, z, *facts in content["planes"]}
+    histograms = {}
+    for channel, packed in content["histograms"].items():
+        counts = np.frombuffer(zlib.decompress(base64.b64decode(packed["zlib"])), "<i8")
+        histograms[int(channel)] = Histogram(packed["dtype"], counts.astype(np.int64))
+    return FieldStatistics(planes, histograms, tuple(content["flags"]), content["digest"])

@@ -1,6 +1,6 @@
 """A plate on disk: images are written whole, a plate is finished last, and read box by box.
 
-The one door to `levels` (pixels), `labels`, `index` and `metadata` for the rest of the package.
+Other packages import pixels, labels and index of a plate from here.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates import metadata
 from hpc_isl.plates.atomic_directory import atomic_directory
 from hpc_isl.plates.index import Index, finalise, image_path, open_plate, rebuild_index
-from hpc_isl.plates.label_checksums import (
+from hpc_isl.plates.label_groups import annotation, fully_annotated, label_names, label_provenance
+from hpc_isl.plates.labels import (
     LabelState,
     checksum,
     edited,
     edits_stay,
     former_stamp,
+    label_bands,
     label_state,
     labels_checksum,
-    refuse_edited,
-    stamp,
-)
-from hpc_isl.plates.label_groups import annotation, fully_annotated, label_names, label_provenance
-from hpc_isl.plates.labels import (
-    label_bands,
     read_label_box,
     read_labels,
+    refuse_edited,
+    stamp,
     write_labels,
     write_large_labels,
 )
@@ -41,33 +39,11 @@ from hpc_isl.plates.statistics import FieldStatistics, to_dict
 from hpc_isl.recipes.plates import CodecRecipe
 
 __all__ = [
-    "Index",
-    "LabelState",
-    "annotation",
-    "checksum",
-    "edited",
-    "edits_stay",
-    "finalise",
-    "former_stamp",
-    "fully_annotated",
-    "image_path",
-    "label_bands",
-    "label_names",
-    "label_provenance",
-    "label_state",
-    "labels_checksum",
-    "open_level",
-    "open_plate",
-    "read_box",
-    "read_label_box",
-    "read_labels",
-    "rebuild_index",
-    "refuse_edited",
-    "stamp",
-    "write_field",
-    "write_labels",
-    "write_large_labels",
-]
+    "Index", "LabelState", "annotation", "checksum", "edited", "edits_stay", "finalise", "former_stamp",
+    "fully_annotated", "image_path", "label_bands", "label_names", "label_provenance", "label_state",
+    "labels_checksum", "open_level", "open_plate", "read_box", "read_label_box", "read_labels",
+    "rebuild_index", "refuse_edited", "stamp", "write_field", "write_labels", "write_large_labels",
+]  # fmt: skip
 
 
 def write_field(
@@ -83,20 +59,26 @@ def write_field(
     problems: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
-    """Writes one field's image with its pyramid: it is there whole afterwards, or not at all.
+    """Writes one field's image with its pyramid, complete or not at all.
 
     Args:
         pixels: (t, c, z, y, x), shape and dtype as `field` states them.
         statistics: of these pixels, from `statistics.measure`.
         levels: of the pyramid; None: until the longer edge is at most 256 pixels.
         inputs: digest of what the image was made of, kept in it, so that a later run can tell.
-        problems: why planes of it are not there, kept in it too.
-        overwrite: replace an image that is there; it must not be in use.
+        problems: why planes of it are missing, kept in it too.
+        overwrite: replace an existing image; it must not be in use.
 
     Raises:
-        UserError: the disk is full, an image is there already, or the field's name is no folder name.
+        UserError: the disk is full, the image exists already, or the field's name is no folder name.
     """
-    _check_field(field, pixels)
+    if not re.fullmatch(r"[A-Za-z0-9]+", field.key.name):
+        raise UserError(f"field {str(field.key)!r}: the name of a field is made of letters and digits")
+    if pixels.shape != field.shape or pixels.dtype.name != field.dtype:
+        raise UserError(
+            f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
+            f"not {pixels.dtype.name} {pixels.shape}"
+        )
     from hpc_isl.plates import ngff
 
     count = count_levels(field.shape, levels)
@@ -113,13 +95,3 @@ def write_field(
             "statistics": to_dict(statistics),
         }
         metadata.write_group(folder, ngff.attributes(ngff.image(plate, field, count, statistics)), ours)
-
-
-def _check_field(field: Field, pixels: NDArray[Any]) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9]+", field.key.name):
-        raise UserError(f"field {str(field.key)!r}: the name of a field is made of letters and digits")
-    if pixels.shape != field.shape or pixels.dtype.name != field.dtype:
-        raise UserError(
-            f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
-            f"not {pixels.dtype.name} {pixels.shape}"
-        )

@@ -13,8 +13,7 @@ import tensorstore as ts
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.atomic_directory import leftovers
-from hpc_isl.plates.label_groups import existing, noted
-from hpc_isl.plates.label_pixels import label_levels, open_labels
+from hpc_isl.plates.label_groups import existing, label_levels, noted, open_labels
 from hpc_isl.plates.labels import labels_of
 from hpc_isl.plates.metadata import field_facts, read_group
 from hpc_isl.plates.plate import Field, FieldKey

@@ -32,7 +32,7 @@ def test_distances_are_those_of_each_object_alone(seed, zoom):
         np.testing.assert_array_equal(distance_map(labels, "pixels"), one_by_one(labels))
 
 
-def test_a_valley_of_one_pixel_each_lies_between_objects_that_touch():
+def test_objects_that_touch_have_a_valley_of_one_pixel_each():
     labels = np.ones((9, 12), int)
     labels[:, 6:] = 2
     assert (distance_map(labels, "pixels")[:, 5:7] == 1).all()

@@ -89,7 +89,7 @@ def test_lines_corners_rings_and_single_pixels_are_objects_too(rows, turned):
     assert_as_regionprops(np.pad(labels, 3), {}, 1)
 
 
-def test_a_diagonal_line_lies_as_regionprops_says_exactly():
+def test_a_diagonal_line_has_exactly_the_orientation_of_regionprops():
     for labels in (np.eye(7, dtype=np.uint32), np.eye(7, dtype=np.uint32)[::-1].copy()):
         (region,) = regionprops(labels.astype(int))
         assert features(labels, {}, 1)["orientation_rad"][0] == pytest.approx(region.orientation, abs=1e-12)

@@ -204,7 +204,7 @@ def test_a_box_as_large_as_the_field_scores_what_the_field_scores():
 
 
 @given(y0=st.integers(0, 40), x0=st.integers(0, 40), seed=st.integers(0, 3))
-def test_what_lies_outside_of_a_box_changes_no_score(y0, x0, seed):
+def test_pixels_outside_of_a_box_change_no_score(y0, x0, seed):
     box = (y0, x0, y0 + 20, x0 + 24)
     prediction, truth = nuclei(seed, spoil=1), nuclei(seed)
     before = object_scores(inside(prediction, box), inside(truth, box))

@@ -100,7 +100,7 @@ def test_an_object_that_a_border_cuts_is_the_same_by_what_both_fields_show():
     assert duplicates([(first, second)], 0.5) == []
 
 
-def test_the_best_pairs_are_taken_first_and_each_object_once():
+def test_the_best_pairs_are_matched_first_and_each_object_once():
     a, b = np.zeros((1, 30), int), np.zeros((1, 30), int)
     a[0, :10], a[0, 10:14] = 1, 2
     b[0, 1:14] = 7
@@ -109,7 +109,7 @@ def test_the_best_pairs_are_taken_first_and_each_object_once():
     assert duplicates([(a, b)], 0.2) == [(2, 8), (1, 7)]
 
 
-def test_of_equal_pairs_the_smaller_labels_are_taken():
+def test_of_equal_pairs_the_smaller_labels_are_matched():
     a, b = np.array([[4, 4, 3, 3]]), np.array([[9, 9, 9, 9]])
     assert duplicates([(a, b)], 0.5) == [(3, 9)]
     assert duplicates([(b, a)], 0.5) == [(9, 3)]
@@ -122,7 +122,7 @@ def test_a_pair_that_just_reaches_the_threshold_is_a_pair(iou, found):
 
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 10**6), iou=st.sampled_from([0.1, 0.3, 0.5, 0.8]))
-def test_neither_which_field_comes_first_nor_bands_play_a_part_and_no_object_is_in_two_pairs(seed, iou):
+def test_pairs_depend_neither_on_the_order_of_fields_nor_on_bands_and_hold_no_object_twice(seed, iou):
     rng = np.random.default_rng(seed)
     a, b = rng.integers(0, 6, (2, 7, 8)).astype(np.uint32)
     pairs = duplicates([(a, b)], iou)

@@ -38,7 +38,7 @@ def test_a_score_the_baseline_exceeds_from_the_start_prints_less_than():
     assert str(saved(arm, baseline, 0.85)) == "< 0.316"  # never reached by the arm
 
 
-def test_a_score_that_neither_reaches_tells_nothing():
+def test_a_score_that_neither_reaches_gives_no_factor():
     curve = Curve(OBJECTS, (0.2, 0.4, 0.7))
     assert str(saved(curve, curve, 0.9)) == "?"
     assert str(saved(curve, curve, 0.1)) == "?"

@@ -19,7 +19,7 @@ def pair(seed=0, shape=(40, 50)):
 
 
 @given(seed=st.integers(0, 1000), gain=st.floats(0.1, 100), offset=st.floats(-1000, 1000))
-def test_pcc_is_that_of_scipy_whatever_gain_and_offset(seed, gain, offset):
+def test_pcc_is_that_of_scipy_for_any_gain_and_offset(seed, gain, offset):
     prediction, truth = pair(seed)
     expected = pearsonr(prediction.ravel().astype(float), truth.ravel().astype(float)).statistic
     assert pcc(prediction * gain + offset, truth) == pytest.approx(expected, abs=1e-4)

@@ -39,7 +39,7 @@ def test_the_index_holds_what_was_measured(make_plate: MakePlate) -> None:
     assert index.levels(B03) == 3
 
 
-def test_the_plate_comes_back_as_it_was_described(make_plate: MakePlate) -> None:
+def test_the_plate_is_read_back_as_it_was_described(make_plate: MakePlate) -> None:
     flat = {"Profile": {"Coefficients": [[1.0], [0.1, 0.2]]}}
     channels = (
         Channel("Phase", False, "FFFFFF", None, None, 0.01, flat),
@@ -53,7 +53,7 @@ def test_the_plate_comes_back_as_it_was_described(make_plate: MakePlate) -> None
     assert index.field(B02).details == {"time": "2026-01-01T00:00:00"}
 
 
-def test_an_index_made_anew_is_equal_and_a_missing_one_is_made_by_opening(make_plate: MakePlate) -> None:
+def test_a_rebuilt_index_is_equal_and_a_missing_one_is_rebuilt_on_opening(make_plate: MakePlate) -> None:
     index, _ = make_plate(SHAPE, (1, 2, 1, 30, 40))
     assert rebuild_index(index.path) == index
     content = (index.path / index_table.FILE).read_bytes()
@@ -103,7 +103,7 @@ def test_a_channel_that_no_field_has_pixels_of_is_named(make_plate: MakePlate, t
         finalise(path, index.plate, {}).histogram([B02], 1)
 
 
-def test_names_that_are_not_there_are_answered_with_those_that_are(make_plate: MakePlate) -> None:
+def test_unknown_names_are_answered_with_the_existing_ones(make_plate: MakePlate) -> None:
     index, _ = make_plate(SHAPE)
     assert index.channel("Brightfield") == 0
     with pytest.raises(UserError, match="no channel 'Brightfeld'; did you mean 'Brightfield'"):

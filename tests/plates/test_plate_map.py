@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_named_with_its_line(tmp_path: Path, text: str, mes
         read(tmp_path, text)
 
 
-def test_a_table_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
+def test_a_table_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plate_map: .*none\.csv: there is no such file"):
         read_plate_map(tmp_path / "none.csv", 8, 12, {})
     (tmp_path / "map.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
@@ -75,7 +75,7 @@ def test_images_that_stand_for_wells_can_be_named_instead(tmp_path: Path) -> Non
         read(tmp_path, "image,cell_line\n3T3_4,NIH-3T3\n", known)
 
 
-def test_a_persons_map_goes_above_the_exports() -> None:
+def test_a_persons_map_overrides_the_exports() -> None:
     assert merged({"A01": {"a": "1", "b": "2"}}, {"A01": {"a": "9"}, "A02": {}}) == {
         "A01": {"a": "9", "b": "2"},
         "A02": {},

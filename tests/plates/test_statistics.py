@@ -150,7 +150,7 @@ def test_a_plane_at_the_cameras_limit_is_saturated(bits: int) -> None:
     assert "saturated:0" not in measure(pixels).flags
 
 
-def test_the_digest_tells_pixels_shape_and_type_apart_but_not_the_order_of_bytes() -> None:
+def test_the_digest_depends_on_pixels_shape_and_type_but_not_on_the_order_of_bytes() -> None:
     pixels = gamma("uint16")
     changed = pixels.copy()
     changed[0, 0, 0, 3, 4] ^= 1

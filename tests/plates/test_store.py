@@ -100,7 +100,7 @@ def test_all_physical_rows_and_columns_are_listed_and_empty_wells_have_no_group(
     assert sorted(path.name for path in index.path.iterdir()) == ["B", "index", "zarr.json"]
 
 
-def test_each_level_says_where_the_centre_of_its_first_pixel_lies(make_plate: MakePlate) -> None:
+def test_each_level_states_the_centre_of_its_first_pixel(make_plate: MakePlate) -> None:
     index, _ = make_plate()
     (multiscale,) = ome(index.image(B02))["multiscales"]
     assert [axis.get("unit") for axis in multiscale["axes"]] == [None, *["micrometer"] * 3]
@@ -234,7 +234,7 @@ def test_a_flipped_bit_in_a_shards_index_is_found(make_plate: MakePlate) -> None
         read_box(index.image(B02), 0, 0, 0, [0], slice(None), slice(None))
 
 
-def test_a_level_that_is_not_there_is_named(make_plate: MakePlate) -> None:
+def test_a_missing_level_is_named(make_plate: MakePlate) -> None:
     index, _ = make_plate()
     with pytest.raises(UserError, match="level 7"):
         open_level(index.image(B02), 7)
@@ -243,14 +243,14 @@ def test_a_level_that_is_not_there_is_named(make_plate: MakePlate) -> None:
 # ---------------------------------------------------------------- whole or not at all
 
 
-def test_pixels_that_are_not_as_the_field_says_are_refused(tmp_path: Path, make_plate: MakePlate) -> None:
+def test_pixels_that_contradict_the_field_are_refused(tmp_path: Path, make_plate: MakePlate) -> None:
     index, pixels = make_plate()
     wrong = pixels[B02].astype("uint8")
     with pytest.raises(UserError, match=r"B02/1: uint16 pixels .* not uint8"):
         write_field(index.path, index.plate, index.plate.fields[0], wrong, measure(wrong), CodecRecipe())
 
 
-def test_an_image_that_is_there_is_kept_unless_told_otherwise(make_plate: MakePlate) -> None:
+def test_an_existing_image_is_kept_without_overwrite(make_plate: MakePlate) -> None:
     index, pixels = make_plate()
     other = pixels[B02] + 1
     arguments = (
@@ -262,7 +262,7 @@ def test_an_image_that_is_there_is_kept_unless_told_otherwise(make_plate: MakePl
         CodecRecipe(chunk=32),
         3,
     )
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_field(*arguments)
     np.testing.assert_array_equal(
         read_box(index.image(B02), 0, 0, 0, [0], EVERY_PLANE, EVERY_PLANE)[0], pixels[B02][0, 0, 0]
@@ -289,7 +289,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_swept_and_a_replaced_folder_comes_back(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_and_a_replaced_folder_is_restored(tmp_path: Path) -> None:
     well = tmp_path / "B" / "02"
     (well / ".1.partial-77-abcd" / "0").mkdir(parents=True)
     (well / ".2.replaced-77").mkdir()
@@ -347,7 +347,7 @@ def test_coarse_labels_are_labels_never_means(make_plate: MakePlate) -> None:
         assert set(np.unique(found)) == {0, 1, 70_000}
 
 
-def test_labels_lie_where_the_image_lies_through_its_whole_depth(make_plate: MakePlate) -> None:
+def test_labels_are_placed_on_the_image_through_its_whole_depth(make_plate: MakePlate) -> None:
     index, _ = make_plate()
     write_labels(index.image(B02), "cells", drawn((70, 90)), origin="human", boxes=[])
     (image,) = ome(index.image(B02))["multiscales"]
@@ -363,7 +363,7 @@ def test_labels_lie_where_the_image_lies_through_its_whole_depth(make_plate: Mak
         assert (middle - thickness / 2, middle + thickness / 2) == (0, 12)  # planes at 2, 6, 10 µm
 
 
-def test_replaced_labels_are_read_anew_and_only_when_told(make_plate: MakePlate) -> None:
+def test_labels_are_replaced_only_with_overwrite_and_then_read_as_written(make_plate: MakePlate) -> None:
     index, _ = make_plate()
     image, labels = index.image(B02), drawn((70, 90))
     write_labels(image, "cells", labels, origin="drafted", boxes=[])
@@ -406,7 +406,7 @@ def test_labels_that_do_not_fit_are_refused(
     assert label_names(index.image(B02)) == []
 
 
-def test_labels_that_are_not_there_are_named_with_those_that_are(make_plate: MakePlate) -> None:
+def test_unknown_labels_are_answered_with_the_existing_ones(make_plate: MakePlate) -> None:
     index, _ = make_plate()
     write_labels(index.image(B02), "nuclei", drawn((70, 90)), origin="human", boxes=[])
     with pytest.raises(UserError, match="did you mean 'nuclei'"):

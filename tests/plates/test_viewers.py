@@ -78,7 +78,7 @@ def test_a_field_opens_with_its_channels_and_its_labels_equal_at_every_level(lab
         same(theirs, lambda level, name=name: read_labels(image, name, level)[..., None, :, :])
 
 
-def test_labels_lie_on_their_image_and_have_colours(labelled: Index) -> None:
+def test_labels_are_placed_on_their_image_and_have_colours(labelled: Index) -> None:
     (_, shown, _), (theirs, meta, _), _ = layers(labelled.image(B02))
     assert shown["scale"] == [4.0, 0.5, 0.5]
     assert meta["scale"] == [12.0, 0.5, 0.5]  # one plane of labels, as thick as the stack

@@ -1,41 +1,31 @@
-"""Yokogawa CellVoyager (CV7000, CV8000) and CQ3K: `MeasurementData.mlf`, with `.mrf` and `.mes` beside it.
+"""Yokogawa CellVoyager (CV7000, CV8000) and CQ3K: `MeasurementData.mlf`, with `.mrf` and `.mes` beside it."""
 
-Seen in real metadata: all that is read here, from CV7000 and CV8000 stacks and projections, CQ3K projections,
-four time lines with a well and a channel each, times that begin at 2, autofocus errors, and `.tif` in the
-index where `.png` lies. Of CV8000 the real images were at hand too, but blank. Y points up, as the positions
-of fields and a public reader agree; no pixels could prove it. Only read about: one channel in several actions
-or time lines of one field, whole plates of 1536 wells.
-"""
+# Seen in real metadata: all that is read here, from CV7000 and CV8000 stacks and projections, CQ3K
+# projections, four time lines with a well and a channel each, times that begin at 2, autofocus errors, and
+# `.tif` in the index where `.png` lies. Of CV8000 the real images were at hand too, but blank. Y points up,
+# as the positions of fields and a public reader agree; no pixels could prove it. Only read about: one
+# channel in several actions or time lines of one field, whole plates of 1536 wells.
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from hpc_isl.plates.plate import (
-    NOT_IMAGED,
-    Channel,
-    Export,
-    FieldKey,
-    LeftOut,
-    Plate,
-    Problem,
-    well_name,
-)
-from hpc_isl.plates.readers import cellvoyager_index, cellvoyager_settings, fields, indexed, stacks
-from hpc_isl.plates.readers.cellvoyager_index import Facts, Record
-from hpc_isl.plates.readers.cellvoyager_settings import Settings
-from hpc_isl.plates.readers.fields import Described
-from hpc_isl.plates.readers.folder import Folder, list_folder
-from hpc_isl.plates.readers.quantities import number
+from hpc_isl.plates.plate import NOT_IMAGED, Channel, Export, FieldKey, LeftOut, Problem, well_name
+from hpc_isl.plates.readers import cellvoyager_index, export, fields
+from hpc_isl.plates.readers.cellvoyager_index import Facts, Record, Settings
+from hpc_isl.plates.readers.export import Described
+from hpc_isl.plates.readers.folder import IMAGES, Folder, list_folder, unnamed
+from hpc_isl.plates.readers.plane_metadata import number
 
 _SHADING = re.compile(r"(?:SC|DC)_.*", re.IGNORECASE)
 
 
 def recognise(below: Folder) -> bool:
-    """Whether there is an `.mlf` index."""
+    """Returns whether there is an `.mlf` index."""
     return bool(cellvoyager_index.files(below))
 
 
@@ -53,54 +43,41 @@ def read(folder: Path) -> Export:
     path = cellvoyager_index.find(list_folder(folder))
     below = list_folder(path.parent)
     records, errors = cellvoyager_index.read(path)
-    settings, remarks = cellvoyager_settings.read(path.parent)
-    rows, columns = indexed.layout({record.well for record in records}, *settings.rows_and_columns(), path)
+    settings, remarks = cellvoyager_index.read_settings(path.parent)
     files, absent, renamed = _files(records, below, path)
     kept, projections = _without_projections(records, files)
     split = _split_channels(kept)
     channels = _channels(kept, split, settings)
     lines = _acquisitions(kept)
-    numbers = {entity: number for number, entity in enumerate(channels)}
-    described = [
-        Described(
-            _key(record, lines), files[record], record.time, numbers[_entity(record, split)], record.plane,
-            record.metadata,
-        )
-        for record in kept
-    ]  # fmt: skip
-    by_number = {numbers[entity]: channel for entity, channel in channels.items()}
-    size, dtype, _ = indexed.probe((plane.path for plane in described), absent, path)
-    sizes = {numbers[entity]: settings.size(entity[0]) or size for entity in channels}
-    described, used, odd, more = fields.of_one_size(described, by_number, sizes)
-    pixel_um, unknown = fields.pixel_edge(settings.pixel_um(e[0]) for e, n in numbers.items() if n in used)
-    parts = fields.parts(
-        described,
-        used,
-        pixel_um,
-        absent,
-        kinds={plane.key: (sizes[plane.channel], dtype) for plane in described},
+    numbers = {channel: number for number, channel in enumerate(channels)}
+    first = export.first_header((files[record] for record in kept), absent, path)
+    counts = [int(number(settings.measurement.get(key)) or 0) for key in ("RowCount", "ColumnCount")]
+    rows, columns = export.stated_layout({r.well for r in records}, counts[0], counts[1], path)
+    plate = export.build(
+        [
+            Described(
+                FieldKey(r.well, str(r.field), lines.get(r.line, 0)), files[r], r.time,
+                numbers[_channel_id(r, split)], r.plane, r.metadata,
+            )
+            for r in kept
+        ],
+        {numbers[ids]: channel for ids, channel in channels.items()},
+        {files[r]: (settings.size(r.channel) or first.shape, first.dtype) for r in kept},
+        {files[r]: settings.pixel_um(r.channel) for r in kept},
+        name=settings.measurement.get("MeasurementSamplePlate.Name") or path.parent.name,
+        layout=lambda _: (rows, columns),
+        details=_details(settings),
+        acquisitions={number: f"time line {line}" for line, number in lines.items()},
+        unreadable=absent,
         absent=absent,
         indexed=True,
-    )
-    failed, notes = _failures(errors, {field.key for field in parts.fields}, len(rows), len(columns))
-    plate = Plate(
-        name=settings.measurement.get("MeasurementSamplePlate.Name") or path.parent.name,
-        rows=rows,
-        columns=columns,
-        channels=parts.channels,
-        fields=parts.fields,
-        pixel_um=pixel_um,
-        plane_um=stacks.spacing(parts.fields),
-        acquisitions={place: f"time line {line}" for line, place in lines.items()} or {0: "0"},
-        details=_details(settings),
-    )
-    return Export(
-        plate,
-        parts.files,
-        (*parts.problems, *failed),
-        (*projections, *odd, *indexed.unnamed(below, files.values(), _kind)),
-        remarks=(*remarks, *renamed, *more, *unknown, *notes, *parts.remarks),
-    )
+        tolerance=0.01,
+        left_out=(*projections, *unnamed(below, files.values(), _kind)),
+        remarks=(*remarks, *renamed),
+    )  # fmt: skip
+    imaged = {field.key for field in plate.plate.fields}
+    failed, notes = _failures(errors, imaged, len(rows), len(columns))
+    return replace(plate, problems=(*plate.problems, *failed), remarks=(*plate.remarks, *notes))
 
 
 # ---------------------------------------------------------------- files
@@ -109,17 +86,17 @@ def read(folder: Path) -> Export:
 def _files(
     records: Sequence[Record], below: Folder, path: Path
 ) -> tuple[dict[Record, Path], dict[Path, str], list[str]]:
-    """The file of each record, what to say of those that are not there, and of those with another ending."""
+    """Returns the file of each record, a clause on each that is missing, and remarks on other endings."""
     by_stem: dict[str, str] = {}
     for name in sorted(below.files):
-        if PurePosixPath(name).suffix.lower() in indexed.IMAGES:
+        if PurePosixPath(name).suffix.lower() in IMAGES:
             by_stem.setdefault(str(PurePosixPath(name).with_suffix("")).lower(), name)
     files: dict[Record, Path] = {}
     absent: dict[Path, str] = {}
     endings: Counter[tuple[str, str]] = Counter()
     for record in records:
         name = below.locate(record.name or "(no file)", str(path))
-        if name not in below.files:
+        if name not in below.files:  # seen: `.tif` in the index where `.png` lies
             other = by_stem.get(str(PurePosixPath(name).with_suffix("")).lower())
             if other is None:
                 absent[below.root / name] = f"{record.name or 'a file without a name'} is missing"
@@ -127,25 +104,23 @@ def _files(
                 endings[PurePosixPath(name).suffix, PurePosixPath(other).suffix] += 1
                 name = other
         files[record] = below.root / name
-    return (
-        files,
-        absent,
-        [
-            f"{count} files named {before} in the index are {after} files"
-            for (before, after), count in endings.items()
-        ],
-    )
+    remarks = [
+        f"{count} files named {before} in the index are {after} files"
+        for (before, after), count in endings.items()
+    ]
+    return files, absent, remarks
 
 
 def _kind(name: str) -> str:
-    """Why an image has no record: the instrument corrects shading by it, or it is a stranger."""
+    """Returns why an image has no record: the instrument corrects shading by it, or it is unknown."""
     return "shading image" if _SHADING.fullmatch(PurePosixPath(name).name) else "not in the index"
 
 
 def _without_projections(
     records: Sequence[Record], files: Mapping[Record, Path]
 ) -> tuple[list[Record], list[LeftOut]]:
-    """Of a channel that has planes, the planes alone; of one that has projections alone these."""
+    """Returns, of a channel that has planes, these alone; of one that has only projections, these."""
+    # Channel by channel, for one may have planes and another projections alone.
     stacked = {record.channel for record in records if not record.projection}
     kept = [record for record in records if not record.projection or record.channel not in stacked]
     left_out = [
@@ -160,30 +135,30 @@ def _without_projections(
 
 
 def _split_channels(records: Sequence[Record]) -> set[int]:
-    """Channels that several actions take of one plane: each action is a channel of its own then."""
+    """Returns the channels that several actions take of one plane: then each action is its own channel."""
     actions: dict[tuple[object, ...], set[int]] = defaultdict(set)
     for r in records:
         actions[r.well, r.field, r.time, r.line, r.plane, r.channel].add(r.action)
     return {place[-1] for place, own in actions.items() if len(own) > 1}  # type: ignore[misc]
 
 
-def _entity(record: Record, split: Container[int]) -> tuple[int, int]:
-    """What becomes a channel: its number, and that of its action where it has several."""
+def _channel_id(record: Record, split: Container[int]) -> tuple[int, int]:
+    """Returns the number of a channel, and that of its action where it has several."""
     return record.channel, record.action if record.channel in split else 0
 
 
 def _channels(
     records: Sequence[Record], split: Container[int], settings: Settings
 ) -> dict[tuple[int, int], Channel]:
-    """The channels that were taken, in the order of their numbers.
+    """Returns the channels that were taken, in the order of their numbers.
 
     A name that the settings give to several of them is followed by the channel's number.
     """
-    entities = sorted({_entity(record, split) for record in records})
-    targets = {e[0]: settings.channels.get(e[0], {}).get("Target", "") or f"Ch{e[0]}" for e in entities}
+    ids = sorted({_channel_id(record, split) for record in records})
+    targets = {c: settings.channels.get(c, {}).get("Target", "") or f"Ch{c}" for c, _ in ids}
     counts = Counter(targets.values())
     channels: dict[tuple[int, int], Channel] = {}
-    for channel, action in entities:
+    for channel, action in ids:
         name = targets[channel] if counts[targets[channel]] == 1 else f"{targets[channel]} Ch{channel}"
         name = f"{name} action {action}" if action else name
         name = fields.unique(name, [other.name for other in channels.values()])
@@ -192,7 +167,7 @@ def _channels(
 
 
 def _acquisitions(records: Sequence[Record]) -> dict[int, int]:
-    """Time line -> acquisition, where lines image one field at two places or one plane twice; else empty."""
+    """Returns time line -> acquisition, where lines image a field at two places or a plane twice."""
     places: dict[tuple[str, int], set[tuple[object, int]]] = defaultdict(set)
     planes: dict[tuple[object, ...], set[int]] = defaultdict(set)
     for r in records:
@@ -203,27 +178,23 @@ def _acquisitions(records: Sequence[Record]) -> dict[int, int]:
     )
     if not moved and all(len(own) == 1 for own in planes.values()):
         return {}
-    return {line: place for place, line in enumerate(sorted({record.line for record in records}))}
-
-
-def _key(record: Record, lines: Mapping[int, int]) -> FieldKey:
-    return FieldKey(record.well, str(record.field), lines.get(record.line, 0))
+    return {line: number for number, line in enumerate(sorted({record.line for record in records}))}
 
 
 # ---------------------------------------------------------------- errors, details
 
 
 def _failures(
-    errors: Sequence[tuple[Facts, str]], there: Container[FieldKey], rows: int, columns: int
+    errors: Sequence[tuple[Facts, str]], imaged: Container[FieldKey], rows: int, columns: int
 ) -> tuple[list[Problem], list[str]]:
-    """The fields that an error kept from being imaged, and a remark that counts the errors."""
+    """Returns the fields that an error kept from being imaged, and a remark that counts the errors."""
     problems = []
     for facts, text in errors:
         row, column, field = (number(facts.get(name)) for name in ("Row", "Column", "FieldIndex"))
         if not row or not column or not field or row > rows or column > columns:
             continue
         key = FieldKey(well_name(int(row) - 1, int(column) - 1), str(int(field)))
-        if key not in there:
+        if key not in imaged:
             problems.append(Problem(key, f"the instrument reports: {text}", NOT_IMAGED))
     kinds = Counter(text.split(" at ")[0] or facts.get("Type", "") for facts, text in errors)
     counted = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())

@@ -1,20 +1,25 @@
-"""The `.mlf` index of a CellVoyager or a CQ3K: one record per image, and the errors it tells of."""
+"""What the `.mlf`, `.mrf` and `.mes` files of a CellVoyager or a CQ3K state of images, plate and channels."""
+
+# Seen: CV7000, CV8000 and CQ3K. The `.mlf` holds one record per image, and the errors; the others may be
+# missing. They list all channels that are defined, whether they were taken or not, and counts of fields,
+# planes and times that the images do not have: none of these is used.
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import well_name
-from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.cellvoyager_settings import attributes
-from hpc_isl.plates.readers.folder import Folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
-from hpc_isl.plates.readers.quantities import moment, number
+from hpc_isl.plates.plate import Channel, color_of, well_name
+from hpc_isl.plates.readers import fields, xml
+from hpc_isl.plates.readers.folder import Folder, nearest_files
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, moment, number, whole
 
+_FILTER = re.compile(r"[A-Z]*(\d{3})\s*/\s*\d+")
+_COLOR = re.compile(r"#[0-9A-Fa-f]{2}([0-9A-Fa-f]{6})")
 Facts = Mapping[str, str]
 
 
@@ -44,9 +49,7 @@ class Record:
 
 def files(below: Folder) -> list[str]:
     """Returns the `.mlf` files that lie nearest to the top, by name."""
-    found = [name for name in below.files if name.lower().endswith(".mlf")]
-    depth = min((name.count("/") for name in found), default=0)
-    return sorted(name for name in found if name.count("/") == depth)
+    return nearest_files(below, lambda name: name.endswith(".mlf"))
 
 
 def find(below: Folder) -> Path:
@@ -55,18 +58,18 @@ def find(below: Folder) -> Path:
     Raises:
         UserError: there is none, or there are several.
     """
-    found = files(below)
-    if not found:
+    indices = files(below)
+    if not indices:
         raise UserError(f"{below.root}: no index of a CellVoyager; MeasurementData.mlf is expected")
-    if len(found) > 1:
+    if len(indices) > 1:
         raise UserError(
-            f"{below.root} holds {len(found)} measurements ({', '.join(found[:5])}); give one as source"
+            f"{below.root} holds {len(indices)} measurements ({', '.join(indices[:5])}); give one as source"
         )
-    return below.root / found[0]
+    return below.root / indices[0]
 
 
 def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
-    """Returns the images of an index, and the errors that it tells of: facts and text.
+    """Returns the images of an index, and the errors that it lists: facts and text.
 
     Raises:
         UserError: naming file and record: no XML, numbers that are none, no images.
@@ -87,19 +90,19 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
 
 def _record(facts: Facts, name: str, path: Path) -> Record:
     origin = f"{path}: record of {name or '(no file)'}"
-    row, column = _whole(facts, "Row", origin), _whole(facts, "Column", origin)
+    row, column = whole(facts, "Row", origin), whole(facts, "Column", origin)
     if not (1 <= row <= 32 and 1 <= column <= 48):
         raise UserError(f"{origin}: row {row}, column {column}; at most 32 and 48 are expected")
     x, y = number(facts.get("X")), number(facts.get("Y"))
     return Record(
         name=name,
         well=well_name(row - 1, column - 1),
-        field=_whole(facts, "FieldIndex", origin),
-        time=_whole(facts, "TimePoint", origin, 1),
-        channel=_whole(facts, "Ch", origin),
-        action=_whole(facts, "ActionIndex", origin, 1),
-        line=_whole(facts, "TimelineIndex", origin, 1),
-        plane=_whole(facts, "ZIndex", origin, 1),
+        field=whole(facts, "FieldIndex", origin),
+        time=whole(facts, "TimePoint", origin, 1),
+        channel=whole(facts, "Ch", origin),
+        action=whole(facts, "ActionIndex", origin, 1),
+        line=whole(facts, "TimelineIndex", origin, 1),
+        plane=whole(facts, "ZIndex", origin, 1),
         metadata=PlaneMetadata(
             center_um=None if x is None or y is None else (-y, x),
             z_um=number(facts.get("Z")),
@@ -109,10 +112,105 @@ def _record(facts: Facts, name: str, path: Path) -> Record:
     )
 
 
-def _whole(facts: Facts, name: str, origin: str, default: int | None = None) -> int:
-    text = facts.get(name, "")
-    if not text and default is not None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UserError(f"{origin}: {name} is {text!r}; a whole number is expected")
-    return int(text)
+# ---------------------------------------------------------------- plate and channels
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The facts as the files have them, attribute -> text.
+
+    Attributes:
+        measurement: of the `.mrf`, and of the plate and the `.mes` below it.
+        cameras: channel -> facts of the `.mrf`: sizes of pixels and images.
+        channels: channel -> facts of the `.mes`: name, filter, exposure, objective, sources of `light`.
+        wavelengths: name of a light source -> nm, or None.
+    """
+
+    measurement: Facts = field(default_factory=dict)
+    cameras: Mapping[int, Facts] = field(default_factory=dict)
+    channels: Mapping[int, Facts] = field(default_factory=dict)
+    wavelengths: Mapping[str, float | None] = field(default_factory=dict)
+
+    def pixel_um(self, channel: int) -> tuple[float, float] | None:
+        """Returns the edges (y, x) of a channel's pixels in µm."""
+        facts = self.cameras.get(channel, {})
+        y, x = (number(facts.get(f"{side}PixelDimension")) for side in ("Vertical", "Horizontal"))
+        return (y, x) if y and x else None
+
+    def size(self, channel: int) -> tuple[int, int] | None:
+        """Returns the size (y, x) of a channel's images in pixels."""
+        facts = self.cameras.get(channel, {})
+        y, x = (number(facts.get(f"{side}Pixels")) for side in ("Vertical", "Horizontal"))
+        return (int(y), int(x)) if y and x and min(y, x) >= 1 else None
+
+    def channel(self, number_of: int, name: str) -> Channel:
+        """Returns a channel; its name is given, for it must be unique."""
+        facts = self.channels.get(number_of, {})
+        fluorescent = not fields.is_transmitted(f"{facts.get('Kind', '')} {facts.get('Target', '')}")
+        band = _FILTER.search(facts.get("Acquisition", ""))
+        emission = float(band[1]) if band and fluorescent else None
+        light = [self.wavelengths.get(source) for source in facts.get("light", "").split("\n")]
+        exposure = number(facts.get("ExposureTime"))
+        color = _COLOR.fullmatch(facts.get("Color", ""))
+        return Channel(
+            name=name,
+            fluorescent=fluorescent,
+            color=color[1].upper() if color else color_of(fluorescent, emission),
+            excitation_nm=next((nm for nm in light if nm), None) if fluorescent else None,
+            emission_nm=emission,
+            exposure_s=None if exposure is None else round(exposure / 1e3, 6),
+        )
+
+
+def read_settings(folder: Path) -> tuple[Settings, list[str]]:
+    """Returns what the files in a folder say, and remarks on those that are missing.
+
+    Raises:
+        UserError: a file is there and is no XML.
+    """
+    remarks = []
+    detail = _file(folder, ".mrf", "MeasurementDetail.mrf")
+    measurement: dict[str, str] = {}
+    cameras: dict[int, Facts] = {}
+    if detail is None:
+        remarks.append("there is no .mrf file: pixel size and plate format are not known from it")
+    else:
+        tags = {"MeasurementDetail", "MeasurementSamplePlate", "MeasurementChannel"}
+        for tag, element in xml.elements(detail, tags):
+            if tag == "MeasurementChannel":
+                facts = attributes(element)
+                cameras[_channel(facts)] = facts
+            else:
+                measurement = {f"{tag}.{k}" if tag != "MeasurementDetail" else k: v
+                               for k, v in attributes(element).items()} | measurement  # fmt: skip
+    wanted = measurement.get("MeasurementSettingFileName", "")
+    setting = _file(folder, ".mes", wanted)
+    channels: dict[int, Facts] = {}
+    wavelengths: dict[str, float | None] = {}
+    if setting is None:
+        remarks.append(f"there is no .mes file{f' ({wanted})' if wanted else ''}: channels have no names")
+    else:
+        for tag, element in xml.elements(setting, {"LightSource", "Channel"}):
+            facts = attributes(element)
+            if tag == "Channel":
+                sources = [child.text or "" for child in element if xml.local(child.tag) == "LightSourceName"]
+                channels[_channel(facts)] = {**facts, "light": "\n".join(sources)}
+            else:
+                wavelengths[facts.get("Name", "")] = number(facts.get("WaveLength"))
+    return Settings(measurement, cameras, channels, wavelengths), remarks
+
+
+def attributes(element: Element) -> dict[str, str]:
+    """Returns the attributes of an element without their namespace."""
+    return {xml.local(name): value.strip() for name, value in element.attrib.items()}
+
+
+def _file(folder: Path, suffix: str, wanted: str) -> Path | None:
+    """Returns the file of that name, in any case of letters; else the only one with that ending."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
+    named = [path for path in paths if path.name.lower() == wanted.lower()]
+    return named[0] if named else paths[0] if len(paths) == 1 else None
+
+
+def _channel(facts: Facts) -> int:
+    return int(number(facts.get("Ch")) or 0)

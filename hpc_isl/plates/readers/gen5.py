@@ -1,9 +1,9 @@
-"""Cytation and Lionheart: TIFFs that Gen5 exports, A1_02_1_1_DAPI_001.tif and its kin, to an `Export`.
+"""Cytation and Lionheart: TIFFs that Gen5 exports, A1_02_1_1_DAPI_001.tif and its kin, to an `Export`."""
 
-No export of Gen5 was at hand: names in three styles and the XML in each file (`gen5_metadata`) are only read
-about, from public readers and published examples. Names place an image; channel, sizes, place, height, time
-and exposure are those that the file states. A read step that takes a channel again is a channel of its own.
-"""
+# No export of Gen5 was at hand: names in three styles and the XML in each file (`vendor_xml`) are only read
+# about, from public readers and published examples. Names place an image; channel, sizes, place, height,
+# time and exposure are those that the file states. A read step that takes a channel again is a channel of
+# its own.
 
 from __future__ import annotations
 
@@ -19,18 +19,15 @@ from hpc_isl.plates.plate import (
     Export,
     FieldKey,
     LeftOut,
-    Plate,
     Problem,
-    color_of,
     layout,
     well_name,
     well_position,
 )
-from hpc_isl.plates.readers import agreement, fields, left_out, stacks, tiff_metadata
-from hpc_isl.plates.readers.fields import Described
-from hpc_isl.plates.readers.folder import Folder, list_folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
-from hpc_isl.plates.readers.quantities import number
+from hpc_isl.plates.readers import export, fields, tiff_metadata
+from hpc_isl.plates.readers.export import Described
+from hpc_isl.plates.readers.folder import Folder, left_out_by_name, list_folder
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
 
 _WELL = r"(?:.*/)?(?P<well>[A-Z]{1,2}\d{1,2})"
@@ -45,9 +42,11 @@ _NAMES = (
         _WELL + r"(?P<roi>)(?P<step>)_(?P<field>-?\d+)(?:Z(?P<plane>\d+))?"
         r"_(?P<channel>[^/_]+)_\d+_(?P<time>-?\d+)_-?\d*\.tiff?"
     ),
-)  # fmt: skip
+)
 _PROCESSED = re.compile(r"(?P<how>[A-Za-z -]+)\[(?P<name>.*)\]")
 _IMAGES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+ChannelId = tuple[str, str, str]
+"""Read step, name and processing of a channel."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,10 @@ class _Plane:
 
 
 def recognise(below: Folder) -> bool:
-    """Whether an image is named as Gen5 names them, and states so."""
+    """Returns whether an image is named as Gen5 names them, and states so."""
     named = min((name for name in below.files if _match(name)), default="")
-    found = tiff_metadata.tried(below.root / named) if named else None
-    return isinstance(found, TiffMetadata) and found.source == "Gen5"
+    stated = tiff_metadata.tried(below.root / named) if named else None
+    return isinstance(stated, TiffMetadata) and stated.source == "Gen5"
 
 
 def read(folder: Path) -> Export:
@@ -89,53 +88,41 @@ def read(folder: Path) -> Export:
     metadata, unreadable = tiff_metadata.read_all([below.root / name for name in named])
     if not metadata:
         raise UserError(f"no image can be used; {next(iter(unreadable.values()))}")
-    _one_plate(metadata, below.root)
+    plate_names = {stated.facts.get("Plate", "") for stated in metadata.values()}
+    export.check_one_plate(plate_names - {""}, below.root)
     planes, misplaced = _planes(below, named, metadata)
     planes, processed = _without_processed(planes)
     channels, numbers = _channels(planes, metadata)
-    headers = {path: found.header[:2] for path, found in metadata.items()}
-    described = [
-        Described(p.key, p.path, p.time, numbers[p.step, p.name, p.how], p.plane, p.metadata, p.page)
-        for p in planes
-    ]
-    sizes = agreement.channel_sizes(((plane.channel, plane.path) for plane in described), headers)
-    described, channels, of_other_size, resized = fields.of_one_size(described, channels, sizes)
-    pixel_um, unknown = fields.pixel_edge(metadata[p.path].pixel_um for p in described if p.path in metadata)
-    parts = fields.parts(described, channels, pixel_um, unreadable, headers=headers)
-    rows, columns = layout({plane.key.well for plane in described})
-    first = next(iter(metadata.values())).facts
-    plate = Plate(
-        name=first.get("Plate") or below.root.name,
-        rows=rows,
-        columns=columns,
-        channels=parts.channels,
-        fields=parts.fields,
-        pixel_um=pixel_um,
-        plane_um=stacks.spacing(parts.fields, stacks.MEASURED),
-        details=_details(first),
-    )
     others = [
-        left_out.of_name(below.root, name, "unknown name")
+        left_out_by_name(below.root, name, "unknown name")
         for name in sorted(below.files)
         if name not in named and name.lower().endswith(_IMAGES)
     ]
-    return Export(
-        plate,
-        parts.files,
-        (*parts.problems, *misplaced),
-        (*others, *processed, *of_other_size),
-        remarks=(*resized, *unknown, *parts.remarks),
+    first = next(iter(metadata.values())).facts
+    details = {
+        "instrument": "Gen5 (Cytation, Lionheart)",
+        "software": f"Gen5 {first.get('Version', '')}".strip(),
+        "objective": first.get("DisplayedObjectiveSize") or first.get("ObjectiveSize", ""),
+        "numerical aperture": first.get("NumericalAperture", ""),
+    }
+    return export.build(
+        [
+            Described(p.key, p.path, p.time, numbers[p.step, p.name, p.how], p.plane, p.metadata, p.page)
+            for p in planes
+        ],
+        channels,
+        *tiff_metadata.sizes_and_edges(metadata),
+        name=first.get("Plate") or below.root.name,
+        layout=layout,
+        details={"reader": "gen5", **{name: text for name, text in details.items() if text}},
+        unreadable=unreadable,
+        left_out=(*others, *processed),
+        problems=misplaced,
     )
 
 
 def _match(name: str) -> re.Match[str] | None:
     return next(filter(None, (pattern.fullmatch(name) for pattern in _NAMES)), None)
-
-
-def _one_plate(metadata: Mapping[Path, TiffMetadata], root: Path) -> None:
-    names = sorted({name for found in metadata.values() if (name := found.facts.get("Plate", ""))})
-    if len(names) > 1:
-        raise UserError(f"{root} holds several plates ({', '.join(names[:5])}); give one as source")
 
 
 # ---------------------------------------------------------------- planes
@@ -144,27 +131,29 @@ def _one_plate(metadata: Mapping[Path, TiffMetadata], root: Path) -> None:
 def _planes(
     below: Folder, named: Mapping[str, re.Match[str]], metadata: Mapping[Path, TiffMetadata]
 ) -> tuple[list[_Plane], list[Problem]]:
-    """The planes of all files; those whose own well is another than their name's are problems."""
+    """Returns the planes of all files; those whose own well is another than their name's are problems."""
     planes: list[_Plane] = []
     problems: list[Problem] = []
     for name, match in named.items():
         path = below.root / name
-        found = metadata.get(path)
-        key = _key(match)
-        well = found.facts.get("Well", "") if found else ""
+        stated = metadata.get(path)
+        field = str(abs(int(match["field"]))) + (f"ROI{match['roi']}" if match["roi"] else "")
+        key = FieldKey(well_name(*well_position(match["well"])), field)
+        well = stated.facts.get("Well", "") if stated else ""
         if re.fullmatch(r"A?[A-Z]\d{1,2}", well) and well_name(*well_position(well)) != key.well:
             problems.append(Problem(key, f"{path.name} says that it is of well {well}", "misplaced"))
             continue
         processed = _PROCESSED.fullmatch(match["channel"])
         label = processed["name"] if processed else match["channel"]
         how = processed["how"].strip() if processed else ""
-        number_in_stack, time = _plane_number(match, found), max(0, int(match["time"]))
-        for page, plane in enumerate(found.planes if found else [PlaneMetadata()]):
-            stated = replace(plane, projection=plane.projection or how)
+        # Negative times are taken for the first one.
+        first, time = _first_plane(match, stated), max(0, int(match["time"]))
+        for page, plane in enumerate(stated.planes if stated else [PlaneMetadata()]):
+            plane = replace(plane, projection=plane.projection or how)
             planes.append(
                 _Plane(
-                    path, page, key, match["step"] or "", plane.channel_name or label, stated.projection,
-                    time + plane.time, number_in_stack + plane.plane, stated,
+                    path, page, key, match["step"] or "", plane.channel_name or label, plane.projection,
+                    time + plane.time, first + plane.plane, plane,
                 )
             )  # fmt: skip
     if not planes:
@@ -172,30 +161,23 @@ def _planes(
     return planes, problems
 
 
-def _key(match: re.Match[str]) -> FieldKey:
-    field = str(abs(int(match["field"]))) + (f"ROI{match['roi']}" if match["roi"] else "")
-    return FieldKey(well_name(*well_position(match["well"])), field)
-
-
-def _plane_number(match: re.Match[str], found: TiffMetadata | None) -> int:
-    """The number in the name; without one that which the file states, of a stack."""
+def _first_plane(match: re.Match[str], stated: TiffMetadata | None) -> int:
+    """Returns the plane number in the name; without one that which the file states, of a stack."""
     if match["plane"]:
         return int(match["plane"])
-    if found is None or found.header.pages > 1:
+    if stated is None or stated.header.pages > 1:
         return 0
-    total, at = (number(found.facts.get(f"ZStack{what}")) for what in ("Total", "Position"))
+    total, at = (number(stated.facts.get(f"ZStack{name}")) for name in ("Total", "Position"))
     return int(at) if total and total > 1 and at else 0
 
 
 def _without_processed(planes: Sequence[_Plane]) -> tuple[list[_Plane], list[LeftOut]]:
-    """Of a channel that the camera took its planes alone; of one that was only made what was made."""
-    taken = {plane.name for plane in planes if not plane.how}
-    kept = [plane for plane in planes if not plane.how or plane.name not in taken]
+    """Returns the planes without those that Gen5 made of channels which the camera took, and these."""
+    photographed = {plane.name for plane in planes if not plane.how}
+    kept = [plane for plane in planes if not plane.how or plane.name not in photographed]
     paths = {plane.path for plane in kept}
     others = {plane.path: plane for plane in planes if plane.path not in paths}
-    return kept, [
-        LeftOut(path, plane.how.lower(), plane.key.well, plane.name) for path, plane in others.items()
-    ]
+    return kept, [LeftOut(path, p.how.lower(), p.key.well, p.name) for path, p in others.items()]
 
 
 # ---------------------------------------------------------------- channels
@@ -203,47 +185,31 @@ def _without_processed(planes: Sequence[_Plane]) -> tuple[list[_Plane], list[Lef
 
 def _channels(
     planes: Sequence[_Plane], metadata: Mapping[Path, TiffMetadata]
-) -> tuple[dict[int, Channel], dict[tuple[str, str, str], int]]:
-    """Number -> channel, and the number of each read step, name and processing.
+) -> tuple[dict[int, Channel], dict[ChannelId, int]]:
+    """Returns number -> channel, and the number of each read step, name and processing.
 
     Read steps that take one plane twice are channels of their own; else a channel is its name.
     """
-    places = Counter((p.key, p.name, p.how, p.time, p.plane) for p in planes)
-    twice = {(name, how) for (_, name, how, _, _), count in places.items() if count > 1}
-    entities: dict[tuple[str, str, str], list[_Plane]] = defaultdict(list)
+    counts = Counter((p.key, p.name, p.how, p.time, p.plane) for p in planes)
+    repeated = {(name, how) for (_, name, how, _, _), count in counts.items() if count > 1}
+    members: dict[ChannelId, list[_Plane]] = defaultdict(list)
     for plane in planes:
-        step = plane.step if (plane.name, plane.how) in twice else ""
-        entities[plane.name, plane.how, step].append(plane)
-    numbers: dict[tuple[str, str, str], int] = {}
+        step = plane.step if (plane.name, plane.how) in repeated else ""
+        members[plane.name, plane.how, step].append(plane)
+    numbers: dict[ChannelId, int] = {}
     channels: dict[int, Channel] = {}
-    hows = Counter(name for name, how in {(name, how) for name, how, _ in entities})
-    for place, (name, how, step) in enumerate(sorted(entities)):
-        own = entities[name, how, step]
+    hows = Counter(name for name, how in {(name, how) for name, how, _ in members})
+    for index, (name, how, step) in enumerate(sorted(members)):
+        own = members[name, how, step]
         label = name + (f" {how}" if hows[name] > 1 and how else "") + (f" read {step}" if step else "")
-        channels[place] = _channel(fields.unique(label, [c.name for c in channels.values()]), own, metadata)
-        numbers |= {(plane.step, plane.name, plane.how): place for plane in own}
+        channels[index] = _channel(fields.unique(label, [c.name for c in channels.values()]), own, metadata)
+        numbers |= {(plane.step, plane.name, plane.how): index for plane in own}
     return channels, numbers
 
 
 def _channel(name: str, planes: Sequence[_Plane], metadata: Mapping[Path, TiffMetadata]) -> Channel:
-    found = next((metadata[p.path] for p in planes if p.path in metadata), None)
-    facts = found.facts if found and found.header.pages == 1 else {}
+    stated = next((metadata[p.path] for p in planes if p.path in metadata), None)
+    facts = stated.facts if stated and stated.header.pages == 1 else {}
     lights = (facts.get(light, "").upper() == "TRUE" for light in ("BrightField", "PhaseContrast"))
-    fluorescent = not any(lights) and not fields.is_transmitted(name)
-    excitation, emission = (
-        (number(facts.get(f"{what}Wavelength")) or None) if fluorescent else None
-        for what in ("Excitation", "Emission")
-    )
-    return Channel(
-        name, fluorescent, color_of(fluorescent, emission), excitation_nm=excitation, emission_nm=emission
-    )
-
-
-def _details(facts: Mapping[str, str]) -> dict[str, object]:
-    named = {
-        "instrument": "Gen5 (Cytation, Lionheart)",
-        "software": f"Gen5 {facts.get('Version', '')}".strip(),
-        "objective": facts.get("DisplayedObjectiveSize") or facts.get("ObjectiveSize", ""),
-        "numerical aperture": facts.get("NumericalAperture", ""),
-    }
-    return {"reader": "gen5", **{name: text for name, text in named.items() if text}}
+    excitation, emission = (number(facts.get(f"{kind}Wavelength")) for kind in ("Excitation", "Emission"))
+    return fields.channel(name, excitation, emission, transmitted=any(lights))

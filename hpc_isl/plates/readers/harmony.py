@@ -4,48 +4,77 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import planes
 from hpc_isl.plates.plate import (
     TRANSMITTED,
     Channel,
     Export,
+    Field,
     FieldKey,
     LeftOut,
     PlaneFile,
     Plate,
+    Problem,
     color_of,
-    layout,
-    row_name,
+    imaged,
     well_name,
 )
-from hpc_isl.plates.readers import (
-    acquisitions,
-    fields,
-    harmony_fields,
-    harmony_files,
-    harmony_index,
-    stacks,
-    xml,
-)
-from hpc_isl.plates.readers.harmony_fields import Camera, ChannelOrder, Size
+from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks, xml
+from hpc_isl.plates.readers.export import Layout
+from hpc_isl.plates.readers.fields import Shot
+from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
+from hpc_isl.plates.readers.plane_checks import Size
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
 
+# Below the index's folder: beside it; in archives; of exports with corrected images.
+_FOLDERS = ("", "Images/", "images/", "flex/")
 _LONG = frozenset({"FlatfieldProfile", "ChannelName"})
 
 
-def recognise(folder: Path) -> bool:
-    """Whether there is an index in `folder`, its `Images`, or a folder of exports just below."""
-    return bool(harmony_files.indices(folder))
+@dataclass(frozen=True)
+class ChannelOrder:
+    """The vendor's numbers -> indices into the stored images: the same for all fields of the plate.
+
+    Attributes:
+        times: (TimepointID, number within a fast series) -> t
+        channels: ChannelID -> c
+        planes: PlaneID -> z
+        names: of the channels, by c.
+    """
+
+    times: Mapping[tuple[int, int], int]
+    channels: Mapping[int, int]
+    planes: Mapping[int, int]
+    names: tuple[str, ...] = ()
+
+    def index(self, image: Image) -> tuple[int, int, int]:
+        """Returns (t, c, z) of an image."""
+        return self.times[image.time], self.channels[image.channel], self.planes[image.plane]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Size (y, x) of images by ChannelID, numpy dtype name, and edge of a pixel in µm where it is known."""
+
+    sizes: Mapping[int, Size]
+    dtype: str
+    pixel_um: float | None
+
+
+def recognise(below: Folder) -> bool:
+    """Returns whether there is an index in the folder, its `Images`, or a folder of exports just below."""
+    return bool(harmony_index.indices(below.root))
 
 
 def read(folder: Path) -> Export:
-    """A Harmony or Columbus export: the folder that holds `Images`, or the one that holds the index.
+    """Returns a Harmony or Columbus export; the folder is that of the index, or the one above it.
 
     A folder of several measurements of one plate is a plate of as many acquisitions, in the order of their
     begin. Channels are in the order of ChannelID, planes of PlaneID, times of TimepointID. Positions are
@@ -55,16 +84,16 @@ def read(folder: Path) -> Export:
         UserError: naming the index: there is none, it is damaged or names files outside its folder or
             wells outside its plate, or none of its files is there; exports of several plates.
     """
-    paths = _one_plate(harmony_files.indices(folder), folder)
+    paths = _one_plate(harmony_index.indices(folder), folder)
     if len(paths) == 1:
         return _export(paths[0], folder)
     names = [path.relative_to(folder).parts[0] for path in paths]
     exports = [_export(path, folder / name) for path, name in zip(paths, names, strict=True)]
-    return acquisitions.merged(exports, names)
+    return export.merged(exports, names)
 
 
 def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
-    """The indices in the order in which their measurements began, all of one plate."""
+    """Returns the indices in the order in which their measurements began, all of one plate."""
     if not paths:
         raise UserError(f"{folder}: no Harmony index; Images/Index.idx.xml or Images/Index.xml is expected")
     if len(paths) == 1:
@@ -79,19 +108,21 @@ def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
 
 
 def _export(path: Path, folder: Path) -> Export:
-    """The export of one index."""
+    """Returns the export of one index."""
     index, left_out, odd = _of_one_size(harmony_index.read(path), path.parent)
     rows, columns = _layout(index, path)
     order, channels, remarks = _channels(index)
-    named, absent, unwritten = harmony_files.plane_files(index, order, path)
+    named, absent, unwritten = _plane_files(index, order, path)
     unreadable = absent | unwritten
     camera, unknown = _camera(index, order, named, unreadable, path)
-    images = _by_field(index)
-    made = tuple(harmony_fields.field(key, images[key], named[key], order, camera) for key in images)
-    files, problems = stacks.check(
+    images: dict[FieldKey, list[Image]] = defaultdict(list)
+    for image in index.images:
+        images[image.key].append(image)
+    made = tuple(_field(key, own, named[key], order, camera) for key, own in images.items())
+    files, problems = plane_checks.check(
         named, order.names, unreadable, absent=absent, unimaged=unwritten, indexed=True
     )
-    files, failures = harmony_fields.without_failures(files, images, order)
+    files, failures = _without_failures(files, images, order)
     plate = Plate(
         name=index.plate.get("Name") or index.plate.get("PlateID") or folder.resolve().name,
         rows=rows,
@@ -99,7 +130,7 @@ def _export(path: Path, folder: Path) -> Export:
         channels=channels,
         fields=made,
         pixel_um=camera.pixel_um,
-        plane_um=stacks.spacing(made),
+        plane_um=plane_checks.spacing(made),
         acquisitions={0: index.plate.get("MeasurementStartTime") or "0"},
         details=_details(index, order),
     )
@@ -109,25 +140,22 @@ def _export(path: Path, folder: Path) -> Export:
         (*problems, *failures),
         left_out,
         _assay_layout(path),
-        (*odd, *remarks, *index.remarks, *unknown, *stacks.gaps(named, order.names)),
+        (*odd, *remarks, *index.remarks, *unknown, *plane_checks.gaps(named, order.names)),
     )
 
 
 def _of_one_size(index: Index, folder: Path) -> tuple[Index, tuple[LeftOut, ...], list[str]]:
-    """The index with those channels alone that have the size of most, and what becomes of the others."""
+    """Returns the index without channels that have another size than most, and what becomes of these."""
     used = sorted({image.channel for image in index.images})
     sizes = {channel: size for channel in used if (size := _stated_size(index, channel))}
     names = {channel: index.channels[channel].get("ChannelName") or f"Channel {channel}" for channel in sizes}
-    odd, remarks = fields.odd_channels(names, sizes)
+    odd, remarks = export.odd_channels(names, sizes)
     kept = tuple(image for image in index.images if image.channel not in odd)
     left_out = tuple(
-        LeftOut(
-            folder / image.url, "channel of another size", well_name(image.row - 1, image.column - 1),
-            names[image.channel],
-        )
+        LeftOut(folder / image.url, "channel of another size", image.key.well, names[image.channel])
         for image in index.images
         if image.channel in odd
-    )  # fmt: skip
+    )
     return replace(index, images=kept), left_out, remarks
 
 
@@ -136,52 +164,34 @@ def _stated_size(index: Index, channel: int) -> Size | None:
     return (int(height), int(width)) if height and width and min(height, width) >= 1 else None
 
 
-def _by_field(index: Index) -> dict[FieldKey, list[Image]]:
-    images: dict[FieldKey, list[Image]] = defaultdict(list)
-    for image in index.images:
-        images[harmony_files.key_of(image)].append(image)
-    return dict(images)
-
-
 def _camera(
     index: Index,
     order: ChannelOrder,
     named: Mapping[FieldKey, Sequence[PlaneFile]],
-    absent: Container[Path],
+    absent: Mapping[Path, str],
     path: Path,
 ) -> tuple[Camera, list[str]]:
-    """Sizes as the index states them; the type, which it does not, from the first readable file."""
-    shape, dtype = _probe(
-        [file.path for own in named.values() for file in own if file.path not in absent], path
-    )
+    """Returns sizes as the index states them; the type, which it does not, from the first readable file."""
+    files = (file.path for own in named.values() for file in own)
+    shape, dtype, _ = export.first_header(files, absent, path)
     sizes = {channel: _stated_size(index, channel) or shape for channel in order.channels}
     odd: Counter[str] = Counter()
     edges = []
     for channel in order.channels:
         facts = index.channels[channel]
         y, x = (number(facts, f"ImageResolution{axis}", odd) for axis in "YX")
-        y, x = y or x, x or y
+        y, x = y or x, x or y  # where one of both is missing the other counts
         if y and x and min(y, x) > 0:
             edges.append((round(y * 1e6, 12), round(x * 1e6, 12)))
     pixel_um, remarks = fields.pixel_edge(edges)
     return Camera(sizes, dtype, pixel_um), remarks
 
 
-def _probe(paths: Iterable[Path], path: Path) -> tuple[Size, str]:
-    damaged = None
-    for file in paths:
-        try:
-            return planes.header(file)[:2]
-        except UserError as error:
-            damaged = damaged or error
-    raise damaged or UserError(f"{path}: none of the images that it names is there")
-
-
 # ---------------------------------------------------------------- the plate
 
 
-def _layout(index: Index, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Rows and columns that the index states, or those of the smallest format that holds its wells."""
+def _layout(index: Index, path: Path) -> Layout:
+    """Returns rows and columns as the index states them, or those of the smallest format for its wells."""
     rows, columns = (int(number(index.plate, name, Counter()) or 0) for name in ("PlateRows", "PlateColumns"))
     if not (0 <= rows <= 32 and 0 <= columns <= 48):
         raise UserError(
@@ -190,18 +200,26 @@ def _layout(index: Index, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]
     wells = {(image.row, image.column): image for image in index.images}
     for (row, column), image in wells.items():
         if not (1 <= row <= (rows or 32) and 1 <= column <= (columns or 48)):
-            said = f"{rows or 32} rows and {columns or 48} columns"
             raise UserError(
-                f"{path}: image {image.id} is in row {row}, column {column}, but the plate has {said}"
+                f"{path}: image {image.id} is in row {row}, column {column}, but the plate has "
+                f"{rows or 32} rows and {columns or 48} columns"
             )
-    if not rows or not columns:
-        return layout({well_name(row - 1, column - 1) for row, column in wells})
-    return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
+    return export.stated_layout({image.key.well for image in wells.values()}, rows, columns, path)
 
 
 def _channels(index: Index) -> tuple[ChannelOrder, tuple[Channel, ...], tuple[str, ...]]:
-    """The channels that have images, by ChannelID, and remarks about what could not be understood."""
-    order = harmony_fields.order(index.images)
+    """Returns the channels that have images, by ChannelID, and remarks about what could not be understood."""
+    images = index.images
+
+    def ranks(values: set[Any]) -> dict[Any, int]:
+        return {value: rank for rank, value in enumerate(sorted(values))}
+
+    # Ranks of the numbers that occur: TimepointID begins at 0 in Harmony V5 and at 1 in V7.
+    order = ChannelOrder(
+        times=ranks({image.time for image in images}),
+        channels=ranks({image.channel for image in images}),
+        planes=ranks({image.plane for image in images}),
+    )
     channels: list[Channel] = []
     remarks = []
     for channel in order.channels:
@@ -222,13 +240,15 @@ def _channels(index: Index) -> tuple[ChannelOrder, tuple[Channel, ...], tuple[st
 def _channel(
     name: str, facts: Mapping[str, str], flat_field: dict[str, Any] | None, odd: Counter[str]
 ) -> Channel:
-    said = f"{facts.get('ChannelType', '')} {facts.get('IlluminationType', '')}".strip() or name
-    fluorescent = not TRANSMITTED.search(said)
+    light = f"{facts.get('ChannelType', '')} {facts.get('IlluminationType', '')}".strip() or name
+    fluorescent = not TRANSMITTED.search(light)
+    color = facts.get("ChannelColor", "")  # Columbus writes colours as 32-bit numbers with alpha first
+    stated = f"{int(color) & 0xFFFFFF:06X}" if re.fullmatch(r"-?\d{1,10}", color) else ""
     emission = number(facts, "MainEmissionWavelength", odd) or None  # 0 where there is none
     return Channel(
         name=name,
         fluorescent=fluorescent,
-        color=_color(facts) or color_of(fluorescent, emission),
+        color=stated or color_of(fluorescent, emission),
         excitation_nm=number(facts, "MainExcitationWavelength", odd) or None,
         emission_nm=emission,
         exposure_s=number(facts, "ExposureTime", odd),
@@ -236,14 +256,8 @@ def _channel(
     )
 
 
-def _color(facts: Mapping[str, str]) -> str:
-    """RRGGBB of Columbus' colours, 32-bit numbers with alpha first; "" where there is none."""
-    text = facts.get("ChannelColor", "")
-    return f"{int(text) & 0xFFFFFF:06X}" if re.fullmatch(r"-?\d{1,10}", text) else ""
-
-
 def _details(index: Index, order: ChannelOrder) -> dict[str, Any]:
-    """What the vendor states of plate, instrument and channels, in its own words."""
+    """Returns what the vendor states of plate, instrument and channels, in its own words."""
     channels = {
         order.names[c]: {key: text for key, text in index.channels[channel].items() if key not in _LONG}
         for channel, c in order.channels.items()
@@ -260,22 +274,125 @@ def _details(index: Index, order: ChannelOrder) -> dict[str, Any]:
 
 
 def _assay_layout(path: Path) -> dict[str, dict[str, str]]:
-    """Wells -> layer -> value, from the Assaylayout folder beside the images, where there is one."""
+    """Returns well -> layer -> value, from the Assaylayout folder beside the images, where there is one."""
     rows: dict[str, dict[str, str]] = defaultdict(dict)
+    # Exports have the folder beside `Images`.
     beside = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
     for file in sorted((beside / "Assaylayout").glob("*.xml")):
         for _, layer in xml.elements(file, {"Layer"}):
             name = xml.texts(layer).get("Name") or "Layer"
             wells = [xml.texts(child) for child in layer if xml.local(child.tag) == "Well"]
             for well in (well for well in wells if well.get("Value")):
-                key = well_name(_place(well, "Row", 32, file), _place(well, "Col", 48, file))
-                rows[key][name] = well["Value"]
+                row, column = (_place(well, *side, file) for side in (("Row", 32), ("Col", 48)))
+                rows[well_name(row, column)][name] = well["Value"]
     return dict(rows)
 
 
 def _place(well: Mapping[str, str], name: str, last: int, file: Path) -> int:
-    """Row or column, from 0."""
+    """Returns a row or column, from 0."""
     text = well.get(name, "")
     if not text.isdecimal() or not 1 <= int(text) <= last:
         raise UserError(f"{file}: a well's {name} is {text!r}; a number from 1 to {last} is expected")
     return int(text) - 1
+
+
+# ---------------------------------------------------------------- files and fields
+
+
+def _plane_files(
+    index: Index, order: ChannelOrder, path: Path
+) -> tuple[dict[FieldKey, list[PlaneFile]], dict[Path, str], dict[Path, str]]:
+    """Returns the file of every image by field; clauses on those that are missing, and that never were."""
+    folder = list_folder(path.parent.parent if path.parent.name.lower() == "index" else path.parent)
+    lower = {name.lower(): name for name in folder.files}
+    below, by_well = _location(index, lower)
+    named: dict[FieldKey, list[PlaneFile]] = defaultdict(list)
+    absent: dict[Path, str] = {}
+    unwritten: dict[Path, str] = {}
+    for image in index.images:
+        origin = f"{path}: image {image.id}"
+        name = folder.locate(image.url or image.id or "(no file)", origin)
+        if below or by_well:
+            name = folder.locate(below + (_well_folder(image) if by_well else "") + name, origin)
+        if name not in folder.files:
+            name = lower.get(name.lower(), name)  # the ending may be .tif here and .TIF there
+        file = folder.root / name
+        if name not in folder.files:
+            if not image.url or image.failed:
+                unwritten[file] = f"the instrument wrote no file for {image.id}"
+            else:
+                absent[file] = f"{image.url} is missing"
+        named[image.key].append(PlaneFile(file, *order.index(image), image.page))
+    return dict(named), absent, unwritten
+
+
+def _location(index: Index, files: Collection[str]) -> tuple[str, bool]:
+    """Returns where most images lie below the index's folder, and whether each well has its own folder.
+
+    Args:
+        files: in lower case.
+    """
+    # Exports keep images beside the index; archives in `images`, some in a folder such as r04c03. Some files
+    # may be missing, so the place with most of them counts.
+    places = list(product(_FOLDERS, (False, True)))
+    counts = []
+    for below, by_well in places:
+        names = (below + (_well_folder(image) if by_well else "") + image.url for image in index.images)
+        counts.append(sum(name.replace("\\", "/").lower() in files for name in names))
+    return places[counts.index(max(counts))]
+
+
+def _well_folder(image: Image) -> str:
+    return f"r{image.row:02d}c{image.column:02d}/"
+
+
+def _field(
+    key: FieldKey, images: Sequence[Image], stack: Sequence[PlaneFile], order: ChannelOrder, camera: Camera
+) -> Field:
+    """Returns the field that `images` describe and `stack` holds the files of."""
+    times, depth = plane_checks.extent(stack)
+    size = camera.sizes[min(image.channel for image in images)]
+    shots = [Shot(file, PlaneMetadata(z_um=image.z_um)) for image, file in zip(images, stack, strict=True)]
+    heights = fields.plane_heights(shots, order.names)
+    longest = max(heights.values(), key=len, default=())
+    details: dict[str, Any] = imaged([plane.place for plane in stack], order.names, times)
+    details["time"] = images[0].moment
+    if len(set(heights.values())) > 1:
+        details["z_um"] = {name: list(values) for name, values in heights.items()}
+    # The height of the stage at which the instrument found the bottom of the well.
+    focus = (i.stage_um - i.z_um for i in images if i.stage_um is not None and i.z_um is not None)
+    if (height := next(focus, None)) is not None:
+        details["focus_um"] = round(height, 4)
+    if times > 1:  # seconds from the start of the measurement
+        by_time: dict[int, float | None] = {}
+        for image in images:
+            by_time.setdefault(order.times[image.time], image.seconds)
+        details["seconds"] = [by_time[time] for time in sorted(by_time)]
+    x, y = images[0].x_um, images[0].y_um
+    # Harmony states the centre of the field with y up, while the first row of a file is the upper one.
+    center_um = None if x is None or y is None else (-y, x)
+    return Field(
+        key=key,
+        shape=(times, len(order.names), depth, *size),
+        dtype=camera.dtype,
+        position_um=fields.first_pixel(center_um, size, camera.pixel_um),
+        z_um=longest if len(longest) == depth else (),
+        details=details,
+    )
+
+
+def _without_failures(
+    files: Mapping[FieldKey, Sequence[PlaneFile]],
+    images: Mapping[FieldKey, Sequence[Image]],
+    order: ChannelOrder,
+) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
+    """Returns the files without those that the instrument says it failed to take, which are problems."""
+    kept: dict[FieldKey, tuple[PlaneFile, ...]] = {}
+    problems = []
+    for key, own in files.items():
+        failed = {order.index(image): image for image in images[key] if image.failed}
+        kept[key] = tuple(file for file in own if file.place not in failed)
+        if named := [failed[file.place] for file in own if file.place in failed]:
+            listed = plane_checks.listed([f"{image.url or image.id} ({image.state})" for image in named])
+            problems.append(Problem(key, f"the instrument reports failures: {listed}", "failed"))
+    return kept, problems

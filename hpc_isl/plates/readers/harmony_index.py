@@ -1,16 +1,16 @@
-"""What a Harmony or Columbus index says, as values: plate, channels, one record per image.
+"""Harmony's and Columbus' indices: where they lie, and what they state of plate, channels and each image."""
 
-No files are looked at. Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix
-without. Only read about: V4, V6, `Index.ref.xml`, and Columbus, whose `BufferNo` is the page of a file and
-whose colours are numbers.
-"""
+# Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix without. Only read about:
+# V4, V6, `Index.ref.xml`, and Columbus, whose `BufferNo` is the page of a file and whose colours are
+# numbers.
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from hpc_isl.errors import UserError
+from hpc_isl.plates.plate import FieldKey, well_name
 from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.quantities import micrometres, seconds
+from hpc_isl.plates.readers.plane_metadata import micrometres, seconds, whole
 
 NAMES = ("index.idx.xml", "index.xml", "index.ref.xml", "imageindex.columbusidx.xml")
 _ROOT = b"EvaluationInputData"
@@ -70,7 +71,13 @@ class Image:
 
     @property
     def failed(self) -> bool:
+        """Whether the instrument reports that it could not take the image."""
         return self.state.lower() != "ok"
+
+    @property
+    def key(self) -> FieldKey:
+        """The field that the image belongs to."""
+        return FieldKey(well_name(self.row - 1, self.column - 1), str(self.field))
 
 
 @dataclass(frozen=True)
@@ -95,12 +102,41 @@ class Index:
     remarks: tuple[str, ...] = ()
 
 
-def recognise(path: Path) -> bool:
-    """Whether the file is an index, by its name, or by how it begins."""
+def indices(folder: Path) -> list[Path]:
+    """Returns the index of the export at `folder`; else those of the exports just below it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    if own := _index_of(folder):
+        return [own]
+    return [path for below in _entries(folder) if (path := _index_of(below))]
+
+
+def _index_of(folder: Path) -> Path | None:
+    """Returns the first kind of index of those in `Images`, the folder itself, or `index` as in archives."""
+    places = (folder / "Images", folder / "images", folder, folder / "index")
+    paths = (path for place in places for path in _entries(place, NAMES))
+    return next(filter(_is_index, paths), None)
+
+
+def _is_index(path: Path) -> bool:
+    """Returns whether the file is an index, by its name, or by how it begins."""
     if path.name.lower() == NAMES[0]:
         return path.is_file()
     with path.open("rb") as file:
         return _ROOT in file.read(4096)
+
+
+def _entries(folder: Path, names: Collection[str] = ()) -> list[Path]:
+    """Returns what is in a folder, in order; where names are given, in lower case, only those, in theirs."""
+    try:
+        entries = os.listdir(folder)
+    except OSError:  # no folder, or one that may not be read: nothing is found there
+        return []
+    if names:
+        ranks = {name: rank for rank, name in enumerate(names)}
+        kept = [name for name in entries if name.lower() in ranks]
+        return [folder / name for name in sorted(kept, key=lambda name: (ranks[name.lower()], name))]
+    return [folder / name for name in sorted(entries, key=str.lower)]
 
 
 def plate(path: Path) -> dict[str, str]:
@@ -111,7 +147,7 @@ def plate(path: Path) -> dict[str, str]:
 
 
 def read(path: Path) -> Index:
-    """The index, read element by element: 200,000 images in seconds.
+    """Returns the index, read element by element: 200,000 images in seconds.
 
     Raises:
         UserError: naming file and image: not XML, no index, numbers that are none where a plane's place hangs
@@ -129,13 +165,12 @@ def read(path: Path) -> Index:
             image = _image(facts, path, odd)
             images.append(image)
             channel = channels.setdefault(image.channel, {})
+            # Version 5 repeats the facts of a channel in each of its images: those of the first are enough.
             if "ChannelName" not in channel:
-                _constants(channel, facts)
+                _add_constants(channel, facts)
         elif name == "Entry":
-            number_of = _whole(
-                {"ChannelID": element.get("ChannelID", "")}, "ChannelID", f"{path}: a map's entry"
-            )
-            _constants(channels.setdefault(number_of, {}), _facts(element))
+            number_of = whole(element.attrib, "ChannelID", f"{path}: a map's entry")
+            _add_constants(channels.setdefault(number_of, {}), _facts(element))
         elif name == "InstrumentType":
             instrument = (element.text or "").strip()
         elif name == "Plate":
@@ -152,11 +187,11 @@ def read(path: Path) -> Index:
 
 
 def _facts(element: Element) -> dict[str, str]:
-    """Texts of the children, whatever their unit in m, nm (wavelengths) and s (times); and the page."""
+    """Returns the texts of the children and the page; numbers in m, nm (wavelengths) and s (times)."""
     facts = xml.texts(element)
     for child in element:
         name, unit = xml.local(child.tag), child.get("Unit", "")
-        if name == "URL" and child.get("BufferNo"):
+        if name == "URL" and child.get("BufferNo"):  # Columbus: the page of a file with several planes
             facts["BufferNo"] = child.get("BufferNo", "")
         wanted = "nm" if name.endswith("Wavelength") else "s" if name in _TIMES else "m"
         if unit and unit != wanted:
@@ -166,7 +201,7 @@ def _facts(element: Element) -> dict[str, str]:
     return facts
 
 
-def _constants(channel: dict[str, str], facts: Mapping[str, str]) -> None:
+def _add_constants(channel: dict[str, str], facts: Mapping[str, str]) -> None:
     for name, text in facts.items():
         if name not in _NOT_OF_CHANNEL:
             channel.setdefault(name, text)
@@ -181,33 +216,24 @@ def _image(facts: Mapping[str, str], path: Path, odd: Counter[str]) -> Image:
         id=facts.get("id", ""),
         url=url,
         state=facts.get("State", "Ok"),
-        row=_whole(facts, "Row", origin),
-        column=_whole(facts, "Col", origin),
-        field=_whole(facts, "FieldID", origin),
-        plane=_whole(facts, "PlaneID", origin, 1),
-        channel=_whole(facts, "ChannelID", origin),
-        time=(_whole(facts, "TimepointID", origin, slow), fast),
+        row=whole(facts, "Row", origin),
+        column=whole(facts, "Col", origin),
+        field=whole(facts, "FieldID", origin),
+        plane=whole(facts, "PlaneID", origin, 1),
+        channel=whole(facts, "ChannelID", origin),
+        time=(whole(facts, "TimepointID", origin, slow), fast),
         x_um=_micrometres(facts, "PositionX", odd),
         y_um=_micrometres(facts, "PositionY", odd),
         z_um=_micrometres(facts, "PositionZ", odd),
         stage_um=_micrometres(facts, "AbsPositionZ", odd),
         seconds=number(facts, "MeasurementTimeOffset", odd),
         moment=facts.get("AbsTime", ""),
-        page=_whole(facts, "BufferNo", origin, 0),
+        page=whole(facts, "BufferNo", origin, 0),
     )
 
 
-def _whole(facts: Mapping[str, str], name: str, origin: str, default: int | None = None) -> int:
-    text = facts.get(name, "")
-    if not text and default is not None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UserError(f"{origin}: {name} is {text!r}; a whole number is expected")
-    return int(text)
-
-
 def number(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:
-    """The number under `name`; None where it is absent, NaN or infinite, or no number, which is counted."""
+    """Returns the number under `name`; None where it is absent, not finite, or no number (counted)."""
     text = facts.get(name, "")
     if not text:
         return None
@@ -220,17 +246,16 @@ def number(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | No
 
 
 def _micrometres(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:
-    """From metres; to 0.1 nm, so that 5E-06 m is 5 µm."""
     metres = number(facts, name, odd)
-    return None if metres is None else round(metres * 1e6, 4)
+    return None if metres is None else round(metres * 1e6, 4)  # to 0.1 nm, so that 5E-06 m is 5 µm
 
 
 def flat_field(profile: str) -> dict[str, Any] | None:
-    """The `Background` entry of a FlatfieldProfile, numbers as numbers, NaN and INF as None.
+    """Returns the `Background` entry of a FlatfieldProfile, numbers as numbers, NaN and INF as None.
 
-    The text is YAML but for the channel's name, which may hold anything and is left out.
-    None where the text cannot be understood.
+    Returns None where the text cannot be understood.
     """
+    # The text is YAML but for the channel's name, which may hold anything and is left out.
     text = _FREE_TEXT.split(profile, maxsplit=1)
     head = text[0] + "}" if len(text) > 1 else profile
     if "&" in head or "*" in head:  # YAML references, which could unfold without end

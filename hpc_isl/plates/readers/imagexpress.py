@@ -1,39 +1,26 @@
-"""ImageXpress and MetaXpress: exports with an `.HTD` file, and the layout of the MetaXpress database.
+"""ImageXpress and MetaXpress: exports with an `.HTD` file, and the layout of the MetaXpress database."""
 
-Seen in real exports (MetaXpress 6.5, 6.7; one of a bright field would be new): `TimePoint_n/ZStep_m/` below
-the HTD or GUIDs after the wavelength; projections in `ZStep_0` or beside the steps; no `_s` or `_w` where
-there is one; and copies, with the z position, the time and the plane's GUID of what they are copies of, in
-the steps and times at which a channel was not imaged. Only read about: rows beyond P, 10 and more
-wavelengths, HTD files whose TIFFs state nothing.
-"""
+# Seen in real exports (MetaXpress 6.5, 6.7; one of a bright field would be new): `TimePoint_n/ZStep_m/`
+# below the HTD or GUIDs after the wavelength; projections in `ZStep_0` or beside the steps; no `_s` or `_w`
+# where there is one; and copies, with the z position, the time and the plane's GUID of what they are copies
+# of, in the steps and times at which a channel was not imaged. Only read about: rows beyond P, 10 and more
+# wavelengths, HTD files whose TIFFs state nothing.
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import (
-    Channel,
-    Export,
-    FieldKey,
-    LeftOut,
-    Plate,
-    Problem,
-    color_of,
-    layout,
-    well_name,
-    well_position,
-)
-from hpc_isl.plates.readers import agreement, fields, metaxpress_htd, stacks, tiff_metadata
-from hpc_isl.plates.readers.fields import Described
+from hpc_isl.plates.plate import Channel, Export, FieldKey, LeftOut, Problem, layout, well_name, well_position
+from hpc_isl.plates.readers import export, fields, metaxpress_htd, tiff_metadata
+from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.metaxpress_htd import Htd
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
-from hpc_isl.plates.readers.quantities import number
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
 
 _GUID = r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}"
@@ -49,7 +36,7 @@ _IMAGES = (".tif", ".tiff")
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """An image as its path says; `step` and `time` None where the path names none."""
+    """An image as its path describes it; `step` and `time` are None where the path names none."""
 
     path: Path
     folder: str
@@ -67,15 +54,12 @@ class _File:
 
 
 def recognise(below: Folder) -> bool:
-    """Whether there is an HTD file, or an image whose name and metadata are those of MetaXpress."""
+    """Returns whether there is an HTD file, or an image whose name and metadata are those of MetaXpress."""
     if metaxpress_htd.files(below):
         return True
-    named = sorted(name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"])
-    return (
-        bool(named)
-        and isinstance(found := tiff_metadata.tried(below.root / named[0]), TiffMetadata)
-        and (found.source in ("MetaSeries", "MetaMorph"))
-    )
+    named = min((name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]), default="")
+    stated = tiff_metadata.tried(below.root / named) if named else None
+    return isinstance(stated, TiffMetadata) and stated.source in ("MetaSeries", "MetaMorph")
 
 
 def read(folder: Path) -> Export:
@@ -92,44 +76,35 @@ def read(folder: Path) -> Export:
     below = list_folder(folder)
     htd = metaxpress_htd.find(below)
     files, left_out = _files(below)
-    metadata, unreadable = _read_all([file.path for file in files])
+    metadata, unreadable = tiff_metadata.read_single([file.path for file in files])
     files, misplaced = _where_they_say(files, metadata)
-    acquisitions = {name: place for place, name in enumerate(sorted({file.folder for file in files}))}
-    planes, more = _planes(files, metadata, htd, acquisitions)
+    acquisitions = {name: number for number, name in enumerate(sorted({file.folder for file in files}))}
+    planes, copies = _planes(files, metadata, htd, acquisitions)
     channels, odd = _channels(files, planes, metadata, htd)
-    headers = {path: found.header[:2] for path, found in metadata.items()}
-    sizes = agreement.channel_sizes(((plane.channel, plane.path) for plane in planes), headers)
-    planes, channels, of_other_size, resized = fields.of_one_size(planes, channels, sizes)
-    pixel_um, unknown = fields.pixel_edge(metadata[p.path].pixel_um for p in planes if p.path in metadata)
-    parts = fields.parts(planes, channels, pixel_um, unreadable, headers=headers)
     wells = {file.well for file in files}
-    rows, columns = htd.layout(wells) if htd else layout(wells)
-    planned = htd.planned(wells, channels, {file.time for file in files}) if htd else ()
-    plate = Plate(
+    plate = export.build(
+        planes,
+        channels,
+        *tiff_metadata.sizes_and_edges(metadata),
         name=htd.path.stem if htd else files[0].plate,
-        rows=rows,
-        columns=columns,
-        channels=parts.channels,
-        fields=parts.fields,
-        pixel_um=pixel_um,
-        plane_um=stacks.spacing(parts.fields, stacks.MEASURED),
-        acquisitions={place: name.strip("/") or "0" for name, place in acquisitions.items()},
+        layout=lambda _: htd.layout(wells) if htd else layout(wells),
         details=_details(metadata, htd),
+        acquisitions={number: name.strip("/") or "0" for name, number in acquisitions.items()},
+        unreadable=unreadable,
+        left_out=(*left_out, *copies),
+        problems=misplaced,
+        remarks=odd,
     )
-    return Export(
-        plate,
-        parts.files,
-        (*parts.problems, *misplaced),
-        (*left_out, *more, *of_other_size),
-        remarks=(*odd, *resized, *unknown, *parts.remarks, *planned),
-    )
+    used = {plane.channel for plane in planes}
+    planned = htd.planned(wells, used, {file.time for file in files}) if htd else ()
+    return replace(plate, remarks=(*plate.remarks, *planned))
 
 
 # ---------------------------------------------------------------- the files
 
 
 def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
-    """The images, and the thumbnails beside them; all of one plate."""
+    """Returns the images, and the thumbnails beside them; all of one plate."""
     files: list[_File] = []
     left_out: list[LeftOut] = []
     for name in sorted(below.files):
@@ -144,48 +119,27 @@ def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
         if match["thumb"]:
             left_out.append(LeftOut(path, "thumbnail", well, f"w{wave or 1}"))
         else:
-            files.append(
-                _File(
-                    path, match["folder"], match["plate"], well, match["site"] or "1", wave or 1, time, step
-                )
-            )
+            site = match["site"] or "1"
+            files.append(_File(path, match["folder"], match["plate"], well, site, wave or 1, time, step))
     if not files:
         raise UserError(
             f"{below.root}: no image of MetaXpress; names such as PLATE_B02_s1_w1.TIF are expected, "
             "also below TimePoint_1 and ZStep_1"
         )
-    plates = sorted({file.plate for file in files})
-    if len(plates) > 1:
-        raise UserError(f"{below.root} holds several plates ({', '.join(plates[:5])}); give one as source")
+    export.check_one_plate((file.plate for file in files), below.root)
     return files, left_out
-
-
-def _read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
-    """What the files say of themselves, and a clause about each that cannot be used."""
-    metadata, unreadable = tiff_metadata.read_all(paths)
-    for path in [path for path, found in metadata.items() if found.header.pages > 1]:
-        unreadable[path] = f"{path} holds {metadata.pop(path).header.pages} planes; one is expected"
-    if not metadata:
-        raise UserError(f"no image can be used; {next(iter(unreadable.values()))}")
-    return metadata, unreadable
-
-
-def _place(label: re.Match[str]) -> tuple[str, str]:
-    return well_name(*well_position(label["well"])), label["site"]
 
 
 def _where_they_say(
     files: Sequence[_File], metadata: Mapping[Path, TiffMetadata]
 ) -> tuple[list[_File], list[Problem]]:
-    """The files whose name and stage label agree, and the others as problems."""
+    """Returns the files whose name and stage label agree, and the others as problems."""
     kept: list[_File] = []
     problems: list[Problem] = []
     for file in files:
         label = _LABEL.match(metadata[file.path].planes[0].label) if file.path in metadata else None
-        if label is None or (well_name(*well_position(label["well"])), label["site"]) == (
-            file.well,
-            file.site,
-        ):
+        place = (well_name(*well_position(label["well"])), label["site"]) if label else None
+        if label is None or place == (file.well, file.site):
             kept.append(file)
         else:
             text = f"{file.path.name} says that it is {label[0]!r}"
@@ -204,8 +158,10 @@ def _planes(
     htd: Htd | None,
     acquisitions: Mapping[str, int],
 ) -> tuple[list[Described], list[LeftOut]]:
-    """The planes to store, and the files that are copies or projections of them."""
-    single, copies = _without_copies(files, metadata, flat=htd is not None and not htd.has_z)
+    """Returns the planes to store, and the files that are copies or projections of them."""
+    flat = htd is not None and htd.first("ZSeries").upper() == "FALSE"
+    single, copies = _without_copies(files, metadata, flat)
+    # Beside numbered steps an image without a number is their projection.
     stepped = {(*file.place, file.time) for file in single if file.step}
     projected = {file for file in single if _is_projection(file, stepped, metadata)}
     stacked = {(file.folder, file.wave) for file in single if file not in projected}
@@ -228,7 +184,8 @@ def _planes(
 def _without_copies(
     files: Sequence[_File], metadata: Mapping[Path, TiffMetadata], flat: bool
 ) -> tuple[list[_File], list[_File]]:
-    """The files that are planes of their own, and those that are copies of another one."""
+    """Returns the files that are planes of their own, and those that are copies of another one."""
+    # The first of equal files is the plane; ZStep_0, which holds projections, comes last.
     ordered = sorted(files, key=lambda file: (file.time or 0, file.step == 0, file.step or 0))
     single: dict[Hashable, _File] = {}
     for file in ordered:
@@ -237,16 +194,13 @@ def _without_copies(
     return list(single.values()), [file for file in ordered if file not in kept]
 
 
-def _identity(file: _File, found: TiffMetadata | None, flat: bool) -> Hashable:
-    """Equal for copies: the height, time and GUID of a plane of one channel of a field.
-
-    A file that states no height and time is itself; or, where the HTD says that there is no z, the one plane
-    of its time.
-    """
+def _identity(file: _File, tiff: TiffMetadata | None, flat: bool) -> Hashable:
+    """Returns what is equal for copies: the height, time and GUID of a plane of one channel of a field."""
     names = ("z-position", "acquisition-time-local", "plane-guid", "Z Projection Method")
-    z, moment, *more = (found.facts.get(name, "") if found else "" for name in names)
+    z, moment, *more = (tiff.facts.get(name, "") if tiff else "" for name in names)
     if z and moment:
         return *file.place, z, moment, *more
+    # A file without height and time is itself, or the one plane of its time where the HTD has no z.
     return (*file.place, file.time) if flat else file
 
 
@@ -255,15 +209,15 @@ def _is_projection(
     stepped: Container[tuple[str, str, str, int, int | None]],
     metadata: Mapping[Path, TiffMetadata],
 ) -> bool:
-    """As the file says; where it says nothing, what lies in ZStep_0, or beside the steps of its channel."""
-    found = metadata.get(file.path)
-    if found is not None and found.source == "MetaSeries":
-        return bool(found.planes[0].projection)
+    # As the file states; without a statement what lies in ZStep_0, or beside the steps of its channel.
+    tiff = metadata.get(file.path)
+    if tiff is not None and tiff.source == "MetaSeries":
+        return bool(tiff.planes[0].projection)
     return file.step == 0 or (file.step is None and (*file.place, file.time) in stepped)
 
 
 def _step(file: _File, metadata: Mapping[Path, TiffMetadata], alone: bool) -> int:
-    """The number of a plane: that of its folder; of one that is alone in its channel its own, or 1."""
+    """Returns the number of a plane: its folder's, or that of its file where it is alone in its channel."""
     if not alone:
         return file.step or 1
     own = number(metadata[file.path].facts.get("Z Step")) if file.path in metadata else None
@@ -276,7 +230,7 @@ def _channels(
     metadata: Mapping[Path, TiffMetadata],
     htd: Htd | None,
 ) -> tuple[dict[int, Channel], list[str]]:
-    """Wavelength -> channel, named by the HTD, else by the files; remarks where they differ."""
+    """Returns wavelength -> channel, named by the HTD, else by the files; and remarks where they differ."""
     stated: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
     for file in files:
         if file.path in metadata:
@@ -290,9 +244,7 @@ def _channels(
         if planned and setting and planned != setting:
             remarks.append(f"w{wave} is {planned!r} in the HTD, {setting!r} in its files; the HTD's is kept")
         name = fields.unique(planned or setting or f"w{wave}", [c.name for c in channels.values()])
-        fluorescent = not fields.is_transmitted(name)
-        nm = (number(emission) or None) if fluorescent else None
-        channels[wave] = Channel(name, fluorescent, color_of(fluorescent, nm), emission_nm=nm)
+        channels[wave] = fields.channel(name, None, number(emission))
     return channels, remarks
 
 

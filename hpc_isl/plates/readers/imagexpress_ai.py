@@ -1,12 +1,11 @@
-"""ImageXpress HCS.ai: a run's `.jdce` (JSON) and its `image_metadata_N.csv`, to an `Export`.
+"""ImageXpress HCS.ai: a run's `.jdce` (JSON) and its `image_metadata_N.csv`, to an `Export`."""
 
-Seen in real metadata of MetaXpress Acquire 2025.2 and 2026.1 (96 wells, DAPI, FITC and transmitted light,
-binning 1 and 4, a montage), without pixels: all that is read here. The `.jdce` holds the plan, the CSV what
-was imaged, so shapes are the CSV's. Row and Column count from 1, Field, Wavelength, Timepoint and ZIndex from
-0. PositionX/YUm is the centre of the field in the plate's frame, y down; the pixel size includes binning. The
-excitation filter repeats the emission and is not used where it does. One run may hold further folders with
-files of the same names: its montage is left out.
-"""
+# Seen in real metadata of MetaXpress Acquire 2025.2 and 2026.1 (96 wells, DAPI, FITC and transmitted light,
+# binning 1 and 4, a montage), without pixels: all that is read here. The `.jdce` holds the plan, the CSV
+# what was imaged, so shapes are the CSV's. Row and Column count from 1, Field, Wavelength, Timepoint and
+# ZIndex from 0. PositionX/YUm is the centre of the field in the plate's frame, y down; the pixel size
+# includes binning. The excitation filter repeats the emission and is not used where it does. One run may
+# hold further folders with files of the same names: its montage is left out.
 
 from __future__ import annotations
 
@@ -18,19 +17,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import Channel, Export, FieldKey, Plate, color_of, well_name
-from hpc_isl.plates.readers import agreement, fields, indexed, stacks
-from hpc_isl.plates.readers.fields import Described
-from hpc_isl.plates.readers.folder import Folder, list_folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
-from hpc_isl.plates.readers.quantities import micrometres, number
+from hpc_isl.plates.plate import Channel, Export, FieldKey, well_name
+from hpc_isl.plates.readers import export, fields
+from hpc_isl.plates.readers.export import Described
+from hpc_isl.plates.readers.folder import Folder, list_folder, unnamed
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, micrometres, number
 
 _NEEDED = ("Row", "Column", "Field", "Wavelength", "Timepoint", "ZIndex", "ImageFileName")
 Row = Mapping[str, str]
 
 
 def recognise(below: Folder) -> bool:
-    """Whether there is a `.jdce`."""
+    """Returns whether there is a `.jdce`."""
     return any(name.lower().endswith(".jdce") for name in below.files)
 
 
@@ -49,46 +47,29 @@ def read(folder: Path) -> Export:
     path = below.root / name
     protocol, stack = _stack(path)
     rows = list(_rows(path, stack))
-    files = {n: _file(below, name, row, f"{path.parent}: row {n + 1}") for n, row in enumerate(rows)}
-    absent = {below.root / f: f"{f} is missing" for f in files.values() if f not in below.files}
+    files = [_file(below, name, row, f"{path.parent}: row {n}") for n, row in enumerate(rows, start=1)]
+    paths = [below.root / file for file in files]
+    absent = {below.root / file: f"{file} is missing" for file in files if file not in below.files}
     channels, odd = _channels(rows, protocol)
-    found = indexed.probe((below.root / file for file in files.values()), absent, path)
-    described = [_described(row, below.root / files[n]) for n, row in enumerate(rows)]
-    headers = {below.root / files[n]: (_size(row) or found.shape, found.dtype) for n, row in enumerate(rows)}
-    sizes = agreement.channel_sizes(((plane.channel, plane.path) for plane in described), headers)
-    described, channels, of_other_size, resized = fields.of_one_size(described, channels, sizes)
-    pixel_um, unknown = fields.pixel_edge([_pixel(protocol)])
-    parts = fields.parts(
-        described, channels, pixel_um, absent, absent=absent, indexed=True,
-        headers=headers,
-    )  # fmt: skip
-    wells = {plane.key.well for plane in described}
+    first = export.first_header(paths, absent, path)
     plate_rows, plate_columns = (int(number(_at(protocol, "Plate", n)) or 0) for n in ("Rows", "Columns"))
-    row_names, column_names = indexed.layout(wells, plate_rows, plate_columns, path)
-    plate = Plate(
+    begin = f"{_text(stack, 'Creation', 'Date')}T{_text(stack, 'Creation', 'Time')}".strip("T")
+    return export.build(
+        [_described(row, image) for row, image in zip(rows, paths, strict=True)],
+        channels,
+        {image: (_size(row) or first.shape, first.dtype) for row, image in zip(rows, paths, strict=True)},
+        dict.fromkeys(paths, _pixel(protocol)),
         name=_text(stack, "SpecimenHolder", "Barcode") or _text(stack, "PlateId") or path.stem,
-        rows=row_names,
-        columns=column_names,
-        channels=parts.channels,
-        fields=parts.fields,
-        pixel_um=pixel_um,
-        plane_um=stacks.spacing(parts.fields, stacks.MEASURED),
-        acquisitions={
-            0: f"{_text(stack, 'Creation', 'Date')}T{_text(stack, 'Creation', 'Time')}".strip("T") or "0"
-        },
+        layout=lambda wells: export.stated_layout(wells, plate_rows, plate_columns, path),
         details=_details(stack, protocol),
-    )
-    left_out = indexed.unnamed(
-        below,
-        (below.root / file for file in files.values()),
-        lambda file: "montage" if any(file.startswith(other) for other in others) else "not in the index",
-    )
-    return Export(
-        plate,
-        parts.files,
-        tuple(parts.problems),
-        (*left_out, *of_other_size),
-        remarks=(*odd, *resized, *unknown, *_plan(rows, protocol), *parts.remarks),
+        acquisitions={0: begin or "0"},
+        unreadable=absent,
+        absent=absent,
+        indexed=True,
+        left_out=unnamed(
+            below, paths, lambda file: "montage" if file.startswith(tuple(others)) else "not in the index"
+        ),
+        remarks=(*odd, *_plan(rows, protocol)),
     )
 
 
@@ -96,13 +77,10 @@ def read(folder: Path) -> Export:
 
 
 def _unit(below: Folder) -> tuple[str, list[str]]:
-    """The `.jdce` to read, and the folders of montages beside it.
-
-    One run may hold several, which name their files alike: each stands for itself.
-    """
-    found = sorted(name for name in below.files if name.lower().endswith(".jdce"))
-    montages = [name for name in found if "montage" in name.lower()]
-    kept = [name for name in found if name not in montages] or found
+    """Returns the `.jdce` to read, and the folders of montages beside it, whose files have the same names."""
+    names = sorted(name for name in below.files if name.lower().endswith(".jdce"))
+    montages = [name for name in names if "montage" in name.lower()]
+    kept = [name for name in names if name not in montages] or names  # a montage alone is read
     if len(kept) > 1:
         raise UserError(
             f"{below.root} holds {len(kept)} runs ({', '.join(kept[:5])}); give the folder of one"
@@ -113,7 +91,7 @@ def _unit(below: Folder) -> tuple[str, list[str]]:
 
 
 def _stack(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Acquisition protocol and image stack of a `.jdce`."""
+    """Returns acquisition protocol and image stack of a `.jdce`."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
         stack = content["ImageStack"]
@@ -149,7 +127,7 @@ def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
                 raise UserError(
                     f"{table} line {reader.line_num}: {name} is {value!r}; a number from {least} is expected"
                 )
-        if int(row["Row"]) > 32 or int(row["Column"]) > 48:
+        if int(row["Row"]) > 32 or int(row["Column"]) > 48:  # the largest format has 1536 wells
             raise UserError(
                 f"{table} line {reader.line_num}: row {row['Row']}, column {row['Column']} is no well"
             )
@@ -162,7 +140,7 @@ def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
 
 
 def _file(below: Folder, jdce: str, row: Row, origin: str) -> str:
-    """Path of a row's image, which stands below the folder of its index."""
+    """Returns the path of a row's image, which lies below the folder of its index."""
     parts = (
         str(PurePosixPath(jdce).parent),
         row.get("ImageSubFolderPath", ""),
@@ -190,7 +168,7 @@ def _described(row: Row, path: Path) -> Described:
 
 
 def _moment(seconds: float | None) -> str:
-    """Seconds since 1970 as a moment in UTC: the run's own date is local, and its offset is wrong."""
+    # Seconds since 1970 give a moment in UTC: the run's own date is local, and its offset is wrong.
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else ""
     except (ValueError, OverflowError, OSError):
@@ -212,7 +190,7 @@ def _pixel(protocol: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[int, Channel], list[str]]:
-    """Wavelength -> channel, named by the plan's emission filter, else as the CSV names it."""
+    """Returns wavelength -> channel, named by the plan's emission filter, else as the CSV names it."""
     waves = _at(protocol, "Wavelengths")
     plan = (
         {_at(wave, "Index"): wave for wave in waves if isinstance(wave, dict)}
@@ -231,27 +209,18 @@ def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[in
                 f"wavelength {wave} is {planned!r} in the .jdce, {stated[wave]!r} in the CSV; the one is kept"
             )
         name = fields.unique(planned or stated[wave] or f"w{wave}", [c.name for c in channels.values()])
-        emission, excitation = (
-            _nanometres(plan.get(wave), f"{kind}Filter") for kind in ("Emission", "Excitation")
-        )
-        fluorescent = not fields.is_transmitted(name)
-        channels[wave] = Channel(
-            name,
-            fluorescent,
-            color_of(fluorescent, emission if fluorescent else None),
-            excitation_nm=excitation if fluorescent and excitation != emission else None,
-            emission_nm=emission if fluorescent else None,
-        )
+        lengths = []
+        for kind in ("EmissionFilter", "ExcitationFilter"):
+            unit = _text(plan.get(wave), kind, "Unit")
+            length = micrometres(_at(plan.get(wave), kind, "Wavelength"), unit)
+            lengths.append(round(length * 1000, 3) if length else None)
+        emission, excitation = lengths
+        channels[wave] = fields.channel(name, excitation if excitation != emission else None, emission)
     return channels, remarks
 
 
-def _nanometres(wave: Any, name: str) -> float | None:
-    length = micrometres(_at(wave, name, "Wavelength"), _text(wave, name, "Unit"))
-    return round(length * 1000, 3) if length else None
-
-
 def _plan(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
-    """Remarks where less was imaged than planned."""
+    """Returns remarks where less was imaged than planned."""
     remarks = []
     if _at(protocol, "CollectionComplete") is False:
         remarks.append("the run was not completed")
@@ -260,9 +229,9 @@ def _plan(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
         ("times", "Timepoint", "TimeSchedule", "NumberOfTimepoints"),
     ):
         planned = int(number(_at(protocol, "PlateMap", *where)) or 0)
-        found = len({row[column] for row in rows})
-        if planned > found and _at(protocol, "PlateMap", where[0], "Enabled") is True:
-            remarks.append(f"{planned} {what} were planned, the index has {found}")
+        listed = len({row[column] for row in rows})
+        if planned > listed and _at(protocol, "PlateMap", where[0], "Enabled") is True:
+            remarks.append(f"{planned} {what} were planned, the index has {listed}")
     return remarks
 
 
@@ -279,12 +248,12 @@ def _details(stack: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str,
 
 
 def _at(node: Any, *names: str) -> Any:
-    """What lies at these keys; None where the path ends before."""
+    """Returns what lies at these keys; None where the path ends before."""
     for name in names:
         node = node.get(name) if isinstance(node, dict) else None
     return node
 
 
 def _text(node: Any, *names: str) -> str:
-    found = _at(node, *names)
-    return str(found).strip() if isinstance(found, str | int | float) else ""
+    value = _at(node, *names)
+    return str(value).strip() if isinstance(value, str | int | float) else ""

@@ -1,8 +1,7 @@
-"""The `.HTD` file of MetaXpress: what a plate was planned to be. Files say what it is.
+"""The `.HTD` file of MetaXpress: what a plate was planned to be. Files say what it is."""
 
-Seen in exports of MetaXpress 6.7; they repeat the file in each folder, and plan times and wavelengths
-of which there is no file.
-"""
+# Seen in exports of MetaXpress 6.7; they repeat the file in each folder, and plan times and wavelengths of
+# which there is no file.
 
 from __future__ import annotations
 
@@ -13,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import layout, row_name, well_name, well_position
-from hpc_isl.plates.readers import stacks
-from hpc_isl.plates.readers.folder import Folder
+from hpc_isl.plates.plate import layout, well_name, well_position
+from hpc_isl.plates.readers.export import Layout, stated_layout
+from hpc_isl.plates.readers.folder import Folder, nearest_files
+from hpc_isl.plates.readers.plane_checks import listed
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,6 @@ class Htd:
     path: Path
     facts: Mapping[str, list[str]]
 
-    @property
-    def has_z(self) -> bool:
-        return self.first("ZSeries").upper() != "FALSE"
-
     def first(self, key: str) -> str:
         """Returns the first value of a key, or ""."""
         return next(iter(self.facts.get(key, ())), "")
@@ -37,7 +33,7 @@ class Htd:
         """Returns the name of a wavelength, or ""."""
         return self.first(f"WaveName{wave}")
 
-    def layout(self, wells: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def layout(self, wells: Collection[str]) -> Layout:
         """Returns all rows and columns of the plate, or of the smallest format where none are stated.
 
         Raises:
@@ -48,11 +44,7 @@ class Htd:
             return layout(set(wells))
         if rows > 32 or columns > 48:
             raise UserError(f"{self.path}: {rows} rows and {columns} columns; at most 32 and 48 are expected")
-        for well in wells:
-            row, column = well_position(well)
-            if row >= rows or column >= columns:
-                raise UserError(f"{self.path}: a plate of {rows} × {columns} wells, but there is well {well}")
-        return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
+        return stated_layout(set(wells), rows, columns, self.path)
 
     def planned(
         self, wells: Collection[str], waves: Collection[int], times: Collection[int | None]
@@ -63,18 +55,16 @@ class Htd:
             yield f"the HTD names {', '.join(map(repr, absent))}, of which there are no files"
         if self.first("TimePoints") not in ("", "0", "1", str(len(times))):
             yield f"the HTD plans {self.first('TimePoints')} times; there are {len(times)}"
-        selected = set(self._selected())
+        selected = {
+            well_name(int(match[1]) - 1, column)
+            for key, values in self.facts.items()
+            if (match := re.fullmatch(r"WellsSelection(\d{1,2})", key))
+            for column, text in enumerate(values)
+            if text.upper() == "TRUE"
+        }
         if lacking := sorted(selected - set(wells), key=well_position):
-            yield (
-                f"the HTD selects {len(selected)} wells; {len(lacking)} of them have no files "
-                f"({stacks.listed(lacking)})"
-            )
-
-    def _selected(self) -> Iterator[str]:
-        for key, values in self.facts.items():
-            if match := re.fullmatch(r"WellsSelection(\d{1,2})", key):
-                row = int(match[1]) - 1
-                yield from (well_name(row, n) for n, text in enumerate(values) if text.upper() == "TRUE")
+            count = f"{len(selected)} wells; {len(lacking)} of them"
+            yield f"the HTD selects {count} have no files ({listed(lacking)})"
 
     def _whole(self, key: str) -> int:
         text = self.first(key)
@@ -85,9 +75,7 @@ class Htd:
 
 def files(below: Folder) -> list[str]:
     """Returns the HTD files that lie nearest to the top, by name."""
-    found = [name for name in below.files if name.lower().endswith(".htd")]
-    depth = min((name.count("/") for name in found), default=0)
-    return sorted(name for name in found if name.count("/") == depth)
+    return nearest_files(below, lambda name: name.endswith(".htd"))
 
 
 def find(below: Folder) -> Htd | None:
@@ -96,17 +84,17 @@ def find(below: Folder) -> Htd | None:
     Raises:
         UserError: several, of several exports; one that cannot be read.
     """
-    found = files(below)
-    if len(found) > 1:
+    names = files(below)
+    if len(names) > 1:
         raise UserError(
-            f"{below.root} holds {len(found)} exports ({', '.join(found[:5])}); give one as source"
+            f"{below.root} holds {len(names)} exports ({', '.join(names[:5])}); give one as source"
         )
-    return _parsed(below.root / found[0]) if found else None
+    return _parsed(below.root / names[0]) if names else None
 
 
 def _parsed(path: Path) -> Htd:
-    """Descriptions hold two bytes that are not UTF-8 in the place of each line break."""
     try:
+        # Descriptions hold two bytes that are not UTF-8 in the place of each line break.
         content = path.read_bytes().replace(b"\x82\x81", b"; ")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

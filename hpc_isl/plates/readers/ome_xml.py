@@ -1,20 +1,19 @@
-"""OME-XML, in TIFFs and beside them: images, their planes, and which page of which file holds each.
+"""OME-XML, in TIFFs and beside them: images, their planes, and which page of which file holds each."""
 
-Seen: scanR 3.3 (schema 2013-06, one image per position), VisiView (2016-06, companion file), and what
-tifffile and Bio-Formats write. A position without a unit, or in "reference frame", is no micrometre.
-"""
+# Seen: scanR 3.3 (schema 2013-06, one image per position), VisiView (2016-06, companion file), and what
+# tifffile and Bio-Formats write. A position without a unit, or in "reference frame", is no micrometre.
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import prod
 from pathlib import PurePosixPath
 from xml.etree.ElementTree import Element
 
 from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
-from hpc_isl.plates.readers.quantities import micrometres, moment, number, seconds
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, micrometres, moment, number, seconds
 
 PlaneIndex = tuple[int, int, int]
 _MOST_PLANES = 4_000_000  # more in one image is damage
@@ -22,7 +21,7 @@ _MOST_PLANES = 4_000_000  # more in one image is damage
 
 @dataclass(frozen=True)
 class TiffData:
-    """Where some planes lie: `planes[n]` is page `first + n` of the file; "" is the file itself."""
+    """The file of some planes: `planes[n]` is page `first + n` of it; "" is the file itself."""
 
     file: str
     uuid: str
@@ -39,7 +38,7 @@ class OmeImage:
         sizes: axis (T, C, Z, Y, X) -> length.
         order: of T, C and Z, the fastest first.
         pixel_um, plane_um: edges of a pixel (y, x), distance of planes; None where not stated.
-        planes: (t, c, z) -> what is said of the plane.
+        planes: (t, c, z) -> what is stated of the plane.
         data: where the planes lie.
         facts: pixel type, objective and date, in the file's own words.
         channel_nm: wavelengths of excitation and emission of each channel.
@@ -68,9 +67,23 @@ def linked_file(root: Element) -> str:
 def images(root: Element) -> Iterator[OmeImage]:
     """Yields the images in order; what lacks sizes is no image."""
     for element in root:
-        found = image(element) if xml.local(element.tag) == "Image" else None
-        if found is not None:
-            yield found
+        if xml.local(element.tag) == "Image" and (parsed := image(element)):
+            yield parsed
+
+
+def planes_in(image: OmeImage, file: str, root: Element) -> dict[int, PlaneMetadata]:
+    """Returns page -> plane, for those planes of the image that lie in this file.
+
+    A file that was renamed is known by its UUID, or as the only one that the metadata speak of.
+    """
+    own = root.get("UUID", "")
+    alone = sum(xml.local(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
+    pages: dict[int, PlaneMetadata] = {}
+    for data in image.data:
+        named = PurePosixPath(data.file.replace("\\", "/")).name
+        if alone or named in ("", file) or data.uuid == own != "":
+            pages |= {data.first + number: image.planes[place] for number, place in enumerate(data.planes)}
+    return pages
 
 
 def image(element: Element, unit: str = "") -> OmeImage | None:
@@ -82,25 +95,6 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
     pixels = _child(element, "Pixels")
     if pixels is None or not 0 < prod(_whole(pixels, f"Size{axis}") for axis in "ZCT") < _MOST_PLANES:
         return None
-    return _image(element, pixels, unit)
-
-
-def planes_in(image: OmeImage, file: str, root: Element) -> dict[int, PlaneMetadata]:
-    """Returns page -> plane, for those planes of the image that lie in this file.
-
-    A file that was renamed is known by its UUID, or as the only one that the metadata speak of.
-    """
-    own = root.get("UUID", "")
-    alone = sum(xml.local(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
-    found: dict[int, PlaneMetadata] = {}
-    for data in image.data:
-        named = PurePosixPath(data.file.replace("\\", "/")).name
-        if alone or named in ("", file) or data.uuid == own != "":
-            found |= {data.first + number: image.planes[place] for number, place in enumerate(data.planes)}
-    return found
-
-
-def _image(element: Element, pixels: Element, unit: str) -> OmeImage:
     sizes = {axis: _whole(pixels, f"Size{axis}") for axis in "TCZYX"}
     order = "".join(a for a in pixels.get("DimensionOrder", "XYZCT").upper() if a in "ZCT")
     order = order if len(order) == 3 else "ZCT"
@@ -140,21 +134,19 @@ def _image(element: Element, pixels: Element, unit: str) -> OmeImage:
 
 
 def _places(sizes: Mapping[str, int], order: str) -> list[PlaneIndex]:
-    """All (t, c, z) in the order of the file."""
-    places = []
-    for number_of in range(prod(sizes[axis] for axis in "TCZ")):
-        at: dict[str, int] = {}
-        for axis in order:
-            number_of, at[axis] = divmod(number_of, sizes[axis])
-        places.append((at["T"], at["C"], at["Z"]))
-    return places
+    """Returns all (t, c, z) in the order of the file."""
+    # `product` varies its last range fastest, an OME order names the fastest axis first.
+    slowest_first = order[::-1]
+    indices = product(*(range(sizes[axis]) for axis in slowest_first))
+    t, c, z = (slowest_first.index(axis) for axis in "TCZ")
+    return [(place[t], place[c], place[z]) for place in indices]
 
 
 def _stated(
     pixels: Element, planes: Mapping[PlaneIndex, PlaneMetadata], unit: str
 ) -> dict[PlaneIndex, PlaneMetadata]:
-    """What the `Plane` elements say; those of planes that do not exist are left out."""
-    found = {}
+    """Returns what the `Plane` elements state; those of planes that do not exist are left out."""
+    stated = {}
     for element in (child for child in pixels if xml.local(child.tag) == "Plane"):
         place = (_whole(element, "TheT"), _whole(element, "TheC"), _whole(element, "TheZ"))
         if place not in planes:
@@ -162,18 +154,18 @@ def _stated(
         x, y, z = (
             micrometres(element.get(f"Position{a}"), element.get(f"Position{a}Unit", unit)) for a in "XYZ"
         )
-        found[place] = replace(
+        stated[place] = replace(
             planes[place],
             center_um=None if x is None or y is None else (y, x),
             z_um=planes[place].z_um if z is None else z,
             seconds=seconds(element.get("DeltaT"), element.get("DeltaTUnit", "s")),
             exposure_s=seconds(element.get("ExposureTime"), element.get("ExposureTimeUnit", "s")),
         )
-    return found
+    return stated
 
 
 def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:
-    """Planes from a first one on, in the order of the file; without attributes all of them."""
+    """Yields planes from a first one on, in the order of the file; without attributes all of them."""
     position = {place: number for number, place in enumerate(places)}
     blocks = [child for child in pixels if xml.local(child.tag) == "TiffData"]
     for block in blocks:

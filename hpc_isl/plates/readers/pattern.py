@@ -12,18 +12,19 @@ from typing import NamedTuple
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate
-from hpc_isl.plates.readers import agreement, fields, left_out, pattern_axes, stacks, tiff_metadata
+from hpc_isl.plates.readers import export, fields, pattern_axes, plane_checks, tiff_metadata
 from hpc_isl.plates.readers.fields import Shot
-from hpc_isl.plates.readers.folder import Folder, list_folder
+from hpc_isl.plates.readers.folder import Folder, left_out_by_name, left_out_lines, list_folder
 from hpc_isl.plates.readers.pattern_axes import Axes
 from hpc_isl.plates.readers.pattern_names import IMAGES, Named, by_regex, by_table, matching
+from hpc_isl.plates.readers.plane_checks import Kind
 from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
 from hpc_isl.recipes.plates import PatternRecipe
 
 
 def read(folder: Path, recipe: PatternRecipe) -> Export:
-    """The plate that the file names of `folder`, or a table, describe, with what each file says of itself.
+    """Returns the plate that file names or a table describe, with what each file states of itself.
 
     - Planes are ordered by number: -4 before 2 before 10. Numbers count within an acquisition, so a
       channel with the one plane 5 has it where others have theirs. Numbers with a decimal point are
@@ -44,7 +45,7 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     below = list_folder(folder)
     named, others = _named(below, recipe)
     metadata, unreadable = _metadata(below, named)
-    headers = {path: found.header[:2] for path, found in metadata.items()}
+    headers, edges = tiff_metadata.sizes_and_edges(metadata)
     pages = [p for n in named for p in _pages(n, metadata.get(below.root / n.name), recipe.channels)]
     pages, of_other_size, resized = _of_one_size(pages, recipe, below.root, headers)
     axes = pattern_axes.axes([page.named for page in pages], recipe)
@@ -54,49 +55,41 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
         by_field[axes.key(page.named)].append(page)
     heights = any("." in page.named.plane for page in pages)
     numbers = _numbers(by_field, heights)
-    shots = {key: _shots(found, below.root, axes, numbers[key]) for key, found in by_field.items()}
-    planes = {key: [shot.file for shot in found] for key, found in shots.items()}
+    shots = {key: _shots(own, below.root, axes, numbers[key]) for key, own in by_field.items()}
+    planes = {key: [shot.file for shot in own] for key, own in shots.items()}
     absent = [path for path in unreadable if str(path.relative_to(below.root)) not in below.files]
-    files, problems = stacks.check(planes, names, unreadable, absent=absent)
-    files, differing, uneven = agreement.agreeing(files, headers)
-    kinds = agreement.kinds(files, headers)
-    stated_um, unknown = fields.pixel_edge(found.pixel_um for found in metadata.values())
+    files, problems = plane_checks.check(planes, names, unreadable, absent=absent)
+    files, differing, uneven = plane_checks.agreeing(files, headers)
+    kinds = plane_checks.kinds(files, headers)
+    stated_um, unknown = fields.pixel_edge(edges.values())
     pixel_um, odd = _pixel_um(recipe, stated_um)
-    channels, exposures = fields.with_exposures(axes.channels, (s for found in shots.values() for s in found))
-    made = tuple(
-        _field(
-            key, shots[key], axes, numbers[key], _z_um(numbers[key], heights, recipe), kinds[key], pixel_um
-        )
-        for key in shots
-    )
+    channels, exposures = fields.with_exposures(axes.channels, (s for own in shots.values() for s in own))
+    made = []
+    for key, own in shots.items():
+        z_um = _z_um(numbers[key], heights, recipe)
+        made.append(_field(key, own, axes, numbers[key], z_um, kinds[key], pixel_um))
     plate = Plate(
         name=below.root.name,
         rows=axes.wells.rows,
         columns=axes.wells.columns,
         channels=channels,
-        fields=made,
+        fields=tuple(made),
         pixel_um=pixel_um,
-        plane_um=stacks.spacing(made, stacks.MEASURED),
+        plane_um=plane_checks.spacing(made, plane_checks.MEASURED),
         acquisitions={number: name or "0" for name, number in axes.acquisitions.items()},
         details={"reader": "pattern"},
     )
     remarks = [*resized, *uneven]
     if heights:
         remarks.append("the planes' names have decimal points and are taken as heights in micrometres")
-    remarks += stacks.gaps(planes, names)
+    remarks += plane_checks.gaps(planes, names)
     remarks += [*(unknown if recipe.pixel_um is None else []), *odd, *exposures, *_odd_files(metadata)]
-    return Export(
-        plate,
-        files,
-        (*problems, *differing),
-        (*others, *of_other_size),
-        axes.wells.plate_map,
-        tuple(remarks),
-    )
+    left_out = (*others, *of_other_size)
+    return Export(plate, files, (*problems, *differing), left_out, axes.wells.plate_map, tuple(remarks))
 
 
 class _Page(NamedTuple):
-    """One plane of one file: what names and file say of it together, and where in the file it lies."""
+    """One plane of one file: what names and file state of it together, and its page in the file."""
 
     named: Named
     page: int
@@ -104,48 +97,40 @@ class _Page(NamedTuple):
 
 
 def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[LeftOut, ...]]:
-    """The files that are read, and the images that are not.
-
-    Names are matched by a person's expression, which may fit too little without anybody's notice: so
-    more images beside it than it matches are a mistake. A table says itself what it wants.
-    """
+    """Returns the files that are read, and the images that are not."""
     root = below.root
     if recipe.table is not None:
         named = by_table(below, recipe.table)
         listed = {n.name for n in named}
         rest = sorted(n for n in below.files if n not in listed and n.lower().endswith(IMAGES))
-        return named, tuple(left_out.of_name(root, name, "image not in the table") for name in rest)
+        return named, tuple(left_out_by_name(root, name, "image not in the table") for name in rest)
     assert recipe.regex is not None, "the recipe holds one of the two"
     named, rest = by_regex(below, recipe.regex)
     ignored = matching(recipe.ignore, rest, "pattern.ignore")
     others = tuple(
-        left_out.of_name(root, name, "ignored image" if name in ignored else "image of no pattern")
+        left_out_by_name(root, name, "ignored image" if name in ignored else "image of no pattern")
         for name in rest
     )
     unmatched = [left for left, name in zip(others, rest, strict=True) if name not in ignored]
+    # A person's expression may match too little without being noticed; a table names exactly what it wants.
     if len(unmatched) > len(named):
-        lines = left_out.lines(unmatched, root)
         raise UserError(
-            "\n".join(
-                [
-                    f"{root}: pattern.regex matches {len(named):,} images and leaves out {len(unmatched):,}, "
-                    "more than half; widen it, add another, or list in pattern.ignore what is no plane:",
-                    *lines,
-                ]
-            )
+            f"{root}: pattern.regex matches {len(named):,} images and leaves out {len(unmatched):,}, more "
+            "than half; widen it, add another, or list in pattern.ignore what is no plane:\n"
+            + "\n".join(left_out_lines(unmatched, root))
         )
     return named, others
 
 
 def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
-    """What the files that can be used say of themselves, and a clause about each of the others."""
+    """Returns what the files that can be used state of themselves, and a clause about each of the others."""
     stated = {n.name: n for n in named}
     unreadable = {below.root / name: f"{name} is missing" for name in stated.keys() - below.files}
     paths = {below.root / name: name for name in sorted(stated.keys() & below.files)}
     metadata, damaged = tiff_metadata.read_all(list(paths))
     unreadable |= damaged
-    for path, found in list(metadata.items()):
-        if clause := _contradiction(stated[paths[path]], found):
+    for path, tiff in list(metadata.items()):
+        if clause := _contradiction(stated[paths[path]], tiff):
             unreadable[path] = clause
             del metadata[path]
     if not metadata:
@@ -153,44 +138,44 @@ def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMet
     return metadata, unreadable
 
 
-def _contradiction(named: Named, found: TiffMetadata) -> str:
-    """A name states one plane, time or channel, the file holds several of them."""
+def _contradiction(named: Named, tiff: TiffMetadata) -> str:
+    """Returns a clause where a name states one plane, time or channel and the file holds several, or ""."""
     for axis, what in (("Z", "plane"), ("T", "time"), ("C", "channel")):
-        if axis in found.axes and getattr(named, what):
-            count = len({getattr(plane, what) for plane in found.planes})
-            several = f"{found.header.pages} pages" if axis == "Z" else f"{count} {what}s"
+        if axis in tiff.axes and getattr(named, what):
+            count = len({getattr(plane, what) for plane in tiff.planes})
+            several = f"{tiff.header.pages} pages" if axis == "Z" else f"{count} {what}s"
             return f"{named.name} has {several}, but is said to be {what} {getattr(named, what)}"
     return ""
 
 
-def _pages(named: Named, found: TiffMetadata | None, channels: Collection[str]) -> list[_Page]:
-    """The planes of a file; what its name leaves open the file says. Of an unreadable one a single plane."""
-    if found is None:
+def _pages(named: Named, tiff: TiffMetadata | None, channels: Collection[str]) -> list[_Page]:
+    """Returns the planes of a file, one of an unreadable one; what its name leaves open the file states."""
+    if tiff is None:
         return [_Page(named, 0, PlaneMetadata())]
     stated = []
-    for page, plane in enumerate(found.planes):
-        channel = plane.channel_name or (str(plane.channel + 1) if "C" in found.axes else "")
-        if channels and channel not in channels and "C" not in found.axes:
+    for page, plane in enumerate(tiff.planes):
+        channel = plane.channel_name or (str(plane.channel + 1) if "C" in tiff.axes else "")
+        if channels and channel not in channels and "C" not in tiff.axes:
             channel = ""  # the recipe names the one channel of files whose names do not
         more = {
             "channel": named.channel or channel,
-            "time": named.time or (str(plane.time) if "T" in found.axes else ""),
-            "plane": named.plane or (str(plane.plane) if "Z" in found.axes else ""),
+            "time": named.time or (str(plane.time) if "T" in tiff.axes else ""),
+            "plane": named.plane or (str(plane.plane) if "Z" in tiff.axes else ""),
         }
         stated.append(_Page(replace(named, **more), page, plane))
     return stated
 
 
 def _of_one_size(
-    pages: list[_Page], recipe: PatternRecipe, root: Path, headers: Mapping[Path, agreement.Kind]
+    pages: list[_Page], recipe: PatternRecipe, root: Path, headers: Mapping[Path, Kind]
 ) -> tuple[list[_Page], list[LeftOut], list[str]]:
-    """The pages without those of channels that have another size than most, and what becomes of them."""
+    """Returns the pages of channels that have the size of most, and what becomes of the others."""
     axes = pattern_axes.axes([page.named for page in pages], recipe)
     own = [axes.channel_of[page.named.channel] for page in pages]
-    sizes = agreement.channel_sizes(
+    sizes = plane_checks.channel_sizes(
         ((c, root / page.named.name) for page, c in zip(pages, own, strict=True)), headers
     )
-    odd, remarks = fields.odd_channels({c: axes.channels[c].name for c in sizes}, sizes)
+    odd, remarks = export.odd_channels({c: axes.channels[c].name for c in sizes}, sizes)
     left_out = [
         LeftOut(
             root / page.named.name,
@@ -205,7 +190,7 @@ def _of_one_size(
 
 
 def _numbers(by_field: Mapping[FieldKey, Sequence[_Page]], heights: bool) -> dict[FieldKey, list[float]]:
-    """The plane numbers that count for each field, in order: its own heights, or its acquisition's."""
+    """Returns the plane numbers of each field, in order: its own heights, or its acquisition's numbers."""
     own = {
         key: {number for page in pages if (number := pattern_axes.plane_number(page.named)) is not None}
         for key, pages in by_field.items()
@@ -234,11 +219,16 @@ def _field(
     axes: Axes,
     numbers: Sequence[float],
     z_um: tuple[float, ...],
-    kind: agreement.Kind,
+    kind: Kind,
     pixel_um: float | None,
 ) -> Field:
     names = [channel.name for channel in axes.channels]
-    details = {**axes.original(key), **_stated(numbers)}
+    details: dict[str, object] = {}
+    for text, name in axes.fields.items():
+        if name == key.name and text not in ("", name):  # it had to be numbered
+            details["name"] = text
+    if numbers:  # as the names have them, 2 rather than 2.0
+        details["plane_numbers"] = [int(n) if n.is_integer() else n for n in numbers]
     made = fields.field(key, shots, names, *kind, pixel_um, details)
     times, count, depth, y, x = made.shape
     depth = max(depth, len(numbers))
@@ -246,23 +236,19 @@ def _field(
     return replace(made, shape=(times, count, depth, y, x), z_um=heights)
 
 
-def _stated(numbers: Sequence[float]) -> dict[str, list[float]]:
-    """The numbers of the planes as the names have them, 2 rather than 2.0."""
-    return {"plane_numbers": [int(n) if n.is_integer() else n for n in numbers]} if numbers else {}
-
-
 def _z_um(numbers: Sequence[float], heights: bool, recipe: PatternRecipe) -> tuple[float, ...]:
-    """Heights as the names state them; or from numbers, whose smallest difference is `plane_um`."""
+    """Returns heights as the names state them; or from numbers, whose smallest difference is `plane_um`."""
     if heights:
         return tuple(numbers)
     if recipe.plane_um is None or len(numbers) < 2:
         return ()
+    # Numbers may skip planes: the smallest difference is one step.
     step = min(upper - lower for lower, upper in pairwise(numbers))
     return tuple(round((number - numbers[0]) / step * recipe.plane_um, 4) for number in numbers)
 
 
 def _pixel_um(recipe: PatternRecipe, stated: float | None) -> tuple[float | None, list[str]]:
-    """The recipe's word counts; where the files say otherwise, that is remarked."""
+    """Returns the recipe's pixel size, with a remark where the files differ; without one, the files'."""
     if recipe.pixel_um is None:
         return stated, []
     if stated is None or isclose(stated, recipe.pixel_um, rel_tol=0.01):
@@ -273,11 +259,11 @@ def _pixel_um(recipe: PatternRecipe, stated: float | None) -> tuple[float | None
 
 
 def _odd_files(metadata: Mapping[Path, TiffMetadata]) -> list[str]:
-    """What is remarkable about files, counted by kind."""
-    kinds = Counter(found.remark for found in metadata.values() if found.remark)
+    """Returns remarks about the files' metadata, counted by kind."""
+    kinds = Counter(tiff.remark for tiff in metadata.values() if tiff.remark)
     kinds |= Counter(
-        f"names {found.linked!r} as the file that holds its metadata, which is not read"
-        for found in metadata.values()
-        if found.linked
+        f"names {tiff.linked!r} as the file that holds its metadata, which is not read"
+        for tiff in metadata.values()
+        if tiff.linked
     )
     return [f"{count} files: {text}" for text, count in sorted(kinds.items())]

@@ -1,4 +1,4 @@
-"""From what file names say to wells, fields, channels and indices: the pattern reader's plate, no pixels."""
+"""Wells, fields, channels and indices of a plate, from what file names or a table state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.plates.plate import FORMATS, Channel, FieldKey, layout, row_name, well_name, well_position
+from hpc_isl.plates.readers.export import Layout
 from hpc_isl.plates.readers.pattern_names import Named, natural
 from hpc_isl.recipes.plates import PatternRecipe
 
@@ -23,7 +24,7 @@ class Wells:
 
     Attributes:
         rows, columns: of the plate's format.
-        names: what the files say (well or image) -> well.
+        names: what the files state (well or image) -> well.
         plate_map: where images stand for wells: well -> {"image": its name}.
     """
 
@@ -35,10 +36,10 @@ class Wells:
 
 @dataclass(frozen=True)
 class Axes:
-    """All that the names say of a plate: mappings lead from what files say to names and indices.
+    """All that the names state of a plate: mappings lead from their text to names and indices.
 
     Attributes:
-        times: (acquisition, what the file says) -> t.
+        times: (acquisition, the file's text) -> t.
     """
 
     wells: Wells
@@ -49,66 +50,61 @@ class Axes:
     times: Mapping[tuple[int, str], int]
 
     def key(self, named: Named) -> FieldKey:
-        """The field that a file belongs to."""
+        """Returns the field that a file belongs to."""
         well = self.wells.names[named.well or named.image]
         return FieldKey(well, self.fields[named.field], self.acquisitions[named.acquisition])
 
-    def original(self, key: FieldKey) -> dict[str, str]:
-        """What the files call a field that had to be numbered; empty where they call it as we do."""
-        said = [text for text, name in self.fields.items() if name == key.name and text not in ("", name)]
-        return {"name": said[0]} if said else {}
-
 
 def axes(named: Sequence[Named], recipe: PatternRecipe) -> Axes:
-    """What the files say, put in order.
+    """Returns wells, channels, fields, acquisitions and times of the files, in order.
 
     Raises:
         UserError: naming a file: no well name, wells that do not fit the plate, a channel that
             pattern.channels does not list.
     """
     acquisitions = _ranks({n.acquisition for n in named})
-    said: dict[int, set[str]] = defaultdict(set)
+    times: dict[int, set[str]] = defaultdict(set)
     for n in named:
-        said[acquisitions[n.acquisition]].add(n.time)
+        times[acquisitions[n.acquisition]].add(n.time)
     stored, channel_of = _channels(named, recipe)
+    names = {n.field for n in named}
+    if all(_FIELD.fullmatch(name) for name in names if name):  # alphanumeric, as OME-Zarr asks
+        fields = {name: name or "1" for name in names}
+    else:
+        fields = {name: str(rank + 1) for name, rank in _ranks(names).items()}
     return Axes(
         wells=_wells(named, recipe),
         channels=stored,
         channel_of=channel_of,
-        fields=_fields({n.field for n in named}),
+        fields=fields,
         acquisitions=acquisitions,
-        times={(a, text): t for a, texts in said.items() for text, t in _ranks(texts).items()},
+        times={(a, text): t for a, texts in times.items() for text, t in _ranks(texts).items()},
     )
 
 
 def plane_number(named: Named) -> float | None:
-    """The plane that a name states: a whole number, a height, or None."""
+    """Returns the plane that a name states: a whole number, a height, or None."""
     if named.plane and not _NUMBER.fullmatch(named.plane):
         raise UserError(f"{named.origin}: plane {named.plane!r} is no number; 7, -4 and 1341.95 are")
     return float(named.plane) if named.plane else None
 
 
 def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
-    """Wells as written (b3, B03), or one for each image, A01, A02, …, in natural order."""
+    """Returns wells as written (b3, B03), or one for each image, A01, A02, …, in natural order."""
     images = sorted({n.image for n in named if n.image}, key=natural)
     if not images:
         names = {n.well: _well(n, recipe.wells_on_plate) for n in {n.well: n for n in named}.values()}
-        _check_one_name_each(names)
+        numbers = sorted((text for text in names if text.isdecimal()), key=natural)
+        if numbers and len(numbers) < len(names):  # they would put two wells into one
+            other = min(text for text in names if not text.isdecimal())
+            raise UserError(f"some wells are numbers ({numbers[0]}), some are names ({other}): one of both")
         rows, columns = layout(set(names.values()), recipe.wells_on_plate)
         return Wells(rows, columns, names, {})
     if nameless := [n for n in named if not n.image]:
         raise UserError(f"{nameless[0].origin}: the group image is empty; each file must name its image")
-    rows, columns = _room(len(images), recipe.wells_on_plate)
+    rows, columns = _format_for(len(images), recipe.wells_on_plate)
     names = {image: well_name(*divmod(place, len(columns))) for place, image in enumerate(images)}
     return Wells(rows, columns, names, {well: {"image": image} for image, well in names.items()})
-
-
-def _check_one_name_each(names: Mapping[str, str]) -> None:
-    """Running numbers beside names would put two wells into one."""
-    numbers = sorted((said for said in names if said.isdecimal()), key=natural)
-    others = sorted(said for said in names if not said.isdecimal())
-    if numbers and others:
-        raise UserError(f"some wells are numbers ({numbers[0]}), some are names ({others[0]}): one of both")
 
 
 def _well(named: Named, wells_on_plate: int | None) -> str:
@@ -121,7 +117,7 @@ def _well(named: Named, wells_on_plate: int | None) -> str:
 
 
 def _position(well: str, wells_on_plate: int | None) -> tuple[int, int]:
-    """Row and column of a name, or of a running number, which counts along the rows from 1."""
+    """Returns row and column of a name, or of a running number, which counts along the rows from 1."""
     if not re.fullmatch(r"[0-9]{1,5}", well):
         return well_position(well)
     if wells_on_plate is None:
@@ -134,7 +130,7 @@ def _position(well: str, wells_on_plate: int | None) -> tuple[int, int]:
     return divmod(int(well) - 1, FORMATS[wells_on_plate][1])
 
 
-def _room(images: int, wells_on_plate: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _format_for(images: int, wells_on_plate: int | None) -> Layout:
     for count, (rows, columns) in FORMATS.items():
         allowed = count >= 96 if wells_on_plate is None else count == wells_on_plate
         if allowed and images <= count:
@@ -146,13 +142,13 @@ def _room(images: int, wells_on_plate: int | None) -> tuple[tuple[str, ...], tup
 
 
 def _channels(named: Sequence[Named], recipe: PatternRecipe) -> tuple[tuple[Channel, ...], dict[str, int]]:
-    """The channels in stored order, and what the files say -> index.
+    """Returns the channels in stored order, and what the files state -> index.
 
     The order is that of `recipe.channels`; without it, natural. Several names may share one channel.
     """
-    said = sorted({n.channel: n for n in named}.values(), key=lambda n: natural(n.channel))
-    only = set(recipe.channels.values()) if not any(n.channel for n in said) else set()
-    stored = {n.channel: only.pop() if len(only) == 1 else _stored(n, recipe) for n in said}
+    stated = sorted({n.channel: n for n in named}.values(), key=lambda n: natural(n.channel))
+    only = set(recipe.channels.values()) if not any(n.channel for n in stated) else set()
+    stored = {n.channel: only.pop() if len(only) == 1 else _stored(n, recipe) for n in stated}
     listed = [*dict.fromkeys(recipe.channels.values()), *stored.values()]
     names = [name for name in dict.fromkeys(listed) if name in stored.values()]
     for name in recipe.transmitted:
@@ -160,7 +156,10 @@ def _channels(named: Sequence[Named], recipe: PatternRecipe) -> tuple[tuple[Chan
             raise UserError(
                 f"pattern.transmitted: no channel {name!r}; {nearest(name, dict.fromkeys(listed))}"
             )
-    return _colored(names, recipe.transmitted), {said: names.index(name) for said, name in stored.items()}
+    stains = [name for name in names if name not in recipe.transmitted]
+    hues = {name: _COLORS[number % len(_COLORS)] for number, name in enumerate(stains)}
+    channels = (Channel(name, fluorescent=name in hues, color=hues.get(name, "FFFFFF")) for name in names)
+    return tuple(channels), {text: names.index(name) for text, name in stored.items()}
 
 
 def _stored(named: Named, recipe: PatternRecipe) -> str:
@@ -174,19 +173,6 @@ def _stored(named: Named, recipe: PatternRecipe) -> str:
     return recipe.channels[named.channel]
 
 
-def _colored(names: Sequence[str], transmitted: Collection[str]) -> tuple[Channel, ...]:
-    stains = [name for name in names if name not in transmitted]
-    hues = {name: _COLORS[place % len(_COLORS)] for place, name in enumerate(stains)}
-    return tuple(Channel(name, fluorescent=name in hues, color=hues.get(name, "FFFFFF")) for name in names)
-
-
-def _fields(said: Collection[str]) -> dict[str, str]:
-    """Names as written where all are alphanumeric, as OME-Zarr asks; else numbers in natural order."""
-    if all(_FIELD.fullmatch(name) for name in said if name):
-        return {name: name or "1" for name in said}
-    return {name: str(number) for number, name in enumerate(sorted(said, key=natural), start=1)}
-
-
-def _ranks(said: Collection[str]) -> dict[str, int]:
-    """What files say (of time, of acquisition) -> its place in natural order."""
-    return {text: rank for rank, text in enumerate(sorted(said, key=natural))}
+def _ranks(texts: Collection[str]) -> dict[str, int]:
+    """Returns the rank of each text in natural order."""
+    return {text: rank for rank, text in enumerate(sorted(texts, key=natural))}

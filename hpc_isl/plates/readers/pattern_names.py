@@ -1,4 +1,4 @@
-"""Which files belong where, as their names (by regular expressions) or a table tell: text as written."""
+"""What file names (by regular expressions) or a table state of each file: text as written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.plates.plate import FORMATS, row_name, well_position
+from hpc_isl.plates.plate import FORMATS, well_name, well_position
 from hpc_isl.plates.readers.folder import Folder
 
 GROUPS = ("well", "row", "column", "image", "field", "channel", "plane", "time", "acquisition")
@@ -20,7 +20,7 @@ _ROWS, _COLUMNS = max(FORMATS.values())
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """One file and what is said of it, as written; "" where nothing is said.
+    """One file and what is stated of it, as written; "" where nothing is stated.
 
     Attributes:
         name: path below the folder of the export.
@@ -41,7 +41,7 @@ class Named:
 
 
 def natural(text: str) -> tuple[list[tuple[str, int, str]], str]:
-    """Sorting key: numbers within the text count as numbers, so that t10 follows t9."""
+    """Returns a sorting key by which numbers within the text count as numbers, so that t10 follows t9."""
     parts = [(word, digits.lstrip("0")) for word, digits in re.findall(r"(\D*)(\d*)", text)]
     return [(word, len(digits), digits) for word, digits in parts], text
 
@@ -49,36 +49,39 @@ def natural(text: str) -> tuple[list[tuple[str, int, str]], str]:
 def by_regex(
     folder: Folder, regex: str | Sequence[str], key: str = "pattern.regex"
 ) -> tuple[list[Named], list[str]]:
-    """The files whose whole path below the folder matches, in natural order, and the other images.
+    """Returns the files whose whole path below the folder matches, in natural order, and the other images.
 
-    Of several expressions the first that matches a file tells what it shows.
+    Of several expressions the first that matches a file counts.
 
     Args:
-        key: what the user knows the expression by.
+        key: the recipe's key of the expression, for messages.
 
     Raises:
         UserError: an expression is none, has unknown groups, or none of those for the well; no file
             matches; a row or column is none; a link that matches leads out of the folder.
     """
-    found, names = by_expression(folder, *_compiled(regex, key))
-    if not found:
+    expressions = [compiled(expression, key) for expression in _listed(regex)]
+    if len({"image" in expression.groupindex for expression in expressions}) > 1:
+        raise UserError(f"{key}: either all of its expressions have the group image, or none")
+    named, names = by_expression(folder, *expressions)
+    if not named:
         shown = "; there are: " + ", ".join(map(repr, names[:3])) if names else "; the folder is empty"
         raise UserError(
             f"{folder.root}: no file matches {key} {regex!r}, "
             f"which must match the whole path below that folder{shown}"
         )
-    return found, [name for name in names if name.lower().endswith(IMAGES)]
+    return named, [name for name in names if name.lower().endswith(IMAGES)]
 
 
 def by_expression(folder: Folder, *expressions: re.Pattern[str]) -> tuple[list[Named], list[str]]:
-    """The files whose whole path below the folder matches, and the names of the others, in natural order.
+    """Returns the files whose whole path below the folder matches, and the others' names, in natural order.
 
     Raises:
         UserError: a link that matches leads out of the folder.
     """
-    found, others = [], []
+    named, others = [], []
     for name in sorted(folder.files | folder.leaving, key=natural):
-        match = next(filter(None, (one.fullmatch(name) for one in expressions)), None)
+        match = next(filter(None, (expression.fullmatch(name) for expression in expressions)), None)
         if match is None:
             others.append(name)
         elif name in folder.leaving:
@@ -87,53 +90,43 @@ def by_expression(folder: Folder, *expressions: re.Pattern[str]) -> tuple[list[N
             )
         else:
             texts = {group: text or "" for group, text in match.groupdict().items()}
-            found.append(Named(name, name, **_with_well(texts, name)))
-    return found, others
+            named.append(Named(name, name, **_with_well(texts, name)))
+    return named, others
 
 
 def matching(regex: str | Sequence[str], names: Sequence[str], key: str) -> set[str]:
     """Returns the names that one of these expressions matches wholly; their groups mean nothing."""
-    expressions = [_expression(one, key) for one in _listed(regex)]
-    return {name for name in names if any(one.fullmatch(name) for one in expressions)}
+    expressions = [_expression(expression, key) for expression in _listed(regex)]
+    return {name for name in names if any(expression.fullmatch(name) for expression in expressions)}
 
 
 def _with_well(texts: dict[str, str], origin: str) -> dict[str, str]:
-    """Row and column, each a number from 1 or letters, as the name of a well."""
+    """Returns the texts with row and column, each a number from 1 or letters, as the name of a well."""
     if "row" not in texts:
         return texts
-    row = _place(texts.pop("row"), "row", _ROWS, origin)
-    column = _place(texts.pop("column"), "column", _COLUMNS, origin)
-    return texts | {"well": f"{row_name(row)}{column + 1:02d}"}
-
-
-def _place(text: str, part: str, most: int, origin: str) -> int:
-    """A row or column, from 0."""
-    place = -1
-    if re.fullmatch(r"[0-9]{1,3}", text):
-        place = int(text) - 1
-    elif re.fullmatch(r"A?[A-Za-z]", text):
-        place = well_position(f"{text}1")[0]
-    if not 0 <= place < most:
-        raise UserError(f"{origin}: {part} {text!r} is neither a number from 1 to {most} nor letters from A")
-    return place
+    position = []
+    for part, most in (("row", _ROWS), ("column", _COLUMNS)):
+        text, index = texts.pop(part), -1
+        if re.fullmatch(r"[0-9]{1,3}", text):
+            index = int(text) - 1
+        elif re.fullmatch(r"A?[A-Za-z]", text):
+            index = well_position(f"{text}1")[0]
+        if not 0 <= index < most:
+            number = f"a number from 1 to {most}"
+            raise UserError(f"{origin}: {part} {text!r} is neither {number} nor letters from A")
+        position.append(index)
+    return texts | {"well": well_name(*position)}
 
 
 def _listed(regex: str | Sequence[str]) -> list[str]:
     return [regex] if isinstance(regex, str) else list(regex)
 
 
-def _compiled(regex: str | Sequence[str], key: str) -> list[re.Pattern[str]]:
-    found = [compiled(one, key) for one in _listed(regex)]
-    if len({"image" in one.groupindex for one in found}) > 1:
-        raise UserError(f"{key}: either all of its expressions have the group image, or none")
-    return found
-
-
 def compiled(regex: str, key: str) -> re.Pattern[str]:
-    """The expression, which the user knows by `key`, with groups that we know.
+    """Returns the expression that the recipe has under `key`.
 
     Raises:
-        UserError: it is none, or has others, or none of those for the well.
+        UserError: it is no expression, has unknown groups, or none of those for the well.
     """
     expression = _expression(regex, key)
     for group in expression.groupindex:
@@ -156,7 +149,7 @@ def _expression(regex: str, key: str) -> re.Pattern[str]:
 
 
 def by_table(folder: Folder, table: Path) -> list[Named]:
-    """The rows of a CSV file: path, well (or row, column), any of field, channel, plane, time, acquisition.
+    """Returns the rows of a CSV file: path, well (or row, column), field, channel, plane, time, acquisition.
 
     The files that it names need not be there.
 
@@ -166,14 +159,14 @@ def by_table(folder: Folder, table: Path) -> list[Named]:
     """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            found = list(_rows(csv.DictReader(file), folder, table))
+            named = list(_rows(csv.DictReader(file), folder, table))
     except FileNotFoundError:
         raise UserError(f"{table}: there is no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is not readable as CSV (UTF-8): {error}") from None
-    if not found:
+    if not named:
         raise UserError(f"{table} has no rows below its header")
-    return found
+    return named
 
 
 def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[Named]:
@@ -181,13 +174,10 @@ def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[
     for name in reader.fieldnames:
         if name not in COLUMNS:
             raise UserError(f"{table}: unknown column {name!r}; {nearest(name, COLUMNS)}")
-    found = set(reader.fieldnames)
-    wells = {"well", "row", "column"} & found
-    if (
-        len(found) < len(reader.fieldnames)
-        or "path" not in found
-        or wells not in ({"well"}, {"row", "column"})
-    ):
+    columns = set(reader.fieldnames)
+    well_columns = {"well", "row", "column"} & columns
+    repeated = len(columns) < len(reader.fieldnames)
+    if repeated or "path" not in columns or well_columns not in ({"well"}, {"row", "column"}):
         raise UserError(
             f"{table}: has columns {', '.join(reader.fieldnames)}; path and well, or path, row and column, "
             "are needed, each once"
@@ -196,8 +186,7 @@ def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[
         origin = f"{table} line {reader.line_num}"
         if None in row or None in row.values():
             raise UserError(f"{origin}: {len(reader.fieldnames)} cells are expected, as in the header")
-        cells = {name: text.strip() for name, text in row.items()}
-        cells = _with_well(cells, origin)
+        cells = _with_well({name: text.strip() for name, text in row.items()}, origin)
         if not cells["path"] or not cells["well"]:
             raise UserError(f"{origin}: path and well must be given")
         yield Named(folder.locate(cells.pop("path"), origin), origin, **cells)

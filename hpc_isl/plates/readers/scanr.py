@@ -1,10 +1,10 @@
-"""Olympus and Evident scanR: `data/metadata.ome.xml`, or names and `experiment_descriptor.xml`, to `Export`.
+"""Olympus and Evident scanR: `data/metadata.ome.xml`, or names and `experiment_descriptor.xml`."""
 
-Seen in real metadata, without pixels: OME-XML (schema 2013-06) of scanR 3.3, one well. Only read about:
-several wells, channels, planes and times; the descriptor of older versions (Latin-1, pairs of Name and Val,
-exposures in ms) and its file names. Positions state no unit and are taken for micrometres in the frame of
-the stage: z fits the travel of a focus drive, x and y that of a stage. Wells are numbered along the rows.
-"""
+# Seen in real metadata, without pixels: OME-XML (schema 2013-06) of scanR 3.3, one well. Only read about:
+# several wells, channels, planes and times; the descriptor of older versions (Latin-1, pairs of Name and
+# Val, exposures in ms) and its file names. Positions state no unit and are taken for micrometres in the
+# frame of the stage: z fits the travel of a focus drive, x and y that of a stage. Wells are numbered along
+# the rows.
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import FORMATS, Channel, Export, FieldKey, Plate, color_of, well_name, well_position
-from hpc_isl.plates.readers import agreement, fields, indexed, ome_xml, stacks, xml
-from hpc_isl.plates.readers.fields import Described
-from hpc_isl.plates.readers.folder import Folder, list_folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
-from hpc_isl.plates.readers.quantities import number
+from hpc_isl.plates.plate import FORMATS, Channel, Export, FieldKey, color_of, well_name, well_position
+from hpc_isl.plates.readers import export, fields, ome_xml, xml
+from hpc_isl.plates.readers.export import Described
+from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_files, unnamed
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
 
 _INDEX, _DESCRIPTOR = "metadata.ome.xml", "experiment_descriptor.xml"
 _NAME = re.compile(
@@ -34,7 +33,7 @@ _WELL = re.compile(r"A?[A-Z]\d{1,2}")
 
 @dataclass(frozen=True)
 class _Plane:
-    """One plane: the number of its well and what that is called, its file, and what is stated of it."""
+    """One plane: the number and label of its well, its file, and what is stated of it."""
 
     well: int
     label: str
@@ -44,26 +43,25 @@ class _Plane:
     metadata: PlaneMetadata
     page: int = 0
     size: tuple[int, int] | None = None
+    pixel_um: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What index or descriptor state of the whole run; channels by name."""
+    """A whole run, as index or descriptor state it; channels by name."""
 
     origin: Path
     planes: Sequence[_Plane]
     channels: Mapping[str, Channel]
-    pixels: Sequence[tuple[float, float] | None]
     layout: tuple[int, int]
     details: Mapping[str, str]
     remarks: tuple[str, ...] = ()
 
 
 def recognise(below: Folder) -> bool:
-    """Whether there is OME-XML of scanR, or a descriptor of one of its runs."""
-    found = _nearest(below, _INDEX)
-    if found:
-        with (below.root / found).open("rb") as file:
+    """Returns whether there is OME-XML of scanR, or a descriptor of one of its runs."""
+    if index := _nearest(below, _INDEX):
+        with (below.root / index).open("rb") as file:
             return b"scanr" in file.read(4096).lower()
     return bool(_nearest(below, _DESCRIPTOR))
 
@@ -81,8 +79,8 @@ def read(folder: Path) -> Export:
     run = _indexed(below, index) if (index := _nearest(below, _INDEX)) else _named(below)
     wells, rows, columns = _wells(run)
     absent = {below.root / p.file: f"{p.file} is missing" for p in run.planes if p.file not in below.files}
-    found = indexed.probe((below.root / plane.file for plane in run.planes), absent, run.origin)
-    numbers = {name: place for place, name in enumerate(run.channels)}
+    first = export.first_header((below.root / plane.file for plane in run.planes), absent, run.origin)
+    numbers = {name: number for number, name in enumerate(run.channels)}
     planes = [
         Described(
             FieldKey(wells[plane.well], plane.field), below.root / plane.file, plane.metadata.time,
@@ -90,57 +88,42 @@ def read(folder: Path) -> Export:
         )
         for plane in run.planes
     ]  # fmt: skip
-    headers = {below.root / plane.file: (plane.size or found.shape, found.dtype) for plane in run.planes}
-    sizes = agreement.channel_sizes(((plane.channel, plane.path) for plane in planes), headers)
-    planes, channels, left_out, resized = fields.of_one_size(
-        planes, dict(enumerate(run.channels.values())), sizes
-    )
-    pixel_um, unknown = fields.pixel_edge(run.pixels)
-    parts = fields.parts(
-        planes, channels, pixel_um, absent, absent=absent, indexed=bool(index), headers=headers
-    )
-    row_names, column_names = indexed.layout(set(wells.values()), rows, columns, run.origin)
     root = below.root
-    plate = Plate(
+    return export.build(
+        planes,
+        dict(enumerate(run.channels.values())),
+        {root / plane.file: (plane.size or first.shape, first.dtype) for plane in run.planes},
+        {root / plane.file: plane.pixel_um for plane in run.planes},
         name=run.details.get("plate name") or (root.parent if root.name.lower() == "data" else root).name,
-        rows=row_names,
-        columns=column_names,
-        channels=parts.channels,
-        fields=parts.fields,
-        pixel_um=pixel_um,
-        plane_um=stacks.spacing(parts.fields, stacks.MEASURED),
+        layout=lambda _: export.stated_layout(set(wells.values()), rows, columns, run.origin),
         details={"reader": "scanr", "instrument": "scanR", **run.details},
-    )
-    left_out += indexed.unnamed(below, (root / plane.file for plane in run.planes))
-    return Export(
-        plate,
-        parts.files,
-        tuple(parts.problems),
-        tuple(left_out),
-        remarks=(*run.remarks, *resized, *unknown, *parts.remarks),
+        unreadable=absent,
+        absent=absent,
+        indexed=bool(index),
+        left_out=unnamed(below, (root / plane.file for plane in run.planes)),
+        remarks=run.remarks,
     )
 
 
 def _nearest(below: Folder, name: str) -> str:
-    found = [path for path in below.files if PurePosixPath(path).name.lower() == name]
-    return min(found, key=lambda path: (path.count("/"), path), default="")
+    return next(iter(nearest_files(below, lambda file: file == name)), "")
 
 
 # ---------------------------------------------------------------- wells
 
 
 def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
-    """Number -> name of each well, and rows and columns of the plate, 0 where nothing tells them.
+    """Returns number -> name of each well, and rows and columns of the plate, 0 where they are unknown.
 
-    Names tell the well; where they are none, a plate whose columns are known.
+    A well is known by its name; without one, by its number on a plate whose columns are known.
     """
     labels = {plane.well: plane.label for plane in run.planes}
     named = {well: well_position(label) for well, label in labels.items() if _WELL.fullmatch(label)}
     rows, columns = run.layout
     if not columns:
         # B02 is well 14 of 96: 13 wells before it, of which the first 12 are row A.
-        told = {(n - 1 - column) / row for n, (row, column) in named.items() if row}
-        rows, columns = next(((r, c) for r, c in FORMATS.values() if told == {c}), (0, 0))
+        widths = {(n - 1 - column) / row for n, (row, column) in named.items() if row}
+        rows, columns = next(((r, c) for r, c in FORMATS.values() if widths == {c}), (0, 0))
     wells: dict[int, str] = {}
     for well, label in labels.items():
         if well in named:
@@ -153,8 +136,8 @@ def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
                 "states the format, read it by names: convert patterns/scanr.yaml pattern.wells_on_plate=96"
             )
     if len(set(wells.values())) < len(wells):
-        twice = next(well for well in wells.values() if list(wells.values()).count(well) > 1)
-        raise UserError(f"{run.origin}: several well numbers are said to be {twice}")
+        repeated = next(well for well in wells.values() if list(wells.values()).count(well) > 1)
+        raise UserError(f"{run.origin}: several well numbers are said to be {repeated}")
     return wells, rows, columns
 
 
@@ -165,7 +148,6 @@ def _indexed(below: Folder, name: str) -> _Run:
     path = below.root / name
     planes: list[_Plane] = []
     channels: dict[str, Channel] = {}
-    pixels: set[tuple[float, float] | None] = set()
     objectives: dict[str, str] = {}
     details: dict[str, str] = {}
     for kind, element in xml.elements(path, {"Image", "Instrument"}):
@@ -174,19 +156,18 @@ def _indexed(below: Folder, name: str) -> _Run:
         elif image := ome_xml.image(element, unit="µm"):
             planes += _planes_of(image, below, str(PurePosixPath(name).parent), path)
             _channels_of(image, channels)
-            pixels.add(image.pixel_um)
             used = next((e.get("ID", "") for e in element if xml.local(e.tag) == "ObjectiveSettings"), "")
             if objective := objectives.get(used):
                 details["objective"] = objective
     if not planes:
         raise UserError(f"{path} names no image of a plane")
     remark = "positions state no unit and are taken for micrometres"
-    return _Run(path, planes, channels, list(pixels), (0, 0), details, (remark,))
+    return _Run(path, planes, channels, (0, 0), details, (remark,))
 
 
 def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) -> Iterator[_Plane]:
-    said = _IMAGE.match(image.name)
-    if said is None:
+    name = _IMAGE.match(image.name)
+    if name is None:
         raise UserError(f"{path}: image {image.name!r}: a name as in 'Well 14, Position 1 (B2)' is expected")
     size = (image.sizes["Y"], image.sizes["X"])
     for data in image.data:
@@ -196,8 +177,8 @@ def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) 
         file = file if folder == "." else f"{folder}/{file}"
         for offset, place in enumerate(data.planes):
             yield _Plane(
-                int(said["well"]), said["label"] or "", said["field"], _channel_name(image, place[1]), file,
-                image.planes[place], data.first + offset, size if min(size) > 0 else None,
+                int(name["well"]), name["label"] or "", name["field"], _channel_name(image, place[1]), file,
+                image.planes[place], data.first + offset, size if min(size) > 0 else None, image.pixel_um,
             )  # fmt: skip
 
 
@@ -220,7 +201,7 @@ def _channels_of(image: ome_xml.OmeImage, channels: dict[str, Channel]) -> None:
 
 
 def _instrument(element: Element) -> tuple[dict[str, str], dict[str, str]]:
-    """ID -> objective, and microscope and camera."""
+    """Returns ID -> objective, and microscope and camera."""
     objectives: dict[str, str] = {}
     details: dict[str, str] = {}
     for child in element:
@@ -237,7 +218,7 @@ def _instrument(element: Element) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _named(below: Folder) -> _Run:
-    """A run without OME-XML: names tell what files show, the descriptor the rest."""
+    """Returns a run without OME-XML, described by file names and the descriptor."""
     descriptor = _nearest(below, _DESCRIPTOR)
     if not descriptor:
         raise UserError(
@@ -245,6 +226,8 @@ def _named(below: Folder) -> _Run:
         )
     path = below.root / descriptor
     facts, exposures = _descriptor(path)
+    edge = number(facts.get("conversion factor um/pixel"))
+    pixel_um = (edge, edge) if edge and edge > 0 else None
     planes = []
     for name in sorted(below.files):
         if match := _NAME.fullmatch(name):
@@ -254,26 +237,25 @@ def _named(below: Folder) -> _Run:
                 exposure_s=None if exposure is None else exposure / 1000,
             )  # fmt: skip
             label, field = match["label"] or "", str(int(match["field"]))
-            planes.append(_Plane(int(match["well"]), label, field, match["channel"], name, metadata))
+            planes.append(
+                _Plane(int(match["well"]), label, field, match["channel"], name, metadata, pixel_um=pixel_um)
+            )
     if not planes:
         raise UserError(
             f"{below.root}: no image of scanR; names as data/B2--W00014--P00001--Z00000--T00000--DAPI.tif "
             "are expected"
         )
-    channels = {}
-    for name in sorted({plane.channel for plane in planes}):
-        fluorescent = not fields.is_transmitted(name)
-        channels[name] = Channel(name, fluorescent, color_of(fluorescent, None))
-    edge = number(facts.get("conversion factor um/pixel"))
+    channels = {
+        name: fields.channel(name, None, None) for name in sorted({plane.channel for plane in planes})
+    }
     rows, columns = (int(number(facts.get(name)) or 0) for name in ("Rows", "Columns"))
-    pixels = [(edge, edge)] if edge and edge > 0 else []
     details = {name: facts[name] for name in ("plate name",) if facts.get(name)}
     layout = (rows, columns) if (rows, columns) in FORMATS.values() else (0, 0)
-    return _Run(path, planes, channels, pixels, layout, details)
+    return _Run(path, planes, channels, layout, details)
 
 
 def _descriptor(path: Path) -> tuple[dict[str, str], dict[str, float]]:
-    """The first value of each name, and the exposure of each channel in ms.
+    """Returns the first value of each name, and the exposure of each channel in ms.
 
     A channel is a name that is followed by an exposure; the plate's format follows "format typedef".
     """

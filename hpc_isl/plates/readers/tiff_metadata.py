@@ -1,11 +1,11 @@
-"""What a TIFF says of itself: axes, channel names, pixel size, positions, heights, times, exposures.
-
-Seen in real files: MetaSeries XML (MetaXpress 6.5, 6.7), the OME-XML of scanR 3.3 and of VisiView, and
-files by ImageJ, tifffile and Bio-Formats. Only read about: MetaMorph stacks with UIC tags, whose layout is
-tifffile's reading of them, and Gen5's `BTIImageMetaData`.
+"""What a TIFF states of itself: axes, channel names, pixel size, positions, heights, times, exposures.
 
 Resolution tags alone are no pixel size: Harmony writes the camera's pixels there, most others 1 or 72.
 """
+
+# Seen in real files: MetaSeries XML (MetaXpress 6.5, 6.7), the OME-XML of scanR 3.3 and of VisiView, and
+# files by ImageJ, tifffile and Bio-Formats. Only read about: MetaMorph stacks with UIC tags, whose layout
+# is tifffile's reading of them, and Gen5's `BTIImageMetaData`.
 
 from __future__ import annotations
 
@@ -30,9 +30,15 @@ from hpc_isl.plates.planes import (
     named_file,
     stored_planes,
 )
-from hpc_isl.plates.readers import gen5_metadata, metaseries, ome_xml, xml
-from hpc_isl.plates.readers.plane_metadata import MetadataError, PlaneMetadata
-from hpc_isl.plates.readers.quantities import micrometres, moment, number, seconds
+from hpc_isl.plates.readers import ome_xml, vendor_xml, xml
+from hpc_isl.plates.readers.plane_metadata import (
+    MetadataError,
+    PlaneMetadata,
+    micrometres,
+    moment,
+    number,
+    seconds,
+)
 
 AXES = "TCZ"
 _UNKNOWN = "IQ"  # tifffile's letters for an axis that nothing names
@@ -41,10 +47,10 @@ _XML = {"<OME": "OME-XML", "<ome:OME": "OME-XML", "<MetaData>": "MetaSeries", "<
 
 @dataclass(frozen=True)
 class TiffMetadata:
-    """What a TIFF says of its pixels and planes.
+    """The statements of a TIFF on its pixels and planes.
 
     Attributes:
-        source: what said it, for messages: "OME-XML", "ImageJ", "MetaSeries", …; "" where nothing did.
+        source: which metadata state it, for messages: "OME-XML", "ImageJ", "MetaSeries", …; "" where none do.
         axes: those of T, C and Z that have several planes, outermost first; "" of a single plane.
         pixel_um: edges of a pixel (y, x) in micrometres, or None.
         planes: in the order of the file.
@@ -64,7 +70,7 @@ class TiffMetadata:
 
 
 def read(path: Path) -> TiffMetadata:
-    """Returns what a TIFF or PNG says of itself; no pixels are decoded. A PNG says its size alone.
+    """Returns what a TIFF or PNG states of itself; no pixels are decoded. A PNG states its size alone.
 
     Raises:
         UserError: naming the file: as `planes.header`; axes that do not fit the planes, several images,
@@ -81,20 +87,44 @@ def read(path: Path) -> TiffMetadata:
 
 
 def read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
-    """Returns what files say of themselves, and a clause about each that cannot be used."""
+    """Returns what files state of themselves, and a clause about each that cannot be used."""
     metadata: dict[Path, TiffMetadata] = {}
     unreadable: dict[Path, str] = {}
     with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
-        for path, found in zip(paths, pool.map(tried, paths), strict=True):
-            if isinstance(found, UserError):
-                unreadable[path] = str(found)
+        for path, stated in zip(paths, pool.map(tried, paths), strict=True):
+            if isinstance(stated, UserError):
+                unreadable[path] = str(stated)
             else:
-                metadata[path] = found
+                metadata[path] = stated
     return metadata, unreadable
 
 
+def read_single(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
+    """Returns the same of files with one plane each.
+
+    Raises:
+        UserError: no file can be used.
+    """
+    metadata, unreadable = read_all(paths)
+    for path in [path for path, stated in metadata.items() if stated.header.pages > 1]:
+        unreadable[path] = f"{path} holds {metadata.pop(path).header.pages} planes; one is expected"
+    if not metadata:
+        raise UserError(f"no image can be used; {next(iter(unreadable.values()))}")
+    return metadata, unreadable
+
+
+def sizes_and_edges(
+    metadata: Mapping[Path, TiffMetadata],
+) -> tuple[dict[Path, tuple[tuple[int, int], str]], dict[Path, tuple[float, float] | None]]:
+    """Returns size (y, x) and type of each file, and the edges (y, x) of its pixels in µm."""
+    return (
+        {path: (stated.header.shape, stated.header.dtype) for path, stated in metadata.items()},
+        {path: stated.pixel_um for path, stated in metadata.items()},
+    )
+
+
 def tried(path: Path) -> TiffMetadata | UserError:
-    """Returns what a file says of itself, or what is wrong with it."""
+    """Returns what a file states of itself, or what is wrong with it."""
     try:
         return read(path)
     except UserError as error:
@@ -102,40 +132,40 @@ def tried(path: Path) -> TiffMetadata | UserError:
 
 
 def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
-    found = header_of(stored)
+    head = header_of(stored)
     if tiff.is_stk:
-        return _stk(tiff, found)
+        return _stk(tiff, head)
     if tiff.is_imagej:
-        return _imagej(tiff, found)
+        return _imagej(tiff, head)
     if tiff.is_shaped:
-        return _shaped(tiff, found)
+        return _shaped(tiff, head)
     text = stored[0].page.description or ""
     kind = next((kind for mark, kind in _XML.items() if mark in text[:2000]), "")
     try:
         if kind == "OME-XML":
-            return _ome(xml.parsed(text, f"{path}: its OME-XML"), found, path)
+            return _ome(xml.parsed(text, f"{path}: its OME-XML"), head, path)
         if kind:
             texts = [entry.page.description for entry in stored]
-            return _by_page([xml.parsed(text, f"{path}: its {kind} XML") for text in texts], found, kind)
+            return _by_page([xml.parsed(text, f"{path}: its {kind} XML") for text in texts], head, kind)
     except MetadataError as error:
-        if found.pages > 1:
+        if head.pages > 1:  # nothing else would tell its planes apart
             raise
-        return replace(_nothing(found), remark=f"left out: {str(error).removeprefix(f'{path}: ')}")
-    return _nothing(found)
+        return replace(_nothing(head), remark=f"left out: {str(error).removeprefix(f'{path}: ')}")
+    return _nothing(head)
 
 
-def _nothing(found: Header, source: str = "", **more: Any) -> TiffMetadata:
-    """Nothing names the axes: pages are planes of a stack."""
-    planes = tuple(PlaneMetadata(plane=number) for number in range(found.pages))
-    return TiffMetadata(found, source, "Z" if found.pages > 1 else "", planes, **more)
+def _nothing(head: Header, source: str = "", **more: Any) -> TiffMetadata:
+    """Returns a stack: where nothing names the axes, pages are planes."""
+    planes = tuple(PlaneMetadata(plane=number) for number in range(head.pages))
+    return TiffMetadata(head, source, "Z" if head.pages > 1 else "", planes, **more)
 
 
 # ---------------------------------------------------------------- XML in the description
 
 
-def _ome(root: Element, found: Header, path: Path) -> TiffMetadata:
+def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
     if linked := ome_xml.linked_file(root):
-        return _nothing(found, "OME-XML", linked=linked)
+        return _nothing(head, "OME-XML", linked=linked)
     images = [
         (image, pages)
         for image in ome_xml.images(root)
@@ -147,39 +177,43 @@ def _ome(root: Element, found: Header, path: Path) -> TiffMetadata:
             "one image (a field) per file is expected"
         )
     image, pages = images[0]
-    if set(pages) != set(range(found.pages)):
-        raise MetadataError(f"{path}: its OME-XML speaks of {len(pages)} planes, but it has {found.pages}")
-    planes = tuple(pages[number] for number in range(found.pages))
+    if set(pages) != set(range(head.pages)):
+        raise MetadataError(f"{path}: its OME-XML speaks of {len(pages)} planes, but it has {head.pages}")
+    planes = tuple(pages[number] for number in range(head.pages))
     return TiffMetadata(
-        found, "OME-XML", _axes(planes, image.order[::-1]), planes, image.pixel_um, image.facts
+        head, "OME-XML", _axes(planes, image.order[::-1]), planes, image.pixel_um, image.facts
     )
 
 
-def _by_page(roots: Sequence[Element], found: Header, kind: str) -> TiffMetadata:
-    """Each page states its own channel, height and time: where they differ, they are the axes."""
+def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:
+    """Returns the axes along which the pages' own channels, heights and times differ."""
     if kind == "MetaSeries":
-        facts = [metaseries.facts(root) for root in roots]
-        planes, pixel_um = [metaseries.plane(fact) for fact in facts], metaseries.pixel_um(facts[0])
+        facts = [vendor_xml.metaseries_facts(root) for root in roots]
+        planes, pixel_um = (
+            [vendor_xml.metaseries_plane(f) for f in facts],
+            vendor_xml.metaseries_pixel(facts[0]),
+        )
     else:
-        facts = [gen5_metadata.facts(root) for root in roots]
-        planes = [gen5_metadata.plane(fact) for fact in facts]
-        pixel_um = gen5_metadata.pixel_um(facts[0], found.shape)
+        facts = [vendor_xml.gen5_facts(root) for root in roots]
+        planes = [vendor_xml.gen5_plane(f) for f in facts]
+        pixel_um = vendor_xml.gen5_pixel(facts[0], head.shape)
     names = list(dict.fromkeys(plane.channel_name for plane in planes))
     placed: dict[int, PlaneMetadata] = {}
     for channel, name in enumerate(names):
         own = [page for page, plane in enumerate(planes) if plane.channel_name == name]
         heights = {planes[page].z_um for page in own}
         times = {planes[page].seconds or planes[page].moment for page in own}
+        # Pages of one height at different times are a time series, all others a stack.
         series = len(heights) < 2 and len(times) == len(own)
         for rank, page in enumerate(own):
             time, plane = (rank, 0) if series else (0, rank)
             placed[page] = replace(planes[page], time=time, channel=channel, plane=plane)
     ordered = tuple(placed[page] for page in range(len(planes)))
-    return TiffMetadata(found, kind, _axes(ordered, AXES), ordered, pixel_um, facts[0])
+    return TiffMetadata(head, kind, _axes(ordered, AXES), ordered, pixel_um, facts[0])
 
 
 def _axes(planes: Sequence[PlaneMetadata], order: str) -> str:
-    """Those axes along which the planes differ."""
+    """Returns the axes along which the planes differ."""
     names = {"T": "time", "C": "channel", "Z": "plane"}
     return "".join(axis for axis in order if len({getattr(plane, names[axis]) for plane in planes}) > 1)
 
@@ -187,59 +221,60 @@ def _axes(planes: Sequence[PlaneMetadata], order: str) -> str:
 # ---------------------------------------------------------------- axes by shape
 
 
-def _imagej(tiff: Any, found: Header) -> TiffMetadata:
-    """ImageJ: time outside z outside channel, unless `order` says otherwise."""
-    said = tiff.imagej_metadata or {}
-    sizes = {"C": said.get("channels", 1), "Z": said.get("slices", 1), "T": said.get("frames", 1)}
-    order = str(said.get("order", "czt")).upper()
+def _imagej(tiff: Any, head: Header) -> TiffMetadata:
+    # Time lies outside z outside channel, unless `order` states otherwise.
+    stated = tiff.imagej_metadata or {}
+    sizes = {"C": stated.get("channels", 1), "Z": stated.get("slices", 1), "T": stated.get("frames", 1)}
+    order = str(stated.get("order", "czt")).upper()
     order = order if sorted(order) == sorted(AXES) else "CZT"
-    axes, unit = order[::-1], str(said.get("unit", ""))
-    if prod(sizes.values()) == 1 and found.pages > 1:
-        axes, sizes = "Z", {"Z": found.pages}
-    step, interval = micrometres(said.get("spacing"), unit), number(said.get("finterval"))
+    axes, unit = order[::-1], str(stated.get("unit", ""))
+    if prod(sizes.values()) == 1 and head.pages > 1:
+        axes, sizes = "Z", {"Z": head.pages}
+    step, interval = micrometres(stated.get("spacing"), unit), number(stated.get("finterval"))
     return _by_shape(
-        found, "ImageJ", axes, [sizes[axis] for axis in axes], tiff.filehandle.path,
+        head, "ImageJ", axes, [sizes[axis] for axis in axes], tiff.filehandle.path,
         plane_um=step if sizes.get("Z", 1) > 1 else None,
         interval_s=interval if sizes.get("T", 1) > 1 else None,
         pixel_um=_resolution(tiff.pages[0], unit),
     )  # fmt: skip
 
 
-def _shaped(tiff: Any, found: Header) -> TiffMetadata:
-    """Files by tifffile, whose description states a shape and perhaps axes."""
-    said = tiff.shaped_metadata[0]
-    shape = [int(length) for length in said["shape"][:-2]]
-    axes = str(said.get("axes", "")).upper()[: len(shape)]
+def _shaped(tiff: Any, head: Header) -> TiffMetadata:
+    # tifffile's own description states a shape and perhaps axes.
+    stated = tiff.shaped_metadata[0]
+    shape = [int(length) for length in stated["shape"][:-2]]
+    axes = str(stated.get("axes", "")).upper()[: len(shape)]
     if len(axes) != len(shape):
-        return _nothing(found)
+        return _nothing(head)
     pixel = [
-        micrometres(said.get(f"PhysicalSize{a}"), str(said.get(f"PhysicalSize{a}Unit", "µm"))) for a in "YX"
+        micrometres(stated.get(f"PhysicalSize{a}"), str(stated.get(f"PhysicalSize{a}Unit", "µm")))
+        for a in "YX"
     ]
     return _by_shape(
-        found, "tifffile's description", axes, shape, tiff.filehandle.path,
-        plane_um=micrometres(said.get("PhysicalSizeZ"), str(said.get("PhysicalSizeZUnit", "µm"))),
-        interval_s=seconds(said.get("TimeIncrement"), str(said.get("TimeIncrementUnit", "s"))),
+        head, "tifffile's description", axes, shape, tiff.filehandle.path,
+        plane_um=micrometres(stated.get("PhysicalSizeZ"), str(stated.get("PhysicalSizeZUnit", "µm"))),
+        interval_s=seconds(stated.get("TimeIncrement"), str(stated.get("TimeIncrementUnit", "s"))),
         pixel_um=(pixel[0], pixel[1]) if pixel[0] and pixel[1] else None,
     )  # fmt: skip
 
 
-def _stk(tiff: Any, found: Header) -> TiffMetadata:
-    """MetaMorph stacks: a stack in z where planes have distances, a series where they have times."""
-    said = tiff.stk_metadata
-    count = found.pages
-    distances = _numbers(said.get("ZDistance"), count)
-    heights = _numbers(said.get("AbsoluteZ"), count)
-    times = [moment(str(value)) for value in _list(said.get("DatetimeCreated"), count)]
+def _stk(tiff: Any, head: Header) -> TiffMetadata:
+    """Returns a MetaMorph stack: in z where planes have distances, in time where they have times."""
+    stated = tiff.stk_metadata
+    count = head.pages
+    distances = _numbers(stated.get("ZDistance"), count)
+    heights = _numbers(stated.get("AbsoluteZ"), count)
+    times = [moment(str(value)) for value in _list(stated.get("DatetimeCreated"), count)]
     axis = "T" if not any(distances) and len(set(heights)) < 2 and len(set(times)) == count else "Z"
     if not any(heights) and any(distances):
         heights = [sum(distances[: number + 1]) - distances[0] for number in range(count)]
-    places = [tuple(map(float, place)) for place in _list(said.get("StagePosition"), count)]
-    labels = [str(label) for label in _list(said.get("StageLabel"), count)]
+    places = [tuple(map(float, place)) for place in _list(stated.get("StagePosition"), count)]
+    labels = [str(label) for label in _list(stated.get("StageLabel"), count)]
     planes = tuple(
         PlaneMetadata(
             time=at if axis == "T" else 0,
             plane=at if axis == "Z" else 0,
-            channel_name=str(said.get("Name") or ""),
+            channel_name=str(stated.get("Name") or ""),
             center_um=(places[at][1], places[at][0]) if places else None,
             z_um=heights[at] if any(heights) else None,
             moment=times[at] if times else "",
@@ -247,15 +282,15 @@ def _stk(tiff: Any, found: Header) -> TiffMetadata:
         )
         for at in range(count)
     )
-    x, y = (micrometres(said.get(f"{a}Calibration"), str(said.get("CalibrationUnits", ""))) for a in "XY")
-    pixel_um = (y, x) if said.get("SpatialCalibration", 1) and x and y else None
-    return TiffMetadata(found, "MetaMorph", axis if count > 1 else "", planes, pixel_um)
+    x, y = (micrometres(stated.get(f"{a}Calibration"), str(stated.get("CalibrationUnits", ""))) for a in "XY")
+    pixel_um = (y, x) if stated.get("SpatialCalibration", 1) and x and y else None
+    return TiffMetadata(head, "MetaMorph", axis if count > 1 else "", planes, pixel_um)
 
 
 def _list(value: Any, count: int) -> list[Any]:
-    """One value per plane; none where there are not so many."""
-    found = [] if value is None or isinstance(value, int) else list(value)
-    return found if len(found) == count else []
+    # One value per plane; a list of another length belongs to something else.
+    values = [] if value is None or isinstance(value, int) else list(value)
+    return values if len(values) == count else []
 
 
 def _numbers(value: Any, count: int) -> list[float]:
@@ -263,10 +298,10 @@ def _numbers(value: Any, count: int) -> list[float]:
 
 
 def _by_shape(
-    found: Header, source: str, axes: str, shape: Sequence[int], path: str, *,
+    head: Header, source: str, axes: str, shape: Sequence[int], path: str, *,
     plane_um: float | None, interval_s: float | None, pixel_um: tuple[float, float] | None,
 ) -> TiffMetadata:  # fmt: skip
-    """Planes that lie in the order of axes, the last of which runs fastest; what nothing names is z."""
+    """Returns planes in the order of axes, the last of which runs fastest; an unnamed axis is z."""
     lengths = {axis: length for axis, length in zip(axes, shape, strict=True) if length > 1}
     unknown = [axis for axis in lengths if axis in _UNKNOWN]
     if len(unknown) == 1 and "Z" not in lengths:
@@ -275,11 +310,11 @@ def _by_shape(
         raise UserError(
             f"{path}: its planes lie along an axis {strange[0]!r}; time, channel and z are understood"
         )
-    if prod(lengths.values()) != found.pages:
+    if prod(lengths.values()) != head.pages:
         listed = ", ".join(f"{axis} {length}" for axis, length in lengths.items()) or "one plane"
-        raise UserError(f"{path} has {found.pages} planes, but {source} states {listed}")
+        raise UserError(f"{path} has {head.pages} planes, but {source} states {listed}")
     planes = []
-    for at in range(found.pages):
+    for at in range(head.pages):
         place: dict[str, int] = {}
         for axis, length in reversed(lengths.items()):
             at, place[axis] = divmod(at, length)
@@ -293,11 +328,11 @@ def _by_shape(
                 seconds=None if interval_s is None else round(time * interval_s, 6),
             )
         )
-    return TiffMetadata(found, source, "".join(lengths), tuple(planes), pixel_um)
+    return TiffMetadata(head, source, "".join(lengths), tuple(planes), pixel_um)
 
 
 def _resolution(page: Any, unit: str) -> tuple[float, float] | None:
-    """Edges (y, x) from the resolution tags, whose unit the description states."""
+    """Returns edges (y, x) from the resolution tags, whose unit the description states."""
     edges = []
     for name in ("YResolution", "XResolution"):
         tag = page.tags.get(name)

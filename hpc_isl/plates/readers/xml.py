@@ -1,4 +1,4 @@
-"""XML below the readers: elements one by one, without the tree, and never with a DTD or an entity."""
+"""Parsing of vendors' XML: elements one by one, without the tree, and never with a DTD or an entity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpc_isl.plates.readers.plane_metadata import MetadataError
 
 
 def elements(path: Path, names: Collection[str]) -> Iterator[tuple[str, Element]]:
-    """Each element whose local name is in `names`, complete with its children, and then dropped.
+    """Yields each element whose local name is in `names`, complete with its children, and then drops it.
 
     Namespaces are ignored. Memory holds one such element at a time, so an index of 200,000 images is
     read in the memory of one; nothing of an element may be kept but its text.
@@ -50,18 +50,18 @@ def _elements(file: BinaryIO, names: frozenset[str]) -> Iterator[tuple[str, Elem
 
 
 def texts(element: Element) -> dict[str, str]:
-    """Local name -> stripped text of the element's children; the last one counts."""
+    """Returns local name -> stripped text of the element's children; the last one counts."""
     return {local(child.tag): (child.text or "").strip() for child in element}
 
 
 @lru_cache(1024)
 def local(tag: str) -> str:
-    """A tag without its namespace."""
+    """Returns a tag without its namespace."""
     return tag.rpartition("}")[2]
 
 
 def parsed(text: str, origin: str) -> Element:
-    """The root of an XML text, as TIFFs hold it.
+    """Returns the root of an XML text, as TIFFs hold it.
 
     Raises:
         MetadataError: naming `origin`.

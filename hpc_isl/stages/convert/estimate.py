@@ -14,7 +14,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates.atomic_directory import free
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import TRANSMITTED, Field, FieldKey, PlaneFile, doubtful_size
-from hpc_isl.plates.readers import left_out
+from hpc_isl.plates.readers.folder import left_out_lines
 from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.stages.convert.problems import counted, listing
 from hpc_isl.stages.convert.survey import Survey
@@ -87,7 +87,7 @@ def describe(survey: Survey, costs: Costs) -> tuple[str, ...]:
     """Returns lines for the user: what there is, what it takes, what is wrong."""
     plate, out = survey.plate, survey.recipe.out
     lines = [f"{plate.name}: {_counts(survey)}", *_kinds_of_channels(survey), *survey.export.remarks]
-    if omitted := left_out.lines(survey.export.left_out, survey.recipe.source.resolve()):
+    if omitted := left_out_lines(survey.export.left_out, survey.recipe.source.resolve()):
         count = _many(len(survey.export.left_out), "file")
         lines += [f"{count} will not be stored:", *(f"  {line}" for line in omitted)]
     if plate.pixel_um is None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skimage.measure import label
 
 from hpc_isl.learning.network.contract import Task
-from hpc_isl.objects.draft_labels import parted_by_size, pieces_of
+from hpc_isl.objects.draft_labels import drop_small, pieces_of
 from hpc_isl.objects.watershed import reference, watershed
 
 Pixels = NDArray[np.float32]
@@ -64,10 +64,10 @@ def found_in(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
     """The same, and how many objects were dropped because they are too small."""
     if rule.kind == "stain":
         pieces = pieces_of(prediction[0], "otsu", rule.sigma, rule.min_area, split=True)
-        return parted_by_size(pieces, rule.min_area)
+        return drop_small(pieces, rule.min_area)
     if rule.kind == "nuclei":
         found: Labels = label(prediction[0] > 0, connectivity=2).astype(np.uint32)
     else:
         way = reference if rule.method == "reference" else watershed
         found = way(prediction[0], prediction[1] > 0, rule.h_maxima)
-    return parted_by_size(found, rule.min_area) if rule.min_area > 1 else (found, 0)
+    return drop_small(found, rule.min_area) if rule.min_area > 1 else (found, 0)

@@ -50,7 +50,7 @@ SAMPLES = {
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", SAMPLES)
-def test_each_record_of_a_real_index_is_where_it_says(realdata: Path, tmp_path: Path, name: str) -> None:
+def test_each_record_of_a_real_index_is_placed_as_stated(realdata: Path, tmp_path: Path, name: str) -> None:
     """Pixels, channel name, height, place, time, exposure and pixel size, each read here on its own."""
     rows, columns, fields, images, pixel_um = SAMPLES[name]
     size = None if images < 10 else (24, 32)
@@ -203,7 +203,7 @@ def test_files_with_another_ending_are_found_and_counted(tmp_path: Path) -> None
     assert "2 files named .tif in the index are .PNG files" in found.remarks
 
 
-def test_a_channel_of_another_size_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_channel_of_another_size_is_left_out_and_reported(tmp_path: Path) -> None:
     folder = write_measurement(tmp_path, [record(Ch=c, FieldIndex=f) for c in (1, 2) for f in (1, 2)])
     detail = folder / "MeasurementDetail.mrf"
     text = detail.read_text("utf-8-sig")
@@ -218,7 +218,7 @@ def test_a_channel_of_another_size_is_left_out_and_said(tmp_path: Path) -> None:
     assert "channel 'BF' has 12 × 16 pixels, the others 24 × 32: it is left out" in found.remarks[0]
 
 
-def test_errors_of_wells_or_fields_that_are_not_there_are_counted(tmp_path: Path) -> None:
+def test_errors_of_unknown_wells_or_fields_are_counted(tmp_path: Path) -> None:
     errors = [
         (record(Type="ERR", FieldIndex=2), "AF Error at A01 No. 2 (P)"),
         (record(Type="ERR", Row=14, FieldIndex=1), "AF Error at N01 No. 1 (P)"),
@@ -229,7 +229,7 @@ def test_errors_of_wells_or_fields_that_are_not_there_are_counted(tmp_path: Path
     assert "the instrument reports errors: 2 × AF Error, 1 × Camera Error" in found.remarks
 
 
-def test_without_settings_what_they_say_is_unknown_and_said(tmp_path: Path) -> None:
+def test_without_settings_their_facts_are_unknown_and_that_is_reported(tmp_path: Path) -> None:
     folder = write_measurement(tmp_path, [record()])
     for name in ("MeasurementDetail.mrf", "a.mes"):
         (folder / name).unlink()

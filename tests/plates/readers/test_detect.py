@@ -39,7 +39,7 @@ def test_a_pattern_is_used_where_one_is_given(images: Callable[..., Path]) -> No
         ({"reader": "pattern"}, "needs pattern.regex or pattern.table"),
     ],
 )
-def test_what_was_looked_for_is_said(images: Callable[..., Path], more: dict[str, str], said: str) -> None:
+def test_the_known_layouts_are_listed(images: Callable[..., Path], more: dict[str, str], said: str) -> None:
     with pytest.raises(UserError) as mistake:
         detect.read(recipe(images("A01.tif"), **more))
     assert said in str(mistake.value)
@@ -82,7 +82,7 @@ def test_a_source_that_is_no_folder_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_folder_looks_like_is_said(tmp_path: Path, name: str, said: str) -> None:
+def test_what_a_folder_looks_like_is_suggested(tmp_path: Path, name: str, said: str) -> None:
     for each in name.split(",") if "lab-" not in name else [name]:
         (tmp_path / each).parent.mkdir(exist_ok=True)
         (tmp_path / each).write_bytes(b"")

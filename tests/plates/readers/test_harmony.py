@@ -18,6 +18,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import NOT_IMAGED, FieldKey, Problem
 from hpc_isl.plates.readers import harmony
+from hpc_isl.plates.readers.folder import list_folder
 
 A01 = FieldKey("A01", "1")
 
@@ -30,7 +31,7 @@ def both(shot: Any, **facts: object) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("version", ["HarmonyV5", "HarmonyV6", "HarmonyV7"])
-def test_every_version_says_the_same(tmp_path: Path, harmony_export: Any, version: str) -> None:
+def test_every_version_gives_the_same_export(tmp_path: Path, harmony_export: Any, version: str) -> None:
     shots = [s for plane in (1, 2, 3) for s in both(harmony_export.shot, PlaneID=plane)]
     export = harmony.read(harmony_export.write(tmp_path, shots, version=version))
     plate = export.plate
@@ -53,7 +54,7 @@ def test_every_version_says_the_same(tmp_path: Path, harmony_export: Any, versio
     json.dumps([plate.details, field.details, [c.flat_field for c in plate.channels]], allow_nan=False)
 
 
-def test_pixels_are_found_where_the_index_says(tmp_path: Path, harmony_export: Any) -> None:
+def test_pixels_are_found_in_the_files_that_the_index_names(tmp_path: Path, harmony_export: Any) -> None:
     shots = [s for plane in (3, 1, 2) for s in both(harmony_export.shot, PlaneID=plane)]
     export = harmony.read(harmony_export.write(tmp_path, shots))
     read = {(p.channel, p.plane): int(read_plane(p.path)[0, 0]) for p in export.files[A01]}
@@ -96,7 +97,7 @@ def test_flat_field_profile_becomes_numbers(tmp_path: Path, harmony_export: Any)
 @pytest.mark.parametrize(
     "profile", ["{Background: [%s", "no profile %s", "{A: &amp;a [*a], Background: {B: *a}} %s"]
 )
-def test_an_unreadable_flat_field_is_left_out_and_said(
+def test_an_unreadable_flat_field_is_left_out_and_reported(
     tmp_path: Path, harmony_export: Any, profile: str
 ) -> None:
     export = harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], profile=profile))
@@ -198,7 +199,7 @@ def test_assay_layout_becomes_the_plate_map(tmp_path: Path, harmony_export: Any)
 def test_the_folder_may_be_the_export_or_its_images(tmp_path: Path, harmony_export: Any) -> None:
     harmony_export.write(tmp_path / "P01", [harmony_export.shot()])
     for folder in (tmp_path / "P01", tmp_path / "P01" / "Images", tmp_path):
-        assert harmony.recognise(folder)
+        assert harmony.recognise(list_folder(folder))
         assert harmony.read(folder).plate.name == "P 01"
 
 
@@ -239,7 +240,7 @@ def test_files_in_subfolders_with_windows_separators_are_found(tmp_path: Path, h
 
 def test_a_folder_without_an_index_is_not_harmony(tmp_path: Path) -> None:
     (tmp_path / "Index.xml").write_text("<something/>")
-    assert not harmony.recognise(tmp_path)
+    assert not harmony.recognise(list_folder(tmp_path))
     with pytest.raises(UserError, match=r"Images/Index\.idx\.xml"):
         harmony.read(tmp_path)
 
@@ -329,7 +330,7 @@ def test_an_image_without_file_is_named(tmp_path: Path, harmony_export: Any) -> 
     assert text == "the instrument wrote no file for 0101K1F2P1R1"
 
 
-def test_a_channel_of_another_size_is_left_out_and_said(tmp_path: Path, harmony_export: Any) -> None:
+def test_a_channel_of_another_size_is_left_out_and_reported(tmp_path: Path, harmony_export: Any) -> None:
     """One channel with other binning costs that channel, and not the plate."""
     channels = harmony_export.channels | {
         2: harmony_export.channels[2] | {"ImageSizeX": "16", "ImageSizeY": "12", "ImageResolutionX": "1E-06"}
@@ -390,7 +391,7 @@ def test_other_indices_are_read(tmp_path: Path, harmony_export: Any, name: str) 
     assert harmony.read(tmp_path).plate.name == "P 01"
 
 
-def test_corrected_images_lie_in_a_folder_of_their_own(tmp_path: Path, harmony_export: Any) -> None:
+def test_corrected_images_are_in_a_separate_folder(tmp_path: Path, harmony_export: Any) -> None:
     shot = harmony_export.shot()
     harmony_export.write(tmp_path, [shot])
     images = tmp_path / "Images"
@@ -431,7 +432,7 @@ def test_the_case_of_an_ending_does_not_matter(tmp_path: Path, harmony_export: A
     assert (len(export.files[A01]), export.problems) == (1, ())
 
 
-def test_of_folders_for_each_well_some_may_not_be_there(tmp_path: Path, harmony_export: Any) -> None:
+def test_of_folders_for_each_well_some_may_be_missing(tmp_path: Path, harmony_export: Any) -> None:
     """The first 30 wells of the index were not copied: the others are read, and the first are named."""
     shots = [harmony_export.shot(Row=1 + w // 12, Col=1 + w % 12) for w in range(40)]
     harmony_export.write(tmp_path, shots)

@@ -156,7 +156,7 @@ def test_a_channel_that_was_copied_into_every_step_is_stored_once(tmp_path: Path
     assert (field.planes("TL20"), field.details["z_um"]["TL20"]) == ((0,), [9003.01])
 
 
-def test_a_channel_of_the_first_time_alone_is_not_there_at_the_others(tmp_path: Path) -> None:
+def test_a_channel_of_the_first_time_only_is_missing_at_the_others(tmp_path: Path) -> None:
     moving = [(f"TimePoint_{t}/P1_B02_s1_w1.TIF", Shot("B02", time=t)) for t in (1, 2, 3)]
     still = [(f"TimePoint_{t}/P1_B02_s1_w2.TIF", Shot("B02", wave=2, time=1)) for t in (1, 2, 3)]
     found = export(tmp_path, *moving, *still, waves=2, times=3, z=False)
@@ -194,7 +194,7 @@ def test_planes_of_one_height_and_time_but_two_guids_are_two(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("z", [True, False])
-def test_of_files_that_state_nothing_the_htd_says_whether_they_are_copies(tmp_path: Path, z: bool) -> None:
+def test_of_files_that_state_nothing_the_htd_decides_whether_they_are_copies(tmp_path: Path, z: bool) -> None:
     for step in (1, 2, 3):
         write(tmp_path / f"ZStep_{step}/P1_B02_s1_w1.TIF", Shot("B02", step=step), described=False)
     (tmp_path / "P1.HTD").write_bytes(htd(["B02"], z=z))

@@ -30,7 +30,7 @@ A01 = FieldKey("A01", "0")
         ("imagexpress_hcsai_labelfree/run_root/experiment_montage", 1.6595, False, {}),
     ],
 )
-def test_each_row_of_a_real_index_is_where_it_says(
+def test_each_row_of_a_real_index_is_placed_as_stated(
     realdata: Path, tmp_path: Path, name: str, pixel_um: float, fluorescent: bool, left_out: dict[str, int]
 ) -> None:
     """Pixels, channel name, height, place, time, exposure and pixel size, each read here on its own."""

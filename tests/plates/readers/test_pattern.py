@@ -19,7 +19,8 @@ from metamorph_stack import write_stk
 from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Export, FieldKey, LeftOut
-from hpc_isl.plates.readers import left_out, pattern
+from hpc_isl.plates.readers import pattern
+from hpc_isl.plates.readers.folder import left_out_by_name
 from hpc_isl.plates.readers.pattern_names import natural
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe, PatternRecipe
@@ -68,7 +69,7 @@ def test_names_become_wells_fields_and_channels(images: Images) -> None:
         (["W00015.tif", "W00041.tif"], r"W(?P<well>\d+)\.tif"),
     ],
 )
-def test_wells_are_told_by_row_and_column_or_by_number(images: Images, names: list[str], regex: str) -> None:
+def test_wells_are_given_by_row_and_column_or_by_number(images: Images, names: list[str], regex: str) -> None:
     export = read(images(*names), regex=regex, wells_on_plate=96)
     assert [(well, export.files[FieldKey(well, "1")][0].path.name) for well in export.plate.wells] == [
         ("B03", Path(names[0]).name),
@@ -176,7 +177,7 @@ def test_more_than_half_left_out_is_a_stop_that_counts(images: Images) -> None:
 
 def test_what_names_tell_of_files_left_out() -> None:
     told = [
-        left_out.of_name(Path("/x"), name, "other")
+        left_out_by_name(Path("/x"), name, "other")
         for name in (
             "r02c31f01p01-ch1sk1.tiff", "SC_BP445C01.tif", "P_AF48_T0001F001L01A01Z01C02.tif", "B3_MIP.tif",
             "Projection_C04_w1091EB8A5-272A-466D-B8A0-7547C6BA392B.tif",
@@ -229,7 +230,7 @@ def test_numbers_become_heights_only_with_a_distance(images: Images) -> None:
     assert far.plane_um is None, "uneven"
 
 
-def test_a_channel_with_one_plane_stands_where_others_have_it(images: Images) -> None:
+def test_a_channel_with_one_plane_has_it_where_others_do(images: Images) -> None:
     names = [f"A01_s{field}_w1_z{plane}.tif" for field in (1, 2) for plane in (1, 2, 3)]
     export = read(images(*names, "A01_s1_w2_z3.tif", "A01_s2_w2_z3.tif", "A01_s1_w3.tif", "A01_s2_w3.tif"))
     field = export.plate.fields[0]
@@ -441,7 +442,7 @@ def test_no_match_shows_the_expression_and_three_names(images: Images) -> None:
         assert part in str(mistake.value)
 
 
-def test_an_empty_folder_says_so(tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the folder is empty"):
         read(tmp_path)
 
@@ -496,7 +497,7 @@ def test_two_files_for_one_plane_name_both(images: Images) -> None:
     assert export.files[key] == (), "nothing tells which of them is right"
 
 
-def test_two_files_of_one_name_are_told_apart_by_their_folders(images: Images) -> None:
+def test_two_files_of_one_name_are_distinguished_by_their_folders(images: Images) -> None:
     export = read(images("z1/A01_s1_w1.tif", "z2/A01_s1_w1.tif"), regex=r"z\d/(?P<well>\w+?)_.*\.tif")
     assert "z1/A01_s1_w1.tif and z2/A01_s1_w1.tif" in export.problems[0][1]
 
@@ -536,7 +537,7 @@ def test_a_folder_without_any_usable_file_is_refused(images: Images) -> None:
         read(folder)
 
 
-def test_planes_that_differ_in_shape_or_type_are_named_and_not_taken(images: Images) -> None:
+def test_planes_that_differ_in_shape_or_type_are_named_and_not_stored(images: Images) -> None:
     folder = images(*(f"A01_s{s}_w{w}.tif" for s in (1, 2, 3) for w in (1, 2)))
     tifffile.imwrite(folder / "A01_s1_w2.tif", np.zeros((24, 30), np.uint16))
     tifffile.imwrite(folder / "A01_s2_w1.tif", np.zeros((24, 32), np.uint8))
@@ -616,7 +617,7 @@ def test_a_matching_link_that_leads_out_is_refused(images: Images, tmp_path: Pat
 # ---------------------------------------------------------------- tables
 
 
-def test_a_table_says_where_files_belong(images: Images) -> None:
+def test_a_table_assigns_files_to_wells_and_channels(images: Images) -> None:
     folder = images("x/1.tif", "x/2.tif", "x/3.tif")
     lines = ["path,well,field,channel,plane,time,acquisition"]
     lines += [f"x/{number}.tif,b3,1,DAPI,{10 - number},," for number in (1, 2, 3)]

@@ -39,7 +39,7 @@ def written(shots: list[Shot]) -> dict[tuple[str, int, str, int, int], object]:
 
 
 @pytest.mark.realdata
-def test_each_plane_of_a_real_index_is_where_it_says(realdata: Path, tmp_path: Path) -> None:
+def test_each_plane_of_a_real_index_is_placed_as_stated(realdata: Path, tmp_path: Path) -> None:
     """Pixels, channel name, height, place, exposure and pixel size, each read here on its own."""
     folder = with_images(realdata / "vendor/scanr_ome/1w_1p_1c_1z_1t", tmp_path / "run")
     found = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))

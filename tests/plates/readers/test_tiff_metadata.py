@@ -61,7 +61,7 @@ def shuffled(order: str) -> np.ndarray:
 
 @pytest.mark.parametrize("order", ["TCZ", "TZC", "CTZ", "CZT", "ZTC", "ZCT"])
 @pytest.mark.parametrize("kind", ["ome", "shaped"])
-def test_planes_lie_along_the_axes_that_the_file_states(tmp_path: Path, kind: str, order: str) -> None:
+def test_planes_are_along_the_axes_that_the_file_states(tmp_path: Path, kind: str, order: str) -> None:
     path = tmp_path / ("x.ome.tif" if kind == "ome" else "x.tif")
     metadata = {"axes": f"{order}YX"}
     tifffile.imwrite(path, shuffled(order), photometric="minisblack", metadata=metadata, ome=kind == "ome")
@@ -71,7 +71,7 @@ def test_planes_lie_along_the_axes_that_the_file_states(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (1, 3, 1), (5, 1, 1), (1, 1, 4), (2, 1, 3)])
-def test_hyperstacks_by_imagej_are_told_apart(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def test_axes_of_imagej_hyperstacks_are_distinguished(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, np.moveaxis(coded(*shape), 1, 2), imagej=True, metadata={"axes": "TZCYX"})
     found = read(path)
@@ -82,7 +82,7 @@ def test_hyperstacks_by_imagej_are_told_apart(tmp_path: Path, shape: tuple[int, 
 
 
 @pytest.mark.parametrize("axis", ["T", "C", "Z"])
-def test_one_axis_is_what_the_file_says_and_not_z(tmp_path: Path, axis: str) -> None:
+def test_one_axis_is_the_one_that_the_file_states_and_not_z(tmp_path: Path, axis: str) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(
         path, np.zeros((3, 8, 8), np.uint16), metadata={"axes": f"{axis}YX"}, photometric="minisblack"
@@ -91,7 +91,9 @@ def test_one_axis_is_what_the_file_says_and_not_z(tmp_path: Path, axis: str) -> 
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"axes": "QYX"}, {"axes": "IYX"}])
-def test_pages_are_z_where_nothing_says_otherwise(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+def test_pages_are_z_where_nothing_states_another_axis(
+    tmp_path: Path, metadata: dict[str, str] | None
+) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, np.zeros((3, 8, 8), np.uint16), metadata=metadata, photometric="minisblack")
     assert (read(path).axes, places(read(path))) == ("Z", [(0, 0, 0), (0, 0, 1), (0, 0, 2)])
@@ -210,7 +212,7 @@ def test_a_metamorph_stack_of_times_is_a_series(tmp_path: Path) -> None:
     assert [plane.moment[:19] for plane in found.planes] == [f"2024-01-01T00:0{m}:00" for m in range(3)]
 
 
-def test_gen5_says_where_and_how_each_page_was_taken(tmp_path: Path) -> None:
+def test_gen5_states_position_and_settings_of_each_page(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     with tifffile.TiffWriter(path) as writer:
         for color in ("GFP", "Stitched[DAPI 377,447]"):
@@ -344,7 +346,7 @@ def test_bent_metadata_are_read_or_named_and_nothing_else(tmp_path: Path, data: 
         json.dumps(found.facts)
 
 
-def test_what_is_no_tiff_says_its_size_alone(tmp_path: Path) -> None:
+def test_what_is_no_tiff_states_only_its_size(tmp_path: Path) -> None:
     import imagecodecs
 
     (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((8, 9), np.uint8)))

@@ -60,7 +60,7 @@ def test_what_is_not_xml_is_refused_by_name(tmp_path: Path, content: bytes) -> N
         read(tmp_path / "x.xml", content)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.xml cannot be read"):
         list(xml.elements(tmp_path / "x.xml", {"b"}))
 

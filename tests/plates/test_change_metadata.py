@@ -102,7 +102,7 @@ def test_it_is_then_as_if_it_had_been_converted_so(
         assert ours[name] == fresh[name], name
 
 
-def test_labels_of_all_programs_lie_on_the_image_again(wrong: Any) -> None:
+def test_labels_of_all_programs_are_placed_on_the_image_again(wrong: Any) -> None:
     from ngio import open_ome_zarr_container
 
     with_labels_of_ngio(wrong)
@@ -117,7 +117,7 @@ def test_labels_of_all_programs_lie_on_the_image_again(wrong: Any) -> None:
     assert read_labels(index.image(B02), "my nuclei").max() == 7
 
 
-def test_what_is_said_by_channel_follows_their_names(make_plate: MakePlate) -> None:
+def test_facts_by_channel_follow_the_channels_names(make_plate: MakePlate) -> None:
     index, _ = make_plate(SHAPE, channels=WRONG, details={"channels": {"w1": {"Gain": "2"}}})
     field = replace(index.plate.fields[0], details=PLANES)
     plate = change_metadata.plate_of(replace(index.plate, fields=(field,)), index.plate, mended(index.plate))
@@ -159,12 +159,12 @@ def test_each_of_its_values_changes_the_fingerprint(wrong: Any) -> None:
     assert len(seen) == 5
 
 
-def test_an_index_made_anew_knows_of_the_change(wrong: Any) -> None:
+def test_a_rebuilt_index_contains_the_change(wrong: Any) -> None:
     index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     assert rebuild_index(index.path) == index
 
 
-def test_a_channel_that_is_asked_for_by_its_former_name_is_told(wrong: Any) -> None:
+def test_a_channels_former_name_is_answered_with_the_present_one(wrong: Any) -> None:
     index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     with pytest.raises(
         UserError, match=r"has no channel 'w2'; it is called 'DAPI' since .* metadata changed"
@@ -172,7 +172,7 @@ def test_a_channel_that_is_asked_for_by_its_former_name_is_told(wrong: Any) -> N
         index.channel("w2")
 
 
-def test_what_was_computed_before_can_be_told(wrong: Any) -> None:
+def test_what_was_computed_before_a_change_is_recognised(wrong: Any) -> None:
     index = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     (line,) = metadata_changed([index.path], [wrong.fingerprint, "of a model"])
     assert line.startswith("metadata of P01 changed: pixel_um: 325 -> 0.325; channel 'w1' -> 'Phase'")
@@ -192,7 +192,7 @@ def test_a_channel_is_shown_in_the_colour_that_a_person_gave_it(wrong: Any) -> N
     assert (shown[0]["color"], shown[0]["label"], shown[1]["label"]) == ("ABCDEF", "my phase", "DAPI")
 
 
-def test_labels_that_do_not_say_where_they_lie_keep_the_plate_as_it_is(wrong: Any) -> None:
+def test_labels_without_a_position_prevent_the_change(wrong: Any) -> None:
     """Half of the labels on the new grid and half on the old one would be a mixture; they are named."""
     folder = wrong.image(B02) / "labels" / "odd"
     folder.mkdir()
@@ -217,7 +217,7 @@ def test_a_plate_that_is_used_is_not_changed(wrong: Any) -> None:
     change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
 
 
-def test_whoever_opens_a_plate_while_it_changes_sees_it_as_it_was_or_as_it_is(wrong: Any) -> None:
+def test_a_plate_opened_during_a_change_is_seen_as_before_or_after_it(wrong: Any) -> None:
     new = change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
     old = change_metadata.change_metadata(new, wrong.plate, "me")
     both = {(("w1", "w2"), old.fingerprint), (("Phase", "DAPI"), new.fingerprint)}
@@ -245,7 +245,7 @@ KILLED = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from hpc_isl.plates import change, ngff
+from hpc_isl.plates import change_metadata, ngff
 from hpc_isl.plates.plate import Channel
 from hpc_isl.plates.store import open_plate
 
@@ -254,7 +254,7 @@ channels = (Channel("Phase", fluorescent=False), Channel("DAPI", color="0000FF")
 
 def mend(copy):
     index = open_plate(copy)
-    change.change_metadata(index, replace(index.plate, pixel_um=0.325, channels=channels), "me")
+    change_metadata.change_metadata(index, replace(index.plate, pixel_um=0.325, channels=channels), "me")
 
 def killed_at(step, call, copy):
     # Whether a process of its own was killed at its file operation of this number, or had fewer of them.

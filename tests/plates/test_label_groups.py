@@ -19,11 +19,11 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import (
     annotation,
-    computed_by,
-    covers,
     edited,
+    fully_annotated,
     label_bands,
     label_names,
+    label_provenance,
     labels_checksum,
     open_plate,
     read_box,
@@ -96,8 +96,8 @@ def test_labels_of_ngio_and_ome_zarr_py_are_read_as_any_others(image: Path) -> N
         box = read_label_box(image, name, 0, slice(20, 50), slice(3, 77))
         np.testing.assert_array_equal(box, squares()[20:50, 3:77])
         assert annotation(image, name) == ("other program", WHOLE)
-        assert covers(image, name)
-        assert computed_by(image, name) == ("", "")
+        assert fully_annotated(image, name)
+        assert label_provenance(image, name) == ("", "")
         assert edited(image, name) is None
     assert labels_checksum(image, "ngio") == labels_checksum(image, "ome")
     assert label_names(image) == ["ngio", "ome"]
@@ -213,7 +213,7 @@ def test_an_edit_that_leaves_all_sizes_and_dates_is_seen(image: Path) -> None:
     assert labels_checksum(image, "cells") == labels_checksum(image, "other") != pixels
 
 
-def test_pixels_that_another_program_stored_anew_are_no_edit(image: Path) -> None:
+def test_unchanged_pixels_that_another_program_rewrote_are_no_edit(image: Path) -> None:
     """Other bytes, the same pixels: nobody edited anything, and what depends on the labels stays."""
     write_labels(image, "cells", squares(), origin="human", boxes=WHOLE)
     before = stamp(image, "cells")

@@ -1,0 +1,281 @@
+"""From planes, as a vendor describes them, to an `Export`: the steps that readers share."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isclose
+from pathlib import Path
+
+from hpc_isl.errors import UserError
+from hpc_isl.plates import plate as plates
+from hpc_isl.plates.planes import Header, header
+from hpc_isl.plates.plate import (
+    Channel,
+    Export,
+    FieldKey,
+    LeftOut,
+    PlaneFile,
+    Plate,
+    Problem,
+    row_name,
+    well_position,
+)
+from hpc_isl.plates.readers import fields, plane_checks
+from hpc_isl.plates.readers.fields import Shot
+from hpc_isl.plates.readers.plane_checks import Kind, Size
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+
+Layout = tuple[tuple[str, ...], tuple[str, ...]]
+"""Names of all rows and of all columns of a plate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One plane as a vendor describes it: `time`, `channel` and `plane` are the vendor's numbers."""
+
+    key: FieldKey
+    path: Path
+    time: int
+    channel: int
+    plane: int
+    metadata: PlaneMetadata
+    page: int = 0
+
+
+def build(
+    planes: Sequence[Described],
+    channels: Mapping[int, Channel],
+    headers: Mapping[Path, Kind],
+    edges: Mapping[Path, tuple[float, float] | None],
+    *,
+    name: str,
+    layout: Callable[[set[str]], Layout],
+    details: Mapping[str, object],
+    acquisitions: Mapping[int, str] | None = None,
+    unreadable: Mapping[Path, str] = {},
+    absent: Collection[Path] = (),
+    indexed: bool = False,
+    tolerance: float = plane_checks.MEASURED,
+    left_out: Iterable[LeftOut] = (),
+    problems: Iterable[Problem] = (),
+    remarks: Iterable[str] = (),
+) -> Export:
+    """Returns the plate that described planes make, checked, with what is left out and what is remarkable.
+
+    Args:
+        channels: the vendor's number -> channel, in stored order.
+        headers: size (y, x) and type of each file; planes that differ from the others are problems.
+        edges: edges (y, x) of a pixel in µm, where a file or an index states them.
+        layout: wells -> rows and columns of the plate.
+        unreadable, absent, indexed: as for `plane_checks.check`.
+        tolerance: as for `plane_checks.spacing`.
+        left_out, problems, remarks: those that the reader itself has found.
+    """
+    sizes = plane_checks.channel_sizes(((plane.channel, plane.path) for plane in planes), headers)
+    odd, resized = odd_channels({number: channel.name for number, channel in channels.items()}, sizes)
+    of_other_size = [
+        LeftOut(plane.path, "channel of another size", plane.key.well, channels[plane.channel].name)
+        for plane in planes
+        if plane.channel in odd
+    ]
+    planes = [plane for plane in planes if plane.channel not in odd]
+    # Channels that no image shows are no channels of the plate.
+    used = {plane.channel for plane in planes}
+    channels = {number: channel for number, channel in channels.items() if number in used}
+    pixel_um, unknown = fields.pixel_edge(edges[plane.path] for plane in planes if plane.path in edges)
+    names = [channel.name for channel in channels.values()]
+    shots = placed(planes, list(channels))
+    stored = {key: [shot.file for shot in own] for key, own in shots.items()}
+    files, faults = plane_checks.check(stored, names, unreadable, absent=absent, indexed=indexed)
+    files, differing, uneven = plane_checks.agreeing(files, headers)
+    kinds = plane_checks.kinds(files, headers)
+    made = tuple(fields.field(key, own, names, *kinds[key], pixel_um) for key, own in shots.items())
+    exposed, exposures = fields.with_exposures(
+        list(channels.values()), [shot for own in shots.values() for shot in own]
+    )
+    rows, columns = layout({key.well for key in shots})
+    plate = Plate(
+        name, rows, columns, exposed, made, pixel_um, plane_checks.spacing(made, tolerance),
+        acquisitions or {0: "0"}, details,
+    )  # fmt: skip
+    return Export(
+        plate,
+        files,
+        (*faults, *differing, *problems),
+        (*left_out, *of_other_size),
+        remarks=(*remarks, *resized, *unknown, *uneven, *exposures, *plane_checks.gaps(stored, names)),
+    )
+
+
+def odd_channels(names: Mapping[int, str], sizes: Mapping[int, Size]) -> tuple[set[int], list[str]]:
+    """Returns the channels that have not the size of most, and remarks that they are left out.
+
+    A channel of another size (other binning, another camera) cannot be stored beside the others as it is.
+    """
+    counts = Counter(sizes.values())
+    if len(counts) < 2:
+        return set(), []
+    usual = max(counts, key=lambda size: (counts[size], size))  # of equally many the larger size
+    odd = {number for number, size in sizes.items() if size != usual}
+    return odd, [
+        f"channel {names[number]!r} has {sizes[number][0]} × {sizes[number][1]} pixels, the others "
+        f"{usual[0]} × {usual[1]}: it is left out, for pixels are not resampled unasked"
+        for number in sorted(odd)
+    ]
+
+
+def placed(planes: Sequence[Described], channels: Sequence[int]) -> dict[FieldKey, list[Shot]]:
+    """Returns the planes of each field, in plate order, with indices into its stored image.
+
+    Channels are in the order of `channels`; planes rank among those of their acquisition, times among
+    those that fields with a time in common have: wells with a time line each begin at 0 each.
+    """
+    channel_of = {number: index for index, number in enumerate(channels)}
+    depths: dict[int, set[int]] = defaultdict(set)
+    for plane in planes:
+        depths[plane.key.acquisition].add(plane.plane)
+    plane_of = {a: {number: rank for rank, number in enumerate(sorted(own))} for a, own in depths.items()}
+    time_of = _time_ranks(planes)
+    shots: dict[FieldKey, list[Shot]] = defaultdict(list)
+    for plane in planes:
+        acquisition = plane.key.acquisition
+        time, z = time_of[acquisition, plane.time], plane_of[acquisition][plane.plane]
+        file = PlaneFile(plane.path, time, channel_of[plane.channel], z, plane.page)
+        shots[plane.key].append(Shot(file, plane.metadata))
+    return {key: shots[key] for key in sorted(shots, key=lambda key: key.place)}
+
+
+def _time_ranks(planes: Iterable[Described]) -> dict[tuple[int, int], int]:
+    """Returns (acquisition, the vendor's number) -> rank among the times of the same time line."""
+    times: dict[FieldKey, set[int]] = defaultdict(set)
+    for plane in planes:
+        times[plane.key].add(plane.time)
+    ranks: dict[tuple[int, int], int] = {}
+    for acquisition in {key.acquisition for key in times}:
+        lines: list[set[int]] = []
+        # Fields that share a time share a line, so each field's times join all lines that they touch.
+        for own in {frozenset(times[key]) for key in times if key.acquisition == acquisition}:
+            joined = [line for line in lines if line & own]
+            lines = [line for line in lines if not line & own] + [set(own).union(*joined)]
+        ranks |= {(acquisition, time): rank for line in lines for rank, time in enumerate(sorted(line))}
+    return ranks
+
+
+# ---------------------------------------------------------------- checks that readers share
+
+
+def check_one_plate(names: Iterable[str], root: Path) -> None:
+    """Raises a `UserError` where images below `root` are of several plates."""
+    if len(plate_names := sorted(set(names))) > 1:
+        raise UserError(f"{root} holds several plates ({', '.join(plate_names[:5])}); give one as source")
+
+
+def stated_layout(wells: set[str], rows: int, columns: int, origin: object) -> Layout:
+    """Returns rows and columns as stated; where that cannot be, those of the smallest format for the wells.
+
+    Raises:
+        UserError: a well lies outside the plate that is stated.
+    """
+    if not (1 <= rows <= 32 and 1 <= columns <= 48):
+        return plates.layout(wells)
+    for well in sorted(wells):
+        row, column = well_position(well)
+        if row >= rows or column >= columns:
+            raise UserError(f"{origin}: a plate of {rows} × {columns} wells, but there is well {well}")
+    return tuple(map(row_name, range(rows))), tuple(f"{column + 1:02d}" for column in range(columns))
+
+
+def first_header(
+    paths: Iterable[Path], absent: Collection[Path] | Mapping[Path, str], origin: object
+) -> Header:
+    """Returns the header of the first file that can be read: indices do not state the type of pixels.
+
+    Raises:
+        UserError: there is none.
+    """
+    damaged = None
+    for path in paths:
+        if path not in absent:
+            try:
+                return header(path)
+            except UserError as error:
+                damaged = damaged or error
+    raise damaged or UserError(f"{origin}: none of the images that it names is there")
+
+
+# ---------------------------------------------------------------- several measurements of one plate
+
+
+def merged(exports: Sequence[Export], names: Sequence[str]) -> Export:
+    """Returns one export of several measurements of a plate, each an acquisition, in the order given.
+
+    Channels of one name are one channel. Fields stay where they are: nothing is shifted or resampled.
+
+    Args:
+        names: of the measurements, for the messages.
+
+    Raises:
+        UserError: they differ in plate format or in the size of a pixel.
+    """
+    _check_same_plate(exports, names)
+    channels: dict[str, Channel] = {}
+    for export in exports:
+        for channel in export.plate.channels:
+            channels.setdefault(channel.name, channel)
+    parts = [_as_acquisition(export, number, list(channels)) for number, export in enumerate(exports)]
+    first = exports[0].plate
+    plate = replace(
+        first,
+        channels=tuple(channels.values()),
+        fields=tuple(field for part in parts for field in part.plate.fields),
+        pixel_um=next((e.plate.pixel_um for e in exports if e.plate.pixel_um), None),
+        plane_um=next((e.plate.plane_um for e in exports if e.plate.plane_um), None),
+        acquisitions={number: e.plate.acquisitions[0] for number, e in enumerate(exports)},
+        details={**first.details, "measurements": [dict(e.plate.details) for e in exports]},
+    )
+    plate_map: dict[str, dict[str, str]] = {}
+    for export in exports:
+        for well, columns in export.plate_map.items():
+            plate_map.setdefault(well, {}).update(columns)
+    return Export(
+        plate,
+        {key: files for part in parts for key, files in part.files.items()},
+        tuple(problem for part in parts for problem in part.problems),
+        tuple(left for part in parts for left in part.left_out),
+        plate_map,
+        tuple(f"{name}: {text}" for name, e in zip(names, exports, strict=True) for text in e.remarks),
+    )
+
+
+def _check_same_plate(exports: Sequence[Export], names: Sequence[str]) -> None:
+    first = exports[0].plate
+    for name, export in zip(names[1:], exports[1:], strict=True):
+        plate = export.plate
+        if (plate.rows, plate.columns) != (first.rows, first.columns):
+            raise UserError(f"{names[0]} and {name} are of different plate formats; give one as source")
+        if first.pixel_um and plate.pixel_um and not isclose(first.pixel_um, plate.pixel_um, rel_tol=0.005):
+            raise UserError(
+                f"{names[0]} has pixels of {first.pixel_um:g} µm, {name} of {plate.pixel_um:g} µm: give one "
+                "as source, for acquisitions of one plate have pixels of one size"
+            )
+
+
+def _as_acquisition(export: Export, number: int, channels: Sequence[str]) -> Export:
+    """Returns the export as acquisition `number` of a plate with these channels."""
+    indices = [channels.index(channel.name) for channel in export.plate.channels]
+    fields = tuple(
+        replace(
+            field,
+            key=replace(field.key, acquisition=number),
+            shape=(field.shape[0], len(channels), *field.shape[2:]),
+        )
+        for field in export.plate.fields
+    )
+    files = {
+        replace(key, acquisition=number): tuple(replace(file, channel=indices[file.channel]) for file in own)
+        for key, own in export.files.items()
+    }
+    problems = tuple(p._replace(key=replace(p.key, acquisition=number)) for p in export.problems)
+    return replace(export, plate=replace(export.plate, fields=fields), files=files, problems=problems)

@@ -1,0 +1,267 @@
+"""Which planes can be stored together: finds duplicate, missing and differing ones without reading pixels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey, PlaneFile, PlaneIndex, Problem, well_position
+
+SHOWN = 3
+NEARLY_ALL = 0.75  # of the wells: a channel that these have, the others lack by accident
+MEASURED = 0.1  # share by which steps between heights that a stage has measured may differ
+
+Size = tuple[int, int]
+Kind = tuple[Size, str]
+"""Size (y, x) and type of a plane."""
+Files = Mapping[FieldKey, Sequence[PlaneFile]]
+T = TypeVar("T")
+
+
+def check(
+    named: Mapping[FieldKey, Sequence[PlaneFile]],
+    channels: Sequence[str],
+    unreadable: Mapping[Path, str],
+    *,
+    absent: Collection[Path] = (),
+    unimaged: Collection[Path] = (),
+    indexed: bool = False,
+) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
+    """Returns the planes that can be stored, and the problems of the fields.
+
+    Of two files for one plane neither is stored, for nothing tells which of them is right.
+
+    Args:
+        named: the planes that an index, a table or file names list, by field.
+        channels: names of the plate's channels, for the messages.
+        unreadable: those of the named files that are missing or damaged -> a clause for the message.
+        absent, unimaged: those of them that are missing, and that the instrument never wrote.
+        indexed: an index names the planes: what it does not name was not imaged, which is no damage.
+    """
+    problems: list[Problem] = []
+    files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
+    for key, planes in named.items():
+        repeated, doubtful = _twice(planes, channels)
+        lost = {plane.path for plane in planes if plane.path in unreadable}
+        for kind, paths in (
+            ("missing", lost.intersection(absent)),
+            (NOT_IMAGED, lost.intersection(unimaged)),
+            ("damaged", lost.difference(absent, unimaged)),
+        ):
+            clauses = [unreadable[plane.path] for plane in planes if plane.path in paths]
+            problems += [Problem(key, listed(clauses), kind)] if clauses else []
+        problems += [Problem(key, listed(repeated), "duplicate")] if repeated else []
+        kept = [plane for plane in planes if plane not in doubtful and plane.path not in lost]
+        files[key] = tuple(sorted(kept, key=lambda plane: plane.place))
+    return files, problems + _incomplete(named, channels, NOT_IMAGED if indexed else "incomplete")
+
+
+def extent(planes: Sequence[PlaneFile]) -> tuple[int, int]:
+    """Returns the numbers of times and planes that a stored image of these planes has."""
+    return 1 + max(p.time for p in planes), 1 + max(p.plane for p in planes)
+
+
+def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
+    """Returns the distance of planes in µm where all stacks rise in steps that are even within a share."""
+    steps = [upper - lower for z_um in {f.z_um for f in fields} for lower, upper in pairwise(z_um)]
+    if not steps or min(steps) <= 0 or max(steps) > (1 + tolerance) * min(steps):
+        return None
+    return round(sum(steps) / len(steps), 4)
+
+
+def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[str], set[PlaneFile]]:
+    """Returns clauses on planes with two files and files for two planes, and the planes concerned."""
+    by_place: dict[PlaneIndex, PlaneFile] = {}
+    by_file: dict[tuple[Path, int], PlaneFile] = {}
+    clauses: list[str] = []
+    doubtful: set[PlaneFile] = set()
+    for plane in planes:
+        first = by_place.setdefault(plane.place, plane)
+        other = by_file.setdefault((plane.path, plane.page), plane)
+        if first is not plane:
+            # Both paths, below the last folder that they share.
+            shared = os.path.commonpath([first.path.parent, plane.path.parent])
+            paths = f"{first.path.relative_to(shared)} and {plane.path.relative_to(shared)}"
+            clauses.append(f"{_named(plane.place, channels)} is given twice: {paths}")
+            doubtful |= {first, plane}
+        elif other.place != plane.place:
+            places = f"{_named(other.place, channels)} and {_named(plane.place, channels)}"
+            clauses.append(f"{plane.path.name} is given for {places}")
+            doubtful |= {other, plane}
+    return clauses, doubtful
+
+
+def _incomplete(
+    named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str], kind: str
+) -> list[Problem]:
+    """Returns fields that lack planes which their neighbours have: a lost file leaves no other trace.
+
+    Expected are, of a channel, the planes that at least half of the fields with this channel have.
+    """
+    # A channel that most fields of a well lack was left out by design, unless nearly all wells have it; so
+    # was the end of a series.
+    problems = []
+    for acquisition in {key.acquisition for key in named}:
+        own = {key: planes for key, planes in named.items() if key.acquisition == acquisition}
+        usual = _usual(own)
+        wells = {channel: _wells(own, channel) for channel in usual}
+        every = len({key.well for key in own})
+        for key, planes in own.items():
+            last = max((plane.time for plane in planes), default=0)
+            expected = {
+                place
+                for channel, places in usual.items()
+                if key.well in wells[channel] or len(wells[channel]) >= NEARLY_ALL * every
+                for place in places
+                if place[0] <= last
+            }
+            if lack := sorted(expected - {plane.place for plane in planes}):
+                text = f"lacks {listed([_named(where, channels) for where in lack])}, which most fields have"
+                problems.append(Problem(key, text, kind))
+    return problems
+
+
+def _usual(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[PlaneIndex]]:
+    """Returns channel -> the planes that at least half of its fields have."""
+    counts: dict[int, Counter[PlaneIndex]] = defaultdict(Counter)
+    fields: Counter[int] = Counter()
+    for planes in named.values():
+        places = {plane.place for plane in planes}
+        fields.update({channel for _, channel, _ in places})
+        for place in places:
+            counts[place[1]][place] += 1
+    return {
+        channel: {place for place, n in count.items() if 2 * n >= fields[channel]}
+        for channel, count in counts.items()
+    }
+
+
+def _wells(named: Mapping[FieldKey, Sequence[PlaneFile]], channel: int) -> set[str]:
+    """Returns the wells of which at least half of the fields have a channel."""
+    fields = Counter(key.well for key in named)
+    having = Counter(key.well for key, planes in named.items() if any(p.channel == channel for p in planes))
+    return {well for well, count in having.items() if 2 * count >= fields[well]}
+
+
+def gaps(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str]) -> list[str]:
+    """Returns remarks on what was not imaged: channels that some wells lack, and series that ended early."""
+    wells: dict[int, set[str]] = defaultdict(set)
+    for key, planes in named.items():
+        for channel in {plane.channel for plane in planes}:
+            wells[channel].add(key.well)
+    every = {key.well for key in named}
+    remarks = []
+    for channel, own in sorted(wells.items()):
+        if lacking := sorted(every - own, key=well_position):
+            remarks.append(
+                f"channel {channels[channel]!r} was not imaged in {len(lacking)} of {len(every)} wells "
+                f"({listed(lacking)})"
+            )
+    lasts = {key: max(plane.time for plane in planes) for key, planes in named.items() if planes}
+    early = [key for key, last in lasts.items() if last < max(lasts.values())]
+    if early and max(lasts.values()) > 0:
+        shown = listed([str(key) for key in early])
+        remarks.append(f"{len(early)} of {len(lasts)} fields end before the last time ({shown})")
+    return remarks
+
+
+def _named(where: PlaneIndex, channels: Sequence[str]) -> str:
+    time, channel, plane = where
+    return f"channel {channels[channel]!r} plane {plane}" + (f" time {time}" if time else "")
+
+
+def listed(items: Sequence[str]) -> str:
+    """Returns the first items, and how many more there are."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
+
+
+# ---------------------------------------------------------------- size and type, by the files' headers
+
+
+def agreeing(
+    files: Files, headers: Mapping[Path, Kind]
+) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem], list[str]]:
+    """Returns the files without those that differ from the others, these as problems, and remarks.
+
+    A plane has the size of most of its field, and the type of most planes of its channel, or of all of its
+    field. Fields that differ as a whole are stored as they are, and remarked.
+    """
+    types: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+    sizes: Counter[Size] = Counter()
+    for key, own in files.items():
+        for file in own:
+            size, dtype = headers[file.path]
+            types[key.acquisition, file.channel][dtype] += 1
+            sizes[size] += 1
+    every = sum(types.values(), Counter())
+    # Types are compared by channel, for cameras of one plate may differ; sizes within a field.
+    usual_type = {place: most(counts, every) for place, counts in types.items()}
+    kept: dict[FieldKey, tuple[PlaneFile, ...]] = {}
+    problems: list[Problem] = []
+    for key, own in files.items():
+        if not own:
+            kept[key] = ()
+            continue
+        size = most(Counter(headers[file.path][0] for file in own), sizes)
+        one_type = len({headers[file.path][1] for file in own}) == 1
+        odd = []
+        for file in own:
+            usual = (size, headers[file.path][1] if one_type else usual_type[key.acquisition, file.channel])
+            if headers[file.path] != usual:
+                odd.append(file)
+                is_kind = f"{file.path.name} is {described(headers[file.path])}"
+                problems.append(Problem(key, f"{is_kind}, other planes are {described(usual)}", "differing"))
+        kept[key] = tuple(file for file in own if file not in odd)
+    return kept, problems, _odd_fields(kept, headers)
+
+
+def kinds(files: Files, headers: Mapping[Path, Kind]) -> dict[FieldKey, Kind]:
+    """Returns the kind of most planes of each field; of a field without planes, that of most of all."""
+    by_field = {key: Counter(headers[file.path] for file in own) for key, own in files.items()}
+    every = sum(by_field.values(), Counter()) or Counter(headers.values())
+    return {key: most(counts or every, every) for key, counts in by_field.items()}
+
+
+def most(counts: Counter[T], others: Counter[T]) -> T:
+    """Returns what occurs most; of several that do, the one that occurs most elsewhere too."""
+    return max(counts, key=lambda value: (counts[value], others[value], str(value)))
+
+
+def channel_sizes(channels: Iterable[tuple[int, Path]], headers: Mapping[Path, Kind]) -> dict[int, Size]:
+    """Returns the size that most planes of each channel have, of (channel, file) of each plane."""
+    counts: dict[int, Counter[Size]] = defaultdict(Counter)
+    for channel, path in channels:
+        if path in headers:
+            counts[channel][headers[path][0]] += 1
+    every = sum(counts.values(), Counter())
+    return {channel: most(own, every) for channel, own in counts.items()}
+
+
+def described(kind: Kind) -> str:
+    """Returns a kind in words, as "uint16 of 512 × 512 pixels"."""
+    (y, x), dtype = kind
+    return f"{dtype} of {y} × {x} pixels"
+
+
+def _odd_fields(files: Files, headers: Mapping[Path, Kind]) -> list[str]:
+    """Returns remarks on fields of another kind than most, channel by channel."""
+    by_kind: dict[int, dict[Kind, set[FieldKey]]] = defaultdict(lambda: defaultdict(set))
+    for key, own in files.items():
+        for file in own:
+            by_kind[file.channel][headers[file.path]].add(key)
+    odd: dict[Kind, set[FieldKey]] = defaultdict(set)
+    for fields in by_kind.values():
+        usual = max(fields, key=lambda kind: (len(fields[kind]), kind))
+        for kind, keys in fields.items():
+            if kind != usual:
+                odd[kind] |= keys
+    remarks = []
+    for kind, keys in odd.items():
+        shown = listed([str(key) for key in sorted(keys, key=lambda key: key.place)])
+        remarks.append(f"{len(keys)} fields differ from most, and are {described(kind)}: {shown}")
+    return remarks
