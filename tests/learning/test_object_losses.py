@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segmentation_models_pytorch.losses import JaccardLoss
 
-from hpc_isl.learning.network.object_losses import cross_entropy, jaccard, object_loss, squared_error
+from hpc_isl.learning.network.losses import cross_entropy, jaccard, object_loss, squared_error
 
 seeds = st.integers(0, 2**31)
 

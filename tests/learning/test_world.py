@@ -40,7 +40,7 @@ def test_threads_are_capped_to_the_cpus_of_the_job(tmp_path):
 
 def meet(of, timeout_s=20.0):
     """The store of one rank, in this process: threads stand for ranks, the sockets are real."""
-    return world._meet(of, timeout_s)
+    return world._rendezvous(of, timeout_s)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

@@ -39,7 +39,8 @@ from hpc_isl.stages.finetune.inputs import resolve_inputs
 from hpc_isl.stages.finetune.scores import count
 from hpc_isl.stages.finetune.stage import finetune, plan
 from hpc_isl.stages.pretrain.stage import pretrain
-from hpc_isl.stages.shared.decoding import objects_in, rule_of
+from hpc_isl.stages.shared.decoding import decode, rule_of
+from hpc_isl.stages.shared.plate_views import PlateView
 
 SCRIPT = Path(__file__).with_name("run_finetune.py")
 SPLIT = "split={test_wells: [B04, C04], validation_wells: [C03]}"
@@ -158,7 +159,7 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
             assert count(ours) == int(row["predicted"])
             assert object_scores(ours, truth)["mAP"] == pytest.approx(float(row["mAP"]), abs=1e-5)
             sources, _ = read(contract.view, index, key)
-            assert np.array_equal(objects_in(predict(network, sources), rule_of(contract.task)), ours)
+            assert np.array_equal(decode(predict(network, sources), rule_of(contract.task))[0], ours)
 
 
 def smallest(index, boxes):
@@ -310,7 +311,8 @@ def test_a_box_that_is_added_leaves_the_order_of_the_others(world):
 )
 def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, expected):
     index = open_plate(world / "P01.zarr")
-    assert Box(index, FieldKey("B02", "1"), 0, "nuclei", "human", corners).at(level) == expected
+    plate = PlateView(None, None, index)
+    assert Box(plate, FieldKey("B02", "1"), 0, "nuclei", "human", corners).at(level) == expected
 
 
 # ---------------------------------------------------------------- mistakes

@@ -15,10 +15,10 @@ from made_up_sweep import label_plate
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Plan, Run
+from hpc_isl.stages.finetune import finetuning
 from hpc_isl.stages.finetune import stage as finetune
-from hpc_isl.stages.finetune import training_run as finetuning
+from hpc_isl.stages.pretrain import pretraining
 from hpc_isl.stages.pretrain import stage as pretrain
-from hpc_isl.stages.pretrain import training_run as pretraining
 from hpc_isl.stages.segment import stage as segment
 from hpc_isl.tasks import Answer
 from hpc_isl.timing import estimate
@@ -27,7 +27,7 @@ KEYS = [
     "sources=[{channel: Brightfield}]",
     "net={encoder: tu-test_resnet, weights: null, decoder: [16, 16, 8, 8, 8]}",
     "split={test_wells: [B04, C04], validation_wells: [B03]}",
-    "train={steps: 100000, batch: 2, micro_batch: 2, crop: 32, evaluate_every: 100}",
+    "train={steps: 100000, batch: 2, micro_batch: 2, crop: 32}",
 ]  # fmt: skip
 
 
@@ -58,7 +58,8 @@ def assert_tells(plan: Plan, attempt: Attempt) -> None:
 
 
 def test_of_a_pretraining_steps_and_fields_of_both_kinds_are_timed(plate: Path, tmp_path: Path) -> None:
-    keys = [f"plates=[{plate}]", *KEYS, "targets=[{channel: Hoechst, plane: max}]", "data.workers=0"]
+    keys = [f"plates=[{plate}]", *KEYS, "targets=[{channel: Hoechst, plane: max}]", "data.workers=0",
+            "train.evaluate_every=100"]  # fmt: skip
     plan = pretrain.plan(load("pretrain", None, keys))
     attempt, before = Attempt(Run(tmp_path / "pretrain" / "trial")), left(plate)
     pretrain.trial(pretrain.trial_recipe(plan.recipe), attempt)

@@ -1,4 +1,4 @@
-"""How much memory a forward pass takes, told by one over tensors that hold no numbers."""
+"""The memory of a forward pass, measured by a pass over tensors that hold no numbers."""
 
 from __future__ import annotations
 
@@ -20,46 +20,44 @@ SCRATCH = 1.4
 
 
 def footprint(net: NetRecipe, pixels: int, sources: int = 3, outputs: int = 2) -> int:
-    """Bytes that a forward pass over so many pixels takes at most, in float32, beside the network itself.
+    """Returns an upper bound of the bytes of a float32 forward pass, beside the network itself.
 
     Args:
         pixels: of all tiles of the pass together.
     """
     decoder = None if net.decoder is None else tuple(net.decoder)
-    return round(SCRATCH * pixels * _per_pixel(net.encoder, decoder, sources, outputs))
+    return round(SCRATCH * pixels * _bytes_per_pixel(net.encoder, decoder, sources, outputs))
 
 
 @lru_cache(maxsize=16)
-def _per_pixel(encoder: str, decoder: tuple[int, ...] | None, sources: int, outputs: int) -> float:
+def _bytes_per_pixel(encoder: str, decoder: tuple[int, ...] | None, sources: int, outputs: int) -> float:
     net = NetRecipe(encoder=encoder, decoder=decoder and list(decoder), weights=None)
     with torch.device("meta"), torch.inference_mode():
         network = construct(net, sources, outputs).eval()
-        with _Alive() as alive:
+        with _LiveBytes() as live:
             network(torch.empty(1, sources, EDGE, EDGE))
-    return float(alive.most) / EDGE**2
+    return float(live.most) / EDGE**2
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that operations made and that are still held; `most` is their peak."""
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that operations made and that still exist; `most` is the peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.most = 0
-        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[Any], args: Any = (), kwargs: Any = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                self._held[reference.cdata] = reference, storage.nbytes()
-        self._held = {key: each for key, each in self._held.items() if not _gone(each[0])}
-        self.most = max(self.most, sum(size for _, size in self._held.values()))
-        return made
-
-
-def _gone(storage: StorageWeakRef) -> bool:
-    return bool(storage.expired())  # type: ignore[no-untyped-call]
+                self._live[reference.cdata] = reference, storage.nbytes()
+        for key, (reference, _) in list(self._live.items()):
+            if reference.expired():  # type: ignore[no-untyped-call]
+                del self._live[key]
+        self.most = max(self.most, sum(size for _, size in self._live.values()))
+        return result

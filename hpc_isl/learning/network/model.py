@@ -1,4 +1,4 @@
-"""What training leaves behind: weights and their contract, without which they mean nothing."""
+"""A trained model on disk: its weights, and the contract that gives them meaning (which needs no torch)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def save(folder: Path, network: nn.Module, contract: Contract) -> None:
 
 
 def load(folder: Path) -> tuple[nn.Module, Contract]:
-    """The network in evaluation mode, on the CPU, and its contract.
+    """Returns the network in evaluation mode, on the CPU, and its contract.
 
     Raises:
-        UserError: no model there, one of a later version, or weights that are not those of the contract.
+        UserError: no model in the folder, one of a later version, or weights that are not the contract's.
     """
     contract, state = read_state(folder)
     view, task = contract.view, contract.task
@@ -42,7 +42,7 @@ def load(folder: Path) -> tuple[nn.Module, Contract]:
 
 
 def read_state(folder: Path) -> tuple[Contract, dict[str, Tensor]]:
-    """The contract and the weights by name, whole and as the contract says."""
+    """Returns the contract and the weights by name; raises as `load` does."""
     contract = read_contract(folder)
     weights = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(weights).hexdigest() != contract.weights:

@@ -1,21 +1,19 @@
-"""What a trained network makes of the test wells: scores, pictures and a virtual stain."""
+"""Results of pretraining on the test wells: scores, pictures and a virtual stain."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.learning.inference.predict import Predictor
-from hpc_isl.learning.training.world import World
+from hpc_isl.learning.network.losses import title_of
 from hpc_isl.plates.plate import Plate
 from hpc_isl.plates.plate_map import described
-from hpc_isl.run import Attempt, Run
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.stages.pretrain.virtual_stain import (
     finish_stain,
+    remove_partial_stains,
     stain_paths,
     stain_plate,
-    start_stain,
     write_stain,
 )
 from hpc_isl.stages.shared import pictures
@@ -27,132 +25,109 @@ from hpc_isl.stages.shared.held_out import (
     score,
     write_scores,
 )
-from hpc_isl.stages.shared.plate_views import PlateField, PlateViews, name_of
+from hpc_isl.stages.shared.plate_views import PlateField, name_of
+from hpc_isl.stages.shared.training_run import TrainingRun
 from hpc_isl.stages.shared.workloads import TEST, megapixels
 
 EXAMPLES = 4
+ORDER = ("plate", "well", "field", "acquisition", "time", "target")
 
+Run = TrainingRun[PretrainRecipe]
 Stains = Mapping[str, tuple[Path, Plate]]
-"""Plate -> where its virtual stain is written, and as which plate."""
+"""Plate -> the path of its virtual stain, and the plate that is written there."""
+NumberedExample = tuple[int, pictures.Example]
+"""A picture's row, and the number of its field among all test fields."""
 
 
-@dataclass(frozen=True)
-class Results:
-    """Of the test wells, the same on all ranks.
+def make_results(run: Run) -> tuple[list[Row], dict[str, str]] | None:
+    """Predicts each test field once, shared among ranks; returns None if the run is stopping.
 
-    Attributes:
-        rows: one for each field, time and target, sorted.
-        made: what it is -> where it lies.
+    Writes `scores.csv`, `pictures/` and, if the recipe asks for it, `stain.zarr` into the run folder.
+
+    Returns:
+        A row for each field, time and target, sorted; and title -> path of what was written. Both are the
+        same on all ranks.
     """
-
-    rows: tuple[Row, ...]
-    made: Mapping[str, str]
-
-
-def make_results(
-    study: PlateViews,
-    predictor: Predictor,
-    attempt: Attempt,
-    world: World,
-    labels: str | None,
-    stain: bool,
-    loss: str,
-) -> Results | None:
-    """Predicts each test field once, shared out among ranks; None if the run is stopping.
-
-    In the run folder appear `scores.csv`, `pictures/` and, with `stain`, `stain.zarr`. `loss`: its name.
-    """
-    places = study.places("test")
-    stains = _stains(study, places, attempt.run) if stain else {}
+    study, world = run.study, run.world
+    fields = study.fields("test")
+    stains: Stains = {}
+    if run.recipe.predict.stain and fields:
+        plates = {plate.name: plate for plate in study.plates}
+        paths = stain_paths(study, fields, run.attempt.run.folder)
+        stains = {name: (path, stain_plate(plates[name], fields)) for name, path in paths.items()}
     if world.rank == 0:
-        start_stain([path for path, _ in stains.values()])
+        remove_partial_stains([path for path, _ in stains.values()])
     world.barrier()
-    rows, examples = _own_share(study, predictor, attempt, world, places, stains, labels)
-    gathered = world.gather((attempt.stopping.is_set(), rows, examples))
+    rows, examples = _own_share(run, fields, stains)
+    gathered = world.gather((run.attempt.stopping.is_set(), rows, examples))
     if any(stopped for stopped, _, _ in gathered):
         return None
-    by = ("plate", "well", "field", "acquisition", "time", "target")
     ordered = sorted(
-        (row for _, own, _ in gathered for row in own), key=lambda row: [row[name] for name in by]
+        (row for _, own, _ in gathered for row in own), key=lambda row: [row[name] for name in ORDER]
     )
     made: dict[str, str] = {}
     if world.rank == 0:
-        shown = dict(pair for _, _, own in gathered for pair in own)
-        pairs = [shown[number] for number in sorted(shown)]
-        made = _write(study, attempt.run, stains, ordered, pairs, loss)
-    return Results(tuple(ordered), world.broadcast(made))
-
-
-def _stains(study: PlateViews, places: Sequence[PlateField], run: Run) -> Stains:
-    paths = stain_paths(study, places, run.folder) if places else {}
-    by_name = {index.plate.name: index for index in study.indices}
-    return {name: (path, stain_plate(study, by_name[name], places)) for name, path in paths.items()}
+        numbered = sorted((pair for _, _, own in gathered for pair in own), key=lambda pair: pair[0])
+        made = _write(run, stains, ordered, [example for _, example in numbered])
+    return ordered, world.broadcast(made)
 
 
 def _own_share(
-    study: PlateViews,
-    predictor: Predictor,
-    attempt: Attempt,
-    world: World,
-    places: Sequence[PlateField],
-    stains: Stains,
-    labels: str | None,
-) -> tuple[list[Row], list[tuple[int, pictures.Example]]]:
-    """This rank's rows, and its examples by their number among all test fields."""
-    shown = {round(n * (len(places) - 1) / (EXAMPLES - 1)) for n in range(EXAMPLES)}
+    run: Run, fields: Sequence[PlateField], stains: Stains
+) -> tuple[list[Row], list[NumberedExample]]:
+    """Predicts this rank's fields; returns their rows, and examples for the picture."""
+    # Examples are spread evenly over all test fields, so that they do not depend on the number of ranks.
+    shown = {round(n * (len(fields) - 1) / (EXAMPLES - 1)) for n in range(EXAMPLES)}
+    predictor = run.predictor()
     rows: list[Row] = []
-    examples: list[tuple[int, pictures.Example]] = []
-    own = range(world.rank, len(places), world.size)
+    examples: list[NumberedExample] = []
+    own = range(run.world.rank, len(fields), run.world.size)
     for done, number in enumerate(own, 1):
-        if attempt.stopping.is_set():
+        if run.attempt.stopping.is_set():
             break
-        seen = list(predict_field(study, predictor, places[number]))
-        found = [row for each in seen for row in score(study, each, labels)]
+        times = list(predict_field(predictor, fields[number]))
+        found = [row for predicted in times for row in score(predicted, run.recipe.labels)]
         rows += found
         if stains:
-            path, plate = stains[seen[0].index.plate.name]
-            write_stain(path, plate, study, seen)
-        attempt.clock.tick(TEST, megapixels(study.view, [places[number]]))
+            write_stain(*stains[times[0].plate.name], times)
+        run.attempt.clock.tick(TEST, megapixels([fields[number]]))
         if number in shown:
-            examples.append((number, _example(study, seen[0], found)))
-        attempt.progress(done, len(own), "test fields", **main_scores(rows))
+            examples.append((number, _example(times[0], found)))
+        run.attempt.progress(done, len(own), "test fields", **main_scores(rows))
     return rows, examples
 
 
-def _example(study: PlateViews, seen: FieldPrediction, rows: Sequence[Row]) -> pictures.Example:
-    about = described(seen.index.plate_map.get(seen.key.well, {}))
+def _example(predicted: FieldPrediction, rows: Sequence[Row]) -> pictures.Example:
+    view = predicted.plate.view
     return pictures.Example(
-        title=", ".join([str(seen.key), *about]),
-        sources=seen.sources,
-        targets=seen.targets,
-        prediction=seen.prediction,
-        source_names=tuple(map(name_of, study.view.sources)),
-        target_names=tuple(map(name_of, study.view.targets)),
-        pccs=tuple(row["pcc"] for row in rows if row["time"] == seen.time),
-        pixel_um=study.view.pixel_um,
+        title=", ".join([str(predicted.key), *described(predicted.plate.plate_map(predicted.key))]),
+        sources=predicted.sources,
+        targets=predicted.targets,
+        prediction=predicted.prediction,
+        source_names=tuple(map(name_of, view.sources)),
+        target_names=tuple(map(name_of, view.targets)),
+        pccs=tuple(row["pcc"] for row in rows if row["time"] == predicted.time),
+        pixel_um=view.pixel_um,
     ).cropped()
 
 
 def _write(
-    study: PlateViews,
-    run: Run,
-    stains: Stains,
-    rows: Sequence[Row],
-    examples: Sequence[pictures.Example],
-    loss: str,
+    run: Run, stains: Stains, rows: Sequence[Row], examples: Sequence[pictures.Example]
 ) -> dict[str, str]:
+    folder, loss = run.attempt.run, run.recipe.loss
     made: dict[str, Path] = {}
-    for index in study.indices:
+    for index in run.study.indices:
         if index.plate.name in stains:
             path, plate = stains[index.plate.name]
             finish_stain(path, plate, index)
             made["virtual stain" if len(stains) == 1 else f"virtual stain of {index.plate.name}"] = path
     if rows:
-        made["scores"] = run.folder / "scores.csv"
+        made["scores"] = folder.folder / "scores.csv"
         write_scores(rows, made["scores"])
     if examples:
-        made["source, target, prediction"] = run.pictures / "examples.png"
+        made["source, target, prediction"] = folder.pictures / "examples.png"
         pictures.draw_examples(examples, made["source, target, prediction"])
-    made["training curves"] = run.pictures / "training.png"
-    pictures.draw_training(run.metric_lines(), made["training curves"], loss)
-    return {label: str(path) for label, path in made.items()}
+    made["training curves"] = folder.pictures / "training.png"
+    title = title_of(loss.name, loss.pearson, loss.ssim)
+    pictures.draw_training(folder.metric_lines(), made["training curves"], title)
+    return {name: str(path) for name, path in made.items()}

@@ -7,10 +7,10 @@ import timm
 from safetensors.torch import save_file
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.network import encoder_table, encoders, unet
+from hpc_isl.learning.network import checks, encoder_table, unet
 from hpc_isl.recipes.training import NetRecipe
 
-TABLE = encoders._table()
+TABLE = checks._table()
 MAKE = "make the table anew: python -m hpc_isl.learning.network.encoder_table"
 
 
@@ -52,21 +52,21 @@ def test_what_the_table_holds_can_be_built_and_what_cannot_it_leaves_out(name):
 @pytest.mark.parametrize("encoder", ["densnet121", "tu-resnet81", "mit_b9"])
 def test_a_name_that_no_library_knows_is_refused_with_the_nearest(encoder):
     with pytest.raises(UserError, match="did you mean"):
-        encoders.check_names(NetRecipe(encoder=encoder))
+        checks.check_names(NetRecipe(encoder=encoder))
 
 
 def test_a_decoder_of_the_wrong_length_is_refused():
     with pytest.raises(UserError, match="3 to 5 numbers"):
-        encoders.check_names(NetRecipe(encoder="resnet18", decoder=[8, 4]))
+        checks.check_names(NetRecipe(encoder="resnet18", decoder=[8, 4]))
 
 
 def test_an_encoder_of_one_fixed_size_is_refused():
     with pytest.raises(UserError, match="one fixed size"):
-        encoders.check_weights(NetRecipe(encoder="tu-test_coatnet", weights=None), sources=2)
+        checks.check_weights(NetRecipe(encoder="tu-test_coatnet", weights=None), sources=2)
 
 
 def test_random_weights_come_from_no_file():
-    assert encoders.check_weights(NetRecipe(encoder="resnet18", weights=None), sources=2) is None
+    assert checks.check_weights(NetRecipe(encoder="resnet18", weights=None), sources=2) is None
 
 
 def test_weights_in_the_cache_are_found_and_are_those_that_the_job_will_read(empty_cache):
@@ -77,7 +77,7 @@ def test_weights_in_the_cache_are_found_and_are_those_that_the_job_will_read(emp
     save_file(
         unet.build(net.model_copy(update={"weights": None}), 3, 1).encoder.state_dict(), folder / hub["file"]
     )
-    found = encoders.check_weights(net, sources=2)
+    found = checks.check_weights(net, sources=2)
     assert found == folder / hub["file"]
     assert found == unet.check_weights(net, sources=2)
 
@@ -85,14 +85,14 @@ def test_weights_in_the_cache_are_found_and_are_those_that_the_job_will_read(emp
 @pytest.mark.parametrize("weights", ["imagenet", "imagnet", "/nowhere/w.pth"])
 def test_weights_that_are_not_there_are_refused_as_the_job_would(empty_cache, weights):
     with pytest.raises(UserError, match=r"net\.weights"):
-        encoders.check_weights(NetRecipe(encoder="resnet18", weights=weights), sources=2)
+        checks.check_weights(NetRecipe(encoder="resnet18", weights=weights), sources=2)
 
 
 def test_a_table_of_other_versions_is_not_believed(monkeypatch):
-    monkeypatch.setattr(encoders.metadata, "version", lambda name: "0.0")
-    encoders._table.cache_clear()
+    monkeypatch.setattr(checks.metadata, "version", lambda name: "0.0")
+    checks._table.cache_clear()
     try:
-        assert not encoders.is_known(NetRecipe(encoder="resnet18"))
-        encoders.check_names(NetRecipe(encoder="resnet18"))
+        assert not checks.is_known(NetRecipe(encoder="resnet18"))
+        checks.check_names(NetRecipe(encoder="resnet18"))
     finally:
-        encoders._table.cache_clear()
+        checks._table.cache_clear()

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.data.resample import resampled
-from hpc_isl.learning.data.rescale import Scale, read_sources, renamed, scale_on, to_full, to_full_box
+from hpc_isl.learning.data.rescale import (
+    Scale,
+    read_sources,
+    renamed,
+    resampled,
+    scale_on,
+    to_full,
+    to_full_box,
+)
 from hpc_isl.learning.data.samples import read
 from hpc_isl.learning.data.view import Foreground, Role, View
 from hpc_isl.plates.plate import Channel, FieldKey

@@ -10,7 +10,7 @@ from torch import nn
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.network import unet
-from hpc_isl.learning.network.encoders import check_batchnorm
+from hpc_isl.learning.network.checks import check_batchnorm
 from hpc_isl.learning.training.batchnorm import freeze_batchnorm, running_statistics
 from hpc_isl.learning.training.world import World
 from hpc_isl.recipes.training import NetRecipe, TrainRecipe
@@ -120,5 +120,5 @@ def test_statistics_that_are_held_need_no_second_crop():
         NetRecipe(encoder="resnet18", weights=None),
         TrainRecipe(steps=1, batch=2, micro_batch=1, crop=32),
     )
-    check_batchnorm(net, train, 2, held="all")
-    check_batchnorm(net, train, 2, held="encoder")
+    check_batchnorm(net, train, 2, frozen="all")
+    check_batchnorm(net, train, 2, frozen="encoder")
