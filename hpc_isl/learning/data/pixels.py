@@ -19,10 +19,7 @@ REDUCE: dict[int | str, Callable[..., NDArray[Any]]] = {"max": np.max, "mean": n
 
 
 def choose_planes(
-    spec: int | str,
-    focus: Mapping[int, float],
-    z_um: Mapping[int, float] = {},
-    plane_um: float | None = None,
+    spec: int | str, focus: Mapping[int, float], z_um: Mapping[int, float] = {}, plane_um: float | None = None
 ) -> tuple[int, ...]:
     """Returns the planes that `spec` means: all that exist for a projection, else one.
 

@@ -27,14 +27,7 @@ from hpc_isl.stages.shared.plate_views import (
     located_split,
     name_of,
 )
-from hpc_isl.stages.shared.workloads import (
-    STEPS,
-    TEST,
-    VALIDATION,
-    megapixels,
-    micro_batches,
-    training_like,
-)
+from hpc_isl.stages.shared.workloads import STEPS, TEST, VALIDATION, megapixels, micro_batches, training_like
 from hpc_isl.timing import Workload
 
 SELDOM = 10**9
