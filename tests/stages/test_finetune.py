@@ -125,7 +125,7 @@ def same_weights(one: Run, two: Run) -> bool:
         ("drafted", []),
         ("random+isl", ["objects.head=paper"]),
         ("random", ["objects.kind=cells"]),
-        ("imagenet+isl", ["objects={kind: cells, scale: pixels, h: 1, alpha: 20}"]),
+        ("imagenet+isl", ["objects={kind: cells, scale: pixels, h_maxima: 1, alpha: 20}"]),
         ("random+isl", ["objects={kind: cells, head: paper, method: reference}"]),
     ],
 )
@@ -181,7 +181,7 @@ def test_objects_below_half_the_smallest_annotated_one_are_dropped(world, tmp_pa
         task = read_contract(found.model).task
         assert (task.min_area, task.min_area_um2) == (math.ceil(expected), pytest.approx(expected * 0.36))
         assert f"less than {task.min_area} pixels ({task.min_area_um2:.3g} µm²)" in capsys.readouterr().out
-        assert read_contract(found.model).model_hashes()["task"]["min_area_um2"] == task.min_area_um2
+        assert read_contract(found.model).model_hash()["task"]["min_area_um2"] == task.min_area_um2
 
 
 @pytest.mark.parametrize("given", [0, 7])
