@@ -98,6 +98,7 @@ class AnnotatedCrops:
         if self.distance is None:
             return flat
         factor = self.edge / size if self.in_pixels else 1.0
+        # Interpolation smears distances beyond the mask, where they are 0.
         return np.concatenate([flat, resize(targets[2:], self.edge) * factor * flat[1]])
 
 
@@ -106,6 +107,7 @@ def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
     return read_label_box(image, name, time, slice(None), slice(None), level)
 
 
+# Boxes recur in every epoch, and a distance map takes longer than a crop.
 @lru_cache(maxsize=16)
 def _maps_of(image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None) -> Maps:
     """Returns mask and distance map of a whole box: objects are measured before crops cut them."""
@@ -117,6 +119,7 @@ def _place(own: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> B
     """Returns a window of the field with as much of the box as it can hold, and an object if possible."""
 
     def along(box: slice, length: int) -> slice:
+        # In a box smaller than the crop the window may start anywhere that covers the box.
         side = min(size, length)
         low, high = sorted((box.start, box.stop - side))
         start = int(rng.integers(max(low, 0), min(high, length - side) + 1))
@@ -147,6 +150,7 @@ def _targets(maps: Maps, box: Box, window: Box) -> Pixels:
     mask, distance = maps
     in_box, in_window = _overlap(box, window)
     cut = np.zeros((2 if distance is None else 3, *(w.stop - w.start for w in window)), np.float32)
+    # Outside of the box `known` stays 0: there the loss ignores mask and distance.
     cut[0, *in_window] = 1
     cut[1, *in_window] = mask[in_box]
     if distance is not None:

@@ -19,6 +19,7 @@ def resize(pixels: Pixels, edge: int) -> Pixels:
         return pixels
     from scipy import ndimage  # here, because a plan makes crops without reading any
 
+    # grid_mode aligns the areas of pixels, not their centres.
     factors = [edge / length for length in pixels.shape[-2:]]
     return np.stack(
         [ndimage.zoom(plane, factors, order=1, mode="nearest", grid_mode=True) for plane in pixels]
@@ -30,6 +31,7 @@ def turn(sources: Pixels, targets: Pixels, rng: np.random.Generator) -> tuple[Pi
     quarters, mirror = int(rng.integers(4)), bool(rng.integers(2))
     both = [np.rot90(pixels, quarters, axes=(1, 2)) for pixels in (sources, targets)]
     first, second = [pixels[:, :, ::-1] for pixels in both] if mirror else both
+    # torch takes no arrays of negative strides.
     return np.ascontiguousarray(first), np.ascontiguousarray(second)
 
 
@@ -42,6 +44,7 @@ def shade(sources: Pixels, recipe: AugmentRecipe, rng: np.random.Generator) -> P
     if recipe.blur:
         from scipy import ndimage
 
+        # One stream in a fixed order: another order would change every sample.
         sigmas = rng.uniform(0, recipe.blur, len(sources))
         sources = np.stack([ndimage.gaussian_filter(p, s) for p, s in zip(sources, sigmas, strict=True)])
     if recipe.contrast:

@@ -86,6 +86,7 @@ def _pixel_um(indices: Sequence[Index], level: int) -> float | None:
     if not sizes:
         return None
     first, *others = sizes.values()
+    # Instruments round the size of a pixel.
     if not all(isclose(size, first, rel_tol=0.05) for size in others):
         listed = ", ".join(f"{name} {size:g} µm" for name, size in sizes.items())
         raise UserError(f"the plates differ in the size of a pixel: {listed}; train on plates of one size")
@@ -141,6 +142,7 @@ class _Training:
                 parts.append(index.histogram(keys, channel))
         if not parts:
             raise UserError(f"{role.channel!r} was imaged in none of the training fields")
+        # Percentiles of 8-bit and 16-bit counts together would mean nothing.
         types = sorted({part.dtype for part in parts})
         if len(types) > 1:
             raise UserError(
@@ -152,6 +154,7 @@ class _Training:
         """Returns a target with its offset and scale, unless they are each field's own."""
         rule = view.normalize
         if rule.target in ("none", "max16"):
+            # These kinds have constant numbers; no pixel is needed.
             return replace(role, numbers=numbers(rule.target, np.zeros(1), rule.low, rule.high))
         if rule.target_by == "field":
             return role
@@ -175,6 +178,7 @@ class _Training:
 
     def profiles(self, view: View) -> dict[str, Profile]:
         """Returns the estimated flat-field profile of each channel, from the smallest level of its fields."""
+        # A profile is estimated from planes as they are stored.
         raw = replace(view, flat_field="none")
         profiles: dict[str, Profile] = {}
         for role in view.sources + view.targets:
@@ -195,6 +199,7 @@ def _foreground(view: View, training: _Training, recipe: ForegroundRecipe) -> Fo
     if role is None:  # a channel that is no target: all its planes, by their maximum
         acquisitions = [source.acquisition for source in view.sources if source.channel == channel]
         role = Role(channel, "max", (acquisitions or [view.targets[0].acquisition])[0])
+    # Foreground is judged in stored counts.
     role = replace(role, numbers=None)
     threshold = None if recipe.threshold == "auto" else float(recipe.threshold)
     if threshold is None and view.normalize.target_by == "wells":

@@ -85,11 +85,13 @@ def drift(reference: Reference, view: View, index: Index, keys: Sequence[FieldKe
 
 def _facts(view: View, index: Index, keys: Sequence[FieldKey]) -> Iterator[list[dict[str, float]]]:
     """Yields the facts of each source, for each field and time that was imaged."""
+    # The statistics in the index are of level 0 and uncorrected pixels.
     stored = replace(view, targets=(), foreground=None, flat_field="none", level=0, pixel_um=None)
     for key in keys:
         for time in range(index.field(key).shape[0]):
             try:
                 planes = field_view(stored, index, key, time).sources
+            # A source that was not imaged: `segment` reports such fields.
             except UserError:
                 continue
             sources = []
@@ -105,6 +107,7 @@ def _facts_of_plane(plane: PlaneStatistics) -> dict[str, float]:
     """Returns the facts of one plane; a constant plane has the least contrast that a logarithm can hold."""
     sd = plane.sd or 1.0
     return {
+        # Logarithms, so that twice as much is as far away as half as much.
         "contrast": log(max(plane.sd / max(abs(plane.mean), 1e-6), 1e-6)),
         "focus": log(max(plane.focus * (plane.mean / sd) ** 2, 1e-6)),
         "light": (plane.p99 - plane.p50) / sd,

@@ -69,6 +69,7 @@ def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldV
     sources, targets = tuple(seen), None
     if all(_has(index, key, role) for role in view.targets):
         scaling: dict[str, Any] = {"kind": rule.target, "low": rule.low, "high": rule.high, "clip": rule.clip}
+        # A field without its stain can still be predicted.
         with suppress(NotImagedError):
             planes = [(_plane(view, index, key, time, role)[0], role.numbers) for role in view.targets]
             targets = tuple(replace(plane, numbers=own, **scaling) for plane, own in planes)
@@ -148,6 +149,7 @@ def level_on(view: View, index: Index, key: FieldKey) -> int:
     if view.pixel_um is None or size is None:
         fitting = [view.level] if view.level < levels else []
     else:
+        # Instruments round the size of a pixel, hence 5 %.
         fitting = [n for n in range(levels) if isclose(size * 2**n, view.pixel_um, rel_tol=0.05)]
     if fitting:
         return fitting[0]
@@ -210,6 +212,7 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
 
 def _heights(field: Field, channel: str) -> dict[int, float]:
     """Returns plane -> height in micrometres, of one channel; empty where it is not known for each."""
+    # A channel may have been imaged at heights of its own.
     own = field.details.get("z_um", {}).get(channel)
     planes = range(len(field.z_um)) if own is None else field.planes(channel)
     heights = field.z_um if own is None else own
@@ -222,4 +225,5 @@ def _from_index(plane: Plane, facts: PlaneStatistics) -> Numbers | None:
         return numbers(plane.kind, np.zeros(1), 0, 0)
     if plane.projection or plane.profile is not None or plane.local_px:
         return None
+    # The index knows single planes as they are stored, and nothing of corrected ones.
     return (facts.mean, facts.sd) if plane.kind == "standard" else (facts.p1, facts.p99 - facts.p1)

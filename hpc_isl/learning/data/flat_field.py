@@ -48,6 +48,7 @@ def gain(profile: Profile, shape: tuple[int, int], box: tuple[slice, slice]) -> 
     wide, high = profile["Dims"]
     y = (np.arange(box[0].start, box[0].stop) + 0.5) * high / shape[0] - 0.5
     x = (np.arange(box[1].start, box[1].stop) + 0.5) * wide / shape[1] - 0.5
+    # The mean of a smooth polynomial needs few points.
     coarse = [(np.arange(64) + 0.5) * length / 64 - 0.5 for length in (high, wide)]
     values: NDArray[np.float32] = _evaluate(profile, y, x) / _evaluate(profile, *coarse).mean()
     return values.astype(np.float32)
@@ -89,6 +90,7 @@ def _blocks(plane: NDArray[Any], count: int = 16) -> tuple[NDArray[np.float64], 
     """Returns means over count × count blocks, over the plane's mean; and centres, -0.5 to 0.5 (y, x)."""
     sums, sizes, centers = plane.astype(np.float64), [], []
     for axis, length in enumerate(plane.shape):
+        # A plane of fewer pixels than blocks repeats pixels, so sizes are at least 1.
         starts = np.linspace(0, length, count + 1).astype(int)[:-1]
         size = np.maximum(np.diff(starts, append=length), 1)
         sums = np.add.reduceat(sums, starts, axis=axis)

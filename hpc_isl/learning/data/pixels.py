@@ -43,6 +43,7 @@ def choose_planes(
 def _from_focus(
     spec: str, focus: Mapping[int, float], z_um: Mapping[int, float], plane_um: float | None
 ) -> int:
+    # The first of equally sharp planes, so that the choice repeats.
     sharpest = min(focus, key=lambda plane: (-focus[plane], plane))
     offset, unit = re.fullmatch(r"focus([+-][\d.]+)?\s?(um)?", spec).groups()  # type: ignore[union-attr]
     if offset is None:
@@ -106,5 +107,6 @@ def numbers(kind: str, pixels: NDArray[Any], low: float, high: float) -> tuple[f
 
 def normalise(pixels: Pixels, offset: float, scale: float, clip: float | None = None) -> Pixels:
     """Returns (x - offset) / scale, clipped to [-clip, clip]; a scale of 0 (constant pixels) counts as 1."""
+    # In float32: NumPy would widen the result to the type of a float64 scale.
     result = (pixels - np.float32(offset)) * np.float32(1 / (scale or 1.0))
     return result if clip is None else np.clip(result, -clip, clip)

@@ -77,6 +77,7 @@ def corrected(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
     """
     # A margin, so that the box mean in a crop equals that in the whole plane.
     read, cut = grown(box, plane.local_px // 2 + 1, plane.shape) if plane.local_px else (box, ())
+    # Counts that were read already lack the margin of a box mean.
     pixels = counts(plane, read) if stored is None or plane.local_px else stored
     if plane.profile is not None:
         pixels = pixels / gain(plane.profile, plane.shape, read)
@@ -89,6 +90,7 @@ def normalised(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
     return normalise(corrected(plane, box, stored), offset, scale, plane.clip)
 
 
+# Crops of a plane are read again and again; its numbers are measured once.
 _MEASURED: dict[tuple[object, ...], Numbers] = {}
 
 
@@ -112,6 +114,7 @@ def measured_pixels(plane: Plane) -> Pixels:
 def smallest(plane: Plane, enough: int = 0) -> Plane:
     """Returns the plane at the first level whose longer edge is at most `enough`, or at the last level."""
     while plane.level + 1 < plane.depth and max(plane.shape) > enough:
+        # The box mean covers the same area on a pixel of twice the edge.
         edge = -(-plane.local_px // 2)
         plane = replace(plane, level=plane.level + 1, shape=halved_shape(plane.shape), local_px=edge)
     return plane

@@ -134,6 +134,7 @@ def scale_on(view: View, index: Index, key: FieldKey, pixel_um: float | None = N
     wanted, size = pixel_um or view.pixel_um, index.plate.pixel_um
     if wanted is None or size is None:
         return _scale(index, at, level_on(replace(view, pixel_um=None), index, at), 1.0, wanted)
+    # Level n has pixels of 2^n times the size.
     factors = [wanted / (size * (1 << level)) for level in range(index.levels(at))]
     for level, factor in enumerate(factors):
         if isclose(factor, 1, rel_tol=0.05):
@@ -161,6 +162,7 @@ def _scale(index: Index, at: FieldKey, level: int, factor: float, pixel_um: floa
     if index.plate.pixel_um is not None:
         pixel_um = index.plate.pixel_um * (1 << level) * factor
     y, x = (-(-length // (1 << level)) for length in index.field(at).shape[-2:])
+    # 1e-9: a quotient that rounding has raised above a whole number adds no pixel.
     shape = (ceil(y / factor - 1e-9), ceil(x / factor - 1e-9))
     return Scale(level, factor, shape, (y, x), pixel_um)
 
@@ -239,6 +241,7 @@ def taps(wanted: slice, step: float, length: int) -> Taps:
     first = np.floor(centers - reach).astype(np.int64) + 1
     places = first[:, None] + np.arange(int(np.ceil(2 * reach)))
     weights = np.maximum(1 - np.abs(places - centers[:, None]) / reach, 0)
+    # Pixels beyond the image count for nothing; the others then share their weight.
     weights[(places < 0) | (places >= length)] = 0
     weights /= weights.sum(1, keepdims=True)
     return Taps(np.clip(places, 0, length - 1), weights.astype(np.float32))

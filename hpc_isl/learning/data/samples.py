@@ -57,6 +57,7 @@ def drawn(seed: int, number: int, length: int) -> tuple[int, int]:
     return epoch, int(_order(seed, epoch, length)[place])
 
 
+# Every sample needs its epoch's order; at the end of an epoch a step needs two.
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return stream(seed, "order", epoch).permutation(length)
@@ -99,6 +100,7 @@ class Crops:
         size = round(self.edge / zoom(self.augment, rng))
         box, stored = _place(field, size, self.foreground, rng)
         assert field.targets is not None  # crops_of leaves out such fields
+        # The counts that decided on the place are not read again.
         planes = [stack(field.sources, box), stack(field.targets, box, stored)]
         sources, targets = (resize(pad(pixels, size), self.edge) for pixels in planes)
         if self.augment.flip:
@@ -137,6 +139,7 @@ def _place(
     pixels = counts(small, small.whole)
     bright = np.argwhere(pixels > field.threshold)
     if not len(bright):
+        # The coarsest level may average all bright pixels away.
         bright = np.argwhere(pixels == pixels.max())
     center = (bright[rng.integers(len(bright))] + 0.5) * np.divide(plane.shape, small.shape)
     spans = zip(center, sides, plane.shape, strict=True)

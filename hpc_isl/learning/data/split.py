@@ -88,6 +88,7 @@ def read(path: Path) -> Split:
         UserError: no such file, a missing column, an unknown part, or two parts for one field, with its line.
     """
     try:
+        # utf-8-sig: Excel puts a byte order mark before the first column.
         with path.open(newline="", encoding="utf-8-sig") as stream_:
             rows = list(csv.DictReader(stream_))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -96,6 +97,7 @@ def read(path: Path) -> Split:
         if rows and rows[0].get(column) is None:
             raise UserError(f"{path}: the split has no column {column!r}; it needs {', '.join(COLUMNS)}")
     parts: dict[FieldName, str] = {}
+    # Line 1 holds the names of the columns.
     for line, row in enumerate(rows, 2):
         if row["part"] not in PARTS:
             raise UserError(
@@ -207,6 +209,7 @@ def _share_out(strata: Sequence[list[Unit]], count: int, rng: np.random.Generato
     total = sum(map(len, strata))
     exact = [count * len(stratum) / total for stratum in strata]
     taken = [int(share) for share in exact]
+    # Equal remainders are ordered at random.
     lots = rng.permutation(len(strata))
     by_rest = sorted(range(len(strata)), key=lambda i: (taken[i] - exact[i], lots[i]))
     for i in by_rest[: count - sum(taken)]:

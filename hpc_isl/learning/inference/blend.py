@@ -60,6 +60,7 @@ class Blend:
 
 def _weights(owns: Sequence[tuple[int, int]], length: int, ramp: int) -> dict[int, tuple[slice, Pixels]]:
     """Returns a tile's first own pixel along an axis -> the range that it contributes to, and its weights."""
+    # Weights along each axis alone: those of a tile are their outer product.
     places = np.arange(length)
     outside = [np.maximum(np.maximum(start - places, places - stop + 1), 0) for start, stop in owns]
     total = np.sum([np.maximum(1 - far / (ramp + 1), 0) for far in outside], axis=0)

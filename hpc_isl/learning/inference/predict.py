@@ -97,6 +97,7 @@ class Predictor:
             write: called with rows of the image and their prediction (target, rows, x), from the first
                 row on.
         """
+        # The grid is the same for every image of this size: tiles do not depend on what is read.
         grid = list(tiles(shape, self.tile, self.halo, STRIDE))
         self.network.eval()
         if len(grid) == 1:
@@ -219,6 +220,7 @@ def padded(read: Read, box: tuple[slice, ...], shape: tuple[int, int]) -> Pixels
     rows, columns = (_reflected(side, length) for side, length in zip(box, shape, strict=True))
     first, left = rows.min(), columns.min()
     pixels = read((slice(int(first), int(rows.max()) + 1), slice(int(left), int(columns.max()) + 1)))
+    # Only tiles at the end of the image are continued; all others are returned as they were read.
     if pixels.shape[1] < len(rows) or rows[-1] != rows.max():
         pixels = pixels[:, rows - first]
     if pixels.shape[2] < len(columns) or columns[-1] != columns.max():

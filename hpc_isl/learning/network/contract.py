@@ -93,6 +93,7 @@ class Contract:
 
     def has_seen(self, part: str, plate: str, key: FieldKey) -> bool:
         """Returns whether a field of a plate, or its well, is in a part of the wells."""
+        # Splits are by well or by field, and contracts list what was split.
         units = self.wells.get(part, {}).get(plate, [])
         return key.well in units or f"{key.well}/{key.name}" in units
 

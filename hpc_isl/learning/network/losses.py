@@ -83,6 +83,7 @@ def structural_similarity(prediction: Tensor, target: Tensor, span: float) -> Te
 
     def smooth(x: Tensor) -> Tensor:
         flat = x.reshape(-1, 1, *x.shape[-2:])
+        # A Gaussian window is separable: one pass along each axis.
         flat = F.conv2d(F.conv2d(flat, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
         return flat.reshape(*x.shape[:-2], *flat.shape[-2:])
 

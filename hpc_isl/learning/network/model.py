@@ -22,6 +22,7 @@ def save(folder: Path, network: nn.Module, contract: Contract) -> None:
     weights = safetensors.torch.save(state)
     content = contract.to_dict() | {"weights": hashlib.sha256(weights).hexdigest()}
     write_atomic(folder / WEIGHTS, weights)
+    # Last: a folder without a contract holds no model.
     write_atomic(folder / CONTRACT, json.dumps(content, indent=1))
 
 

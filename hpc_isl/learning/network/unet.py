@@ -29,6 +29,7 @@ def build(net: NetRecipe, sources: int, outputs: int, seed: int = 0, pretrained:
         UserError: an unknown encoder, a decoder that does not fit, or missing weights.
     """
     check_names(net)
+    # Found before anything is built, which takes seconds.
     file = find_weights(net.encoder, net.weights) if pretrained and net.weights else None
     with torch.random.fork_rng():
         torch.manual_seed(seeds.integer(seed, "weights"))
@@ -117,6 +118,7 @@ def _load(encoder: nn.Module, state: Mapping[str, Tensor], file: Path, name: str
 
 def freeze_unused(encoder: str, network: nn.Module, sources: int) -> None:
     """Freezes the layers that a U-Net never reaches, so that ranks do not wait for their gradients."""
+    # Evaluation mode: running statistics stay as they are.
     network.eval()
     try:
         network(torch.zeros(1, sources, 2 * STRIDE, 2 * STRIDE)).sum().backward()

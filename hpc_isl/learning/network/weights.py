@@ -69,12 +69,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from None
+    # Training programs wrap the weights among their own entries.
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} holds no mapping of names to tensors")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    # Of a U-Net the decoder is left: it was learnt for other outputs.
     inner = {name[len("encoder.") :]: t for name, t in state.items() if name.startswith("encoder.")}
     return inner or state
 

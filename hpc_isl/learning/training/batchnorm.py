@@ -26,6 +26,7 @@ class RunningStatistics:
     def __init__(self, network: nn.Module) -> None:
         layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.layers = [layer for layer in layers if not getattr(layer, "frozen", False)]
+        # None would be a cumulative mean over all steps in torch; here it is the default of 0.1.
         self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
         self.buffers = [b for m in self.layers for b in (m.running_mean, m.running_var) if b is not None]
         self.counts = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
@@ -77,6 +78,7 @@ def freeze_batchnorm(network: nn.Module) -> None:
     for module in list(network.modules()):
         if isinstance(module, _BatchNorm) and not getattr(module, "frozen", False):
             kind: Any = type(module)
+            # The class changes, not the module: `train()` of the whole network must not unfreeze it.
             module.__class__ = _frozen(kind)
             module.train()
 

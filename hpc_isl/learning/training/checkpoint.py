@@ -100,6 +100,7 @@ def _write(path: Path, state: State) -> None:
             f"step {state.get('step')}: weights are no longer finite ({', '.join(wrong[:3])}); no checkpoint "
             "is written. Try a lower optim.lr, or train.precision=fp32"
         )
+    # Serialised in memory first, so that the file is written in one piece.
     stream = io.BytesIO()
     torch.save(state, stream)
     try:

@@ -40,6 +40,7 @@ def groups_of(network: nn.Module, layer_lr: float = 1.0, frozen: int = 0) -> lis
         frozen: first steps, in which the levels of the encoder do not learn.
     """
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    # One group, as earlier versions had: their checkpoints still load.
     if layer_lr == 1 and not frozen:
         return [{"params": [p for _, p in named], "scale": 1.0, "rests": 0}]
     levels: dict[str, list[nn.Parameter]] = {}

@@ -15,6 +15,7 @@ def device_of(device: torch.device) -> Device:
     if device.type != "cuda":
         return cpu()
     name = torch.cuda.get_device_name(device)
+    # GPUs of AMD have no compute capability in NVIDIA's sense; all of them compute in all three.
     if torch.version.hip:
         return Device(name, "gpu", frozenset(DTYPES))
     return gpu_of(name, ".".join(map(str, torch.cuda.get_device_capability(device))))

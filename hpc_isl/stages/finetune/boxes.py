@@ -130,6 +130,7 @@ def draw(boxes: Sequence[Box], n: int | str, number: int) -> list[Box]:
     """
     if n != "all" and int(n) > len(boxes):
         raise UserError(f"n={n}: there are {len(boxes)} annotation boxes to learn from; take n=all")
+    # A hash per box, not one shuffle: a box that is added moves no other.
     ordered = sorted(boxes, key=lambda box: seeds.integer(number, "annotation", *box.place))
     return ordered if n == "all" else ordered[: int(n)]
 
@@ -212,6 +213,7 @@ def objects_of(box: Box) -> BoxObjects:
     labels = box.drawn(level=0)
     names, areas = np.unique(labels[labels > 0], return_counts=True)
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    # Objects that the box cuts look smaller than they are.
     whole = areas[~np.isin(names, border)]
     measured = whole if len(whole) else areas
     return BoxObjects(box, len(names), int(measured.min()) if len(measured) else None)

@@ -280,6 +280,7 @@ def _view(recipe: FinetuneRecipe, indices: Sequence[Index], split: Split, starts
         profiles = dict(view.profiles)
         return view.sources, view.level, view.pixel_um, view.flat_field, profiles, rule.source, rule.local_px
 
+    # Arms differ in their weights alone; else a sweep would compare more than it says.
     if any(decisive(view) != decisive(views[0]) for view in views[1:]):
         raise UserError(
             "the models that arms start from see different things (sources, level, flat field or "
@@ -305,6 +306,7 @@ def _unlike(indices: Sequence[Index], starts: dict[str, Start]) -> Iterator[str]
 def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
     """Returns one network for all arms; its weights are those that the arm imagenet starts from."""
     nets = [start.contract.net for start in starts.values()]
+    # A model that began with named weights tells which weights the arm imagenet takes.
     chosen = recipe.net or next((net for net in nets if net.weights is not None), None)
     chosen = chosen or (nets[0] if nets else NetRecipe())
     for arm, start in starts.items():

@@ -49,6 +49,7 @@ def make_scores(
     rows: list[tuple[int, Row]] = []
     panels: list[Panel] = []
     shown = _shown(inputs.testing)
+    # By field, because a field is predicted whole, whatever its number of boxes.
     own = _by_field(inputs.testing)[world.rank :: world.size]
     for done, boxes in enumerate(own, 1):
         if attempt.stopping.is_set():

@@ -139,6 +139,7 @@ def _scores(runs: list[Run]) -> dict[Path, float]:
         value = figures.get(MAIN[content["objects"]["kind"]])
         if value is None or math.isnan(value) or content["n"] == 0:
             continue
+        # Runs that differ in N, draw, fold and seed alone are of one variant.
         key = repr({k: v for k, v in content.items() if k not in ("n", "draw", "fold", "train")})
         train = {k: v for k, v in content["train"].items() if k != "seed"}
         n = math.inf if content["n"] == "all" else content["n"]  # folds differ in how many boxes `all` are

@@ -91,6 +91,7 @@ def _open_run(recipe: PretrainRecipe, attempt: Attempt, world: World) -> Trainin
         write_split(draw(indices, recipe.split), path)
     world.barrier()
     split = read_split(path)
+    # One rank decides: percentiles must be the same bits on all.
     view = view_of(indices, split, recipe).to_dict() if world.rank == 0 else {}
     study = PlateViews(recipe, View.from_dict(world.broadcast(view)), split, indices)
     crops = crops_of(study.view, indices, split, recipe.train, recipe.augment, recipe.control)

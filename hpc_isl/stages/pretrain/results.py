@@ -57,6 +57,7 @@ def make_results(run: Run) -> tuple[list[Row], dict[str, str]] | None:
         stains = {name: (path, stain_plate(plates[name], fields)) for name, path in paths.items()}
     if world.rank == 0:
         remove_partial_stains([path for path, _ in stains.values()])
+    # No rank writes a field before the remains of an earlier attempt are gone.
     world.barrier()
     rows, examples = _own_share(run, fields, stains)
     gathered = world.gather((run.attempt.stopping.is_set(), rows, examples))

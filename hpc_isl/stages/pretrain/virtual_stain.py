@@ -27,6 +27,7 @@ def stain_paths(study: PlateViews, fields: Sequence[PlateField], run: Path) -> d
     if len(names) == 1:
         return {names[0]: run / "stain.zarr"}
     paths = {index.plate.name: index.path for index in study.indices}
+    # Two plates may lie in folders of one name.
     unique = len({paths[name].name for name in names}) == len(names)
     return {
         name: run / "stain" / (paths[name].name if unique else f"{number}-{paths[name].name}")

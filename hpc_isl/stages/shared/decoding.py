@@ -66,6 +66,7 @@ def decode(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
         Labels (y, x) uint32, numbered by the objects' first pixels.
     """
     if rule.kind == "stain":
+        # A predicted stain is drafted from as `annotate draft` drafts from a true one.
         pieces = pieces_of(prediction[0], "otsu", rule.sigma, rule.min_area, split=True)
         return parted_by_size(pieces, rule.min_area)
     if rule.kind == "nuclei":

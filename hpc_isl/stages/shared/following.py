@@ -89,4 +89,5 @@ def _drafting(study: PlateViews) -> list[str]:
 
 def after_finetuning(plates: Sequence[Path]) -> str:
     """Returns the command that segments whole plates with the model."""
+    # The command line puts the name of the run in the place of {run}.
     return f"segment model={{run}} {word('plates', [str(path) for path in plates])}"

@@ -135,6 +135,7 @@ def name_of(role: Role) -> str:
 
 def expanded(plates: Sequence[Path]) -> list[Path]:
     """Returns absolute paths with globs expanded; of several paths to one plate, the first."""
+    # By device and inode: links and relative paths may lead to one plate.
     paths: dict[object, Path] = {}
     for given in plates:
         path = given.expanduser().absolute()

@@ -68,6 +68,7 @@ class TrainingRun(Generic[SomeRecipe]):
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
+        # Without samples `train.steps` means nothing: fine-tuning without annotation trains not at all.
         return steps_of(self.recipe.train, len(self.crops)) if len(self.crops) else 0
 
     @property
