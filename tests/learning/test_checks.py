@@ -39,13 +39,13 @@ def test_the_table_holds_names_that_timm_knows():
     assert all(timm.is_model(name) for name in names), MAKE
 
 
-def test_the_table_knows_where_the_library_keeps_its_weights():
+def test_the_table_lists_where_the_library_keeps_its_weights():
     for name, facts in TABLE.items():
         assert facts == encoder_table.weights_of(name), MAKE
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "tu-resnet10t", "mit_b0"])
-def test_what_the_table_holds_can_be_built_and_what_cannot_it_leaves_out(name):
+def test_encoders_in_the_table_can_be_built_and_others_cannot(name):
     assert encoder_table.fits(name) == (name in TABLE)
 
 
@@ -83,12 +83,12 @@ def test_weights_in_the_cache_are_found_and_are_those_that_the_job_will_read(emp
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "imagnet", "/nowhere/w.pth"])
-def test_weights_that_are_not_there_are_refused_as_the_job_would(empty_cache, weights):
+def test_missing_weights_are_refused_as_in_the_job(empty_cache, weights):
     with pytest.raises(UserError, match=r"net\.weights"):
         checks.check_weights(NetRecipe(encoder="resnet18", weights=weights), sources=2)
 
 
-def test_a_table_of_other_versions_is_not_believed(monkeypatch):
+def test_a_table_of_other_versions_is_ignored(monkeypatch):
     monkeypatch.setattr(checks.metadata, "version", lambda name: "0.0")
     checks._table.cache_clear()
     try:

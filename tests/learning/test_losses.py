@@ -44,7 +44,7 @@ def test_ssim_is_that_of_skimage(pair):
 
 
 @pytest.mark.parametrize("name", list(PIXEL))
-def test_every_loss_is_least_for_the_truth_and_has_a_gradient(pair, name):
+def test_every_loss_is_least_for_the_target_and_has_a_gradient(pair, name):
     prediction, target = pair[0].requires_grad_(), pair[1]
     loss = loss_of(name, pearson=0.5, ssim=0.5)
     value = loss(prediction, target)

@@ -24,7 +24,7 @@ def drawn(seed, outputs=1, size=8):
 
 @settings(deadline=None, max_examples=30)
 @given(seeds)
-def test_of_nuclei_it_is_the_jaccard_loss_of_the_library(seed):
+def test_the_loss_of_nuclei_is_the_librarys_jaccard_loss(seed):
     prediction, target, _ = drawn(seed)
     expected = JaccardLoss("binary")(prediction, target[:, 1:2])
     torch.testing.assert_close(object_loss("nuclei", 1.0)(prediction, target), expected)
@@ -32,7 +32,7 @@ def test_of_nuclei_it_is_the_jaccard_loss_of_the_library(seed):
 
 @settings(deadline=None, max_examples=30)
 @given(seeds, st.floats(0.1, 3000))
-def test_of_cells_it_is_squared_error_and_alpha_times_cross_entropy(seed, alpha):
+def test_the_loss_of_cells_is_squared_error_and_alpha_times_cross_entropy(seed, alpha):
     prediction, target, _ = drawn(seed, outputs=2)
     expected = F.mse_loss(prediction[:, 0], target[:, 2])
     expected += alpha * F.binary_cross_entropy_with_logits(prediction[:, 1], target[:, 1])
@@ -41,7 +41,7 @@ def test_of_cells_it_is_squared_error_and_alpha_times_cross_entropy(seed, alpha)
 
 @settings(deadline=None, max_examples=30)
 @given(seeds, st.sampled_from(["nuclei", "cells"]), st.floats(0, 1))
-def test_what_lies_outside_of_boxes_moves_neither_loss_nor_gradient(seed, kind, share):
+def test_pixels_outside_of_boxes_change_neither_loss_nor_gradient(seed, kind, share):
     prediction, target, rng = drawn(seed, 1 if kind == "nuclei" else 2)
     known = (torch.rand(3, 8, 8, generator=rng) < share).float()
     target[:, 0] = known
@@ -74,7 +74,7 @@ def test_a_box_counts_as_an_image_of_its_size_would(seed):
 
 
 @pytest.mark.parametrize("kind", ["nuclei", "cells"])
-def test_a_batch_of_which_nothing_is_known_has_a_finite_loss_and_moves_nothing(kind):
+def test_a_batch_without_known_pixels_has_a_finite_loss_and_changes_nothing(kind):
     prediction, target, _ = drawn(0, 1 if kind == "nuclei" else 2)
     target[:, 0] = 0
     leaf = prediction.requires_grad_()
@@ -84,7 +84,7 @@ def test_a_batch_of_which_nothing_is_known_has_a_finite_loss_and_moves_nothing(k
     assert not leaf.grad.any()
 
 
-def test_a_crop_without_objects_is_still_taught_that_there_are_none():
+def test_a_crop_without_objects_still_teaches_background():
     """By itself it has no index, and the library's loss of it is 0; in a batch it counts for the union."""
     prediction, target, _ = drawn(0)
     target[1, 1] = 0

@@ -61,12 +61,12 @@ def test_ranks_share_a_store_found_through_the_run_folder(tmp_path, nodes, monke
     assert (published["hosts"] == ["127.0.0.1"]) == (nodes == 1)
 
 
-def test_a_rank_that_does_not_come_is_named(tmp_path):
+def test_a_missing_rank_is_named(tmp_path):
     with pytest.raises(UserError, match=r"only 1 of 3 processes have come; missing ranks: \[1, 2\]"):
         meet(attempt(tmp_path, 0, 3), timeout_s=0.3)
 
 
-def test_rank_0_that_does_not_come_is_said(tmp_path):
+def test_a_missing_rank_0_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"rank 0 was not found.*no address was published"):
         meet(attempt(tmp_path, 1, 2), timeout_s=0.3)
 

@@ -51,7 +51,7 @@ class FirstFieldAlone(nn.Module):
         return torch.full_like(x, 0.1) if self.seen <= self.blind else -x
 
 
-def test_constant_predictions_count_as_nothing_and_are_counted(
+def test_constant_predictions_count_as_pcc_0_and_are_counted(
     study: PlateViews, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A user sees the PCC of a network that is blind to half of the fields halved, not that of the others,
@@ -113,7 +113,7 @@ def test_training_curves_name_the_loss_and_what_is_measured() -> None:
     assert (right.get_ylabel(), right.get_xlabel()) == ("Pearson correlation (PCC)", "step")
 
 
-def test_what_was_not_measured_has_no_panel_and_no_legend() -> None:
+def test_curves_without_measurements_have_no_panel_and_no_legend() -> None:
     (axis,) = training_figure(lines(train_loss=[1.0, -0.5]), "1 − Jaccard index").axes
     assert axis.get_ylabel() == "1 − Jaccard index"
     assert axis.get_legend() is None
