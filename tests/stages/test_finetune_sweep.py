@@ -72,7 +72,7 @@ def test_the_last_element_learns_from_all_boxes_and_waits_for_all_others(element
     assert list(found.elements) == ["n=1", "n=4", "n=all", "final"]
     assert found.last == "final"
     final = found.elements["final"]
-    assert (final.arm, final.n, final.everything) == ("best", "all", True)
+    assert (final.arm, final.n, final.train_on_all) == ("best", "all", True)
     assert final.among == [tmp_path / "finetune" / name for name in ("n=1", "n=4", "n=all")]
     assert found.messages == ("final, the last element: the best arm learns from all 6 boxes",)
     assert len(resolve_inputs(final.model_copy(update={"arm": "random"})).learning) == 6
@@ -231,7 +231,7 @@ def test_the_best_has_the_greatest_mean_score_at_the_most_boxes(elements, done):
         done("zero", "n=0", "arm=random", iou=1.0, boxes=0),
     ]
     chosen = best(wanted(elements, among))
-    assert (chosen.arm, chosen.n, chosen.draw, chosen.everything) == ("random", "all", 0, True)
+    assert (chosen.arm, chosen.n, chosen.draw, chosen.train_on_all) == ("random", "all", 0, True)
     assert chosen.among == among
 
 
