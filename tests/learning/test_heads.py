@@ -93,7 +93,9 @@ def test_the_task_reads_back_from_plain_json():
     )
     content = json.loads(json.dumps(contract(task).to_dict()))
     assert Contract.from_dict(content).task == task
-    assert content["task"] == asdict(task)
+    expected = asdict(task)
+    expected["h"] = expected.pop("h_maxima")  # contracts keep the names of the first version
+    assert content["task"] == expected
 
 
 @pytest.mark.parametrize("kind", ["nuclei", "cells"])
