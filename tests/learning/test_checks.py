@@ -1,5 +1,6 @@
-"""The table of encoders, held against the libraries that it speaks for."""
+"""The table of encoders, compared with the libraries that it describes."""
 
+import encoder_table
 import huggingface_hub
 import pytest
 import segmentation_models_pytorch as smp
@@ -7,11 +8,11 @@ import timm
 from safetensors.torch import save_file
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.network import checks, encoder_table, unet
+from hpc_isl.learning.network import checks, unet
 from hpc_isl.recipes.training import NetRecipe
 
 TABLE = checks._table()
-MAKE = "make the table anew: python -m hpc_isl.learning.network.encoder_table"
+MAKE = "write the table again: python tests/support/encoder_table.py"
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from torch import nn
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.view import Foreground, Role, View
-from hpc_isl.learning.inference.footprint import footprint
-from hpc_isl.learning.inference.predict import Predictor, predict
+from hpc_isl.learning.inference.predict import Predictor, footprint, predict
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.unet import build

@@ -1,7 +1,7 @@
 """Checks of a recipe's network at submission: from a table, or by the libraries where the table is silent.
 
 Importing the libraries takes seconds. The table `encoders.json` lists what they can build, is made by
-`encoder_table.py`, and is valid for the exact versions that it was made from.
+`tests/support/encoder_table.py`, and is valid for the exact versions that it was made from.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from hpc_isl.learning.training.batches import MicroBatch, prefetch_to_device
 from hpc_isl.learning.training.batchnorm import RunningStatistics, running_statistics
 from hpc_isl.learning.training.checkpoint import Checkpoints
 from hpc_isl.learning.training.gradient_accumulation import check_micro_batches
-from hpc_isl.learning.training.optim import Group, groups_of, optimizer_of, rate, set_rate
+from hpc_isl.learning.training.optim import Group, groups_of, optimizer_of, rate
 from hpc_isl.learning.training.precision import autocast, resolve
 from hpc_isl.learning.training.world import World
 from hpc_isl.recipes.training import OptimRecipe, TrainRecipe
@@ -194,7 +194,9 @@ class _Loop:
         self.stopped = stop_requests > 0
         self._refuse_non_finite(step, losses, grad_norm)
         lr = self.optim.lr * rate(step, self.steps, self.optim.schedule, self.optim.warmup)
-        set_rate(self.optimizer, lr, step)
+        for group in self.optimizer.param_groups:
+            # A checkpoint of an earlier version has groups without either key.
+            group["lr"] = lr * group.get("scale", 1.0) * (step >= group.get("rests", 0))
         self.scaler.step(self.optimizer)  # in fp16 it skips a step whose gradients are infinite
         self.scaler.update()
         batchnorm.end_step(self.world, self.accumulation_steps * self.world.size)

@@ -25,13 +25,6 @@ def optimizer_of(parameters: Iterable[Group], optim: OptimRecipe) -> torch.optim
     return kind(parameters, lr=lr, betas=optim.betas, weight_decay=decay)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
-    """Sets the learning rate of `step` in each group."""
-    for group in optimizer.param_groups:
-        # A checkpoint of an earlier version has groups without either key.
-        group["lr"] = lr * group.get("scale", 1.0) * (step >= group.get("rests", 0))
-
-
 def groups_of(network: nn.Module, layer_lr: float = 1.0, frozen: int = 0) -> list[Group]:
     """Returns the trainable parameters by level of the network, as the optimiser takes them.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -104,22 +104,20 @@ def boxes_of(study: PlateViews, labels: str, parts: Sequence[str] = PARTS) -> li
     Raises:
         UserError: no field has labels of that name.
     """
-    boxes = [box for plate in study.plates for part in parts for key in study.keys(plate.index, part)
-             for box in _boxes_in(plate, key, labels)]  # fmt: skip
+    boxes = []
+    for plate in study.plates:
+        for key in (key for part in parts for key in study.keys(plate.index, part)):
+            image = plate.index.image(key)
+            if labels in label_names(image):
+                origin, corners = annotation(image, labels)
+                times = range(plate.index.field(key).shape[0])
+                boxes += [Box(plate, key, time, labels, origin, own) for time in times for own in corners]
     if not boxes:
         images = (index.image(field.key) for index in study.indices for field in index.plate.fields)
         names = {name for image in images for name in label_names(image)}
         where = "" if set(parts) == set(PARTS) else f" in the parts {', '.join(parts)} of the split"
         raise UserError(f"labels {labels!r}: no field{where} has them; {nearest(labels, sorted(names))}")
     return boxes
-
-
-def _boxes_in(plate: PlateView, key: FieldKey, labels: str) -> Iterator[Box]:
-    image = plate.index.image(key)
-    if labels in label_names(image):
-        origin, boxes = annotation(image, labels)
-        for time in range(plate.index.field(key).shape[0]):
-            yield from (Box(plate, key, time, labels, origin, corners) for corners in boxes)
 
 
 def draw(boxes: Sequence[Box], n: int | str, number: int) -> list[Box]:

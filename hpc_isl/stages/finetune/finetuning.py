@@ -116,7 +116,10 @@ def _open_run(
         if task.min_area:
             attempt.log(least_area_text(task))
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)  # the same for all arms of a draw
-    net = _arm_net(recipe, inputs)
+    start = inputs.start(recipe.arm)
+    # The contract keeps the weights that this arm began with, before any run.
+    weights = start.contract.net.weights if start else inputs.net.weights
+    net = inputs.net.model_copy(update={"weights": None if recipe.arm == "random" else weights})
     network: Any = _network(recipe, inputs, net, task, seed)
     if frozen := frozen_batchnorm(recipe):
         freeze_batchnorm(network.encoder if frozen == "encoder" else network)
@@ -144,13 +147,6 @@ def _task(recipe: FinetuneRecipe, inputs: FinetuneInputs, objects: int) -> Task 
         h_maxima=asked.h_maxima, method=asked.method, arm=recipe.arm, boxes=len(inputs.learning),
         objects=objects,
     )  # fmt: skip
-
-
-def _arm_net(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> NetRecipe:
-    """Returns the network's recipe with the weights that this arm began with, before any run."""
-    start = inputs.start(recipe.arm)
-    weights = start.contract.net.weights if start else inputs.net.weights
-    return inputs.net.model_copy(update={"weights": None if recipe.arm == "random" else weights})
 
 
 def _network(

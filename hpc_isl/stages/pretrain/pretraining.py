@@ -48,7 +48,7 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
         if finished:
             # With patience the network holds the weights of the best step, not those of the last one.
             step = progress.best_step if recipe.train.patience and progress.best_step else progress.step
-            wells = {part: _units(run.study, part, recipe.split.by) for part in PARTS}
+            wells = {part: _wells(run.study, part, recipe.split.by) for part in PARTS}
             training = [run.study.keys(index, "train") for index in run.study.indices]
             run.save_model(step, wells, reference_of(run.study.view, run.study.indices, training))
             results = make_results(run)
@@ -106,7 +106,7 @@ def _open_run(recipe: PretrainRecipe, attempt: Attempt, world: World) -> Trainin
     )  # fmt: skip
 
 
-def _units(study: PlateViews, part: str, by: str) -> dict[str, list[str]]:
+def _wells(study: PlateViews, part: str, by: str) -> dict[str, list[str]]:
     """Returns plate -> wells of a part, or fields as in B03/1 where the split is by field."""
     units: dict[str, set[str]] = {index.plate.name: set() for index in study.indices}
     for plate, key in study.fields(part):

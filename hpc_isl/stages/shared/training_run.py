@@ -119,16 +119,16 @@ class TrainingRun(Generic[SomeRecipe]):
         )  # fmt: skip
 
     def _validate(self, log: TrainingLog, fields: Sequence[PlateField], step: int) -> float | None:
-        def loss_of_field(prediction: Pixels, target: Pixels) -> float:
-            return float(self.loss(torch.tensor(prediction)[None], torch.tensor(target)[None]))
-
         stopping = self.attempt.stopping.is_set
-        scores = quick_scores(self.predictor(), fields, self.world, stopping, loss_of_field)
+        scores = quick_scores(self.predictor(), fields, self.world, stopping, self._loss_of_field)
         self.attempt.clock.tick(VALIDATION, megapixels(fields[self.world.rank :: self.world.size]))
         if scores is None:
             return None
         log.validated(step, scores)
         return scores["pcc"]
+
+    def _loss_of_field(self, prediction: Pixels, target: Pixels) -> float:
+        return float(self.loss(torch.tensor(prediction)[None], torch.tensor(target)[None]))
 
     def _fields_of_micro_batch(self, step: int, micro: int) -> str:
         train = self.recipe.train

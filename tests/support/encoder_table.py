@@ -1,6 +1,6 @@
 """Writes `encoders.json`, by which submission knows encoders without importing their libraries.
 
-    python -m hpc_isl.learning.network.encoder_table
+    python tests/support/encoder_table.py
 
 Run it again whenever the locked versions of these libraries change; a test compares the table with them.
 """
