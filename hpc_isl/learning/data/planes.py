@@ -20,7 +20,7 @@ Numbers = tuple[float, float]
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a plane is stored, and how its pixels are corrected and normalised.
+    """A plane on disk, and how its pixels are corrected and normalised.
 
     Attributes:
         name: plate, field and channel, for messages.

@@ -199,7 +199,7 @@ class _Pass:
 
 @lru_cache
 def _device_lock(device: torch.device) -> Lock:
-    """Returns the device's lock, held while a pass is started, so that memory is that of one forward pass."""
+    """Returns the lock under which passes on a device start, so that they share the memory of one."""
     return Lock()
 
 

@@ -20,7 +20,7 @@ WEIGHTS, CONTRACT = "weights.safetensors", "contract.json"
 
 @dataclass(frozen=True)
 class Task:
-    """What a network that segments predicts, and how that becomes objects.
+    """The prediction of a network that segments, and how it becomes objects.
 
     Attributes:
         labels: name of the labels that it learnt.
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a network expects of a plate, and where it comes from.
+    """The data that a network expects of a plate, and its origin.
 
     Attributes:
         view: source and target roles, µm per pixel, normalisation with its numbers.

@@ -11,7 +11,7 @@ DECODERS = (3, 4, 5)
 STRIDE = 32
 """Edges of the images that any network takes are multiples of this, in pixels."""
 SUFFIXES = (".safetensors", ".pth", ".pt")
-"""Of weights files."""
+"""Endings of the names of weights files."""
 
 
 def is_file(weights: str) -> bool:

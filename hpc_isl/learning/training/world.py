@@ -151,7 +151,7 @@ def _listen(path: Path, one_node: bool, size: int, timeout_s: float) -> tuple[TC
     """Opens the store on a free port (on loopback if all ranks are here) and publishes its address."""
     listener = socket.create_server(("127.0.0.1" if one_node else "", 0))
     port = listener.getsockname()[1]
-    # The store takes over the listening socket: between choosing a port and using it nobody else can.
+    # The store takes over the listening socket: no other process can take the port meanwhile.
     store = TCPStore(
         "127.0.0.1", port, world_size=None, is_master=True, wait_for_workers=False,
         timeout=timedelta(seconds=timeout_s), master_listen_fd=listener.detach(),

@@ -306,7 +306,7 @@ def _unlike(indices: Sequence[Index], starts: dict[str, Start]) -> Iterator[str]
 def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
     """Returns one network for all arms; its weights are those that the arm imagenet starts from."""
     nets = [start.contract.net for start in starts.values()]
-    # A model that began with named weights tells which weights the arm imagenet takes.
+    # The arm imagenet takes the named weights that a pretrained model began with.
     chosen = recipe.net or next((net for net in nets if net.weights is not None), None)
     chosen = chosen or (nets[0] if nets else NetRecipe())
     for arm, start in starts.items():

@@ -118,14 +118,14 @@ def _boxes(inputs: FinetuneInputs) -> dict[str, Sequence[Box]]:
 
 def _fingerprints(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> dict[str, str]:
     """Returns the fingerprints of plates, the split, and the weights that the arm starts from."""
-    found = inputs.study.fingerprints | {"split": inputs.study.split.digest}
+    fingerprints = inputs.study.fingerprints | {"split": inputs.study.split.digest}
     start = inputs.start(recipe.arm)
     if start is not None:
-        found["start"] = start.contract.weights
+        fingerprints["start"] = start.contract.weights
     if recipe.arm == "imagenet":
         file = check_weights(inputs.net, len(inputs.study.view.sources))
-        found["net.weights"] = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()[:32]
-    return found
+        fingerprints["net.weights"] = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()[:32]
+    return fingerprints
 
 
 def _edits(labels: Mapping[tuple[Path, str], LabelState]) -> Iterator[str]:

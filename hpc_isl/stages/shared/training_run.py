@@ -44,7 +44,7 @@ SomeRecipe = TypeVar("SomeRecipe", PretrainRecipe, FinetuneRecipe)
 
 @dataclass(frozen=True)
 class TrainingRun(Generic[SomeRecipe]):
-    """What one rank works on during one attempt at a training.
+    """The inputs of one rank during one attempt at a training, and the work on them.
 
     Attributes:
         study: the plates as the network sees them, with their split.
