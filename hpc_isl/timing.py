@@ -60,6 +60,7 @@ class Clock:
             total[0] += moment - self._last
             total[1] += units
         else:
+            # The first tick of a phase is kept apart, because it loads or compiles something.
             self.firsts[phase] = [moment - self._last, units]
         self._last = moment
 

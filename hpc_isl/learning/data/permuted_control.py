@@ -22,6 +22,7 @@ def permuted(fields: Sequence[FieldView], seed: int) -> tuple[list[FieldView], t
     Raises:
         UserError: no two fields could be exchanged.
     """
+    # By time too: a field must not learn its own stain at another time.
     groups = defaultdict(list)
     for number, field in enumerate(fields):
         groups[field.shape, field.time, field.key.acquisition].append(number)

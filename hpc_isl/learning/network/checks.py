@@ -66,6 +66,7 @@ def check_batchnorm(net: NetRecipe, train: TrainRecipe, sources: int, frozen: st
 
     if not single_value(net, sources, train.crop, frozen):
         return
+    # The smallest divisor of the batch above 1, if there is one.
     least = next((n for n in range(2, train.batch + 1) if train.batch % n == 0), 2)
     batch = "" if train.batch > 1 else " and train.batch=2"
     larger = "" if single_value(net, sources, 2 * train.crop, frozen) else f", or train.crop={2 * train.crop}"

@@ -80,6 +80,7 @@ def start_from(network: nn.Module, state: Mapping[str, Tensor], head: bool) -> N
         UserError: names or shapes that this network does not have.
     """
     wanted = network.state_dict()
+    # Left out, the last layer keeps the weights of `set_head`.
     taken = {n: t for n, t in state.items() if head or not n.startswith("segmentation_head.")}
     wrong = [n for n, t in taken.items() if n not in wanted or wanted[n].shape != t.shape]
     if wrong:

@@ -37,6 +37,7 @@ def check_micro_batches(train: TrainRecipe, size: int) -> int:
     count = train.batch // train.micro_batch
     if count % size:
         legal = [n for n in range(1, count + 1) if count % n == 0]
+        # The next smaller and the next larger number that fit.
         nearest = [n for n in legal if n < size][-1:] + [n for n in legal if n > size][:1]
         raise UserError(
             f"{size} processes cannot share the {count} micro-batches of a step "

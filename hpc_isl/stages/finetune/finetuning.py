@@ -57,6 +57,7 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
             _, finished = run.train()
             seconds = time.monotonic() - start
         if finished:
+            # Without a task the run predicts the stain by the model that it started from.
             if task is not None:
                 run.save_model(run.steps, inputs.wells(recipe.arm), inputs.reference(), task)
             rows = make_scores(run, inputs, task)

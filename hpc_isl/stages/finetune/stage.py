@@ -36,6 +36,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
             labels, the number of boxes, encoder and weights, tiles.
     """
     recipe = _located(recipe)
+    # The last element of a sweep: its arm is known once the others are done.
     if recipe.arm == "best":
         recipe = sweep.best(recipe)
     inputs = resolve_inputs(recipe)

@@ -32,6 +32,7 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
     N = 0 of arms that know nothing.
     """
     recipes = {name: recipe for name, recipe in elements.items() if isinstance(recipe, FinetuneRecipe)}
+    # Elements share plates and labels, so that the first one stands for all.
     first = next(iter(recipes.values()))
     # The inputs of a run that learns from the boxes of all parts, so that none is missing.
     everything = {"plates": expanded(first.plates), "n": "all", "fold": None, "train_on_all": True}

@@ -69,6 +69,7 @@ def make_results(run: Run) -> tuple[list[Row], dict[str, str]] | None:
     gathered = world.gather((run.attempt.stopping.is_set(), rows, examples))
     if any(stopped for stopped, _, _ in gathered):
         return None
+    # Sorted, so that the table does not depend on the number of ranks.
     ordered = sorted(
         (row for _, own, _ in gathered for row in own), key=lambda row: [row[name] for name in ORDER]
     )

@@ -54,6 +54,7 @@ def plan(recipe: PretrainRecipe) -> Plan:
     _check_labels(recipe, study)
     weights = check_weights(recipe.net, len(study.view.sources))
     check_batchnorm(recipe.net, recipe.train, len(study.view.sources))
+    # The inputs are part of the digest: other pixels or weights make it another run.
     inputs = study.fingerprints
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]

@@ -34,6 +34,7 @@ def pretrain_line(index: Index) -> str | None:
     channels = index.plate.channels
     label_free = [{"channel": c.name, "plane": "focus"} for c in channels if not c.fluorescent]
     stains = [{"channel": c.name, "plane": "max"} for c in channels if c.fluorescent]
+    # First the channels of the shipped recipe, then those of the plate.
     for keys in ([], [f"sources={written(label_free)}", f"targets={written(stains)}"]):
         with suppress(UserError):
             recipe = load("pretrain", None, [f"plates={written([str(index.path)])}", *keys])

@@ -105,6 +105,7 @@ def score(predicted: FieldPrediction, labels: str | None) -> list[Row]:
     if predicted.targets is None:
         return []
     plate, key, time = predicted.plate, predicted.key, predicted.time
+    # A model may predict several stains of one field.
     rows = []
     for role, pixels, target in zip(plate.view.targets, predicted.prediction, predicted.targets, strict=True):
         row: Row = {

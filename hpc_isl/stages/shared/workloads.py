@@ -39,6 +39,7 @@ def training_like(
 
 def micro_batches(train: TrainRecipe, steps: int) -> float:
     """Returns the micro-batches of all steps but the first, whose time counts as the start."""
+    # Of all ranks together; an estimate divides them among processes.
     return max(0, steps - 1) * (train.batch // train.micro_batch)
 
 
