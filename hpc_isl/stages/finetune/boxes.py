@@ -194,17 +194,6 @@ class BoxObjects:
     count: int
     smallest: int | None
 
-    def in_um2(self) -> float | None:
-        """Returns the smallest area in µm²; None where there is none, or the pixel size is unknown."""
-        edge = self.box.index.plate.pixel_um
-        return None if edge is None or self.smallest is None else self.smallest * edge**2
-
-    def in_pixels(self, view: View) -> float:
-        """Returns the smallest area in pixels that the network sees."""
-        if (area := self.in_um2()) is not None and view.pixel_um is not None:
-            return area / view.pixel_um**2
-        return float(self.smallest or 0) / (1 << 2 * view.level)
-
 
 def objects_of(box: Box) -> BoxObjects:
     """Counts and measures the objects of a box, at full resolution."""
@@ -219,16 +208,21 @@ def objects_of(box: Box) -> BoxObjects:
 
 def with_least_area(task: Task, view: View, objects: Sequence[BoxObjects]) -> Task:
     """Returns the task that drops objects of less than half the smallest annotated area."""
-    known = [own for own in objects if own.smallest is not None]
-    if not known:
+    pixels: list[float] = []
+    um2: list[float | None] = []
+    for own in objects:
+        if own.smallest is None:
+            continue
+        edge_um = own.box.index.plate.pixel_um
+        area_um2 = None if edge_um is None else own.smallest * edge_um**2
+        um2.append(area_um2)
+        if area_um2 is not None and view.pixel_um is not None:
+            pixels.append(area_um2 / view.pixel_um**2)
+        else:  # sizes are unknown: a pixel of level n covers 4^n of level 0
+            pixels.append(float(own.smallest) / (1 << 2 * view.level))
+    if not pixels:
         return task
-    pixels = LEAST * min(own.in_pixels(view) for own in known)
-    sizes = [own.in_um2() for own in known]
-    um2 = None if view.pixel_um is None or None in sizes else LEAST * min(size for size in sizes if size)
-    return replace(task, min_area=ceil(pixels), min_area_um2=um2)
-
-
-def least_area_text(task: Task) -> str:
-    """Returns the message about the objects that are dropped."""
-    um2 = "" if task.min_area_um2 is None else f" ({task.min_area_um2:.3g} µm²)"
-    return f"objects of less than {task.min_area} pixels{um2}, half the smallest annotated one, are dropped"
+    sizes = [area for area in um2 if area is not None]
+    comparable = view.pixel_um is not None and len(sizes) == len(um2)
+    least_um2 = LEAST * min(sizes) if comparable else None
+    return replace(task, min_area=ceil(LEAST * min(pixels)), min_area_um2=least_um2)

@@ -28,7 +28,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.load import digest
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
-from hpc_isl.stages.finetune.boxes import Box, BoxObjects, least_area_text, objects_of, with_least_area
+from hpc_isl.stages.finetune.boxes import Box, BoxObjects, objects_of, with_least_area
 from hpc_isl.stages.finetune.inputs import FinetuneInputs, as_planned, frozen_batchnorm, resolve_inputs
 from hpc_isl.stages.finetune.scores import main_figures, make_scores
 from hpc_isl.stages.shared.following import after_finetuning
@@ -115,7 +115,11 @@ def _open_run(
     elif task and objects:
         task = with_least_area(task, inputs.study.view, objects)
         if task.min_area:
-            attempt.log(least_area_text(task))
+            um2 = "" if task.min_area_um2 is None else f" ({task.min_area_um2:.3g} µm²)"
+            attempt.log(
+                f"objects of less than {task.min_area} pixels{um2}, half the smallest annotated one, "
+                "are dropped"
+            )
     seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)  # the same for all arms of a draw
     start = inputs.start(recipe.arm)
     # The contract keeps the weights that this arm began with, before any run.

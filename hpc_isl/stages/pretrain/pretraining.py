@@ -17,16 +17,8 @@ from hpc_isl.recipes.load import digest
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.pretrain.results import make_results
+from hpc_isl.stages.shared import held_out
 from hpc_isl.stages.shared.following import after_pretraining
-from hpc_isl.stages.shared.held_out import (
-    CONSTANT,
-    by_plate_map,
-    constant_text,
-    figures,
-    main_scores,
-    predict_field,
-    score,
-)
 from hpc_isl.stages.shared.plate_views import PlateViews, open_plates
 from hpc_isl.stages.shared.training_run import TrainingRun
 from hpc_isl.stages.shared.workloads import TEST, TRIAL_S, VALIDATION, ended_after, megapixels
@@ -56,13 +48,13 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
         attempt.stopping.set()  # one rank was asked to stop; now all of them know
         return
     rows, made = results
-    attempt.metric(step, **{f"test/{name}": value for name, value in main_scores(rows).items()})
-    if constant := figures(rows).get(CONSTANT):
-        attempt.log(f"test wells: {constant_text(constant)}")
+    attempt.metric(step, **{f"test/{name}": value for name, value in held_out.main_scores(rows).items()})
+    if constant := held_out.figures(rows).get(held_out.CONSTANT):
+        attempt.log(f"test wells: {held_out.constant_text(constant)}")
     arm = "imagenet+isl" if recipe.net.weights else "random+isl"
     attempt.finish({
-        "figures": figures(rows) | {"steps": step},
-        "by": by_plate_map(run.study, rows),
+        "figures": held_out.figures(rows) | {"steps": step},
+        "by": held_out.by_plate_map(run.study, rows),
         "made": {"model": str(attempt.run.model), **made},
         "next": after_pretraining(run.study, arm) if run.world.rank == 0 else [],
     })  # fmt: skip
@@ -77,8 +69,8 @@ def trial(recipe: PretrainRecipe, attempt: Attempt) -> None:
         for part, phase in (("validation", VALIDATION), ("test", TEST)):
             attempt.clock.tick("between", 1)
             for field in run.study.fields(part)[:1]:
-                for predicted in predict_field(run.predictor(), field):
-                    score(predicted, recipe.labels)
+                for predicted in held_out.predict_field(run.predictor(), field):
+                    held_out.score(predicted, recipe.labels)
                 attempt.clock.tick(phase, megapixels([field]))
 
 

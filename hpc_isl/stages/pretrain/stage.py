@@ -19,15 +19,9 @@ from hpc_isl.plates.store import label_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import PlaneRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.shared.plate_views import (
-    PlateViews,
-    expanded,
-    load_plate_views,
-    located_net,
-    located_split,
-    name_of,
-)
-from hpc_isl.stages.shared.workloads import STEPS, TEST, VALIDATION, megapixels, micro_batches, training_like
+from hpc_isl.stages.shared import plate_views, workloads
+from hpc_isl.stages.shared.plate_views import PlateViews, load_plate_views, name_of
+from hpc_isl.stages.shared.workloads import megapixels
 from hpc_isl.timing import Workload
 
 SELDOM = 10**9
@@ -44,9 +38,9 @@ def plan(recipe: PretrainRecipe) -> Plan:
     check_grid(recipe.predict.tile, recipe.predict.halo)
     # Absolute paths, because the job may start in another folder.
     paths = {
-        "plates": expanded(recipe.plates),
-        "net": located_net(recipe.net),
-        "split": located_split(recipe.split),
+        "plates": plate_views.expanded(recipe.plates),
+        "net": plate_views.located_net(recipe.net),
+        "split": plate_views.located_split(recipe.split),
     }
     recipe = recipe.model_copy(update=paths)
     _refuse_copying(recipe)
@@ -59,11 +53,11 @@ def plan(recipe: PretrainRecipe) -> Plan:
     if weights is not None:
         inputs["net.weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]
     train, steps = recipe.train, steps_of(recipe.train, len(crops))
-    like = training_like("pretrain", recipe.net, recipe.predict, study.view, train)
+    like = workloads.training_like("pretrain", recipe.net, recipe.predict, study.view, train)
     units = {
-        STEPS: micro_batches(train, steps),
-        TEST: megapixels(study.fields("test")),
-        VALIDATION: ceil(steps / train.evaluate_every) * megapixels(study.fields("validation")),
+        workloads.STEPS: workloads.micro_batches(train, steps),
+        workloads.TEST: megapixels(study.fields("test")),
+        workloads.VALIDATION: ceil(steps / train.evaluate_every) * megapixels(study.fields("validation")),
     }
     return Plan(
         recipe, tuple(_messages(recipe, study, crops)), inputs,
