@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from hpc_isl.learning.network.losses import loss_of
 from hpc_isl.learning.network.unet import build
+from hpc_isl.learning.training.batches import MicroBatch
 from hpc_isl.learning.training.checkpoint import Checkpoints
 from hpc_isl.learning.training.loop import Hooks, train
 from hpc_isl.learning.training.optim import optimizer_of
 from hpc_isl.learning.training.precision import autocast, resolve
-from hpc_isl.learning.training.prefetch import MicroBatch
 from hpc_isl.learning.training.world import World, open_world
 from hpc_isl.recipes.training import NetRecipe, OptimRecipe, TrainRecipe
 from hpc_isl.run import Attempt, Run

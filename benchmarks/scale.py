@@ -38,7 +38,7 @@ from hpc_isl.stages.segment.inputs import scale_of
 from hpc_isl.stages.segment.measurements import measured
 from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, index_of, load_segmenter
 from hpc_isl.stages.segment.stage import plan
-from hpc_isl.stages.shared.decoding import objects_in
+from hpc_isl.stages.shared.decoding import decode
 
 EDGE, FIELDS = 2160, 384 * 9
 ENCODERS = ("densenet121", "resnet34", "resnet18", "tu-mobilenetv1_100")
@@ -106,7 +106,7 @@ def _round(
 
     scale = scale_of(bench.recipe, bench.view, index, work.key)
     timed("reading", lambda: read_sources(bench.view, index, work.key, 0, scale))
-    labels = timed("flood", lambda: objects_in(maps, bench.rule))
+    labels = timed("flood", lambda: decode(maps, bench.rule)[0])
     seen = [FieldPrediction(maps, None, labels)]
     table = timed("features", lambda: measured(bench, index, work, seen))
     timed("writing", lambda: _keep(bench, index, work, seen, table))

@@ -48,7 +48,7 @@ from hpc_isl.stages.segment.inputs import scale_of
 from hpc_isl.stages.segment.measurements import measured
 from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, index_of, load_segmenter
 from hpc_isl.stages.segment.stage import plan
-from hpc_isl.stages.shared.decoding import objects_in
+from hpc_isl.stages.shared.decoding import decode
 
 PARTS = ("reading", "network", "to full resolution", "flood", "features", "writing", "hash and record")
 STAGES = ("stage", "two workers", "one network", "two networks")
@@ -191,7 +191,7 @@ def _take_apart(bench: Segmenter, index: Index, run: Run, plate: Path, field: Fi
     sources = timed("reading", lambda: read_sources(bench.view, index, key, 0, scale))
     said = timed("network", lambda: bench.predictor(sources))
     full = timed("to full resolution", lambda: to_full(said, scale, shape))
-    labels = timed("flood", lambda: objects_in(full, bench.rule))
+    labels = timed("flood", lambda: decode(full, bench.rule)[0])
     seen = [FieldPrediction(said, None, labels)]
     table = timed("features", lambda: measured(bench, index, work, seen))
     timed("writing", lambda: _keep(bench, index, work, seen, table))

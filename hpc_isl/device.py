@@ -1,4 +1,4 @@
-"""What a machine computes in natively: fp32, bf16 or fp16; without torch, which a plan does not wait for."""
+"""The precisions that a machine computes in natively; without torch, which a plan must not wait for."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from hpc_isl.errors import UserError
 
 CPUINFO = Path("/proc/cpuinfo")
-# Instructions that multiply in bf16, as Linux calls them on x86 and on ARM.
+# Instructions that multiply in bf16, as Linux names them on x86 and on ARM.
 BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 # A U-Net's training step in bf16 over one in fp32 where a CPU has no instructions for bf16, by those that it
-# has instead, as docs/performance.md has it from benchmarks/precision.py.
+# has instead, measured by benchmarks/precision.py (docs/performance.md).
 EMULATED = {"AVX512": 2.7, "AVX2": 9.9}
 
 
@@ -38,27 +38,27 @@ class Device:
 
 
 def cpu() -> Device:
-    """This machine's CPU."""
+    """Returns this machine's CPU."""
     try:
         return cpu_of(CPUINFO.read_text())
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return Device(f"this {platform.machine()} CPU")
 
 
 def cpu_of(cpuinfo: str) -> Device:
-    """The CPU that /proc/cpuinfo tells of."""
-    facts = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
-    told = {name.strip(): value.strip() for name, value in facts.items()}
-    flags = set((told.get("flags") or told.get("Features") or "").split())
+    """Returns the CPU that the text of /proc/cpuinfo describes."""
+    lines = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in lines.items()}
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
     native = frozenset({"fp32", "bf16"} if BF16 & flags else {"fp32"})
     best = "AVX512" if {"avx512f", "avx512bw", "avx512vl"} <= flags else "AVX2" if "avx2" in flags else ""
-    name = " ".join(told.get("model name", f"{platform.machine()} CPU").split())
+    name = " ".join(facts.get("model name", f"{platform.machine()} CPU").split())
     return Device(name, "cpu", native, EMULATED.get(best))
 
 
 @lru_cache
 def gpus(names: tuple[str, ...]) -> list[Device]:
-    """The GPUs of this machine that are named as in CUDA_VISIBLE_DEVICES, as far as nvidia-smi tells."""
+    """Returns the GPUs of this machine with these names, as in CUDA_VISIBLE_DEVICES, by nvidia-smi."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=index,uuid,name,compute_cap", "--format=csv,noheader"],
@@ -70,7 +70,7 @@ def gpus(names: tuple[str, ...]) -> list[Device]:
 
 
 def gpus_of(listed: str, names: Sequence[str]) -> list[Device]:
-    """Those GPUs, from the rows index, uuid, name and compute capability."""
+    """Returns those GPUs, from CSV rows of index, uuid, name and compute capability."""
     known: dict[str, Device] = {}
     for row in csv.reader(listed.splitlines(), skipinitialspace=True):
         if len(row) == 4:
@@ -79,7 +79,7 @@ def gpus_of(listed: str, names: Sequence[str]) -> list[Device]:
 
 
 def gpu_of(name: str, capability: str) -> Device:
-    """A GPU of NVIDIA's, by its compute capability.
+    """Returns a GPU of NVIDIA's, by its compute capability.
 
     bf16 since 8.0; fp16 no slower than fp32 since 7.0, and of 5.3, 6.0 and 6.2 (CUDA C++ Programming Guide,
     throughput of native arithmetic instructions).
@@ -93,10 +93,10 @@ def gpu_of(name: str, capability: str) -> Device:
 
 
 def remarks(key: str, precision: str, devices: Sequence[Device]) -> Iterator[str]:
-    """In which numbers a network will be computed on these devices, and what that costs.
+    """Yields, for each device, the precision that a network will be computed in, and its cost.
 
     Args:
-        key: of the recipe, which says the precision: auto, fp32, bf16 or fp16.
+        key: of the recipe, that holds the precision: auto, fp32, bf16 or fp16.
 
     Raises:
         UserError: fp16 on a CPU.
@@ -112,21 +112,20 @@ def remarks(key: str, precision: str, devices: Sequence[Device]) -> Iterator[str
             others = ", ".join(name for name in ("fp32", "bf16", "fp16") if name in native)
             yield f"computes in {chosen} on {device.name} ({key}={precision}); natively it has {others}"
         else:
-            yield f"warning: {key}={precision}: {_emulated(device, chosen)}; {key}=auto takes fp32 there"
+            cost = "; how slow that is was not measured for such a device"
+            if device.cost is not None and chosen == "bf16":
+                cost = (
+                    f": a U-Net's training step took {device.cost:g} times as long as in fp32 (measured on a "
+                    "CPU held to the same instructions, docs/performance.md)"
+                )
+            yield (
+                f"warning: {key}={precision}: {device.name} has no instructions for {chosen}, which is "
+                f"emulated{cost}; {key}=auto takes fp32 there"
+            )
 
 
 def resolved(precision: str, device: Device) -> str:
-    """What `auto` is on a device: bf16 on GPUs that compute in it natively, else fp32."""
+    """Returns the precision; `auto` is bf16 on GPUs that compute in it natively, else fp32."""
     if precision != "auto":
         return precision
     return "bf16" if device.kind == "gpu" and device.native and "bf16" in device.native else "fp32"
-
-
-def _emulated(device: Device, precision: str) -> str:
-    text = f"{device.name} has no instructions for {precision}, which is emulated"
-    if device.cost is None or precision != "bf16":
-        return f"{text}; how slow that is was not measured for such a device"
-    return (
-        f"{text}: a U-Net's training step took {device.cost:g} times as long as in fp32 (measured on a CPU "
-        "held to the same instructions, docs/performance.md)"
-    )

@@ -1,4 +1,4 @@
-"""How long work takes: phases timed as a run goes, and what they say about a run that is planned."""
+"""How long work takes: phases are timed while a run goes on, and predict the time of a planned run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 START, END = "start", "end"  # phases that every run has once, however many processes share the rest
+Timed = Mapping[str, Sequence[float]]
+"""Phase -> seconds and units that were timed."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run will have to do.
+    """The work that a run will do.
 
     Attributes:
-        like: all that the time of a unit hangs on, as plain JSON, but for the machine.
+        like: all that the time of a unit depends on, as plain JSON, apart from the machine.
         units: phase -> its units, over all processes, as in {"micro-batches": 8000}.
     """
 
@@ -23,18 +25,14 @@ class Workload:
     units: Mapping[str, float]
 
 
-Timed = Mapping[str, Sequence[float]]
-"""Phase -> seconds and units that were timed."""
-
-
 @dataclass
 class Clock:
-    """Times the phases of an attempt: whatever passes between two ticks belongs to the later one.
+    """Times the phases of an attempt: the time between two ticks belongs to the later one.
 
     Attributes:
         begun: when the process was started, in seconds since 1970.
-        phases: what was timed of this process.
-        firsts: the same of the first tick of each phase, which is slower: something is loaded, or compiled.
+        phases: the seconds and units of this process.
+        firsts: those of the first tick of each phase, which is slower: something is loaded, or compiled.
     """
 
     begun: float = field(default_factory=time.time)
@@ -49,9 +47,9 @@ class Clock:
         return 0.0 if self._started is None else time.monotonic() - self._started
 
     def tick(self, phase: str, units: float) -> None:
-        """So many units of a phase are done now; the very first unit of all belongs to the start.
+        """Records that so many units of a phase are done; the very first unit of all belongs to the start.
 
-        What a run has once is told by `END`, with one unit at the last.
+        Work that a run does once ends with a last tick of the phase `END`, of one unit.
         """
         moment = time.monotonic()
         if self._started is None:
@@ -62,22 +60,18 @@ class Clock:
             total[0] += moment - self._last
             total[1] += units
         else:
+            # The first tick of a phase is kept apart, because it loads or compiles something.
             self.firsts[phase] = [moment - self._last, units]
         self._last = moment
 
     def timed(self) -> Timed:
-        """Phases without their first ticks, but for those that had no others."""
+        """Returns the phases without their first ticks, except for those that had no others."""
         return {**self.firsts, **self.phases}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a run will take.
-
-    Attributes:
-        seconds: by phase.
-        sources: the runs whose steps were timed.
-    """
+    """The predicted time of a run: seconds by phase, and the names of the runs that were timed for it."""
 
     seconds: Mapping[str, float]
     sources: tuple[str, ...] = ()
@@ -88,26 +82,25 @@ class Estimate:
 
 
 def estimate(work: Workload, timed: Iterable[tuple[str, Timed]], processes: int) -> Estimate | None:
-    """The time of a run, from phases that were timed in runs of the same `like`, the newest first.
+    """Predicts the time of a run from phases that were timed in runs of the same `like`.
 
     Args:
-        timed: name of a run, and its phases.
-        processes: among which units are shared out.
+        timed: names of runs, and their phases.
+        processes: that share the units.
 
     Returns:
-        None: a phase that the run will have was never timed.
+        None if a phase of the run was never timed.
     """
     sums: dict[str, list[float]] = {}
-    sources: dict[str, None] = {}
+    sources: dict[str, None] = {}  # an ordered set: several attempts of a run may have been timed
     for name, phases in timed:
+        sources[name] = None
         for phase, (seconds, units) in phases.items():
             total = sums.setdefault(phase, [0.0, 0.0])
             total[0], total[1] = total[0] + seconds, total[1] + units
-        sources[name] = None
     rates = {phase: seconds / units for phase, (seconds, units) in sums.items() if units > 0}
     wanted = {phase: units for phase, units in work.units.items() if units > 0}
     if not rates.keys() >= {START, *wanted}:
         return None
-    found = {START: rates[START]}
-    found |= {phase: rates[phase] * units / processes for phase, units in wanted.items()}
-    return Estimate(found | {END: rates.get(END, 0.0)}, tuple(sources))
+    shared = {phase: rates[phase] * units / processes for phase, units in wanted.items()}
+    return Estimate({START: rates[START]} | shared | {END: rates.get(END, 0.0)}, tuple(sources))

@@ -35,11 +35,11 @@ LISTED = """\
 @pytest.mark.parametrize(
     ("cpuinfo", "bf16"), [(EPYC_ROME, False), (SKYLAKE, False), (SAPPHIRE, True), (GRAVITON, True)]
 )
-def test_a_cpu_tells_by_its_instructions_whether_it_computes_bf16(cpuinfo: str, bf16: bool) -> None:
+def test_a_cpus_instructions_decide_whether_it_computes_bf16(cpuinfo: str, bf16: bool) -> None:
     assert ("bf16" in (cpu_of(cpuinfo).native or ())) == bf16
 
 
-def test_this_cpu_is_what_torch_says_it_is() -> None:
+def test_this_cpu_is_recognised_as_torch_recognises_it() -> None:
     if not device.CPUINFO.exists():
         pytest.skip("no Linux")
     known = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -63,7 +63,7 @@ def test_auto_is_fp32_where_bf16_is_emulated() -> None:
     assert as_scored("bf16", torch.device("cpu")) == torch.float32
 
 
-def test_what_is_emulated_is_warned_of_with_the_factor_and_where_it_comes_from() -> None:
+def test_a_warning_about_emulation_gives_the_factor_and_its_source() -> None:
     """A user reads that bf16 is emulated, what that costs, how that is known, and what to type."""
     [rome] = remarks("train.precision", "bf16", [cpu_of(EPYC_ROME)])
     assert rome.startswith(f"warning: train.precision=bf16: {EPYC} has no instructions for bf16")
@@ -88,7 +88,7 @@ def test_fp16_on_a_cpu_is_refused_and_bf16_is_not_advised_instead() -> None:
         assert "bf16" not in str(caught.value)
 
 
-def test_a_plan_says_what_its_device_computes_in(
+def test_a_plan_reports_the_precision_of_its_device(
     write_stained_plate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_stained_plate(tmp_path / "P01.zarr", size=64)
@@ -110,12 +110,12 @@ def test_a_plan_says_what_its_device_computes_in(
     assert "the job tells" in said("fp16", Site(executor="slurm", gpus=1))
 
 
-def test_no_recipe_that_is_shipped_asks_for_what_most_cpus_emulate() -> None:
+def test_no_shipped_recipe_asks_for_a_precision_that_most_cpus_emulate() -> None:
     paths = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("docs/study/*.yaml")]
     asked = {path.name: (yaml.safe_load(path.read_text()) or {}).get("train", {}) for path in paths}
     assert len(asked) > 20
     assert {name for name, train in asked.items() if train.get("precision") in ("bf16", "fp16")} == set()
 
 
-def test_devices_of_one_kind_are_told_once() -> None:
+def test_devices_of_one_kind_are_reported_once() -> None:
     assert len(list(remarks("train.precision", "auto", [Device("a GPU", "gpu")] * 4))) == 1

@@ -12,7 +12,7 @@ WORK = Workload({}, {"micro-batches": 200, "test": 10.0, "validation": 0.0})
 TIMED = {START: [20.0, 1.0], "micro-batches": [50.0, 100.0], "test": [6.0, 3.0], END: [4.0, 1.0]}
 
 
-def test_units_are_shared_out_among_processes_and_what_a_run_has_once_is_not() -> None:
+def test_processes_share_units_but_not_the_start_and_the_end() -> None:
     for processes in (1, 2, 4):
         found = estimate(WORK, [("S1", TIMED)], processes)
         assert found is not None
@@ -23,7 +23,7 @@ def test_units_are_shared_out_among_processes_and_what_a_run_has_once_is_not() -
         assert found.sources == ("S1",)
 
 
-def test_several_timed_runs_count_by_what_they_did() -> None:
+def test_several_timed_runs_are_weighted_by_their_units() -> None:
     more = {START: [40.0, 1.0], "micro-batches": [150.0, 100.0]}
     found = estimate(WORK, [("S2", more), ("S1", TIMED)], 1)
     assert found is not None
@@ -33,7 +33,7 @@ def test_several_timed_runs_count_by_what_they_did() -> None:
 
 
 @pytest.mark.parametrize("missing", [START, "micro-batches", "test"])
-def test_what_was_never_timed_is_not_guessed(missing: str) -> None:
+def test_a_phase_that_was_never_timed_gives_no_estimate(missing: str) -> None:
     assert estimate(WORK, [("S1", {k: v for k, v in TIMED.items() if k != missing})], 1) is None
     assert estimate(WORK, [], 1) is None
 

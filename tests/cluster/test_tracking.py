@@ -354,7 +354,9 @@ SLOPE = {"Type": "Polynomial", "Coefficients": [[1.0], [0.3, 0.2]], "Origin": [4
 CORRECTED = """
 import json, mlflow, numpy as np
 from pathlib import Path
-from hpc_isl.learning import model, predict, samples
+from hpc_isl.learning.data import samples
+from hpc_isl.learning.inference import predict
+from hpc_isl.learning.network import model
 from hpc_isl.learning.data.fields import field_view
 from hpc_isl.learning.data.flat_field import gain
 from hpc_isl.plates.store import open_plate, read_box
@@ -376,7 +378,9 @@ print(json.dumps((predict.predict(network, seen) * scale + offset)[None].tolist(
 LOADED = """
 import mlflow, numpy as np
 from pathlib import Path
-from hpc_isl.learning import model, predict, samples
+from hpc_isl.learning.data import samples
+from hpc_isl.learning.inference import predict
+from hpc_isl.learning.network import model
 from hpc_isl.learning.data.fields import field_view
 from hpc_isl.learning.data.planes import counts
 from hpc_isl.plates.store import open_plate

@@ -92,7 +92,7 @@ def main():
     )  # fmt: skip
     with open_world(attempt, timeout_s=60) as world:
         assert world.gather(world.rank) == list(range(world.size))
-        assert world.share(f"from {world.rank}") == "from 0"
+        assert world.broadcast(f"from {world.rank}") == "from 0"
         result = run(Path(folder), world, **settings)
         if world.rank == 0:
             torch.save(result, Path(folder) / "result.pt")

@@ -140,7 +140,7 @@ def test_loading_processes_run_the_code_of_the_one_that_trains(crops: Crops, tmp
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_is_lost_or_damaged_is_told_with_its_field(crops: Crops, workers: int) -> None:
+def test_a_missing_or_damaged_shard_is_reported_with_its_field(crops: Crops, workers: int) -> None:
     for path in _shards(crops.fields[1]):
         path.write_bytes(b"no shard")
     with pytest.raises(UserError, match=r"^P01 B03/1 '(Phase|Hoechst)': .*level 0 cannot be read") as caught:
@@ -148,7 +148,7 @@ def test_a_shard_that_is_lost_or_damaged_is_told_with_its_field(crops: Crops, wo
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_lost_shard_is_no_dark_image(crops: Crops) -> None:
+def test_a_missing_shard_is_not_read_as_a_dark_image(crops: Crops) -> None:
     for path in _shards(crops.fields[0]):
         path.unlink()
     with pytest.raises(UserError, match=r"^P01 B02/1 .*level 0 cannot be read"):

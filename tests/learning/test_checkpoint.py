@@ -28,7 +28,7 @@ def test_nothing_saved_is_nothing_to_resume(checkpoints):
     assert checkpoints.best() is None
 
 
-def test_what_is_read_is_what_was_saved(checkpoints):
+def test_a_state_is_read_as_it_was_saved(checkpoints):
     checkpoints.save(7, state(3.5))
     found = checkpoints.newest()
     assert found["step"] == 7
@@ -42,7 +42,7 @@ def test_only_the_newest_are_kept(checkpoints):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 1000, 20000, -1])
-def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(checkpoints, said, kept):
+def test_a_truncated_checkpoint_is_skipped_for_the_one_before(checkpoints, said, kept):
     checkpoints.save(1, state(1.0))
     path = checkpoints.save(2, state(2.0))
     path.write_bytes(path.read_bytes()[:kept])
@@ -84,7 +84,7 @@ def test_a_checkpoint_that_holds_code_is_not_run(checkpoints, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_full_disk_says_so_and_leaves_what_was_there(checkpoints, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_earlier_checkpoints(checkpoints, monkeypatch):
     import errno
 
     checkpoints.save(1, state())
@@ -98,7 +98,7 @@ def test_a_full_disk_says_so_and_leaves_what_was_there(checkpoints, monkeypatch)
     assert checkpoints.newest()["step"] == 1
 
 
-def test_the_best_lies_beside_the_newest(checkpoints):
+def test_the_best_state_is_kept_beside_the_newest(checkpoints):
     checkpoints.save_best({**state(1.0), "step": 4})
     checkpoints.save_best({**state(2.0), "step": 8})
     assert checkpoints.best()["step"] == 8

@@ -51,7 +51,7 @@ def drifted(trained: Index, index: Index, view: View = VIEW) -> dict[str, dict[s
     return {row["well"]: row for row in drift(reference, view, index, keys_of(index))}
 
 
-def test_wells_like_those_of_training_are_near(make_plate: MakePlate) -> None:
+def test_wells_like_those_of_training_show_no_drift(make_plate: MakePlate) -> None:
     found = drifted(plate(make_plate), plate(make_plate, "P02", first=100))
     assert list(found) == list(WELLS)
     assert all(row["largest"] < NOTICEABLE and row["fields"] == 2 for row in found.values())
@@ -65,7 +65,9 @@ def test_wells_like_those_of_training_are_near(make_plate: MakePlate) -> None:
         ({"contrast": 1500}, "Phase 1 contrast"),
     ],
 )
-def test_what_changed_in_a_well_is_named(make_plate: MakePlate, change: dict[str, Any], where: str) -> None:
+def test_the_changed_fact_of_a_well_is_named(
+    make_plate: MakePlate, change: dict[str, Any], where: str
+) -> None:
     found = drifted(plate(make_plate), plate(make_plate, "P02", first=100, C03=change))
     far = [well for well, row in found.items() if row["largest"] > FAR]
     assert far == ["C03"]
@@ -79,7 +81,7 @@ def test_more_light_at_equal_contrast_is_no_drift(make_plate: MakePlate) -> None
     assert all(row["largest"] < NOTICEABLE for row in found.values())
 
 
-def test_a_dark_field_is_as_far_as_can_be(make_plate: MakePlate) -> None:
+def test_a_dark_field_drifts_furthest(make_plate: MakePlate) -> None:
     found = drifted(plate(make_plate), plate(make_plate, "P02", B02={"level": 0, "contrast": 0}))
     assert np.isfinite(found["B02"]["largest"])
     assert found["B02"]["largest"] > 10 * FAR
@@ -110,7 +112,7 @@ def test_sharpness_is_not_compared_between_pixels_of_different_size(make_plate: 
     assert "Phase 1 focus" in drifted(trained, fine)["B02"]
 
 
-def test_a_plate_with_other_names_is_held_against_the_same_reference(make_plate: MakePlate) -> None:
+def test_a_plate_with_other_names_is_compared_with_the_same_reference(make_plate: MakePlate) -> None:
     trained = plate(make_plate)
     reference = json.loads(json.dumps(reference_of(VIEW, [trained], [keys_of(trained)])))
     channels = tuple(replace(each, name=f"own {each.name}") for each in trained.plate.channels)
@@ -119,7 +121,7 @@ def test_a_plate_with_other_names_is_held_against_the_same_reference(make_plate:
     assert drift(reference, view, there, keys_of(there)) == drift(reference, VIEW, trained, keys_of(trained))
 
 
-def test_fields_that_cannot_be_seen_are_left_out(make_plate: MakePlate) -> None:
+def test_fields_without_a_source_are_left_out(make_plate: MakePlate) -> None:
     trained = plate(make_plate)
     reference = reference_of(VIEW, [trained], [keys_of(trained)])
     blind = make_plate(name="P02", channels=(Channel("DIC"), Channel("Hoechst")))

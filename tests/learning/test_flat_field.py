@@ -51,7 +51,7 @@ def test_a_box_and_a_coarser_level_are_parts_of_the_same_profile() -> None:
     assert np.allclose(half, whole.reshape(540, 2, 540, 2).mean(axis=(1, 3)), atol=1e-4)
 
 
-def test_an_identity_changes_nothing_and_a_missing_profile_is_told() -> None:
+def test_an_identity_changes_nothing_and_a_missing_profile_is_an_error() -> None:
     assert (gain({"Type": "Identity"}, (8, 8), (slice(0, 8), slice(2, 4))) == 1).all()
     assert vendor_profile({"Character": "NonFlat", "Profile": HOECHST}, "Hoechst") == HOECHST
     with pytest.raises(UserError, match=r"channel 'DAPI'.*data\.flat_field=estimated"):

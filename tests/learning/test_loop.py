@@ -161,7 +161,7 @@ def test_a_finished_run_is_not_trained_again(trained):
     assert equal(first.state_dict(), second.state_dict())
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_touches_nothing(trained, tmp_path):
+def test_a_loss_that_is_not_finite_names_the_step_and_changes_nothing(trained, tmp_path):
     before = {name: tensor.clone() for name, tensor in ranks.network().state_dict().items()}
     network = ranks.network()
     calls = []
@@ -186,7 +186,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed_too(trained):
         trained(loss=loss)
 
 
-def test_a_gpu_too_small_for_a_micro_batch_is_said_so(trained):
+def test_a_gpu_too_small_for_a_micro_batch_is_reported(trained):
     def loss(prediction, target):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -206,7 +206,7 @@ def test_the_best_weights_are_kept_only_with_patience(trained, patience):
     assert equal(network.state_dict(), twin.state_dict())
 
 
-def test_a_score_cut_short_by_a_stop_is_made_up_for(trained):
+def test_an_evaluation_interrupted_by_a_stop_is_repeated(trained):
     asked = []
 
     def evaluate(step):
@@ -236,7 +236,7 @@ def test_fp16_on_a_cpu_is_refused(trained):
         trained(precision="fp16")
 
 
-def test_processes_that_cannot_share_a_batch_are_told_the_nearest_numbers():
+def test_an_error_about_processes_that_cannot_share_a_batch_names_the_nearest_numbers():
     recipe = TrainRecipe(steps=1, batch=64, micro_batch=16)
     assert check_micro_batches(recipe, 2) == 2
     with pytest.raises(
@@ -313,7 +313,7 @@ class Parts(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_a_frozen_encoder_rests_for_so_many_steps_and_moves_afterwards(trained, name):
+def test_a_frozen_encoder_learns_only_after_so_many_steps(trained, name):
     network, seen = Parts(), []
 
     def report(step, values):
@@ -330,7 +330,7 @@ def test_a_frozen_encoder_rests_for_so_many_steps_and_moves_afterwards(trained, 
     assert moved == [head, head, both, both]
 
 
-def test_groups_that_ask_for_nothing_train_to_the_same_weights_to_the_bit(trained, tmp_path):
+def test_groups_without_options_train_to_the_same_weights_to_the_bit(trained, tmp_path):
     plain, *_ = trained()
     shutil.rmtree(tmp_path / "checkpoints")
     network = ranks.network()
@@ -338,7 +338,7 @@ def test_groups_that_ask_for_nothing_train_to_the_same_weights_to_the_bit(traine
     assert equal(plain.state_dict(), grouped.state_dict())
 
 
-def test_a_checkpoint_from_before_there_were_groups_is_taken_up_to_the_same_weights(alone, tmp_path):
+def test_a_checkpoint_of_a_version_without_groups_resumes_to_the_same_weights(alone, tmp_path):
     """Its optimiser knows of no scale and no rest."""
     ranks.run(tmp_path, World(), steps=6)
     for path in sorted((tmp_path / "checkpoints").glob("*.pt"))[1:]:

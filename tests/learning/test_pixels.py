@@ -62,7 +62,7 @@ def test_only_planes_that_exist_are_projected_or_in_focus() -> None:
         ("focus+4um", (), "the distance of planes is unknown; write planes, as in focus"),
     ],
 )
-def test_a_plane_beyond_the_stack_is_refused_with_what_there_is(
+def test_a_plane_beyond_the_stack_is_refused_with_the_planes_that_exist(
     spec: int | str, z_um: tuple[float, ...], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
@@ -99,7 +99,7 @@ def test_the_box_mean_of_a_crop_with_margin_is_that_of_the_whole(
 
 
 @given(kind=st.sampled_from(["standard", "percentile", "max16", "none"]), clip=st.sampled_from([None, 0.5]))
-def test_normalised_pixels_are_what_the_kind_says(kind: str, clip: float | None) -> None:
+def test_normalised_pixels_have_the_statistics_of_their_kind(kind: str, clip: float | None) -> None:
     pixels = stream(3).normal(1000, 50, (64, 64)).astype(np.float32)
     result = normalise(pixels, *numbers(kind, pixels, 5, 99.5), clip)
     low, high = np.percentile(pixels, [5, 99.5])
@@ -140,7 +140,7 @@ def test_geometry_is_the_same_for_sources_and_targets_and_all_eight_occur() -> N
     assert len(seen) == 8
 
 
-def test_shading_draws_other_numbers_for_each_plane_and_leaves_none_behind() -> None:
+def test_shading_draws_new_numbers_for_each_plane() -> None:
     pixels = np.ones((3, 8, 8), np.float32)
     recipe = AugmentRecipe(brightness=0.5, contrast=0.5)
     changed = shade(pixels, recipe, stream(6))

@@ -17,8 +17,7 @@ from torch import nn
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.view import Foreground, Role, View
-from hpc_isl.learning.inference.footprint import footprint
-from hpc_isl.learning.inference.predict import Predictor, predict
+from hpc_isl.learning.inference.predict import Predictor, footprint, predict
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.unet import build
@@ -94,7 +93,7 @@ def test_a_network_with_statistics_of_the_image_warns_when_tiled():
     predict(network, field(64, 64), tile=64)
 
 
-def test_a_gpu_too_small_for_a_field_is_told_of_tiles():
+def test_an_error_about_a_gpu_too_small_for_a_field_suggests_tiles():
     class Large(nn.Module):
         def forward(self, x):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -207,7 +206,7 @@ def test_blended_are_the_tiles_by_their_weights(y, x, tile, halo, batch):
     halo=st.sampled_from([0, 32, 64]),
     batch=st.integers(1, 5),
 )
-def test_row_by_row_an_image_is_the_same_bits(y, x, tile, halo, batch):
+def test_an_image_predicted_row_by_row_has_the_same_bits(y, x, tile, halo, batch):
     sources, predictor = field(y, x), Predictor(Small(), tile=tile, halo=halo, batch=batch)
     found, end = np.full((1, y, x), np.nan, np.float32), 0
 
@@ -221,7 +220,7 @@ def test_row_by_row_an_image_is_the_same_bits(y, x, tile, halo, batch):
     np.testing.assert_array_equal(found, predictor(sources))
 
 
-def test_of_a_long_image_only_a_band_is_held():
+def test_of_a_long_image_only_a_band_is_in_memory():
     read, done = [], [0]
 
     def part(box):
@@ -241,14 +240,14 @@ def test_of_a_long_image_only_a_band_is_held():
 # ---------------------------------------------------------------- threads
 
 
-def test_threads_are_set_for_a_pass_and_put_back():
+def test_threads_are_set_for_a_pass_and_restored():
     network, before = Watched(), torch.get_num_threads()
     Predictor(network, threads=before + 1)(field(32, 32))
     assert network.threads == [before + 1]
     assert torch.get_num_threads() == before
 
 
-def test_many_threads_may_ask_and_the_network_runs_for_one_at_a_time():
+def test_many_threads_may_predict_and_the_network_runs_for_one_at_a_time():
     network = Watched()
     predictor = Predictor(network, tile=32, halo=32, batch=2, threads=1)
     fields = [field(100, 100, seed) for seed in range(12)]
@@ -261,7 +260,7 @@ def test_many_threads_may_ask_and_the_network_runs_for_one_at_a_time():
         np.testing.assert_array_equal(own, other)
 
 
-def test_any_number_of_runs_gives_the_same_bits_with_one_number_of_threads(network):
+def test_repeated_runs_give_the_same_bits_with_one_number_of_threads(network):
     sources = field(200, 160)
     first = Predictor(network, tile=64, halo=32, batch=3, threads=1)
     again = replace(first, network=build(contract().net, 2, 1, seed=4, pretrained=False))
@@ -269,7 +268,7 @@ def test_any_number_of_runs_gives_the_same_bits_with_one_number_of_threads(netwo
     np.testing.assert_array_equal(first(sources), first(sources))
 
 
-def test_compiled_it_says_the_same():
+def test_a_compiled_network_predicts_the_same():
     sources, network = field(64, 96), Small()
     found = Predictor(network, compiled=True)(sources)
     np.testing.assert_allclose(found, predict(network, sources), atol=2e-6)
@@ -347,7 +346,7 @@ def test_a_model_is_read_back_as_it_was_written(network, tmp_path):
     np.testing.assert_array_equal(predict(found, sources), predict(network, sources))
 
 
-def test_a_contract_knows_its_training_images_and_older_ones_do_not():
+def test_a_contract_describes_its_training_images_and_older_ones_do_not():
     own = contract(reference={"Phase focus+2": {"contrast": [-2.5, 0.2]}})
     content = json.loads(json.dumps(own.to_dict()))
     assert Contract.from_dict(content) == own
@@ -355,7 +354,7 @@ def test_a_contract_knows_its_training_images_and_older_ones_do_not():
     assert Contract.from_dict(content) == contract(reference={})
 
 
-def test_a_folder_without_a_model_says_so(tmp_path):
+def test_a_folder_without_a_model_is_an_error(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
         model.load(tmp_path)
 

@@ -55,7 +55,7 @@ def where(crop: np.ndarray[Any, Any], field: np.ndarray[Any, Any]) -> tuple[int,
     return int(places[0][0]), int(places[0][1])
 
 
-def test_a_crop_is_a_box_of_its_field_and_every_field_gives_its_share_in_every_epoch(
+def test_a_crop_is_a_box_of_its_field_and_every_field_gives_equally_many_in_every_epoch(
     make_plate: MakePlate,
 ) -> None:
     indices = [make_plate(), make_plate(name="P02", wells=("B02",))]
@@ -178,7 +178,7 @@ def test_where_targets_are_normalised_by_field_each_has_a_threshold_of_its_own(m
     assert "above Otsu's threshold of 'Hoechst'" in crops.messages[0]
 
 
-def test_fields_smaller_than_a_crop_are_reflected_and_it_is_said(make_plate: MakePlate) -> None:
+def test_fields_smaller_than_a_crop_are_reflected_and_reported(make_plate: MakePlate) -> None:
     index = make_plate(wells=("B02",))
     crops, view = planned([index], crop=128)
     sources, targets = crops[0]
@@ -289,7 +289,7 @@ def test_training_fields_that_lack_a_plane_are_left_out_and_counted_by_kind(make
     assert set(crops.dropped) == {"P01 B03/1", "P02 B02/1", "P02 B03/1", "P02 C02/1"}
 
 
-def test_where_all_training_fields_lack_a_plane_they_are_told_at_once(make_plate: MakePlate) -> None:
+def test_if_all_training_fields_lack_a_plane_one_error_names_them(make_plate: MakePlate) -> None:
     shape = (1, 2, 2, 96, 80)
     noise = np.random.default_rng(0).poisson(500, shape).astype(np.uint16)
     short = {FieldKey(well, "1"): noise for well in ("B02", "B03", "C02")}

@@ -51,7 +51,7 @@ def test_the_same_seed_draws_the_same_split_wherever_and_in_whatever_order_the_p
     assert draw([one, two], recipe).digest != draw([one, two], SplitRecipe(seed=4)).digest
 
 
-def test_each_plate_gives_its_share() -> None:
+def test_each_plate_is_split_in_the_same_proportion() -> None:
     split = draw([plate(20), plate(40, name="P02")], SplitRecipe(test=0.2, validation=0.1))
     assert Counter(name for name, _ in wells_of(split, "test")) == {"P01": 4, "P02": 8}
     assert Counter(name for name, _ in wells_of(split, "validation")) == {"P01": 2, "P02": 4}
@@ -115,7 +115,7 @@ def test_a_written_split_is_read_back_with_the_same_digest(tmp_path: Path) -> No
         (SplitRecipe(test=1.0), "no field is left to train on"),
     ],
 )
-def test_what_no_plate_has_is_named_with_what_there_is(recipe: SplitRecipe, said: str) -> None:
+def test_a_unit_that_no_plate_has_is_named_with_those_that_exist(recipe: SplitRecipe, said: str) -> None:
     lines = {well_name(0, i): {"treatment": "A" if i < 3 else "B"} for i in range(12)}
     with pytest.raises(UserError, match=said):
         draw([plate(12, plate_map=lines)], recipe)
@@ -133,7 +133,7 @@ def test_what_no_plate_has_is_named_with_what_there_is(recipe: SplitRecipe, said
         ("", "has no plate 'P01'"),
     ],
 )
-def test_a_wrong_split_file_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_an_error_in_a_split_file_names_its_line(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(UserError, match=said):
         draw([plate(2)], SplitRecipe(file=tmp_path / "split.csv"))

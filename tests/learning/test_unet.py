@@ -46,7 +46,7 @@ def test_the_output_may_be_negative():
     assert network(torch.randn(2, 1, 64, 64)).min() < 0
 
 
-def test_weights_depend_on_the_seed_and_on_nothing_else():
+def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(1)
     one = build(TINY, 2, 1, seed=3).state_dict()
     torch.manual_seed(2)
@@ -84,7 +84,7 @@ def test_a_decoder_of_the_wrong_length_is_refused():
 @pytest.mark.parametrize(
     "net", [tiny(weights="imagenet"), NetRecipe(encoder="tu-resnet18", weights="imagenet")]
 )
-def test_offline_the_way_out_is_told_at_once(offline, net):
+def test_offline_the_error_comes_at_once_and_names_the_remedies(offline, net):
     with pytest.raises(UserError, match=r"(?s)cannot be reached.*net.weights=/path/to.*net.weights=null"):
         check_weights(net)
 
@@ -111,7 +111,7 @@ def test_weights_in_the_cache_need_no_network(offline, encoder, tmp_path):
 @pytest.mark.parametrize(
     "form", ["safetensors", "pth", "of a unet", "parallel", "with classifier", "wrapped"]
 )
-def test_a_local_file_is_read_in_all_its_forms(encoder, tmp_path, form):
+def test_a_local_file_is_read_in_every_format(encoder, tmp_path, form):
     path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
     state = dict(encoder)
     if form == "of a unet":

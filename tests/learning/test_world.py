@@ -21,10 +21,10 @@ def attempt(folder, rank=0, size=1, nodes=1):
 def test_one_process_needs_no_group(tmp_path):
     with open_world(attempt(tmp_path)) as alone:
         assert alone == World()
-        assert torch.equal(alone.sum(torch.ones(2)), torch.ones(2))
+        assert torch.equal(alone.all_reduce(torch.ones(2)), torch.ones(2))
         assert alone.gather("x") == ["x"]
-        assert alone.share("x") == "x"
-        alone.wait()
+        assert alone.broadcast("x") == "x"
+        alone.barrier()
     assert not torch.distributed.is_initialized()
     assert not list(tmp_path.iterdir())
 
@@ -40,7 +40,7 @@ def test_threads_are_capped_to_the_cpus_of_the_job(tmp_path):
 
 def meet(of, timeout_s=20.0):
     """The store of one rank, in this process: threads stand for ranks, the sockets are real."""
-    return world._meet(of, timeout_s)
+    return world._rendezvous(of, timeout_s)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -61,12 +61,12 @@ def test_ranks_share_a_store_found_through_the_run_folder(tmp_path, nodes, monke
     assert (published["hosts"] == ["127.0.0.1"]) == (nodes == 1)
 
 
-def test_a_rank_that_does_not_come_is_named(tmp_path):
+def test_a_missing_rank_is_named(tmp_path):
     with pytest.raises(UserError, match=r"only 1 of 3 processes have come; missing ranks: \[1, 2\]"):
         meet(attempt(tmp_path, 0, 3), timeout_s=0.3)
 
 
-def test_rank_0_that_does_not_come_is_said(tmp_path):
+def test_a_missing_rank_0_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"rank 0 was not found.*no address was published"):
         meet(attempt(tmp_path, 1, 2), timeout_s=0.3)
 

@@ -39,7 +39,8 @@ from hpc_isl.stages.finetune.inputs import resolve_inputs
 from hpc_isl.stages.finetune.scores import count
 from hpc_isl.stages.finetune.stage import finetune, plan
 from hpc_isl.stages.pretrain.stage import pretrain
-from hpc_isl.stages.shared.decoding import objects_in, rule_of
+from hpc_isl.stages.shared.decoding import decode, rule_of
+from hpc_isl.stages.shared.plate_views import PlateView
 
 SCRIPT = Path(__file__).with_name("run_finetune.py")
 SPLIT = "split={test_wells: [B04, C04], validation_wells: [C03]}"
@@ -124,7 +125,7 @@ def same_weights(one: Run, two: Run) -> bool:
         ("drafted", []),
         ("random+isl", ["objects.head=paper"]),
         ("random", ["objects.kind=cells"]),
-        ("imagenet+isl", ["objects={kind: cells, scale: pixels, h: 1, alpha: 20}"]),
+        ("imagenet+isl", ["objects={kind: cells, scale: pixels, h_maxima: 1, alpha: 20}"]),
         ("random+isl", ["objects={kind: cells, head: paper, method: reference}"]),
     ],
 )
@@ -158,7 +159,7 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
             assert count(ours) == int(row["predicted"])
             assert object_scores(ours, truth)["mAP"] == pytest.approx(float(row["mAP"]), abs=1e-5)
             sources, _ = read(contract.view, index, key)
-            assert np.array_equal(objects_in(predict(network, sources), rule_of(contract.task)), ours)
+            assert np.array_equal(decode(predict(network, sources), rule_of(contract.task))[0], ours)
 
 
 def smallest(index, boxes):
@@ -180,17 +181,17 @@ def test_objects_below_half_the_smallest_annotated_one_are_dropped(world, tmp_pa
         task = read_contract(found.model).task
         assert (task.min_area, task.min_area_um2) == (math.ceil(expected), pytest.approx(expected * 0.36))
         assert f"less than {task.min_area} pixels ({task.min_area_um2:.3g} µm²)" in capsys.readouterr().out
-        assert read_contract(found.model).model_hashes()["task"]["min_area_um2"] == task.min_area_um2
+        assert read_contract(found.model).model_hash()["task"]["min_area_um2"] == task.min_area_um2
 
 
 @pytest.mark.parametrize("given", [0, 7])
-def test_what_the_recipe_says_of_small_objects_counts(world, tmp_path, given):
+def test_the_recipes_least_area_replaces_the_measured_one(world, tmp_path, given):
     found = run(world, "a", "arm=random", "n=1", f"objects.min_area={given}", root=tmp_path)
     task = read_contract(found.model).task
     assert (task.min_area, task.min_area_um2) == (given, None)
 
 
-def test_a_contract_tells_what_its_model_has_seen(world, tmp_path):
+def test_a_contract_lists_the_wells_that_its_model_has_seen(world, tmp_path):
     contract = read_contract(run(world, "a", "arm=random+isl", "n=1", root=tmp_path).model)
     isl = read_contract(world / "runs" / "pretrain" / "plain" / "model")
     [box] = rows(Run(tmp_path / "runs" / "finetune" / "a"), "boxes.csv")
@@ -204,7 +205,7 @@ def test_a_contract_tells_what_its_model_has_seen(world, tmp_path):
 
 
 @pytest.mark.parametrize("arm", ["random+isl", "drafted"])
-def test_without_any_annotation_what_was_learnt_before_is_scored(world, tmp_path, arm):
+def test_without_any_annotation_the_pretrained_model_is_scored(world, tmp_path, arm):
     found = run(world, "a", f"arm={arm}", "n=0", root=tmp_path)
     figures = found.summary()["figures"]
     assert (figures["boxes"], figures["objects"], figures["steps"], figures["images"]) == (0, 0, 0, 2)
@@ -214,7 +215,7 @@ def test_without_any_annotation_what_was_learnt_before_is_scored(world, tmp_path
         assert same_weights(found, Run(world / "runs" / "finetune" / "drafted"))
 
 
-def test_what_is_drawn_outside_of_boxes_changes_neither_weights_nor_scores(world, tmp_path):
+def test_labels_outside_of_boxes_change_neither_weights_nor_scores(world, tmp_path):
     shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
     write_truth(open_plate(tmp_path / "P01.zarr"), {"nuclei": "human"}, spoilt=["B02"])
     keys = ["arm=random+isl", "fold=0", "test_wells_seen_in_pretraining=allow"]  # the first field, B02, tests
@@ -227,7 +228,7 @@ def test_what_is_drawn_outside_of_boxes_changes_neither_weights_nor_scores(world
         assert same_weights(plain, spoilt)
 
 
-def test_truths_are_scored_apart_and_the_first_gives_the_figures(world, tmp_path):
+def test_reference_labels_are_scored_separately_and_the_first_gives_the_figures(world, tmp_path):
     found = run(world, "a", "arm=random", "n=1", "reference_labels=[nuclei drafted, nuclei]",
         "within=cell_line",
                 root=tmp_path)  # fmt: skip
@@ -241,7 +242,7 @@ def test_truths_are_scored_apart_and_the_first_gives_the_figures(world, tmp_path
     }
 
 
-def test_with_everything_all_boxes_learn_and_nothing_is_scored(world, tmp_path):
+def test_with_train_on_all_every_box_trains_and_nothing_is_scored(world, tmp_path):
     wanted = recipe(world, "arm=random", "train_on_all=true")
     assert not any("nothing will be scored" in line for line in plan(wanted).messages)
     found = run(world, "a", "arm=random", "train_on_all=true", root=tmp_path)
@@ -258,7 +259,7 @@ def wells(boxes):
     return [box.key.well for box in boxes]
 
 
-def test_test_wells_never_learn(world):
+def test_test_wells_never_train(world):
     setting = resolve_inputs(recipe(world, "arm=random"))
     assert sorted(wells(setting.pool)) == ["B02", "B02", "B03", "C02", "C03"]
     assert sorted(wells(setting.testing)) == ["B04", "C04"]
@@ -267,7 +268,7 @@ def test_test_wells_never_learn(world):
 
 
 @pytest.mark.parametrize("fold", range(6))
-def test_a_field_left_out_tests_and_all_others_learn(world, fold):
+def test_a_field_left_out_tests_and_all_others_train(world, fold):
     setting = resolve_inputs(
         recipe(world, "arm=random", f"fold={fold}", "test_wells_seen_in_pretraining=allow")
     )
@@ -310,7 +311,8 @@ def test_a_box_that_is_added_leaves_the_order_of_the_others(world):
 )
 def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, expected):
     index = open_plate(world / "P01.zarr")
-    assert Box(index, FieldKey("B02", "1"), 0, "nuclei", "human", corners).at(level) == expected
+    plate = PlateView(None, None, index)
+    assert Box(plate, FieldKey("B02", "1"), 0, "nuclei", "human", corners).at(level) == expected
 
 
 # ---------------------------------------------------------------- mistakes
@@ -318,7 +320,7 @@ def test_boxes_at_lower_levels_lie_inside_of_the_field(world, corners, level, ex
 ONE_CROP = "train={steps: 2, batch: 2, micro_batch: 1, crop: 32}"
 
 
-def test_one_crop_at_a_time_will_do_where_nothing_is_normalised_by_it(world):
+def test_one_crop_at_a_time_is_enough_where_statistics_are_frozen(world):
     """A user may train on single small crops with statistics that are held, and without any training."""
     plan(recipe(world, "arm=random+isl", ONE_CROP, "transfer.hold_norm=true"))
     plan(recipe(world, "arm=random+isl", ONE_CROP, "n=0"))
@@ -352,7 +354,7 @@ def test_one_crop_at_a_time_will_do_where_nothing_is_normalised_by_it(world):
         (["pretrained=[]", "drafted=null", "arm=random"], "sources: must be given"),
     ],
 )  # fmt: skip
-def test_mistakes_are_found_before_anything_is_submitted(world, keys, message):
+def test_errors_are_found_before_anything_is_submitted(world, keys, message):
     places = {name: world / "runs" / "pretrain" / name for name in ("plain", "file")}
     places["drafted"] = world / "runs" / "finetune" / "drafted"
     for name, path in places.items():
@@ -397,7 +399,7 @@ def test_a_model_that_sees_other_things_does_not_start_the_arm_drafted(world, tm
         plan(recipe(world, f"drafted={tmp_path}/drafted"))
 
 
-def test_test_wells_that_a_model_has_seen_may_be_allowed_and_it_is_said(world):
+def test_test_wells_that_a_model_has_seen_may_be_allowed_with_a_remark(world):
     said = plan(recipe(world, "arm=random+isl", "fold=1", "test_wells_seen_in_pretraining=allow")).messages
     assert any("plain was trained on test fields (B03/1), so scores flatter its arm" in line for line in said)
 
@@ -454,7 +456,7 @@ def test_labels_that_ngio_made_are_learnt_from(world, tmp_path):
     assert sum(int(box["objects"]) for box in rows(found, "boxes.csv")) > 0
 
 
-def test_an_edit_in_place_makes_other_boxes_and_is_told(world, tmp_path):
+def test_an_edit_in_place_changes_the_boxes_fingerprint_and_is_reported(world, tmp_path):
     """Though it leaves sizes and marks as they were: the run learns from what is there, and says so."""
     shutil.copytree(world / "P01.zarr", tmp_path / "P01.zarr")
     wanted = recipe(world, f"plates=[{tmp_path}/P01.zarr]")
@@ -525,7 +527,7 @@ def test_a_plan_imports_nothing_that_only_its_job_needs(world, tmp_path):
 # ---------------------------------------------------------------- stopped, shared
 
 
-def test_a_run_asked_to_stop_saves_and_is_taken_up_to_the_same_weights(world, tmp_path):
+def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_weights(world, tmp_path):
     keys = ["arm=random+isl", "n=2", "train.steps=4", "objects.kind=cells", "drafted=null"]
     wanted = plan(recipe(world, *keys)).recipe
     through = run(world, "a", *keys, root=tmp_path / "through")

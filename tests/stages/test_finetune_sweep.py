@@ -72,13 +72,13 @@ def test_the_last_element_learns_from_all_boxes_and_waits_for_all_others(element
     assert list(found.elements) == ["n=1", "n=4", "n=all", "final"]
     assert found.last == "final"
     final = found.elements["final"]
-    assert (final.arm, final.n, final.everything) == ("best", "all", True)
+    assert (final.arm, final.n, final.train_on_all) == ("best", "all", True)
     assert final.among == [tmp_path / "finetune" / name for name in ("n=1", "n=4", "n=all")]
     assert found.messages == ("final, the last element: the best arm learns from all 6 boxes",)
     assert len(resolve_inputs(final.model_copy(update={"arm": "random"})).learning) == 6
 
 
-def test_more_boxes_than_there_are_and_arms_that_know_nothing_are_left_out_with_a_word(elements, tmp_path):
+def test_impossible_numbers_of_boxes_and_untrained_arms_are_left_out_with_a_message(elements, tmp_path):
     arms = elements("n=1", arm=["random", "imagenet", "random+isl", "drafted"])
     found = arrange(arms | elements(n=[0, 4, 5, 9]), tmp_path)
     assert list(found.elements) == ["arm=random", "n=4", "final"]
@@ -140,7 +140,7 @@ def annotated(plate, name, *wells):
         write_labels(image, name, read_labels(image, "nuclei"), origin="human", boxes=WHOLE, overwrite=True)
 
 
-def test_boxes_are_told_by_name_when_there_are_more_of_them(elements, plate, tmp_path):
+def test_messages_name_boxes_where_there_are_several(elements, plate, tmp_path):
     """Who annotates more and types the sweep again reads which boxes are new, and only those elements are
     others whose boxes are."""
     annotated(plate, "grown", "B02", "B03", "B04", "C02", "C03", "C04")
@@ -231,7 +231,7 @@ def test_the_best_has_the_greatest_mean_score_at_the_most_boxes(elements, done):
         done("zero", "n=0", "arm=random", iou=1.0, boxes=0),
     ]
     chosen = best(wanted(elements, among))
-    assert (chosen.arm, chosen.n, chosen.draw, chosen.everything) == ("random", "all", 0, True)
+    assert (chosen.arm, chosen.n, chosen.draw, chosen.train_on_all) == ("random", "all", 0, True)
     assert chosen.among == among
 
 
@@ -280,7 +280,7 @@ def door(folder: Path, *words: str) -> str:
 
 @pytest.mark.journey
 @pytest.mark.timeout(900)
-def test_from_a_sweep_to_its_page_and_on_to_a_wider_one(tmp_path, write_stained_plate):
+def test_from_a_sweep_to_its_report_and_to_a_larger_sweep(tmp_path, write_stained_plate):
     index = write_stained_plate(tmp_path / "P01.zarr")
     label_plate(index)
     plates = f"plates=[{index.path}]"

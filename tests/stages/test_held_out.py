@@ -22,7 +22,7 @@ from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.shared.held_out import Pixels, figures, predict_field, quick_scores, score, write_scores
 from hpc_isl.stages.shared.pictures import training_figure
 from hpc_isl.stages.shared.plate_views import PlateViews
-from hpc_isl.stages.shared.training_log import TrainingLog
+from hpc_isl.stages.shared.training_run import TrainingLog
 
 KEYS = [
     "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst, plane: max}]", "data.workers=0",
@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, write_stained_plate: Callabl
     index = write_stained_plate(path)
     recipe: Any = load("pretrain", None, [f"plates=[{path}]", *KEYS])
     split = draw((index,), recipe.split)
-    return PlateViews((index,), split, view_of((index,), split, recipe))
+    return PlateViews(recipe, view_of((index,), split, recipe), split, (index,))
 
 
 class FirstFieldAlone(nn.Module):
@@ -51,18 +51,18 @@ class FirstFieldAlone(nn.Module):
         return torch.full_like(x, 0.1) if self.seen <= self.blind else -x
 
 
-def test_constant_predictions_count_as_nothing_and_are_counted(
+def test_constant_predictions_count_as_pcc_0_and_are_counted(
     study: PlateViews, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A user sees the PCC of a network that is blind to half of the fields halved, not that of the others,
     with the number of fields that it is blind to: while it trains, in its figures and in scores.csv."""
     attempt = Attempt(Run(tmp_path / "runs" / "pretrain" / "a"))
-    places = study.places("validation")
+    places = study.fields("validation")
 
     def quick(blind: int) -> dict[str, float]:
         with open_world(attempt) as world:
             predictor = Predictor(FirstFieldAlone(blind))
-            found = quick_scores(study, predictor, places, world, lambda: False, l1)
+            found = quick_scores(predictor, places, world, lambda: False, l1)
         assert found is not None
         return found
 
@@ -77,8 +77,8 @@ def test_constant_predictions_count_as_nothing_and_are_counted(
     assert "2 predictions of a field are constant though the stain is not" in said
 
     one_blind = Predictor(FirstFieldAlone(1))
-    rows = [row for place in study.places("test") for seen in predict_field(study, one_blind, place)
-            for row in score(study, seen, None)]  # fmt: skip
+    rows = [row for place in study.fields("test") for seen in predict_field(one_blind, place)
+            for row in score(seen, None)]  # fmt: skip
     assert [row["pcc"] == 0 for row in rows] == [True, False]
     found = figures(rows)
     assert found["pcc"] == pytest.approx(rows[1]["pcc"] / 2, abs=1e-5)
@@ -113,7 +113,7 @@ def test_training_curves_name_the_loss_and_what_is_measured() -> None:
     assert (right.get_ylabel(), right.get_xlabel()) == ("Pearson correlation (PCC)", "step")
 
 
-def test_what_was_not_measured_has_no_panel_and_no_legend() -> None:
+def test_curves_without_measurements_have_no_panel_and_no_legend() -> None:
     (axis,) = training_figure(lines(train_loss=[1.0, -0.5]), "1 − Jaccard index").axes
     assert axis.get_ylabel() == "1 − Jaccard index"
     assert axis.get_legend() is None

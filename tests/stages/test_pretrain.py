@@ -81,7 +81,7 @@ def rows(run):
 # ---------------------------------------------------------------- plan
 
 
-def test_a_plan_says_what_will_be_done_and_writes_nothing(recipe, plate, tmp_path, monkeypatch):
+def test_a_plan_reports_what_will_be_done_and_writes_nothing(recipe, plate, tmp_path, monkeypatch):
     monkeypatch.chdir(plate.path.parent)
     before = sorted(plate.path.parent.rglob("*"))
     found = plan(recipe("plates=[P*.zarr]"))
@@ -115,7 +115,7 @@ def test_a_plan_says_what_will_be_done_and_writes_nothing(recipe, plate, tmp_pat
         ),
     ],
 )
-def test_mistakes_are_found_before_anything_is_submitted(recipe, override, message):
+def test_errors_are_found_before_anything_is_submitted(recipe, override, message):
     with pytest.raises(UserError, match=message):
         plan(recipe(override))
 
@@ -135,7 +135,7 @@ def test_epochs_become_steps(recipe):
 # ---------------------------------------------------------------- a finished run
 
 
-def test_the_network_has_learnt_the_stain(done):
+def test_the_network_learns_the_stain(done):
     found = done.summary()["figures"]
     assert found["pcc"] > 0.9
     assert found["images"] == 2
@@ -188,7 +188,7 @@ def test_the_virtual_stain_is_a_plate_in_counts(done, plate):
     assert np.percentile(found, 99) == pytest.approx(np.percentile(truth, 99), rel=0.3)
 
 
-def test_metrics_tell_loss_and_validation_by_step(done):
+def test_metrics_record_loss_and_validation_by_step(done):
     lines = list(done.metric_lines())
     losses = {line["step"]: line["values"]["train/loss"] for line in lines if "train/loss" in line["values"]}
     assert list(losses) == list(range(1, 81))
@@ -242,7 +242,7 @@ def test_a_lower_level_of_the_pyramid_gives_a_stain_of_that_pixel_size(tmp_path,
     assert stain.plate.pixel_um == pytest.approx(1.2)
 
 
-def test_without_test_wells_there_is_a_model_and_no_score(recipe, tmp_path):
+def test_without_test_wells_a_model_is_made_without_a_score(recipe, tmp_path):
     one = attempt(tmp_path)
     pretrain(recipe("split={test: 0, validation: 0}", "train.steps=2"), one)
     summary = one.run.summary()
@@ -291,7 +291,7 @@ def start():
         process.communicate()
 
 
-def test_a_run_asked_to_stop_saves_and_is_taken_up_to_the_same_weights(recipe, done, tmp_path):
+def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_weights(recipe, done, tmp_path):
     one = attempt(tmp_path)
     told = one.metric
 

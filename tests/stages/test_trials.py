@@ -15,10 +15,10 @@ from made_up_sweep import label_plate
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Plan, Run
+from hpc_isl.stages.finetune import finetuning
 from hpc_isl.stages.finetune import stage as finetune
-from hpc_isl.stages.finetune import training_run as finetuning
+from hpc_isl.stages.pretrain import pretraining
 from hpc_isl.stages.pretrain import stage as pretrain
-from hpc_isl.stages.pretrain import training_run as pretraining
 from hpc_isl.stages.segment import stage as segment
 from hpc_isl.tasks import Answer
 from hpc_isl.timing import estimate
@@ -57,14 +57,9 @@ def assert_tells(plan: Plan, attempt: Attempt) -> None:
     assert not attempt.stopping.is_set()
 
 
-def test_of_a_pretraining_steps_and_fields_of_both_kinds_are_timed(plate: Path, tmp_path: Path) -> None:
-    keys = [
-        f"plates=[{plate}]",
-        *KEYS,
-        "targets=[{channel: Hoechst, plane: max}]",
-        "data.workers=0",
-        "train.evaluate_every=100",
-    ]
+def test_a_trial_of_pretraining_times_steps_and_fields_of_both_kinds(plate: Path, tmp_path: Path) -> None:
+    keys = [f"plates=[{plate}]", *KEYS, "targets=[{channel: Hoechst, plane: max}]", "data.workers=0",
+            "train.evaluate_every=100"]  # fmt: skip
     plan = pretrain.plan(load("pretrain", None, keys))
     attempt, before = Attempt(Run(tmp_path / "pretrain" / "trial")), left(plate)
     pretrain.trial(pretrain.trial_recipe(plan.recipe), attempt)
@@ -73,7 +68,7 @@ def test_of_a_pretraining_steps_and_fields_of_both_kinds_are_timed(plate: Path, 
     assert left(plate) == before
 
 
-def test_of_a_fine_tuning_steps_and_a_test_field_are_timed(plate: Path, tmp_path: Path) -> None:
+def test_a_trial_of_fine_tuning_times_steps_and_a_test_field(plate: Path, tmp_path: Path) -> None:
     plan = finetune.plan(load("finetune", None, [f"plates=[{plate}]", *KEYS, "labels=nuclei", "arm=random"]))
     attempt, before = Attempt(Run(tmp_path / "finetune" / "trial")), left(plate)
     finetune.trial(plan.recipe, attempt)
@@ -97,7 +92,7 @@ class Here:
                 yield Answer(task.name, pool.submit(call, task.argument).result())
 
 
-def test_of_a_segmentation_fields_are_timed_and_no_label_is_written(tmp_path: Path) -> None:
+def test_a_trial_of_segmentation_times_fields_and_writes_no_label(tmp_path: Path) -> None:
     index = write_screen(tmp_path / "S1.zarr", ["B02", "B03"], 3)
     save_model(tmp_path / "finetune" / "cells")
     keys = [f"model={tmp_path / 'finetune' / 'cells'}", f"plates=[{index.path}]", "labels=found"]

@@ -1,4 +1,4 @@
-"""From annotation boxes to training samples: crops of a field with what is drawn in them, and where."""
+"""From annotation boxes to training samples: crops of a field, and the objects drawn inside its box."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from hpc_isl.learning.data.augment import resize, shade, turn, zoom
 from hpc_isl.learning.data.fields import FieldView
-from hpc_isl.learning.data.numbering import drawn
 from hpc_isl.learning.data.pixels import Box, Pixels, pad
 from hpc_isl.learning.data.planes import stack
+from hpc_isl.learning.data.samples import REDRAWS, drawn
 from hpc_isl.plates.store import read_label_box
 from hpc_isl.recipes.training import AugmentRecipe
 from hpc_isl.seeds import stream
 
-REDRAWS = 8
 Labels = NDArray[np.uint32]
 Distance = Callable[[Labels], Pixels]
 Maps = tuple[NDArray[np.bool_], Pixels | None]
@@ -32,7 +31,7 @@ class Annotated:
 
     Attributes:
         field: at one time; only its sources are read.
-        image, labels, level: where the labels lie.
+        image, labels, level: image, name and pyramid level of the labels.
         box: (y, x) in which every object is drawn.
     """
 
@@ -45,9 +44,9 @@ class Annotated:
 
 @dataclass(frozen=True)
 class AnnotatedCrops:
-    """Training samples by number, as `samples.Crops`: (seed, number) decide what is in them, nothing else.
+    """Training samples by number, as `samples.Crops`: seed and number alone decide what a sample holds.
 
-    A crop looks beyond its box, for context; what lies outside of the box counts as unknown.
+    A crop extends beyond its box, for context; pixels outside of the box count as unknown.
 
     Attributes:
         edge: of a crop, in pixels.
@@ -67,27 +66,30 @@ class AnnotatedCrops:
         """Samples of an epoch."""
         return len(self.boxes) * self.per_box
 
-    def __getitem__(self, number: int) -> tuple[Pixels, Pixels]:
-        """Source (C, edge, edge), and target (2 or 3, edge, edge): known, mask, distance; float32."""
-        epoch, crop = drawn(self.seed, number, len(self))
-        return self._crop(self.boxes[crop // self.per_box], stream(self.seed, "crop", epoch, crop))
-
     def field(self, number: int) -> FieldView:
-        """The field that a sample comes from; reads nothing."""
+        """Returns the field that a sample comes from; reads nothing."""
         return self.boxes[drawn(self.seed, number, len(self))[1] // self.per_box].field
 
-    def _crop(self, one: Annotated, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+    def __getitem__(self, number: int) -> tuple[Pixels, Pixels]:
+        """Returns source (C, edge, edge) and target (2 or 3, edge, edge): known, mask, distance; float32."""
+        epoch, crop = drawn(self.seed, number, len(self))
+        own, rng = self.boxes[crop // self.per_box], stream(self.seed, "crop", epoch, crop)
         size = round(self.edge / zoom(self.augment, rng))
-        maps = _maps_of(one.image, one.labels, one.level, one.field.time, corners(one.box), self.distance)
-        window = _place(one, maps, size, rng)
-        sources = resize(pad(stack(one.field.sources, window), size), self.edge)
-        targets = self._resized(_pad_unknown(_targets(maps, one.box, window), size))
+        y, x = own.box
+        corners = y.start, x.start, y.stop, x.stop
+        maps = _maps_of(own.image, own.labels, own.level, own.field.time, corners, self.distance)
+        window = _place(own, maps, size, rng)
+        sources = resize(pad(stack(own.field.sources, window), size), self.edge)
+        targets = _targets(maps, own.box, window)
+        # Sources are padded by reflection; what is reflected counts as unknown, 0 in all targets.
+        missing = [max(size - length, 0) for length in targets.shape[-2:]]
+        targets = self._resized(np.pad(targets, [(0, 0), *((m // 2, m - m // 2) for m in missing)]))
         if self.augment.flip:
             sources, targets = turn(sources, targets, rng)
         return shade(sources, self.augment, rng), targets
 
     def _resized(self, targets: Pixels) -> Pixels:
-        """Known and mask by their nearest pixel; distances between, and none outside of the mask."""
+        """Takes known and mask from the nearest pixel; interpolates distances, 0 outside of the mask."""
         size = targets.shape[-1]
         if size == self.edge:
             return targets
@@ -96,69 +98,61 @@ class AnnotatedCrops:
         if self.distance is None:
             return flat
         factor = self.edge / size if self.in_pixels else 1.0
+        # Interpolation smears distances beyond the mask, where they are 0.
         return np.concatenate([flat, resize(targets[2:], self.edge) * factor * flat[1]])
 
 
-def corners(box: Box) -> Corners:
-    """(y0, x0, y1, x1) of a box."""
-    return box[0].start, box[1].start, box[0].stop, box[1].stop
-
-
 def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
-    """Labels (y, x) of a field at one time."""
+    """Returns the labels (y, x) of a field at one time."""
     return read_label_box(image, name, time, slice(None), slice(None), level)
 
 
+# Boxes recur in every epoch, and a distance map takes longer than a crop.
 @lru_cache(maxsize=16)
 def _maps_of(image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None) -> Maps:
-    """Mask and distance of a whole box: objects are measured before crops cut them."""
+    """Returns mask and distance map of a whole box: objects are measured before crops cut them."""
     labels = read_label_box(image, name, time, slice(box[0], box[2]), slice(box[1], box[3]), level)
     return labels > 0, distance(labels) if distance else None
 
 
-def _place(one: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> Box:
-    """A window of the field with as much of the box as it can hold, and an object if eight draws find one."""
-    for _ in range(REDRAWS):
-        window = (
-            _along(one.box[0], one.field.shape[0], size, rng),
-            _along(one.box[1], one.field.shape[1], size, rng),
-        )
-        here, _ = _overlap(one.box, window)
-        if maps[0][here].any():
+def _place(own: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> Box:
+    """Returns a window of the field with as much of the box as it can hold, and an object if possible."""
+
+    def along(box: slice, length: int) -> slice:
+        # In a box smaller than the crop the window may start anywhere that covers the box.
+        side = min(size, length)
+        low, high = sorted((box.start, box.stop - side))
+        start = int(rng.integers(max(low, 0), min(high, length - side) + 1))
+        return slice(start, start + side)
+
+    for _ in range(REDRAWS):  # of the draws the last one counts, with or without an object
+        window = along(own.box[0], own.field.shape[0]), along(own.box[1], own.field.shape[1])
+        in_box, _ = _overlap(own.box, window)
+        if maps[0][in_box].any():
             break
     return window
 
 
-def _along(box: slice, length: int, size: int, rng: np.random.Generator) -> slice:
-    side = min(size, length)
-    low, high = sorted((box.start, box.stop - side))
-    start = int(rng.integers(max(low, 0), min(high, length - side) + 1))
-    return slice(start, start + side)
-
-
 def _overlap(box: Box, window: Box) -> tuple[Box, Box]:
-    """Where box and window meet, in pixels of the box and of the window."""
+    """Returns the overlap of box and window, in pixels of the box and in pixels of the window."""
     both = [(max(b.start, w.start), min(b.stop, w.stop)) for b, w in zip(box, window, strict=True)]
-    here, there = (
-        tuple(slice(low - one.start, high - one.start) for (low, high), one in zip(both, of, strict=True))
-        for of in (box, window)
+    in_box, in_window = (
+        tuple(
+            slice(low - side.start, high - side.start) for (low, high), side in zip(both, sides, strict=True)
+        )
+        for sides in (box, window)
     )
-    return (here[0], here[1]), (there[0], there[1])
+    return (in_box[0], in_box[1]), (in_window[0], in_window[1])
 
 
 def _targets(maps: Maps, box: Box, window: Box) -> Pixels:
-    """Known, mask and distance in the window; 0, unknown, outside of the box."""
+    """Returns known, mask and distance in the window; 0, unknown, outside of the box."""
     mask, distance = maps
-    here, there = _overlap(box, window)
+    in_box, in_window = _overlap(box, window)
     cut = np.zeros((2 if distance is None else 3, *(w.stop - w.start for w in window)), np.float32)
-    cut[0, *there] = 1
-    cut[1, *there] = mask[here]
+    # Outside of the box `known` stays 0: there the loss ignores mask and distance.
+    cut[0, *in_window] = 1
+    cut[1, *in_window] = mask[in_box]
     if distance is not None:
-        cut[2, *there] = distance[here]
+        cut[2, *in_window] = distance[in_box]
     return cut
-
-
-def _pad_unknown(targets: Pixels, size: int) -> Pixels:
-    """As `pixels.pad` lays the sources, but what is reflected there counts as unknown."""
-    missing = [max(size - length, 0) for length in targets.shape[-2:]]
-    return np.pad(targets, [(0, 0), *((m // 2, m - m // 2) for m in missing)])

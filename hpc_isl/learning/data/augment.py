@@ -1,4 +1,4 @@
-"""Augmentation: random changes of a crop, drawn from the sample's own stream."""
+"""Augmentation: random changes of a crop, drawn from the sample's own stream of random numbers."""
 
 from __future__ import annotations
 
@@ -9,45 +9,49 @@ from hpc_isl.recipes.training import AugmentRecipe
 
 
 def zoom(recipe: AugmentRecipe, rng: np.random.Generator) -> float:
-    """The factor by which a crop is magnified."""
+    """Returns the factor by which a crop is magnified."""
     return float(rng.uniform(1 - recipe.scale, 1 + recipe.scale)) if recipe.scale else 1.0
 
 
 def resize(pixels: Pixels, edge: int) -> Pixels:
-    """(c, y, x) to (c, edge, edge), bilinear, pixel areas aligned."""
+    """Returns (c, y, x) interpolated to (c, edge, edge), bilinear, pixel areas aligned."""
     if pixels.shape[-2:] == (edge, edge):
         return pixels
-    from scipy import ndimage  # here: a plan makes crops and looks at none
+    from scipy import ndimage  # here, because a plan makes crops without reading any
 
+    # grid_mode aligns the areas of pixels, not their centres.
     factors = [edge / length for length in pixels.shape[-2:]]
-    planes = [ndimage.zoom(p, factors, order=1, mode="nearest", grid_mode=True) for p in pixels]
-    return np.stack(planes)
+    return np.stack(
+        [ndimage.zoom(plane, factors, order=1, mode="nearest", grid_mode=True) for plane in pixels]
+    )
 
 
 def turn(sources: Pixels, targets: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """One of the eight mirror images and quarter turns, the same for both; (c, y, x) with y = x."""
+    """Returns one of the eight mirror images and quarter turns, the same for both; (c, y, x) with y = x."""
     quarters, mirror = int(rng.integers(4)), bool(rng.integers(2))
     both = [np.rot90(pixels, quarters, axes=(1, 2)) for pixels in (sources, targets)]
     first, second = [pixels[:, :, ::-1] for pixels in both] if mirror else both
+    # torch takes no arrays of negative strides.
     return np.ascontiguousarray(first), np.ascontiguousarray(second)
 
 
 def shade(sources: Pixels, recipe: AugmentRecipe, rng: np.random.Generator) -> Pixels:
-    """Blur, contrast, brightness, noise: in this order, each plane of (c, y, x) with its own numbers."""
+    """Returns (c, y, x) with blur, contrast, brightness and noise, in this order, drawn for each plane."""
+
+    def drawn(low: float, high: float) -> Pixels:
+        return rng.uniform(low, high, (len(sources), 1, 1)).astype(np.float32)
+
     if recipe.blur:
         from scipy import ndimage
 
+        # One stream in a fixed order: another order would change every sample.
         sigmas = rng.uniform(0, recipe.blur, len(sources))
         sources = np.stack([ndimage.gaussian_filter(p, s) for p, s in zip(sources, sigmas, strict=True)])
     if recipe.contrast:
-        sources = sources * _numbers(1 - recipe.contrast, 1 + recipe.contrast, len(sources), rng)
+        sources = sources * drawn(1 - recipe.contrast, 1 + recipe.contrast)
     if recipe.brightness:
-        sources = sources + _numbers(-recipe.brightness, recipe.brightness, len(sources), rng)
+        sources = sources + drawn(-recipe.brightness, recipe.brightness)
     if recipe.noise:
-        sds = _numbers(0, recipe.noise, len(sources), rng)
+        sds = drawn(0, recipe.noise)
         sources = sources + sds * rng.standard_normal(sources.shape, np.float32)
     return sources
-
-
-def _numbers(low: float, high: float, count: int, rng: np.random.Generator) -> Pixels:
-    return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)

@@ -1,10 +1,10 @@
-"""How far a plate's images lie from those that a model was trained on, told by the index, without pixels.
+"""How far a plate's images differ from those that a model was trained on, by the index, without pixels.
 
 Facts are unitless and hold for what the network sees, whose brightness is normalised field by field: how
-strong and how sharp contrast is, and how light and shadow share it. A well's z is the distance of its
-fields' median from the median of the training fields, in robust standard deviations among these. Of wells
-of a training plate some pass NOTICEABLE in one fact or another, where wells are single fields (3 to 5 were
-seen); beyond FAR a model should not be trusted before one has looked.
+strong and how sharp contrast is, and how it is shared between light and shadow. A well's z is the distance
+of its fields' median from the median of the training fields, in robust standard deviations of these. Some
+wells of a training plate exceed NOTICEABLE in one fact or another, where wells are single fields (3 to 5 were
+seen); beyond FAR a model should not be trusted before a person has looked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.fields import field_view, image_key
-from hpc_isl.learning.data.view import Role, View
+from hpc_isl.learning.data.view import View
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.statistics import PlaneStatistics
 from hpc_isl.plates.store import Index
@@ -31,8 +31,8 @@ FACTS = {
     "shadow": "how far the darkest hundredth of the pixels lies below the middle",
     "glare": "how far the brightest thousandth of the pixels lies above the brightest hundredth",
 }
-"""What is compared of each source, in words."""
-# Where training fields are few, or all alike, their spread says little: it counts as this share of the
+"""The facts that are compared of each source, in words."""
+# Where training fields are few, or all alike, their spread means little: it counts as this share of the
 # median at least, or of 1 where that is less.
 LEAST_SPREAD = 0.05
 Reference = Mapping[str, Mapping[str, list[float]]]
@@ -40,100 +40,77 @@ Reference = Mapping[str, Mapping[str, list[float]]]
 
 
 def reference_of(view: View, indices: Sequence[Index], keys: Sequence[Sequence[FieldKey]]) -> Reference:
-    """What the fields `keys` of each plate are like; empty where none can be seen."""
-    found = [
-        facts for index, own in zip(indices, keys, strict=True) for facts in _all_facts(view, index, own)
-    ]
-    if not found:
-        return {}
-    return {
-        _name(role): {fact: _spread([facts[number][fact] for facts in found]) for fact in found[0][number]}
-        for number, role in enumerate(view.sources)
-    }
+    """Returns the statistics of the fields `keys` of each plate; empty where none was imaged."""
+    facts = [own for index, fields in zip(indices, keys, strict=True) for own in _facts(view, index, fields)]
+    reference: dict[str, dict[str, list[float]]] = {}
+    for number, role in enumerate(view.sources if facts else ()):
+        acquisition = "" if role.acquisition is None else f" {role.acquisition}"
+        spreads = reference.setdefault(f"{role.channel} {role.plane}{acquisition}", {})
+        for fact in facts[0][number]:
+            values = [own[number][fact] for own in facts]
+            median = float(np.median(values))
+            # 1.4826: the median absolute deviation of normal values becomes their standard deviation.
+            deviation = 1.4826 * float(np.median(np.abs(np.asarray(values) - median)))
+            spreads[fact] = [median, max(deviation, LEAST_SPREAD * max(abs(median), 1))]
+    return reference
 
 
 def drift(reference: Reference, view: View, index: Index, keys: Sequence[FieldKey]) -> list[dict[str, Any]]:
-    """A row for each well: `well`, `fields`, `largest` |z|, `where` that is, then z by source and fact.
+    """Returns a row for each well: `well`, `fields`, `largest` |z|, `where` it is, then z by source and fact.
 
-    Sources are taken in the order of the view, whatever their channels are called on this plate.
-    Sharpness is left out where pixels are of another size than on the training plates. Fields that cannot
-    be seen are left out.
+    Sources are taken in the order of the view, whatever the names of channels on this plate. Sharpness is
+    left out where pixels are of another size than on the training plates, as are fields that lack a source.
     """
     wells: dict[str, list[FieldKey]] = {}
     for key in keys:
         wells.setdefault(key.well, []).append(key)
-    skipped = () if _same_pixels(view, index) else ("focus",)
+    size = index.plate.pixel_um
+    known = view.pixel_um is not None and size is not None
+    same_size = not known or isclose((size or 0) * (1 << view.level), view.pixel_um or 0, rel_tol=0.05)
     rows = []
     for well, own in wells.items():
-        found = list(_all_facts(view, index, own))
-        if found:
-            z = dict(_distances(reference, found, skipped))
-            worst = max(z, key=lambda name: abs(z[name]))
-            largest = {"largest": abs(z[worst]), "where": worst}
-            rows.append({"well": well, "fields": len(own), **largest, **z})
+        facts = list(_facts(view, index, own))
+        if not facts:
+            continue
+        z: dict[str, float] = {}
+        for number, (source, spreads) in enumerate(reference.items()):
+            for fact, (median, spread) in spreads.items():
+                if same_size or fact != "focus":
+                    value = float(np.median([field[number][fact] for field in facts]))
+                    z[f"{source} {fact}"] = round((value - median) / spread, 3)
+        worst = max(z, key=lambda name: abs(z[name]))
+        rows.append({"well": well, "fields": len(own), "largest": abs(z[worst]), "where": worst, **z})
     return rows
 
 
-def _distances(
-    reference: Reference, found: Sequence[Sequence[Mapping[str, float]]], skipped: Sequence[str]
-) -> Iterator[tuple[str, float]]:
-    for number, (source, facts) in enumerate(reference.items()):
-        for fact, (median, spread) in facts.items():
-            if fact not in skipped:
-                own = float(np.median([field[number][fact] for field in found]))
-                yield f"{source} {fact}", round((own - median) / spread, 3)
-
-
-def _spread(values: Sequence[float]) -> list[float]:
-    median = float(np.median(values))
-    deviation = 1.4826 * float(np.median(np.abs(np.asarray(values) - median)))
-    return [median, max(deviation, LEAST_SPREAD * max(abs(median), 1))]
-
-
-def _same_pixels(view: View, index: Index) -> bool:
-    size = index.plate.pixel_um
-    if view.pixel_um is None or size is None:
-        return True
-    return isclose(size * (1 << view.level), view.pixel_um, rel_tol=0.05)
-
-
-# ---------------------------------------------------------------- facts
-
-
-def _all_facts(view: View, index: Index, keys: Sequence[FieldKey]) -> Iterator[list[dict[str, float]]]:
-    """Of each field and time that can be seen, the facts of its sources."""
+def _facts(view: View, index: Index, keys: Sequence[FieldKey]) -> Iterator[list[dict[str, float]]]:
+    """Yields the facts of each source, for each field and time that was imaged."""
+    # The statistics in the index are of level 0 and uncorrected pixels.
     stored = replace(view, targets=(), foreground=None, flat_field="none", level=0, pixel_um=None)
     for key in keys:
         for time in range(index.field(key).shape[0]):
             try:
                 planes = field_view(stored, index, key, time).sources
+            # A source that was not imaged: `segment` reports such fields.
             except UserError:
                 continue
-            yield [
-                _mean([
-                    _facts(index.statistics[image_key(key, role)].planes[time, plane.channel, z])
-                    for z in plane.planes
-                ])
-                for role, plane in zip(view.sources, planes, strict=True)
-            ]  # fmt: skip
+            sources = []
+            for role, plane in zip(view.sources, planes, strict=True):
+                statistics = index.statistics[image_key(key, role)].planes
+                facts = [_facts_of_plane(statistics[time, plane.channel, z]) for z in plane.planes]
+                # A projection has the mean facts of its planes.
+                sources.append({name: float(np.mean([own[name] for own in facts])) for name in facts[0]})
+            yield sources
 
 
-def _facts(of: PlaneStatistics) -> dict[str, float]:
-    """Of one plane; a constant one has no contrast, and the least that a logarithm can hold."""
-    sd = of.sd or 1.0
+def _facts_of_plane(plane: PlaneStatistics) -> dict[str, float]:
+    """Returns the facts of one plane; a constant plane has the least contrast that a logarithm can hold."""
+    sd = plane.sd or 1.0
     return {
-        "contrast": log(max(of.sd / max(abs(of.mean), 1e-6), 1e-6)),
-        "focus": log(max(of.focus * (of.mean / sd) ** 2, 1e-6)),
-        "light": (of.p99 - of.p50) / sd,
-        "shadow": (of.p50 - of.p1) / sd,
-        "glare": log1p(max(of.p999 - of.p99, 0.0) / sd),
+        # Logarithms, so that twice as much is as far away as half as much.
+        "contrast": log(max(plane.sd / max(abs(plane.mean), 1e-6), 1e-6)),
+        "focus": log(max(plane.focus * (plane.mean / sd) ** 2, 1e-6)),
+        "light": (plane.p99 - plane.p50) / sd,
+        "shadow": (plane.p50 - plane.p1) / sd,
+        "glare": log1p(max(plane.p999 - plane.p99, 0.0) / sd),
     }
-
-
-def _mean(planes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Over the planes of a projection."""
-    return {fact: float(np.mean([plane[fact] for plane in planes])) for fact in planes[0]}
-
-
-def _name(role: Role) -> str:
-    return f"{role.channel} {role.plane}" + ("" if role.acquisition is None else f" {role.acquisition}")

@@ -1,4 +1,4 @@
-"""A view of one field: planes by name become planes on disk, so that only pixels are left to read."""
+"""A view of one field: planes by name become planes on disk, and only pixels are left to read."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import inf, isclose
+from typing import Any
 
 import numpy as np
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.data.flat_field import Profile, vendor_profile
+from hpc_isl.learning.data.flat_field import vendor_profile
 from hpc_isl.learning.data.pixels import REDUCE, choose_planes, numbers
 from hpc_isl.learning.data.planes import Numbers, Plane, halved_shape
 from hpc_isl.learning.data.split import Split
-from hpc_isl.learning.data.view import Foreground, Role, View
+from hpc_isl.learning.data.view import Role, View
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.statistics import Histogram, PlaneStatistics
 from hpc_isl.plates.store import Index
 
 
 class NotImagedError(UserError):
-    """A field lacks a plane that a view means; `kind` says which, in words to count fields by."""
+    """A field lacks a plane of the view; `kind` names it, in words to count such fields by."""
 
     def __init__(self, text: str, kind: str) -> None:
         super().__init__(text)
@@ -31,7 +32,7 @@ class NotImagedError(UserError):
 
 @dataclass(frozen=True)
 class FieldView:
-    """A view of one field at one time: nothing but its pixels is left to find out.
+    """A view of one field at one time: everything except its pixels.
 
     Attributes:
         shape: (y, x) at the level read.
@@ -52,23 +53,31 @@ class FieldView:
 
 
 def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldView:
-    """The planes of a field that the view means.
+    """Returns the planes of a field that the view means.
 
     Raises:
         NotImagedError: a source was not imaged.
-        UserError: a source's channel or acquisition is not there; the plate's pixel size is at no level
-            that of the view; fields of different shape in two acquisitions.
+        UserError: the plate lacks a source's channel or acquisition; no level of the plate has the view's
+            pixel size; fields of different shape in two acquisitions.
     """
-    sources = tuple(_source(view, index, key, time, role) for role in view.sources)
-    targets = None
+    rule = view.normalize
+    seen = []
+    for role in view.sources:
+        plane, facts = _plane(view, index, key, time, role)
+        plane = replace(plane, local_px=rule.local_px, kind=rule.source)
+        seen.append(replace(plane, numbers=_from_index(plane, facts)))
+    sources, targets = tuple(seen), None
     if all(_has(index, key, role) for role in view.targets):
+        scaling: dict[str, Any] = {"kind": rule.target, "low": rule.low, "high": rule.high, "clip": rule.clip}
+        # A field without its stain can still be predicted.
         with suppress(NotImagedError):
-            targets = tuple(_target(view, index, key, time, role) for role in view.targets)
+            planes = [(_plane(view, index, key, time, role)[0], role.numbers) for role in view.targets]
+            targets = tuple(replace(plane, numbers=own, **scaling) for plane, own in planes)
     return FieldView(index.plate.name, key, time, _one_shape(sources + (targets or ())), sources, targets)
 
 
 def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldView:
-    """The same of a field to train on: with its targets, and the plane on which crops are judged.
+    """Returns the planes of a field to train on: with its targets, and the plane on which crops are judged.
 
     Raises:
         NotImagedError: a source, a target or the foreground was not imaged.
@@ -79,28 +88,22 @@ def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> Fie
         names = ", ".join(repr(role.channel) for role in view.targets)
         text = f"{index.plate.name} {key}: has no plane of a target, {names}"
         raise NotImagedError(text, f"without target {names}")
-    if view.foreground is None:
+    if (wanted := view.foreground) is None:
         return field
-    shown, _ = _found(view, index, key, time, view.foreground.role)
-    _one_shape((*field.sources, shown))
-    return replace(field, foreground=shown, threshold=_threshold(index, key, view.foreground))
-
-
-def _threshold(index: Index, key: FieldKey, wanted: Foreground) -> float:
-    if wanted.threshold is not None:
-        return wanted.threshold
-    at, channel = image_key(key, wanted.role), index.channel(wanted.role.channel)
-    if f"empty:{channel}" in index.statistics[at].flags:
-        return inf
-    return foreground_threshold(index.histogram([at], channel))
+    plane, _ = _plane(view, index, key, time, wanted.role)
+    _one_shape((*field.sources, plane))
+    threshold = wanted.threshold
+    if threshold is None:
+        at, channel = image_key(key, wanted.role), index.channel(wanted.role.channel)
+        empty = f"empty:{channel}" in index.statistics[at].flags
+        threshold = inf if empty else foreground_threshold(index.histogram([at], channel))
+    return replace(field, foreground=plane, threshold=threshold)
 
 
 def foreground_threshold(histogram: Histogram) -> float:
-    """Otsu's threshold (IEEE Trans. SMC 9, 1979) over the logarithm of count + median.
-
-    The logarithm keeps few and very bright pixels from deciding: of a Phenix field with three nuclei and
-    one of them far brighter, plain Otsu takes the bright one alone.
-    """
+    """Returns Otsu's threshold (IEEE Trans. SMC 9, 1979) over the logarithm of count + median."""
+    # Without the logarithm few very bright pixels decide: in a Phenix field of three nuclei, one of them far
+    # brighter than the others, plain Otsu takes that one alone.
     light = np.log(np.maximum(histogram.centers, 0) + max(histogram.percentile(50), 1))
     below, moment = np.cumsum(histogram.counts), np.cumsum(histogram.counts * light)
     above = histogram.total - below
@@ -112,45 +115,49 @@ def foreground_threshold(histogram: Histogram) -> float:
 
 
 def fields_of(view: View, index: Index, split: Split, part: str) -> tuple[FieldKey, ...]:
-    """The fields of a part that the view looks at: those in the acquisition of its first source."""
+    """Returns the fields of a part that the view sees: those in the acquisition of its first source."""
     own = view.sources[0].acquisition
     return tuple(k for k in split.keys(index.plate, part) if own is None or k.acquisition == own)
 
 
 def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
-    """The times of a field at which all sources of a view were imaged."""
+    """Returns the times of a field at which all sources of a view were imaged."""
+
+    def imaged(role: Role, time: int) -> bool:
+        at = image_key(key, role)
+        if at not in index.statistics or time >= index.field(at).shape[0]:
+            return False
+        planes = index.planes(at, index.channel(role.channel), time)
+        return role.plane in planes if isinstance(role.plane, int) else len(planes) > 0
+
     times = range(index.field(key).shape[0])
-    return [time for time in times if all(_planes(index, key, time, role) for role in view.sources)]
-
-
-def _planes(index: Index, key: FieldKey, time: int, role: Role) -> list[int]:
-    """The planes that a role may be read from."""
-    at = image_key(key, role)
-    if at not in index.statistics or time >= index.field(at).shape[0]:
-        return []
-    planes = index.planes(at, index.channel(role.channel), time)
-    return [plane for plane in planes if not isinstance(role.plane, int) or plane == role.plane]
+    return [time for time in times if all(imaged(role, time) for role in view.sources)]
 
 
 def image_key(key: FieldKey, role: Role) -> FieldKey:
-    """Where a role of a field is read: the same well and field in the role's acquisition."""
+    """Returns the key that a role of a field is read from: the same field in the role's acquisition."""
     return key if role.acquisition is None else replace(key, acquisition=role.acquisition)
 
 
 def level_on(view: View, index: Index, key: FieldKey) -> int:
-    """The level of a field whose pixels have the size that the view was made for (within 5 %)."""
+    """Returns the level of a field whose pixels have the size that the view was made for (within 5 %).
+
+    Raises:
+        UserError: there is none.
+    """
     size, levels = index.plate.pixel_um, index.levels(key)
     if view.pixel_um is None or size is None:
         fitting = [view.level] if view.level < levels else []
     else:
+        # Instruments round the size of a pixel, hence 5 %.
         fitting = [n for n in range(levels) if isclose(size * 2**n, view.pixel_um, rel_tol=0.05)]
     if fitting:
         return fitting[0]
     known = view.pixel_um is not None and size is not None
     wanted = f"{view.pixel_um:g} µm" if known else f"level {view.level}"
-    there = f"{size:g} µm × 1, 2, 4, … on " if known else ""
+    stored = f"{size:g} µm × 1, 2, 4, … on " if known else ""
     raise UserError(
-        f"{index.path}: field {key} has no pixels of {wanted}; it has {there}levels 0 to {levels - 1}"
+        f"{index.path}: field {key} has no pixels of {wanted}; it has {stored}levels 0 to {levels - 1}"
     )
 
 
@@ -171,23 +178,8 @@ def _one_shape(planes: Sequence[Plane]) -> tuple[int, int]:
     return planes[0].shape
 
 
-def _source(view: View, index: Index, key: FieldKey, time: int, role: Role) -> Plane:
-    rule = view.normalize
-    plane, facts = _found(view, index, key, time, role)
-    plane = replace(plane, local_px=rule.local_px, kind=rule.source)
-    return replace(plane, numbers=_from_index(plane, facts))
-
-
-def _target(view: View, index: Index, key: FieldKey, time: int, role: Role) -> Plane:
-    rule = view.normalize
-    plane, _ = _found(view, index, key, time, role)
-    return replace(
-        plane, kind=rule.target, low=rule.low, high=rule.high, clip=rule.clip, numbers=role.numbers
-    )
-
-
-def _found(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tuple[Plane, PlaneStatistics]:
-    """The plane, not yet normalised, and the statistics of the first z position that it is made of."""
+def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tuple[Plane, PlaneStatistics]:
+    """Returns the plane, not yet normalised, and the statistics of the first of its z positions."""
     at, channel = image_key(key, role), index.channel(role.channel)
     name = f"{index.plate.name} {at} {role.channel!r}"
     stored = index.field(at)
@@ -200,6 +192,12 @@ def _found(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
         planes = choose_planes(role.plane, focus, _heights(stored, role.channel), index.plate.plane_um)
     except UserError as error:
         raise NotImagedError(f"{name}: {error}", f"without plane {role.plane} of {role.channel!r}") from None
+    stated, profile = index.plate.channels[channel], None
+    if view.flat_field == "estimated":
+        profile = view.profiles[stated.name]
+    elif view.flat_field == "vendor":
+        profile = vendor_profile(stated.flat_field, stated.name)
+        profile = None if profile["Type"] == "Identity" else profile  # nothing to correct
     level = level_on(view, index, at)
     y, x = stored.shape[-2:]
     plane = Plane(
@@ -207,34 +205,25 @@ def _found(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
         shape=reduce(lambda shape, _: halved_shape(shape), range(level), (y, x)),
         time=time, channel=channel, planes=planes,
         projection=str(role.plane) if role.plane in REDUCE else "",
-        profile=_profile(view, index, channel),
+        profile=profile,
     )  # fmt: skip
     return plane, facts[planes[0]]
 
 
 def _heights(field: Field, channel: str) -> dict[int, float]:
-    """Plane -> height in micrometres, of one channel; empty where it is not known for each."""
+    """Returns plane -> height in micrometres, of one channel; empty where it is not known for each."""
+    # A channel may have been imaged at heights of its own.
     own = field.details.get("z_um", {}).get(channel)
     planes = range(len(field.z_um)) if own is None else field.planes(channel)
     heights = field.z_um if own is None else own
     return dict(zip(planes, heights, strict=True)) if len(heights) == len(planes) else {}
 
 
-def _profile(view: View, index: Index, channel: int) -> Profile | None:
-    """None where there is nothing to correct."""
-    if view.flat_field == "none":
-        return None
-    about = index.plate.channels[channel]
-    if view.flat_field == "estimated":
-        return view.profiles[about.name]
-    profile = vendor_profile(about.flat_field, about.name)
-    return None if profile["Type"] == "Identity" else profile
-
-
 def _from_index(plane: Plane, facts: PlaneStatistics) -> Numbers | None:
-    """The numbers that need no pixel: constants, or the index's for a plane that is not changed."""
+    """Returns the numbers that need no pixel: constants, or the index's for a plane without corrections."""
     if plane.kind in ("none", "max16"):
         return numbers(plane.kind, np.zeros(1), 0, 0)
     if plane.projection or plane.profile is not None or plane.local_px:
         return None
+    # The index knows single planes as they are stored, and nothing of corrected ones.
     return (facts.mean, facts.sd) if plane.kind == "standard" else (facts.p1, facts.p99 - facts.p1)

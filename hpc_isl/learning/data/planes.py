@@ -1,4 +1,4 @@
-"""One plane of one field, found and resolved: its box is read, corrected and normalised here."""
+"""One plane of one field on disk: a box of it is read, corrected and normalised here."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Numbers = tuple[float, float]
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a plane lies and what becomes of its pixels.
+    """A plane on disk, and how its pixels are corrected and normalised.
 
     Attributes:
         name: plate, field and channel, for messages.
         shape: (y, x) at `level`.
         depth: number of levels of the image.
         planes, projection: z positions read, and how they become one (max, mean, min; "" for one plane).
-        profile: by which pixels are divided, or None.
+        profile: flat-field profile by which pixels are divided, or None.
         local_px: edge of the box mean that is subtracted, in pixels of `level`; 0: none.
         kind, low, high: of normalisation, as in NormalizeRecipe.
         numbers: of normalisation; None: measured on this plane after its corrections.
@@ -52,7 +52,7 @@ class Plane:
 
     @property
     def place(self) -> tuple[object, ...]:
-        """What determines the stored counts."""
+        """Everything that determines the stored counts."""
         return self.image, self.level, self.time, self.channel, self.planes, self.projection
 
     @property
@@ -61,7 +61,7 @@ class Plane:
 
 
 def counts(plane: Plane, box: Box) -> Pixels:
-    """The stored pixels of a box, projected: (y, x), in counts."""
+    """Returns the stored pixels of a box, projected: (y, x), in counts."""
     try:
         stack = read_box(plane.image, plane.level, plane.time, plane.channel, list(plane.planes), *box)
     except UserError as error:
@@ -70,12 +70,14 @@ def counts(plane: Plane, box: Box) -> Pixels:
 
 
 def corrected(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
-    """Counts over the flat-field profile, minus the box mean; a crop equals its part of the whole plane.
+    """Returns counts over the flat-field profile, minus the box mean, of a box (y, x).
 
     Args:
-        stored: `counts` of the same box, where they are at hand.
+        stored: `counts` of the same box, if they were read already.
     """
+    # A margin, so that the box mean in a crop equals that in the whole plane.
     read, cut = grown(box, plane.local_px // 2 + 1, plane.shape) if plane.local_px else (box, ())
+    # Counts that were read already lack the margin of a box mean.
     pixels = counts(plane, read) if stored is None or plane.local_px else stored
     if plane.profile is not None:
         pixels = pixels / gain(plane.profile, plane.shape, read)
@@ -83,18 +85,19 @@ def corrected(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
 
 
 def normalised(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
-    """What the network sees of a box of a plane: (y, x) float32."""
+    """Returns what the network sees of a box of a plane: (y, x) float32."""
     offset, scale = plane.numbers or measured(plane)
     return normalise(corrected(plane, box, stored), offset, scale, plane.clip)
 
 
+# Crops of a plane are read again and again; its numbers are measured once.
 _MEASURED: dict[tuple[object, ...], Numbers] = {}
 
 
 def measured(plane: Plane) -> Numbers:
-    """Offset and scale of the corrected plane; found once per process.
+    """Returns offset and scale of the corrected plane; computed once per process.
 
-    From the first level, not finer than the plane's own, whose longer edge is at most 1024 pixels.
+    They come from the first level, not finer than the plane's own, whose longer edge is at most 1024 pixels.
     """
     key = (*plane.place, repr(plane.profile), plane.local_px, plane.kind, plane.low, plane.high)
     if key not in _MEASURED:
@@ -103,14 +106,15 @@ def measured(plane: Plane) -> Numbers:
 
 
 def measured_pixels(plane: Plane) -> Pixels:
-    """The corrected whole plane at the level on which it is measured."""
+    """Returns the corrected whole plane at the level on which it is measured."""
     small = smallest(plane, MEASURED_EDGE)
     return corrected(small, small.whole)
 
 
 def smallest(plane: Plane, enough: int = 0) -> Plane:
-    """The plane further up the pyramid: as far as it goes, or until its longer edge is small enough."""
+    """Returns the plane at the first level whose longer edge is at most `enough`, or at the last level."""
     while plane.level + 1 < plane.depth and max(plane.shape) > enough:
+        # The box mean covers the same area on a pixel of twice the edge.
         edge = -(-plane.local_px // 2)
         plane = replace(plane, level=plane.level + 1, shape=halved_shape(plane.shape), local_px=edge)
     return plane
@@ -121,5 +125,5 @@ def halved_shape(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def stack(planes: tuple[Plane, ...], box: Box, stored: Mapping[tuple[object, ...], Pixels] = {}) -> Pixels:
-    """Planes of one field to (c, y, x); counts that are at hand are not read again."""
+    """Returns the planes of one field as (c, y, x); `stored` counts, by place, are not read again."""
     return np.stack([normalised(plane, box, stored.get(plane.place)) for plane in planes])

@@ -13,7 +13,7 @@ from hpc_isl.recipes.training import NormalizeRecipe
 
 @dataclass(frozen=True)
 class Role:
-    """What one input or output of the network is, on any plate.
+    """One input or output of the network, on any plate.
 
     Attributes:
         plane: a number, max, mean, min, focus, or an offset from focus, as in PlaneRecipe.
@@ -61,23 +61,20 @@ class View:
     foreground: Foreground | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; `from_dict` reads it back to an equal view."""
+        """Returns plain JSON; `from_dict` reads it back to an equal view."""
         return asdict(self) | {"normalize": self.normalize.model_dump(mode="json")}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> View:
-        shown = content["foreground"]
-        return cls(
-            **{
-                **content,
-                "sources": tuple(map(_role, content["sources"])),
-                "targets": tuple(map(_role, content["targets"])),
-                "normalize": NormalizeRecipe.model_validate(content["normalize"]),
-                "foreground": shown and Foreground(**{**shown, "role": _role(shown["role"])}),
-            }
-        )
+        def role(entry: Mapping[str, Any]) -> Role:
+            numbers = entry["numbers"]
+            return Role(**{**entry, "numbers": numbers and tuple(numbers)})  # JSON turns tuples into lists
 
-
-def _role(content: Mapping[str, Any]) -> Role:
-    found = content["numbers"]
-    return Role(**{**content, "numbers": found and tuple(found)})
+        foreground = content["foreground"]
+        own = {
+            "sources": tuple(map(role, content["sources"])),
+            "targets": tuple(map(role, content["targets"])),
+            "normalize": NormalizeRecipe.model_validate(content["normalize"]),
+            "foreground": foreground and Foreground(**{**foreground, "role": role(foreground["role"])}),
+        }
+        return cls(**{**content, **own})

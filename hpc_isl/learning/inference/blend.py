@@ -1,4 +1,4 @@
-"""Predictions of tiles to one: neighbours blend by fixed weights, rows leave as soon as they are whole."""
+"""Blends the predictions of tiles by fixed weights, and yields rows as soon as they are complete."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Rows = tuple[slice, Pixels]
 
 
 class Blend:
-    """Adds tiles in raster order and holds the rows that tiles to come may change, no others.
+    """Adds tiles in raster order; holds only the rows that later tiles may change.
 
     A tile weighs 1 in its own box and falls to 0 within `ramp` pixels around it; where tiles meet,
-    weights are divided by their sum. What comes out depends on the grid alone.
+    weights are divided by their sum. The result depends on the grid alone.
     """
 
     def __init__(self, tiles: Sequence[Tile], shape: tuple[int, int], ramp: int) -> None:
@@ -27,7 +27,7 @@ class Blend:
         self._sum: Pixels | None = None
 
     def add(self, tile: Tile, prediction: Pixels) -> Iterator[Rows]:
-        """The rows that became whole, where there are some; `prediction` (k, y, x) is of `tile.read`."""
+        """Adds `prediction` (k, y, x) of `tile.read`; yields the rows that became complete, if any."""
         (y, down), (x, across) = (side[own.start] for side, own in zip(self._sides, tile.own, strict=True))
         yield from self._until(y.start)
         total = self._rows(y.stop, len(prediction))
@@ -36,7 +36,7 @@ class Blend:
         total[:, y.start - self._top : y.stop - self._top, x] += part
 
     def rest(self) -> Iterator[Rows]:
-        """The last rows, after all tiles."""
+        """Yields the last rows, after all tiles."""
         yield from self._until(self._shape[0])
 
     def _until(self, row: int) -> Iterator[Rows]:
@@ -48,17 +48,19 @@ class Blend:
         self._top = row
 
     def _rows(self, stop: int, outputs: int) -> Pixels:
-        """The sums, with room down to row `stop`."""
-        there = 0 if self._sum is None else self._sum.shape[1]
-        missing = stop - self._top - there
-        if self._sum is None or missing > 0:
+        """Returns the sums, extended by zeros down to row `stop`."""
+        total = np.zeros((outputs, 0, self._shape[1]), np.float32) if self._sum is None else self._sum
+        missing = stop - self._top - total.shape[1]
+        if missing > 0:
             room = np.zeros((outputs, missing, self._shape[1]), np.float32)
-            self._sum = room if self._sum is None else np.concatenate([self._sum, room], axis=1)
-        return self._sum
+            total = np.concatenate([total, room], axis=1)
+        self._sum = total
+        return total
 
 
 def _weights(owns: Sequence[tuple[int, int]], length: int, ramp: int) -> dict[int, tuple[slice, Pixels]]:
-    """First own pixel -> where along an axis a tile counts, and how much."""
+    """Returns a tile's first own pixel along an axis -> the range that it contributes to, and its weights."""
+    # Weights along each axis alone: those of a tile are their outer product.
     places = np.arange(length)
     outside = [np.maximum(np.maximum(start - places, places - stop + 1), 0) for start, stop in owns]
     total = np.sum([np.maximum(1 - far / (ramp + 1), 0) for far in outside], axis=0)

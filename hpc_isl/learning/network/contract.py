@@ -20,17 +20,17 @@ WEIGHTS, CONTRACT = "weights.safetensors", "contract.json"
 
 @dataclass(frozen=True)
 class Task:
-    """What a network that segments says, and how its words become objects.
+    """The prediction of a network that segments, and how it becomes objects.
 
     Attributes:
         labels: name of the labels that it learnt.
         kind: nuclei (one output, the mask's logit) or cells (distance map, and the mask's logit).
-        head: same or paper; `from_stain`: the paper's head stands on the output of an ISL model.
-        span: what the stain's output is divided by before the paper's sigmoid.
+        head: same or paper; `from_stain`: the paper's head takes the output of an ISL model.
+        span: the stain's output is divided by this before the paper's sigmoid.
         slope: of that sigmoid.
         scale, h_maxima, min_area, method: from distance map and mask to labels, as in ObjectsRecipe;
             `min_area` is in pixels that the network sees, and `min_area_um2` the same in µm², where known.
-        arm, boxes, objects: what it started from and what it learnt from.
+        arm, boxes, objects: the arm it started from, and the numbers of boxes and objects it learnt from.
     """
 
     labels: str
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a network expects of a plate, and where it comes from.
+    """The data that a network expects of a plate, and its origin.
 
     Attributes:
         view: source and target roles, µm per pixel, normalisation with its numbers.
@@ -64,14 +64,14 @@ class Contract:
         precision: of the forward pass: fp32, bf16 or fp16.
         recipe: all of the recipe that trained it, and `digest` of it with its inputs.
         split: digest of the split; `wells`: part -> plate -> wells (or fields, where the split is by field).
-            Of a model that segments the parts are what it was taught with (train) and tested on, what the
-            `reference` was made of, and what the ISL model that it began with saw the stain of (stain).
+            For a model that segments, the parts are what its annotations trained (train) and tested, what the
+            `reference` was made of, and the stain that the ISL model it began with has seen (stain).
         plates: name -> fingerprint of the plates that it was trained on.
         step: optimiser steps behind these weights.
         code: version of this package.
         weights: SHA-256 of the weights file.
         task: of a model that segments; None: it predicts the view's targets.
-        reference: what the sources of its training fields are like, against which `drift` holds others.
+        reference: statistics of the sources in its training fields, with which `drift` compares other fields.
         stains: channel that it sees -> whether that is a stain on the plates that it was trained on.
     """
 
@@ -92,30 +92,31 @@ class Contract:
     stains: Mapping[str, bool] = field(default_factory=dict)
 
     def has_seen(self, part: str, plate: str, key: FieldKey) -> bool:
-        """Whether a field of a plate, or its well, is in a part of the wells."""
+        """Returns whether a field of a plate, or its well, is in a part of the wells."""
+        # Splits are by well or by field, and contracts list what was split.
         units = self.wells.get(part, {}).get(plate, [])
         return key.well in units or f"{key.well}/{key.name}" in units
 
     def model_hash(self) -> dict[str, Any]:
-        """What decides the objects that this model finds, as plain JSON: all but where it comes from."""
+        """Returns all that decides the objects that this model finds, as plain JSON: not its origin."""
         content = self.to_dict()
-        said = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
+        decisive = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
         names = ["kind", "head", "from_stain", "span", "slope", "scale", "h_maxima", "min_area", "method"]
         # Models of earlier versions have none, and keep the hash that labels were written under.
         names += ["min_area_um2"] if self.task and self.task.min_area_um2 is not None else []
         task = self.task and {name: getattr(self.task, name) for name in names}
-        return said | {"task": task and _former_task(task)}
+        return decisive | {"task": task and _former_task(task)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; `from_dict` reads it back to an equal contract."""
-        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        """Returns plain JSON; `from_dict` reads it back to an equal contract."""
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         models = {"net": self.net.model_dump(mode="json"), "predict": self.predict.model_dump(mode="json")}
         task = self.task and _former_task(asdict(self.task))
         return {"format": FORMAT, **plain, "view": self.view.to_dict(), **models, "task": task}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Contract:
-        own = {each.name: content[each.name] for each in fields(cls) if each.name in content}
+        own = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
         own["view"] = View.from_dict(content["view"])
         own["net"] = NetRecipe.model_validate(content["net"])
         own["predict"] = PredictRecipe.model_validate(content["predict"])
@@ -125,16 +126,16 @@ class Contract:
 
 
 def _former_task(task: dict[str, Any]) -> dict[str, Any]:
-    """Contracts keep the names of the first version, so that every version reads and hashes all of them."""
+    """Returns a task under the names of the first version, which contracts keep for every version to read."""
     content: dict[str, Any] = former.former("finetune", {"objects": task})["objects"]
     return content
 
 
 def read_contract(folder: Path) -> Contract:
-    """The contract of the model in a folder; its weights are not looked at.
+    """Returns the contract of the model in a folder; reads no weights.
 
     Raises:
-        UserError: no model there, or one of a later version.
+        UserError: no model in the folder, or one of a later version.
     """
     content = read_json(folder / CONTRACT)
     if content is None or not (folder / WEIGHTS).exists():

@@ -1,4 +1,4 @@
-"""What ends a network that segments: the mask's logit, or a distance map beside it; no activation cuts it."""
+"""Last layers of a network that segments: the mask's logit, with or without a distance map."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hpc_isl import seeds
 from hpc_isl.errors import UserError
 from hpc_isl.learning.network.contract import Task
 
-# What a distance map's output of 1 stands for: numbers near 1 are what fresh weights can say.
+# The distance that an output of 1 stands for: fresh weights give numbers near 1.
 UNIT = {"object": 100.0, "pixels": 10.0}
 
 
 class Scaled(nn.Module):
-    """Outputs times constants that training does not touch."""
+    """Outputs times constants that training does not change."""
 
     def __init__(self, factors: list[float]) -> None:
         super().__init__()
@@ -46,50 +46,41 @@ class ShiftedSigmoid(nn.Module):
 def set_head(network: Any, task: Task, seed: int = 0) -> None:
     """Puts the task's head behind a network's own last layer, in place.
 
-    Where the head stands on a stain, the network predicts it (1 output); else it has `task.outputs`,
-    whose weights are drawn anew: what a network drew before its head depends on its arm.
+    A network whose head takes a stain has 1 output; any other has `task.outputs`.
 
     Args:
         seed: of the weights of new layers; torch's own generator is left alone.
     """
     head = network.segmentation_head
-    if not task.from_stain:
-        _draw(head[0], seed)
-        if task.head == "same" and task.kind == "cells":
-            network.segmentation_head = nn.Sequential(*head, Scaled([UNIT[task.scale], 1.0]))
-        return
-    if head[0].out_channels != 1:
-        raise UserError(
-            "objects.head=paper stands on one predicted stain; the pretrained model predicts "
-            f"{head[0].out_channels}"
-        )
-    network.segmentation_head = nn.Sequential(*head, *_on_stain(task, seed))
-
-
-def _draw(layer: nn.Conv2d, seed: int) -> None:
-    """As segmentation_models_pytorch begins its heads."""
     with torch.random.fork_rng():
         torch.manual_seed(seeds.integer(seed, "head"))
-        nn.init.xavier_uniform_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-def _on_stain(task: Task, seed: int) -> list[nn.Module]:
-    if task.kind == "nuclei":
-        return [ShiftedSigmoid(task.slope, task.span)]
-    with torch.random.fork_rng():
-        torch.manual_seed(seeds.integer(seed, "head"))
-        return [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)]
+        if not task.from_stain:
+            # Drawn again, as segmentation_models_pytorch does: the draw before depended on the arm.
+            nn.init.xavier_uniform_(head[0].weight)
+            if head[0].bias is not None:
+                nn.init.zeros_(head[0].bias)
+            if task.head == "same" and task.kind == "cells":
+                network.segmentation_head = nn.Sequential(*head, Scaled([UNIT[task.scale], 1.0]))
+            return
+        if head[0].out_channels != 1:
+            raise UserError(
+                "objects.head=paper stands on one predicted stain; the pretrained model predicts "
+                f"{head[0].out_channels}"
+            )
+        layers: list[nn.Module] = [ShiftedSigmoid(task.slope, task.span)]
+        if task.kind == "cells":
+            layers = [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)]
+    network.segmentation_head = nn.Sequential(*head, *layers)
 
 
 def start_from(network: nn.Module, state: Mapping[str, Tensor], head: bool) -> None:
-    """Takes over weights that were learnt before; `head`: also those of the last layer.
+    """Loads the weights of another model; `head`: also those of its last layer.
 
-    Names and shapes are the network's own: encoder and decoder are those of the model that they
-    come from.
+    Raises:
+        UserError: names or shapes that this network does not have.
     """
     wanted = network.state_dict()
+    # Left out, the last layer keeps the weights of `set_head`.
     taken = {n: t for n, t in state.items() if head or not n.startswith("segmentation_head.")}
     wrong = [n for n, t in taken.items() if n not in wanted or wanted[n].shape != t.shape]
     if wrong:

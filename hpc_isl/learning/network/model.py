@@ -1,4 +1,4 @@
-"""What training leaves behind: weights and their contract, without which they mean nothing."""
+"""A trained model on disk: its weights, and the contract that gives them meaning (which needs no torch)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ def save(folder: Path, network: nn.Module, contract: Contract) -> None:
     weights = safetensors.torch.save(state)
     content = contract.to_dict() | {"weights": hashlib.sha256(weights).hexdigest()}
     write_atomic(folder / WEIGHTS, weights)
+    # Last: a folder without a contract holds no model.
     write_atomic(folder / CONTRACT, json.dumps(content, indent=1))
 
 
 def load(folder: Path) -> tuple[nn.Module, Contract]:
-    """The network in evaluation mode, on the CPU, and its contract.
+    """Returns the network in evaluation mode, on the CPU, and its contract.
 
     Raises:
-        UserError: no model there, one of a later version, or weights that are not those of the contract.
+        UserError: no model in the folder, one of a later version, or weights that are not the contract's.
     """
     contract, state = read_state(folder)
     view, task = contract.view, contract.task
@@ -42,7 +43,7 @@ def load(folder: Path) -> tuple[nn.Module, Contract]:
 
 
 def read_state(folder: Path) -> tuple[Contract, dict[str, Tensor]]:
-    """The contract and the weights by name, whole and as the contract says."""
+    """Returns the contract and the weights by name; raises as `load` does."""
     contract = read_contract(folder)
     weights = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(weights).hexdigest() != contract.weights:

@@ -13,22 +13,23 @@ from torch import Tensor, nn
 
 from hpc_isl import seeds
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.learning.network.tiling_grid import STRIDE
+from hpc_isl.learning.network.limits import DECODERS, STRIDE
 from hpc_isl.learning.network.weights import find_weights, read_weights
 from hpc_isl.recipes.training import NetRecipe
 
 
 def build(net: NetRecipe, sources: int, outputs: int, seed: int = 0, pretrained: bool = True) -> nn.Module:
-    """A network from (batch, sources, y, x) to (batch, outputs, y, x), y and x multiples of 32.
+    """Returns a network from (batch, sources, y, x) to (batch, outputs, y, x), y and x multiples of 32.
 
     Args:
         seed: of the weights that are not read from a file; torch's own generator is left alone.
-        pretrained: False where all weights are about to be loaded: `net.weights` is not looked at.
+        pretrained: False where all weights are about to be loaded: `net.weights` is then ignored.
 
     Raises:
-        UserError: an unknown encoder, a decoder that does not fit, or weights that are not there.
+        UserError: an unknown encoder, a decoder that does not fit, or missing weights.
     """
     check_names(net)
+    # Found before anything is built, which takes seconds.
     file = find_weights(net.encoder, net.weights) if pretrained and net.weights else None
     with torch.random.fork_rng():
         torch.manual_seed(seeds.integer(seed, "weights"))
@@ -38,17 +39,13 @@ def build(net: NetRecipe, sources: int, outputs: int, seed: int = 0, pretrained:
 
 
 def check_weights(net: NetRecipe, sources: int = 3) -> Path | None:
-    """For the time of submission: the network can be built, its weights lie here (downloaded if need be).
-
-    Returns:
-        The file of the weights, None for random ones.
-    """
+    """Checks that the network can be built, and returns the file of its weights; None for random ones."""
     build(net, sources, 1)
     return find_weights(net.encoder, net.weights) if net.weights else None
 
 
 def check_names(net: NetRecipe) -> None:
-    """The encoder is one that the library knows, and the decoder has 3 to 5 blocks."""
+    """Raises a UserError unless the library knows the encoder and the decoder has 3 to 5 blocks."""
     known = list(smp.encoders.encoders)
     if net.encoder.startswith("tu-"):
         name = net.encoder[3:].partition(".")[0]
@@ -60,25 +57,26 @@ def check_names(net: NetRecipe) -> None:
         raise UserError(
             f"net.encoder={net.encoder!r}: no such encoder; {nearest(net.encoder, known)}, or tu-… of timm"
         )
-    if net.decoder is not None and not 3 <= len(net.decoder) <= 5:
+    if net.decoder is not None and len(net.decoder) not in DECODERS:
         raise UserError(f"net.decoder={net.decoder}: 3 to 5 numbers of channels, deepest first, or null")
 
 
 def construct(net: NetRecipe, sources: int, outputs: int, file: Path | None = None) -> nn.Module:
-    """The network with the weights of `file`, or random ones, of which none is frozen."""
+    """Returns the network with the weights of `file`, or random ones; all of them are trainable."""
     if file is None or net.encoder.startswith("tu-"):
-        # timm renames and adapts the tensors of a file itself
+        # timm renames and adapts the tensors of a file itself.
         own = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
         return _unet(net, sources, outputs, encoder_weights=True if file else None, **own)
     state = read_weights(file)
     network: Any = _unet(net, 3, outputs, encoder_weights=None)
     first = next(name for name, m in network.encoder.named_modules() if isinstance(m, nn.Conv2d))
-    kept = state.get(f"{first}.weight")
-    if kept is not None and kept.shape[1] == sources:
+    stored = state.get(f"{first}.weight")
+    # A file for as many channels is loaded as it is; else the first layer of 3 channels is adapted.
+    fits = stored is not None and stored.shape[1] == sources
+    if fits:
         network.encoder.set_in_channels(sources, pretrained=False)
-        _load(network.encoder, state, file, net.encoder)
-    else:
-        _load(network.encoder, state, file, net.encoder)
+    _load(network.encoder, state, file, net.encoder)
+    if not fits:
         network.encoder.set_in_channels(sources, pretrained=True)
     return cast(nn.Module, network)
 
@@ -98,32 +96,29 @@ def _unet(net: NetRecipe, sources: int, outputs: int, **options: Any) -> nn.Modu
 
 
 def _load(encoder: nn.Module, state: Mapping[str, Tensor], file: Path, name: str) -> None:
-    """All of the encoder's tensors from the file; what else is there (a classifier) is left."""
-    wanted = encoder.state_dict()
+    """Loads all of the encoder's tensors from the file's, which may hold more, such as a classifier."""
     try:
         encoder.load_state_dict(dict(state))  # knows older names of its tensors
         return
     except RuntimeError:
-        wrong = [
-            n
-            for n, t in wanted.items()
-            if not n.endswith("num_batches_tracked") and _differs(t, state.get(n))
-        ]
+        wanted = encoder.state_dict()
+    wrong = [
+        key
+        for key, tensor in wanted.items()
+        if not key.endswith("num_batches_tracked") and (key not in state or state[key].shape != tensor.shape)
+    ]
     if wrong:
-        found = ", ".join(list(state)[:3])
+        first = ", ".join(list(state)[:3])
         raise UserError(
             f"net.weights={file} does not fit the encoder {name}: {len(wrong)} of its {len(wanted)} tensors "
-            f"are missing or of another shape, such as {', '.join(wrong[:3])}; the file holds {found}, …"
+            f"are missing or of another shape, such as {', '.join(wrong[:3])}; the file holds {first}, …"
         )
-    encoder.load_state_dict({n: t for n, t in state.items() if n in wanted})
-
-
-def _differs(wanted: Tensor, given: Tensor | None) -> bool:
-    return given is None or given.shape != wanted.shape
+    encoder.load_state_dict({key: tensor for key, tensor in state.items() if key in wanted})
 
 
 def freeze_unused(encoder: str, network: nn.Module, sources: int) -> None:
-    """Some encoders keep layers that a U-Net never reaches; ranks must not wait for their gradients."""
+    """Freezes the layers that a U-Net never reaches, so that ranks do not wait for their gradients."""
+    # Evaluation mode: running statistics stay as they are.
     network.eval()
     try:
         network(torch.zeros(1, sources, 2 * STRIDE, 2 * STRIDE)).sum().backward()

@@ -1,4 +1,4 @@
-"""Where encoder weights come from: a local file, or the library's hub if it answers quickly."""
+"""Encoder weights: a local file, or a download from the library's hub if that answers quickly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import constants
 
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.learning.network.weight_files import SUFFIXES, is_file
+from hpc_isl.learning.network.limits import SUFFIXES, is_file
 
 
 class Hub(NamedTuple):
@@ -32,11 +32,11 @@ class Hub(NamedTuple):
 
 
 def find_weights(encoder: str, weights: str) -> Path:
-    """The file that holds the weights: given, in the library's cache, or downloaded into it now.
+    """Returns the file of the weights: the given one, the cached one, or one that it downloads now.
 
     Raises:
-        UserError: no such file or name; or the weights are not here and the hub does not answer
-            within 3 s.
+        UserError: no such file or name; or the weights are not on this machine and the hub does not
+            answer within 3 s.
     """
     if is_file(weights):
         path = Path(weights).expanduser()
@@ -51,17 +51,16 @@ def find_weights(encoder: str, weights: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The encoder's tensors in a file; no code in it is run.
+    """Returns the encoder's tensors in a file; runs no code in it.
 
-    Names may begin with `module.` (of parallel training); of a whole U-Net the encoder's are taken.
+    Names may begin with `module.` (of parallel training); from a whole U-Net the encoder's are taken.
     """
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
-            with warnings.catch_warnings(
-                action="ignore"
-            ):  # about the pickle's protocol; it is refused or read
+            # Warnings are about the pickle's protocol; the file is then either read or refused.
+            with warnings.catch_warnings(action="ignore"):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
@@ -70,18 +69,20 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from None
+    # Training programs wrap the weights among their own entries.
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} holds no mapping of names to tensors")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    # Of a U-Net the decoder is left: it was learnt for other outputs.
     inner = {name[len("encoder.") :]: t for name, t in state.items() if name.startswith("encoder.")}
     return inner or state
 
 
 def hub_file(encoder: str, weights: str) -> Hub:
-    """Where the library keeps the weights of that name."""
+    """Returns the place where the library keeps the weights of that name."""
     if encoder.startswith("tu-"):
         config = timm.models.get_pretrained_cfg(encoder[3:], allow_unregistered=True)
         if weights != "imagenet" or config is None or not config.hf_hub_id:
@@ -120,8 +121,8 @@ def _download(encoder: str, weights: str, hub: Hub) -> Path:
 
 
 def _answers(url: str, seconds: float = 3.0) -> bool:
-    """Whether the server answers at all in that time; a name server that hangs counts as no."""
-    heard = threading.Event()
+    """Returns whether the server answers at all in that time."""
+    heard = threading.Event()  # set by a thread, because a name server that hangs honours no timeout
 
     def ask() -> None:
         try:
@@ -133,7 +134,7 @@ def _answers(url: str, seconds: float = 3.0) -> bool:
         except (OSError, ValueError, http.client.HTTPException):
             return
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
     return heard.is_set()

@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics as a function of the step's samples, however many ranks share them out."""
+"""BatchNorm's running statistics as a function of the step's samples, whatever the number of ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class RunningStatistics:
 
     def __init__(self, network: nn.Module) -> None:
         layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self.layers = [layer for layer in layers if not getattr(layer, "held", False)]
+        self.layers = [layer for layer in layers if not getattr(layer, "frozen", False)]
+        # None would be a cumulative mean over all steps in torch; here it is the default of 0.1.
         self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
         self.buffers = [b for m in self.layers for b in (m.running_mean, m.running_var) if b is not None]
         self.counts = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
@@ -42,7 +43,8 @@ class RunningStatistics:
         self.total = torch.zeros_like(self.before)
 
     def add(self) -> None:
-        """Call after each forward pass: with momentum 1 the buffers hold that micro-batch's own."""
+        """Call after each forward pass."""
+        # With a momentum of 1 the buffers hold the statistics of that micro-batch alone.
         self.total += self._join(self.buffers)
 
     def end_step(self, world: World, micro_batches: int) -> None:
@@ -54,12 +56,13 @@ class RunningStatistics:
         parts = torch.split(after, [b.numel() for b in self.buffers])
         torch._foreach_copy_(self.buffers, list(parts))
         if world.size > 1 and self.counts:
+            # Each rank has counted its own micro-batches only.
             torch._foreach_add_(self.counts, micro_batches - micro_batches // world.size)
 
 
 @contextmanager
 def running_statistics(network: nn.Module) -> Iterator[RunningStatistics]:
-    """The statistics of `network` while it trains; its layers are as they were afterwards."""
+    """Gives the statistics of `network` while it trains, and restores its layers' momentum afterwards."""
     statistics = RunningStatistics(network)
     for layer in statistics.layers:
         layer.momentum = 1.0
@@ -71,60 +74,62 @@ def running_statistics(network: nn.Module) -> Iterator[RunningStatistics]:
 
 
 def freeze_batchnorm(network: nn.Module) -> None:
-    """BatchNorm keeps the running statistics that it has, and normalises by them in training too."""
+    """Makes BatchNorm keep its running statistics, and normalise by them in training too."""
     for module in list(network.modules()):
-        if isinstance(module, _BatchNorm) and not getattr(module, "held", False):
+        if isinstance(module, _BatchNorm) and not getattr(module, "frozen", False):
             kind: Any = type(module)
-            module.__class__ = _held(kind)
+            # The class changes, not the module: `train()` of the whole network must not unfreeze it.
+            module.__class__ = _frozen(kind)
             module.train()
 
 
 @cache
-def _held(kind: Any) -> Any:
-    """The same layer, which stays in evaluation mode; what else it does in `forward` it goes on doing."""
+def _frozen(kind: Any) -> Any:
+    """Returns a subclass of a layer's class that stays in evaluation mode, whatever its `forward` does."""
 
-    class Held(kind):  # type: ignore[misc]
-        held = True
+    class Frozen(kind):  # type: ignore[misc]
+        frozen = True
 
-        def train(self, mode: bool = True) -> Held:
+        def train(self, mode: bool = True) -> Frozen:
             kind.train(self, False)
             return self
 
-    return Held
+    return Frozen
 
 
-def single_value(net: NetRecipe, sources: int, edge: int, held: str = "") -> bool:
-    """Whether training on one crop of `edge` pixels leaves some BatchNorm one value per channel.
+def single_value(net: NetRecipe, sources: int, edge: int, frozen: str = "") -> bool:
+    """Returns whether training on one crop of `edge` pixels leaves some BatchNorm one value per channel.
 
-    That is so at the deepest level of a small crop, and in encoders that normalise pooled features. A
-    forward pass tells, over tensors that hold no numbers where the encoder can be built so.
+    That is so at the deepest level of a small crop, and in encoders that normalise pooled features.
 
     Args:
-        held: what keeps its statistics, as in `hold_norms`: encoder, all, or nothing ("").
+        frozen: the part of the network that keeps its statistics: encoder, all, or none ("").
     """
     decoder = None if net.decoder is None else tuple(net.decoder)
-    return _single_value(net.encoder, decoder, sources, edge, held)
+    return _single_value(net.encoder, decoder, sources, edge, frozen)
 
 
 @cache
-def _single_value(encoder: str, decoder: tuple[int, ...] | None, sources: int, edge: int, held: str) -> bool:
+def _single_value(
+    encoder: str, decoder: tuple[int, ...] | None, sources: int, edge: int, frozen: str
+) -> bool:
     net = NetRecipe(encoder=encoder, decoder=decoder and list(decoder), weights=None)
+
+    def fails(network: Any) -> bool:
+        network.train()
+        if frozen:
+            freeze_batchnorm(network.encoder if frozen == "encoder" else network)
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, sources, edge, edge))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            return True
+        return False
+
     try:
-        with torch.device("meta"):
-            return _refuses_one(construct(net, sources, 1).to("meta"), sources, edge, held)
+        with torch.device("meta"):  # tensors without numbers: fast, where the encoder can be built so
+            return fails(construct(net, sources, 1).to("meta"))
     except (UserError, RuntimeError, NotImplementedError):
-        return _refuses_one(construct(net, sources, 1), sources, edge, held)
-
-
-def _refuses_one(network: Any, sources: int, edge: int, held: str) -> bool:
-    network.train()
-    if held:
-        freeze_batchnorm(network.encoder if held == "encoder" else network)
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, sources, edge, edge))
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        return True
-    return False
+        return fails(construct(net, sources, 1))

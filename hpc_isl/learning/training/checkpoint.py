@@ -1,4 +1,4 @@
-"""Where training is taken up again: files that are complete or not there; the newest complete one wins."""
+"""Checkpoints, from which training resumes: files that are complete or absent; the newest complete counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Checkpoints:
         folder: of the run's checkpoints; one process (rank 0) writes there.
         digest: of the recipe and its inputs; a state of another digest is refused.
         keep: newest checkpoints kept.
-        say: told which files were passed over.
+        log: called with a message for each damaged file that is skipped.
     """
 
     folder: Path
@@ -36,11 +36,10 @@ class Checkpoints:
     log: Callable[[str], None] = print
 
     def save(self, step: int, state: State) -> Path:
-        """Writes `state` (tensors, numbers, strings in dicts and lists) and drops the oldest files.
+        """Writes `state` (tensors, numbers, strings in dicts and lists) and removes the oldest files.
 
         Raises:
-            UserError: a full disk, or numbers in the state that are not finite; the checkpoints that
-                were there stay.
+            UserError: a full disk, or numbers in the state that are not finite; older checkpoints stay.
         """
         path = self._path(step)
         _write(path, {**state, "step": step, "digest": self.digest})
@@ -49,7 +48,7 @@ class Checkpoints:
         return path
 
     def newest(self) -> State | None:
-        """The newest complete state, or None; torn and damaged files are passed over.
+        """Returns the newest complete state, or None; torn and damaged files are skipped.
 
         Raises:
             UserError: it belongs to another recipe, or to other data.
@@ -57,13 +56,13 @@ class Checkpoints:
         for path in self._newest_first():
             state = _read(path)
             if state is not None:
-                self._refuse_stranger(path, state)
+                self._check_digest(path, state)
                 return state
             self.log(f"{path} is torn or damaged and is passed over")
         return None
 
     def read(self, step: int) -> State:
-        """The state of one step, which another rank has found complete."""
+        """Returns the state of one step, which rank 0 has found complete."""
         state = _read(self._path(step))
         assert state is not None, f"{self._path(step)} is complete for rank 0 and not for this one"
         return state
@@ -73,10 +72,10 @@ class Checkpoints:
         _write(self.folder / "best.pt", {**state, "digest": self.digest})
 
     def best(self) -> State | None:
-        """The best state that was kept, or None."""
+        """Returns the best state that was kept, or None."""
         state = _read(self.folder / "best.pt")
         if state is not None:
-            self._refuse_stranger(self.folder / "best.pt", state)
+            self._check_digest(self.folder / "best.pt", state)
         return state
 
     def _path(self, step: int) -> Path:
@@ -85,7 +84,7 @@ class Checkpoints:
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"), reverse=True)
 
-    def _refuse_stranger(self, path: Path, state: State) -> None:
+    def _check_digest(self, path: Path, state: State) -> None:
         if state.get("digest") != self.digest:
             raise UserError(
                 f"{path} belongs to another recipe or other data (digest {state.get('digest')}, this run has "
@@ -94,12 +93,14 @@ class Checkpoints:
 
 
 def _write(path: Path, state: State) -> None:
-    wrong = [name for name, tensor in state["network"].items() if not _finite(tensor)]
+    # `isfinite` is true for integers, such as BatchNorm's counters.
+    wrong = [name for name, tensor in state["network"].items() if not torch.isfinite(tensor).all()]
     if wrong:
         raise UserError(
             f"step {state.get('step')}: weights are no longer finite ({', '.join(wrong[:3])}); no checkpoint "
             "is written. Try a lower optim.lr, or train.precision=fp32"
         )
+    # Serialised in memory first, so that the file is written in one piece.
     stream = io.BytesIO()
     torch.save(state, stream)
     try:
@@ -107,20 +108,15 @@ def _write(path: Path, state: State) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(
-            f"{path}: the disk is full ({len(stream.getvalue()) / 1e6:.0f} MB are needed)"
-        ) from None
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+        megabytes = len(stream.getvalue()) / 1e6
+        raise UserError(f"{path}: the disk is full ({megabytes:.0f} MB are needed)") from None
 
 
 def _read(path: Path) -> State | None:
-    """The state in a file, or None where the file is not there or not whole (every byte is checked)."""
+    """Returns the state in a file, or None where the file is absent or damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
+            if archive.testzip() is not None:  # every byte is checked, which torch.load does not do
                 return None
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except (FileNotFoundError, zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError):

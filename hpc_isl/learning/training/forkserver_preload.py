@@ -1,7 +1,7 @@
-"""Imported by the server that loading processes are forked from, and by nobody else: it has effects.
+"""Imported by the server that forks loading processes and by no other module, because importing has effects.
 
-One thread for each process, whatever library; and the signals that stop or requeue a job, which
-some schedulers send to every process of it, do not end the server under its children.
+It gives each process one thread, in every library. It also keeps the signals that stop or requeue a job from
+ending the server: some schedulers send them to every process of the job.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import os
 import signal
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "HPC_ISL_IO_THREADS")
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def _set(disposition: signal.Handlers) -> None:
-    for each in SIGNALS:
-        signal.signal(each, disposition)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, disposition)
 
 
 os.environ.update(dict.fromkeys(THREADS, "1"))

@@ -1,4 +1,4 @@
-"""How the samples of a run become steps, and the micro-batches of a step are shared out among processes."""
+"""How samples become steps, and how ranks share the micro-batches of a step; without torch, for plans."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hpc_isl.recipes.training import TrainRecipe
 
 
 def steps_of(train: TrainRecipe, samples: int) -> int:
-    """Optimiser steps of a run; `samples`: of one epoch."""
+    """Returns the optimiser steps of a run; `samples`: of one epoch."""
     return train.steps or math.ceil((train.epochs or 0) * samples / train.batch)
 
 
 def micro_batches(
     train: TrainRecipe, rank: int, size: int, first_step: int, last_step: int
 ) -> Iterator[tuple[int, int, range]]:
-    """(step, micro-batch, sample numbers) of one rank, for steps first_step <= step < last_step.
+    """Yields (step, micro-batch, sample numbers) of one rank, for steps first_step <= step < last_step.
 
-    Micro-batch j of step s holds the numbers s * batch + j * micro_batch onwards, whoever computes it;
-    rank r takes those with j % size == r.
+    Micro-batch j of step s holds the numbers from s * batch + j * micro_batch on, on any rank; rank r
+    takes those with j % size == r.
     """
     for step in range(first_step, last_step):
         for micro in range(rank, train.batch // train.micro_batch, size):
@@ -29,20 +29,20 @@ def micro_batches(
 
 
 def check_micro_batches(train: TrainRecipe, size: int) -> int:
-    """Micro-batches per rank and step; a number of processes that cannot share them is a `UserError`."""
+    """Returns the micro-batches per rank and step.
+
+    Raises:
+        UserError: `size` processes cannot share the micro-batches of a step evenly.
+    """
     count = train.batch // train.micro_batch
     if count % size:
         legal = [n for n in range(1, count + 1) if count % n == 0]
+        # The next smaller and the next larger number that fit.
+        nearest = [n for n in legal if n < size][-1:] + [n for n in legal if n > size][:1]
         raise UserError(
             f"{size} processes cannot share the {count} micro-batches of a step "
             f"(train.batch={train.batch} / train.micro_batch={train.micro_batch}): "
-            f"take {' or '.join(map(str, _around(size, legal)))} processes, or train.batch="
+            f"take {' or '.join(map(str, nearest))} processes, or train.batch="
             f"{train.micro_batch * size * max(1, round(count / size))}"
         )
     return count // size
-
-
-def _around(number: int, legal: list[int]) -> list[int]:
-    below = [n for n in legal if n < number]
-    above = [n for n in legal if n > number]
-    return below[-1:] + above[:1]

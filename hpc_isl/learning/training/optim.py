@@ -1,4 +1,4 @@
-"""How the weights move: the optimiser, and its learning rate as a function of the step alone."""
+"""The optimiser, and its learning rate as a function of the step alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Group = dict[str, Any]
 
 
 def optimizer_of(parameters: Iterable[Group], optim: OptimRecipe) -> torch.optim.Optimizer:
-    """torch's optimiser of that name; the learning rate is set anew in each step."""
+    """Returns torch's optimiser of that name; the learning rate is set again in each step."""
     decay, lr = optim.weight_decay, optim.lr
     if optim.name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=optim.betas[0], weight_decay=decay)
@@ -25,21 +25,15 @@ def optimizer_of(parameters: Iterable[Group], optim: OptimRecipe) -> torch.optim
     return kind(parameters, lr=lr, betas=optim.betas, weight_decay=decay)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
-    """The learning rate of `step` in each group."""
-    for group in optimizer.param_groups:
-        # A checkpoint of an earlier version brings groups without either.
-        group["lr"] = lr * group.get("scale", 1.0) * (step >= group.get("rests", 0))
-
-
 def groups_of(network: nn.Module, layer_lr: float = 1.0, frozen: int = 0) -> list[Group]:
-    """The trainable parameters by level of the network, as the optimiser takes them.
+    """Returns the trainable parameters by level of the network, as the optimiser takes them.
 
     Args:
         layer_lr: each level has the learning rate of the next one towards the head, times this.
-        frozen: steps in which the levels of the encoder rest.
+        frozen: first steps, in which the levels of the encoder do not learn.
     """
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    # One group, as earlier versions had: their checkpoints still load.
     if layer_lr == 1 and not frozen:
         return [{"params": [p for _, p in named], "scale": 1.0, "rests": 0}]
     levels: dict[str, list[nn.Parameter]] = {}
@@ -47,38 +41,38 @@ def groups_of(network: nn.Module, layer_lr: float = 1.0, frozen: int = 0) -> lis
         levels.setdefault(_level(name), []).append(parameter)
     last = len(levels) - 1
     return [
-        {"params": each, "scale": layer_lr ** (last - place), "rests": frozen * name.startswith("encoder")}
-        for place, (name, each) in enumerate(levels.items())
+        {"params": own, "scale": layer_lr ** (last - place), "rests": frozen * name.startswith("encoder")}
+        for place, (name, own) in enumerate(levels.items())
     ]
 
 
 def _level(name: str) -> str:
-    """`encoder.layer1.0.conv1.weight` is of `encoder.layer1`, `encoder.model.blocks.2.0.bn1.bias` of
-    `encoder.model.blocks.2`: up to the first number, else without the parameter's own name."""
+    """Returns the level of a parameter: its name up to the first number, else without its last part.
+
+    `encoder.layer1.0.conv1.weight` belongs to `encoder.layer1`, `encoder.model.blocks.2.0.bn1.bias` to
+    `encoder.model.blocks.2`.
+    """
     numbered = re.match(r".*?\d+(?=\.)", name.removesuffix(".weight").removesuffix(".bias") + ".")
     part = numbered[0] if numbered else name.rpartition(".")[0]
     return "segmentation_head" if part.startswith("segmentation_head") else part
 
 
 def rate(step: int, steps: int, schedule: str, warmup: float) -> float:
-    """Share of the peak learning rate in `step` (0 … steps - 1).
+    """Returns the share of the peak learning rate in `step` (0 … steps - 1).
 
     one_cycle: cosine up from 1/25, cosine down to 4e-6, as torch's OneCycleLR (Smith and Topin,
     2018). cosine: linear up, cosine down to 0. constant: 1.
     """
+
+    def half_cosine(start: float, end: float, part: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
     if schedule == "constant":
         return 1.0
     if schedule == "one_cycle":
         peak, last = warmup * steps - 1, steps - 1
         if step <= peak:
-            return _between(1 / 25, 1.0, step / max(peak, 1e-9))
-        return _between(1.0, 4e-6, (step - peak) / max(last - peak, 1e-9))
-    rise = warmup * steps
-    return (
-        (step + 1) / rise if step + 1 < rise else _between(1.0, 0.0, (step + 1 - rise) / max(steps - rise, 1))
-    )
-
-
-def _between(start: float, end: float, part: float) -> float:
-    """From `start` to `end` along half a cosine."""
-    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+            return half_cosine(1 / 25, 1.0, step / max(peak, 1e-9))
+        return half_cosine(1.0, 4e-6, (step - peak) / max(last - peak, 1e-9))
+    rise, done = warmup * steps, step + 1
+    return done / rise if done < rise else half_cosine(1.0, 0.0, (done - rise) / max(steps - rise, 1))

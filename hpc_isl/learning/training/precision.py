@@ -1,4 +1,4 @@
-"""In which numbers a forward pass is computed: the word of the recipe and the device together."""
+"""The precision of a forward pass, from the recipe's key and the device together."""
 
 from __future__ import annotations
 
@@ -11,48 +11,54 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device_of(device: torch.device) -> Device:
-    """What torch's device is, and computes in natively."""
+    """Returns the name of torch's device and the precisions that it computes in natively."""
     if device.type != "cuda":
         return cpu()
     name = torch.cuda.get_device_name(device)
+    # GPUs of AMD have no compute capability in NVIDIA's sense; all of them compute in all three.
     if torch.version.hip:
         return Device(name, "gpu", frozenset(DTYPES))
     return gpu_of(name, ".".join(map(str, torch.cuda.get_device_capability(device))))
 
 
 def resolve(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on GPUs that compute in it natively, else fp32; fp16 needs a GPU."""
+    """Returns the dtype of a precision: `auto` is bf16 on GPUs that compute in it natively, else fp32.
+
+    Raises:
+        UserError: fp16 on a CPU.
+    """
     if precision == "fp16" and device.type != "cuda":
         raise UserError("precision=fp16 needs a GPU; on a CPU take fp32")
     return DTYPES[resolved(precision, device_of(device))]
 
 
 def as_scored(precision: str, device: torch.device) -> torch.dtype:
-    """That with which a model was scored, where a GPU computes in it natively; else fp32."""
-    there = device_of(device)
-    native = there.kind == "gpu" and (there.native is None or precision in there.native)
+    """Returns the dtype that a model was scored with, if a GPU computes in it natively; else float32."""
+    known = device_of(device)
+    native = known.kind == "gpu" and (known.native is None or precision in known.native)
     return DTYPES[precision] if native else torch.float32
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """fp32, bf16 or fp16."""
+    """Returns fp32, bf16 or fp16."""
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def kind_of(device: torch.device, dtype: torch.dtype) -> str:
-    """On what results repeat to the bit: model of GPU or instructions of CPU, and fp32, bf16 or fp16."""
+    """Returns the GPU model or CPU instructions, and the precision, on which results are bit-identical."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} {name_of(dtype)}"
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()} {name_of(dtype)}"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """The context of a forward pass; fp32 leaves it alone."""
+    """Returns the context of a forward pass; for float32 it changes nothing."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def repeat_on(device: torch.device) -> None:
-    """Equal recipes give equal results on one kind of device: no algorithm is chosen by a race."""
+    """Makes equal recipes give equal results on one kind of device."""
     if device.type == "cuda":
+        # The benchmark chooses the algorithm that is fastest at that moment: another sum each time.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True

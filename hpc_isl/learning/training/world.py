@@ -1,4 +1,4 @@
-"""Who trains together: this process's rank, size and device, and the few things ranks tell each other."""
+"""The ranks that train together: this process's rank and device, and the few collective operations."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the job; alone by default.
+    """This process among those of the job; by default it is the only one.
 
     Attributes:
         rank, size: of this process among all, over all nodes.
         local_rank: among those on this node.
-        device: where its network lives.
+        device: that holds its network.
     """
 
     rank: int = 0
@@ -44,13 +44,13 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, written into `tensor` on each of them."""
+        """Returns the sum over ranks, written into `tensor` on each of them."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks, on each of them."""
+        """Returns every rank's value, in the order of ranks, on each of them."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -58,7 +58,7 @@ class World:
         return values
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on each rank; the other ranks' own are dropped."""
+        """Returns rank 0's value, on each rank; the other ranks' values are ignored."""
         if self.size == 1:
             return value
         values = [value]
@@ -66,26 +66,27 @@ class World:
         return values[0]
 
     def barrier(self) -> None:
-        """Returns when every rank has come here."""
-        self.all_reduce(torch.zeros(1))  # on the CPU: gloo's, which needs no device
+        """Returns when every rank has called it."""
+        self.all_reduce(torch.zeros(1))  # on the CPU, by gloo, which needs no device
 
 
 @contextmanager
 def open_world(attempt: Attempt, timeout_s: float = 600.0) -> Iterator[World]:
-    """The world of this attempt: threads capped, device chosen, process group joined (gloo; nccl on GPUs).
+    """Opens the world of an attempt: limits threads, chooses the device, joins the process group.
 
-    Ranks find each other through the run folder: rank 0 listens on a free port and publishes where in
-    `attempts/<n>/rendezvous.json`, with a nonce against a file that an earlier process left.
+    The group communicates by gloo, on GPUs by nccl. Ranks find each other through the run folder: rank 0
+    listens on a free port and publishes the address in `attempts/<n>/rendezvous.json`, with a nonce that
+    tells it from a file that an earlier process left.
 
     Raises:
-        UserError: ranks that did not come within `timeout_s`, or more ranks on a node than GPUs.
+        UserError: ranks that did not join within `timeout_s`, or more ranks on a node than GPUs.
     """
     cap_threads(attempt.cpus)
     device = _device(attempt.local_rank, attempt.local_size)
     if attempt.size == 1:
         yield World(device=device)
         return
-    store = _meet(attempt, timeout_s)
+    store = _rendezvous(attempt, timeout_s)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=store, rank=attempt.rank, world_size=attempt.size, timeout=timedelta(seconds=timeout_s),
@@ -98,7 +99,7 @@ def open_world(attempt: Attempt, timeout_s: float = 600.0) -> Iterator[World]:
 
 
 def cap_threads(cpus: int) -> None:
-    """Torch's pools in this process are held to the CPUs it may use; on a node they default to all."""
+    """Limits torch's thread pools to the CPUs of this process; by default they take all of the node."""
     torch.set_num_threads(max(1, cpus))
     with suppress(RuntimeError):  # it can be set only once in a process
         torch.set_num_interop_threads(1)
@@ -110,39 +111,47 @@ def _device(local_rank: int, local_size: int) -> torch.device:
         return torch.device("cpu")
     if 1 < count < local_size:
         raise UserError(f"{local_size} processes on a node that shows {count} GPUs: ask for one GPU for each")
-    device = torch.device(
-        "cuda", local_rank % count
-    )  # a scheduler that binds GPUs shows each rank only its own
+    # A scheduler that binds GPUs shows each rank its own GPU alone: a count of 1.
+    device = torch.device("cuda", local_rank % count)
     torch.cuda.set_device(device)
     repeat_on(device)
     return device
 
 
-def _meet(attempt: Attempt, timeout_s: float) -> Store:
-    """The store that all ranks of the attempt share, once all have come."""
-    place = attempt.folder / "rendezvous.json"
+# ---------------------------------------------------------------- rendezvous
+
+
+def _rendezvous(attempt: Attempt, timeout_s: float) -> Store:
+    """Returns the store that all ranks of the attempt share, once all have joined."""
+    path = attempt.folder / "rendezvous.json"
     deadline = time.monotonic() + timeout_s
     one_node = attempt.local_size == attempt.size
     if attempt.rank == 0:
-        store, nonce = _listen(place, one_node, attempt.size, timeout_s)
+        store, nonce = _listen(path, one_node, attempt.size, timeout_s)
     else:
-        store, nonce, via = _find(place, attempt.size, deadline)
+        store, nonce, via = _find(path, attempt.size, deadline)
         store.set(f"{nonce}/{attempt.rank}", via)
-    missing = _wait_for_all(store, nonce, attempt.size, deadline)
-    if missing:
-        raise UserError(
-            f"after {timeout_s:.0f} s only {attempt.size - len(missing)} of {attempt.size} processes have "
-            f"come; missing ranks: {missing}; their logs are in {attempt.folder}"
-        )
+    missing = list(range(attempt.size))
+    while True:
+        missing = [rank for rank in missing if not store.check([f"{nonce}/{rank}"])]
+        if not missing:
+            break
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"after {timeout_s:.0f} s only {attempt.size - len(missing)} of {attempt.size} processes "
+                f"have come; missing ranks: {missing}; their logs are in {attempt.folder}"
+            )
+        time.sleep(POLL_S)
     if not one_node:
         _use_interface(store, nonce, attempt)
     return PrefixStore(f"{nonce}/group", store)
 
 
-def _listen(place: Path, one_node: bool, size: int, timeout_s: float) -> tuple[TCPStore, str]:
-    """Opens the store on a free port (on loopback if all ranks are here) and publishes where it is."""
+def _listen(path: Path, one_node: bool, size: int, timeout_s: float) -> tuple[TCPStore, str]:
+    """Opens the store on a free port (on loopback if all ranks are here) and publishes its address."""
     listener = socket.create_server(("127.0.0.1" if one_node else "", 0))
     port = listener.getsockname()[1]
+    # The store takes over the listening socket: no other process can take the port meanwhile.
     store = TCPStore(
         "127.0.0.1", port, world_size=None, is_master=True, wait_for_workers=False,
         timeout=timedelta(seconds=timeout_s), master_listen_fd=listener.detach(),
@@ -150,15 +159,18 @@ def _listen(place: Path, one_node: bool, size: int, timeout_s: float) -> tuple[T
     nonce = secrets.token_hex(8)
     store.set(nonce, str(size))
     store.set(f"{nonce}/0", "")
-    hosts = ["127.0.0.1"] if one_node else _addresses()
-    write_atomic(
-        place, json.dumps({"hosts": hosts, "port": port, "nonce": nonce, "node": socket.gethostname()})
-    )
+    published = {
+        "hosts": ["127.0.0.1"] if one_node else _addresses(),
+        "port": port,
+        "nonce": nonce,
+        "node": socket.gethostname(),
+    }
+    write_atomic(path, json.dumps(published))
     return store, nonce
 
 
 def _addresses() -> list[str]:
-    """IPv4 addresses under which other nodes may reach this one: the one its name has, then the rest."""
+    """Returns IPv4 addresses that may reach this node: the one that its name resolves to first."""
     named = []
     with suppress(OSError):
         named = [socket.gethostbyname(socket.gethostname())]
@@ -168,53 +180,34 @@ def _addresses() -> list[str]:
     return [host for host in dict.fromkeys(named + listed) if not host.startswith("127.")] or ["127.0.0.1"]
 
 
-def _find(place: Path, size: int, deadline: float) -> tuple[TCPStore, str, str]:
-    """The store that rank 0 published, its nonce, and the address under which it answered."""
+def _find(path: Path, size: int, deadline: float) -> tuple[TCPStore, str, str]:
+    """Returns the store that rank 0 published, its nonce, and the address under which it answered."""
     tried = "no address was published"
     while time.monotonic() < deadline:
-        published = read_json(place) or {"hosts": []}
+        published = read_json(path) or {"hosts": []}
         for host in published["hosts"]:
-            store = _connect(host, published["port"])
-            if store is not None and store.check([published["nonce"]]):
-                return store, published["nonce"], host
+            with suppress(OSError, RuntimeError):
+                # A plain connection fails within seconds where TCPStore would wait for its own timeout.
+                socket.create_connection((host, published["port"]), timeout=3).close()
+                store = TCPStore(host, published["port"], is_master=False, timeout=timedelta(seconds=30))
+                if store.check([published["nonce"]]):
+                    return store, published["nonce"], host
             tried = (
                 f"{published['hosts']} port {published['port']} of node {published['node']} did not answer"
             )
         time.sleep(POLL_S)
-    raise UserError(f"rank 0 was not found among {size} processes: {tried} ({place})")
-
-
-def _connect(host: str, port: int) -> TCPStore | None:
-    try:
-        socket.create_connection((host, port), timeout=3).close()
-        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
-    except (OSError, RuntimeError):
-        return None
-
-
-def _wait_for_all(store: Store, nonce: str, size: int, deadline: float) -> list[int]:
-    missing = list(range(size))
-    while missing and time.monotonic() < deadline:
-        missing = [rank for rank in missing if not store.check([f"{nonce}/{rank}"])]
-        if missing:
-            time.sleep(POLL_S)
-    return missing
+    raise UserError(f"rank 0 was not found among {size} processes: {tried} ({path})")
 
 
 def _use_interface(store: Store, nonce: str, attempt: Attempt) -> None:
-    """Gloo looks its own address up by host name, which on many nodes is a loopback; name the right link."""
+    """Names the network interface for gloo, which would look it up by host name, often a loopback address."""
     ranks = range(1, attempt.size) if attempt.rank == 0 else [attempt.rank]
     routes = [store.get(f"{nonce}/{rank}").decode() for rank in ranks]
     host = next((route for route in routes if not route.startswith("127.")), routes[0])
     attempt.log(f"processes meet at {host}")
-    own = _own_address(host)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends no packet; the system chooses this node's address on the route
+        own = str(probe.getsockname()[0])
     for name, links in psutil.net_if_addrs().items():
         if any(link.address == own for link in links):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-
-
-def _own_address(host: str) -> str:
-    """The address of this node on the route to `host`; no packet is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
-        return str(probe.getsockname()[0])

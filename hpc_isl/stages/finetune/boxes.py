@@ -1,22 +1,32 @@
-"""Annotation boxes: which there are, which of them a draw takes to learn from, and which test."""
+"""Annotation boxes: those that exist, those that a draw learns from, and the objects drawn inside them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hpc_isl import seeds
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.learning.data.fields import fields_of
-from hpc_isl.learning.data.split import PARTS, Split
+from hpc_isl.learning.data.annotated_crops import labels_in
+from hpc_isl.learning.data.split import PARTS
 from hpc_isl.learning.data.view import View
+from hpc_isl.learning.network.contract import Task
+from hpc_isl.objects.matching import inside
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, LabelState, annotation, label_names, label_state
+from hpc_isl.stages.shared.plate_views import PlateView, PlateViews
 
 Corners = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels, ends excluded."""
+LEAST = 0.5
+"""The share of the smallest annotated object's area below which an object is dropped."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Box:
         corners: in pixels of level 0.
     """
 
-    index: Index
+    plate: PlateView
     key: FieldKey
     time: int
     labels: str
@@ -36,116 +46,183 @@ class Box:
     corners: Corners
 
     @property
+    def index(self) -> Index:
+        return self.plate.index
+
+    @property
     def image(self) -> Path:
         return self.index.image(self.key)
 
     @property
     def field(self) -> tuple[str, str, str]:
-        return self.index.plate.name, self.key.well, self.key.name
+        """Plate, well and name of its field."""
+        return self.plate.name, self.key.well, self.key.name
 
     @property
     def place(self) -> tuple[str | int, ...]:
-        """What tells it from all others, wherever the plate lies."""
+        """Identifies the box, wherever the plate is stored."""
         return *self.field, self.key.acquisition, self.time, *self.corners
 
     @property
     def name(self) -> str:
-        """`P01 B03/1 [0, 0, 512, 512] 'nuclei'`: as people are told of it, unique."""
+        """The unique name that messages use, as in `P01 B03/1 [0, 0, 512, 512] 'nuclei'`."""
         moment = f" time {self.time}" if self.index.field(self.key).shape[0] > 1 else ""
-        return f"{self.index.plate.name} {self.key}{moment} {list(self.corners)} {self.labels!r}"
+        return f"{self.plate.name} {self.key}{moment} {list(self.corners)} {self.labels!r}"
+
+    @property
+    def level(self) -> int:
+        """The pyramid level that the network sees."""
+        return self.plate.level(self.key)
 
     def at(self, level: int) -> Corners:
-        """The corners in pixels of a level: those that lie wholly inside, or the one that it starts in."""
+        """Returns the corners in pixels of a level: of those wholly inside, or the first one if none is."""
         y0, x0, y1, x1 = self.corners
         height, width = self.index.field(self.key).shape[-2:]
         top, bottom = _coarse(y0, y1, height, 2**level)
         left, right = _coarse(x0, x1, width, 2**level)
         return top, left, bottom, right
 
+    def drawn(self, level: int) -> NDArray[Any]:
+        """Returns the labels (y, x) inside the box at a level."""
+        return inside(labels_in(self.image, self.labels, level, self.time), self.at(level))
+
     def value(self, column: str) -> str:
-        """Of its well in the plate map; empty where it has none."""
-        return self.index.plate_map.get(self.key.well, {}).get(column, "")
+        """Returns its well's value in the plate map; empty where it has none."""
+        return self.plate.plate_map(self.key).get(column, "")
 
 
 def _coarse(start: int, stop: int, length: int, edge: int) -> tuple[int, int]:
-    """From pixels to larger ones of an edge; levels round odd sizes up, so the last one may be less."""
+    """Converts a range of pixels to pixels that are `edge` times as large."""
+    # Levels round odd sizes up, so the last pixel of a level may cover less than the others.
     first, last = -(-start // edge), -(-stop // edge) if stop == length else stop // edge
     return (first, last) if first < last else (start // edge, start // edge + 1)
 
 
-def boxes_of(
-    view: View, indices: Sequence[Index], split: Split, labels: str, parts: Sequence[str] = PARTS
-) -> list[Box]:
-    """Every box of these labels in fields of these parts, plate by plate.
+def boxes_of(study: PlateViews, labels: str, parts: Sequence[str] = PARTS) -> list[Box]:
+    """Returns every box of these labels in fields of these parts, plate by plate.
 
     Raises:
         UserError: no field has labels of that name.
     """
-    found = [box for index in indices for part in parts for key in fields_of(view, index, split, part)
-             for box in _boxes(index, key, labels)]  # fmt: skip
-    if not found:
-        every = (index.image(field.key) for index in indices for field in index.plate.fields)
-        names = {name for image in every for name in label_names(image)}
+    boxes = []
+    for plate in study.plates:
+        for key in (key for part in parts for key in study.keys(plate.index, part)):
+            image = plate.index.image(key)
+            if labels in label_names(image):
+                origin, corners = annotation(image, labels)
+                times = range(plate.index.field(key).shape[0])
+                boxes += [Box(plate, key, time, labels, origin, own) for time in times for own in corners]
+    if not boxes:
+        images = (index.image(field.key) for index in study.indices for field in index.plate.fields)
+        names = {name for image in images for name in label_names(image)}
         where = "" if set(parts) == set(PARTS) else f" in the parts {', '.join(parts)} of the split"
         raise UserError(f"labels {labels!r}: no field{where} has them; {nearest(labels, sorted(names))}")
-    return found
-
-
-def _boxes(index: Index, key: FieldKey, labels: str) -> Iterator[Box]:
-    image = index.image(key)
-    if labels in label_names(image):
-        origin, boxes = annotation(image, labels)
-        for time in range(index.field(key).shape[0]):
-            yield from (Box(index, key, time, labels, origin, box) for box in boxes)
+    return boxes
 
 
 def draw(boxes: Sequence[Box], n: int | str, number: int) -> list[Box]:
-    """The first `n` boxes (or all) in the order of draw `number`; fewer are a `UserError`.
+    """Returns the first `n` boxes (or all) in the order of draw `number`; raises a UserError for fewer.
 
-    The order is by a hash of the draw and the box, so that draws are nested in N, the same for all
-    arms, and stay as they are when boxes are added elsewhere.
+    The order is by a hash of the draw and the box, so that draws are nested in N, are the same for all
+    arms, and do not change when boxes are added elsewhere.
     """
     if n != "all" and int(n) > len(boxes):
         raise UserError(f"n={n}: there are {len(boxes)} annotation boxes to learn from; take n=all")
+    # A hash per box, not one shuffle: a box that is added moves no other.
     ordered = sorted(boxes, key=lambda box: seeds.integer(number, "annotation", *box.place))
     return ordered if n == "all" else ordered[: int(n)]
 
 
-def only(boxes: Sequence[Box], wanted: Mapping[str, Sequence[str]]) -> list[Box]:
-    """The boxes whose wells have one of the values wanted in each column.
+def in_wells(boxes: Sequence[Box], wanted: Mapping[str, Sequence[str]]) -> list[Box]:
+    """Returns the boxes whose wells have one of the wanted values in each column of the plate map.
 
     Raises:
         UserError: a column or value that no annotated well has.
     """
     for column, values in wanted.items():
-        there = sorted({box.value(column) for box in boxes} - {""})
+        known = sorted({box.value(column) for box in boxes} - {""})
         for value in values:
-            if value not in there:
-                raise UserError(f"only.{column}: no annotated well has {value!r}; {nearest(value, there)}")
+            if value not in known:
+                raise UserError(
+                    f"train_where.{column}: no annotated well has {value!r}; {nearest(value, known)}"
+                )
     return [box for box in boxes if all(box.value(c) in values for c, values in wanted.items())]
 
 
 def fields(boxes: Iterable[Box]) -> list[tuple[str, str, str]]:
-    """The annotated fields, in the order of the boxes."""
+    """Returns the annotated fields, in the order of the boxes."""
     return list(dict.fromkeys(box.field for box in boxes))
 
 
+# ---------------------------------------------------------------- identity of boxes and labels
+
+
 def states(boxes: Iterable[Box]) -> dict[tuple[Path, str], LabelState]:
-    """What one look at the labels of these boxes tells, by image and name."""
+    """Returns image and name of labels -> their state; reads the labels of each image once."""
     return {at: label_state(*at) for at in dict.fromkeys((box.image, box.labels) for box in boxes)}
 
 
 def parts(boxes: Iterable[Box], stamp: Callable[[Path, str], str]) -> dict[str, str]:
-    """What each box is called, and the start of the `stamp` of its image's labels, in order."""
+    """Returns the name of each box -> the start of the `stamp` of its image's labels, in order."""
     boxes = list(boxes)
     stamps = {at: stamp(*at) for at in {(box.image, box.labels) for box in boxes}}
     return {box.name: stamps[box.image, box.labels][:16] for box in boxes}
 
 
 def fingerprint(boxes: Iterable[Box], stamp: Callable[[Path, str], str]) -> str:
-    """Hash of where boxes lie, and of the `stamp` of their labels, by image and name."""
+    """Returns a hash of the boxes' places, and of the `stamp` of their labels, by image and name."""
     total = hashlib.sha256()
     for image, name in sorted({(box.image, box.labels) for box in boxes}):
         total.update(stamp(image, name).encode())
     total.update(repr(sorted(box.place for box in boxes)).encode())
     return total.hexdigest()[:32]
+
+
+# ---------------------------------------------------------------- objects inside boxes
+
+
+@dataclass(frozen=True)
+class BoxObjects:
+    """The objects inside an annotation box.
+
+    Attributes:
+        smallest: area of the smallest object that no edge of the box cuts, in pixels of level 0; where
+            edges cut all of them, of the smallest one; None: there is no object.
+    """
+
+    box: Box
+    count: int
+    smallest: int | None
+
+
+def objects_of(box: Box) -> BoxObjects:
+    """Counts and measures the objects of a box, at full resolution."""
+    labels = box.drawn(level=0)
+    names, areas = np.unique(labels[labels > 0], return_counts=True)
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    # Objects that the box cuts look smaller than they are.
+    whole = areas[~np.isin(names, border)]
+    measured = whole if len(whole) else areas
+    return BoxObjects(box, len(names), int(measured.min()) if len(measured) else None)
+
+
+def with_least_area(task: Task, view: View, objects: Sequence[BoxObjects]) -> Task:
+    """Returns the task that drops objects of less than half the smallest annotated area."""
+    pixels: list[float] = []
+    um2: list[float | None] = []
+    for own in objects:
+        if own.smallest is None:
+            continue
+        edge_um = own.box.index.plate.pixel_um
+        area_um2 = None if edge_um is None else own.smallest * edge_um**2
+        um2.append(area_um2)
+        if area_um2 is not None and view.pixel_um is not None:
+            pixels.append(area_um2 / view.pixel_um**2)
+        else:  # sizes are unknown: a pixel of level n covers 4^n of level 0
+            pixels.append(float(own.smallest) / (1 << 2 * view.level))
+    if not pixels:
+        return task
+    sizes = [area for area in um2 if area is not None]
+    comparable = view.pixel_um is not None and len(sizes) == len(um2)
+    least_um2 = LEAST * min(sizes) if comparable else None
+    return replace(task, min_area=ceil(LEAST * min(pixels)), min_area_um2=least_um2)

@@ -1,13 +1,14 @@
-"""What a fine-tuning run stands on: plates, split, view, network, the weights it starts from, its boxes."""
+"""Inputs of a fine-tuning run: plates, split, view, network, the models it starts from, its boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.calibrate import view_of
+from hpc_isl.learning.data.drift import Reference, reference_of
 from hpc_isl.learning.data.rescale import unlike_channels
 from hpc_isl.learning.data.split import PARTS, Split
 from hpc_isl.learning.data.split import draw as draw_split
@@ -21,10 +22,11 @@ from hpc_isl.recipes.training import DataRecipe, NetRecipe, PlaneRecipe, SplitRe
 from hpc_isl.run import Run
 from hpc_isl.stages.finetune import boxes as boxes_
 from hpc_isl.stages.finetune.boxes import Box
-from hpc_isl.stages.shared.plate_views import open_plates
-from hpc_isl.stages.shared.resized import resized_since
+from hpc_isl.stages.shared.plate_views import PlateField, PlateViews, open_plates, resized_since
 
 LEARN = ("train", "validation")
+Wells = dict[str, list[str]]
+"""Plate -> wells, or fields as in B03/1."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,17 @@ class Start:
 
 @dataclass(frozen=True)
 class FinetuneInputs:
-    """Everything but pixels.
+    """Everything a run needs except pixels.
 
     Attributes:
         net: what to build; its weights are those of the arm imagenet.
         starts: arm -> the model that it starts from, for the arms that have one.
-        learning: the boxes of this draw; testing: those that score, the main truth's first.
-        remarks: what the user should know.
+        pool: boxes that may train; learning: the boxes of this draw.
+        testing: boxes that score, those of the main reference labels first.
+        remarks: messages for the user.
     """
 
-    indices: tuple[Index, ...]
-    split: Split
-    view: View
+    study: PlateViews
     net: NetRecipe
     starts: dict[str, Start]
     pool: tuple[Box, ...]
@@ -62,22 +63,60 @@ class FinetuneInputs:
     remarks: tuple[str, ...] = ()
 
     @property
-    def tested(self) -> list[tuple[Index, FieldKey]]:
+    def tested(self) -> list[PlateField]:
         """The fields of the boxes that score, each once."""
-        return list({(box.index.path, box.key): (box.index, box.key) for box in self.testing}.values())
+        return list({(box.index.path, box.key): (box.plate, box.key) for box in self.testing}.values())
 
     def start(self, arm: str) -> Start | None:
-        """The model that an arm starts from; None: random weights, or those of a file."""
+        """Returns the model that an arm starts from; None: random weights, or those of a file."""
         if arm in ("random", "imagenet"):
             return None
         if arm not in self.starts:
-            there = ", ".join(["random", "imagenet", *self.starts])
-            raise UserError(f"arm={arm}: {needs(arm)}; with what is given there are the arms {there}")
+            known = ", ".join(["random", "imagenet", *self.starts])
+            raise UserError(f"arm={arm}: {needs(arm)}; with what is given there are the arms {known}")
         return self.starts[arm]
+
+    def _widest(self) -> Start | None:
+        """Returns the ISL model whose training images serve as the reference of all arms."""
+        return next((start for start in self.starts.values() if start.isl and start.contract.reference), None)
+
+    def reference(self) -> Reference:
+        """Returns the statistics of known images: the ISL model's, which saw most, else the split's."""
+        if known := self._widest():
+            return known.contract.reference
+        keys = [self.study.keys(index, "train") for index in self.study.indices]
+        return reference_of(self.study.view, self.study.indices, keys)
+
+    def wells(self, arm: str) -> dict[str, Wells]:
+        """Returns the wells of annotations (train, test), of the reference's images, and of the stain seen.
+
+        The contract keeps them, so that no plate the model has seen is later taken for a new one.
+        """
+        known, start = self._widest(), self.start(arm)
+        study = self.study
+        training = [(plate.name, key) for plate in study.plates for key in study.keys(plate.index, "train")]
+
+        def grouped(fields: Iterable[tuple[str, FieldKey]]) -> Wells:
+            wells: dict[str, set[str]] = {}
+            for plate, key in fields:
+                wells.setdefault(plate, set()).add(f"{key.well}/{key.name}")
+            return {plate: sorted(own) for plate, own in wells.items()}
+
+        def trained(model: Start) -> Wells:
+            return {plate: list(units) for plate, units in model.contract.wells.get("train", {}).items()}
+
+        return {
+            "train": grouped((box.plate.name, box.key) for box in self.learning),
+            "test": grouped((box.plate.name, box.key) for box in self.testing),
+            "reference": trained(known) if known else grouped(training),
+            "stain": trained(start) if start and start.isl else {},
+        }
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _SourcesAlone:
+    """The view that a recipe without a pretrained model asks for: sources, and no stain."""
+
     sources: list[PlaneRecipe]
     targets: list[PlaneRecipe]
     data: DataRecipe
@@ -87,26 +126,25 @@ def resolve_inputs(recipe: FinetuneRecipe) -> FinetuneInputs:
     """Opens what a recipe names; reads no pixels and no weights.
 
     Raises:
-        UserError: whatever does not fit together: models of different views, splits or networks, an arm
+        UserError: inputs that do not fit together: models of different views, splits or networks, an arm
             without a model to start from, too few boxes, test wells that a model has trained on.
     """
     starts = _starts(recipe)
     indices = open_plates(recipe.plates)
     split = _split(recipe, indices, starts)
-    view, net = _view(recipe, indices, split, starts), _net(recipe, starts)
-    pool, testing = _parted(recipe, view, indices, split)
-    pool = boxes_.only(pool, recipe.train_where)
+    study = PlateViews(recipe, _view(recipe, indices, split, starts), split, indices)
+    net = _net(recipe, starts)
+    pool, testing = _pool_and_testing(recipe, study)
+    pool = boxes_.in_wells(pool, recipe.train_where)
     learning = boxes_.draw(pool, recipe.n, recipe.draw) if recipe.n != 0 else []
     remarks = [*_unlike(indices, starts), *_seen(recipe, testing, starts)]
-    return FinetuneInputs(
-        indices, split, view, net, starts, tuple(pool), tuple(learning), tuple(testing), tuple(remarks)
-    )
+    return FinetuneInputs(study, net, starts, tuple(pool), tuple(learning), tuple(testing), tuple(remarks))
 
 
 def as_planned(
-    recipe: FinetuneRecipe, setting: FinetuneInputs, parts: Mapping[str, Mapping[str, str]]
+    recipe: FinetuneRecipe, inputs: FinetuneInputs, parts: Mapping[str, Mapping[str, str]]
 ) -> FinetuneInputs:
-    """The same with the boxes that the run was planned with, whatever has been annotated since.
+    """Returns the inputs with the boxes that the run was planned with, whatever was annotated since.
 
     Args:
         parts: of the plan, as the run's record keeps them; empty: the plan is of an earlier version.
@@ -115,29 +153,29 @@ def as_planned(
         UserError: labels in one of these boxes were changed, or removed.
     """
     if not parts:
-        return setting
-    there = {
+        return inputs
+    named = {
         box.name: box
         for name in dict.fromkeys([recipe.labels, *recipe.reference_labels])
-        for box in _of(setting.view, setting.indices, setting.split, name, PARTS)
+        for box in _boxes_if_any(inputs.study, name, PARTS)
     }
-    states = boxes_.states(there.values())
-    known = boxes_.parts(there.values(), lambda image, name: states[image, name].stamp)
+    states = boxes_.states(named.values())
+    known = boxes_.parts(named.values(), lambda image, name: states[image, name].stamp)
     for name, stamp in (pair for own in parts.values() for pair in own.items()):
         if known.get(name) != stamp:
             raise UserError(
                 f"{name}: these labels were changed since the run was planned; start it again under another "
                 "--name, or the sweep that it belongs to with --update"
             )
-    learning, testing = (tuple(there[name] for name in parts[key]) for key in ("boxes", "test boxes"))
-    return replace(setting, learning=learning, testing=testing)
+    learning, testing = (tuple(named[name] for name in parts[key]) for key in ("boxes", "test boxes"))
+    return replace(inputs, learning=learning, testing=testing)
 
 
 def frozen_batchnorm(recipe: FinetuneRecipe) -> str:
-    """What of the network keeps the BatchNorm statistics that it came with: encoder, all, or nothing ("")."""
+    """Returns the part of the network that keeps its BatchNorm statistics: encoder, all, or none ("")."""
     if not recipe.transfer.hold_norm or recipe.arm == "random":
         return ""
-    # Weights of a file come with an encoder alone; statistics of a new decoder would say nothing.
+    # Weights of a file come with an encoder alone; statistics of a new decoder would mean nothing.
     return "encoder" if recipe.arm == "imagenet" else "all"
 
 
@@ -145,7 +183,7 @@ def frozen_batchnorm(recipe: FinetuneRecipe) -> str:
 
 
 def needs(arm: str) -> str:
-    """What must be given for an arm that has no model to start from."""
+    """Returns what must be given for an arm that has no model to start from."""
     if arm == "drafted":
         return "drafted must name a finetune run on drafted labels"
     kind = "random weights (net.weights=null)" if arm == "random+isl" else "weights of a file or name"
@@ -164,34 +202,35 @@ def _starts(recipe: FinetuneRecipe) -> dict[str, Start]:
         starts[arm] = start
     if recipe.drafted is not None:
         starts["drafted"] = _start(recipe.drafted, "drafted")
-        _refuse_unfit(recipe, starts["drafted"].contract.task)
+        _check_drafted(recipe, starts["drafted"].contract.task)
     return starts
 
 
-def _refuse_unfit(recipe: FinetuneRecipe, task: Task | None) -> None:
-    """The arm drafted begins with a head that says what the others will say."""
+def _check_drafted(recipe: FinetuneRecipe, task: Task | None) -> None:
+    """Raises a UserError unless the model's head predicts what the other arms will predict."""
+    objects = recipe.objects
+    wrong = ""
     if task is None:
-        raise UserError(f"drafted={recipe.drafted}: a finetune run on drafted labels is needed")
-    of = recipe.objects
-    if task.kind != of.kind:
-        raise UserError(f"drafted={recipe.drafted}: it segments {task.kind}, objects.kind is {of.kind}")
-    if task.kind == "cells" and task.scale != of.scale:
-        raise UserError(
-            f"drafted={recipe.drafted}: objects.scale was {task.scale} there, here it is {of.scale}"
+        wrong = "a finetune run on drafted labels is needed"
+    elif task.kind != objects.kind:
+        wrong = f"it segments {task.kind}, objects.kind is {objects.kind}"
+    elif task.kind == "cells" and task.scale != objects.scale:
+        wrong = f"objects.scale was {task.scale} there, here it is {objects.scale}"
+    elif task.from_stain:
+        wrong = (
+            "it began with an ISL model; the control is to know of the stain by its drafted labels alone: "
+            "arm=random or arm=imagenet"
         )
-    if task.from_stain:
-        raise UserError(
-            f"drafted={recipe.drafted}: it began with an ISL model; the control is to know of the stain by "
-            "its drafted labels alone: arm=random or arm=imagenet"
-        )
+    if wrong:
+        raise UserError(f"drafted={recipe.drafted}: {wrong}")
 
 
 def _start(run: Path, key: str) -> Start:
     folder = Run(run).model
     try:
         start = Start(folder, read_contract(folder))
-    except UserError as mistake:
-        raise UserError(f"{key}={run}: {mistake}") from None
+    except UserError as error:
+        raise UserError(f"{key}={run}: {error}") from None
     for line, _ in resized_since(start.contract):
         raise UserError(
             f"{key}={run}: {line}, after this model was trained there: it takes pixels for another size than "
@@ -217,61 +256,57 @@ def _split(recipe: FinetuneRecipe, indices: Sequence[Index], starts: dict[str, S
     split = read_split(path)
     if split.digest not in digests:
         raise UserError(f"{path}: this is not the split that the model was trained with")
-    strangers = [index.plate.name for index in indices if not _listed(index, split)]
-    if strangers:
-        raise UserError(
-            f"plate {strangers[0]!r} is not in the split of the pretrained model; give split.file, a CSV "
-            "that lists it too"
-        )
+    for plate in (index.plate for index in indices):
+        if not any(split.part(plate.name, field.key) for field in plate.fields):
+            raise UserError(
+                f"plate {plate.name!r} is not in the split of the pretrained model; give split.file, a CSV "
+                "that lists it too"
+            )
     return split
 
 
-def _listed(index: Index, split: Split) -> bool:
-    return any(split.part(index.plate.name, field.key) for field in index.plate.fields)
-
-
 def _view(recipe: FinetuneRecipe, indices: Sequence[Index], split: Split, starts: dict[str, Start]) -> View:
-    """What the network sees: as the pretrained models do, else as the recipe says."""
+    """Returns the view of the pretrained models, which must agree; else the one that the recipe states."""
     views = [start.contract.view for start in starts.values()]
     if not _isl(starts):
         if not recipe.sources:
             raise UserError("sources: must be given where there is no pretrained model to say what is seen")
-        views.insert(0, view_of(indices, split, _Asked(recipe.sources, [], recipe.data or DataRecipe())))
-    for view in views[1:]:
-        if _seen_by(view) != _seen_by(views[0]):
-            raise UserError(
-                "the models that arms start from see different things (sources, level, flat field or "
-                "normalisation); compare those that see the same"
-            )
+        asked = _SourcesAlone(recipe.sources, [], recipe.data or DataRecipe())
+        views.insert(0, view_of(indices, split, asked))
+
+    def decisive(view: View) -> tuple[object, ...]:
+        """Returns everything that decides what sources look like."""
+        rule = view.normalize
+        profiles = dict(view.profiles)
+        return view.sources, view.level, view.pixel_um, view.flat_field, profiles, rule.source, rule.local_px
+
+    # Arms differ in their weights alone; else a sweep would compare more than it says.
+    if any(decisive(view) != decisive(views[0]) for view in views[1:]):
+        raise UserError(
+            "the models that arms start from see different things (sources, level, flat field or "
+            "normalisation); compare those that see the same"
+        )
     for index in indices:
         for role in views[0].sources:
             index.channel(role.channel)
     return views[0]
 
 
-def _seen_by(view: View) -> tuple[object, ...]:
-    """All that decides what sources look like."""
-    rule = view.normalize
-    return (
-        view.sources, view.level, view.pixel_um, view.flat_field, dict(view.profiles), rule.source,
-        rule.local_px,
-    )  # fmt: skip
-
-
 def _unlike(indices: Sequence[Index], starts: dict[str, Start]) -> Iterator[str]:
-    """Channels that are of another kind here than where a model learnt."""
-    found = (
+    """Yields a warning for each channel that is of another kind here than where a model learnt."""
+    lines = (
         line
         for start in starts.values()
         for index in indices
         for line in unlike_channels(start.contract.view, start.contract.stains, {}, index)
     )
-    yield from (f"warning: {line}" for line in dict.fromkeys(found))
+    yield from (f"warning: {line}" for line in dict.fromkeys(lines))
 
 
 def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
-    """One network for all arms; its weights are what the arm imagenet starts from."""
+    """Returns one network for all arms; its weights are those that the arm imagenet starts from."""
     nets = [start.contract.net for start in starts.values()]
+    # The arm imagenet takes the named weights that a pretrained model began with.
     chosen = recipe.net or next((net for net in nets if net.weights is not None), None)
     chosen = chosen or (nets[0] if nets else NetRecipe())
     for arm, start in starts.items():
@@ -287,40 +322,38 @@ def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
 # ---------------------------------------------------------------- boxes
 
 
-def _parted(
-    recipe: FinetuneRecipe, view: View, indices: Sequence[Index], split: Split
-) -> tuple[list[Box], list[Box]]:
-    """Boxes that may train, and boxes that test, of each truth in turn."""
+def _pool_and_testing(recipe: FinetuneRecipe, study: PlateViews) -> tuple[list[Box], list[Box]]:
+    """Returns the boxes that may train, and the boxes that test, for each reference labels in turn."""
     if recipe.train_on_all:
-        return boxes_.boxes_of(view, indices, split, recipe.labels), []
-    truths = recipe.reference_labels or [recipe.labels]
+        return boxes_.boxes_of(study, recipe.labels), []
+    references = recipe.reference_labels or [recipe.labels]
     if recipe.fold is None:
-        testing = [box for name in truths for box in _of(view, indices, split, name, ("test",))]
-        learning = _of if recipe.n == 0 else boxes_.boxes_of
-        return learning(view, indices, split, recipe.labels, LEARN), testing
-    pool = boxes_.boxes_of(view, indices, split, recipe.labels)
-    left_out = boxes_.fields(pool)
-    if recipe.fold >= len(left_out):
-        raise UserError(f"fold={recipe.fold}: there are {len(left_out)} annotated fields, folds from 0 on")
-    own = left_out[recipe.fold]
-    there = [box for name in truths for box in boxes_.boxes_of(view, indices, split, name)]
-    return [box for box in pool if box.field != own], [box for box in there if box.field == own]
+        testing = [box for name in references for box in _boxes_if_any(study, name, ("test",))]
+        # Without annotation (n = 0) nothing is drawn, so the training fields need no labels.
+        pool_of = _boxes_if_any if recipe.n == 0 else boxes_.boxes_of
+        return pool_of(study, recipe.labels, LEARN), testing
+    pool = boxes_.boxes_of(study, recipe.labels)
+    annotated = boxes_.fields(pool)
+    if recipe.fold >= len(annotated):
+        raise UserError(f"fold={recipe.fold}: there are {len(annotated)} annotated fields, folds from 0 on")
+    left_out = annotated[recipe.fold]
+    testing = [box for name in references for box in boxes_.boxes_of(study, name) if box.field == left_out]
+    return [box for box in pool if box.field != left_out], testing
 
 
-def _of(view: View, indices: Sequence[Index], split: Split, name: str, parts: tuple[str, ...]) -> list[Box]:
-    """The boxes, none where no field of these parts has the labels."""
+def _boxes_if_any(study: PlateViews, name: str, parts: Sequence[str]) -> list[Box]:
+    """Returns the boxes; none where no field of these parts has the labels."""
     try:
-        return boxes_.boxes_of(view, indices, split, name, parts)
+        return boxes_.boxes_of(study, name, parts)
     except UserError:
-        boxes_.boxes_of(view, indices, split, name)  # a name that is nowhere is a mistake all the same
+        boxes_.boxes_of(study, name)  # a name that no field of any part has is still an error
         return []
 
 
 def _seen(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Start]) -> Iterator[str]:
-    """Test wells on which a model was trained are refused, or said."""
+    """Refuses test fields that a model was trained on, or yields a remark where the recipe allows them."""
     for start in starts.values():
-        seen = start.contract.has_seen
-        leaks = [box for box in testing if seen("train", box.index.plate.name, box.key)]
+        leaks = [box for box in testing if start.contract.has_seen("train", box.plate.name, box.key)]
         if not leaks:
             continue
         names = ", ".join(dict.fromkeys(f"{box.key.well}/{box.key.name}" for box in leaks[:6]))

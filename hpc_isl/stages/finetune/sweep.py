@@ -1,9 +1,9 @@
-"""What a sweep of fine-tuning runs has that others have not: folds, arms without a start, a final model."""
+"""Sweeps of fine-tuning runs: folds, arms that can start, and the final model of the best arm."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_isl.errors import UserError
@@ -20,28 +20,41 @@ from hpc_isl.stages.shared.plate_views import expanded
 from hpc_isl.stages.shared.sweeps import FEW, FINAL, MAIN
 
 ALL = {"n": "all", "draw": 0, "train_where": {}, "fold": None, "train_on_all": True}
+Elements = dict[str, FinetuneRecipe]
 FieldName = tuple[str, str, str]
 """Plate, well and name of a field."""
 
 
 def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
-    """The elements that can be computed, with folds where few fields are annotated, and `final` last.
+    """Returns the elements that can be computed, with folds where few fields are annotated, and `final` last.
 
-    Left out, with a word: more boxes than there are, and N = 0 of arms that know nothing.
+    Left out with a message: elements that ask for more boxes than there are, arms without a start, and
+    N = 0 of arms that know nothing.
     """
-    recipes = {name: each for name, each in elements.items() if isinstance(each, FinetuneRecipe)}
+    recipes = {name: recipe for name, recipe in elements.items() if isinstance(recipe, FinetuneRecipe)}
+    # Elements share plates and labels, so that the first one stands for all.
     first = next(iter(recipes.values()))
-    setting = resolve_inputs(_plain(first))
+    # The inputs of a run that learns from the boxes of all parts, so that none is missing.
+    everything = {"plates": expanded(first.plates), "n": "all", "fold": None, "train_on_all": True}
+    inputs = resolve_inputs(first.model_copy(update=everything))
     messages: list[str] = []
-    kept = dict(_startable(recipes, setting, messages))
-    boxes = boxes_of(setting.view, setting.indices, setting.split, first.labels)
-    left_out = fields(boxes)
-    if len(left_out) < FEW and all(each.fold is None for each in kept.values()):
+    kept = _startable(recipes, inputs, messages)
+    boxes = boxes_of(inputs.study, first.labels)
+    annotated = fields(boxes)
+    if len(annotated) < FEW and all(recipe.fold is None for recipe in kept.values()):
         messages.append(
-            f"{len(left_out)} annotated fields, fewer than {FEW}: each is left out in turn, and tests"
+            f"{len(annotated)} annotated fields, fewer than {FEW}: each is left out in turn, and tests"
         )
-        kept = dict(_folded(kept, len(left_out)))
-    kept = dict(_enough(kept, setting, left_out, messages))
+        if kept and len(annotated) < 2:
+            raise UserError(
+                "sweep: one annotated field alone cannot both train and test; annotate another one"
+            )
+        kept = {
+            f"{name},fold={fold}": recipe.model_copy(update={"fold": fold})
+            for name, recipe in kept.items()
+            for fold in range(len(annotated))
+        }
+    kept = _with_enough_boxes(kept, inputs, annotated, messages)
     if not kept:
         raise UserError("\n".join(["sweep: no element can be computed", *(f"  {line}" for line in messages)]))
     among = [folder / "finetune" / name for name in kept]
@@ -50,76 +63,55 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
     return Arrangement({**kept, FINAL: final}, tuple(messages), FINAL)
 
 
-def _plain(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    """The same with the boxes of all parts, so that nothing is missing."""
-    changes = {"plates": expanded(recipe.plates), "n": "all", "fold": None, "train_on_all": True}
-    return recipe.model_copy(update=changes)
-
-
-def _startable(
-    recipes: Mapping[str, FinetuneRecipe], setting: FinetuneInputs, messages: list[str]
-) -> Iterator[tuple[str, FinetuneRecipe]]:
-    missing = set()
-    for name, each in recipes.items():
-        if why := _impossible(each, setting):
-            missing.add(f"arm {each.arm} is left out: {why}")
-        elif each.n == 0 and each.arm in ("random", "imagenet"):
-            missing.add(f"n=0 of arm {each.arm} is left out: it knows nothing before an annotation")
+def _startable(recipes: Elements, inputs: FinetuneInputs, messages: list[str]) -> Elements:
+    kept, left_out = {}, set()
+    for name, recipe in recipes.items():
+        arm, why = recipe.arm, ""
+        if arm == "imagenet":
+            why = "" if inputs.net.weights else "net.weights names no weights"
+        elif arm != "random" and arm not in inputs.starts:
+            why = needs(arm)
+        if why:
+            left_out.add(f"arm {arm} is left out: {why}")
+        elif recipe.n == 0 and arm in ("random", "imagenet"):
+            left_out.add(f"n=0 of arm {arm} is left out: it knows nothing before an annotation")
         else:
-            yield name, each
-    messages += sorted(missing)
+            kept[name] = recipe
+    messages += sorted(left_out)
+    return kept
 
 
-def _impossible(recipe: FinetuneRecipe, setting: FinetuneInputs) -> str:
-    """Why the arm has nothing to start from; empty where it has."""
-    if recipe.arm == "imagenet":
-        return "" if setting.net.weights else "net.weights names no weights"
-    return "" if recipe.arm == "random" or recipe.arm in setting.starts else needs(recipe.arm)
+def _with_enough_boxes(
+    recipes: Elements, inputs: FinetuneInputs, annotated: list[FieldName], messages: list[str]
+) -> Elements:
+    def boxes_for(fold: int | None) -> int:
+        """Returns the number of boxes that may be learnt from; a fold leaves out one field's."""
+        if fold is not None:
+            return sum(box.field != annotated[fold] for box in inputs.pool if fold < len(annotated))
+        return sum(inputs.study.split.part(box.plate.name, box.key) in LEARN for box in inputs.pool)
 
-
-def _folded(recipes: Mapping[str, FinetuneRecipe], count: int) -> Iterator[tuple[str, FinetuneRecipe]]:
-    """Each element once for each field that is left out."""
-    if count < 2:
-        raise UserError("sweep: one annotated field alone cannot both train and test; annotate another one")
-    for name, each in recipes.items():
-        for fold in range(count):
-            yield f"{name},fold={fold}", each.model_copy(update={"fold": fold})
-
-
-def _enough(
-    recipes: Mapping[str, FinetuneRecipe],
-    setting: FinetuneInputs,
-    left_out: list[FieldName],
-    messages: list[str],
-) -> Iterator[tuple[str, FinetuneRecipe]]:
-    """Those with as many boxes as they ask for; with folds in each of them, so that means compare."""
-    folds = {each.fold for each in recipes.values()}
-    least = min((_boxes_for(fold, setting, left_out) for fold in folds), default=0)
-    missing = {}
-    for name, each in recipes.items():
-        if each.n == "all" or each.n <= least:
-            yield name, each
+    folds = {recipe.fold for recipe in recipes.values()}
+    # An N is kept only if each fold has as many boxes: means over folds then compare.
+    least = min(map(boxes_for, folds), default=0)
+    kept, left_out = {}, {}
+    for name, recipe in recipes.items():
+        if recipe.n == "all" or recipe.n <= least:
+            kept[name] = recipe
         else:
             where = "" if folds == {None} else ", where the field with most boxes is left out"
-            missing[each.n] = f"n={each.n} is left out: there are {least} annotation boxes{where}"
-    messages += [missing[n] for n in sorted(missing)]
-
-
-def _boxes_for(fold: int | None, setting: FinetuneInputs, left_out: list[FieldName]) -> int:
-    """How many boxes may be learnt from, where the split decides or a field is left out."""
-    if fold is not None:
-        return sum(box.field != left_out[fold] for box in setting.pool if fold < len(left_out))
-    return sum(setting.split.part(box.index.plate.name, box.key) in LEARN for box in setting.pool)
+            left_out[recipe.n] = f"n={recipe.n} is left out: there are {least} annotation boxes{where}"
+    messages += [left_out[n] for n in sorted(left_out)]
+    return kept
 
 
 # ---------------------------------------------------------------- the best arm
 
 
 def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    """The recipe of the best arm among the finished runs, for all annotations.
+    """Returns the recipe of the best arm among the finished runs, for all annotations.
 
-    The best is whoever has the greatest mean score at the most annotations. It is chosen by the fields
-    that test, so its own score there would be no estimate; `final` is scored nowhere.
+    The best arm has the greatest mean score at the most annotations. It is chosen by the fields that
+    test, so its own score there would be no estimate; `final` is scored nowhere.
 
     Raises:
         UserError: runs that are not done.
@@ -140,7 +132,7 @@ def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
 
 
 def _scores(runs: list[Run]) -> dict[Path, float]:
-    """One run of each arm and variant -> mean main score at the most annotations."""
+    """Returns one run of each arm and variant -> mean main score at the most annotations."""
     groups: dict[str, dict[float, list[tuple[float, Path]]]] = {}
     for run in runs:
         content = read_kept("finetune", run.recipe)
@@ -148,21 +140,19 @@ def _scores(runs: list[Run]) -> dict[Path, float]:
         value = figures.get(MAIN[content["objects"]["kind"]])
         if value is None or math.isnan(value) or content["n"] == 0:
             continue
+        # Runs that differ in N, draw, fold and seed alone are of one variant.
         key = repr({k: v for k, v in content.items() if k not in ("n", "draw", "fold", "train")})
-        seed = {k: v for k, v in content["train"].items() if k != "seed"}
+        train = {k: v for k, v in content["train"].items() if k != "seed"}
         n = math.inf if content["n"] == "all" else content["n"]  # folds differ in how many boxes `all` are
-        groups.setdefault(f"{key} {seed}", {}).setdefault(n, []).append((value, run.folder))
+        groups.setdefault(f"{key} {train}", {}).setdefault(n, []).append((value, run.folder))
     if not groups:
         raise UserError("no element has a score: no test field has labels to score by, so no arm is the best")
-    most = {key: by_size[max(by_size)] for key, by_size in groups.items()}
-    return {each[0][1]: sum(value for value, _ in each) / len(each) for each in most.values()}
-
-
-# ---------------------------------------------------------------- what follows
+    most = [by_size[max(by_size)] for by_size in groups.values()]
+    return {scored[0][1]: sum(value for value, _ in scored) / len(scored) for scored in most}
 
 
 def after_sweep(run: Run) -> list[str]:
-    """What to type when a sweep is done: its page, and its model on the plates that it has seen."""
-    final = {one.name: one for one in run.elements()}.get(FINAL)
+    """Returns the commands to type when a sweep is done: its report, and its model on the same plates."""
+    final = {element.name: element for element in run.elements()}.get(FINAL)
     plates = read_kept("finetune", final.recipe)["plates"] if final and final.model.exists() else []
     return ["report {run}", *([after_finetuning([Path(path) for path in plates])] if plates else [])]

@@ -11,7 +11,7 @@ from pathlib import Path
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.learning.data.rescale import unlike_channels
 from hpc_isl.learning.data.view import View
-from hpc_isl.learning.network.tiling_grid import check_grid
+from hpc_isl.learning.network.limits import check_grid
 from hpc_isl.plates.change_metadata import former
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import edited, edits_stay, label_names, label_provenance

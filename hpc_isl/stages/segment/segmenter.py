@@ -35,7 +35,7 @@ from hpc_isl.stages.segment.inputs import (
     view_of,
 )
 from hpc_isl.stages.segment.maps import Maps, maps_of
-from hpc_isl.stages.shared.decoding import Rule, found_in, rule_of
+from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
@@ -148,7 +148,7 @@ def _look(segmenter: Segmenter, index: Index, key: FieldKey, time: int) -> Field
     if is_empty(segmenter.recipe, segmenter.view, index, key):
         return FieldPrediction(prediction, stain, np.zeros(full.shape[1:], np.uint32))
     rule = segmenter.rule.finer(scale.to_level_0, index.plate.pixel_um)
-    return FieldPrediction(prediction, stain, *found_in(full, rule))
+    return FieldPrediction(prediction, stain, *decode(full, rule))
 
 
 def _not_imaged(segmenter: Segmenter, index: Index, key: FieldKey, scale: Scale) -> FieldPrediction:

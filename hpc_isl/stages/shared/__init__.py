@@ -1,1 +1,1 @@
-"""What several stages share; it knows none of them."""
+"""Modules that several stages share; they import none of the stages."""

@@ -1,4 +1,4 @@
-"""From what a network says of a field to its objects, as its model's contract has it."""
+"""From a network's prediction of a field to objects, by the rule in the model's contract."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Rule:
 
     Attributes:
         kind: nuclei (mask alone), cells (distance map and mask), or stain (objects are drafted from it).
-        h_maxima: in the unit of the distance map.
+        h_maxima: least height between peaks of two objects, in the unit of the distance map.
         min_area: smaller objects are dropped, in pixels; `min_area_um2`: the same in µm², where known.
         method: watershed, or reference: the same by scikit-image.
         sigma: of the Gaussian before a stain's threshold, in pixels.
@@ -37,7 +37,8 @@ class Rule:
     min_area_um2: float | None = None
 
     def finer(self, factor: float, pixel_um: float | None) -> Rule:
-        """The same on a grid of `factor` times as many pixels along each edge, each of `pixel_um`."""
+        """Returns the rule for a grid of pixels of `pixel_um`, `factor` times as many along each edge."""
+        # 0 and 1 drop nothing, on any grid.
         area = round(self.min_area * factor**2) if self.min_area > 1 else self.min_area
         if self.min_area_um2 is not None and pixel_um is not None:
             area = ceil(self.min_area_um2 / pixel_um**2)
@@ -49,25 +50,28 @@ DRAFTED = Rule("stain", min_area=20)
 
 
 def rule_of(task: Task | None) -> Rule:
-    """The rule of a model; without a task it predicts a stain."""
+    """Returns the rule of a model; a model without a task predicts a stain."""
     if task is None:
         return DRAFTED
     return Rule(task.kind, task.h_maxima, task.min_area, task.method, min_area_um2=task.min_area_um2)
 
 
-def objects_in(prediction: Pixels, rule: Rule) -> Labels:
-    """Labels (y, x) from a prediction (output, y, x), numbered by their first pixel."""
-    return found_in(prediction, rule)[0]
+def decode(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
+    """Returns labels and the number of objects that were dropped because they are too small.
 
+    Args:
+        prediction: (output, y, x) float32.
 
-def found_in(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
-    """The same, and how many objects were dropped because they are too small."""
+    Returns:
+        Labels (y, x) uint32, numbered by the objects' first pixels.
+    """
     if rule.kind == "stain":
+        # A predicted stain is drafted from as `annotate draft` drafts from a true one.
         pieces = pieces_of(prediction[0], "otsu", rule.sigma, rule.min_area, split=True)
         return drop_small(pieces, rule.min_area)
     if rule.kind == "nuclei":
-        found: Labels = label(prediction[0] > 0, connectivity=2).astype(np.uint32)
+        labels: Labels = label(prediction[0] > 0, connectivity=2).astype(np.uint32)
     else:
-        way = reference if rule.method == "reference" else watershed
-        found = way(prediction[0], prediction[1] > 0, rule.h_maxima)
-    return drop_small(found, rule.min_area) if rule.min_area > 1 else (found, 0)
+        method = reference if rule.method == "reference" else watershed
+        labels = method(prediction[0], prediction[1] > 0, rule.h_maxima)
+    return drop_small(labels, rule.min_area) if rule.min_area > 1 else (labels, 0)

@@ -1,9 +1,7 @@
-"""Fields that did not train: predicted whole, shared out among ranks, scored image by image."""
+"""Fields that did not train: predicted whole, shared among ranks, scored image by image."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.data.annotated_crops import labels_in
-from hpc_isl.learning.data.fields import image_key, imaged_times, level_on
-from hpc_isl.learning.data.samples import read
-from hpc_isl.learning.data.view import Role
+from hpc_isl.learning.data.fields import image_key
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.training.world import World
 from hpc_isl.objects.scores import is_constant, mae, pcc, pcc_by_object, ssim
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, label_names
-from hpc_isl.stages.shared.plate_views import PlateField, PlateViews, name_of
+from hpc_isl.plates.store import label_names
+from hpc_isl.stages.shared.plate_views import PlateField, PlateView, PlateViews, name_of
 
 Pixels = NDArray[np.float32]
 Row = dict[str, Any]
@@ -38,10 +35,10 @@ class FieldPrediction:
     """One field at one time, predicted.
 
     Attributes:
-        sources, targets, prediction: (channel, y, x), normalised; targets None where there is no stain.
+        sources, targets, prediction: (channel, y, x) float32, normalised; targets are None without a stain.
     """
 
-    index: Index
+    plate: PlateView
     key: FieldKey
     time: int
     sources: Pixels
@@ -49,140 +46,129 @@ class FieldPrediction:
     prediction: Pixels
 
 
-def predict_field(study: PlateViews, predictor: Predictor, place: PlateField) -> Iterator[FieldPrediction]:
-    """The times of a field at which its sources were imaged, one after the other."""
-    index, key = place
-    for time in imaged_times(study.view, index, key):
-        sources, targets = read(study.view, index, key, time)
-        yield FieldPrediction(index, key, time, sources, targets, predictor(sources))
+def predict_field(predictor: Predictor, field: PlateField) -> Iterator[FieldPrediction]:
+    """Yields the prediction of a field at each time at which its sources were imaged."""
+    plate, key = field
+    for time in plate.times(key):
+        sources, targets = plate.read(key, time)
+        yield FieldPrediction(plate, key, time, sources, targets, predictor(sources))
 
 
 def quick_scores(
-    study: PlateViews,
     predictor: Predictor,
-    places: Sequence[PlateField],
+    fields: Sequence[PlateField],
     world: World,
     stopping: Callable[[], bool],
     loss: Callable[[Pixels, Pixels], float],
 ) -> dict[str, float] | None:
-    """Mean PCC and MAE over fields and targets, and the loss; None if any rank was asked to stop meanwhile.
+    """Returns mean PCC, MAE and loss over fields and targets; None if any rank was asked to stop meanwhile.
 
-    Where predictions are constant though their stains are not, also how many.
+    Adds the number of constant predictions of stains that are not constant, if there are any.
     """
-    found: list[tuple[float, ...]] = []
-    for place in places[world.rank :: world.size]:
+    scores: list[tuple[float, ...]] = []
+    for field in fields[world.rank :: world.size]:
         if stopping():
             break
-        for seen in predict_field(study, predictor, place):
-            if seen.targets is not None:
-                value = loss(seen.prediction, seen.targets)
-                found += [
-                    (pcc(p, t), mae(p, t), value, is_blind(p, t))
-                    for p, t in zip(seen.prediction, seen.targets, strict=True)
-                ]
-    gathered = world.gather((stopping(), found))
+        for predicted in predict_field(predictor, field):
+            if predicted.targets is not None:
+                pairs = list(zip(predicted.prediction, predicted.targets, strict=True))
+                value = loss(predicted.prediction, predicted.targets)
+                scores += [(pcc(p, t), mae(p, t), value, misses_structure(p, t)) for p, t in pairs]
+    gathered = world.gather((stopping(), scores))
     if any(stopped for stopped, _ in gathered):
         return None
-    columns = list(zip(*(values for _, own in gathered for values in own), strict=True))
+    columns = list(zip(*(row for _, own in gathered for row in own), strict=True))
     if not columns:
         return {"pcc": float("nan"), "mae": float("nan")}
-    scores = dict(zip(("pcc", "mae", "loss"), map(mean, columns), strict=False))
-    return scores | ({CONSTANT: sum(columns[-1])} if any(columns[-1]) else {})
+    means = dict(zip(("pcc", "mae", "loss"), map(mean, columns), strict=False))
+    return means | ({CONSTANT: sum(columns[-1])} if any(columns[-1]) else {})
 
 
-def is_blind(prediction: Pixels, truth: Pixels) -> bool:
-    """Whether the prediction is constant though the stain is not: its PCC counts as 0."""
-    return is_constant(prediction) and not is_constant(truth)
+def misses_structure(prediction: Pixels, target: Pixels) -> bool:
+    """Returns whether the prediction is constant though the stain is not; its PCC then counts as 0."""
+    return is_constant(prediction) and not is_constant(target)
 
 
 def constant_text(count: float) -> str:
-    """How many predictions are constant, for people."""
-    one = count == 1
-    return (
-        f"{count:g} prediction{'' if one else 's'} of a field {'is' if one else 'are'} constant though the "
-        f"stain is not, and count{'s' if one else ''} as PCC 0"
-    )
+    """Returns the message about `count` constant predictions."""
+    if count == 1:
+        return "1 prediction of a field is constant though the stain is not, and counts as PCC 0"
+    return f"{count:g} predictions of a field are constant though the stain is not, and count as PCC 0"
 
 
-def score(study: PlateViews, seen: FieldPrediction, labels: str | None) -> list[Row]:
-    """A row for each target of a field: where it is, PCC, MAE, SSIM, and the mean PCC of its objects.
+def score(predicted: FieldPrediction, labels: str | None) -> list[Row]:
+    """Returns a row for each target of a field: where it is, PCC, MAE, SSIM, and the objects' mean PCC.
 
-    MAE is in the unit of the normalised target; the plate map's columns come last.
+    MAE is in the unit of the normalised target. Where the image has the labels, the row holds the number of
+    objects and their mean PCC. The plate map's columns come last.
     """
-    if seen.targets is None:
+    if predicted.targets is None:
         return []
-    plate_map = seen.index.plate_map.get(seen.key.well, {})
+    plate, key, time = predicted.plate, predicted.key, predicted.time
+    # A model may predict several stains of one field.
     rows = []
-    for role, prediction, truth in zip(study.view.targets, seen.prediction, seen.targets, strict=True):
+    for role, pixels, target in zip(plate.view.targets, predicted.prediction, predicted.targets, strict=True):
         row: Row = {
-            "plate": seen.index.plate.name, "well": seen.key.well, "field": seen.key.name,
-            "acquisition": seen.key.acquisition, "time": seen.time, "target": name_of(role),
-            "pcc": pcc(prediction, truth), "mae": mae(prediction, truth), "ssim": ssim(prediction, truth),
+            "plate": plate.name, "well": key.well, "field": key.name, "acquisition": key.acquisition,
+            "time": time, "target": name_of(role),
+            "pcc": pcc(pixels, target), "mae": mae(pixels, target), "ssim": ssim(pixels, target),
         }  # fmt: skip
-        row |= {CONSTANT: 1} if is_blind(prediction, truth) else {}
-        rows.append(row | _object_scores(study, seen, role, prediction, truth, labels) | dict(plate_map))
+        if misses_structure(pixels, target):
+            row[CONSTANT] = 1
+        image = plate.index.image(image_key(key, role))
+        if labels is not None and labels in label_names(image):
+            by_object = pcc_by_object(pixels, target, labels_in(image, labels, plate.level(key), time))
+            row |= {"objects": len(by_object), "pcc_objects": mean(by_object.values())}
+        rows.append(row | plate.plate_map(key))
     return rows
-
-
-def _object_scores(
-    study: PlateViews,
-    seen: FieldPrediction,
-    role: Role,
-    prediction: Pixels,
-    truth: Pixels,
-    labels: str | None,
-) -> Row:
-    """How many objects of that name there are, and their mean PCC; nothing where there are no labels."""
-    image = seen.index.image(image_key(seen.key, role))
-    if labels is None or labels not in label_names(image):
-        return {}
-    objects = labels_in(image, labels, level_on(study.view, seen.index, seen.key), seen.time)
-    found = pcc_by_object(prediction, truth, objects)
-    return {"objects": len(found), "pcc_objects": mean(found.values())}
 
 
 # ---------------------------------------------------------------- tables
 
 
 def write_scores(rows: Sequence[Row], path: Path) -> None:
-    """CSV, one line per field and target; a score that is not a number is left empty."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    write_atomic(path, text.getvalue())
+    """Writes a CSV file with a line for each row; a missing score or NaN is left empty."""
+    # Numbers become text first: pandas turns whole numbers in a column with gaps into floats.
+    text = [
+        {name: f"{cell:.6g}" if isinstance(cell, float) and not math.isnan(cell) else cell
+         for name, cell in row.items()} for row in rows
+    ]  # fmt: skip
+    write_atomic(path, pd.DataFrame(text, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value
+def means_and_deviations(rows: Sequence[Row], names: Iterable[str]) -> dict[str, float]:
+    """Returns name -> mean, and name_sd -> standard deviation, over the rows; NaN where there is none."""
+    found: dict[str, float] = {}
+    for name in names:
+        values = [row[name] for row in rows]
+        found |= {name: mean(values), f"{name}_sd": standard_deviation(values)}
+    return found
+
+
+def finite_figures(figures: dict[str, float]) -> dict[str, float]:
+    """Returns the figures to five decimals, without NaN, which JSON does not know."""
+    return {name: round(value, 5) for name, value in figures.items() if not math.isnan(value)}
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean and standard deviation over images; JSON knows no NaN, so what has none is left out."""
+    """Returns mean and standard deviation of each score over images, and the number of images."""
     if not rows:
         return {}
-    found: dict[str, float] = {}
-    for name in SCORES:
-        values = [row[name] for row in rows]
-        found |= {name: mean(values), f"{name}_sd": spread(values)}
+    found = means_and_deviations(rows, SCORES)
     if any("objects" in row for row in rows):
         found["pcc_objects"] = mean(row["pcc_objects"] for row in rows if "objects" in row)
         found["objects"] = sum(row.get("objects", 0) for row in rows)
-    finite = {name: round(value, 5) for name, value in found.items() if not math.isnan(value)}
-    blind = sum(row.get(CONSTANT, 0) for row in rows)
-    return finite | {"images": len(rows)} | ({CONSTANT: blind} if blind else {})
+    constant = sum(row.get(CONSTANT, 0) for row in rows)
+    return finite_figures(found) | {"images": len(rows)} | ({CONSTANT: constant} if constant else {})
 
 
 def main_scores(rows: Sequence[Row]) -> dict[str, float]:
-    """The means among the figures."""
+    """Returns the means among the figures."""
     return {name: value for name, value in figures(rows).items() if name in (*SCORES, "pcc_objects")}
 
 
 def by_plate_map(study: PlateViews, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Column -> value -> figures, for the columns of the plate map that group the scored wells."""
+    """Returns column -> value -> figures, for each plate map column that groups the scored wells."""
     columns = {name for index in study.indices for line in index.plate_map.values() for name in line}
     grouped: dict[str, dict[str, dict[str, Any]]] = {}
     for column in sorted(columns):
@@ -193,13 +179,14 @@ def by_plate_map(study: PlateViews, rows: Sequence[Row]) -> dict[str, dict[str, 
 
 
 def mean(values: Iterable[float]) -> float:
-    """Of the numbers among the values, the same in any order; NaN where there are none."""
+    """Returns the mean of the values that are not NaN, whatever their order; NaN where there are none."""
     finite = [value for value in values if not math.isnan(value)]
+    # fsum is exact, so that the number of ranks, which orders the values, changes no figure.
     return math.fsum(finite) / len(finite) if finite else float("nan")
 
 
-def spread(values: Iterable[float]) -> float:
-    """Standard deviation (of a sample) of the numbers among the values; NaN for fewer than two."""
+def standard_deviation(values: Iterable[float]) -> float:
+    """Returns the sample standard deviation of the values that are not NaN; NaN for fewer than two."""
     finite = [value for value in values if not math.isnan(value)]
     if len(finite) < 2:
         return float("nan")

@@ -1,4 +1,4 @@
-"""HTML by small functions: whatever is not HTML already is escaped, pictures lie inside the page."""
+"""HTML by small functions: all that is not HTML already is escaped, and pictures are part of the page."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Html(str):
 
 
 def safe(inside: object) -> Html:
-    """HTML as it is, anything else escaped."""
+    """Returns HTML as it is, anything else escaped."""
     return inside if isinstance(inside, Html) else Html(escape(str(inside)))
 
 
@@ -51,13 +51,13 @@ def join(parts: Iterable[object]) -> Html:
 
 
 def tag(element: str, *inside: object, **attributes: object) -> Html:
-    """`tag("p", "a < b", class_="about")`."""
+    """Returns an element, as in `tag("p", "a < b", class_="about")`."""
     given = "".join(f' {name.rstrip("_")}="{escape(str(value))}"' for name, value in attributes.items())
     return Html(f"<{element}{given}>{''.join(map(safe, inside))}</{element}>")
 
 
 def picture(png: bytes, alt: str, caption: object, width: int | None = None) -> Html:
-    """A figure whose pixels are part of the page; `width` in CSS pixels."""
+    """Returns a figure whose pixels are part of the page; `width` in CSS pixels."""
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     size = f' width="{width}"' if width else ""
     image = Html(f'<img src="{source}" alt="{escape(alt)}"{size}>')
@@ -67,7 +67,7 @@ def picture(png: bytes, alt: str, caption: object, width: int | None = None) -> 
 def table(
     header: Sequence[str], rows: Iterable[Sequence[object]], caption: object, numbers: Iterable[int] = ()
 ) -> Html:
-    """`numbers`: the columns that hold numbers, right-aligned."""
+    """Returns a table; `numbers`: the columns that hold numbers, which are right-aligned."""
     right = set(numbers)
 
     def line(kind: str, cells: Sequence[object]) -> Html:
@@ -82,7 +82,7 @@ def table(
 
 
 def page(title: str, body: Html) -> str:
-    """The whole file: no script, nothing that is fetched."""
+    """Returns the whole file, without scripts and without anything to download."""
     head = join([
         Html('<meta charset="utf-8">'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),

@@ -1,10 +1,10 @@
-"""Pictures for people: source, target and prediction side by side, and how training went."""
+"""Pictures for people: source, target and prediction side by side, and the curves of training."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
 
-if TYPE_CHECKING:  # matplotlib takes its time: training starts without it
+if TYPE_CHECKING:  # matplotlib is slow to import: training starts without it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -27,8 +27,8 @@ class Example:
     """One field for a row of the picture; arrays are (channel, y, x).
 
     Attributes:
-        title: well, and what the plate map says of it.
-        names: of the sources and targets shown.
+        title: well, and its columns of the plate map.
+        source_names, target_names: of the sources and targets shown.
         pccs: of each target, over the whole field.
         pixel_um: edge of a pixel in micrometres, or None.
     """
@@ -43,23 +43,22 @@ class Example:
     pixel_um: float | None = None
 
     def cropped(self) -> Example:
-        """At most two sources and two targets, and the middle 512 × 512 pixels: what one can see in print."""
-        box = tuple(
-            slice(max(n - EDGE, 0) // 2, max(n - EDGE, 0) // 2 + EDGE) for n in self.sources.shape[1:]
-        )
+        """Returns at most two sources and two targets, and the middle 512 × 512 pixels: visible in print."""
+        corners = [max(length - EDGE, 0) // 2 for length in self.sources.shape[1:]]
+        box = tuple(slice(corner, corner + EDGE) for corner in corners)
 
         def cut(pixels: NDArray[Any]) -> NDArray[Any]:
             return pixels[:MOST_PANELS, *box].astype(np.float32)
 
-        return Example(
-            self.title, cut(self.sources), None if self.targets is None else cut(self.targets),
-            cut(self.prediction), self.source_names[:MOST_PANELS], self.target_names[:MOST_PANELS],
-            self.pccs[:MOST_PANELS], self.pixel_um,
+        return replace(
+            self, sources=cut(self.sources), targets=None if self.targets is None else cut(self.targets),
+            prediction=cut(self.prediction), source_names=self.source_names[:MOST_PANELS],
+            target_names=self.target_names[:MOST_PANELS], pccs=self.pccs[:MOST_PANELS],
         )  # fmt: skip
 
 
 def draw_examples(examples: Sequence[Example], path: Path) -> None:
-    """One row per field: its sources, then for each target the truth and the prediction on one scale."""
+    """Draws one row per field: its sources, then truth and prediction of each target on one scale."""
     from matplotlib.figure import Figure
 
     first = examples[0]
@@ -67,41 +66,40 @@ def draw_examples(examples: Sequence[Example], path: Path) -> None:
     figure = Figure(figsize=(3.0 * columns, 3.25 * len(examples)), layout="constrained", dpi=110)
     grid = figure.subplots(len(examples), columns, squeeze=False)
     for axes, example in zip(grid, examples, strict=True):
-        for each in axes:
-            each.set_axis_off()
+        for axis in axes:
+            axis.set_axis_off()
         _draw_row(list(axes), example)
     save(figure, path)
 
 
 def _draw_row(axes: list[Axes], example: Example) -> None:
+    def show(
+        axis: Axes, plane: NDArray[Any], limits: tuple[float, float], title: str, colors: str = "magma"
+    ) -> None:
+        axis.imshow(plane, cmap=colors, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+        axis.set_title(title, fontsize=9, color=INK, loc="left")
+
     for place, (axis, plane) in enumerate(zip(axes, example.sources, strict=False)):
-        name = example.source_names[place]
-        _show(axis, plane, _range(plane, 0.5, 99.5), f"{example.title}\n{name}" if not place else f"\n{name}")
+        title = f"{'' if place else example.title}\n{example.source_names[place]}"
+        show(axis, plane, _limits(plane, 0.5, 99.5), title, "gray")
     _scale_bar(axes[0], example.sources.shape[1:], example.pixel_um)
     rest = axes[len(example.sources) :]
     for place, prediction in enumerate(example.prediction):
         truth = None if example.targets is None else example.targets[place]
-        limits = _range(prediction if truth is None else truth, 1, 99.8)
+        limits = _limits(prediction if truth is None else truth, 1, 99.8)
         if truth is not None:
-            _show(rest[2 * place], truth, limits, f"\n{example.target_names[place]}", "magma")
+            show(rest[2 * place], truth, limits, f"\n{example.target_names[place]}")
         score = f"PCC {example.pccs[place]:.2f} in the whole field" if example.pccs else "no stain"
-        _show(rest[2 * place + 1], prediction, limits, f"predicted\n{score}", "magma")
+        show(rest[2 * place + 1], prediction, limits, f"predicted\n{score}")
 
 
-def _show(
-    axis: Axes, plane: NDArray[Any], limits: tuple[float, float], title: str, colors: str = "gray"
-) -> None:
-    axis.imshow(plane, cmap=colors, vmin=limits[0], vmax=limits[1], interpolation="nearest")
-    axis.set_title(title, fontsize=9, color=INK, loc="left")
-
-
-def _range(plane: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+def _limits(plane: NDArray[Any], low: float, high: float) -> tuple[float, float]:
     bottom, top = np.percentile(plane, [low, high])
     return float(bottom), float(top if top > bottom else bottom + 1)
 
 
 def _scale_bar(axis: Axes, shape: tuple[int, ...], pixel_um: float | None) -> None:
-    """A bar of a round length near a quarter of the width; none where the size of a pixel is unknown."""
+    """Draws a bar of a round length near a quarter of the width, if the size of a pixel is known."""
     if pixel_um is None:
         return
     from matplotlib.patches import Rectangle
@@ -116,63 +114,62 @@ def _scale_bar(axis: Axes, shape: tuple[int, ...], pixel_um: float | None) -> No
 
 
 def round_length(about: float) -> float:
-    """The greatest of 1, 2, 5, 10, 20, 50, … (and their tenths, …) that is not above `about`."""
+    """Returns the greatest of 1, 2, 5, 10, 20, 50, … (and their tenths, …) that is not above `about`."""
     decade = 10.0 ** np.floor(np.log10(about))
     return float(max(step * decade for step in (1, 2, 5) if step * decade <= about * 1.0001))
 
 
 def draw_training(lines: Iterable[Mapping[str, Any]], path: Path, loss: str) -> None:
-    """The training curves as a PNG; see `training_figure`."""
+    """Saves the training curves as a PNG; see `training_figure`."""
     save(training_figure(lines, loss), path)
 
 
 def training_figure(lines: Iterable[Mapping[str, Any]], loss: str) -> Figure:
-    """Loss by step, and what was measured on validation fields, if anything, from lines of metrics.jsonl.
+    """Returns loss by step, and scores of validation fields, if any, from lines of metrics.jsonl.
 
     Args:
         loss: its name.
     """
     from matplotlib.figure import Figure
 
-    seen = list(lines)
-    curves = {name: _points(seen, name) for name in ("train/loss", "validation/loss", "validation/pcc")}
-    panels = 2 if curves["validation/pcc"] else 1
+    curves: dict[str, dict[int, float]] = {}
+    for line in lines:
+        for name, value in line["values"].items():
+            curves.setdefault(name, {})[line["step"]] = value  # an attempt that repeats steps replaces them
+    training, validation, pcc = (
+        dict(sorted(curves.get(name, {}).items()))
+        for name in ("train/loss", "validation/loss", "validation/pcc")
+    )
+    panels = 2 if pcc else 1
     figure = Figure(figsize=(4.5 * panels, 3.4), layout="constrained", dpi=110)
     axes = figure.subplots(1, panels, sharex=True, squeeze=False)[0]
-    _plot(axes[0], curves["train/loss"], "training crops", "#2a6f97")
-    if curves["validation/loss"]:
-        _plot(axes[0], curves["validation/loss"], "validation fields", "#d1495b")
+
+    def plot(axis: Axes, points: Mapping[int, float], label: str, color: str) -> None:
+        mark = "o" if len(points) < 50 else ""
+        axis.plot(list(points), list(points.values()), color=color, lw=1.4, marker=mark, ms=3, label=label)
+
+    def label(axis: Axes, title: str, measured: str) -> None:
+        axis.set_title(title, fontsize=10, color=INK, loc="left")
+        axis.set_ylabel(measured, fontsize=9)
+        axis.set_xlabel("step", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+
+    plot(axes[0], training, "training crops", "#2a6f97")
+    if validation:
+        plot(axes[0], validation, "validation fields", "#d1495b")
         axes[0].legend(fontsize=8, frameon=False)
-    if min([*curves["train/loss"].values(), *curves["validation/loss"].values()], default=0) > 0:
+    if min([*training.values(), *validation.values()], default=0) > 0:
         axes[0].set_yscale("log")
-    _dress(axes[0], "Loss", loss)
-    if panels == 2:
-        _plot(axes[1], curves["validation/pcc"], "validation fields", "#d1495b")
-        _dress(axes[1], "Validation", "Pearson correlation (PCC)")
+    label(axes[0], "Loss", loss)
+    if pcc:
+        plot(axes[1], pcc, "validation fields", "#d1495b")
+        label(axes[1], "Validation", "Pearson correlation (PCC)")
     return figure
 
 
-def _points(lines: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
-    """One figure by step; where an attempt repeats steps, its own lines count."""
-    points = {line["step"]: line["values"][name] for line in lines if name in line["values"]}
-    return dict(sorted(points.items()))
-
-
-def _plot(axis: Axes, points: Mapping[int, float], label: str, color: str) -> None:
-    mark = "o" if len(points) < 50 else ""
-    axis.plot(list(points), list(points.values()), color=color, lw=1.4, marker=mark, ms=3, label=label)
-
-
-def _dress(axis: Axes, title: str, measured: str) -> None:
-    axis.set_title(title, fontsize=10, color=INK, loc="left")
-    axis.set_ylabel(measured, fontsize=9)
-    axis.set_xlabel("step", fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-
-
 def save(figure: Figure, path: Path) -> None:
-    """The picture as a PNG, complete or not at all."""
+    """Writes the picture as a PNG, complete or not at all."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor="white")
     write_atomic(path, stream.getvalue())

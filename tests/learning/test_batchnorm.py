@@ -10,7 +10,7 @@ from torch import nn
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.network import unet
-from hpc_isl.learning.network.encoders import check_batchnorm
+from hpc_isl.learning.network.checks import check_batchnorm
 from hpc_isl.learning.training.batchnorm import freeze_batchnorm, running_statistics
 from hpc_isl.learning.training.world import World
 from hpc_isl.recipes.training import NetRecipe, TrainRecipe
@@ -29,7 +29,7 @@ def statistics(net):
     return {name: buffer.clone() for name, buffer in net.named_buffers()}
 
 
-def test_held_layers_normalise_in_training_as_they_do_in_evaluation():
+def test_frozen_layers_normalise_in_training_as_in_evaluation():
     net = network()
     twin = copy.deepcopy(net).eval()
     freeze_batchnorm(net)
@@ -40,7 +40,7 @@ def test_held_layers_normalise_in_training_as_they_do_in_evaluation():
     assert not torch.equal(copy.deepcopy(twin).train()(x), twin(x))
 
 
-def test_held_statistics_rest_over_steps_of_several_micro_batches_and_weights_move():
+def test_frozen_statistics_stay_over_steps_of_several_micro_batches_while_weights_change():
     net = network()
     freeze_batchnorm(net)
     before = statistics(net)
@@ -63,7 +63,7 @@ def test_held_statistics_rest_over_steps_of_several_micro_batches_and_weights_mo
     assert still == []  # the layers' own scale and shift among them
 
 
-def test_where_an_encoder_is_held_the_rest_goes_on_taking_statistics():
+def test_with_a_frozen_encoder_the_other_layers_still_update_statistics():
     net = nn.Sequential(network(), nn.BatchNorm2d(2))
     freeze_batchnorm(net[0])
     net.train()
@@ -77,7 +77,7 @@ def test_where_an_encoder_is_held_the_rest_goes_on_taking_statistics():
     assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
 
 
-def test_every_layer_of_an_encoder_of_timm_is_held_and_holding_twice_changes_nothing():
+def test_every_layer_of_a_timm_encoder_is_frozen_and_freezing_twice_changes_nothing():
     net = timm.create_model("test_efficientnet", pretrained=False)
     names = list(net.state_dict())
     freeze_batchnorm(net)
@@ -115,10 +115,10 @@ def test_one_crop_at_a_time_is_refused_where_training_would_fail(net, crop, refu
         check_batchnorm(net, train, 2)
 
 
-def test_statistics_that_are_held_need_no_second_crop():
+def test_frozen_statistics_need_no_second_crop():
     net, train = (
         NetRecipe(encoder="resnet18", weights=None),
         TrainRecipe(steps=1, batch=2, micro_batch=1, crop=32),
     )
-    check_batchnorm(net, train, 2, held="all")
-    check_batchnorm(net, train, 2, held="encoder")
+    check_batchnorm(net, train, 2, frozen="all")
+    check_batchnorm(net, train, 2, frozen="encoder")

@@ -65,7 +65,7 @@ def test_a_field_is_standardised_by_plane_and_its_target_by_the_training_wells(m
     )
 
 
-def test_wells_that_do_not_train_decide_no_number(make_plate: MakePlate) -> None:
+def test_wells_that_do_not_train_change_no_number(make_plate: MakePlate) -> None:
     bright = np.full((1, 2, 3, 96, 80), 60000, np.uint16)
     asked = recipe()
     with_it = make_plate(pixels={FieldKey("C02", "1"): bright})
@@ -312,7 +312,7 @@ def test_on_a_plate_with_smaller_pixels_the_level_of_the_same_size_is_read(make_
         ),
     ],
 )
-def test_what_a_plate_lacks_is_told_at_planning(make_plate: MakePlate, changes: Any, said: str) -> None:
+def test_a_missing_channel_is_reported_at_planning(make_plate: MakePlate, changes: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         viewed([make_plate()], recipe(**changes))
 

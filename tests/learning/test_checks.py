@@ -1,5 +1,6 @@
-"""The table of encoders, held against the libraries that it speaks for."""
+"""The table of encoders, compared with the libraries that it describes."""
 
+import encoder_table
 import huggingface_hub
 import pytest
 import segmentation_models_pytorch as smp
@@ -7,11 +8,11 @@ import timm
 from safetensors.torch import save_file
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.network import encoder_table, encoders, unet
+from hpc_isl.learning.network import checks, unet
 from hpc_isl.recipes.training import NetRecipe
 
-TABLE = encoders._table()
-MAKE = "make the table anew: python -m hpc_isl.learning.network.encoder_table"
+TABLE = checks._table()
+MAKE = "write the table again: python tests/support/encoder_table.py"
 
 
 @pytest.fixture
@@ -39,34 +40,34 @@ def test_the_table_holds_names_that_timm_knows():
     assert all(timm.is_model(name) for name in names), MAKE
 
 
-def test_the_table_knows_where_the_library_keeps_its_weights():
+def test_the_table_lists_where_the_library_keeps_its_weights():
     for name, facts in TABLE.items():
         assert facts == encoder_table.weights_of(name), MAKE
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "tu-resnet10t", "mit_b0"])
-def test_what_the_table_holds_can_be_built_and_what_cannot_it_leaves_out(name):
+def test_encoders_in_the_table_can_be_built_and_others_cannot(name):
     assert encoder_table.fits(name) == (name in TABLE)
 
 
 @pytest.mark.parametrize("encoder", ["densnet121", "tu-resnet81", "mit_b9"])
 def test_a_name_that_no_library_knows_is_refused_with_the_nearest(encoder):
     with pytest.raises(UserError, match="did you mean"):
-        encoders.check_names(NetRecipe(encoder=encoder))
+        checks.check_names(NetRecipe(encoder=encoder))
 
 
 def test_a_decoder_of_the_wrong_length_is_refused():
     with pytest.raises(UserError, match="3 to 5 numbers"):
-        encoders.check_names(NetRecipe(encoder="resnet18", decoder=[8, 4]))
+        checks.check_names(NetRecipe(encoder="resnet18", decoder=[8, 4]))
 
 
 def test_an_encoder_of_one_fixed_size_is_refused():
     with pytest.raises(UserError, match="one fixed size"):
-        encoders.check_weights(NetRecipe(encoder="tu-test_coatnet", weights=None), sources=2)
+        checks.check_weights(NetRecipe(encoder="tu-test_coatnet", weights=None), sources=2)
 
 
 def test_random_weights_come_from_no_file():
-    assert encoders.check_weights(NetRecipe(encoder="resnet18", weights=None), sources=2) is None
+    assert checks.check_weights(NetRecipe(encoder="resnet18", weights=None), sources=2) is None
 
 
 def test_weights_in_the_cache_are_found_and_are_those_that_the_job_will_read(empty_cache):
@@ -77,22 +78,22 @@ def test_weights_in_the_cache_are_found_and_are_those_that_the_job_will_read(emp
     save_file(
         unet.build(net.model_copy(update={"weights": None}), 3, 1).encoder.state_dict(), folder / hub["file"]
     )
-    found = encoders.check_weights(net, sources=2)
+    found = checks.check_weights(net, sources=2)
     assert found == folder / hub["file"]
     assert found == unet.check_weights(net, sources=2)
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "imagnet", "/nowhere/w.pth"])
-def test_weights_that_are_not_there_are_refused_as_the_job_would(empty_cache, weights):
+def test_missing_weights_are_refused_as_in_the_job(empty_cache, weights):
     with pytest.raises(UserError, match=r"net\.weights"):
-        encoders.check_weights(NetRecipe(encoder="resnet18", weights=weights), sources=2)
+        checks.check_weights(NetRecipe(encoder="resnet18", weights=weights), sources=2)
 
 
-def test_a_table_of_other_versions_is_not_believed(monkeypatch):
-    monkeypatch.setattr(encoders.metadata, "version", lambda name: "0.0")
-    encoders._table.cache_clear()
+def test_a_table_of_other_versions_is_ignored(monkeypatch):
+    monkeypatch.setattr(checks.metadata, "version", lambda name: "0.0")
+    checks._table.cache_clear()
     try:
-        assert not encoders.is_known(NetRecipe(encoder="resnet18"))
-        encoders.check_names(NetRecipe(encoder="resnet18"))
+        assert not checks.is_known(NetRecipe(encoder="resnet18"))
+        checks.check_names(NetRecipe(encoder="resnet18"))
     finally:
-        encoders._table.cache_clear()
+        checks._table.cache_clear()

@@ -84,7 +84,7 @@ def test_a_sample_depends_on_seed_and_number_alone(placed):
     assert not np.array_equal(one[0][0], other[0][0])
 
 
-def test_loading_processes_give_what_one_process_does(placed):
+def test_loading_processes_give_the_same_samples_as_one_process(placed):
     index, _ = placed()
     one = crops(index, (0, 0, 50, 50), (40, 30, 96, 80), augment=LIVELY, distance=PIXELS, in_pixels=True)
     train = TrainRecipe(steps=2, batch=4, micro_batch=2, crop=32)
@@ -96,7 +96,7 @@ def test_loading_processes_give_what_one_process_does(placed):
         assert all(torch.equal(a, b) for a, b in zip(here[2:], there[2:], strict=True))
 
 
-def test_every_box_gives_its_share_in_every_epoch(placed):
+def test_every_box_gives_equally_many_crops_in_every_epoch(placed):
     index, _ = placed()
     boxes = [(0, 0, 32, 32), (50, 40, 96, 80)]
     one = crops(index, *boxes, edge=16)
@@ -110,7 +110,7 @@ def test_every_box_gives_its_share_in_every_epoch(placed):
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize(("height", "width"), [(96, 80), (57, 41)])
-def test_inside_of_its_box_all_is_known_and_outside_nothing_wherever_a_crop_lies(placed, height, width, data):
+def test_pixels_are_known_inside_the_box_alone_wherever_a_crop_lies(placed, height, width, data):
     index, labels = placed_once(placed, height, width)
     ys = sorted(data.draw(st.lists(st.integers(0, height), min_size=2, max_size=2, unique=True)))
     xs = sorted(data.draw(st.lists(st.integers(0, width), min_size=2, max_size=2, unique=True)))
@@ -141,7 +141,7 @@ def placed_once(placed, height, width):
 
 
 @pytest.mark.parametrize("distance", [OBJECT, PIXELS], ids=["object", "pixels"])
-def test_sources_mask_and_distance_keep_together_when_turned(placed, distance):
+def test_sources_mask_and_distance_stay_aligned_when_turned(placed, distance):
     index, labels = placed()
     box = (3, 6, 70, 61)
     whole = np.zeros(labels[0].shape, np.float32)
@@ -158,7 +158,7 @@ def test_sources_mask_and_distance_keep_together_when_turned(placed, distance):
     assert len(turned) >= 4
 
 
-def test_sources_mask_and_distance_keep_together_when_magnified(placed):
+def test_sources_mask_and_distance_stay_aligned_when_magnified(placed):
     index, labels = placed()
     box = (3, 6, 70, 61)
     whole = np.zeros(labels[0].shape, np.float32)
@@ -222,7 +222,7 @@ def test_times_of_a_field_have_their_own_labels(placed):
     assert not np.array_equal(*masks)
 
 
-def test_crops_look_for_objects_and_do_without_where_there_are_none(placed):
+def test_crops_are_placed_on_objects_if_there_are_any(placed):
     index, labels = placed()
     full = crops(index, (0, 0, 96, 80), edge=12, per_box=40)
     held = np.mean([full[number][1][1].any() for number in range(40)])

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.data.resample import resampled
-from hpc_isl.learning.data.rescale import Scale, read_sources, renamed, scale_on, to_full, to_full_box
+from hpc_isl.learning.data.rescale import (
+    Scale,
+    read_sources,
+    renamed,
+    resampled,
+    scale_on,
+    to_full,
+    to_full_box,
+)
 from hpc_isl.learning.data.samples import read
 from hpc_isl.learning.data.view import Foreground, Role, View
 from hpc_isl.plates.plate import Channel, FieldKey
@@ -48,7 +55,7 @@ def test_roles_are_found_under_the_plates_names(make_plate: MakePlate) -> None:
         np.testing.assert_array_equal(found, own)
 
 
-def test_all_that_goes_by_a_channels_name_is_renamed() -> None:
+def test_everything_named_by_a_channel_is_renamed() -> None:
     shown = Foreground(Role("Hoechst", "max"), None, 0.01)
     profile = {"Type": "Identity"}
     view = replace(VIEW, profiles={"Phase": profile, "Hoechst": profile}, foreground=shown)
@@ -60,14 +67,14 @@ def test_all_that_goes_by_a_channels_name_is_renamed() -> None:
     assert renamed(view, {}) == view
 
 
-def test_names_may_be_exchanged_but_not_fall_together() -> None:
+def test_names_may_be_exchanged_but_not_merged() -> None:
     found = renamed(VIEW, {"Phase": "Hoechst", "Hoechst": "Phase"})
     assert (found.sources[0].channel, found.targets[0].channel) == ("Hoechst", "Phase")
     with pytest.raises(UserError, match="'Hoechst' would be both 'Phase' and 'Hoechst' of the model"):
         renamed(VIEW, {"Phase": "Hoechst"})
 
 
-def test_a_name_that_is_none_of_the_models_is_refused() -> None:
+def test_a_name_that_the_model_does_not_know_is_refused() -> None:
     with pytest.raises(UserError, match=r"'Phasse' is no channel of the model; did you mean 'Phase'\?"):
         renamed(VIEW, {"Phasse": "Brightfield"})
 
@@ -180,7 +187,7 @@ def test_the_width_of_a_box_mean_is_that_of_the_models_pixels(make_plate: MakePl
     )
 
 
-def test_the_stain_need_not_be_there(make_plate: MakePlate) -> None:
+def test_the_stain_may_be_absent(make_plate: MakePlate) -> None:
     index = make_plate(channels=(Channel("Phase", fluorescent=False),), shape=(1, 1, 3, 96, 80))
     assert read_sources(VIEW, index, KEY, 0, scale_on(VIEW, index, KEY)).shape == (2, 96, 80)
 
