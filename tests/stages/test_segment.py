@@ -27,9 +27,9 @@ from hpc_isl.objects.draft_labels import in_raster_order, without_small
 from hpc_isl.objects.watershed import reference
 from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.store import (
-    computed_by,
     finalise,
     label_names,
+    label_provenance,
     open_plate,
     read_box,
     read_labels,
@@ -126,7 +126,9 @@ def test_labels_are_the_flood_of_what_the_network_says_of_whole_fields(lab, tmp_
     network, contract = load_model(lab / "runs" / "finetune" / "cells" / "model")
     for field in index.plate.fields:
         distance, logit = predict(network, read(contract.view, index, field.key)[0])
-        expected = without_small(reference(distance, logit > 0, contract.task.h), contract.task.min_area)
+        expected = without_small(
+            reference(distance, logit > 0, contract.task.h_maxima), contract.task.min_area
+        )
         found = read_labels(index.image(field.key), "found")
         assert found.max() > 20
         np.testing.assert_array_equal(found, in_raster_order(expected))
@@ -514,7 +516,7 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
         ("fields=[]", r"fields=\[\] leaves none of its 4 fields"),
         (
             "outputs=[labels, stain]",
-            "write: stain cannot be kept, for .*finetune/cells has none: a run of pretrain",
+            "outputs: stain cannot be kept, for .*finetune/cells has none: a run of pretrain",
         ),
     ],
 )
@@ -663,7 +665,7 @@ def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):
     asked.write_text('{"share": 1}')
     index = open_plate(tmp_path / "S1.zarr")
     image = index.image(index.plate.fields[2].key)
-    spoilt, mark = read_labels(image, "found"), computed_by(image, "found")[1]
+    spoilt, mark = read_labels(image, "found"), label_provenance(image, "found")[1]
     spoilt[0, 0] += 1
     write_labels(
         image, "found", spoilt, origin="segmented", boxes=[(0, 0, 96, 128)],

@@ -21,7 +21,6 @@ from hpc_isl.stages.segment.files import FieldTask, Row, csv_text, fitted, schem
 from hpc_isl.stages.segment.inputs import Models, PlateInput, scale_of, taught, view_of
 from hpc_isl.stages.segment.maps import finish_maps, maps_of, plate_of
 from hpc_isl.stages.segment.overlap import Duplicate, wells_of
-from hpc_isl.stages.table import stage as table
 from hpc_isl.tasks import Pool, Task
 
 VERIFY = "verify.json"
@@ -110,10 +109,12 @@ def _made_of_all(
     rows: Sequence[Row],
 ) -> dict[str, Path]:
     """Drift, maps, counts and pictures: what they are -> where they are."""
+    from hpc_isl.stages.table.stage import after_segmenting  # brings pandas, which a plan does not wait for
+
     return (
         write_drift(recipe, models, targets, attempt, rows)
         | _finish_maps(recipe, models, targets, attempt.run, rows)
-        | table.after_segmenting(attempt.run)
+        | after_segmenting(attempt.run)
         | pictures.draw(recipe, models, targets, attempt.run, rows)
     )
 
