@@ -45,7 +45,7 @@ HEAVY = {
     "pandas",
 }
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
-DIRECT = ("inspect", "report.stage", "table.stage", "segment.edits")
+DIRECT = ("inspect", "report.stage", "table.stage", "segment.existing_labels")
 ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
 ALLOWED |= {("cli/upkeep_commands.py", "hpc_isl.stages.set_metadata")}
 # A run of segment ends with its table.

@@ -64,9 +64,9 @@ def _edits(run: Run) -> list[str]:
     ended = [one for one, state in status.states(runs).items() if not state.alive]
     if not ended:
         return []
-    from hpc_isl.stages.segment.edits import differing
+    from hpc_isl.stages.segment.existing_labels import changed_labels
 
-    return [line for one in ended for line in differing(one)]
+    return [line for one in ended for line in changed_labels(one)]
 
 
 def _logs(argv: list[str]) -> int:
