@@ -25,18 +25,15 @@ from segment import flops, held_to
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
-from hpc_isl.learning.data.rescale import read_sources
 from hpc_isl.objects.distance import distance_map
-from hpc_isl.plates.store import Index
+from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment import files
-from hpc_isl.stages.segment.field import _facts, _keep
-from hpc_isl.stages.segment.inputs import scale_of
-from hpc_isl.stages.segment.measurements import measured
-from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, index_of, load_segmenter
+from hpc_isl.stages.segment.field import _facts, _keep, measured
+from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, load_segmenter
 from hpc_isl.stages.segment.stage import plan
 from hpc_isl.stages.shared.decoding import decode
 
@@ -75,7 +72,7 @@ def _bench(folder: Path) -> tuple[Segmenter, Index, files.FieldTask]:
     run = Run(folder / "runs" / "segment" / "one")
     run.folder.mkdir(parents=True)
     run.recipe.write_text(to_yaml(plan(load("segment", None, keys)).recipe))
-    index = index_of(folder / "P.zarr")
+    index = open_plate(folder / "P.zarr")
     work = files.FieldTask(run.folder, index.path, "P", "P", index.plate.fields[0].key, "0", "0")
     return load_segmenter(run.folder), index, work
 
@@ -104,13 +101,13 @@ def _round(
         times[what] = time.perf_counter() - start
         return result
 
-    scale = scale_of(bench.recipe, bench.view, index, work.key)
-    timed("reading", lambda: read_sources(bench.view, index, work.key, 0, scale))
-    labels = timed("flood", lambda: decode(maps, bench.rule)[0])
+    reader = bench.reader(index.path, work.key)
+    timed("reading", lambda: reader.sources(0))
+    labels = timed("watershed", lambda: decode(maps, bench.rule)[0])
     seen = [FieldPrediction(maps, None, labels)]
-    table = timed("features", lambda: measured(bench, index, work, seen))
-    timed("writing", lambda: _keep(bench, index, work, seen, table))
-    timed("hash and record", lambda: files.write_record(work, _facts(bench, index, work, seen, table)))
+    table = timed("features", lambda: measured(bench, reader, work, seen))
+    timed("writing", lambda: _keep(bench, reader, work, seen, table))
+    timed("hash and record", lambda: files.write_record(work, _facts(bench, reader, work, seen, table)))
     return {"objects": float(labels.max()), **times}
 
 

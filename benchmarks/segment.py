@@ -34,19 +34,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
 from hpc_isl.cluster.dask_pool.resources import LARGE_PAGES
-from hpc_isl.learning.data.rescale import read_sources, to_full
+from hpc_isl.learning.data.rescale import to_full
 from hpc_isl.learning.network.unet import construct
 from hpc_isl.plates.plate import Field
-from hpc_isl.plates.store import Index
+from hpc_isl.plates.store import open_plate
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment import files
-from hpc_isl.stages.segment.field import _facts, _keep
-from hpc_isl.stages.segment.inputs import scale_of
-from hpc_isl.stages.segment.measurements import measured
-from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, index_of, load_segmenter
+from hpc_isl.stages.segment.field import _facts, _keep, measured
+from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, load_segmenter
 from hpc_isl.stages.segment.stage import plan
 from hpc_isl.stages.shared.decoding import decode
 
@@ -168,7 +166,7 @@ def _parts(folder: Path, plate: Path, name: str) -> dict[str, float]:
     recipe = plan(load("segment", None, keys)).recipe
     run.folder.mkdir(parents=True)
     run.recipe.write_text(to_yaml(recipe))
-    bench, index = load_segmenter(run.folder), index_of(plate)
+    bench, index = load_segmenter(run.folder), open_plate(plate)
     times: dict[str, list[float]] = {}
 
     def timed(what: str, call: Callable[[], Any]) -> Any:
@@ -179,25 +177,25 @@ def _parts(folder: Path, plate: Path, name: str) -> dict[str, float]:
 
     with held_to(1):
         for field in index.plate.fields:
-            _take_apart(bench, index, run, plate, field, timed)
+            _take_apart(bench, run, plate, field, timed)
     return {what: median(values[WARM:]) for what, values in times.items()}
 
 
-def _take_apart(bench: Segmenter, index: Index, run: Run, plate: Path, field: Field, timed: Timed) -> None:
+def _take_apart(bench: Segmenter, run: Run, plate: Path, field: Field, timed: Timed) -> None:
     """Computes one field as the stage does, a part at a time."""
     key, shape = field.key, (field.shape[-2], field.shape[-1])
     work = files.FieldTask(run.folder, plate, "P", "P", key, "0", "0")
-    scale = scale_of(bench.recipe, bench.view, index, key)
-    sources = timed("reading", lambda: read_sources(bench.view, index, key, 0, scale))
+    reader = bench.reader(plate, key)
+    sources = timed("reading", lambda: reader.sources(0))
     said = timed("network", lambda: bench.predictor(sources))
-    full = timed("to full resolution", lambda: to_full(said, scale, shape))
-    labels = timed("flood", lambda: decode(full, bench.rule)[0])
+    full = timed("to full resolution", lambda: to_full(said, reader.scale, shape))
+    labels = timed("watershed", lambda: decode(full, bench.rule)[0])
     seen = [FieldPrediction(said, None, labels)]
-    table = timed("features", lambda: measured(bench, index, work, seen))
-    timed("writing", lambda: _keep(bench, index, work, seen, table))
+    table = timed("features", lambda: measured(bench, reader, work, seen))
+    timed("writing", lambda: _keep(bench, reader, work, seen, table))
     timed(
         "hash and record",
-        lambda: files.write_record(work, _facts(bench, index, work, seen, table)),
+        lambda: files.write_record(work, _facts(bench, reader, work, seen, table)),
     )
 
 
@@ -242,10 +240,9 @@ def _bare(run: Path, plate: Path, processes: int) -> float:
 
 def _forward(run: Path, plate: Path, ready: Any, results: Any) -> None:
     torch.set_num_threads(1)
-    bench, index = load_segmenter(run), index_of(plate)
+    bench, index = load_segmenter(run), open_plate(plate)
     keys = [field.key for field in index.plate.fields]
-    scale = scale_of(bench.recipe, bench.view, index, keys[0])
-    sources = [read_sources(bench.view, index, key, 0, scale) for key in keys]
+    sources = [bench.reader(plate, key).sources(0) for key in keys]
     bench.predictor(sources[0])
     ready.wait()
     start = time.perf_counter()

@@ -46,9 +46,9 @@ HEAVY = {
     "pandas",
 }
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
-ALLOWED = {
-    ("cli/commands.py", f"hpc_isl.stages.{name}") for name in ("report.stage", "table.stage", "segment.edits")
-} | {("cli/plate_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
+DIRECT = ("report.stage", "table.stage", "segment.existing_labels")
+ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
+ALLOWED |= {("cli/plate_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
 DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "rendezvous", "processes")}

@@ -21,7 +21,7 @@ from hpc_isl.learning.network.model import load
 from hpc_isl.learning.training.precision import as_scored
 from hpc_isl.objects.types import Labels
 from hpc_isl.stages.segment.inputs import model_run
-from hpc_isl.stages.shared.decoding import objects_in, rule_of
+from hpc_isl.stages.shared.decoding import rule_of
 
 
 def load_model(run: str | Path | Run) -> Model:
@@ -88,6 +88,5 @@ class Model:
         scale = scale_on(view, index, key)
         shape = index.field(image_key(key, view.sources[0])).shape[-2:]
         prediction = to_full(self._predictor(read_sources(view, index, key, time, scale)), scale, shape)
-        return objects_in(
-            prediction, rule_of(self._contract.task).finer(scale.to_level_0, index.plate.pixel_um)
-        )
+        rule = rule_of(self._contract.task).finer(scale.to_level_0, index.plate.pixel_um)
+        return decode(prediction, rule)[0]

@@ -174,14 +174,7 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
             pages.append(page)
     if not pages:
         raise UserError(f"{path} holds no image")
-    # tifffile ends in silence where the next page cannot be reached: the offset after the last one is read.
-    layout, file = tiff.tiff, tiff.filehandle
-    file.seek(tiff.pages[-1].offset)
-    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-    file.seek(tiff.pages[-1].offset + layout.tagnosize + tags * layout.tagsize)
-    (next_page,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
-    if next_page:
-        raise UserError(f"{path} is truncated: it has more pages than can be reached")
+    _check_last_page(tiff)
     kinds = {(page.shape, str(page.dtype)) for page in pages}
     if len(kinds) > 1:
         listed = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str))
@@ -200,6 +193,17 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
     if end > tiff.filehandle.size:
         raise UserError(f"{path} is truncated: {count} planes reach to byte {end} of {tiff.filehandle.size}")
     return [StoredPlane(page, number * page.nbytes) for number in range(count)]
+
+
+def _check_last_page(tiff: Any) -> None:
+    """Raises where a page follows the last one: tifffile ends in silence where it cannot be reached."""
+    layout, file = tiff.tiff, tiff.filehandle
+    file.seek(tiff.pages[-1].offset)
+    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    file.seek(tiff.pages[-1].offset + layout.tagnosize + tags * layout.tagsize)
+    (next_page,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+    if next_page:
+        raise UserError(f"{file.path} is truncated: it has more pages than can be reached")
 
 
 def _claimed(tiff: Any) -> int:

@@ -22,11 +22,12 @@ from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.plates.store import Index
 from hpc_isl.run import Run
-from hpc_isl.stages.report.panels import EXTRA, MATCHED, MISSED, panels
-from hpc_isl.stages.report.sentences import LEGEND, headline
+from hpc_isl.stages.report.csv_tables import tables
+from hpc_isl.stages.report.example_panels import EXTRA, MATCHED, MISSED, panels
+from hpc_isl.stages.report.headline import LEGEND, headline
 from hpc_isl.stages.report.stage import Report, report
-from hpc_isl.stages.report.sweep_results import read_sweep
-from hpc_isl.stages.report.tables import Results, results, tables
+from hpc_isl.stages.report.statistics import Results, results
+from hpc_isl.stages.report.sweep import read_sweep
 from hpc_isl.stages.shared.sweeps import SCORES
 
 NASTY = """<i>it's a "sweep" & more"""
@@ -59,12 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, plate: Index) -> tuple[Run, 
 
 def said(run: Run) -> str:
     """The headline, without pictures and page."""
-    found = results(read_sweep(run))
-    key = (found.truth, "")
-    lines = headline(
-        found.sweep, found.truth, found.designs[key], found.differences[key], found.savings[found.truth]
-    )
-    return "\n".join(lines)
+    return "\n".join(headline(results(read_sweep(run))))
 
 
 def of(run: Run) -> Results:
@@ -433,7 +429,7 @@ def test_whatever_else_is_swept_makes_another_arm(tmp_path: Path, plate: Index) 
 def test_seeds_are_chance_and_no_arms(tmp_path: Path, plate: Index) -> None:
     found = of(made_up_sweep(tmp_path, plate, having(PAIR, draws=(0,), over={"train.seed": (0, 1)})))
     assert [str(arm) for arm in found.sweep.arms] == ["random", "random+isl"]
-    assert found.sweep.chances == ((0, 0), (0, 1))
+    assert found.sweep.replicates == ((0, 0), (0, 1))
 
 
 def test_fields_that_were_left_out_in_turn_are_scored_together(tmp_path: Path, plate: Index) -> None:

@@ -28,9 +28,9 @@ from hpc_isl.objects.draft_labels import in_raster_order, without_small
 from hpc_isl.objects.watershed import reference
 from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.store import (
-    computed_by,
     finalise,
     label_names,
+    label_provenance,
     open_plate,
     read_box,
     read_labels,
@@ -42,9 +42,9 @@ from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 from hpc_isl.stages.inspect import validate
 from hpc_isl.stages.segment.field import Verified, segment_field, verify_field
-from hpc_isl.stages.segment.inputs import _unique, models_of, plate_inputs
+from hpc_isl.stages.segment.inputs import segment_inputs, unique_names
 from hpc_isl.stages.segment.overlap import find_duplicates, wells_of
-from hpc_isl.stages.segment.stage import _places, plan, segment
+from hpc_isl.stages.segment.stage import _tasks, plan, segment
 from hpc_isl.stages.table.stage import table
 from hpc_isl.tasks import Answer
 
@@ -127,7 +127,9 @@ def test_labels_are_the_flood_of_what_the_network_says_of_whole_fields(lab, tmp_
     network, contract = load_model(lab / "runs" / "finetune" / "cells" / "model")
     for field in index.plate.fields:
         distance, logit = predict(network, read(contract.view, index, field.key)[0])
-        expected = without_small(reference(distance, logit > 0, contract.task.h), contract.task.min_area)
+        expected = without_small(
+            reference(distance, logit > 0, contract.task.h_maxima), contract.task.min_area
+        )
         found = read_labels(index.image(field.key), "found")
         assert found.max() > 20
         np.testing.assert_array_equal(found, in_raster_order(expected))
@@ -312,10 +314,7 @@ def test_a_run_that_goes_on_leaves_what_another_has_written_since(lab, tmp_path)
 
 def works(run, recipe):
     """The fields of a run, as it hands them out."""
-    models = models_of(recipe)
-    return [
-        work for _, work in _places(recipe, models, plate_inputs(recipe, models.contract.view), run.folder)
-    ]
+    return [task for _, task in _tasks(segment_inputs(recipe), run.folder)]
 
 
 @pytest.mark.parametrize("change", ["h", "size"])
@@ -449,12 +448,8 @@ def test_a_plate_has_the_same_columns_and_hashes_alone_as_beside_another(tmp_pat
     own, of_both = hashes(alone)[0], hashes(both)[0]
     assert {key: of_both[key] for key in own} == own
     recipe = parse(RECIPES["segment"], read_yaml(both.recipe), "both")
-    for target, work in _places(recipe, models_of(recipe), both_targets(recipe), both.folder):
-        assert verify_field(work) == Verified(), (target.name, work.key)
-
-
-def both_targets(recipe):
-    return plate_inputs(recipe, models_of(recipe).contract.view)
+    for plate, task in _tasks(segment_inputs(recipe), both.folder):
+        assert verify_field(task) == Verified(), (plate.name, task.key)
 
 
 def test_tables_of_an_earlier_version_get_the_columns_of_other_plates(tmp_path):
@@ -515,7 +510,7 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
         ("fields=[]", r"fields=\[\] leaves none of its 4 fields"),
         (
             "outputs=[labels, stain]",
-            "write: stain cannot be kept, for .*finetune/cells has none: a run of pretrain",
+            "outputs: stain cannot be kept, for .*finetune/cells has none: a run of pretrain",
         ),
     ],
 )
@@ -664,7 +659,7 @@ def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):
     asked.write_text('{"share": 1}')
     index = open_plate(tmp_path / "S1.zarr")
     image = index.image(index.plate.fields[2].key)
-    spoilt, mark = read_labels(image, "found"), computed_by(image, "found")[1]
+    spoilt, mark = read_labels(image, "found"), label_provenance(image, "found")[1]
     spoilt[0, 0] += 1
     write_labels(
         image, "found", spoilt, origin="segmented", boxes=[(0, 0, 96, 128)],
@@ -710,10 +705,10 @@ def test_what_one_field_shows_apart_is_two_objects(tmp_path):
 
 
 def test_plates_of_one_name_are_told_apart():
-    assert _unique([("P", "one"), ("P", "two"), ("Q", "three")]) == ["one", "two", "Q"]
+    assert unique_names([("P", "one"), ("P", "two"), ("Q", "three")]) == ["one", "two", "Q"]
     same = [("P", "one"), ("P (1)", "two"), ("P", "one"), ("Q", "three")]
-    assert _unique(same) == ["one (1)", "P (1)", "one (2)", "Q"]
-    assert _unique([("P", "Q"), ("P", "R"), ("Q", "S")]) == ["Q (1)", "R", "Q (2)"]
+    assert unique_names(same) == ["one (1)", "P (1)", "one (2)", "Q"]
+    assert unique_names([("P", "Q"), ("P", "R"), ("Q", "S")]) == ["Q (1)", "R", "Q (2)"]
 
 
 def test_a_plate_that_is_given_twice_is_segmented_once(lab, tmp_path):

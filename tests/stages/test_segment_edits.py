@@ -21,7 +21,7 @@ from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.annotate.stage import annotate
 from hpc_isl.stages.annotate.stage import plan as plan_annotate
 from hpc_isl.stages.inspect import inspect, validate
-from hpc_isl.stages.segment.edits import differing
+from hpc_isl.stages.segment.existing_labels import changed_labels
 from hpc_isl.stages.segment.stage import plan, segment
 from hpc_isl.tasks import Answer
 
@@ -163,17 +163,17 @@ def test_an_edit_while_the_run_computes_is_not_replaced(lab, tmp_path, monkeypat
     shutil.copytree(lab, tmp_path / "lab")
     folder = tmp_path / "lab"
     image = folder / "S1.zarr" / "B" / "03" / "1"
-    import hpc_isl.stages.segment.field as work
+    import hpc_isl.stages.segment.field as field
 
-    compute = work.measured
+    compute = field.measured
 
-    def measured(segmenter, index, what, seen):
-        if what.key.well == "B03" and what.key.name == "1":
+    def measured(segmenter, reader, task, predictions):
+        if task.key.well == "B03" and task.key.name == "1":
             array = zarr.open_array(str(image / "labels" / "found" / "0"), mode="r+")
             array[..., :9, :9] = 4242
-        return compute(segmenter, index, what, seen)
+        return compute(segmenter, reader, task, predictions)
 
-    monkeypatch.setattr(work, "measured", measured)
+    monkeypatch.setattr(field, "measured", measured)
     assert len(again(folder, "other", "h_maxima=5", "overwrite=true")) == 4
     assert (read_labels(image, "found")[:9, :9] == 4242).all()
     record = json.loads((folder / "runs/segment/other/fields/S1/B03-1.json").read_text())
@@ -195,7 +195,7 @@ def test_status_and_inspect_name_them(corrected):
     messages = (
         "labels 'found' were edited (or damaged) since they were computed; they are not replaced: S1 B03/1"
     )
-    assert differing(Run(folder / "runs/segment/all")) == [messages]
+    assert changed_labels(Run(folder / "runs/segment/all")) == [messages]
     said = "\n".join(inspect(folder / "S1.zarr"))
     assert "edited      'found' since they were written, by a person or by damage: B03/1" in said
     call = [sys.executable, "-m", "hpc_isl.submit", "status", "all", "--root", str(folder / "runs")]
@@ -221,7 +221,7 @@ def test_a_shard_that_was_lost_is_named(corrected):
     shard.unlink()
     [problem] = validate(folder / "S1.zarr")
     assert problem.startswith("B02/2: labels 'found' were edited or damaged since they were written")
-    assert differing(Run(folder / "runs/segment/all"))[0].endswith("not replaced: S1 B02/2, S1 B03/1")
+    assert changed_labels(Run(folder / "runs/segment/all"))[0].endswith("not replaced: S1 B02/2, S1 B03/1")
 
 
 # ---------------------------------------------------------------- of earlier versions
@@ -235,7 +235,7 @@ def test_runs_and_labels_of_earlier_versions_go_on(lab, tmp_path):
     assert again(folder, "all", number=1) == []
     run = Run(folder / "runs/segment/all")
     run.recipe.write_text(run.recipe.read_text().replace(str(lab), str(folder)))
-    assert differing(run) == []
+    assert changed_labels(run) == []
     (folder / "runs/segment/all/objects/S1/B03-1.parquet").unlink()
     assert again(folder, "all", number=2) == ["B03-1"]
     image = folder / "S1.zarr" / "B" / "03" / "1"
@@ -247,7 +247,7 @@ def test_runs_and_labels_of_earlier_versions_go_on(lab, tmp_path):
 def test_edits_of_labels_without_a_checksum_are_not_replaced_either(corrected):
     folder, image, mine = corrected
     strip(folder)
-    [said] = differing(Run(folder / "runs/segment/all"))
+    [said] = changed_labels(Run(folder / "runs/segment/all"))
     assert said.endswith("not replaced: S1 B03/1")
     (folder / "runs/segment/all/objects/S1/B03-1.parquet").unlink()
     assert again(folder, "all", number=1) == ["B03-1"]

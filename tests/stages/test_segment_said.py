@@ -127,11 +127,11 @@ def test_what_is_small_is_known_in_micrometres_whatever_the_pixels(lab, tmp_path
 def test_models_of_earlier_versions_keep_their_hash(lab):
     """Labels that were written before are still those of the same model: nothing is computed again."""
     content = json.loads((lab / "runs/finetune/cells/model" / CONTRACT).read_text())
-    known = Contract.from_dict(content).model_hashes()
+    known = Contract.from_dict(content).model_hash()
     for key in ("stains", "wells", "reference"):
         content[key] = {}
     del content["task"]["min_area_um2"]
-    assert Contract.from_dict(content).model_hashes() == known
+    assert Contract.from_dict(content).model_hash() == known
     assert set(known["task"]) == {
         "kind", "head", "from_stain", "span", "slope", "scale", "h", "min_area", "method",
     }  # fmt: skip

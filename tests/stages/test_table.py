@@ -20,7 +20,8 @@ from PIL import Image
 from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
-from hpc_isl.stages.table.pictures import MISSING, Map, agreement, draw_plates, plate_heat_map, scatter
+from hpc_isl.stages.table.agreement import agreement, draw_agreement
+from hpc_isl.stages.table.heat_map_figures import MISSING, PlateValues, draw_plates
 from hpc_isl.stages.table.stage import after_segmenting, table
 
 DRUGS = {"B02": {"treatment": "DMSO", "dose": "0"}, "B03": {"treatment": "Taxol, 1 nM", "dose": "1.5"}}
@@ -291,7 +292,8 @@ def pixels_of(path: Path) -> Any:
 
 def test_colours_go_from_none_to_most(tmp_path: Path) -> None:
     values = {"A01": 0.0, "A02": 5.0, "B03": 10.0, "B01": math.nan}
-    plate_heat_map(values, "AB", ("01", "02", "03"), "Objects per well", "objects", tmp_path / "six.png")
+    plate = PlateValues("", "AB", ("01", "02", "03"), values)
+    draw_plates([plate], "Objects per well", "objects", tmp_path / "six.png")
     pixels = pixels_of(tmp_path / "six.png").reshape(-1, 3)
     found, counts = np.unique(pixels, axis=0, return_counts=True)
     colors = {tuple(color): n for color, n in zip(found.tolist(), counts, strict=True)}
@@ -304,7 +306,7 @@ def test_colours_go_from_none_to_most(tmp_path: Path) -> None:
 def test_plates_of_all_formats_are_drawn(tmp_path: Path, rows: int, columns: int) -> None:
     names = [f"{'A' if row >= 26 else ''}{chr(65 + row % 26)}" for row in range(rows)]
     values = {well: float(number) for number, well in enumerate(many_wells(rows + 2, columns + 2))}
-    one = Map("P", names, [f"{c + 1:02d}" for c in range(columns)], values)
+    one = PlateValues("P", names, [f"{c + 1:02d}" for c in range(columns)], values)
     draw_plates([one, one, one], "three", "counts", tmp_path / "three.png")
     height, width, _ = pixels_of(tmp_path / "three.png").shape
     assert 500 < width < 4000
@@ -312,7 +314,7 @@ def test_plates_of_all_formats_are_drawn(tmp_path: Path, rows: int, columns: int
 
 
 def test_plates_without_a_single_value_are_drawn_grey(tmp_path: Path) -> None:
-    plate_heat_map({}, "AB", ("01", "02", "03"), "nothing", "", tmp_path / "none.png")
+    draw_plates([PlateValues("", "AB", ("01", "02", "03"), {})], "nothing", "", tmp_path / "none.png")
     assert pixels_of(tmp_path / "none.png").shape[1] > 500
 
 
@@ -347,17 +349,17 @@ def test_agreement_is_that_of_numpy(pairs: list[tuple[float, float]]) -> None:
 
 
 def test_counts_that_are_equal_agree_wholly(tmp_path: Path) -> None:
-    found = scatter([(4.0, 4.0), (90.0, 90.0), (7.0, 7.0)], tmp_path / "s.png", "P01")
+    found = draw_agreement([(4.0, 4.0), (90.0, 90.0), (7.0, 7.0)], tmp_path / "s.png", "P01")
     assert (found["r"], found["slope"], found["bias"], found["median_ratio"]) == pytest.approx((1, 1, 0, 1))
     assert pixels_of(tmp_path / "s.png").shape[1] > 500
 
 
 def test_wells_that_the_model_was_taught_with_are_drawn_hollow_and_counted_apart(tmp_path: Path) -> None:
     pairs = [(50.0, 10.0), (4.0, 4.0), (90.0, 90.0), (7.0, 7.0)]
-    found = scatter(pairs, tmp_path / "s.png", "P01", [True, False, False, False])
+    found = draw_agreement(pairs, tmp_path / "s.png", "P01", [True, False, False, False])
     assert (found["r"], found["bias"], found["n"]) == pytest.approx((1, 0, 3))
-    assert scatter(pairs, tmp_path / "t.png", "P01", [True] * 4)["n"] == 4, "there are no others"
-    plain = scatter(pairs, tmp_path / "u.png", "P01")
+    assert draw_agreement(pairs, tmp_path / "t.png", "P01", [True] * 4)["n"] == 4, "there are no others"
+    plain = draw_agreement(pairs, tmp_path / "u.png", "P01")
     assert plain["n"] == 4
     shown = [pixels_of(tmp_path / f"{name}.png") for name in "stu"]
     assert len({picture.tobytes() for picture in shown}) == 3
@@ -367,7 +369,7 @@ def test_wells_that_the_model_was_taught_with_are_drawn_hollow_and_counted_apart
 def test_too_few_counts_have_no_correlation_and_a_picture_all_the_same(
     tmp_path: Path, pairs: list[tuple[float, float]]
 ) -> None:
-    found = scatter(pairs, tmp_path / "s.png", "P01")
+    found = draw_agreement(pairs, tmp_path / "s.png", "P01")
     assert math.isnan(found["r"])
     assert (tmp_path / "s.png").exists()
 

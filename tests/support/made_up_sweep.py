@@ -64,9 +64,9 @@ def made_up_sweep(root: Path, index: Index, shape: Shape | None = None, name: st
     pretrained = _pretrained(root, index)
     run = Run(root / "runs" / "sweep" / name)
     over = {"arm": list(shape.arms), "n": list(shape.ns), "draw": list(shape.draws), **shape.over}
-    base = {"plates": [str(index.path)], "labels": "nuclei", "truth": [name for name, _ in shape.truth],
-            "pretrained": [str(pretrained)], "within": shape.within,
-            "objects": {"kind": shape.kind}}  # fmt: skip
+    base = {"plates": [str(index.path)], "labels": "nuclei",
+            "reference_labels": [name for name, _ in shape.truth], "pretrained": [str(pretrained)],
+            "within": shape.within, "objects": {"kind": shape.kind}}  # fmt: skip
     settings = _settings(shape, over)
     for label_, setting in settings.items():
         _element(Run(run.folder / "finetune" / label_), index, shape, base | setting, label_)

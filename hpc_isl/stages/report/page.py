@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hpc_isl.files import now
-from hpc_isl.stages.report import details
-from hpc_isl.stages.report.pictures import Picture, facet_title
-from hpc_isl.stages.report.sentences import (
+from hpc_isl.stages.report.headline import (
+    LEGEND,
     ONE_DRAW,
     bounded,
     boxes,
@@ -18,10 +16,12 @@ from hpc_isl.stages.report.sentences import (
     signed,
     spelled_out,
 )
-from hpc_isl.stages.report.statistics import Difference
-from hpc_isl.stages.report.sweep_results import Sweep, Truth
-from hpc_isl.stages.report.tables import Results
+from hpc_isl.stages.report.provenance import SHOWN, provenance, some, unlike_boxes
+from hpc_isl.stages.report.score_figures import Picture, facet_title
+from hpc_isl.stages.report.statistics import Difference, Results, spreads
+from hpc_isl.stages.report.sweep import Sweep, Truth
 from hpc_isl.stages.shared.html import Html, join, page, picture, table, tag
+from hpc_isl.stages.shared.sweeps import FINAL, SCORES
 
 Section = tuple[str, str, list[object]]
 VERDICTS = {
@@ -30,35 +30,36 @@ VERDICTS = {
 }  # fmt: skip
 
 
-def written(
-    found: Results,
-    said: Sequence[str],
+def page_of(
+    results: Results,
+    headline: Sequence[str],
     pictures: Sequence[Picture],
-    shown: tuple[Sequence[Picture], Sequence[str]],
+    panels: Sequence[Picture],
+    problems: Sequence[str],
 ) -> str:
-    """The whole file.
+    """Returns the whole page as HTML.
 
     Args:
-        said: the headline.
         pictures: all figures but the panels.
-        shown: the panels, and why others are missing.
+        panels: pictures of test boxes; `problems`: why others are missing.
     """
-    sweep = found.sweep
-    known = {one.name: one for one in pictures}
+    sweep = results.sweep
+    known = {each.name: each for each in pictures}
+    why = [tag("ul", *[tag("li", line) for line in problems])] if problems else []
     sections: list[Section] = [
-        ("fewest", f"At {boxes(sweep, sweep.fewest)}", list(_fewest(found, known))),
-        ("curves", "Score against annotations", list(_curves(found, known))),
-        ("savings", "Annotations saved at equal score", list(_savings(found))),
-        ("panels", "Pictures", list(_panels(*shown))),
-        ("scores", "All scores", list(_scores(found))),
-        ("origin", "What this rests on", list(details.origin(sweep))),
+        ("fewest", f"At {boxes(sweep, sweep.fewest)}", list(_fewest(results, known))),
+        ("curves", "Score against annotations", list(_curves(results, known))),
+        ("savings", "Annotations saved at equal score", list(_savings(results))),
+        ("panels", "Pictures", [*map(figure, panels), *why]),
+        ("scores", "All scores", list(_scores(results))),
+        ("origin", "What this rests on", list(provenance(sweep))),
     ]
     contents = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in sections]
     parts = [
         tag("h1", f"Fine-tuning sweep: {sweep.run.name}"),
         tag("p", _about(sweep), class_="about"),
-        tag("div", *[tag("p", line) for line in said], class_="headline"),
-        *_warnings(sweep), *_final(found),
+        tag("div", *[tag("p", line) for line in headline], class_="headline"),
+        *_warnings(sweep), *_final(results),
         tag("nav", tag("ol", *contents), **{"aria-label": "contents"}),
         *[tag("section", tag("h2", title), *inside, id=name) for name, title, inside in sections],
     ]  # fmt: skip
@@ -71,8 +72,8 @@ def figure(one: Picture) -> Html:
 
 def _about(sweep: Sweep) -> str:
     whole = len(sweep.elements) + (sweep.final is not None)
-    seeds = len({seed for _, seed in sweep.chances})
-    draws = len({draw for draw, _ in sweep.chances})
+    seeds = len({seed for _, seed in sweep.replicates})
+    draws = len({draw for draw, _ in sweep.replicates})
     score = f"Main score: {spelled_out(sweep.score)} against {sweep.truths[0]}."
     return (
         f"{whole} of {len(sweep.names)} elements are done: "
@@ -82,13 +83,23 @@ def _about(sweep: Sweep) -> str:
 
 
 def _warnings(sweep: Sweep) -> Iterator[Html]:
-    lines = details.warnings(sweep)
+    """Yields what a reader must know before believing a figure."""
+    lines = []
+    missing = [name for name in sweep.missing if name != FINAL]
+    if missing:
+        lines.append(
+            f"Missing from this report, of {len(sweep.names)} elements: {some(missing, ', ', ' and ')}. Arms "
+            "are compared only on draws that both have."
+        )
+    if FINAL in sweep.missing:
+        lines.append(f"The final model is not done: it {sweep.missing[FINAL]}.")
+    lines += unlike_boxes(sweep)[:SHOWN]
     if lines:
         yield tag("div", *[tag("p", line) for line in lines], class_="warning")
 
 
-def _final(found: Results) -> Iterator[Html]:
-    final = found.sweep.final
+def _final(results: Results) -> Iterator[Html]:
+    final = results.sweep.final
     if final is None:
         return
     scores = [
@@ -107,25 +118,25 @@ def _final(found: Results) -> Iterator[Html]:
 # ---------------------------------------------------------------- sections
 
 
-def _fewest(found: Results, known: dict[str, Picture]) -> Iterator[object]:
-    sweep = found.sweep
+def _fewest(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
+    sweep = results.sweep
     yield figure(known["scores.png"])
     for same in sweep.facets:
-        here = [one for one in found.differences[found.truth, same] if one.n == sweep.fewest]
+        here = [one for one in results.differences[results.truth, same] if one.n == sweep.fewest]
         if here:
             yield _differences(
-                here, f"N = {sweep.fewest}, {facet_title(sweep, same)}. {_how(found, same)}", False
+                here, f"N = {sweep.fewest}, {facet_title(sweep, same)}. {_how(results, same)}", False
             )
-    if not found.differences[found.truth, ""]:
+    if not results.differences[results.truth, ""]:
         yield tag(
             "p", "No two arms of this sweep are meant to be compared: none with ISL has its like without."
         )
 
 
-def _how(found: Results, same: str) -> str:
-    if len(found.sweep.chances) == 1:
+def _how(results: Results, same: str) -> str:
+    if len(results.sweep.replicates) == 1:
         return ONE_DRAW
-    group = f"{found.sweep.group}, " if found.sweep.group else ""
+    group = f"{results.sweep.group}, " if results.sweep.group else ""
     crossed = "draw and seed crossed with them" if not same else "draw and seed within the first"
     return f"Intervals: paired bootstrap over {group}well and test box, {crossed}, 2000 resamples."
 
@@ -140,28 +151,24 @@ def _differences(every: Sequence[Difference], caption: str, with_n: bool) -> Htm
     return table(header, rows, caption, range(2, len(header) - 1))
 
 
-def _curves(found: Results, known: dict[str, Picture]) -> Iterator[object]:
-    if not found.sweep.counts:
+def _curves(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
+    if not results.sweep.counts:
         yield tag("p", "No element learnt from annotations: there is no curve.")
         return
-    for place, truth in enumerate(found.sweep.truths):
+    for place, truth in enumerate(results.sweep.truths):
         if place:
-            yield tag("h3", f"Against {truth}", *_circular(truth))
+            circular = ": circular, for these labels were drafted from a stain" if truth.circular else ""
+            yield tag("h3", f"Against {truth}", circular)
         yield figure(known[f"curves-{place}.png"])
     if "differences.png" in known:
         yield tag("h3", "Where ISL helps, and where it does not")
         yield figure(known["differences.png"])
-        every = found.differences[found.truth, ""]
-        yield _differences(every, f"All numbers of boxes, all test boxes, {found.truth}.", True)
+        every = results.differences[results.truth, ""]
+        yield _differences(every, f"All numbers of boxes, all test boxes, {results.truth}.", True)
 
 
-def _circular(truth: Truth) -> Iterator[str]:
-    if truth.circular:
-        yield ": circular, for these labels were drafted from a stain"
-
-
-def _savings(found: Results) -> Iterator[object]:
-    every = found.savings[found.truth]
+def _savings(results: Results) -> Iterator[object]:
+    every = results.savings[results.truth]
     yield tag(
         "p", "How many times the annotated objects of an arm another arm needs to reach the same score. "
         "Curves are taken as rising, linear in the logarithm of the objects. Nothing is extrapolated: > "
@@ -173,38 +180,37 @@ def _savings(found: Results) -> Iterator[object]:
          "–" if one.factor is None else f"{one.factor} ×", "–" if one.likely is None else str(one.likely)]
         for one in every
     ]  # fmt: skip
-    header = [
-        "arm",
-        "N",
-        "objects",
-        name_of_score(found.sweep.score),
-        "against",
-        "factor saved",
-        "95 % interval",
-    ]
+    score = name_of_score(results.sweep.score)
+    header = ["arm", "N", "objects", score, "against", "factor saved", "95 % interval"]
     if rows:
-        yield table(header, rows, f"Against {found.truth}.", (1, 2, 3, 5, 6))
+        yield table(header, rows, f"Against {results.truth}.", (1, 2, 3, 5, 6))
     else:
         yield tag("p", "No arm with ISL has an arm beside it to save annotations against.")
 
 
-def _panels(pictures: Sequence[Picture], problems: Sequence[str]) -> Iterator[object]:
-    yield from (figure(one) for one in pictures)
-    if problems:
-        yield tag("ul", *[tag("li", line) for line in problems])
-
-
-def _scores(found: Results) -> Iterator[object]:
-    sweep = found.sweep
+def _scores(results: Results) -> Iterator[object]:
+    sweep = results.sweep
     yield tag(
         "p", "Mean ± standard deviation over test boxes and draws. The files beside this page hold more: ",
         tag("code", "scores_all.csv"), " (each test box of each element), ", tag("code", "summary.csv"), ", ",
         tag("code", "differences.csv"), ", ", tag("code", "savings.csv"), ", ", tag("code", "boxes.csv"), ".",
     )  # fmt: skip
-    yield details.legend()
+    yield table(["score", "meaning"], list(LEGEND.items()), "What the scores and N say.")
     for truth in sweep.truths:
         for same in sweep.facets:
-            yield details.scores(found, truth, same)
-    undefined = any(math.isnan(v) for e in sweep.elements for s in e.scored for v in s.values.values())
-    if undefined:
+            yield _score_table(sweep, truth, same)
+    if sweep.scores[list(SCORES)].isna().any(axis=None):
         yield tag("p", "A score that is not a number (SQ where no object was matched) counts in no mean.")
+
+
+def _score_table(sweep: Sweep, truth: Truth, same: str) -> Html:
+    """Returns all scores of one truth and facet: a row per arm and number of boxes."""
+    rows = []
+    for cell in sweep.cells:
+        if found := spreads(sweep, truth, cell, same):
+            objects = f"{sweep.trained(cell.n, 'objects'):.0f}"
+            most = max(spread.images for spread in found.values())
+            texts = [str(found[score]).replace("nan", "–").replace("-", "−") for score in SCORES]
+            rows.append([cell.arm, cell.n, objects, most, *texts])
+    header = ["arm", "N", "objects", "scored", *map(name_of_score, SCORES)]
+    return table(header, rows, f"Against {truth}, {facet_title(sweep, same)}.", range(1, len(header)))

@@ -8,45 +8,55 @@ from pathlib import Path
 
 from hpc_isl.files import write_atomic
 from hpc_isl.run import Run
-from hpc_isl.stages.report.page import written
-from hpc_isl.stages.report.panels import panels
-from hpc_isl.stages.report.pictures import Picture, draw_curves, draw_differences, draw_scores
-from hpc_isl.stages.report.sentences import headline, name_of_score
-from hpc_isl.stages.report.sweep_results import Cell, Sweep, read_sweep
-from hpc_isl.stages.report.tables import Results, results, spreads, tables
+from hpc_isl.stages.report.csv_tables import tables
+from hpc_isl.stages.report.example_panels import panels
+from hpc_isl.stages.report.headline import headline, name_of_score
+from hpc_isl.stages.report.page import page_of
+from hpc_isl.stages.report.score_figures import Picture, draw_curves, draw_differences, draw_scores
+from hpc_isl.stages.report.statistics import Results, results, spreads
+from hpc_isl.stages.report.sweep import read_sweep
 
 PAGE = "report.html"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the page lies, and what it says first."""
+    """The path of the page, and its headline."""
 
     page: Path
     headline: tuple[str, ...]
 
 
 def report(run: Run) -> Report:
-    """Reads what the sweep has so far and writes `report/` in its folder; the page appears last.
+    """Reads the results of a sweep so far and writes `report/` in its folder; the page appears last.
 
     Raises:
         UserError: the run is no sweep of fine-tuning, or none of its elements is done.
     """
-    found = results(read_sweep(run))
-    truth = found.truth
-    said = headline(
-        found.sweep, truth, found.designs[truth, ""], found.differences[truth, ""], found.savings[truth]
-    )
-    pictures, (shown, problems) = list(_pictures(found)), panels(found.sweep)
+    figures = results(read_sweep(run))
+    lines = headline(figures)
+    pictures, (shown, problems) = list(_pictures(figures)), panels(figures.sweep)
     folder = _folder(run)
-    for one in (*pictures, *shown):
-        write_atomic(folder / one.name, one.png, durable=False)
-    for name, text in tables(found).items():
+    for picture in (*pictures, *shown):
+        write_atomic(folder / picture.name, picture.png, durable=False)
+    for name, text in tables(figures).items():
         write_atomic(folder / name, text, durable=False)
     page = folder / PAGE
-    write_atomic(page, written(found, said, pictures, (shown, problems)))
-    _forget(folder, {one.name for one in (*pictures, *shown)})
-    return Report(page, tuple(said))
+    write_atomic(page, page_of(figures, lines, pictures, shown, problems))
+    names = {picture.name for picture in (*pictures, *shown)}
+    for pattern in ("panel-*.png", "curves-*.png", "differences.png"):
+        for path in folder.glob(pattern):
+            if path.name not in names:
+                path.unlink(missing_ok=True)  # of an earlier report
+    return Report(page, tuple(lines))
+
+
+def _pictures(figures: Results) -> Iterator[Picture]:
+    yield draw_scores(figures, figures.sweep.fewest)
+    for place, truth in enumerate(figures.sweep.truths if figures.sweep.counts else ()):
+        yield draw_curves(figures, truth, f"curves-{place}.png")
+    if differences := draw_differences(figures):
+        yield differences
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,8 @@ class Means:
 
 
 def is_current(run: Run) -> bool:
-    """Whether a report was written after the last element ended that it could speak of."""
-    page, done = _folder(run) / PAGE, [one.done / f"{one.stage}.json" for one in run.elements()]
+    """Returns whether a report was written after the last element ended that it could include."""
+    page, done = _folder(run) / PAGE, [element.done / f"{element.stage}.json" for element in run.elements()]
     ended = max((path.stat().st_mtime_ns for path in done if path.exists()), default=0)
     return page.exists() and page.stat().st_mtime_ns >= ended
 
@@ -76,35 +86,15 @@ def mean_scores(run: Run) -> Means:
     """Returns the main score of a sweep, over all test boxes and draws.
 
     Raises:
-        UserError: as `report`.
+        UserError: as `report` does.
     """
     sweep, curves = read_sweep(run), dict[str, dict[int, float]]()
     for cell in sweep.cells:
         mean = spreads(sweep, sweep.truths[0], cell)[sweep.score].mean
-        curves.setdefault(str(cell.arm), {})[_boxes(sweep, cell)] = mean
+        boxes = 0 if cell.n == 0 else round(sweep.trained(cell.n, "boxes"))
+        curves.setdefault(str(cell.arm), {})[boxes] = mean
     return Means(sweep.score, name_of_score(sweep.score), str(sweep.truths[0]), curves)
-
-
-def _boxes(sweep: Sweep, cell: Cell) -> int:
-    return 0 if cell.n == 0 else round(sweep.trained(cell.n, "boxes"))
 
 
 def _folder(run: Run) -> Path:
     return run.folder / "report"
-
-
-def _pictures(found: Results) -> Iterator[Picture]:
-    yield draw_scores(found, found.sweep.fewest)
-    for place, truth in enumerate(found.sweep.truths if found.sweep.counts else ()):
-        yield draw_curves(found, truth, f"curves-{place}.png")
-    differences = draw_differences(found)
-    if differences:
-        yield differences
-
-
-def _forget(folder: Path, names: set[str]) -> None:
-    """Figures of an earlier report that this one does not have."""
-    for pattern in ("panel-*.png", "curves-*.png", "differences.png"):
-        for path in folder.glob(pattern):
-            if path.name not in names:
-                path.unlink(missing_ok=True)

@@ -1,31 +1,31 @@
-"""What the scores of a sweep say: means with intervals, differences between arms, annotations saved."""
+"""Statistics of the scores of a sweep: means with intervals, differences between arms, annotations saved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from hpc_isl.objects.bootstrap import RESAMPLES, Interval, interval, resampled_means
+from hpc_isl.objects.bootstrap import RESAMPLES, Interval, Spread, interval, resampled_means, spread
 from hpc_isl.objects.savings import Between, Curve, saved, saved_interval
-from hpc_isl.stages.report.arms import Arm
-from hpc_isl.stages.report.sweep_results import Cell, N, Replicate, Scored, Sweep, Truth
+from hpc_isl.stages.report.sweep import BOX, Arm, Cell, Element, N, Replicate, Sweep, Truth
+from hpc_isl.stages.shared.sweeps import SCORES
 
-Path_ = tuple[str, ...]
-Key = tuple[Path_, Replicate]
-"""One score: the path of its test box in the hierarchy, and draw and seed."""
+Floats = NDArray[np.float64]
+Key = tuple[tuple[str, ...], Replicate]
+"""One score: the path of its test box (group, well, box), and draw and seed."""
 SEED = 0
 NOTHING = 0.005
-"""Scores below are shown as 0.00: no share of them is told, and nothing is saved for them."""
+"""Scores below are shown as 0.00: no gain over them is defined, and nothing is saved for them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """One score of all cells, laid out by test box and chance, so that cells are compared in pairs.
+    """One score of all cells by test box and replicate, so that cells are compared in pairs.
 
     Attributes:
         columns: cell -> key -> score; scores that are not a number are left out.
@@ -34,37 +34,37 @@ class Design:
     columns: Mapping[Cell, Mapping[Key, float]]
 
     def mean(self, cell: Cell) -> Interval:
-        """Mean score over test boxes and draws, with its interval."""
+        """Returns the mean score over test boxes and draws, with its interval."""
         values, resampled = self.resampled([cell])
         return interval(float(values[0]), resampled[:, 0])
 
     def common(self, cells: Sequence[Cell]) -> list[Key]:
-        """What all of these cells have a score for."""
-        keys = set.intersection(*(set(self.columns[cell]) for cell in cells))
-        return sorted(keys, key=str)
+        """Returns the keys that all of these cells have a score for, in an order that repeats."""
+        return sorted(set.intersection(*(set(self.columns[cell]) for cell in cells)), key=str)
 
-    def resampled(self, cells: Sequence[Cell]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Mean of each cell over what all have a score for, and the same in each resample, paired.
+    def resampled(self, cells: Sequence[Cell]) -> tuple[Floats, Floats]:
+        """Returns the mean of each cell over the keys that all have, and the same in each resample, paired.
 
         The resamples are NaN where one draw alone was made: its luck cannot be told from the arm.
         """
-        keys, chances = self.common(cells), {chance for _, chance in self.common(cells)}
+        keys, unknown = self.common(cells), np.full((RESAMPLES, len(cells)), np.nan)
         if not keys:
-            return np.full(len(cells), np.nan), np.full((RESAMPLES, len(cells)), np.nan)
-        if len(chances) == 1 and any(cell.n != 0 for cell in cells):
-            return self._table(cells, keys).mean(0), np.full((RESAMPLES, len(cells)), np.nan)
+            return np.full(len(cells), np.nan), unknown
+        if len({replicate for _, replicate in keys}) == 1 and any(cell.n != 0 for cell in cells):
+            return self._table(cells, keys).mean(0), unknown
         if keys == self._all[0] and set(cells) <= set(self._all[1]):
             places = [self._all[1].index(cell) for cell in cells]
             return self._all[2].mean(0)[places], self._all[3][:, places]
         table = self._table(cells, keys)
         return table.mean(0), _resampled(table, keys)
 
-    def _table(self, cells: Sequence[Cell], keys: Sequence[Key]) -> NDArray[np.float64]:
+    def _table(self, cells: Sequence[Cell], keys: Sequence[Key]) -> Floats:
         return np.array([[self.columns[cell][key] for cell in cells] for key in keys])
 
     @cached_property
-    def _all(self) -> tuple[list[Key], list[Cell], NDArray[Any], NDArray[Any]]:
-        """Resampled once for all cells that have every score: nearly always all there are."""
+    def _all(self) -> tuple[list[Key], list[Cell], Floats, Floats]:
+        """All keys, the cells that have every score, their table and its resamples."""
+        # Resampled once for all of them: nearly always these are all the cells of the sweep.
         union = {key for column in self.columns.values() for key in column}
         cells = [cell for cell, column in self.columns.items() if len(column) == len(union)]
         keys = sorted(union, key=str)
@@ -72,43 +72,54 @@ class Design:
         return keys, cells, table, _resampled(table, keys) if cells else np.empty((RESAMPLES, 0))
 
 
-def _resampled(table: NDArray[Any], keys: Sequence[Key]) -> NDArray[np.float64]:
-    """Draws are crossed with test boxes; where a group of boxes meets only some draws, they lie within it."""
-    paths, chances = [path for path, _ in keys], [chance for _, chance in keys]
-    if len(set(paths)) * len(set(chances)) == len(keys):
-        return resampled_means(table, paths, seed=SEED, crossed=chances)
-    nested = [(path[0], chance, *path[1:]) for path, chance in keys]
+def _resampled(table: Floats, keys: Sequence[Key]) -> Floats:
+    """Returns the means of each resample: draws are crossed with test boxes, or nested in their groups."""
+    paths, replicates = [path for path, _ in keys], [replicate for _, replicate in keys]
+    if len(set(paths)) * len(set(replicates)) == len(keys):
+        return resampled_means(table, paths, seed=SEED, crossed=replicates)
+    # Some group of boxes has only some of the draws.
+    nested = [(path[0], replicate, *path[1:]) for path, replicate in keys]
     return resampled_means(table, nested, seed=SEED)
 
 
-def design(sweep: Sweep, truth: Truth, same: str = "", score: str | None = None) -> Design:
-    """The scores against one truth; `same`: of test boxes that share, or do not, what trained."""
-    found: dict[Cell, dict[Key, float]] = {}
+def design(sweep: Sweep, truth: Truth, same: str = "") -> Design:
+    """Returns the main scores against one truth; `same`: of test boxes within, or across, what trained."""
+    columns: dict[Cell, dict[Key, float]] = {}
     for element in sweep.elements:
-        column = found.setdefault(element.cell, {})
-        for scored in element.scored:
-            value = scored.values[score or sweep.score]
-            if scored.truth == truth and same in ("", scored.same) and not np.isnan(value):
-                column[path_of(scored, sweep.group), element.chance] = value
-    return Design({cell: _for_all(sweep, cell, column) for cell, column in sorted_(found) if column})
+        column = columns.setdefault(element.cell, {})
+        for path, value in _paths(sweep, element, truth, same):
+            column[path, element.replicate] = value
+    for cell, column in columns.items():
+        if cell.n == 0 and len({replicate for _, replicate in column}) == 1:
+            # Without boxes there are no draws: the one run stands beside each of them.
+            columns[cell] = {
+                (path, each): value for (path, _), value in column.items() for each in sweep.replicates
+            }
+    return Design({cell: columns[cell] for cell in sweep.cells if columns[cell]})
 
 
-def sorted_(found: Mapping[Cell, dict[Key, float]]) -> list[tuple[Cell, dict[Key, float]]]:
-    """In the order in which cells are shown."""
-    return sorted(found.items(), key=lambda pair: pair[0].order)
+def _paths(
+    sweep: Sweep, element: Element, truth: Truth, same: str
+) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Yields the path of each test box, from the outermost unit in, and its score where it is a number."""
+    scores = select(element.scores, truth, same).dropna(subset=[sweep.score])
+    groups = scores[sweep.group] if sweep.group in scores else [""] * len(scores)
+    boxes = scores[BOX].itertuples(index=False)
+    for group, (plate, well, *box), value in zip(groups, boxes, scores[sweep.score], strict=True):
+        yield (group, f"{plate}/{well}", "/".join(box)), value
 
 
-def _for_all(sweep: Sweep, cell: Cell, column: dict[Key, float]) -> dict[Key, float]:
-    """What learns from no box knows no draw: its one run stands beside each of them."""
-    if cell.n != 0 or len({chance for _, chance in column}) > 1:
-        return column
-    return {(path, chance): value for (path, _), value in column.items() for chance in sweep.chances}
+def select(scores: pd.DataFrame, truth: Truth, same: str = "") -> pd.DataFrame:
+    """Returns the rows of scores against one truth, of one facet; "": of all test boxes."""
+    rows = scores[(scores.truth == truth.name) & (scores.origin == truth.origin)]
+    return rows[rows.same == same] if same else rows
 
 
-def path_of(scored: Scored, group: str | None) -> Path_:
-    """Group of the plate map (all in one where there is none), well, box: from the outermost unit in."""
-    plate, well, *inside = scored.place
-    return scored.columns.get(group, "") if group else "", f"{plate}/{well}", "/".join(inside)
+def spreads(sweep: Sweep, truth: Truth, cell: Cell, same: str = "") -> dict[str, Spread]:
+    """Returns mean ± sd of each score over the test boxes and draws of a cell."""
+    scores = select(sweep.scores, truth, same)
+    rows = scores[(scores.arm == str(cell.arm)) & (scores.n == cell.n)]
+    return {score: spread(rows[score].tolist()) for score in SCORES if len(rows)}
 
 
 # ---------------------------------------------------------------- arms against each other
@@ -140,11 +151,10 @@ class Difference:
 
 
 def rivals(sweep: Sweep) -> list[tuple[Arm, Arm]]:
-    """Each arm with ISL beside the same without, and beside the one that starts from drafted labels.
+    """Returns each arm with ISL with the same arm without, and with the one that starts from drafted labels.
 
-    Arms that differ in more are compared where all else is equal. A control that no arm on the other
-    side has a like of, such as `random` trained for longer, or ISL on permuted stains, is set beside the
-    plain one.
+    Arms that differ in more are compared where all else is equal. A control without a counterpart on the
+    other side, such as `random` trained for longer or ISL on permuted stains, is compared with the plain arm.
     """
     isl = [arm for arm in sweep.arms if arm.name.endswith("+isl")]
     bases = [arm for arm in sweep.arms if arm not in isl]
@@ -163,17 +173,17 @@ def rivals(sweep: Sweep) -> list[tuple[Arm, Arm]]:
     ]
 
 
-def differences(sweep: Sweep, found: Design) -> Iterator[Difference]:
-    """At every number of boxes that both arms have, 0 too."""
+def differences(sweep: Sweep, scores: Design) -> Iterator[Difference]:
+    """Yields the differences at every number of boxes that both arms have, 0 too."""
     for arm, base in rivals(sweep):
         for n in (0, *sweep.counts):
             ours, theirs = Cell(arm, n), Cell(base, n)
-            if ours in found.columns and theirs in found.columns and found.common([ours, theirs]):
-                yield _difference(found, ours, theirs)
+            if ours in scores.columns and theirs in scores.columns and scores.common([ours, theirs]):
+                yield _difference(scores, ours, theirs)
 
 
-def _difference(found: Design, ours: Cell, theirs: Cell) -> Difference:
-    values, resampled = found.resampled([ours, theirs])
+def _difference(scores: Design, ours: Cell, theirs: Cell) -> Difference:
+    values, resampled = scores.resampled([ours, theirs])
     less = resampled[:, 0] - resampled[:, 1]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = less / resampled[:, 1]
@@ -182,7 +192,7 @@ def _difference(found: Design, ours: Cell, theirs: Cell) -> Difference:
         share = np.full(len(share), np.nan)
     return Difference(
         ours.arm, theirs.arm, ours.n, interval(float(values[0] - values[1]), less),
-        interval(float(gain), share), len(found.common([ours, theirs])),
+        interval(float(gain), share), len(scores.common([ours, theirs])),
     )  # fmt: skip
 
 
@@ -207,26 +217,26 @@ class Saving:
     likely: Between | None
 
 
-def savings(sweep: Sweep, found: Design) -> Iterator[Saving]:
-    """At the scores that each arm with ISL reaches, curves taken as rising."""
+def savings(sweep: Sweep, scores: Design) -> Iterator[Saving]:
+    """Yields the savings at the scores that each arm with ISL reaches, curves taken as rising."""
     for arm, base in rivals(sweep):
-        ours, theirs = (_on_curve(sweep, found, one) for one in (arm, base))
-        if ours and theirs and found.common([*ours, *theirs]):
-            yield from _savings(sweep, found, ours, theirs)
+        ours, theirs = (_on_curve(sweep, scores, each) for each in (arm, base))
+        if ours and theirs and scores.common([*ours, *theirs]):
+            yield from _savings(sweep, scores, ours, theirs)
 
 
-def _on_curve(sweep: Sweep, found: Design, arm: Arm) -> list[Cell]:
-    """Cells of an arm by rising number of objects; where two have as many, the first stands."""
+def _on_curve(sweep: Sweep, scores: Design, arm: Arm) -> list[Cell]:
+    """Returns the cells of an arm by rising number of objects; where two have as many, the first."""
     cells = {sweep.trained(n, "objects"): Cell(arm, n) for n in reversed(sweep.counts)
-             if Cell(arm, n) in found.columns}  # fmt: skip
+             if Cell(arm, n) in scores.columns}  # fmt: skip
     return [cells[objects] for objects in sorted(cells) if objects > 0]
 
 
-def _savings(sweep: Sweep, found: Design, ours: list[Cell], theirs: list[Cell]) -> Iterator[Saving]:
-    values, resampled = found.resampled([*ours, *theirs])
+def _savings(sweep: Sweep, scores: Design, ours: list[Cell], theirs: list[Cell]) -> Iterator[Saving]:
+    values, resampled = scores.resampled([*ours, *theirs])
     objects = [[sweep.trained(cell.n, "objects") for cell in cells] for cells in (ours, theirs)]
 
-    def factors(means: NDArray[Any]) -> list[tuple[float, Between]]:
+    def factors(means: Floats) -> list[tuple[float, Between]]:
         scores = means.tolist()
         curve, other = Curve(objects[0], scores[: len(ours)]), Curve(objects[1], scores[len(ours) :])
         return [(score, saved(curve, other, score)) for score in curve.monotone()]
@@ -234,7 +244,34 @@ def _savings(sweep: Sweep, found: Design, ours: list[Cell], theirs: list[Cell]) 
     again = [] if np.isnan(resampled).any() else [factors(means) for means in resampled]
     for place, (cell, (score, factor)) in enumerate(zip(ours, factors(values), strict=True)):
         known = score >= NOTHING
-        likely = saved_interval([one[place][1] for one in again]) if again and known else None
+        likely = saved_interval([factor[place][1] for factor in again]) if again and known else None
         yield Saving(
             cell.arm, theirs[0].arm, cell.n, objects[0][place], score, factor if known else None, likely
         )
+
+
+# ---------------------------------------------------------------- all of them
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All that is computed from the scores of a sweep: against each truth, facet by facet."""
+
+    sweep: Sweep
+    designs: Mapping[tuple[Truth, str], Design]
+    differences: Mapping[tuple[Truth, str], Sequence[Difference]]
+    savings: Mapping[Truth, Sequence[Saving]]
+
+    @property
+    def truth(self) -> Truth:
+        """The main one."""
+        return self.sweep.truths[0]
+
+
+def results(sweep: Sweep) -> Results:
+    """Computes means, differences and savings, each once."""
+    designs = {(truth, same): design(sweep, truth, same) for truth in sweep.truths for same in sweep.facets}
+    return Results(
+        sweep, designs, {key: list(differences(sweep, scores)) for key, scores in designs.items()},
+        {truth: list(savings(sweep, designs[truth, ""])) for truth in sweep.truths},
+    )  # fmt: skip

@@ -4,113 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hpc_isl.files import write_atomic
 from hpc_isl.learning.data.drift import FACTS, FAR, drift
-from hpc_isl.learning.network.contract import Contract
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.segment import pictures
-from hpc_isl.stages.segment.files import Row, csv_text
-from hpc_isl.stages.segment.inputs import Models, PlateInput, view_of
+from hpc_isl.stages.segment.files import Row, write_csv
+from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs
 
 DRIFT = "drift.png"
 SHOWN = 5  # wells that are far, beside one that is not
-Line = dict[str, Any]
 
 
-def write_drift(
-    recipe: SegmentRecipe,
-    models: Models,
-    targets: Sequence[PlateInput],
-    attempt: Attempt,
-    rows: Sequence[Row],
-) -> dict[str, Path]:
-    """`drift.csv`, and `pictures/drift.png` where wells are far: what it is -> where it is.
+def write_drift(inputs: SegmentInputs, attempt: Attempt, rows: Sequence[Row]) -> dict[str, Path]:
+    """Writes `drift.csv`, and `pictures/drift.png` where wells are far; returns what each is -> its path.
 
     Wells that the model's reference was made of are in the table, and never called unlike it.
     """
-    lines = _lines(recipe, models, targets, attempt)
-    if not lines:
+    if not inputs.models.contract.reference:
+        attempt.log("the model's contract has no statistics of its training fields: drift is not known")
+        return {}
+    wells = [row for plate in inputs.plates for row in _wells(plate)]
+    if not wells:
         return {}
     path = attempt.run.folder / "drift.csv"
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    write_atomic(path, csv_text(columns, ([line.get(name) for name in columns] for line in lines)))
+    write_csv(path, wells)
     made = {"drift of each well": path}
-    new = [line for line in lines if not line["in_training"]]
-    far = sorted((line for line in new if line["largest"] > FAR), key=lambda line: -line["largest"])
+    new = [well for well in wells if not well["in_training"]]
+    far = sorted((well for well in new if well["largest"] > FAR), key=lambda well: -well["largest"])
     if not far:
         (attempt.run.pictures / DRIFT).unlink(missing_ok=True)  # of an earlier attempt
         return made
-    picture = _draw(recipe, models, targets, attempt, rows, [min(lines, key=_largest), *far[:SHOWN]])
+    nearest = min(wells, key=lambda well: float(well["largest"]))
+    picture = _draw(inputs, attempt.run.pictures / DRIFT, rows, [nearest, *far[:SHOWN]])
     shown = f"look at {picture.relative_to(attempt.run.folder)}" if picture else "look at these wells"
+    worst = f"{far[0]['plate']} {far[0]['well']}: {_distance(far[0])}, {FACTS[_fact(far[0])]}"
     attempt.log(
         f"warning: in {len(far)} of {len(new)} wells the images are unlike those that the model was trained "
-        f"on (worst: {far[0]['plate']} {far[0]['well']}: {_words(far[0])}); {shown}; {path.name} has "
-        "all wells"
+        f"on (worst: {worst}); {shown}; {path.name} has all wells"
     )
     return made | ({"wells unlike the training images": picture} if picture else {})
 
 
-def _lines(
-    recipe: SegmentRecipe, models: Models, targets: Sequence[PlateInput], attempt: Attempt
-) -> list[Line]:
-    reference = models.contract.reference
-    if not reference:
-        attempt.log("the model's contract has no statistics of its training fields: drift is not known")
-        return []
-    view = view_of(recipe, models.contract)
-    lines = []
-    for target in targets:
-        plate = target.index.plate.name
-        known = {key.well for key in target.keys if _is_known(models.contract, plate, key)}
-        for row in drift(reference, view, target.index, target.keys):
-            is_known = "yes" if row["well"] in known else ""
-            lines.append({"plate": target.name, "well": row["well"], "in_training": is_known} | row)
-    return lines
+def _wells(plate: PlateInput) -> list[Row]:
+    contract, name = plate.models.contract, plate.index.plate.name
+    # Models of earlier versions do not name the wells of their reference, only those that trained.
+    part = "reference" if "reference" in contract.wells else "train"
+    known = {key.well for key in plate.keys if contract.has_seen(part, name, key)}
+    rows = drift(contract.reference, plate.models.view, plate.index, plate.keys)
+    return [
+        {"plate": plate.name, "well": row["well"], "in_training": "yes" if row["well"] in known else ""} | row
+        for row in rows
+    ]
 
 
-def _is_known(contract: Contract, plate: str, key: FieldKey) -> bool:
-    """Whether the reference was made of the field's images; models of earlier versions tell of fewer."""
-    return contract.has_seen("reference" if "reference" in contract.wells else "train", plate, key)
-
-
-def _largest(line: Line) -> float:
-    return float(line["largest"])
-
-
-def _words(line: Line) -> str:
-    """`Brightfield 0 light +6.4, how far the brightest hundredth lies above the middle`."""
-    return f"{_distance(line)}, {FACTS[line['where'].rpartition(' ')[2]]}"
-
-
-# ---------------------------------------------------------------- the picture
-
-
-def _draw(
-    recipe: SegmentRecipe,
-    models: Models,
-    targets: Sequence[PlateInput],
-    attempt: Attempt,
-    rows: Sequence[Row],
-    lines: Sequence[Line],
-) -> Path | None:
-    """The first whole field of each well, the most ordinary one first; None where labels are not kept."""
-    fields = [(target, key) for target in targets for key in target.keys]
-    places: dict[tuple[str, str], tuple[PlateInput, FieldKey, Row]] = {}
-    for (target, key), row in zip(fields, rows, strict=True):
+def _draw(inputs: SegmentInputs, path: Path, rows: Sequence[Row], wells: Sequence[Row]) -> Path | None:
+    """Draws the first whole field of each well, the most ordinary one first; None if no labels are kept."""
+    fields: dict[tuple[str, str], tuple[PlateInput, FieldKey, Row]] = {}
+    for (plate, key), row in zip(inputs.fields, rows, strict=True):
         if "problem" not in row:
-            places.setdefault((target.name, key.well), (target, key, row))
-    shown = [(line, places[line["plate"], line["well"]]) for line in lines
-             if (line["plate"], line["well"]) in places]  # fmt: skip
-    if not shown or "labels" not in recipe.outputs:
+            fields.setdefault((plate.name, key.well), (plate, key, row))
+    shown = [(well, fields[place]) for well in wells if (place := (well["plate"], well["well"])) in fields]
+    if not shown or not inputs.keeps_labels:
         return None
-    view = view_of(recipe, models.contract)
-    panels = [pictures.panel(recipe, models, view, *place, below=_below(line)) for line, place in shown]
-    path = attempt.run.pictures / DRIFT
-    facts = dict.fromkeys(line["where"].rpartition(" ")[2] for line, _ in shown if line["largest"] > FAR)
+    panels = []
+    for well, field in shown:
+        ordinary = "for comparison: like the training images"
+        panels.append(pictures.panel(*field, below=_distance(well) if well["largest"] > FAR else ordinary))
+    facts = dict.fromkeys(_fact(well) for well, _ in shown if well["largest"] > FAR)
     legend = "; ".join(f"{fact}: {FACTS[fact]}" for fact in facts)
     pictures.draw_panels(
         panels, path, f"Distances in robust standard deviations of the training fields. {legend}"
@@ -118,10 +79,10 @@ def _draw(
     return path
 
 
-def _below(line: Line) -> str:
-    return _distance(line) if line["largest"] > FAR else "for comparison: like the training images"
+def _fact(well: Row) -> str:
+    return str(well["where"].rpartition(" ")[2])
 
 
-def _distance(line: Line) -> str:
-    """`Brightfield 0 light −6.4`."""
-    return f"{line['where']} {line[line['where']]:+.1f}".replace("-", "−")
+def _distance(well: Row) -> str:
+    """Returns `Brightfield 0 light −6.4`."""
+    return f"{well['where']} {well[well['where']]:+.1f}".replace("-", "−")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from time import monotonic
 
 import numpy as np
@@ -13,58 +14,67 @@ import pyarrow.parquet as pq
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
-from hpc_isl.plates.store import Index, checksum, labels_checksum, write_labels
+from hpc_isl.objects.draft_labels import draft_labels
+from hpc_isl.objects.features import assigned, features
+from hpc_isl.plates.plate import Field
+from hpc_isl.plates.statistics import measure
+from hpc_isl.plates.store import (
+    checksum,
+    fully_annotated,
+    label_provenance,
+    labels_checksum,
+    read_labels,
+    write_field,
+    write_labels,
+)
+from hpc_isl.recipes.plates import CodecRecipe
+from hpc_isl.recipes.segment import ReferenceRecipe
 from hpc_isl.stages.segment import files
-from hpc_isl.stages.segment.files import FieldTask, Row
-from hpc_isl.stages.segment.inputs import is_empty, is_large, scale_of
-from hpc_isl.stages.segment.large_field import bands, predict_large, segment_large
-from hpc_isl.stages.segment.maps import plate_of, write_map
-from hpc_isl.stages.segment.measurements import measured, true_counts
+from hpc_isl.stages.segment.existing_labels import check_can_write_labels
+from hpc_isl.stages.segment.files import FieldTask, Labels, Row
+from hpc_isl.stages.segment.inputs import PlateInput
+from hpc_isl.stages.segment.large_field import predict_large, segment_large
 from hpc_isl.stages.segment.segmenter import (
     FieldPrediction,
-    Labels,
+    FieldReader,
     Segmenter,
-    index_of,
     load_segmenter,
-    not_imaged,
-    predict_field,
+    predicted_channels,
+    stored_channels,
 )
 
 EDITED = "its labels were edited or damaged since they were computed; they stay as they are"
 
 
-def segment_field(work: FieldTask) -> Row:
+def segment_field(task: FieldTask) -> Row:
     """Computes a field and writes what the recipe keeps of it; the record, which is returned, comes last.
 
     Raises:
         UserError: the field cannot be read.
         AbortRun: the disk is full, or may not be written.
     """
-    start = monotonic()
-    segmenter, index = load_segmenter(work.run), index_of(work.plate)
+    start, segmenter = monotonic(), load_segmenter(task.run)
+    reader = segmenter.reader(task.plate, task.key)
     if "labels" in segmenter.recipe.outputs:
-        files.remove_partial_image(index.image(work.key), segmenter.models.labels)
-        files.check_can_write_labels(
-            index.image(work.key),
-            segmenter.models.labels,
-            work.labels_fingerprint,
-            segmenter.recipe.overwrite,
+        files.remove_partial_image(reader.image, segmenter.models.labels)
+        check_can_write_labels(
+            reader.image, segmenter.models.labels, task.labels_fingerprint, segmenter.recipe.overwrite
         )
-    if is_large(segmenter.recipe, index, work.key):
-        facts = segment_large(segmenter, index, work)
+    if reader.is_large:
+        facts = segment_large(segmenter, reader, task)
     else:
-        seen = predict_field(segmenter, index, work.key)
-        table = measured(segmenter, index, work, seen)
-        facts = _facts(segmenter, index, work, seen, table) | _keep(segmenter, index, work, seen, table)
-    doubt = segmenter.predictor.tiling_warning(
-        scale_of(segmenter.recipe, segmenter.view, index, work.key).shape
-    )
-    how = {"device": segmenter.device, "seconds": round(monotonic() - start, 3)}
-    how |= {"doubt": doubt} if doubt else {}
-    how |= {"empty": True} if is_empty(segmenter.recipe, segmenter.view, index, work.key) else {}
-    missing = not_imaged(segmenter, index, work.key)
-    how |= {"not_imaged": missing} if missing else {}
-    return files.write_record(work, {**facts, **how})
+        predictions = segmenter.field(reader)
+        table = measured(segmenter, reader, task, predictions)
+        facts = _facts(segmenter, reader, task, predictions, table)
+        facts |= _keep(segmenter, reader, task, predictions, table)
+    facts |= {"device": segmenter.device, "seconds": round(monotonic() - start, 3)}
+    if doubt := segmenter.predictor.tiling_warning(reader.scale.shape):
+        facts["doubt"] = doubt
+    if reader.is_empty:
+        facts["empty"] = True
+    if reader.not_imaged:
+        facts["not_imaged"] = reader.not_imaged
+    return files.write_record(task, facts)
 
 
 @dataclass(frozen=True)
@@ -81,90 +91,145 @@ class Verified:
     edited: str = ""
 
 
-def verify_field(work: FieldTask) -> Verified:
+def verify_field(task: FieldTask) -> Verified:
     """Computes a field that is done again, and compares objects, labels and table."""
-    segmenter, index = load_segmenter(work.run), index_of(work.plate)
-    record = read_json(work.record) or {}
+    segmenter = load_segmenter(task.run)
+    reader = segmenter.reader(task.plate, task.key)
+    record = read_json(task.record) or {}
     if record.get("device", segmenter.device) != segmenter.device:
         return Verified(not_comparable=f"computed on {record['device']}, and this is {segmenter.device}")
     expected = record.get("hash")
-    with _computed(segmenter, index, work) as (labels, table):
-        if files.content_hash(bands(labels), table) != expected:
+    with _computed(segmenter, reader, task) as (labels, table):
+        if files.content_hash(labels, table) != expected:
             return Verified("computed again, its objects are others than its record says")
         if "labels" not in segmenter.recipe.outputs:
             return Verified()
         # The file has the columns of all plates of the run; the hash is of those of its own.
-        kept = pq.read_table(work.table).select(table.column_names)
-        if files.content_hash(bands(labels), kept) != expected:
+        kept = pq.read_table(task.table).select(table.column_names)
+        if files.content_hash(labels, kept) != expected:
             return Verified("its table on disk is another than was computed")
-        shape = (len(labels), *labels[0].shape)
-        return _compared(segmenter, index, work, checksum(shape, labels))
-
-
-def _compared(segmenter: Segmenter, index: Index, work: FieldTask, expected: str) -> Verified:
-    """Whether the labels in the plate are those of this checksum."""
-    image = index.image(work.key)
-    try:
-        same = labels_checksum(image, files.labels_name(image, segmenter.models.labels)) == expected
-    except UserError as mistake:
-        return Verified(edited=f"{EDITED}: {mistake}")
-    return Verified() if same else Verified(edited=EDITED)
+        name = files.labels_name(reader.image, segmenter.models.labels)
+        try:
+            same = labels_checksum(reader.image, name) == checksum((len(labels), *reader.shape), labels)
+        except UserError as error:
+            return Verified(edited=f"{EDITED}: {error}")
+        return Verified() if same else Verified(edited=EDITED)
 
 
 @contextmanager
-def _computed(segmenter: Segmenter, index: Index, work: FieldTask) -> Iterator[tuple[list[Labels], pa.Table]]:
-    """The labels of each time, and the table, as they are computed now."""
-    if is_large(segmenter.recipe, index, work.key):
-        with predict_large(segmenter, index, work) as (labels, table, _):
+def _computed(
+    segmenter: Segmenter, reader: FieldReader, task: FieldTask
+) -> Iterator[tuple[list[Labels], pa.Table]]:
+    """Yields the labels of each time, and the table, as they are computed now."""
+    if reader.is_large:
+        with predict_large(segmenter, reader, task) as (labels, table, _):
             yield labels, table
         return
-    seen = predict_field(segmenter, index, work.key)
-    yield [each.labels for each in seen], measured(segmenter, index, work, seen)
-
-
-# ---------------------------------------------------------------- what is kept
+    predictions = segmenter.field(reader)
+    yield [image.labels for image in predictions], measured(segmenter, reader, task, predictions)
 
 
 def _keep(
-    segmenter: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction], table: pa.Table
-) -> Row:
-    """Writes maps, labels and table; for the record, the checksum of the labels."""
+    segmenter: Segmenter, reader: FieldReader, task: FieldTask, predictions: Sequence[FieldPrediction],
+    table: pa.Table,
+) -> Row:  # fmt: skip
+    """Writes maps, labels and table; returns the checksum of the labels, for the record."""
     kept: Row = {}
-    image, write = index.image(work.key), segmenter.recipe.outputs
     if segmenter.maps.channels:
-        _keep_maps(segmenter, index, work, seen)
-    if "labels" in write:
-        labels = _stacked(seen)
+        maps = np.stack([segmenter.maps.stack(image.prediction, image.stain) for image in predictions])
+        stack = maps[:, :, None]  # (t, c, z, y, x), on the grid that the model sees
+        plate = segmenter.maps.plate(reader.index, reader.scale.pixel_um)
+        field = Field(key=task.key, shape=stack.shape, dtype="float32")
+        write_field(task.maps, plate, field, stack, measure(stack), CodecRecipe(), overwrite=True)
+    if "labels" in segmenter.recipe.outputs:
+        labels = np.stack([image.labels for image in predictions])
         kept["labels"] = write_labels(
-            image, files.labels_name(image, segmenter.models.labels), labels, origin="segmented",
-            boxes=[(0, 0, *labels.shape[-2:])], fingerprint=work.labels_fingerprint, overwrite=True,
+            reader.image, files.labels_name(reader.image, segmenter.models.labels),
+            labels if len(predictions) > 1 else labels[0], origin="segmented",
+            boxes=[(0, 0, *reader.shape)], fingerprint=task.labels_fingerprint, overwrite=True,
         )  # fmt: skip
-    files.write_table(work.table, files.fitted(table, segmenter.schema))
+    files.write_table(task.table, files.fitted(table, segmenter.schema))
     return kept
 
 
-def _keep_maps(segmenter: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction]) -> None:
-    scale = scale_of(segmenter.recipe, segmenter.view, index, work.key)
-    plate = plate_of(index, segmenter.maps, scale.pixel_um)
-    pixels = np.stack([segmenter.maps.of(each.prediction, each.stain) for each in seen])
-    write_map(work.maps, plate, work.key, pixels)
-
-
-def _stacked(seen: list[FieldPrediction]) -> Labels:
-    """(y, x), or (t, y, x) of a field with times."""
-    return np.stack([each.labels for each in seen]) if len(seen) > 1 else seen[0].labels
-
-
 def _facts(
-    segmenter: Segmenter, index: Index, work: FieldTask, seen: list[FieldPrediction], table: pa.Table
-) -> Row:
-    truth = true_counts(segmenter.recipe.reference_labels, index, work, len(seen))
+    segmenter: Segmenter, reader: FieldReader, task: FieldTask, predictions: Sequence[FieldPrediction],
+    table: pa.Table,
+) -> Row:  # fmt: skip
+    truth = reference_counts(segmenter.recipe.reference_labels, reader, task.labels_fingerprint)
     return {
-        "shape": list(seen[0].labels.shape),
-        "times": len(seen),
-        "pixel_um": index.plate.pixel_um,
-        "objects": table.num_rows,
-        "dropped": [each.dropped for each in seen],
+        "shape": list(reader.shape), "times": reader.times, "pixel_um": reader.index.plate.pixel_um,
+        "objects": table.num_rows, "dropped": [image.dropped for image in predictions],
         **({} if truth is None else {"truth": truth}),
-        "hash": files.content_hash([each.labels for each in seen], table),
-    }
+        "hash": files.content_hash([image.labels for image in predictions], table),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- measurements
+
+
+def measured(
+    segmenter: Segmenter, reader: FieldReader, task: FieldTask, predictions: Sequence[FieldPrediction]
+) -> pa.Table:
+    """Returns one row for each object of a field."""
+    rows = []
+    for time, image in enumerate(predictions):
+        channels = reader.intensities(time, image.stain, reader.whole)
+        columns = features(image.labels, channels, reader.index.plate.pixel_um)
+        if segmenter.recipe.cells:
+            columns["cell"] = assigned(image.labels, reader.labels(segmenter.recipe.cells, time))
+        rows.append(columns)
+    return files.table_of(task, rows)
+
+
+def schema_of(plates: Sequence[PlateInput]) -> pa.Schema:
+    """Returns the columns of all plates of a run: those of the first, then what others have besides.
+
+    Plates differ in their channels, and in whether their size of a pixel is known.
+    """
+    schemas = []
+    for plate in plates:
+        names = [*stored_channels(plate), *predicted_channels(plate.models)]
+        columns = features(np.zeros((1, 1), np.uint32), dict.fromkeys(names), plate.index.plate.pixel_um)
+        if plate.recipe.cells:
+            columns["cell"] = np.zeros(0, np.uint32)
+        task = FieldTask(Path(), plate.index.path, plate.name, plate.slug, plate.keys[0])
+        schemas.append(files.table_of(task, [columns]).schema)
+    return pa.unify_schemas(schemas)
+
+
+def reference_counts(reference: ReferenceRecipe | None, reader: FieldReader, own: str) -> list[int] | None:
+    """Returns the number of true objects at each time, by labels or by a stain; None: there is neither.
+
+    Labels count where they are drawn in all of the field. What this very run wrote, with the fingerprint
+    `own`, is no ground truth.
+    """
+    if reference is None:
+        return None
+    if reference.labels is not None:
+        made = label_provenance(reader.image, reference.labels)
+        if made is None or made[1] == own or not fully_annotated(reader.image, reference.labels):
+            return None
+        labels = read_labels(reader.image, reference.labels).reshape(-1, *reader.shape)
+        return [int(np.count_nonzero(np.unique(image))) for image in labels]
+    counts = [_drafted_count(reference, reader, time) for time in range(reader.times)]
+    known = [count for count in counts if count is not None]
+    return known if len(known) == reader.times else None
+
+
+def _drafted_count(reference: ReferenceRecipe, reader: FieldReader, time: int) -> int | None:
+    """Returns how many objects are drafted from a stain; None: it was not imaged."""
+    name, index, key = reference.channel, reader.index, reader.key
+    if reference.acquisition is not None:
+        key = replace(key, acquisition=reference.acquisition)
+    if key not in index.statistics or name not in [channel.name for channel in index.plate.channels]:
+        return None
+    y, x = index.field(key).shape[-2:]
+    stain = reader.projected(key, time, str(name), (slice(0, y), slice(0, x)), True)
+    if stain is None:
+        return None
+    if f"empty:{index.channel(str(name))}" in index.statistics[key].flags:
+        return 0
+    threshold, sigma, min_area = reference.threshold, reference.sigma, reference.min_area
+    labels = draft_labels(stain, threshold=threshold, sigma=sigma, min_area=min_area, split=True)
+    return int(labels.max(initial=0))

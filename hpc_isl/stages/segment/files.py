@@ -1,14 +1,13 @@
-"""The files of a segmentation: tables and records of fields, and when a field counts as done."""
+"""The files of a run of segment: tables, records and maps of fields, and when a field counts as done."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
+from hpc_isl.learning.data.pixels import Pixels
+from hpc_isl.learning.network.contract import Contract
 from hpc_isl.plates.atomic_directory import MARK, clean, translate_write_errors
 from hpc_isl.plates.label_groups import slug
-from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import edited, label_provenance, refuse_edited
+from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
+from hpc_isl.plates.store import Index, label_provenance
 from hpc_isl.run import Run
 
 Row = dict[str, Any]
-# Added to the name of all labels of a run where people, or a draft, have the name already; and to the name in
-# single fields, by runs of earlier versions and where somebody draws while a run goes on.
-OURS, COPY = "_predicted", " predicted"
+Labels = NDArray[np.uint32]
+BAND = 256  # rows that are hashed at once
 FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
 FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv")  # the same
 
@@ -40,7 +39,8 @@ class FieldTask:
     Attributes:
         run: folder of the run, which holds the recipe.
         name, slug: of the plate, in tables and in file names.
-        fingerprint: of all that decides what is found; `mark`: of what decides the labels alone.
+        fingerprint: of all that decides labels and measurements; `labels_fingerprint`: of what decides the
+            labels alone.
         former: the fingerprint as earlier versions noted it, where that was another.
     """
 
@@ -59,17 +59,17 @@ class FieldTask:
 
     @property
     def record(self) -> Path:
-        """Written last: what was found, and of what it was made."""
+        """The file written last: figures of the field, and the fingerprint of what they were made of."""
         return self.run / "fields" / self.slug / f"{self.file}.json"
 
     @property
     def table(self) -> Path:
-        """One row for each object."""
+        """The file with one row for each object."""
         return self.run / "objects" / self.slug / f"{self.file}.parquet"
 
     @property
     def maps(self) -> Path:
-        """The plate of what the network says."""
+        """The plate of the networks' outputs."""
         return self.run / "maps" / f"{self.slug}.zarr"
 
     @property
@@ -77,105 +77,78 @@ class FieldTask:
         return self.run / "scratch" / self.slug / self.file
 
 
+# Added to the name of labels in single fields, by runs of earlier versions and where somebody draws while a
+# run computes.
+COPY = " predicted"
+
+
 def labels_name(image: Path, name: str) -> str:
-    """Under which name labels are written beside an image: those that people drew, or a draft, stay."""
+    """Returns the name for computed labels of an image: those that people drew, or a draft, stay."""
     made = label_provenance(image, name)
     return name if made is None or made[1] else name + COPY
 
 
-def check_can_write_labels(image: Path, name: str, mark: str, overwrite: bool) -> None:
-    """What lies where labels are about to be written may be replaced.
-
-    Raises:
-        UserError: people corrected it, or another computation made it and `overwrite` does not say so.
-    """
-    check_owner(image, name, mark, overwrite)
-    own = labels_name(image, name)
-    made = label_provenance(image, own)
-    if made is None or (made[1] == mark and edited(image, own) is None):
-        return  # of an earlier version, without a checksum: whoever writes compares pixels
-    refuse_edited(image, own)
-
-
-def check_owner(image: Path, name: str, mark: str, overwrite: bool = False) -> None:
-    """The labels of this name are nobody's else: of this computation, or of another that may be replaced.
-
-    Raises:
-        UserError: they are people's, or another computation made them and `overwrite` does not say so.
-    """
-    own = labels_name(image, name)
-    made = label_provenance(image, own)
-    if made is None or made[1] == mark:
-        return
-    if not made[1]:
-        raise UserError(
-            f"{image}: people have labels {name!r} there, and have corrected those that were computed, "
-            f"{name + COPY!r}: neither is replaced; choose another labels="
-        )
-    if not overwrite:
-        raise UserError(
-            f"{image}: has labels {own!r} of another run of segment; choose another labels=, or "
-            "overwrite=true replaces them"
-        )
-
-
-def done(work: FieldTask, image: Path, labels: str | None) -> Row | None:
-    """The record of a field that is done, with these labels where they are kept; None: not done."""
-    record = read_json(work.record)
-    if record is None or "problem" in record or record["fingerprint"] not in (work.fingerprint, work.former):
+def done_record(task: FieldTask, image: Path, labels: str | None) -> Row | None:
+    """Returns the record of a field that is done, with these labels where they are kept; None: not done."""
+    record = read_json(task.record)
+    if record is None or "problem" in record or record["fingerprint"] not in (task.fingerprint, task.former):
         return None
-    if not work.table.exists():
+    if not task.table.exists():
         return None
     if labels is not None:
         made = label_provenance(image, labels_name(image, labels))
-        if made is None or made[1] != work.labels_fingerprint:
+        if made is None or made[1] != task.labels_fingerprint:
             return None
     return record
 
 
-def write_record(work: FieldTask, facts: Mapping[str, Any]) -> Row:
-    """The done record of a field, or with a `problem` the word that it is lost."""
-    key = work.key
+def write_record(task: FieldTask, facts: Mapping[str, Any]) -> Row:
+    """Writes the record of a field that is done or, with a `problem`, lost; returns it."""
+    key = task.key
     record = {
-        "plate": work.name, "well": key.well, "field": key.name, "acquisition": key.acquisition,
-        "fingerprint": work.fingerprint, **facts,
+        "plate": task.name, "well": key.well, "field": key.name, "acquisition": key.acquisition,
+        "fingerprint": task.fingerprint, **facts,
     }  # fmt: skip
-    _write(work.record, json.dumps(record, indent=1).encode())
+    _write(task.record, json.dumps(record, indent=1).encode())
     return record
 
 
-def table_of(work: FieldTask, columns: list[tuple[int, dict[str, NDArray[Any]]]]) -> pa.Table:
-    """One row for each object of a field, by time: where it is, then its features."""
+def table_of(task: FieldTask, features: Sequence[Mapping[str, NDArray[Any]]]) -> pa.Table:
+    """Returns one row for each object of a field: where it is, then its features.
+
+    Args:
+        features: of each time, name -> one value per object.
+    """
     parts = []
-    for time, features in columns:
-        count = len(features["label"])
-        where = {
-            "plate": [work.name] * count, "well": [work.key.well] * count, "field": [work.key.name] * count,
-            "acquisition": np.full(count, work.key.acquisition, np.int32),
+    for time, columns in enumerate(features):
+        count = len(columns["label"])
+        # Arrow takes an empty list for a column of nulls: its type has to be named.
+        texts = {
+            name: pa.array([text] * count, pa.string())
+            for name, text in (("plate", task.name), ("well", task.key.well), ("field", task.key.name))
+        }
+        numbers = {
+            "acquisition": np.full(count, task.key.acquisition, np.int32),
             "time": np.full(count, time, np.int32),
-        }  # fmt: skip
-        parts.append(pa.table(_typed(where) | {name: pa.array(one) for name, one in features.items()}))
+        }
+        arrays = {name: pa.array(values) for name, values in (numbers | dict(columns)).items()}
+        parts.append(pa.table(texts | arrays))
     return pa.concat_tables(parts)
 
 
-def _typed(where: dict[str, Any]) -> dict[str, pa.Array]:
-    """An empty list is a column of text all the same."""
-    return {k: pa.array(v, pa.string()) if isinstance(v, list) else pa.array(v) for k, v in where.items()}
-
-
 def schema_file(run: Path) -> Path:
-    """The columns of all tables of objects of a run, by a name that readers of Parquet know, or pass over."""
+    """Returns the file of the columns of all tables of objects, by a name that readers of Parquet know."""
     return run / "objects" / "_common_metadata"
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The same rows with all columns of the schema; what its plate does not have is null."""
-    nothing = {one.name: pa.nulls(table.num_rows, one.type) for one in schema}
-    return pa.table({**nothing, **dict(zip(table.column_names, table.columns, strict=True))}, schema)
+    """Returns the same rows with all columns of the schema; what its plate does not have is null."""
+    nulls = {column.name: pa.nulls(table.num_rows, column.type) for column in schema}
+    return pa.table({**nulls, **dict(zip(table.column_names, table.columns, strict=True))}, schema)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """The same bytes for the same rows; complete or not at all."""
+    """Writes a table, the same bytes for the same rows; complete or not at all."""
     stream = io.BytesIO()
     pq.write_table(table, stream, compression="zstd")
     _write(path, stream.getvalue())
@@ -186,25 +159,79 @@ def _write(path: Path, content: bytes) -> None:
         write_atomic(path, content)
 
 
-def csv_text(names: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """A table with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(lines)
-    return text.getvalue()
+def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
+    """Writes rows as CSV; by default all their columns, in the order of their first appearance."""
+    import pandas as pd  # here, because a plan does not wait for it
+
+    names = list(columns or dict.fromkeys(name for row in rows for name in row))
+    # As objects: figures keep all their digits, and one that is missing makes no floats of integers.
+    table = pd.DataFrame([[row.get(name) for name in names] for row in rows], columns=names, dtype=object)
+    write_atomic(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def content_hash(labels: Iterable[NDArray[np.uint32]], table: pa.Table) -> str:
-    """Of every label and every figure of a field; labels come in bands of whole rows, in raster order."""
-    found = hashlib.sha256()
-    for band in labels:
-        found.update(np.ascontiguousarray(band).data)
+def content_hash(labels: Iterable[Labels], table: pa.Table) -> str:
+    """Returns the hash of every label and every figure of a field.
+
+    Labels are hashed in bands of rows, because those of a large field lie on the disk.
+    """
+    digest = hashlib.sha256()
+    for band in (image[row : row + BAND] for image in labels for row in range(0, len(image), BAND)):
+        digest.update(np.ascontiguousarray(band).data)
     for name in table.column_names:
         column = table[name].to_numpy(zero_copy_only=False)
         content = "\n".join(column).encode() if column.dtype == object else column.tobytes()
-        found.update(name.encode() + b"\0" + content)
-    return found.hexdigest()
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- maps
+
+
+MAPS = {
+    "stain": "a run of pretrain predicts a stain, also beside this model, as in stain=NAME",
+    "distance": "a model of cells predicts distances",
+    "mask": "a model that segments predicts a mask",
+}
+"""What can be kept beside labels, and which model has it."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The outputs of the networks that are kept, as channels of a plate of their own in the run folder.
+
+    Attributes:
+        channels: (name of the channel, whether the stain's model predicts it, number of the output).
+    """
+
+    channels: tuple[tuple[str, bool, int], ...]
+
+    def stack(self, prediction: Pixels, stain: Pixels | None) -> Pixels:
+        """Returns (channel, y, x) of what is kept."""
+        sources = {False: prediction, True: stain}
+        planes = [(sources[is_stain], number) for _, is_stain, number in self.channels]
+        return np.stack([source[number] for source, number in planes if source is not None])
+
+    def plate(self, index: Index, pixel_um: float | None, fields: Sequence[Field] = ()) -> Plate:
+        """Returns the plate that holds the maps."""
+        channels = tuple(Channel(name) for name, _, _ in self.channels)
+        about = {"predicted from": index.plate.name, "fingerprint": index.fingerprint}
+        return replace(
+            index.plate, channels=channels, fields=tuple(fields), pixel_um=pixel_um, plane_um=None,
+            details=about,
+        )  # fmt: skip
+
+
+def maps_of(outputs: Sequence[str], contract: Contract, stain: Contract | None) -> Maps:
+    """Returns the maps that `outputs` names and that the models have."""
+    task, channels = contract.task, []
+    if "stain" in outputs and (isl := contract if task is None else stain):
+        roles = enumerate(isl.view.targets)
+        channels += [(f"{role.channel} (predicted)", task is not None, number) for number, role in roles]
+    if "distance" in outputs and task and task.kind == "cells":
+        channels.append(("distance", False, 0))
+    if "mask" in outputs and task:
+        channels.append(("mask (logit)", False, task.outputs - 1))
+    return Maps(tuple(channels))
 
 
 # ---------------------------------------------------------------- what killed processes left
@@ -221,7 +248,7 @@ def remove_partial_labels(image: Path, name: str) -> None:
 
 
 def remove_partial_run(run: Run, attempt: int) -> None:
-    """Removes what was never finished from the run folder; none of this attempt writes fields any more."""
+    """Removes what was never finished from the run folder; no process of this attempt writes fields now."""
     older = [run.attempts / str(number) for number in run.attempt_numbers() if number < attempt]
     for folder in (*(run.folder / name for name in FOLDERS), *older):
         _remove(folder.rglob(f".*{MARK}*"))

@@ -1,11 +1,12 @@
-"""What segmentation stands on: the models, the plates with their fields, and their names in the tables."""
+"""The inputs of a segmentation: its models, its plates with the fields to segment, and their fingerprints."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -30,6 +31,12 @@ AROUND = {
 }  # fmt: skip
 MEASURED = {"stain": None, "measure": None, "cells": None, "reference_labels": None}
 MODELS = ("finetune", "pretrain")  # the stages that make one
+PROCESS_MEMORY = 900 * 2**20  # bytes: Python with torch, the network, and what libraries keep
+HELD = 24  # bytes a pixel of each further time of a field: its prediction, stain and labels
+LABELLING = 60  # bytes a pixel of level 0: prediction and its interpolation, watershed, labels, features
+
+
+# ---------------------------------------------------------------- models
 
 
 @dataclass(frozen=True)
@@ -37,58 +44,56 @@ class Models:
     """The models of a recipe: contracts, no weights.
 
     Attributes:
-        folder: of the model that segments; `stain` the one whose stain is measured too, or None.
+        folder: of the model that segments; `stain`: of the one whose stain is measured too, or None.
         labels: name of the labels to write.
-        essence: hash of what decides the objects of the model, and of `stain` what it predicts.
+        channels: a model's name of a channel -> the plates'.
+        model_hashes: of what decides the objects of the model, and of what that of the stain predicts.
     """
 
     folder: Path
     contract: Contract
     labels: str
+    channels: Mapping[str, str]
     model_hashes: tuple[str, ...]
     stain: Path | None = None
     stain_contract: Contract | None = None
 
     @property
     def kind(self) -> str:
-        """Of the objects that are found: nuclei, cells, or stain: drafted from a predicted one."""
+        """Returns the kind of the objects: nuclei, cells, or stain (drafted from a predicted one)."""
         return self.contract.task.kind if self.contract.task else "stain"
 
     @property
     def contracts(self) -> tuple[Contract, ...]:
-        """Of all models that look at a field."""
         return (self.contract, *([self.stain_contract] if self.stain_contract else []))
 
+    @cached_property
+    def view(self) -> View:
+        """The view of the model, in the plates' names of channels."""
+        return self._view(self.contract)
 
-@dataclass(frozen=True)
-class PlateInput:
-    """A plate to segment.
+    @cached_property
+    def stain_view(self) -> View | None:
+        return self._view(self.stain_contract) if self.stain_contract else None
 
-    Attributes:
-        name: in tables, unique among the plates of the run; `slug` is the same for files.
-        keys: fields to segment, in plate order.
-        without: fields that are left out, for a source of the model was not imaged in them.
-    """
+    def _view(self, contract: Contract) -> View:
+        own = _channels(contract)
+        return renamed(contract.view, {name: to for name, to in self.channels.items() if name in own})
 
-    index: Index
-    name: str
-    keys: tuple[FieldKey, ...]
-    without: tuple[FieldKey, ...] = ()
+    def check_channels(self) -> None:
+        """Checks that each name that the recipe translates is one of a model's.
 
-    @property
-    def slug(self) -> str:
-        return slug(self.name)
-
-
-def recipe_of(run: Run) -> SegmentRecipe:
-    """The recipe that a run of segment keeps."""
-    recipe = load_kept("segment", run.recipe)
-    assert isinstance(recipe, SegmentRecipe)
-    return recipe
+        Raises:
+            UserError: naming the nearest.
+        """
+        known = [name for contract in self.contracts for name in _channels(contract)]
+        for name in self.channels:
+            if name not in known:
+                raise UserError(f"channels: {name!r} is no channel of the model; {nearest(name, known)}")
 
 
 def models_of(recipe: SegmentRecipe) -> Models:
-    """The contracts of the recipe's models.
+    """Returns the contracts of the recipe's models.
 
     Raises:
         UserError: a run without a model; no name for the labels.
@@ -98,17 +103,19 @@ def models_of(recipe: SegmentRecipe) -> Models:
     labels = recipe.labels or (contract.task.labels if contract.task else None)
     if labels is None:
         raise UserError("labels: must name what is written, as in labels=nuclei; this model predicts a stain")
+    models = Models(folder, contract, labels, recipe.channels, (_model_hash(contract),))
     if recipe.stain is None:
-        return Models(folder, contract, labels, _model_hashes(contract))
+        return models
     stain = Run(recipe.stain).model
     stained = _contract("stain", recipe.stain, stain)
     if stained.task is not None:
         raise UserError(f"stain={recipe.stain}: this model segments; a run of pretrain predicts a stain")
-    return Models(folder, contract, labels, _model_hashes(contract, stained), stain, stained)
+    hashes = (*models.model_hashes, _model_hash(stained))
+    return replace(models, model_hashes=hashes, stain=stain, stain_contract=stained)
 
 
-def refuse_resized(recipe: SegmentRecipe, models: Models) -> None:
-    """A model whose contract states the wrong size of pixels does not run, unless the recipe states it.
+def check_resized(recipe: SegmentRecipe, models: Models) -> None:
+    """Refuses a model whose contract states the wrong size of pixels, unless the recipe states it.
 
     Raises:
         UserError: with the sizes that changed.
@@ -117,24 +124,19 @@ def refuse_resized(recipe: SegmentRecipe, models: Models) -> None:
         if key == "model" and recipe.pixel_um is not None:
             continue
         for line, seen in resized_since(contract):
-            way = (
-                f", or say what pixels it was trained at: pixel_um={seen:g}"
-                if key == "model" and seen
-                else ""
-            )
+            way = f", or say what pixels it was trained at: pixel_um={seen:g}" if seen else ""
             raise UserError(
                 f"{key}={getattr(recipe, key).name}: {line}, after this model was trained there; train it "
-                f"again, under another --name{way}"
+                f"again, under another --name{way if key == 'model' else ''}"
             )
 
 
-def _model_hashes(*contracts: Contract) -> tuple[str, ...]:
-    contents = (json.dumps(contract.model_hash(), sort_keys=True) for contract in contracts)
-    return tuple(hashlib.sha256(content.encode()).hexdigest() for content in contents)
+def _model_hash(contract: Contract) -> str:
+    return hashlib.sha256(json.dumps(contract.model_hash(), sort_keys=True).encode()).hexdigest()
 
 
 def model_run(folder: Path) -> Run:
-    """The run whose model is meant: of a sweep its last element."""
+    """Returns the run whose model is meant: of a sweep its final element."""
     run = Run(folder)
     members = {member.name: member for member in run.elements()}
     if members and FINAL not in members:
@@ -151,25 +153,8 @@ def _contract(key: str, given: Path, folder: Path) -> Contract:
         raise UserError(f"{key}={given}: a run of {stage} has no model; name one of {' or '.join(MODELS)}")
     try:
         return read_contract(folder)
-    except UserError as mistake:
-        raise UserError(f"{key}={given}: {mistake}") from None
-
-
-def view_of(recipe: SegmentRecipe, contract: Contract) -> View:
-    """What the model sees, in the plates' names of channels: those of the recipe that it knows."""
-    return renamed(contract.view, {a: b for a, b in recipe.channels.items() if a in _channels(contract)})
-
-
-def check_channels(recipe: SegmentRecipe, models: Models) -> None:
-    """Each name that the recipe translates is one of a model's.
-
-    Raises:
-        UserError: naming the nearest.
-    """
-    known = [name for contract in models.contracts for name in _channels(contract)]
-    for name in recipe.channels:
-        if name not in known:
-            raise UserError(f"channels: {name!r} is no channel of the model; {nearest(name, known)}")
+    except UserError as error:
+        raise UserError(f"{key}={given}: {error}") from None
 
 
 def _channels(contract: Contract) -> list[str]:
@@ -179,171 +164,231 @@ def _channels(contract: Contract) -> list[str]:
 # ---------------------------------------------------------------- plates
 
 
-def plate_inputs(recipe: SegmentRecipe, view: View) -> tuple[PlateInput, ...]:
-    """The plates, in the order of the recipe, with the fields that the model looks at."""
-    indices = [open_plate(path) for path in recipe.plates]
-    names = _unique([(index.plate.name, index.path.stem) for index in indices])
-    return tuple(_target(recipe, view, index, name) for index, name in zip(indices, names, strict=True))
+@dataclass(frozen=True)
+class PlateInput:
+    """A plate to segment, as the models see it.
 
+    Attributes:
+        name: in tables, unique among the plates of the run; `slug` is the same for files.
+        keys: fields to segment, in plate order.
+        without: fields that are left out, because a source of the model was not imaged in them.
+    """
 
-def _target(recipe: SegmentRecipe, view: View, index: Index, name: str) -> PlateInput:
-    for role in view.sources:
-        index.channel(role.channel)
-    keys = _keys(recipe, view, index)
-    seen = tuple(key for key in keys if imaged_times(view, index, key))
-    if not seen:
-        names = ", ".join(f"{role.channel!r} {role.plane}" for role in view.sources)
-        raise UserError(f"{index.path}: none of {len(keys)} fields has all sources of the model ({names})")
-    return PlateInput(index, name, seen, tuple(key for key in keys if key not in seen))
+    recipe: SegmentRecipe
+    models: Models
+    index: Index
+    name: str = ""
+    keys: tuple[FieldKey, ...] = ()
+    without: tuple[FieldKey, ...] = ()
 
+    @property
+    def slug(self) -> str:
+        return slug(self.name)
 
-def _unique(plates: Sequence[tuple[str, str]]) -> list[str]:
-    """Names of plates, by name and folder: where several have one name, the folder's; then numbered."""
-    given = [name for name, _ in plates]
-    names = [name if given.count(name) == 1 else folder for name, folder in plates]
-    found: list[str] = []
-    for name in names:
-        tries = (f"{name} ({number})" for number in count(1))
-        taken = {*names, *found}
-        found.append(name if names.count(name) == 1 else next(each for each in tries if each not in taken))
-    return found
+    def image(self, key: FieldKey) -> Path:
+        return self.index.image(key)
 
+    def megapixels(self, key: FieldKey) -> float:
+        """Returns the pixels of a field at full resolution, over all its times."""
+        times, _, _, y, x = self.index.field(key).shape
+        return times * y * x / 1e6
 
-def _keys(recipe: SegmentRecipe, view: View, index: Index) -> tuple[FieldKey, ...]:
-    """The fields of the acquisition of the first source; where one is named, its well's alone."""
-    own = view.sources[0].acquisition
-    chosen = index.plate.choose(recipe.fields) if recipe.fields is not None else None
-    keys = [field.key for field in index.plate.fields if own in (None, field.key.acquisition)]
-    found = tuple(key for key in keys if chosen is None or key in chosen)
-    if not keys:
-        raise UserError(f"{index.path}: none of its fields is of acquisition {own}, which the model looks at")
-    if not found:
-        which = f"; the model looks at those of acquisition {own}" if own is not None else ""
-        raise UserError(f"{index.path}: fields={recipe.fields} leaves none of its {len(keys)} fields{which}")
-    return found
+    def scale(self, key: FieldKey) -> Scale:
+        """Returns how the pixels of a field and those of the model relate."""
+        return scale_on(self.models.view, self.index, key, self.recipe.pixel_um)
 
+    def stain_scale(self, key: FieldKey) -> Scale:
+        """Returns the same for the model of the stain, which may know its own size of pixels."""
+        assert self.models.stain_view is not None
+        view = self.models.stain_view
+        return scale_on(view, self.index, key, view.pixel_um or self.recipe.pixel_um)
 
-def taught(recipe: SegmentRecipe, models: Models, target: PlateInput, key: FieldKey) -> bool:
-    """Whether the model learnt from a field's objects, or from the stain that they are counted by here."""
-    seen = ["train", *(["stain"] if recipe.reference_labels and recipe.reference_labels.channel else [])]
-    return any(models.contract.has_seen(part, target.index.plate.name, key) for part in seen)
+    def reasons_unseen(self, view: View, keys: Sequence[FieldKey]) -> Iterator[str]:
+        """Yields why fields cannot be predicted, as far as it is known without their pixels."""
+        for key in keys:
+            try:
+                scale = scale_on(view, self.index, key, self.recipe.pixel_um)
+                field_view(at_scale(view, scale), self.index, key)
+            except UserError as error:
+                yield str(error)
 
+    def is_empty(self, key: FieldKey) -> bool:
+        """Returns whether a field has no objects because no source of it shows any structure."""
+        shown = (
+            f"empty:{self.index.channel(role.channel)}"
+            not in self.index.statistics[image_key(key, role)].flags
+            for role in self.models.view.sources
+        )
+        return self.recipe.empty_fields == "zero" and not any(shown)
 
-def scale_of(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> Scale:
-    """How the pixels of a field and those of the model lie to each other."""
-    return scale_on(view, index, key, recipe.pixel_um)
+    def is_large(self, key: FieldKey) -> bool:
+        """Returns whether a field has more pixels than the recipe holds in memory."""
+        y, x = self.index.field(key).shape[-2:]
+        return y * x > self.recipe.max_pixels_in_memory
 
+    def was_trained_on(self, key: FieldKey) -> bool:
+        """Returns whether the model learnt from a field's objects, or from the stain they are counted by."""
+        reference = self.recipe.reference_labels
+        parts = ["train", *(["stain"] if reference and reference.channel else [])]
+        return any(self.models.contract.has_seen(part, self.index.plate.name, key) for part in parts)
 
-def stain_scale_of(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> Scale:
-    """The same for the model of the stain, of which `pixel_um` speaks where it does not know its own."""
-    return scale_on(view, index, key, view.pixel_um or recipe.pixel_um)
+    def memory(self, key: FieldKey) -> int:
+        """Returns the bytes at most while a field is computed, beside what the process holds anyway.
 
+        It decides how many processes a machine holds, and which fields are computed beside each other.
+        """
+        times, *_, y, x = self.index.field(key).shape
+        measure = self.recipe.measure
+        measured = 4 * (len(self.index.plate.channels) if measure is None else len(measure))
+        whole = min(y * x, self.recipe.max_pixels_in_memory) * (LABELLING + measured)
+        held = 0 if self.is_large(key) else (times - 1) * y * x * HELD
+        views = [(self.models.contract, self.models.view)]
+        if self.models.stain_contract and self.models.stain_view:
+            views.append((self.models.stain_contract, self.models.stain_view))
+        return whole + held + max(self._forward_memory(key, *pair) for pair in views)
 
-def unseen(recipe: SegmentRecipe, view: View, index: Index, keys: Sequence[FieldKey]) -> Iterator[str]:
-    """Why fields cannot be looked at, as far as it is known without their pixels."""
-    for key in keys:
+    def _forward_memory(self, key: FieldKey, contract: Contract, view: View) -> int:
+        """Returns the bytes of one forward pass."""
+        from hpc_isl.learning.inference.predict import footprint  # brings torch
+
+        tiling = self.recipe.predict or contract.predict
         try:
-            field_view(at_scale(view, scale_of(recipe, view, index, key)), index, key)
-        except UserError as mistake:
-            yield str(mistake)
+            shape = scale_on(view, self.index, key, self.recipe.pixel_um).shape
+        except ValueError:  # the field will be lost, and takes nothing
+            return 0
+        pixels = shape[0] * shape[1]
+        if tiling.tile is not None and max(shape) > tiling.tile:
+            pixels = tiling.batch * (tiling.tile + 2 * tiling.halo) ** 2
+        return footprint(contract.net, pixels)
 
+    # ------------------------------------------------------------ fingerprints
 
-def is_empty(recipe: SegmentRecipe, view: View, index: Index, key: FieldKey) -> bool:
-    """Whether a field has no objects because nothing that the model sees of it has any structure."""
-    shown = (
-        f"empty:{index.channel(role.channel)}" not in index.statistics[image_key(key, role)].flags
-        for role in view.sources
-    )
-    return recipe.empty_fields == "zero" and not any(shown)
+    def labels_fingerprint(self, key: FieldKey, index: Index | None = None) -> str:
+        """Returns the hash of all that decides the labels of a field: recipe, model, pixels; not their place.
 
+        `index`: of the plate as it was before its metadata changed.
+        """
+        index = index or self.index
+        plate = index.plate
+        # Sizes of pixels, and the vendor's illumination.
+        sizes = [plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]]
+        facts = {"model": self.models.model_hashes[0], "plate": json.dumps(sizes), "field": str(key)}
+        keys = [image_key(key, role) for role in self.models.contract.view.sources]
+        return digest(self.recipe.model_copy(update=AROUND | MEASURED), facts | _pixels(index, keys))
 
-def is_large(recipe: SegmentRecipe, index: Index, key: FieldKey) -> bool:
-    """Whether a field has more pixels than the recipe holds in memory."""
-    y, x = index.field(key).shape[-2:]
-    return y * x > recipe.max_pixels_in_memory
+    def fingerprint(self, key: FieldKey, labels_stamp: Callable[[Path, str], str] = stamp) -> str:
+        """Returns the hash of that and all that decides what is measured: channels, other models and labels.
 
-
-def refuse_large(recipe: SegmentRecipe, contract: Contract) -> None:
-    """What cannot be made of images that memory does not hold.
-
-    Raises:
-        UserError: with what to change.
-    """
-    way = "or raise max_pixels_in_memory if memory holds the image"
-    if (recipe.predict or contract.predict).tile is None:
-        raise UserError(
-            f"an image of more than {recipe.max_pixels_in_memory:,} pixels (max_pixels_in_memory) is not "
-            f"predicted as a whole: say in which tiles, as in predict='{{tile: 1024, halo: 128}}', {way}"
-        )
-    task = contract.task
-    asked = [key for key in ("cells", "reference_labels") if getattr(recipe, key) is not None]
-    if asked or set(recipe.outputs) != {"labels"} or task is None or task.method == "reference":
-        raise UserError(
-            f"an image of more than {recipe.max_pixels_in_memory:,} pixels (max_pixels_in_memory) becomes "
-            "labels and features alone, by a model that segments: "
-            f"leave out cells, reference_labels and maps, {way}"
-        )
-
-
-# ---------------------------------------------------------------- fingerprints
-
-
-def labels_fingerprint(recipe: SegmentRecipe, models: Models, index: Index, key: FieldKey) -> str:
-    """Of all that decides the labels of a field: recipe, model, pixels; wherever they lie."""
-    own = recipe.model_copy(update=AROUND | MEASURED)
-    facts = {"model": models.model_hashes[0], "plate": _plate(index), "field": str(key)}
-    return digest(
-        own, facts | _pixels(index, [image_key(key, role) for role in models.contract.view.sources])
-    )
-
-
-def fingerprint(
-    recipe: SegmentRecipe,
-    models: Models,
-    index: Index,
-    key: FieldKey,
-    of_labels: Callable[[Path, str], str] = stamp,
-) -> str:
-    """Of the same and all that decides what is measured: channels, another model, other labels.
-
-    `of_labels`: tells labels of cells, or of the truth, from others; `former_stamp` as earlier versions did.
-    """
-    own = recipe.model_copy(update=AROUND)
-    facts = {
-        "labels": labels_fingerprint(recipe, models, index, key),
-        "models": " ".join(models.model_hashes),
-    }
-    facts["channels"] = str([channel.name for channel in index.plate.channels])
-    facts |= {"revision": index.revision} if index.revision else {}
-    for what, name in (
-        ("cells", recipe.cells),
-        ("truth", recipe.reference_labels and recipe.reference_labels.labels),
-    ):
-        made = label_provenance(index.image(key), name) if name else None
-        if name and made and made[1] != facts["labels"]:  # what this run itself has written is neither
-            facts[what] = of_labels(index.image(key), name)
-    return digest(own, facts | _pixels(index, [key, *_passes(recipe, models, key)]))
-
-
-def _passes(recipe: SegmentRecipe, models: Models, key: FieldKey) -> Iterator[FieldKey]:
-    """The field in the passes of imaging that the stain's model and the truth are read from."""
-    if models.stain_contract:
-        yield from (image_key(key, role) for role in models.stain_contract.view.sources)
-    if recipe.reference_labels and recipe.reference_labels.acquisition is not None:
-        yield replace(key, acquisition=recipe.reference_labels.acquisition)
-
-
-def _plate(index: Index) -> str:
-    """Sizes of pixels, and the vendor's illumination."""
-    plate = index.plate
-    return json.dumps([plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]])
+        `labels_stamp`: tells the cells' labels, or the reference labels, from others; `former_stamp` as
+        earlier versions did.
+        """
+        index, recipe = self.index, self.recipe
+        facts = {
+            "labels": self.labels_fingerprint(key), "models": " ".join(self.models.model_hashes),
+            "channels": str([channel.name for channel in index.plate.channels]),
+        }  # fmt: skip
+        facts |= {"revision": index.revision} if index.revision else {}
+        reference = recipe.reference_labels
+        for kind, name in (("cells", recipe.cells), ("truth", reference and reference.labels)):
+            made = label_provenance(self.image(key), name) if name else None
+            if name and made and made[1] != facts["labels"]:  # what this run itself wrote is neither
+                facts[kind] = labels_stamp(self.image(key), name)
+        keys = [key]
+        if self.models.stain_contract:
+            keys += [image_key(key, role) for role in self.models.stain_contract.view.sources]
+        if reference and reference.acquisition is not None:
+            keys.append(replace(key, acquisition=reference.acquisition))
+        return digest(recipe.model_copy(update=AROUND), facts | _pixels(index, keys))
 
 
 def _pixels(index: Index, keys: Sequence[FieldKey]) -> dict[str, str]:
-    """Hashes of the images, as they were measured when the plate was made, and which planes are where."""
-    found = {}
+    """Returns hashes of the images, as they were measured when the plate was made, and planes' heights."""
+    hashes = {}
     for number, key in enumerate(key for key in dict.fromkeys(keys) if key in index.statistics):
         field = index.field(key)
         heights = [field.z_um, field.details.get("z_um"), field.details.get("planes")]
-        found[f"pixels {number}"] = f"{index.statistics[key].digest} {json.dumps(heights)}"
-    return found
+        hashes[f"pixels {number}"] = f"{index.statistics[key].digest} {json.dumps(heights)}"
+    return hashes
+
+
+@dataclass(frozen=True)
+class SegmentInputs:
+    """A recipe with its models and its plates."""
+
+    recipe: SegmentRecipe
+    models: Models
+    plates: tuple[PlateInput, ...]
+
+    @property
+    def fields(self) -> list[tuple[PlateInput, FieldKey]]:
+        """Returns the fields of all plates, in order."""
+        return [(plate, key) for plate in self.plates for key in plate.keys]
+
+    @property
+    def keeps_labels(self) -> bool:
+        return "labels" in self.recipe.outputs
+
+    def with_labels(self, name: str) -> SegmentInputs:
+        """Returns the same with another name of the labels."""
+        recipe, models = self.recipe.model_copy(update={"labels": name}), replace(self.models, labels=name)
+        plates = (replace(plate, recipe=recipe, models=models) for plate in self.plates)
+        return SegmentInputs(recipe, models, tuple(plates))
+
+
+def kept_recipe(run: Run) -> SegmentRecipe:
+    """Returns the recipe that a run of segment keeps."""
+    recipe = load_kept("segment", run.recipe)
+    assert isinstance(recipe, SegmentRecipe)
+    return recipe
+
+
+def segment_inputs(recipe: SegmentRecipe, models: Models | None = None) -> SegmentInputs:
+    """Returns the plates in the order of the recipe, with the fields that the model can predict.
+
+    Raises:
+        UserError: models, channels or fields that do not exist.
+    """
+    models = models or models_of(recipe)
+    indices = [open_plate(path) for path in recipe.plates]
+    names = unique_names([(index.plate.name, index.path.stem) for index in indices])
+    plates = [PlateInput(recipe, models, *pair) for pair in zip(indices, names, strict=True)]
+    return SegmentInputs(recipe, models, tuple(map(_with_fields, plates)))
+
+
+def _with_fields(plate: PlateInput) -> PlateInput:
+    index, sources = plate.index, plate.models.view.sources
+    for role in sources:
+        index.channel(role.channel)
+    keys = _keys(plate.recipe, sources[0].acquisition, index)
+    seen = tuple(key for key in keys if imaged_times(plate.models.view, index, key))
+    if not seen:
+        names = ", ".join(f"{role.channel!r} {role.plane}" for role in sources)
+        raise UserError(f"{index.path}: none of {len(keys)} fields has all sources of the model ({names})")
+    return replace(plate, keys=seen, without=tuple(key for key in keys if key not in seen))
+
+
+def unique_names(plates: Sequence[tuple[str, str]]) -> list[str]:
+    """Returns names by name and folder: where several plates share a name, the folder's; then numbered."""
+    given = [name for name, _ in plates]
+    names = [name if given.count(name) == 1 else folder for name, folder in plates]
+    unique: list[str] = []
+    for name in names:
+        tries = (f"{name} ({number})" for number in count(1))
+        taken = {*names, *unique}
+        unique.append(
+            name if names.count(name) == 1 else next(other for other in tries if other not in taken)
+        )
+    return unique
+
+
+def _keys(recipe: SegmentRecipe, own: int | None, index: Index) -> tuple[FieldKey, ...]:
+    """Returns the fields of the acquisition of the first source that the recipe chooses."""
+    chosen = index.plate.choose(recipe.fields) if recipe.fields is not None else None
+    keys = [field.key for field in index.plate.fields if own in (None, field.key.acquisition)]
+    kept = tuple(key for key in keys if chosen is None or key in chosen)
+    if not keys:
+        raise UserError(f"{index.path}: none of its fields is of acquisition {own}, which the model looks at")
+    if not kept:
+        which = f"; the model looks at those of acquisition {own}" if own is not None else ""
+        raise UserError(f"{index.path}: fields={recipe.fields} leaves none of its {len(keys)} fields{which}")
+    return kept

@@ -1,7 +1,8 @@
-"""The networks of a run, ready in a process of the pool, and what they make of a field: labels."""
+"""The networks of a run, ready in a process of the pool; the reader of a field, and the labels made of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,53 +15,111 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from hpc_isl.learning.data.fields import image_key, imaged_times
-from hpc_isl.learning.data.rescale import Scale, read_sources, to_full
-from hpc_isl.learning.data.view import View
+from hpc_isl.learning.data.fields import imaged_times
+from hpc_isl.learning.data.pixels import Box, Pixels
+from hpc_isl.learning.data.rescale import read_sources, to_full, to_full_box
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.model import load
 from hpc_isl.learning.training.precision import as_scored, kind_of, resolve
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.plates.store import open_plate, read_box, read_labels
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.segment.files import schema_file
-from hpc_isl.stages.segment.inputs import (
-    Models,
-    is_empty,
-    models_of,
-    recipe_of,
-    scale_of,
-    stain_scale_of,
-    view_of,
-)
-from hpc_isl.stages.segment.maps import Maps, maps_of
-from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
+from hpc_isl.stages.segment.files import Labels, Maps, maps_of, schema_file
+from hpc_isl.stages.segment.inputs import Models, PlateInput, kept_recipe, models_of
+from hpc_isl.stages.shared.decoding import Rule, rule_of
 
-Pixels = NDArray[np.float32]
-Labels = NDArray[np.uint32]
 _LOADING = Lock()
 
 
-@dataclass(frozen=True)
-class Segmenter:
-    """What a process keeps between fields: the recipe and the networks, loaded once.
+class FieldReader:
+    """Reads the pixels of one field; made once per field.
 
     Attributes:
-        device: kind of device and precision, as in `cpu AVX512 fp32`: on each results repeat to the bit.
-        schema: of the tables of objects.
+        plate, key: the field, and the plate as the models see it.
+        image: folder of its pixels and labels.
+        shape: (y, x) at full resolution.
+        times: number of times; `not_imaged`: those at which a source is missing.
+        scale: of the model's pixels; `stain_scale`: of those of the model of the stain, or None.
+        is_empty: no source shows any structure: there are no objects.
     """
 
-    recipe: SegmentRecipe
-    models: Models
-    view: View
-    predictor: Predictor
-    device: str
-    rule: Rule
-    stain: Predictor | None
-    stain_view: View | None
-    maps: Maps
-    schema: pa.Schema
+    def __init__(self, plate: PlateInput, key: FieldKey) -> None:
+        self.plate, self.key, self.index = plate, key, plate.index
+        self.image, field = plate.image(key), plate.index.field(key)
+        self.times: int = field.shape[0]
+        self.shape: tuple[int, int] = (field.shape[-2], field.shape[-1])
+        self.not_imaged = sorted({*range(self.times)} - {*imaged_times(plate.models.view, self.index, key)})
+        self.scale = plate.scale(key)
+        self.stain_scale = plate.stain_scale(key) if plate.models.stain_view else None
+        self.is_empty, self.is_large = plate.is_empty(key), plate.is_large(key)
+
+    @property
+    def whole(self) -> Box:
+        return slice(0, self.shape[0]), slice(0, self.shape[1])
+
+    def sources(self, time: int, box: Box | None = None) -> Pixels:
+        """Returns (source, y, x) float32, normalised, on the model's grid; `box` of that grid, or all."""
+        return read_sources(self.plate.models.view, self.index, self.key, time, self.scale, box)
+
+    def stain_sources(self, time: int, box: Box | None = None) -> Pixels:
+        """Returns the same for the model of the stain."""
+        view, scale = self.plate.models.stain_view, self.stain_scale
+        assert view is not None and scale is not None  # noqa: PT018
+        return read_sources(view, self.index, self.key, time, scale, box)
+
+    def intensities(self, time: int, stain: Pixels | None, box: Box) -> Mapping[str, NDArray[Any] | None]:
+        """Returns channel -> (y, x) of a box at full resolution: stored counts, and predicted stains.
+
+        Args:
+            stain: (target, y, x) on the grid of the model that predicts it, or None.
+        """
+        stored = stored_channels(self.plate)
+        channels = {name: self.projected(self.key, time, name, box) for name in stored}
+        if stain is None or self.stain_scale is None:
+            return channels
+        full = to_full_box(lambda part: np.asarray(stain[:, *part]), self.stain_scale, box)
+        return channels | dict(zip(predicted_channels(self.plate.models), full, strict=True))
+
+    def projected(
+        self, key: FieldKey, time: int, name: str, box: Box, is_stain: bool | None = None
+    ) -> NDArray[Any] | None:
+        """Returns (y, x): the maximum over the planes of a stain, the mean of those of transmitted light.
+
+        None: the channel was not imaged. `key`: the field, or the same in another pass of imaging.
+        `is_stain`: whatever the plate says of the channel.
+        """
+        channel = self.index.channel(name)
+        planes = self.index.planes(key, channel, time)
+        if not planes:
+            return None
+        stack = read_box(self.index.image(key), 0, time, channel, planes, *box)
+        if is_stain is None:
+            is_stain = self.index.plate.channels[channel].fluorescent
+        projected: NDArray[Any] = stack.max(0) if is_stain else stack.mean(0, dtype=np.float32)
+        return projected
+
+    def labels(self, name: str, time: int) -> Labels:
+        """Returns (y, x) of labels that the plate holds."""
+        labels = read_labels(self.image, name)
+        return labels[time] if labels.ndim == 3 else labels
+
+
+def stored_channels(plate: PlateInput) -> list[str]:
+    """Returns the channels of a plate whose intensity is measured."""
+    if plate.recipe.measure is not None:
+        return plate.recipe.measure
+    return [channel.name for channel in plate.index.plate.channels if channel.fluorescent]
+
+
+def predicted_channels(models: Models) -> list[str]:
+    """Returns the names of the stains that are predicted and measured."""
+    return [
+        f"{role.channel} (predicted)" for role in (models.stain_view.targets if models.stain_view else ())
+    ]
+
+
+# ---------------------------------------------------------------- pixels to labels
 
 
 @dataclass(frozen=True)
@@ -68,7 +127,7 @@ class FieldPrediction:
     """One field at one time.
 
     Attributes:
-        prediction: (output, y, x) as the network says it, on its own grid.
+        prediction: (output, y, x) as the network predicts it, on its own grid.
         stain: (target, y, x) on the grid of its model, or None.
         labels: (y, x) at full resolution.
         dropped: how many objects were too small to count.
@@ -80,103 +139,89 @@ class FieldPrediction:
     dropped: int = 0
 
 
+@dataclass(frozen=True)
+class Segmenter:
+    """What a process keeps between fields: the recipe and the networks, loaded once.
+
+    Attributes:
+        device: kind of device and precision, as in `cpu AVX512 fp32`: on each results are bit-identical.
+        rule: how a prediction becomes labels.
+        schema: of the tables of objects.
+    """
+
+    recipe: SegmentRecipe
+    models: Models
+    predictor: Predictor
+    device: str
+    rule: Rule
+    stain: Predictor | None
+    maps: Maps
+    schema: pa.Schema
+
+    def reader(self, plate: Path, key: FieldKey) -> FieldReader:
+        """Returns the reader of a field."""
+        return FieldReader(PlateInput(self.recipe, self.models, open_once(plate)), key)
+
+    def field(self, reader: FieldReader) -> list[FieldPrediction]:
+        """Predicts all times of a field and finds their objects."""
+        return [self._image(reader, time) for time in range(reader.times)]
+
+    def _image(self, reader: FieldReader, time: int) -> FieldPrediction:
+        if time in reader.not_imaged:
+            # No objects; the record tells that from an empty image.
+            task, zeros = self.models.contract.task, np.zeros(reader.shape, np.uint32)
+            outputs = task.outputs if task else len(self.models.view.targets)
+            stain = None
+            if self.models.stain_view and reader.stain_scale:
+                stain = np.zeros((len(self.models.stain_view.targets), *reader.stain_scale.shape), np.float32)
+            return FieldPrediction(np.zeros((outputs, *reader.scale.shape), np.float32), stain, zeros)
+        prediction = self.predictor(reader.sources(time))
+        full = to_full(prediction, reader.scale, reader.shape)
+        stain = self.stain(reader.stain_sources(time)) if self.stain else None
+        if reader.is_empty:
+            return FieldPrediction(prediction, stain, np.zeros(reader.shape, np.uint32))
+        return FieldPrediction(prediction, stain, *decode(full, self.rule_on(reader)))
+
+    def rule_on(self, reader: FieldReader) -> Rule:
+        """Returns the rule for the pixels of a field at full resolution."""
+        return self.rule.finer(reader.scale.to_level_0, reader.index.plate.pixel_um)
+
+
 def load_segmenter(run: Path) -> Segmenter:
-    """The networks of a run, ready on this process's device; loaded once, whichever thread asks first."""
+    """Returns the networks of a run, on this process's device; loaded once, whichever thread asks first."""
     with _LOADING:
         return _segmenter(run)
 
 
 @lru_cache(maxsize=2)
 def _segmenter(run: Path) -> Segmenter:
-    recipe = recipe_of(Run(run))
+    recipe = kept_recipe(Run(run))
     models = models_of(recipe)
-    stained = models.stain_contract
-    predictor = _loaded(recipe, models.folder)
+    predictor = _predictor(recipe, models.folder)
+    given = {"h_maxima": recipe.h_maxima, "min_area": recipe.min_area}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if recipe.min_area is not None:
+        changes["min_area_um2"] = None  # the recipe's pixels replace the model's micrometres
     return Segmenter(
-        recipe, models, view_of(recipe, models.contract), predictor,
-        kind_of(predictor.device, predictor.dtype), _rule(recipe, models),
-        stain=_loaded(recipe, models.stain) if models.stain else None,
-        stain_view=view_of(recipe, stained) if stained else None,
-        maps=maps_of(recipe.outputs, models.contract, stained),
+        recipe, models, predictor, kind_of(predictor.device, predictor.dtype),
+        replace(rule_of(models.contract.task), **changes),
+        stain=_predictor(recipe, models.stain) if models.stain else None,
+        maps=maps_of(recipe.outputs, models.contract, models.stain_contract),
         schema=pq.read_schema(schema_file(run)),
     )  # fmt: skip
 
 
-def _rule(recipe: SegmentRecipe, models: Models) -> Rule:
-    """The model's rule, with what the recipe says otherwise."""
-    given = {"h_maxima": recipe.h_maxima, "min_area": recipe.min_area}
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if recipe.min_area is not None:
-        changes["min_area_um2"] = None
-    return replace(rule_of(models.contract.task), **changes)
-
-
-def _loaded(recipe: SegmentRecipe, folder: Path) -> Predictor:
-    """The network on the device that this process sees."""
+def _predictor(recipe: SegmentRecipe, folder: Path) -> Predictor:
+    """Returns a network on the device that this process sees."""
     network, contract = load(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    of = recipe.predict or contract.predict
-    given = recipe.precision
+    tiling, given = recipe.predict or contract.predict, recipe.precision
     dtype = resolve(given, device) if given else as_scored(contract.precision, device)
     return Predictor(
-        network, device, dtype, tile=of.tile, halo=of.halo, batch=of.batch, threads=recipe.threads,
-        channels_last=contract.net.channels_last, compiled=recipe.compile,
+        network, device, dtype, tile=tiling.tile, halo=tiling.halo, batch=tiling.batch,
+        threads=recipe.threads, channels_last=contract.net.channels_last, compiled=recipe.compile,
     )  # fmt: skip
 
 
-@lru_cache(maxsize=16)
-def index_of(plate: Path) -> Index:
-    return open_plate(plate)
-
-
-# ---------------------------------------------------------------- pixels to labels
-
-
-def predict_field(segmenter: Segmenter, index: Index, key: FieldKey) -> list[FieldPrediction]:
-    """All times of a field."""
-    return [_look(segmenter, index, key, time) for time in range(index.field(key).shape[0])]
-
-
-def _look(segmenter: Segmenter, index: Index, key: FieldKey, time: int) -> FieldPrediction:
-    scale = scale_of(segmenter.recipe, segmenter.view, index, key)
-    if time not in imaged_times(segmenter.view, index, key):
-        return _not_imaged(segmenter, index, key, scale)
-    prediction = segmenter.predictor(read_sources(segmenter.view, index, key, time, scale))
-    shape = index.field(image_key(key, segmenter.view.sources[0])).shape
-    full = to_full(prediction, scale, (shape[-2], shape[-1]))
-    stain = _stain(segmenter, index, key, time)
-    if is_empty(segmenter.recipe, segmenter.view, index, key):
-        return FieldPrediction(prediction, stain, np.zeros(full.shape[1:], np.uint32))
-    rule = segmenter.rule.finer(scale.to_level_0, index.plate.pixel_um)
-    return FieldPrediction(prediction, stain, *decode(full, rule))
-
-
-def _not_imaged(segmenter: Segmenter, index: Index, key: FieldKey, scale: Scale) -> FieldPrediction:
-    """A time at which a source is missing: no objects, which the record tells from an empty image."""
-    task = segmenter.models.contract.task
-    outputs = task.outputs if task else len(segmenter.view.targets)
-    prediction = np.zeros((outputs, *scale.shape), np.float32)
-    labels = np.zeros(index.field(key).shape[-2:], np.uint32)
-    stain = None
-    if segmenter.stain_view is not None:
-        shape = (len(segmenter.stain_view.targets), *stain_scale(segmenter, index, key).shape)
-        stain = np.zeros(shape, np.float32)
-    return FieldPrediction(prediction, stain, labels)
-
-
-def not_imaged(segmenter: Segmenter, index: Index, key: FieldKey) -> list[int]:
-    """The times of a field at which a source was not imaged."""
-    return sorted({*range(index.field(key).shape[0])} - {*imaged_times(segmenter.view, index, key)})
-
-
-def _stain(segmenter: Segmenter, index: Index, key: FieldKey, time: int) -> Pixels | None:
-    if segmenter.stain is None or segmenter.stain_view is None:
-        return None
-    scale = stain_scale(segmenter, index, key)
-    return segmenter.stain(read_sources(segmenter.stain_view, index, key, time, scale))
-
-
-def stain_scale(segmenter: Segmenter, index: Index, key: FieldKey) -> Scale:
-    """The scale of a field for the model of the stain."""
-    assert segmenter.stain_view is not None
-    return stain_scale_of(segmenter.recipe, segmenter.stain_view, index, key)
+open_once = lru_cache(maxsize=16)(open_plate)
+"""Opens a plate, once for many fields of it."""

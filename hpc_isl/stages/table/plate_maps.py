@@ -1,22 +1,23 @@
-"""The pictures of the verb `table`: heat maps of all plates for each column asked for, and a page of them."""
+"""Heat maps of all plates for each column asked for, as pictures and as one page."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
-from hpc_isl.stages.table.html import HeatMap, written
-from hpc_isl.stages.table.pictures import Map, agreement_text, draw_plates, scatter, taught_note
-from hpc_isl.stages.table.read import Segmented
-from hpc_isl.stages.table.rows import MEDIAN, OURS, Row
+from hpc_isl.stages.table.agreement import agreement_text, draw_agreement, training_note
+from hpc_isl.stages.table.heat_map_figures import PlateValues, draw_plates
+from hpc_isl.stages.table.heat_map_page import HeatMap, page_of
+from hpc_isl.stages.table.rows import MEDIAN, OURS
+from hpc_isl.stages.table.segmented_plates import SegmentedPlate
 
 COUNT = "objects"
 USUAL = (COUNT, "confluence")
@@ -34,120 +35,91 @@ ABOUT = {
 }
 
 
-def columns_of(asked: Sequence[str] | None, wells: Sequence[Row]) -> list[str]:
-    """The columns of the table of wells that are meant; None: the usual ones.
+def columns_of(asked: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
+    """Returns the columns of the table of wells that are meant; None: the usual ones.
 
     Raises:
-        UserError: there is none of such a name that holds numbers.
+        UserError: no column of numbers has such a name.
     """
-    numbers = [name for name in (wells[0] if wells else {}) if _is_number(name, wells)]
+    numbers = [str(name) for name in wells if _holds_numbers(wells[name])]
     if asked is None:
         return [name for name in USUAL if name in numbers]
-    return [_column(name, numbers) for name in asked]
+    columns = []
+    for name in asked:
+        meant = (COUNT if name == "count" else name, MEDIAN + name)
+        known = [column for column in meant if column in numbers]
+        if not known:
+            legal = ["count", *(column.removeprefix(MEDIAN) for column in numbers)]
+            raise UserError(f"heatmap={name}: no such column of numbers; {nearest(name, legal)}")
+        columns.append(known[0])
+    return columns
 
 
-def _column(name: str, numbers: Sequence[str]) -> str:
-    for column in (COUNT if name == "count" else name, MEDIAN + name):
-        if column in numbers:
-            return column
-    legal = ["count", *(column.removeprefix(MEDIAN) for column in numbers)]
-    raise UserError(f"heatmap={name}: no such column of numbers; {nearest(name, legal)}")
-
-
-def _is_number(name: str, wells: Sequence[Row]) -> bool:
-    """Whether a column holds numbers alone, or a plate map's words that are numbers."""
-    known = [row[name] for row in wells if row[name] is not None]
-    place = name in ("plate", "well", "time", "acquisition")
-    return not place and bool(known) and not any(math.isnan(_number(value)) for value in known)
-
-
-def _number(value: Any) -> float:
-    try:
-        return math.nan if value is None else float(value)
-    except ValueError:
-        return math.nan
-
-
-# ---------------------------------------------------------------- all figures
+def _holds_numbers(values: pd.Series[Any]) -> bool:
+    """Whether a column holds nothing but numbers, or texts of a plate map that are numbers."""
+    known = values.dropna()
+    is_key = values.name in ("plate", "well", "time", "acquisition")
+    return not is_key and len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").notna().all())
 
 
 def draw(
-    run: Run, plates: Sequence[Segmented], wells: Sequence[Row], columns: Sequence[str], headline: str
+    run: Run, plates: Sequence[SegmentedPlate], wells: pd.DataFrame, columns: Sequence[str], headline: str
 ) -> dict[str, Path]:
-    """PNGs and the page, in `pictures/` of the run; what it is -> where it lies."""
-    groups = _groups(wells)
-    shown = [
-        HeatMap(_title(column), _about(column), unit_of(column), _maps(plates, groups, column))
-        for column in columns
-    ]
-    made: dict[str, Path] = {}
-    all_of_them = len(_all_groups(wells))
-    for column, one in zip(columns, shown, strict=True):
+    """Writes PNGs and the page to `pictures/` of the run; returns what each is -> its path."""
+    several = [name for name in ("acquisition", "time") if name in wells]
+    groups = {
+        ", ".join([str(name), *(f"{key} {n}" for key, n in zip(several, numbers, strict=True))]): rows
+        for (name, *numbers), rows in wells.groupby(["plate", *several], sort=False)
+    }
+    chosen = np.linspace(0, len(groups) - 1, min(len(groups), MOST_MAPS)).round().astype(int)
+    shown = {title: groups[title] for title in np.array(list(groups), object)[chosen]}
+    layouts = {plate.name: (plate.rows, plate.columns) for plate in plates}
+
+    heat_maps, made = [], dict[str, Path]()
+    for column in columns:
+        maps = [_plate_values(title, rows, column, layouts) for title, rows in shown.items()]
+        heat_map = HeatMap(_title(column), _about(column), unit_of(column), maps)
+        name = "count" if column == COUNT else column
         path = run.pictures / f"plates-{'count' if column == COUNT else slug(column)}.png"
-        draw_plates(one.maps, one.title, one.unit, path)
-        made[f"plates, {'count' if column == COUNT else column}"] = path
-    against, lines = _against(run, wells), [headline]
-    if len(groups) < all_of_them:
-        lines.append(f"{len(groups)} of {all_of_them} plates (or times of plates) are shown, spread evenly.")
-    if against is not None:
-        made["counts against the truth"] = against[0]
-        lines.append(f"Held against the truth: {against[1]}.")
+        draw_plates(maps, heat_map.title, heat_map.unit, path)
+        heat_maps.append(heat_map)
+        made[f"plates, {name}"] = path
+    lines, agreement = [headline], _draw_agreement(run, wells)
+    if len(shown) < len(groups):
+        lines.append(f"{len(shown)} of {len(groups)} plates (or times of plates) are shown, spread evenly.")
+    if agreement is not None:
+        made["counts against the truth"] = agreement[0]
+        lines.append(f"Held against the truth: {agreement[1]}.")
     page = run.pictures / "plates.html"
-    hover = [_hover(rows, columns) for rows in groups.values()]
-    picture = None if against is None else (against[0].read_bytes(), against[1])
-    write_atomic(page, written(run.label, lines, shown, hover, picture), durable=False)
-    _forget(run.pictures, made.values())
+    hover = [_hover(rows, columns) for rows in shown.values()]
+    picture = None if agreement is None else (agreement[0].read_bytes(), agreement[1])
+    write_atomic(page, page_of(run.label, lines, heat_maps, hover, picture), durable=False)
+    for path in set(run.pictures.glob("plates-*.png")) - set(made.values()):
+        path.unlink(missing_ok=True)  # of an earlier call: the run may have been resumed since
     return {"plates, to look at": page, **made}
 
 
-def _groups(wells: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows of each plate, acquisition and time; where these are many, of some spread evenly."""
-    groups = _all_groups(wells)
-    chosen = np.linspace(0, len(groups) - 1, min(len(groups), MOST_MAPS)).round().astype(int)
-    names = list(groups)
-    return {names[place]: groups[names[place]] for place in chosen}
+def _plate_values(
+    title: str, rows: pd.DataFrame, column: str, layouts: Mapping[str, tuple[Sequence[str], Sequence[str]]]
+) -> PlateValues:
+    values = pd.to_numeric(rows[column], errors="coerce").astype(float)
+    partial = rows.well[(rows.fields > 0) & (rows.lost_fields > 0)]
+    layout = layouts[rows.plate.iloc[0]]
+    return PlateValues(title, *layout, dict(zip(rows.well, values, strict=True)), set(partial))
 
 
-def _all_groups(wells: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in wells:
-        parts = [f"{name} {row[name]}" for name in ("acquisition", "time") if name in row]
-        groups.setdefault((row["plate"], ", ".join([row["plate"], *parts])), []).append(row)
-    return groups
-
-
-def _maps(
-    plates: Sequence[Segmented], groups: Mapping[tuple[str, str], Sequence[Row]], column: str
-) -> list[Map]:
-    known = {plate.name: plate for plate in plates}
-    return [
-        Map(
-            title,
-            known[plate].rows,
-            known[plate].columns,
-            {row["well"]: _number(row[column]) for row in rows},
-            {row["well"] for row in rows if row["fields"] and row["lost_fields"]},
-        )
-        for (plate, title), rows in groups.items()
-    ]
-
-
-def _against(run: Run, wells: Sequence[Row]) -> tuple[Path, str] | None:
-    """Counts of wells against the true ones: the picture, and its figures in words."""
-    known = [row for row in wells if row.get("truth_objects") is not None]
-    if not known:
+def _draw_agreement(run: Run, wells: pd.DataFrame) -> tuple[Path, str] | None:
+    """Draws counts of wells over those of the reference labels; returns the path, and figures in words."""
+    if "truth_objects" not in wells:
         return None
-    pairs = [(float(row["objects_in_truth_fields"]), float(row["truth_objects"])) for row in known]
-    taught = [bool(row.get("training_fields")) for row in known]
+    known = wells[wells.truth_objects.notna()]
+    pairs = known[["objects_in_truth_fields", "truth_objects"]].astype(float).to_numpy()
+    trained_on = [False] * len(known)
+    if "training_fields" in known:
+        trained_on = (known.training_fields.fillna(0) > 0).tolist()
     path = run.pictures / "counts.png"
-    found = scatter(pairs, path, run.label, taught)
-    return path, "; ".join(filter(None, [agreement_text(found), taught_note(taught)]))
-
-
-def _forget(folder: Path, made: Sequence[Path] | Any) -> None:
-    """Heat maps of an earlier call: the run may have gone on since."""
-    for path in set(folder.glob("plates-*.png")) - set(made):
-        path.unlink(missing_ok=True)
+    figures = draw_agreement(pairs, path, run.label, trained_on)
+    return path, "; ".join(filter(None, [agreement_text(figures), training_note(trained_on)]))
 
 
 # ---------------------------------------------------------------- words
@@ -168,7 +140,7 @@ def _about(column: str) -> str:
 
 
 def unit_of(column: str) -> str:
-    """Empty where it has none."""
+    """Returns the unit of a column; empty where it has none."""
     if column in (COUNT, "truth_objects", "objects_in_truth_fields", "dropped_objects"):
         return "objects"
     if column == "confluence":
@@ -176,16 +148,13 @@ def unit_of(column: str) -> str:
     return next((unit for end, unit in UNITS.items() if column.endswith(end)), "")
 
 
-def _hover(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:
-    """What is told of each well: what the plate map says, its counts, and the medians that are drawn."""
-    names = [name for name in (rows[0] if rows else {}) if not name.startswith(MEDIAN) or name in columns]
-    return {row["well"]: "\n".join([row["well"], *_told(row, names[2:])]) for row in rows}
-
-
-def _told(row: Row, names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        value = row[name]
-        if isinstance(value, (int, float)):
-            value = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-        if value is not None:
-            yield f"{name}: {value}"
+def _hover(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, str]:
+    """Returns the text of each well: its plate map, its counts, and the medians that are drawn."""
+    names = [name for name in map(str, rows) if not name.startswith(MEDIAN) or name in columns]
+    texts = {}
+    for row in rows[names].astype(object).to_dict("records"):
+        known = [(name, row[name]) for name in names[2:] if not pd.isna(row[name])]
+        formats = {float: ",.4g", int: ","}
+        lines = [f"{name}: {value:{formats.get(type(value), '')}}" for name, value in known]
+        texts[row["well"]] = "\n".join([row["well"], *lines])
+    return texts

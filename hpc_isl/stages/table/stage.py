@@ -1,23 +1,26 @@
-"""The verb `table`: what a run of segment has found, as one table of all its plates, and as heat maps."""
+"""The verb `table`: the results of a run of segment as one table of all its plates, and as heat maps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.run import Run
 from hpc_isl.stages.table import plate_maps, write
-from hpc_isl.stages.table.read import Segmented, check_done, segmented
-from hpc_isl.stages.table.rows import BY, Row, rows_of
+from hpc_isl.stages.table.rows import BY, rows_of
+from hpc_isl.stages.table.segmented_plates import SegmentedPlate, read_plates, segmented_plates
 
 PER = (*BY, "object")
 
 
 @dataclass(frozen=True)
-class Made:
-    """What `table` says first, and what it has written: what it is -> where it lies."""
+class TableFiles:
+    """The first line that `table` prints, and the files it wrote: what each is -> its path."""
 
     headline: str
     made: Mapping[str, Path]
@@ -25,7 +28,7 @@ class Made:
 
 def table(
     run: Run, out: Path | None = None, per: str = "well", heat_maps: Sequence[str] | None = None
-) -> Made:
+) -> TableFiles:
     """Writes the table, and heat maps of all plates into `pictures/` of the run.
 
     Args:
@@ -37,20 +40,40 @@ def table(
     Raises:
         UserError: the run is none of segment, or not done; no such per, ending or column.
     """
-    if per not in PER:
-        raise UserError(f"per={per}: no such table; {nearest(per, PER)}")
-    path = write.checked(out or run.folder / f"{per}s.csv")
-    check_done(run)
-    return _written(run, path, per, heat_maps)
+    _check_per(per)
+    path = write.check_path(out or run.folder / f"{per}s.csv")
+    return _write(run, segmented_plates(run), path, per, heat_maps)
 
 
 def after_segmenting(run: Run) -> dict[str, Path]:
-    """The table of wells and its heat maps, as segmenting ends: what it is -> where it lies."""
-    return dict(_written(run, run.folder / "wells.csv", "well", None).made)
+    """Writes the table of wells and its heat maps as segmenting ends; returns what each is -> its path."""
+    return dict(_write(run, read_plates(run), run.folder / "wells.csv", "well", None).made)
 
 
-def _written(run: Run, path: Path, per: str, heat_maps: Sequence[str] | None) -> Made:
-    plates = segmented(run)
+def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
+    """Returns the table instead of writing it; all objects of a run must fit into memory.
+
+    Raises:
+        UserError: as `table` does.
+    """
+    _check_per(per)
+    plates = segmented_plates(run)
+    if per != "object":
+        return rows_of(plates, per)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "objects.parquet"
+        write.write_objects(path, plates)
+        return pd.read_parquet(path)
+
+
+def _check_per(per: str) -> None:
+    if per not in PER:
+        raise UserError(f"per={per}: no such table; {nearest(per, PER)}")
+
+
+def _write(
+    run: Run, plates: Sequence[SegmentedPlate], path: Path, per: str, heat_maps: Sequence[str] | None
+) -> TableFiles:
     wells = rows_of(plates, "well")
     columns = plate_maps.columns_of(heat_maps, wells)
     if per == "object":
@@ -59,21 +82,23 @@ def _written(run: Run, path: Path, per: str, heat_maps: Sequence[str] | None) ->
         count = write.write_rows(path, wells if per == "well" else rows_of(plates, per))
     headline = _headline(plates, wells)
     pictures = plate_maps.draw(run, plates, wells, columns, f"{headline}.")
-    return Made(headline, {f"table of {_many(count, per)}": path, **pictures})
+    return TableFiles(headline, {f"table of {_plural(count, per)}": path, **pictures})
 
 
-def _headline(plates: Sequence[Segmented], wells: Sequence[Row]) -> str:
-    """`2 plates, 120 wells, 480 fields, 3 of them lost, 51,234 objects`."""
-    whole = {(shot.key[:3], plate.name) for plate in plates for shot in plate.shots if not shot.problem}
-    fields = {(shot.key[:3], plate.name) for plate in plates for shot in plate.shots}
-    lost = f", {len(fields) - len(whole):,} of them lost" if len(fields) > len(whole) else ""
-    objects = sum(row["objects"] or 0 for row in wells)
-    imaged = len({(row["plate"], row["well"]) for row in wells})
+def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
+    """Returns `2 plates, 120 wells, 480 fields, 3 of them lost, 51,234 objects`."""
+    images = pd.concat([plate.images.assign(plate=plate.name) for plate in plates])
+    field = ["plate", "well", "field", "acquisition"]
+    fields = len(images.drop_duplicates(field))
+    # A field that is lost at some times alone is none of the lost fields.
+    lost = fields - len(images[images.problem == ""].drop_duplicates(field))
+    objects = int(wells.objects.sum())
     return (
-        f"{_many(len(plates), 'plate')}, {_many(imaged, 'well')}, {_many(len(fields), 'field')}{lost}, "
-        f"{_many(objects, 'object')}"
+        f"{_plural(len(plates), 'plate')}, {_plural(len(wells.drop_duplicates(['plate', 'well'])), 'well')}, "
+        f"{_plural(fields, 'field')}{f', {lost:,} of them lost' if lost else ''}, "
+        f"{_plural(objects, 'object')}"
     )
 
 
-def _many(count: int, word: str) -> str:
+def _plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"

@@ -1,14 +1,13 @@
-"""What a report says first: its figures as sentences, in which ISL's failures are as plain as its gains."""
+"""The headline of a report: its figures as sentences, in which ISL's failures are as plain as its gains."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hpc_isl.objects.bootstrap import Interval
-from hpc_isl.stages.report.arms import Arm
-from hpc_isl.stages.report.statistics import Design, Difference, Saving
-from hpc_isl.stages.report.sweep_results import Cell, N, Sweep, Truth
+from hpc_isl.stages.report.statistics import Design, Difference, Results, Saving
+from hpc_isl.stages.report.sweep import Arm, Cell, N, Sweep
 
 NAMES = {"iou": "IoU", "count_error": "count error"}
 SPELLED_OUT = {"iou": "intersection over union (IoU)", "mAP": "mean average precision (mAP)"}
@@ -25,7 +24,7 @@ LEGEND = {
     "PQ": "panoptic quality: SQ × RQ.",
     "count error": "predicted less annotated objects.",
 }
-"""What each score says, for readers; all lie from 0 to 1, higher is better, but for the count error."""
+"""The meaning of each score; all but the count error lie from 0 to 1, and higher is better."""
 ONE_DRAW = (
     "One draw of boxes was made: no intervals are given, for its luck cannot be told from what the arm does."
 )
@@ -36,12 +35,12 @@ def name_of_score(score: str) -> str:
 
 
 def spelled_out(score: str) -> str:
-    """The name of a score where it is read for the first time."""
+    """Returns the name of a score where it is read for the first time."""
     return SPELLED_OUT.get(score, name_of_score(score))
 
 
 def number(value: float) -> str:
-    """Two decimals, with a real minus sign; – where there is none."""
+    """Returns two decimals, with a real minus sign; – where there is no number."""
     return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
 
 
@@ -53,103 +52,99 @@ def percent(value: float) -> str:
     return "–" if not math.isfinite(value) else f"{100 * value:+.0f} %".replace("-", "−")
 
 
-def bounded(found: Interval, write: object = number) -> str:
-    """`0.61 [0.55, 0.66]`, or the value alone where there is no interval."""
-    assert callable(write)
-    if math.isnan(found.low):
-        return str(write(found.value))
-    return f"{write(found.value)} [{write(found.low)}, {write(found.high)}]"
+def bounded(value: Interval, write: Callable[[float], str] = number) -> str:
+    """Returns `0.61 [0.55, 0.66]`, or the value alone where there is no interval."""
+    if math.isnan(value.low):
+        return write(value.value)
+    return f"{write(value.value)} [{write(value.low)}, {write(value.high)}]"
 
 
 def boxes(sweep: Sweep, n: N) -> str:
-    """`1 annotated box (172 objects)`."""
+    """Returns `1 annotated box (172 objects)`."""
     if n == 0:
         return "no annotation at all"
-    objects = f"{'' if len(sweep.chances) == 1 else 'on average '}{sweep.trained(n, 'objects'):.0f} objects"
+    objects = (
+        f"{'' if len(sweep.replicates) == 1 else 'on average '}{sweep.trained(n, 'objects'):.0f} objects"
+    )
     if n == "all":
         return f"all {sweep.trained(n, 'boxes'):g} annotated boxes ({objects})"
     return f"{n} annotated box{'es' if n != 1 else ''} ({objects})"
 
 
-def headline(
-    sweep: Sweep, truth: Truth, found: Design, less: Sequence[Difference], saved: Sequence[Saving]
-) -> list[str]:
-    """The result in a few sentences."""
-    n, lines = sweep.fewest, [*_warnings(truth)]
-    arms = [arm for arm in sweep.arms if arm.name.endswith("+isl") and Cell(arm, n) in found.columns]
-    for place, arm in enumerate(arms):
-        own = [one for one in less if one.arm == arm]
-        lines.append(_reached(sweep, found, arm, own, place == 0))
-        lines += _beyond(own, n)
-        lines += _saved([one for one in saved if one.arm == arm and one.n == n])
-    if not arms:
-        lines += _without_isl(sweep, found)
-    return [*lines, *([ONE_DRAW] if len(sweep.chances) == 1 and sweep.counts else [])]
-
-
-def _warnings(truth: Truth) -> Iterator[str]:
+def headline(results: Results) -> list[str]:
+    """Returns the result in a few sentences."""
+    sweep, truth = results.sweep, results.truth
+    design, n, lines = results.designs[truth, ""], sweep.fewest, []
     if truth.circular:
-        yield (
+        lines.append(
             f"Circular: the labels that score, {truth.name}, were drafted from a stain, the very thing that "
             "ISL learns. Score against labels drawn by people before believing what follows."
         )
+    arms = [arm for arm in sweep.arms if arm.name.endswith("+isl") and Cell(arm, n) in design.columns]
+    for place, arm in enumerate(arms):
+        own = [less for less in results.differences[truth, ""] if less.arm == arm]
+        lines.append(_reached(sweep, design, arm, own, place == 0))
+        lines += _beyond(own, n)
+        lines += _saved([one for one in results.savings[truth] if one.arm == arm and one.n == n])
+    if not arms:
+        cells = [cell for cell in design.columns if cell.n == n] or list(design.columns)
+        reached = "; ".join(f"{cell.arm} {bounded(design.mean(cell))}" for cell in cells)
+        lines.append(f"With {boxes(sweep, cells[0].n)}, {name_of_score(sweep.score)}: {reached}.")
+        lines.append(f"No arm with ISL is done at N = {cells[0].n}: what ISL brings cannot be said.")
+    return [*lines, *([ONE_DRAW] if len(sweep.replicates) == 1 and sweep.counts else [])]
 
 
-def _reached(sweep: Sweep, found: Design, arm: Arm, own: Sequence[Difference], first: bool) -> str:
+def _reached(sweep: Sweep, design: Design, arm: Arm, own: Sequence[Difference], first: bool) -> str:
     n = sweep.fewest
     score = f"{name_of_score(sweep.score)} " if first else ""
     begin = f"With {boxes(sweep, n)}, " if first else ""
-    parts = [f"{begin}{arm} reaches {score}{bounded(found.mean(Cell(arm, n)))}"]
-    here = [one for one in own if one.n == n]
-    for one in here:
-        reached = bounded(found.mean(Cell(one.base, n)))
-        if one.base.name == "drafted":
-            parts.append(f"{one.base} reaches {reached}: {_against_drafted(one)}")
+    parts = [f"{begin}{arm} reaches {score}{bounded(design.mean(Cell(arm, n)))}"]
+    here = [less for less in own if less.n == n]
+    for less in here:
+        reached = bounded(design.mean(Cell(less.base, n)))
+        if less.base.name == "drafted":
+            parts.append(f"{less.base} reaches {reached}: {_against_drafted(less)}")
         else:
-            parts.append(f"{one.base} {reached}, {_against(one)}")
+            parts.append(f"{less.base} {reached}, {_against(less)}")
     if not here:
         parts.append("no arm to compare it with is done")
     return "; ".join(parts) + "."
 
 
-def _against(one: Difference) -> str:
-    gain = f"gain {bounded(one.gain, percent)}" if math.isfinite(one.gain.value) else "gain not defined"
-    return (
-        gain
-        + {
-            "better": "",
-            "worse": ": ISL lowers the score",
-            "no difference shown": ": no benefit of ISL is shown, the interval of the difference "
-            f"{bounded(one.value, signed)} includes 0",
-            "not known": "",
-        }[one.verdict]
-    )
+def _against(less: Difference) -> str:
+    gain = f"gain {bounded(less.gain, percent)}" if math.isfinite(less.gain.value) else "gain not defined"
+    remarks = {
+        "worse": ": ISL lowers the score",
+        "no difference shown": ": no benefit of ISL is shown, the interval of the difference "
+        f"{bounded(less.value, signed)} includes 0",
+    }
+    return gain + remarks.get(less.verdict, "")
 
 
-def _against_drafted(one: Difference) -> str:
-    verdict = one.verdict
+def _against_drafted(less: Difference) -> str:
+    verdict = less.verdict
     if verdict == "not known":
-        verdict = "better" if one.value.value > 0 else "worse"
-    said = {
+        verdict = "better" if less.value.value > 0 else "worse"
+    text = {
         "better": "ISL beats labels drafted from the stain",
         "worse": "ISL does not beat labels drafted from the stain",
         "no difference shown": "ISL is not shown to beat labels drafted from the stain",
     }[verdict]
-    return f"{said} (difference {bounded(one.value, signed)})"
+    return f"{text} (difference {bounded(less.value, signed)})"
 
 
 def _beyond(own: Sequence[Difference], n: N) -> Iterator[str]:
-    """At which further numbers of boxes nothing is gained over the arm without ISL, or something lost."""
+    """Yields the further numbers of boxes at which ISL gains nothing over the arm without, or loses."""
     for base in dict.fromkeys(one.base for one in own if one.base.name != "drafted"):
         later = [one for one in own if one.base == base and one.n not in (0, n)]
-        for verdict, said in (
+        for verdict, text in (
             ("no difference shown", "no benefit of {} over {} is shown at N = {}"),
             ("worse", "{} is worse than {} at N = {}"),
         ):
             where = ", ".join(str(one.n) for one in later if one.verdict == verdict)
             if where:
-                text = said.format(own[0].arm, base, where)
-                yield f"{text[0].upper()}{text[1:]}."
+                line = text.format(own[0].arm, base, where)
+                yield f"{line[0].upper()}{line[1:]}."
 
 
 def _saved(here: Sequence[Saving]) -> Iterator[str]:
@@ -161,10 +156,3 @@ def _saved(here: Sequence[Saving]) -> Iterator[str]:
             continue
         likely = f" [{one.likely}]" if one.likely else ""
         yield f"For that score, {one.base} needs {one.factor} × the annotated objects{likely}."
-
-
-def _without_isl(sweep: Sweep, found: Design) -> Iterator[str]:
-    cells = [cell for cell in found.columns if cell.n == sweep.fewest] or list(found.columns)
-    reached = "; ".join(f"{cell.arm} {bounded(found.mean(cell))}" for cell in cells)
-    yield f"With {boxes(sweep, cells[0].n)}, {name_of_score(sweep.score)}: {reached}."
-    yield f"No arm with ISL is done at N = {cells[0].n}: what ISL brings cannot be said."

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpc_isl.seeds import stream
-from hpc_isl.stages.report.arms import Arm
-from hpc_isl.stages.report.sentences import spelled_out
-from hpc_isl.stages.report.statistics import Design, Difference
-from hpc_isl.stages.report.sweep_results import Cell, N, Sweep, Truth
-from hpc_isl.stages.report.tables import Results
+from hpc_isl.stages.report.headline import spelled_out
+from hpc_isl.stages.report.statistics import Design, Difference, Results
+from hpc_isl.stages.report.sweep import Arm, Cell, N, Sweep, Truth
 from hpc_isl.stages.shared.pictures import INK
 
 if TYPE_CHECKING:
@@ -37,20 +35,24 @@ FACETS = {"": "all test boxes", "within": "test boxes within", "across": "test b
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as PNG, and what it says to whoever does not see it."""
+    """A figure as PNG.
+
+    Attributes:
+        alt: what it says, for readers who do not see it.
+        width: in CSS pixels, so that a point of its letters is a point.
+    """
 
     name: str
     png: bytes
     alt: str
     caption: str
     width: int
-    """in CSS pixels, so that a point of its letters is a point"""
 
 
-def finished(figure: Figure, name: str, alt: str, caption: str) -> Picture:
-    stream_ = io.BytesIO()
-    figure.savefig(stream_, format="png", facecolor="white")
-    return Picture(name, stream_.getvalue(), alt, caption, round(figure.get_figwidth() * 96))
+def to_picture(figure: Figure, name: str, alt: str, caption: str) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return Picture(name, buffer.getvalue(), alt, caption, round(figure.get_figwidth() * 96))
 
 
 def color(arm: Arm) -> str:
@@ -58,7 +60,7 @@ def color(arm: Arm) -> str:
 
 
 def facet_title(sweep: Sweep, same: str) -> str:
-    """`across: another cell_line`, than that of the training boxes."""
+    """Returns `across: another cell_line`, than that of the training boxes."""
     if not same or not sweep.first.within:
         return FACETS[same]
     return f"{same}: {'the same' if same == 'within' else 'another'} {sweep.first.within}"
@@ -67,47 +69,43 @@ def facet_title(sweep: Sweep, same: str) -> str:
 # ---------------------------------------------------------------- each arm at one number of boxes
 
 
-def draw_scores(found: Results, n: N) -> Picture:
-    """Every test box and draw as a point, mean and interval beside them; arms from top to bottom."""
+def draw_scores(results: Results, n: N) -> Picture:
+    """Draws every test box and draw as a point, mean and interval beside them; arms from top to bottom."""
     from matplotlib.figure import Figure
 
-    sweep, shown = found.sweep, _shown_cells(found, n)
+    sweep, columns = results.sweep, results.designs[results.truth, ""].columns
+    # Those without any annotation come last.
+    shown = [cell for cell in sweep.cells if cell in columns and cell.n in (0, n)]
+    shown.sort(key=lambda cell: cell.n == 0 != n)
     figure = Figure(figsize=(WIDTH, 1.2 + 0.62 * len(shown)), layout="constrained", dpi=DPI)
     grid = figure.subplots(1, len(sweep.facets), sharex=True, sharey=True, squeeze=False)[0]
     for axis, same in zip(grid, sweep.facets, strict=True):
         for row, cell in enumerate(shown):
-            _draw_cell(axis, found.designs[found.truth, same], cell, row)
+            _draw_cell(axis, results.designs[results.truth, same], cell, row)
         axis.set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
-        axis.set_xlabel(f"{spelled_out(sweep.score)}, {found.truth}", fontsize=10)
+        axis.set_xlabel(f"{spelled_out(sweep.score)}, {results.truth}", fontsize=10)
         _plain(axis, "x")
-    grid[0].set_yticks(range(len(shown)), [_cell_name(cell, n) for cell in shown], fontsize=10)
+    names = [str(cell.arm) if cell.n == n else f"{cell.arm}, N = {cell.n}" for cell in shown]
+    grid[0].set_yticks(range(len(shown)), names, fontsize=10)
     grid[0].set_ylim(len(shown) - 0.45, -0.55)
-    means = "; ".join(f"{cell.arm} {found.designs[found.truth, ''].mean(cell).value:.2f}" for cell in shown)
+    means = "; ".join(
+        f"{cell.arm} {results.designs[results.truth, ''].mean(cell).value:.2f}" for cell in shown
+    )
     caption = "Each point: one test box in one draw. Black: mean over points and its 95 % interval."
     if any(cell.n == 0 for cell in shown):
         caption += " N = 0 learnt from no annotation: the predicted stain, thresholded."
-    return finished(figure, "scores.png", f"Scores of each arm at N = {n}. Means: {means}", caption)
+    return to_picture(figure, "scores.png", f"Scores of each arm at N = {n}. Means: {means}", caption)
 
 
-def _shown_cells(found: Results, n: N) -> list[Cell]:
-    columns = found.designs[found.truth, ""].columns
-    here = [cell for cell in found.sweep.cells if cell in columns and cell.n in (0, n)]
-    return sorted(here, key=lambda cell: cell.n == 0 != n)
-
-
-def _cell_name(cell: Cell, n: N) -> str:
-    return str(cell.arm) if cell.n == n else f"{cell.arm}, N = {cell.n}"
-
-
-def _draw_cell(axis: Axes, found: Design, cell: Cell, row: int) -> None:
-    if cell not in found.columns:
+def _draw_cell(axis: Axes, design: Design, cell: Cell, row: int) -> None:
+    if cell not in design.columns:
         return
-    values = np.array(list(found.columns[cell].values()))
+    values = np.array(list(design.columns[cell].values()))
     spread = row - 0.12 + stream(0, "jitter", row).uniform(-0.22, 0.1, len(values))
     axis.plot(
         values, spread, "o", color=color(cell.arm), ms=4, alpha=min(0.8, 25 / len(values) + 0.25), mew=0
     )
-    mean = found.mean(cell)
+    mean = design.mean(cell)
     if not math.isnan(mean.low):
         axis.plot([mean.low, mean.high], [row + 0.22] * 2, color="black", lw=2.2, solid_capstyle="butt")
     axis.plot(mean.value, row + 0.22, "D", color="black", ms=6)
@@ -116,16 +114,16 @@ def _draw_cell(axis: Axes, found: Design, cell: Cell, row: int) -> None:
 # ---------------------------------------------------------------- over the number of annotations
 
 
-def draw_curves(found: Results, truth: Truth, name: str) -> Picture:
-    """Mean score with its interval, left over boxes, right over annotated objects; a row per facet."""
+def draw_curves(results: Results, truth: Truth, name: str) -> Picture:
+    """Draws the mean score with its interval over boxes, and over annotated objects; a row per facet."""
     from matplotlib.figure import Figure
 
-    sweep = found.sweep
+    sweep = results.sweep
     figure = Figure(figsize=(WIDTH, 1.0 + 3.6 * len(sweep.facets)), layout="constrained", dpi=DPI)
     grid = figure.subplots(len(sweep.facets), 2, sharey=True, squeeze=False)
     for axes, same in zip(grid, sweep.facets, strict=True):
         for axis, over in zip(axes, ("boxes", "objects"), strict=True):
-            _draw_arms(axis, found, found.designs[truth, same], over)
+            _draw_arms(axis, sweep, results.designs[truth, same], over)
         axes[0].set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
     for axis in grid[:, 0]:
         axis.set_ylabel(f"{spelled_out(sweep.score)},\nmean against {truth}", fontsize=10)
@@ -136,39 +134,45 @@ def draw_curves(found: Results, truth: Truth, name: str) -> Picture:
         "Mean score over test boxes and draws; bands: 95 % intervals. Left over the number of annotation "
         "boxes (evenly spaced), right over the objects in them (logarithmic)."
     )
-    if any(cell.n == 0 for cell in found.designs[truth, ""].columns):
+    if any(cell.n == 0 for cell in results.designs[truth, ""].columns):
         caption += " Dotted: no annotation at all."
-    levels = "; ".join(f"{cell.arm} at N = {cell.n}: {found.designs[truth, ''].mean(cell).value:.2f}"
-                       for cell in found.designs[truth, ""].columns)  # fmt: skip
-    return finished(figure, name, f"Mean score against annotations. {levels}", caption)
+    levels = "; ".join(f"{cell.arm} at N = {cell.n}: {results.designs[truth, ''].mean(cell).value:.2f}"
+                       for cell in results.designs[truth, ""].columns)  # fmt: skip
+    return to_picture(figure, name, f"Mean score against annotations. {levels}", caption)
 
 
-def _draw_arms(axis: Axes, found: Results, one: Design, over: str) -> None:
-    sweep = found.sweep
+def _draw_arms(axis: Axes, sweep: Sweep, design: Design, over: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     places = {n: float(at) for at, n in enumerate(sweep.counts)}
     if over == "objects":
         places = {n: sweep.trained(n, "objects") for n in sweep.counts}
         axis.set_xscale("log")
     for arm in sweep.arms:
-        curve = [Cell(arm, n) for n in sweep.counts if Cell(arm, n) in one.columns]
+        curve = [Cell(arm, n) for n in sweep.counts if Cell(arm, n) in design.columns]
         if curve:
-            _draw_curve(axis, sweep, one, curve, [places[cell.n] for cell in curve])
-    for arm in [arm for arm in sweep.arms if Cell(arm, 0) in one.columns]:
-        level = one.mean(Cell(arm, 0)).value
+            _draw_curve(axis, sweep, design, curve, [places[cell.n] for cell in curve])
+    for arm in [arm for arm in sweep.arms if Cell(arm, 0) in design.columns]:
+        level = design.mean(Cell(arm, 0)).value
         axis.axhline(level, color=color(arm), lw=1.8, ls=":", label=f"{arm}, N = 0")
     if over == "boxes":
         axis.set_xticks(list(places.values()), [_tick(sweep, n) for n in places], fontsize=10)
         axis.set_xlim(-0.4, len(places) - 0.6)
     else:
-        _log_ticks(axis, list(places.values()))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        known = [place for place in places.values() if place > 0]
+        if known:
+            axis.set_xlim(min(known) / 1.25, max(known) * 1.25)
     axis.set_xlabel("annotation boxes, N" if over == "boxes" else "annotated objects", fontsize=10)
     _plain(axis, "both")
 
 
 def _draw_curve(
-    axis: Axes, sweep: Sweep, one: Design, curve: Sequence[Cell], places: Sequence[float]
+    axis: Axes, sweep: Sweep, design: Design, curve: Sequence[Cell], places: Sequence[float]
 ) -> None:
-    arm, means = curve[0].arm, [one.mean(cell) for cell in curve]
+    arm, means = curve[0].arm, [design.mean(cell) for cell in curve]
     variant = list(dict.fromkeys(other.rest for other in sweep.arms)).index(arm.rest)
     isl = arm.name.endswith("+isl")
     axis.plot(
@@ -184,23 +188,12 @@ def _tick(sweep: Sweep, n: N) -> str:
     return f"all ({sweep.trained(n, 'boxes'):g})" if n == "all" else str(n)
 
 
-def _log_ticks(axis: Axes, places: Sequence[float]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_locator(NullLocator())
-    known = [place for place in places if place > 0]
-    if known:
-        axis.set_xlim(min(known) / 1.25, max(known) * 1.25)
-
-
-def draw_differences(found: Results) -> Picture | None:
-    """Difference of each pair of arms over the number of boxes; open where its interval holds 0."""
+def draw_differences(results: Results) -> Picture | None:
+    """Draws the difference of each pair of arms over the number of boxes; open where its interval holds 0."""
     from matplotlib.figure import Figure
 
-    every = found.differences[found.truth, ""]
-    pairs = list(dict.fromkeys((one.arm, one.base) for one in every))
+    every = results.differences[results.truth, ""]
+    pairs = list(dict.fromkeys((less.arm, less.base) for less in every))
     if not pairs:
         return None
     columns = 2 if len(pairs) in (2, 4) else min(3, len(pairs))
@@ -210,26 +203,26 @@ def draw_differences(found: Results) -> Picture | None:
     for axis in grid[len(pairs) :]:
         axis.set_axis_off()
     for axis, pair in zip(grid, pairs, strict=False):
-        _draw_pair(axis, found.sweep, [one for one in every if (one.arm, one.base) == pair])
+        _draw_pair(axis, results.sweep, [less for less in every if (less.arm, less.base) == pair])
     for axis in grid[::columns]:
-        axis.set_ylabel(f"difference of\n{spelled_out(found.sweep.score)}", fontsize=10)
-    said = "; ".join(f"{o.arm} less {o.base} at N = {o.n}: {o.value.value:+.2f}, {o.verdict}" for o in every)
+        axis.set_ylabel(f"difference of\n{spelled_out(results.sweep.score)}", fontsize=10)
+    texts = "; ".join(f"{o.arm} less {o.base} at N = {o.n}: {o.value.value:+.2f}, {o.verdict}" for o in every)
     caption = (
         "Difference on the same test boxes and draws with its 95 % interval. Above 0: the arm with ISL "
         "scores higher. Open: the interval includes 0, or there is none."
     )
-    return finished(figure, "differences.png", f"Differences between arms. {said}", caption)
+    return to_picture(figure, "differences.png", f"Differences between arms. {texts}", caption)
 
 
 def _draw_pair(axis: Axes, sweep: Sweep, own: Sequence[Difference]) -> None:
     axis.axhline(0, color=PALE, lw=1)
-    for place, one in enumerate(own):
-        shade = color(one.arm)
-        if not math.isnan(one.value.low):
-            axis.plot([place] * 2, [one.value.low, one.value.high], color=shade, lw=2.2)
-        sure = one.verdict in ("better", "worse")
-        axis.plot(place, one.value.value, "o", color=shade, ms=8, mfc=shade if sure else "white", mew=1.8)
-    axis.set_xticks(range(len(own)), [_tick(sweep, one.n) for one in own], fontsize=10)
+    for place, less in enumerate(own):
+        shade = color(less.arm)
+        if not math.isnan(less.value.low):
+            axis.plot([place] * 2, [less.value.low, less.value.high], color=shade, lw=2.2)
+        sure = less.verdict in ("better", "worse")
+        axis.plot(place, less.value.value, "o", color=shade, ms=8, mfc=shade if sure else "white", mew=1.8)
+    axis.set_xticks(range(len(own)), [_tick(sweep, less.n) for less in own], fontsize=10)
     axis.set_xlim(-0.6, len(own) - 0.4)
     axis.set_title(f"{own[0].arm}\nless {own[0].base}", fontsize=10, color=INK, loc="left")
     axis.set_xlabel("annotation boxes, N", fontsize=10)
