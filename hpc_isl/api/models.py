@@ -21,7 +21,7 @@ from hpc_isl.learning.network.model import load
 from hpc_isl.learning.training.precision import as_scored
 from hpc_isl.objects.types import Labels
 from hpc_isl.stages.segment.inputs import model_run
-from hpc_isl.stages.shared.decoding import rule_of
+from hpc_isl.stages.shared.decoding import decode, rule_of
 
 
 def load_model(run: str | Path | Run) -> Model:

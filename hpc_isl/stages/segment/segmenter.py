@@ -27,7 +27,7 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment.files import Labels, Maps, maps_of, schema_file
 from hpc_isl.stages.segment.inputs import Models, PlateInput, kept_recipe, models_of
-from hpc_isl.stages.shared.decoding import Rule, rule_of
+from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
 
 _LOADING = Lock()
 
