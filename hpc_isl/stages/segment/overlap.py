@@ -11,8 +11,7 @@ import numpy as np
 from hpc_isl.objects.overlap import Crop, Seen, counted_first, duplicates, overlapping
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.store import Index, open_plate, read_label_box
-from hpc_isl.stages.segment.existing_labels import check_owner
-from hpc_isl.stages.segment.files import FieldTask, Labels, Row, labels_name
+from hpc_isl.stages.segment.files import FieldTask, Labels, Row, check_owner, labels_name
 from hpc_isl.stages.segment.inputs import SegmentInputs
 from hpc_isl.tasks import Pool, Task
 
