@@ -107,7 +107,7 @@ class Here:
 
 def computed(stage: Any, root: Path, name: str, *words: str, pools: Any = None) -> Run:
     """A run of a stage from its plan to its end, as a job computes it."""
-    verb = stage.__name__.split(".")[-1]
+    verb = stage.__name__.split(".")[-2]
     run = Run(root / "runs" / verb / name)
     planned: Plan = stage.plan(load(verb, None, list(words)))
     run.folder.mkdir(parents=True)

@@ -100,7 +100,7 @@ def find_duplicates(well: Well) -> list[Duplicate]:
         for key, fingerprint in zip(well.keys, well.fingerprints, strict=True)
     ]
     pairs = overlapping(*_places(fields, index.plate.pixel_um))
-    found: list[Duplicate] = []
+    again: list[Duplicate] = []
     for time in range(min(field.shape[0] for field in fields)):
         same = [
             ((a, one), (b, two))
@@ -115,8 +115,8 @@ def find_duplicates(well: Well) -> list[Duplicate]:
             name = f"{well.keys[kept[0]]}:{kept[1]}"
             # What one field shows apart is two objects, even where another shows them as one.
             others = [other for other in others if other[0] != kept[0]]
-            found += [(str(well.keys[field]), time, label, name) for field, label in others]
-    return sorted(found)
+            again += [(str(well.keys[field]), time, label, name) for field, label in others]
+    return sorted(again)
 
 
 def _groups(pairs: Sequence[tuple[Seen, Seen]]) -> list[list[Seen]]:
