@@ -509,7 +509,7 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
         ("fields=[]", r"fields=\[\] leaves none of its 4 fields"),
         (
             "outputs=[labels, stain]",
-            "outputs: stain cannot be kept, for .*finetune/cells has none: a run of pretrain",
+            "outputs: stain cannot be kept, because .*finetune/cells has none: a run of pretrain",
         ),
     ],
 )
@@ -554,7 +554,7 @@ def test_fields_without_a_source_are_left_out_counted_and_lost_to_their_wells(la
     model = f"model={lab}/runs/finetune/cells"
     messages = plan(load("segment", None, [model, f"plates=[{tmp_path}/S1.zarr]", "labels=found"])).messages
     assert (
-        "S1: 2 fields (B03/1, B03/2) are left out, for they have no plane of a source ('Brightfield')"
+        "S1: 2 fields (B03/1, B03/2) are left out, because they have no plane of a source ('Brightfield')"
         in messages
     )
     run = segmented(lab, tmp_path, copy=False)
@@ -788,7 +788,7 @@ def test_fields_are_told_in_plate_order(lab, tmp_path):
         (
             "nuclei",
             "outputs=[distance]",
-            "outputs: distance cannot be kept, for .* a model of cells predicts",
+            "outputs: distance cannot be kept, because .* a model of cells predicts",
         ),
         (
             "../segment/all",

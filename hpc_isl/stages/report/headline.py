@@ -26,7 +26,8 @@ LEGEND = {
 }
 """The meaning of each score; all but the count error lie from 0 to 1, and higher is better."""
 ONE_DRAW = (
-    "One draw of boxes was made: no intervals are given, for its luck cannot be told from what the arm does."
+    "One draw of boxes was made: no intervals are given, because its luck cannot be told from what the arm "
+    "does."
 )
 
 
@@ -85,7 +86,8 @@ def headline(results: Results) -> list[str]:
         own = [less for less in results.differences[truth, ""] if less.arm == arm]
         lines.append(_reached(sweep, design, arm, own, place == 0))
         lines += _beyond(own, n)
-        lines += _saved([one for one in results.savings[truth] if one.arm == arm and one.n == n])
+        savings = [saving for saving in results.savings[truth] if saving.arm == arm]
+        lines += _saved([saving for saving in savings if saving.n == n])
     if not arms:
         cells = [cell for cell in design.columns if cell.n == n] or list(design.columns)
         reached = "; ".join(f"{cell.arm} {bounded(design.mean(cell))}" for cell in cells)
@@ -135,24 +137,24 @@ def _against_drafted(less: Difference) -> str:
 
 def _beyond(own: Sequence[Difference], n: N) -> Iterator[str]:
     """Yields the further numbers of boxes at which ISL gains nothing over the arm without, or loses."""
-    for base in dict.fromkeys(one.base for one in own if one.base.name != "drafted"):
-        later = [one for one in own if one.base == base and one.n not in (0, n)]
+    for base in dict.fromkeys(less.base for less in own if less.base.name != "drafted"):
+        later = [less for less in own if less.base == base and less.n not in (0, n)]
         for verdict, text in (
             ("no difference shown", "no benefit of {} over {} is shown at N = {}"),
             ("worse", "{} is worse than {} at N = {}"),
         ):
-            where = ", ".join(str(one.n) for one in later if one.verdict == verdict)
+            where = ", ".join(str(less.n) for less in later if less.verdict == verdict)
             if where:
                 line = text.format(own[0].arm, base, where)
                 yield f"{line[0].upper()}{line[1:]}."
 
 
 def _saved(here: Sequence[Saving]) -> Iterator[str]:
-    for one in here:
-        if one.base.name == "drafted":
+    for saving in here:
+        if saving.base.name == "drafted":
             continue
-        if one.factor is None:
-            yield f"At a score of {number(one.score)} no annotations are saved over {one.base}."
+        if saving.factor is None:
+            yield f"At a score of {number(saving.score)} no annotations are saved over {saving.base}."
             continue
-        likely = f" [{one.likely}]" if one.likely else ""
-        yield f"For that score, {one.base} needs {one.factor} × the annotated objects{likely}."
+        likely = f" [{saving.likely}]" if saving.likely else ""
+        yield f"For that score, {saving.base} needs {saving.factor} × the annotated objects{likely}."

@@ -122,7 +122,7 @@ def _fewest(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
     sweep = results.sweep
     yield figure(known["scores.png"])
     for same in sweep.facets:
-        here = [one for one in results.differences[results.truth, same] if one.n == sweep.fewest]
+        here = [less for less in results.differences[results.truth, same] if less.n == sweep.fewest]
         if here:
             yield _differences(
                 here, f"N = {sweep.fewest}, {facet_title(sweep, same)}. {_how(results, same)}", False
@@ -144,9 +144,9 @@ def _how(results: Results, same: str) -> str:
 def _differences(every: Sequence[Difference], caption: str, with_n: bool) -> Html:
     header = ["arm", "against", *(["N"] if with_n else []), "difference", "gain", "pairs", "in words"]
     rows = [
-        [one.arm, one.base, *([one.n] if with_n else []), bounded(one.value, signed),
-         bounded(one.gain, percent), one.pairs, VERDICTS[one.verdict]]
-        for one in every
+        [less.arm, less.base, *([less.n] if with_n else []), bounded(less.value, signed),
+         bounded(less.gain, percent), less.pairs, VERDICTS[less.verdict]]
+        for less in every
     ]  # fmt: skip
     return table(header, rows, caption, range(2, len(header) - 1))
 
@@ -157,7 +157,7 @@ def _curves(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
         return
     for place, truth in enumerate(results.sweep.truths):
         if place:
-            circular = ": circular, for these labels were drafted from a stain" if truth.circular else ""
+            circular = ": circular, because these labels were drafted from a stain" if truth.circular else ""
             yield tag("h3", f"Against {truth}", circular)
         yield figure(known[f"curves-{place}.png"])
     if "differences.png" in known:
@@ -176,9 +176,10 @@ def _savings(results: Results) -> Iterator[object]:
         "ISL saves annotations; – where the score is 0.00, for which none are needed.",
     )  # fmt: skip
     rows = [
-        [one.arm, one.n, f"{one.objects:.0f}", number(one.score), one.base,
-         "–" if one.factor is None else f"{one.factor} ×", "–" if one.likely is None else str(one.likely)]
-        for one in every
+        [saving.arm, saving.n, f"{saving.objects:.0f}", number(saving.score), saving.base,
+         "–" if saving.factor is None else f"{saving.factor} ×",
+         "–" if saving.likely is None else str(saving.likely)]
+        for saving in every
     ]  # fmt: skip
     score = name_of_score(results.sweep.score)
     header = ["arm", "N", "objects", score, "against", "factor saved", "95 % interval"]
@@ -207,10 +208,10 @@ def _score_table(sweep: Sweep, truth: Truth, same: str) -> Html:
     """Returns all scores of one truth and facet: a row per arm and number of boxes."""
     rows = []
     for cell in sweep.cells:
-        if found := spreads(sweep, truth, cell, same):
+        if own := spreads(sweep, truth, cell, same):
             objects = f"{sweep.trained(cell.n, 'objects'):.0f}"
-            most = max(spread.images for spread in found.values())
-            texts = [str(found[score]).replace("nan", "–").replace("-", "−") for score in SCORES]
+            most = max(spread.images for spread in own.values())
+            texts = [str(own[score]).replace("nan", "–").replace("-", "−") for score in SCORES]
             rows.append([cell.arm, cell.n, objects, most, *texts])
     header = ["arm", "N", "objects", "scored", *map(name_of_score, SCORES)]
     return table(header, rows, f"Against {truth}, {facet_title(sweep, same)}.", range(1, len(header)))

@@ -30,7 +30,7 @@ def check_inputs(inputs: SegmentInputs) -> Iterator[str]:
     for name in recipe.outputs:
         if name in MAPS and not maps_of([name], models.contract, models.stain_contract).channels:
             raise UserError(
-                f"outputs: {name} cannot be kept, for {models.folder.parent} has none: {MAPS[name]}"
+                f"outputs: {name} cannot be kept, because {models.folder.parent} has none: {MAPS[name]}"
             )
     if recipe.h_maxima is not None and models.kind != "cells":
         way = (
@@ -45,7 +45,7 @@ def check_inputs(inputs: SegmentInputs) -> Iterator[str]:
     if recipe.reference_labels is not None:
         yield _check_reference(inputs, recipe.reference_labels)
     if recipe.overlap is not None and not inputs.keeps_labels:
-        yield "objects that two overlapping fields show are counted twice, for labels are not kept (write)"
+        yield "objects that two overlapping fields show count twice, because labels are not kept (outputs)"
 
 
 def _check_plate(plate: PlateInput) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _check_sources(plate: PlateInput) -> Iterator[str]:
     if plate.without:
         names = ", ".join(repr(role.channel) for role in models.view.sources)
         left_out = some_fields(plate.without)
-        yield f"{plate.name}: {left_out} are left out, for they have no plane of a source ({names})"
+        yield f"{plate.name}: {left_out} are left out, because they have no plane of a source ({names})"
     if reasons:
         yield f"{plate.name}: {len(reasons)} of {len(plate.keys)} fields cannot be seen, as {reasons[0]}"
     for reason in plate.reasons_unseen(models.stain_view, plate.keys[:1]) if models.stain_view else ():
@@ -136,7 +136,8 @@ def _check_reference(inputs: SegmentInputs, reference: ReferenceRecipe) -> str:
     total = len(inputs.fields)
     if not known:
         raise UserError(f"reference_labels: none of the {total} fields has {what}")
-    return f"counts are held against the truth on up to {known:,} of {total:,} fields, which have {what}"
+    which = f"up to {known:,} of {total:,} fields, which have {what}"
+    return f"counts are compared with the reference labels on {which}"
 
 
 def _has_labels(plate: PlateInput, key: FieldKey, labels: str) -> bool:

@@ -20,7 +20,6 @@ from hpc_isl.plates.store import (
     label_bands,
     label_provenance,
     labels_checksum,
-    refuse_edited,
 )
 from hpc_isl.run import Run
 from hpc_isl.stages.segment.files import COPY, FieldTask, content_hash, labels_name
@@ -182,45 +181,6 @@ def check_writable(plate: PlateInput, existing: ExistingLabels) -> None:
 def some_fields(keys: Sequence[FieldKey]) -> str:
     """Returns `5 fields (B03/1, B03/2, B04/1, …)`."""
     return f"{len(keys)} fields ({', '.join(map(str, keys[:3]))}{', …' if len(keys) > 3 else ''})"
-
-
-# ---------------------------------------------------------------- a field, as it is written
-
-
-def check_can_write_labels(image: Path, name: str, fingerprint: str, overwrite: bool) -> None:
-    """Checks that what exists where labels are about to be written may be replaced.
-
-    Raises:
-        UserError: people corrected it, or another computation made it and `overwrite` does not say so.
-    """
-    check_owner(image, name, fingerprint, overwrite)
-    own = labels_name(image, name)
-    made = label_provenance(image, own)
-    if made is None or (made[1] == fingerprint and edited(image, own) is None):
-        return  # of an earlier version, without a checksum: the writer compares pixels
-    refuse_edited(image, own)
-
-
-def check_owner(image: Path, name: str, fingerprint: str, overwrite: bool = False) -> None:
-    """Checks that the labels of this name are of this computation, or of another that may be replaced.
-
-    Raises:
-        UserError: they are people's, or another computation made them and `overwrite` does not say so.
-    """
-    own = labels_name(image, name)
-    made = label_provenance(image, own)
-    if made is None or made[1] == fingerprint:
-        return
-    if not made[1]:
-        raise UserError(
-            f"{image}: people have labels {name!r} there, and have corrected those that were computed, "
-            f"{name + COPY!r}: neither is replaced; choose another labels="
-        )
-    if not overwrite:
-        raise UserError(
-            f"{image}: has labels {own!r} of another run of segment; choose another labels=, or "
-            "overwrite=true replaces them"
-        )
 
 
 # ---------------------------------------------------------------- a run that has ended

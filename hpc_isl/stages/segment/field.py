@@ -30,10 +30,8 @@ from hpc_isl.plates.store import (
 from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.recipes.segment import ReferenceRecipe
 from hpc_isl.stages.segment import files
-from hpc_isl.stages.segment.existing_labels import check_can_write_labels
 from hpc_isl.stages.segment.files import FieldTask, Labels, Row
 from hpc_isl.stages.segment.inputs import PlateInput
-from hpc_isl.stages.segment.large_field import predict_large, segment_large
 from hpc_isl.stages.segment.segmenter import (
     FieldPrediction,
     FieldReader,
@@ -57,10 +55,12 @@ def segment_field(task: FieldTask) -> Row:
     reader = segmenter.reader(task.plate, task.key)
     if "labels" in segmenter.recipe.outputs:
         files.remove_partial_image(reader.image, segmenter.models.labels)
-        check_can_write_labels(
+        files.check_can_write_labels(
             reader.image, segmenter.models.labels, task.labels_fingerprint, segmenter.recipe.overwrite
         )
     if reader.is_large:
+        from hpc_isl.stages.segment.large_field import segment_large  # few runs need it
+
         facts = segment_large(segmenter, reader, task)
     else:
         predictions = segmenter.field(reader)
@@ -122,6 +122,8 @@ def _computed(
 ) -> Iterator[tuple[list[Labels], pa.Table]]:
     """Yields the labels of each time, and the table, as they are computed now."""
     if reader.is_large:
+        from hpc_isl.stages.segment.large_field import predict_large
+
         with predict_large(segmenter, reader, task) as (labels, table, _):
             yield labels, table
         return

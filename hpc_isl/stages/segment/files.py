@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.learning.data.pixels import Pixels
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.plates.atomic_directory import MARK, clean, translate_write_errors
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
-from hpc_isl.plates.store import Index, label_provenance
+from hpc_isl.plates.store import Index, edited, label_provenance, refuse_edited
 from hpc_isl.run import Run
 
 Row = dict[str, Any]
@@ -86,6 +87,42 @@ def labels_name(image: Path, name: str) -> str:
     """Returns the name for computed labels of an image: those that people drew, or a draft, stay."""
     made = label_provenance(image, name)
     return name if made is None or made[1] else name + COPY
+
+
+def check_can_write_labels(image: Path, name: str, fingerprint: str, overwrite: bool) -> None:
+    """Checks that what exists where labels are about to be written may be replaced.
+
+    Raises:
+        UserError: people corrected it, or another computation made it and `overwrite` does not say so.
+    """
+    check_owner(image, name, fingerprint, overwrite)
+    own = labels_name(image, name)
+    made = label_provenance(image, own)
+    if made is None or (made[1] == fingerprint and edited(image, own) is None):
+        return  # of an earlier version, without a checksum: the writer compares pixels
+    refuse_edited(image, own)
+
+
+def check_owner(image: Path, name: str, fingerprint: str, overwrite: bool = False) -> None:
+    """Checks that the labels of this name are of this computation, or of another that may be replaced.
+
+    Raises:
+        UserError: they are people's, or another computation made them and `overwrite` does not say so.
+    """
+    own = labels_name(image, name)
+    made = label_provenance(image, own)
+    if made is None or made[1] == fingerprint:
+        return
+    if not made[1]:
+        raise UserError(
+            f"{image}: people have labels {name!r} there, and have corrected those that were computed, "
+            f"{name + COPY!r}: neither is replaced; choose another labels="
+        )
+    if not overwrite:
+        raise UserError(
+            f"{image}: has labels {own!r} of another run of segment; choose another labels=, or "
+            "overwrite=true replaces them"
+        )
 
 
 def done_record(task: FieldTask, image: Path, labels: str | None) -> Row | None:

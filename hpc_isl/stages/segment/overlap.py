@@ -11,8 +11,7 @@ import numpy as np
 from hpc_isl.objects.overlap import Crop, Seen, counted_first, duplicates, overlapping
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.store import Index, open_plate, read_label_box
-from hpc_isl.stages.segment.existing_labels import check_owner
-from hpc_isl.stages.segment.files import FieldTask, Labels, Row, labels_name
+from hpc_isl.stages.segment.files import FieldTask, Labels, Row, check_owner, labels_name
 from hpc_isl.stages.segment.inputs import SegmentInputs
 from hpc_isl.tasks import Pool, Task
 
@@ -101,7 +100,7 @@ def find_duplicates(well: Well) -> list[Duplicate]:
         for key, fingerprint in zip(well.keys, well.fingerprints, strict=True)
     ]
     pairs = overlapping(*_places(fields, index.plate.pixel_um))
-    found: list[Duplicate] = []
+    again: list[Duplicate] = []
     for time in range(min(field.shape[0] for field in fields)):
         same = [
             ((a, one), (b, two))
@@ -116,8 +115,8 @@ def find_duplicates(well: Well) -> list[Duplicate]:
             name = f"{well.keys[kept[0]]}:{kept[1]}"
             # What one field shows apart is two objects, even where another shows them as one.
             others = [other for other in others if other[0] != kept[0]]
-            found += [(str(well.keys[field]), time, label, name) for field, label in others]
-    return sorted(found)
+            again += [(str(well.keys[field]), time, label, name) for field, label in others]
+    return sorted(again)
 
 
 def _groups(pairs: Sequence[tuple[Seen, Seen]]) -> list[list[Seen]]:

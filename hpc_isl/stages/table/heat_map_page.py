@@ -75,7 +75,7 @@ def page_of(
         parts.append(tag("section", tag("h2", heat_map.title), tag("p", heat_map.about), *drawn))
     if agreement is not None:
         png, caption = agreement
-        parts += [tag("h2", "Held against the truth"), picture(png, caption, caption, 480)]
+        parts += [tag("h2", "Compared with the reference labels"), picture(png, caption, caption, 480)]
     return page(f"{name}: plates", join(parts))
 
 

@@ -89,7 +89,7 @@ def draw(
         lines.append(f"{len(shown)} of {len(groups)} plates (or times of plates) are shown, spread evenly.")
     if agreement is not None:
         made["counts against the truth"] = agreement[0]
-        lines.append(f"Held against the truth: {agreement[1]}.")
+        lines.append(f"Compared with the reference labels: {agreement[1]}.")
     page = run.pictures / "plates.html"
     hover = [_hover(rows, columns) for rows in shown.values()]
     picture = None if agreement is None else (agreement[0].read_bytes(), agreement[1])
