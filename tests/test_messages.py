@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 # What a message would advise, and where it may: what is replaced there was made by a computation.
 DESTROYS = re.compile(r"rm -rf?\b|\b(?:remove|delete) (?:it|them|its|the folder|these)\b|overwrite=true")
 ALLOWED = {
-    "stages/annotate.py": 1,  # a draft, or what another program computed
+    "stages/annotate/stage.py": 1,  # a draft, or what another program computed
     "stages/segment/existing_labels.py": 1,  # labels of another run of segment
     "stages/segment/files.py": 1,
 }

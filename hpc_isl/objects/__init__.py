@@ -1,1 +1,1 @@
-"""The third wing: from maps to objects, and how good they are."""
+"""Objects: from distance maps to labels, their features, and scores of predictions."""

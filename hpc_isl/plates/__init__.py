@@ -1,1 +1,1 @@
-"""The first wing: what a plate is, how vendors write it, and how it lies on disk as OME-Zarr."""
+"""Plates: names and positions, vendors' exports, and their storage on disk as OME-Zarr."""

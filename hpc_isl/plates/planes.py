@@ -165,16 +165,7 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
         UserError: see `header`.
     """
     path = tiff.filehandle.path
-    pages, offsets = [], set()
-    for page in tiff.pages:
-        if page.offset in offsets:
-            raise UserError(f"{path} is damaged: it names a page twice")
-        offsets.add(page.offset)
-        if not page.is_reduced:  # thumbnails and pyramids are no planes
-            pages.append(page)
-    if not pages:
-        raise UserError(f"{path} holds no image")
-    _check_last_page(tiff)
+    pages = _pages(tiff)
     kinds = {(page.shape, str(page.dtype)) for page in pages}
     if len(kinds) > 1:
         listed = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str))
@@ -195,15 +186,27 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
     return [StoredPlane(page, number * page.nbytes) for number in range(count)]
 
 
-def _check_last_page(tiff: Any) -> None:
-    """Raises where a page follows the last one: tifffile ends in silence where it cannot be reached."""
+def _pages(tiff: Any) -> list[Any]:
+    """Returns the pages that are planes, one at least; raises a `UserError` where some cannot be reached."""
+    path = tiff.filehandle.path
+    pages, offsets = [], set()
+    for page in tiff.pages:
+        if page.offset in offsets:
+            raise UserError(f"{path} is damaged: it names a page twice")
+        offsets.add(page.offset)
+        if not page.is_reduced:  # thumbnails and pyramids are no planes
+            pages.append(page)
+    if not pages:
+        raise UserError(f"{path} holds no image")
+    # tifffile ends in silence where the next page cannot be reached: the offset after the last one is read.
     layout, file = tiff.tiff, tiff.filehandle
     file.seek(tiff.pages[-1].offset)
     (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
     file.seek(tiff.pages[-1].offset + layout.tagnosize + tags * layout.tagsize)
     (next_page,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
     if next_page:
-        raise UserError(f"{file.path} is truncated: it has more pages than can be reached")
+        raise UserError(f"{path} is truncated: it has more pages than can be reached")
+    return pages
 
 
 def _claimed(tiff: Any) -> int:

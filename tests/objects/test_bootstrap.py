@@ -19,14 +19,14 @@ def scores(seed, rows=24, arms=2):
 
 
 def test_mean_and_deviation_are_over_images_and_print_as_in_the_paper():
-    found = spread([0.2, 0.4, 0.9])
-    assert (found.mean, found.sd) == (pytest.approx(0.5), pytest.approx(0.36055512754639896))
-    assert str(found) == "0.50 ± 0.36"
+    result = spread([0.2, 0.4, 0.9])
+    assert (result.mean, result.sd) == (pytest.approx(0.5), pytest.approx(0.36055512754639896))
+    assert str(result) == "0.50 ± 0.36"
 
 
 def test_images_without_a_score_are_left_out_and_counted():
-    found = spread([0.2, float("nan"), 0.4])
-    assert (found.mean, found.images, found.undefined) == (pytest.approx(0.3), 2, 1)
+    result = spread([0.2, float("nan"), 0.4])
+    assert (result.mean, result.images, result.undefined) == (pytest.approx(0.3), 2, 1)
 
 
 def test_one_image_has_no_deviation_and_no_image_has_no_mean():
@@ -64,12 +64,12 @@ def test_an_arm_added_leaves_the_resamples_of_the_others():
 def test_one_level_is_the_ordinary_bootstrap():
     table = scores(5, rows=40, arms=1)
     means = resampled_means(table, [(row,) for row in range(40)], seed=0, resamples=20_000)
-    found = interval(float(table.mean()), means[:, 0])
+    result = interval(float(table.mean()), means[:, 0])
     rng = np.random.default_rng(0)
     expected = bootstrap((table[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=rng)
-    assert found.value == table.mean()
-    assert found.low == pytest.approx(expected.confidence_interval.low, abs=0.005)
-    assert found.high == pytest.approx(expected.confidence_interval.high, abs=0.005)
+    assert result.value == table.mean()
+    assert result.low == pytest.approx(expected.confidence_interval.low, abs=0.005)
+    assert result.high == pytest.approx(expected.confidence_interval.high, abs=0.005)
 
 
 def test_resampling_by_hand_gives_the_same_distribution():
@@ -137,17 +137,17 @@ def test_about_95_of_100_intervals_hold_the_truth():
         rng = np.random.default_rng(trial)
         table = 0.5 + np.repeat(rng.normal(0, 0.1, 30), 4) + rng.normal(0, 0.05, 120)
         means = resampled_means(table[:, None], paths, seed=trial, resamples=300)
-        found = interval(float(table.mean()), means[:, 0])
-        held += found.low <= 0.5 <= found.high
+        result = interval(float(table.mean()), means[:, 0])
+        held += result.low <= 0.5 <= result.high
     assert 88 <= held <= 99
 
 
 def test_with_one_unit_no_bounds_are_made_up():
     means = resampled_means(np.array([[0.3], [0.5]]), [("B03", "1")] * 2, seed=0)
-    found = interval(0.4, means[:, 0])
-    assert found.value == 0.4
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
+    result = interval(0.4, means[:, 0])
+    assert result.value == 0.4
+    assert math.isnan(result.low)
+    assert math.isnan(result.high)
 
 
 def test_a_narrower_level_gives_a_narrower_interval():

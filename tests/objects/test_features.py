@@ -28,10 +28,10 @@ def blobs(seed, shape=(90, 120), size=3.0):
 
 
 def assert_as_regionprops(labels, channels, pixel_um):
-    found = features(labels, channels, pixel_um)
+    result = features(labels, channels, pixel_um)
     stack = np.stack([*channels.values(), np.zeros(labels.shape)], -1).astype(np.float64)
     for row, region in enumerate(regionprops(labels.astype(int), stack, spacing=pixel_um)):
-        ours = {name: column[row] for name, column in found.items()}
+        ours = {name: column[row] for name, column in result.items()}
         assert ours["label"] == region.label
         assert tuple(ours[name] for name in ("y0", "x0", "y1", "x1")) == region.bbox
         assert (ours["centroid_y_um"], ours["centroid_x_um"]) == pytest.approx(region.centroid, rel=1e-12)
@@ -44,8 +44,8 @@ def assert_as_regionprops(labels, channels, pixel_um):
                 expected = getattr(region, f"intensity_{theirs}")[place]
                 assert ours[f"{name}_{of}"] == pytest.approx(expected, rel=1e-12, abs=1e-9), (name, of)
             assert ours[f"{name}_sum"] == stack[..., place][labels == region.label].sum()
-    assert {len(column) for column in found.values()} == {np.count_nonzero(np.unique(labels))}
-    return found
+    assert {len(column) for column in result.values()} == {np.count_nonzero(np.unique(labels))}
+    return result
 
 
 def turn(a, b):
@@ -74,9 +74,9 @@ def test_so_have_objects_in_pieces_that_touch_each_other_and_the_border(labels):
 @quickly
 @given(mask=arrays.arrays(bool, (9, 9)))
 def test_the_hull_is_that_of_regionprops_to_the_pixel(mask):
-    found = features(mask.astype(np.uint32), {}, None)
+    result = features(mask.astype(np.uint32), {}, None)
     for region in regionprops(mask.astype(int)):
-        assert found["area_px"][0] / found["solidity"][0] == pytest.approx(region.area_convex, rel=1e-12)
+        assert result["area_px"][0] / result["solidity"][0] == pytest.approx(region.area_convex, rel=1e-12)
 
 
 @pytest.mark.parametrize("turned", [0, 1, 2, 3])
@@ -99,12 +99,12 @@ def test_an_ellipse_has_the_figures_of_geometry():
     y, x = np.mgrid[:400, :400] - 200.0
     along, across = x * np.cos(0.6) + y * np.sin(0.6), y * np.cos(0.6) - x * np.sin(0.6)
     labels = ((along / 150) ** 2 + (across / 75) ** 2 <= 1).astype(np.uint32)
-    found = {name: column[0] for name, column in features(labels, {}, 0.5).items()}
-    assert found["area_um2"] == pytest.approx(np.pi * 75 * 37.5, rel=1e-3)
-    assert (found["centroid_y_um"], found["centroid_x_um"]) == pytest.approx((100, 100))
-    assert found["eccentricity"] == pytest.approx(np.sqrt(1 - 0.25), rel=1e-3)
-    assert found["solidity"] > 0.99
-    assert turn(found["orientation_rad"], np.pi / 2 - 0.6) < 1e-3
+    result = {name: column[0] for name, column in features(labels, {}, 0.5).items()}
+    assert result["area_um2"] == pytest.approx(np.pi * 75 * 37.5, rel=1e-3)
+    assert (result["centroid_y_um"], result["centroid_x_um"]) == pytest.approx((100, 100))
+    assert result["eccentricity"] == pytest.approx(np.sqrt(1 - 0.25), rel=1e-3)
+    assert result["solidity"] > 0.99
+    assert turn(result["orientation_rad"], np.pi / 2 - 0.6) < 1e-3
 
 
 # ---------------------------------------------------------------- the table
@@ -147,11 +147,13 @@ def test_objects_at_the_edge_touch_the_border_and_others_do_not():
 def test_channels_are_measured_as_they_are_stored(dtype):
     labels, counts = blobs(6)
     stored = (counts % 200).astype(dtype)
-    found = features(labels, {"c": stored}, None)
-    names = found["label"]
-    np.testing.assert_array_equal(found["c_sum"], ndimage.sum(stored.astype(float), labels, names))
-    np.testing.assert_array_equal(found["c_max"], ndimage.maximum(stored.astype(float), labels, names))
-    np.testing.assert_allclose(found["c_sd"], ndimage.standard_deviation(stored.astype(float), labels, names))
+    result = features(labels, {"c": stored}, None)
+    names = result["label"]
+    np.testing.assert_array_equal(result["c_sum"], ndimage.sum(stored.astype(float), labels, names))
+    np.testing.assert_array_equal(result["c_max"], ndimage.maximum(stored.astype(float), labels, names))
+    np.testing.assert_allclose(
+        result["c_sd"], ndimage.standard_deviation(stored.astype(float), labels, names)
+    )
 
 
 def test_a_spread_far_below_the_mean_is_not_lost():
@@ -195,11 +197,11 @@ def test_what_are_no_labels_is_refused():
 
 
 def slowly_assigned(nuclei, cells):
-    found = []
+    result = []
     for name in np.unique(nuclei[nuclei > 0]):
         inside = cells[(nuclei == name) & (cells > 0)]
-        found.append(np.bincount(inside).argmax() if inside.size else 0)
-    return found
+        result.append(np.bincount(inside).argmax() if inside.size else 0)
+    return result
 
 
 @quickly

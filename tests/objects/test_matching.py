@@ -59,41 +59,41 @@ def names(rng):
 @pytest.mark.parametrize("spoil", [0.5, 1, 2])
 def test_ap_is_the_average_precision_of_cellpose(seed, spoil):
     prediction, truth = nuclei(seed, spoil=spoil), nuclei(seed)
-    iou, found = dense_iou(prediction, truth), match(prediction, truth)
+    iou, result = dense_iou(prediction, truth), match(prediction, truth)
     for threshold in THRESHOLDS:
         tp = len(assigned(iou, threshold))
-        assert found.hits(threshold) == tp
-        assert found.ap(threshold) == tp / (iou.shape[0] + iou.shape[1] - tp)
+        assert result.hits(threshold) == tp
+        assert result.ap(threshold) == tp / (iou.shape[0] + iou.shape[1] - tp)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_other_scores_are_those_of_stardist(seed):
     prediction, truth = nuclei(seed, spoil=1), nuclei(seed)
-    iou, found = dense_iou(prediction, truth), object_scores(prediction, truth)
+    iou, result = dense_iou(prediction, truth), object_scores(prediction, truth)
     pairs = assigned(iou, 0.5)
     tp, fp, fn = len(pairs), iou.shape[1] - len(pairs), iou.shape[0] - len(pairs)
     precision, recall = tp / (tp + fp), tp / (tp + fn)
     assert tp > 3
-    assert found["F1"] == found["RQ"] == pytest.approx(2 * precision * recall / (precision + recall))
-    assert found["SQ"] == pytest.approx(pairs.sum() / tp)
-    assert found["PQ"] == pytest.approx(pairs.sum() / (tp + fp / 2 + fn / 2))
-    assert found["count_error"] == fp - fn
+    assert result["F1"] == result["RQ"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert result["SQ"] == pytest.approx(pairs.sum() / tp)
+    assert result["PQ"] == pytest.approx(pairs.sum() / (tp + fp / 2 + fn / 2))
+    assert result["count_error"] == fp - fn
 
 
 @given(prediction=SMALL, truth=SMALL)
 def test_no_assignment_finds_more_pairs_however_odd_the_objects(prediction, truth):
-    iou, found = dense_iou(prediction, truth), match(prediction, truth)
+    iou, result = dense_iou(prediction, truth), match(prediction, truth)
     for threshold in THRESHOLDS:
         pairs = assigned(iou, threshold)
-        assert found.hits(threshold) == len(pairs)
-        assert found.iou[found.iou >= threshold].sum() == pytest.approx(pairs.sum())
+        assert result.hits(threshold) == len(pairs)
+        assert result.iou[result.iou >= threshold].sum() == pytest.approx(pairs.sum())
 
 
 @given(prediction=SMALL, truth=SMALL)
 def test_each_pair_has_the_iou_of_its_masks_and_each_object_one_pair(prediction, truth):
-    found = match(prediction, truth)
-    assert len(set(found.prediction)) == len(set(found.truth)) == len(found.iou)
-    for ours, theirs, iou in zip(found.prediction, found.truth, found.iou, strict=True):
+    result = match(prediction, truth)
+    assert len(set(result.prediction)) == len(set(result.truth)) == len(result.iou)
+    for ours, theirs, iou in zip(result.prediction, result.truth, result.iou, strict=True):
         a, b = prediction == ours, truth == theirs
         assert iou == (a & b).sum() / (a | b).sum() >= 0.5
 
@@ -108,9 +108,9 @@ def test_other_numbers_for_the_objects_change_no_score(prediction, truth, seed):
 
 @given(labels=SMALL)
 def test_a_perfect_prediction_scores_one(labels):
-    found = object_scores(labels, labels.astype(np.int64))
-    assert found.pop("count_error") == 0
-    assert set(found.values()) == {1.0}
+    result = object_scores(labels, labels.astype(np.int64))
+    assert result.pop("count_error") == 0
+    assert set(result.values()) == {1.0}
 
 
 @given(prediction=SMALL, truth=SMALL)
@@ -122,11 +122,11 @@ def test_truth_and_prediction_change_places_and_ap_stays(prediction, truth):
 
 @given(prediction=SMALL, truth=SMALL)
 def test_a_higher_threshold_never_raises_a_score(prediction, truth):
-    found = match(prediction, truth)
-    for score in (found.ap, found.f1):
+    result = match(prediction, truth)
+    for score in (result.ap, result.f1):
         row = [score(threshold) for threshold in THRESHOLDS]
         assert row == sorted(row, reverse=True)
-    assert found.ap(0.95) - 1e-12 <= found.mean_ap() <= found.ap(0.5) + 1e-12
+    assert result.ap(0.95) - 1e-12 <= result.mean_ap() <= result.ap(0.5) + 1e-12
 
 
 def test_thresholds_are_the_ten_of_the_paper():
@@ -138,15 +138,15 @@ def test_an_iou_of_exactly_the_threshold_is_a_hit(twentieths):
     """Where thresholds come from repeated addition, 0.6 is a little more than 3/5 and the hit is lost."""
     truth = np.ones((1, 20), np.uint8)
     prediction = (np.arange(20) < twentieths).astype(np.uint8)[None]
-    found = match(prediction, truth)
-    assert sum(found.hits(threshold) for threshold in THRESHOLDS) == twentieths - 9
+    result = match(prediction, truth)
+    assert sum(result.hits(threshold) for threshold in THRESHOLDS) == twentieths - 9
 
 
 def test_an_object_cut_in_exact_halves_is_found_once():
     whole, halves = np.full((2, 4), 5), np.repeat([[9, 9, 2, 2]], 2, axis=0)
-    found = match(halves, whole)
-    assert (found.hits(0.5), found.hits(0.55), found.prediction.tolist()) == (1, 0, [2])
-    assert found.ap() == 1 / 2
+    result = match(halves, whole)
+    assert (result.hits(0.5), result.hits(0.55), result.prediction.tolist()) == (1, 0, [2])
+    assert result.ap() == 1 / 2
     assert match(whole, halves).ap() == 1 / 2
     assert match(whole, halves).truth.tolist() == [2]
 
@@ -154,26 +154,26 @@ def test_an_object_cut_in_exact_halves_is_found_once():
 def test_two_objects_melted_into_one_cost_one_hit_and_one_object():
     truth = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 0, 3]])
     melted = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 0, 3]])
-    found = match(melted, truth)
-    assert found.ap(0.6) == 2 / 3
-    assert found.ap(0.65) == 1 / 4
-    assert found.count_error() == -1
+    result = match(melted, truth)
+    assert result.ap(0.6) == 2 / 3
+    assert result.ap(0.65) == 1 / 4
+    assert result.count_error() == -1
 
 
 def test_an_image_empty_in_truth_and_prediction_scores_one():
     nothing = np.zeros((4, 4), np.uint16)
-    found = object_scores(nothing, nothing)
-    assert found.pop("count_error") == 0
-    assert set(found.values()) == {1.0}
+    result = object_scores(nothing, nothing)
+    assert result.pop("count_error") == 0
+    assert set(result.values()) == {1.0}
 
 
 @pytest.mark.parametrize("empty", ["truth", "prediction"])
 def test_an_image_empty_in_one_of_both_scores_nothing(empty):
     nothing, one = np.zeros((4, 4), np.uint16), np.eye(4, dtype=np.uint16)
-    found = object_scores(*((one, nothing) if empty == "truth" else (nothing, one)))
-    assert found.pop("count_error") == (1 if empty == "truth" else -1)
-    assert math.isnan(found.pop("SQ"))
-    assert set(found.values()) == {0.0}
+    result = object_scores(*((one, nothing) if empty == "truth" else (nothing, one)))
+    assert result.pop("count_error") == (1 if empty == "truth" else -1)
+    assert math.isnan(result.pop("SQ"))
+    assert set(result.values()) == {0.0}
 
 
 def test_an_image_without_pixels_is_an_empty_image():
@@ -217,8 +217,8 @@ def test_pixels_outside_of_a_box_change_no_score(y0, x0, seed):
 def test_what_a_box_leaves_of_an_object_is_one_object_even_in_two_pieces():
     arch = np.zeros((6, 7), np.uint8)
     arch[1:, 1], arch[1:, 5], arch[1, 1:6] = 4, 4, 4
-    found = match(inside(arch, (3, 0, 6, 7)), inside(arch, (3, 0, 6, 7)))
-    assert (found.predictions, found.truths, found.iou.tolist()) == (1, 1, [1.0])
+    result = match(inside(arch, (3, 0, 6, 7)), inside(arch, (3, 0, 6, 7)))
+    assert (result.predictions, result.truths, result.iou.tolist()) == (1, 1, [1.0])
 
 
 @pytest.mark.parametrize("box", [(0, 0, 65, 10), (5, 5, 5, 9), (-1, 0, 5, 5)])
@@ -233,10 +233,10 @@ def test_a_hundred_thousand_objects_need_no_table_of_all_by_all():
     truth = np.kron(blocks, np.ones((4, 4), np.uint32))
     prediction = np.roll(truth, 1, axis=1)
     tracemalloc.start()
-    found = match(prediction, truth)
+    result = match(prediction, truth)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found.truths == 317**2
-    assert found.hits(0.6) == 317**2  # each shifted by a quarter, so 12 of 20 pixels are shared
-    assert found.hits(0.65) == 0
+    assert result.truths == 317**2
+    assert result.hits(0.6) == 317**2  # each shifted by a quarter, so 12 of 20 pixels are shared
+    assert result.hits(0.65) == 0
     assert peak < 30 * truth.nbytes

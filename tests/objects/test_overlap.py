@@ -23,8 +23,8 @@ def view(ground, y, x, shape=SHAPE):
     # A border may cut an object into pieces, which a field cannot know to be one.
     pieces = np.zeros(part.shape, np.uint32)
     for name in np.unique(part[part > 0]):
-        found = label(part == name)
-        pieces += np.where(found > 0, found + pieces.max(), 0).astype(np.uint32)
+        result = label(part == name)
+        pieces += np.where(result > 0, result + pieces.max(), 0).astype(np.uint32)
     return pieces, {int(k): int(part[pieces == k][0]) for k in np.unique(pieces[pieces > 0])}
 
 
@@ -35,9 +35,9 @@ def test_the_crops_of_neighbours_show_the_same_ground():
     ground = np.arange(140 * 180).reshape(140, 180)
     places = [(0, 0), (0, 80), (60, 0), (60, 80), (3, 79)]
     images = [ground[y : y + 80, x : x + 100] for y, x in places]
-    found = overlapping(places, [SHAPE] * 5)
-    assert [(one.a, one.b) for one in found] == [(a, b) for a in range(5) for b in range(a + 1, 5)]
-    for one in found:
+    result = overlapping(places, [SHAPE] * 5)
+    assert [(one.a, one.b) for one in result] == [(a, b) for a in range(5) for b in range(a + 1, 5)]
+    for one in result:
         np.testing.assert_array_equal(images[one.a][one.in_a], images[one.b][one.in_b])
         assert images[one.a][one.in_a].size
 
@@ -51,9 +51,9 @@ def test_two_fields_overlap_where_each_pixel_is_in_both(way, shapes):
     painted = np.zeros((300, 300), int)
     for (y, x), (height, width) in zip(((100, 100), (100 + way[0], 100 + way[1])), shapes, strict=True):
         painted[y : y + height, x : x + width] += 1
-    found = overlapping([(0.0, 0.0), way], shapes)
-    assert len(found) == (painted == 2).any()
-    for _, _, in_a, in_b in found:
+    result = overlapping([(0.0, 0.0), way], shapes)
+    assert len(result) == (painted == 2).any()
+    for _, _, in_a, in_b in result:
         assert np.ones(shapes[0])[in_a].shape == np.ones(shapes[1])[in_b].shape
         assert np.ones(shapes[0])[in_a].size == (painted == 2).sum()
 
@@ -115,9 +115,9 @@ def test_of_equal_pairs_the_smaller_labels_are_matched():
     assert duplicates([(b, a)], 0.5) == [(9, 3)]
 
 
-@pytest.mark.parametrize(("iou", "found"), [(0.5, [(1, 1)]), (0.5000001, [])])
-def test_a_pair_that_just_reaches_the_threshold_is_a_pair(iou, found):
-    assert duplicates([(np.array([[1, 1, 0]]), np.array([[1, 0, 0]]))], iou) == found
+@pytest.mark.parametrize(("iou", "result"), [(0.5, [(1, 1)]), (0.5000001, [])])
+def test_a_pair_that_just_reaches_the_threshold_is_a_pair(iou, result):
+    assert duplicates([(np.array([[1, 1, 0]]), np.array([[1, 0, 0]]))], iou) == result
 
 
 @settings(deadline=None, max_examples=50)

@@ -94,8 +94,8 @@ def test_from_scores_of_fields_to_a_factor_and_its_interval():
         return saved(arm, baseline, 0.65)
 
     assert factor(table.mean(0)).least == pytest.approx(10, rel=0.3)
-    found = saved_interval([factor(row) for row in means])
-    assert 4 < found.least < factor(table.mean(0)).least < found.most < 25
+    result = saved_interval([factor(row) for row in means])
+    assert 4 < result.least < factor(table.mean(0)).least < result.most < 25
 
 
 @pytest.mark.parametrize("objects", [(), (0, 10), (10, 10), (100, 10), (10,)])

@@ -63,9 +63,9 @@ def test_pcc_by_object_sees_the_pixels_of_each_object_alone():
     prediction, truth = pair()
     labels = np.zeros(truth.shape, np.uint32)
     labels[2:10, 3:12], labels[20:30, 20:40], labels[35:37, 1:3] = 7, 300, 9
-    found = pcc_by_object(prediction, truth, labels)
-    assert list(found) == [7, 300]
-    for name, value in found.items():
+    result = pcc_by_object(prediction, truth, labels)
+    assert list(result) == [7, 300]
+    for name, value in result.items():
         inside = labels == name
         assert value == pytest.approx(pearsonr(prediction[inside], truth[inside]).statistic, abs=1e-5)
 
@@ -75,10 +75,10 @@ def test_objects_with_a_constant_prediction_count_as_nothing_those_with_a_consta
     labels = np.zeros(truth.shape, np.uint32)
     labels[:10, :10], labels[20:30, :10], labels[20:30, 20:30] = 1, 2, 3
     prediction[:10, :10], truth[20:30, :10] = 0.1, 0.1
-    found = pcc_by_object(prediction, truth, labels)
-    assert list(found) == [1, 3]
-    assert found[1] == 0
-    assert found[3] > 0
+    result = pcc_by_object(prediction, truth, labels)
+    assert list(result) == [1, 3]
+    assert result[1] == 0
+    assert result[3] > 0
     assert pcc_by_object(prediction, truth, np.zeros_like(labels)) == {}
 
 

@@ -1,4 +1,4 @@
-"""The flood against scikit-image, and against itself on crops."""
+"""The watershed against scikit-image, and against itself on crops."""
 
 import hashlib
 

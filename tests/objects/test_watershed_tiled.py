@@ -1,4 +1,4 @@
-"""Labels by blocks are those of the flood in memory, however the blocks are cut and whoever works on them."""
+"""Labels by blocks equal those of the watershed in memory, however blocks are cut and in whatever order."""
 
 import hashlib
 import random

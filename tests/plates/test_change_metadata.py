@@ -1,4 +1,4 @@
-"""A plate gets other metadata: as if it had been converted so; all of it or nothing, whenever killed."""
+"""Changes of metadata: as if the plate had been converted so; all of it or nothing, whenever killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one-file index: equal to what the images say, quick to open, and made anew when it is gone."""
+"""The index: equal to what the images state, quick to open, and rebuilt when it is missing."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_blurred_field_is_flagged_beside_its_neighbours_and_dropped_by_no_one(
             index.path, index.plate, field, array, measure(array), CodecRecipe(chunk=32), overwrite=True
         )
     index = finalise(index.path, index.plate, {})
-    flagged = {key: found.flags for key, found in index.statistics.items() if found.flags}
+    flagged = {key: result.flags for key, result in index.statistics.items() if result.flags}
     assert flagged == {index.plate.fields[4].key: ("out of focus:0", "out of focus:1")}
     assert len(index.plate.fields) == 9
 

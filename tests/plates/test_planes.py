@@ -1,4 +1,4 @@
-"""Decoding planes: exact where the file is whole, a named mistake where it is not."""
+"""Decoding planes: exact where the file is whole, an error that names it where it is not."""
 
 from __future__ import annotations
 
@@ -105,10 +105,10 @@ def test_samples_of_any_number_of_bits_are_read_exactly(tmp_path: Path, bits: in
     values = np.random.default_rng(bits).integers(0, 2**bits, (24, 33))
     content, path = packed(values, bits), tmp_path / "x.tif"
     path.write_bytes(content)
-    found = header(path)
-    assert found == Header((24, 33), f"uint{8 if bits < 9 else 16 if bits < 17 else 32}", 1)
+    result = header(path)
+    assert result == Header((24, 33), f"uint{8 if bits < 9 else 16 if bits < 17 else 32}", 1)
     pixels = read_plane(path)
-    assert pixels.dtype.name == found.dtype
+    assert pixels.dtype.name == result.dtype
     assert np.array_equal(pixels, values)
     measure(pixels[None, None, None])
     path.write_bytes(content[:-1])

@@ -66,8 +66,8 @@ def test_a_table_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
 
 def test_images_that_stand_for_wells_can_be_named_instead(tmp_path: Path) -> None:
     known = {"A01": {"image": "HeLa_5"}, "A02": {"image": "3T3_3"}}
-    found = read(tmp_path, "image,cell_line\n3T3_3,NIH-3T3\n", known)
-    assert merged(known, found) == {
+    result = read(tmp_path, "image,cell_line\n3T3_3,NIH-3T3\n", known)
+    assert merged(known, result) == {
         "A01": {"image": "HeLa_5"},
         "A02": {"image": "3T3_3", "cell_line": "NIH-3T3"},
     }

@@ -26,7 +26,7 @@ def test_the_statistics_of_a_plane_are_numpys(dtype: str) -> None:
     pixels = gamma(dtype)
     statistics = measure(pixels)
     assert set(statistics.planes) == {(0, c, z) for c in range(2) for z in range(2)}
-    for place, found in statistics.planes.items():
+    for place, result in statistics.planes.items():
         plane = pixels[place].astype(float)
         expected = [
             plane.min(),
@@ -35,16 +35,23 @@ def test_the_statistics_of_a_plane_are_numpys(dtype: str) -> None:
             plane.std(),
             *np.percentile(plane, [1, 50, 99, 99.9]),
         ]
-        assert [found.min, found.max, found.mean, found.sd, found.p1, found.p50, found.p99, found.p999] == (
-            pytest.approx(expected)
-        )
+        assert [
+            result.min,
+            result.max,
+            result.mean,
+            result.sd,
+            result.p1,
+            result.p50,
+            result.p99,
+            result.p999,
+        ] == (pytest.approx(expected))
 
 
 @settings(deadline=None, max_examples=40)
 @given(hn.arrays(np.uint16, hn.array_shapes(min_dims=2, max_dims=2, max_side=9)))
 def test_percentiles_are_numpys_for_any_plane(plane: np.ndarray) -> None:
-    (found,) = measure(plane[None, None, None]).planes.values()
-    assert [found.p1, found.p50, found.p99, found.p999] == pytest.approx(
+    (result,) = measure(plane[None, None, None]).planes.values()
+    assert [result.p1, result.p50, result.p99, result.p999] == pytest.approx(
         np.percentile(plane, [1, 50, 99, 99.9])
     )
 
@@ -59,10 +66,10 @@ def test_the_bins_depend_on_the_dtype_alone(dtype: str, bins: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_histogram_counts_what_numpy_counts(dtype: str) -> None:
     pixels = gamma(dtype) - (np.asarray(90, dtype) if dtype in ("int16", "int32", "float32") else 0)
-    found = measure(pixels).histograms[1]
+    result = measure(pixels).histograms[1]
     expected, _ = np.histogram(pixels[:, 1].astype(float), edges(dtype))
-    np.testing.assert_array_equal(found.counts, expected)
-    assert found.total == pixels[:, 1].size
+    np.testing.assert_array_equal(result.counts, expected)
+    assert result.total == pixels[:, 1].size
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,9 +87,9 @@ def test_figures_from_a_histogram_are_close_to_those_from_pixels(dtype: str) -> 
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=40), st.floats(0, 100))
 def test_a_percentile_lies_in_the_bins_around_numpys(values: list[int], q: float) -> None:
     pixels = np.array(values, "uint16").reshape(1, 1, 1, 1, -1)
-    found = measure(pixels).histograms[0].percentile(q)
+    result = measure(pixels).histograms[0].percentile(q)
     below, above = (np.percentile(values, q, method=method) for method in ("lower", "higher"))
-    assert below * (1 - 1 / 128) <= found <= above * (1 + 1 / 128)
+    assert below * (1 - 1 / 128) <= result <= above * (1 + 1 / 128)
 
 
 def test_otsus_threshold_is_scikit_images() -> None:

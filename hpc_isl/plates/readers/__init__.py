@@ -1,1 +1,1 @@
-"""Vendors' exports, one file each: a folder becomes an `Export`."""
+"""Readers of vendors' exports, one file each: a folder becomes an `Export`."""

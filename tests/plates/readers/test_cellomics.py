@@ -26,19 +26,19 @@ from hpc_isl.recipes.plates import ConvertRecipe
 def test_a_real_folder_is_read_to_the_pixel(realdata: Path) -> None:
     """The one image that Bio-Formats converted is equal; the pixel size is read here on its own."""
     folder = realdata / "vendor/cellomics_c01/test-data/d1"
-    found = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
+    result = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
     first = folder / "MFGTMP_120628160001_C18f00d0.C01"
     other = folder.parents[1] / "test-data-results-m/d1" / first.with_suffix(".tif").name
     np.testing.assert_array_equal(read_plane(first), tifffile.imread(other))
     per_metre = struct.unpack("<i", zlib.decompress(first.read_bytes()[4:])[24:28])[0]
-    assert found.plate.pixel_um == round(1e6 / per_metre, 4) == 0.645
-    assert {(str(k), f.channel, f.path.name) for k, own in found.files.items() for f in own} == {
+    assert result.plate.pixel_um == round(1e6 / per_metre, 4) == 0.645
+    assert {(str(k), f.channel, f.path.name) for k, own in result.files.items() for f in own} == {
         *((f"C18/{0}", c, f"MFGTMP_120628160001_C18f00d{c}.C01") for c in (0, 1, 2)),
         ("C18/1", 0, "MFGTMP_120628160001_C18f01d0.C01"),
     }
-    assert [(left.path.name[-8:], left.kind) for left in found.left_out] == [("f00o1.C01"[-8:], "overlay")]
-    assert (found.plate.name, len(found.plate.rows)) == ("MFGTMP_120628160001", 16)
-    assert found.remarks[0].startswith("channels are named d0, d1, d2, as the files are")
+    assert [(left.path.name[-8:], left.kind) for left in result.left_out] == [("f00o1.C01"[-8:], "overlay")]
+    assert (result.plate.name, len(result.plate.rows)) == ("MFGTMP_120628160001", 16)
+    assert result.remarks[0].startswith("channels are named d0, d1, d2, as the files are")
 
 
 @pytest.mark.parametrize("ending", ["C01", "DIB"])
@@ -46,14 +46,14 @@ def test_planes_are_placed_by_their_names(tmp_path: Path, ending: str) -> None:
     codes = [(well, f, c, 0, 0) for well in ("A01", "P24") for f in (0, 10) for c in (0, 1)]
     for code in codes:
         write(tmp_path / f"P_1_{code[0]}f{code[1]:02}d{code[2]}.{ending}", np.asarray(coded((24, 33), code)))
-    found = cellomics.read(tmp_path)
+    result = cellomics.read(tmp_path)
     assert {
         (key.well, int(key.name), file.channel, file.plane, file.time): decoded(read_plane(file.path))
-        for key, own in found.files.items()
+        for key, own in result.files.items()
         for file in own
     } == {code: code for code in codes}
-    assert {field.shape for field in found.plate.fields} == {(1, 2, 1, 24, 33)}
-    assert found.problems == ()
+    assert {field.shape for field in result.plate.fields} == {(1, 2, 1, 24, 33)}
+    assert result.problems == ()
 
 
 def test_copies_as_tiff_are_left_out_and_tiffs_alone_are_read(tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_copies_as_tiff_are_left_out_and_tiffs_alone_are_read(tmp_path: Path) ->
     write(tmp_path / "P_A01f00d0.C01", plane)
     for name in ("P_A01f00d0.tif", "P_A02f00d0.TIF", "P_A02f00o1.TIF", "picture.png"):
         tifffile.imwrite(tmp_path / name, plane)
-    found = cellomics.read(tmp_path)
-    assert {str(key): own[0].path.name for key, own in found.files.items()} == {
+    result = cellomics.read(tmp_path)
+    assert {str(key): own[0].path.name for key, own in result.files.items()} == {
         "A01/0": "P_A01f00d0.C01", "A02/0": "P_A02f00d0.TIF",
     }  # fmt: skip
-    assert Counter(left.kind for left in found.left_out) == {
+    assert Counter(left.kind for left in result.left_out) == {
         "copy as TIFF": 1,
         "overlay": 1,
         "unknown name": 1,
@@ -83,10 +83,10 @@ def test_the_shipped_pattern_names_the_channels(tmp_path: Path) -> None:
     )
     assert isinstance(recipe, ConvertRecipe)
     assert recipe.pattern is not None
-    found = pattern.read(tmp_path, recipe.pattern)
-    assert [channel.name for channel in found.plate.channels] == ["Phase", "DAPI"]
-    assert found.plate.pixel_um == 0.645
-    assert [left.kind for left in found.left_out] == ["ignored image"]
+    result = pattern.read(tmp_path, recipe.pattern)
+    assert [channel.name for channel in result.plate.channels] == ["Phase", "DAPI"]
+    assert result.plate.pixel_um == 0.645
+    assert [left.kind for left in result.left_out] == ["ignored image"]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

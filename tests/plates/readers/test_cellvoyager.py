@@ -26,12 +26,12 @@ A01 = FieldKey("A01", "1")
 ALL = slice(None)
 
 
-def stored(found: Export) -> dict[tuple[str, str, int, int], Any]:
+def stored(result: Export) -> dict[tuple[str, str, int, int], Any]:
     """(field, channel, plane, time) -> the code of the pixels there."""
-    names = [channel.name for channel in found.plate.channels]
+    names = [channel.name for channel in result.plate.channels]
     return {
         (str(key), names[file.channel], file.plane, file.time): decoded(read_plane(file.path))
-        for key, files in found.files.items()
+        for key, files in result.files.items()
         for file in files
     }
 
@@ -55,11 +55,11 @@ def test_each_record_of_a_real_index_is_placed_as_stated(realdata: Path, tmp_pat
     rows, columns, fields, images, pixel_um = SAMPLES[name]
     size = None if images < 10 else (24, 32)
     folder = with_images(realdata / "vendor" / name, tmp_path / "m", size)
-    found = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
-    plate = found.plate
+    result = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
+    plate = result.plate
     assert (len(plate.rows), len(plate.columns), len(plate.fields)) == (rows, columns, fields)
     assert plate.pixel_um == pixel_um
-    by_path = {file.path.name: (key, file) for key, files in found.files.items() for file in files}
+    by_path = {file.path.name: (key, file) for key, files in result.files.items() for file in files}
     assert len(by_path) == images
     settings = channels(folder)
     for facts, text in records(folder / "MeasurementData.mlf"):
@@ -87,12 +87,12 @@ def test_each_record_of_a_real_index_is_placed_as_stated(realdata: Path, tmp_pat
 
 def channels(folder: Path) -> dict[str, tuple[str, float]]:
     """Channel -> name and exposure in seconds, as the `.mes` has them."""
-    found = {}
+    result = {}
     for path in folder.glob("*.mes"):
         for element in ElementTree.parse(path).getroot().iter(f"{BTS}Channel"):
             facts = {name.removeprefix(BTS): value for name, value in element.attrib.items()}
-            found[facts["Ch"]] = (facts["Target"], float(facts["ExposureTime"]) / 1000)
-    return found
+            result[facts["Ch"]] = (facts["Target"], float(facts["ExposureTime"]) / 1000)
+    return result
 
 
 @pytest.mark.realdata
@@ -125,24 +125,24 @@ def test_a_real_export_of_pngs_converts_to_the_pixel(realdata: Path, tmp_path: P
     from PIL import Image
 
     folder = realdata / "vendor/cellvoyager_cv7000_png/png"
-    found = cellvoyager.read(folder)
-    assert (found.plate.pixel_um, found.plate.plane_um) == (0.1625, 1.0)
-    for files in found.files.values():
+    result = cellvoyager.read(folder)
+    assert (result.plate.pixel_um, result.plate.plane_um) == (0.1625, 1.0)
+    for files in result.files.values():
         for file in files:
             np.testing.assert_array_equal(read_plane(file.path), np.asarray(Image.open(file.path)))
 
 
 @pytest.mark.realdata
 def test_blank_images_of_a_cv8000_are_found_and_shading_images_are_not_planes(realdata: Path) -> None:
-    found = cellvoyager.read(realdata / "vendor/cellvoyager_cv8000")
-    assert {field.shape for field in found.plate.fields} == {(1, 2, 4, 2000, 2000)}
-    assert [(c.name, c.excitation_nm, c.emission_nm) for c in found.plate.channels] == [
+    result = cellvoyager.read(realdata / "vendor/cellvoyager_cv8000")
+    assert {field.shape for field in result.plate.fields} == {(1, 2, 4, 2000, 2000)}
+    assert [(c.name, c.excitation_nm, c.emission_nm) for c in result.plate.channels] == [
         ("405", 405, 445),
         ("488", 488, 525),
     ]
-    assert Counter(left.kind for left in found.left_out) == {"shading image": 6}
-    assert sum(map(len, found.files.values())) == 96
-    assert found.problems == ()
+    assert Counter(left.kind for left in result.left_out) == {"shading image": 6}
+    assert sum(map(len, result.files.values())) == 96
+    assert result.problems == ()
 
 
 # ---------------------------------------------------------------- made-up measurements
@@ -152,40 +152,40 @@ def test_times_of_a_series_stay_together_and_wells_with_lines_of_their_own_begin
     series = [record(Column=c, TimePoint=t) for c in (1, 2) for t in (3, 4, 7)]
     short = [record(Column=3, TimePoint=t) for t in (4, 7)]
     alone = [record(Column=4, TimePoint=t, TimelineIndex=2) for t in (8, 9)]
-    found = cellvoyager.read(write_measurement(tmp_path, [*series, *short, *alone]))
-    times = {(key[0], key[3]): code[-1] for key, code in stored(found).items()}
+    result = cellvoyager.read(write_measurement(tmp_path, [*series, *short, *alone]))
+    times = {(key[0], key[3]): code[-1] for key, code in stored(result).items()}
     assert times == {
         **{(f"A0{c}/1", rank): t for c in (1, 2) for rank, t in enumerate((3, 4, 7))},
         ("A03/1", 1): 4, ("A03/1", 2): 7, ("A04/1", 0): 8, ("A04/1", 1): 9,
     }  # fmt: skip
-    assert [kind for _, _, kind in found.problems] == [NOT_IMAGED]
+    assert [kind for _, _, kind in result.problems] == [NOT_IMAGED]
 
 
 def test_a_channel_in_several_actions_becomes_several_channels(tmp_path: Path) -> None:
     """Two stacks of one channel at other heights are no duplicates, and neither replaces the other."""
     images = [record(ActionIndex=a, ZIndex=z, Z=10 * a + z) for a in (1, 2) for z in (1, 2)]
     images += [record(Ch=2, ActionIndex=3)]
-    found = cellvoyager.read(write_measurement(tmp_path, images))
-    assert [c.name for c in found.plate.channels] == ["DAPI action 1", "DAPI action 2", "BF"]
-    assert [c.fluorescent for c in found.plate.channels] == [True, True, False]
-    assert found.plate.fields[0].details["z_um"]["DAPI action 2"] == [21.0, 22.0]
-    assert found.problems == ()
-    assert len(stored(found)) == 5
+    result = cellvoyager.read(write_measurement(tmp_path, images))
+    assert [c.name for c in result.plate.channels] == ["DAPI action 1", "DAPI action 2", "BF"]
+    assert [c.fluorescent for c in result.plate.channels] == [True, True, False]
+    assert result.plate.fields[0].details["z_um"]["DAPI action 2"] == [21.0, 22.0]
+    assert result.problems == ()
+    assert len(stored(result)) == 5
 
 
 def test_lines_that_image_one_field_at_two_places_are_acquisitions(tmp_path: Path) -> None:
     images = [record(TimelineIndex=line, X=100.0 * line, TimePoint=line) for line in (1, 2)]
-    found = cellvoyager.read(write_measurement(tmp_path, images))
-    assert found.plate.acquisitions == {0: "time line 1", 1: "time line 2"}
-    assert [str(field.key) for field in found.plate.fields] == ["A01/1", "A01/1x1"]
+    result = cellvoyager.read(write_measurement(tmp_path, images))
+    assert result.plate.acquisitions == {0: "time line 1", 1: "time line 2"}
+    assert [str(field.key) for field in result.plate.fields] == ["A01/1", "A01/1x1"]
 
 
 def test_of_a_channel_with_planes_and_a_projection_the_planes_are_stored(tmp_path: Path) -> None:
     stack = [record(ZIndex=z, Z=float(z)) for z in (1, 2)]
     projected = record(ActionIndex=2, ZImageProcessing="Maximum")
-    found = cellvoyager.read(write_measurement(tmp_path, [*stack, projected, projected | {"Ch": 2}]))
-    assert {(key[1], key[2]) for key in stored(found)} == {("DAPI", 0), ("DAPI", 1), ("BF", 0)}
-    assert Counter(left.kind for left in found.left_out) == {"projection": 1}
+    result = cellvoyager.read(write_measurement(tmp_path, [*stack, projected, projected | {"Ch": 2}]))
+    assert {(key[1], key[2]) for key in stored(result)} == {("DAPI", 0), ("DAPI", 1), ("BF", 0)}
+    assert Counter(left.kind for left in result.left_out) == {"projection": 1}
 
 
 def test_files_with_another_ending_are_found_and_counted(tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_files_with_another_ending_are_found_and_counted(tmp_path: Path) -> None
         path = tmp_path / name_of(facts)
         path.with_suffix(".PNG").write_bytes(imagecodecs.png_encode(tifffile.imread(path)))
         path.unlink()
-    found = cellvoyager.read(tmp_path)
-    assert (len(stored(found)), found.problems) == (2, ())
-    assert "2 files named .tif in the index are .PNG files" in found.remarks
+    result = cellvoyager.read(tmp_path)
+    assert (len(stored(result)), result.problems) == (2, ())
+    assert "2 files named .tif in the index are .PNG files" in result.remarks
 
 
 def test_a_channel_of_another_size_is_left_out_and_reported(tmp_path: Path) -> None:
@@ -210,12 +210,12 @@ def test_a_channel_of_another_size_is_left_out_and_reported(tmp_path: Path) -> N
     at = text.rindex("<bts:MeasurementChannel")
     halved = re.sub(r'Pixels="(\d+)"', lambda m: f'Pixels="{int(m[1]) // 2}"', text[at:])
     detail.write_text(text[:at] + halved)
-    found = cellvoyager.read(folder)
-    assert [c.name for c in found.plate.channels] == ["DAPI"]
-    assert Counter((left.kind, left.channel) for left in found.left_out) == {
+    result = cellvoyager.read(folder)
+    assert [c.name for c in result.plate.channels] == ["DAPI"]
+    assert Counter((left.kind, left.channel) for left in result.left_out) == {
         ("channel of another size", "BF"): 2
     }
-    assert "channel 'BF' has 12 × 16 pixels, the others 24 × 32: it is left out" in found.remarks[0]
+    assert "channel 'BF' has 12 × 16 pixels, the others 24 × 32: it is left out" in result.remarks[0]
 
 
 def test_errors_of_unknown_wells_or_fields_are_counted(tmp_path: Path) -> None:
@@ -224,19 +224,19 @@ def test_errors_of_unknown_wells_or_fields_are_counted(tmp_path: Path) -> None:
         (record(Type="ERR", Row=14, FieldIndex=1), "AF Error at N01 No. 1 (P)"),
         ({"Type": "ERR", "Row": 1, "Column": 1}, "Camera Error"),
     ]
-    found = cellvoyager.read(write_measurement(tmp_path, [record()], errors))
-    assert [(str(key), kind) for key, _, kind in found.problems] == [("A01/2", NOT_IMAGED)]
-    assert "the instrument reports errors: 2 × AF Error, 1 × Camera Error" in found.remarks
+    result = cellvoyager.read(write_measurement(tmp_path, [record()], errors))
+    assert [(str(key), kind) for key, _, kind in result.problems] == [("A01/2", NOT_IMAGED)]
+    assert "the instrument reports errors: 2 × AF Error, 1 × Camera Error" in result.remarks
 
 
 def test_without_settings_their_facts_are_unknown_and_that_is_reported(tmp_path: Path) -> None:
     folder = write_measurement(tmp_path, [record()])
     for name in ("MeasurementDetail.mrf", "a.mes"):
         (folder / name).unlink()
-    found = cellvoyager.read(folder)
-    assert found.plate.pixel_um is None is found.plate.fields[0].position_um
-    assert found.plate.channels[0].name == "Ch1"
-    assert len(found.remarks) == 2
+    result = cellvoyager.read(folder)
+    assert result.plate.pixel_um is None is result.plate.fields[0].position_um
+    assert result.plate.channels[0].name == "Ch1"
+    assert len(result.remarks) == 2
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

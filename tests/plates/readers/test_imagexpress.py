@@ -33,12 +33,12 @@ def export(folder: Path, *written: tuple[str, Shot], **plan: Any) -> Export:
     return imagexpress.read(folder)
 
 
-def stored(found: Export) -> dict[tuple[str, str, str, int, int], Any]:
+def stored(result: Export) -> dict[tuple[str, str, str, int, int], Any]:
     """(well, field, channel, plane, time) -> the code of the pixels there."""
-    names = [channel.name for channel in found.plate.channels]
+    names = [channel.name for channel in result.plate.channels]
     return {
         (key.well, key.name, names[file.channel], file.plane, file.time): decoded(read_plane(file.path))
-        for key, files in found.files.items()
+        for key, files in result.files.items()
         for file in files
     }
 
@@ -47,8 +47,8 @@ def code(shot: Shot) -> tuple[str, int, int, int, int]:
     return shot.well, shot.site, shot.wave, shot.step, shot.time
 
 
-def kinds(found: Export) -> Counter[str]:
-    return Counter(left.kind for left in found.left_out)
+def kinds(result: Export) -> Counter[str]:
+    return Counter(left.kind for left in result.left_out)
 
 
 # ---------------------------------------------------------------- layouts
@@ -60,14 +60,14 @@ def test_an_export_is_read_with_all_that_its_files_state(tmp_path: Path) -> None
         for well in ("B02", "C11") for site in (1, 2) for wave in (1, 3)
         for step in (1, 2, 10) for time in (1, 2)
     ]  # fmt: skip
-    found = export(
+    result = export(
         tmp_path,
         *((f"TimePoint_{s.time}/ZStep_{s.step}/P1_{s.well}_s{s.site}_w{s.wave}.TIF", s) for s in shots),
         waves=3, times=2,
     )  # fmt: skip
     steps = {1: 0, 2: 1, 10: 2}
     names = {1: "DAPI", 3: "TL20"}
-    assert stored(found) == {
+    assert stored(result) == {
         (s.well, str(s.site), names[s.wave], steps[s.step], s.time - 1): (
             s.well,
             s.site,
@@ -77,7 +77,7 @@ def test_an_export_is_read_with_all_that_its_files_state(tmp_path: Path) -> None
         )
         for s in shots
     }
-    plate = found.plate
+    plate = result.plate
     assert (plate.name, len(plate.rows), len(plate.columns), plate.pixel_um) == ("P1", 8, 12, 1.3672)
     assert [(c.name, c.fluorescent, c.exposure_s, c.emission_nm) for c in plate.channels] == [
         ("DAPI", True, 0.01, 450),
@@ -89,8 +89,8 @@ def test_an_export_is_read_with_all_that_its_files_state(tmp_path: Path) -> None
     assert field.details["time"] == "2024-07-09T13:01:01.101"
     assert field.details["seconds"] == [0.0, 60.0]
     assert plate.details["description"] == "two lines; of text"
-    assert found.problems == ()
-    assert found.remarks == ("the HTD names 'FITC', of which there are no files",)
+    assert result.problems == ()
+    assert result.remarks == ("the HTD names 'FITC', of which there are no files",)
 
 
 @pytest.mark.parametrize(
@@ -122,16 +122,16 @@ def test_thumbnails_are_not_planes_and_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "P1_B02_s1_w1.tif", Shot("B02"))
     for name in (f"P1_B02_s1_w1_thumb{GUID}.tif", "P1_B02_s1_w1_thumb.tif"):
         write(tmp_path / name, Shot("B02"))
-    found = imagexpress.read(tmp_path)
-    assert (len(stored(found)), kinds(found)) == (1, {"thumbnail": 2})
+    result = imagexpress.read(tmp_path)
+    assert (len(stored(result)), kinds(result)) == (1, {"thumbnail": 2})
 
 
 def test_measurements_of_one_plate_are_its_acquisitions(tmp_path: Path) -> None:
     for number, folder in enumerate(("2024-01-30/1600", "2024-01-31/1697"), 1):
         write(tmp_path / folder / "TimePoint_1" / "P1_B02_s1_w1.TIF", Shot("B02", time=number))
-    found = imagexpress.read(tmp_path)
-    assert found.plate.acquisitions == {0: "2024-01-30/1600", 1: "2024-01-31/1697"}
-    codes = {str(key): decoded(read_plane(files[0].path))[-1] for key, files in found.files.items()}
+    result = imagexpress.read(tmp_path)
+    assert result.plate.acquisitions == {0: "2024-01-30/1600", 1: "2024-01-31/1697"}
+    codes = {str(key): decoded(read_plane(files[0].path))[-1] for key, files in result.files.items()}
     assert codes == {"B02/1": 1, "B02/1x1": 2}
 
 
@@ -141,17 +141,17 @@ def test_measurements_of_one_plate_are_its_acquisitions(tmp_path: Path) -> None:
 def test_a_channel_that_was_copied_into_every_step_is_stored_once(tmp_path: Path) -> None:
     stack = [(f"ZStep_{step}/P1_B02_s1_w1.TIF", Shot("B02", wave=1, step=step)) for step in (1, 2, 3)]
     flat = [(f"ZStep_{step}/P1_B02_s1_w3.TIF", Shot("B02", wave=3, step=1)) for step in (0, 1, 2, 3)]
-    found = export(tmp_path, *stack, ("ZStep_0/P1_B02_s1_w1.TIF", Shot("B02", projection="Maximum")), *flat)
-    assert [code for _, code in sorted(stored(found).items())] == [
+    result = export(tmp_path, *stack, ("ZStep_0/P1_B02_s1_w1.TIF", Shot("B02", projection="Maximum")), *flat)
+    assert [code for _, code in sorted(stored(result).items())] == [
         ("B02", 1, 1, 1, 1), ("B02", 1, 1, 2, 1), ("B02", 1, 1, 3, 1), ("B02", 1, 3, 1, 1),
     ]  # fmt: skip
-    assert kinds(found) == {"copy": 3, "projection": 1}
-    assert {left.path.parent.name for left in found.left_out if left.kind == "copy"} == {
+    assert kinds(result) == {"copy": 3, "projection": 1}
+    assert {left.path.parent.name for left in result.left_out if left.kind == "copy"} == {
         "ZStep_0",
         "ZStep_2",
         "ZStep_3",
     }
-    field = found.plate.fields[0]
+    field = result.plate.fields[0]
     assert field.details["planes"] == {"DAPI": [0, 1, 2], "TL20": [0]}
     assert (field.planes("TL20"), field.details["z_um"]["TL20"]) == ((0,), [9003.01])
 
@@ -159,21 +159,21 @@ def test_a_channel_that_was_copied_into_every_step_is_stored_once(tmp_path: Path
 def test_a_channel_of_the_first_time_only_is_missing_at_the_others(tmp_path: Path) -> None:
     moving = [(f"TimePoint_{t}/P1_B02_s1_w1.TIF", Shot("B02", time=t)) for t in (1, 2, 3)]
     still = [(f"TimePoint_{t}/P1_B02_s1_w2.TIF", Shot("B02", wave=2, time=1)) for t in (1, 2, 3)]
-    found = export(tmp_path, *moving, *still, waves=2, times=3, z=False)
-    assert kinds(found) == {"copy": 2}
-    assert found.plate.fields[0].details["times"] == {"DAPI": [0, 1, 2], "FITC": [0]}
-    assert found.problems == ()
+    result = export(tmp_path, *moving, *still, waves=2, times=3, z=False)
+    assert kinds(result) == {"copy": 2}
+    assert result.plate.fields[0].details["times"] == {"DAPI": [0, 1, 2], "FITC": [0]}
+    assert result.problems == ()
 
 
 def test_a_channel_of_which_there_is_a_projection_alone_is_kept_as_that(tmp_path: Path) -> None:
     stack = [(f"ZStep_{step}/P1_B02_s1_w1.TIF", Shot("B02", step=step)) for step in (1, 2)]
     projected = Shot("B02", wave=2, step=2, projection="Best Focus")
-    found = export(
+    result = export(
         tmp_path, *stack, *((f"ZStep_{n}/P1_B02_s1_w2.TIF", projected) for n in (0, 1, 2)), waves=2
     )
-    assert stored(found)["B02", "1", "FITC", 0, 0] == ("B02", 1, 2, 0, 1)
-    assert kinds(found) == {"copy": 2}
-    assert found.plate.fields[0].details["projections"] == {"FITC": "Best Focus"}
+    assert stored(result)["B02", "1", "FITC", 0, 0] == ("B02", 1, 2, 0, 1)
+    assert kinds(result) == {"copy": 2}
+    assert result.plate.fields[0].details["projections"] == {"FITC": "Best Focus"}
 
 
 def test_equal_pixels_alone_are_no_copies(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_equal_pixels_alone_are_no_copies(tmp_path: Path) -> None:
         shot = Shot("B02", step=step)
         path = write(tmp_path / f"ZStep_{step}/P1_B02_s1_w1.TIF", shot)
         tifffile.imwrite(path, np.zeros((24, 32), np.uint16), description=xml(shot), metadata=None)
-    found = imagexpress.read(tmp_path)
-    assert (len(found.files[B02]), kinds(found)) == (3, {})
+    result = imagexpress.read(tmp_path)
+    assert (len(result.files[B02]), kinds(result)) == (3, {})
 
 
 def test_planes_of_one_height_and_time_but_two_guids_are_two(tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_of_files_that_state_nothing_the_htd_decides_whether_they_are_copies(tmp
     for step in (1, 2, 3):
         write(tmp_path / f"ZStep_{step}/P1_B02_s1_w1.TIF", Shot("B02", step=step), described=False)
     (tmp_path / "P1.HTD").write_bytes(htd(["B02"], z=z))
-    found = imagexpress.read(tmp_path)
-    assert (len(found.files[B02]), kinds(found)["copy"]) == ((3, 0) if z else (1, 2))
-    assert found.plate.pixel_um is None is found.plate.fields[0].position_um
+    result = imagexpress.read(tmp_path)
+    assert (len(result.files[B02]), kinds(result)["copy"]) == ((3, 0) if z else (1, 2))
+    assert result.plate.pixel_um is None is result.plate.fields[0].position_um
 
 
 def test_projections_of_files_that_state_nothing_are_known_by_their_folder(tmp_path: Path) -> None:
@@ -211,9 +211,9 @@ def test_projections_of_files_that_state_nothing_are_known_by_their_folder(tmp_p
         "P1_B02_s1_w2.tif",
     ):
         write(tmp_path / name, Shot("B02", wave=int(name[-5])), described=False)
-    found = imagexpress.read(tmp_path)
-    assert kinds(found) == {"projection": 1}
-    assert found.plate.fields[0].details["planes"] == {"w1": [0, 1], "w2": [0]}
+    result = imagexpress.read(tmp_path)
+    assert kinds(result) == {"projection": 1}
+    assert result.plate.fields[0].details["planes"] == {"w1": [0, 1], "w2": [0]}
 
 
 # ---------------------------------------------------------------- what is wrong
@@ -222,11 +222,11 @@ def test_projections_of_files_that_state_nothing_are_known_by_their_folder(tmp_p
 def test_a_lost_file_is_named_and_a_well_without_a_channel_is_a_remark(tmp_path: Path) -> None:
     shots = [Shot(well, site, wave) for well in ("B02", "B03") for site in (1, 2) for wave in (1, 2)]
     kept = [s for s in shots if (s.well, s.wave) != ("B03", 2) and s != Shot("B02", 2, 2)]
-    found = export(tmp_path, *((f"P1_{s.well}_s{s.site}_w{s.wave}.TIF", s) for s in kept), waves=2)
-    [(key, text, kind)] = found.problems
+    result = export(tmp_path, *((f"P1_{s.well}_s{s.site}_w{s.wave}.TIF", s) for s in kept), waves=2)
+    [(key, text, kind)] = result.problems
     assert (str(key), kind) == ("B02/2", "incomplete")
     assert "lacks channel 'FITC' plane 0" in text
-    assert "channel 'FITC' was not imaged in 1 of 2 wells (B03)" in found.remarks
+    assert "channel 'FITC' was not imaged in 1 of 2 wells (B03)" in result.remarks
 
 
 def test_a_channel_with_another_binning_is_left_out_and_a_plane_of_another_size_is_named(
@@ -245,12 +245,12 @@ def test_a_channel_with_another_binning_is_left_out_and_a_plane_of_another_size_
     odd = "P1_B03_w3.TIF"
     tifffile.imwrite(tmp_path / odd, np.zeros((24, 30), "uint16"), description=xml(shots[odd]), metadata=None)
     (tmp_path / "P1.HTD").write_bytes(htd(["B02", "B03", "B04"], waves=3))
-    found = imagexpress.read(tmp_path)
-    assert [channel.name for channel in found.plate.channels] == ["DAPI", "TL20"]
-    assert found.plate.pixel_um == 1.3672
-    assert kinds(found) == {"channel of another size": 3}
-    assert "channel 'FITC' has 12 × 16 pixels, the others 24 × 32: it is left out" in found.remarks[0]
-    [(key, text, kind)] = found.problems
+    result = imagexpress.read(tmp_path)
+    assert [channel.name for channel in result.plate.channels] == ["DAPI", "TL20"]
+    assert result.plate.pixel_um == 1.3672
+    assert kinds(result) == {"channel of another size": 3}
+    assert "channel 'FITC' has 12 × 16 pixels, the others 24 × 32: it is left out" in result.remarks[0]
+    [(key, text, kind)] = result.problems
     assert (str(key), kind) == ("B03/1", "differing")
     assert text == f"{odd} is uint16 of 24 × 30 pixels, other planes are uint16 of 24 × 32 pixels"
 
@@ -323,23 +323,23 @@ def test_real_exports_are_read_as_their_files_say(
     """Every quantity is the file's own, as tifffile reads it, and each file is stored or accounted for."""
     folder = (realdata / "vendor" / name).resolve()
     recipe = ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"})
-    found = detect.read(recipe)
-    assert found.problems == ()
-    assert {field.shape for field in found.plate.fields} == {shape}
-    assert kinds(found) == counts
-    names = [channel.name.removesuffix(f" {n}") for n, channel in enumerate(found.plate.channels, 1)]
+    result = detect.read(recipe)
+    assert result.problems == ()
+    assert {field.shape for field in result.plate.fields} == {shape}
+    assert kinds(result) == counts
+    names = [channel.name.removesuffix(f" {n}") for n, channel in enumerate(result.plate.channels, 1)]
     used = set()
-    for field in found.plate.fields:
-        for file in found.files[field.key]:
+    for field in result.plate.fields:
+        for file in result.files[field.key]:
             with tifffile.TiffFile(file.path) as tiff:
                 facts = (tiff.metaseries_metadata or {})["PlaneInfo"]
             used.add(file.path)
             assert facts["stage-label"] == f"{field.key.well} : Site {field.key.name}"
             assert facts["_IllumSetting_"] == names[file.channel]
-            channel = found.plate.channels[file.channel]
+            channel = result.plate.channels[file.channel]
             at = field.planes(channel.name).index(file.plane)
             assert field.details["z_um"][channel.name][at] == facts["z-position"]
-            assert facts["spatial-calibration-x"] == found.plate.pixel_um
+            assert facts["spatial-calibration-x"] == result.plate.pixel_um
             assert f"{1000 * (channel.exposure_s or 0):g} ms" == facts["Exposure Time"]
             assert field.position_um is not None
             half = (shape[-1] - 1) / 2 * facts["spatial-calibration-x"]
@@ -348,20 +348,20 @@ def test_real_exports_are_read_as_their_files_say(
             if "Z Step" in facts and file.channel < 2:
                 assert facts["Z Step"] == file.plane + 1
     images = {path for path in folder.rglob("*") if path.suffix.lower() == ".tif"}
-    assert used | {left.path for left in found.left_out} == images
+    assert used | {left.path for left in result.left_out} == images
     assert len(used) == planes
 
 
 @pytest.mark.realdata
 def test_copies_of_a_real_export_are_equal_to_what_is_stored(realdata: Path) -> None:
-    found = imagexpress.read(realdata / "vendor" / "imagexpress_htd")
+    result = imagexpress.read(realdata / "vendor" / "imagexpress_htd")
     pixels = {
         file.path.name: read_plane(file.path)
-        for files in found.files.values()
+        for files in result.files.values()
         for file in files
         if file.channel
     }
-    copies = [left.path for left in found.left_out if left.kind == "copy"]
+    copies = [left.path for left in result.left_out if left.kind == "copy"]
     assert len(copies) == 16
     for path in copies:
         np.testing.assert_array_equal(read_plane(path), pixels[path.name])
@@ -369,7 +369,7 @@ def test_copies_of_a_real_export_are_equal_to_what_is_stored(realdata: Path) -> 
 
 @pytest.mark.realdata
 def test_names_without_metadata_are_read_when_the_reader_is_named(realdata: Path) -> None:
-    found = imagexpress.read(realdata / "bbbc039" / "images")
-    assert len(found.plate.fields) == 14
-    assert found.plate.pixel_um is None
-    assert found.problems == ()
+    result = imagexpress.read(realdata / "bbbc039" / "images")
+    assert len(result.plate.fields) == 14
+    assert result.plate.pixel_um is None
+    assert result.problems == ()

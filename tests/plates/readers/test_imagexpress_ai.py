@@ -35,27 +35,27 @@ def test_each_row_of_a_real_index_is_placed_as_stated(
 ) -> None:
     """Pixels, channel name, height, place, time, exposure and pixel size, each read here on its own."""
     folder = with_images(realdata / "vendor" / name, tmp_path / "run")
-    found = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
+    result = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
     run = folder / "experiment" if (folder / "experiment").exists() else folder
     [jdce] = run.glob("*.jdce")
     protocol = json.loads(jdce.read_text())["ImageStack"]["AutoLeadAcquisitionProtocol"]
-    assert found.plate.pixel_um == protocol["ObjectiveCalibration"]["PixelWidth"] == pixel_um
-    assert (len(found.plate.rows), len(found.plate.columns)) == (8, 12)
-    assert Counter(left.kind for left in found.left_out) == left_out
-    assert found.problems == ()
-    assert all(text.startswith("1 fields differ from most") for text in found.remarks)  # montages
-    [channel] = found.plate.channels
+    assert result.plate.pixel_um == protocol["ObjectiveCalibration"]["PixelWidth"] == pixel_um
+    assert (len(result.plate.rows), len(result.plate.columns)) == (8, 12)
+    assert Counter(left.kind for left in result.left_out) == left_out
+    assert result.problems == ()
+    assert all(text.startswith("1 fields differ from most") for text in result.remarks)  # montages
+    [channel] = result.plate.channels
     assert (channel.name, channel.fluorescent) == (
         protocol["Wavelengths"][0]["EmissionFilter"]["Name"],
         fluorescent,
     )
     assert (channel.emission_nm, channel.excitation_nm) == (440.0 if fluorescent else None, None)
-    by_path = {file.path: (key, file) for key, files in found.files.items() for file in files}
+    by_path = {file.path: (key, file) for key, files in result.files.items() for file in files}
     there = list(rows(run))
     assert len(by_path) == len(there)
     for facts in there:
         key, file = by_path[run / facts["ImageSubFolderPath"] / facts["ImageFileName"]]
-        field = next(field for field in found.plate.fields if field.key == key)
+        field = next(field for field in result.plate.fields if field.key == key)
         plane = read_plane(file.path)
         assert decoded(plane) == code(facts)
         assert (key.well, int(key.name), *file.place) == (*code(facts)[:2], 0, 0, 0)
@@ -79,18 +79,18 @@ def test_stacks_and_times_are_placed_as_they_count(tmp_path: Path) -> None:
         )
         for f in (0, 3) for w in (0, 1) for z in (0, 1, 2) for t in (0, 1)
     ]  # fmt: skip
-    found = imagexpress_ai.read(write_run(tmp_path / "run", images))
-    assert {field.shape for field in found.plate.fields} == {(2, 2, 3, 24, 32)}
+    result = imagexpress_ai.read(write_run(tmp_path / "run", images))
+    assert {field.shape for field in result.plate.fields} == {(2, 2, 3, 24, 32)}
     assert {
         (key.well, int(key.name), file.channel, file.plane, file.time): decoded(read_plane(file.path))
-        for key, own in found.files.items()
+        for key, own in result.files.items()
         for file in own
     } == {code(image): code(image) for image in images}
-    first = found.plate.fields[0]
+    first = result.plate.fields[0]
     assert first.details["z_um"] == {"DAPI": [20000, 20003, 20006], "TL": [20006.8, 20009.8, 20012.8]}
     assert first.details["seconds"] == [0, 21600]
-    assert found.plate.plane_um == 3.0
-    assert [(c.name, c.fluorescent) for c in found.plate.channels] == [("DAPI", True), ("TL", False)]
+    assert result.plate.plane_um == 3.0
+    assert [(c.name, c.fluorescent) for c in result.plate.channels] == [("DAPI", True), ("TL", False)]
 
 
 def test_the_index_counts_not_the_plan(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_the_index_counts_not_the_plan(tmp_path: Path) -> None:
         "ZDimensionParameters": {"Enabled": True, "NumberOfSlices": 11},
         "TimeSchedule": {"Enabled": True, "NumberOfTimepoints": 9, "Times": [{"Ms": 0}, {"Ms": 1}]},
     }
-    found = imagexpress_ai.read(
+    result = imagexpress_ai.read(
         write_run(tmp_path, [row(ZIndex=z) for z in (0, 1)], PlateMap=plan, CollectionComplete=False)
     )
-    assert found.plate.fields[0].shape[:3] == (1, 1, 2)
-    assert found.remarks == (
+    assert result.plate.fields[0].shape[:3] == (1, 1, 2)
+    assert result.remarks == (
         "the run was not completed",
         "11 planes were planned, the index has 2",
         "9 times were planned, the index has 1",
@@ -114,11 +114,11 @@ def test_missing_files_are_named_and_strangers_counted(tmp_path: Path) -> None:
     write_run(tmp_path, images)
     lost = tmp_path / "timepoint0" / images[1]["ImageFileName"]
     lost.rename(tmp_path / "timepoint0" / "copy.tif")
-    found = imagexpress_ai.read(tmp_path)
-    [(key, text, kind)] = found.problems
+    result = imagexpress_ai.read(tmp_path)
+    [(key, text, kind)] = result.problems
     assert (key, kind) == (A01, "missing")
     assert f"timepoint0/{lost.name} is missing" in text
-    assert [(left.path.name, left.kind) for left in found.left_out] == [("copy.tif", "not in the index")]
+    assert [(left.path.name, left.kind) for left in result.left_out] == [("copy.tif", "not in the index")]
 
 
 def test_a_channel_of_another_binning_is_left_out(tmp_path: Path) -> None:
@@ -126,10 +126,10 @@ def test_a_channel_of_another_binning_is_left_out(tmp_path: Path) -> None:
         row(Column=c, Wavelength=1, ImageSizeXPx=16, ImageSizeYPx=12) for c in (1, 2, 3)
     ]
     images += [row(Column=c) for c in (3, 4)]
-    found = imagexpress_ai.read(write_run(tmp_path, images))
-    assert [channel.name for channel in found.plate.channels] == ["DAPI"]
-    assert Counter(left.kind for left in found.left_out) == {"channel of another size": 3}
-    assert "channel 'TL' has 12 × 16 pixels, the others 24 × 32: it is left out" in found.remarks[0]
+    result = imagexpress_ai.read(write_run(tmp_path, images))
+    assert [channel.name for channel in result.plate.channels] == ["DAPI"]
+    assert Counter(left.kind for left in result.left_out) == {"channel of another size": 3}
+    assert "channel 'TL' has 12 × 16 pixels, the others 24 × 32: it is left out" in result.remarks[0]
 
 
 def test_several_runs_are_a_question(tmp_path: Path) -> None:

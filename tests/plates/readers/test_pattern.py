@@ -409,7 +409,7 @@ def test_what_names_say_is_what_is_read(
                         tifffile.imwrite(folder / name, np.zeros((2, 2), np.uint8))
     export = read(folder)
     names = [channel.name for channel in export.plate.channels]
-    found = {
+    result = {
         plane.path.name: (
             key.well,
             key.name,
@@ -421,7 +421,7 @@ def test_what_names_say_is_what_is_read(
         for plane in stack
     }
     renamed = {field.key.name: field.details.get("name", field.key.name) for field in export.plate.fields}
-    assert {name: (w, renamed[f], *rest) for name, (w, f, *rest) in found.items()} == written
+    assert {name: (w, renamed[f], *rest) for name, (w, f, *rest) in result.items()} == written
     assert export.problems == ()
 
 
@@ -718,7 +718,7 @@ def test_the_google_study_is_read_as_published(images: Images) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "names", "more", "found"),
+    ("name", "names", "more", "result"),
     [
         (
             "harmony_names",
@@ -741,10 +741,10 @@ def test_the_google_study_is_read_as_published(images: Images) -> None:
     ],
 )
 def test_shipped_patterns_read_the_names_that_are_known(
-    images: Images, name: str, names: list[str], more: list[str], found: set[tuple[str, int, int, int]]
+    images: Images, name: str, names: list[str], more: list[str], result: set[tuple[str, int, int, int]]
 ) -> None:
     export = shipped(name, images(*names), *more)
-    assert {(str(key), *file.place) for key, own in export.files.items() for file in own} == found
+    assert {(str(key), *file.place) for key, own in export.files.items() for file in own} == result
     assert export.left_out == ()
 
 

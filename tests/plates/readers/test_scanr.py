@@ -23,13 +23,13 @@ SHOTS = [
 ]  # fmt: skip
 
 
-def stored(found: Export) -> dict[tuple[str, int, str, int, int], object]:
+def stored(result: Export) -> dict[tuple[str, int, str, int, int], object]:
     """(well, field, channel, plane, time) -> the code of the pixels there."""
     return {
-        (key.well, int(key.name), found.plate.channels[file.channel].name, file.plane, file.time): decoded(
+        (key.well, int(key.name), result.plate.channels[file.channel].name, file.plane, file.time): decoded(
             read_plane(file.path)
         )
-        for key, own in found.files.items()
+        for key, own in result.files.items()
         for file in own
     }
 
@@ -42,24 +42,24 @@ def written(shots: list[Shot]) -> dict[tuple[str, int, str, int, int], object]:
 def test_each_plane_of_a_real_index_is_placed_as_stated(realdata: Path, tmp_path: Path) -> None:
     """Pixels, channel name, height, place, exposure and pixel size, each read here on its own."""
     folder = with_images(realdata / "vendor/scanr_ome/1w_1p_1c_1z_1t", tmp_path / "run")
-    found = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
+    result = detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
     [facts] = planes(folder / "data" / "metadata.ome.xml")
-    [field] = found.plate.fields
-    [file] = found.files[field.key]
-    assert (found.plate.name, len(found.plate.rows), len(found.plate.columns)) == ("run", 8, 12)
+    [field] = result.plate.fields
+    [file] = result.files[field.key]
+    assert (result.plate.name, len(result.plate.rows), len(result.plate.columns)) == ("run", 8, 12)
     assert (str(field.key), field.shape) == ("B02/1", (1, 1, 1, 2048, 2048))
     assert decoded(read_plane(file.path)) == ("B02", 1, 1, 0, 0)
-    assert found.plate.pixel_um == float(facts["PhysicalSizeX"]) == 0.325
-    [channel] = found.plate.channels
+    assert result.plate.pixel_um == float(facts["PhysicalSizeX"]) == 0.325
+    [channel] = result.plate.channels
     assert (channel.name, channel.exposure_s) == (facts["channel"], float(facts["ExposureTime"]))
     assert field.z_um == (float(facts["PositionZ"]),)
     assert field.position_um is not None
     assert [at + 2047 / 2 * 0.325 for at in field.position_um] == pytest.approx(
         [float(facts["PositionY"]), float(facts["PositionX"])]
     )
-    assert found.plate.details["objective"] == "UPLXAPO 20x, NA 0.80"
-    assert found.remarks == ("positions state no unit and are taken for micrometres",)
-    assert (found.problems, found.left_out) == ((), ())
+    assert result.plate.details["objective"] == "UPLXAPO 20x, NA 0.80"
+    assert result.remarks == ("positions state no unit and are taken for micrometres",)
+    assert (result.problems, result.left_out) == ((), ())
 
 
 @pytest.mark.parametrize("write", [write_index, write_descriptor])
@@ -67,36 +67,36 @@ def test_planes_are_placed_by_index_or_by_name(
     tmp_path: Path, write: Callable[[Path, list[Shot]], Path]
 ) -> None:
     shots = [Shot(s.well, s.field, "DAPI" if s.channel == "TRITC" else "BF", s.plane, s.time) for s in SHOTS]
-    found = scanr.read(write(tmp_path / "run", shots))
-    assert stored(found) == written(shots)
-    assert {field.shape for field in found.plate.fields} == {(2, 2, 2, 24, 32)}
-    lights = {channel.name: channel.fluorescent for channel in found.plate.channels}
+    result = scanr.read(write(tmp_path / "run", shots))
+    assert stored(result) == written(shots)
+    assert {field.shape for field in result.plate.fields} == {(2, 2, 2, 24, 32)}
+    lights = {channel.name: channel.fluorescent for channel in result.plate.channels}
     assert lights == {"DAPI": True, "BF": False}
-    assert (len(found.plate.rows), len(found.plate.columns)) == (8, 12)
-    assert found.problems == ()
+    assert (len(result.plate.rows), len(result.plate.columns)) == (8, 12)
+    assert result.problems == ()
 
 
 def test_an_index_states_places_heights_and_times(tmp_path: Path) -> None:
-    found = scanr.read(write_index(tmp_path / "run", SHOTS) / "data")
-    first, second = found.plate.fields[:2]
-    assert found.plate.name == "run"
+    result = scanr.read(write_index(tmp_path / "run", SHOTS) / "data")
+    first, second = result.plate.fields[:2]
+    assert result.plate.name == "run"
     assert first.details["z_um"] == {"TRITC": [6000, 6003], "BF": [6001, 6004]}
     assert first.details["seconds"] == [0.5, 10.5]
     assert second.position_um == pytest.approx((4000 - 11.5 * 0.325, 2000 - 15.5 * 0.325))
-    assert [channel.exposure_s for channel in found.plate.channels] == [0.1, 0.2]
+    assert [channel.exposure_s for channel in result.plate.channels] == [0.1, 0.2]
 
 
 def test_an_older_run_states_size_exposures_and_plate(tmp_path: Path) -> None:
     shots = [Shot("B02"), Shot("P24")]
     folder = tmp_path / "run"
     numbered = [Shot("B02")]
-    found = scanr.read(write_descriptor(folder, numbered))
-    assert (found.plate.name, found.plate.pixel_um) == ("Platte Ä", 0.645)
-    [channel] = found.plate.channels
+    result = scanr.read(write_descriptor(folder, numbered))
+    assert (result.plate.name, result.plate.pixel_um) == ("Platte Ä", 0.645)
+    [channel] = result.plate.channels
     assert (channel.name, channel.exposure_s) == ("DAPI", 0.04)
-    [field] = found.plate.fields
+    [field] = result.plate.fields
     assert (field.dtype, field.shape) == ("int16", (1, 1, 1, 24, 32))
-    [file] = found.files[field.key]
+    [file] = result.files[field.key]
     assert read_plane(file.path).dtype == np.int16
     assert len(shots) == 2
 
@@ -126,10 +126,10 @@ def test_a_missing_file_is_named_and_a_plane_without_record_was_not_imaged(tmp_p
     shots = [Shot(plane=z, channel=c) for z in (0, 1) for c in ("DAPI", "TRITC") if (z, c) != (1, "TRITC")]
     write_index(tmp_path, shots)
     (tmp_path / "data" / shots[0].name()).rename(tmp_path / "data" / "other.tif")
-    found = scanr.read(tmp_path)
-    assert [(str(key), kind) for key, _, kind in found.problems] == [("B02/1", "missing")]
-    assert [(left.path.name, left.kind) for left in found.left_out] == [("other.tif", "not in the index")]
-    [field] = found.plate.fields
+    result = scanr.read(tmp_path)
+    assert [(str(key), kind) for key, _, kind in result.problems] == [("B02/1", "missing")]
+    assert [(left.path.name, left.kind) for left in result.left_out] == [("other.tif", "not in the index")]
+    [field] = result.plate.fields
     assert field.details["planes"] == {"DAPI": [0, 1], "TRITC": [0]}
 
 

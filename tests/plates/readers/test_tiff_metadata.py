@@ -1,4 +1,4 @@
-"""What TIFFs say of themselves: axes, names, sizes, places, heights and times."""
+"""What TIFFs state of themselves: axes, names, sizes, positions, heights and times."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def coded(times: int, channels: int, planes: int) -> np.ndarray:
     return np.broadcast_to(codes[..., None, None], (*codes.shape, 12, 16)).astype(np.uint16)
 
 
-def places(found: TiffMetadata) -> list[Place]:
-    return [(plane.time, plane.channel, plane.plane) for plane in found.planes]
+def places(result: TiffMetadata) -> list[Place]:
+    return [(plane.time, plane.channel, plane.plane) for plane in result.planes]
 
 
-def codes(path: Path, found: TiffMetadata) -> list[Place]:
+def codes(path: Path, result: TiffMetadata) -> list[Place]:
     """What the pixels of each plane say of its place."""
-    values = [int(read_plane(path, page)[0, 0]) for page in range(found.header.pages)]
+    values = [int(read_plane(path, page)[0, 0]) for page in range(result.header.pages)]
     return [(value // 1000, value // 100 % 10, value % 100) for value in values]
 
 
@@ -65,18 +65,18 @@ def test_planes_are_along_the_axes_that_the_file_states(tmp_path: Path, kind: st
     path = tmp_path / ("x.ome.tif" if kind == "ome" else "x.tif")
     metadata = {"axes": f"{order}YX"}
     tifffile.imwrite(path, shuffled(order), photometric="minisblack", metadata=metadata, ome=kind == "ome")
-    found = read(path)
-    assert (found.axes, found.header.pages) == (order, 24)
-    assert places(found) == codes(path, found)
+    result = read(path)
+    assert (result.axes, result.header.pages) == (order, 24)
+    assert places(result) == codes(path, result)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (1, 3, 1), (5, 1, 1), (1, 1, 4), (2, 1, 3)])
 def test_axes_of_imagej_hyperstacks_are_distinguished(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, np.moveaxis(coded(*shape), 1, 2), imagej=True, metadata={"axes": "TZCYX"})
-    found = read(path)
-    assert places(found) == codes(path, found)
-    assert found.axes == "".join(
+    result = read(path)
+    assert places(result) == codes(path, result)
+    assert result.axes == "".join(
         a for a, n in zip("TZC", (shape[0], shape[2], shape[1]), strict=True) if n > 1
     )
 
@@ -117,9 +117,9 @@ def test_planes_behind_one_page_are_read(tmp_path: Path, kind: str) -> None:
         tifffile.imwrite(path, pixels[0], description=description, metadata=None)
         with path.open("ab") as file:
             _append_behind_pixels(path, file, pixels)
-    found = read(path)
-    assert (found.axes, found.header.pages) == ("Z", 7)
-    assert codes(path, found) == places(found)
+    result = read(path)
+    assert (result.axes, result.header.pages) == ("Z", 7)
+    assert codes(path, result) == places(result)
     content = path.read_bytes()
     path.write_bytes(content[:-100])
     with pytest.raises(UserError, match=r"x\.tif is truncated"):
@@ -152,13 +152,13 @@ def test_ome_xml_states_names_sizes_places_and_times(tmp_path: Path) -> None:
         },
     }  # fmt: skip
     tifffile.imwrite(path, coded(3, 2, 1)[:, :, 0], metadata=metadata, photometric="minisblack")
-    found = read(path)
-    assert (found.source, found.axes, found.pixel_um) == ("OME-XML", "TC", (0.65, 0.65))
-    assert [plane.channel_name for plane in found.planes] == ["Hoechst", "BF"] * 3
-    assert [plane.seconds for plane in found.planes] == [0, 0, 60, 60, 120, 120]
-    assert {plane.center_um for plane in found.planes} == {(200.0, 1500.0)}
-    assert {plane.z_um for plane in found.planes} == {7.25}
-    assert [plane.exposure_s for plane in found.planes][:2] == [0.05, 0.005]
+    result = read(path)
+    assert (result.source, result.axes, result.pixel_um) == ("OME-XML", "TC", (0.65, 0.65))
+    assert [plane.channel_name for plane in result.planes] == ["Hoechst", "BF"] * 3
+    assert [plane.seconds for plane in result.planes] == [0, 0, 60, 60, 120, 120]
+    assert {plane.center_um for plane in result.planes} == {(200.0, 1500.0)}
+    assert {plane.z_um for plane in result.planes} == {7.25}
+    assert [plane.exposure_s for plane in result.planes][:2] == [0.05, 0.005]
 
 
 @pytest.mark.parametrize("unit", ["", "reference frame", "pixel", "furlong"])
@@ -173,10 +173,10 @@ def test_imagej_states_sizes_with_their_unit(tmp_path: Path) -> None:
     path, metadata = tmp_path / "x.tif", {"axes": "TZYX", "unit": "micron", "spacing": 1.5, "finterval": 30.0}
     pixels = np.zeros((2, 3, 8, 8), np.uint16)
     tifffile.imwrite(path, pixels, imagej=True, metadata=metadata, resolution=(4.0, 4.0))
-    found = read(path)
-    assert found.pixel_um == (0.25, 0.25)
-    assert [plane.z_um for plane in found.planes] == [0.0, 1.5, 3.0] * 2
-    assert [plane.seconds for plane in found.planes] == [0.0] * 3 + [30.0] * 3
+    result = read(path)
+    assert result.pixel_um == (0.25, 0.25)
+    assert [plane.z_um for plane in result.planes] == [0.0, 1.5, 3.0] * 2
+    assert [plane.seconds for plane in result.planes] == [0.0] * 3 + [30.0] * 3
     tifffile.imwrite(path, pixels, imagej=True, metadata=metadata | {"unit": "pixel"}, resolution=(4.0, 4.0))
     assert (read(path).pixel_um, read(path).planes[1].z_um) == (None, None)
 
@@ -193,12 +193,12 @@ def test_resolution_tags_alone_are_no_pixel_size(tmp_path: Path) -> None:
 def test_a_metamorph_stack_keeps_all_its_planes(tmp_path: Path) -> None:
     path, pixels = tmp_path / "x.stk", coded(1, 1, 4)[0, 0]
     write_stk(path, pixels, [0.5] * 4, [1000] * 4, pixel_um=0.16, places=[(7000.0, 900.5)] * 4)
-    found = read(path)
-    assert (found.source, found.axes, found.pixel_um) == ("MetaMorph", "Z", (0.16, 0.16))
-    assert [plane.z_um for plane in found.planes] == [0.0, 0.5, 1.0, 1.5]
-    assert {plane.channel_name for plane in found.planes} == {"DAPI"}
-    assert {plane.center_um for plane in found.planes} == {(900.5, 7000.0)}
-    assert codes(path, found) == places(found)
+    result = read(path)
+    assert (result.source, result.axes, result.pixel_um) == ("MetaMorph", "Z", (0.16, 0.16))
+    assert [plane.z_um for plane in result.planes] == [0.0, 0.5, 1.0, 1.5]
+    assert {plane.channel_name for plane in result.planes} == {"DAPI"}
+    assert {plane.center_um for plane in result.planes} == {(900.5, 7000.0)}
+    assert codes(path, result) == places(result)
     path.write_bytes(path.read_bytes().replace(pixels[3].tobytes(), pixels[3].tobytes()[:-50]))
     with pytest.raises(UserError, match=r"x\.stk"):
         read(path)
@@ -207,9 +207,9 @@ def test_a_metamorph_stack_keeps_all_its_planes(tmp_path: Path) -> None:
 def test_a_metamorph_stack_of_times_is_a_series(tmp_path: Path) -> None:
     path = tmp_path / "x.stk"
     write_stk(path, coded(1, 1, 3)[0, 0], [0.0] * 3, [0, 60_000, 120_000])
-    found = read(path)
-    assert (found.axes, [plane.time for plane in found.planes]) == ("T", [0, 1, 2])
-    assert [plane.moment[:19] for plane in found.planes] == [f"2024-01-01T00:0{m}:00" for m in range(3)]
+    result = read(path)
+    assert (result.axes, [plane.time for plane in result.planes]) == ("T", [0, 1, 2])
+    assert [plane.moment[:19] for plane in result.planes] == [f"2024-01-01T00:0{m}:00" for m in range(3)]
 
 
 def test_gen5_states_position_and_settings_of_each_page(tmp_path: Path) -> None:
@@ -219,11 +219,11 @@ def test_gen5_states_position_and_settings_of_each_page(tmp_path: Path) -> None:
             for position in (1, 2, 3):
                 text = GEN5.format(color=color, position=position, step=10)
                 writer.write(np.zeros((8, 8), np.uint16), description=text, metadata=None, contiguous=False)
-    found = read(path)
-    assert (found.source, found.axes, found.pixel_um) == ("Gen5", "CZ", (0.3219027, 0.3218954))
-    assert [plane.channel_name for plane in found.planes] == ["GFP"] * 3 + ["DAPI"] * 3
-    assert [plane.z_um for plane in found.planes] == [3216.3, 3226.3, 3236.3] * 2
-    first = found.planes[0]
+    result = read(path)
+    assert (result.source, result.axes, result.pixel_um) == ("Gen5", "CZ", (0.3219027, 0.3218954))
+    assert [plane.channel_name for plane in result.planes] == ["GFP"] * 3 + ["DAPI"] * 3
+    assert [plane.z_um for plane in result.planes] == [3216.3, 3226.3, 3236.3] * 2
+    first = result.planes[0]
     assert (first.center_um, first.exposure_s, first.seconds, first.label) == (
         (-291, -197),
         0.05,
@@ -231,7 +231,7 @@ def test_gen5_states_position_and_settings_of_each_page(tmp_path: Path) -> None:
         "B2",
     )
     assert first.moment == "2025-02-01T20:00:10"
-    assert [plane.projection for plane in found.planes][2:4] == ["", "Stitched"]
+    assert [plane.projection for plane in result.planes][2:4] == ["", "Stitched"]
 
 
 @pytest.mark.realdata
@@ -241,10 +241,10 @@ def test_metaseries_is_read_as_tifffile_reads_it(realdata: Path, name: str) -> N
     for path in (realdata / "vendor" / name).rglob("*.[tT][iI][fF]"):
         with tifffile.TiffFile(path) as tiff:
             plane = (tiff.metaseries_metadata or {})["PlaneInfo"]
-        found = read(path)
-        [ours] = found.planes
-        assert found.source == "MetaSeries"
-        assert found.pixel_um == (plane["spatial-calibration-y"], plane["spatial-calibration-x"])
+        result = read(path)
+        [ours] = result.planes
+        assert result.source == "MetaSeries"
+        assert result.pixel_um == (plane["spatial-calibration-y"], plane["spatial-calibration-x"])
         assert ours.center_um == (plane["stage-position-y"], plane["stage-position-x"])
         assert (ours.z_um, ours.channel_name) == (plane["z-position"], plane["_IllumSetting_"])
         assert ours.moment.replace("T", " ") == str(plane["acquisition-time-local"])[:23]
@@ -296,8 +296,8 @@ def test_a_file_that_was_renamed_is_known_by_its_uuid_or_as_the_only_one(tmp_pat
 
 def test_a_companion_file_is_named(tmp_path: Path) -> None:
     text = OME.format('<BinaryOnly MetadataFile="p.companion.ome" UUID="urn:uuid:2"/>')
-    found = read(pages(tmp_path / "x.tif", 2, text))
-    assert (found.linked, found.axes) == ("p.companion.ome", "Z")
+    result = read(pages(tmp_path / "x.tif", 2, text))
+    assert (result.linked, result.axes) == ("p.companion.ome", "Z")
 
 
 @pytest.mark.parametrize(
@@ -338,17 +338,17 @@ def test_bent_metadata_are_read_or_named_and_nothing_else(tmp_path: Path, data: 
     at, noise = data.draw(st.integers(0, len(text))), data.draw(st.text('<>/&;"=019nZ\n', max_size=6))
     path = pages(tmp_path / "x.tif", 2, text[:at] + noise + text[at + len(noise) :])
     try:
-        found = tiff_metadata.read(path)
+        result = tiff_metadata.read(path)
     except UserError as mistake:
         assert "x.tif" in str(mistake)  # noqa: PT017 - either will do
     else:
-        assert len(set(places(found))) == found.header.pages == 2
-        json.dumps(found.facts)
+        assert len(set(places(result))) == result.header.pages == 2
+        json.dumps(result.facts)
 
 
 def test_what_is_no_tiff_states_only_its_size(tmp_path: Path) -> None:
     import imagecodecs
 
     (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((8, 9), np.uint8)))
-    found = read(tmp_path / "x.png")
-    assert (found.header.shape, found.source, found.axes, len(found.planes)) == ((8, 9), "", "", 1)
+    result = read(tmp_path / "x.png")
+    assert (result.header.shape, result.source, result.axes, len(result.planes)) == ((8, 9), "", "", 1)
