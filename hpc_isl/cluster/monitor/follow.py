@@ -127,7 +127,7 @@ def follow(run: Run, console: Console, rank: int = 0, everything: bool = False) 
         else:
             _follow_run(run, rank, everything)
     except KeyboardInterrupt:
-        console.log(f"{run.label!r} goes on; to end it: {console.command('cancel', run)}")
+        console.log(f"{run.label!r} continues; to end it: {console.command('cancel', run)}")
         return messages.INTERRUPTED
     return messages.waited(run, console)
 

@@ -41,7 +41,7 @@ def explained(errors: str, site: Site, jobs: int) -> str:
     return (
         f"{allowed}; {queued} of yours are there, and this sweep is {jobs} more: each element counts, also "
         f"with site.array. Lower their number: {room}, by fewer values in `over`. The same command with more "
-        "values widens the sweep when these have ended"
+        "values extends the sweep when these have ended"
     )
 
 

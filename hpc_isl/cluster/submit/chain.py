@@ -117,7 +117,7 @@ def _new(path: Path, keys: list[str], name: str | None, console: Console) -> tup
     names.refuse_removed(run)
     if run.folder.exists():
         next_line = console.command("resume", run)
-        raise UserError(f"chain {run.name!r} is there; go on with {next_line}, or choose another --name")
+        raise UserError(f"chain {run.name!r} exists; resume it with {next_line}, or choose another --name")
     chain = parse(ChainRecipe, content, origin)
     recipes.refuse_unused([chain], origin)
     steps = [
@@ -134,7 +134,7 @@ def _refuse_taken(request: RunRequest, console: Console) -> None:
     if not run.folder.exists():
         return
     if (state := status.status_of(run).state) != RunState.DONE:
-        raise UserError(f"{run.stage} {run.name!r} is there and {state}; give the step another name")
+        raise UserError(f"{run.stage} {run.name!r} exists and is {state}; give the step another name")
     planning.refuse_other_run(run, planning.planned(request.stage, request.recipe, request.site))
 
 
@@ -167,7 +167,7 @@ def continue_chain(run: Run, console: Console, wait: bool) -> int:
                 closed.add(link.name)
             elif link.step.stop is None:
                 if code := _start(link, site, _runs_before(link, chained, run), console):
-                    console.log(f"the chain goes on with: {console.command('resume', run)}")
+                    console.log(f"the chain is resumed with: {console.command('resume', run)}")
                     return code
             elif link.name not in passed:
                 closed.add(link.name)

@@ -143,7 +143,7 @@ def _refuse_living(run: Run, console: Console) -> None:
     if found.alive:
         raise UserError(
             f"{run.label!r} is {found.state}; wait for it ({console.command('status', run)}) or "
-            f"{console.command('cancel', run)}, and widen it then"
+            f"{console.command('cancel', run)}, and extend it then"
         )
 
 
@@ -158,7 +158,7 @@ def _is_finished(run: Run, request: RunRequest, plan: Plan, console: Console) ->
         return False
     _refuse_alive(run, found, console)
     raise UserError(
-        f"{run.stage} {run.name!r} is there and {found.state}; go on with {console.command('resume', run)}, "
+        f"{run.stage} {run.name!r} exists and is {found.state}; resume it with {console.command('resume', run)}, "
         "or choose another --name"
     )
 
@@ -211,9 +211,7 @@ def start_attempts(
     """
     site = planning.site_of(members[0].stage, site)  # another one than it began in, perhaps
     if site.executor == "allocation" and run.elements():
-        raise UserError(
-            "an array does not go on inside of a job; type it on a login node, or name an element"
-        )
+        raise UserError("an array is not resumed inside a job; type it on a login node, or name an element")
     record = read_json(run.record) or {}
     kept_after = tuple(Run(Path(os.path.normpath(run.folder / path))) for path in record.get("after", []))
     after = planning.unfinished(after or kept_after)
@@ -221,9 +219,9 @@ def start_attempts(
     for member in members:
         uses.refuse_changed(member)
     if record.get("code") != provenance.code_digest():
-        console.log("the code has changed since this run was made; it goes on with the present code")
+        console.log("the code has changed since this run was made; it continues with the present code")
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
-    console.log(f"{run.stage} {run.label!r} goes on{which}: {dry_run.resources(site)}")
+    console.log(f"{run.stage} {run.label!r} is resumed{which}: {dry_run.resources(site)}")
     with submissions.alone(run):
         for member, found in status.statuses(members).items():  # another process may have started some
             # A final element that waits for elements which have ended is replaced.
