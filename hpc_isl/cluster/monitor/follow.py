@@ -149,11 +149,11 @@ def _follow_run(run: Run, rank: int, everything: bool) -> None:
 def _follow_array(run: Run, console: Console) -> None:
     shown = ""
     while True:
-        found = status.status_of(run)
-        if found.detail != shown:
-            console.log(f"{run.name}: {found.detail}")
-            shown = found.detail
-        if not found.alive:
+        run_status = status.status_of(run)
+        if run_status.detail != shown:
+            console.log(f"{run.name}: {run_status.detail}")
+            shown = run_status.detail
+        if not run_status.alive:
             return
         time.sleep(ASK_S)
 

@@ -93,8 +93,8 @@ def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:
 
 def packages() -> dict[str, str]:
     """Returns name and version of every distribution that this Python sees."""
-    found = dict(map(_named, metadata.distributions()))
-    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+    versions = dict(map(_named, metadata.distributions()))
+    return dict(sorted(versions.items(), key=lambda pair: pair[0].lower()))
 
 
 def _named(distribution: metadata.Distribution) -> tuple[str, str]:

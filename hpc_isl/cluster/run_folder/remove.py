@@ -51,15 +51,15 @@ def removal(run: Run, runs: Iterable[Run]) -> Removal:
     return Removal(run, tuple(_users(run, runs)), size, tuple(dict.fromkeys(_stays(run))))
 
 
-def refuse_living(run: Run, found: RunStatus) -> None:
+def refuse_living(run: Run, run_status: RunStatus) -> None:
     """Checks that the run is neither queued nor running.
 
     Raises:
         UserError: it is.
     """
-    if found.alive:
+    if run_status.alive:
         raise UserError(
-            f"{run.stage} {run.label!r} is {found.state}: it is not removed; cancel it first, or wait"
+            f"{run.stage} {run.label!r} is {run_status.state}: it is not removed; cancel it first, or wait"
         )
 
 

@@ -88,7 +88,11 @@ def refuse_used(plate: Path, runs: Iterable[Run]) -> None:
         UserError: naming those that are.
     """
     statuses = status.statuses(readers(plate, runs))
-    living = [f"{run.stage} {run.label!r} ({found.state})" for run, found in statuses.items() if found.alive]
+    living = [
+        f"{run.stage} {run.label!r} ({run_status.state})"
+        for run, run_status in statuses.items()
+        if run_status.alive
+    ]
     if living:
         more = f" and {len(living) - 5} more" if len(living) > 5 else ""
         raise UserError(f"{plate} is used by {', '.join(living[:5])}{more}; wait for the end, or cancel")
