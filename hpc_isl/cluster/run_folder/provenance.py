@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import hpc_isl
-from hpc_isl.cluster.slurm.commands import user_name
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import digest
 from hpc_isl.run import Plan, Run
+from hpc_isl.site import user_name
 
 NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
 PACKAGE = Path(hpc_isl.__file__).parent

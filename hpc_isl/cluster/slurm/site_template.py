@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.cluster.slurm import machines
-from hpc_isl.cluster.slurm.commands import ask, user_name
+from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.cluster.slurm.demand import at_most, duration
 from hpc_isl.cluster.slurm.machines import ALL, Cluster, Node, Partition
 from hpc_isl.errors import UserError
-from hpc_isl.site import cpus_here
+from hpc_isl.site import cpus_here, user_name
 
 TIME = 12 * 60  # minutes: long enough for one attempt, short enough to start soon
 FOR_EVER = "no limit"
