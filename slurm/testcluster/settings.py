@@ -29,7 +29,7 @@ class Settings:
 
     @classmethod
     def of(cls, folder: Path) -> Settings | None:
-        """Returns those of the cluster in the folder; None: there is none, or its start was killed at once."""
+        """Returns those of the cluster in the folder; None: there is none yet."""
         text = _read(folder / "settings.json")
         if not text:
             return None

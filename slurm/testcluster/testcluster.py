@@ -181,7 +181,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _ours(folder: Path) -> bool:
-    """Returns whether the folder is a test cluster's, or empty, as a start leaves it that was killed at once."""
+    """Returns whether the folder is a test cluster's, or empty, as a start that was killed leaves it."""
     return folder.is_dir() and ((folder / "settings.json").exists() or not any(folder.iterdir()))
 
 
