@@ -33,6 +33,7 @@ class Tail:
 
     path: Path
     _offset: int = 0
+    # Bytes after the last line end: a rank may be writing that line just now.
     _rest: bytes = b""
 
     def lines(self) -> Iterator[str]:

@@ -136,6 +136,7 @@ def difference() -> str:
 @cache
 def code_digest() -> str:
     """Returns a hash of the source files of the package that this process runs."""
+    # Names and contents are divided by zero bytes, so that no two sets of files give the same text.
     total = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         total.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")

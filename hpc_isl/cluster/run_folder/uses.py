@@ -157,7 +157,7 @@ def differing_inputs(pairs: Sequence[tuple[Run, Plan]]) -> list[str]:
     plates = dict.fromkeys(plate for _, plan in pairs for plate in plan.recipe.plates_read())
     changes = [changes_of(plate) for plate in plates]
     parts = _differing_parts(pairs)
-    lines: dict[str, None] = {}
+    lines: dict[str, None] = {}  # as a set in order: many elements share an input
     for run, plan in pairs:
         for name, (before, here) in _differing_fingerprints(run, plan).items():
             known = [before] if before else []

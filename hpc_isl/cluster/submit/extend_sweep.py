@@ -149,6 +149,7 @@ def _finish(run: Run) -> None:
     left = read_json(_journal(run))
     if left is None:
         return
+    # Each step can be done twice; the journal goes last, so that a kill leaves it to be read again.
     for name in left.get("replaced", [left["elements"].get("last")]):
         if name:
             _replace(run, run.folder / name)

@@ -225,6 +225,7 @@ def start_attempts(
         console.log("the code has changed since this run was made; it continues with the present code")
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
     console.log(f"{run.stage} {run.label!r} is resumed{which}: {dry_run.resources(site)}")
+    # Under the lock, because two calls of `resume` may have passed the checks above together.
     with submissions.alone(run):
         for member, run_status in status.statuses(members).items():  # another process may have started some
             # A final element that waits for elements which have ended is replaced.
