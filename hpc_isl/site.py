@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -210,6 +211,14 @@ def minutes(text: str) -> int:
     if total < 1:
         raise ValueError("the time is shorter than a minute")
     return total
+
+
+def user_name() -> str:
+    """Returns the name of the user of this process; some containers know users by number alone."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
 
 
 def cpus_here() -> int:

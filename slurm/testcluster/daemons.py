@@ -12,6 +12,7 @@ USABLE = {"IDLE", "MIXED", "ALLOCATED", "IDLE+COMPLETING", "MIXED+COMPLETING", "
 
 
 def bring_up(folder: Path, settings: Settings) -> None:
+    """Starts all daemons and returns when every node is usable."""
     for name in ("log", "state"):
         (folder / name).mkdir()
     configure(folder, settings)
@@ -39,14 +40,14 @@ def _accounting(folder: Path) -> None:
     processes.start(folder, "mariadbd", "mariadbd", options)
     processes.wait(folder, "mariadbd", (folder / "mariadbd.pid").exists)
     processes.start(folder, "slurmdbd", "slurmdbd", "-D")
-    port = _said(folder / "slurmdbd.conf", "DbdPort")
+    port = _setting(folder / "slurmdbd.conf", "DbdPort")
     processes.wait(folder, "slurmdbd", lambda: _listens(int(port)))
     processes.call(folder, "sacctmgr", "--immediate", "add", "cluster", "testcluster")
 
 
 def start_controller(folder: Path) -> None:
     processes.start(folder, "slurmctld", "slurmctld", "-D", "-f", f"{folder}/slurm.conf")
-    port = _said(folder / "slurm.conf", "SlurmctldPort")
+    port = _setting(folder / "slurm.conf", "SlurmctldPort")
     processes.wait(folder, "slurmctld", lambda: _listens(int(port)))
 
 
@@ -61,9 +62,9 @@ def until_usable(folder: Path, settings: Settings) -> None:
 
 
 def _answers(folder: Path, node: str) -> bool:
-    """The controller takes a node for idle before it has heard of it."""
-    told = processes.call(folder, "scontrol", "--oneliner", "show", "node", node)
-    about = dict(word.split("=", 1) for word in told.split() if "=" in word)
+    """Returns whether the node answers: the controller takes it for idle before it has heard of it."""
+    answer = processes.call(folder, "scontrol", "--oneliner", "show", "node", node)
+    about = dict(word.split("=", 1) for word in answer.split() if "=" in word)
     return about["State"] in USABLE and about["SlurmdStartTime"] != "None" and _listens(int(about["Port"]))
 
 
@@ -75,6 +76,6 @@ def _listens(port: int) -> bool:
     return True
 
 
-def _said(conf: Path, key: str) -> str:
+def _setting(conf: Path, key: str) -> str:
     lines = dict(line.split("=", 1) for line in conf.read_text().splitlines())
     return lines[key]

@@ -30,8 +30,10 @@ class Process:
 
 
 def start(folder: Path, name: str, *command: str) -> None:
-    """In the foreground of a session of its own: so nothing that it says is lost, and no moment is without
-    the mark by which `running` finds it."""
+    """Starts a program in the foreground of a session of its own, with its output in a log.
+
+    It returns when the process carries the mark by which `running` finds it.
+    """
     with (folder / "log" / f"{name}.out").open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
@@ -43,7 +45,7 @@ def start(folder: Path, name: str, *command: str) -> None:
 
 
 def call(folder: Path, *command: str, within_s: float = 60) -> str:
-    """What a command of Slurm or of the database says."""
+    """Returns the output of a command of Slurm or of the database."""
     try:
         done = subprocess.run(
             command, env=environment(folder, command[0]), timeout=within_s, check=True, text=True,
@@ -57,7 +59,7 @@ def call(folder: Path, *command: str, within_s: float = 60) -> str:
 
 
 def environment(folder: Path, name: str) -> dict[str, str]:
-    """The caller's, without what another cluster or a job around us has put there."""
+    """Returns the caller's environment without what another cluster or a job around us has set."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(OPTIONS)}
     return {
         **kept,
@@ -68,7 +70,7 @@ def environment(folder: Path, name: str) -> dict[str, str]:
 
 
 def wait(folder: Path, name: str, true: Callable[[], bool], within_s: float = 60) -> None:
-    """Until it comes true, or the daemon on which that depends has ended, or time is up."""
+    """Waits until `true()`; raises `Broken` when the daemon has ended, or time is up."""
     deadline = time.monotonic() + within_s
     while not true():
         if not any(process.name == name for process in running(folder)):
@@ -79,19 +81,19 @@ def wait(folder: Path, name: str, true: Callable[[], bool], within_s: float = 60
 
 
 def running(folder: Path) -> list[Process]:
-    """All processes of the cluster in the folder."""
+    """Returns all processes of the cluster in the folder."""
     return [process for pid in _pids() if (process := _process(folder, pid))]
 
 
 def end(folder: Path, name: str, patience_s: float = 2) -> None:
-    """TERM to all whose name begins so, and KILL to those that are still there."""
+    """Sends TERM to all whose name begins so, and KILL to those that are left."""
     _send(signal.SIGTERM, folder, name)
     if not gone(folder, name, patience_s):
         kill(folder, name)
 
 
 def kill(folder: Path, name: str) -> None:
-    """Again and again: a script that is killed may just have started another program."""
+    """Kills all whose name begins so, repeatedly: a killed script may just have started another program."""
     for _ in range(40):
         _send(signal.SIGKILL, folder, name)
         if gone(folder, name, 0.05):
@@ -105,7 +107,7 @@ def _send(sent: signal.Signals, folder: Path, name: str) -> None:
 
 
 def gone(folder: Path, name: str, patience_s: float) -> bool:
-    """Waits for the end of all whose name begins so."""
+    """Waits for the end of all whose name begins so; returns whether they ended in time."""
     deadline = time.monotonic() + patience_s
     while _named(folder, name):
         if time.monotonic() > deadline:

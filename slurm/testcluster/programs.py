@@ -11,7 +11,7 @@ _ACCOUNTING = ("slurmdbd", "sacctmgr", "mariadbd", "mariadb-install-db")
 
 
 def path() -> str:
-    """PATH with the folders of daemons, which an ordinary user's lacks."""
+    """Returns PATH with the folders of daemons, which an ordinary user's lacks."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 

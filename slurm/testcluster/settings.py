@@ -1,4 +1,4 @@
-"""What a test cluster is asked to be, and the configuration files that make it so."""
+"""The settings of a test cluster, and the configuration files that Slurm reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_SOCKET = len("/spool.node99/node99_4294967295.4294967295")
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one cluster, as its `start` was asked."""
+    """The options with which a cluster was started."""
 
     nodes: int
     cpus: int
@@ -29,7 +29,7 @@ class Settings:
 
     @classmethod
     def of(cls, folder: Path) -> Settings | None:
-        """Those of the cluster in the folder; None: there is none, or its start was killed at once."""
+        """Returns those of the cluster in the folder; None: there is none yet."""
         text = _read(folder / "settings.json")
         if not text:
             return None
@@ -45,7 +45,7 @@ class Settings:
 
 
 def too_long(folder: Path) -> bool:
-    """Whether its sockets would have longer names than the 107 bytes that Linux allows."""
+    """Returns whether its sockets would have longer names than the 107 bytes that Linux allows."""
     return len(bytes(folder)) + _LONGEST_SOCKET > 107
 
 
@@ -62,7 +62,7 @@ def configure(folder: Path, settings: Settings) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ones: all are held open until the last is chosen."""
+    """Returns different free ports: all are held open until the last is chosen."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -74,19 +74,19 @@ def free_ports(count: int) -> list[int]:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Nobody else can open it, not even before its mode would have been changed."""
+    """Writes a file that nobody else can open, not even for a moment."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
 
 
 def replaced(lines: list[str], by: tuple[str, ...]) -> list[str]:
-    """The lines, with those of the same key replaced and the others added."""
+    """Returns the lines, with those of the same key replaced and the others added."""
     kept = {_key(line): line for line in lines} | {_key(line): line for line in by}
     return list(kept.values())
 
 
 def site(folder: Path) -> str:
-    """The site file of the product."""
+    """Returns the content of the site file."""
     conf = json.dumps(str(folder / "slurm.conf"))
     return (
         f"{WRITER}executor: slurm\nslurm_conf: {conf}\n"
@@ -95,7 +95,7 @@ def site(folder: Path) -> str:
 
 
 def written_by_us(site_file: Path, folder: Path | None = None) -> bool:
-    """Whether a site file is a test cluster's: of any, or of the one in the folder."""
+    """Returns whether a site file is a test cluster's: of any, or of the one in the folder."""
     text = _read(site_file)
     return text == site(folder) if folder else text.startswith(WRITER)
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> str:
 
 
 def _key(line: str) -> str:
-    """Of partitions and nodes there are several: theirs is `PartitionName=main`."""
+    """Returns the key of a line; of partitions and nodes, which are several, `PartitionName=main`."""
     first = line.split()[0]
     return first.lower() if first.startswith(("PartitionName=", "NodeName=")) else line.split("=")[0].lower()
 
@@ -169,7 +169,7 @@ def _accounting(folder: Path, port: int, wanted: bool) -> list[str]:
 
 
 def _nodes(settings: Settings, ports: list[int]) -> list[str]:
-    """Names that no one resolves: Slurm is told the address of each."""
+    """Returns nodes whose names nothing resolves: Slurm gets the address of each."""
     size = f"CPUs={settings.cpus} RealMemory={settings.memory}"
     return [
         *(
@@ -201,7 +201,7 @@ StorageLoc=slurm_acct_db
 
 
 def _grants(password: str) -> str:
-    """One statement a line, as MariaDB's bootstrap reads them."""
+    """Returns one statement a line, as MariaDB's bootstrap reads them."""
     return f"""\
 CREATE DATABASE slurm_acct_db;
 FLUSH PRIVILEGES;
@@ -211,7 +211,7 @@ GRANT ALL ON slurm_acct_db.* TO slurm@'127.0.0.1';
 
 
 def _mariadb(folder: Path, port: int) -> str:
-    """Small, and careless of power cuts: it lives as long as a test."""
+    """Returns a small configuration without protection against power cuts: it lives as long as a test."""
     return f"""\
 [mariadbd]
 user={_user()}

@@ -28,7 +28,7 @@ ORDER = ("slurmd", "slurmctld", "slurmdbd", "mariadbd", "munged")  # of ending
 
 
 class UserError(Exception):
-    """Of the user; told in one line."""
+    """The user's mistake; printed in one line."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def start(folder: Path, settings: Settings) -> int:
-    """0: every node is idle."""
+    """Starts the cluster; returns 0 when every node is idle."""
     if missing := programs.missing(settings.accounting):
         raise UserError(f"missing: {', '.join(missing)}. On Debian: apt install {programs.PACKAGES}")
     with _alone(folder):
@@ -69,7 +69,7 @@ def stop(folder: Path) -> int:
 
 
 def restart(folder: Path, daemon: str, stop_s: float) -> int:
-    """Ends it, waits, starts it again; jobs go on meanwhile."""
+    """Ends a daemon, waits, starts it again; jobs continue meanwhile."""
     settings = Settings.of(folder)
     if settings is None or not processes.running(folder):
         raise UserError(f"no test cluster runs in {folder}: start one first")
@@ -98,7 +98,7 @@ def _start(folder: Path, settings: Settings) -> int:
         return status
     site_file.parent.mkdir(parents=True, exist_ok=True)
     site_file.write_text(site(folder))
-    _tell(folder, settings, time.monotonic() - began)
+    _print_usage(folder, settings, time.monotonic() - began)
     return 0
 
 
@@ -151,7 +151,7 @@ def _already(folder: Path, known: Settings, settings: Settings) -> int:
     return 0
 
 
-def _tell(folder: Path, settings: Settings, took_s: float) -> None:
+def _print_usage(folder: Path, settings: Settings, took_s: float) -> None:
     count = f"{settings.nodes} nodes of {settings.cpus} CPUs and {settings.memory} MB"
     print(f"{count}, {'with' if settings.accounting else 'without'} accounting, up in {took_s:.1f} s")
     print("To look with sinfo, squeue and sacct:")
@@ -163,7 +163,7 @@ def _tell(folder: Path, settings: Settings, took_s: float) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Two starts in one folder take turns."""
+    """Locks the folder: two starts in one folder take turns."""
     if too_long(folder):
         raise UserError(
             f"--folder {folder}: too long for the names of sockets below it; take one such as /tmp/cluster"
@@ -181,12 +181,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _ours(folder: Path) -> bool:
-    """An empty folder is what a start leaves that was killed at once."""
+    """Returns whether the folder is a test cluster's, or empty, as a start that was killed leaves it."""
     return folder.is_dir() and ((folder / "settings.json").exists() or not any(folder.iterdir()))
 
 
 def _clear(folder: Path) -> None:
-    """Of everything but the file that says that the folder is ours: should this be cut off, stop goes on."""
+    """Removes everything but the file that marks the folder as ours: a stop can then resume this."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -217,7 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     _start_options(verbs.add_parser("start", parents=[common], help="bring a cluster up"))
     verbs.add_parser("stop", parents=[common], help="end it, and remove all of it")
-    again = verbs.add_parser("restart", parents=[common], help="end a daemon and start it again; jobs go on")
+    again = verbs.add_parser(
+        "restart", parents=[common], help="end a daemon and start it again; jobs continue"
+    )
     again.add_argument("daemon", choices=["slurmctld", "slurmd"])
     again.add_argument("--stop-s", type=float, default=0, metavar="SECONDS", help="how long it is away")
     return parser

@@ -213,7 +213,7 @@ def test_a_name_of_an_unfinished_run_leads_to_resume(door: Door) -> None:
     assert door(*words, "crash_rank=0").returncode == 1
     again = door(*words, "crash_rank=0")
     assert again.returncode == 2
-    assert "go on with python -m hpc_isl.submit resume half" in again.stdout
+    assert "resume it with python -m hpc_isl.submit resume half" in again.stdout
 
 
 def test_runs_without_a_name_get_short_ones_in_turn(door: Door) -> None:

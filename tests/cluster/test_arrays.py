@@ -93,7 +93,7 @@ def test_each_element_has_the_recipe_that_its_name_says() -> None:
         (["stage=pretrain", "over={split.sead: [0]}", *PRETRAIN], "sead: no such key; did you mean 'seed'"),
     ],
 )
-def test_what_cannot_be_swept_is_said(keys: list[str], complaint: str) -> None:
+def test_what_cannot_be_swept_is_refused(keys: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=re.escape(complaint)):
         sweep.sweep_request(None, keys, Site(), None)
 
@@ -180,7 +180,7 @@ def chain_of(door: Door, *steps: str) -> str:
     return str(path)
 
 
-def test_a_chain_runs_in_order_stops_for_a_person_and_goes_on(door: Door) -> None:
+def test_a_chain_runs_in_order_stops_for_a_person_and_continues(door: Door) -> None:
     first = "{name: first, stage: count, set: {steps: 2}}"
     last = "{name: last, stage: count, set: {steps: 4}}"
     chain = chain_of(door, first, "{stop: look at the labels}", last)
@@ -195,7 +195,7 @@ def test_a_chain_runs_in_order_stops_for_a_person_and_goes_on(door: Door) -> Non
     assert "2 done" in door("status", "plan").stdout
 
 
-def test_a_chain_ends_where_a_step_fails_and_goes_on_from_there(door: Door) -> None:
+def test_a_chain_ends_where_a_step_fails_and_is_resumed_from_there(door: Door) -> None:
     chain = chain_of(door, FAILS_ONCE, "{name: after it, stage: count}")
     assert door("chain", chain, QUIET, "--name", "plan").returncode == 1
     assert not door.folder("after it").exists()

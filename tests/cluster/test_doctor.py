@@ -49,7 +49,7 @@ def test_a_laptop_is_looked_at_without_slurm(door: Door) -> None:
     assert not (door.cwd / "runs").exists(), "it leaves nothing behind"
 
 
-def test_what_fails_is_told_with_what_to_do_and_exits_with_1(door: Door) -> None:
+def test_a_failure_is_reported_with_what_to_do_and_exits_with_1(door: Door) -> None:
     done = door("doctor", "site.gpus=64")
     assert done.returncode == 1
     assert "  FAIL  GPUs" in done.stdout
@@ -193,7 +193,7 @@ def test_a_server_that_nodes_do_not_reach_is_a_warning() -> None:
         (Outcome((NODE1,), (101.0,), "FAILED"), "FAIL", "1 of 2 nodes never wrote"),
     ],
 )
-def test_a_job_that_brings_nothing_is_told_with_its_own_words(
+def test_a_job_that_reports_nothing_is_shown_with_its_own_output(
     outcome: Outcome, level: str, messages: str
 ) -> None:
     visit = Visit(SITE, Path("/runs/.doctor"), 2, "17")

@@ -43,7 +43,7 @@ def test_a_plan_tells_the_time_once_something_like_it_was_timed_here(door: Door)
         assert ("not known" in line) == (other != f"site.cpus={len(os.sched_getaffinity(0))}"), other
 
 
-def test_of_a_sweep_the_time_of_an_element_and_of_all_is_told(door: Door) -> None:
+def test_a_sweep_reports_the_time_of_an_element_and_of_all(door: Door) -> None:
     words = ("stage=count", "over={steps: [20, 30]}", QUIET, "site.array=2", "final=true")
     assert door("sweep", *words, "--name", "two").returncode == 0
     (line,) = time_in(door("sweep", *words, "--name", "more", "--dry-run").stdout)

@@ -192,7 +192,9 @@ def test_what_is_not_known_is_left_to_sbatch(asked: dict[str, object], passes: b
 
 
 @pytest.mark.parametrize("script", ["exit 1", "echo Unable to contact >&2; exit 1", "echo what"])
-def test_a_slurm_that_is_silent_refuses_nothing(script: str, answering: Callable[[str, str], None]) -> None:
+def test_a_slurm_that_does_not_answer_refuses_nothing(
+    script: str, answering: Callable[[str, str], None]
+) -> None:
     answering("scontrol", script)
     limits.check(site(partition="gpus", time="900d"))
     assert limits.max_array_size() == 1001

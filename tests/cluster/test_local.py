@@ -86,7 +86,7 @@ def test_no_process_outlives_a_run(door: Door) -> None:
     assert door.left() == []
 
 
-def test_ctrl_c_saves_and_resume_goes_on(door: Door) -> None:
+def test_ctrl_c_saves_and_resume_continues(door: Door) -> None:
     call = door.open("count", *LONG, "site.processes=2", "--name", "ctrl")
     assert door.eventually(lambda: (door.folder("ctrl") / "metrics.jsonl").exists())
     os.killpg(call.pid, signal.SIGINT)
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_kills_what_does_not_stop(door: Door) -> None:
 
 
 @pytest.mark.kill
-def test_no_orphan_is_left_when_the_door_is_killed(door: Door) -> None:
+def test_no_orphan_is_left_when_the_command_line_is_killed(door: Door) -> None:
     heeding = door.open("count", *LONG, "site.processes=2", "--name", "heeding")
     deaf = door.open("count", *LONG, "deaf=true", "child=true", "--name", "deaf")
     for name in ("heeding", "deaf"):
@@ -171,7 +171,7 @@ def test_logs_show_the_failing_ranks_traceback_first(door: Door) -> None:
     assert "from 0" in door("logs", "crash", "--rank", "0").stdout
 
 
-def test_a_terminal_sees_a_bar_and_what_is_said_above_it(door: Door) -> None:
+def test_a_terminal_sees_a_bar_and_the_log_above_it(door: Door) -> None:
     terminal, inside = pty.openpty()
     words = ["count", "steps=30", "pause_s=0.05", "word=heed", QUIET]
     call = subprocess.Popen(
@@ -207,7 +207,7 @@ def test_ctrl_c_while_following_leaves_the_run_alone(door: Door) -> None:
     os.killpg(reader.pid, signal.SIGINT)
     output, _ = reader.communicate(timeout=90)
     assert reader.returncode == 130
-    assert "'on' goes on" in output
+    assert "'on' continues" in output
     assert run.poll() is None
     door("cancel", "on")
     run.communicate(timeout=90)

@@ -124,7 +124,9 @@ def test_a_large_task_has_its_process_for_itself(shared: Pool, calls: Any) -> No
 # ---------------------------------------------------------------- what goes wrong
 
 
-def test_a_call_that_raises_is_tried_three_times_and_told(shared: Pool, calls: Any, tmp_path: Path) -> None:
+def test_a_call_that_raises_is_tried_three_times_and_reported(
+    shared: Pool, calls: Any, tmp_path: Path
+) -> None:
     answers = {a.name: a for a in shared.run(calls.refused, tasks_of((tmp_path, n) for n in range(6)))}
     assert {name for name, answer in answers.items() if answer.problem} == {"1", "3", "5"}
     assert answers["3"].problem == "ArithmeticError: 3 is odd"
@@ -157,7 +159,7 @@ def test_an_answer_that_cannot_be_sent_is_a_problem_of_its_task(shared: Pool, ca
 
 
 @pytest.mark.kill
-def test_a_task_that_kills_its_process_is_told_and_its_neighbours_are_not_blamed(
+def test_a_task_that_kills_its_process_is_reported_and_its_neighbours_are_not_blamed(
     shared: Pool, calls: Any, tmp_path: Path
 ) -> None:
     deadly = {5, 6, 17}
@@ -307,7 +309,7 @@ def test_nothing_outlives_a_killed_rank(door: Door) -> None:
 
 
 @pytest.mark.kill
-def test_a_pooled_run_is_stopped_and_goes_on(door: Door) -> None:
+def test_a_pooled_run_is_stopped_and_resumed(door: Door) -> None:
     words = ("square", "numbers=60", "pause_s=0.1", "site.processes=2", "site.tracking=none")
     call = door.open(*words, "--name", "on")
     folder = door.cwd / "runs" / "square" / "on"
@@ -404,7 +406,7 @@ def test_workers_are_as_many_as_gpus_or_cpus_and_as_memory_holds(
     assert bool(lowered(node, need)) == (expected < node.wanted)
 
 
-def test_what_is_lowered_is_said() -> None:
+def test_a_lower_number_of_processes_is_reported() -> None:
     said = lowered(Node(8, 64 * GB), MemoryRequirement(GB, 19 * GB))
     assert said == "3 worker processes per node, not 8: one takes up to 20 GB of the 64 GB that are free"
 

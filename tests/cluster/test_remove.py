@@ -178,7 +178,7 @@ def test_a_removal_that_is_killed_is_brought_to_its_end_by_the_same_command(
 # ---------------------------------------------------------------- as it is typed
 
 
-def test_it_asks_and_without_a_terminal_needs_a_word(door: Door) -> None:
+def test_it_asks_and_without_a_terminal_needs_yes(door: Door) -> None:
     """Nothing goes before a person has read what goes and what stays, and has said yes."""
     run = made(door.cwd / "runs", "pretrain", "S12")
     made(door.cwd / "runs", "finetune", "n1", {"pretrained": [str(run.folder)]})

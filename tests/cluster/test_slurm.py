@@ -115,7 +115,7 @@ def test_what_is_not_given_is_left_to_the_partition(job: Job) -> None:
         ({"ntasks": 4}, "--ntasks=4", "--ntasks-per-node"),
     ],
 )  # fmt: skip
-def test_a_flag_of_the_site_is_one_line_and_stands(
+def test_a_flag_of_the_site_is_one_line_and_is_kept(
     job: Job, flags: dict[str, str | int | bool], line: str, gone: str
 ) -> None:
     given = slurm.text(alone(job), Site(executor="slurm", sbatch=flags))
@@ -231,7 +231,7 @@ MUTE = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; ex
         ({"squeue": MUTE}, ("queued", "Slurm does not answer", "")),
     ],
 )  # fmt: skip
-def test_slurms_words_become_ours(
+def test_states_of_slurm_become_states_of_runs(
     tools: Path, job: Job, answers: dict[str, str], expected: tuple[str, str, str]
 ) -> None:
     for name in ("squeue", "sacct"):
@@ -300,7 +300,7 @@ def test_arrays_are_split_and_share_their_throttle(job: Job, tools: Path) -> Non
     assert sum(throttle for _, throttle, _ in parts(None)) == 25
 
 
-def test_the_last_element_waits_for_all_parts_and_for_what_was_handed_over_before(
+def test_the_final_element_waits_for_all_parts_and_for_what_was_submitted_before(
     job: Job, tools: Path
 ) -> None:
     tool(tools, "scontrol", "echo 'MaxArraySize            = 10'")
@@ -378,14 +378,14 @@ class TestRequeue:
         assert requeue(attempt, JOB, at_time_limit=False) is None
         assert self.asked(tmp_path) == "requeue 99\n"
 
-    def test_one_whose_other_rank_alone_was_told_of_the_time_limit_does(
+    def test_one_whose_other_rank_alone_knows_of_the_time_limit_does(
         self, attempt: Attempt, tmp_path: Path
     ) -> None:
         Attempt(attempt.run, rank=1).note(exit="2026-01-01", outcome="stopped", overdue=True)
         assert requeue(attempt, JOB, at_time_limit=False) is None
         assert self.asked(tmp_path) == "requeue 99\n"
 
-    def test_one_that_slurm_ends_at_its_limit_does_though_no_rank_was_told(
+    def test_one_that_slurm_ends_at_its_limit_does_although_no_rank_was_signalled(
         self, attempt: Attempt, tools: Path, tmp_path: Path
     ) -> None:
         self.shown(tools, tmp_path, "JobState=COMPLETING Reason=TimeLimit Dependency=(null)")

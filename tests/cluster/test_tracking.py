@@ -130,7 +130,7 @@ def look_at(address: str) -> None:
     assert "Agent versions" not in shown
 
 
-def test_a_port_that_is_taken_is_told_at_once(forwarded: Door) -> None:
+def test_a_port_that_is_taken_is_reported_at_once(forwarded: Door) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -139,7 +139,7 @@ def test_a_port_that_is_taken_is_told_at_once(forwarded: Door) -> None:
     assert "not free on this machine" in refused.stdout
 
 
-def test_a_server_that_ends_is_told_with_its_reason(door: Door) -> None:
+def test_a_server_that_ends_is_reported_with_its_reason(door: Door) -> None:
     """A user sees why MLflow did not start: the last lines of its log, which holds the reason too."""
     assert door("count", "site.tracking=none").returncode == 0
     database = door.cwd / "runs" / "mlflow.db"
@@ -159,7 +159,7 @@ def in_mlflow(door: Door, *words: str) -> None:
     subprocess.run(command, env={**door.environment, "MLFLOW_TRACKING_URI": uri}, check=True)
 
 
-def test_what_was_deleted_in_mlflow_is_told_with_what_brings_it_back(door: Door) -> None:
+def test_what_was_deleted_in_mlflow_is_reported_with_what_restores_it(door: Door) -> None:
     """A user who deleted an experiment there reads its name and the command that restores it, for old runs
     and new ones; a single run that was deleted is left so, and told."""
     assert door("count", "--name", "old").returncode == 0

@@ -56,20 +56,22 @@ def test_folders_with_blanks_and_quotes_are_fine(cluster: Any, at_the_door: Any,
     assert "node1 saw it and wrote to it" in done.stdout or "node2 saw it" in done.stdout
 
 
-def test_a_python_that_is_not_there_is_told_in_the_jobs_own_words(cluster: Any, at_the_door: Any) -> None:
+def test_a_missing_python_is_reported_with_the_jobs_own_output(cluster: Any, at_the_door: Any) -> None:
     done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.python=/nowhere/python")
     assert done.returncode == 1
     assert re.search(r"\| .*/nowhere/python: No such file", done.stdout), done.stdout
 
 
-def test_what_the_cluster_never_gives_is_told_and_no_job_is_submitted(cluster: Any, at_the_door: Any) -> None:
+def test_what_the_cluster_never_gives_is_reported_and_no_job_is_submitted(
+    cluster: Any, at_the_door: Any
+) -> None:
     done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.time=9d")
     assert done.returncode == 1
     assert "to do: write site.time=1d" in done.stdout
     assert "not asked: limits comes first" in done.stdout
 
 
-def test_a_refusal_is_told_in_the_words_of_sbatch(cluster: Any, at_the_door: Any) -> None:
+def test_a_refusal_is_reported_in_the_words_of_sbatch(cluster: Any, at_the_door: Any) -> None:
     done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.sbatch={licenses: none}")
     assert done.returncode == 1
     assert "Invalid license specification" in done.stdout
@@ -104,7 +106,7 @@ def test_a_job_that_does_not_start_in_time_is_a_warning(cluster: Any, tmp_path: 
     assert "hpc-isl-doctor" not in cluster.run("squeue", "-h", "-o", "%j")
 
 
-def test_nodes_that_are_out_of_service_are_told_before_one_waits(cluster: Any, tmp_path: Path) -> None:
+def test_nodes_that_are_out_of_service_are_reported_before_a_job_waits(cluster: Any, tmp_path: Path) -> None:
     cluster.run("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
     try:
         said: list[str] = []

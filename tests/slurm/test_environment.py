@@ -72,7 +72,7 @@ def test_however_a_flag_of_the_site_is_spelled_slurm_hears_it(user: User, flag: 
     assert user.cluster.run("squeue", "-h", "-j", job, "-o", "%C").strip() == "2"
 
 
-def test_the_flags_of_the_site_stand_against_ours(user: User) -> None:
+def test_the_flags_of_the_site_replace_ours(user: User) -> None:
     flags = "{hold: true, J: mine, no-requeue: true, ntasks-per-node: 2, comment: of mine}"
     job = user.submit(f"site.sbatch={flags}", name="one")
     shown = user.cluster.run("scontrol", "--oneliner", "show", "job", job)

@@ -104,7 +104,7 @@ def test_a_run_over_two_nodes_is_done(hand: Hand) -> None:
     assert hand.user.word("two") == "done"
 
 
-def test_at_its_time_limit_it_goes_back_into_the_queue_and_the_same_line_goes_on(hand: Hand) -> None:
+def test_at_its_time_limit_it_goes_back_into_the_queue_and_the_same_line_resumes_it(hand: Hand) -> None:
     cluster, user = hand.user.cluster, hand.user
     job = hand.pretrain("limit", "steps=300", "pause_s=0.2", nodes=2)
     assert cluster.eventually(lambda: user.counts("limit"))
@@ -115,7 +115,7 @@ def test_at_its_time_limit_it_goes_back_into_the_queue_and_the_same_line_goes_on
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     cluster.start_now(job)
     assert hand.ends(job, 120) == "COMPLETED 0:0", hand.said("limit")
-    assert "count 'limit' goes on" in hand.said("limit")
+    assert "count 'limit' is resumed" in hand.said("limit")
     saved = max(int(path.name) for path in (user.folder("limit") / "checkpoints").iterdir())
     assert f"from {saved} in attempt 1" in hand.said("limit")
     assert user.steps("limit") == list(range(300))
@@ -140,7 +140,7 @@ def test_wrong_data_end_the_job_with_code_2(hand: Hand) -> None:
     assert "well B03: the data are wrong" in hand.said("wrong")
 
 
-def test_scancel_saves_and_the_file_handed_in_again_goes_on(hand: Hand) -> None:
+def test_scancel_saves_and_the_file_submitted_again_continues(hand: Hand) -> None:
     words, user = ("steps=40", "pause_s=0.5"), hand.user
     job = hand.pretrain("again", *words, nodes=2)
     assert user.cluster.eventually(lambda: user.counts("again"))
@@ -151,7 +151,7 @@ def test_scancel_saves_and_the_file_handed_in_again_goes_on(hand: Hand) -> None:
     assert refused.returncode == 2
     assert "inside a job of Slurm" in refused.stdout
     assert hand.ends(hand.pretrain("again", *words), 120) == "COMPLETED 0:0"
-    assert "goes on: 1 process on 1 Slurm node" in hand.said("again")
+    assert "is resumed: 1 process on 1 Slurm node" in hand.said("again")
     assert user.steps("again") == list(range(40))
 
 

@@ -73,7 +73,7 @@ def test_retry_runs_the_failed_element_alone(user: User) -> None:
     assert after == before, "the same seeds, the same keys in MLflow"
 
 
-def test_scancel_saves_and_resume_goes_on(user: User) -> None:
+def test_scancel_saves_and_resume_continues(user: User) -> None:
     job = user.submit(*LONG, name="cancelled")
     assert user.cluster.eventually(lambda: user.counts("cancelled"))
     user.cluster.run("scancel", job)
@@ -129,7 +129,7 @@ def test_a_crashed_rank_ends_the_run_and_its_traceback_comes_first(user: User) -
     assert "boom" in user("logs", "crash", "--rank", "1")
 
 
-def test_a_run_goes_on_when_its_node_is_lost(user: User) -> None:
+def test_a_run_continues_when_its_node_is_lost(user: User) -> None:
     job = user.submit(*LONG, "site.sbatch={nodelist: 'node2', oversubscribe: true}", name="node")
     assert user.cluster.eventually(lambda: user.counts("node"))
     user.cluster.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
@@ -197,7 +197,7 @@ def test_what_waits_is_planned_when_its_inputs_are_there(user: User) -> None:
     assert record["inputs"] == {str(data): "a fingerprint"}
 
 
-def test_a_chain_stops_for_a_person_and_goes_on(user: User) -> None:
+def test_a_chain_stops_for_a_person_and_continues(user: User) -> None:
     chain = user.door.cwd / "chain.yaml"
     chain.write_text(
         "steps:\n"
@@ -245,7 +245,7 @@ class TestWithoutAccounting:
         assert (user.word("well"), user.word("crash")) == ("done", "failed")
 
     @pytest.mark.kill
-    def test_a_job_that_went_without_a_word_is_told_from_its_output(
+    def test_a_job_that_left_no_record_is_reported_from_its_output(
         self, user_without_accounting: User
     ) -> None:
         user = user_without_accounting

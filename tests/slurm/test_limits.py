@@ -89,7 +89,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_of_a_sweep_that_is_too_large_it_is_said_what_to_lower(
+def test_a_sweep_that_is_too_large_is_refused_with_what_to_lower(
     limit: str, strict: Any, door: Any, open_user: Any
 ) -> None:
     """Which limit, how many it leaves, and that the number of elements is what counts."""

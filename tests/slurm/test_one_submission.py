@@ -206,7 +206,7 @@ def test_while_slurm_does_not_answer_nothing_is_started(user: User) -> None:
     assert user.becomes("crash", "failed")
 
 
-def test_a_job_of_a_run_that_was_cancelled_unheard_leaves_at_once(user: User) -> None:
+def test_a_job_of_a_run_that_was_cancelled_without_slurm_leaves_at_once(user: User) -> None:
     """Where Slurm cannot be told to end it, the run folder can."""
     job = user.submit(HELD, name="one")
     silent = "echo 'scancel: error: Unable to contact slurm controller' >&2; exit 1"

@@ -46,7 +46,7 @@ def test_a_sweep_fails_in_part_is_retried_and_grows(user: User) -> None:
     assert "nothing to add up for word=crashes" in user("status", "nuc"), "it never pends for ever"
     there = {one.name: written(one) for one in elements(user) if one.summary()}
 
-    assert "goes on with 3 of 13 elements" in user("retry", "nuc")
+    assert "is resumed with 3 of 13 elements" in user("retry", "nuc")
     assert user.becomes("nuc", "done"), user("status", "nuc")
     again = dict.fromkeys((*BAD, "final"), 2)
     assert attempts(user) == {one.name: again.get(one.name, 1) for one in elements(user)}
@@ -54,8 +54,8 @@ def test_a_sweep_fails_in_part_is_retried_and_grows(user: User) -> None:
 
     there |= {one.name: written(one) for one in elements(user) if one.name in BAD}
     said = sweep(user, seeds=14)
-    assert "sweep 'nuc' is widened: 4 of 16 elements are new; then 'final' once more" in said
-    assert "goes on with 5 of 17 elements" in said
+    assert "sweep 'nuc' is extended: 4 of 16 elements are new; then 'final' once more" in said
+    assert "is resumed with 5 of 17 elements" in said
     assert user.becomes("nuc", "done"), user("status", "nuc")
     assert attempts(user) == {one.name: 2 if one.name in BAD else 1 for one in elements(user)}
     assert "word: of 32" in elements(user)[-1].recipe.read_text()
@@ -68,7 +68,7 @@ def test_elements_that_are_retried_while_others_run_are_waited_for_too(user: Use
     user("sweep", *words, "--name", "nuc")
     bad, final = [one for one in elements(user) if one.name in BAD], elements(user)[-1]
     assert user.cluster.eventually(lambda: "2 failed" in user("status", "nuc"), 90)
-    assert "goes on with 3 of 4 elements" in user("retry", "nuc")
+    assert "is resumed with 3 of 4 elements" in user("retry", "nuc")
     assert user.cluster.eventually(lambda: all(one.summary() for one in bad), 90)
     assert user.word("nuc/final") == "queued", "it waits for the one that goes on since the beginning"
     user("cancel", "nuc/steps=1000,pause_s=0.2")

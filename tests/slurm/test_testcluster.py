@@ -64,7 +64,7 @@ def test_an_array_over_the_limit_is_refused(cluster_without_accounting: Any) -> 
         cluster_without_accounting.submit("true", "--array=0-10")
 
 
-def test_starting_it_twice_is_told(cluster_without_accounting: Any) -> None:
+def test_starting_it_twice_is_reported(cluster_without_accounting: Any) -> None:
     again = ("start", "--without-accounting", f"--site-file={cluster_without_accounting.site_file}")
     same = ("--set", "MaxArraySize=10", "MinJobAge=5")
     assert str(cluster_without_accounting.conf) in cluster_without_accounting.script(*again, *same)

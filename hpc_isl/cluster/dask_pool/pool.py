@@ -141,6 +141,7 @@ async def _open(
     """Starts the scheduler, on loopback or for other nodes too, and worker processes, which use loopback."""
     from distributed import Scheduler
 
+    # allowed_failures=0: Dask gives a task up when its process dies; DaskPool tries it again, alone.
     scheduler = await Scheduler(
         host="0.0.0.0" if reachable else LOOPBACK,  # noqa: S104  (a connection needs the certificate)
         port=0, protocol="tls", security=security, allowed_failures=0, dashboard_address=f"{LOOPBACK}:0",

@@ -216,6 +216,7 @@ def submit(
     Raises:
         Unanswered: it is not known whether Slurm has some of them.
     """
+    # A queued job runs the code of now, whatever the checkout holds when it starts.
     snapshot(batch.code)
     names: list[list[str]] = []
     for part in parts(batch, site) if pieces is None else pieces:

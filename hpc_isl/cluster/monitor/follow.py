@@ -33,6 +33,7 @@ class Tail:
 
     path: Path
     _offset: int = 0
+    # Bytes after the last line end: a rank may be writing that line just now.
     _rest: bytes = b""
 
     def lines(self) -> Iterator[str]:
@@ -127,7 +128,7 @@ def follow(run: Run, console: Console, rank: int = 0, everything: bool = False) 
         else:
             _follow_run(run, rank, everything)
     except KeyboardInterrupt:
-        console.log(f"{run.label!r} goes on; to end it: {console.command('cancel', run)}")
+        console.log(f"{run.label!r} continues; to end it: {console.command('cancel', run)}")
         return messages.INTERRUPTED
     return messages.waited(run, console)
 
@@ -149,11 +150,11 @@ def _follow_run(run: Run, rank: int, everything: bool) -> None:
 def _follow_array(run: Run, console: Console) -> None:
     shown = ""
     while True:
-        found = status.status_of(run)
-        if found.detail != shown:
-            console.log(f"{run.name}: {found.detail}")
-            shown = found.detail
-        if not found.alive:
+        run_status = status.status_of(run)
+        if run_status.detail != shown:
+            console.log(f"{run.name}: {run_status.detail}")
+            shown = run_status.detail
+        if not run_status.alive:
             return
         time.sleep(ASK_S)
 

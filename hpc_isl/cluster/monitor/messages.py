@@ -136,15 +136,15 @@ def waited(run: Run, console: Console) -> int:
     """Prints how a run that was waited for has ended; returns the exit code."""
     if run.elements():
         return _ended_elements(run, console)
-    found = status.status_of(run)
-    if found.state == RunState.DONE:
+    run_status = status.status_of(run)
+    if run_status.state == RunState.DONE:
         return done(run, console)
     for line in status_table.failure_text(run):
         console.log(line)
-    detail = f": {found.detail}" if found.detail else ""
-    console.log(f"{run.stage} {run.label!r} is {found.state}{detail}")
+    detail = f": {run_status.detail}" if run_status.detail else ""
+    console.log(f"{run.stage} {run.label!r} is {run_status.state}{detail}")
     console.next_lines([console.command("resume", run)])
-    if found.state in (RunState.STOPPED, RunState.CANCELLED):
+    if run_status.state in (RunState.STOPPED, RunState.CANCELLED):
         return STOPPED
     failure = status.first_failure(status.ranks(run)) or {}
     return MISTAKE if failure.get("outcome") == "mistake" else FAILED
@@ -168,11 +168,15 @@ def ended_array(run: Run, interrupted: bool, console: Console) -> int:
 
 def _ended_elements(run: Run, console: Console) -> int:
     statuses = status.statuses(run.elements())
-    if all(found.state == RunState.DONE for found in statuses.values()):
+    if all(run_status.state == RunState.DONE for run_status in statuses.values()):
         return done(run, console)
-    bad = {m: found for m, found in statuses.items() if found.state in (RunState.FAILED, RunState.LOST)}
-    for member, found in list(bad.items())[:5]:
-        console.log(f"{member.label} {found.state}: {found.detail}")
+    bad = {
+        m: run_status
+        for m, run_status in statuses.items()
+        if run_status.state in (RunState.FAILED, RunState.LOST)
+    }
+    for member, run_status in list(bad.items())[:5]:
+        console.log(f"{member.label} {run_status.state}: {run_status.detail}")
     console.log(f"{run.stage} {run.name!r}: {status.status_of(run).detail}")
     console.log(f"  run folder  {run.folder}")
     first = [console.command("logs", next(iter(bad)))] if bad else []

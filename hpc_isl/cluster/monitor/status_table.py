@@ -28,8 +28,8 @@ HEAD = ("stage", "name", "state", "began", "attempt", "progress", "took", "left"
 def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
     """Returns one line per run under a heading; `elements`: also one for each element of an array."""
     shown = [member for run in runs for member in (run, *(run.elements() if elements else []))]
-    found = statuses(shown)
-    rows = [HEAD, *(_row(run, found[run]) for run in shown)]
+    run_status = statuses(shown)
+    rows = [HEAD, *(_row(run, run_status[run]) for run in shown)]
     last = len(HEAD) - 1
     widths = {
         column: max(len(row[column]) for row in rows)
@@ -39,42 +39,44 @@ def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
     return ["  ".join(row[c].ljust(width) for c, width in widths.items()).rstrip() for row in rows]
 
 
-def _row(run: Run, found: RunStatus) -> tuple[str, ...]:
-    remark = "; ".join(filter(None, [found.detail, *uses.changed(run)]))
+def _row(run: Run, run_status: RunStatus) -> tuple[str, ...]:
+    remark = "; ".join(filter(None, [run_status.detail, *uses.changed(run)]))
     when = date_of(began(run))
     if run.elements_file.is_file():
         members = run.elements()
         done = sum(member.summary() is not None for member in members)
         share = f"{done}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
-        return run.stage, run.name, found.state, when, "", share, "", "", "", remark
+        return run.stage, run.name, run_status.state, when, "", share, "", "", "", remark
     numbers = run.attempt_numbers()
     attempt = str(numbers[-1] + 1) if numbers else ""
     name = f"  {run.label}" if run.array else run.name
-    node, left = (found.node, found.left) if found.alive else ("", "")
+    node, left = (run_status.node, run_status.left) if run_status.alive else ("", "")
     # The main figures of a finished run; else how far it is, with the last metrics.
     main = "  ".join(f"{key} {value}" for key, value in list(main_figures(run.summary()).items())[:2])
     progress = (ranks(run) or [{}])[0].get("progress")
     main = main or (progress_text(progress) if progress else "-")
-    return run.stage, name, found.state, when, attempt, main, took(run), left, node, remark
+    return run.stage, name, run_status.state, when, attempt, main, took(run), left, node, remark
 
 
 def facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Returns the same for programs, as plain JSON: times are ISO 8601 in UTC, an array has its elements."""
-    found = statuses([member for run in runs for member in (run, *run.elements())])
+    run_status = statuses([member for run in runs for member in (run, *run.elements())])
     return [
-        _facts(run, found[run]) | {"elements": [_facts(member, found[member]) for member in run.elements()]}
+        _facts(run, run_status[run])
+        | {"elements": [_facts(member, run_status[member]) for member in run.elements()]}
         for run in runs
     ]
 
 
-def _facts(run: Run, found: RunStatus) -> dict[str, Any]:
+def _facts(run: Run, run_status: RunStatus) -> dict[str, Any]:
     records = ranks(run)
     summary = run.summary() or {}
     ends = [str(record["exit"]) for record in records if record.get("exit")]
     return {
-        "stage": run.stage, "name": run.label, "folder": str(run.folder), "state": found.state,
-        "detail": found.detail, "cause": found.cause, "node": found.node, "left": found.left,
-        "began": began(run), "ended": None if found.alive else max(ends, default=None),
+        "stage": run.stage, "name": run.label, "folder": str(run.folder), "state": run_status.state,
+        "detail": run_status.detail, "cause": run_status.cause,
+        "node": run_status.node, "left": run_status.left,
+        "began": began(run), "ended": None if run_status.alive else max(ends, default=None),
         "took_s": None if run.elements() else round(_took_s(run), 1),
         "attempts": len(run.attempt_numbers()), "progress": (records or [{}])[0].get("progress"),
         "figures": summary.get("figures", {}), "made": summary.get("made", {}),
@@ -182,7 +184,7 @@ def log_lines(run: Run, rank: int | None) -> Iterator[str]:
     """
     if members := run.elements():
         bad = (RunState.FAILED, RunState.LOST)
-        failed = [member for member, found in statuses(members).items() if found.state in bad]
+        failed = [member for member, run_status in statuses(members).items() if run_status.state in bad]
         if not failed:
             names = ", ".join(member.label for member in members[:4])
             raise UserError(

@@ -64,12 +64,12 @@ def installed(facts: Facts, where: str) -> Finding:
 
 def room(facts: Sequence[Facts]) -> Iterator[Finding]:
     """Checks disk for runs and for temporary files, of the machine that has least."""
-    least = min(facts, key=lambda one: one.runs_gb)
+    least = min(facts, key=lambda node: node.runs_gb)
     found = f"{least.runs_gb:.0f} GB free for runs"
     yield _enough(
         "disk", found, least.runs_gb >= RUNS_GB, "make room there, or set site.runs to another folder"
     )
-    least = min(facts, key=lambda one: one.temporary_gb)
+    least = min(facts, key=lambda node: node.temporary_gb)
     advice = "name a larger folder, e.g. site.setup='[export TMPDIR=/scratch]'"
     found = f"{least.temporary_gb:.0f} GB free in {least.temporary} of {least.host}"
     yield _enough("temporary files", found, least.temporary_gb >= TEMPORARY_GB, advice)
@@ -82,37 +82,37 @@ def _enough(check: str, found: str, enough: bool, advice: str) -> Finding:
 def gpus(facts: Sequence[Facts], site: Site) -> Finding:
     """Checks the GPUs that each machine sees against what is asked of each."""
     asked = site.visible_gpus
-    short = [one for one in facts if len(one.gpus) < asked]
+    short = [node for node in facts if len(node.gpus) < asked]
     if short:
-        found = "; ".join(f"{one.host} sees {len(one.gpus)}" for one in short)
+        found = "; ".join(f"{node.host} sees {len(node.gpus)}" for node in short)
         advice = "look at `nvidia-smi` in a job there; a module may be missing in site.setup"
         if site.executor == "local":
             advice = "set site.gpus to what there is"
         return Finding("FAIL", "GPUs", f"asked for {asked} on each node: {found}", advice)
-    if asked and any(one.packages.get("torch", "").endswith("+cpu") for one in facts):
+    if asked and any(node.packages.get("torch", "").endswith("+cpu") for node in facts):
         return Finding(
             "FAIL", "GPUs", "torch is built without CUDA", "install the torch that is built with it"
         )
-    names = sorted({name for one in facts for name in one.gpus[:asked]})
+    names = sorted({name for node in facts for name in node.gpus[:asked]})
     none = "none here" if site.executor == "local" and site.gpus is None else "none asked for"
     return ok("GPUs", f"{asked} on each node: {', '.join(names)}" if asked else none)
 
 
 def cpus(facts: Sequence[Facts], site: Site) -> Finding:
     """Checks the CPUs that a process may use against what is asked for it."""
-    asked, least = site.cpus or 1, min(one.cpus for one in facts)
+    asked, least = site.cpus or 1, min(node.cpus for node in facts)
     if least < asked:
         found = f"asked for {asked} per process, and one may use {least}"
         return Finding(
             "warn", "CPUs", found, f"set site.cpus={least}, or ask why Slurm does not bind to more"
         )
-    memory = min(one.memory_gb for one in facts)
+    memory = min(node.memory_gb for node in facts)
     return ok("CPUs", f"{least} that one process may use; a node of {memory:.0f} GB")
 
 
 def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
     """Checks versions: everywhere this code; on all nodes the same packages."""
-    others = [one.host for one in nodes if one.code != here.code]
+    others = [node.host for node in nodes if node.code != here.code]
     if others:
         what = f"{', '.join(others)} ran another hpc_isl than this one"
         yield Finding(
@@ -122,7 +122,7 @@ def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
     there = installed(first, "on the nodes")
     equal = there.level == "ok" and not _differences(first, here)
     yield ok("Python", "versions as here") if equal else there
-    between = [f"{one.host}: {text}" for one in nodes[1:] if (text := _differences(one, first))]
+    between = [f"{node.host}: {text}" for node in nodes[1:] if (text := _differences(node, first))]
     if between:
         yield Finding("FAIL", "versions", "\n".join(between), "give all nodes the same environment")
     own = site.container or site.python or site.setup
@@ -132,10 +132,10 @@ def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
         yield Finding("warn", "versions", f"nodes have {elsewhere}", advice)
 
 
-def _differences(one: Facts, other: Facts) -> str:
+def _differences(node: Facts, other: Facts) -> str:
     """Returns `torch 2.5.0 and not 2.6.0`."""
-    pairs = {"Python": (one.python, other.python)}
-    pairs |= {name: (version, other.packages.get(name, "")) for name, version in one.packages.items()}
+    pairs = {"Python": (node.python, other.python)}
+    pairs |= {name: (version, other.packages.get(name, "")) for name, version in node.packages.items()}
     return ", ".join(
         f"{name} {a or 'none'} and not {b or 'none'}" for name, (a, b) in pairs.items() if a != b
     )
@@ -143,8 +143,8 @@ def _differences(one: Facts, other: Facts) -> str:
 
 def ports(nodes: Sequence[Facts], site: Site) -> Finding:
     """Checks that processes on different nodes reach each other, as training needs it."""
-    clients = [one for one in nodes if one.rank > 0]
-    cut = [one for one in clients if not one.reached]
+    clients = [node for node in nodes if node.rank > 0]
+    cut = [node for node in clients if not node.reached]
     if cut:
         found = f"{cut[0].host} does not reach {nodes[0].host} ({cut[0].tried})"
         return Finding(
@@ -152,16 +152,16 @@ def ports(nodes: Sequence[Facts], site: Site) -> Finding:
         )
     if not clients:
         return ok("between nodes", "the site asks for one node" if site.nodes == 1 else "one node answered")
-    reached = ", ".join(sorted({str(one.reached) for one in clients}))
+    reached = ", ".join(sorted({str(node.reached) for node in clients}))
     return ok("between nodes", f"{clients[0].host} reached {nodes[0].host} at {reached}")
 
 
 def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen: Sequence[float]) -> Finding:
     """Checks how far clocks differ, by the file system's clock and by the order of events."""
     apart = {}
-    for one, when in zip(nodes, seen, strict=True):
-        by_order = max(0.0, one.wrote - when) + max(0.0, submitted - one.wrote)
-        apart[one.host] = max(abs(one.ahead_s - here.ahead_s), by_order)
+    for node, when in zip(nodes, seen, strict=True):
+        by_order = max(0.0, node.wrote - when) + max(0.0, submitted - node.wrote)
+        apart[node.host] = max(abs(node.ahead_s - here.ahead_s), by_order)
     worst = max(apart, key=lambda host: apart[host])
     if apart[worst] < SKEW_S:
         return ok("clocks", f"within {SKEW_S:.0f} s")
@@ -171,7 +171,7 @@ def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen: Sequence
 
 def tracking(facts: Sequence[Facts], uri: str, where: str) -> Finding:
     """Checks that the tracking server answers."""
-    cut = next((one for one in facts if one.tracking), None)
+    cut = next((node for node in facts if node.tracking), None)
     if cut is None:
         return ok("tracking", f"{uri} answers {where}")
     advice = "runs keep all they measure; `sync`, typed where the server answers, forwards it"

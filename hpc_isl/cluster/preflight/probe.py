@@ -180,9 +180,9 @@ def reach(folder: Path) -> tuple[str, str]:
 def _answers(host: str, place: Mapping[str, Any]) -> bool:
     """Returns whether it is the one that published the address: others may listen there too."""
     try:
-        with socket.create_connection((host, place["port"]), ANSWER_S) as there:
-            there.settimeout(ANSWER_S)
-            return there.recv(64) == str(place["nonce"]).encode()
+        with socket.create_connection((host, place["port"]), ANSWER_S) as connection:
+            connection.settimeout(ANSWER_S)
+            return connection.recv(64) == str(place["nonce"]).encode()
     except OSError:
         return False
 
@@ -202,10 +202,10 @@ def read(path: Path) -> Facts | None:
 def main(folder: Path, tracking: str | None, rank: int, size: int) -> None:
     """Writes the facts of one rank into the folder; the first then waits for the others to connect."""
     seen = facts(folder, rank, tracking)
-    found = asdict(seen)
+    content = asdict(seen)
     if size > 1 and rank > 0:
-        found["reached"], found["tried"] = reach(folder)
-    write_atomic(folder / f"node-{rank}.json", json.dumps(found))
+        content["reached"], content["tried"] = reach(folder)
+    write_atomic(folder / f"node-{rank}.json", json.dumps(content))
     if size > 1 and rank == 0:
         listen(folder, size)
 

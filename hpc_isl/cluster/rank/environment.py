@@ -92,8 +92,8 @@ def in_allocation(site: Site, one_each: bool = False, one_node: bool = False) ->
     if not variables.get("SLURM_JOB_ID"):
         raise UserError(
             "a site with executor: allocation computes inside a job of Slurm: in a file that sbatch runs, as "
-            "slurm/pretrain.sbatch, or after salloc. A run that ended there goes on when that file is handed "
-            "to sbatch again, or here with --site NAME"
+            "slurm/pretrain.sbatch, or after salloc. A run that ended there is resumed when that file is "
+            "given to sbatch again, or here with --site NAME"
         )
     nodes = int(variables.get("SLURM_JOB_NUM_NODES", 1))
     per_node = int(variables.get("SLURM_NTASKS_PER_NODE", 0))

@@ -116,6 +116,7 @@ def _write_records(run: Run, recipe: Any, site: Site, content: Mapping[str, Any]
     if content["diff"] and run.array is None:
         write_atomic(run.folder / "code.diff", provenance.difference())
     write_atomic(run.site, to_yaml(site))
+    # Last, because a folder without a recipe is no run: one that was cut off is not listed.
     write_atomic(run.recipe, to_yaml(recipe))
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import hpc_isl
-from hpc_isl.cluster.slurm.commands import user_name
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import digest
 from hpc_isl.run import Plan, Run
+from hpc_isl.site import user_name
 
 NAME, VERSION = (re.compile(rf"^{key}: *(.*\S)", re.MULTILINE) for key in ("Name", "Version"))
 PACKAGE = Path(hpc_isl.__file__).parent
@@ -93,8 +93,8 @@ def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:
 
 def packages() -> dict[str, str]:
     """Returns name and version of every distribution that this Python sees."""
-    found = dict(map(_named, metadata.distributions()))
-    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+    versions = dict(map(_named, metadata.distributions()))
+    return dict(sorted(versions.items(), key=lambda pair: pair[0].lower()))
 
 
 def _named(distribution: metadata.Distribution) -> tuple[str, str]:
@@ -136,6 +136,7 @@ def difference() -> str:
 @cache
 def code_digest() -> str:
     """Returns a hash of the source files of the package that this process runs."""
+    # Names and contents are divided by zero bytes, so that no two sets of files give the same text.
     total = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         total.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")

@@ -13,6 +13,7 @@ from hpc_isl.cluster.run_folder.status import RunStatus
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.run import Run
+from hpc_isl.site import user_name
 
 # What stays, wherever it lies below the run folder: small, and cited by other runs, their reports and MLflow.
 KEPT = {
@@ -51,15 +52,15 @@ def removal(run: Run, runs: Iterable[Run]) -> Removal:
     return Removal(run, tuple(_users(run, runs)), size, tuple(dict.fromkeys(_stays(run))))
 
 
-def refuse_living(run: Run, found: RunStatus) -> None:
+def refuse_living(run: Run, run_status: RunStatus) -> None:
     """Checks that the run is neither queued nor running.
 
     Raises:
         UserError: it is.
     """
-    if found.alive:
+    if run_status.alive:
         raise UserError(
-            f"{run.stage} {run.label!r} is {found.state}: it is not removed; cancel it first, or wait"
+            f"{run.stage} {run.label!r} is {run_status.state}: it is not removed; cancel it first, or wait"
         )
 
 
@@ -67,7 +68,7 @@ def remove(run: Run) -> None:
     """Marks the run as removed, then removes it; called again, it continues where it was ended."""
     with submissions.alone(run):
         refuse_living(run, status.status_of(run))
-        facts = {"time": now(), "user": os.environ.get("USER") or str(os.getuid())}
+        facts = {"time": now(), "user": user_name()}
         if run.removed is None:
             write_atomic(run.removed_file, json.dumps(facts, indent=1))
         for path in _going(run):

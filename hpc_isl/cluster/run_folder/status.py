@@ -180,6 +180,7 @@ def statuses(runs: Sequence[Run]) -> dict[Run, RunStatus]:
     """Returns the status of each run; a cluster's queue is asked once for all of them."""
     members = {run: run.elements() for run in runs}
     single = list(dict.fromkeys(member for run in runs for member in (members[run] or [run])))
+    # Slurm is not asked about a run that has its done record: what it says would change nothing.
     newest = submissions.newest_of(run for run in single if run.summary() is None)
     answers = job_states(newest)
     by_run = {run: _status(run, newest.get(run, {}), answers.get(run)) for run in single}

@@ -40,6 +40,7 @@ def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
         "memory": site.memory, "limit": site.time, **facts,
     }  # fmt: skip
     write_atomic(run.attempts / str(attempt) / "submission.json", json.dumps(content, indent=1))
+    # A run may be resumed on another site: it then belongs to that one.
     if saved_site(run.site) != site:
         write_atomic(run.site, to_yaml(site))
 

@@ -88,7 +88,11 @@ def refuse_used(plate: Path, runs: Iterable[Run]) -> None:
         UserError: naming those that are.
     """
     statuses = status.statuses(readers(plate, runs))
-    living = [f"{run.stage} {run.label!r} ({found.state})" for run, found in statuses.items() if found.alive]
+    living = [
+        f"{run.stage} {run.label!r} ({run_status.state})"
+        for run, run_status in statuses.items()
+        if run_status.alive
+    ]
     if living:
         more = f" and {len(living) - 5} more" if len(living) > 5 else ""
         raise UserError(f"{plate} is used by {', '.join(living[:5])}{more}; wait for the end, or cancel")
@@ -153,7 +157,7 @@ def differing_inputs(pairs: Sequence[tuple[Run, Plan]]) -> list[str]:
     plates = dict.fromkeys(plate for _, plan in pairs for plate in plan.recipe.plates_read())
     changes = [changes_of(plate) for plate in plates]
     parts = _differing_parts(pairs)
-    lines: dict[str, None] = {}
+    lines: dict[str, None] = {}  # as a set in order: many elements share an input
     for run, plan in pairs:
         for name, (before, here) in _differing_fingerprints(run, plan).items():
             known = [before] if before else []

@@ -7,7 +7,6 @@ interactive work: what we see and do must not depend on them.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import subprocess
 from collections.abc import Mapping
@@ -40,14 +39,6 @@ def cluster_of(site: Site) -> ClusterId:
     """Returns the cluster on which a site computes."""
     name = site.sbatch.get("clusters")
     return site.slurm_conf, str(name) if name else None
-
-
-def user_name() -> str:
-    """Returns the name of the user of this process; some containers know users by number alone."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return os.environ.get("USER") or str(os.getuid())
 
 
 def conf_here() -> Path | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import pwd
 
 from hpc_isl.cluster.slurm.commands import ask, cluster_of
-from hpc_isl.site import Site
+from hpc_isl.site import Site, user_name
 
 # What sbatch prints -> name as the staff set it, where sacctmgr shows it, who may have how many jobs.
 LIMITS = {
@@ -41,7 +40,7 @@ def explained(errors: str, site: Site, jobs: int) -> str:
     return (
         f"{allowed}; {queued} of yours are there, and this sweep is {jobs} more: each element counts, also "
         f"with site.array. Lower their number: {room}, by fewer values in `over`. The same command with more "
-        "values widens the sweep when these have ended"
+        "values extends the sweep when these have ended"
     )
 
 
@@ -50,7 +49,7 @@ def _most(table: str, column: str, site: Site) -> int | None:
     if table == "qos":
         which = [f"name={site.qos}"] if site.qos else []
     else:
-        whose = f"user={pwd.getpwuid(os.getuid()).pw_name}" if column == "MaxSubmit" else "user="
+        whose = f"user={user_name()}" if column == "MaxSubmit" else "user="
         which = [whose, *([f"account={site.account}"] if site.account else [])]
     command = ["sacctmgr", "-n", "-P", "show", table, *which, f"format={column}"]
     code, out, _ = ask(command, site.slurm_conf)

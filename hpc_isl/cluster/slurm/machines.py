@@ -143,10 +143,10 @@ def _fields(line: str) -> dict[str, str]:
     """Reads `Key=value` pairs, whose values may hold blanks and `=`."""
     # Free text comes last: the first of a key counts.
     parts = re.split(r"(?:^|\s)([A-Z]\w*)=", line)
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for key, value in zip(parts[1::2], parts[2::2], strict=True):
-        found.setdefault(key, value.strip().strip('"'))
-    return found
+        values.setdefault(key, value.strip().strip('"'))
+    return values
 
 
 def _node(fields: Mapping[str, str]) -> Node:
@@ -191,8 +191,8 @@ def _default_memory(fields: Mapping[str, str]) -> dict[str, int]:
     """Returns e.g. {DefMemPerCPU: 4000}, of a partition or of the configuration."""
     jobs = dict(re.findall(r"(\w+)=(\d+)", fields.get("JobDefaults", "")))
     keys = ("DefMemPerNode", "DefMemPerCPU", "DefMemPerGPU")
-    found = {key: _number({**fields, **jobs}.get(key)) for key in keys}
-    return {key: value for key, value in found.items() if value}
+    values = {key: _number({**fields, **jobs}.get(key)) for key in keys}
+    return {key: value for key, value in values.items() if value}
 
 
 def _number(text: str | None) -> int | None:
@@ -211,19 +211,19 @@ def _names(text: str | None, lower: bool = False) -> frozenset[str] | None:
 
 def clock_minutes(text: str | None) -> int | None:
     """Returns the minutes of `2-00:00:00`, `12:00:00` or `30:00`; None for UNLIMITED and NONE."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d\d)", text or "")
-    if not found:
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d\d)", text or "")
+    if not match:
         return None
-    days, hours, minutes, _ = (int(part or 0) for part in found.groups())
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
     return days * 1440 + hours * 60 + minutes
 
 
 def _gpus(gres: str) -> dict[str, int]:
     """Returns `gpu:a100:4(S:0-1),gpu:v100:2` as {a100: 4, v100: 2}; other resources are ignored."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for item in re.sub(r"\(.*?\)", "", gres).split(","):
         name, *rest = item.split(":")
         if name == "gpu":
             count = int(rest.pop()) if rest and rest[-1].isdigit() else 1
-            found[rest[0] if rest else "gpu"] += count
-    return dict(found)
+            counts[rest[0] if rest else "gpu"] += count
+    return dict(counts)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.cluster.slurm import machines
-from hpc_isl.cluster.slurm.commands import ask, user_name
+from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.cluster.slurm.demand import at_most, duration
 from hpc_isl.cluster.slurm.machines import ALL, Cluster, Node, Partition
 from hpc_isl.errors import UserError
-from hpc_isl.site import cpus_here
+from hpc_isl.site import cpus_here, user_name
 
 TIME = 12 * 60  # minutes: long enough for one attempt, short enough to start soon
 FOR_EVER = "no limit"
@@ -40,7 +40,7 @@ class User:
     def accounts_of(self, partition: Partition) -> list[str]:
         """Returns the user's accounts that the partition takes."""
         taken = [account for account in self.accounts or () if account.lower() not in partition.denied]
-        return [one for one in taken if partition.accounts == ALL or one.lower() in partition.accounts]
+        return [part for part in taken if partition.accounts == ALL or part.lower() in partition.accounts]
 
 
 def draft_site(name: str, conf: Path | None = None) -> str:
@@ -93,17 +93,21 @@ def _group(number: int) -> str | None:
 # ---------------------------------------------------------------- what is chosen
 
 
-def chosen(cluster: Cluster, who: User) -> Partition:
+def chosen(cluster: Cluster, person: User) -> Partition:
     """Returns the open partition with the most nodes with GPUs; without any, the cluster's default."""
-    ours = usable(cluster, who)
+    ours = usable(cluster, person)
     if not ours:
         raise UserError("site init: no partition of this cluster is up, has nodes and is open to you")
-    return max(ours, key=lambda one: (len(_gpu_nodes(one)), one.default, len(one.nodes)))
+    return max(ours, key=lambda part: (len(_gpu_nodes(part)), part.default, len(part.nodes)))
 
 
-def usable(cluster: Cluster, who: User) -> list[Partition]:
+def usable(cluster: Cluster, person: User) -> list[Partition]:
     """Returns the partitions that the user may choose from."""
-    return [one for one in cluster.partitions if one.up and one.nodes and not one.hidden and who.may_use(one)]
+    return [
+        part
+        for part in cluster.partitions
+        if part.up and part.nodes and not part.hidden and person.may_use(part)
+    ]
 
 
 def _gpu_nodes(partition: Partition) -> list[Node]:
@@ -123,17 +127,17 @@ def common(partition: Partition) -> list[Node]:
 # ---------------------------------------------------------------- in words
 
 
-def text(name: str, cluster: Cluster, who: User, conf: Path | None = None) -> str:
+def text(name: str, cluster: Cluster, person: User, conf: Path | None = None) -> str:
     """Returns the file: what is chosen, from what, and what else there is."""
-    partition = chosen(cluster, who)
+    partition = chosen(cluster, person)
     rows = [
         *_cluster_rows(conf),
-        *_user_rows(who, partition),
+        *_user_rows(person, partition),
         *_partition_rows(partition),
         *_node_rows(partition),
     ]
     width = max(len(left) for left, meaning in rows if meaning)
-    others = [one for one in usable(cluster, who) if one is not partition]
+    others = [part for part in usable(cluster, person) if part is not partition]
     where = f"{cluster.name or 'a cluster'} (Slurm {cluster.version or 'of unknown version'})"
     lines = [
         f"# {name}: {where}, drafted by `site init`; yours to change.",
@@ -153,14 +157,14 @@ def _cluster_rows(conf: Path | None) -> Iterator[Row]:
         yield f"slurm_conf: {_quoted(os.path.abspath(conf))}", ""
 
 
-def _user_rows(who: User, partition: Partition) -> Iterator[Row]:
-    accounts = who.accounts_of(partition)
+def _user_rows(person: User, partition: Partition) -> Iterator[Row]:
+    accounts = person.accounts_of(partition)
     if len(accounts) == 1:
         yield f"account: {_quoted(accounts[0])}", ""
     elif accounts:
         yield f"# account: {_quoted(accounts[0])}", f"one of yours: {', '.join(accounts)}"
-    if len(who.qos) > 1:
-        yield f"# qos: {_quoted(who.qos[0])}", f"yours are {', '.join(who.qos)}"
+    if len(person.qos) > 1:
+        yield f"# qos: {_quoted(person.qos[0])}", f"yours are {', '.join(person.qos)}"
 
 
 def _partition_rows(partition: Partition) -> Iterator[Row]:
@@ -216,13 +220,13 @@ def _table(others: Sequence[Partition]) -> Iterator[str]:
         return
     yield "#"
     yield "# What else there is (CPUs and memory are of the largest node):"
-    names = [f"partition: {_quoted(one.name)}" for one in others]
+    names = [f"partition: {_quoted(part.name)}" for part in others]
     width = max(map(len, names))
-    for name, one in zip(names, others, strict=True):
-        cpus, memory = max(map(one.cpus, one.nodes)), max(map(one.memory, one.nodes))
-        longest = duration(one.minutes) if one.minutes else FOR_EVER
+    for name, part in zip(names, others, strict=True):
+        cpus, memory = max(map(part.cpus, part.nodes)), max(map(part.memory, part.nodes))
+        longest = duration(part.minutes) if part.minutes else FOR_EVER
         size = f"{cpus} CPUs, {at_most(memory)}" if memory > 1 else f"{cpus} CPUs"
-        yield f"# {name:<{width}}  # {longest}; {size}; {kinds(one)}"
+        yield f"# {name:<{width}}  # {longest}; {size}; {kinds(part)}"
 
 
 def _quoted(word: str) -> str:

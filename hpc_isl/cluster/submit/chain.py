@@ -117,7 +117,7 @@ def _new(path: Path, keys: list[str], name: str | None, console: Console) -> tup
     names.refuse_removed(run)
     if run.folder.exists():
         next_line = console.command("resume", run)
-        raise UserError(f"chain {run.name!r} is there; go on with {next_line}, or choose another --name")
+        raise UserError(f"chain {run.name!r} exists; resume it with {next_line}, or choose another --name")
     chain = parse(ChainRecipe, content, origin)
     recipes.refuse_unused([chain], origin)
     steps = [
@@ -134,7 +134,7 @@ def _refuse_taken(request: RunRequest, console: Console) -> None:
     if not run.folder.exists():
         return
     if (state := status.status_of(run).state) != RunState.DONE:
-        raise UserError(f"{run.stage} {run.name!r} is there and {state}; give the step another name")
+        raise UserError(f"{run.stage} {run.name!r} exists and is {state}; give the step another name")
     planning.refuse_other_run(run, planning.planned(request.stage, request.recipe, request.site))
 
 
@@ -144,7 +144,7 @@ def resume(run: Run, console: Console, wait: bool) -> int:
         chained = {link.name: link for link in _links(run)}
         before = _runs_before(chained[str(stop["name"])], chained, run)
         statuses = status.statuses(before)
-        left = [member.label for member, found in statuses.items() if found.state != RunState.DONE]
+        left = [member.label for member, run_status in statuses.items() if run_status.state != RunState.DONE]
         if left:
             console.log(f"the stop is not passed ({stop['stop']}): {', '.join(left)} before it is not done")
         else:
@@ -167,7 +167,7 @@ def continue_chain(run: Run, console: Console, wait: bool) -> int:
                 closed.add(link.name)
             elif link.step.stop is None:
                 if code := _start(link, site, _runs_before(link, chained, run), console):
-                    console.log(f"the chain goes on with: {console.command('resume', run)}")
+                    console.log(f"the chain is resumed with: {console.command('resume', run)}")
                     return code
             elif link.name not in passed:
                 closed.add(link.name)
@@ -184,9 +184,9 @@ def _start(link: Link, site: Site, before: list[Run], console: Console) -> int:
     run = request.run(console.root)
     if not run.folder.exists():
         return launch.launch(planning.with_run_folders(request, console.roots), console, wait=False)
-    found = status.status_of(run)
-    if found.state == RunState.DONE or found.alive:
-        console.log(f"{run.stage} {run.name!r} is {found.state}")
+    run_status = status.status_of(run)
+    if run_status.state == RunState.DONE or run_status.alive:
+        console.log(f"{run.stage} {run.name!r} is {run_status.state}")
         return 0
     return launch.resume(run, request.site, console, False, request.after)
 
@@ -195,9 +195,13 @@ def _wait(run: Run, console: Console) -> int:
     for member in run.elements():
         follow.until_ended(member)
     good = (RunState.DONE, RunState.NEW)
-    bad = {m: found for m, found in status.statuses(run.elements()).items() if found.state not in good}
-    for member, found in bad.items():
-        console.log(f"{member.stage} {member.label!r} is {found.state}: {found.detail}")
+    bad = {
+        m: run_status
+        for m, run_status in status.statuses(run.elements()).items()
+        if run_status.state not in good
+    }
+    for member, run_status in bad.items():
+        console.log(f"{member.stage} {member.label!r} is {run_status.state}: {run_status.detail}")
     return FAILED if bad else messages.chained(run, console)
 
 

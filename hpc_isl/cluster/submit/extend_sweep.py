@@ -87,7 +87,7 @@ def refuse_changed(run: Run, request: RunRequest, extension: Extension, command:
     final = f", and {request.final_element!r}" if request.final_element else ""
     share = f"{len(extension.changed)} of {_count(request)} elements{final}"
     lines = [
-        f"{run.stage} {run.name!r} is there, from other inputs:",
+        f"{run.stage} {run.name!r} exists, from other inputs:",
         *extension.lines[:8],
         f"they change {share}. To compute these once more",
         "(what they were is kept in the sweep's folder, in `earlier`):",
@@ -98,12 +98,12 @@ def refuse_changed(run: Run, request: RunRequest, extension: Extension, command:
 
 
 def extension_message(run: Run, request: RunRequest, extension: Extension) -> str:
-    """Returns `sweep 'nuc' is widened: 6 of 18 elements are new; then 'final' once more`."""
+    """Returns `sweep 'nuc' is extended: 6 of 18 elements are new; then 'final' once more`."""
     count, new, changed = _count(request), len(extension.new), len(extension.changed)
     parts = [f"{new} of {count} elements are new"] if new else []
     parts += [f"{changed} of {count} are computed once more"] if changed else []
     again = f"; then {request.final_element!r} once more" if request.final_element else ""
-    return f"{run.stage} {run.name!r} is widened: {', '.join(parts)}{again}"
+    return f"{run.stage} {run.name!r} is extended: {', '.join(parts)}{again}"
 
 
 def _count(request: RunRequest) -> int:
@@ -149,6 +149,7 @@ def _finish(run: Run) -> None:
     left = read_json(_journal(run))
     if left is None:
         return
+    # Each step can be done twice; the journal goes last, so that a kill leaves it to be read again.
     for name in left.get("replaced", [left["elements"].get("last")]):
         if name:
             _replace(run, run.folder / name)

@@ -139,11 +139,11 @@ def _ended(code: int | None, run: Run, console: Console, wait: bool) -> int:
 
 
 def _refuse_living(run: Run, console: Console) -> None:
-    found = status.status_of(run)
-    if found.alive:
+    run_status = status.status_of(run)
+    if run_status.alive:
         raise UserError(
-            f"{run.label!r} is {found.state}; wait for it ({console.command('status', run)}) or "
-            f"{console.command('cancel', run)}, and widen it then"
+            f"{run.label!r} is {run_status.state}; wait for it ({console.command('status', run)}) or "
+            f"{console.command('cancel', run)}, and extend it then"
         )
 
 
@@ -151,15 +151,15 @@ def _is_finished(run: Run, request: RunRequest, plan: Plan, console: Console) ->
     """Returns whether just this was computed under this name; False: an allocation may resume it."""
     if not request.elements:  # those of an array have been compared one by one
         planning.refuse_other_run(run, plan)
-    found = status.status_of(run)
-    if found.state == RunState.DONE:
+    run_status = status.status_of(run)
+    if run_status.state == RunState.DONE:
         return True
-    if request.site.executor == "allocation" and (not found.alive or _is_ours(run)):
+    if request.site.executor == "allocation" and (not run_status.alive or _is_ours(run)):
         return False
-    _refuse_alive(run, found, console)
+    _refuse_alive(run, run_status, console)
     raise UserError(
-        f"{run.stage} {run.name!r} is there and {found.state}; go on with {console.command('resume', run)}, "
-        "or choose another --name"
+        f"{run.stage} {run.name!r} exists and is {run_status.state}; resume it with "
+        f"{console.command('resume', run)}, or choose another --name"
     )
 
 
@@ -169,16 +169,17 @@ def _is_ours(run: Run) -> bool:
     return job is not None and submissions.newest(run).get("job") == job
 
 
-def _refuse_alive(run: Run, found: status.RunStatus, console: Console) -> None:
+def _refuse_alive(run: Run, run_status: status.RunStatus, console: Console) -> None:
     """Checks that a run is not, and cannot be, at work: it is not started a second time."""
-    if found.unheard:
+    if run_status.unheard:
         raise UserError(
-            f"{run.label!r} is not started, its job may be there: {found.unheard}. Again when that is known; "
-            f"where it never will be, as of a cluster that is gone, first {console.command('cancel', run)}"
+            f"{run.label!r} is not started, its job may be there: {run_status.unheard}. Again when that is "
+            "known; where it never will be, as of a cluster that is gone, first "
+            f"{console.command('cancel', run)}"
         )
-    if found.alive:
+    if run_status.alive:
         raise UserError(
-            f"{run.label!r} is {found.state} already; follow it: {console.command('logs', run, '-f')}"
+            f"{run.label!r} is {run_status.state} already; follow it: {console.command('logs', run, '-f')}"
         )
 
 
@@ -192,11 +193,13 @@ def resume(run: Run, site: Site, console: Console, wait: bool, after: tuple[Run,
     """
     extend_sweep.finish_interrupted(run)
     statuses = status.statuses(run.elements() or [run])
-    unfinished = {member: found for member, found in statuses.items() if found.state != RunState.DONE}
+    unfinished = {
+        member: run_status for member, run_status in statuses.items() if run_status.state != RunState.DONE
+    }
     if not unfinished:
         console.log("nothing to do: this run is finished")
         return messages.done(run, console)
-    left = [member for member, found in unfinished.items() if not found.alive or _is_ours(member)]
+    left = [member for member, run_status in unfinished.items() if not run_status.alive or _is_ours(member)]
     if not left:
         _refuse_alive(run, status.status_of(run), console)
     return start_attempts(run, create.with_final_element(run, left), site, console, wait, after)
@@ -211,9 +214,7 @@ def start_attempts(
     """
     site = planning.site_of(members[0].stage, site)  # another one than it began in, perhaps
     if site.executor == "allocation" and run.elements():
-        raise UserError(
-            "an array does not go on inside of a job; type it on a login node, or name an element"
-        )
+        raise UserError("an array is not resumed inside a job; type it on a login node, or name an element")
     record = read_json(run.record) or {}
     kept_after = tuple(Run(Path(os.path.normpath(run.folder / path))) for path in record.get("after", []))
     after = planning.unfinished(after or kept_after)
@@ -221,15 +222,16 @@ def start_attempts(
     for member in members:
         uses.refuse_changed(member)
     if record.get("code") != provenance.code_digest():
-        console.log("the code has changed since this run was made; it goes on with the present code")
+        console.log("the code has changed since this run was made; it continues with the present code")
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
-    console.log(f"{run.stage} {run.label!r} goes on{which}: {dry_run.resources(site)}")
+    console.log(f"{run.stage} {run.label!r} is resumed{which}: {dry_run.resources(site)}")
+    # Under the lock, because two calls of `resume` may have passed the checks above together.
     with submissions.alone(run):
-        for member, found in status.statuses(members).items():  # another process may have started some
+        for member, run_status in status.statuses(members).items():  # another process may have started some
             # A final element that waits for elements which have ended is replaced.
-            waits = create.is_final_element(member) and not found.unheard
+            waits = create.is_final_element(member) and not run_status.unheard
             if not _is_ours(member) and not (waits and submissions.newest(member).get("job")):
-                _refuse_alive(member, found, console)
+                _refuse_alive(member, run_status, console)
         for member in members:
             member.cancelled.unlink(missing_ok=True)
         with _reopened(members):

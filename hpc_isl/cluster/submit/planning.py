@@ -96,7 +96,7 @@ def planned(stage: str, recipe: Recipe, site: Site, deferred: bool = False) -> P
     `deferred`: its inputs are still being made; it is planned when its job starts.
     """
     if deferred:
-        message = f"{stage} is planned when its job starts, once what it reads is there"
+        message = f"{stage} is planned when its job starts, once what it reads exists"
         return Plan(recipe, messages=(message,))
     plan: Plan = stage_named(stage).load().plan(recipe)
     plan.check_size(site.ranks)
@@ -146,7 +146,7 @@ def refuse_other_run(run: Run, plan: Plan) -> None:
         UserError: it holds another one; with the differences.
     """
     if not run.recipe.is_file():
-        raise UserError(f"{run.folder} is there and is not a run; choose another --name")
+        raise UserError(f"{run.folder} exists and is not a run; choose another --name")
     if lines := differences(run, plan):
         other_recipe = recipe_differences(run, plan)
         refuse(run, lines, "with another recipe" if other_recipe else "from other inputs")
@@ -155,4 +155,4 @@ def refuse_other_run(run: Run, plan: Plan) -> None:
 def refuse(run: Run, lines: list[str], how: str = "with another recipe") -> NoReturn:
     """Raises a `UserError` about a run that exists, with the first of these lines."""
     shown = "\n".join(lines[:8] + ["  …"] * (len(lines) > 8))
-    raise UserError(f"{run.stage} {run.name!r} is there, {how}; choose another --name.\n{shown}")
+    raise UserError(f"{run.stage} {run.name!r} exists, {how}; choose another --name.\n{shown}")

@@ -24,11 +24,11 @@ def retry(run: Run, chosen: Site | None, console: Console, wait: bool) -> int:
     """
     extend_sweep.finish_interrupted(run)
     by_site: dict[str, list[Run]] = {}
-    for member, found in status.statuses(run.elements() or [run]).items():
+    for member, run_status in status.statuses(run.elements() or [run]).items():
         # Done but for some fields, say, whose files may be whole by now.
         has_losses = bool((member.summary() or {}).get("lost"))
-        if found.state in AGAIN or has_losses:
-            site = chosen or _raised(sites.saved_site(member.site), found.cause)
+        if run_status.state in AGAIN or has_losses:
+            site = chosen or _raised(sites.saved_site(member.site), run_status.cause)
             by_site.setdefault(site.model_dump_json(), []).append(member)
     if not by_site:
         now = status.status_of(run)

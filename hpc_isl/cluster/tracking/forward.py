@@ -30,6 +30,7 @@ def forwarding(run: Run, where: Site) -> Iterator[None]:
     log_file = run.attempts / str(run.attempt_numbers()[-1]) / "forward.log"
     command = [sys.executable, "-m", "hpc_isl.submit", "sync", "--follow", str(run.folder)]
     environment = {**os.environ, "PYTHONPATH": import_path()}
+    # nice: the CPUs are for the run. A process group of its own: Ctrl-C stops the run, not the forwarding.
     with log_file.open("ab") as stream:
         process = subprocess.Popen(
             ["nice", "-n", "15", *command], cwd=run.folder, env=environment, process_group=0,

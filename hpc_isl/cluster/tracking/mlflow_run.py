@@ -78,14 +78,18 @@ def _nothing_new(run: Run, uri: str) -> bool:
     above = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
     if kept.get("parent") != above.get("run_id"):
         return False
-    found = status.status_of(run)
-    return kept.get("ended") == _ending(run, found) and kept.get("results") == results_of(run)
+    run_status = status.status_of(run)
+    return kept.get("ended") == _ending(run, run_status) and kept.get("results") == results_of(run)
 
 
-def _ending(run: Run, found: status.RunStatus) -> list[Any] | None:
+def _ending(run: Run, run_status: status.RunStatus) -> list[Any] | None:
     """Returns what identifies the end of a run; None: it has not ended."""
     times = span(run)
-    return None if found.alive or times is None else [found.state, len(run.attempt_numbers()), times[1]]
+    return (
+        None
+        if run_status.alive or times is None
+        else [run_status.state, len(run.attempt_numbers()), times[1]]
+    )
 
 
 def _mlflow() -> Any:
@@ -127,12 +131,12 @@ class _Forward:
             self._describe()
         if self.run.array:
             self._under(self.run.array)
-        found = status.status_of(self.run)
-        ending = _ending(self.run, found)
+        run_status = status.status_of(self.run)
+        ending = _ending(self.run, run_status)
         steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
         files = self._send_files()
-        modelled = found.state == RunState.DONE and self._model()
-        self._state(found, ending)
+        modelled = run_status.state == RunState.DONE and self._model()
+        self._state(run_status, ending)
         return f"{steps} metric values, {files} files" + (", the model" if modelled else "")
 
     def _keep(self) -> None:
@@ -143,12 +147,12 @@ class _Forward:
     def _known(self) -> bool:
         """Returns whether MLflow has the run that the folder names; not where its database was replaced."""
         try:
-            there = self.client.get_run(self.kept["run_id"])
+            existing = self.client.get_run(self.kept["run_id"])
         except self.mlflow.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return False
-        self._check(there)
+        self._check(existing)
         return True
 
     def _find_or_make(self) -> str:
@@ -158,30 +162,30 @@ class _Forward:
         name = site.saved_site(self.run.site).experiment or (members[0].stage if members else self.run.stage)
         experiment_id = experiment(self.client, self.uri, self.run.root, name)
         query = f"tags.`hpc_isl.key` = '{self.record['key']}'"
-        there = self.client.search_runs(
+        existing = self.client.search_runs(
             [experiment_id], query, run_view_type=self.mlflow.entities.ViewType.ALL
         )
-        if there:
-            there.sort(key=lambda one: str(one.info.lifecycle_stage))  # active before deleted
-            self._check(there[0])
-            return str(there[0].info.run_id)
+        if existing:
+            existing.sort(key=lambda one: str(one.info.lifecycle_stage))  # active before deleted
+            self._check(existing[0])
+            return str(existing[0].info.run_id)
         began, _ = span(self.run) or (None, None)
         tags = {"hpc_isl.key": self.record["key"]}
         made = self.client.create_run(experiment_id, start_time=began, tags=tags, run_name=self.run.label)
         return str(made.info.run_id)
 
-    def _check(self, there: Any) -> None:
+    def _check(self, existing: Any) -> None:
         """Checks that no person has deleted it in MLflow.
 
         Raises:
             UserError: its experiment was deleted.
             RunDeleted: it was deleted.
         """
-        usable(self.client, self.uri, self.client.get_experiment(there.info.experiment_id))
-        if there.info.lifecycle_stage == "deleted":
+        usable(self.client, self.uri, self.client.get_experiment(existing.info.experiment_id))
+        if existing.info.lifecycle_stage == "deleted":
             raise RunDeleted(
                 f"was deleted in MLflow, and is left so; {restoring(self.uri)} runs restore --run-id "
-                f"{there.info.run_id} brings it back"
+                f"{existing.info.run_id} brings it back"
             )
 
     def _describe(self) -> None:
@@ -189,8 +193,10 @@ class _Forward:
         entities = self.mlflow.entities
         flat = {_plain(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
         # A parameter never changes in MLflow; a wider sweep has more.
-        there = self.client.get_run(self.kept["run_id"]).data.params
-        params = [entities.Param(key, str(value)[:6000]) for key, value in flat.items() if key not in there]
+        existing = self.client.get_run(self.kept["run_id"]).data.params
+        params = [
+            entities.Param(key, str(value)[:6000]) for key, value in flat.items() if key not in existing
+        ]
         for first in range(0, len(params), 100):
             self.client.log_batch(self.kept["run_id"], params=params[first : first + 100])
         facts = {
@@ -321,9 +327,9 @@ class _Forward:
         self._keep()
         return True
 
-    def _state(self, found: status.RunStatus, ending: list[Any] | None) -> None:
-        self._tag({"hpc_isl.state": found.state, "hpc_isl.attempts": len(self.run.attempt_numbers())})
-        kind = KINDS.get(found.state, "KILLED")
+    def _state(self, run_status: status.RunStatus, ending: list[Any] | None) -> None:
+        self._tag({"hpc_isl.state": run_status.state, "hpc_isl.attempts": len(self.run.attempt_numbers())})
+        kind = KINDS.get(run_status.state, "KILLED")
         if ending is None:
             self.client.update_run(self.kept["run_id"], status=kind)
         else:

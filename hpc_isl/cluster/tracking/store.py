@@ -76,13 +76,13 @@ def experiment(client: Any, uri: str, root: Path, name: str) -> str:
         UserError: it was deleted in MLflow.
     """
     with one_at_a_time(root):
-        there = client.get_experiment_by_name(name)
-        if there is None:
+        existing = client.get_experiment_by_name(name)
+        if existing is None:
             # A server knows where it keeps files; beside a database of ours they lie beside it.
             place = None if uri.startswith("http") else (root / "mlflow-artifacts").as_uri()
             return str(client.create_experiment(name, place, tags={KIND: MACHINE_LEARNING}))
-    usable(client, uri, there)
-    return str(there.experiment_id)
+    usable(client, uri, existing)
+    return str(existing.experiment_id)
 
 
 def usable(client: Any, uri: str, experiment: Any) -> None:

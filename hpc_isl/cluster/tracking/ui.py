@@ -17,10 +17,9 @@ from importlib import metadata
 from pathlib import Path
 
 from hpc_isl.cluster.run_folder import names
-from hpc_isl.cluster.slurm.commands import user_name
 from hpc_isl.cluster.tracking import forward
 from hpc_isl.errors import UserError
-from hpc_isl.site import Site
+from hpc_isl.site import Site, user_name
 
 HOST = "127.0.0.1"
 PAGES = "hpc_isl"  # the name of `tracking_pages` among MLflow's plugins

@@ -81,7 +81,7 @@ def test_the_last_element_comes_along_when_others_go_on(door: Door) -> None:
     assert elements(door)["final"].summary() is None, "one element alone"
     again = door("resume", "nuc")
     assert again.returncode == 0, again.stdout
-    assert "goes on with 3 of 4 elements" in again.stdout
+    assert "is resumed with 3 of 4 elements" in again.stdout
     assert sum_of(door) == "of 600"
 
 
@@ -118,8 +118,8 @@ def test_a_wider_sweep_computes_what_is_new_and_the_last_element_again(door: Doo
     key = json.loads((door.cwd / "runs/sweep/nuc/record.json").read_text())["key"]
     wider = door("sweep", "over=[{steps: [3, 4, 5]}, {seed: [1], steps: 6}]", *ADDED_UP)
     assert wider.returncode == 0, wider.stdout
-    assert "sweep 'nuc' is widened: 2 of 4 elements are new; then 'final' once more" in wider.stdout
-    assert "goes on with 3 of 5 elements" in wider.stdout
+    assert "sweep 'nuc' is extended: 2 of 4 elements are new; then 'final' once more" in wider.stdout
+    assert "is resumed with 3 of 5 elements" in wider.stdout
     assert attempts(door) == {"steps=3": 1, "steps=4": 1, "steps=5": 1, "seed=1,steps=6": 1, "final": 1}
     assert {name: files(elements(door)[name]) for name in ("steps=3", "steps=4")} == {
         name: there[name] for name in ("steps=3", "steps=4")
@@ -186,7 +186,7 @@ def test_what_has_changed_is_computed_once_more_when_that_is_asked_for(door: Doo
     refused = door(*swept)
     assert refused.returncode == 2
     for line in (
-        "sweep 'nuc' is there, from other inputs:", f"  {data}: 1 changed: line 2",
+        "sweep 'nuc' exists, from other inputs:", f"  {data}: 1 changed: line 2",
         "they change 1 of 2 elements, and 'final'. To compute these once more", "or choose another --name",
     ):  # fmt: skip
         assert line in refused.stdout
@@ -204,13 +204,13 @@ def test_what_has_changed_is_computed_once_more_when_that_is_asked_for(door: Doo
     assert "nothing to do" in door(*swept).stdout
 
 
-def test_a_living_sweep_is_not_widened(door: Door) -> None:
+def test_a_living_sweep_is_not_extended(door: Door) -> None:
     call = door.open("sweep", "over={seed: [0]}", "steps=1000", "pause_s=0.2", *ADDED_UP)
     assert door.eventually(lambda: (door.cwd / "runs/sweep/nuc/count/seed=0/metrics.jsonl").exists())
     refused = door("sweep", "over={seed: [0, 1]}", "steps=1000", "pause_s=0.2", *ADDED_UP)
     assert refused.returncode == 2
     assert "wait for it" in refused.stdout
-    assert "cancel nuc, and widen it then" in refused.stdout
+    assert "cancel nuc, and extend it then" in refused.stdout
     os.killpg(call.pid, signal.SIGINT)
     call.communicate(timeout=90)
 
@@ -270,7 +270,7 @@ def end_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda number: left.__setitem__(0, number)
 
 
-def test_a_widening_that_is_ended_leaves_the_sweep_as_it_was_or_as_it_will_be(
+def test_an_extension_that_is_ended_leaves_the_sweep_as_it_was_or_as_it_will_be(
     tmp_path: Path, end_at: Callable[[int], None]
 ) -> None:
     moments = 0

@@ -74,7 +74,7 @@ def test_a_miss_says_where_it_was_looked_for_and_what_names_another_folder(clust
         assert said in none.stdout
 
 
-def test_a_name_that_two_sites_know_is_told_apart(cluster: Door) -> None:
+def test_a_name_that_two_sites_know_is_ambiguous(cluster: Door) -> None:
     """The run in one's own folder is meant first; where only sites have it, and two do, both are named."""
     second = cluster.cwd / "sites"
     second.mkdir()

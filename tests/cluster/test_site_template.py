@@ -75,7 +75,7 @@ def test_without_gpus_the_default_partition_is_chosen() -> None:
     assert chosen(parsed(answers, answers, answers), ANYONE).name == "cpu"
 
 
-def test_a_cluster_that_is_closed_to_one_is_said_to_be() -> None:
+def test_a_cluster_that_is_closed_to_the_user_is_reported() -> None:
     answers = (RECORDED / "university.txt").read_text().replace("State=UP", "State=DOWN")
     with pytest.raises(UserError, match="no partition of this cluster is up"):
         chosen(parsed(answers, answers, answers), ANYONE)

@@ -64,7 +64,7 @@ def working_in(folder: Path | str, state: str = "PENDING") -> str:
     return f"echo '7|{state}|None|node1|10:00|{folder}'"
 
 
-def test_a_job_is_known_by_the_folder_that_slurm_was_told(run: Run, tool: Tool, tmp_path: Path) -> None:
+def test_a_job_is_known_by_the_folder_that_slurm_was_given(run: Run, tool: Tool, tmp_path: Path) -> None:
     handed_over(run)
     tool("squeue", working_in(run.folder))
     (tmp_path / "link").symlink_to("runs")
@@ -174,7 +174,7 @@ ENDED = {"exit": "2026-01-01T00:00:09+00:00"}
         ({**ENDED, "outcome": "failed", "message": "boom"}, 9, "failed"),  # perhaps with its node
     ],
 )
-def test_while_slurm_is_silent_nothing_is_started(
+def test_while_slurm_does_not_answer_nothing_is_started(
     run: Run, tool: Tool, record: dict[str, str], minutes_ago: float, word: str
 ) -> None:
     """The folder tells how far the run came, and not whether Slurm will start it again; who knows that it
@@ -221,7 +221,7 @@ def test_what_was_refused_leaves_no_script_that_a_later_attempt_would_be_taken_f
     assert not list(run.sbatch.glob(".submission_file_*"))
 
 
-def test_a_job_leaves_a_run_that_was_handed_over_again(run: Run) -> None:
+def test_a_job_leaves_a_run_that_was_submitted_again(run: Run) -> None:
     handed_over(run, "7")
     assert not submissions.superseded(run, 0, "7")
     (run.attempts / str(run.next_attempt())).mkdir(exist_ok=True)
