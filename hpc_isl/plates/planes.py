@@ -218,7 +218,8 @@ def _claimed(tiff: Any) -> int:
         axes = [int(stated.get(name, 1)) for name in ("channels", "slices", "frames")]
         return max(prod(axes), int(stated.get("images", 1)))
     if tiff.is_shaped:
-        return prod(map(int, tiff.shaped_metadata[0]["shape"][:-2]))
+        # The last axes are those of the page: colours too, where a painting program wrote it.
+        return prod(map(int, tiff.shaped_metadata[0]["shape"][: -len(tiff.pages[0].shape)]))
     return 1
 
 
