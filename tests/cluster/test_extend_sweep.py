@@ -236,7 +236,7 @@ def seeds(*numbers: int) -> RunRequest:
     names = [Path(name) for name in plain.elements or {}]
     first = next(iter((plain.elements or {}).values()))
     final = first.model_copy(update={"plates": names})
-    return replace(plain, elements={**(plain.elements or {}), "final": final}, last="final")
+    return replace(plain, elements={**(plain.elements or {}), "final": final}, final_element="final")
 
 
 def plans_of(order: RunRequest) -> dict[str, Plan]:
@@ -280,7 +280,7 @@ def test_an_extension_that_is_ended_leaves_the_sweep_as_it_was_or_as_it_will_be(
 
 
 def _is_ended_and_consistent(root: Path, end_at: Callable[[int], None], moment: int) -> bool:
-    """Whether the widening was ended at this step; False: it has no more steps."""
+    """Whether the extension was ended at this step; False: it has no more steps."""
     few, many = seeds(0, 1), seeds(0, 1, 2, 3)
     run, ended = few.run(root), False
     create.make_array(run, few, plans_of(few), ())
