@@ -97,6 +97,7 @@ def _groups(sweep: Sweep) -> dict[tuple[str, str], str]:
     for path in sweep.first.plates:
         try:
             index = open_plate(path)
+        # A plate that has moved keeps the values that the scores name.
         except (UserError, OSError):
             continue
         rows = index.plate_map.items()

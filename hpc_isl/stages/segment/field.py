@@ -108,6 +108,7 @@ def verify_field(task: FieldTask) -> Verified:
         kept = pq.read_table(task.table).select(table.column_names)
         if files.content_hash(labels, kept) != expected:
             return Verified("its table on disk is another than was computed")
+        # What a person edited since is reported, and stays.
         name = files.labels_name(reader.image, segmenter.models.labels)
         try:
             same = labels_checksum(reader.image, name) == checksum((len(labels), *reader.shape), labels)

@@ -29,6 +29,7 @@ from hpc_isl.stages.segment.files import Labels, Maps, maps_of, schema_file
 from hpc_isl.stages.segment.inputs import Models, PlateInput, kept_recipe, models_of
 from hpc_isl.stages.shared.decoding import Rule, found_in, rule_of
 
+# Threads of one process share the networks: the second waits until the first has loaded them.
 _LOADING = Lock()
 
 
