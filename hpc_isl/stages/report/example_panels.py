@@ -58,7 +58,7 @@ class ExampleBox:
 
 @dataclass(frozen=True, eq=False)
 class BoxPrediction:
-    """What one element predicted in a box."""
+    """The prediction of one element in a box."""
 
     labels: Labels
     stain: NDArray[Any] | None
@@ -66,7 +66,7 @@ class BoxPrediction:
 
 @dataclass(frozen=True, eq=False)
 class BoxContent:
-    """What the plate holds in a box; the stain None where it has none."""
+    """The pixels and labels that the plate holds in a box; the stain None where it has none."""
 
     source: NDArray[Any]
     source_name: str

@@ -1,4 +1,4 @@
-"""What a report rests on: split, boxes, recipes, code, data, cost, and the elements that are missing."""
+"""The provenance of a report: split, boxes, recipes, code, data, cost, and the elements that are missing."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _has_drawn(plate: PlateInput, name: str) -> bool:
 
 @dataclass(frozen=True)
 class ExistingLabels:
-    """What exists where the labels of a plate go: fields of each kind, in plate order.
+    """The labels that a plate holds under the name of a run: fields of each kind, in plate order.
 
     Attributes:
         left: without labels of this run yet.

@@ -79,10 +79,11 @@ def segment_field(task: FieldTask) -> Row:
 
 @dataclass(frozen=True)
 class Verified:
-    """What is wrong with a field that is done, or why it cannot be told; all empty: nothing.
+    """The result of verifying a field that is done; all empty: nothing is wrong with it.
 
     Attributes:
-        wrong: to be computed again.
+        wrong: why it has to be computed again.
+        not_comparable: why it could not be verified.
         edited: its labels are no longer those that were computed: they stay.
     """
 

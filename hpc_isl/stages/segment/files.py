@@ -230,7 +230,7 @@ MAPS = {
     "distance": "a model of cells predicts distances",
     "mask": "a model that segments predicts a mask",
 }
-"""What can be kept beside labels, and which model has it."""
+"""The maps that can be kept beside labels -> which model has them."""
 
 
 @dataclass(frozen=True)

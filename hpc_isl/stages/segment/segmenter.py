@@ -142,7 +142,7 @@ class FieldPrediction:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """What a process keeps between fields: the recipe and the networks, loaded once.
+    """The recipe and the networks, loaded once and kept by a process from field to field.
 
     Attributes:
         device: kind of device and precision, as in `cpu AVX512 fp32`: on each results are bit-identical.

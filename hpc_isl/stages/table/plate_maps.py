@@ -56,7 +56,7 @@ def columns_of(asked: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
 
 
 def _holds_numbers(values: pd.Series[Any]) -> bool:
-    """Whether a column holds nothing but numbers, or texts of a plate map that are numbers."""
+    """Returns whether a column holds nothing but numbers, or texts of a plate map that are numbers."""
     known = values.dropna()
     is_key = values.name in ("plate", "well", "time", "acquisition")
     return not is_key and len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").notna().all())
