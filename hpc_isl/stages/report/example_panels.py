@@ -58,7 +58,7 @@ class ExampleBox:
 
 @dataclass(frozen=True, eq=False)
 class BoxPrediction:
-    """What one element predicted in a box."""
+    """The prediction of one element in a box."""
 
     labels: Labels
     stain: NDArray[Any] | None
@@ -66,7 +66,7 @@ class BoxPrediction:
 
 @dataclass(frozen=True, eq=False)
 class BoxContent:
-    """What the plate holds in a box; the stain None where it has none."""
+    """The pixels and labels that the plate holds in a box; the stain None where it has none."""
 
     source: NDArray[Any]
     source_name: str
@@ -129,6 +129,7 @@ def _kept(element: Element) -> Iterator[tuple[ExampleBox, BoxPrediction]]:
                     (y0, x0, y1, x1), entry["truth"],
                 )  # fmt: skip
                 yield box, BoxPrediction(arrays[f"labels_{key}"], stain)
+    # An element that was killed while it wrote them: its pictures are missing, nothing else.
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return
 
@@ -217,6 +218,7 @@ def _plate_views(content: BoxContent, predictions: Predictions) -> list[Draw]:
     bright = None if content.stain is None else np.percentile(content.stain, [1, 99.8])
     if content.stain is not None:
         views.append(_view(content.stain, bright, f"true stain\n{content.stain_name}", "magma"))
+    # One predicted stain is shown, that of the fewest boxes.
     stains = [(cell, each.stain) for cell, each in predictions.items() if each.stain is not None]
     if stains:
         cell, stain = min(stains, key=lambda pair: pair[0].order[-1])

@@ -1,4 +1,4 @@
-"""What a report rests on: split, boxes, recipes, code, data, cost, and the elements that are missing."""
+"""The provenance of a report: split, boxes, recipes, code, data, cost, and the elements that are missing."""
 
 from __future__ import annotations
 
@@ -97,6 +97,7 @@ def _groups(sweep: Sweep) -> dict[tuple[str, str], str]:
     for path in sweep.first.plates:
         try:
             index = open_plate(path)
+        # A plate that has moved keeps the values that the scores name.
         except (UserError, OSError):
             continue
         rows = index.plate_map.items()

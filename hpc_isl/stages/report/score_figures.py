@@ -101,6 +101,7 @@ def _draw_cell(axis: Axes, design: Design, cell: Cell, row: int) -> None:
     if cell not in design.columns:
         return
     values = np.array(list(design.columns[cell].values()))
+    # Seeded, so that the same scores give the same picture.
     spread = row - 0.12 + stream(0, "jitter", row).uniform(-0.22, 0.1, len(values))
     axis.plot(
         values, spread, "o", color=color(cell.arm), ms=4, alpha=min(0.8, 25 / len(values) + 0.25), mew=0

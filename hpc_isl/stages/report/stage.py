@@ -42,6 +42,7 @@ def report(run: Run) -> Report:
     for name, text in tables(figures).items():
         write_atomic(folder / name, text, durable=False)
     page = folder / PAGE
+    # Last, because a page says that all files beside it are complete.
     write_atomic(page, page_of(figures, lines, pictures, shown, problems))
     names = {picture.name for picture in (*pictures, *shown)}
     for pattern in ("panel-*.png", "curves-*.png", "differences.png"):

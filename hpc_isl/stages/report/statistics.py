@@ -188,6 +188,7 @@ def _difference(scores: Design, ours: Cell, theirs: Cell) -> Difference:
     with np.errstate(divide="ignore", invalid="ignore"):
         share = less / resampled[:, 1]
         gain = (values[0] - values[1]) / values[1] if values[1] >= NOTHING else np.nan
+    # Some resample has a mean of 0, of which nothing is a share: the gain has no interval.
     if not (np.isfinite(gain) and np.isfinite(share).all()):
         share = np.full(len(share), np.nan)
     return Difference(
@@ -241,6 +242,7 @@ def _savings(sweep: Sweep, scores: Design, ours: list[Cell], theirs: list[Cell])
         curve, other = Curve(objects[0], scores[: len(ours)]), Curve(objects[1], scores[len(ours) :])
         return [(score, saved(curve, other, score)) for score in curve.monotone()]
 
+    # One draw alone has no resamples.
     again = [] if np.isnan(resampled).any() else [factors(means) for means in resampled]
     for place, (cell, (score, factor)) in enumerate(zip(ours, factors(values), strict=True)):
         known = score >= NOTHING

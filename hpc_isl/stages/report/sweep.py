@@ -48,6 +48,7 @@ class Arm:
     @property
     def order(self) -> tuple[int, str, list[str], str]:
         """By name as people list arms; numbers in the rest by their size."""
+        # Padded, so that 1600 comes after 400.
         numbers = [digits.zfill(20) for digits in re.findall(r"\d+", self.rest)]
         return ORDER.index(self.name) if self.name in ORDER else len(ORDER), self.name, numbers, self.rest
 
@@ -296,6 +297,7 @@ def _element(run: Run, recipe: FinetuneRecipe | None, rest: str) -> Element:
     if summary is None or recipe is None:
         raise _MissingError(_state(run))
     name = str(summary.get("arm", recipe.arm)) if recipe.arm == "best" else recipe.arm
+    # A model of all annotations has no test box left that it could be scored on.
     unscored = run.name == FINAL and recipe.train_on_all
     scores = boxes = pd.DataFrame()
     try:
@@ -313,6 +315,7 @@ def _element(run: Run, recipe: FinetuneRecipe | None, rest: str) -> Element:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    # As text: a field that is called 01 keeps its zero, and an empty cell is no NaN.
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
@@ -320,6 +323,7 @@ def _read_scores(path: Path) -> pd.DataFrame:
     """Returns the scores of an element; earlier versions had fewer of them, and no `same`."""
     table = _read_csv(path)
     rest = [name for name in table if name not in {*BOX, *LABELS, *SCORES, "objects", "predicted"}]
+    # A table without a main score is torn: it has to fail here, and not to count as unscored.
     names = [name for name in SCORES if name in table or name in MAIN.values()]
     scores = table[names].replace("", "nan").astype(float).reindex(columns=list(SCORES))
     same = table.get("same", "")
@@ -333,6 +337,7 @@ def _state(run: Run) -> str:
         return "has not started"
     record = read_json(run.attempts / str(numbers[-1]) / "rank-0.json") or {}
     message = str(record.get("message", "")).strip().partition("\n")[0]
+    # Records of ranks keep the words of earlier versions.
     outcome = {"mistake": "failed", None: "has not ended, or was lost"}
     word = outcome.get(record.get("outcome"), str(record.get("outcome")))
     return f"{word}: {message}" if message else word

@@ -68,7 +68,7 @@ def _has_drawn(plate: PlateInput, name: str) -> bool:
 
 @dataclass(frozen=True)
 class ExistingLabels:
-    """What exists where the labels of a plate go: fields of each kind, in plate order.
+    """The labels that a plate holds under the name of a run: fields of each kind, in plate order.
 
     Attributes:
         left: without labels of this run yet.
@@ -157,6 +157,7 @@ def _computed_before(plate: PlateInput, key: FieldKey, name: str) -> str:
     """Returns when labels of this very recipe were computed, if before the metadata changed; else empty."""
     made = label_provenance(plate.image(key), name)
     for change in plate.index.changes:
+        # Labels of this very recipe have another fingerprint if the metadata changed since.
         index = replace(plate.index, plate=former(plate.index.plate, change))
         if made and plate.labels_fingerprint(key, index) == made[1]:
             return f"that were computed before its metadata changed ({'; '.join(change.lines)})"

@@ -79,10 +79,11 @@ def segment_field(task: FieldTask) -> Row:
 
 @dataclass(frozen=True)
 class Verified:
-    """What is wrong with a field that is done, or why it cannot be told; all empty: nothing.
+    """The result of verifying a field that is done; all empty: nothing is wrong with it.
 
     Attributes:
-        wrong: to be computed again.
+        wrong: why it has to be computed again.
+        not_comparable: why it could not be verified.
         edited: its labels are no longer those that were computed: they stay.
     """
 
@@ -108,6 +109,7 @@ def verify_field(task: FieldTask) -> Verified:
         kept = pq.read_table(task.table).select(table.column_names)
         if files.content_hash(labels, kept) != expected:
             return Verified("its table on disk is another than was computed")
+        # What a person edited since is reported, and stays.
         name = files.labels_name(reader.image, segmenter.models.labels)
         try:
             same = labels_checksum(reader.image, name) == checksum((len(labels), *reader.shape), labels)

@@ -215,6 +215,7 @@ def content_hash(labels: Iterable[Labels], table: pa.Table) -> str:
     for band in (image[row : row + BAND] for image in labels for row in range(0, len(image), BAND)):
         digest.update(np.ascontiguousarray(band).data)
     for name in table.column_names:
+        # Texts have no bytes of their own in NumPy.
         column = table[name].to_numpy(zero_copy_only=False)
         content = "\n".join(column).encode() if column.dtype == object else column.tobytes()
         digest.update(name.encode() + b"\0" + content)
@@ -229,7 +230,7 @@ MAPS = {
     "distance": "a model of cells predicts distances",
     "mask": "a model that segments predicts a mask",
 }
-"""What can be kept beside labels, and which model has it."""
+"""The maps that can be kept beside labels -> which model has them."""
 
 
 @dataclass(frozen=True)

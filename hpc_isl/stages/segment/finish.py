@@ -46,6 +46,7 @@ def finish(
     from hpc_isl.stages.table.stage import after_segmenting  # brings pandas, which a plan does not wait for
 
     run, lost = attempt.run, [row for row in rows if "problem" in row]
+    # A field without a row would silently be missing from all counts.
     missing = len(inputs.fields) - len(rows)
     assert not missing, f"{missing} fields have no record"
     to_retry = len(lost)

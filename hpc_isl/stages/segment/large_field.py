@@ -156,6 +156,7 @@ def _features(reader: FieldReader, time: int, image: _LargePrediction, edge: int
     parts = []
     for block in np.unique(owner[1:]):
         own = np.flatnonzero(owner == block)
+        # Label 0 is the background.
         own = own[own > 0]
         low, high = boxes[own, :2].min(0), boxes[own, 2:].max(0)
         box = (slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))

@@ -109,6 +109,7 @@ def find_duplicates(well: Well) -> list[Duplicate]:
         ]
         groups = _groups(same)
         shown = {field for group in groups for field, _ in group}
+        # An object that is cut by the border of one field may be whole in the other.
         cut = {(field, label) for field in shown for label in images[field].cut(time)}
         for group in groups:
             kept, *others = counted_first(group, cut)

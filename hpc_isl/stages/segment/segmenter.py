@@ -29,6 +29,7 @@ from hpc_isl.stages.segment.files import Labels, Maps, maps_of, schema_file
 from hpc_isl.stages.segment.inputs import Models, PlateInput, kept_recipe, models_of
 from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
 
+# Threads of one process share the networks: the second waits until the first has loaded them.
 _LOADING = Lock()
 
 
@@ -141,7 +142,7 @@ class FieldPrediction:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """What a process keeps between fields: the recipe and the networks, loaded once.
+    """The recipe and the networks, loaded once and kept by a process from field to field.
 
     Attributes:
         device: kind of device and precision, as in `cpu AVX512 fp32`: on each results are bit-identical.

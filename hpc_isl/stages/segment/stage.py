@@ -194,6 +194,7 @@ def _tasks(inputs: SegmentInputs, run: Path) -> Iterator[PlateTask]:
     other_labels = inputs.recipe.cells or (reference and reference.labels)
     for plate, key in inputs.fields:
         whole = plate.fingerprint(key)
+        # Earlier versions told other labels apart by another stamp: their records still count.
         former = plate.fingerprint(key, former_stamp) if other_labels else whole
         place = (run, plate.index.path, plate.name, plate.slug)
         yield plate, FieldTask(*place, key, whole, plate.labels_fingerprint(key), former)
@@ -290,6 +291,7 @@ def _verify(attempt: Attempt, tasks: Sequence[PlateTask], rows: Sequence[Row], p
     share = (read_json(asked) or {}).get("share", 0.0)
     whole = [task for task, row in zip(tasks, rows, strict=True) if "problem" not in row]
     count = min(len(whole), max(1, round(share * len(whole)))) if share else 0
+    # Another attempt verifies other fields.
     chosen = stream(attempt.number, "verify").choice(len(whole), count, replace=False)
     fields = {f"{task.name} {task.key}": (plate, task) for plate, task in (whole[i] for i in sorted(chosen))}
     pool_tasks = (Task(name, task, plate.memory(task.key)) for name, (plate, task) in fields.items())

@@ -109,6 +109,7 @@ def _draw_plate(axis: Axes, plate: PlateValues, scale: Any) -> None:
         for (well, (x, y)), color in zip(wells.items(), colors, strict=True):
             if well in known:
                 text = axis.text(x, y, short(known[well]), color=ink_on(to_rgb(color)), **style)
+                # The layout would measure each of a thousand texts.
                 text.set_in_layout(False)
     axis.set_xlim(-0.6, len(plate.columns) - 0.4)
     axis.set_ylim(len(plate.rows) - 0.4, -0.6)

@@ -56,7 +56,7 @@ def columns_of(asked: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
 
 
 def _holds_numbers(values: pd.Series[Any]) -> bool:
-    """Whether a column holds nothing but numbers, or texts of a plate map that are numbers."""
+    """Returns whether a column holds nothing but numbers, or texts of a plate map that are numbers."""
     known = values.dropna()
     is_key = values.name in ("plate", "well", "time", "acquisition")
     return not is_key and len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").notna().all())
@@ -71,6 +71,7 @@ def draw(
         ", ".join([str(name), *(f"{key} {n}" for key, n in zip(several, numbers, strict=True))]): rows
         for (name, *numbers), rows in wells.groupby(["plate", *several], sort=False)
     }
+    # Pictures of hundreds of plates are neither drawn in time nor read: some, spread evenly, are shown.
     chosen = np.linspace(0, len(groups) - 1, min(len(groups), MOST_MAPS)).round().astype(int)
     shown = {title: groups[title] for title in np.array(list(groups), object)[chosen]}
     layouts = {plate.name: (plate.rows, plate.columns) for plate in plates}

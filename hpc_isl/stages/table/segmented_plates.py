@@ -108,6 +108,7 @@ def _plate(folder: Path, facts: Mapping[str, Any]) -> SegmentedPlate:
     records.sort(key=lambda record: FieldKey(record["well"], record["field"], record["acquisition"]).place)
     rows, columns = facts.get("rows"), facts.get("columns")
     if not rows or not columns:
+        # Runs of earlier versions do not name all rows and columns of the plate.
         rows, columns = layout({record["well"] for record in records})
     # Records of lost fields do not say how many times the field has.
     times = 1

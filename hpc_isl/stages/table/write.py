@@ -50,6 +50,7 @@ def write_rows(path: Path, rows: pd.DataFrame) -> int:
         # Six digits of a figure, as many as anyone measures.
         content = rows.to_csv(index=False, lineterminator="\n", float_format="%.6g")
     else:
+        # Without the metadata of pandas: any reader of Parquet sees the same columns.
         stream = io.BytesIO()
         pq.write_table(pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(), stream)
         content = stream.getvalue()
