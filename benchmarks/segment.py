@@ -142,7 +142,7 @@ def held_to(cpus: int) -> Iterator[None]:
 
 
 def _greatest(submitted: subprocess.Popen[Any]) -> int:
-    """The resident memory of the process that has most of it, of those that the door started and theirs."""
+    """The resident memory of the process that has most of it, of those that the command started."""
     most, me = 0, psutil.Process(submitted.pid)
     while submitted.poll() is None:
         for process in me.children(recursive=True):

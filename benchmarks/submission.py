@@ -3,7 +3,7 @@
     python benchmarks/submission.py                          # two minutes; makes its own plate
     python benchmarks/submission.py --site testcluster       # and hands jobs to sbatch, which it cancels
 
-Calls of the door take turns with a bare Python and with one `import torch`, the limits of the machine.
+Calls of the command line take turns with a bare Python and with one `import torch`, the machine's limits.
 `--site` is one with Slurm, such as slurm/testcluster writes; its nodes must see the temporary folder.
 """
 

@@ -45,8 +45,8 @@ def realdata() -> Path:
 
 
 @dataclass(frozen=True)
-class Door:
-    """The door of the package, with a stage that only counts, as a user in the folder `cwd` finds it."""
+class CommandLine:
+    """The command line, with a stage that only counts, as a user in the folder `cwd` finds it."""
 
     cwd: Path
     environment: dict[str, str]
@@ -54,14 +54,15 @@ class Door:
     def __call__(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """One call to its end; output and errors together in `stdout`."""
         return subprocess.run(
-            [sys.executable, str(COUNTING / "door.py"), *words], cwd=cwd or self.cwd, env=self.environment,
+            [sys.executable, str(COUNTING / "command_line.py"), *words],
+            cwd=cwd or self.cwd, env=self.environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
         )  # fmt: skip
 
     def open(self, *words: str) -> subprocess.Popen[str]:
         """A call that goes on, in a process group of its own as a shell would start it."""
         return subprocess.Popen(
-            [sys.executable, str(COUNTING / "door.py"), *words], cwd=self.cwd, env=self.environment,
+            [sys.executable, str(COUNTING / "command_line.py"), *words], cwd=self.cwd, env=self.environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
         )  # fmt: skip
 
@@ -83,8 +84,8 @@ class Door:
 
 
 @pytest.fixture(scope="session")
-def open_door(pytestconfig: pytest.Config) -> Callable[[Path], Door]:
-    """open_door(folder) -> Door of a user who stands there.
+def open_command_line(pytestconfig: pytest.Config) -> Callable[[Path], CommandLine]:
+    """open_command_line(folder) -> CommandLine of a user who stands there.
 
     Its processes keep compiled modules from one session to the next, as an installation does.
     """
@@ -95,12 +96,12 @@ def open_door(pytestconfig: pytest.Config) -> Callable[[Path], Door]:
         "PYTHONPYCACHEPREFIX": str(compiled), "PYTHONPATH": f"{COUNTING}:{COUNTING.parents[1]}",
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    return lambda folder: Door(folder, {**environment, "XDG_CONFIG_HOME": str(folder / "config")})
+    return lambda folder: CommandLine(folder, {**environment, "XDG_CONFIG_HOME": str(folder / "config")})
 
 
 @pytest.fixture
-def door(tmp_path: Path, open_door: Callable[[Path], Door]) -> Door:
-    return open_door(tmp_path)
+def command_line(tmp_path: Path, open_command_line: Callable[[Path], CommandLine]) -> CommandLine:
+    return open_command_line(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from hpc_isl.plates.store import open_plate
 from hpc_isl.stages.synthetic import stage as synthetic
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 pytestmark = pytest.mark.journey
 SCREEN = 40
@@ -35,9 +35,9 @@ def export(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "export"))
 
 
-def refused(door: Door, *words: str) -> str:
+def refused(command_line: CommandLine, *words: str) -> str:
     """Returns the output of a refused call, after checks that it was refused as a user error."""
-    done = door(*words)
+    done = command_line(*words)
     assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stdout
     assert len(done.stdout.splitlines()) <= SCREEN
@@ -93,24 +93,24 @@ def twice_in_the_index(export: Path) -> list[str]:
 
 @pytest.mark.parametrize("harm", [truncated, missing, of_another_shape, of_another_type, twice_in_the_index])
 def test_a_damaged_field_is_named_and_no_plate_is_made(
-    door: Door, export: Path, harm: Callable[[Path], list[str]]
+    command_line: CommandLine, export: Path, harm: Callable[[Path], list[str]]
 ) -> None:
     named = harm(export)
-    output = refused(door, "convert", f"source={export}", "out=P.zarr")
+    output = refused(command_line, "convert", f"source={export}", "out=P.zarr")
     for word in named:
         assert word in output
     assert "on_error" in output
-    assert not (door.cwd / "P.zarr" / "zarr.json").exists()
+    assert not (command_line.cwd / "P.zarr" / "zarr.json").exists()
 
 
 @pytest.mark.parametrize("harm", [truncated, missing, of_another_shape, of_another_type])
 def test_damaged_fields_can_be_skipped_and_are_recorded(
-    door: Door, export: Path, harm: Callable[[Path], list[str]]
+    command_line: CommandLine, export: Path, harm: Callable[[Path], list[str]]
 ) -> None:
     harm(export)
-    done = door("convert", f"source={export}", "out=P.zarr", "on_error=skip")
+    done = command_line("convert", f"source={export}", "out=P.zarr", "on_error=skip")
     assert done.returncode == 0, done.stdout
-    index = open_plate(door.cwd / "P.zarr")
+    index = open_plate(command_line.cwd / "P.zarr")
     assert len(index.plate.fields) == 4
     assert [sum(not mask for mask in index.imaged(field.key).ravel()) for field in index.plate.fields] == [
         1,
@@ -121,29 +121,31 @@ def test_damaged_fields_can_be_skipped_and_are_recorded(
     assert len(index.problems) == 1
 
 
-def test_all_damaged_fields_are_reported_together(door: Door, export: Path) -> None:
+def test_all_damaged_fields_are_reported_together(command_line: CommandLine, export: Path) -> None:
     wells = {}
     for file in planes(export):
         wells.setdefault(well_of(file), file)
     two = [wells[well] for well in sorted(wells)[:2]]
     for file in two:
         file.write_bytes(file.read_bytes()[:300])
-    output = refused(door, "convert", f"source={export}", "out=P.zarr")
+    output = refused(command_line, "convert", f"source={export}", "out=P.zarr")
     assert all(file.name in output for file in two)
 
 
 @pytest.mark.parametrize("url", ["../../secret.tiff", "/etc/hostname", "https://example.org/a.tiff"])
-def test_an_index_that_names_a_file_outside_its_folder_is_refused(door: Door, export: Path, url: str) -> None:
+def test_an_index_that_names_a_file_outside_its_folder_is_refused(
+    command_line: CommandLine, export: Path, url: str
+) -> None:
     name = planes(export)[0].name
     in_index(export, lambda text: text.replace(name, url))
-    output = refused(door, "convert", f"source={export}", "out=P.zarr")
+    output = refused(command_line, "convert", f"source={export}", "out=P.zarr")
     assert url in output
     assert "Index.idx.xml" in output
 
 
-def test_xml_entities_are_refused(door: Door, export: Path) -> None:
+def test_xml_entities_are_refused(command_line: CommandLine, export: Path) -> None:
     in_index(export, lambda text: text.replace("?>", f"?>{ENTITY}", 1))
-    output = refused(door, "convert", f"source={export}", "out=P.zarr")
+    output = refused(command_line, "convert", f"source={export}", "out=P.zarr")
     assert "Index.idx.xml" in output
     assert "entit" in output.lower()
 
@@ -161,10 +163,12 @@ def plates(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_plate_already_there_is_not_overwritten(door: Door, plates: Path, tmp_path: Path) -> None:
+def test_a_plate_already_there_is_not_overwritten(
+    command_line: CommandLine, plates: Path, tmp_path: Path
+) -> None:
     synthetic.write(tmp_path / "other", wells=2, fields=1, size=96, planes=1, seed=1)
     before = open_plate(plates / "P.zarr").fingerprint
-    output = refused(door, "convert", f"source={tmp_path / 'other'}", f"out={plates / 'P.zarr'}")
+    output = refused(command_line, "convert", f"source={tmp_path / 'other'}", f"out={plates / 'P.zarr'}")
     assert "P.zarr" in output
     assert open_plate(plates / "P.zarr").fingerprint == before
 
@@ -176,48 +180,62 @@ TINY = (
 )  # fmt: skip
 
 
-def test_a_channel_that_does_not_exist_is_answered_with_those_that_do(door: Door, plates: Path) -> None:
+def test_a_channel_that_does_not_exist_is_answered_with_those_that_do(
+    command_line: CommandLine, plates: Path
+) -> None:
     output = refused(
-        door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "targets=[{channel: Hoechst, plane: 0}]"
+        command_line,
+        "pretrain",
+        f"plates={plates / 'P.zarr'}",
+        *TINY,
+        "targets=[{channel: Hoechst, plane: 0}]",
     )
     assert "'Hoechst'" in output
     assert "'HOECHST 33342'" in output
     assert "'CellMask" in output
 
 
-def test_a_key_that_does_not_exist_is_answered_with_the_nearest(door: Door, plates: Path) -> None:
-    output = refused(door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "train.step=3")
+def test_a_key_that_does_not_exist_is_answered_with_the_nearest(
+    command_line: CommandLine, plates: Path
+) -> None:
+    output = refused(command_line, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "train.step=3")
     assert "train.step" in output
     assert "did you mean 'steps'" in output
 
 
-def test_an_empty_training_split_is_refused(door: Door, plates: Path) -> None:
+def test_an_empty_training_split_is_refused(command_line: CommandLine, plates: Path) -> None:
     wells = sorted(open_plate(plates / "P.zarr").plate.wells)
     output = refused(
-        door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, f"split.test_wells=[{', '.join(wells)}]"
+        command_line,
+        "pretrain",
+        f"plates={plates / 'P.zarr'}",
+        *TINY,
+        f"split.test_wells=[{', '.join(wells)}]",
     )
     assert "train" in output
     assert "split" in output
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_checkpoint(door: Door, plates: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_checkpoint(
+    command_line: CommandLine, plates: Path
+) -> None:
     output = refused(
-        door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "--name", "hot", "train.steps=20",
+        command_line, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "--name", "hot", "train.steps=20",
         "optim.name=sgd", "optim.lr=1e30", "optim.clip_norm=null", "optim.schedule=constant",
         "data.normalize.target=none", "loss.name=mse",
     )  # fmt: skip
     assert "step" in output
     assert "optim.lr" in output
-    assert not list((door.cwd / "runs" / "pretrain" / "hot" / "checkpoints").glob("*.pt"))
-    assert not (door.cwd / "runs" / "pretrain" / "hot" / "done" / "pretrain.json").exists()
+    assert not list((command_line.cwd / "runs" / "pretrain" / "hot" / "checkpoints").glob("*.pt"))
+    assert not (command_line.cwd / "runs" / "pretrain" / "hot" / "done" / "pretrain.json").exists()
 
 
 def test_weights_that_cannot_be_fetched_are_refused_at_once_with_the_way_out(
-    door: Door, plates: Path
+    command_line: CommandLine, plates: Path
 ) -> None:
-    door.environment["HF_HUB_OFFLINE"] = "1"
+    command_line.environment["HF_HUB_OFFLINE"] = "1"
     output = refused(
-        door, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "net.weights=imagenet", "--dry-run"
+        command_line, "pretrain", f"plates={plates / 'P.zarr'}", *TINY, "net.weights=imagenet", "--dry-run"
     )
     assert "net.weights=" in output
     assert ".safetensors" in output

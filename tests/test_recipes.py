@@ -155,7 +155,7 @@ def test_the_papers_fine_tuning_is_the_papers():
     cells = load("finetune", Path("paper/cells_finetune.yaml"), ["plates=[x]", "labels=y"])
     assert (nuclei.optim.name, nuclei.optim.lr) == ("adam", 0.01)
     assert (nuclei.objects.kind, nuclei.objects.head, nuclei.train.crop) == ("nuclei", "paper", 512)
-    assert (cells.objects.kind, cells.objects.alpha, cells.objects.h, cells.objects.scale) == (
+    assert (cells.objects.kind, cells.objects.alpha, cells.objects.h_maxima, cells.objects.scale) == (
         "cells", 2000, 10, "object",
     )  # fmt: skip
     assert nuclei.objects.min_area == cells.objects.min_area == 0, "the paper drops nothing"

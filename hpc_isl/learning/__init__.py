@@ -1,1 +1,1 @@
-"""The second wing: from stored pixels to crops, networks and predictions."""
+"""From stored pixels to crops, networks and predictions."""

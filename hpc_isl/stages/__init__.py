@@ -1,1 +1,1 @@
-"""The corridor: one file per verb that computes, its parts in a folder; stages speak through files."""
+"""The verbs that compute, one package each; stages speak through files."""

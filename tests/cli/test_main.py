@@ -19,7 +19,7 @@ from hpc_isl.site import Site
 from hpc_isl.stages import stage_table
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 ROOT = Path(__file__).parents[2]
 COUNTING = ROOT / "tests" / "cluster"
@@ -28,13 +28,13 @@ COUNTING = ROOT / "tests" / "cluster"
 @pytest.mark.parametrize(
     "words", [["--help"], ["pretrain", "--help"], ["set", "--help"], ["table", "--help"]]
 )
-def test_help_imports_nothing_slow(door: Door, words: list[str]) -> None:
+def test_help_imports_nothing_slow(command_line: CommandLine, words: list[str]) -> None:
     """The file benchmarks/command_line.py measures how long it takes."""
     call = f"from hpc_isl.cli.main import run_command; run_command({words})"
     code = f"import sys; {call}; print(*sys.modules, file=sys.stderr)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=door.cwd, env=door.environment, capture_output=True, text=True,
-        check=True,
+        [sys.executable, "-c", code], cwd=command_line.cwd, env=command_line.environment,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     heavy = {"torch", "zarr", "dask", "mlflow", "tensorstore", "submitit", "scipy", "skimage", "pandas"}
     assert done.stdout
@@ -42,15 +42,15 @@ def test_help_imports_nothing_slow(door: Door, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("verb", main.verbs())
-def test_every_verb_has_help(door: Door, verb: str) -> None:
-    done = door(verb, "--help")
+def test_every_verb_has_help(command_line: CommandLine, verb: str) -> None:
+    done = command_line(verb, "--help")
     assert done.returncode == 0, done.stdout
     assert f"usage: python -m hpc_isl.submit {verb}" in done.stdout
     assert f"  python -m hpc_isl.submit {verb} " in done.stdout or "example: " in done.stdout
 
 
-def test_help_all_of_a_verb_gives_each_key_its_default_and_meaning(door: Door) -> None:
-    page = " ".join(door("pretrain", "--help", "all").stdout.split())
+def test_help_all_of_a_verb_gives_each_key_its_default_and_meaning(command_line: CommandLine) -> None:
+    page = " ".join(command_line("pretrain", "--help", "all").stdout.split())
     for key in ("plates (must be given)", "sources.N.channel", "train.micro_batch = ", "site.key=value"):
         assert key in page
     assert "crops per forward pass, the span of BatchNorm; divides batch" in page
@@ -149,23 +149,25 @@ def test_the_tables_of_stages_agree() -> None:
         (["resume", "--port", "3"], "--port: no such option"),
     ],
 )  # fmt: skip
-def test_an_error_names_what_would_be_right(door: Door, words: list[str], messages: str) -> None:
-    done = door(*words)
+def test_an_error_names_what_would_be_right(
+    command_line: CommandLine, words: list[str], messages: str
+) -> None:
+    done = command_line(*words)
     assert done.returncode == 2, done.stdout
     assert messages in done.stdout
     assert "Traceback" not in done.stdout
     assert len(done.stdout.splitlines()) <= 12
-    assert not (door.cwd / "runs").exists(), "an error leaves nothing behind"
+    assert not (command_line.cwd / "runs").exists(), "an error leaves nothing behind"
 
 
-def test_a_typo_comes_before_what_it_leaves_missing(door: Door) -> None:
-    complaints = door("pretrain", "plate=P01.zarr").stdout.splitlines()[1:]
+def test_a_typo_comes_before_what_it_leaves_missing(command_line: CommandLine) -> None:
+    complaints = command_line("pretrain", "plate=P01.zarr").stdout.splitlines()[1:]
     assert complaints[0].strip().startswith("plate: no such key; did you mean 'plates'?")
 
 
-def test_an_unexpected_error_is_short_and_keeps_its_traceback(door: Door) -> None:
-    (door.cwd / "runs").touch()  # a file where the folder of runs should be
-    done = door("count", "site.tracking=none")
+def test_an_unexpected_error_is_short_and_keeps_its_traceback(command_line: CommandLine) -> None:
+    (command_line.cwd / "runs").touch()  # a file where the folder of runs should be
+    done = command_line("count", "site.tracking=none")
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) <= 4
     trace = Path(done.stdout.split("traceback: ")[1].strip())
@@ -173,77 +175,87 @@ def test_an_unexpected_error_is_short_and_keeps_its_traceback(door: Door) -> Non
     trace.unlink()
 
 
-def test_a_dry_run_is_exact_and_writes_nothing(door: Door) -> None:
-    (door.cwd / "two.yaml").write_text("steps: 2\nword: it's\n")
-    before = sorted(door.cwd.rglob("*"))
-    done = door("count", "two.yaml", "seed=9", "site.processes=2", "--name", "dry", "--dry-run")
+def test_a_dry_run_is_exact_and_writes_nothing(command_line: CommandLine) -> None:
+    (command_line.cwd / "two.yaml").write_text("steps: 2\nword: it's\n")
+    before = sorted(command_line.cwd.rglob("*"))
+    done = command_line("count", "two.yaml", "seed=9", "site.processes=2", "--name", "dry", "--dry-run")
     assert done.returncode == 0, done.stdout
-    for line in ("steps: 2", "seed: 9", "word: it's", "counts to 2", f"run folder {door.folder('dry')}"):
+    for line in (
+        "steps: 2",
+        "seed: 9",
+        "word: it's",
+        "counts to 2",
+        f"run folder {command_line.folder('dry')}",
+    ):
         assert line in done.stdout
     assert "2 processes on this machine" in done.stdout
-    assert sorted(door.cwd.rglob("*")) == before
+    assert sorted(command_line.cwd.rglob("*")) == before
 
 
-def test_the_same_recipe_under_the_same_name_is_done_once(door: Door) -> None:
+def test_the_same_recipe_under_the_same_name_is_done_once(command_line: CommandLine) -> None:
     words = ["count", "site.tracking=none", "--name", "once"]
-    assert door(*words).returncode == 0
-    again = door(*words)
+    assert command_line(*words).returncode == 0
+    again = command_line(*words)
     assert again.returncode == 0
     assert "nothing to do: this run is finished" in again.stdout
-    assert (door.folder("once") / "attempts" / "1").exists() is False
-    other = door(*words, "steps=4")
+    assert (command_line.folder("once") / "attempts" / "1").exists() is False
+    other = command_line(*words, "steps=4")
     assert other.returncode == 2
     assert "steps: 3 there, 4 here" in other.stdout
     assert "choose another --name" in other.stdout
 
 
-def test_inputs_that_changed_are_another_computation(door: Door) -> None:
-    data = door.cwd / "data.txt"
+def test_inputs_that_changed_are_another_computation(command_line: CommandLine) -> None:
+    data = command_line.cwd / "data.txt"
     data.write_text("one")
     words = ["count", f"data={data}", "site.tracking=none", "--name", "input"]
-    assert door(*words).returncode == 0
+    assert command_line(*words).returncode == 0
     data.write_text("two")
-    changed = door(*words)
+    changed = command_line(*words)
     assert changed.returncode == 2
     assert f"contents of {data}: 'one' there, 'two' here" in changed.stdout
 
 
-def test_a_name_of_an_unfinished_run_leads_to_resume(door: Door) -> None:
+def test_a_name_of_an_unfinished_run_leads_to_resume(command_line: CommandLine) -> None:
     words = ["count", "site.tracking=none", "--name", "half"]
-    assert door(*words, "crash_rank=0").returncode == 1
-    again = door(*words, "crash_rank=0")
+    assert command_line(*words, "crash_rank=0").returncode == 1
+    again = command_line(*words, "crash_rank=0")
     assert again.returncode == 2
     assert "resume it with python -m hpc_isl.submit resume half" in again.stdout
 
 
-def test_runs_without_a_name_get_short_ones_in_turn(door: Door) -> None:
+def test_runs_without_a_name_get_short_ones_in_turn(command_line: CommandLine) -> None:
     for _ in range(2):
-        assert door("count", "site.tracking=none").returncode == 0
-    names = sorted(path.name for path in (door.cwd / "runs" / "count").iterdir())
+        assert command_line("count", "site.tracking=none").returncode == 0
+    names = sorted(path.name for path in (command_line.cwd / "runs" / "count").iterdir())
     assert re.fullmatch(r"count-\d{8}-1", names[0])
     assert names[1] == names[0][:-1] + "2"
 
 
-def test_runs_lie_where_the_environment_or_the_site_says(door: Door, tmp_path: Path) -> None:
-    door.environment["HPC_ISL_RUNS"] = str(tmp_path / "by environment")
-    assert door("count", "site.tracking=none", "--name", "a").returncode == 0
+def test_runs_lie_where_the_environment_or_the_site_says(command_line: CommandLine, tmp_path: Path) -> None:
+    command_line.environment["HPC_ISL_RUNS"] = str(tmp_path / "by environment")
+    assert command_line("count", "site.tracking=none", "--name", "a").returncode == 0
     assert (tmp_path / "by environment/count/a/recipe.yaml").is_file()
-    assert "count  a" in door("status").stdout
-    done = door("count", "site.tracking=none", f"site.runs={tmp_path / 'by site'}", "--name", "b")
+    assert "count  a" in command_line("status").stdout
+    done = command_line("count", "site.tracking=none", f"site.runs={tmp_path / 'by site'}", "--name", "b")
     assert (tmp_path / "by site/count/b/recipe.yaml").is_file()
-    assert "count  b" in door("status", "--root", str(tmp_path / "by site")).stdout
+    assert "count  b" in command_line("status", "--root", str(tmp_path / "by site")).stdout
     assert done.returncode == 0
     typed = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
     assert typed[3:] == ["ui", "--root", str(tmp_path / "by site")], "what to type next works as it stands"
-    failed = door("count", "site.tracking=none", f"site.runs={tmp_path / 'by site'}", "crash_rank=0")
+    failed = command_line("count", "site.tracking=none", f"site.runs={tmp_path / 'by site'}", "crash_rank=0")
     typed = shlex.split(failed.stdout.splitlines()[-1].removeprefix("next: "))
     assert Path(typed[4]).parent == tmp_path / "by site" / "count"
 
 
-def test_a_closed_pipe_is_no_error(door: Door) -> None:
+def test_a_closed_pipe_is_no_error(command_line: CommandLine) -> None:
     command = f"{sys.executable} -m hpc_isl.submit pretrain --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
-        ["bash", "-c", command], cwd=door.cwd, env=door.environment, capture_output=True, text=True
+        ["bash", "-c", command],
+        cwd=command_line.cwd,
+        env=command_line.environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -262,14 +274,14 @@ def test_the_action_of_annotate_becomes_a_key() -> None:
 
 
 @pytest.mark.journey
-def test_an_installed_wheel_works_outside_the_checkout(tmp_path: Path, door: Door) -> None:
+def test_an_installed_wheel_works_outside_the_checkout(tmp_path: Path, command_line: CommandLine) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     target = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile"]
     subprocess.run([*install, "--target", str(target), str(wheel)], check=True)
-    environment = {**door.environment, "PYTHONPATH": str(target)}
+    environment = {**command_line.environment, "PYTHONPATH": str(target)}
 
     def typed(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -286,5 +298,7 @@ def test_an_installed_wheel_works_outside_the_checkout(tmp_path: Path, door: Doo
     assert "'laptop', 'slurm'" in sites.stderr, "sites are shipped"
     assert not (tmp_path / "runs").exists()
     environment["PYTHONPATH"] += f":{COUNTING}"
-    run = typed(sys.executable, str(COUNTING / "door.py"), "count", "site.tracking=none", "site.processes=2")
+    run = typed(
+        sys.executable, str(COUNTING / "command_line.py"), "count", "site.tracking=none", "site.processes=2"
+    )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -21,13 +21,13 @@ from hpc_isl.run import Run
 from hpc_isl.site import Site
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 QUIET = "site.tracking=none"
 
 
-def elements(door: Door, name: str) -> list[Run]:
-    return Run(door.cwd / "runs" / "sweep" / name).elements()
+def elements(command_line: CommandLine, name: str) -> list[Run]:
+    return Run(command_line.cwd / "runs" / "sweep" / name).elements()
 
 
 # ---------------------------------------------------------------- what varies
@@ -113,59 +113,63 @@ def test_as_many_run_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- the life of an array
 
 
-def test_a_failed_element_leaves_the_others_alone_and_retry_runs_it_alone(door: Door) -> None:
+def test_a_failed_element_leaves_the_others_alone_and_retry_runs_it_alone(command_line: CommandLine) -> None:
     over = "over=[{word: first}, {word: second, crash_rank: 0, mishaps: 1}, {word: third}]"
-    done = door("sweep", "stage=count", over, QUIET, "site.cpus=1", "--name", "some")
+    done = command_line("sweep", "stage=count", over, QUIET, "site.cpus=1", "--name", "some")
     assert done.returncode == 1, done.stdout
     assert "failed in rank 0: RuntimeError: boom" in done.stdout
     assert "2 done, 1 failed" in done.stdout
     assert "retry some" in done.stdout.splitlines()[-1]
     assert "3 elements" in done.stdout
-    again = door("retry", "some")
+    again = command_line("retry", "some")
     assert again.returncode == 0, again.stdout
-    assert [len(run.attempt_numbers()) for run in elements(door, "some")] == [1, 2, 1]
-    assert door("retry", "some").returncode == 2, "there is nothing left to retry"
-    assert "3 done" in door("status").stdout
+    assert [len(run.attempt_numbers()) for run in elements(command_line, "some")] == [1, 2, 1]
+    assert command_line("retry", "some").returncode == 2, "there is nothing left to retry"
+    assert "3 done" in command_line("status").stdout
 
 
-def test_an_element_is_named_by_its_array_and_its_own_name(door: Door) -> None:
-    assert door("sweep", "stage=count", "over={seed: [0, 1]}", QUIET, "--name", "two").returncode == 0
-    assert "from 0 in attempt 0" in door("logs", "two/seed=1").stdout
-    table = door("status", "two").stdout
+def test_an_element_is_named_by_its_array_and_its_own_name(command_line: CommandLine) -> None:
+    assert command_line("sweep", "stage=count", "over={seed: [0, 1]}", QUIET, "--name", "two").returncode == 0
+    assert "from 0 in attempt 0" in command_line("logs", "two/seed=1").stdout
+    table = command_line("status", "two").stdout
     assert "two/seed=0" in table
     assert "2/2 elements" in table
-    wrong = door("logs", "two/seed=7")
+    wrong = command_line("logs", "two/seed=7")
     assert wrong.returncode == 2
     assert "did you mean 'seed=" in wrong.stdout
-    same = door("sweep", "stage=count", "over={seed: [0, 1]}", QUIET, "--name", "two")
+    same = command_line("sweep", "stage=count", "over={seed: [0, 1]}", QUIET, "--name", "two")
     assert "nothing to do" in same.stdout
-    other = door("sweep", "stage=count", "over={seed: [0, 2]}", QUIET, "--name", "two")
+    other = command_line("sweep", "stage=count", "over={seed: [0, 2]}", QUIET, "--name", "two")
     assert other.returncode == 2
     assert "over.seed.1: 1 there, 2 here" in other.stdout
 
 
-def test_ctrl_c_stops_the_array_and_resume_does_what_is_left(door: Door) -> None:
+def test_ctrl_c_stops_the_array_and_resume_does_what_is_left(command_line: CommandLine) -> None:
     over = "over=[{word: short, steps: 2}, {seed: [0, 1]}]"
-    call = door.open("sweep", "stage=count", over, "steps=1000", "pause_s=0.2", QUIET, "--name", "torn")
-    folder = door.cwd / "runs/sweep/torn/count"
-    assert door.eventually(lambda: (folder / "seed=0/metrics.jsonl").exists())
+    call = command_line.open(
+        "sweep", "stage=count", over, "steps=1000", "pause_s=0.2", QUIET, "--name", "torn"
+    )
+    folder = command_line.cwd / "runs/sweep/torn/count"
+    assert command_line.eventually(lambda: (folder / "seed=0/metrics.jsonl").exists())
     os.killpg(call.pid, signal.SIGINT)
     output, _ = call.communicate(timeout=90)
     assert call.returncode == 130, output
-    assert door.left() == []
+    assert command_line.left() == []
     assert not (folder / "seed=1/metrics.jsonl").exists(), "what had not begun does not begin"
-    door.environment["COUNT_FAST"] = "1"
-    assert door("resume", "torn").returncode == 0
+    command_line.environment["COUNT_FAST"] = "1"
+    assert command_line("resume", "torn").returncode == 0
     counted = (folder / "seed=0/attempts/1/rank-0.log").read_text()
     assert "from 0 " not in counted, "it goes on from where it stopped"
-    assert [len(run.attempt_numbers()) for run in elements(door, "torn")] == [1, 2, 2]
+    assert [len(run.attempt_numbers()) for run in elements(command_line, "torn")] == [1, 2, 2]
 
 
-def test_a_dry_run_of_an_array_names_its_elements_and_writes_nothing(door: Door) -> None:
-    done = door("sweep", "stage=count", "over={seed: [0, 1]}", "--dry-run", "--site", "slurm", "--name", "x")
+def test_a_dry_run_of_an_array_names_its_elements_and_writes_nothing(command_line: CommandLine) -> None:
+    done = command_line(
+        "sweep", "stage=count", "over={seed: [0, 1]}", "--dry-run", "--site", "slurm", "--name", "x"
+    )
     assert "2 times, with seed=0; seed=1" in done.stdout
     assert "#SBATCH --array=0-1%2" in done.stdout
-    assert not (door.cwd / "runs").exists()
+    assert not (command_line.cwd / "runs").exists()
 
 
 # ---------------------------------------------------------------- chains
@@ -173,70 +177,74 @@ def test_a_dry_run_of_an_array_names_its_elements_and_writes_nothing(door: Door)
 FAILS_ONCE = "{name: fails, stage: count, set: {crash_rank: 0, mishaps: 1}}"
 
 
-def chain_of(door: Door, *steps: str) -> str:
+def chain_of(command_line: CommandLine, *steps: str) -> str:
     """The file of a chain of these steps."""
-    path = door.cwd / "my chain.yaml"
+    path = command_line.cwd / "my chain.yaml"
     path.write_text("steps:\n" + "".join(f"- {step}\n" for step in steps))
     return str(path)
 
 
-def test_a_chain_runs_in_order_stops_for_a_person_and_continues(door: Door) -> None:
+def test_a_chain_runs_in_order_stops_for_a_person_and_continues(command_line: CommandLine) -> None:
     first = "{name: first, stage: count, set: {steps: 2}}"
     last = "{name: last, stage: count, set: {steps: 4}}"
-    chain = chain_of(door, first, "{stop: look at the labels}", last)
-    done = door("chain", chain, QUIET, "--name", "plan")
+    chain = chain_of(command_line, first, "{stop: look at the labels}", last)
+    done = command_line("chain", chain, QUIET, "--name", "plan")
     assert done.returncode == 0, done.stdout
     assert "then a stop: look at the labels" in done.stdout
-    assert not door.folder("last").exists()
-    assert "waits for a person: look at the labels" in door("status", "plan").stdout
-    again = door("resume", "plan")
+    assert not command_line.folder("last").exists()
+    assert "waits for a person: look at the labels" in command_line("status", "plan").stdout
+    again = command_line("resume", "plan")
     assert again.returncode == 0, again.stdout
-    assert (door.folder("last") / "done/count.json").exists()
-    assert "2 done" in door("status", "plan").stdout
+    assert (command_line.folder("last") / "done/count.json").exists()
+    assert "2 done" in command_line("status", "plan").stdout
 
 
-def test_a_chain_ends_where_a_step_fails_and_is_resumed_from_there(door: Door) -> None:
-    chain = chain_of(door, FAILS_ONCE, "{name: after it, stage: count}")
-    assert door("chain", chain, QUIET, "--name", "plan").returncode == 1
-    assert not door.folder("after it").exists()
-    again = door("resume", "plan")
+def test_a_chain_ends_where_a_step_fails_and_is_resumed_from_there(command_line: CommandLine) -> None:
+    chain = chain_of(command_line, FAILS_ONCE, "{name: after it, stage: count}")
+    assert command_line("chain", chain, QUIET, "--name", "plan").returncode == 1
+    assert not command_line.folder("after it").exists()
+    again = command_line("resume", "plan")
     assert again.returncode == 0, again.stdout
-    assert (door.folder("after it") / "done/count.json").exists()
+    assert (command_line.folder("after it") / "done/count.json").exists()
 
 
-def test_retry_of_a_chain_keeps_its_order(door: Door) -> None:
-    chain = chain_of(door, FAILS_ONCE, "{name: next, stage: count}")
-    assert door("chain", chain, QUIET, "--name", "plan").returncode == 1
-    again = door("retry", "plan")
+def test_retry_of_a_chain_keeps_its_order(command_line: CommandLine) -> None:
+    chain = chain_of(command_line, FAILS_ONCE, "{name: next, stage: count}")
+    assert command_line("chain", chain, QUIET, "--name", "plan").returncode == 1
+    again = command_line("retry", "plan")
     assert again.returncode == 0, again.stdout
-    ends = [json.loads((door.folder(name) / "done/count.json").read_text()) for name in ("fails", "next")]
+    ends = [
+        json.loads((command_line.folder(name) / "done/count.json").read_text()) for name in ("fails", "next")
+    ]
     assert ends[0]["time"] < ends[1]["time"]
 
 
-def test_a_chain_takes_no_run_of_another_recipe_for_its_own(door: Door) -> None:
-    door("count", "steps=3", QUIET, "--name", "taken")
-    refused = door("chain", chain_of(door, "{name: taken, stage: count, set: {steps: 77}}"), QUIET)
+def test_a_chain_takes_no_run_of_another_recipe_for_its_own(command_line: CommandLine) -> None:
+    command_line("count", "steps=3", QUIET, "--name", "taken")
+    refused = command_line(
+        "chain", chain_of(command_line, "{name: taken, stage: count, set: {steps: 77}}"), QUIET
+    )
     assert refused.returncode == 2
     assert "steps: 3 there, 77 here" in refused.stdout
 
 
-def test_a_typo_in_the_last_step_is_found_before_the_first_starts(door: Door) -> None:
-    chain = chain_of(door, "{name: one, stage: count}", "{name: two, stage: count, set: {stepz: 3}}")
-    done = door("chain", chain, QUIET)
+def test_a_typo_in_the_last_step_is_found_before_the_first_starts(command_line: CommandLine) -> None:
+    chain = chain_of(command_line, "{name: one, stage: count}", "{name: two, stage: count, set: {stepz: 3}}")
+    done = command_line("chain", chain, QUIET)
     assert done.returncode == 2
     assert "stepz: no such key; did you mean 'steps'" in done.stdout
-    assert not (door.cwd / "runs").exists()
+    assert not (command_line.cwd / "runs").exists()
 
 
-def test_a_dry_run_of_a_chain_tells_its_steps_and_writes_nothing(door: Door) -> None:
+def test_a_dry_run_of_a_chain_tells_its_steps_and_writes_nothing(command_line: CommandLine) -> None:
     last = "{name: two, stage: count, site_set: {cpus: 2}}"
-    chain = chain_of(door, "{name: one, stage: count}", "{stop: draw}", last)
-    assert door("chain", chain, "--dry-run").stdout.splitlines() == [
+    chain = chain_of(command_line, "{name: one, stage: count}", "{stop: draw}", last)
+    assert command_line("chain", chain, "--dry-run").stdout.splitlines() == [
         "1. count 'one': 1 process on this machine, no GPU",
         "2. stop, after one: draw",
         "3. count 'two', after stop 2: 1 process on this machine, 2 CPUs each, no GPU",
     ]
-    assert not (door.cwd / "runs").exists()
+    assert not (command_line.cwd / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -256,60 +264,63 @@ def test_no_circle_can_be_written(steps: list[dict[str, object]], complaint: str
 # ---------------------------------------------------------------- one after another
 
 
-def test_a_run_after_another_waits_for_it(door: Door) -> None:
-    first = door.open("count", "steps=100", "pause_s=0.1", QUIET, "--name", "first")
-    assert door.eventually(lambda: (door.folder("first") / "metrics.jsonl").exists())
-    second = door("count", "--after", "first", QUIET, "--name", "second")
+def test_a_run_after_another_waits_for_it(command_line: CommandLine) -> None:
+    first = command_line.open("count", "steps=100", "pause_s=0.1", QUIET, "--name", "first")
+    assert command_line.eventually(lambda: (command_line.folder("first") / "metrics.jsonl").exists())
+    second = command_line("count", "--after", "first", QUIET, "--name", "second")
     first.communicate(timeout=60)
     assert second.returncode == 0, second.stdout
     assert "waiting for 'first'" in second.stdout
     ends = [
-        json.loads((door.folder(name) / "attempts/0/rank-0.json").read_text()) for name in ("first", "second")
+        json.loads((command_line.folder(name) / "attempts/0/rank-0.json").read_text())
+        for name in ("first", "second")
     ]
     assert ends[0]["exit"] < ends[1]["start"]
 
 
-def test_an_array_that_is_stopped_has_failed_nowhere(door: Door) -> None:
-    call = door.open("sweep", "stage=count", "over={seed: [0, 1, 2]}", "steps=1000", "pause_s=0.2", QUIET,
-                     "--name", "torn")  # fmt: skip
-    first = door.cwd / "runs/sweep/torn/count/seed=0/metrics.jsonl"
-    assert door.eventually(first.exists)
-    alone = door("cancel", "torn/seed=1")
+def test_an_array_that_is_stopped_has_failed_nowhere(command_line: CommandLine) -> None:
+    call = command_line.open("sweep", "stage=count", "over={seed: [0, 1, 2]}", "steps=1000", "pause_s=0.2",
+                     QUIET, "--name", "torn")  # fmt: skip
+    first = command_line.cwd / "runs/sweep/torn/count/seed=0/metrics.jsonl"
+    assert command_line.eventually(first.exists)
+    alone = command_line("cancel", "torn/seed=1")
     assert alone.returncode == 2
     assert "cancel torn" in alone.stdout, "its elements compute in one process"
-    assert door("cancel", "torn").returncode == 0
+    assert command_line("cancel", "torn").returncode == 0
     output, _ = call.communicate(timeout=90)
     assert call.returncode == 3, output
-    assert "lost" not in door("status", "torn").stdout
+    assert "lost" not in command_line("status", "torn").stdout
 
 
-def test_nothing_waits_for_an_array_with_a_failed_element(door: Door) -> None:
-    door("sweep", "stage=count", "over=[{seed: 0}, {seed: 1, crash_rank: 0}]", QUIET, "--name", "some")
-    refused = door("count", "--after", "some", QUIET, "--name", "child")
+def test_nothing_waits_for_an_array_with_a_failed_element(command_line: CommandLine) -> None:
+    command_line(
+        "sweep", "stage=count", "over=[{seed: 0}, {seed: 1, crash_rank: 0}]", QUIET, "--name", "some"
+    )
+    refused = command_line("count", "--after", "some", QUIET, "--name", "child")
     assert refused.returncode == 2
     assert "--after some/seed=1,crash_rank=0: it is failed" in refused.stdout
-    assert not door.folder("child").exists()
+    assert not command_line.folder("child").exists()
 
 
-def test_nothing_waits_for_a_run_that_failed(door: Door) -> None:
-    door("count", "crash_rank=0", QUIET, "--name", "first")
-    refused = door("count", "--after", "first", QUIET)
+def test_nothing_waits_for_a_run_that_failed(command_line: CommandLine) -> None:
+    command_line("count", "crash_rank=0", QUIET, "--name", "first")
+    refused = command_line("count", "--after", "first", QUIET)
     assert refused.returncode == 2
     assert "never start" in refused.stdout
 
 
-def test_a_group_may_write_where_the_site_says_so(door: Door) -> None:
+def test_a_group_may_write_where_the_site_says_so(command_line: CommandLine) -> None:
     import grp
 
     group = grp.getgrgid(os.getgroups()[0] if os.getgroups() else os.getgid())
-    assert door("count", QUIET, f"site.group={group.gr_name}", "--name", "shared").returncode == 0
-    folder = door.folder("shared")
+    assert command_line("count", QUIET, f"site.group={group.gr_name}", "--name", "shared").returncode == 0
+    folder = command_line.folder("shared")
     assert folder.stat().st_gid == group.gr_gid
     assert folder.stat().st_mode & 0o2070 == 0o2070, (
         "its members write there, and what they make is the group's"
     )
     kept = [path for path in folder.rglob("*") if not path.name.endswith(".lock")]
     assert [path for path in kept if not path.stat().st_mode & 0o020] == []
-    refused = door("count", QUIET, "site.group=no-such-group")
+    refused = command_line("count", QUIET, "site.group=no-such-group")
     assert refused.returncode == 2
     assert "no-such-group" in refused.stdout

@@ -21,7 +21,7 @@ from hpc_isl.cluster.preflight.visit import Outcome, Visit, script
 from hpc_isl.site import Site
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 PACKAGES = {"torch": "2.6.0", "zarr": "3.1.3"}
 HERE = Facts(host="login1", python="3.11.7", version="0.1.0", code="abc", packages=PACKAGES, cpus=64,
@@ -40,40 +40,40 @@ def of(*nodes: Facts, site: Site = SITE, server: str | None = None) -> dict[str,
 # ---------------------------------------------------------------- this machine
 
 
-def test_a_laptop_is_looked_at_without_slurm(door: Door) -> None:
-    done = door("doctor", "site.gpus=0")
+def test_a_laptop_is_looked_at_without_slurm(command_line: CommandLine) -> None:
+    done = command_line("doctor", "site.gpus=0")
     assert done.returncode == 0, done.stdout
     checks = ["folder of runs", "MLflow database", "Python", "disk", "temporary files", "GPUs", "CPUs"]
     assert [check for check in checks if f"  {check}  " not in done.stdout] == []
     assert "failed" in done.stdout.splitlines()[-1]
-    assert not (door.cwd / "runs").exists(), "it leaves nothing behind"
+    assert not (command_line.cwd / "runs").exists(), "it leaves nothing behind"
 
 
-def test_a_failure_is_reported_with_what_to_do_and_exits_with_1(door: Door) -> None:
-    done = door("doctor", "site.gpus=64")
+def test_a_failure_is_reported_with_what_to_do_and_exits_with_1(command_line: CommandLine) -> None:
+    done = command_line("doctor", "site.gpus=64")
     assert done.returncode == 1
     assert "  FAIL  GPUs" in done.stdout
     assert "to do: set site.gpus to what there is" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 failed")
 
 
-def test_runs_that_nobody_may_write_fail(door: Door) -> None:
-    (door.cwd / "runs").touch()
-    done = door("doctor", f"site.runs={door.cwd / 'runs' / 'mine'}")
+def test_runs_that_nobody_may_write_fail(command_line: CommandLine) -> None:
+    (command_line.cwd / "runs").touch()
+    done = command_line("doctor", f"site.runs={command_line.cwd / 'runs' / 'mine'}")
     assert done.returncode == 1
     assert "FAIL  folder of runs" in done.stdout
 
 
-def test_a_tracking_server_that_is_silent_is_a_warning(door: Door) -> None:
-    done = door("doctor", "site.tracking=http://127.0.0.1:9", "site.gpus=0")
+def test_a_tracking_server_that_is_silent_is_a_warning(command_line: CommandLine) -> None:
+    done = command_line("doctor", "site.tracking=http://127.0.0.1:9", "site.gpus=0")
     assert done.returncode == 0, done.stdout
     assert "warn  tracking" in done.stdout
     assert "`sync`" in done.stdout
 
 
-def test_a_slurm_that_is_not_there_fails_and_no_node_is_asked(door: Door) -> None:
-    (door.cwd / "cluster.yaml").write_text("executor: slurm\ntime: 1h\n")
-    done = door("doctor", "--site", "cluster.yaml", f"site.slurm_conf={door.cwd}/none.conf")
+def test_a_slurm_that_is_not_there_fails_and_no_node_is_asked(command_line: CommandLine) -> None:
+    (command_line.cwd / "cluster.yaml").write_text("executor: slurm\ntime: 1h\n")
+    done = command_line("doctor", "--site", "cluster.yaml", f"site.slurm_conf={command_line.cwd}/none.conf")
     assert done.returncode == 1
     assert "FAIL  Slurm" in done.stdout
     assert "not asked: Slurm comes first" in done.stdout
@@ -87,8 +87,8 @@ def test_a_slurm_that_is_not_there_fails_and_no_node_is_asked(door: Door) -> Non
         (["--site", "none"], "no such site"),
     ],
 )
-def test_mistakes_are_named(words: list[str], messages: str, door: Door) -> None:
-    done = door("doctor", *words)
+def test_mistakes_are_named(words: list[str], messages: str, command_line: CommandLine) -> None:
+    done = command_line("doctor", *words)
     assert (done.returncode, messages in done.stdout) == (2, True), done.stdout
 
 

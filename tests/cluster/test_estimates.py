@@ -13,7 +13,7 @@ from hpc_isl.cluster.run_folder.timings import FILE, machine, timings
 from hpc_isl.site import Site
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 QUIET = "site.tracking=none"
 
@@ -26,44 +26,44 @@ def left(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_a_plan_tells_the_time_once_something_like_it_was_timed_here(door: Door) -> None:
+def test_a_plan_tells_the_time_once_something_like_it_was_timed_here(command_line: CommandLine) -> None:
     """First that it is not known, and what makes it known; later how long, of which phases, after which
     run. Another machine, or work of another kind, is not taken for it."""
-    first = door("count", QUIET, "steps=20", "--name", "one")
+    first = command_line("count", QUIET, "steps=20", "--name", "one")
     assert time_in(first.stdout) == [
         "time: not known, for nothing like it was timed on such a machine yet; --dry-run --time tries it for "
         "ten seconds"
     ]
-    (known,) = time_in(door("count", QUIET, "steps=900", "--dry-run").stdout)
+    (known,) = time_in(command_line("count", QUIET, "steps=900", "--dry-run").stdout)
     assert known.startswith("time: about ")
     assert "steps " in known
     assert known.endswith("timed in 'one')")
     for other in ("seed=6", "site.cpus=1", "site.processes=2"):
-        (line,) = time_in(door("count", QUIET, other, "--dry-run").stdout)
+        (line,) = time_in(command_line("count", QUIET, other, "--dry-run").stdout)
         assert ("not known" in line) == (other != f"site.cpus={len(os.sched_getaffinity(0))}"), other
 
 
-def test_a_sweep_reports_the_time_of_an_element_and_of_all(door: Door) -> None:
+def test_a_sweep_reports_the_time_of_an_element_and_of_all(command_line: CommandLine) -> None:
     words = ("stage=count", "over={steps: [20, 30]}", QUIET, "site.array=2", "final=true")
-    assert door("sweep", *words, "--name", "two").returncode == 0
-    (line,) = time_in(door("sweep", *words, "--name", "more", "--dry-run").stdout)
+    assert command_line("sweep", *words, "--name", "two").returncode == 0
+    (line,) = time_in(command_line("sweep", *words, "--name", "more", "--dry-run").stdout)
     assert "2 at once (2 elements, " in line
     assert "timed in 'two/steps=" in line
     (line,) = time_in(
-        door("sweep", *words, "over={steps: [20, 30, 40]}", "--name", "two", "--dry-run").stdout
+        command_line("sweep", *words, "over={steps: [20, 30, 40]}", "--name", "two", "--dry-run").stdout
     )
     assert "1 at once (1 elements, " in line, "what a wider sweep has already is not computed again"
 
 
-def test_a_trial_tells_it_at_once_and_leaves_nothing(door: Door) -> None:
-    before = left(door.cwd)
+def test_a_trial_tells_it_at_once_and_leaves_nothing(command_line: CommandLine) -> None:
+    before = left(command_line.cwd)
     for words in (("count", "steps=900"), ("sweep", "stage=count", "over={steps: [800, 900]}")):
-        tried = door(*words, QUIET, "--dry-run", "--time")
+        tried = command_line(*words, QUIET, "--dry-run", "--time")
         assert tried.returncode == 0, tried.stdout
         assert f"trying {'count' if words[0] == 'count' else 'steps=900'} for ten seconds" in tried.stdout
         (line,) = time_in(tried.stdout)
         assert "tried just now" in line
-    assert left(door.cwd) == before
+    assert left(command_line.cwd) == before
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_a_trial_tells_it_at_once_and_leaves_nothing(door: Door) -> None:
     ],
 )
 def test_a_trial_that_would_tell_nothing_is_refused(
-    door: Door, words: tuple[str, ...], messages: str
+    command_line: CommandLine, words: tuple[str, ...], messages: str
 ) -> None:
-    refused = door(*words)
+    refused = command_line(*words)
     assert refused.returncode == 2
     assert messages in refused.stdout
 
@@ -101,11 +101,11 @@ def test_nodes_of_one_partition_are_one_machine(tmp_path: Path) -> None:
     assert machine(slurm, 8) != machine(slurm.model_copy(update={"nodes": 2}), 8)
 
 
-def test_a_sweep_in_the_foreground_says_each_minute_how_far_it_is(door: Door) -> None:
+def test_a_sweep_in_the_foreground_says_each_minute_how_far_it_is(command_line: CommandLine) -> None:
     """Who waits for a sweep reads how many elements have ended, how far the others are, and about how long
     it still takes; here each second."""
-    door.environment["LINE_S"] = "1"
-    done = door(
+    command_line.environment["LINE_S"] = "1"
+    done = command_line(
         "sweep", "stage=count", "over={seed: [0, 1]}", "steps=40", "pause_s=0.1", QUIET, "site.array=1"
     )
     assert done.returncode == 0, done.stdout

@@ -11,24 +11,24 @@ from hpc_isl.cluster.run_folder import names
 from hpc_isl.errors import UserError
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 QUIET = ("site.tracking=none",)
 
 
 @pytest.fixture
-def cluster(door: Door) -> Door:
+def cluster(command_line: CommandLine) -> CommandLine:
     """A user whose site `mycluster` keeps runs in a shared folder, with one run there."""
-    sites = door.cwd / "config" / "hpc_isl" / "sites"
+    sites = command_line.cwd / "config" / "hpc_isl" / "sites"
     sites.mkdir(parents=True)
-    text = f"executor: local\nruns: {door.cwd / 'shared runs'}\ntracking: none\n"
+    text = f"executor: local\nruns: {command_line.cwd / 'shared runs'}\ntracking: none\n"
     (sites / "mycluster.yaml").write_text(text)
-    done = door("count", "--site", "mycluster", "--name", "S12")
+    done = command_line("count", "--site", "mycluster", "--name", "S12")
     assert done.returncode == 0, done.stdout
-    return door
+    return command_line
 
 
-def test_what_a_site_keeps_elsewhere_is_found_by_its_name(cluster: Door) -> None:
+def test_what_a_site_keeps_elsewhere_is_found_by_its_name(cluster: CommandLine) -> None:
     """A user who has written `runs: /shared/runs` into a site types `status`, `logs S12` and so on, and
     sees the runs that lie there, with the folder named; `--site` shows those of that site alone."""
     assert cluster("count", *QUIET, "--name", "own").returncode == 0
@@ -47,19 +47,19 @@ def test_what_a_site_keeps_elsewhere_is_found_by_its_name(cluster: Door) -> None
     assert "nothing to do" in cluster("resume", "S12").stdout
 
 
-def test_what_is_typed_next_names_the_run_by_its_short_name(cluster: Door) -> None:
+def test_what_is_typed_next_names_the_run_by_its_short_name(cluster: CommandLine) -> None:
     """What `count` prints to type next works as it stands, and is as short as in the documentation."""
     failed = cluster("count", "--site", "mycluster", "--name", "bad", "crash_rank=0")
     assert "next: python -m hpc_isl.submit resume bad" in failed.stdout
 
 
-def test_recipes_find_runs_that_a_site_keeps_elsewhere(cluster: Door) -> None:
+def test_recipes_find_runs_that_a_site_keeps_elsewhere(cluster: CommandLine) -> None:
     """`--after`, `pretrained=` and the like take the names that `status` shows, on whichever site."""
     waited = cluster("count", *QUIET, "--after", "S12", "--name", "later")
     assert waited.returncode == 0, waited.stdout
 
 
-def test_a_miss_says_where_it_was_looked_for_and_what_names_another_folder(cluster: Door) -> None:
+def test_a_miss_says_where_it_was_looked_for_and_what_names_another_folder(cluster: CommandLine) -> None:
     """Who asks for a run that is nowhere reads in which folders it was looked for, and the three ways to
     name another one."""
     missed = cluster("logs", "S13")
@@ -74,7 +74,7 @@ def test_a_miss_says_where_it_was_looked_for_and_what_names_another_folder(clust
         assert said in none.stdout
 
 
-def test_a_name_that_two_sites_know_is_ambiguous(cluster: Door) -> None:
+def test_a_name_that_two_sites_know_is_ambiguous(cluster: CommandLine) -> None:
     """The run in one's own folder is meant first; where only sites have it, and two do, both are named."""
     second = cluster.cwd / "sites"
     second.mkdir()
@@ -89,7 +89,7 @@ def test_a_name_that_two_sites_know_is_ambiguous(cluster: Door) -> None:
     assert "count  S12" in cluster("status", "S12").stdout
 
 
-def test_a_site_file_that_cannot_be_read_hides_no_run(cluster: Door) -> None:
+def test_a_site_file_that_cannot_be_read_hides_no_run(cluster: CommandLine) -> None:
     """A broken site file is a matter of who uses that site: `status` goes on to list all runs."""
     (cluster.cwd / "sites").mkdir()
     (cluster.cwd / "sites" / "broken.yaml").write_text("runs: [")

@@ -30,7 +30,7 @@ from hpc_isl.site import Site
 from hpc_isl.tasks import Answer, MemoryRequirement, Pool, Task
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 HERE = Path(__file__).parent
 GB = 10**9
@@ -295,36 +295,40 @@ def test_a_closed_pool_leaves_no_process_and_no_file(
 
 
 @pytest.mark.kill
-def test_nothing_outlives_a_killed_rank(door: Door) -> None:
+def test_nothing_outlives_a_killed_rank(command_line: CommandLine) -> None:
     words = ("square", "numbers=1000", "pause_s=0.2", "site.workers=2", "site.tracking=none")
-    call = door.open(*words, "--name", "killed")
-    folder = door.cwd / "runs" / "square" / "killed"
-    assert door.eventually(lambda: len(list(folder.glob("squares/*"))) > 3)
-    assert len(door.left()) > 3
-    rank = next(process for process in door.left() if "hpc_isl.cluster.rank.worker" in process.cmdline())
+    call = command_line.open(*words, "--name", "killed")
+    folder = command_line.cwd / "runs" / "square" / "killed"
+    assert command_line.eventually(lambda: len(list(folder.glob("squares/*"))) > 3)
+    assert len(command_line.left()) > 3
+    rank = next(
+        process for process in command_line.left() if "hpc_isl.cluster.rank.worker" in process.cmdline()
+    )
     call.kill()
     rank.kill()
-    assert door.eventually(lambda: door.left() == []), [one.cmdline() for one in door.left()]
+    assert command_line.eventually(lambda: command_line.left() == []), [
+        one.cmdline() for one in command_line.left()
+    ]
     call.communicate()
 
 
 @pytest.mark.kill
-def test_a_pooled_run_is_stopped_and_resumed(door: Door) -> None:
+def test_a_pooled_run_is_stopped_and_resumed(command_line: CommandLine) -> None:
     words = ("square", "numbers=60", "pause_s=0.1", "site.processes=2", "site.tracking=none")
-    call = door.open(*words, "--name", "on")
-    folder = door.cwd / "runs" / "square" / "on"
-    assert door.eventually(lambda: len(list(folder.glob("squares/*"))) > 3)
+    call = command_line.open(*words, "--name", "on")
+    folder = command_line.cwd / "runs" / "square" / "on"
+    assert command_line.eventually(lambda: len(list(folder.glob("squares/*"))) > 3)
     os.killpg(call.pid, signal.SIGINT)
     output, _ = call.communicate(timeout=90)
     assert call.returncode == 130, output
     before = len(list((folder / "squares").iterdir()))
     assert 0 < before < 60
-    done = door("resume", "on")
+    done = command_line("resume", "on")
     assert done.returncode == 0, done.stdout
     assert {path.name: path.read_text() for path in (folder / "squares").iterdir()} == {
         str(n): str(n * n) for n in range(60)
     }
-    assert door.left() == []
+    assert command_line.left() == []
 
 
 def test_on_one_node_nothing_listens_beyond_it(shared: Pool) -> None:

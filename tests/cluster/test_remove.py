@@ -20,7 +20,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 
 def made(root: Path, stage: str, name: str, recipe: Any = None, **done: Any) -> Run:
@@ -158,10 +158,10 @@ remove.remove(Run(Path(sys.argv[1])))
 
 @pytest.mark.parametrize("step", [1, 2, 4])
 def test_a_removal_that_is_killed_is_brought_to_its_end_by_the_same_command(
-    door: Door, step: int, tmp_path: Path
+    command_line: CommandLine, step: int, tmp_path: Path
 ) -> None:
     """Killed before its mark, the run is whole; after it, the run counts as removed and the rest follows."""
-    run = made(door.cwd / "runs", "pretrain", "S12")
+    run = made(command_line.cwd / "runs", "pretrain", "S12")
     whole = files(run.folder)
     words = [sys.executable, "-c", ENDED, str(run.folder), str(step)]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -169,7 +169,7 @@ def test_a_removal_that_is_killed_is_brought_to_its_end_by_the_same_command(
     assert (run.removed is None) == (step == 1)
     if step == 1:
         assert set(whole) <= set(files(run.folder))
-    again = door("remove", "pretrain/S12", "--yes")
+    again = command_line("remove", "pretrain/S12", "--yes")
     assert again.returncode == 0, again.stdout
     left = [name for name in files(run.folder) if name != ".submit.lock"]
     assert left == KEPT
@@ -178,37 +178,42 @@ def test_a_removal_that_is_killed_is_brought_to_its_end_by_the_same_command(
 # ---------------------------------------------------------------- as it is typed
 
 
-def test_it_asks_and_without_a_terminal_needs_yes(door: Door) -> None:
+def test_it_asks_and_without_a_terminal_needs_yes(command_line: CommandLine) -> None:
     """Nothing goes before a person has read what goes and what stays, and has said yes."""
-    run = made(door.cwd / "runs", "pretrain", "S12")
-    made(door.cwd / "runs", "finetune", "n1", {"pretrained": [str(run.folder)]})
-    refused = door("remove", "S12", "--yes")
+    run = made(command_line.cwd / "runs", "pretrain", "S12")
+    made(command_line.cwd / "runs", "finetune", "n1", {"pretrained": [str(run.folder)]})
+    refused = command_line("remove", "S12", "--yes")
     assert refused.returncode == 2
     assert "'S12' is not removed: it is used by finetune 'n1'; --force removes it" in refused.stdout
-    told = door("remove", "S12", "--force", "--dry-run")
+    told = command_line("remove", "S12", "--force", "--dry-run")
     assert told.returncode == 0
     assert "nothing was removed" in told.stdout
-    silent = door("remove", "S12", "--force")
+    silent = command_line("remove", "S12", "--force")
     assert silent.returncode == 2
     assert "there is no terminal to ask at; --yes removes without asking" in silent.stdout
     assert run.removed is None
-    assert "removed" not in typed(door, "n\n", "remove", "S12", "--force").splitlines()[-1].replace(
+    assert "removed" not in typed(command_line, "n\n", "remove", "S12", "--force").splitlines()[-1].replace(
         "nothing was removed", ""
     )
     assert run.removed is None
-    assert "pretrain 'S12' is removed" in typed(door, "y\n", "remove", "S12", "--force")
+    assert "pretrain 'S12' is removed" in typed(command_line, "y\n", "remove", "S12", "--force")
     assert run.removed is not None
-    assert "S12" not in door("status").stdout
+    assert "S12" not in command_line("status").stdout
     for words in (("status", "S12"), ("resume", "S12")):
-        assert "pretrain 'S12' was removed on" in door(*words).stdout
+        assert "pretrain 'S12' was removed on" in command_line(*words).stdout
 
 
-def typed(door: Door, answer: str, *words: str) -> str:
+def typed(command_line: CommandLine, answer: str, *words: str) -> str:
     """What a person at a terminal sees who types this, and this answer."""
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "hpc_isl.submit", *words]
     with subprocess.Popen(
-        command, cwd=door.cwd, env=door.environment, stdin=slave, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=command_line.cwd,
+        env=command_line.environment,
+        stdin=slave,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as call:
         os.close(slave)
         os.write(master, answer.encode())
@@ -217,11 +222,11 @@ def typed(door: Door, answer: str, *words: str) -> str:
     return output
 
 
-def test_a_name_of_a_removed_run_is_not_given_again(door: Door) -> None:
+def test_a_name_of_a_removed_run_is_not_given_again(command_line: CommandLine) -> None:
     """Its record stays in that folder: another run of the name would be taken for it."""
     words = ("count", "site.tracking=none", "--name", "once")
-    assert door(*words).returncode == 0
-    assert door("remove", "once", "--yes").returncode == 0
-    again = door(*words)
+    assert command_line(*words).returncode == 0
+    assert command_line("remove", "once", "--yes").returncode == 0
+    again = command_line(*words)
     assert again.returncode == 2
     assert "count 'once' was removed on" in again.stdout

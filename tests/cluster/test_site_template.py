@@ -15,7 +15,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.site import Site, load
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 RECORDED = Path(__file__).parent / "recorded"
 ANYONE = User("me", frozenset({"users"}))
@@ -85,8 +85,8 @@ def test_a_cluster_that_is_closed_to_the_user_is_reported() -> None:
 
 
 @pytest.fixture
-def university(door: Door, tmp_path: Path) -> Door:
-    """A door on a machine whose Slurm answers as recorded."""
+def university(command_line: CommandLine, tmp_path: Path) -> CommandLine:
+    """A command line on a machine whose Slurm answers as recorded."""
     tools, path = tmp_path / "bin", RECORDED / "university.txt"
     tools.mkdir()
     answer = f"""#!/bin/bash
@@ -98,10 +98,12 @@ esac"""
     for name, script in {"scontrol": answer, "sacctmgr": "#!/bin/bash\necho 'lab||normal'"}.items():
         (tools / name).write_text(script)
         (tools / name).chmod(0o755)
-    return type(door)(door.cwd, {**door.environment, "PATH": f"{tools}:{os.environ['PATH']}"})
+    return type(command_line)(
+        command_line.cwd, {**command_line.environment, "PATH": f"{tools}:{os.environ['PATH']}"}
+    )
 
 
-def test_a_site_is_written_shown_and_never_overwritten(university: Door, tmp_path: Path) -> None:
+def test_a_site_is_written_shown_and_never_overwritten(university: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "config" / "hpc_isl" / "sites" / "uni.yaml"
     done = university("site", "init", "uni")
     assert done.returncode == 0, done.stdout
@@ -116,7 +118,7 @@ def test_a_site_is_written_shown_and_never_overwritten(university: Door, tmp_pat
     assert university("site", "list").stdout.split()[:2] == ["uni", "local"]
 
 
-def test_a_site_is_written_elsewhere(university: Door, tmp_path: Path) -> None:
+def test_a_site_is_written_elsewhere(university: CommandLine, tmp_path: Path) -> None:
     out = tmp_path / "my sites" / "uni.yaml"
     done = university("site", "init", "uni", "--out", str(out))
     assert done.returncode == 0, done.stdout
@@ -135,15 +137,15 @@ def test_a_site_is_written_elsewhere(university: Door, tmp_path: Path) -> None:
         (["inti", "uni"], "did you mean 'init'?"),
     ],
 )
-def test_mistakes_are_named(words: list[str], messages: str, university: Door) -> None:
+def test_mistakes_are_named(words: list[str], messages: str, university: CommandLine) -> None:
     done = university("site", *words)
     assert done.returncode == 2
     assert messages in done.stdout
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_without_slurm_it_says_where_to_type_it(door: Door) -> None:
-    door.environment["PATH"] = "/nowhere"
-    done = door("site", "init", "uni")
+def test_without_slurm_it_says_where_to_type_it(command_line: CommandLine) -> None:
+    command_line.environment["PATH"] = "/nowhere"
+    done = command_line("site", "init", "uni")
     assert done.returncode == 2
     assert "type this on the cluster's login node" in done.stdout

@@ -21,7 +21,7 @@ from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Plan, Run
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 
 @pytest.fixture
@@ -160,22 +160,24 @@ def test_durations_are_for_people() -> None:
     assert [status_table.duration(s) for s in (4.4, 192, 18120)] == ["4 s", "3 min 12 s", "5 h 02 min"]
 
 
-def test_status_says_when_a_run_began_and_tells_programs_everything(door: Door) -> None:
+def test_status_says_when_a_run_began_and_tells_programs_everything(command_line: CommandLine) -> None:
     """A person sees a date for each run, where they are; a program gets a list with times in UTC, states,
     figures and the elements of arrays, and nothing else on its standard output."""
-    assert door("count", "site.tracking=none", "--name", "S12").returncode == 0
-    swept = door("sweep", "stage=count", "over={steps: [2, 3]}", "site.tracking=none", "--name", "two")
+    assert command_line("count", "site.tracking=none", "--name", "S12").returncode == 0
+    swept = command_line(
+        "sweep", "stage=count", "over={steps: [2, 3]}", "site.tracking=none", "--name", "two"
+    )
     assert swept.returncode == 0
-    one, many = json.loads(door("status", "--json").stdout)
+    one, many = json.loads(command_line("status", "--json").stdout)
     assert (one["stage"], one["name"], one["state"], one["attempts"]) == ("count", "S12", "done", 1)
-    assert one["folder"] == str(door.cwd / "runs" / "count" / "S12")
+    assert one["folder"] == str(command_line.cwd / "runs" / "count" / "S12")
     assert one["made"] == {"nothing": "at all"}
     began, ended = (datetime.fromisoformat(one[key]) for key in ("began", "ended"))
     assert began.tzinfo is not None
     assert (ended - began).total_seconds() == pytest.approx(one["took_s"], abs=0.1)
     assert [element["name"] for element in many["elements"]] == ["two/steps=2", "two/steps=3"]
     assert [element["progress"]["total"] for element in many["elements"]] == [2, 3]
-    lines = door("status").stdout.splitlines()
+    lines = command_line("status").stdout.splitlines()
     assert began.astimezone().strftime("%Y-%m-%d %H:%M") in next(line for line in lines if "S12" in line)
-    assert json.loads(door("status", "S12", "--json").stdout)[0]["name"] == "S12"
-    assert json.loads(door("status", "--json", "--root", "nowhere").stdout) == []
+    assert json.loads(command_line("status", "S12", "--json").stdout)[0]["name"] == "S12"
+    assert json.loads(command_line("status", "--json", "--root", "nowhere").stdout) == []

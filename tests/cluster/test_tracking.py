@@ -23,36 +23,38 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 LONG = ("steps=1000", "pause_s=0.2")
 
 
 @pytest.fixture(scope="module")
-def forwarded(tmp_path_factory: pytest.TempPathFactory, open_door: Callable[[Path], Door]) -> Door:
+def forwarded(
+    tmp_path_factory: pytest.TempPathFactory, open_command_line: Callable[[Path], CommandLine]
+) -> CommandLine:
     """A folder in which the run "a b" was done and forwarded."""
-    door = open_door(tmp_path_factory.mktemp("forwarded"))
-    (door.cwd / "data.txt").write_text("fingerprint-of-it")
-    data = f"data={door.cwd / 'data.txt'}"
+    command_line = open_command_line(tmp_path_factory.mktemp("forwarded"))
+    (command_line.cwd / "data.txt").write_text("fingerprint-of-it")
+    data = f"data={command_line.cwd / 'data.txt'}"
     for name in ("USER", "LOGNAME"):  # as in a container, or with `sbatch --export=NONE`
-        door.environment.pop(name, None)
-    done = door("count", "steps=7", data, "site.experiment=trial", "--name", "a b")
+        command_line.environment.pop(name, None)
+    done = command_line("count", "steps=7", data, "site.experiment=trial", "--name", "a b")
     assert done.returncode == 0, done.stdout
-    assert door("sync").returncode == 0  # a machine that is busy may not have forwarded it by its end
-    return door
+    assert command_line("sync").returncode == 0  # a machine that is busy may not have forwarded it by its end
+    return command_line
 
 
-def ask(door: Door, query: str) -> list[tuple[Any, ...]]:
+def ask(command_line: CommandLine, query: str) -> list[tuple[Any, ...]]:
     """What MLflow's database holds, read without MLflow."""
-    with closing(sqlite3.connect(door.cwd / "runs" / "mlflow.db")) as database:
+    with closing(sqlite3.connect(command_line.cwd / "runs" / "mlflow.db")) as database:
         return database.execute(query).fetchall()
 
 
-def losses(door: Door) -> list[tuple[int, float]]:
-    return ask(door, "select step, value from metrics where key = 'loss' order by step")
+def losses(command_line: CommandLine) -> list[tuple[int, float]]:
+    return ask(command_line, "select step, value from metrics where key = 'loss' order by step")
 
 
-def test_a_run_is_forwarded_with_all_that_tells_what_it_was(forwarded: Door) -> None:
+def test_a_run_is_forwarded_with_all_that_tells_what_it_was(forwarded: CommandLine) -> None:
     assert dict(losses(forwarded)) == {step: pytest.approx(1 / (step + 1)) for step in range(7)}
     runs = "select r.name, r.status, e.name from runs r join experiments e using (experiment_id)"
     assert ask(forwarded, runs) == [("a b", "FINISHED", "trial")]
@@ -66,7 +68,7 @@ def test_a_run_is_forwarded_with_all_that_tells_what_it_was(forwarded: Door) -> 
     assert {"recipe.yaml", "record.json"} <= kept
 
 
-def test_a_run_lasted_as_long_as_its_work(forwarded: Door) -> None:
+def test_a_run_lasted_as_long_as_its_work(forwarded: CommandLine) -> None:
     """A user sees the start and the end of the work: neither the submission nor the time of `sync`."""
     rank = json.loads((forwarded.folder("a b") / "attempts" / "0" / "rank-0.json").read_text())
     done = json.loads((forwarded.folder("a b") / "done" / "count.json").read_text())
@@ -76,7 +78,9 @@ def test_a_run_lasted_as_long_as_its_work(forwarded: Door) -> None:
     assert ask(forwarded, "select start_time, end_time from runs") == [tuple(times)]
 
 
-def test_a_run_belongs_to_its_user_and_its_experiment_is_one_of_machine_learning(forwarded: Door) -> None:
+def test_a_run_belongs_to_its_user_and_its_experiment_is_one_of_machine_learning(
+    forwarded: CommandLine,
+) -> None:
     """A user sees a name under "Created by", also where no variable holds it, and pages of training."""
     tags = dict(ask(forwarded, "select key, value from tags"))
     assert tags["mlflow.user"] == pwd.getpwuid(os.getuid()).pw_name
@@ -87,7 +91,7 @@ def test_a_run_belongs_to_its_user_and_its_experiment_is_one_of_machine_learning
     assert tags["hpc_isl.command"].endswith("--name a b")
 
 
-def test_a_run_that_is_forwarded_again_is_found_by_its_key(forwarded: Door) -> None:
+def test_a_run_that_is_forwarded_again_is_found_by_its_key(forwarded: CommandLine) -> None:
     before = ask(forwarded, "select count(*) from metrics")
     (forwarded.folder("a b") / "tracking.json").unlink()  # the memory of what was forwarded is lost
     assert forwarded("sync").returncode == 0
@@ -96,7 +100,7 @@ def test_a_run_that_is_forwarded_again_is_found_by_its_key(forwarded: Door) -> N
     assert "nothing new" in forwarded("sync", "a b").stdout
 
 
-def test_ui_answers_on_loopback_until_ctrl_c(forwarded: Door) -> None:
+def test_ui_answers_on_loopback_until_ctrl_c(forwarded: CommandLine) -> None:
     """A user behind a proxy gets the pages too, which open as those of model training, not of agents."""
     forwarded.environment["http_proxy"] = "http://127.0.0.1:9"  # as on many clusters; knows nothing of here
     call = forwarded.open("ui")
@@ -130,7 +134,7 @@ def look_at(address: str) -> None:
     assert "Agent versions" not in shown
 
 
-def test_a_port_that_is_taken_is_reported_at_once(forwarded: Door) -> None:
+def test_a_port_that_is_taken_is_reported_at_once(forwarded: CommandLine) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -139,112 +143,116 @@ def test_a_port_that_is_taken_is_reported_at_once(forwarded: Door) -> None:
     assert "not free on this machine" in refused.stdout
 
 
-def test_a_server_that_ends_is_reported_with_its_reason(door: Door) -> None:
+def test_a_server_that_ends_is_reported_with_its_reason(command_line: CommandLine) -> None:
     """A user sees why MLflow did not start: the last lines of its log, which holds the reason too."""
-    assert door("count", "site.tracking=none").returncode == 0
-    database = door.cwd / "runs" / "mlflow.db"
+    assert command_line("count", "site.tracking=none").returncode == 0
+    database = command_line.cwd / "runs" / "mlflow.db"
     database.write_text("this is no database")
-    refused = door("ui")
+    refused = command_line("ui")
     assert refused.returncode == 2, refused.stdout
     assert "its server ended with code" in refused.stdout
     assert "file is not a database" in refused.stdout
     assert "Traceback" not in refused.stdout.split("ends:")[0]
-    assert "given up" in (door.cwd / "runs" / "mlflow.log").read_text()
+    assert "given up" in (command_line.cwd / "runs" / "mlflow.log").read_text()
 
 
-def in_mlflow(door: Door, *words: str) -> None:
+def in_mlflow(command_line: CommandLine, *words: str) -> None:
     """What a person does there, with MLflow's own commands."""
-    uri = f"sqlite:///{door.cwd}/runs/mlflow.db"
+    uri = f"sqlite:///{command_line.cwd}/runs/mlflow.db"
     command = [sys.executable, "-W", "ignore", "-m", "mlflow", *words]
-    subprocess.run(command, env={**door.environment, "MLFLOW_TRACKING_URI": uri}, check=True)
+    subprocess.run(command, env={**command_line.environment, "MLFLOW_TRACKING_URI": uri}, check=True)
 
 
-def test_what_was_deleted_in_mlflow_is_reported_with_what_restores_it(door: Door) -> None:
+def test_what_was_deleted_in_mlflow_is_reported_with_what_restores_it(command_line: CommandLine) -> None:
     """A user who deleted an experiment there reads its name and the command that restores it, for old runs
     and new ones; a single run that was deleted is left so, and told."""
-    assert door("count", "--name", "old").returncode == 0
-    assert door("sync").returncode == 0
-    ((experiment,),) = ask(door, "select experiment_id from experiments where name = 'count'")
-    in_mlflow(door, "experiments", "delete", "--experiment-id", str(experiment))
-    assert door("count", "--name", "new", "site.tracking=none").returncode == 0
-    (door.folder("new") / "site.yaml").write_text("executor: local\n")
-    gone = door("sync")
+    assert command_line("count", "--name", "old").returncode == 0
+    assert command_line("sync").returncode == 0
+    ((experiment,),) = ask(command_line, "select experiment_id from experiments where name = 'count'")
+    in_mlflow(command_line, "experiments", "delete", "--experiment-id", str(experiment))
+    assert command_line("count", "--name", "new", "site.tracking=none").returncode == 0
+    (command_line.folder("new") / "site.yaml").write_text("executor: local\n")
+    gone = command_line("sync")
     assert gone.returncode == 1
     assert gone.stdout.count("the MLflow experiment 'count' was deleted") == 1, "once, not for each run"
     restore = f"mlflow experiments restore --experiment-id {experiment}"
     assert restore in gone.stdout
-    in_mlflow(door, *restore.split()[1:])
-    back = door("sync")
+    in_mlflow(command_line, *restore.split()[1:])
+    back = command_line("sync")
     assert back.returncode == 0
     assert "old: nothing new" in back.stdout
     assert "new: 3 metric values" in back.stdout
-    ((run,),) = ask(door, "select run_uuid from runs where name = 'old'")
-    in_mlflow(door, "runs", "delete", "--run-id", run)
-    left = door("sync")
+    ((run,),) = ask(command_line, "select run_uuid from runs where name = 'old'")
+    in_mlflow(command_line, "runs", "delete", "--run-id", run)
+    left = command_line("sync")
     assert left.returncode == 0, "it is what somebody wanted"
     assert f"mlflow runs restore --run-id {run}" in left.stdout
-    assert ask(door, "select count(*) from runs") == [(2,)]
+    assert ask(command_line, "select count(*) from runs") == [(2,)]
 
 
 @pytest.mark.kill
-def test_steps_that_a_resumed_run_does_again_are_not_doubled(door: Door) -> None:
-    call = door.open("count", *LONG, "--name", "kill")
-    assert door.eventually(lambda: (door.folder("kill") / "tracking.json").exists(), 90)
+def test_steps_that_a_resumed_run_does_again_are_not_doubled(command_line: CommandLine) -> None:
+    call = command_line.open("count", *LONG, "--name", "kill")
+    assert command_line.eventually(lambda: (command_line.folder("kill") / "tracking.json").exists(), 90)
     os.killpg(call.pid, signal.SIGKILL)
     call.communicate()
-    assert door.eventually(lambda: door.left() == [], 90), "the forwarder ends with the run"
-    for path in (door.folder("kill") / "checkpoints").iterdir():
+    assert command_line.eventually(lambda: command_line.left() == [], 90), "the forwarder ends with the run"
+    for path in (command_line.folder("kill") / "checkpoints").iterdir():
         path.unlink()  # all steps are done again
-    door.environment["COUNT_FAST"] = "1"
-    assert door("resume", "kill").returncode == 0
-    assert [step for step, _ in losses(door)] == list(range(1000))
-    written = (door.folder("kill") / "metrics.jsonl").read_text().count('"loss"')
+    command_line.environment["COUNT_FAST"] = "1"
+    assert command_line("resume", "kill").returncode == 0
+    assert [step for step, _ in losses(command_line)] == list(range(1000))
+    written = (command_line.folder("kill") / "metrics.jsonl").read_text().count('"loss"')
     assert written > 1000, "the run folder keeps both"
 
 
 @pytest.mark.kill
-def test_a_database_whose_making_is_ended_is_made_again(door: Door) -> None:
-    assert door("count", "site.tracking=none", "--name", "one").returncode == 0
-    (door.folder("one") / "site.yaml").write_text("executor: local\n")
-    call = door.open("sync", "one")
-    assert door.eventually((door.cwd / "runs/.mlflow.db.new/mlflow.db").exists)
+def test_a_database_whose_making_is_ended_is_made_again(command_line: CommandLine) -> None:
+    assert command_line("count", "site.tracking=none", "--name", "one").returncode == 0
+    (command_line.folder("one") / "site.yaml").write_text("executor: local\n")
+    call = command_line.open("sync", "one")
+    assert command_line.eventually((command_line.cwd / "runs/.mlflow.db.new/mlflow.db").exists)
     os.killpg(call.pid, signal.SIGKILL)
     call.communicate()
-    again = door("sync", "one")
+    again = command_line("sync", "one")
     assert again.returncode == 0, again.stdout
-    assert [step for step, _ in losses(door)] == [0, 1, 2]
+    assert [step for step, _ in losses(command_line)] == [0, 1, 2]
 
 
-def test_a_server_that_is_away_neither_stops_nor_delays_a_run(door: Door) -> None:
+def test_a_server_that_is_away_neither_stops_nor_delays_a_run(command_line: CommandLine) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # a port on which no one listens
         uri = f"http://127.0.0.1:{held.getsockname()[1]}"
-        done = door("count", f"site.tracking={uri}", "--name", "alone")
+        done = command_line("count", f"site.tracking={uri}", "--name", "alone")
         assert done.returncode == 0, done.stdout
-        log = door.folder("alone") / "attempts" / "0" / "forward.log"
+        log = command_line.folder("alone") / "attempts" / "0" / "forward.log"
         assert log.read_text().count("does not answer") == 1, "tried once, and that was that"
-        synced = door("sync")
+        synced = command_line("sync")
         assert synced.returncode == 1
         assert "does not answer" in synced.stdout
         assert "Traceback" not in synced.stdout
 
 
-def test_a_server_that_accepts_and_never_answers_delays_a_run_by_its_last_pass_at_most(door: Door) -> None:
+def test_a_server_that_accepts_and_never_answers_delays_a_run_by_its_last_pass_at_most(
+    command_line: CommandLine,
+) -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
-        door.environment["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "2"
-        done = door("count", f"site.tracking=http://127.0.0.1:{mute.getsockname()[1]}", "--name", "mute")
+        command_line.environment["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "2"
+        done = command_line(
+            "count", f"site.tracking=http://127.0.0.1:{mute.getsockname()[1]}", "--name", "mute"
+        )
     assert done.returncode == 0, done.stdout
-    assert (door.folder("mute") / "done" / "count.json").exists()
-    assert door.left() == []
+    assert (command_line.folder("mute") / "done" / "count.json").exists()
+    assert command_line.left() == []
 
 
-def test_an_address_with_a_password_is_refused_before_it_is_recorded(door: Door) -> None:
-    done = door("count", "site.tracking=https://me:secret@mlflow.example.org")
+def test_an_address_with_a_password_is_refused_before_it_is_recorded(command_line: CommandLine) -> None:
+    done = command_line("count", "site.tracking=https://me:secret@mlflow.example.org")
     assert done.returncode == 2
     assert "MLFLOW_TRACKING_PASSWORD" in done.stdout
-    assert not (door.cwd / "runs").exists()
+    assert not (command_line.cwd / "runs").exists()
 
 
 TINY = (
@@ -253,25 +261,28 @@ TINY = (
 )  # fmt: skip
 
 
-def pretrained(door: Door, plate: Path, *keys: str) -> tuple[Path, str]:
+def pretrained(command_line: CommandLine, plate: Path, *keys: str) -> tuple[Path, str]:
     """The folder of a run "net" on a stained plate, and the address of its model in MLflow."""
-    done = door(
+    done = command_line(
         "pretrain", f"plates=[{plate}]", "sources=[{channel: Brightfield, plane: focus}]",
         "targets=[{channel: Hoechst, plane: max}]", *TINY, "--name", "net", *keys,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    synced = door("sync", "net").stdout
-    run = door.cwd / "runs" / "pretrain" / "net"
+    synced = command_line("sync", "net").stdout
+    run = command_line.cwd / "runs" / "pretrain" / "net"
     assert "Warning" not in synced + (run / "attempts" / "0" / "forward.log").read_text()
     return run, json.loads((run / "tracking.json").read_text())["model"]
 
 
-def asked(door: Door, script: str, **names: object) -> str:
+def asked(command_line: CommandLine, script: str, **names: object) -> str:
     """What a program prints that knows MLflow alone, and our package to compare with."""
-    program = door.cwd / "ask.py"
-    program.write_text(script.format(uri=f"sqlite:///{door.cwd}/runs/mlflow.db", **names))
+    program = command_line.cwd / "ask.py"
+    program.write_text(script.format(uri=f"sqlite:///{command_line.cwd}/runs/mlflow.db", **names))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program)], env=door.environment, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", str(program)],
+        env=command_line.environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -279,36 +290,44 @@ def asked(door: Door, script: str, **names: object) -> str:
 
 @pytest.mark.journey
 def test_a_pretrained_model_comes_back_from_mlflow_and_predicts_the_same(
-    door: Door, write_stained_plate: Callable[..., Any]
+    command_line: CommandLine, write_stained_plate: Callable[..., Any]
 ) -> None:
-    plate = door.cwd / "P1.zarr"
+    plate = command_line.cwd / "P1.zarr"
     write_stained_plate(plate)
-    run, model = pretrained(door, plate)
-    assert float(asked(door, LOADED, model=model, run=str(run), plate=str(plate)).splitlines()[-1]) < 1e-3
-    artifacts = Path(door.cwd / "runs" / "mlflow-artifacts")
+    run, model = pretrained(command_line, plate)
+    assert (
+        float(asked(command_line, LOADED, model=model, run=str(run), plate=str(plate)).splitlines()[-1])
+        < 1e-3
+    )
+    artifacts = Path(command_line.cwd / "runs" / "mlflow-artifacts")
     assert [path.name for path in artifacts.rglob("*.pkl")] == [], "nothing is pickled"
     assert {"scores.csv", "split.csv", "examples.png"} <= {path.name for path in artifacts.rglob("*")}
 
 
 @contextmanager
-def serving(door: Door, model: str) -> Iterator[str]:
+def serving(command_line: CommandLine, model: str) -> Iterator[str]:
     """The address at which `mlflow models serve` answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model,
                "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
-    environment = {**door.environment, "MLFLOW_TRACKING_URI": f"sqlite:///{door.cwd}/runs/mlflow.db"}
+    environment = {
+        **command_line.environment,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{command_line.cwd}/runs/mlflow.db",
+    }
     # MLflow looks for its server's programs there, as in an activated environment.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    log = door.cwd / "serve.log"
+    log = command_line.cwd / "serve.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, env=environment, stdout=stream, stderr=stream, cwd=door.cwd, process_group=0
+            command, env=environment, stdout=stream, stderr=stream, cwd=command_line.cwd, process_group=0
         )
     try:
         address = f"http://127.0.0.1:{port}"
-        assert door.eventually(lambda: process.poll() is not None or answers(address), 300), log.read_text()
+        assert command_line.eventually(lambda: process.poll() is not None or answers(address), 300), (
+            log.read_text()
+        )
         assert process.poll() is None, log.read_text()
         yield address
     finally:
@@ -326,21 +345,21 @@ def answers(address: str) -> bool:
 
 @pytest.mark.journey
 def test_a_served_model_takes_images_that_the_vendors_flat_field_corrected(
-    door: Door, write_stained_plate: Callable[..., Any]
+    command_line: CommandLine, write_stained_plate: Callable[..., Any]
 ) -> None:
     """A user of `mlflow models serve` sends corrected images to a model with data.flat_field=vendor, as
     its metadata say, and gets the stain that the run itself predicts."""
-    plate = door.cwd / "P1.zarr"
+    plate = command_line.cwd / "P1.zarr"
     write_stained_plate(plate, flat_field={"Profile": SLOPE})
-    run, model = pretrained(door, plate, "data.flat_field=vendor")
-    told = asked(door, CORRECTED, model=model, run=str(run), plate=str(plate), slope=SLOPE)
+    run, model = pretrained(command_line, plate, "data.flat_field=vendor")
+    told = asked(command_line, CORRECTED, model=model, run=str(run), plate=str(plate), slope=SLOPE)
     about, sent, wanted = map(json.loads, told.splitlines()[-3:])
     assert about == {
         "sources": ["Brightfield focus"], "targets": ["Hoechst max"], "um_per_pixel": 0.6,
         "images": "counts divided by the vendor's flat field (of mean 1)",
     }  # fmt: skip
     body = json.dumps({"inputs": sent}).encode()
-    with serving(door, model) as address:
+    with serving(command_line, model) as address:
         request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=120) as answer:
             got = json.loads(answer.read())["predictions"]

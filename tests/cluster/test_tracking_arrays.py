@@ -15,58 +15,62 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 SWEEP = ("sweep", "stage=count", "final=true", "--name", "nuc")
 
 
 @pytest.fixture(scope="module")
-def forwarded(tmp_path_factory: pytest.TempPathFactory, open_door: Callable[[Path], Door]) -> Door:
+def forwarded(
+    tmp_path_factory: pytest.TempPathFactory, open_command_line: Callable[[Path], CommandLine]
+) -> CommandLine:
     """A folder in which the sweep "nuc" was done and forwarded."""
-    door = open_door(tmp_path_factory.mktemp("forwarded"))
-    done = door(*SWEEP, "over={steps: [3, 4]}")
+    command_line = open_command_line(tmp_path_factory.mktemp("forwarded"))
+    done = command_line(*SWEEP, "over={steps: [3, 4]}")
     assert done.returncode == 0, done.stdout
-    assert door("sync").returncode == 0  # a machine that is busy may not have forwarded all by its end
-    return door
+    assert (
+        command_line("sync").returncode == 0
+    )  # a machine that is busy may not have forwarded all by its end
+    return command_line
 
 
-def ask(door: Door, query: str) -> list[tuple[Any, ...]]:
+def ask(command_line: CommandLine, query: str) -> list[tuple[Any, ...]]:
     """What MLflow's database holds, read without MLflow."""
-    with closing(sqlite3.connect(door.cwd / "runs" / "mlflow.db")) as database:
+    with closing(sqlite3.connect(command_line.cwd / "runs" / "mlflow.db")) as database:
         return database.execute(query).fetchall()
 
 
-def runs(door: Door) -> dict[str, str]:
+def runs(command_line: CommandLine) -> dict[str, str]:
     """Name -> status; each name is there once."""
-    found = ask(door, "select name, status from runs where lifecycle_stage = 'active'")
+    found = ask(command_line, "select name, status from runs where lifecycle_stage = 'active'")
     assert [name for name, count in Counter(name for name, _ in found).items() if count > 1] == []
     return dict(found)
 
 
-def families(door: Door) -> dict[str, list[str]]:
+def families(command_line: CommandLine) -> dict[str, list[str]]:
     """Parent -> its children, by name."""
     pairs = ask(
-        door,
+        command_line,
         "select parent.name, child.name from tags t join runs child on child.run_uuid = t.run_uuid "
         "join runs parent on parent.run_uuid = t.value where t.key = 'mlflow.parentRunId' order by 2",
     )
     return {parent: [child for other, child in pairs if other == parent] for parent, _ in pairs}
 
 
-def of_nuc(door: Door, table: str) -> dict[str, str]:
+def of_nuc(command_line: CommandLine, table: str) -> dict[str, str]:
     """Parameters or tags of the array's run."""
     query = f"select t.key, t.value from {table} t join runs r using (run_uuid) where r.name = 'nuc'"
-    return dict(ask(door, query))
+    return dict(ask(command_line, query))
 
 
-def copies(door: Door) -> set[str]:
+def copies(command_line: CommandLine) -> set[str]:
     """The files that MLflow holds of the array's run."""
-    run_id = json.loads((door.cwd / "runs/sweep/nuc/tracking.json").read_text())["run_id"]
-    folder = door.cwd / "runs" / "mlflow-artifacts" / run_id / "artifacts"
+    run_id = json.loads((command_line.cwd / "runs/sweep/nuc/tracking.json").read_text())["run_id"]
+    folder = command_line.cwd / "runs" / "mlflow-artifacts" / run_id / "artifacts"
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_array_has_a_run_above_those_of_its_elements(forwarded: Door) -> None:
+def test_an_array_has_a_run_above_those_of_its_elements(forwarded: CommandLine) -> None:
     assert runs(forwarded) == dict.fromkeys(("nuc", "nuc/steps=3", "nuc/steps=4", "nuc/final"), "FINISHED")
     assert families(forwarded) == {"nuc": ["nuc/final", "nuc/steps=3", "nuc/steps=4"]}
     assert ask(forwarded, "select count(distinct experiment_id) from runs") == [(1,)], (
@@ -83,7 +87,7 @@ def test_an_array_has_a_run_above_those_of_its_elements(forwarded: Door) -> None
     assert told == [("nuc",)]
 
 
-def test_a_report_that_is_written_later_is_forwarded_and_nothing_is_doubled(forwarded: Door) -> None:
+def test_a_report_that_is_written_later_is_forwarded_and_nothing_is_doubled(forwarded: CommandLine) -> None:
     report = forwarded.cwd / "runs/sweep/nuc/report"
     (report / "panels").mkdir(parents=True)
     for name in ("report.html", "curves.csv", "panels/first.png", "notes.tmp"):
@@ -98,7 +102,7 @@ def test_a_report_that_is_written_later_is_forwarded_and_nothing_is_doubled(forw
     assert len(runs(forwarded)) == 4
 
 
-def test_mlflow_itself_finds_the_children(forwarded: Door) -> None:
+def test_mlflow_itself_finds_the_children(forwarded: CommandLine) -> None:
     script = f"""
 import mlflow
 client = mlflow.MlflowClient(tracking_uri="sqlite:///{forwarded.cwd}/runs/mlflow.db")
@@ -112,26 +116,26 @@ print(sorted(run.info.run_name for run in client.search_runs([experiment.experim
     assert asked.stdout.splitlines()[-1:] == ["['nuc/final', 'nuc/steps=3', 'nuc/steps=4']"], asked.stderr
 
 
-def test_elements_that_are_forwarded_at_once_make_one_run_for_their_array(door: Door) -> None:
-    assert door(*SWEEP, "over={steps: [3, 4]}", "site.tracking=none").returncode == 0
-    members = [door.cwd / "runs/sweep/nuc/count" / name for name in ("steps=3", "steps=4", "final")]
+def test_elements_that_are_forwarded_at_once_make_one_run_for_their_array(command_line: CommandLine) -> None:
+    assert command_line(*SWEEP, "over={steps: [3, 4]}", "site.tracking=none").returncode == 0
+    members = [command_line.cwd / "runs/sweep/nuc/count" / name for name in ("steps=3", "steps=4", "final")]
     for folder in (*members, members[0].parents[1]):
         (folder / "site.yaml").write_text("executor: local\n")  # now they are forwarded
-    calls = [door.open("sync", str(folder)) for folder in members]
+    calls = [command_line.open("sync", str(folder)) for folder in members]
     said = [call.communicate(timeout=120)[0] for call in calls]
     assert [call.returncode for call in calls] == [0, 0, 0], said
-    assert set(runs(door)) == {"nuc", "nuc/steps=3", "nuc/steps=4", "nuc/final"}
-    assert families(door) == {"nuc": ["nuc/final", "nuc/steps=3", "nuc/steps=4"]}
+    assert set(runs(command_line)) == {"nuc", "nuc/steps=3", "nuc/steps=4", "nuc/final"}
+    assert families(command_line) == {"nuc": ["nuc/final", "nuc/steps=3", "nuc/steps=4"]}
 
 
-def test_what_fails_and_what_is_added_keeps_its_runs(door: Door) -> None:
+def test_what_fails_and_what_is_added_keeps_its_runs(command_line: CommandLine) -> None:
     over = "{steps: 4, crash_rank: 0, mishaps: 1}"
-    assert door(*SWEEP, f"over=[{{steps: 3}}, {over}]").returncode == 1
-    assert runs(door)["nuc"] == "FAILED"
-    before = set(ask(door, "select name, run_uuid from runs"))
-    assert door(*SWEEP, f"over=[{{steps: [3, 5]}}, {over}]").returncode == 0
-    after = ask(door, "select name, run_uuid from runs")
+    assert command_line(*SWEEP, f"over=[{{steps: 3}}, {over}]").returncode == 1
+    assert runs(command_line)["nuc"] == "FAILED"
+    before = set(ask(command_line, "select name, run_uuid from runs"))
+    assert command_line(*SWEEP, f"over=[{{steps: [3, 5]}}, {over}]").returncode == 0
+    after = ask(command_line, "select name, run_uuid from runs")
     assert before <= set(after), "old elements, and the array, keep theirs"
     assert Counter(name for name, _ in after)["nuc/final"] == 1, "one that never measured anything had none"
-    assert runs(door)["nuc"] == "FINISHED"
-    assert of_nuc(door, "params")["over.0.steps.1"] == "5"
+    assert runs(command_line)["nuc"] == "FINISHED"
+    assert of_nuc(command_line, "params")["over.0.steps.1"] == "5"

@@ -19,7 +19,7 @@ import pytest
 from eventually import eventually
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parents[1] / "slurm" / "testcluster" / "testcluster.py"
@@ -155,14 +155,14 @@ def _missing(accounting: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class User:
-    """Someone at the door with a cluster: the stage that only counts, on one small process each."""
+    """Someone with a cluster: the stage that only counts, on one small process each."""
 
-    door: Door
+    command_line: CommandLine
     cluster: Cluster
 
     def __call__(self, *words: str) -> str:
         """A call that succeeds; what it printed."""
-        done = self.door(*words)
+        done = self.command_line(*words)
         assert done.returncode == 0, done.stdout
         return done.stdout
 
@@ -172,7 +172,7 @@ class User:
         return said.split("submitted as Slurm job")[1].lstrip("s ").split()[0].strip(",")
 
     def folder(self, name: str) -> Path:
-        return self.door.folder(name)
+        return self.command_line.folder(name)
 
     def record(self, name: str, rank: int = 0, attempt: int = 0) -> dict[str, Any]:
         path = self.folder(name) / "attempts" / str(attempt) / f"rank-{rank}.json"
@@ -199,18 +199,18 @@ SMALL = ("site.memory=100M", "site.tracking=none")
 
 
 @pytest.fixture(scope="session")
-def open_user() -> Callable[[Door, Cluster], User]:
-    """open_user(door, cluster) -> User, for tests that start a cluster of their own."""
+def open_user() -> Callable[[CommandLine, Cluster], User]:
+    """open_user(command_line, cluster) -> User, for tests that start a cluster of their own."""
     return User
 
 
 @pytest.fixture
-def user(cluster: Cluster, door: Door) -> Iterator[User]:
-    yield User(door, cluster)
+def user(cluster: Cluster, command_line: CommandLine) -> Iterator[User]:
+    yield User(command_line, cluster)
     cluster.clear()
 
 
 @pytest.fixture
-def user_without_accounting(cluster_without_accounting: Cluster, door: Door) -> Iterator[User]:
-    yield User(door, cluster_without_accounting)
+def user_without_accounting(cluster_without_accounting: Cluster, command_line: CommandLine) -> Iterator[User]:
+    yield User(command_line, cluster_without_accounting)
     cluster_without_accounting.clear()

@@ -17,7 +17,7 @@ from hpc_isl.site import load
 
 
 @pytest.fixture
-def at_the_door(cluster: Any, tmp_path: Path) -> tuple[list[str], dict[str, Any]]:
+def on_the_login_node(cluster: Any, tmp_path: Path) -> tuple[list[str], dict[str, Any]]:
     """How a user of that cluster calls, standing in a folder of their own."""
     environment = {**cluster.environment, "XDG_CONFIG_HOME": str(tmp_path / "config")}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -37,8 +37,8 @@ def levels(text: str) -> dict[str, str]:
     return {check: level for level, check in re.findall(r"^  (ok|warn|FAIL) +(\S+(?: \S+)*)  ", text, re.M)}
 
 
-def test_both_nodes_answer(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
-    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.nodes=2")
+def test_both_nodes_answer(cluster: Any, on_the_login_node: Any, tmp_path: Path) -> None:
+    done = call(on_the_login_node, "doctor", "--site", str(cluster.site_file), "site.nodes=2")
     assert done.returncode == 0, done.stdout
     assert "node1, node2 saw it and wrote to it" in done.stdout
     assert "node2 reached node1 at " in done.stdout
@@ -49,36 +49,38 @@ def test_both_nodes_answer(cluster: Any, at_the_door: Any, tmp_path: Path) -> No
     assert cluster.eventually(lambda: "hpc-isl-doctor" not in cluster.run("squeue", "-h", "-o", "%j"))
 
 
-def test_folders_with_blanks_and_quotes_are_fine(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
+def test_folders_with_blanks_and_quotes_are_fine(
+    cluster: Any, on_the_login_node: Any, tmp_path: Path
+) -> None:
     runs = tmp_path / "the lab's 100% runs"
-    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), f"site.runs={runs}")
+    done = call(on_the_login_node, "doctor", "--site", str(cluster.site_file), f"site.runs={runs}")
     assert done.returncode == 0, done.stdout
     assert "node1 saw it and wrote to it" in done.stdout or "node2 saw it" in done.stdout
 
 
-def test_a_missing_python_is_reported_with_the_jobs_own_output(cluster: Any, at_the_door: Any) -> None:
-    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.python=/nowhere/python")
+def test_a_missing_python_is_reported_with_the_jobs_own_output(cluster: Any, on_the_login_node: Any) -> None:
+    done = call(on_the_login_node, "doctor", "--site", str(cluster.site_file), "site.python=/nowhere/python")
     assert done.returncode == 1
     assert re.search(r"\| .*/nowhere/python: No such file", done.stdout), done.stdout
 
 
 def test_what_the_cluster_never_gives_is_reported_and_no_job_is_submitted(
-    cluster: Any, at_the_door: Any
+    cluster: Any, on_the_login_node: Any
 ) -> None:
-    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.time=9d")
+    done = call(on_the_login_node, "doctor", "--site", str(cluster.site_file), "site.time=9d")
     assert done.returncode == 1
     assert "to do: write site.time=1d" in done.stdout
     assert "not asked: limits comes first" in done.stdout
 
 
-def test_a_refusal_is_reported_in_the_words_of_sbatch(cluster: Any, at_the_door: Any) -> None:
-    done = call(at_the_door, "doctor", "--site", str(cluster.site_file), "site.sbatch={licenses: none}")
+def test_a_refusal_is_reported_in_the_words_of_sbatch(cluster: Any, on_the_login_node: Any) -> None:
+    done = call(on_the_login_node, "doctor", "--site", str(cluster.site_file), "site.sbatch={licenses: none}")
     assert done.returncode == 1
     assert "Invalid license specification" in done.stdout
 
 
-def test_ctrl_c_takes_the_job_back(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
-    command, settings = at_the_door
+def test_ctrl_c_takes_the_job_back(cluster: Any, on_the_login_node: Any, tmp_path: Path) -> None:
+    command, settings = on_the_login_node
     later = "site.sbatch={begin: now+1hour}"
     waiting = subprocess.Popen(
         [*command, "doctor", "--site", str(cluster.site_file), later],
@@ -119,8 +121,8 @@ def test_nodes_that_are_out_of_service_are_reported_before_a_job_waits(cluster: 
         cluster.run("scontrol", "update", "nodename=node2", "state=resume")
 
 
-def test_slurm_takes_jobs_of_a_drafted_site(cluster: Any, at_the_door: Any, tmp_path: Path) -> None:
-    done = call(at_the_door, "site", "init", "tc")
+def test_slurm_takes_jobs_of_a_drafted_site(cluster: Any, on_the_login_node: Any, tmp_path: Path) -> None:
+    done = call(on_the_login_node, "site", "init", "tc")
     assert done.returncode == 0, done.stdout
     site = load(str(tmp_path / "config" / "hpc_isl" / "sites" / "tc.yaml"), [])
     assert (site.partition, site.gpus, site.memory) == ("main", 0, "4000M")
@@ -134,9 +136,9 @@ def test_slurm_takes_jobs_of_a_drafted_site(cluster: Any, at_the_door: Any, tmp_
     assert taken.returncode == 0, taken.stderr
 
 
-def test_a_drafted_site_asks_for_no_more_than_doctor_finds(at_the_door: Any, tmp_path: Path) -> None:
+def test_a_drafted_site_asks_for_no_more_than_doctor_finds(on_the_login_node: Any, tmp_path: Path) -> None:
     """On a machine with fewer CPUs than its cluster was told."""
-    assert call(at_the_door, "site", "init", "tc", "--out", str(tmp_path / "tc.yaml")).returncode == 0
-    done = call(at_the_door, "doctor", "--site", str(tmp_path / "tc.yaml"))
+    assert call(on_the_login_node, "site", "init", "tc", "--out", str(tmp_path / "tc.yaml")).returncode == 0
+    done = call(on_the_login_node, "doctor", "--site", str(tmp_path / "tc.yaml"))
     assert done.returncode == 0, done.stdout
     assert levels(done.stdout)["CPUs"] == "ok"

@@ -15,7 +15,7 @@ from hpc_isl.sbatch_flags import LONG, SHORT
 if TYPE_CHECKING:
     from tests.slurm.conftest import Cluster, User
 
-DOOR = Path(__file__).parents[1] / "cluster" / "door.py"
+COMMAND_LINE = Path(__file__).parents[1] / "cluster" / "command_line.py"
 # A rank that sees COUNT_FAST, which the job's shell sets, does not pause for a quarter of an hour.
 SLOW = ("steps=2", "pause_s=999")
 
@@ -30,7 +30,7 @@ SLOW = ("steps=2", "pause_s=999")
     ids=["flag", "shell", "job"],
 )
 def test_ranks_have_the_environment_of_their_job(user: User, shell: dict[str, str], site: list[str]) -> None:
-    user.door.environment.update(shell)
+    user.command_line.environment.update(shell)
     user.submit("meet=true", *SLOW, *(f"site.{key}" for key in site), "site.nodes=2", name="one")
     assert user.becomes("one", "done"), user("logs", "one")
     assert user.cluster.eventually(lambda: all(user.record("one", rank).get("exit") for rank in (0, 1)))
@@ -39,15 +39,15 @@ def test_ranks_have_the_environment_of_their_job(user: User, shell: dict[str, st
 
 def test_ranks_in_a_job_of_ones_own_have_its_environment(user: User) -> None:
     """As many sites advise it: nothing of the login node's shell comes along."""
-    python = f"{sys.executable} {DOOR}"
-    file = user.door.cwd / "own.sbatch"
+    python = f"{sys.executable} {COMMAND_LINE}"
+    file = user.command_line.cwd / "own.sbatch"
     file.write_text(
         "#!/bin/bash\n#SBATCH --export=NONE --nodes=2 --mem=100M --output=own.out\n"
-        f"export COUNT_FAST=1 PYTHONPATH={user.door.environment['PYTHONPATH']}\n"
+        f"export COUNT_FAST=1 PYTHONPATH={user.command_line.environment['PYTHONPATH']}\n"
         f"exec {python} count meet=true {' '.join(SLOW)} --name own --site allocation site.tracking=none\n"
     )
-    subprocess.run(["sbatch", file], cwd=user.door.cwd, env=user.cluster.environment, check=True)
-    said = user.door.cwd / "own.out"
+    subprocess.run(["sbatch", file], cwd=user.command_line.cwd, env=user.cluster.environment, check=True)
+    said = user.command_line.cwd / "own.out"
     assert user.becomes("own", "done") if user.cluster.eventually(user.folder("own").exists) else False, (
         said.read_text()
     )
@@ -110,7 +110,7 @@ def test_ranks_without_scontrol_are_started_again_by_the_shell_around_them(user:
 
 
 def test_where_the_shell_has_no_scontrol_either_status_says_so(user: User) -> None:
-    folder = user.door.cwd / "programs"
+    folder = user.command_line.cwd / "programs"
     folder.mkdir()
     for name in PROGRAMS:
         (folder / name).symlink_to(f"/usr/bin/{name}")

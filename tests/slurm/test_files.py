@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 FILES = Path(__file__).parents[2] / "slurm"
 SMALL = ("--gpus-per-node=0", "--mem=200M", "--cpus-per-task=1", "--ntasks-per-node=1")
 LONG = ("steps=1000", "pause_s=0.2")
-DOOR = Path(__file__).parents[1] / "cluster" / "door.py"
+COMMAND_LINE = Path(__file__).parents[1] / "cluster" / "command_line.py"
 # What `python` is in these jobs: the stage that only counts in place of pretrain, and a server in a hurry.
 PYTHON = """#!/bin/bash
-if [ "$1 $2 $3" = "-m hpc_isl.submit pretrain" ]; then exec {python} {door} count "${{@:4}}"; fi
+if [ "$1 $2 $3" = "-m hpc_isl.submit pretrain" ]; then exec {python} {command_line} count "${{@:4}}"; fi
 if [ "$3" = ui ]; then exec {python} {hurried} "${{@:3}}"; fi
 exec {python} "$@"
 """
@@ -42,7 +42,7 @@ class Hand:
 
     def sbatch(self, name: str, *options: str, words: tuple[str, ...] = ()) -> str:
         """What sbatch prints for that file."""
-        cwd, environment = self.user.door.cwd, self.user.door.environment
+        cwd, environment = self.user.command_line.cwd, self.user.command_line.environment
         done = subprocess.run(
             ["sbatch", "--parsable", *options, str(FILES / name), *words], cwd=cwd, env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
@@ -56,7 +56,7 @@ class Hand:
         return self.sbatch("pretrain.sbatch", *options, words=(*words, "site.tracking=none"))
 
     def said(self, name: str) -> str:
-        return "".join(path.read_text() for path in sorted(self.user.door.cwd.glob(f"{name}-*.out")))
+        return "".join(path.read_text() for path in sorted(self.user.command_line.cwd.glob(f"{name}-*.out")))
 
     def ends(self, job: str, within_s: float = 60) -> str:
         """The state that the job comes to, with its exit code: `FAILED 1:0`."""
@@ -69,14 +69,14 @@ class Hand:
 
 @pytest.fixture
 def hand(user: User) -> Hand:
-    folder = user.door.cwd / "bin"
+    folder = user.command_line.cwd / "bin"
     folder.mkdir()
     (folder / "hurried.py").write_text(HURRIED)
-    python = PYTHON.format(python=sys.executable, door=DOOR, hurried=folder / "hurried.py")
+    python = PYTHON.format(python=sys.executable, command_line=COMMAND_LINE, hurried=folder / "hurried.py")
     (folder / "python").write_text(python)
     (folder / "python").chmod(0o755)
-    user.door.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
-    user.door.environment["SLURM_CONF"] = str(user.cluster.conf)
+    user.command_line.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+    user.command_line.environment["SLURM_CONF"] = str(user.cluster.conf)
     return Hand(user)
 
 
@@ -91,7 +91,7 @@ def test_every_flag_of_a_file_is_understood(hand: Hand) -> None:
     told = hand.user.cluster.run("scontrol", "show", "job", job)
     assert "Requeue=1" in told
     assert "TimeLimit=12:00:00" in told
-    assert f"StdOut={hand.user.door.cwd}/held-{job}.out" in told
+    assert f"StdOut={hand.user.command_line.cwd}/held-{job}.out" in told
     hand.user.cluster.run("scancel", job)
 
 
@@ -147,7 +147,7 @@ def test_scancel_saves_and_the_file_submitted_again_continues(hand: Hand) -> Non
     user.cluster.run("scancel", job)
     assert hand.ends(job).startswith("CANCELLED")
     assert user.word("again") == "cancelled"
-    refused = user.door("resume", "again")
+    refused = user.command_line("resume", "again")
     assert refused.returncode == 2
     assert "inside a job of Slurm" in refused.stdout
     assert hand.ends(hand.pretrain("again", *words), 120) == "COMPLETED 0:0"
@@ -159,7 +159,7 @@ def test_ctrl_c_after_salloc_saves(hand: Hand) -> None:
     """srun itself would kill the ranks; a step of a second is not broken off."""
     job = hand.pretrain("stop", "steps=1000", "pause_s=1", nodes=2)
     assert hand.user.cluster.eventually(lambda: hand.user.counts("stop"))
-    [call] = [one for one in _calls("--name stop") if "door.py" in " ".join(one.cmdline())]
+    [call] = [one for one in _calls("--name stop") if "command_line.py" in " ".join(one.cmdline())]
     call.send_signal(signal.SIGINT)
     assert hand.ends(job) == "FAILED 130:0", "as a call on a laptop"
     assert hand.user.record("stop", 1)["outcome"] == "stopped"
@@ -186,7 +186,7 @@ def test_mlflow_runs_in_a_job_and_forwards_what_runs_measure(hand: Hand) -> None
     user("count", *LONG, "--site", str(user.cluster.site_file), "site.memory=100M", "--name", "measured")
     assert user.cluster.eventually(lambda: user.counts("measured"))
     try:
-        root = str(user.door.cwd / "runs")
+        root = str(user.command_line.cwd / "runs")
         job = hand.sbatch("mlflow_server.sbatch", "--mem=1G", words=(root,))
         assert user.cluster.eventually(lambda: "ssh -N -L" in hand.said("mlflow-server"), 120)
         address = re.findall(r"http://127\.0\.0\.1:\d+", hand.said("mlflow-server"))[0]
@@ -237,7 +237,7 @@ def test_a_run_in_a_container_goes_back_into_the_queue_without_an_scontrol_insid
 ) -> None:
     """Apptainer's place is taken by a script: what is inside finds none of Slurm's commands."""
     user = hand.user
-    apptainer = user.door.cwd / "bin" / "apptainer"
+    apptainer = user.command_line.cwd / "bin" / "apptainer"
     apptainer.write_text(APPTAINER)
     apptainer.chmod(0o755)
     words = (*BOXED, "pause_s=0.2")

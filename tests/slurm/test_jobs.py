@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
     from tests.slurm.conftest import Cluster, User
 
 LONG = ("steps=1000", "pause_s=0.2")
@@ -63,7 +63,7 @@ def test_retry_runs_the_failed_element_alone(user: User) -> None:
     assert user.becomes("some", "failed")
     assert "2 done, 1 failed" in user("status", "some")
     assert user("logs", "some").startswith("--- rank 0 on "), "the one that failed speaks"
-    elements = user.door.cwd / "runs" / "sweep" / "some" / "count"
+    elements = user.command_line.cwd / "runs" / "sweep" / "some" / "count"
     before = {path.name: (path / "record.json").read_text() for path in elements.iterdir()}
     user("retry", "some")
     assert user.becomes("some", "done")
@@ -116,7 +116,7 @@ def test_a_killed_rank_ends_the_run_in_seconds_and_is_named(user: User) -> None:
     os.kill(user.record("killed", rank=1)["pid"], signal.SIGKILL)
     assert user.becomes("killed", "failed", within_s=30), "200 s of counting were left"
     assert "rank 1 on node" in user("status", "killed")
-    assert user.cluster.eventually(lambda: user.door.left() == []), "no rank goes on by itself"
+    assert user.cluster.eventually(lambda: user.command_line.left() == []), "no rank goes on by itself"
 
 
 def test_a_crashed_rank_ends_the_run_and_its_traceback_comes_first(user: User) -> None:
@@ -160,7 +160,7 @@ def test_what_waits_for_a_run_that_fails_is_ended_and_says_why(user: User) -> No
     assert user.becomes("parent", "failed")
     assert user.becomes("child", "cancelled")
     assert "the run before it did not end well" in user("status", "child")
-    refused = user.door("count", "--after", "parent", "--site", str(user.cluster.site_file))
+    refused = user.command_line("count", "--after", "parent", "--site", str(user.cluster.site_file))
     assert refused.returncode == 2
     assert "never start" in refused.stdout
 
@@ -168,7 +168,7 @@ def test_what_waits_for_a_run_that_fails_is_ended_and_says_why(user: User) -> No
 def test_two_who_resume_at_once_start_one_job(user: User) -> None:
     user.submit("steps=1", "mistaken=true", name="twice")
     assert user.becomes("twice", "failed")
-    calls = [user.door.open("resume", "twice") for _ in range(2)]
+    calls = [user.command_line.open("resume", "twice") for _ in range(2)]
     said = [call.communicate(timeout=90)[0] for call in calls]
     assert sorted(call.returncode for call in calls) == [0, 2], said
     assert user.becomes("twice", "failed")
@@ -178,7 +178,7 @@ def test_two_who_resume_at_once_start_one_job(user: User) -> None:
 def test_a_resume_that_sbatch_refuses_leaves_the_run_as_it_was(user: User) -> None:
     user.submit("steps=1", "mistaken=true", name="kept")
     assert user.becomes("kept", "failed")
-    refused = user.door("resume", "kept", "site.reservation=there is none")
+    refused = user.command_line("resume", "kept", "site.reservation=there is none")
     assert refused.returncode == 2
     assert "reservation" in refused.stdout
     assert [path.name for path in (user.folder("kept") / "attempts").iterdir()] == ["0"]
@@ -186,7 +186,7 @@ def test_a_resume_that_sbatch_refuses_leaves_the_run_as_it_was(user: User) -> No
 
 
 def test_what_waits_is_planned_when_its_inputs_are_there(user: User) -> None:
-    data = user.door.cwd / "made later.txt"
+    data = user.command_line.cwd / "made later.txt"
     job = user.submit("site.sbatch={hold: true}", name="maker")
     user.submit(f"data='{data}'", "--after", "maker", name="reader")
     assert user.word("reader") == "queued"
@@ -198,7 +198,7 @@ def test_what_waits_is_planned_when_its_inputs_are_there(user: User) -> None:
 
 
 def test_a_chain_stops_for_a_person_and_continues(user: User) -> None:
-    chain = user.door.cwd / "chain.yaml"
+    chain = user.command_line.cwd / "chain.yaml"
     chain.write_text(
         "steps:\n"
         "- {name: one, stage: count, set: {steps: 2}}\n"
@@ -219,13 +219,13 @@ def test_a_chain_stops_for_a_person_and_continues(user: User) -> None:
 
 def test_a_run_that_is_preempted_with_time_to_save_goes_back_into_the_queue(
     start_cluster: Callable[..., AbstractContextManager[Cluster]],
-    open_user: Callable[[Door, Cluster], User],
-    door: Door,
+    open_user: Callable[[CommandLine, Cluster], User],
+    command_line: CommandLine,
 ) -> None:
     partition = "PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 PriorityTier=1 GraceTime=60"
     preempting = ("PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", partition)
     with start_cluster("--without-accounting", "--nodes=1", "--set", *preempting) as cluster:
-        user = open_user(door, cluster)
+        user = open_user(command_line, cluster)
         job = user.submit(*LONG, "site.sbatch={exclusive: true}", name="low")
         assert cluster.eventually(lambda: user.counts("low"))
         cluster.submit("sleep 3", "--partition=short", "--exclusive")

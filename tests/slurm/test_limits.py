@@ -90,10 +90,10 @@ LIMITS = {
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_sweep_that_is_too_large_is_refused_with_what_to_lower(
-    limit: str, strict: Any, door: Any, open_user: Any
+    limit: str, strict: Any, command_line: Any, open_user: Any
 ) -> None:
     """Which limit, how many it leaves, and that the number of elements is what counts."""
-    user = open_user(door, strict)
+    user = open_user(command_line, strict)
     (table, name), messages = LIMITS[limit]
     strict.run("sacctmgr", "-i", "modify", table, name, "set", f"{limit}=4")
     words = ("sweep", "stage=count", "over={seed: [0, 1, 2, 3, 4]}", "--site", str(strict.site_file),
@@ -101,12 +101,12 @@ def test_a_sweep_that_is_too_large_is_refused_with_what_to_lower(
     try:
         held = strict.submit("true", "--hold", "--mem=10")
         for dry in ([], ["--dry-run"]):
-            said = door(*words, *dry).stdout
+            said = command_line(*words, *dry).stdout
             assert messages in said
             assert "1 of yours are there, and this sweep is 5 more" in said
             assert "at most 3, by fewer values in `over`" in said
         assert strict.run("squeue", "-h", "-o", "%A").split() == [held], "all or none"
-        assert not (door.cwd / "runs" / "sweep" / "many").exists()
+        assert not (command_line.cwd / "runs" / "sweep" / "many").exists()
     finally:
         strict.run("sacctmgr", "-i", "modify", table, name, "set", f"{limit}=-1")
         user.cluster.clear()

@@ -27,7 +27,7 @@ def jobs(user: User) -> list[str]:
 
 
 def is_refused(user: User, *words: str, cwd: Path | None = None) -> str:
-    done = user.door(*words, cwd=cwd)
+    done = user.command_line(*words, cwd=cwd)
     assert done.returncode == 2, done.stdout
     return done.stdout
 
@@ -35,31 +35,31 @@ def is_refused(user: User, *words: str, cwd: Path | None = None) -> str:
 @contextmanager
 def wrapped(user: User, **programs: str) -> Iterator[None]:
     """With programs of Slurm that do this instead."""
-    folder, path = user.door.cwd / "bin", user.door.environment["PATH"]
+    folder, path = user.command_line.cwd / "bin", user.command_line.environment["PATH"]
     folder.mkdir(exist_ok=True)
     for name, script in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{script}\n")
         (folder / name).chmod(0o755)
-    user.door.environment["PATH"] = f"{folder}:{path}"
+    user.command_line.environment["PATH"] = f"{folder}:{path}"
     try:
         yield
     finally:
-        user.door.environment["PATH"] = path
+        user.command_line.environment["PATH"] = path
 
 
 @pytest.fixture
 def linked(user: User) -> Path:
     """A link to the folder `real`, in which the user works."""
-    (user.door.cwd / "real").mkdir()
-    (user.door.cwd / "link").symlink_to("real")
-    return user.door.cwd / "link"
+    (user.command_line.cwd / "real").mkdir()
+    (user.command_line.cwd / "link").symlink_to("real")
+    return user.command_line.cwd / "link"
 
 
 def test_a_run_that_is_reached_through_a_link_is_the_one_that_was_submitted(user: User, linked: Path) -> None:
     job = user.submit(HELD, f"site.runs={linked}/runs", name="one")
-    root = ("--root", str(user.door.cwd / "real" / "runs"))
+    root = ("--root", str(user.command_line.cwd / "real" / "runs"))
     assert "queued" in user("status", "one", *root)
-    assert "queued" in user.door("status", cwd=linked).stdout
+    assert "queued" in user.command_line("status", cwd=linked).stdout
     for verb in ("retry", "resume"):
         is_refused(user, verb, "one", cwd=linked)
     is_refused(user, "count", "--site", str(user.cluster.site_file), "site.memory=100M", "--name", "one",
@@ -76,18 +76,20 @@ def test_an_element_of_a_sweep_that_is_reached_through_a_link_is_its_own(user: U
     user.submit(
         "stage=count", "over={seed: [0, 1]}", HELD, f"site.runs={linked}/runs", name="two", verb="sweep"
     )
-    assert "2 queued" in user.door("status", "two", cwd=user.door.cwd / "real").stdout
+    assert "2 queued" in user.command_line("status", "two", cwd=user.command_line.cwd / "real").stdout
     for words in (("retry", "two"), ("resume", "two/seed=0")):
-        is_refused(user, *words, cwd=user.door.cwd / "real")
+        is_refused(user, *words, cwd=user.command_line.cwd / "real")
     assert len(jobs(user)) == 1
 
 
 def test_a_run_that_is_reached_through_another_mount_is_the_one_that_was_submitted(user: User) -> None:
-    (user.door.cwd / "real").mkdir()
-    with bound(user.door.cwd / "real", user.door.cwd / "bound"):
-        job = user.submit(HELD, f"site.runs={user.door.cwd}/bound/runs", name="one")
-        is_refused(user, "retry", "one", cwd=user.door.cwd / "real")
-    assert "queued" in user.door("status", "one", cwd=user.door.cwd / "real").stdout, "and when that is gone"
+    (user.command_line.cwd / "real").mkdir()
+    with bound(user.command_line.cwd / "real", user.command_line.cwd / "bound"):
+        job = user.submit(HELD, f"site.runs={user.command_line.cwd}/bound/runs", name="one")
+        is_refused(user, "retry", "one", cwd=user.command_line.cwd / "real")
+    assert "queued" in user.command_line("status", "one", cwd=user.command_line.cwd / "real").stdout, (
+        "and when that is gone"
+    )
     assert jobs(user) == [job]
 
 
@@ -105,8 +107,8 @@ def test_runs_that_were_moved_together_wait_for_each_other(user: User) -> None:
     user("cancel", "second")
     assert user.cluster.eventually(lambda: jobs(user) == [first])
     assert user.becomes("second", "cancelled")
-    os.rename(user.door.cwd / "runs", user.door.cwd / "moved")
-    said = user("resume", "second", "--root", str(user.door.cwd / "moved"))
+    os.rename(user.command_line.cwd / "runs", user.command_line.cwd / "moved")
+    said = user("resume", "second", "--root", str(user.command_line.cwd / "moved"))
     third = said.split("submitted as Slurm job")[1].split()[0]
     assert third != second
     assert f"afterok:{first}" in user.cluster.run("squeue", "-h", "-j", third, "-o", "%E")
@@ -130,7 +132,7 @@ def test_a_job_in_a_folder_of_the_sites_choice_is_known_again(user: User) -> Non
 
 def test_a_job_of_a_cluster_that_is_called_by_name_is_asked_for_there(user: User) -> None:
     job = user.submit("site.sbatch={hold: true, M: testcluster}", name="one")
-    user.door.environment["SLURM_CLUSTERS"] = "elsewhere"
+    user.command_line.environment["SLURM_CLUSTERS"] = "elsewhere"
     assert user.word("one") == "queued"
     is_refused(user, "retry", "one")
     assert user("cancel", "one").startswith(f"job {job} ")
@@ -157,7 +159,7 @@ def test_a_job_whose_number_nobody_could_note_is_found(user: User, words: tuple[
     """Killed as soon as Slurm has the job: `status` shows it as queued, and that nothing will come of it."""
     rest = ("--site", str(user.cluster.site_file), "site.memory=100M", "site.tracking=none", "--name", "one")
     with wrapped(user, sbatch=DIES):
-        assert user.door(*words, HELD, *rest).returncode == -signal.SIGKILL
+        assert user.command_line(*words, HELD, *rest).returncode == -signal.SIGKILL
     [job] = jobs(user)
     said = user("status", "one").splitlines()
     assert " queued " in said[1]
@@ -201,7 +203,7 @@ def test_while_slurm_does_not_answer_nothing_is_started(user: User) -> None:
         assert "Slurm does not answer; rank 0: RuntimeError: boom" in user("status", "crash")
         for verb in ("retry", "resume"):
             assert "its job may be there" in is_refused(user, verb, "crash")
-        assert user.door("resume", "crash", "--site", "laptop").returncode == 2
+        assert user.command_line("resume", "crash", "--site", "laptop").returncode == 2
     user("retry", "crash")
     assert user.becomes("crash", "failed")
 
@@ -216,7 +218,7 @@ def test_a_job_of_a_run_that_was_cancelled_without_slurm_leaves_at_once(user: Us
     user.cluster.run("scontrol", "release", job)
     assert user.cluster.eventually(lambda: user.cluster.job_state(job) == "FAILED")
     assert user.word("one") == "cancelled"
-    assert "leaves it alone" in _output(user.door.cwd, job)
+    assert "leaves it alone" in _output(user.command_line.cwd, job)
 
 
 def _output(folder: Path, job: str) -> str:
@@ -239,9 +241,9 @@ SCANCEL = {
 
 def test_options_in_the_users_environment_hide_no_job(user: User) -> None:
     job = user.submit(HELD, name="one")
-    user.door.environment.update(SQUEUE)
+    user.command_line.environment.update(SQUEUE)
     assert user.word("one") == "queued"
     is_refused(user, "retry", "one")
-    user.door.environment.update(SCANCEL)
+    user.command_line.environment.update(SCANCEL)
     assert user("cancel", "one").startswith(f"job {job} ")
     assert user.cluster.eventually(lambda: not jobs(user)), "it is ended, and not only said to be"

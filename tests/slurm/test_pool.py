@@ -17,7 +17,7 @@ TWO_NODES = ("site.nodes=2", "site.workers=1")
 
 
 def folder(user: User, name: str) -> Path:
-    return user.door.cwd / "runs" / "square" / name
+    return user.command_line.cwd / "runs" / "square" / name
 
 
 def record(user: User, name: str, rank: int = 0, attempt: int = 0) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def test_the_processes_of_two_nodes_work_together(user: User) -> None:
     assert user.becomes("two", "done"), user("logs", "two")
     assert squares(user, "two") == {str(n): str(n * n) for n in range(150)}
     assert summary(user, "two")["workers"] == 2
-    assert user.cluster.eventually(lambda: user.door.left() == []), "the other rank leaves too"
+    assert user.cluster.eventually(lambda: user.command_line.left() == []), "the other rank leaves too"
     assert [record(user, "two", rank)["outcome"] for rank in (0, 1)] == ["done", "done"]
     log = (folder(user, "two") / "attempts/0/rank-0.log").read_text()
     assert "ssh -L" in log, "how to see the dashboard from elsewhere"
@@ -81,7 +81,7 @@ def test_the_run_ends_with_rank_0(user: User) -> None:
     assert user.cluster.eventually(lambda: has_both_nodes(user, "first"))
     os.kill(record(user, "first")["pid"], signal.SIGKILL)
     assert user.becomes("first", "failed", within_s=240), user("logs", "first")
-    assert user.cluster.eventually(lambda: user.door.left() == [])
+    assert user.cluster.eventually(lambda: user.command_line.left() == [])
 
 
 def test_at_its_time_limit_a_pooled_run_is_started_again(user: User) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
     from tests.slurm.conftest import User
 
 STEPS = 150
@@ -27,19 +27,21 @@ RECIPE = (
 @pytest.fixture(scope="module")
 def trained(
     tmp_path_factory: pytest.TempPathFactory,
-    open_door: Callable[[Path], Door],
+    open_command_line: Callable[[Path], CommandLine],
     write_stained_plate: Callable[..., Any],
-) -> Door:
+) -> CommandLine:
     """A folder with a plate, and a run of two processes that was left alone."""
-    door = open_door(tmp_path_factory.mktemp("trained"))
-    write_stained_plate(door.cwd / "P1.zarr")
-    done = door("pretrain", f"plates=[{door.cwd}/P1.zarr]", *RECIPE, "site.processes=2", "--name", "alone")
+    command_line = open_command_line(tmp_path_factory.mktemp("trained"))
+    write_stained_plate(command_line.cwd / "P1.zarr")
+    done = command_line(
+        "pretrain", f"plates=[{command_line.cwd}/P1.zarr]", *RECIPE, "site.processes=2", "--name", "alone"
+    )
     assert done.returncode == 0, done.stdout
-    return door
+    return command_line
 
 
-def weights(door: Door, name: str) -> bytes:
-    return (door.cwd / "runs/pretrain" / name / "model/weights.safetensors").read_bytes()
+def weights(command_line: CommandLine, name: str) -> bytes:
+    return (command_line.cwd / "runs/pretrain" / name / "model/weights.safetensors").read_bytes()
 
 
 def status(pid: int) -> str:
@@ -59,7 +61,7 @@ def told_of_the_limit(pid: int) -> bool:
 
 
 def test_signal_requeue_and_time_limit_leave_the_weights_as_they_would_have_been(
-    user: User, trained: Door
+    user: User, trained: CommandLine
 ) -> None:
     cluster, folder = user.cluster, trained.cwd / "runs/pretrain/torn"
 

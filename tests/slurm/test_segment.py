@@ -13,7 +13,7 @@ from left_on_disk import Left, differing, left_by, unfinished
 from made_up_screen import save_model, write_screen
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
     from tests.slurm.conftest import Cluster, User
 
 WELLS = [f"{row}{column:02d}" for row in "BCDE" for column in range(2, 10)]
@@ -21,16 +21,18 @@ FIELDS, SHAPE = 3, (160, 192)
 
 
 @pytest.fixture(scope="module")
-def laptop(tmp_path_factory: pytest.TempPathFactory, open_door: Callable[[Path], Door]) -> tuple[Door, Left]:
+def laptop(
+    tmp_path_factory: pytest.TempPathFactory, open_command_line: Callable[[Path], CommandLine]
+) -> tuple[CommandLine, Left]:
     """A folder with a model and a plate, a second copy of it, and what a run on this machine leaves."""
-    door = open_door(tmp_path_factory.mktemp("nodes"))
-    write_screen(door.cwd / "S1.zarr", WELLS, FIELDS, SHAPE)
-    shutil.copytree(door.cwd / "S1.zarr", door.cwd / "copy" / "S1.zarr")
-    save_model(door.cwd / "runs" / "finetune" / "cells")
-    call = door.open(*words("S1", "alone"), "site.workers=2", "site.memory=4G")
+    command_line = open_command_line(tmp_path_factory.mktemp("nodes"))
+    write_screen(command_line.cwd / "S1.zarr", WELLS, FIELDS, SHAPE)
+    shutil.copytree(command_line.cwd / "S1.zarr", command_line.cwd / "copy" / "S1.zarr")
+    save_model(command_line.cwd / "runs" / "finetune" / "cells")
+    call = command_line.open(*words("S1", "alone"), "site.workers=2", "site.memory=4G")
     output, _ = call.communicate(timeout=400)
     assert call.returncode == 0, output
-    return door, left_by(door.cwd / "runs/segment/alone", [door.cwd / "S1.zarr"])
+    return command_line, left_by(command_line.cwd / "runs/segment/alone", [command_line.cwd / "S1.zarr"])
 
 
 def words(plate: str, name: str) -> tuple[str, ...]:
@@ -40,7 +42,7 @@ def words(plate: str, name: str) -> tuple[str, ...]:
 
 @pytest.fixture
 def user(
-    cluster: Cluster, laptop: tuple[Door, Left], open_user: Callable[[Door, Cluster], User]
+    cluster: Cluster, laptop: tuple[CommandLine, Left], open_user: Callable[[CommandLine, Cluster], User]
 ) -> User:  # the folder of the plates is the user's
     return open_user(laptop[0], cluster)
 
@@ -51,9 +53,9 @@ def progress(run: Path) -> int:
 
 @pytest.mark.timeout(900)
 def test_a_node_is_lost_in_mid_run_and_the_objects_are_those_of_one_machine(
-    user: User, laptop: tuple[Door, Left]
+    user: User, laptop: tuple[CommandLine, Left]
 ) -> None:
-    run = user.door.cwd / "runs" / "segment" / "nodes"
+    run = user.command_line.cwd / "runs" / "segment" / "nodes"
     node = ("--site", str(user.cluster.site_file), "site.nodes=2", "site.workers=1", "site.memory=2G")
     user(*words("copy/S1", "nodes"), *node)
     try:
@@ -68,8 +70,8 @@ def test_a_node_is_lost_in_mid_run_and_the_objects_are_those_of_one_machine(
     finally:
         user.cluster.restart("slurmd")
         user.cluster.clear()
-    plate = user.door.cwd / "copy" / "S1.zarr"
+    plate = user.command_line.cwd / "copy" / "S1.zarr"
     assert differing(left_by(run, [plate]), laptop[1]) == []
     assert json.loads((run / "done" / "segment.json").read_text())["figures"]["lost fields"] == 0
     assert unfinished(run, plate) == []
-    assert user.cluster.eventually(lambda: user.door.left() == [])
+    assert user.cluster.eventually(lambda: user.command_line.left() == [])

@@ -25,7 +25,7 @@ def sweep(user: User, seeds: int) -> str:
 
 
 def elements(user: User) -> list[Run]:
-    return Run(user.door.cwd / "runs" / "sweep" / "nuc").elements()
+    return Run(user.command_line.cwd / "runs" / "sweep" / "nuc").elements()
 
 
 def attempts(user: User) -> dict[str, int]:

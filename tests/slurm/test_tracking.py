@@ -60,7 +60,7 @@ def steps(folder: Path) -> list[int]:
 
 @pytest.mark.kill
 def test_a_server_that_is_killed_and_comes_back_holds_each_step_once(user: User) -> None:
-    folder, port = user.door.cwd, free_port()
+    folder, port = user.command_line.cwd, free_port()
     with server(user, folder, port):
         said = user("count", "steps=150", "pause_s=0.2", f"site.tracking=http://127.0.0.1:{port}", "--site",
                     str(user.cluster.site_file), "site.memory=500M", "--name", "kept")  # fmt: skip
@@ -85,7 +85,7 @@ def families(folder: Path) -> list[tuple[str, str]]:
 
 
 def test_elements_of_an_array_find_one_parent_from_several_nodes(user: User) -> None:
-    folder, port = user.door.cwd, free_port()
+    folder, port = user.command_line.cwd, free_port()
     whole = [(name, "FINISHED") for name in ("nuc", "nuc/seed=0", "nuc/seed=1")]
 
     def forwarded() -> bool:

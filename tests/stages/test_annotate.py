@@ -44,7 +44,7 @@ def plate(export: Path, tmp_path: Path) -> Path:
 
 
 def run(tmp_path: Path, **keys: Any) -> dict[str, Any]:
-    """Plan and do, as the door does; the summary of the done record."""
+    """Plan and do, as the command line does; the summary of the done record."""
     recipe = AnnotateRecipe.model_validate({"labels": "nuclei", **keys})
     where = Run(tmp_path / "runs" / "annotate" / "a")
     annotate(plan(recipe).recipe, Attempt(where, cpus=2))

@@ -267,7 +267,7 @@ SWEEP = [
 ]  # fmt: skip
 
 
-def door(folder: Path, *words: str) -> str:
+def command_line(folder: Path, *words: str) -> str:
     """One call of the command line, to its end."""
     site = ["site.cpus=1", "site.tracking=none"] if words[0] != "report" else []
     call = subprocess.run(
@@ -284,12 +284,12 @@ def test_from_a_sweep_to_its_report_and_to_a_larger_sweep(tmp_path, write_staine
     index = write_stained_plate(tmp_path / "P01.zarr")
     label_plate(index)
     plates = f"plates=[{index.path}]"
-    door(tmp_path, "pretrain", plates, *ISL, "--name", "isl")
+    command_line(tmp_path, "pretrain", plates, *ISL, "--name", "isl")
     over = "over={arm: [random, random+isl], n: [1], draw: [%s]}"
-    told = door(tmp_path, "sweep", plates, *SWEEP, over % "0, 1")
+    told = command_line(tmp_path, "sweep", plates, *SWEEP, over % "0, 1")
     following = [shlex.split(line)[3:] for line in told.split("next: ")[1].splitlines()]
     assert following == [["report", "few"], ["segment", "model=few", plates]]
-    assert "'nuclei_predicted'" in door(tmp_path, *following[1], "--dry-run")
+    assert "'nuclei_predicted'" in command_line(tmp_path, *following[1], "--dry-run")
     sweep = Run(tmp_path / "runs" / "sweep" / "few")
     names = [run.name for run in sweep.elements()]
     assert len(names) == 5
@@ -299,14 +299,14 @@ def test_from_a_sweep_to_its_report_and_to_a_larger_sweep(tmp_path, write_staine
     assert first["figures"]["boxes"] == 6
     page = look_at_page(tmp_path, sweep, elements=4)
 
-    door(tmp_path, "sweep", plates, *SWEEP, over % "0, 1, 2")
+    command_line(tmp_path, "sweep", plates, *SWEEP, over % "0, 1, 2")
     assert len(sweep.elements()) == 7
     assert Run(sweep.folder / "finetune" / "final").summary()["time"] > first["time"]
     assert look_at_page(tmp_path, sweep, elements=6) != page
 
 
 def look_at_page(folder: Path, sweep: Run, elements: int) -> str:
-    door(folder, "report", "few")
+    command_line(folder, "report", "few")
     report = sweep.folder / "report"
     page = (report / "report.html").read_text()
     text = re.sub(r"<[^>]+>", " ", page)

@@ -18,7 +18,7 @@ from left_on_disk import Left, differing, left_by, read_every_array, unfinished
 from made_up_screen import save_model, write_screen
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 WELLS = [f"{row}{column:02d}" for row in "BCDE" for column in range(2, 10)]
 FIELDS, SHAPE = 3, (160, 192)
@@ -34,7 +34,7 @@ class Lab:
         finish_s: from its last field to its done record.
     """
 
-    door: Door
+    command_line: CommandLine
     alone: Left
     finish_s: float = 0
 
@@ -42,30 +42,30 @@ class Lab:
         return ("segment", "model=cells", f"plates={plate}.zarr", "labels=found", "--name", name, *SITE)
 
     def run(self, name: str) -> Path:
-        return self.door.cwd / "runs" / "segment" / name
+        return self.command_line.cwd / "runs" / "segment" / name
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, open_door: Callable[[Path], Door]) -> Lab:
-    door = open_door(tmp_path_factory.mktemp("killed"))
-    write_screen(door.cwd / "S1.zarr", WELLS, FIELDS, SHAPE)
-    shutil.copytree(door.cwd / "S1.zarr", door.cwd / "copy" / "S1.zarr")
-    save_model(door.cwd / "runs" / "finetune" / "cells")
-    lab = Lab(door, {})
-    call = door.open(*lab.segment("S1", "alone"))
+def lab(tmp_path_factory: pytest.TempPathFactory, open_command_line: Callable[[Path], CommandLine]) -> Lab:
+    command_line = open_command_line(tmp_path_factory.mktemp("killed"))
+    write_screen(command_line.cwd / "S1.zarr", WELLS, FIELDS, SHAPE)
+    shutil.copytree(command_line.cwd / "S1.zarr", command_line.cwd / "copy" / "S1.zarr")
+    save_model(command_line.cwd / "runs" / "finetune" / "cells")
+    lab = Lab(command_line, {})
+    call = command_line.open(*lab.segment("S1", "alone"))
     output, _ = call.communicate(timeout=400)
     assert call.returncode == 0, output
     run = lab.run("alone")
     last = max(path.stat().st_mtime for path in run.glob("fields/*/*.json"))
     finish_s = (run / "done" / "segment.json").stat().st_mtime - last
-    return Lab(door, left_by(run, [door.cwd / "S1.zarr"]), finish_s)
+    return Lab(command_line, left_by(run, [command_line.cwd / "S1.zarr"]), finish_s)
 
 
 @dataclass
 class Killer:
     """Ends processes of one run at moments of its choosing; counts those that were alive in mid-run."""
 
-    door: Door
+    command_line: CommandLine
     run: Path
     finish_s: float
     rng: random.Random = field(default_factory=lambda: random.Random(20))
@@ -73,7 +73,7 @@ class Killer:
     call: subprocess.Popen[str] | None = None
 
     def begin(self, *words: str) -> None:
-        self.call = self.door.open(*words)
+        self.call = self.command_line.open(*words)
 
     def end(self) -> tuple[int, str]:
         """Exit code and output of the call, once it has ended."""
@@ -85,13 +85,13 @@ class Killer:
 
     def rank(self) -> list[psutil.Process]:
         """The process that hands the fields out."""
-        return self._children("hpc_isl.cluster.rank.worker", self._door())
+        return self._children("hpc_isl.cluster.rank.worker", self._command())
 
     def workers(self) -> list[psutil.Process]:
         """The processes that compute them, whether they are ready or still starting."""
         return self._children("spawn_main", self.rank())
 
-    def _door(self) -> list[psutil.Process]:
+    def _command(self) -> list[psutil.Process]:
         assert self.call is not None
         return [psutil.Process(self.call.pid)] if self.call.poll() is None else []
 
@@ -124,17 +124,21 @@ class Killer:
             "start": (self.workers, 4.0),  # worker processes take seconds to start
             "finish": (lambda: self.records() == ALL, 0.8 * self.finish_s),
         }[moment]
-        assert self.door.eventually(lambda: comes() or call.poll() is not None, 300)
+        assert self.command_line.eventually(lambda: comes() or call.poll() is not None, 300)
         time.sleep(self.rng.uniform(0, longest_s))
 
     # ---------------------------------------------------------------- kills
 
     def kill(self, who: str) -> None:
-        """All workers, the rank that hands fields out, the door that watches it; or several of them.
+        """All workers, the rank that hands fields out, the command that watches it; or several of them.
 
         Workers go all at once: of two, one would compute the whole plate while the other starts anew.
         """
-        for name, found in {"workers": self.workers(), "rank": self.rank(), "door": self._door()}.items():
+        for name, found in {
+            "workers": self.workers(),
+            "rank": self.rank(),
+            "command": self._command(),
+        }.items():
             if name in who:
                 for process in found:
                     self._kill(name, process)
@@ -150,9 +154,9 @@ class Killer:
 # up, so workers are killed twice in one at most.
 ATTEMPTS = [
     [("field", "workers"), ("field", "rank")],
-    [("start", "workers"), ("field", "workers"), ("start", "rank and door")],
-    [("field", "workers"), ("field", "rank and door")],
-    [("field", "workers"), ("start", "door")],
+    [("start", "workers"), ("field", "workers"), ("start", "rank and command")],
+    [("field", "workers"), ("field", "rank and command")],
+    [("field", "workers"), ("start", "command")],
     [("start", "workers"), ("field", "rank")],
     [("field", "workers"), ("finish", "rank")],
     [("start", "workers"), ("finish", "rank")],
@@ -162,7 +166,7 @@ ATTEMPTS = [
 @pytest.mark.kill
 @pytest.mark.timeout(900)
 def test_killed_twenty_times_it_ends_with_the_same_labels_and_tables(lab: Lab) -> None:
-    killer = Killer(lab.door, lab.run("killed"), lab.finish_s)
+    killer = Killer(lab.command_line, lab.run("killed"), lab.finish_s)
     words = lab.segment("copy/S1", "killed")
     for attempt in ATTEMPTS:
         killer.begin(*words)
@@ -172,8 +176,12 @@ def test_killed_twenty_times_it_ends_with_the_same_labels_and_tables(lab: Lab) -
         code, output = killer.end()
         print(f"{killer.records()} fields, {len(killer.kills)} kills", time.strftime("%H:%M:%S"), flush=True)
         assert code != 0 or attempt[-1][0] == "finish", output
-        assert lab.door.eventually(lambda: lab.door.left() == []), "a killed run leaves no process behind"
-        assert lab.door.eventually(lambda: " running" not in lab.door("status", "killed").stdout)
+        assert lab.command_line.eventually(lambda: lab.command_line.left() == []), (
+            "a killed run leaves no process behind"
+        )
+        assert lab.command_line.eventually(
+            lambda: " running" not in lab.command_line("status", "killed").stdout
+        )
         words = ("resume", "killed")
         if killer.done():
             break  # it was faster than its killer: the last kill came to nothing
@@ -183,7 +191,7 @@ def test_killed_twenty_times_it_ends_with_the_same_labels_and_tables(lab: Lab) -
         assert code == 0, output
     assert killer.kills.count("workers") >= 12, killer.kills
     assert len(killer.kills) >= 20, killer.kills
-    as_if_left_alone(lab, killer.run, lab.door.cwd / "copy" / "S1.zarr")
+    as_if_left_alone(lab, killer.run, lab.command_line.cwd / "copy" / "S1.zarr")
 
 
 def as_if_left_alone(lab: Lab, run: Path, plate: Path) -> None:
@@ -192,7 +200,7 @@ def as_if_left_alone(lab: Lab, run: Path, plate: Path) -> None:
     assert not (run / "losses.csv").exists()
     assert json.loads((run / "done" / "segment.json").read_text())["figures"]["lost fields"] == 0
     assert unfinished(run, plate) == []
-    assert read_every_array(plate) == read_every_array(lab.door.cwd / "S1.zarr")
-    valid = lab.door("validate", "--deep", str(plate))
+    assert read_every_array(plate) == read_every_array(lab.command_line.cwd / "S1.zarr")
+    valid = lab.command_line("validate", "--deep", str(plate))
     assert valid.returncode == 0, valid.stdout
-    assert lab.door.left() == []
+    assert lab.command_line.left() == []

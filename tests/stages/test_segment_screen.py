@@ -17,7 +17,7 @@ from left_on_disk import Left, differing, left_by, unfinished
 from made_up_screen import save_model, write_screen
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 PLATES = [f"P{number:02d}" for number in range(1, 21)]
 WELLS, FIELDS, SHAPE = ("B02", "B03", "C02"), 4, (64, 80)
@@ -56,34 +56,36 @@ def shard_of(folder: Path, place: tuple[str, str, str]) -> Path:
 class Screen:
     """A user's folder with a model, the plates in `whole/`, and the same in `damaged/`."""
 
-    def __init__(self, door: Door) -> None:
-        self.door = door
+    def __init__(self, command_line: CommandLine) -> None:
+        self.command_line = command_line
         for plate in PLATES:
-            write_screen(door.cwd / "whole" / f"{plate}.zarr", WELLS, FIELDS, SHAPE)
-        shutil.copytree(door.cwd / "whole", door.cwd / "damaged")
-        save_model(door.cwd / "runs" / "finetune" / "cells")
+            write_screen(command_line.cwd / "whole" / f"{plate}.zarr", WELLS, FIELDS, SHAPE)
+        shutil.copytree(command_line.cwd / "whole", command_line.cwd / "damaged")
+        save_model(command_line.cwd / "runs" / "finetune" / "cells")
         for place, damage in DAMAGE.items():
-            damage(shard_of(door.cwd / "damaged", place))
+            damage(shard_of(command_line.cwd / "damaged", place))
         self.said = {name: self._segment(name) for name in ("whole", "damaged")}
 
     def _segment(self, name: str) -> str:
         """All plates of a folder in one command; what it printed."""
         words = ("model=cells", f"plates={name}/P*.zarr", "labels=found", "--name", name, *SITE)
-        call = self.door.open("segment", *words)
+        call = self.command_line.open("segment", *words)
         output, _ = call.communicate(timeout=500)
         assert call.returncode == 0, output
         return output
 
     def run(self, name: str) -> Path:
-        return self.door.cwd / "runs" / "segment" / name
+        return self.command_line.cwd / "runs" / "segment" / name
 
     def left(self, name: str) -> Left:
-        return left_by(self.run(name), [self.door.cwd / name / f"{plate}.zarr" for plate in PLATES])
+        return left_by(self.run(name), [self.command_line.cwd / name / f"{plate}.zarr" for plate in PLATES])
 
 
 @pytest.fixture(scope="module")
-def screen(tmp_path_factory: pytest.TempPathFactory, open_door: Callable[[Path], Door]) -> Screen:
-    return Screen(open_door(tmp_path_factory.mktemp("screen")))
+def screen(
+    tmp_path_factory: pytest.TempPathFactory, open_command_line: Callable[[Path], CommandLine]
+) -> Screen:
+    return Screen(open_command_line(tmp_path_factory.mktemp("screen")))
 
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(900)]
@@ -130,7 +132,7 @@ def test_all_other_fields_are_those_of_a_screen_without_damage(screen: Screen) -
                 else pc.equal(theirs["plate"], plate)
             )
         assert own.equals(theirs)
-    assert unfinished(screen.run("damaged"), screen.door.cwd / "damaged") == []
+    assert unfinished(screen.run("damaged"), screen.command_line.cwd / "damaged") == []
 
 
 def test_there_is_a_table_for_each_plate_and_one_of_all_wells(screen: Screen) -> None:
@@ -146,10 +148,10 @@ def test_there_is_a_table_for_each_plate_and_one_of_all_wells(screen: Screen) ->
 
 
 def test_table_adds_up_plates(screen: Screen) -> None:
-    done = screen.door("table", "damaged", "out=plates.csv", "per=plate")
+    done = screen.command_line("table", "damaged", "out=plates.csv", "per=plate")
     assert done.returncode == 0, done.stdout
     assert f"20 plates, 60 wells, {ALL} fields, {len(DAMAGE)} of them lost" in done.stdout
-    with (screen.door.cwd / "plates.csv").open() as stream:
+    with (screen.command_line.cwd / "plates.csv").open() as stream:
         rows = {row["plate"]: row for row in csv.DictReader(stream)}
     assert list(rows) == PLATES
     wells = pq.read_table(screen.run("damaged") / "tables" / "P03.parquet")

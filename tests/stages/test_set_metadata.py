@@ -30,17 +30,17 @@ from hpc_isl.recipes.load import load
 from hpc_isl.stages.set_metadata import metadata_edit
 
 if TYPE_CHECKING:
-    from tests.conftest import Door
+    from tests.conftest import CommandLine
 
 SITE = ("site.workers=1", "site.memory=4G", "site.tracking=none")
 
 
 @pytest.fixture
-def lab(door: Door) -> Door:
+def lab(command_line: CommandLine) -> CommandLine:
     """A folder with a plate S1 whose pixels are said to be twice as large as they are, and a model."""
-    write_screen(door.cwd / "S1.zarr", ["B02"], 1, pixel_um=1.0)
-    save_model(door.cwd / "runs" / "finetune" / "cells", pixel_um=1.0)
-    return door
+    write_screen(command_line.cwd / "S1.zarr", ["B02"], 1, pixel_um=1.0)
+    save_model(command_line.cwd / "runs" / "finetune" / "cells", pixel_um=1.0)
+    return command_line
 
 
 def segment(name: str, *more: str) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def test_nanometres_are_no_micrometres_wherever_a_pixel_is_spoken_of(stage: str,
 # ---------------------------------------------------------------- the plan
 
 
-def test_set_describes_the_change_before_it_is_made(lab: Door) -> None:
+def test_set_describes_the_change_before_it_is_made(lab: CommandLine) -> None:
     """A person reads what changes, how much is written and which runs rest on it; a dry run ends there."""
     assert lab(*draft("D1")).returncode == 0
     assert lab(*segment("before")).returncode == 0
@@ -146,7 +146,7 @@ def test_a_field_that_is_wider_than_a_well_is_doubted(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- in use
 
 
-def test_it_is_refused_while_a_run_that_is_known_here_uses_the_plate(lab: Door) -> None:
+def test_it_is_refused_while_a_run_that_is_known_here_uses_the_plate(lab: CommandLine) -> None:
     """Queued or running, under whatever path of the plate: the run is named, and nothing is changed."""
     assert lab(*draft("D1")).returncode == 0
     run, before = lab.cwd / "runs" / "annotate" / "D1", left(lab.cwd / "S1.zarr")
@@ -164,7 +164,7 @@ def test_it_is_refused_while_a_run_that_is_known_here_uses_the_plate(lab: Door) 
     assert left(lab.cwd / "S1.zarr") == before
 
 
-def test_set_is_refused_while_a_run_of_another_user_uses_the_plate(lab: Door) -> None:
+def test_set_is_refused_while_a_run_of_another_user_uses_the_plate(lab: CommandLine) -> None:
     """Their folder of runs is not known here; the plate itself tells."""
     with among_readers(lab.cwd / "S1.zarr" / LOCK):
         refused = lab("set", "S1.zarr", "pixel_um=0.5")
@@ -173,7 +173,7 @@ def test_set_is_refused_while_a_run_of_another_user_uses_the_plate(lab: Door) ->
     assert lab("set", "S1.zarr", "pixel_um=0.5").returncode == 0
 
 
-def test_a_running_conversion_locks_its_plate_too(lab: Door) -> None:
+def test_a_running_conversion_locks_its_plate_too(lab: CommandLine) -> None:
     """A finished plate may be taking in further fields, which bear the names that it has now."""
     keys = ["source=export", f"out={lab.cwd / 'S1.zarr'}"]
     index = open_plate(lab.cwd / "S1.zarr")
@@ -181,7 +181,7 @@ def test_a_running_conversion_locks_its_plate_too(lab: Door) -> None:
         change_metadata(index, replace(index.plate, pixel_um=0.5), "me")
 
 
-def test_a_run_holds_its_plates_as_long_as_it_computes(lab: Door) -> None:
+def test_a_run_holds_its_plates_as_long_as_it_computes(lab: CommandLine) -> None:
     call = lab.open(*segment("long"))
     held = lab.eventually(lambda: (lab.cwd / "S1.zarr" / LOCK).exists())
     refused = lab("set", "S1.zarr", "pixel_um=0.5")
@@ -195,7 +195,7 @@ def test_a_run_holds_its_plates_as_long_as_it_computes(lab: Door) -> None:
 # ---------------------------------------------------------------- what was computed before
 
 
-def test_earlier_runs_report_the_change_and_are_never_mixed_with_later_ones(lab: Door) -> None:
+def test_earlier_runs_report_the_change_and_are_never_mixed_with_later_ones(lab: CommandLine) -> None:
     """Metadata changed, says everything that touches such a run: `status`, its table, the same command
     again, `resume`, and the next segmentation that meets its labels."""
     assert lab(*draft("D1")).returncode == 0
@@ -222,7 +222,7 @@ def test_earlier_runs_report_the_change_and_are_never_mixed_with_later_ones(lab:
     assert "nothing to do: this run is finished" in lab(*draft("D1")).stdout
 
 
-def test_a_job_that_was_queued_before_does_not_start_on_other_metadata(lab: Door) -> None:
+def test_a_job_that_was_queued_before_does_not_start_on_other_metadata(lab: CommandLine) -> None:
     """It was planned from what the plate said then: it ends at once and says why."""
     assert lab(*draft("D1")).returncode == 0
     run = lab.cwd / "runs" / "annotate" / "D1"
@@ -242,7 +242,7 @@ def test_a_job_that_was_queued_before_does_not_start_on_other_metadata(lab: Door
     assert "metadata of S1 changed: pixel_um: 1 -> 0.5" in (run / "attempts" / "1" / "rank-0.log").read_text()
 
 
-def test_a_model_trained_at_a_wrong_pixel_size_reports_it(lab: Door) -> None:
+def test_a_model_trained_at_a_wrong_pixel_size_reports_it(lab: CommandLine) -> None:
     """The network never saw a micrometre, but its contract holds the size that the plate stated."""
     index = open_plate(lab.cwd / "S1.zarr")
     path = lab.cwd / "runs" / "finetune" / "cells" / "model" / CONTRACT
@@ -276,51 +276,51 @@ def convert(export: Path, *more: str) -> tuple[str, ...]:
     return (*words, "site.tracking=none", *more)
 
 
-def test_a_plan_names_the_label_free_channels(door: Door) -> None:
+def test_a_plan_names_the_label_free_channels(command_line: CommandLine) -> None:
     """A forgotten `pattern.transmitted` shows before a plate is made of it."""
-    export = write_export(door.cwd / "export")
+    export = write_export(command_line.cwd / "export")
     named = ("pattern.channels={'1': Phase, '2': DAPI}", "--dry-run")
-    silent = door(*convert(export, *named))
+    silent = command_line(*convert(export, *named))
     assert "label-free: none; stains: Phase, DAPI" in silent.stdout
     assert "pattern.transmitted=[Phase] says that they are label-free" in silent.stdout
-    output = door(*convert(export, *named, "pattern.transmitted=[Phase]"))
+    output = command_line(*convert(export, *named, "pattern.transmitted=[Phase]"))
     assert "label-free: Phase; stains: DAPI" in output.stdout
     assert "warning" not in output.stdout
 
 
-def test_a_plate_that_was_set_is_no_other_plate_to_convert(door: Door) -> None:
+def test_a_plate_that_was_set_is_no_other_plate_to_convert(command_line: CommandLine) -> None:
     """The same export with the values that were meant leads to `set`, not to converting again; a plate that
     was set takes in repaired fields as it is now called."""
-    export = write_export(door.cwd / "export")
+    export = write_export(command_line.cwd / "export")
     whole = (export / "B03_w2.tif").read_bytes()
     (export / "B03_w2.tif").write_bytes(whole[:100])
-    assert door(*convert(export, "pattern.pixel_um=0.65", "--name", "one")).returncode == 0
+    assert command_line(*convert(export, "pattern.pixel_um=0.65", "--name", "one")).returncode == 0
     meant = (
         "pattern.pixel_um=0.325",
         "pattern.channels={'1': Phase, '2': DNA}",
         "pattern.transmitted=[Phase]",
     )
-    other = door(*convert(export, *meant))
+    other = command_line(*convert(export, *meant))
     assert other.returncode == 2
     assert "another plate" not in other.stdout
     call = shlex.split(other.stdout.splitlines()[-1].split("to change them: ")[1])
-    assert call[3:5] == ["set", str(door.cwd / "P.zarr")]
-    done = door(*call[3:])
+    assert call[3:5] == ["set", str(command_line.cwd / "P.zarr")]
+    done = command_line(*call[3:])
     assert done.returncode == 0, done.stdout
-    assert [channel.fluorescent for channel in open_plate(door.cwd / "P.zarr").plate.channels] == [
+    assert [channel.fluorescent for channel in open_plate(command_line.cwd / "P.zarr").plate.channels] == [
         False,
         True,
     ]
     (export / "B03_w2.tif").write_bytes(whole)
     for words in (meant, ("pattern.pixel_um=0.65",)):
-        again = door(*convert(export, *words))
+        again = command_line(*convert(export, *words))
         assert again.returncode == 0, again.stdout
-        index = open_plate(door.cwd / "P.zarr")
+        index = open_plate(command_line.cwd / "P.zarr")
         assert len(index.plate.fields) == 2
         assert [channel.name for channel in index.plate.channels] == ["Phase", "DNA"]
         assert index.plate.pixel_um == 0.325
         assert len(index.changes) == 1
-    assert door("validate", "P.zarr", "--deep").stdout == "valid\n"
+    assert command_line("validate", "P.zarr", "--deep").stdout == "valid\n"
 
 
 # ---------------------------------------------------------------- what a network sees and learns
@@ -334,18 +334,24 @@ def test_a_plate_that_was_set_is_no_other_plate_to_convert(door: Door) -> None:
     ],
 )
 def test_a_source_channel_is_not_also_a_target(
-    door: Door, write_stained_plate: Callable[..., Any], sources: str, targets: str, messages: str
+    command_line: CommandLine,
+    write_stained_plate: Callable[..., Any],
+    sources: str,
+    targets: str,
+    messages: str,
 ) -> None:
-    write_stained_plate(door.cwd / "P.zarr")
-    done = door("pretrain", "plates=[P.zarr]", f"sources={sources}", f"targets={targets}", "--dry-run")
+    write_stained_plate(command_line.cwd / "P.zarr")
+    done = command_line(
+        "pretrain", "plates=[P.zarr]", f"sources={sources}", f"targets={targets}", "--dry-run"
+    )
     assert done.returncode == 2, done.stdout
     assert messages in done.stdout
 
 
 def test_a_plan_names_stains_that_are_seen_and_label_free_channels_that_are_predicted(
-    door: Door, write_stained_plate: Callable[..., Any]
+    command_line: CommandLine, write_stained_plate: Callable[..., Any]
 ) -> None:
-    write_stained_plate(door.cwd / "P.zarr", stains=("Hoechst", "Actin"))
+    write_stained_plate(command_line.cwd / "P.zarr", stains=("Hoechst", "Actin"))
     common = (
         "pretrain",
         "plates=[P.zarr]",
@@ -360,8 +366,8 @@ def test_a_plan_names_stains_that_are_seen_and_label_free_channels_that_are_pred
         ("Actin", "Brightfield", "the target 'Brightfield' is label-free"),
     ):
         roles = (f"sources=[{{channel: {sources}, plane: 0}}]", f"targets=[{{channel: {targets}, plane: 1}}]")
-        done = door(*common, *roles)
+        done = command_line(*common, *roles)
         assert done.returncode == 0, done.stdout
         assert f"warning: {messages}" in done.stdout
-    plain = door(*common, "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst}]")
+    plain = command_line(*common, "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst}]")
     assert "warning" not in plain.stdout

@@ -424,7 +424,7 @@ def test_a_plate_of_which_every_field_is_lost_is_told_too(tmp_path: Path) -> Non
     assert table(run, tmp_path / "o.parquet", "object", []).headline == made.headline
 
 
-def door(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     code = run_command(["table", *words])
     captured = capsys.readouterr()
     return code, captured.out + captured.err
@@ -435,7 +435,7 @@ def test_the_command_says_what_it_made_and_what_to_type_next(
 ) -> None:
     monkeypatch.chdir(whole[0].root.parent)
     monkeypatch.delenv("HPC_ISL_RUNS", raising=False)
-    code, told = door(["nuc-P", "heatmap=count,area_um2"], capsys)
+    code, told = command_line(["nuc-P", "heatmap=count,area_um2"], capsys)
     lines = told.splitlines()
     assert code == 0
     assert lines[0].startswith("2 plates, 6 wells, 10 fields, 3 of them lost, ")
@@ -457,13 +457,13 @@ def test_the_command_says_what_it_made_and_what_to_type_next(
 def test_what_is_mistyped_is_named(
     whole: tuple[Run, pd.DataFrame], capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
-    code, told = door([*words, "--root", str(whole[0].root)], capsys)
+    code, told = command_line([*words, "--root", str(whole[0].root)], capsys)
     assert code == 2
     assert said in told
 
 
 def test_the_manual_tells_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = door(["--help"], capsys)
+    code, told = command_line(["--help"], capsys)
     assert code == 0
     for word in ("out=…", "per=…", "heatmap=…", "well | field | plate | object", "--root"):
         assert word in told

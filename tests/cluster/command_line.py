@@ -1,4 +1,4 @@
-"""The door, with a stage that only counts, and a pooled one that computes squares."""
+"""The command line, with a stage that only counts, and a pooled one that computes squares."""
 
 import os
 
