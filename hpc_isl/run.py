@@ -219,7 +219,7 @@ class Attempt:
                     self.note()
 
     def log(self, text: str) -> None:
-        """Prints lines for the log, and for whoever watches the run, stamped with the time."""
+        """Prints lines for the log, and for a user who watches the run, stamped with the time."""
         if self.rank == 0:
             stamp = datetime.now().strftime("%H:%M:%S")
             print("\n".join(f"{stamp}  {line}" for line in text.splitlines()), flush=True)

@@ -69,7 +69,7 @@ def normalized_flags(flags: Mapping[str, Value]) -> dict[str, Value]:
     for given, value in flags.items():
         flag = full_name(str(given))
         if flag in normalized:
-            raise ValueError(f"sbatch: {given} is the flag {flag}, which is there already; give it once")
+            raise ValueError(f"sbatch: {given} is the flag {flag}, which is given already; give it once")
         if flag in REFUSED:
             raise ValueError(f"sbatch: {given} cannot be given: {REFUSED[flag]}")
         if flag == "clusters" and "," in str(value):

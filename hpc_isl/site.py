@@ -295,7 +295,7 @@ def folders_of_runs() -> dict[Path, list[str]]:
     """
     folders: dict[Path, list[str]] = {runs_root(): []}
     for name, path in site_files(site_folders()[:2]).items():
-        # A file that cannot be read names no folder; whoever computes on that site gets the error.
+        # A file that cannot be read names no folder; a run on that site reports the error.
         with suppress(UserError):
             runs = read_yaml(path).get("runs")
             if isinstance(runs, str):

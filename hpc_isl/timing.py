@@ -1,4 +1,4 @@
-"""How long work takes: phases are timed while a run goes on, and predict the time of a planned run."""
+"""How long work takes: phases are timed during a run, and predict the time of a planned run."""
 
 from __future__ import annotations
 

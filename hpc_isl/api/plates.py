@@ -228,7 +228,7 @@ class Field:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of labels on this field, whoever made them."""
+        """Names of labels on this field, made by people or programs."""
         return tuple(store.label_names(self.path))
 
     def labels(self, name: str, level: int = 0) -> NDArray[np.uint32]:

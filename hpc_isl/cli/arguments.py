@@ -131,7 +131,7 @@ def run_folders(given: Namespace) -> tuple[Path, ...]:
 
 
 def console(root: Path, argv: tuple[str, ...] = ()) -> Console:
-    """Returns the console of whoever typed this call and keeps runs in `root`."""
+    """Returns the console of the user who typed this call and keeps runs in `root`."""
     from hpc_isl.cluster.monitor.messages import Console
 
     return Console(log, root, program(), argv)

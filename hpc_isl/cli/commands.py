@@ -247,7 +247,7 @@ def ui(given: Namespace) -> int:
 
 
 @command(
-    "one page about a sweep of finetune: curves, annotations saved, pictures", "RUN [options]", "nuc",
+    "one page about a sweep of finetune: curves, annotated objects saved, pictures", "RUN [options]", "nuc",
     ROOT, SITE,
 )  # fmt: skip
 def report(given: Namespace) -> int:

@@ -65,7 +65,7 @@ def set_metadata(given: Namespace) -> int:
         log("\n".join(f"  {run.stage} {run.label}" for run in stale))
     else:
         log("no run rests on it, in the folders of runs that were searched")
-    # After the description, so that whoever is refused has read what would change, and for which runs.
+    # After the description, so that a user who is refused has read what would change, and for which runs.
     uses.refuse_used(edit.index.path, runs)
     if not given.dry_run:
         index = edit.apply()

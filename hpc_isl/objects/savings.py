@@ -70,7 +70,7 @@ class Curve:
 
 
 def saved(arm: Curve, baseline: Curve, score: float) -> Between:
-    """Returns the factor of annotations saved at equal score: objects the baseline needs over the arm's.
+    """Returns the factor of objects saved at equal score: those the baseline needs over the arm's.
 
     Of interest at the scores the arm reaches: `[saved(arm, baseline, score) for score in arm.monotone()]`.
     """

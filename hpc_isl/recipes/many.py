@@ -71,7 +71,7 @@ class StepRecipe(Strict):
     after: list[str] | None = None
     """names of earlier runs of this chain that it waits for; null: the step before it"""
     stop: str | None = None
-    """instead of a run: what a person does before the chain goes on"""
+    """instead of a run: what a person does before the chain continues"""
 
     @model_validator(mode="after")
     def _a_run_or_a_stop(self) -> StepRecipe:

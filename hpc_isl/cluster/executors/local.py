@@ -116,7 +116,7 @@ class Watch:
         try:
             while len(self._codes) < len(self.ranks):
                 time.sleep(LOOK_S)
-                with suppress(OSError, ValueError):  # whoever watched has left: no reason to end the run
+                with suppress(OSError, ValueError):  # the watching process has left: no reason to end the run
                     tick()
                 self._look()
                 self._stop_if_asked()

@@ -131,7 +131,7 @@ def _flags(batch: Batch, site: Site, after: str | None) -> dict[str, object]:
         "mail-user": site.mail, "mail-type": "END,FAIL" if site.mail else None,
         "job-name": f"{batch.run.stage}-{batch.run.name}", "comment": f"hpc_isl attempt {batch.attempt}",
         "chdir": str(batch.run.folder), "requeue": True,
-        "no-kill": True if is_pooled(batch.stage) else None,  # goes on without a lost node
+        "no-kill": True if is_pooled(batch.stage) else None,  # continues without a lost node
         # What waits for a job that failed would wait for ever.
         "dependency": after, "kill-on-invalid-dep": "yes" if after else None,
     }  # fmt: skip

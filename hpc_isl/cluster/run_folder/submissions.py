@@ -23,7 +23,7 @@ from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Run
 from hpc_isl.site import Site, saved_site
 
-HIDDEN = "Slurm shows its job to nobody but whoever submitted it"
+HIDDEN = "Slurm shows its job only to the user who submitted it"
 Submission = dict[str, Any]
 """The content of `submission.json` in the folder of an attempt."""
 
@@ -48,8 +48,8 @@ def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
 def _cluster(site: Site) -> Submission:
     """Returns the Slurm that is meant, also for those who ask it later from another shell."""
     conf, name = cluster_of(site)
-    # `""` is the machine's own configuration; null that of whoever asks: what a node calls its configuration
-    # says nothing elsewhere.
+    # `""` is the machine's own configuration; null that of the machine that asks, because what a node calls
+    # its configuration means nothing elsewhere.
     if conf is None and site.executor == "slurm" and "SLURM_JOB_ID" not in os.environ:
         return {"slurm_conf": str(conf_here() or ""), "cluster": name}
     return {"slurm_conf": conf and str(conf), "cluster": name}

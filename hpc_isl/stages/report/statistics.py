@@ -1,4 +1,4 @@
-"""Statistics of the scores of a sweep: means with intervals, differences between arms, annotations saved."""
+"""Statistics of the scores of a sweep: means with intervals, differences between arms, objects saved."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def _difference(scores: Design, ours: Cell, theirs: Cell) -> Difference:
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- annotations saved
+# ---------------------------------------------------------------- annotated objects saved
 
 
 @dataclass(frozen=True)
