@@ -68,7 +68,7 @@ def test_a_flag_that_only_sbatch_can_read_stays_a_flag() -> None:
 @pytest.mark.parametrize(
     ("flags", "messages"),
     [
-        ({"cpus-per-task": 2, "c": 4}, "c is the flag cpus-per-task, which is there already"),
+        ({"cpus-per-task": 2, "c": 4}, "c is the flag cpus-per-task, which is given already"),
         ({"a": "0-9"}, "site.array says how many of its elements run at once"),
         ({"parsable": True}, "the number of the job is read from what sbatch says without it"),
         ({"clusters": "a,b"}, "a run is followed on one cluster"),
