@@ -82,7 +82,7 @@ def test_pixels_are_those_of_the_store(plate: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"channel": "Hoechst"}, "did you mean 'HOECHST 33342'"),
+        ({"channel": "Hoechst"}, "no channel 'Hoechst'; There are: 'Brightfield', 'HOECHST 33342'"),
         ({"channel": "Brightfield", "plane": 7}, "there are the planes 0"),
         ({"channel": "Brightfield", "level": 9}, "not level 9"),
         ({"channel": "Brightfield", "time": 1}, "not level 0 at time 1"),
@@ -94,10 +94,19 @@ def test_what_is_not_there_is_named(plate: Any, words: dict[str, Any], message: 
 
 
 def test_a_model_segments_as_the_verb_does(folder: Path, plate: Any) -> None:
-    """The labels that the run of segment wrote, but for the heights of peaks, which that run had set."""
+    words = (
+        "segment",
+        "model=cells",
+        "plates=[plate.zarr]",
+        "labels=again",
+        "site.cpus=1",
+        "site.tracking=none",
+    )
+    subprocess.run(
+        [sys.executable, "-m", "hpc_isl.submit", *words], cwd=folder, check=True, capture_output=True
+    )
     model = hpc_isl.load_model(folder / "runs" / "sweep" / "cells")
-    field = plate["B02/1"]
-    labels = model.segment(field)
-    assert labels.shape == field.shape[-2:]
-    assert labels.dtype == np.uint32
-    assert len(np.unique(labels)) - 1 == labels.max()
+    fields = list(hpc_isl.open_plate(folder / "plate.zarr"))
+    assert any(field.labels("again").any() for field in fields)
+    for field in fields:
+        np.testing.assert_array_equal(model.segment(field), field.labels("again"))
