@@ -55,7 +55,7 @@ def sweep_request(
         label = next(label + number for number in numbers if label + number not in elements)
         assignments = [f"{key}={written(value)}" for key, value in values.items()]
         where = f"{origin}, element {' '.join(assignments)}"
-        elements[label] = parsed(stage, override(recipe.base, assignments), where)
+        elements[label] = parsed(recipe.stage, override(recipe.base, assignments), where)
     refuse_unused(list(elements.values()), origin)
     return RunRequest(stage, recipe, site_of(stage, site), name, after, elements)
 
