@@ -148,7 +148,10 @@ def test_a_server_that_ends_is_reported_with_its_reason(command_line: CommandLin
     assert command_line("count", "site.tracking=none").returncode == 0
     database = command_line.cwd / "runs" / "mlflow.db"
     database.write_text("this is no database")
-    refused = command_line("ui")
+    with socket.socket() as probe:  # a port of its own: another test's server may answer on 5000
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    refused = command_line("ui", "--port", str(port))
     assert refused.returncode == 2, refused.stdout
     assert "its server ended with code" in refused.stdout
     assert "file is not a database" in refused.stdout
