@@ -22,14 +22,14 @@ wells = pd.DataFrame({
     "Metadata_Well": [f"A{n:02d}" for n in range(1, 9)],
     "Metadata_control": ["negative"] * 4 + ["drug"] * 4,
     "nuclei": [7.0, 7, 7, 7, 7, 8, 9, 7],
-    "sparse": [0.0, 0, 0, 5, 0, 1, 2, 3],
+    "rare": [0.0, 0, 0, 5, 0, 1, 2, 3],
     "area": [1.0, 2, 3, 4, 5, 6, 7, 8],
 })
 
 
 def normalised(method):
     return normalize(
-        wells, features=["nuclei", "sparse", "area"], meta_features=["Metadata_Well", "Metadata_control"],
+        wells, features=["nuclei", "rare", "area"], meta_features=["Metadata_Well", "Metadata_control"],
         samples="Metadata_control == 'negative'", method=method,
     )
 
@@ -37,7 +37,7 @@ def normalised(method):
 robust, plain = normalised("mad_robustize"), normalised("standardize")
 print(robust.to_string(), plain.to_string(), sep="\n")
 assert robust.nuclei[5] > 1e17, "a constant feature is treated otherwise by now"
-assert robust.sparse[3] > 1e17, "a control that differs from the others is treated otherwise by now"
+assert robust.rare[3] > 1e17, "a control that differs from the others is treated otherwise by now"
 assert robust.area.abs().max() < 10
 assert plain.nuclei.tolist() == [0, 0, 0, 0, 0, 1, 2, 0], "standardize treats it otherwise by now"
 PYTHON
