@@ -74,6 +74,7 @@ def test_pixels_are_those_of_the_store(plate: Any) -> None:
     np.testing.assert_array_equal(
         field.read("HOECHST 33342", plane=0, box=(10, 20, 30, 50)), whole[10:30, 20:50]
     )
+    np.testing.assert_array_equal(field.read("HOECHST 33342", plane="focus+0um"), whole)
     named = field.to_xarray()
     np.testing.assert_array_equal(named.sel(c="HOECHST 33342")[0, 0], whole)
     np.testing.assert_allclose(np.diff(named.x), plate.pixel_um)

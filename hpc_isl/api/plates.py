@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
+from hpc_isl.learning.data.fields import heights
 from hpc_isl.learning.data.pixels import REDUCE, choose_planes, project
 from hpc_isl.plates import metadata, store
 from hpc_isl.plates.plate import Channel, FieldKey, well_name, well_position
@@ -185,9 +186,8 @@ class Field:
         if plane is None:
             return sorted(focus)
         field = self._index.field(self._key)
-        z_um = field.details.get("z_um", {}).get(channel) or dict(enumerate(field.z_um))
         try:
-            return list(choose_planes(plane, focus, z_um, self._index.plate.plane_um))
+            return list(choose_planes(plane, focus, heights(field, channel), self._index.plate.plane_um))
         except UserError as mistake:
             raise UserError(f"{self!r}, {channel}: {mistake}") from None
 

@@ -189,7 +189,7 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
         raise NotImagedError(text, f"without {role.channel!r}")
     focus = {z: fact.focus for z, fact in facts.items()}
     try:
-        planes = choose_planes(role.plane, focus, _heights(stored, role.channel), index.plate.plane_um)
+        planes = choose_planes(role.plane, focus, heights(stored, role.channel), index.plate.plane_um)
     except UserError as error:
         raise NotImagedError(f"{name}: {error}", f"without plane {role.plane} of {role.channel!r}") from None
     stated, profile = index.plate.channels[channel], None
@@ -210,7 +210,7 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
     return plane, facts[planes[0]]
 
 
-def _heights(field: Field, channel: str) -> dict[int, float]:
+def heights(field: Field, channel: str) -> dict[int, float]:
     """Returns plane -> height in micrometres, of one channel; empty where it is not known for each."""
     # A channel may have been imaged at heights of its own.
     own = field.details.get("z_um", {}).get(channel)
