@@ -85,14 +85,14 @@ def test_the_run_ends_with_rank_0(user: User) -> None:
 
 
 def test_at_its_time_limit_a_pooled_run_is_started_again(user: User) -> None:
-    job = user.submit("numbers=600", "pause_s=0.2", *TWO_NODES, name="limit", verb="square")
+    job = user.submit("numbers=6000", "pause_s=0.2", *TWO_NODES, name="limit", verb="square")
     assert user.cluster.eventually(lambda: has_both_nodes(user, "limit"))
     user.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     assert user.cluster.eventually(lambda: user.cluster.job_state(job) == "PENDING", 120), user(
         "logs", "limit"
     )
     before = len(squares(user, "limit"))
-    assert before < 600
+    assert before < 6000
     assert [record(user, "limit", rank)["outcome"] for rank in (0, 1)] == ["stopped", "stopped"]
     user.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     user.cluster.start_now(job)
