@@ -34,7 +34,7 @@ def distance_map(labels: AnyLabels, scale: Scale = "object") -> Distance:
     """
     if scale not in ("pixels", "object"):
         raise UserError(f"scale {scale!r} of a distance map: 'pixels' or 'object'")
-    names = _names(labels)
+    names = names_of(labels)
     distance = np.zeros(names.shape, np.float32)
     if names.size:
         _across(names, _along(names), distance)
@@ -43,7 +43,7 @@ def distance_map(labels: AnyLabels, scale: Scale = "object") -> Distance:
     return distance
 
 
-def _names(labels: AnyLabels) -> Labels:
+def names_of(labels: AnyLabels) -> Labels:
     if labels.ndim != 2 or labels.dtype.kind not in "biu":
         raise UserError(f"labels of shape {labels.shape}, {labels.dtype}: whole numbers (y, x) are expected")
     if labels.size and labels.min() < 0:

@@ -94,6 +94,28 @@ def match(prediction: AnyLabels, truth: AnyLabels) -> Matching:
     return Matching(names[i[paired]], true_names[j[paired]], iou[paired], *counts)
 
 
+COVERED_BY_A_PIECE = 0.1
+COVERED_BY_A_MERGE = 0.5
+
+
+def splits_and_merges(prediction: AnyLabels, truth: AnyLabels) -> tuple[int, int]:
+    """Returns the number of true objects in pieces, and of predicted objects that join several.
+
+    A true object is in pieces where two or more predicted ones hold at least a tenth of its pixels each;
+    a predicted one joins those true objects of which it holds at least half.
+    """
+    _check(prediction, truth)
+    names, own = np.unique(prediction, return_inverse=True)
+    true_names, other = np.unique(truth, return_inverse=True)
+    pairs, shared = np.unique(own.ravel() * len(true_names) + other.ravel(), return_counts=True)
+    i, j = np.divmod(pairs, len(true_names))
+    share = shared / np.bincount(other.ravel(), minlength=len(true_names))[j]
+    objects = (names[i] > 0) & (true_names[j] > 0)
+    pieces = np.bincount(j[objects & (share >= COVERED_BY_A_PIECE)], minlength=1)
+    joined = np.bincount(i[objects & (share >= COVERED_BY_A_MERGE)], minlength=1)
+    return int((pieces > 1).sum()), int((joined > 1).sum())
+
+
 def object_scores(prediction: AnyLabels, truth: AnyLabels) -> dict[str, float]:
     """Returns all scores of one image or annotation box, by the names they have in tables."""
     matching = match(prediction, truth)

@@ -40,24 +40,33 @@ class ObjectsRecipe(Strict):
     output (nuclei: shifted sigmoid of the scaled stain; cells: two convolutions that widen 1 to 2)"""
     slope: Annotated[float, Bound(gt=0)] = 10.0
     """a of the paper's head for nuclei, 1 / (1 + exp(-a (x - 0.5))), x the stain in [0, 1]"""
+    map: Literal["geodesic", "euclidean"] = "geodesic"
+    """cells: what the distance map says of a pixel. geodesic: how near it is to its object's centre, along
+    paths inside the object: one peak, however long the cell. euclidean: how far it is from the edge, as the
+    paper has it; long cells have several peaks"""
     scale: Literal["object", "pixels"] = "object"
     """unit of the distance map: the greatest of each object at 255, or pixels of the level read;
     h_maxima and alpha refer to it"""
     alpha: Annotated[float, Bound(gt=0)] = 2000.0
     """cells: weight of the mask's cross entropy beside the squared error of the distance map"""
-    h_maxima: Annotated[float, Bound(ge=0)] = 10.0
+    h_maxima: Annotated[float, Bound(ge=0)] | Literal["fit"] = "fit"
     """cells: height of peaks in map units, 0 to 255 (ImageJ's prominence): peaks of the distance map that
-    rise less than this above the saddle between them are one object"""
+    rise less than this above the saddle between them are one object. fit: what parts the annotated objects
+    best in boxes that a network did not learn from, for which two more networks learn from half the boxes
+    and steps each; the smallest area and the mask's threshold are fitted with it. The paper has 10"""
+    mask_threshold: Annotated[float, Bound(gt=0, lt=1)] | None = None
+    """cells: probability from which a pixel is of an object; null: fitted with h_maxima, else 0.5"""
     min_area: Count | None = None
-    """smaller objects are dropped, in pixels of the level read; null: half the smallest annotated object that
-    no edge cuts, in µm² where the size of a pixel is known. 0: none is dropped"""
+    """smaller objects are dropped, in pixels of the level read; null: fitted with h_maxima, else half the
+    smallest annotated object that no edge cuts, in µm² where the size of a pixel is known. 0: none is
+    dropped"""
     method: Literal["watershed", "reference"] = "watershed"
     """reference: the same watershed by scikit-image step by step, slow; to check"""
 
     def unused(self) -> Iterator[tuple[str, str]]:
         """Keys of the other kind, or of the other head."""
         if self.kind == "nuclei":
-            names = ("alpha", "h_maxima", "scale", "method")
+            names = ("alpha", "h_maxima", "map", "mask_threshold", "scale", "method")
             yield from ((f"objects.{name}", "objects.kind is nuclei") for name in names)
         if self.head == "same":
             yield "objects.slope", "objects.head is same"
@@ -149,6 +158,11 @@ class FinetuneRecipe(Recipe):
     """whole fields after training"""
     among: list[Path] = []
     """arm best: the runs from which the best is taken; a sweep fills it in"""
+
+    @property
+    def fits_objects(self) -> bool:
+        """Whether two more networks are trained, to fit what parts the cells."""
+        return self.objects.kind == "cells" and self.objects.h_maxima == "fit" and self.n != 0
 
     @field_validator("plates", "pretrained", "reference_labels", mode="before")
     @classmethod

@@ -33,10 +33,26 @@ VALUES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 }
 """stage -> present dotted key -> former value -> present one"""
 
+WHOLE = {"objects": {"kind", "head", "slope", "scale", "h_maxima", "method"}}
+"""section -> keys that every version wrote into it where it was kept whole"""
+ADDED: Mapping[str, Mapping[str, object]] = {
+    "finetune": {"objects.map": "euclidean", "objects.mask_threshold": None}
+}
+"""stage -> key that earlier versions did not have -> the value that means what they did
+
+A digest leaves such a key out where it has that value, so that what was computed before keeps its digest."""
+
 
 def present(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys and values of a recipe, nested or dotted, as this version names them."""
-    return _translated(content, KEYS.get(stage, {}), VALUES.get(stage, {}))
+    result = _translated(content, KEYS.get(stage, {}), VALUES.get(stage, {}))
+    for key, value in ADDED.get(stage, {}).items():
+        outer, inner = key.split(".")
+        # A whole section lacks the key only where an earlier version wrote it; a section that a person typed
+        # is not whole and takes today's default.
+        if isinstance(section := result.get(outer), dict) and WHOLE[outer] <= section.keys():
+            section.setdefault(inner, value)
+    return result
 
 
 def former(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +62,12 @@ def former(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
         _renamed(key, keys): {new: old for old, new in names.items()}
         for key, names in VALUES.get(stage, {}).items()
     }
-    return _translated(content, keys, values)
+    result = _translated(content, keys, values)
+    for key, value in ADDED.get(stage, {}).items():
+        outer, inner = key.split(".")
+        if isinstance(section := result.get(outer), dict) and section.get(inner, ...) == value:
+            del section[inner]
+    return result
 
 
 def kept(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hpc_isl.learning.data.fields import field_view
 from hpc_isl.learning.data.view import Role, View
 from hpc_isl.learning.training.batches import batches
 from hpc_isl.objects.distance import distance_map
+from hpc_isl.objects.geodesic import geodesic_map
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, write_labels
 from hpc_isl.recipes.training import AugmentRecipe, NormalizeRecipe, TrainRecipe
@@ -149,11 +150,12 @@ def test_sources_mask_and_distance_stay_aligned_when_turned(placed, distance):
     one = crops(index, box, augment=AugmentRecipe(brightness=0, contrast=0), distance=distance)
     turned = set()
     for number in range(24):
-        sources, (known, mask, found) = one[number]
+        sources, (known, mask, counts, found) = one[number]
         y, x = sources.astype(int)
         assert np.array_equal(known == 1, inside(sources, box))
         assert np.array_equal(mask, (labels[0, y, x] > 0) * known)
         assert np.array_equal(found, whole[y, x])
+        assert np.array_equal(counts, known), "without whole_only the map counts wherever it is known"
         turned.add((np.sign(y[1, 0] - y[0, 0]), np.sign(y[0, 1] - y[0, 0]), np.sign(x[0, 1] - x[0, 0])))
     assert len(turned) >= 4
 
@@ -167,7 +169,7 @@ def test_sources_mask_and_distance_stay_aligned_when_magnified(placed):
     one = crops(index, box, augment=scaled, distance=PIXELS, in_pixels=True)
     factors = []
     for number in range(12):
-        sources, (known, mask, found) = one[number]
+        sources, (known, mask, _counts, found) = one[number]
         rise = float(np.median(np.diff(sources[0], axis=0)))
         factors.append(1 / rise)
         # A place half-way between two pixels has two nearest ones.
@@ -193,9 +195,27 @@ def test_objects_are_measured_before_crops_cut_them(placed):
     for number in range(20):
         sources, targets = one[number]
         y, x = sources.astype(int)
-        assert np.array_equal(targets[2], whole[y, x])
-        cut += not np.allclose(targets[2], OBJECT(labels[0, y, x]))
+        assert np.array_equal(targets[3], whole[y, x])
+        cut += not np.allclose(targets[3], OBJECT(labels[0, y, x]))
     assert cut > 5
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_the_map_of_an_object_that_its_box_cuts_does_not_count(placed, scale):
+    index, labels = placed()
+    box = (3, 6, 70, 45)  # cuts object 3 and leaves the others whole
+    augment = AugmentRecipe(brightness=0, contrast=0, scale=scale)
+    one = crops(index, box, augment=augment, distance=partial(geodesic_map, scale="object"), whole_only=True)
+    seen = set()
+    for number in range(24):
+        sources, (known, mask, counts, _found) = one[number]
+        sure = (abs(sources % 1 - 0.5) > 0.02).all(axis=0)
+        y, x = np.clip(np.floor(sources + 0.5).astype(int), 0, [[[95]], [[79]]])
+        own = np.where(known == 1, labels[0, y, x], 0)
+        assert np.array_equal((counts == 1)[sure], ((known == 1) & (own != 3))[sure])
+        assert np.array_equal((mask == 1)[sure], (own > 0)[sure]), "of the mask all counts"
+        seen |= set(np.unique(own[sure]))
+    assert seen == {0, 1, 2, 3}
 
 
 def test_lower_levels_and_odd_sizes(placed):

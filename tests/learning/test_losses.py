@@ -88,7 +88,7 @@ def drawn(seed, outputs=1, size=8):
     prediction = 3 * torch.randn(3, outputs, size, size, generator=rng)
     mask = (torch.rand(3, size, size, generator=rng) > 0.6).float()
     distance = mask * 255 * torch.rand(3, size, size, generator=rng)
-    maps = [torch.ones_like(mask), mask, distance][: outputs + 1]
+    maps = [torch.ones_like(mask), mask, torch.ones_like(mask), distance][: 2 * outputs]
     return prediction, torch.stack(maps, 1), rng
 
 
@@ -104,7 +104,7 @@ def test_the_loss_of_nuclei_is_the_librarys_jaccard_loss(seed):
 @given(seeds, st.floats(0.1, 3000))
 def test_the_loss_of_cells_is_squared_error_and_alpha_times_cross_entropy(seed, alpha):
     prediction, target, _ = drawn(seed, outputs=2)
-    expected = F.mse_loss(prediction[:, 0], target[:, 2])
+    expected = F.mse_loss(prediction[:, 0], target[:, 3])
     expected += alpha * F.binary_cross_entropy_with_logits(prediction[:, 1], target[:, 1])
     torch.testing.assert_close(object_loss("cells", alpha)(prediction, target), expected)
 
@@ -114,10 +114,10 @@ def test_the_loss_of_cells_is_squared_error_and_alpha_times_cross_entropy(seed, 
 def test_pixels_outside_of_boxes_change_neither_loss_nor_gradient(seed, kind, share):
     prediction, target, rng = drawn(seed, 1 if kind == "nuclei" else 2)
     known = (torch.rand(3, 8, 8, generator=rng) < share).float()
-    target[:, 0] = known
+    target[:, ::2] = known[:, None]  # where the mask counts, and for cells where the map does
     other_target, other = target.clone(), prediction.clone()
     away = (known == 0)[:, None]
-    other_target[:, 1:] = torch.where(away, 1 - target[:, 1:], target[:, 1:])
+    other_target[:, 1::2] = torch.where(away, 1 - target[:, 1::2], target[:, 1::2])
     other = torch.where(away, -5 * prediction + 1, prediction)
     loss, found = object_loss(kind, 2000.0), []
     for output, drawn_ in ((prediction, target), (other, other_target)):
@@ -130,6 +130,17 @@ def test_pixels_outside_of_boxes_change_neither_loss_nor_gradient(seed, kind, sh
     assert not found[0][1][away.expand_as(prediction)].any()
 
 
+@settings(deadline=None, max_examples=30)
+@given(seeds, st.floats(0, 1))
+def test_the_map_of_a_cut_object_teaches_nothing_and_its_mask_all(seed, share):
+    prediction, target, rng = drawn(seed, outputs=2)
+    target[:, 2] = (torch.rand(3, 8, 8, generator=rng) < share).float()
+    leaf = prediction.requires_grad_()
+    object_loss("cells", 2000.0)(leaf, target).backward()
+    assert not leaf.grad[:, 0][target[:, 2] == 0].any()
+    assert leaf.grad[:, 1].all()
+
+
 @settings(deadline=None, max_examples=20)
 @given(seeds)
 def test_a_box_counts_as_an_image_of_its_size_would(seed):
@@ -137,7 +148,7 @@ def test_a_box_counts_as_an_image_of_its_size_would(seed):
     target[:, 0] = 0
     target[:, 0, 2:7, 1:5] = 1
     cut = (slice(None), slice(2, 7), slice(1, 5))
-    for loss, of in ((jaccard, 1), (cross_entropy, 1), (squared_error, 2)):
+    for loss, of in ((jaccard, 1), (cross_entropy, 1), (squared_error, 3)):
         whole = loss(prediction[:, 0], target[:, of], target[:, 0])
         alone = loss(prediction[:, 0][cut], target[:, of][cut], torch.ones(3, 5, 4))
         torch.testing.assert_close(whole, alone)
@@ -146,7 +157,7 @@ def test_a_box_counts_as_an_image_of_its_size_would(seed):
 @pytest.mark.parametrize("kind", ["nuclei", "cells"])
 def test_a_batch_without_known_pixels_has_a_finite_loss_and_changes_nothing(kind):
     prediction, target, _ = drawn(0, 1 if kind == "nuclei" else 2)
-    target[:, 0] = 0
+    target[:, ::2] = 0
     leaf = prediction.requires_grad_()
     value = object_loss(kind, 2000.0)(leaf, target)
     value.backward()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 
-from hpc_isl.objects.matching import THRESHOLDS, inside, match, object_scores
+from hpc_isl.objects.matching import THRESHOLDS, inside, match, object_scores, splits_and_merges
 
 SMALL = arrays(np.uint8, (6, 7), elements=st.integers(0, 4))
 SEEDS = range(12)
@@ -240,3 +240,15 @@ def test_a_hundred_thousand_objects_need_no_table_of_all_by_all():
     assert result.hits(0.6) == 317**2  # each shifted by a quarter, so 12 of 20 pixels are shared
     assert result.hits(0.65) == 0
     assert peak < 30 * truth.nbytes
+
+
+@given(SMALL, SMALL)
+def test_splits_and_merges_are_those_of_a_dense_count(prediction, truth):
+    def share(mine, theirs):
+        return ((prediction == mine) & (truth == theirs)).sum() / (truth == theirs).sum()
+
+    ours, theirs = (np.setdiff1d(labels, [0]) for labels in (prediction, truth))
+    splits = sum(sum(share(mine, own) >= 0.1 for mine in ours) > 1 for own in theirs)
+    merges = sum(sum(share(mine, own) >= 0.5 for own in theirs) > 1 for mine in ours)
+    assert splits_and_merges(prediction, truth) == (splits, merges)
+    assert splits_and_merges(truth, truth) == (0, 0)

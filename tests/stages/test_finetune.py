@@ -560,6 +560,38 @@ def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_weights(world, tmp_pa
     assert rows(one.run) == rows(through)
 
 
+def test_a_run_that_stops_while_a_part_is_left_out_goes_on_there_and_fits_the_same(world, tmp_path):
+    keys = ["arm=random+isl", "n=2", "train.steps=10", "train.checkpoint_every=1", "objects.kind=cells",
+            "drafted=null"]  # fmt: skip
+    wanted = plan(recipe(world, *keys)).recipe
+    through = run(world, "a", *keys, root=tmp_path / "through")
+    fitted = json.loads((through.folder / "fit.json").read_text())
+    task = read_contract(through.model).task
+    assert [task.h_maxima, task.mask_threshold, task.min_area] == [
+        fitted[name] for name in ("h_maxima", "mask_threshold", "min_area")
+    ]
+    assert fitted["pieces"] == 2
+    run_ = Run(tmp_path / "runs" / "finetune" / "a")
+    for number, fold in enumerate((0, 1)):
+        attempt = Attempt(run_, number=number)
+        shown = attempt.progress
+
+        def progress(done, total, unit, *, attempt=attempt, fold=fold, shown=shown, **values):
+            shown(done, total, unit, **values)
+            if (run_.checkpoints / f"fold-{fold}" / "step-00000001.pt").exists():
+                attempt.stopping.set()
+
+        attempt.progress = progress
+        finetune(wanted, attempt)
+        assert run_.summary() is None
+        assert not (run_.folder / "fit.json").exists()
+    assert not list(run_.checkpoints.glob("step-*.pt")), "the network that is kept has not begun"
+    finetune(wanted, Attempt(run_, number=2))
+    assert same_weights(run_, through)
+    assert json.loads((run_.folder / "fit.json").read_text()) == fitted
+    assert rows(run_) == rows(through)
+
+
 @pytest.mark.journey
 def test_two_processes_score_as_one(world, tmp_path):
     keys = ["arm=random+isl", "n=2", "train.steps=1", "objects.kind=cells", "drafted=null"]

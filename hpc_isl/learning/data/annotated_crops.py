@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.segmentation import clear_border
 
 from hpc_isl.learning.data.augment import resize, shade, turn, zoom
 from hpc_isl.learning.data.fields import FieldView
@@ -21,7 +23,8 @@ from hpc_isl.seeds import stream
 
 Labels = NDArray[np.uint32]
 Distance = Callable[[Labels], Pixels]
-Maps = tuple[NDArray[np.bool_], Pixels | None]
+Maps = tuple[NDArray[Any], ...]
+"""(y, x) each: the mask, and where a distance map is learnt, the pixels in which it counts, and the map."""
 Corners = tuple[int, int, int, int]
 
 
@@ -52,6 +55,7 @@ class AnnotatedCrops:
         edge: of a crop, in pixels.
         distance: labels (y, x) to their distance map; None: no distance map is learnt.
         in_pixels: distances are lengths, which grow when a crop is magnified.
+        whole_only: the map of an object that the box's edge cuts does not count: its centre is not known.
     """
 
     boxes: tuple[Annotated, ...]
@@ -61,6 +65,7 @@ class AnnotatedCrops:
     augment: AugmentRecipe
     distance: Distance | None = None
     in_pixels: bool = False
+    whole_only: bool = False
 
     def __len__(self) -> int:
         """Samples of an epoch."""
@@ -71,13 +76,18 @@ class AnnotatedCrops:
         return self.boxes[drawn(self.seed, number, len(self))[1] // self.per_box].field
 
     def __getitem__(self, number: int) -> tuple[Pixels, Pixels]:
-        """Returns source (C, edge, edge) and target (2 or 3, edge, edge): known, mask, distance; float32."""
+        """Returns source (C, edge, edge) and target (2 or 4, edge, edge), float32.
+
+        A target is known and mask; with a distance map also where that counts, and the map.
+        """
         epoch, crop = drawn(self.seed, number, len(self))
         own, rng = self.boxes[crop // self.per_box], stream(self.seed, "crop", epoch, crop)
         size = round(self.edge / zoom(self.augment, rng))
         y, x = own.box
         corners = y.start, x.start, y.stop, x.stop
-        maps = _maps_of(own.image, own.labels, own.level, own.field.time, corners, self.distance)
+        maps = _maps_of(
+            own.image, own.labels, own.level, own.field.time, corners, self.distance, self.whole_only
+        )
         window = _place(own, maps, size, rng)
         sources = resize(pad(stack(own.field.sources, window), size), self.edge)
         targets = _targets(maps, own.box, window)
@@ -89,17 +99,17 @@ class AnnotatedCrops:
         return shade(sources, self.augment, rng), targets
 
     def _resized(self, targets: Pixels) -> Pixels:
-        """Takes known and mask from the nearest pixel; interpolates distances, 0 outside of the mask."""
+        """Takes all but distances from the nearest pixel; interpolates these, 0 outside of the mask."""
         size = targets.shape[-1]
         if size == self.edge:
             return targets
         nearest = ((np.arange(self.edge) + 0.5) * size / self.edge).astype(int)
-        flat = targets[:2][:, nearest[:, None], nearest]
+        flat = targets[: len(targets) - (self.distance is not None), nearest[:, None], nearest]
         if self.distance is None:
             return flat
         factor = self.edge / size if self.in_pixels else 1.0
         # Interpolation smears distances beyond the mask, where they are 0.
-        return np.concatenate([flat, resize(targets[2:], self.edge) * factor * flat[1]])
+        return np.concatenate([flat, resize(targets[-1:], self.edge) * factor * flat[1]])
 
 
 def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
@@ -109,10 +119,17 @@ def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
 
 # Boxes recur in every epoch, and a distance map takes longer than a crop.
 @lru_cache(maxsize=16)
-def _maps_of(image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None) -> Maps:
-    """Returns mask and distance map of a whole box: objects are measured before crops cut them."""
+def _maps_of(
+    image: Path, name: str, level: int, time: int, box: Corners, distance: Distance | None, whole_only: bool
+) -> Maps:
+    """Returns the maps of a whole box: objects are measured before crops cut them."""
     labels = read_label_box(image, name, time, slice(box[0], box[2]), slice(box[1], box[3]), level)
-    return labels > 0, distance(labels) if distance else None
+    if distance is None:
+        return (labels > 0,)
+    counts = np.ones(labels.shape, bool)
+    if whole_only:
+        counts = (labels == 0) | (clear_border(labels) > 0)
+    return labels > 0, counts, distance(labels)
 
 
 def _place(own: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> Box:
@@ -146,13 +163,11 @@ def _overlap(box: Box, window: Box) -> tuple[Box, Box]:
 
 
 def _targets(maps: Maps, box: Box, window: Box) -> Pixels:
-    """Returns known, mask and distance in the window; 0, unknown, outside of the box."""
-    mask, distance = maps
+    """Returns known and the maps in the window; 0, unknown, outside of the box."""
     in_box, in_window = _overlap(box, window)
-    cut = np.zeros((2 if distance is None else 3, *(w.stop - w.start for w in window)), np.float32)
+    cut = np.zeros((1 + len(maps), *(w.stop - w.start for w in window)), np.float32)
     # Outside of the box `known` stays 0: there the loss ignores mask and distance.
     cut[0, *in_window] = 1
-    cut[1, *in_window] = mask[in_box]
-    if distance is not None:
-        cut[2, *in_window] = distance[in_box]
+    for channel, own in enumerate(maps, 1):
+        cut[channel, *in_window] = own[in_box]
     return cut

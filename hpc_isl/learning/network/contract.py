@@ -28,7 +28,7 @@ class Task:
         head: same or paper; `from_stain`: the paper's head takes the output of an ISL model.
         span: the stain's output is divided by this before the paper's sigmoid.
         slope: of that sigmoid.
-        scale, h_maxima, min_area, method: from distance map and mask to labels, as in ObjectsRecipe;
+        map, scale, h_maxima, mask_threshold, min_area, method: as in ObjectsRecipe, h_maxima in numbers;
             `min_area` is in pixels that the network sees, and `min_area_um2` the same in µm², where known.
         arm, boxes, objects: the arm it started from, and the numbers of boxes and objects it learnt from.
     """
@@ -47,6 +47,8 @@ class Task:
     boxes: int = 0
     objects: int = 0
     min_area_um2: float | None = None
+    map: str = "euclidean"
+    mask_threshold: float | None = None
 
     @property
     def outputs(self) -> int:
@@ -103,7 +105,8 @@ class Contract:
         decisive = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
         names = ["kind", "head", "from_stain", "span", "slope", "scale", "h_maxima", "min_area", "method"]
         # Models of earlier versions have none, and keep the hash that labels were written under.
-        names += ["min_area_um2"] if self.task and self.task.min_area_um2 is not None else []
+        optional = {"min_area_um2": None, "map": "euclidean", "mask_threshold": None}
+        names += [name for name, value in optional.items() if self.task and getattr(self.task, name) != value]
         task = self.task and {name: getattr(self.task, name) for name in names}
         return decisive | {"task": task and _former_task(task)}
 

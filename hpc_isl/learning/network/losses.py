@@ -97,8 +97,9 @@ def structural_similarity(prediction: Tensor, target: Tensor, span: float) -> Te
 
 
 # ---------------------------------------------------------------- masks and distance maps
-# A target is (batch, 2 or 3, y, x) float32: `known` (1 inside annotation boxes, else 0), the mask (1 inside
-# objects), and for cells the distance map. Pixels outside of boxes change no weight.
+# A target is (batch, 2 or 4, y, x) float32: `known` (1 inside annotation boxes, else 0), the mask (1 inside
+# objects), and for cells where the distance map counts, and that map. What lies outside of boxes changes no
+# weight.
 
 
 def object_loss(kind: str, alpha: float) -> Loss:
@@ -111,9 +112,9 @@ def object_loss(kind: str, alpha: float) -> Loss:
         return lambda prediction, target: jaccard(prediction[:, 0], target[:, 1], target[:, 0])
 
     def cells(prediction: Tensor, target: Tensor) -> Tensor:
-        known, mask, distance = target.unbind(1)
+        known, mask, counts, distance = target.unbind(1)
         mask_loss = cross_entropy(prediction[:, 1], mask, known)
-        return squared_error(prediction[:, 0], distance, known) + alpha * mask_loss
+        return squared_error(prediction[:, 0], distance, counts) + alpha * mask_loss
 
     return cells
 

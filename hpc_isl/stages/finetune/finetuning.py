@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from hpc_isl import seeds
-from hpc_isl.files import read_json
+from hpc_isl.files import read_json, write_atomic
 from hpc_isl.learning.data.annotated_crops import Annotated, AnnotatedCrops
 from hpc_isl.learning.data.fields import field_view
 from hpc_isl.learning.network import model
@@ -24,10 +26,12 @@ from hpc_isl.learning.training.gradient_accumulation import check_micro_batches
 from hpc_isl.learning.training.optim import groups_of
 from hpc_isl.learning.training.world import World, open_world
 from hpc_isl.objects.distance import distance_map
+from hpc_isl.objects.geodesic import geodesic_map
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.load import digest
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
+from hpc_isl.stages.finetune import fit
 from hpc_isl.stages.finetune.boxes import Box, BoxObjects, objects_of, with_least_area
 from hpc_isl.stages.finetune.inputs import FinetuneInputs, as_planned, frozen_batchnorm, resolve_inputs
 from hpc_isl.stages.finetune.scores import main_figures, make_scores
@@ -36,6 +40,8 @@ from hpc_isl.stages.shared.held_out import write_scores
 from hpc_isl.stages.shared.pictures import draw_training
 from hpc_isl.stages.shared.training_run import TrainingRun
 from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after
+
+FIT = "fit.json"
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
@@ -54,7 +60,12 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
             count = task.objects if task else 0
             attempt.log(f"{len(objects)} boxes, {count} objects")
             start = time.monotonic()
-            _, finished = run.train()
+            if task is not None and recipe.fits_objects:
+                task, finished = _fitted(run, inputs, task)
+            else:
+                finished = True
+            if finished:
+                _, finished = run.train()
             seconds = time.monotonic() - start
         if finished:
             # Without a task the run predicts the stain by the model that it started from.
@@ -101,6 +112,52 @@ def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
             make_scores(run, replace(inputs, testing=own), task)
 
 
+def _fitted(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Task) -> tuple[Task, bool]:
+    """Returns the task with what its left-out boxes say of h, threshold and area; False: asked to stop.
+
+    A network that has learnt is found again in its last checkpoint, so that a later attempt goes on there.
+    """
+    recipe, attempt, world = run.recipe, run.attempt, run.world
+    seed = seeds.integer(recipe.train.seed, "draw", recipe.draw)
+    folds = fit.deal(inputs.learning)
+    left_out: list[fit.LeftOut] = []
+    for number, pieces in enumerate(folds):
+        others = [piece.box for other in folds if other is not pieces for piece in other]
+        network: Any = _network(recipe, inputs, run.net, task, seed)
+        if frozen := frozen_batchnorm(recipe):
+            freeze_batchnorm(network.encoder if frozen == "encoder" else network)
+        attempt.log(f"fitting: fold {number + 1} of {len(folds)} is left out, to see what parts its objects")
+        fold = replace(
+            run, network=network, crops=_crops(recipe, seed, others), fold=number,
+            groups=groups_of(network, recipe.transfer.layer_lr, recipe.transfer.frozen),
+            share_of_steps=1 - 1 / len(folds),
+        )  # fmt: skip
+        _, finished = fold.train()
+        if not finished:
+            return task, False
+        if world.rank == 0:
+            predictor = fold.predictor()
+            for piece in pieces:
+                sources, _ = piece.box.plate.read(piece.box.key, piece.box.time)
+                left_out.append(fit.LeftOut.of(piece, predictor(sources)))
+    scores: dict[str, Any] | None = None
+    if world.rank == 0 and any(own.truth.any() for own in left_out):
+        task, scores = fit.fit(task, recipe.objects, left_out)
+        write_atomic(attempt.run.folder / FIT, json.dumps(scores, indent=1))
+    task, scores = world.broadcast((task, scores))
+    if scores is None:
+        attempt.log(
+            f"h_maxima={task.h_maxima:g}, the usual height: too little is annotated to leave a part of it out"
+        )
+    else:
+        attempt.log(
+            f"h_maxima={task.h_maxima:g}, mask_threshold={task.mask_threshold:g}, min_area={task.min_area}: "
+            f"fitted on {scores['objects']} objects left out in turn, mAP {scores['mAP']:.3f} "
+            f"({scores['mAP_usual']:.3f} at the usual h_maxima={scores['usual']:g})"
+        )
+    return task, True
+
+
 def _open_run(
     recipe: FinetuneRecipe, attempt: Attempt, world: World
 ) -> tuple[TrainingRun[FinetuneRecipe], FinetuneInputs, Task | None, list[BoxObjects]]:
@@ -129,7 +186,7 @@ def _open_run(
     if frozen := frozen_batchnorm(recipe):
         freeze_batchnorm(network.encoder if frozen == "encoder" else network)
     run = TrainingRun(
-        recipe, attempt, world, inputs.study, net, network, _crops(recipe, inputs, seed),
+        recipe, attempt, world, inputs.study, net, network, _crops(recipe, seed, inputs.learning),
         object_loss(recipe.objects.kind, recipe.objects.alpha), digest(recipe, record.get("inputs", {})),
         groups_of(network, recipe.transfer.layer_lr, recipe.transfer.frozen),
     )  # fmt: skip
@@ -142,15 +199,16 @@ def _task(recipe: FinetuneRecipe, inputs: FinetuneInputs, objects: int) -> Task 
     if start is not None and recipe.n == 0:
         known = start.contract.task
         return known and replace(
-            known, h_maxima=asked.h_maxima, method=asked.method, arm=recipe.arm, boxes=0, objects=0
-        )
+            known, h_maxima=known.h_maxima if asked.h_maxima == "fit" else asked.h_maxima,
+            method=asked.method, arm=recipe.arm, boxes=0, objects=0,
+        )  # fmt: skip
     stain = start.contract.view.normalize.target if start else ""
     from_stain = start is not None and start.isl and asked.head == "paper"
     return Task(
         labels=recipe.labels, kind=asked.kind, head=asked.head, from_stain=from_stain,
         span=65535.0 if stain == "none" else 1.0, slope=asked.slope, scale=asked.scale,
-        h_maxima=asked.h_maxima, method=asked.method, arm=recipe.arm, boxes=len(inputs.learning),
-        objects=objects,
+        map=asked.map, h_maxima=fit.height_of(asked), mask_threshold=asked.mask_threshold,
+        method=asked.method, arm=recipe.arm, boxes=len(inputs.learning), objects=objects,
     )  # fmt: skip
 
 
@@ -177,8 +235,9 @@ def _network(
     return network
 
 
-def _crops(recipe: FinetuneRecipe, inputs: FinetuneInputs, seed: int) -> AnnotatedCrops:
-    scale = recipe.objects.scale
+def _crops(recipe: FinetuneRecipe, seed: int, boxes: Sequence[Box]) -> AnnotatedCrops:
+    objects = recipe.objects
+    distance = geodesic_map if objects.map == "geodesic" else distance_map
 
     def annotated(box: Box) -> Annotated:
         y0, x0, y1, x1 = box.at(box.level)
@@ -186,10 +245,10 @@ def _crops(recipe: FinetuneRecipe, inputs: FinetuneInputs, seed: int) -> Annotat
         return Annotated(field, box.image, box.labels, box.level, (slice(y0, y1), slice(x0, x1)))
 
     return AnnotatedCrops(
-        boxes=tuple(map(annotated, inputs.learning)), edge=recipe.train.crop,
+        boxes=tuple(map(annotated, boxes)), edge=recipe.train.crop,
         per_box=recipe.train.crops_per_field, seed=seed, augment=recipe.augment,
-        distance=partial(distance_map, scale=scale) if recipe.objects.kind == "cells" else None,
-        in_pixels=scale == "pixels",
+        distance=partial(distance, scale=objects.scale) if objects.kind == "cells" else None,
+        in_pixels=objects.scale == "pixels", whole_only=objects.map == "geodesic",
     )  # fmt: skip
 
 

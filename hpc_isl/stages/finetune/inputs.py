@@ -216,6 +216,8 @@ def _check_drafted(recipe: FinetuneRecipe, task: Task | None) -> None:
         wrong = f"it segments {task.kind}, objects.kind is {objects.kind}"
     elif task.kind == "cells" and task.scale != objects.scale:
         wrong = f"objects.scale was {task.scale} there, here it is {objects.scale}"
+    elif task.kind == "cells" and task.map != objects.map:
+        wrong = f"objects.map was {task.map} there, here it is {objects.map}"
     elif task.from_stain:
         wrong = (
             "it began with an ISL model; the control is to know of the stain by its drafted labels alone: "

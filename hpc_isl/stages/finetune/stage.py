@@ -54,7 +54,9 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     train = recipe.train
     steps = steps_of(train, len(inputs.learning) * train.crops_per_field) if recipe.n != 0 else 0
     like = training_like("finetune", inputs.net, recipe.predict, inputs.study.view, train)
-    units = {STEPS: micro_batches(train, steps), TEST: megapixels(inputs.tested)}
+    # Two more networks, each from half of the boxes in half the steps, are one more training.
+    trainings = 2 if recipe.fits_objects else 1
+    units = {STEPS: trainings * micro_batches(train, steps), TEST: megapixels(inputs.tested)}
     return Plan(
         recipe,
         (*_messages(recipe, inputs), *_edits(labels)),
@@ -153,4 +155,9 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
         train = recipe.train
         length = f"{train.steps} steps" if train.steps else f"{train.epochs} epochs"
         yield f"{length} of {train.batch} crops of {train.crop} × {train.crop} pixels"
+    if recipe.fits_objects:
+        yield (
+            "h_maxima=fit: two more networks learn from half of the boxes each, in as many steps together, "
+            "to see what parts objects that they do not know"
+        )
     yield from inputs.remarks

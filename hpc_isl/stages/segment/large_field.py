@@ -111,7 +111,7 @@ def _predict(segmenter: Segmenter, reader: FieldReader, time: int, folder: Path)
 
     def read(box: Box) -> tuple[Pixels, NDArray[np.bool_]]:
         full = to_full_box(lambda part: np.asarray(prediction[:, *part]), reader.scale, box)
-        return full[0], full[-1] > 0
+        return full[0], full[-1] > rule.threshold
 
     def write(box: Box, block: Labels) -> None:
         labels[box] = block

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ class Rule:
         min_area: smaller objects are dropped, in pixels; `min_area_um2`: the same in µm², where known.
         method: watershed, or reference: the same by scikit-image.
         sigma: of the Gaussian before a stain's threshold, in pixels.
+        threshold: logit of the mask above which a pixel is of an object.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Rule:
     method: str = "watershed"
     sigma: float = 1.0
     min_area_um2: float | None = None
+    threshold: float = 0.0
 
     def finer(self, factor: float, pixel_um: float | None) -> Rule:
         """Returns the rule for a grid of pixels of `pixel_um`, `factor` times as many along each edge."""
@@ -53,7 +55,16 @@ def rule_of(task: Task | None) -> Rule:
     """Returns the rule of a model; a model without a task predicts a stain."""
     if task is None:
         return DRAFTED
-    return Rule(task.kind, task.h_maxima, task.min_area, task.method, min_area_um2=task.min_area_um2)
+    threshold = 0.0 if task.mask_threshold is None else logit(task.mask_threshold)
+    return Rule(
+        task.kind, task.h_maxima, task.min_area, task.method, min_area_um2=task.min_area_um2,
+        threshold=threshold,
+    )  # fmt: skip
+
+
+def logit(probability: float) -> float:
+    """Returns the logit of a probability; 0 for 0.5, exactly."""
+    return log(probability / (1 - probability))
 
 
 def decode(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
@@ -70,8 +81,8 @@ def decode(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
         pieces = pieces_of(prediction[0], "otsu", rule.sigma, rule.min_area, split=True)
         return drop_small(pieces, rule.min_area)
     if rule.kind == "nuclei":
-        labels: Labels = label(prediction[0] > 0, connectivity=2).astype(np.uint32)
+        labels: Labels = label(prediction[0] > rule.threshold, connectivity=2).astype(np.uint32)
     else:
         method = reference if rule.method == "reference" else watershed
-        labels = method(prediction[0], prediction[1] > 0, rule.h_maxima)
+        labels = method(prediction[0], prediction[1] > rule.threshold, rule.h_maxima)
     return drop_small(labels, rule.min_area) if rule.min_area > 1 else (labels, 0)

@@ -52,6 +52,8 @@ class TrainingRun(Generic[SomeRecipe]):
         crops: the training samples by number; none at all where nothing is trained.
         digest: of the recipe and its inputs; a checkpoint of another digest is refused.
         groups: parameters with learning rates of their own, as in `loop.train`; None: all the same.
+        fold: number of the part that is left out; None: nothing is, and this is the network that is kept.
+        share_of_steps: of the recipe's, for a network that learns from a part.
     """
 
     recipe: SomeRecipe
@@ -64,12 +66,19 @@ class TrainingRun(Generic[SomeRecipe]):
     loss: Loss
     digest: str
     groups: Sequence[Group] | None = None
+    fold: int | None = None
+    share_of_steps: float = 1.0
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimiser steps of this network's training."""
         # Without samples `train.steps` means nothing: fine-tuning without annotation trains not at all.
-        return steps_of(self.recipe.train, len(self.crops)) if len(self.crops) else 0
+        if not len(self.crops):
+            return 0
+        train = self.recipe.train
+        # Epochs are shorter where there is less to learn from; a number of steps is not.
+        share = self.share_of_steps if train.steps else 1.0
+        return math.ceil(steps_of(train, len(self.crops)) * share)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,7 +109,7 @@ class TrainingRun(Generic[SomeRecipe]):
         for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
             attempt.log(line)
         share = check_micro_batches(recipe.train, world.size)
-        log = TrainingLog(attempt, self.steps, recipe.train.batch, share)
+        log = TrainingLog(attempt, self.steps, recipe.train.batch, share, kept=self.fold is None)
 
         def from_step(first: int) -> Iterator[MicroBatch]:
             return batches(self.crops, recipe.train, world.rank, world.size, first, self.steps, workers)
@@ -112,7 +121,9 @@ class TrainingRun(Generic[SomeRecipe]):
             evaluate=partial(self._validate, log, validation) if validation else None,
             describe=self._fields_of_micro_batch,
         )
-        checkpoints = Checkpoints(attempt.run.checkpoints, self.digest, recipe.train.keep, attempt.log)
+        folder = attempt.run.checkpoints
+        folder = folder if self.fold is None else folder / f"fold-{self.fold}"
+        checkpoints = Checkpoints(folder, self.digest, recipe.train.keep, attempt.log)
         return train(
             self.network, self.loss, hooks, recipe.train, recipe.optim, self.steps, world, checkpoints,
             self.net.channels_last, self.groups,
@@ -168,12 +179,14 @@ class TrainingLog:
     Attributes:
         steps: of the whole run; `batch`: crops in a step, over all ranks.
         share: micro-batches of this rank in a step.
+        kept: whether lines of metrics are written; a fold's network is thrown away.
     """
 
     attempt: Attempt
     steps: int
     batch: int
     share: int = 1
+    kept: bool = True
     _window: list[Mapping[str, float]] = field(default_factory=list)
     _shown: dict[str, float] = field(default_factory=dict)
 
@@ -183,7 +196,7 @@ class TrainingLog:
         self._window.append(values)
         self._shown["loss"] = values["loss"]
         self.attempt.progress(step, self.steps, "steps", **self._shown)
-        if step % max(1, self.steps // METRIC_LINES) and step != self.steps:
+        if not self.kept or (step % max(1, self.steps // METRIC_LINES) and step != self.steps):
             return
         means = {name: mean(line[name] for line in self._window) for name in values}
         self._window.clear()

@@ -1,0 +1,182 @@
+"""What turns maps into objects (h, the mask's threshold, the smallest area), fitted on boxes left out.
+
+The boxes of a draw are dealt to two folds. For each fold a network of the same start learns from the other
+one and predicts it, so that every box is predicted by a network that has not seen it. No annotation is spent
+beyond the N of the draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, log2, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+from hpc_isl.learning.network.contract import Task
+from hpc_isl.objects.draft_labels import drop_small
+from hpc_isl.objects.matching import inside, match
+from hpc_isl.objects.types import AnyLabels, Pixels
+from hpc_isl.recipes.finetune import ObjectsRecipe
+from hpc_isl.stages.finetune.boxes import Box
+from hpc_isl.stages.shared.decoding import decode, logit, rule_of
+
+FOLDS = 2
+# Heights that are tried, and the one that stands where annotations cannot tell: it parts people's own
+# outlines best under noise and blur, by docs/study/maps.py.
+HEIGHTS = {
+    "object": (5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 100.0, 120.0),
+    "pixels": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0),
+}
+USUAL = {("geodesic", "object"): 40.0, ("geodesic", "pixels"): 3.0,
+         ("euclidean", "object"): 60.0, ("euclidean", "pixels"): 1.5}  # fmt: skip
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+AREAS = (0.05, 0.1, 0.2, 0.3)  # of the median annotated object
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An annotation box, or a half of the only one, left out of training.
+
+    Attributes:
+        edge: where a half is cut from the other: the axis, and its first (0) or last (-1) row or column; None
+            for a whole box. What this edge cuts counts nowhere.
+    """
+
+    box: Box
+    edge: tuple[int, int] | None = None
+
+
+def height_of(objects: ObjectsRecipe) -> float:
+    """Returns the height that the recipe gives, or the usual one of its map."""
+    return USUAL[objects.map, objects.scale] if objects.h_maxima == "fit" else objects.h_maxima
+
+
+def deal(boxes: Sequence[Box]) -> list[list[Piece]]:
+    """Returns the pieces of each fold: whole fields in turn, or single boxes, or the halves of the only box.
+
+    An empty list: too little is annotated to leave any of it out.
+    """
+    fields = list(dict.fromkeys(box.field for box in boxes))
+    if len(boxes) > 1:
+        groups = (
+            [[b for b in boxes if b.field == f] for f in fields] if len(fields) > 1 else [[b] for b in boxes]
+        )
+        return [[Piece(box) for group in groups[fold::FOLDS] for box in group] for fold in range(FOLDS)]
+    return [[half] for half in _halves(boxes[0])] if boxes else []
+
+
+def _halves(box: Box) -> list[Piece]:
+    """Returns the halves of a box along its longer side, with a strip of one object's length between them."""
+    labels = box.drawn(level=0)
+    axis = int(np.argmax(labels.shape))
+    places = [place[axis] for place in find_objects(labels.astype(np.int64)) if place is not None]
+    strip = ceil(np.median([place.stop - place.start for place in places])) if places else 0
+    start, stop = box.corners[axis], box.corners[axis + 2]
+    before, after = (start + stop - strip) // 2, (start + stop + strip) // 2
+    if not start < before < after < stop:
+        return []
+    first, second = list(box.corners), list(box.corners)
+    first[axis + 2], second[axis] = before, after
+    y0, x0, y1, x1 = first
+    v0, u0, v1, u1 = second
+    return [
+        Piece(replace(box, corners=(y0, x0, y1, x1)), (axis, -1)),
+        Piece(replace(box, corners=(v0, u0, v1, u1)), (axis, 0)),
+    ]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A piece as a network predicts it that has not learnt from it: (2, y, x); and its labels (y, x)."""
+
+    piece: Piece
+    prediction: Pixels
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        return self.piece.box.drawn(self.piece.box.level)
+
+    @classmethod
+    def of(cls, piece: Piece, prediction: Pixels) -> LeftOut:
+        """Cuts the piece from the prediction (2, y, x) of its field."""
+        return cls(piece, inside(prediction, piece.box.at(piece.box.level)))
+
+
+def fit(task: Task, objects: ObjectsRecipe, left_out: Sequence[LeftOut]) -> tuple[Task, dict[str, Any]]:
+    """Returns the task with what parts the left-out objects best, and the scores behind it.
+
+    The score is mAP, as a mean over pieces. Height, threshold and smallest area are fitted one after the
+    other. A value is taken over the usual one only if it is better by more than one standard error of the
+    difference (Breiman et al. 1984): of all within one of the best, the nearest to the usual one stands.
+    """
+    truths = [own.truth for own in left_out]
+    counted = [
+        _without_cut(truth, truth, own.piece.edge) for truth, own in zip(truths, left_out, strict=True)
+    ]
+    usual = height_of(objects)
+    middle = 0.5 if objects.mask_threshold is None else objects.mask_threshold
+
+    def labels_of(h: float, threshold: float) -> list[AnyLabels]:
+        # Small objects stay: the smallest area is fitted last, on the same labels.
+        rule = replace(rule_of(task), h_maxima=h, threshold=logit(threshold), min_area=0)
+        pairs = zip(left_out, truths, strict=True)
+        return [_without_cut(decode(own.prediction, rule)[0], truth, own.piece.edge) for own, truth in pairs]
+
+    def scores(labels: list[AnyLabels], area: float) -> list[float]:
+        kept = [drop_small(own, round(area))[0] for own in labels]
+        return [match(own, truth).mean_ap() for own, truth in zip(kept, counted, strict=True)]
+
+    by_height = {
+        h: scores(labels_of(h, middle), task.min_area) for h in sorted({*HEIGHTS[task.scale], usual})
+    }
+    h = best(by_height, lambda h: abs(log2(h / usual)))
+    thresholds = THRESHOLDS if objects.mask_threshold is None else (middle,)
+    decoded = {threshold: labels_of(h, threshold) for threshold in thresholds}
+    by_threshold = {threshold: scores(labels, task.min_area) for threshold, labels in decoded.items()}
+    threshold = best(by_threshold, lambda threshold: abs(logit(threshold) - logit(middle)))
+    by_area = {float(task.min_area): by_threshold[threshold]}
+    areas = np.concatenate([np.bincount(truth.ravel())[1:] for truth in counted])
+    if objects.min_area is None and areas.any():
+        median = float(np.median(areas[areas > 0]))
+        by_area |= {share * median: scores(decoded[threshold], share * median) for share in AREAS}
+    area = best(by_area, lambda area: abs(area - task.min_area))
+    um2 = None if task.min_area_um2 is None or not task.min_area else task.min_area_um2 / task.min_area * area
+    fitted = replace(task, h_maxima=h, mask_threshold=threshold, min_area=round(area), min_area_um2=um2)
+    return fitted, {
+        "pieces": len(left_out), "objects": int((areas > 0).sum()),
+        "h_maxima": h, "mask_threshold": threshold, "min_area": round(area),
+        "mAP": round(float(np.mean(by_area[area])), 5), "usual": usual,
+        "mAP_usual": round(float(np.mean(by_height[usual])), 5),
+        "mAP_by_h": [[height, round(float(np.mean(own)), 5)] for height, own in by_height.items()],
+    }  # fmt: skip
+
+
+def best(scores: dict[Any, list[float]], distance: Any) -> Any:
+    """Returns the setting nearest to the usual one, of those within one standard error of the best.
+
+    The error is that of the difference to the best one, paired over pieces; 0 for a single piece.
+    """
+    top = max(scores, key=lambda setting: (np.mean(scores[setting]), -distance(setting)))
+    near = []
+    for setting, own in scores.items():
+        behind = np.subtract(scores[top], own)
+        error = behind.std(ddof=1) / sqrt(behind.size) if behind.size > 1 else 0.0
+        if behind.mean() <= error:
+            near.append(setting)
+    return min(near, key=lambda setting: (distance(setting), -np.mean(scores[setting])))
+
+
+def _without_cut(labels: AnyLabels, truth: AnyLabels, edge: tuple[int, int] | None) -> AnyLabels:
+    """Returns labels without those that the edge cuts or that lie mostly in true ones which it cuts."""
+    if edge is None:
+        return labels
+    axis, end = edge
+    cut = np.isin(truth, np.setdiff1d(np.take(truth, end, axis), [0]))
+    area = np.bincount(labels.ravel())
+    gone = 2 * np.bincount(labels.ravel(), cut.ravel(), len(area)) > area
+    gone[np.take(labels, end, axis)] = True
+    return np.where(gone[labels], 0, labels)
