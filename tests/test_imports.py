@@ -17,7 +17,7 @@ from hpc_isl.stages.stage_table import STAGES
 PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 BASE = {
     "hpc_isl", "errors", "device", "files", "recipes", "metadata_changes", "site", "sbatch_flags", "run",
-    "tiles", "seeds", "tasks", "timing",
+    "tiles", "seeds", "tasks",
 }  # fmt: skip
 LIBRARIES = {"plates", "learning", "objects"}
 # The lower a layer, the fewer it may import.
@@ -48,10 +48,10 @@ HEAVY = {
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
 DIRECT = ("report.stage", "table.stage", "segment.existing_labels")
 ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
-ALLOWED |= {("cli/plate_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
+ALLOWED |= {("cli/setup_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
-DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "rendezvous", "processes")}
+DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "processes")}
 ONLY = {
     "submitit": {"cluster/executors/slurm.py"},
     # served.py is run by MLflow itself and imported by nothing.

@@ -9,7 +9,7 @@ import traceback
 from typing import NoReturn
 
 import hpc_isl
-from hpc_isl.cli import commands, plate_commands, setup_commands
+from hpc_isl.cli import commands, setup_commands
 from hpc_isl.cli.arguments import Command, log, parse, program, silence
 from hpc_isl.cli.stage_commands import MANY, stage_command
 from hpc_isl.errors import UserError, nearest
@@ -19,9 +19,9 @@ COMMANDS: dict[str, Command] = {
     # In the order in which a newcomer needs them; --help lists them so.
     "site": setup_commands.site,
     "doctor": setup_commands.doctor,
-    "inspect": plate_commands.inspect,
-    "validate": plate_commands.validate,
-    "set": plate_commands.set_metadata,
+    "inspect": setup_commands.inspect,
+    "validate": setup_commands.validate,
+    "set": setup_commands.set_metadata,
     "status": commands.status,
     "logs": commands.logs,
     "cancel": commands.cancel,

@@ -67,7 +67,7 @@ def _submit(given: Namespace) -> int:
     """Plans or starts what the arguments describe; the exit code."""
     # Imported here, so that help and errors about words do not wait for the cluster's modules.
     from hpc_isl import site
-    from hpc_isl.cluster.run_folder import create, names
+    from hpc_isl.cluster.run_folder import folders
     from hpc_isl.cluster.submit import chain, launch, planning, sweep
     from hpc_isl.recipes import load
 
@@ -77,7 +77,7 @@ def _submit(given: Namespace) -> int:
         raise UserError(f"{verb}: --time goes with --dry-run, for one stage or a sweep: it tries ten seconds")
     where = site.load(given.site, site_keys)
     user = console(site.runs_root(where), argv=given.argv)
-    after = tuple(names.find(name, *user.roots) for name in given.after)
+    after = tuple(folders.find(name, *user.roots) for name in given.after)
     if verb == "chain":
         if path is None or after:
             raise UserError(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
@@ -87,7 +87,7 @@ def _submit(given: Namespace) -> int:
         asked = sweep.sweep_request(path, keys, where, given.name, after)
     else:
         recipe = load.load(verb, path, keys)
-        asked = create.RunRequest(verb, recipe, planning.site_of(verb, where), given.name, after)
+        asked = folders.RunRequest(verb, recipe, planning.site_of(verb, where), given.name, after)
     verify, update = getattr(given, "verify", 0.0), getattr(given, "update", False)
     asked = replace(planning.with_run_folders(asked, user.roots), verify=verify, update=update)
     if given.dry_run:

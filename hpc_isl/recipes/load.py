@@ -1,4 +1,4 @@
-"""Recipes: what each stage computes, read and hashed; where it is computed is the site's matter."""
+"""Recipes are read, also under the keys of earlier versions, and hashed; where to compute is the site's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import hpc_isl
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.recipes import former
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.strict import Strict, default_at, flatten, override, parse, read_yaml
 from hpc_isl.stages.stage_table import STAGES
@@ -59,7 +58,7 @@ def parsed(stage: str, content: dict[str, Any], origin: str) -> Recipe:
         UserError: naming the keys that are wrong.
     """
     kind = RECIPES[stage]
-    renamed = dict.fromkeys(line for key in flatten(content) if (line := former.complaint(stage, key)))
+    renamed = dict.fromkeys(line for key in flatten(content) if (line := renamed_key(stage, key)))
     if renamed:
         raise UserError("\n".join([f"{origin}:", *(f"  {line}" for line in renamed)]))
     for key, value in flatten(content).items():
@@ -98,7 +97,7 @@ def read_kept(stage: str, path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming a file that is missing or damaged.
     """
-    return former.kept(stage, read_yaml(path))
+    return kept_keys(stage, read_yaml(path))
 
 
 def load_kept(stage: str, path: Path) -> Recipe:
@@ -109,7 +108,7 @@ def load_kept(stage: str, path: Path) -> Recipe:
 def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
     """Hash of what is computed from what: the recipe without paths, and its inputs' fingerprints."""
     stage = next((stage for stage, kind in RECIPES.items() if isinstance(recipe, kind)), "")
-    content = former.former(stage, _without_paths(recipe))  # so that a new name makes no new digest
+    content = former_keys(stage, _without_paths(recipe))  # so that a new name makes no new digest
     text = json.dumps([type(recipe).__name__, content, dict(fingerprints)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -124,3 +123,106 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_paths(item) for item in value]
     return value
+
+
+# ---------------------------------------------------------------- keys of earlier versions
+
+# Kept recipes and contracts are read through `present_keys`. Digests are taken of `former_keys`, because what
+# was computed before a key was renamed must keep its digest and its fingerprints.
+FORMER_KEYS: Mapping[str, Mapping[str, str]] = {
+    "segment": {
+        "write": "outputs",
+        "truth": "reference_labels",
+        "empty": "empty_fields",
+        "h": "h_maxima",
+        "largest": "max_pixels_in_memory",
+        "block": "block_size",
+    },
+    "finetune": {
+        "truth": "reference_labels",
+        "only": "train_where",
+        "everything": "train_on_all",
+        "seen": "test_wells_seen_in_pretraining",
+        "objects.h": "objects.h_maxima",
+    },
+}
+"""stage -> former dotted key -> present one"""
+FORMER_VALUES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "segment": {"empty_fields": {"none": "zero", "look": "segment"}},
+    "finetune": {"objects.method": {"flood": "watershed"}},
+}
+"""stage -> present dotted key -> former value -> present one"""
+
+
+def present_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys and values of a recipe, nested or dotted, as this version names them."""
+    return _translated(content, FORMER_KEYS.get(stage, {}), FORMER_VALUES.get(stage, {}))
+
+
+def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys and values of a recipe as the first version named them."""
+    keys = {new: old for old, new in FORMER_KEYS.get(stage, {}).items()}
+    values = {
+        _renamed(key, keys): {new: old for old, new in names.items()}
+        for key, names in FORMER_VALUES.get(stage, {}).items()
+    }
+    return _translated(content, keys, values)
+
+
+def kept_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run folder of any kind keeps as its recipe: of one stage, a sweep or a chain."""
+    result = dict(content)
+    if stage == "sweep":
+        inner = str(content.get("stage"))
+        over = content.get("over", {})
+        groups = over if isinstance(over, list) else [over]
+        translated = [present_keys(inner, group) for group in groups]
+        result |= {"over": translated if isinstance(over, list) else translated[0]}
+        return result | {"base": present_keys(inner, content.get("base", {}))}
+    if stage == "chain":
+        steps = content.get("steps", [])
+        return result | {
+            "steps": [
+                step | {"set": present_keys(str(step.get("stage")), step.get("set") or {})} for step in steps
+            ]
+        }
+    return present_keys(stage, content)
+
+
+def renamed_key(stage: str, key: str) -> str:
+    """Returns what to type instead of a dotted key of an earlier version; empty: it is none."""
+    new = _renamed(key, FORMER_KEYS.get(stage, {}))
+    if new == key:
+        return ""
+    values = FORMER_VALUES.get(stage, {}).get(new, {})
+    changed = "".join(f", and its value {old!r} is {value!r}" for old, value in values.items())
+    return f"{key}: is called {new} now{changed}"
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    """The dotted key, where it or one that it lies below has another name."""
+    for old, new in names.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _translated(
+    content: Mapping[str, Any],
+    keys: Mapping[str, str],
+    values: Mapping[str, Mapping[str, str]],
+    path: str = "",
+) -> dict[str, Any]:
+    above = _renamed(path, keys)
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        dotted = f"{path}.{name}" if path else str(name)
+        new = _renamed(dotted, keys)
+        if isinstance(value, Mapping):
+            value = _translated(value, keys, values, dotted)
+        elif new in values:
+            names = values[new]
+            # A sweep gives a list of values.
+            value = [names.get(v, v) for v in value] if isinstance(value, list) else names.get(value, value)
+        result[new.removeprefix(f"{above}.") if above else new] = value
+    return result

@@ -18,7 +18,7 @@ from types import FrameType
 
 import psutil
 
-from hpc_isl.cluster.rank import environment, requeue
+from hpc_isl.cluster.rank import requeue
 from hpc_isl.cluster.run_folder import status
 from hpc_isl.cluster.run_folder.job import (
     FAILED,
@@ -27,6 +27,7 @@ from hpc_isl.cluster.run_folder.job import (
     Ending,
     Job,
     interpreter,
+    job_here,
     srun_flags,
     threads,
 )
@@ -264,7 +265,7 @@ def compute_in_allocation(
     # srun passes USR1 on to the ranks; TERM it takes for itself, and kills them.
     watch = Watch(processes, requests, log, stops=signal.SIGUSR1, kills=signal.SIGTERM)
     ending = watch.until_ended(tick)
-    if refused := requeue.requeue_from_outside(asked, environment.job_here() or ""):
+    if refused := requeue.requeue_from_outside(asked, job_here() or ""):
         log(f"not started again: {refused}")
     # srun has one code for all ranks; their records, or its own output, tell which of them it was.
     [code] = ending.codes.values()

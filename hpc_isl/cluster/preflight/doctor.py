@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpc_isl.cluster.preflight import findings, mounts, probe, visit
+from hpc_isl.cluster.preflight import findings, probe, visit
 from hpc_isl.cluster.preflight.findings import Finding, ok
-from hpc_isl.cluster.preflight.mounts import Mount
-from hpc_isl.cluster.preflight.probe import Facts
+from hpc_isl.cluster.preflight.probe import Facts, Mount
 from hpc_isl.cluster.preflight.visit import Outcome, Visit
 from hpc_isl.cluster.slurm import limits, machines
 from hpc_isl.cluster.slurm.commands import ask
@@ -74,7 +73,7 @@ def _here(site: Site, root: Path) -> Iterator[Finding]:
     yield _runs(site, root)
     address = site.tracking_address(root)
     if address and address.startswith("sqlite:///"):
-        yield database(Path(address.removeprefix("sqlite:///")), mounts.mounts())
+        yield database(Path(address.removeprefix("sqlite:///")), probe.mounts())
     if site.container is not None and not site.container.exists():
         yield Finding(
             "FAIL", "container", f"{site.container} does not exist", "build it, or set site.container"
@@ -111,14 +110,14 @@ def _nodes_out_of_service(site: Site) -> Iterator[Finding]:
 
 
 def _runs(site: Site, root: Path) -> Finding:
-    above = mounts.existing(root)
+    above = probe.existing(root)
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         return Finding(
             "FAIL", "folder of runs", f"{above} cannot be written to", "set site.runs, or $HPC_ISL_RUNS"
         )
-    mount = mounts.mount_of(root)
+    mount = probe.mount_of(root)
     found = f"{root} ({mount.kind}{'' if root.exists() else ', will be made'})"
-    if site.executor == "slurm" and (mount.memory or mounts.temporary(root)):
+    if site.executor == "slurm" and (mount.memory or probe.temporary(root)):
         advice = "each node has its own /tmp: set site.runs to a folder that all nodes see"
         return Finding("warn", "folder of runs", found, advice)
     return ok("folder of runs", found)
@@ -126,7 +125,7 @@ def _runs(site: Site, root: Path) -> Finding:
 
 def database(path: Path, known: Sequence[Mount]) -> Finding:
     """Checks where the MLflow database lies; sqlite needs locks that network file systems do not keep."""
-    mount = mounts.mount_of(path, known)
+    mount = probe.mount_of(path, known)
     if not mount.network:
         return ok("MLflow database", f"{path} ({mount.kind})")
     advice = (
@@ -139,7 +138,7 @@ def database(path: Path, known: Sequence[Mount]) -> Finding:
 @contextmanager
 def _folder(root: Path) -> Iterator[Path | None]:
     """Makes a folder below the runs, removed afterwards with all that was made for it; None: it cannot."""
-    above = mounts.existing(root)
+    above = probe.existing(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))

@@ -14,9 +14,8 @@ from hpc_isl.cluster.preflight.probe import Facts
 from hpc_isl.cluster.run_folder.job import interpreter
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
 from hpc_isl.cluster.run_folder.status import STATE_OF_JOB, RunState
-from hpc_isl.cluster.slurm.commands import ask, cluster_of
+from hpc_isl.cluster.slurm.commands import QueuedJob, ask, cluster_of, queue
 from hpc_isl.cluster.slurm.demand import megabytes
-from hpc_isl.cluster.slurm.queue import QueuedJob, queue
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
 

@@ -1,15 +1,16 @@
-"""What a cluster allows, compared with a site before submission; and how much more a retry may ask for."""
+"""What a cluster allows: compared with a site before submission, told after a refusal, used by a retry."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.cluster.slurm import machines
-from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.cluster.slurm.commands import ask, cluster_of
 from hpc_isl.cluster.slurm.demand import (
     at_least,
     at_most,
@@ -22,7 +23,7 @@ from hpc_isl.cluster.slurm.demand import (
 )
 from hpc_isl.cluster.slurm.machines import ALL, Cluster, Partition
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.site import Site
+from hpc_isl.site import Site, user_name
 
 ARRAY_SIZE = 1001  # Slurm's default
 # Where a site gives sbatch one of these itself, sbatch knows best what the job asks for.
@@ -30,6 +31,20 @@ OWN_FLAGS = {
     "partition", "time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "cpus-per-gpu", "mem",
     "mem-per-cpu", "mem-per-gpu", "gres", "gpus", "gpus-per-node", "gpus-per-task", "constraint", "clusters",
     "qos", "account",
+}  # fmt: skip
+# What sbatch prints -> name as the staff set it, where sacctmgr shows it, who may have how many jobs.
+LIMITS = {
+    "AssocMaxSubmitJobLimit": ("MaxSubmitJobs", "assoc", "MaxSubmit", "you may have"),
+    "AssocGrpSubmitJobsLimit": (
+        "GrpSubmitJobs", "assoc", "GrpSubmit", "all users of your account together may have",
+    ),
+    "QOSMaxSubmitJobPerUserLimit": (
+        "MaxSubmitJobsPerUser of the qos", "qos", "MaxSubmitPU", "a user may have",
+    ),
+    "MaxSubmitJobsPerAccount": (
+        "MaxSubmitJobsPerAccount of the qos", "qos", "MaxSubmitPA", "an account may have",
+    ),
+    "QOSGrpSubmitJobsLimit": ("GrpSubmitJobs of the qos", "qos", "GrpSubmit", "all users together may have"),
 }  # fmt: skip
 
 
@@ -223,3 +238,40 @@ def _default_memory(site: Site, cluster: Cluster | None, partition: Partition | 
         "DefMemPerNode": 1,
     }
     return next((defaults[key] * n for key, n in times.items() if defaults.get(key) and n), None)
+
+
+# ---------------------------------------------------------------- how many jobs at once
+
+
+def explained(errors: str, site: Site, jobs: int) -> str:
+    """Returns what to do where sbatch refused these `jobs` for their number; else an empty text."""
+    limit = next((limit for name, limit in LIMITS.items() if name in errors), None)
+    if limit is None:
+        return ""
+    name, table, column, who = limit
+    most = _most(table, column, site)
+    conf, cluster = cluster_of(site)
+    _, out, _ = ask(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|"], conf, cluster=cluster)
+    queued = out.count("|")
+    allowed = f"{who} {most if most is not None else 'only so many'} jobs in Slurm at once ({name})"
+    if jobs == 1:
+        return f"{allowed}, and {queued} of yours are there: wait until one has ended"
+    room = f"at most {max(0, most - queued)}" if most is not None else "fewer"
+    return (
+        f"{allowed}; {queued} of yours are there, and this sweep is {jobs} more: each element counts, also "
+        f"with site.array. Lower their number: {room}, by fewer values in `over`. The same command with more "
+        "values extends the sweep when these have ended"
+    )
+
+
+def _most(table: str, column: str, site: Site) -> int | None:
+    """Returns the limit; None: it is not known, or there are several such."""
+    if table == "qos":
+        which = [f"name={site.qos}"] if site.qos else []
+    else:
+        whose = f"user={user_name()}" if column == "MaxSubmit" else "user="
+        which = [whose, *([f"account={site.account}"] if site.account else [])]
+    command = ["sacctmgr", "-n", "-P", "show", table, *which, f"format={column}"]
+    code, out, _ = ask(command, site.slurm_conf)
+    values = {int(line) for line in out.splitlines() if line.isdecimal()}
+    return values.pop() if not code and len(values) == 1 else None

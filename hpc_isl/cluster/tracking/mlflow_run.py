@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_isl import site
-from hpc_isl.cluster.run_folder import create, status
+from hpc_isl.cluster.run_folder import folders, status
 from hpc_isl.cluster.run_folder.status import RunState, span
-from hpc_isl.cluster.tracking.artifacts import changed, file_stamp, log_model
+from hpc_isl.cluster.tracking.artifacts import Summary, changed, file_stamp, log_model, results_of, summarise
 from hpc_isl.cluster.tracking.store import (
     RunDeleted,
     Unreachable,
@@ -26,7 +26,6 @@ from hpc_isl.cluster.tracking.store import (
     restoring,
     usable,
 )
-from hpc_isl.cluster.tracking.sweep_summary import Summary, results_of, summarise
 from hpc_isl.errors import UserError
 from hpc_isl.files import only_writer, read_json, share_with_group, write_atomic
 from hpc_isl.recipes.strict import flatten, read_yaml
@@ -319,7 +318,7 @@ class _Forward:
         """Logs the model; of an array that ends with one model of all, only that: it has a hundred others."""
         if self.kept.get("model") or not self.run.model.is_dir():
             return False
-        if self.run.array and create.final_element(self.run.array) not in (None, self.run):
+        if self.run.array and folders.final_element(self.run.array) not in (None, self.run):
             return False
         self.mlflow.set_tracking_uri(self.uri)
         packages = self.record.get("packages", {})
