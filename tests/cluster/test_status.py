@@ -135,7 +135,7 @@ def test_the_same_recipe_is_the_same_through_another_path(tmp_path: Path) -> Non
     run.recipe.write_text(to_yaml(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P1.zarr")))
     same = ConvertRecipe(source=tmp_path / "link", out=tmp_path / "P1.zarr")
     assert planning.differences(run, Plan(same)) == []
-    other = ConvertRecipe(source=tmp_path, out=tmp_path / "P1.zarr")
+    other = ConvertRecipe(source=tmp_path / "other", out=tmp_path / "P1.zarr")
     assert len(planning.differences(run, Plan(other))) == 1
 
 
