@@ -45,7 +45,7 @@ class Recipe(Strict):
     def plates_read(self) -> list[Path]:
         """The plates that are read, or written to, as they were given."""
         given = [getattr(self, key) for key in self.PLATES]
-        return [path for each in given for path in (each if isinstance(each, list) else [each])]
+        return [path for value in given for path in (value if isinstance(value, list) else [value])]
 
     UNREAD: ClassVar[Mapping[str, str]] = {}
     """dotted keys of parts shared with other verbs that this verb never reads, and why: no keys of it"""

@@ -61,6 +61,7 @@ def parsed(stage: str, content: dict[str, Any], origin: str) -> Recipe:
     renamed = dict.fromkeys(line for key in flatten(content) if (line := renamed_key(stage, key)))
     if renamed:
         raise UserError("\n".join([f"{origin}:", *(f"  {line}" for line in renamed)]))
+    # By hand, because the part is shared with stages that do read these keys.
     for key, value in flatten(content).items():
         for unread, why in kind.UNREAD.items():
             if f"{key}.".startswith(f"{unread}.") and value != default_at(kind, key):
@@ -116,7 +117,7 @@ def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
 def _without_paths(value: Any) -> Any:
     if isinstance(value, Strict):
         return {name: _without_paths(getattr(value, name)) for name in type(value).model_fields}
-    if isinstance(value, Path):
+    if isinstance(value, Path):  # a plate that was moved is the same plate: its fingerprint counts
         return None
     if isinstance(value, Mapping):
         return {key: _without_paths(item) for key, item in value.items()}

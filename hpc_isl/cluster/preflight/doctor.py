@@ -42,10 +42,10 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
             report(_of_this_machine(site, here))
             if site.executor == "slurm":
                 log("on the compute nodes")
-                first = ("Slurm", "limits")
-                hopeless = [one for one in reported if one.level == "FAIL" and one.check in first]
-                if hopeless:
-                    log(f"        not asked: {hopeless[0].check} comes first")
+                # Slurm would refuse the small job as it would the real one, in words that say less.
+                wrong = [finding.check for finding in reported if finding.level == "FAIL"]
+                if hopeless := [check for check in wrong if check in ("Slurm", "limits")]:
+                    log(f"        not asked: {hopeless[0]} comes first")
                 else:
                     report(_nodes(site, folder, here, patience_s, log))
     failures = sum(finding.level == "FAIL" for finding in reported)
@@ -149,6 +149,7 @@ def _folder(root: Path) -> Iterator[Path | None]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        # A folder of runs that was made for this alone goes again, with those above it.
         while root != above and not any(root.iterdir()):
             root.rmdir()
             root = root.parent
@@ -186,11 +187,11 @@ def of_nodes(made: Visit, outcome: Outcome, here: Facts, server: str | None) -> 
     if not outcome.facts:
         return
     nodes, site = outcome.facts, made.site
-    yield ok("folder of runs", f"{', '.join(one.host for one in nodes)} saw it and wrote to it")
+    yield ok("folder of runs", f"{', '.join(node.host for node in nodes)} saw it and wrote to it")
     yield from findings.same(here, nodes, site)
     yield findings.gpus(nodes, site)
     yield findings.cpus(nodes, site)
-    if not missing:
+    if not missing:  # a node that never came could not be reached either
         yield findings.ports(nodes, site)
     yield findings.clocks(here, nodes, made.submitted, outcome.seen)
     yield from findings.room(nodes)

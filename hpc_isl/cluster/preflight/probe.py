@@ -122,7 +122,7 @@ def gpus() -> list[str]:
     names = _nvidia_smi() or [path.name for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
     if visible is None:
         return names
-    chosen = [one for one in visible.split(",") if one.strip() not in ("", "-1")]
+    chosen = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     return names[: len(chosen)]
 
 
@@ -179,13 +179,13 @@ def mounts() -> list[Mount]:
 def mount_of(path: Path, known: Iterable[Mount] | None = None) -> Mount:
     """Returns the mount on which the path lies, or would lie once it is made."""
     folder = os.path.realpath(path)
-    found = Mount("/", "unknown")
+    nearest = Mount("/", "unknown")
     for mount in mounts() if known is None else known:
         inside = folder == mount.point or folder.startswith(mount.point.rstrip("/") + "/")
         # Of two on one point, the later hides the earlier.
-        if inside and len(mount.point) >= len(found.point):
-            found = mount
-    return found
+        if inside and len(mount.point) >= len(nearest.point):
+            nearest = mount
+    return nearest
 
 
 def temporary(path: Path) -> bool:
@@ -256,7 +256,7 @@ def read(path: Path) -> Facts | None:
     content = read_json(path)
     if content is None:
         return None
-    known = {one.name for one in fields(Facts)}
+    known = {fact.name for fact in fields(Facts)}
     return Facts(**{key: value for key, value in content.items() if key in known})
 
 

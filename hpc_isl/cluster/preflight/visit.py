@@ -176,7 +176,7 @@ def _report(made: Visit, rank: int) -> Path:
 
 def _outcome(made: Visit, seen: dict[int, float], job: QueuedJob | None, patient: bool = True) -> Outcome:
     read = {rank: probe.read(_report(made, rank)) for rank in sorted(seen)}
-    facts = {rank: one for rank, one in read.items() if one is not None}
+    facts = {rank: known for rank, known in read.items() if known is not None}
     return Outcome(
         tuple(facts.values()), tuple(seen[rank] for rank in facts),
         job.state if job else "", job.reason if job else "", patient, tuple(_log(made)[-8:]),

@@ -66,6 +66,7 @@ def find(name: str, *roots: Path) -> Run:
 def _only_one(name: str, named: Sequence[Run], known: Sequence[Run], roots: Sequence[Path]) -> Run:
     own = [run for run in named if run.root == roots[0]] or named
     if not own:
+        # A run that was removed keeps its folder: that it was is a better answer than that there is none.
         for word in (name, name.partition("/")[0]):
             for folder in (path for root in roots for path in root.glob(f"*/{glob.escape(word)}")):
                 refuse_removed(Run(folder))

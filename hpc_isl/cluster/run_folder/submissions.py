@@ -211,7 +211,7 @@ def _is_of(run: Run, submission: Submission, folder: str) -> bool:
     if not folder or submission["executor"] == "allocation":
         return True
     if "workdir" not in submission:
-        return any(same_place(folder, one.folder) for one in (run, run.array or run))
+        return any(same_place(folder, place.folder) for place in (run, run.array or run))
     # A copy of a run is another run: the folder that was submitted still exists beside it.
     source = submission["folder"]
     copied = os.path.exists(source) and not same_place(source, run.folder)

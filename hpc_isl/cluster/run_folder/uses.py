@@ -112,6 +112,7 @@ def in_use(recipe: Recipe) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for plate in recipe.plates_read():
+            # A plate that convert is about to make has no metadata to keep yet.
             if (plate / "zarr.json").exists() and not stack.enter_context(
                 among_readers(plate / LOCK, PATIENCE_S)
             ):

@@ -120,22 +120,20 @@ def queue(
     if not asked:
         return {}
     families = sorted({job.split("_")[0] for job in asked})
+    # -r: a row for each element of an array; the folder comes last, because it may hold a `|`.
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L|%Z", "-j", ",".join(families)]
     code, out, errors = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
     if code and FORGOTTEN not in errors:
         return None
     known = _parsed(out)
     if forgotten := sorted({job.split("_")[0] for job in asked - set(known)}):
-        command = [
-            "sacct",
-            "-X",
-            "-n",
-            "-P",
-            "--array",
+        # -X: the jobs, without a row for each of their steps.
+        command = ["sacct", "-X", "-n", "-P", "--array", "-j", ",".join(forgotten)]
+        command += [
             "-o",
             "JobID,State,Reason,NodeList,Timelimit,WorkDir",
+            *(["-M", cluster] if cluster else []),
         ]
-        command += ["-j", ",".join(forgotten), *(["-M", cluster] if cluster else [])]
         code, out, _ = ask(command, conf, patience_s=PATIENCE_S)
         known = {**({} if code else _parsed(out)), **known}
     return {job: queued for job, queued in known.items() if job in asked}

@@ -25,7 +25,7 @@ from hpc_isl.cluster.slurm.machines import ALL, Cluster, Partition
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.site import Site, user_name
 
-ARRAY_SIZE = 1001  # Slurm's default
+ARRAY_SIZE = 1001  # Slurm's default: indices 0 to 1000
 # Where a site gives sbatch one of these itself, sbatch knows best what the job asks for.
 OWN_FLAGS = {
     "partition", "time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "cpus-per-gpu", "mem",
@@ -83,7 +83,7 @@ def _qos(site: Site) -> Qos | None:
         return Qos()
     command = ["sacctmgr", "-n", "-P", "show", "qos", site.qos, "format=Flags,MaxWall"]
     code, out, _ = ask(command, site.slurm_conf)
-    if code or out.count("|") != 1:
+    if code or out.count("|") != 1:  # sacctmgr prints no row for a name that it does not know
         return None
     flags, wall = out.split("|")
     return Qos(site.qos, frozenset(flags.split(",")), machines.clock_minutes(wall))
@@ -95,7 +95,7 @@ def _qos(site: Site) -> Qos | None:
 def complaint(cluster: Cluster, site: Site, qos: Qos | None = Qos()) -> str | None:
     """Returns what the cluster can never give, and what to type instead; None: it may pass."""
     asked = []
-    usable = [one for one in cluster.partitions if one.up and not one.hidden and not one.root_only]
+    usable = [part for part in cluster.partitions if part.up and not part.hidden and not part.root_only]
     for name in site.partition.split(",") if site.partition else [None]:
         if partition := cluster.partition(name):
             asked.append(partition)
@@ -113,7 +113,7 @@ def complaint(cluster: Cluster, site: Site, qos: Qos | None = Qos()) -> str | No
 
 def _elsewhere(others: Sequence[Partition], site: Site, qos: Qos | None, asked: Partition) -> str:
     """Returns the partitions that would allow all of it; for GPUs, else, those that have any."""
-    fitting = [f"site.partition={one.name}" for one in others if _wrong(one, site, qos) is None]
+    fitting = [f"site.partition={part.name}" for part in others if _wrong(part, site, qos) is None]
     if fitting:
         return f", or {' or '.join(fitting[:3])}, which allows it"
 
@@ -121,7 +121,7 @@ def _elsewhere(others: Sequence[Partition], site: Site, qos: Qos | None, asked: 
         return max((node.gpu_count for node in partition.nodes), default=0)
 
     if site.visible_gpus and not most_gpus(asked):
-        having = [f"{one.name} ({most} per node)" for one in others if (most := most_gpus(one))]
+        having = [f"{part.name} ({most} per node)" for part in others if (most := most_gpus(part))]
         return f"; partitions with GPUs: {', '.join(having)}" if having else "; the cluster has none"
     return ""
 
@@ -143,6 +143,7 @@ def _wrong(partition: Partition, site: Site, qos: Qos | None) -> str | None:
 
 def _not_allowed(partition: Partition, site: Site) -> str | None:
     where = f"partition {partition.name!r}"
+    # Slurm keeps the names of accounts and qos in small letters, however they were typed.
     account, qos = (site.account or "").lower(), (site.qos or "").lower()
     if account and partition.accounts != ALL and account not in partition.accounts:
         known = nearest(account, sorted(partition.accounts))
@@ -273,5 +274,6 @@ def _most(table: str, column: str, site: Site) -> int | None:
         which = [whose, *([f"account={site.account}"] if site.account else [])]
     command = ["sacctmgr", "-n", "-P", "show", table, *which, f"format={column}"]
     code, out, _ = ask(command, site.slurm_conf)
+    # A user has a row for each account and partition: the limit is known where they agree.
     values = {int(line) for line in out.splitlines() if line.isdecimal()}
     return values.pop() if not code and len(values) == 1 else None

@@ -88,6 +88,7 @@ def start(path: Path, keys: list[str], site: Site, name: str | None, console: Co
     """Makes the chain's folder and starts all steps up to the first stop; returns the exit code."""
     run, chain = _new(path, keys, name, console)
     steps = [link for link in links(chain, run.name) if link.step.stage]
+    # All of them, before the first is started: a mistake in the last step would come days later.
     for link in steps:
         _refuse_taken(link.request(site), console)
     members = [os.path.relpath(link.run(run).folder, run.folder) for link in steps]
@@ -148,6 +149,7 @@ def resume(run: Run, console: Console, wait: bool) -> int:
         if left:
             console.log(f"the stop is not passed ({stop['stop']}): {', '.join(left)} before it is not done")
         else:
+            # In this order: a kill between the two does not ask a person for the same stop again.
             write_atomic(_passed(run), json.dumps({"stops": [*_stops_passed(run), str(stop["name"])]}))
             _waits(run).unlink()
     return continue_chain(run, console, wait)

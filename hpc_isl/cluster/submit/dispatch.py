@@ -129,6 +129,7 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, af
             submissions.note(job.run, job.attempt, site, job=name, **facts[job])
 
     with _uninterrupted():
+        # Before sbatch is called: of a process that is killed in between, Slurm's queue is asked for this.
         for job in batch.jobs:
             submissions.note(job.run, job.attempt, site, **_this_process(), **facts[job])
         try:
@@ -153,8 +154,8 @@ def _batch(run: Run, members: Sequence[Run], final: Run | None, site: Site, afte
 
     waits, beside = _jobs_of(after, site), set[str]()
     if final:  # it also waits for living elements that were submitted before
-        earlier = [one for one in folders.other_elements(final.array or final) if one not in members]
-        living = [member for member, found in status.statuses(earlier).items() if found.alive]
+        earlier = [member for member in folders.other_elements(final.array or final) if member not in members]
+        living = [member for member, run_status in status.statuses(earlier).items() if run_status.alive]
         newest = submissions.newest_of(living).values()
         beside = {str(sent["job"]).split("_")[0] for sent in newest if submissions.is_on(sent, site)}
     first = run.next_attempt()

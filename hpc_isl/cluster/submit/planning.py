@@ -59,7 +59,7 @@ def arranged(request: RunRequest, run: Run) -> RunRequest:
         return request
     made: Arrangement = arrange(request.elements, run.folder)
     elements = {name: recipe for name, recipe in made.elements.items() if name != made.last}
-    if made.last:
+    if made.last:  # behind all others, as Slurm's job of it is submitted
         elements[made.last] = made.elements[made.last]
     return replace(request, elements=elements, final_element=made.last, messages=made.messages)
 
@@ -75,7 +75,7 @@ def plans(request: RunRequest) -> dict[str, Plan]:
         deferred = bool(request.after) or name == request.final_element
         by_name[name] = planned(request.stage, recipe, request.site, deferred)
     owners: dict[tuple[object, str], str] = {}
-    known = cache(identity)
+    known = cache(identity)  # it asks the file system, and elements share most of their paths
     for name, plan in by_name.items() if request.elements else ():
         for path, what in plan.claims():
             if (other := owners.setdefault((known(path), what), name)) != name:
@@ -92,12 +92,12 @@ def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:
         UserError: one of them will never be done.
     """
     statuses = status.statuses([member for run in after for member in run.elements() or [run]])
-    for run, found in statuses.items():
-        if found.state != RunState.DONE and not found.alive:
+    for run, run_status in statuses.items():
+        if run_status.state != RunState.DONE and not run_status.alive:
             raise UserError(
-                f"--after {run.label}: it is {found.state}, so what waits for it would never start"
+                f"--after {run.label}: it is {run_status.state}, so what waits for it would never start"
             )
-    return tuple(run for run, found in statuses.items() if found.alive)
+    return tuple(run for run, run_status in statuses.items() if run_status.alive)
 
 
 def planned(stage: str, recipe: Recipe, site: Site, deferred: bool = False) -> Plan:
@@ -122,6 +122,7 @@ def _precision_messages(plan: Plan, site: Site) -> Iterator[str]:
         gpus = device.gpus(tuple(gpus_here()[: site.visible_gpus]))
         yield from device.remarks(key, precision, gpus or [device.cpu()])
     elif precision == "fp16" and not site.visible_gpus:
+        # For the error alone that a CPU raises: what else the node is, is not known.
         list(device.remarks(key, precision, [device.Device("a node without GPUs")]))
     elif precision in ("bf16", "fp16"):
         yield f"{key}={precision}: the job tells, as it starts, whether its nodes compute that natively"
@@ -189,7 +190,7 @@ def plan_lines(request: RunRequest, plan: Plan, run: Run) -> Iterator[str]:
     from hpc_isl.cluster.executors import slurm
 
     runs = [request.element(run, name) for name in request.elements or ()] or [run]
-    jobs = tuple(Job.of(member, 0) for member in runs)
+    jobs = tuple(Job.of(member, 0) for member in runs)  # with a number, because a new attempt makes a folder
     batch = slurm.Batch(run, 0, jobs, last=request.final_element is not None)
     parts = slurm.parts(batch, request.site)
     more = f", the first of {len(parts)}" if len(parts) > 1 else ""
@@ -254,6 +255,7 @@ def _message(request: RunRequest, times: Sequence[Estimate]) -> str:
     site, total = request.site, sum(time.total for time in times)
     slots = local.slots(site) if site.executor == "local" else site.array or len(times)
     at_once = min(len(times), slots)
+    # The final element is not planned yet: it is taken to be as long as the longest of the others.
     final = max(time.total for time in times) if request.final_element else 0.0
     average = f"{len(times)} elements, {duration(total / len(times))} each on average"
     return f"time: about {duration(total / at_once + final)}, {at_once} at once ({average}; {basis})"
@@ -310,7 +312,7 @@ def _tried(request: RunRequest, plan: Plan, console: Console) -> Timed:
         site = request.site.model_copy(update={"tracking": "none", "group": None})
         single = replace(request, site=site, elements=None, final_element=None, after=())
         folders.make(run, single, replace(plan, recipe=shortened(plan.recipe)), console.argv)
-        run.trial.touch()
+        run.trial.touch()  # before its ranks start, which look at it
         job = Job.of(run)
         compute = local.compute_in_allocation if site.executor == "allocation" else local.compute
         with StopRequests().listening() as requests:

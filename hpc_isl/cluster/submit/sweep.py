@@ -67,6 +67,7 @@ def sweep_request(
         assignments = [f"{key}={written(value)}" for key, value in values.items()]
         where = f"{origin}, element {' '.join(assignments)}"
         elements[label] = parsed(recipe.stage, override(recipe.base, assignments), where)
+    # All together: a key may matter to some elements alone, as `alpha` does where objects.kind varies.
     refuse_unused(list(elements.values()), origin)
     return RunRequest(stage, recipe, site_of(stage, site), name, after, elements)
 

@@ -86,8 +86,9 @@ class Summary:
 
 def results_of(run: Run) -> str | None:
     """Returns what tells the results of a sweep from earlier ones; None: nothing tells of it as a whole."""
-    members = [one for one in run.elements() if one.array == run]
-    done = {one.name: one.summary() for one in members if one.stage in STAGES and STAGES[one.stage].report}
+    elements = [element for element in run.elements() if element.array == run]
+    reported = [element for element in elements if element.stage in STAGES and STAGES[element.stage].report]
+    done = {element.name: element.summary() for element in reported}
     times = [f"{name} {summary.get('time')}" for name, summary in sorted(done.items()) if summary]
     return hashlib.sha256("\n".join(times).encode()).hexdigest()[:16] if times else None
 
@@ -105,7 +106,7 @@ def summarise(run: Run, again: bool) -> Summary:
     means = report.mean_scores(run)
     if not report.is_current(run):
         report.report(run)
-    done = sum(one.summary() is not None for one in run.elements())
+    done = sum(element.summary() is not None for element in run.elements())
     section = means.score + (f" of {done} elements" if again else "")
     curves = {f"{section}/{arm.replace('/', '_')}": curve for arm, curve in means.curves.items()}
     # A row for each arm, a column for each number of annotation boxes.
