@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.rank.worker import Listener, deadline
+from hpc_isl.cluster.rank import Listener, deadline
 from hpc_isl.cluster.run_folder.job import RankEnv, rank_env
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site

@@ -14,9 +14,8 @@ from typing import Any
 import submitit
 from submitit.core import utils
 
-from hpc_isl.cluster.rank.requeue import ASK
-from hpc_isl.cluster.rank.worker import work
-from hpc_isl.cluster.run_folder.job import Job, interpreter, srun_flags, threads
+from hpc_isl.cluster.rank import work
+from hpc_isl.cluster.run_folder.job import ASK, Job, interpreter, srun_flags, threads
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
 from hpc_isl.cluster.run_folder.submissions import Unanswered
 from hpc_isl.cluster.slurm import commands, limits

@@ -16,14 +16,19 @@ from typing import Any
 from hpc_isl import site
 from hpc_isl.cluster.run_folder import folders, status
 from hpc_isl.cluster.run_folder.status import RunState, span
-from hpc_isl.cluster.tracking.artifacts import Summary, changed, file_stamp, log_model, results_of, summarise
 from hpc_isl.cluster.tracking.store import (
     RunDeleted,
+    Summary,
     Unreachable,
+    changed,
     check,
     client,
     experiment,
+    file_stamp,
+    log_model,
     restoring,
+    results_of,
+    summarise,
     usable,
 )
 from hpc_isl.errors import UserError

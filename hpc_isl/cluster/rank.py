@@ -23,9 +23,17 @@ import psutil
 
 from hpc_isl import site
 from hpc_isl.cluster.dask_pool import pool
-from hpc_isl.cluster.rank.requeue import requeue
 from hpc_isl.cluster.run_folder import provenance, submissions, uses
-from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Job, RankEnv, rank_env, system_metrics
+from hpc_isl.cluster.run_folder.job import (
+    FAILED,
+    MISTAKE,
+    STOPPED,
+    Job,
+    RankEnv,
+    rank_env,
+    requeue,
+    system_metrics,
+)
 from hpc_isl.cluster.run_folder.submissions import superseded
 from hpc_isl.cluster.tracking.forward import forwarding
 from hpc_isl.errors import UserError
@@ -40,7 +48,7 @@ ORPHAN_GRACE_S = 10.0  # to save in, after the process that watched over the run
 
 
 def main() -> None:
-    """Runs `python -m hpc_isl.cluster.rank.worker MODULE RUN_FOLDER ATTEMPT`, in each rank."""
+    """Runs `python -m hpc_isl.cluster.rank MODULE RUN_FOLDER ATTEMPT`, in each rank."""
     module, folder, attempt = sys.argv[1:]
     work(Job(module, Path(folder), int(attempt)))
 
@@ -222,7 +230,7 @@ def _redirect_output(attempt: Attempt) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    quiet, package = warnings.showwarning, f"{Path(__file__).parents[2]}{os.sep}"
+    quiet, package = warnings.showwarning, f"{Path(__file__).parents[1]}{os.sep}"
 
     def show(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
         if filename.startswith(package):
