@@ -17,7 +17,7 @@ from typing import Any
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
-from hpc_isl.timing import Clock, Workload
+from hpc_isl.tasks import Clock, Workload
 
 HEARTBEAT_S = 5.0
 PROGRESS_S = 0.5  # progress reaches the record at most this often

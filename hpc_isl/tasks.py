@@ -1,10 +1,11 @@
-"""Tasks: calls that a stage hands out to processes which may die, and their answers."""
+"""The work of a stage: tasks for processes that may die, and timed phases that predict a planned run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -79,3 +80,104 @@ class MemoryRequirement:
 
 Pools = Callable[[MemoryRequirement], AbstractContextManager[Pool]]
 """Starts processes with the memory that is needed, as many as CPUs (or GPUs) and memory allow."""
+
+
+# ---------------------------------------------------------------- how long work takes
+
+START, END = "start", "end"  # phases that every run has once, however many processes share the rest
+Timed = Mapping[str, Sequence[float]]
+"""Phase -> seconds and units that were timed."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The work that a run will do.
+
+    Attributes:
+        like: all that the time of a unit depends on, as plain JSON, apart from the machine.
+        units: phase -> its units, over all processes, as in {"micro-batches": 8000}.
+    """
+
+    like: Mapping[str, Any]
+    units: Mapping[str, float]
+
+
+@dataclass
+class Clock:
+    """Times the phases of an attempt: the time between two ticks belongs to the later one.
+
+    Attributes:
+        begun: when the process was started, in seconds since 1970.
+        phases: the seconds and units of this process.
+        firsts: those of the first tick of each phase, which is slower: something is loaded, or compiled.
+    """
+
+    begun: float = field(default_factory=time.time)
+    phases: dict[str, list[float]] = field(default_factory=dict)
+    firsts: dict[str, list[float]] = field(default_factory=dict)
+    _started: float | None = None
+    _last: float = 0.0
+
+    @property
+    def lasted_s(self) -> float:
+        """Seconds since the first unit was done; 0 until it is."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def tick(self, phase: str, units: float) -> None:
+        """Records that so many units of a phase are done; the very first unit of all belongs to the start.
+
+        Work that a run does once ends with a last tick of the phase `END`, of one unit.
+        """
+        moment = time.monotonic()
+        if self._started is None:
+            self._started = moment
+            self.phases[START] = [time.time() - self.begun, 1.0]
+        elif phase in self.firsts or phase == END:
+            total = self.phases.setdefault(phase, [0.0, 0.0])
+            total[0] += moment - self._last
+            total[1] += units
+        else:
+            # The first tick of a phase is kept apart, because it loads or compiles something.
+            self.firsts[phase] = [moment - self._last, units]
+        self._last = moment
+
+    def timed(self) -> Timed:
+        """Returns the phases without their first ticks, except for those that had no others."""
+        return {**self.firsts, **self.phases}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The predicted time of a run: seconds by phase, and the names of the runs that were timed for it."""
+
+    seconds: Mapping[str, float]
+    sources: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def estimate(work: Workload, timed: Iterable[tuple[str, Timed]], processes: int) -> Estimate | None:
+    """Predicts the time of a run from phases that were timed in runs of the same `like`.
+
+    Args:
+        timed: names of runs, and their phases.
+        processes: that share the units.
+
+    Returns:
+        None if a phase of the run was never timed.
+    """
+    sums: dict[str, list[float]] = {}
+    sources: dict[str, None] = {}  # an ordered set: several attempts of a run may have been timed
+    for name, phases in timed:
+        sources[name] = None
+        for phase, (seconds, units) in phases.items():
+            total = sums.setdefault(phase, [0.0, 0.0])
+            total[0], total[1] = total[0] + seconds, total[1] + units
+    rates = {phase: seconds / units for phase, (seconds, units) in sums.items() if units > 0}
+    wanted = {phase: units for phase, units in work.units.items() if units > 0}
+    if not rates.keys() >= {START, *wanted}:
+        return None
+    shared = {phase: rates[phase] * units / processes for phase, units in wanted.items()}
+    return Estimate({START: rates[START]} | shared | {END: rates.get(END, 0.0)}, tuple(sources))

@@ -19,8 +19,15 @@ from hpc_isl.files import read_json
 from hpc_isl.learning.network.contract import CONTRACT, read_contract
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.recipes import former
-from hpc_isl.recipes.load import RECIPES, digest, load, load_kept
+from hpc_isl.recipes.load import (
+    FORMER_KEYS,
+    RECIPES,
+    digest,
+    former_keys,
+    load,
+    load_kept,
+    present_keys,
+)
 from hpc_isl.run import Run
 
 FIELD = FieldKey("B04", "1")
@@ -98,17 +105,17 @@ def test_a_model_predicts(folder: Path) -> None:
     assert np.isfinite(model.predict(field.read("Brightfield")[None, None])).all()
 
 
-@pytest.mark.parametrize("stage", sorted(former.KEYS))
+@pytest.mark.parametrize("stage", sorted(FORMER_KEYS))
 def test_each_former_key_is_refused_with_its_new_name(stage: str) -> None:
-    for old, new in former.KEYS[stage].items():
+    for old, new in FORMER_KEYS[stage].items():
         with pytest.raises(UserError, match=rf"{old}: is called {new} now"):
             load(stage, None, [f"{old}=1"])
 
 
-@pytest.mark.parametrize("stage", sorted(former.KEYS))
+@pytest.mark.parametrize("stage", sorted(FORMER_KEYS))
 def test_the_table_names_keys_and_values_that_there_are(stage: str) -> None:
     kind = RECIPES[stage]
-    for key in former.KEYS[stage].values():
+    for key in FORMER_KEYS[stage].values():
         head, _, rest = key.partition(".")
         owner = kind if not rest else type(kind.model_fields[head].default)
         assert (rest or head) in owner.model_fields
@@ -123,4 +130,4 @@ contents = st.dictionaries(
 
 @given(contents)
 def test_a_recipe_is_the_same_after_the_way_there_and_back(content: dict[str, Any]) -> None:
-    assert former.present("segment", former.former("segment", content)) == content
+    assert present_keys("segment", former_keys("segment", content)) == content

@@ -17,7 +17,7 @@ from hpc_isl.stages.stage_table import STAGES
 PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 BASE = {
     "hpc_isl", "errors", "device", "files", "recipes", "metadata_changes", "site", "sbatch_flags", "run",
-    "tiles", "seeds", "tasks", "timing",
+    "tiles", "seeds", "tasks",
 }  # fmt: skip
 LIBRARIES = {"plates", "learning", "objects"}
 # The lower a layer, the fewer it may import.
@@ -48,10 +48,10 @@ HEAVY = {
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
 DIRECT = ("report.stage", "table.stage", "segment.existing_labels")
 ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
-ALLOWED |= {("cli/plate_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
+ALLOWED |= {("cli/setup_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
-DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "rendezvous", "processes")}
+DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "processes")}
 ONLY = {
     "submitit": {"cluster/executors/slurm.py"},
     # served.py is run by MLflow itself and imported by nothing.
@@ -181,7 +181,7 @@ def test_the_cli_and_the_cluster_import_nothing_heavy_until_it_is_needed() -> No
     assert wrong == []
 
 
-# Each package of the cluster may import those before it.
+# Each package of the cluster, or module beside them, may import those before it.
 CLUSTER = (
     "slurm", "run_folder", "monitor", "tracking", "dask_pool", "rank", "executors", "submit", "preflight",
 )  # fmt: skip
@@ -192,15 +192,14 @@ def test_packages_of_the_cluster_import_only_those_before_them() -> None:
     inside = [
         one for one in ALL if layer(one.file) == "cluster" and one.module.startswith("hpc_isl.cluster.")
     ]
-    packages = {one.file: one.file.split("/")[1] for one in inside}
+    packages = {one.file: one.file.split("/")[1].removesuffix(".py") for one in inside}
     wrong = [
         f"{one.file} imports {one.module}"
         for one in inside
         if one.module.split(".")[2] not in CLUSTER[: CLUSTER.index(packages[one.file]) + 1]
     ]
-    assert {path.name for path in (PACKAGE / "cluster").iterdir() if path.is_dir()} - {"__pycache__"} == set(
-        CLUSTER
-    )
+    parts = {path.stem for path in (PACKAGE / "cluster").iterdir()}
+    assert parts - {"__pycache__", "__init__"} == set(CLUSTER)
     assert wrong == []
 
 

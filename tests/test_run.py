@@ -168,7 +168,7 @@ def test_a_torn_last_line_of_metrics_is_passed_over(folder: Run) -> None:
 
 
 def test_system_metrics_join_the_metrics(folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpc_isl.cluster.rank.environment import system_metrics
+    from hpc_isl.cluster.run_folder.job import system_metrics
 
     monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
     monkeypatch.setattr(run, "SYSTEM_METRICS_S", 0.05)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hpc_isl.timing import END, START, Clock, Workload, estimate
+from hpc_isl.tasks import END, START, Clock, Workload, estimate
 
 WORK = Workload({}, {"micro-batches": 200, "test": 10.0, "validation": 0.0})
 TIMED = {START: [20.0, 1.0], "micro-batches": [50.0, 100.0], "test": [6.0, 3.0], END: [4.0, 1.0]}

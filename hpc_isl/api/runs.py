@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_isl import run as run_folder
-from hpc_isl.cluster.run_folder import names
+from hpc_isl.cluster.run_folder import folders
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.load import read_kept
 from hpc_isl.site import folders_of_runs
@@ -25,7 +25,7 @@ def find_run(run: str | Path | Run) -> run_folder.Run:
         return run._run
     if (Path(run) / "recipe.yaml").is_file():
         return run_folder.Run(Path(run).absolute())
-    return names.find(str(run), *folders_of_runs())
+    return folders.find(str(run), *folders_of_runs())
 
 
 class Run:

@@ -24,11 +24,11 @@ RESUMED = (
 
 
 def _one_run(given: Namespace, roots: tuple[Path, ...] = ()) -> Run:
-    from hpc_isl.cluster.run_folder import names
+    from hpc_isl.cluster.run_folder import folders
 
     if len(given.words) != 1:
         raise UserError(f"{given.verb}: name one run, as in {program()} {given.verb} S12")
-    return names.find(given.words[0], *(roots or run_folders(given)))
+    return folders.find(given.words[0], *(roots or run_folders(given)))
 
 
 # ---------------------------------------------------------------- following
@@ -44,20 +44,20 @@ def status(given: Namespace) -> int:
     Of a segmentation it also names the labels that are no longer those that it wrote.
     """
     from hpc_isl.cluster.monitor import status_table
-    from hpc_isl.cluster.run_folder import names
+    from hpc_isl.cluster.run_folder import folders
 
     roots = run_folders(given)
-    runs = names.some(given.words, *roots)
+    runs = folders.some(given.words, *roots)
     # For programs: figures without words, and nothing else on standard output.
     if given.json:
         log(json.dumps(status_table.facts(runs), indent=1))
         return 0
     if not runs:
-        log(f"there are no runs in {names.listed(roots)}. {names.ELSEWHERE}")
-    folders = list(dict.fromkeys(run.root for run in runs))
-    for folder in folders:
-        if len(folders) > 1 or folder != roots[0]:
-            log(f"runs in {names.listed([folder])}")
+        log(f"there are no runs in {folders.listed(roots)}. {folders.ELSEWHERE}")
+    places = list(dict.fromkeys(run.root for run in runs))
+    for folder in places:
+        if len(places) > 1 or folder != roots[0]:
+            log(f"runs in {folders.listed([folder])}")
         own = [run for run in runs if run.root == folder]
         log("\n".join(status_table.table(own, elements=bool(given.words))))
     if len(given.words) == 1:
@@ -120,14 +120,14 @@ def cancel(given: Namespace) -> int:
 )  # fmt: skip
 def resume(given: Namespace) -> int:
     """Resumes a run from its newest checkpoint, the open elements of an array, a chain beyond the stop."""
-    from hpc_isl.cluster.run_folder import names
+    from hpc_isl.cluster.run_folder import folders
     from hpc_isl.cluster.submit import chain, launch
 
     run, keys = _run_and_site_keys(given)
     user = console(run.root)
     if run.stage == "chain":
         return chain.resume(run, user, given.wait)
-    after = tuple(names.find(name, *user.roots) for name in given.after)
+    after = tuple(folders.find(name, *user.roots) for name in given.after)
     return launch.resume(run, _site(run, given.site, keys), user, given.wait, after)
 
 
@@ -140,7 +140,7 @@ def retry(given: Namespace) -> int:
 
     It gets more memory or time where that was missing.
     """
-    from hpc_isl.cluster.submit import chain, retry
+    from hpc_isl.cluster.submit import chain, launch
 
     run, keys = _run_and_site_keys(given)
     user = console(run.root)
@@ -148,7 +148,7 @@ def retry(given: Namespace) -> int:
         return chain.continue_chain(run, user, given.wait)
     # None: each element on its own site, with more memory or time if that was why it failed.
     chosen = _site(run, given.site, keys) if given.site or keys else None
-    return retry.retry(run, chosen, user, given.wait)
+    return launch.retry(run, chosen, user, given.wait)
 
 
 def _run_and_site_keys(given: Namespace) -> tuple[Run, list[str]]:
@@ -179,15 +179,15 @@ def remove(given: Namespace) -> int:
 
     Its record and its model's contract stay, and so do labels and plates that it made.
     """
-    from hpc_isl.cluster.run_folder import names, remove
+    from hpc_isl.cluster.run_folder import folders, remove
     from hpc_isl.run import Run
 
     roots = run_folders(given)
     # A run whose removal was cut short is not found by its name any more, but its folder has the mark.
-    folders = [root / word for word in given.words for root in (Path(), *roots)]
-    removed = [run for folder in folders if (run := Run(folder.absolute())).removed is not None]
+    places = [root / word for word in given.words for root in (Path(), *roots)]
+    removed = [run for place in places if (run := Run(place.absolute())).removed is not None]
     run = removed[0] if removed and len(given.words) == 1 else _one_run(given)
-    removal = remove.removal(run, names.some([], *roots))
+    removal = remove.removal(run, folders.some([], *roots))
     log(f"{run.stage} {run.name!r} in {run.folder}: {removal.size / 1e9:.3g} GB")
     log("\n".join(["these stay:", *(f"  {line}" for line in removal.stays)]))
     users = ", ".join(f"{user.stage} {user.name!r}" for user in removal.users)
@@ -219,13 +219,13 @@ def remove(given: Namespace) -> int:
 )  # fmt: skip
 def sync(given: Namespace) -> int:
     """Forwards what is new in run folders to MLflow."""
-    from hpc_isl.cluster.run_folder import names
+    from hpc_isl.cluster.run_folder import folders
     from hpc_isl.cluster.tracking import forward
 
     if given.follow:
         forward.follow(_one_run(given))
         return 0
-    return forward.sync_all(names.some(given.words, *run_folders(given)), log)
+    return forward.sync_all(folders.some(given.words, *run_folders(given)), log)
 
 
 @command(
@@ -234,12 +234,12 @@ def sync(given: Namespace) -> int:
 )  # fmt: skip
 def ui(given: Namespace) -> int:
     """Opens MLflow on this machine until Ctrl-C, and syncs all runs again each minute."""
-    from hpc_isl.cluster.run_folder import names
+    from hpc_isl.cluster.run_folder import folders
     from hpc_isl.cluster.tracking import ui
 
     # One server shows one folder: the first that holds runs.
     roots = run_folders(given)
-    root = next((folder for folder in roots if names.all_runs(folder)), roots[0])
+    root = next((folder for folder in roots if folders.all_runs(folder)), roots[0])
     return ui.serve(root, given.port, log)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from hpc_isl.errors import UserError
-from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.base import ChainRecipe, Recipe, SweepRecipe
 from hpc_isl.recipes.load import RECIPES, shipped
-from hpc_isl.recipes.many import ChainRecipe, SweepRecipe
 from hpc_isl.recipes.strict import Strict, flatten, models_in, read_yaml, written
 from hpc_isl.site import Site
 

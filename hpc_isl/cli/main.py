@@ -1,17 +1,21 @@
-"""All verbs in one table, and one call of the command line from its words to its exit code."""
+"""The command line: all verbs in one table, those that compute, and one call from words to exit code."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import tempfile
 import traceback
+from argparse import ArgumentTypeError, Namespace
+from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import hpc_isl
-from hpc_isl.cli import commands, plate_commands, setup_commands
-from hpc_isl.cli.arguments import Command, log, parse, program, silence
-from hpc_isl.cli.stage_commands import MANY, stage_command
+from hpc_isl.cli import commands, setup_commands
+from hpc_isl.cli.arguments import Command, console, log, option, parse, program, silence
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.stages.stage_table import STAGES
 
@@ -19,9 +23,9 @@ COMMANDS: dict[str, Command] = {
     # In the order in which a newcomer needs them; --help lists them so.
     "site": setup_commands.site,
     "doctor": setup_commands.doctor,
-    "inspect": plate_commands.inspect,
-    "validate": plate_commands.validate,
-    "set": plate_commands.set_metadata,
+    "inspect": setup_commands.inspect,
+    "validate": setup_commands.validate,
+    "set": setup_commands.set_metadata,
     "status": commands.status,
     "logs": commands.logs,
     "cancel": commands.cancel,
@@ -111,3 +115,133 @@ def overview() -> str:
     return OVERVIEW.format(
         program=program(), stages=listed(_stages()), many=listed(MANY), commands=listed(meanings)
     )
+
+
+# ---------------------------------------------------------------- the verbs that compute
+
+MANY = {
+    "sweep": "an array of runs of one stage that differ in what is swept over",
+    "chain": "stages one after another, with stops where a person annotates",
+}
+USAGE = {"annotate": "{import FOLDER | draft | export} [RECIPE.yaml]", "chain": "RECIPE.yaml"}
+ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
+
+
+def _fraction(text: str) -> float:
+    """Reads `1%` or 0.01."""
+    try:
+        fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        fraction = -1.0
+    if not 0 <= fraction <= 1:
+        raise ArgumentTypeError(f"{text}: write the share of fields to compute again, as in --verify 1%")
+    return fraction
+
+
+OPTIONS = (
+    option("--site", default="laptop", metavar="NAME|FILE", help="where to compute; default laptop"),
+    option("--name", metavar="RUN", help="name of the run; default the stage, the date and a number"),
+    option("--dry-run", action="store_true", help="prints what would be done, and does nothing"),
+    option("--time", action="store_true", help="with --dry-run: how long it takes, after ten seconds of it"),
+    option("--wait", action="store_true", help="on Slurm: returns when the run has ended"),
+    option("--after", action="append", default=[], metavar="RUN", help="starts when this run is done"),
+)
+OWN_OPTIONS = {
+    "segment": option(
+        "--verify", type=_fraction, default=0.0, metavar="SHARE",
+        help="computes this share of the fields, as 1%%, again and compares",
+    ),
+    "sweep": option(
+        "--update", action="store_true", help="computes again the elements whose inputs have changed"
+    ),
+}  # fmt: skip
+
+
+def stage_command(verb: str, meaning: str) -> Command:
+    """Returns the command of a stage, of sweep or of chain."""
+
+    def description(every_key: bool) -> str:
+        from hpc_isl.cli.help import stage_manual
+
+        return stage_manual(verb, program(), every_key)
+
+    usage = f"{USAGE.get(verb, '[RECIPE.yaml]')} [key=value …] [options]"
+    own = (OWN_OPTIONS[verb],) if verb in OWN_OPTIONS else ()
+    return Command(_submit, meaning, usage, description=description, options=(*OPTIONS, *own))
+
+
+def _submit(given: Namespace) -> int:
+    """Plans or starts what the arguments describe; the exit code."""
+    # Imported here, so that help and errors about words do not wait for the cluster's modules.
+    from hpc_isl import site
+    from hpc_isl.cluster.run_folder import folders
+    from hpc_isl.cluster.submit import chain, launch, planning, sweep
+    from hpc_isl.recipes import load
+
+    verb = given.verb
+    path, keys, site_keys = split_words(verb, given.words)
+    if given.time and (verb == "chain" or not given.dry_run):
+        raise UserError(f"{verb}: --time goes with --dry-run, for one stage or a sweep: it tries ten seconds")
+    where = site.load(given.site, site_keys)
+    user = console(site.runs_root(where), argv=given.argv)
+    after = tuple(folders.find(name, *user.roots) for name in given.after)
+    if verb == "chain":
+        if path is None or after:
+            raise UserError(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
+        begin = chain.show_plan if given.dry_run else chain.start
+        return begin(path, keys, where, given.name, user, given.wait)
+    if verb == "sweep":
+        asked = sweep.sweep_request(path, keys, where, given.name, after)
+    else:
+        recipe = load.load(verb, path, keys)
+        asked = folders.RunRequest(verb, recipe, planning.site_of(verb, where), given.name, after)
+    verify, update = getattr(given, "verify", 0.0), getattr(given, "update", False)
+    asked = replace(planning.with_run_folders(asked, user.roots), verify=verify, update=update)
+    if given.dry_run:
+        return launch.show_plan(asked, user, given.time)
+    return launch.launch(asked, user, given.wait)
+
+
+def split_words(verb: str, words: list[str]) -> tuple[Path | None, list[str], list[str]]:
+    """Returns the recipe file, if one is named, the assignments to the recipe and those to the site.
+
+    Raises:
+        UserError: a word that is neither, or a second recipe.
+    """
+    path: Path | None = None
+    keys, site_keys = [], []
+    for word in action_as_keys(verb, words):
+        is_yaml = word.endswith((".yaml", ".yml"))
+        if word.startswith("site."):
+            site_keys.append(word.removeprefix("site."))
+        elif ASSIGNMENT.match(word):
+            keys.append(word)
+        elif path is None and (is_yaml or Path(word).is_file()):
+            path = Path(word)
+        elif is_yaml:
+            raise UserError(f"{word}: the recipe is {path} already; one call has one recipe")
+        else:
+            actions = f"; {nearest(word, _actions(verb))}" if _actions(verb) else ""
+            raise UserError(
+                f"{word!r}: neither a recipe (NAME.yaml) nor key=value{actions}; "
+                f"see {program()} {verb} --help"
+            )
+    return path, keys, site_keys
+
+
+def _actions(verb: str) -> tuple[str, ...]:
+    """The words that may stand before the recipe."""
+    return STAGES[verb].actions if verb in STAGES else ()
+
+
+def action_as_keys(verb: str, words: list[str]) -> list[str]:
+    """Returns `import FOLDER …` as the assignments action=import source=FOLDER; other words as they are."""
+    if not words or words[0] not in _actions(verb):
+        return words
+    action, *rest = words
+    keys = [f"action={action}"]
+    for word in rest:
+        is_source = action == "import" and not ASSIGNMENT.match(word) and not word.endswith((".yaml", ".yml"))
+        # Quoted, because a path may hold what YAML would read as something else, as `a: b` does.
+        keys.append(f"source={json.dumps(word)}" if is_source else word)
+    return keys

@@ -1,4 +1,4 @@
-"""Recipes: what each stage computes, read and hashed; where it is computed is the site's matter."""
+"""Recipes are read, also under the keys of earlier versions, and hashed; where to compute is the site's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import hpc_isl
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.recipes import former
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.strict import Strict, default_at, flatten, override, parse, read_yaml
 from hpc_isl.stages.stage_table import STAGES
@@ -59,9 +58,10 @@ def parsed(stage: str, content: dict[str, Any], origin: str) -> Recipe:
         UserError: naming the keys that are wrong.
     """
     kind = RECIPES[stage]
-    renamed = dict.fromkeys(line for key in flatten(content) if (line := former.complaint(stage, key)))
+    renamed = dict.fromkeys(line for key in flatten(content) if (line := renamed_key(stage, key)))
     if renamed:
         raise UserError("\n".join([f"{origin}:", *(f"  {line}" for line in renamed)]))
+    # By hand, because the part is shared with stages that do read these keys.
     for key, value in flatten(content).items():
         for unread, why in kind.UNREAD.items():
             if f"{key}.".startswith(f"{unread}.") and value != default_at(kind, key):
@@ -98,7 +98,7 @@ def read_kept(stage: str, path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming a file that is missing or damaged.
     """
-    return former.kept(stage, read_yaml(path))
+    return kept_keys(stage, read_yaml(path))
 
 
 def load_kept(stage: str, path: Path) -> Recipe:
@@ -109,7 +109,7 @@ def load_kept(stage: str, path: Path) -> Recipe:
 def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
     """Hash of what is computed from what: the recipe without paths, and its inputs' fingerprints."""
     stage = next((stage for stage, kind in RECIPES.items() if isinstance(recipe, kind)), "")
-    content = former.former(stage, _without_paths(recipe))  # so that a new name makes no new digest
+    content = former_keys(stage, _without_paths(recipe))  # so that a new name makes no new digest
     text = json.dumps([type(recipe).__name__, content, dict(fingerprints)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -117,10 +117,134 @@ def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
 def _without_paths(value: Any) -> Any:
     if isinstance(value, Strict):
         return {name: _without_paths(getattr(value, name)) for name in type(value).model_fields}
-    if isinstance(value, Path):
+    if isinstance(value, Path):  # a plate that was moved is the same plate: its fingerprint counts
         return None
     if isinstance(value, Mapping):
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_paths(item) for item in value]
     return value
+
+
+# ---------------------------------------------------------------- keys of earlier versions
+
+# Kept recipes and contracts are read through `present_keys`. Digests are taken of `former_keys`, because what
+# was computed before a key was renamed must keep its digest and its fingerprints.
+FORMER_KEYS: Mapping[str, Mapping[str, str]] = {
+    "segment": {
+        "write": "outputs",
+        "truth": "reference_labels",
+        "empty": "empty_fields",
+        "h": "h_maxima",
+        "largest": "max_pixels_in_memory",
+        "block": "block_size",
+    },
+    "finetune": {
+        "truth": "reference_labels",
+        "only": "train_where",
+        "everything": "train_on_all",
+        "seen": "test_wells_seen_in_pretraining",
+        "objects.h": "objects.h_maxima",
+    },
+}
+"""stage -> former dotted key -> present one"""
+FORMER_VALUES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "segment": {"empty_fields": {"none": "zero", "look": "segment"}},
+    "finetune": {"objects.method": {"flood": "watershed"}},
+}
+"""stage -> present dotted key -> former value -> present one"""
+
+WHOLE = {"objects": {"kind", "head", "slope", "scale", "h_maxima", "method"}}
+"""section -> keys that every version wrote into it where it was kept whole"""
+ADDED: Mapping[str, Mapping[str, object]] = {
+    "finetune": {"objects.map": "euclidean", "objects.mask_threshold": None}
+}
+"""stage -> key that earlier versions did not have -> the value that means what they did
+
+A digest leaves such a key out where it has that value, so that what was computed before keeps its digest."""
+
+
+def present_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys and values of a recipe, nested or dotted, as this version names them."""
+    result = _translated(content, FORMER_KEYS.get(stage, {}), FORMER_VALUES.get(stage, {}))
+    for key, value in ADDED.get(stage, {}).items():
+        outer, inner = key.split(".")
+        # A whole section lacks the key only where an earlier version wrote it; a section that a person typed
+        # is not whole and takes today's default.
+        if isinstance(section := result.get(outer), dict) and WHOLE[outer] <= section.keys():
+            section.setdefault(inner, value)
+    return result
+
+
+def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys and values of a recipe as the first version named them."""
+    keys = {new: old for old, new in FORMER_KEYS.get(stage, {}).items()}
+    values = {
+        _renamed(key, keys): {new: old for old, new in names.items()}
+        for key, names in FORMER_VALUES.get(stage, {}).items()
+    }
+    result = _translated(content, keys, values)
+    for key, value in ADDED.get(stage, {}).items():
+        outer, inner = key.split(".")
+        if isinstance(section := result.get(outer), dict) and section.get(inner, ...) == value:
+            del section[inner]
+    return result
+
+
+def kept_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run folder of any kind keeps as its recipe: of one stage, a sweep or a chain."""
+    result = dict(content)
+    if stage == "sweep":
+        inner = str(content.get("stage"))
+        over = content.get("over", {})
+        groups = over if isinstance(over, list) else [over]
+        translated = [present_keys(inner, group) for group in groups]
+        result |= {"over": translated if isinstance(over, list) else translated[0]}
+        return result | {"base": present_keys(inner, content.get("base", {}))}
+    if stage == "chain":
+        steps = content.get("steps", [])
+        return result | {
+            "steps": [
+                step | {"set": present_keys(str(step.get("stage")), step.get("set") or {})} for step in steps
+            ]
+        }
+    return present_keys(stage, content)
+
+
+def renamed_key(stage: str, key: str) -> str:
+    """Returns what to type instead of a dotted key of an earlier version; empty: it is none."""
+    new = _renamed(key, FORMER_KEYS.get(stage, {}))
+    if new == key:
+        return ""
+    values = FORMER_VALUES.get(stage, {}).get(new, {})
+    changed = "".join(f", and its value {old!r} is {value!r}" for old, value in values.items())
+    return f"{key}: is called {new} now{changed}"
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    """The dotted key, where it or one that it lies below has another name."""
+    for old, new in names.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _translated(
+    content: Mapping[str, Any],
+    keys: Mapping[str, str],
+    values: Mapping[str, Mapping[str, str]],
+    path: str = "",
+) -> dict[str, Any]:
+    above = _renamed(path, keys)
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        dotted = f"{path}.{name}" if path else str(name)
+        new = _renamed(dotted, keys)
+        if isinstance(value, Mapping):
+            value = _translated(value, keys, values, dotted)
+        elif new in values:
+            names = values[new]
+            # A sweep gives a list of values.
+            value = [names.get(v, v) for v in value] if isinstance(value, list) else names.get(value, value)
+        result[new.removeprefix(f"{above}.") if above else new] = value
+    return result

@@ -96,6 +96,16 @@ class ConvertRecipe(Recipe):
     fields: list[str] | None = None
     """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
 
+    @model_validator(mode="after")
+    def _a_plate_of_its_own(self) -> ConvertRecipe:
+        out, source = (path.expanduser().absolute() for path in (self.out, self.source))
+        if out.suffix != ".zarr":
+            raise ValueError(f"out: {out}: the name of a plate ends in .zarr, as in {out.name}.zarr")
+        # Readers search the whole export: a plate inside it would be read as more of its images.
+        if out == source or source in out.parents:
+            raise ValueError(f"out: {out} lies inside the export {source}; choose another folder")
+        return self
+
     def unused(self) -> Iterator[tuple[str, str]]:
         if self.reader not in ("auto", "pattern"):
             yield "pattern", f"reader is {self.reader}"
@@ -152,6 +162,16 @@ class AnnotateRecipe(Recipe):
     """draft: split touching objects by a watershed on the distance map"""
     overwrite: bool = False
     """replace labels of this name on the fields concerned; never those that a person drew or edited"""
+
+    @model_validator(mode="after")
+    def _what_the_action_needs(self) -> AnnotateRecipe:
+        needed = {"import": "source", "draft": "channel", "export": "out"}[self.action]
+        if getattr(self, needed) is None:
+            raise ValueError(f"annotate {self.action}: {needed} must be given")
+        # Whether it leaves a field is known once that is read; an empty one is wrong on every field.
+        if self.box and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError(f"box: {self.box} (y0, x0, y1, x1) is empty")
+        return self
 
     def unused(self) -> Iterator[tuple[str, str]]:
         drafting = {"channel", "method", "threshold", "sigma", "min_area", "split"}

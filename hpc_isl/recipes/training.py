@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,8 +30,6 @@ class PlaneRecipe(Strict):
     @field_validator("plane")
     @classmethod
     def _known(cls, plane: int | list[int] | str) -> int | list[int] | str:
-        import re
-
         if isinstance(plane, str) and not re.fullmatch(
             r"max|mean|min|focus([+-]\d+(\.\d+)?\s?um|[+-]\d+)?", plane
         ):
@@ -220,7 +219,7 @@ class TrainRecipe(Strict):
             raise ValueError("give either steps or epochs")
         if self.batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
-        if self.crop % 32:
+        if self.crop % 32:  # the encoder halves it five times
             raise ValueError(f"crop {self.crop} is not a multiple of 32")
         return self
 
@@ -271,6 +270,7 @@ def with_seed(content: Any, **defaults: Any) -> Any:
     if not isinstance(content, dict) or "seed" not in content:
         return content
     rest = {key: value for key, value in content.items() if key != "seed"}
+    # pydantic does not use the default of `train` once one of its keys is given.
     own = rest.get("train") or defaults
     if not isinstance(own, dict) or own.get("seed", content["seed"]) != content["seed"]:
         raise ValueError("seed is short for train.seed; give one of them")

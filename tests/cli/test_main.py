@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cli import main, stage_commands
+from hpc_isl.cli import main
 from hpc_isl.cli.arguments import parse
 from hpc_isl.cli.help import EXAMPLES, KINDS, REQUIRED, USUAL, USUAL_OF_SITE, rows, stage_manual
 from hpc_isl.recipes.load import RECIPES, load
@@ -76,7 +76,7 @@ def test_the_usual_keys_exist_and_the_examples_are_read() -> None:
             given = parse(known, shlex.split(example))
             assert given is not None
             assert given.verb == verb
-            path, assignments, _ = stage_commands.split_words(verb, given.words)
+            path, assignments, _ = main.split_words(verb, given.words)
             if verb not in ("sweep", "chain"):
                 load(verb, path, assignments)
     assert set(USUAL_OF_SITE) <= set(Site.model_fields)
@@ -263,14 +263,14 @@ def test_a_closed_pipe_is_no_error(command_line: CommandLine) -> None:
 
 def test_the_action_of_annotate_becomes_a_key() -> None:
     words = ["import", "my masks: all/", "labels=nuclei", "plate=P.zarr"]
-    assert stage_commands.action_as_keys("annotate", words) == [
+    assert main.action_as_keys("annotate", words) == [
         "action=import", 'source="my masks: all/"', "labels=nuclei", "plate=P.zarr",
     ]  # fmt: skip
-    assert stage_commands.action_as_keys("annotate", ["draft", "plate=P.zarr"]) == [
+    assert main.action_as_keys("annotate", ["draft", "plate=P.zarr"]) == [
         "action=draft",
         "plate=P.zarr",
     ]
-    assert stage_commands.action_as_keys("convert", ["import"]) == ["import"]
+    assert main.action_as_keys("convert", ["import"]) == ["import"]
 
 
 @pytest.mark.journey

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from hpc_isl import submit
 from hpc_isl.errors import UserError
-from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.base import Arrangement, Recipe
 from hpc_isl.recipes.load import RECIPES
-from hpc_isl.recipes.many import Arrangement
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.stages.stage_table import STAGES, Stage
-from hpc_isl.timing import Workload
+from hpc_isl.tasks import Workload
 
 
 class CountRecipe(Recipe):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.rank.environment import rank_env
+from hpc_isl.cluster.run_folder.job import rank_env
 from hpc_isl.cluster.submit.planning import site_of
 from hpc_isl.cluster.submit.sweep import sweep_request
 from hpc_isl.errors import UserError

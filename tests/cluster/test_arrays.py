@@ -15,7 +15,7 @@ from hpc_isl.cluster.executors import local
 from hpc_isl.cluster.submit import sweep
 from hpc_isl.cluster.submit.chain import links
 from hpc_isl.errors import UserError
-from hpc_isl.recipes.many import ChainRecipe
+from hpc_isl.recipes.base import ChainRecipe
 from hpc_isl.recipes.strict import parse
 from hpc_isl.run import Run
 from hpc_isl.site import Site

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster.dask_pool import rendezvous
+from hpc_isl.cluster.dask_pool import pool
 from hpc_isl.cluster.preflight import findings, probe
 from hpc_isl.cluster.preflight.doctor import database, of_nodes
 from hpc_isl.cluster.preflight.findings import Finding
-from hpc_isl.cluster.preflight.mounts import Mount, mount_of
-from hpc_isl.cluster.preflight.probe import Facts
+from hpc_isl.cluster.preflight.probe import Facts, Mount, mount_of
 from hpc_isl.cluster.preflight.visit import Outcome, Visit, script
 from hpc_isl.site import Site
 
@@ -223,7 +222,7 @@ def test_two_machines_meet_through_the_folder(tmp_path: Path) -> None:
     assert found[0] is not None
     assert found[1] is not None
     assert (found[0].host, found[1].rank) == ("node1", 1)
-    assert found[1].reached in rendezvous.addresses()
+    assert found[1].reached in pool.addresses()
 
 
 def test_a_gpu_is_named_as_its_driver_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster.run_folder.timings import FILE, machine, timings
+from hpc_isl.cluster.run_folder.submissions import FILE, machine, timings
 from hpc_isl.site import Site
 
 if TYPE_CHECKING:

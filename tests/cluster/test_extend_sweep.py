@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hpc_isl.cluster.run_folder import create
-from hpc_isl.cluster.run_folder.create import RunRequest
-from hpc_isl.cluster.submit import extend_sweep, planning, sweep
+from hpc_isl.cluster.run_folder import folders
+from hpc_isl.cluster.run_folder.folders import RunRequest
+from hpc_isl.cluster.submit import planning, sweep
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.site import Site
 
@@ -279,7 +279,7 @@ def end_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
         return changed
 
-    for place, name in ((extend_sweep, "write_atomic"), (create, "write_atomic"), (create, "make_folder"),
+    for place, name in ((sweep, "write_atomic"), (folders, "write_atomic"), (folders, "make_folder"),
                         (os, "rename"), (Path, "unlink")):  # fmt: skip
         monkeypatch.setattr(place, name, counted(getattr(place, name)))
     return lambda number: left.__setitem__(0, number)
@@ -298,22 +298,22 @@ def _is_ended_and_consistent(root: Path, end_at: Callable[[int], None], moment: 
     """Whether the extension was ended at this step; False: it has no more steps."""
     few, many = seeds(0, 1), seeds(0, 1, 2, 3)
     run, ended = few.run(root), False
-    create.make_array(run, few, plans_of(few), ())
+    folders.make_array(run, few, plans_of(few), ())
     for one in run.elements():
         Attempt(one).finish({"of": one.name})
     plans = {name: replace(plan, inputs=INPUTS.get(name, {})) for name, plan in plans_of(many).items()}
-    wider = extend_sweep.compare(run, many, plans)
+    wider = sweep.compare(run, many, plans)
     assert (wider.new, wider.changed) == (("seed=2", "seed=3"), ("seed=1",))
     end_at(moment)
     try:
-        extend_sweep.extend(run, many, plans, wider, ())
+        sweep.extend(run, many, plans, wider, ())
     except Killed:
         ended = True
     end_at(-1)
-    extend_sweep.finish_interrupted(run)
-    as_it_was = extend_sweep.compare(run, many, plans) == wider
-    assert as_it_was or not extend_sweep.compare(run, many, plans)
-    assert [one.name for one in create.other_elements(run)] == [
+    sweep.finish_interrupted(run)
+    as_it_was = sweep.compare(run, many, plans) == wider
+    assert as_it_was or not sweep.compare(run, many, plans)
+    assert [one.name for one in folders.other_elements(run)] == [
         f"seed={n}" for n in range(2 if as_it_was else 4)
     ]
     assert [one.name for one in run.elements() if not one.recipe.is_file()] == []
@@ -321,9 +321,9 @@ def _is_ended_and_consistent(root: Path, end_at: Callable[[int], None], moment: 
     done = [one.name for one in run.elements() if one.summary()]
     assert done == ["seed=0", *(["seed=1", "final"] if as_it_was else [])]
     if as_it_was:
-        extend_sweep.extend(run, many, plans, wider, ())
-    assert not extend_sweep.compare(run, many, plans)
-    final = create.final_element(run)
+        sweep.extend(run, many, plans, wider, ())
+    assert not sweep.compare(run, many, plans)
+    final = folders.final_element(run)
     assert final is not None
     assert final.summary() is None
     assert "seed=3" in final.recipe.read_text()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster.run_folder import names
+from hpc_isl.cluster.run_folder import folders
 from hpc_isl.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def test_an_address_is_short_where_any_of_the_folders_has_the_run(tmp_path: Path
     folder = tmp_path / "b" / "count" / "S12"
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text("{}")
-    run = names.find("S12", tmp_path / "a", tmp_path / "b")
+    run = folders.find("S12", tmp_path / "a", tmp_path / "b")
     assert run.folder == folder
-    assert names.address(run, tmp_path / "a", tmp_path / "b") == "S12"
+    assert folders.address(run, tmp_path / "a", tmp_path / "b") == "S12"
     with pytest.raises(UserError, match=r"no such run in .*/a"):
-        names.find("S12", tmp_path / "a")
+        folders.find("S12", tmp_path / "a")

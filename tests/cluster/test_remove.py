@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from hpc_isl.cluster.run_folder import names, remove, status
+from hpc_isl.cluster.run_folder import folders, remove, status
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 
@@ -66,10 +66,10 @@ def test_record_and_contract_stay_and_everything_else_goes(tmp_path: Path) -> No
     remove.remove(run)
     assert [name for name in files(run.folder) if name != ".submit.lock"] == KEPT
     assert (outside / "data").read_text() == "not ours"
-    assert names.all_runs(tmp_path) == []
+    assert folders.all_runs(tmp_path) == []
     for name in ("S12", "pretrain/S12", str(run.folder)):
         with pytest.raises(UserError, match=r"pretrain 'S12' was removed on \d{4}-\d\d-\d\d; .*/S12 tells"):
-            names.find(name, tmp_path)
+            folders.find(name, tmp_path)
 
 
 def test_every_run_and_sweep_that_uses_its_model_is_named(tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_every_run_and_sweep_that_uses_its_model_is_named(tmp_path: Path) -> Non
     day.folder.mkdir(parents=True)
     day.recipe.write_text("{}")
     day.elements_file.write_text(json.dumps({"elements": ["../../pretrain/S12"]}))
-    users = remove.removal(run, names.all_runs(tmp_path)).users
+    users = remove.removal(run, folders.all_runs(tmp_path)).users
     assert {user.label for user in users} == {"alone", "nuc", "stained", "day"}
     made(tmp_path, "segment", "nuc-P", {"model": str(nuc.folder / "finetune" / "final"), "plates": []})
-    (only,) = remove.removal(nuc, names.all_runs(tmp_path)).users
+    (only,) = remove.removal(nuc, folders.all_runs(tmp_path)).users
     assert only.label == "nuc-P"
 
 
@@ -102,7 +102,7 @@ def test_a_sweep_goes_with_all_its_elements(tmp_path: Path) -> None:
     found = [name for name in files(run.folder) if name != ".submit.lock"]
     assert found == sorted([*expected, "elements.json", "recipe.yaml", "record.json", "removed.json"])
     with pytest.raises(UserError, match="sweep 'nuc' was removed"):
-        names.find("nuc/n=1", tmp_path)
+        folders.find("nuc/n=1", tmp_path)
 
 
 def test_what_a_run_made_in_plates_stays_and_is_listed(tmp_path: Path) -> None:

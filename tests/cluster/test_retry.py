@@ -10,7 +10,7 @@ import pytest
 
 from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.run_folder import status
-from hpc_isl.cluster.submit import retry
+from hpc_isl.cluster.submit import launch
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
@@ -72,7 +72,7 @@ def test_what_was_missing_is_raised_and_no_more(
 ) -> None:
     run = ended(tools, tmp_path, word)
     assert status.status_of(run).cause == word.lower()
-    assert retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
+    assert launch.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
     given = (tmp_path / "given").read_text()
     assert [flag for flag in flags if f"#SBATCH {flag}\n" not in given] == []
     assert run.attempt_numbers() == [0, 1], "the same folder"
@@ -81,7 +81,7 @@ def test_what_was_missing_is_raised_and_no_more(
 def test_a_site_that_is_given_is_taken_as_it_is(tools: Path, tmp_path: Path) -> None:
     run = ended(tools, tmp_path, "OUT_OF_MEMORY")
     chosen = Site(executor="slurm", partition="gpu", memory="61G")
-    retry.retry(run, chosen, Console(print, tmp_path / "runs"), wait=False)
+    launch.retry(run, chosen, Console(print, tmp_path / "runs"), wait=False)
     assert "--mem=61G" in (tmp_path / "given").read_text()
     assert "memory: 61G" in run.site.read_text(), "the run's site is now this one"
 
@@ -92,10 +92,10 @@ def test_a_retry_that_is_refused_leaves_what_is_done_as_it_was(tools: Path, tmp_
     before = run.summary()
     (tools / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
     with pytest.raises(UserError, match="invalid partition"):
-        retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False)
+        launch.retry(run, None, Console(print, tmp_path / "runs"), wait=False)
     assert run.summary() == before
     (tools / "sbatch").write_text("#!/bin/bash\necho Submitted batch job 5\n")
-    assert retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
+    assert launch.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
     assert run.summary() is None
 
 
@@ -103,4 +103,4 @@ def test_what_is_done_is_not_retried(tools: Path, tmp_path: Path) -> None:
     run = ended(tools, tmp_path, "COMPLETED")
     Attempt(run).finish({})
     with pytest.raises(UserError, match="nothing to retry: done"):
-        retry.retry(run, None, Console(print, tmp_path / "runs"), wait=False)
+        launch.retry(run, None, Console(print, tmp_path / "runs"), wait=False)

@@ -16,9 +16,8 @@ import pytest
 
 from hpc_isl.cluster.executors import slurm
 from hpc_isl.cluster.executors.slurm import Batch
-from hpc_isl.cluster.rank.requeue import requeue
 from hpc_isl.cluster.run_folder import status
-from hpc_isl.cluster.run_folder.job import Job
+from hpc_isl.cluster.run_folder.job import Job, requeue
 from hpc_isl.cluster.slurm import commands
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site

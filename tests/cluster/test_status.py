@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from hpc_isl.cluster.monitor import status_table
-from hpc_isl.cluster.run_folder import names, status
+from hpc_isl.cluster.run_folder import folders, status
 from hpc_isl.cluster.submit import planning
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.plates import ConvertRecipe
@@ -107,23 +107,25 @@ def test_done_is_done_whatever_else_is_written(run: Run) -> None:
 def test_runs_are_found_by_name_by_stage_and_name_and_by_path(tmp_path: Path) -> None:
     one, other = made(tmp_path, "convert", "P1"), made(tmp_path, "pretrain", "P1")
     alone = made(tmp_path, "pretrain", "it's S12")
-    assert names.find("it's S12", tmp_path) == alone
-    assert names.find("convert/P1", tmp_path) == one
-    assert names.find(str(other.folder), Path("/nowhere")) == other
+    assert folders.find("it's S12", tmp_path) == alone
+    assert folders.find("convert/P1", tmp_path) == one
+    assert folders.find(str(other.folder), Path("/nowhere")) == other
     with pytest.raises(UserError, match="write convert/P1 or pretrain/P1"):
-        names.find("P1", tmp_path)
+        folders.find("P1", tmp_path)
     with pytest.raises(UserError, match="did you mean"):
-        names.find("its S12", tmp_path)
+        folders.find("its S12", tmp_path)
 
 
 def test_a_link_to_a_run_is_that_run(tmp_path: Path) -> None:
     """What it is called there is neither its name nor that of its stage."""
     run = made(tmp_path / "runs", "count", "one")
     (tmp_path / "best").symlink_to(run.folder)
-    assert names.find(str(tmp_path / "best"), tmp_path / "runs") == run
+    assert folders.find(str(tmp_path / "best"), tmp_path / "runs") == run
     (tmp_path / "there").symlink_to("runs")
     through = tmp_path / "there" / "count" / "one"
-    assert names.find(str(through), tmp_path).folder == through, "as it is typed, for nodes that see no other"
+    assert folders.find(str(through), tmp_path).folder == through, (
+        "as it is typed, for nodes that see no other"
+    )
 
 
 def test_the_same_recipe_is_the_same_through_another_path(tmp_path: Path) -> None:
@@ -133,27 +135,27 @@ def test_the_same_recipe_is_the_same_through_another_path(tmp_path: Path) -> Non
     run.recipe.write_text(to_yaml(ConvertRecipe(source=tmp_path / "export", out=tmp_path / "P1.zarr")))
     same = ConvertRecipe(source=tmp_path / "link", out=tmp_path / "P1.zarr")
     assert planning.differences(run, Plan(same)) == []
-    other = ConvertRecipe(source=tmp_path, out=tmp_path / "P1.zarr")
+    other = ConvertRecipe(source=tmp_path / "other", out=tmp_path / "P1.zarr")
     assert len(planning.differences(run, Plan(other))) == 1
 
 
 def test_an_address_is_the_shortest_that_finds_the_run(tmp_path: Path) -> None:
     made(tmp_path, "convert", "P1")
     other, alone = made(tmp_path, "pretrain", "P1"), made(tmp_path, "pretrain", "it's S12")
-    assert names.address(alone, tmp_path) == "'it'\"'\"'s S12'"
-    assert names.address(other, tmp_path) == "pretrain/P1"
-    assert names.address(other, Path("/nowhere")) == str(other.folder)
+    assert folders.address(alone, tmp_path) == "'it'\"'\"'s S12'"
+    assert folders.address(other, tmp_path) == "pretrain/P1"
+    assert folders.address(other, Path("/nowhere")) == str(other.folder)
 
 
 @pytest.mark.parametrize("name", ["S12", "a b", "it's", '"x"', "ä$;&", "x" * 100])
 def test_names_may_hold_spaces_and_quotes(name: str) -> None:
-    assert names.valid_name(name) == name
+    assert folders.valid_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "-f", "a\nb", "%j", " a", "a ", "x" * 101])
 def test_names_that_would_break_a_path_or_a_command_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="--name"):
-        names.valid_name(name)
+        folders.valid_name(name)
 
 
 def test_durations_are_for_people() -> None:

@@ -17,7 +17,7 @@ from hpc_isl.cluster.executors.slurm import Batch
 from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.run_folder import status, submissions
 from hpc_isl.cluster.run_folder.job import Job
-from hpc_isl.cluster.submit import launch, retry
+from hpc_isl.cluster.submit import launch
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
@@ -188,7 +188,7 @@ def test_while_slurm_does_not_answer_nothing_is_started(
     assert (found.state, found.alive) == (word, True)
     assert found.detail.startswith("Slurm does not answer")
     console = Console(lambda text: None, run.root)
-    for start in (launch.resume, retry.retry):
+    for start in (launch.resume, launch.retry):
         with pytest.raises(UserError, match=r"job may be there: Slurm does not|nothing to retry"):
             start(run, Site(), console, False)
     run.cancelled.touch()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_isl.cluster.rank.environment import RankEnv, rank_env
-from hpc_isl.cluster.rank.worker import Listener, deadline
+from hpc_isl.cluster.rank import Listener, deadline
+from hpc_isl.cluster.run_folder.job import RankEnv, rank_env
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
 
@@ -54,7 +54,7 @@ def test_a_limit_that_came_sooner_than_was_said_sends_two_signals_in_either_orde
 
 WHILE_IMPORTING = """
 import sys
-from hpc_isl.cluster.rank.environment import system_metrics
+from hpc_isl.cluster.run_folder.job import system_metrics
 taken = []
 
 class Look:

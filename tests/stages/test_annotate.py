@@ -21,6 +21,7 @@ from hpc_isl.objects.draft_labels import draft_labels, drop_small
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe, PatternRecipe
+from hpc_isl.recipes.strict import parse
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.annotate.stage import annotate, plan
 from hpc_isl.stages.convert.stage import convert
@@ -235,7 +236,7 @@ def test_errors_in_the_recipe_are_reported_before_anything_is_done(
     plate: Path, keys: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected.replace("(", r"\(")):
-        plan(AnnotateRecipe.model_validate({"plate": plate, "labels": "nuclei", **keys}))
+        plan(parse(AnnotateRecipe, {"plate": plate, "labels": "nuclei", **keys}, "the recipe"))
 
 
 def test_a_draft_finds_the_true_nuclei_and_none_in_an_empty_field(
@@ -449,13 +450,14 @@ def test_errors_about_an_export_are_reported_before_anything_is_done(drafted: Pa
     for keys, expected in [
         ({"action": "export"}, "annotate export: out must be given"),
         ({"action": "export", "out": out}, "holds something already; name a new or an empty folder"),
+        ({"action": "export", "out": free, "box": [9, 0, 9, 5]}, r"box: \(9, 0, 9, 5\) .* is empty"),
         ({"action": "export", "out": free, "box": [0, 0, 500, 5]}, r"B02/1: box \(0, 0, 500, 5\)"),
         ({"action": "export", "out": free, "fields": ["H12"]}, "not on the plate"),
         ({"action": "import", "source": out, "regex": "(?P<well>X)"}, "says itself"),
         ({"action": "import", "source": truth_folder, "accept": True}, "not written by annotate export"),
     ]:
         with pytest.raises(UserError, match=expected):
-            plan(AnnotateRecipe.model_validate({"plate": drafted, "labels": NAME, **keys}))
+            plan(parse(AnnotateRecipe, {"plate": drafted, "labels": NAME, **keys}, "the recipe"))
     assert not free.exists()
     (out / "manifest.json").write_text('{"written_by": "annotate export"}')
     with pytest.raises(UserError, match=r"manifest.json is damaged"):

@@ -24,7 +24,7 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_level, open_plate, read_box
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe
-from hpc_isl.recipes.strict import to_yaml
+from hpc_isl.recipes.strict import parse, to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.convert.stage import convert, plan
 
@@ -60,7 +60,7 @@ def export(tmp_path: Path) -> Path:
 
 def recipe(export: Path, **given: Any) -> ConvertRecipe:
     whole = {"source": export, "out": export.parent / "P01.zarr", "pattern": PATTERN, "codec": {"chunk": 32}}
-    return ConvertRecipe.model_validate(whole | given)
+    return parse(ConvertRecipe, whole | given, "the recipe")
 
 
 def attempt(folder: Path, cpus: int = 1) -> Attempt:

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from made_up_sweep import label_plate
 
-from hpc_isl.cluster.run_folder import create
-from hpc_isl.cluster.run_folder.create import RunRequest
-from hpc_isl.cluster.submit import extend_sweep
+from hpc_isl.cluster.run_folder import folders
+from hpc_isl.cluster.run_folder.folders import RunRequest
+from hpc_isl.cluster.submit import sweep
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import read_labels, write_labels
+from hpc_isl.recipes.base import SweepRecipe
 from hpc_isl.recipes.load import load
-from hpc_isl.recipes.many import SweepRecipe
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Run
 from hpc_isl.site import Site
@@ -148,15 +148,15 @@ def test_messages_name_boxes_where_there_are_several(elements, plate, tmp_path):
                   elements=elements("labels=grown", n=[1, "all"]))  # fmt: skip
     plans = {name: plan(recipe) for name, recipe in order.elements.items()}
     run = order.run(tmp_path)
-    create.make_array(run, order, plans, ())
-    assert not extend_sweep.compare(run, order, plans)
+    folders.make_array(run, order, plans, ())
+    assert not sweep.compare(run, order, plans)
     first = next(iter(plans["n=1"].parts["boxes"]))
     assert first in plans["n=all"].parts["boxes"]
     well = next(well for well in ("B02", "B03", "C02", "C03") if f" {well}/1 " not in first)
     image = plate.image(FieldKey(well, "1"))
     two = [(0, 0, 32, 64), (32, 0, 64, 64)]
     write_labels(image, "grown", read_labels(image, "nuclei"), origin="human", boxes=two, overwrite=True)
-    found = extend_sweep.compare(run, order, {name: plan(recipe) for name, recipe in order.elements.items()})
+    found = sweep.compare(run, order, {name: plan(recipe) for name, recipe in order.elements.items()})
     assert "n=all" in found.changed
     said = "\n".join(found.lines)
     assert f"boxes: 2 new: P01 {well}/1 [0, 0, 32, 64] 'grown'; P01 {well}/1 [32, 0, 64, 64] 'grown'" in said

@@ -17,7 +17,7 @@ from made_up_screen import save_model, write_screen
 from mounts import bound, read_only, small_disk
 from skimage.measure import regionprops_table
 
-from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder.folders import RunRequest
 from hpc_isl.cluster.submit.planning import plans
 from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.files import read_json

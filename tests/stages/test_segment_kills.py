@@ -85,7 +85,7 @@ class Killer:
 
     def rank(self) -> list[psutil.Process]:
         """The process that hands the fields out."""
-        return self._children("hpc_isl.cluster.rank.worker", self._command())
+        return self._children("hpc_isl.cluster.rank", self._command())
 
     def workers(self) -> list[psutil.Process]:
         """The processes that compute them, whether they are ready or still starting."""

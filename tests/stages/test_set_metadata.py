@@ -232,7 +232,7 @@ def test_a_job_that_was_queued_before_does_not_start_on_other_metadata(lab: Comm
     words = [
         sys.executable,
         "-m",
-        "hpc_isl.cluster.rank.worker",
+        "hpc_isl.cluster.rank",
         "hpc_isl.stages.annotate.stage",
         str(run),
         "1",

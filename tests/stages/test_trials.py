@@ -20,8 +20,7 @@ from hpc_isl.stages.finetune import stage as finetune
 from hpc_isl.stages.pretrain import pretraining
 from hpc_isl.stages.pretrain import stage as pretrain
 from hpc_isl.stages.segment import stage as segment
-from hpc_isl.tasks import Answer
-from hpc_isl.timing import estimate
+from hpc_isl.tasks import Answer, estimate
 
 KEYS = [
     "sources=[{channel: Brightfield}]",

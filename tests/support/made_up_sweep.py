@@ -17,8 +17,8 @@ from hpc_isl.learning.data.split import Split
 from hpc_isl.learning.data.split import write as write_split
 from hpc_isl.learning.data.view import Role, View
 from hpc_isl.plates.store import Index, read_box, write_labels
+from hpc_isl.recipes.base import SweepRecipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
-from hpc_isl.recipes.many import SweepRecipe
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Run
 from hpc_isl.seeds import stream

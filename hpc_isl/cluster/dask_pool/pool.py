@@ -1,31 +1,44 @@
-"""The pool that a stage such as segment gets: rank 0 schedules tasks, the ranks of other nodes serve."""
+"""The pool that a stage such as segment gets: rank 0 schedules tasks, the ranks of other nodes serve.
+
+These find rank 0 through the attempt's folder, where it publishes its address and key.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
+import ssl
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from hpc_isl.cluster.dask_pool import rendezvous
+import psutil
+
 from hpc_isl.cluster.dask_pool.processes import WorkerGroup, settings
-from hpc_isl.cluster.dask_pool.rendezvous import SchedulerAddress
 from hpc_isl.cluster.dask_pool.resources import Node, WorkerResources, lowered, node_here, worker_resources
 from hpc_isl.cluster.dask_pool.scheduling import DaskPool
+from hpc_isl.files import read_json
 from hpc_isl.run import Attempt
 from hpc_isl.site import Site
 from hpc_isl.tasks import MemoryRequirement, Pool, Pools
 
 LOOPBACK = "127.0.0.1"
 BEGIN_S = 600.0  # for the first worker process to start
-LOOK_S = 0.05
+STARTED_S = 0.05  # between looks for the first worker process
 AGAIN_S = 0.5
 LOST_S = 60.0  # a rank 0 that cannot be reached for so long is lost, or we are
+FILE = "scheduler.json"  # in the attempt's folder: the address and key that rank 0 publishes
+LOOK_S = 0.5
+SILENT_S = 90.0  # a rank 0 whose heartbeat stands still for so long is dead
+COME_S = 900.0  # for rank 0 to write its first record
+CONNECT_S = 5.0
 
 
 def pools(attempt: Attempt, site: Site) -> Pools:
@@ -37,18 +50,18 @@ def pools(attempt: Attempt, site: Site) -> Pools:
 def serve(attempt: Attempt, site: Site) -> None:
     """Runs the worker processes of another rank's node until rank 0 has left, or is lost."""
     with settings():
-        for address in rendezvous.scheduler_addresses(attempt):
-            security = rendezvous.security_of(address.certificate, address.key)
+        for address in scheduler_addresses(attempt):
+            security = security_of(address.certificate, address.key)
             context = security.get_connection_args("client")["ssl_context"]
-            stands = partial(rendezvous.stands, attempt, address)
-            reach = partial(_reached, address, context, stands)
+            standing = partial(stands, attempt, address)
+            reach = partial(_reached, address, context, standing)
             host = reach()
             if host is not None:
                 resources = worker_resources(node_here(site, attempt.cpus), address.need)
                 group = WorkerGroup(resources, f"tls://{host}:{address.port}", security)
                 group.wanted = lambda: reach() is not None  # noqa: B023  (asked within this turn)
-                asyncio.run(_serve(group, stands))
-            elif stands():
+                asyncio.run(_serve(group, standing))
+            elif standing():
                 print(f"rank 0 has not answered for {LOST_S:.0f} s", file=sys.stderr, flush=True)
                 return
 
@@ -57,7 +70,7 @@ def _reached(address: SchedulerAddress, context: Any, stands: Callable[[], bool]
     """Returns the host of rank 0, which may be too busy to answer at once; None: it is lost, or has left."""
     deadline = time.monotonic() + LOST_S
     while stands():
-        host = rendezvous.reached(address, context)
+        host = reached(address, context)
         if host is not None or time.monotonic() > deadline:
             return host
         time.sleep(AGAIN_S)
@@ -103,9 +116,9 @@ def _opened(attempt: Attempt, node: Node, need: MemoryRequirement, patience_s: f
         tunnel = tunnel if os.environ.get("SLURM_JOB_ID") else ""
         attempt.log(f"dashboard: http://{LOOPBACK}:{port}/status{tunnel}")
         if attempt.size > 1:
-            hosts, pair = rendezvous.addresses(), (security.tls_ca_file, security.tls_client_key)
+            hosts, pair = addresses(), (security.tls_ca_file, security.tls_client_key)
             address = SchedulerAddress(hosts, int(scheduler.port), *pair, need)
-            stack.enter_context(rendezvous.published(attempt, address))
+            stack.enter_context(published(attempt, address))
         client = stack.enter_context(
             Client(
                 group.scheduler, security=security, loop=scheduler.loop, set_as_default=False,
@@ -118,7 +131,7 @@ def _opened(attempt: Attempt, node: Node, need: MemoryRequirement, patience_s: f
             if (group.gone and attempt.size == 1) or time.monotonic() > deadline:
                 why = group.failure or "the log messages why"
                 raise RuntimeError(f"no worker process could be started: {why}")
-            time.sleep(LOOK_S)
+            time.sleep(STARTED_S)
         yield pool
 
 
@@ -149,3 +162,107 @@ async def _open(
     group = WorkerGroup(resources, f"tls://{LOOPBACK}:{scheduler.port}", security, LOOPBACK)
     group.start()
     return scheduler, group
+
+
+# ---------------------------------------------------------------- how other nodes find rank 0
+
+
+@dataclass(frozen=True)
+class SchedulerAddress:
+    """What rank 0 publishes for the other ranks of a pool.
+
+    Attributes:
+        hosts: addresses under which the node of rank 0 may be reached.
+        certificate, key: PEM, of this pool alone: who has them may join.
+        need: what the processes are to hold.
+    """
+
+    hosts: tuple[str, ...]
+    port: int
+    certificate: str
+    key: str
+    need: MemoryRequirement
+
+
+@contextmanager
+def published(attempt: Attempt, address: SchedulerAddress) -> Iterator[None]:
+    """Keeps the address in the attempt's folder while the block lasts, for its owner alone to read."""
+    path = attempt.folder / FILE
+    # mkstemp: complete or not at all, and never readable by others, not for a moment.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(json.dumps(asdict(address)))
+    os.replace(temporary, path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def scheduler_addresses(attempt: Attempt) -> Iterator[SchedulerAddress]:
+    """Yields what rank 0 has published, again and again until it has left: a rank may lose its pool."""
+    rank_0 = _RankZero(attempt)
+    while rank_0.works():
+        if content := read_json(attempt.folder / FILE):
+            yield SchedulerAddress(**{**content, "need": MemoryRequirement(**content["need"])})
+        time.sleep(LOOK_S)
+
+
+def stands(attempt: Attempt, address: SchedulerAddress) -> bool:
+    """Returns whether rank 0 still publishes this address."""
+    return (read_json(attempt.folder / FILE) or {}).get("key") == address.key
+
+
+class _RankZero:
+    """Rank 0 as another rank sees it, through its record."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.path = attempt.folder / "rank-0.json"
+        self.heartbeat: object = None
+        self.last = time.monotonic()
+
+    def works(self) -> bool:
+        """Returns whether it has not left, and its heartbeat moves."""
+        record = read_json(self.path) or {}
+        if record.get("exit"):
+            return False
+        # Compared with the one before, not with the time: the clocks of two nodes may differ.
+        if record.get("heartbeat") != self.heartbeat:
+            self.heartbeat, self.last = record.get("heartbeat"), time.monotonic()
+        return time.monotonic() - self.last < (SILENT_S if self.heartbeat else COME_S)
+
+
+def addresses() -> tuple[str, ...]:
+    """Returns IPv4 addresses under which other nodes may reach this one: that of its name first."""
+    named = []
+    with suppress(OSError):
+        named = [socket.gethostbyname(socket.gethostname())]
+    listed = [
+        link.address
+        for links in psutil.net_if_addrs().values()
+        for link in links
+        if link.family == socket.AF_INET
+    ]
+    outside = tuple(host for host in dict.fromkeys(named + listed) if not host.startswith("127."))
+    return outside or ("127.0.0.1",)
+
+
+def reached(address: SchedulerAddress, context: ssl.SSLContext) -> str | None:
+    """Returns the host that answers with the certificate: an IP address may be another machine's here."""
+    for host in address.hosts:
+        with (
+            suppress(OSError),
+            socket.create_connection((host, address.port), CONNECT_S) as plain,
+            context.wrap_socket(plain),
+        ):
+            return host
+    return None
+
+
+def security_of(certificate: str, key: str) -> Any:
+    """Returns Dask's security object: the same pair for all roles, and nothing unencrypted."""
+    from distributed.security import Security
+
+    roles = ("client", "scheduler", "worker")
+    pairs = {f"tls_{role}_cert": certificate for role in roles} | {f"tls_{role}_key": key for role in roles}
+    return Security(require_encryption=True, tls_ca_file=certificate, **pairs)

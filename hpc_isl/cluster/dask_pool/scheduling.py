@@ -76,7 +76,9 @@ class DaskPool:
         """Returns the address of each worker process -> bytes that its tasks may take together."""
 
         async def in_its_loop() -> dict[str, int]:
-            return {address: int(one.resources[MEMORY]) for address, one in self.scheduler.workers.items()}
+            return {
+                address: int(worker.resources[MEMORY]) for address, worker in self.scheduler.workers.items()
+            }
 
         shares: dict[str, int] = self.client.sync(in_its_loop)
         return shares

@@ -18,15 +18,17 @@ from types import FrameType
 
 import psutil
 
-from hpc_isl.cluster.rank import environment, requeue
 from hpc_isl.cluster.run_folder import status
 from hpc_isl.cluster.run_folder.job import (
+    ASK,
     FAILED,
     MISTAKE,
     STOPPED,
     Ending,
     Job,
     interpreter,
+    job_here,
+    requeue_from_outside,
     srun_flags,
     threads,
 )
@@ -192,7 +194,7 @@ def _members(leaders: set[int]) -> list[int]:
 
 def command(job: Job, site: Site, before: Sequence[str] = ()) -> list[str]:
     """Returns the command of a rank, in a shell that runs the site's setup; `before` starts that shell."""
-    python = [*shlex.split(interpreter(site)), "-u", "-m", "hpc_isl.cluster.rank.worker"]
+    python = [*shlex.split(interpreter(site)), "-u", "-m", "hpc_isl.cluster.rank"]
     script = "\n".join(["set -e", *site.setup, 'exec "$@"'])
     return [*before, "bash", "-c", script, "rank", *python, job.module, str(job.folder), str(job.attempt)]
 
@@ -254,7 +256,7 @@ def compute_in_allocation(
     asked, log_file = job.attempt_folder / "requeue", job.attempt_folder / "srun.log"
     variables = {
         **step_environment(), **threads(cpus),
-        requeue.ASK: str(asked),
+        ASK: str(asked),
         "HPC_ISL_EXECUTOR": "allocation",
         "SRUN_CPUS_PER_TASK": str(cpus),
         "PYTHONPATH": import_path(),
@@ -264,7 +266,7 @@ def compute_in_allocation(
     # srun passes USR1 on to the ranks; TERM it takes for itself, and kills them.
     watch = Watch(processes, requests, log, stops=signal.SIGUSR1, kills=signal.SIGTERM)
     ending = watch.until_ended(tick)
-    if refused := requeue.requeue_from_outside(asked, environment.job_here() or ""):
+    if refused := requeue_from_outside(asked, job_here() or ""):
         log(f"not started again: {refused}")
     # srun has one code for all ranks; their records, or its own output, tell which of them it was.
     [code] = ending.codes.values()

@@ -14,12 +14,11 @@ from typing import Any
 import submitit
 from submitit.core import utils
 
-from hpc_isl.cluster.rank.requeue import ASK
-from hpc_isl.cluster.rank.worker import work
-from hpc_isl.cluster.run_folder.job import Job, interpreter, srun_flags, threads
+from hpc_isl.cluster.rank import work
+from hpc_isl.cluster.run_folder.job import ASK, Job, interpreter, srun_flags, threads
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
 from hpc_isl.cluster.run_folder.submissions import Unanswered
-from hpc_isl.cluster.slurm import job_limits, limits, queue
+from hpc_isl.cluster.slurm import commands, limits
 from hpc_isl.cluster.slurm.commands import ask, cluster_of, environment
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
@@ -169,7 +168,7 @@ def text(batch: Batch, site: Site) -> str:
 def start_time(batch: Batch, site: Site) -> str:
     """Returns when Slurm says that the job would start, or the reason why it would refuse it."""
     _, out, errors = ask(["sbatch", "--test-only"], site.slurm_conf, given=text(batch, site))
-    why = job_limits.explained(errors, site, len(batch.jobs))
+    why = limits.explained(errors, site, len(batch.jobs))
     return "\n".join(filter(None, [(errors or out).removeprefix("sbatch: "), why]))
 
 
@@ -228,7 +227,7 @@ def submit(
         except (utils.FailedJobError, utils.FailedSubmissionError) as error:
             _take_back(batch, site, part, [jobs[0].split("_")[0] for jobs in names], str(error))
             reasons = [f"sbatch refused the job: {error}"]
-            reasons.append(job_limits.explained(str(error), site, len(batch.jobs)))
+            reasons.append(limits.explained(str(error), site, len(batch.jobs)))
             # Options in the user's environment, on which a job may have depended elsewhere.
             if options := sorted(name for name in os.environ if name.startswith("SBATCH_")):
                 reasons.append(
@@ -243,14 +242,14 @@ def submit(
 
 def _take_back(batch: Batch, site: Site, part: Part, jobs: list[str], error: str) -> None:
     """Ends the jobs of the parts before, and one that a busy Slurm has taken although sbatch failed."""
-    script = queue.script_of(batch.run.sbatch, part.label(batch))
+    script = commands.script_of(batch.run.sbatch, part.label(batch))
     try:
-        scripts = queue.jobs_of_scripts(os.getuid(), *cluster_of(site))
+        scripts = commands.jobs_of_scripts(os.getuid(), *cluster_of(site))
         if scripts is None and (jobs or NEVER_REACHED not in error):
             raise UserError("Slurm does not answer")
         doubtful = (scripts or {}).get(script.name) if script else None
         if left := [*jobs, *([doubtful] if doubtful else [])]:
-            queue.cancel(left, *cluster_of(site))
+            commands.cancel(left, *cluster_of(site))
         if script:  # the number of this attempt will be another's
             script.unlink()
     except UserError as reason:

@@ -11,8 +11,8 @@ from typing import Any
 from hpc_isl.cluster.monitor import status_table
 from hpc_isl.cluster.monitor.status_table import progress_text
 from hpc_isl.cluster.run_folder import status
+from hpc_isl.cluster.run_folder.folders import address
 from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Ending
-from hpc_isl.cluster.run_folder.names import address
 from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.run import Run
 from hpc_isl.site import folders_of_runs, runs_root

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpc_isl.cluster.preflight import findings, mounts, probe, visit
+from hpc_isl.cluster.preflight import findings, probe, visit
 from hpc_isl.cluster.preflight.findings import Finding, ok
-from hpc_isl.cluster.preflight.mounts import Mount
-from hpc_isl.cluster.preflight.probe import Facts
+from hpc_isl.cluster.preflight.probe import Facts, Mount
 from hpc_isl.cluster.preflight.visit import Outcome, Visit
 from hpc_isl.cluster.slurm import limits, machines
 from hpc_isl.cluster.slurm.commands import ask
@@ -43,10 +42,10 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
             report(_of_this_machine(site, here))
             if site.executor == "slurm":
                 log("on the compute nodes")
-                first = ("Slurm", "limits")
-                hopeless = [one for one in reported if one.level == "FAIL" and one.check in first]
-                if hopeless:
-                    log(f"        not asked: {hopeless[0].check} comes first")
+                # Slurm would refuse the small job as it would the real one, in words that say less.
+                wrong = [finding.check for finding in reported if finding.level == "FAIL"]
+                if hopeless := [check for check in wrong if check in ("Slurm", "limits")]:
+                    log(f"        not asked: {hopeless[0]} comes first")
                 else:
                     report(_nodes(site, folder, here, patience_s, log))
     failures = sum(finding.level == "FAIL" for finding in reported)
@@ -74,7 +73,7 @@ def _here(site: Site, root: Path) -> Iterator[Finding]:
     yield _runs(site, root)
     address = site.tracking_address(root)
     if address and address.startswith("sqlite:///"):
-        yield database(Path(address.removeprefix("sqlite:///")), mounts.mounts())
+        yield database(Path(address.removeprefix("sqlite:///")), probe.mounts())
     if site.container is not None and not site.container.exists():
         yield Finding(
             "FAIL", "container", f"{site.container} does not exist", "build it, or set site.container"
@@ -111,14 +110,14 @@ def _nodes_out_of_service(site: Site) -> Iterator[Finding]:
 
 
 def _runs(site: Site, root: Path) -> Finding:
-    above = mounts.existing(root)
+    above = probe.existing(root)
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         return Finding(
             "FAIL", "folder of runs", f"{above} cannot be written to", "set site.runs, or $HPC_ISL_RUNS"
         )
-    mount = mounts.mount_of(root)
+    mount = probe.mount_of(root)
     found = f"{root} ({mount.kind}{'' if root.exists() else ', will be made'})"
-    if site.executor == "slurm" and (mount.memory or mounts.temporary(root)):
+    if site.executor == "slurm" and (mount.memory or probe.temporary(root)):
         advice = "each node has its own /tmp: set site.runs to a folder that all nodes see"
         return Finding("warn", "folder of runs", found, advice)
     return ok("folder of runs", found)
@@ -126,7 +125,7 @@ def _runs(site: Site, root: Path) -> Finding:
 
 def database(path: Path, known: Sequence[Mount]) -> Finding:
     """Checks where the MLflow database lies; sqlite needs locks that network file systems do not keep."""
-    mount = mounts.mount_of(path, known)
+    mount = probe.mount_of(path, known)
     if not mount.network:
         return ok("MLflow database", f"{path} ({mount.kind})")
     advice = (
@@ -139,7 +138,7 @@ def database(path: Path, known: Sequence[Mount]) -> Finding:
 @contextmanager
 def _folder(root: Path) -> Iterator[Path | None]:
     """Makes a folder below the runs, removed afterwards with all that was made for it; None: it cannot."""
-    above = mounts.existing(root)
+    above = probe.existing(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))
@@ -150,6 +149,7 @@ def _folder(root: Path) -> Iterator[Path | None]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        # A folder of runs that was made for this alone goes again, with those above it.
         while root != above and not any(root.iterdir()):
             root.rmdir()
             root = root.parent
@@ -187,11 +187,11 @@ def of_nodes(made: Visit, outcome: Outcome, here: Facts, server: str | None) -> 
     if not outcome.facts:
         return
     nodes, site = outcome.facts, made.site
-    yield ok("folder of runs", f"{', '.join(one.host for one in nodes)} saw it and wrote to it")
+    yield ok("folder of runs", f"{', '.join(node.host for node in nodes)} saw it and wrote to it")
     yield from findings.same(here, nodes, site)
     yield findings.gpus(nodes, site)
     yield findings.cpus(nodes, site)
-    if not missing:
+    if not missing:  # a node that never came could not be reached either
         yield findings.ports(nodes, site)
     yield findings.clocks(here, nodes, made.submitted, outcome.seen)
     yield from findings.room(nodes)

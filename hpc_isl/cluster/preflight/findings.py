@@ -112,6 +112,7 @@ def cpus(facts: Sequence[Facts], site: Site) -> Finding:
 
 def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
     """Checks versions: everywhere this code; on all nodes the same packages."""
+    # The job was given a copy of this code: another one means that the job's environment comes first.
     others = [node.host for node in nodes if node.code != here.code]
     if others:
         what = f"{', '.join(others)} ran another hpc_isl than this one"
@@ -125,6 +126,7 @@ def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
     between = [f"{node.host}: {text}" for node in nodes[1:] if (text := _differences(node, first))]
     if between:
         yield Finding("FAIL", "versions", "\n".join(between), "give all nodes the same environment")
+    # A site with an environment of its own is meant to differ from the one in which this was typed.
     own = site.container or site.python or site.setup
     elsewhere = "" if own else _differences(first, here)
     if elsewhere:
@@ -158,6 +160,7 @@ def ports(nodes: Sequence[Facts], site: Site) -> Finding:
 
 def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen: Sequence[float]) -> Finding:
     """Checks how far clocks differ, by the file system's clock and by the order of events."""
+    # A node cannot have written before the job was submitted, nor after its file was seen here.
     apart = {}
     for node, when in zip(nodes, seen, strict=True):
         by_order = max(0.0, node.wrote - when) + max(0.0, submitted - node.wrote)

@@ -1,10 +1,11 @@
-"""Facts about one machine, for others to read: python -m hpc_isl.cluster.preflight.probe FOLDER …"""
+"""Facts about a machine and its disks, for others: python -m hpc_isl.cluster.preflight.probe FOLDER …"""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
@@ -22,8 +23,7 @@ from typing import Any
 import psutil
 
 import hpc_isl
-from hpc_isl.cluster.dask_pool import rendezvous
-from hpc_isl.cluster.preflight import mounts
+from hpc_isl.cluster.dask_pool import pool
 from hpc_isl.cluster.run_folder.provenance import code_digest
 from hpc_isl.files import read_json, write_atomic
 
@@ -32,6 +32,12 @@ PACKAGES = (
 )  # fmt: skip
 ANSWER_S = 5.0
 MEET_S = 60.0
+# sqlite's locks are not to be trusted on these: a database there can be damaged.
+NETWORK = {
+    "nfs", "nfs3", "nfs4", "lustre", "gpfs", "beegfs", "beegfs_nodev", "cifs", "smb2", "smb3", "smbfs", "9p",
+    "ceph", "glusterfs", "panfs", "wekafs", "afs", "orangefs", "pvfs2", "virtiofs", "autofs", "quobyte",
+}  # fmt: skip
+MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,9 @@ def facts(folder: Path, rank: int = 0, tracking: str | None = None) -> Facts:
         gpus=tuple(gpus()),
         cpus=len(os.sched_getaffinity(0)),
         memory_gb=psutil.virtual_memory().total / 1e9,
-        runs_gb=mounts.free_gb(folder),
+        runs_gb=free_gb(folder),
         temporary=tempfile.gettempdir(),
-        temporary_gb=mounts.free_gb(Path(tempfile.gettempdir())),
+        temporary_gb=free_gb(Path(tempfile.gettempdir())),
         wrote=wrote,
         ahead_s=ahead,
         tracking=unreachable(tracking) if tracking else None,
@@ -116,7 +122,7 @@ def gpus() -> list[str]:
     names = _nvidia_smi() or [path.name for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
     if visible is None:
         return names
-    chosen = [one for one in visible.split(",") if one.strip() not in ("", "-1")]
+    chosen = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     return names[: len(chosen)]
 
 
@@ -144,6 +150,61 @@ def unreachable(uri: str) -> str:
     return ""
 
 
+# ---------------------------------------------------------------- file systems
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file system and where it is mounted."""
+
+    point: str
+    kind: str
+
+    @property
+    def network(self) -> bool:
+        """Whether several machines may see it."""
+        return self.kind in NETWORK or self.kind.startswith("fuse.")
+
+    @property
+    def memory(self) -> bool:
+        """Whether it is lost with the machine's power."""
+        return self.kind in MEMORY
+
+
+def mounts() -> list[Mount]:
+    """Returns all mounts of this machine, in the order in which they were mounted."""
+    return [Mount(part.mountpoint, part.fstype) for part in psutil.disk_partitions(all=True)]
+
+
+def mount_of(path: Path, known: Iterable[Mount] | None = None) -> Mount:
+    """Returns the mount on which the path lies, or would lie once it is made."""
+    folder = os.path.realpath(path)
+    nearest = Mount("/", "unknown")
+    for mount in mounts() if known is None else known:
+        inside = folder == mount.point or folder.startswith(mount.point.rstrip("/") + "/")
+        # Of two on one point, the later hides the earlier.
+        if inside and len(mount.point) >= len(nearest.point):
+            nearest = mount
+    return nearest
+
+
+def temporary(path: Path) -> bool:
+    """Returns whether it lies in a machine's own folders of temporary files."""
+    folder = os.path.realpath(path)
+    places = {os.path.realpath(place) for place in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir())}  # noqa: S108
+    return any(folder == place or folder.startswith(place + "/") for place in places)
+
+
+def existing(path: Path) -> Path:
+    """Returns the path, or the nearest existing folder above it."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def free_gb(path: Path) -> float:
+    """Returns the GB of 10⁹ bytes that the user may still write there."""
+    return shutil.disk_usage(existing(path)).free / 1e9
+
+
 # ---------------------------------------------------------------- from node to node
 
 
@@ -152,7 +213,7 @@ def listen(folder: Path, size: int) -> None:
     nonce = secrets.token_hex(8)
     with socket.create_server(("", 0), backlog=size) as server:
         server.settimeout(1.0)
-        place = {"hosts": rendezvous.addresses(), "port": server.getsockname()[1], "nonce": nonce}
+        place = {"hosts": pool.addresses(), "port": server.getsockname()[1], "nonce": nonce}
         write_atomic(folder / "port.json", json.dumps(place))
         deadline = time.monotonic() + MEET_S
         others = [folder / f"node-{rank}.json" for rank in range(1, size)]
@@ -195,7 +256,7 @@ def read(path: Path) -> Facts | None:
     content = read_json(path)
     if content is None:
         return None
-    known = {one.name for one in fields(Facts)}
+    known = {fact.name for fact in fields(Facts)}
     return Facts(**{key: value for key, value in content.items() if key in known})
 
 

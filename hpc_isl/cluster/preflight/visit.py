@@ -14,9 +14,8 @@ from hpc_isl.cluster.preflight.probe import Facts
 from hpc_isl.cluster.run_folder.job import interpreter
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
 from hpc_isl.cluster.run_folder.status import STATE_OF_JOB, RunState
-from hpc_isl.cluster.slurm.commands import ask, cluster_of
+from hpc_isl.cluster.slurm.commands import QueuedJob, ask, cluster_of, queue
 from hpc_isl.cluster.slurm.demand import megabytes
-from hpc_isl.cluster.slurm.queue import QueuedJob, queue
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
 
@@ -177,7 +176,7 @@ def _report(made: Visit, rank: int) -> Path:
 
 def _outcome(made: Visit, seen: dict[int, float], job: QueuedJob | None, patient: bool = True) -> Outcome:
     read = {rank: probe.read(_report(made, rank)) for rank in sorted(seen)}
-    facts = {rank: one for rank, one in read.items() if one is not None}
+    facts = {rank: known for rank, known in read.items() if known is not None}
     return Outcome(
         tuple(facts.values()), tuple(seen[rank] for rank in facts),
         job.state if job else "", job.reason if job else "", patient, tuple(_log(made)[-8:]),

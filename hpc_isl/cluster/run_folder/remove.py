@@ -69,7 +69,7 @@ def remove(run: Run) -> None:
     with submissions.alone(run):
         refuse_living(run, status.status_of(run))
         facts = {"time": now(), "user": user_name()}
-        if run.removed is None:
+        if run.removed is None:  # first of all, because a removal that is cut short is continued by this mark
             write_atomic(run.removed_file, json.dumps(facts, indent=1))
         for path in _going(run):
             path.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
     seen = {run}
     for other in runs:
         steps = other.elements() if other.stage == "chain" else []
-        named = [folder for one in uses.computing_runs([other]) for folder in uses.models_used(one)]
+        named = [folder for member in uses.computing_runs([other]) for folder in uses.models_used(member)]
         if other not in seen and any(_is_in(folder, run) for folder in (*(s.folder for s in steps), *named)):
             seen.add(other)
             yield other
@@ -106,14 +106,14 @@ def _is_in(folder: Path, run: Run) -> bool:
 
 
 def _stays(run: Run) -> Iterator[str]:
-    if run.stage == "chain":
+    if run.stage == "chain":  # its runs lie beside it, not in it
         yield from (f"{step.stage} {step.name}, a step of it" for step in run.elements())
         return
-    for one in uses.computing_runs([run]):
-        for what, path in (one.summary() or {}).get("made", {}).items():
+    for member in uses.computing_runs([run]):
+        for what, path in (member.summary() or {}).get("made", {}).items():
             if not Path(path).is_relative_to(run.folder):
                 yield f"{what}: {path}"
-        yield from _labels(one)
+        yield from _labels(member)
     yield f"record, recipe and contract: {run.folder}"
     if (run.folder / "tracking.json").exists():
         yield "its copy in MLflow"

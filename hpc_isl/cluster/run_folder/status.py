@@ -14,8 +14,8 @@ from typing import Any
 
 from hpc_isl.cluster.run_folder import submissions
 from hpc_isl.cluster.run_folder.submissions import NoAnswer, Submission, by_cluster, job_states, watcher
-from hpc_isl.cluster.slurm import queue
-from hpc_isl.cluster.slurm.queue import QueuedJob
+from hpc_isl.cluster.slurm import commands
+from hpc_isl.cluster.slurm.commands import QueuedJob
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.run import Run
@@ -332,7 +332,7 @@ def cancel(run: Run) -> str:
     jobs = {cluster: list(names.values()) for cluster, names in by_cluster(newest).items()}
     for cluster, names in jobs.items():
         try:
-            queue.cancel(names, *cluster)
+            commands.cancel(names, *cluster)
         except UserError as error:
             raise UserError(
                 f"{error}\n{run.label!r} is marked as cancelled all the same: a job of it that starts later "

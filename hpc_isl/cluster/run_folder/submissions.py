@@ -1,11 +1,11 @@
-"""To what each attempt of a run was submitted, noted in its folder, and what Slurm says about these jobs."""
+"""To what each attempt was submitted, what Slurm says of that, and what it timed: notes in its folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,17 @@ from typing import Any
 import psutil
 
 from hpc_isl.cluster.run_folder import provenance
-from hpc_isl.cluster.slurm import queue
-from hpc_isl.cluster.slurm.commands import MACHINES_OWN, ClusterId, cluster_of, conf_here
-from hpc_isl.cluster.slurm.queue import QueuedJob
+from hpc_isl.cluster.slurm import commands
+from hpc_isl.cluster.slurm.commands import MACHINES_OWN, ClusterId, QueuedJob, cluster_of, conf_here
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, only_writer, read_json, same_place, write_atomic
 from hpc_isl.recipes.strict import to_yaml
-from hpc_isl.run import Run
+from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site, saved_site
+from hpc_isl.tasks import Timed
 
+FILE = "timing.json"  # of an attempt
+NEWEST = 5  # timed runs that count
 HIDDEN = "Slurm shows its job only to the user who submitted it"
 Submission = dict[str, Any]
 """The content of `submission.json` in the folder of an attempt."""
@@ -106,7 +108,7 @@ def newest_of(runs: Iterable[Run]) -> dict[Run, Submission]:
         if submission.get("part") is None or submission.get("job") or watcher(submission) is not None:
             continue
         batch = Run(Path(os.path.normpath(run.folder / submission["batch"])))
-        script = queue.script_of(batch.sbatch, submission["part"])
+        script = commands.script_of(batch.sbatch, submission["part"])
         if script is None:
             continue
         if script.is_symlink():  # submitit renames it once sbatch has printed the job's number
@@ -114,7 +116,7 @@ def newest_of(runs: Iterable[Run]) -> dict[Run, Submission]:
             continue
         asked = (script.stat().st_uid, *cluster(submission))
         if asked not in answers:
-            answers[asked] = queue.jobs_of_scripts(*asked)
+            answers[asked] = commands.jobs_of_scripts(*asked)
         jobs = answers[asked]
         submission["unheard"], submission["torn"] = jobs is None, True
         _complete(submission, (jobs or {}).get(script.name))
@@ -178,7 +180,7 @@ def job_states(by_run: Mapping[Run, Submission]) -> dict[Run, QueuedJob | NoAnsw
         run: NoAnswer() for run, submission in by_run.items() if submission.get("unheard")
     }
     for where, names in by_cluster(by_run).items():
-        queued = queue.queue(names.values(), *where)
+        queued = commands.queue(names.values(), *where)
         if queued is None:
             answers |= dict.fromkeys(names, NoAnswer())
             continue
@@ -186,7 +188,7 @@ def job_states(by_run: Mapping[Run, Submission]) -> dict[Run, QueuedJob | NoAnsw
         known = {run: queued[name] for run, name in names.items() if name in queued}
         answers |= {run: job for run, job in known.items() if _is_of(run, by_run[run], job.folder)}
         others = [run for run in names if by_run[run].get("user", os.getuid()) != os.getuid()]
-        if (missing := set(others) - set(known)) and queue.hides_jobs_of_others(*where):
+        if (missing := set(others) - set(known)) and commands.hides_jobs_of_others(*where):
             answers |= dict.fromkeys(missing, NoAnswer(HIDDEN))
     return answers
 
@@ -209,8 +211,49 @@ def _is_of(run: Run, submission: Submission, folder: str) -> bool:
     if not folder or submission["executor"] == "allocation":
         return True
     if "workdir" not in submission:
-        return any(same_place(folder, one.folder) for one in (run, run.array or run))
+        return any(same_place(folder, place.folder) for place in (run, run.array or run))
     # A copy of a run is another run: the folder that was submitted still exists beside it.
     source = submission["folder"]
     copied = os.path.exists(source) and not same_place(source, run.folder)
     return same_place(folder, submission["workdir"]) and not copied
+
+
+# ---------------------------------------------------------------- timed steps
+
+
+def machine(site: Site, cpus: int) -> dict[str, Any]:
+    """Returns what decides how fast a run computes; nodes of one Slurm partition count as alike."""
+    where = [socket.gethostname(), None]
+    if site.executor == "slurm":
+        where = [str(site.slurm_conf), site.partition, site.constraint]
+    elif site.executor == "allocation":
+        where = [os.environ.get("SLURM_CLUSTER_NAME"), os.environ.get("SLURM_JOB_PARTITION")]
+    return {
+        "where": [site.executor, *where], "nodes": site.nodes, "processes": site.per_node, "cpus": cpus,
+        "gpus": site.visible_gpus, "workers": site.workers,
+    }  # fmt: skip
+
+
+def note_timing(attempt: Attempt, site: Site) -> None:
+    """Writes what the attempt has timed into its folder; nothing for stages that are not timed."""
+    like = (read_json(attempt.run.record) or {}).get("like")
+    if like and (timed := attempt.clock.timed()):
+        content = {"like": like, "machine": machine(site, attempt.cpus), "phases": timed}
+        write_atomic(attempt.folder / FILE, json.dumps(content, indent=1))
+
+
+def timings(
+    roots: Sequence[Path], like: Mapping[str, Any], machine_: Mapping[str, Any]
+) -> list[tuple[str, Timed]]:
+    """Returns the newest timings of runs that were alike, on such a machine."""
+    depths = ("*/*", "*/*/*/*")  # of runs, and of elements of arrays
+    paths = [p for root in roots for depth in depths for p in root.glob(f"{depth}/attempts/*/{FILE}")]
+    wanted = json.loads(json.dumps([like, machine_]))  # as they are read back
+    alike: list[tuple[str, Timed]] = []
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        content = read_json(path) or {}
+        if [content.get("like"), content.get("machine")] == wanted:
+            alike.append((Run(path.parents[2]).label, content["phases"]))
+        if len(alike) == NEWEST:
+            break
+    return alike

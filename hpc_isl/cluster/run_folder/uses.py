@@ -15,9 +15,8 @@ from hpc_isl.cluster.run_folder import status
 from hpc_isl.errors import UserError
 from hpc_isl.files import among_readers, read_json
 from hpc_isl.metadata_changes import LOCK, changed_since, changes_of, metadata_changed
-from hpc_isl.recipes import former
 from hpc_isl.recipes.base import Recipe
-from hpc_isl.recipes.load import RECIPES
+from hpc_isl.recipes.load import RECIPES, kept_keys
 from hpc_isl.run import Plan, Run
 
 SHOWN = 6  # parts of an input that are named
@@ -36,7 +35,7 @@ def recipe_of(run: Run) -> dict[str, Any]:
     """Returns the recipe in the run folder; empty where it cannot be read."""
     with suppress(OSError, yaml.YAMLError):
         content = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader)  # noqa: S506  (a safe loader)
-        return former.kept(run.stage, content) if isinstance(content, dict) else {}
+        return kept_keys(run.stage, content) if isinstance(content, dict) else {}
     return {}
 
 
@@ -113,6 +112,7 @@ def in_use(recipe: Recipe) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for plate in recipe.plates_read():
+            # A plate that convert is about to make has no metadata to keep yet.
             if (plate / "zarr.json").exists() and not stack.enter_context(
                 among_readers(plate / LOCK, PATIENCE_S)
             ):

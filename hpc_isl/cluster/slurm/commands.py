@@ -1,4 +1,4 @@
-"""Calls of Slurm's own programs, with a clean environment and a time limit.
+"""Calls of Slurm's own programs, with a clean environment and a time limit, and what they say about jobs.
 
 They take options from variables (SQUEUE_USERS, SCANCEL_STATE, SBATCH_EXPORT …), which a user sets for
 interactive work: what we see and do must not depend on them.
@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_isl.errors import UserError
 from hpc_isl.site import Site
 
 ANSWER_S = 30.0
+PATIENCE_S = 10.0  # a controller that is away is not waited for: the run folder holds much
+FORGOTTEN = "Invalid job id specified"
 MACHINES_OWN = Path()  # the configuration that Slurm finds here by itself, whatever SLURM_CONF says
 # Options of Slurm's programs; and what a job that is submitted from inside another would inherit.
 INHERITED = re.compile(
@@ -88,3 +93,94 @@ def ask(
     except subprocess.TimeoutExpired:
         return 124, "", f"{command[0]}: Slurm did not answer within {patience_s:.0f} s"
     return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+# ---------------------------------------------------------------- jobs
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """State of a job, why it waits, where it runs, the time it has left, and in which folder it works."""
+
+    state: str
+    reason: str = ""
+    node: str = ""
+    left: str = ""
+    folder: str = ""
+
+
+def queue(
+    jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None
+) -> Mapping[str, QueuedJob] | None:
+    """Returns job (`17`, or `17_3` for an element) -> what Slurm says; None: Slurm does not answer.
+
+    Without accounting, Slurm forgets a job some minutes after its end.
+    """
+    asked = set(jobs)
+    if not asked:
+        return {}
+    families = sorted({job.split("_")[0] for job in asked})
+    # -r: a row for each element of an array; the folder comes last, because it may hold a `|`.
+    command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L|%Z", "-j", ",".join(families)]
+    code, out, errors = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
+    if code and FORGOTTEN not in errors:
+        return None
+    known = _parsed(out)
+    if forgotten := sorted({job.split("_")[0] for job in asked - set(known)}):
+        # -X: the jobs, without a row for each of their steps.
+        command = ["sacct", "-X", "-n", "-P", "--array", "-j", ",".join(forgotten)]
+        command += [
+            "-o",
+            "JobID,State,Reason,NodeList,Timelimit,WorkDir",
+            *(["-M", cluster] if cluster else []),
+        ]
+        code, out, _ = ask(command, conf, patience_s=PATIENCE_S)
+        known = {**({} if code else _parsed(out)), **known}
+    return {job: queued for job, queued in known.items() if job in asked}
+
+
+def _parsed(answer: str) -> dict[str, QueuedJob]:
+    """Reads lines of job|state|reason|nodes|time|folder; `CANCELLED by 1000` is the state CANCELLED."""
+    rows = [line.split("|", 5) for line in answer.splitlines() if line.count("|") >= 5]
+    plain = [(job, *map(_word, words), folder) for job, *words, folder in rows]
+    return {job: QueuedJob(state.split()[0], *rest) for job, state, *rest in plain if state}
+
+
+def _word(text: str) -> str:
+    text = text.strip("() ")
+    return "" if text in ("None", "None assigned", "INVALID", "UNLIMITED", "NOT_SET") else text
+
+
+def script_of(folder: Path, label: str) -> Path | None:
+    """Returns the script with this label that sbatch was given, or was to be; None: there is none yet."""
+    for path in folder.glob(".submission_file_*.sh"):
+        with suppress(OSError):
+            if f"# {label}\n" in path.read_text():
+                return path
+    return None
+
+
+def jobs_of_scripts(
+    user: int, conf: Path | None = None, cluster: str | None = None
+) -> Mapping[str, str] | None:
+    """Returns script that sbatch was given -> job, of all jobs of a user; None: Slurm does not answer."""
+    command = ["squeue", "-h", "-t", "all", "-u", str(user), "-o", "%F|%o"]
+    code, out, _ = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
+    if code:
+        return None
+    rows = [line.split("|", 1) for line in out.splitlines() if "|" in line]
+    return {script.rpartition("/")[2]: job for job, script in rows}
+
+
+def hides_jobs_of_others(conf: Path | None = None, cluster: str | None = None) -> bool:
+    """Returns whether users see their own jobs alone; root sees all."""
+    _, out, _ = ask(["scontrol", "show", "config"], conf, patience_s=PATIENCE_S, cluster=cluster)
+    private = re.search(r"^PrivateData\s*=\s*(.*)", out, re.MULTILINE)
+    return bool(os.getuid() and private and re.search(r"\b(jobs|all)\b", private[1]))
+
+
+def cancel(jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None) -> None:
+    """Tells Slurm to end the jobs: TERM first, so that they can save."""
+    code, _, errors = ask(["scancel", *jobs], conf, cluster=cluster)
+    if code:
+        raise UserError(f"scancel {' '.join(jobs)}: {errors}")

@@ -15,6 +15,7 @@ UNITS_KB = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 def eligible(partition: Partition, site: Site) -> list[Node]:
     """Returns the nodes that the constraint admits; all where it is written so that only Slurm reads it."""
     constraint = site.constraint or ""
+    # Brackets, counts and mixtures of & and |, as in [a|b] and a*2, mean more than names do.
     if not re.fullmatch(r"[\w.:+-]+([&,][\w.:+-]+)*|[\w.:+-]+(\|[\w.:+-]+)*", constraint):
         return list(partition.nodes)
     enough = any if "|" in constraint else all
@@ -115,6 +116,7 @@ def _not_together(partition: Partition, nodes: Sequence[Node], needs: Sequence[N
     wrong = f"{asked}: no node of partition {partition.name!r} has them together"
     if ways:
         return f"{wrong}; write {' or '.join(typed for _, typed in ways)}"
+    # No single requirement to lower mends it: what the best node has is proposed as a whole.
     best = max(nodes, key=lambda node: (node.gpu_count, partition.memory(node)))
     lower = [need.typed(need.available(best)) for need in needs if not need.met(best)]
     return f"{wrong}; write {' '.join(lower)}"

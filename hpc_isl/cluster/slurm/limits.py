@@ -1,15 +1,16 @@
-"""What a cluster allows, compared with a site before submission; and how much more a retry may ask for."""
+"""What a cluster allows: compared with a site before submission, told after a refusal, used by a retry."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.cluster.slurm import machines
-from hpc_isl.cluster.slurm.commands import ask
+from hpc_isl.cluster.slurm.commands import ask, cluster_of
 from hpc_isl.cluster.slurm.demand import (
     at_least,
     at_most,
@@ -22,14 +23,28 @@ from hpc_isl.cluster.slurm.demand import (
 )
 from hpc_isl.cluster.slurm.machines import ALL, Cluster, Partition
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.site import Site
+from hpc_isl.site import Site, user_name
 
-ARRAY_SIZE = 1001  # Slurm's default
+ARRAY_SIZE = 1001  # Slurm's default: indices 0 to 1000
 # Where a site gives sbatch one of these itself, sbatch knows best what the job asks for.
 OWN_FLAGS = {
     "partition", "time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "cpus-per-gpu", "mem",
     "mem-per-cpu", "mem-per-gpu", "gres", "gpus", "gpus-per-node", "gpus-per-task", "constraint", "clusters",
     "qos", "account",
+}  # fmt: skip
+# What sbatch prints -> name as the staff set it, where sacctmgr shows it, who may have how many jobs.
+LIMITS = {
+    "AssocMaxSubmitJobLimit": ("MaxSubmitJobs", "assoc", "MaxSubmit", "you may have"),
+    "AssocGrpSubmitJobsLimit": (
+        "GrpSubmitJobs", "assoc", "GrpSubmit", "all users of your account together may have",
+    ),
+    "QOSMaxSubmitJobPerUserLimit": (
+        "MaxSubmitJobsPerUser of the qos", "qos", "MaxSubmitPU", "a user may have",
+    ),
+    "MaxSubmitJobsPerAccount": (
+        "MaxSubmitJobsPerAccount of the qos", "qos", "MaxSubmitPA", "an account may have",
+    ),
+    "QOSGrpSubmitJobsLimit": ("GrpSubmitJobs of the qos", "qos", "GrpSubmit", "all users together may have"),
 }  # fmt: skip
 
 
@@ -68,7 +83,7 @@ def _qos(site: Site) -> Qos | None:
         return Qos()
     command = ["sacctmgr", "-n", "-P", "show", "qos", site.qos, "format=Flags,MaxWall"]
     code, out, _ = ask(command, site.slurm_conf)
-    if code or out.count("|") != 1:
+    if code or out.count("|") != 1:  # sacctmgr prints no row for a name that it does not know
         return None
     flags, wall = out.split("|")
     return Qos(site.qos, frozenset(flags.split(",")), machines.clock_minutes(wall))
@@ -80,7 +95,7 @@ def _qos(site: Site) -> Qos | None:
 def complaint(cluster: Cluster, site: Site, qos: Qos | None = Qos()) -> str | None:
     """Returns what the cluster can never give, and what to type instead; None: it may pass."""
     asked = []
-    usable = [one for one in cluster.partitions if one.up and not one.hidden and not one.root_only]
+    usable = [part for part in cluster.partitions if part.up and not part.hidden and not part.root_only]
     for name in site.partition.split(",") if site.partition else [None]:
         if partition := cluster.partition(name):
             asked.append(partition)
@@ -98,7 +113,7 @@ def complaint(cluster: Cluster, site: Site, qos: Qos | None = Qos()) -> str | No
 
 def _elsewhere(others: Sequence[Partition], site: Site, qos: Qos | None, asked: Partition) -> str:
     """Returns the partitions that would allow all of it; for GPUs, else, those that have any."""
-    fitting = [f"site.partition={one.name}" for one in others if _wrong(one, site, qos) is None]
+    fitting = [f"site.partition={part.name}" for part in others if _wrong(part, site, qos) is None]
     if fitting:
         return f", or {' or '.join(fitting[:3])}, which allows it"
 
@@ -106,7 +121,7 @@ def _elsewhere(others: Sequence[Partition], site: Site, qos: Qos | None, asked: 
         return max((node.gpu_count for node in partition.nodes), default=0)
 
     if site.visible_gpus and not most_gpus(asked):
-        having = [f"{one.name} ({most} per node)" for one in others if (most := most_gpus(one))]
+        having = [f"{part.name} ({most} per node)" for part in others if (most := most_gpus(part))]
         return f"; partitions with GPUs: {', '.join(having)}" if having else "; the cluster has none"
     return ""
 
@@ -128,6 +143,7 @@ def _wrong(partition: Partition, site: Site, qos: Qos | None) -> str | None:
 
 def _not_allowed(partition: Partition, site: Site) -> str | None:
     where = f"partition {partition.name!r}"
+    # Slurm keeps the names of accounts and qos in small letters, however they were typed.
     account, qos = (site.account or "").lower(), (site.qos or "").lower()
     if account and partition.accounts != ALL and account not in partition.accounts:
         known = nearest(account, sorted(partition.accounts))
@@ -223,3 +239,41 @@ def _default_memory(site: Site, cluster: Cluster | None, partition: Partition | 
         "DefMemPerNode": 1,
     }
     return next((defaults[key] * n for key, n in times.items() if defaults.get(key) and n), None)
+
+
+# ---------------------------------------------------------------- how many jobs at once
+
+
+def explained(errors: str, site: Site, jobs: int) -> str:
+    """Returns what to do where sbatch refused these `jobs` for their number; else an empty text."""
+    limit = next((limit for name, limit in LIMITS.items() if name in errors), None)
+    if limit is None:
+        return ""
+    name, table, column, who = limit
+    most = _most(table, column, site)
+    conf, cluster = cluster_of(site)
+    _, out, _ = ask(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|"], conf, cluster=cluster)
+    queued = out.count("|")
+    allowed = f"{who} {most if most is not None else 'only so many'} jobs in Slurm at once ({name})"
+    if jobs == 1:
+        return f"{allowed}, and {queued} of yours are there: wait until one has ended"
+    room = f"at most {max(0, most - queued)}" if most is not None else "fewer"
+    return (
+        f"{allowed}; {queued} of yours are there, and this sweep is {jobs} more: each element counts, also "
+        f"with site.array. Lower their number: {room}, by fewer values in `over`. The same command with more "
+        "values extends the sweep when these have ended"
+    )
+
+
+def _most(table: str, column: str, site: Site) -> int | None:
+    """Returns the limit; None: it is not known, or there are several such."""
+    if table == "qos":
+        which = [f"name={site.qos}"] if site.qos else []
+    else:
+        whose = f"user={user_name()}" if column == "MaxSubmit" else "user="
+        which = [whose, *([f"account={site.account}"] if site.account else [])]
+    command = ["sacctmgr", "-n", "-P", "show", table, *which, f"format={column}"]
+    code, out, _ = ask(command, site.slurm_conf)
+    # A user has a row for each account and partition: the limit is known where they agree.
+    values = {int(line) for line in out.splitlines() if line.isdecimal()}
+    return values.pop() if not code and len(values) == 1 else None

@@ -111,14 +111,15 @@ class Cluster:
     def partition(self, name: str | None) -> Partition | None:
         """Returns the partition of that name; without a name, the cluster's default."""
         if name is None:
-            return next((one for one in self.partitions if one.default), None)
-        return next((one for one in self.partitions if one.name == name), None)
+            return next((part for part in self.partitions if part.default), None)
+        return next((part for part in self.partitions if part.name == name), None)
 
 
 def read(conf: Path | None = None) -> Cluster | None:
     """Returns the whole cluster; None where Slurm does not answer."""
     answers = []
     for what in ("partition", "node", "config"):
+        # --all: without it Slurm leaves out hidden partitions, which a site may name all the same.
         code, out, _ = ask(["scontrol", "--all", "--oneliner", "show", what], conf)
         if code:  # asked again it would only take as long again
             return None
@@ -170,6 +171,7 @@ def _partition(fields: Mapping[str, str], machines: list[Node]) -> Partition:
     return Partition(
         name=name,
         state=fields.get("State", "UP").upper(),
+        # FUTURE: a name in the configuration for a machine that does not exist yet.
         nodes=tuple(node for node in machines if name in node.partitions and "FUTURE" not in node.state),
         default=fields.get("Default") == "YES",
         hidden=fields.get("Hidden") == "YES",

@@ -120,6 +120,7 @@ def common(partition: Partition) -> list[Node]:
         _gpu_nodes(partition) or [node for node in partition.nodes if node.usable] or list(partition.nodes)
     )
     kinds = Counter(node.gpu_count for node in nodes)
+    # A partition may mix machines: a draft suits most of them, not the best.
     [(gpus, _)] = kinds.most_common(1)
     return [node for node in nodes if node.gpu_count == gpus]
 

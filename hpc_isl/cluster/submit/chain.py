@@ -10,15 +10,15 @@ from pathlib import Path
 from hpc_isl import site as sites
 from hpc_isl.cluster.monitor import follow, messages
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.run_folder import create, names, provenance, status
-from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder import folders, provenance, status
+from hpc_isl.cluster.run_folder.folders import RunRequest
 from hpc_isl.cluster.run_folder.job import FAILED
 from hpc_isl.cluster.run_folder.status import RunState
-from hpc_isl.cluster.submit import dry_run, launch, planning
+from hpc_isl.cluster.submit import launch, planning
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.recipes import load as recipes
-from hpc_isl.recipes.many import ChainRecipe, StepRecipe
+from hpc_isl.recipes.base import ChainRecipe, StepRecipe
 from hpc_isl.recipes.strict import override, parse, written
 from hpc_isl.run import Run
 from hpc_isl.site import Site
@@ -88,10 +88,11 @@ def start(path: Path, keys: list[str], site: Site, name: str | None, console: Co
     """Makes the chain's folder and starts all steps up to the first stop; returns the exit code."""
     run, chain = _new(path, keys, name, console)
     steps = [link for link in links(chain, run.name) if link.step.stage]
+    # All of them, before the first is started: a mistake in the last step would come days later.
     for link in steps:
         _refuse_taken(link.request(site), console)
     members = [os.path.relpath(link.run(run).folder, run.folder) for link in steps]
-    create.make_chain(run, chain, site, members, console.argv)
+    folders.make_chain(run, chain, site, members, console.argv)
     return continue_chain(run, console, wait)
 
 
@@ -105,16 +106,16 @@ def show_plan(path: Path, keys: list[str], site: Site, name: str | None, console
             continue
         request = link.request(site)
         _refuse_taken(request, console)
-        console.log(f"{number}. {request.stage} {link.name!r}{after}: {dry_run.resources(request.site)}")
+        console.log(f"{number}. {request.stage} {link.name!r}{after}: {planning.resources(request.site)}")
     return 0
 
 
 def _new(path: Path, keys: list[str], name: str | None, console: Console) -> tuple[Run, ChainRecipe]:
     """Returns the folder that the chain will have, and its recipe; a name that is taken is a `UserError`."""
     content, origin = recipes.read("chain", path, keys)
-    folder = names.valid_name(name) if name else names.default_name("chain", console.root)
+    folder = folders.valid_name(name) if name else folders.default_name("chain", console.root)
     run = Run(console.root / "chain" / folder)
-    names.refuse_removed(run)
+    folders.refuse_removed(run)
     if run.folder.exists():
         next_line = console.command("resume", run)
         raise UserError(f"chain {run.name!r} exists; resume it with {next_line}, or choose another --name")
@@ -148,6 +149,7 @@ def resume(run: Run, console: Console, wait: bool) -> int:
         if left:
             console.log(f"the stop is not passed ({stop['stop']}): {', '.join(left)} before it is not done")
         else:
+            # In this order: a kill between the two does not ask a person for the same stop again.
             write_atomic(_passed(run), json.dumps({"stops": [*_stops_passed(run), str(stop["name"])]}))
             _waits(run).unlink()
     return continue_chain(run, console, wait)

@@ -15,11 +15,10 @@ from hpc_isl.cluster.executors.local import StopRequests
 from hpc_isl.cluster.monitor import follow, messages
 from hpc_isl.cluster.monitor.follow import View
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.rank.environment import job_here
-from hpc_isl.cluster.run_folder import create, status, submissions
-from hpc_isl.cluster.run_folder.job import Job
+from hpc_isl.cluster.run_folder import folders, status, submissions
+from hpc_isl.cluster.run_folder.job import Job, job_here
 from hpc_isl.cluster.run_folder.status import RunState
-from hpc_isl.cluster.slurm import queue
+from hpc_isl.cluster.slurm import commands
 from hpc_isl.cluster.tracking.forward import forwarding
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, share_with_group
@@ -75,7 +74,7 @@ def _run_here(run: Run, site: Site, console: Console) -> int:
 def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) -> int:
     """Computes as many elements at once as fit; the others wait for their turn."""
     jobs = [Job.of(member) for member in members]
-    final = next((job for job in jobs[-1:] if create.is_final_element(job.run)), None)
+    final = next((job for job in jobs[-1:] if folders.is_final_element(job.run)), None)
     run.next_attempt()
     for job in jobs:
         submissions.note(job.run, job.attempt, site, **_this_process())
@@ -117,7 +116,7 @@ def check_dispatch(site: Site, after: Sequence[Run]) -> None:
 def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, after: Sequence[Run]) -> None:
     from hpc_isl.cluster.executors import slurm
 
-    final = members[-1] if create.is_final_element(members[-1]) else None
+    final = members[-1] if folders.is_final_element(members[-1]) else None
     # The final element may still wait for elements that have ended: its new job waits for those of now.
     replaces_job = final is not None and status.status_of(final).alive
     superseded = submissions.newest_of([final])[final] if final and replaces_job else {}
@@ -130,11 +129,12 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, af
             submissions.note(job.run, job.attempt, site, job=name, **facts[job])
 
     with _uninterrupted():
+        # Before sbatch is called: of a process that is killed in between, Slurm's queue is asked for this.
         for job in batch.jobs:
             submissions.note(job.run, job.attempt, site, **_this_process(), **facts[job])
         try:
             if superseded.get("job"):
-                queue.cancel([str(superseded["job"])], *submissions.cluster(superseded))
+                commands.cancel([str(superseded["job"])], *submissions.cluster(superseded))
             names = slurm.submit(batch, site, parts, note_jobs)
         except submissions.Unanswered:
             raise
@@ -154,8 +154,8 @@ def _batch(run: Run, members: Sequence[Run], final: Run | None, site: Site, afte
 
     waits, beside = _jobs_of(after, site), set[str]()
     if final:  # it also waits for living elements that were submitted before
-        earlier = [one for one in create.other_elements(final.array or final) if one not in members]
-        living = [member for member, found in status.statuses(earlier).items() if found.alive]
+        earlier = [member for member in folders.other_elements(final.array or final) if member not in members]
+        living = [member for member, run_status in status.statuses(earlier).items() if run_status.alive]
         newest = submissions.newest_of(living).values()
         beside = {str(sent["job"]).split("_")[0] for sent in newest if submissions.is_on(sent, site)}
     first = run.next_attempt()

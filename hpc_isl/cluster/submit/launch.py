@@ -1,4 +1,4 @@
-"""A request becomes a run folder, or an array of them, and is started; runs that ended are resumed."""
+"""A request becomes a run folder, or an array of them, and starts; runs that ended are resumed or retried."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from hpc_isl import site as sites
 from hpc_isl.cluster.monitor import follow, messages
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.cluster.rank import environment
-from hpc_isl.cluster.run_folder import create, names, provenance, status, submissions, uses
-from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder import folders, provenance, status, submissions, uses
+from hpc_isl.cluster.run_folder.folders import RunRequest
+from hpc_isl.cluster.run_folder.job import job_here
 from hpc_isl.cluster.run_folder.status import RunState
-from hpc_isl.cluster.submit import dry_run, extend_sweep, planning
+from hpc_isl.cluster.submit import planning, sweep
 from hpc_isl.cluster.submit.dispatch import check_dispatch, dispatch
-from hpc_isl.cluster.submit.extend_sweep import Extension
+from hpc_isl.cluster.submit.sweep import Extension
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
+
+AGAIN = (RunState.FAILED, RunState.LOST, RunState.CANCELLED, RunState.STOPPED, RunState.NEW)
+MORE = 2.0  # times the memory, or the time, that was not enough
 
 
 def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> int:
@@ -42,20 +46,20 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
         finished = _is_finished(run, request, plan, console)
     left = request
     if extension:  # those that are new, have changed or are not done
-        done = {element.name for element in create.other_elements(run) if element.summary() is not None}
+        done = {element.name for element in folders.other_elements(run) if element.summary() is not None}
         skipped = done - {*extension.changed}
         elements = {name: recipe for name, recipe in (request.elements or {}).items() if name not in skipped}
         left = replace(request, elements=elements)
-    for line in dry_run.plan_lines(left, plan, run):
+    for line in planning.plan_lines(left, plan, run):
         console.log(line)
     names_left = left.elements or plans
     ahead = {name: plan for name, plan in plans.items() if name in names_left}
-    times = dry_run.time_lines(left, ahead, console.roots)
-    for line in [dry_run.try_it(left, ahead, console)] if try_it else times:
+    times = planning.time_lines(left, ahead, console.roots)
+    for line in [planning.try_it(left, ahead, console)] if try_it else times:
         console.log(line)
     if extension:
         shown = "; ".join((*extension.new, *extension.changed)[:12])
-        console.log(f"{extend_sweep.extension_message(run, request, extension)}: {shown}")
+        console.log(f"{sweep.extension_message(run, request, extension)}: {shown}")
     if finished:
         console.log(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
     return 0
@@ -70,14 +74,14 @@ def launch(request: RunRequest, console: Console, wait: bool) -> int:
     if run.folder.exists():
         return _launch_existing(run, request, plans, console, wait)
     check_dispatch(request.site, request.after)
-    for line in dry_run.time_lines(request, plans, console.roots):
+    for line in planning.time_lines(request, plans, console.roots):
         console.log(line)
     if request.elements:
-        create.make_array(run, request, plans, console.argv)
+        folders.make_array(run, request, plans, console.argv)
     else:
-        create.make(run, request, plan, console.argv)
+        folders.make(run, request, plan, console.argv)
         _write_verify(run, request)
-    console.log(f"{run.stage} {run.name!r}: {dry_run.resources(request.site)}")
+    console.log(f"{run.stage} {run.name!r}: {planning.resources(request.site)}")
     with submissions.alone(run):
         try:
             code = dispatch(run, run.elements() or [run], request.site, console, request.after)
@@ -92,7 +96,7 @@ def _prepared(request: RunRequest, console: Console) -> tuple[RunRequest, Run, d
     """Returns the request as the stage arranges it, where it will lie, and the plan of each part."""
     request = replace(request, after=planning.unfinished(request.after))
     run = request.run(console.root)
-    names.refuse_removed(run)
+    folders.refuse_removed(run)
     request = planning.arranged(request, run)
     return request, run, planning.plans(request)
 
@@ -101,14 +105,14 @@ def _launch_existing(
     run: Run, request: RunRequest, plans: Mapping[str, Plan], console: Console, wait: bool
 ) -> int:
     """Extends a sweep, verifies a finished run, or resumes one in an allocation that Slurm has restarted."""
-    extend_sweep.finish_interrupted(run)
+    sweep.finish_interrupted(run)
     if request.elements and (extension := _extension(run, request, plans, console)):
         _refuse_living(run, console)
         check_dispatch(request.site, request.after)
         with submissions.alone(run):
             _refuse_living(run, console)  # it may have been started just now
-            extend_sweep.extend(run, request, plans, extension, console.argv)
-        console.log(extend_sweep.extension_message(run, request, extension))
+            sweep.extend(run, request, plans, extension, console.argv)
+        console.log(sweep.extension_message(run, request, extension))
         return resume(run, request.site, console, wait, request.after)
     if not _is_finished(run, request, next(iter(plans.values())), console):
         _write_verify(run, request)
@@ -127,8 +131,8 @@ def _write_verify(run: Run, request: RunRequest) -> None:
 
 
 def _extension(run: Run, request: RunRequest, plans: Mapping[str, Plan], console: Console) -> Extension:
-    extension = extend_sweep.compare(run, request, plans)
-    extend_sweep.refuse_changed(run, request, extension, f"{console.program} {shlex.join(console.argv)}")
+    extension = sweep.compare(run, request, plans)
+    sweep.refuse_changed(run, request, extension, f"{console.program} {shlex.join(console.argv)}")
     return extension
 
 
@@ -165,8 +169,8 @@ def _is_finished(run: Run, request: RunRequest, plan: Plan, console: Console) ->
 
 def _is_ours(run: Run) -> bool:
     """Returns whether the job that computes the run is the one in which this process stands."""
-    job = environment.job_here()
-    return job is not None and submissions.newest(run).get("job") == job
+    here = job_here()
+    return here is not None and submissions.newest(run).get("job") == here
 
 
 def _refuse_alive(run: Run, run_status: status.RunStatus, console: Console) -> None:
@@ -191,7 +195,7 @@ def resume(run: Run, site: Site, console: Console, wait: bool, after: tuple[Run,
 
     Returns the exit code.
     """
-    extend_sweep.finish_interrupted(run)
+    sweep.finish_interrupted(run)
     statuses = status.statuses(run.elements() or [run])
     unfinished = {
         member: run_status for member, run_status in statuses.items() if run_status.state != RunState.DONE
@@ -202,7 +206,7 @@ def resume(run: Run, site: Site, console: Console, wait: bool, after: tuple[Run,
     left = [member for member, run_status in unfinished.items() if not run_status.alive or _is_ours(member)]
     if not left:
         _refuse_alive(run, status.status_of(run), console)
-    return start_attempts(run, create.with_final_element(run, left), site, console, wait, after)
+    return start_attempts(run, folders.with_final_element(run, left), site, console, wait, after)
 
 
 def start_attempts(
@@ -224,12 +228,12 @@ def start_attempts(
     if record.get("code") != provenance.code_digest():
         console.log("the code has changed since this run was made; it continues with the present code")
     which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
-    console.log(f"{run.stage} {run.label!r} is resumed{which}: {dry_run.resources(site)}")
+    console.log(f"{run.stage} {run.label!r} is resumed{which}: {planning.resources(site)}")
     # Under the lock, because two calls of `resume` may have passed the checks above together.
     with submissions.alone(run):
         for member, run_status in status.statuses(members).items():  # another process may have started some
             # A final element that waits for elements which have ended is replaced.
-            waits = create.is_final_element(member) and not run_status.unheard
+            waits = folders.is_final_element(member) and not run_status.unheard
             if not _is_ours(member) and not (waits and submissions.newest(member).get("job")):
                 _refuse_alive(member, run_status, console)
         for member in members:
@@ -254,3 +258,53 @@ def _reopened(members: Sequence[Run]) -> Iterator[None]:
             if summary is not None:
                 write_atomic(path, json.dumps(summary, indent=1))
         raise
+
+
+# ---------------------------------------------------------------- a retry
+
+
+def retry(run: Run, chosen: Site | None, console: Console, wait: bool) -> int:
+    """Starts new attempts of those members of the run that are neither done nor alive, or done with losses.
+
+    They keep their folders, seeds and runs in MLflow. `chosen`: a site given by hand, taken as it is.
+    Returns the exit code.
+    """
+    sweep.finish_interrupted(run)
+    by_site: dict[str, list[Run]] = {}
+    for member, run_status in status.statuses(run.elements() or [run]).items():
+        # Done but for some fields, say, whose files may be whole by now.
+        has_losses = bool((member.summary() or {}).get("lost"))
+        if run_status.state in AGAIN or has_losses:
+            site = chosen or _raised(sites.saved_site(member.site), run_status.cause)
+            by_site.setdefault(site.model_dump_json(), []).append(member)
+    if not by_site:
+        now = status.status_of(run)
+        raise UserError(
+            f"{run.label!r} has nothing to retry: {', '.join(filter(None, [now.state, now.detail]))}"
+        )
+    code = 0
+    for text, members in _final_element_last(run, by_site).items():
+        site = Site.model_validate_json(text)
+        code = start_attempts(run, members, site, console, wait=False) or code
+    return follow.follow(run, console) if wait and not code and status.status_of(run).alive else code
+
+
+def _final_element_last(run: Run, by_site: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """Adds what waits for all other elements: it starts after them, with the site it has or gets."""
+    final = folders.final_element(run)
+    if final is None or final.summary() is not None:
+        return by_site
+    own = next((site for site, members in by_site.items() if final in members), None)
+    own = own or sites.saved_site(final.site).model_dump_json()
+    members = [member for member in by_site.pop(own, []) if member != final]
+    return {**by_site, own: [*members, final]}
+
+
+def _raised(site: Site, cause: str) -> Site:
+    """Returns the site with more of what was missing, up to what the partition gives."""
+    if site.executor != "slurm" or cause not in ("out_of_memory", "timeout"):
+        return site
+    from hpc_isl.cluster.slurm import limits
+
+    memory, time = (MORE, 1.0) if cause == "out_of_memory" else (1.0, MORE)
+    return limits.raised(site, memory, time)

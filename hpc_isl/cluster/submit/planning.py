@@ -1,28 +1,38 @@
-"""A request is planned: the site, the runs it names, the elements of an array, and the plan of each."""
+"""A request is planned: its site, the runs it names, its elements, what each would do and how long it takes.
+
+Times come from steps that were timed on the same machine, or that are tried for ten seconds.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
 from hpc_isl import device
-from hpc_isl.cluster.rank.environment import in_allocation
-from hpc_isl.cluster.run_folder import names, status, uses
-from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.executors import local
+from hpc_isl.cluster.executors.local import StopRequests
+from hpc_isl.cluster.monitor import status_table
+from hpc_isl.cluster.monitor.messages import Console
+from hpc_isl.cluster.monitor.status_table import duration
+from hpc_isl.cluster.run_folder import folders, status, submissions, uses
+from hpc_isl.cluster.run_folder.folders import RunRequest
+from hpc_isl.cluster.run_folder.job import Job, in_allocation
 from hpc_isl.cluster.run_folder.status import RunState
 from hpc_isl.errors import UserError
-from hpc_isl.files import identity, same_place
-from hpc_isl.recipes.base import Recipe
+from hpc_isl.files import identity, read_json, same_place
+from hpc_isl.recipes.base import Arrangement, Recipe
 from hpc_isl.recipes.load import read_kept
-from hpc_isl.recipes.many import Arrangement
-from hpc_isl.recipes.strict import flatten
+from hpc_isl.recipes.strict import flatten, to_yaml
 from hpc_isl.run import Plan, Run
-from hpc_isl.site import Site, gpus_here
+from hpc_isl.site import Site, cpus_here, gpus_here
 from hpc_isl.stages.stage_table import is_alone, is_pooled, stage_named
+from hpc_isl.tasks import Estimate, Timed, estimate
 
 
 def site_of(stage: str, site: Site) -> Site:
@@ -37,9 +47,9 @@ def site_of(stage: str, site: Site) -> Site:
 def with_run_folders(request: RunRequest, roots: Sequence[Path]) -> RunRequest:
     """Returns the request with the runs that its recipes name as folders."""
     elements = request.elements and {
-        name: names.resolved(recipe, *roots) for name, recipe in request.elements.items()
+        name: folders.resolved(recipe, *roots) for name, recipe in request.elements.items()
     }
-    return replace(request, recipe=names.resolved(request.recipe, *roots), elements=elements)
+    return replace(request, recipe=folders.resolved(request.recipe, *roots), elements=elements)
 
 
 def arranged(request: RunRequest, run: Run) -> RunRequest:
@@ -49,7 +59,7 @@ def arranged(request: RunRequest, run: Run) -> RunRequest:
         return request
     made: Arrangement = arrange(request.elements, run.folder)
     elements = {name: recipe for name, recipe in made.elements.items() if name != made.last}
-    if made.last:
+    if made.last:  # behind all others, as Slurm's job of it is submitted
         elements[made.last] = made.elements[made.last]
     return replace(request, elements=elements, final_element=made.last, messages=made.messages)
 
@@ -65,7 +75,7 @@ def plans(request: RunRequest) -> dict[str, Plan]:
         deferred = bool(request.after) or name == request.final_element
         by_name[name] = planned(request.stage, recipe, request.site, deferred)
     owners: dict[tuple[object, str], str] = {}
-    known = cache(identity)
+    known = cache(identity)  # it asks the file system, and elements share most of their paths
     for name, plan in by_name.items() if request.elements else ():
         for path, what in plan.claims():
             if (other := owners.setdefault((known(path), what), name)) != name:
@@ -82,12 +92,12 @@ def unfinished(after: tuple[Run, ...]) -> tuple[Run, ...]:
         UserError: one of them will never be done.
     """
     statuses = status.statuses([member for run in after for member in run.elements() or [run]])
-    for run, found in statuses.items():
-        if found.state != RunState.DONE and not found.alive:
+    for run, run_status in statuses.items():
+        if run_status.state != RunState.DONE and not run_status.alive:
             raise UserError(
-                f"--after {run.label}: it is {found.state}, so what waits for it would never start"
+                f"--after {run.label}: it is {run_status.state}, so what waits for it would never start"
             )
-    return tuple(run for run, found in statuses.items() if found.alive)
+    return tuple(run for run, run_status in statuses.items() if run_status.alive)
 
 
 def planned(stage: str, recipe: Recipe, site: Site, deferred: bool = False) -> Plan:
@@ -112,6 +122,7 @@ def _precision_messages(plan: Plan, site: Site) -> Iterator[str]:
         gpus = device.gpus(tuple(gpus_here()[: site.visible_gpus]))
         yield from device.remarks(key, precision, gpus or [device.cpu()])
     elif precision == "fp16" and not site.visible_gpus:
+        # For the error alone that a CPU raises: what else the node is, is not known.
         list(device.remarks(key, precision, [device.Device("a node without GPUs")]))
     elif precision in ("bf16", "fp16"):
         yield f"{key}={precision}: the job tells, as it starts, whether its nodes compute that natively"
@@ -156,3 +167,160 @@ def refuse(run: Run, lines: list[str], how: str = "with another recipe") -> NoRe
     """Raises a `UserError` about a run that exists, with the first of these lines."""
     shown = "\n".join(lines[:8] + ["  …"] * (len(lines) > 8))
     raise UserError(f"{run.stage} {run.name!r} exists, {how}; choose another --name.\n{shown}")
+
+
+# ---------------------------------------------------------------- what a dry run prints
+
+
+def plan_lines(request: RunRequest, plan: Plan, run: Run) -> Iterator[str]:
+    """Yields recipe, inputs, resources, and on Slurm the sbatch file and the start that it expects."""
+    yield f"# recipe of {request.stage}"
+    yield to_yaml(plan.recipe).rstrip()
+    yield from ("", "# what would be done", *request.messages, *plan.messages)
+    if request.elements:
+        names = [name for name in request.elements if name != request.final_element]
+        yield f"{len(names)} times, with {'; '.join(names[:12])}" + (" …" if len(names) > 12 else "")
+    if request.final_element:
+        yield f"then {request.final_element}, when all of these have ended"
+    yield from (f"reads {name}, fingerprint {fingerprint}" for name, fingerprint in plan.inputs.items())
+    yield from (f"makes {path}" for path in plan.makes)
+    yield from ("", "# where", resources(request.site), f"run folder {run.folder}")
+    if request.site.executor != "slurm":
+        return
+    from hpc_isl.cluster.executors import slurm
+
+    runs = [request.element(run, name) for name in request.elements or ()] or [run]
+    jobs = tuple(Job.of(member, 0) for member in runs)  # with a number, because a new attempt makes a folder
+    batch = slurm.Batch(run, 0, jobs, last=request.final_element is not None)
+    parts = slurm.parts(batch, request.site)
+    more = f", the first of {len(parts)}" if len(parts) > 1 else ""
+    yield from ("", f"# sbatch{more}", slurm.text(batch, request.site).rstrip())
+    yield from ("", "# start", slurm.start_time(batch, request.site))
+
+
+def resources(site: Site) -> str:
+    """Returns `2 processes on this machine, 1 GPU, at most 12h`."""
+    if site.workers is None:
+        processes = count(site.ranks, "process", "es")
+    elif site.workers:  # of a pooled stage its worker processes: as many as were asked for
+        processes = count(site.workers, "worker process", "es") + (" each" if site.nodes > 1 else "")
+    else:
+        processes = f"a worker process for each {'GPU' if site.visible_gpus else 'CPU'}"
+    parts = [
+        f"{processes} on {'this machine' if site.executor == 'local' else count(site.nodes, 'Slurm node')}"
+    ]
+    parts += [f"{count(site.cpus, 'CPU')} each"] if site.cpus else []
+    parts.append(f"{count(site.visible_gpus, 'GPU')} per node" if site.visible_gpus else "no GPU")
+    parts += [f"{site.memory} per node"] if site.memory else []
+    parts += [f"at most {site.time}"] if site.time else []
+    return ", ".join(parts)
+
+
+def count(number: int, noun: str, plural: str = "s") -> str:
+    """Returns `1 GPU`, `2 GPUs`."""
+    return f"{number} {noun}{plural if number > 1 else ''}"
+
+
+# ---------------------------------------------------------------- how long it takes
+
+
+def time_lines(request: RunRequest, plans: Mapping[str, Plan], roots: Sequence[Path]) -> Iterator[str]:
+    """Yields what to say about the time that a request takes; nothing for stages that are not timed."""
+    workloads = [plan.workload for plan in plans.values() if plan.workload]
+    if not workloads:
+        return
+    machine = submissions.machine(request.site, _cpus(request.site))
+    alike = {json.dumps(work.like): work.like for work in workloads}  # often all elements of an array
+    timed = {text: submissions.timings(roots, like, machine) for text, like in alike.items()}
+    known = [
+        time
+        for work in workloads
+        if (time := estimate(work, timed[json.dumps(work.like)], _processes(request))) is not None
+    ]
+    if len(known) == len(workloads):
+        yield _message(request, known)
+    else:
+        way = "" if request.site.executor == "slurm" else "; --dry-run --time tries it for ten seconds"
+        yield f"time: not known, for nothing like it was timed on such a machine yet{way}"
+
+
+def _message(request: RunRequest, times: Sequence[Estimate]) -> str:
+    """Returns `time: about 12 min (…)`; of an array, of one element and of all."""
+    sources = list(dict.fromkeys(source for time in times for source in time.sources))
+    basis = f"timed in {', '.join(map(repr, sources[:3]))}" if sources else "tried just now"
+    basis += ", without waiting in the queue" if request.site.executor == "slurm" else ""
+    if not request.elements:
+        parts = ", ".join(f"{phase} {duration(s)}" for phase, s in times[0].seconds.items() if s >= 1)
+        return f"time: about {duration(times[0].total)} ({parts}; {basis})"
+    site, total = request.site, sum(time.total for time in times)
+    slots = local.slots(site) if site.executor == "local" else site.array or len(times)
+    at_once = min(len(times), slots)
+    # The final element is not planned yet: it is taken to be as long as the longest of the others.
+    final = max(time.total for time in times) if request.final_element else 0.0
+    average = f"{len(times)} elements, {duration(total / len(times))} each on average"
+    return f"time: about {duration(total / at_once + final)}, {at_once} at once ({average}; {basis})"
+
+
+def _processes(request: RunRequest) -> int:
+    """Returns the number of processes that share the units of a run."""
+    site = request.site
+    if not is_pooled(request.stage):
+        return site.ranks
+    return site.nodes * (site.workers or site.visible_gpus or _cpus(site))
+
+
+def _cpus(site: Site) -> int:
+    """Returns the CPUs of each process."""
+    here = max(1, cpus_here() // site.ranks) if site.executor == "local" else 1
+    return site.cpus or here
+
+
+# ---------------------------------------------------------------- a trial
+
+
+def try_it(request: RunRequest, plans: Mapping[str, Plan], console: Console) -> str:
+    """Tries the largest part of a request for ten seconds, in a folder that is removed afterwards.
+
+    Returns:
+        What to say about the time that the request takes.
+
+    Raises:
+        UserError: there is nothing to try, or it would be tried on another machine than computes.
+    """
+    workloads = {name: plan.workload for name, plan in plans.items() if plan.workload}
+    if not workloads:
+        raise UserError(f"--time: {request.stage} has no steps that could be tried")
+    if request.site.executor == "slurm":
+        raise UserError(
+            "--time: this machine would be timed, not the nodes of the cluster; a first run there tells, or "
+            "--site allocation inside a job"
+        )
+    largest = max(workloads, key=lambda name: sum(workloads[name].units.values()))
+    console.log(f"trying {largest if request.elements else request.stage} for ten seconds …")
+    timed = _tried(request, plans[largest], console)
+    times = [estimate(work, [("", timed)], _processes(request)) for work in workloads.values()]
+    if None in times:
+        raise UserError("--time: the trial ended before every phase of the run was tried")
+    return _message(request, [replace(time, sources=()) for time in times if time])
+
+
+def _tried(request: RunRequest, plan: Plan, console: Console) -> Timed:
+    """Returns the phases that a trial has timed."""
+    with tempfile.TemporaryDirectory(prefix="hpc_isl-trial-") as folder:
+        run = Run(Path(folder) / request.stage / "trial")
+        shortened = getattr(stage_named(request.stage).load(), "trial_recipe", lambda recipe: recipe)
+        site = request.site.model_copy(update={"tracking": "none", "group": None})
+        single = replace(request, site=site, elements=None, final_element=None, after=())
+        folders.make(run, single, replace(plan, recipe=shortened(plan.recipe)), console.argv)
+        run.trial.touch()  # before its ranks start, which look at it
+        job = Job.of(run)
+        compute = local.compute_in_allocation if site.executor == "allocation" else local.compute
+        with StopRequests().listening() as requests:
+            compute(job, site, requests, console.log, lambda: None)
+        if requests.interrupted:
+            raise KeyboardInterrupt
+        timed = read_json(job.attempt_folder / submissions.FILE)
+        if timed is None:
+            raise UserError("\n".join(["--time: the trial failed:", *status_table.failure_text(run)]))
+        phases: Timed = timed["phases"]
+        return phases

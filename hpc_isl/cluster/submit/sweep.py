@@ -1,26 +1,37 @@
-"""An array of runs of one stage, which differ in what is swept over."""
+"""An array of runs of one stage, which differ in what is swept over; one that exists is extended.
+
+It takes in more elements, or other inputs, and only what that changes is computed. New elements are made
+first, unseen; `widening.json` then lists all that is left to do, and each step of that can be done twice: a
+kill at any moment leaves the sweep as it was, or one that is completed later.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.cluster.run_folder.create import RunRequest
+from hpc_isl.cluster.run_folder import folders, provenance, submissions, uses
+from hpc_isl.cluster.run_folder.folders import RunRequest
+from hpc_isl.cluster.submit import planning
 from hpc_isl.cluster.submit.planning import site_of
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.recipes.base import Recipe
-from hpc_isl.recipes.load import parsed, read, refuse_unused
-from hpc_isl.recipes.many import SweepRecipe
-from hpc_isl.recipes.strict import override, parse, plain, written
-from hpc_isl.run import Run
+from hpc_isl.files import now, read_json, share_with_group, write_atomic
+from hpc_isl.recipes.base import Recipe, SweepRecipe
+from hpc_isl.recipes.load import digest, parsed, read, refuse_unused
+from hpc_isl.recipes.strict import override, parse, plain, to_yaml, written
+from hpc_isl.run import Plan, Run
 from hpc_isl.site import Site
 from hpc_isl.stages.stage_table import STAGES, stage_named
 
 LONGEST = 80  # characters of an element's name
+UNSEEN = ".widening"  # holds new elements until all of them are made
 
 
 def sweep_request(
@@ -56,6 +67,7 @@ def sweep_request(
         assignments = [f"{key}={written(value)}" for key, value in values.items()]
         where = f"{origin}, element {' '.join(assignments)}"
         elements[label] = parsed(recipe.stage, override(recipe.base, assignments), where)
+    # All together: a key may matter to some elements alone, as `alpha` does where objects.kind varies.
     refuse_unused(list(elements.values()), origin)
     return RunRequest(stage, recipe, site_of(stage, site), name, after, elements)
 
@@ -78,3 +90,159 @@ def _label(values: Mapping[str, Any]) -> str:
     text = ",".join(f"{key}={plain(value)}" for key, value in values.items())
     legal = re.sub(r"[^\w.,=+\-]+", "_", text).strip("_.-") or "as-is"
     return legal[:LONGEST]
+
+
+# ---------------------------------------------------------------- a sweep that exists
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What a request asks for beyond what a sweep has; the final element is not counted.
+
+    Attributes:
+        new: names of elements that the sweep does not have.
+        changed: names of elements that it has, from other inputs than there are now.
+        lines: what is different about these inputs.
+    """
+
+    new: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.changed)
+
+
+def compare(run: Run, request: RunRequest, plans: Mapping[str, Plan]) -> Extension:
+    """Returns how a request differs from the sweep that exists.
+
+    Raises:
+        UserError: existing elements would not be computed by this request, or by another recipe.
+    """
+    existing = {element.folder: element for element in folders.other_elements(run)}
+    asked = {request.element(run, name).folder: name for name in plans if name != request.final_element}
+    gone = [element for path, element in existing.items() if path not in asked]
+    final = folders.final_element(run)
+    if final and final.name != request.final_element:
+        gone.append(final)
+    both: dict[str, tuple[Run, Plan]] = {}
+    for path, element in existing.items():
+        if name := asked.get(path):
+            # An element that was never planned is compared as it was asked for.
+            unplanned = not provenance.is_planned(element)
+            both[name] = element, Plan((request.elements or {})[name]) if unplanned else plans[name]
+    wrong = [line for pair in both.values() for line in planning.recipe_differences(*pair)]
+    changed = [name for name, pair in both.items() if uses.differing_inputs([pair])]
+    lines = uses.differing_inputs(list(both.values())) if changed else []
+    if gone or wrong:
+        over = planning.differences(run, Plan(request.recipe)) if gone else []
+        over = [line for line in over if line.startswith("  over")]
+        missing = [f"  element {element.name!r}: there, not here" for element in gone]
+        planning.refuse(run, [*lines, *dict.fromkeys(wrong), *(over or missing)])
+    new = tuple(name for path, name in asked.items() if path not in existing)
+    return Extension(new, tuple(changed), tuple(lines))
+
+
+def refuse_changed(run: Run, request: RunRequest, extension: Extension, command: str) -> None:
+    """Checks that elements from other inputs are computed again only when that is asked for.
+
+    `command`: that was typed.
+
+    Raises:
+        UserError: it was not; with what changed, how much of the sweep it changes, and what to type.
+    """
+    if not extension.changed or request.update:
+        return
+    final = f", and {request.final_element!r}" if request.final_element else ""
+    share = f"{len(extension.changed)} of {_count(request)} elements{final}"
+    lines = [
+        f"{run.stage} {run.name!r} exists, from other inputs:",
+        *extension.lines[:8],
+        f"they change {share}. To compute these once more",
+        "(what they were is kept in the sweep's folder, in `earlier`):",
+        f"  {command} --update",
+        "or choose another --name, to compute all of it",
+    ]
+    raise UserError("\n".join(lines))
+
+
+def extension_message(run: Run, request: RunRequest, extension: Extension) -> str:
+    """Returns `sweep 'nuc' is extended: 6 of 18 elements are new; then 'final' once more`."""
+    count, new, changed = _count(request), len(extension.new), len(extension.changed)
+    parts = [f"{new} of {count} elements are new"] if new else []
+    parts += [f"{changed} of {count} are computed once more"] if changed else []
+    again = f"; then {request.final_element!r} once more" if request.final_element else ""
+    return f"{run.stage} {run.name!r} is extended: {', '.join(parts)}{again}"
+
+
+def _count(request: RunRequest) -> int:
+    return len(request.elements or {}) - bool(request.final_element)
+
+
+# ---------------------------------------------------------------- taking it in
+
+
+def extend(
+    run: Run, request: RunRequest, plans: Mapping[str, Plan], extension: Extension, argv: tuple[str, ...]
+) -> None:
+    """Makes the new elements, those that changed, and the final one, whose recipe names all of them."""
+    share_with_group(request.site.group)
+    content = provenance.record(request.recipe, list(argv))
+    again = [*extension.changed, *([request.final_element] if request.final_element else [])]
+    elements = [request.element(run, name) for name in extension.new]
+    for element in [*elements, *(Run(run.folder / UNSEEN / name) for name in again)]:
+        shutil.rmtree(element.folder, ignore_errors=True)  # of an extension that was ended
+        deferred = element.name == request.final_element
+        folders.make_element(element, request, plans[element.name], content, deferred)
+    kept = read_json(run.record) or {}
+    step = {key: content[key] for key in ("argv", "user", "host", "commit", "diff", "code")}
+    entry = {"time": now(), "elements": list(extension.new), "updated": list(extension.changed), **step}
+    left = {
+        "elements": request.elements_content(plans),
+        "replaced": [f"{request.stage}/{name}" for name in again],
+        "record": kept | {"digest": digest(request.recipe), "widened": [*kept.get("widened", []), entry]},
+        "recipe": to_yaml(request.recipe),
+    }
+    write_atomic(_journal(run), json.dumps(left, indent=1))
+    _finish(run)
+
+
+def finish_interrupted(run: Run) -> None:
+    """Completes an extension that was ended in the middle."""
+    if _journal(run).exists():
+        with submissions.alone(run):
+            _finish(run)
+
+
+def _finish(run: Run) -> None:
+    left = read_json(_journal(run))
+    if left is None:
+        return
+    # Each step can be done twice; the journal goes last, so that a kill leaves it to be read again.
+    for name in left.get("replaced", [left["elements"].get("last")]):
+        if name:
+            _replace(run, run.folder / name)
+    shutil.rmtree(run.folder / UNSEEN, ignore_errors=True)
+    write_atomic(run.elements_file, json.dumps(left["elements"], indent=1))
+    write_atomic(run.record, json.dumps(left["record"], indent=1))
+    write_atomic(run.recipe, left["recipe"])
+    _journal(run).unlink()
+
+
+def _replace(run: Run, folder: Path) -> None:
+    """Puts an element that was made anew in the place of the earlier one, which is kept: it may be in use."""
+    unseen = run.folder / UNSEEN / folder.name
+    if not unseen.exists():
+        return
+    if folder.exists():
+        inside = Path(folder.parent.name, folder.name)  # `earlier/1/finetune/final`, or the first free number
+        paths = (run.folder / "earlier" / str(number) / inside for number in itertools.count(1))
+        kept = next(path for path in paths if not path.exists())
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, kept)
+    folder.parent.mkdir(exist_ok=True)
+    os.rename(unseen, folder)
+
+
+def _journal(run: Run) -> Path:
+    return run.folder / "widening.json"

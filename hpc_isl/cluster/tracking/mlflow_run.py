@@ -14,24 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from hpc_isl import site
-from hpc_isl.cluster.run_folder import create, status
+from hpc_isl.cluster.run_folder import folders, status
 from hpc_isl.cluster.run_folder.status import RunState, span
-from hpc_isl.cluster.tracking.artifacts import changed, file_stamp, log_model
 from hpc_isl.cluster.tracking.store import (
     RunDeleted,
+    Summary,
     Unreachable,
+    changed,
     check,
     client,
     experiment,
+    file_stamp,
+    log_model,
     restoring,
+    results_of,
+    summarise,
     usable,
 )
-from hpc_isl.cluster.tracking.sweep_summary import Summary, results_of, summarise
 from hpc_isl.errors import UserError
 from hpc_isl.files import only_writer, read_json, share_with_group, write_atomic
 from hpc_isl.recipes.strict import flatten, read_yaml
 from hpc_isl.run import Run
 
+# What MLflow takes at most: characters of a parameter's value and of a data set's digest, entries of a call.
+VALUE, DIGEST, PARAMS, METRICS = 6000, 36, 100, 1000
 PARENT_S = 30.0  # how long an element waits for another to make the MLflow run of their array
 KINDS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "queued": "SCHEDULED"}
 
@@ -166,7 +172,7 @@ class _Forward:
             [experiment_id], query, run_view_type=self.mlflow.entities.ViewType.ALL
         )
         if existing:
-            existing.sort(key=lambda one: str(one.info.lifecycle_stage))  # active before deleted
+            existing.sort(key=lambda known: str(known.info.lifecycle_stage))  # active before deleted
             self._check(existing[0])
             return str(existing[0].info.run_id)
         began, _ = span(self.run) or (None, None)
@@ -195,10 +201,10 @@ class _Forward:
         # A parameter never changes in MLflow; a wider sweep has more.
         existing = self.client.get_run(self.kept["run_id"]).data.params
         params = [
-            entities.Param(key, str(value)[:6000]) for key, value in flat.items() if key not in existing
+            entities.Param(key, str(value)[:VALUE]) for key, value in flat.items() if key not in existing
         ]
-        for first in range(0, len(params), 100):
-            self.client.log_batch(self.kept["run_id"], params=params[first : first + 100])
+        for first in range(0, len(params), PARAMS):
+            self.client.log_batch(self.kept["run_id"], params=params[first : first + PARAMS])
         facts = {
             "hpc_isl.stage": self.run.stage, "hpc_isl.folder": str(self.run.folder),
             "hpc_isl.digest": self.record.get("digest"),
@@ -238,7 +244,7 @@ class _Forward:
         sets = [
             entities.DatasetInput(
                 entities.Dataset(
-                    name=Path(name).name, digest=digest[:36], source_type="local",
+                    name=Path(name).name, digest=digest[:DIGEST], source_type="local",
                     source=json.dumps({"uri": name}),
                 ),
                 [entities.InputTag("mlflow.data.context", self.run.stage)],
@@ -283,8 +289,8 @@ class _Forward:
 
     def _send(self, batch: list[Any], offset: int) -> int:
         """Sends metrics; what is sent twice, after a kill before the offset was kept, MLflow itself drops."""
-        for first in range(0, len(batch), 1000):
-            self.client.log_batch(self.kept["run_id"], metrics=batch[first : first + 1000])
+        for first in range(0, len(batch), METRICS):
+            self.client.log_batch(self.kept["run_id"], metrics=batch[first : first + METRICS])
         self.kept["offset"] = offset
         self._keep()
         return len(batch)
@@ -319,7 +325,7 @@ class _Forward:
         """Logs the model; of an array that ends with one model of all, only that: it has a hundred others."""
         if self.kept.get("model") or not self.run.model.is_dir():
             return False
-        if self.run.array and create.final_element(self.run.array) not in (None, self.run):
+        if self.run.array and folders.final_element(self.run.array) not in (None, self.run):
             return False
         self.mlflow.set_tracking_uri(self.uri)
         packages = self.record.get("packages", {})

@@ -16,12 +16,12 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from hpc_isl.cluster.run_folder import names
+from hpc_isl.cluster.run_folder import folders
 from hpc_isl.cluster.tracking import forward
 from hpc_isl.errors import UserError
 from hpc_isl.site import Site, user_name
 
-HOST = "127.0.0.1"
+HOST = "127.0.0.1"  # alone, because these pages have no password
 PAGES = "hpc_isl"  # the name of `tracking_pages` among MLflow's plugins
 START_S = 600.0
 LOG_S = 30.0  # between lines to a person who waits for the start
@@ -32,9 +32,9 @@ QUIET = re.compile(r": (nothing new for|its site says tracking: none|has not beg
 
 def serve(root: Path, port: int | None, log: Callable[[str], None]) -> int:
     """Opens the database of `root`; runs that were forwarded to a server are found there."""
-    runs = names.all_runs(root)
+    runs = folders.all_runs(root)
     if not runs:
-        raise UserError(f"there are no runs in {names.listed([root])}. {names.ELSEWHERE}")
+        raise UserError(f"there are no runs in {folders.listed([root])}. {folders.ELSEWHERE}")
     _free_port(port)  # a taken one is an error before everything is forwarded
     forward.sync_all(runs, log)
     uri = Site().tracking_address(root)
@@ -67,7 +67,7 @@ def _forward_again(root: Path) -> None:
     """Forwards once; a pass that fails is only noted in the server's log: the next makes up for it."""
     lines: list[str] = []
     try:
-        forward.sync_all(names.all_runs(root), lines.append, ask=False)
+        forward.sync_all(folders.all_runs(root), lines.append, ask=False)
     except Exception as error:  # a folder that cannot be read just now, say
         lines.append(f"not forwarded: {type(error).__name__}: {error}")
     with suppress(OSError), (root / "mlflow.log").open("a") as log_file:

@@ -11,7 +11,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.learning.data.view import View
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.recipes import former
+from hpc_isl.recipes.load import former_keys, present_keys
 from hpc_isl.recipes.training import NetRecipe, PredictRecipe
 
 FORMAT = 1
@@ -124,13 +124,13 @@ class Contract:
         own["net"] = NetRecipe.model_validate(content["net"])
         own["predict"] = PredictRecipe.model_validate(content["predict"])
         task = content.get("task")
-        own["task"] = Task(**former.present("finetune", {"objects": task})["objects"]) if task else None
+        own["task"] = Task(**present_keys("finetune", {"objects": task})["objects"]) if task else None
         return cls(**own)
 
 
 def _former_task(task: dict[str, Any]) -> dict[str, Any]:
     """Returns a task under the names of the first version, which contracts keep for every version to read."""
-    content: dict[str, Any] = former.former("finetune", {"objects": task})["objects"]
+    content: dict[str, Any] = former_keys("finetune", {"objects": task})["objects"]
     return content
 
 

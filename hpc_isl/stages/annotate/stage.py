@@ -36,7 +36,6 @@ from hpc_isl.stages.annotate.label_files import (
 )
 from hpc_isl.stages.shared.following import word
 
-NEEDED = {"import": "source", "draft": "channel", "export": "out"}
 THREADS = 4
 Makers = Mapping[FieldKey, Callable[[], Annotation]]
 """For each field, the function that reads or drafts its annotation."""
@@ -48,7 +47,7 @@ def plan(recipe: AnnotateRecipe) -> Plan:
     Raises:
         UserError: naming together all label images that do not fit, by their headers.
     """
-    index = _open(recipe)
+    index = store.open_plate(recipe.plate)
     paths = {name: getattr(recipe, name) for name in ("plate", "source", "out")}
     absolute = {name: path and path.absolute() for name, path in paths.items()}
     absolute_recipe = recipe.model_copy(update=absolute)
@@ -96,7 +95,7 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     """
     if attempt.rank:
         return
-    index = _open(recipe)
+    index = store.open_plate(recipe.plate)
     if recipe.action == "export":
         export.export(recipe, index, attempt)
         return
@@ -137,13 +136,6 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
         "made": {f"labels {recipe.labels!r}": str(recipe.plate)},
         "next": [following],
     })  # fmt: skip
-
-
-def _open(recipe: AnnotateRecipe) -> store.Index:
-    """Opens the plate, after a look at the key that the action needs."""
-    if getattr(recipe, NEEDED[recipe.action]) is None:
-        raise UserError(f"annotate {recipe.action}: {NEEDED[recipe.action]} must be given")
-    return store.open_plate(recipe.plate)
 
 
 # ---------------------------------------------------------------- writing

@@ -22,7 +22,7 @@ from hpc_isl.stages.finetune.boxes import parts as boxes_parts
 from hpc_isl.stages.finetune.inputs import FinetuneInputs, frozen_batchnorm, resolve_inputs
 from hpc_isl.stages.shared.plate_views import expanded, located_net, located_split
 from hpc_isl.stages.shared.workloads import STEPS, TEST, megapixels, micro_batches, training_like
-from hpc_isl.timing import Workload
+from hpc_isl.tasks import Workload
 
 arrange = sweep.arrange
 after_sweep = sweep.after_sweep

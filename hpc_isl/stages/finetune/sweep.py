@@ -8,10 +8,9 @@ from pathlib import Path
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
-from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.base import Arrangement, Recipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.load import load_kept, read_kept
-from hpc_isl.recipes.many import Arrangement
 from hpc_isl.run import Run
 from hpc_isl.stages.finetune.boxes import boxes_of, fields
 from hpc_isl.stages.finetune.inputs import LEARN, FinetuneInputs, needs, resolve_inputs

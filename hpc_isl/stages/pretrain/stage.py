@@ -22,7 +22,7 @@ from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.shared import plate_views, workloads
 from hpc_isl.stages.shared.plate_views import PlateViews, load_plate_views, name_of
 from hpc_isl.stages.shared.workloads import megapixels
-from hpc_isl.timing import Workload
+from hpc_isl.tasks import Workload
 
 SELDOM = 10**9
 

@@ -16,9 +16,9 @@ import pandas as pd
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
+from hpc_isl.recipes.base import SweepRecipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.load import read_kept
-from hpc_isl.recipes.many import SweepRecipe
 from hpc_isl.recipes.strict import flatten, parse
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.sweeps import FINAL, MAIN, SCORES

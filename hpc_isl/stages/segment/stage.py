@@ -43,8 +43,7 @@ from hpc_isl.stages.segment.inputs import (
 from hpc_isl.stages.segment.overlap import mark_duplicates
 from hpc_isl.stages.shared.plate_views import expanded
 from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after, net_like
-from hpc_isl.tasks import MemoryRequirement, Pool, Pools, Task
-from hpc_isl.timing import Workload
+from hpc_isl.tasks import MemoryRequirement, Pool, Pools, Task, Workload
 
 PlateTask = tuple[PlateInput, FieldTask]
 FIELDS = "fields"  # the phase, in megapixels at full resolution

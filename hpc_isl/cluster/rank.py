@@ -23,10 +23,17 @@ import psutil
 
 from hpc_isl import site
 from hpc_isl.cluster.dask_pool import pool
-from hpc_isl.cluster.rank.environment import RankEnv, rank_env, system_metrics
-from hpc_isl.cluster.rank.requeue import requeue
-from hpc_isl.cluster.run_folder import provenance, timings, uses
-from hpc_isl.cluster.run_folder.job import FAILED, MISTAKE, STOPPED, Job
+from hpc_isl.cluster.run_folder import provenance, submissions, uses
+from hpc_isl.cluster.run_folder.job import (
+    FAILED,
+    MISTAKE,
+    STOPPED,
+    Job,
+    RankEnv,
+    rank_env,
+    requeue,
+    system_metrics,
+)
 from hpc_isl.cluster.run_folder.submissions import superseded
 from hpc_isl.cluster.tracking.forward import forwarding
 from hpc_isl.errors import UserError
@@ -35,13 +42,13 @@ from hpc_isl.recipes.load import load_kept
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.stage_table import is_pooled
-from hpc_isl.timing import END, Clock
+from hpc_isl.tasks import END, Clock
 
 ORPHAN_GRACE_S = 10.0  # to save in, after the process that watched over the run has died
 
 
 def main() -> None:
-    """Runs `python -m hpc_isl.cluster.rank.worker MODULE RUN_FOLDER ATTEMPT`, in each rank."""
+    """Runs `python -m hpc_isl.cluster.rank MODULE RUN_FOLDER ATTEMPT`, in each rank."""
     module, folder, attempt = sys.argv[1:]
     work(Job(module, Path(folder), int(attempt)))
 
@@ -118,7 +125,7 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
     if attempt.rank == 0:
         if run.summary():
             attempt.clock.tick(END, 1)
-        timings.note(attempt, where)
+        submissions.note_timing(attempt, where)
         if not (attempt.stopping.is_set() or run.trial.exists() or run.summary()):
             raise RuntimeError(f"the stage {run.stage} ended without its done record")
 
@@ -223,7 +230,7 @@ def _redirect_output(attempt: Attempt) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    quiet, package = warnings.showwarning, f"{Path(__file__).parents[2]}{os.sep}"
+    quiet, package = warnings.showwarning, f"{Path(__file__).parents[1]}{os.sep}"
 
     def show(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
         if filename.startswith(package):

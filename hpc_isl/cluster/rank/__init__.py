@@ -1,1 +1,0 @@
-"""Inside a rank: the worker, its environment, requeueing, system metrics."""
