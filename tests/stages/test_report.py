@@ -28,7 +28,7 @@ from hpc_isl.stages.report.headline import LEGEND, headline
 from hpc_isl.stages.report.stage import Report, report
 from hpc_isl.stages.report.statistics import Results, results
 from hpc_isl.stages.report.sweep import read_sweep
-from hpc_isl.stages.shared.sweeps import SCORES
+from hpc_isl.stages.shared.following import SCORES
 
 NASTY = """<i>it's a "sweep" & more"""
 LOST = "arm=imagenet+isl,n=2,draw=1"

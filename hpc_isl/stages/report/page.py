@@ -20,8 +20,8 @@ from hpc_isl.stages.report.provenance import SHOWN, provenance, some, unlike_box
 from hpc_isl.stages.report.score_figures import Picture, facet_title
 from hpc_isl.stages.report.statistics import Difference, Results, spreads
 from hpc_isl.stages.report.sweep import Sweep, Truth
-from hpc_isl.stages.shared.html import Html, join, page, picture, table, tag
-from hpc_isl.stages.shared.sweeps import FINAL, SCORES
+from hpc_isl.stages.shared.following import FINAL, SCORES
+from hpc_isl.stages.shared.pictures import Html, join, page, picture, table, tag
 
 Section = tuple[str, str, list[object]]
 VERDICTS = {

@@ -16,7 +16,7 @@ from hpc_isl.plates.store import open_plate
 from hpc_isl.recipes.strict import flatten
 from hpc_isl.stages.report.csv_tables import training_boxes
 from hpc_isl.stages.report.sweep import Element, Sweep, rank, swept_keys
-from hpc_isl.stages.shared.html import table, tag
+from hpc_isl.stages.shared.pictures import table, tag
 
 PACKAGES = ("torch", "segmentation_models_pytorch", "numpy", "scipy", "scikit-image")
 SHOWN = 12

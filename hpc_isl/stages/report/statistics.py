@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hpc_isl.objects.bootstrap import RESAMPLES, Interval, Spread, interval, resampled_means, spread
 from hpc_isl.objects.savings import Between, Curve, saved, saved_interval
 from hpc_isl.stages.report.sweep import BOX, Arm, Cell, Element, N, Replicate, Sweep, Truth
-from hpc_isl.stages.shared.sweeps import SCORES
+from hpc_isl.stages.shared.following import SCORES
 
 Floats = NDArray[np.float64]
 Key = tuple[tuple[str, ...], Replicate]

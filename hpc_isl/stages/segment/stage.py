@@ -14,8 +14,8 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages.segment import finish
-from hpc_isl.stages.segment.checks import check_inputs
-from hpc_isl.stages.segment.existing_labels import (
+from hpc_isl.stages.segment.checks import (
+    check_inputs,
     check_label_conflicts,
     check_writable,
     choose_labels_name,

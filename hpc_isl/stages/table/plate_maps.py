@@ -14,8 +14,7 @@ from hpc_isl.files import write_atomic
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
 from hpc_isl.stages.table.agreement import agreement_text, draw_agreement, training_note
-from hpc_isl.stages.table.heat_map_figures import PlateValues, draw_plates
-from hpc_isl.stages.table.heat_map_page import HeatMap, page_of
+from hpc_isl.stages.table.heat_maps import HeatMap, PlateValues, draw_plates, page_of
 from hpc_isl.stages.table.rows import MEDIAN, OURS
 from hpc_isl.stages.table.segmented_plates import SegmentedPlate
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.run import Run
-from hpc_isl.stages.table import plate_maps, write
+from hpc_isl.stages.table import plate_maps, rows
 from hpc_isl.stages.table.rows import BY, rows_of
 from hpc_isl.stages.table.segmented_plates import SegmentedPlate, read_plates, segmented_plates
 
@@ -41,7 +41,7 @@ def table(
         UserError: the run is none of segment, or not done; no such per, ending or column.
     """
     _check_per(per)
-    path = write.check_path(out or run.folder / f"{per}s.csv")
+    path = rows.check_path(out or run.folder / f"{per}s.csv")
     return _write(run, segmented_plates(run), path, per, heat_maps)
 
 
@@ -62,7 +62,7 @@ def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
         return rows_of(plates, per)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "objects.parquet"
-        write.write_objects(path, plates)
+        rows.write_objects(path, plates)
         return pd.read_parquet(path)
 
 
@@ -77,9 +77,9 @@ def _write(
     wells = rows_of(plates, "well")
     columns = plate_maps.columns_of(heat_maps, wells)
     if per == "object":
-        count = write.write_objects(path, plates)
+        count = rows.write_objects(path, plates)
     else:
-        count = write.write_rows(path, wells if per == "well" else rows_of(plates, per))
+        count = rows.write_rows(path, wells if per == "well" else rows_of(plates, per))
     headline = _headline(plates, wells)
     pictures = plate_maps.draw(run, plates, wells, columns, f"{headline}.")
     return TableFiles(headline, {f"table of {_plural(count, per)}": path, **pictures})
