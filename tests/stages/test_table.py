@@ -20,8 +20,8 @@ from PIL import Image
 from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
-from hpc_isl.stages.table.agreement import agreement, draw_agreement
 from hpc_isl.stages.table.heat_maps import MISSING, PlateValues, draw_plates
+from hpc_isl.stages.table.plate_maps import agreement, draw_agreement
 from hpc_isl.stages.table.stage import after_segmenting, table
 
 DRUGS = {"B02": {"treatment": "DMSO", "dose": "0"}, "B03": {"treatment": "Taxol, 1 nM", "dose": "1.5"}}

@@ -44,6 +44,7 @@ PYRAMID = 4 / 3  # levels below the first add a third
 
 Files = Mapping[FieldKey, tuple[PlaneFile, ...]]
 
+
 @dataclass(frozen=True)
 class Survey:
     """The export, the state of the plate, and the fields to convert.

@@ -14,12 +14,12 @@ from hpc_isl.learning.data.split import PARTS
 from hpc_isl.learning.data.split import read as read_split
 from hpc_isl.plates.store import open_plate
 from hpc_isl.recipes.strict import flatten
-from hpc_isl.stages.report.csv_tables import training_boxes
 from hpc_isl.stages.report.sweep import Element, Sweep, rank, swept_keys
 from hpc_isl.stages.shared.pictures import table, tag
 
 PACKAGES = ("torch", "segmentation_models_pytorch", "numpy", "scipy", "scikit-image")
 SHOWN = 12
+WHERE = ["plate", "well", "field", "box", "origin", "objects"]
 
 
 def provenance(sweep: Sweep) -> Iterator[object]:
@@ -54,6 +54,24 @@ def unlike_boxes(sweep: Sweep) -> list[str]:
         if boxes != own:
             lines.append(f"{element.run.name} and {other.run.name} learnt from different boxes of one draw.")
     return lines
+
+
+def training_boxes(sweep: Sweep) -> pd.DataFrame:
+    """Returns the boxes of each number, draw and fold, once: all arms learn from the same."""
+    tables = [
+        element.boxes.reindex(columns=WHERE, fill_value="").assign(
+            n=element.recipe.n, draw=element.recipe.draw,
+            fold="" if element.recipe.fold is None else element.recipe.fold,
+        )
+        for element in sorted(sweep.elements, key=lambda e: (rank(e.recipe.n), e.replicate))
+        if len(element.boxes)
+    ]  # fmt: skip
+    boxes = (
+        pd.concat(tables, ignore_index=True)
+        if tables
+        else pd.DataFrame(columns=["n", "draw", "fold", *WHERE])
+    )
+    return boxes[["n", "draw", "fold", *WHERE]].drop_duplicates()
 
 
 # ---------------------------------------------------------------- split

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpc_isl.seeds import stream
-from hpc_isl.stages.report.headline import spelled_out
 from hpc_isl.stages.report.statistics import Design, Difference, Results
 from hpc_isl.stages.report.sweep import Arm, Cell, N, Sweep, Truth
 from hpc_isl.stages.shared.pictures import INK
@@ -31,6 +30,8 @@ COLORS = {
 OTHER = "#cc79a7"
 MARKS = "os^Dv<>p"
 FACETS = {"": "all test boxes", "within": "test boxes within", "across": "test boxes across"}
+NAMES = {"iou": "IoU", "count_error": "count error"}
+SPELLED_OUT = {"iou": "intersection over union (IoU)", "mAP": "mean average precision (mAP)"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Picture:
     alt: str
     caption: str
     width: int
+
+
+def name_of_score(score: str) -> str:
+    return NAMES.get(score, score)
+
+
+def spelled_out(score: str) -> str:
+    """Returns the name of a score where it is read for the first time."""
+    return SPELLED_OUT.get(score, name_of_score(score))
 
 
 def to_picture(figure: Figure, name: str, alt: str, caption: str) -> Picture:

@@ -170,11 +170,11 @@ def training_figure(lines: Iterable[Mapping[str, Any]], loss: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes the picture as a PNG, complete or not at all."""
+def save(figure: Figure, path: Path, *, durable: bool = True) -> None:
+    """Writes the picture as a PNG, complete or not at all; durably, unless it can be drawn again."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor="white")
-    write_atomic(path, stream.getvalue())
+    write_atomic(path, stream.getvalue(), durable=durable)
 
 
 STYLE = """

@@ -111,8 +111,6 @@ def lay_out(wells: int) -> tuple[list[Well], int]:
     raise UserError(f"{wells} wells: at most {_BLOCKS[-1][0]}, the inner wells of a plate of 384")
 
 
-
-
 # ---------------------------------------------------------------- optics
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_isl.files import now
-from hpc_isl.stages.shared.pictures import INK, Html, join, page, picture, tag
-from hpc_isl.stages.table.agreement import DPI, write_png
+from hpc_isl.stages.shared.pictures import INK, Html, join, page, picture, save, tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+DPI = 150
 COLORS = "viridis"
 MISSING = "#e3e3e3"
 PARTIAL = "#d62728"  # edge of wells of which fields are lost
@@ -86,7 +86,7 @@ def draw_plates(plates: Sequence[PlateValues], title: str, unit: str, path: Path
     bar.set_label(unit, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    write_png(figure, path)
+    save(figure, path, durable=False)
 
 
 def limits(plates: Sequence[PlateValues], unit: str) -> tuple[float, float]:
