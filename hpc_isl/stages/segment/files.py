@@ -140,7 +140,7 @@ def done_record(task: FieldTask, image: Path, labels: str | None) -> Row | None:
 
 
 def write_record(task: FieldTask, facts: Mapping[str, Any]) -> Row:
-    """Writes the record of a field that is done or, with a `problem`, lost; returns it."""
+    """Writes the record of a field that is done or, with a `problem`, failed; returns it."""
     key = task.key
     record = {
         "plate": task.name, "well": key.well, "field": key.name, "acquisition": key.acquisition,

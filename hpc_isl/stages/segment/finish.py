@@ -58,27 +58,27 @@ def finish(
     """
     from hpc_isl.stages.table.stage import after_segmenting  # brings pandas, which a plan does not wait for
 
-    run, lost = attempt.run, [row for row in rows if "problem" in row]
+    run, failed = attempt.run, [row for row in rows if "problem" in row]
     # A field without a row would silently be missing from all counts.
     missing = len(inputs.fields) - len(rows)
     assert not missing, f"{missing} fields have no record"
-    to_retry = len(lost)
+    to_retry = len(failed)
     left_out = {plate.slug: list(_left_out(plate)) for plate in inputs.plates}
-    lost += [row for plate in left_out.values() for row in plate]
+    failed += [row for plate in left_out.values() for row in plate]
     losses = run.folder / "losses.csv"
-    if lost:
-        write_csv(losses, lost, ("plate", *PLACE, "problem"))
+    if failed:
+        write_csv(losses, failed, ("plate", *PLACE, "problem"))
     else:
         losses.unlink(missing_ok=True)  # of an earlier attempt
     if to_retry == len(rows):
-        raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
+        raise RuntimeError(f"no field could be segmented; the first: {failed[0]['problem']}")
     schema = pq.read_schema(schema_file(run.folder))
     for plate in inputs.plates:
         _write_table(run, plate, rows, duplicates.get(plate.slug, ()), schema)
     _write_plates(inputs, run, left_out)
     _log_doubts(rows, attempt)
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
-    made |= {"losses": losses} if lost else {}
+    made |= {"losses": losses} if failed else {}
     made |= write_drift(inputs, attempt, rows)
     made |= _finish_maps(inputs, run, rows)
     made |= after_segmenting(run)
@@ -87,7 +87,7 @@ def finish(
     twice = sum(len(objects) for objects in duplicates.values())
     figures = {
         "objects": sum(row.get("objects", 0) for row in rows) - twice, "fields": len(rows) - to_retry,
-        "lost fields": len(lost), **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
+        "lost fields": len(failed), **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
     }  # fmt: skip
     attempt.finish({
         "figures": figures, "made": {what: str(path) for what, path in made.items()},
@@ -195,7 +195,7 @@ def _finish_maps(inputs: SegmentInputs, run: Run, rows: Sequence[Row]) -> dict[s
 
 
 def _whole(plate: PlateInput, rows: Sequence[Row]) -> list[FieldKey]:
-    """Returns the fields of a plate that are not lost, in plate order."""
+    """Returns the fields of a plate that did not fail, in plate order."""
     whole = {tuple(row[name] for name in PLACE) for row in rows
              if row["plate"] == plate.name and "problem" not in row}  # fmt: skip
     return [key for key in plate.keys if (key.well, key.name, key.acquisition) in whole]

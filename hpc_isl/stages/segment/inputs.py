@@ -254,7 +254,7 @@ class PlateInput:
         tiling = self.recipe.predict or contract.predict
         try:
             shape = scale_on(view, self.index, key, self.recipe.pixel_um).shape
-        except ValueError:  # the field will be lost, and takes nothing
+        except ValueError:  # the field will fail, and takes nothing
             return 0
         pixels = shape[0] * shape[1]
         if tiling.tile is not None and max(shape) > tiling.tile:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DPI = 150
 COLORS = "viridis"
 MISSING = "#e3e3e3"
-PARTIAL = "#d62728"  # edge of wells of which fields are lost
+PARTIAL = "#d62728"  # edge of wells of which fields failed
 FROM_ZERO = ("objects", "objects / mm²", "share of the area")  # units
 NUMBERED = 96  # wells: of more there is no room for numbers
 WELL = {6: 1.0, 12: 0.9, 24: 0.75, 48: 0.65, 96: 0.5, 384: 0.27}  # inches by wells of a plate
@@ -40,7 +40,7 @@ class PlateValues:
     Attributes:
         rows, columns: all physical ones of the plate: ("A", …), ("01", …).
         values: by well; wells that are missing, or NaN, are drawn grey.
-        partial: wells of which some fields are lost: their counts are too low.
+        partial: wells of which some fields failed: their counts are too low.
     """
 
     title: str
@@ -79,7 +79,7 @@ def draw_plates(plates: Sequence[PlateValues], title: str, unit: str, path: Path
         _draw_plate(axis, plate, scale)
     figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
     if any(plate.partial for plate in plates):
-        note = "red edge: fields of the well are lost"
+        note = "red edge: fields of the well failed"
         figure.supxlabel(note, fontsize=8, color=PARTIAL, x=0.01, ha="left")
     shrink = min(1.0, 2.6 / height / down + 0.35)
     bar = figure.colorbar(scale, ax=grid.tolist(), shrink=shrink, aspect=22, pad=0.02)
@@ -185,8 +185,8 @@ def page_of(
         tag("style", Html(STYLE)),
         tag("h1", f"Plates of {name}"),
         tag("p", f"Written {now()[:16].replace('T', ' ')} UTC by table. Hover over a well to read it; "
-            "grey wells were not imaged, are lost, or have no such figure; of those with a red edge some "
-            "fields are lost.", class_="about"),
+            "grey wells were not imaged, failed, or have no such figure; of those with a red edge some "
+            "fields failed.", class_="about"),
         tag("div", *[tag("p", line) for line in headline], class_="headline"),
     ]  # fmt: skip
     for heat_map in heat_maps:

@@ -1,4 +1,4 @@
-"""Pictures of a run: heat maps of plates for each column asked for, and counts against those that are known."""
+"""Pictures of a run: heat maps of plates for each column asked for, and counts against known ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNITS = {
 }  # fmt: skip
 ABOUT = {
     "dropped_objects": "Objects that were too small to count, by the model's min_area.",
-    COUNT: "Objects in all fields of each well that are not lost; those that two overlapping fields show "
+    COUNT: "Objects in all fields of each well that did not fail; those that two overlapping fields show "
     "count once, where labels are kept.",
     "confluence": "Share of the imaged area that objects cover.",
     "objects_per_mm2": "Objects per imaged area.",

@@ -33,7 +33,7 @@ class SegmentedPlate:
         plate_map: well -> column -> value.
         table: its objects; the file is missing where no field was segmented.
         images: one row per field and time, in plate order, with the columns of `IMAGE` and `pixels` (0 where
-            the image is lost), `problem` (why it is lost; else empty), `empty` (it shows no structure), and
+            the image failed), `problem` (why it failed; else empty), `empty` (it shows no structure), and
             three that are null where they are not known: `truth` (objects by the reference labels), `dropped`
             (objects too small to count) and `trained_on` (whether the model learnt from the field).
         kind: of the objects: nuclei, cells or stain; empty for a run of an earlier version, which lacks it.
@@ -110,7 +110,7 @@ def _plate(folder: Path, facts: Mapping[str, Any]) -> SegmentedPlate:
     if not rows or not columns:
         # Runs of earlier versions do not name all rows and columns of the plate.
         rows, columns = layout({record["well"] for record in records})
-    # Records of lost fields do not say how many times the field has.
+    # Records of failed fields do not say how many times the field has.
     times = 1
     if table.exists():
         times = 1 + (pc.max(pq.read_table(table, columns=["time"])["time"]).as_py() or 0)

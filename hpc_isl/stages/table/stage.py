@@ -86,16 +86,16 @@ def _write(
 
 
 def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
-    """Returns `2 plates, 120 wells, 480 fields, 3 of them lost, 51,234 objects`."""
+    """Returns `2 plates, 120 wells, 480 fields, 3 of them failed, 51,234 objects`."""
     images = pd.concat([plate.images.assign(plate=plate.name) for plate in plates])
     field = ["plate", "well", "field", "acquisition"]
     fields = len(images.drop_duplicates(field))
-    # A field that is lost at some times alone is none of the lost fields.
-    lost = fields - len(images[images.problem == ""].drop_duplicates(field))
+    # A field that failed at some times alone is none of the failed fields.
+    failed = fields - len(images[images.problem == ""].drop_duplicates(field))
     objects = int(wells.objects.sum())
     return (
         f"{_plural(len(plates), 'plate')}, {_plural(len(wells.drop_duplicates(['plate', 'well'])), 'well')}, "
-        f"{_plural(fields, 'field')}{f', {lost:,} of them lost' if lost else ''}, "
+        f"{_plural(fields, 'field')}{f', {failed:,} of them failed' if failed else ''}, "
         f"{_plural(objects, 'object')}"
     )
 
