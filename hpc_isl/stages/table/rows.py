@@ -35,8 +35,8 @@ def rows_of(plates: Sequence[SegmentedPlate], per: str) -> pd.DataFrame:
 
     Where a run has several acquisitions or times, each has rows of its own. Null is what is not known: the
     objects of a failed field, a density without a pixel size, a median of nothing. Objects that an
-    overlapping field has shown already are left out, except from the density and from `objects_in_truth_fields`: there
-    the area and the reference labels of each field count as well.
+    overlapping field has shown already are left out, except from the density and from
+    `objects_in_truth_fields`: there the area and the reference labels of each field count as well.
     """
     images: pd.DataFrame = pd.concat([plate.images[IMAGE] for plate in plates])
     several = [name for name in ("acquisition", "time") if images[name].nunique() > 1]
