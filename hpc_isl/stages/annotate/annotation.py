@@ -57,6 +57,7 @@ def read_label_image(path: Path, part: str, shape: Shape) -> NDArray[Any]:
 def _check_header(path: Path, shape: Shape) -> np.dtype[Any]:
     if path.suffix.lower() == NUMPY:
         stored, dtype = _numpy_header(path)
+        # An array of a field with one time may do without that axis.
         padded = (1,) * (3 - len(stored)) + stored
     else:
         plane, name, pages = header(path, drawn=True)
@@ -93,6 +94,7 @@ def _color_numbers(path: Path, pixels: NDArray[Any]) -> NDArray[Any]:
         )
     planes = np.moveaxis(pixels, -1, 0)
     *colors, alpha = planes if samples in (2, 4) else (*planes, 1)
+    # As COCO numbers the segments of its panoptic images.
     numbers = sum(color.astype(np.uint32) << 8 * place for place, color in enumerate(colors))
     return np.where(alpha, numbers, 0)
 

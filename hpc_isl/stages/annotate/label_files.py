@@ -224,6 +224,7 @@ def from_table(
 def _table_rows(path: Path) -> Iterator[Row]:
     """Yields the rows of a CSV; paths are relative to it. Errors in its header end the reading."""
     try:
+        # Excel begins a CSV with a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or ())

@@ -50,6 +50,7 @@ def _load(path: Path) -> Any:
 # The time of the last change and the size are keys of the cache: a file that changes is read again.
 @lru_cache(maxsize=2)
 def _parsed(path: Path, changed: int, size: int) -> Any:
+    # JSON has no byte order mark, but programs on Windows write one.
     return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
@@ -59,6 +60,7 @@ def _ring(points: Any) -> Ring:
     Raises:
         ValueError: no numbers, or fewer than three points.
     """
+    # GeoJSON allows a height as the third number of a point.
     ring = np.asarray([point[:2] for point in points], float)
     if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all():
         raise ValueError("an outline has three points (x, y) or more")

@@ -80,6 +80,7 @@ def figure(one: Picture) -> Html:
 
 
 def _about(sweep: Sweep) -> str:
+    # The names, of which so many are done, hold the final element too.
     whole = len(sweep.elements) + (sweep.final is not None)
     seeds = len({seed for _, seed in sweep.replicates})
     draws = len({draw for draw, _ in sweep.replicates})
@@ -177,6 +178,7 @@ def _curves(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
 
 
 def _savings(results: Results) -> Iterator[object]:
+    # Against the main labels alone: they are those whose cost of annotation is saved.
     every = results.savings[results.truth]
     yield tag(
         "p", "How many times the annotated objects of an arm another arm needs to reach the same score. "

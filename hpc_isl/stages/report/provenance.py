@@ -50,6 +50,7 @@ def unlike_boxes(sweep: Sweep) -> list[str]:
     for element in sweep.elements:
         recipe, names = element.recipe, ["plate", "well", "field", "box"]
         own = set(element.boxes.reindex(columns=names, fill_value="").itertuples(index=False, name=None))
+        # Compared with the first element of the same number, draw and fold.
         other, boxes = first.setdefault((recipe.n, recipe.draw, recipe.fold), (element, own))
         if boxes != own:
             lines.append(f"{element.run.name} and {other.run.name} learnt from different boxes of one draw.")
@@ -79,6 +80,7 @@ def training_boxes(sweep: Sweep) -> pd.DataFrame:
 
 def _split(sweep: Sweep) -> Iterator[object]:
     yield tag("h3", "Split")
+    # The run of ISL keeps the split that it drew, before any element was trained.
     files = [Path(folder) / "split.csv" for folder in sweep.first.pretrained]
     files += [element.run.folder / "split.csv" for element in sweep.elements]
     path = next((path for path in files if path.is_file()), None)
@@ -183,6 +185,7 @@ def _versions(sweep: Sweep) -> list[tuple[str, str]]:
         ("machine", "platform"),
     )]  # fmt: skip
     packages = [
+        # Package names are the same with hyphens and underscores, and records hold both.
         {name.lower().replace("_", "-"): value for name, value in (record.get("packages") or {}).items()}
         for record in records
     ]
@@ -200,6 +203,7 @@ def _values(records: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def _model(folder: Path) -> str:
+    # As JSON: a model whose weights were removed still says what it was.
     contract = read_json(folder / "model" / "contract.json")
     if contract is None:
         return "is no longer there"
@@ -212,6 +216,7 @@ def _model(folder: Path) -> str:
 def _cost(sweep: Sweep) -> Iterator[object]:
     yield tag("h3", "Cost")
     elements = pd.DataFrame([
+        # Where the seconds are not known the sum is not a number, rather than too small.
         {"cell": element.cell, "seconds": float(element.figures.get("seconds", "nan")),
          "steps": element.figures.get("steps", 0)}
         for element in sweep.elements

@@ -49,6 +49,7 @@ def report(run: Run) -> Report:
     pictures, (shown, problems) = list(_pictures(figures)), panels(figures.sweep)
     folder = _folder(run)
     for picture in (*pictures, *shown):
+        # Not durably: a report can be made again from what the elements wrote.
         write_atomic(folder / picture.name, picture.png, durable=False)
     for name, text in tables(figures).items():
         write_atomic(folder / name, text, durable=False)
@@ -103,6 +104,7 @@ def mean_scores(run: Run) -> Means:
     sweep, curves = read_sweep(run), dict[str, dict[int, float]]()
     for cell in sweep.cells:
         mean = spreads(sweep, sweep.truths[0], cell)[sweep.score].mean
+        # `all` stands for as many boxes as its draws have on average.
         boxes = 0 if cell.n == 0 else round(sweep.trained(cell.n, "boxes"))
         curves.setdefault(str(cell.arm), {})[boxes] = mean
     return Means(sweep.score, name_of_score(sweep.score), str(sweep.truths[0]), curves)

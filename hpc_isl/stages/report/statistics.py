@@ -228,6 +228,7 @@ def savings(sweep: Sweep, scores: Design) -> Iterator[Saving]:
 
 def _on_curve(sweep: Sweep, scores: Design, arm: Arm) -> list[Cell]:
     """Returns the cells of an arm by rising number of objects; where two have as many, the first."""
+    # Reversed, so that of two numbers with as many objects the smaller one stays.
     cells = {sweep.trained(n, "objects"): Cell(arm, n) for n in reversed(sweep.counts)
              if Cell(arm, n) in scores.columns}  # fmt: skip
     return [cells[objects] for objects in sorted(cells) if objects > 0]

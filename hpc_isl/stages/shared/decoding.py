@@ -70,6 +70,7 @@ def decode(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
         pieces = pieces_of(prediction[0], "otsu", rule.sigma, rule.min_area, split=True)
         return drop_small(pieces, rule.min_area)
     if rule.kind == "nuclei":
+        # Pixels that touch at a corner are of one object, as in masks that are imported.
         labels: Labels = label(prediction[0] > 0, connectivity=2).astype(np.uint32)
     else:
         method = reference if rule.method == "reference" else watershed

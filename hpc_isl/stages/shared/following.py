@@ -61,6 +61,7 @@ def after_pretraining(study: PlateViews, arm: str) -> list[str]:
     for name, fields in _annotated(study).items():
         if not fields["train"] and not fields["validation"]:
             continue
+        # Nothing but their name tells what was drawn.
         kind = "cells" if "cell" in name.lower() else "nuclei"
         keys = " ".join(["pretrained={run}", plates, word("labels", name)])
         lines = [f"finetune finetune_{kind}.yaml {keys} {word('arm', arm)}"]
@@ -77,6 +78,7 @@ def _annotated(study: PlateViews) -> dict[str, dict[str, int]]:
         for plate, key in study.fields(part):
             image = plate.index.image(key)
             for name in label_names(image):
+                # Labels with a fingerprint were computed by a run of segment: nobody annotated them.
                 if (label_provenance(image, name) or ("", ""))[1] == "":
                     counts.setdefault(name, dict.fromkeys(PARTS, 0))[part] += 1
     return dict(sorted(counts.items(), key=lambda pair: -sum(pair[1].values())))

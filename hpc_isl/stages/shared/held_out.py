@@ -74,6 +74,7 @@ def quick_scores(
                 pairs = list(zip(predicted.prediction, predicted.targets, strict=True))
                 value = loss(predicted.prediction, predicted.targets)
                 scores += [(pcc(p, t), mae(p, t), value, misses_structure(p, t)) for p, t in pairs]
+    # A rank that was asked to stop gathers too: the others would wait for it for ever.
     gathered = world.gather((stopping(), scores))
     if any(stopped for stopped, _ in gathered):
         return None

@@ -87,6 +87,7 @@ def _draw_row(axes: list[Axes], example: Example) -> None:
     _scale_bar(axes[0], example.sources.shape[1:], example.pixel_um)
     rest = axes[len(example.sources) :]
     for place, prediction in enumerate(example.prediction):
+        # Both on the range of the truth: a prediction too dark is seen to be.
         truth = None if example.targets is None else example.targets[place]
         limits = _limits(prediction if truth is None else truth, 1, 99.8)
         if truth is not None:
@@ -97,6 +98,7 @@ def _draw_row(axes: list[Axes], example: Example) -> None:
 
 def _limits(plane: NDArray[Any], low: float, high: float) -> tuple[float, float]:
     bottom, top = np.percentile(plane, [low, high])
+    # A plane of one value still needs a range to be drawn on.
     return float(bottom), float(top if top > bottom else bottom + 1)
 
 
@@ -118,6 +120,7 @@ def _scale_bar(axis: Axes, shape: tuple[int, ...], pixel_um: float | None) -> No
 def round_length(about: float) -> float:
     """Returns the greatest of 1, 2, 5, 10, 20, 50, … (and their tenths, …) that is not above `about`."""
     decade = 10.0 ** np.floor(np.log10(about))
+    # The tolerance is for lengths that are round already, but for a rounding error.
     return float(max(step * decade for step in (1, 2, 5) if step * decade <= about * 1.0001))
 
 
@@ -161,6 +164,7 @@ def training_figure(lines: Iterable[Mapping[str, Any]], loss: str) -> Figure:
     if validation:
         plot(axes[0], validation, "validation fields", "#d1495b")
         axes[0].legend(fontsize=8, frameon=False)
+    # A logarithmic axis has no place for losses of 0 or below.
     if min([*training.values(), *validation.values()], default=0) > 0:
         axes[0].set_yscale("log")
     label(axes[0], "Loss", loss)
@@ -226,6 +230,7 @@ def join(parts: Iterable[object]) -> Html:
 
 def tag(element: str, *inside: object, **attributes: object) -> Html:
     """Returns an element, as in `tag("p", "a < b", class_="about")`."""
+    # `class` is a word of Python: callers write class_.
     given = "".join(f' {name.rstrip("_")}="{escape(str(value))}"' for name, value in attributes.items())
     return Html(f"<{element}{given}>{''.join(map(safe, inside))}</{element}>")
 

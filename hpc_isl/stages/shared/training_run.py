@@ -128,6 +128,7 @@ class TrainingRun(Generic[SomeRecipe]):
         return scores["pcc"]
 
     def _loss_of_field(self, prediction: Pixels, target: Pixels) -> float:
+        # A loss takes batches: a field is a batch of one.
         return float(self.loss(torch.tensor(prediction)[None], torch.tensor(target)[None]))
 
     def _fields_of_micro_batch(self, step: int, micro: int) -> str:
@@ -187,6 +188,7 @@ class TrainingLog:
             return
         means = {name: mean(line[name] for line in self._window) for name in values}
         self._window.clear()
+        # Of all ranks: each has its share of the batch in the same time.
         means["crops_per_s"] = self.batch / max(means["step_s"], 1e-9)
         # In fp16 a step whose gradient is infinite is skipped; JSON has no such number.
         finite = {f"train/{name}": value for name, value in means.items() if math.isfinite(value)}

@@ -107,6 +107,7 @@ def _planes(
 
 def _write_tiff(path: Path, pixels: NDArray[np.uint16]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Without a description by tifffile, which the files of no instrument have.
     tifffile.imwrite(path, pixels, compression="lzw", metadata=None)
 
 
@@ -156,6 +157,7 @@ def index_text(
         center_m = (column - (side - 1) / 2) * edge_m, ((side - 1) / 2 - row) * edge_m
         images.append(_image(well, field, plane, channel, center_m, size))
     lines = [
+        # Harmony's files begin with a byte order mark.
         '\ufeff<?xml version="1.0" encoding="utf-8"?>',
         '<EvaluationInputData Version="1" xmlns="http://www.perkinelmer.com/PEHH/HarmonyV5">',
         "<User>hpc_isl</User>",
@@ -192,6 +194,7 @@ def _image(
     """Returns the entry of one plane, with (number, height in µm) and (number, channel) of it."""
     (z, z_um), (number, imaged) = plane, channel
     values = {
+        # Harmony counts rows and columns from 1.
         "id": f"{well.row + 1:02d}{well.column + 1:02d}K1F{field}P{z}R{number}",
         "State": "Ok",
         "URL": file_name(well, field, z, number),

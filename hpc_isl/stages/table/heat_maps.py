@@ -130,11 +130,13 @@ def _draw_plate(axis: Axes, plate: PlateValues, scale: Any) -> None:
     sides: dict[str, Any] = {"top": False, "labeltop": True, "labelbottom": False}
     axis.tick_params(length=0, labelsize=7, labelcolor=INK, pad=1, **sides)
     axis.spines[:].set_visible(False)
+    # The pad leaves room for the numbers of the columns.
     axis.set_title(plate.title, fontsize=10, color=INK, loc="left", pad=16)
 
 
 def ink_on(color: Sequence[float]) -> str:
     """Returns black or white, whichever is read more easily on a colour (red, green, blue of 0 to 1)."""
+    # The eye's sensitivity to red, green and blue, as television (Rec. 601) weighs them.
     return "black" if float(np.dot(color, (0.299, 0.587, 0.114))) > 0.5 else "white"
 
 

@@ -60,6 +60,7 @@ def columns_of(asked: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
 def _holds_numbers(values: pd.Series[Any]) -> bool:
     """Returns whether a column holds nothing but numbers, or texts of a plate map that are numbers."""
     known = values.dropna()
+    # Times and acquisitions are numbers, but they name images.
     is_key = values.name in ("plate", "well", "time", "acquisition")
     return not is_key and len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").notna().all())
 
@@ -156,6 +157,7 @@ def _hover(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, str]:
     names = [name for name in map(str, rows) if not name.startswith(MEDIAN) or name in columns]
     texts = {}
     for row in rows[names].astype(object).to_dict("records"):
+        # Plate and well, which come first, are in the title and the first line.
         known = [(name, row[name]) for name in names[2:] if not pd.isna(row[name])]
         formats = {float: ",.4g", int: ","}
         lines = [f"{name}: {value:{formats.get(type(value), '')}}" for name, value in known]

@@ -82,6 +82,7 @@ def _counts(
 ) -> pd.DataFrame:
     """Returns the counts of each row; columns that say nothing about any row of the plate are absent."""
     by_row, whole = images.groupby("row"), images.problem == ""
+    # A field of several times has an image for each, and counts once.
     field = images.groupby(IMAGE[:-1], sort=False).ngroup()
     rows = pd.DataFrame(index=pd.RangeIndex(by_row.ngroups))
     has_whole = whole.groupby(images.row).any()
@@ -190,6 +191,7 @@ def _with_plate_map(part: pa.Table, plate: SegmentedPlate, schema: pa.Schema, ow
     """Returns the same rows with all columns of the schema."""
     wells = part["well"].to_pylist()
     maps = {
+        # An empty cell of a plate map is unknown: null, as all that tables do not know.
         well: {plate_map_name(name, own): value or None for name, value in facts.items()}
         for well, facts in plate.plate_map.items()
     }
