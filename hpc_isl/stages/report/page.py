@@ -178,7 +178,6 @@ def _curves(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
 
 
 def _savings(results: Results) -> Iterator[object]:
-    # Against the main labels alone: they are those whose cost of annotation is saved.
     every = results.savings[results.truth]
     yield tag(
         "p", "How many times the annotated objects of an arm another arm needs to reach the same score. "
@@ -319,6 +318,7 @@ def _against(less: Difference) -> str:
 
 def _against_drafted(less: Difference) -> str:
     verdict = less.verdict
+    # One draw has no interval: the sign decides, and a sentence says how little that means.
     if verdict == "not known":
         verdict = "better" if less.value.value > 0 else "worse"
     text = {

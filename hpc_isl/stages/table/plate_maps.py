@@ -18,8 +18,7 @@ from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.pictures import INK, save
 from hpc_isl.stages.table.heat_maps import DPI, HeatMap, PlateValues, draw_plates, page_of
-from hpc_isl.stages.table.rows import MEDIAN, OURS
-from hpc_isl.stages.table.segmented_plates import SegmentedPlate
+from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS, SegmentedPlate
 
 COUNT = "objects"
 USUAL = (COUNT, "confluence")
