@@ -190,13 +190,13 @@ def _own_share(
         if run.attempt.stopping.is_set():
             break
         times = list(predict_field(predictor, fields[number]))
-        found = [row for predicted in times for row in score(predicted, run.recipe.labels)]
-        rows += found
+        scores = [row for predicted in times for row in score(predicted, run.recipe.labels)]
+        rows += scores
         if stains:
             write_stain(*stains[times[0].plate.name], times)
         run.attempt.clock.tick(TEST, megapixels([fields[number]]))
         if number in shown:
-            examples.append((number, _example(times[0], found)))
+            examples.append((number, _example(times[0], scores)))
         run.attempt.progress(done, len(own), "test fields", **main_scores(rows))
     return rows, examples
 

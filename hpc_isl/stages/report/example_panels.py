@@ -109,7 +109,7 @@ def _choose_boxes(sweep: Sweep) -> dict[ExampleBox, dict[Cell, BoxPrediction]]:
     """Returns predictions of cells at no, the fewest and the most boxes, of the first draw that has them."""
     wanted = {0, sweep.fewest, *sweep.counts[-1:]}
     boxes: dict[ExampleBox, dict[Cell, BoxPrediction]] = {}
-    for element in sorted(sweep.elements, key=lambda each: (*each.cell.order, each.replicate)):
+    for element in sorted(sweep.elements, key=lambda element: (*element.cell.order, element.replicate)):
         if element.recipe.n in wanted:
             for box, prediction in _kept(element):
                 boxes.setdefault(box, {}).setdefault(element.cell, prediction)
@@ -221,7 +221,7 @@ def _plate_views(content: BoxContent, predictions: Predictions) -> list[Draw]:
     if content.stain is not None:
         views.append(_view(content.stain, bright, f"true stain\n{content.stain_name}", "magma"))
     # One predicted stain is shown, that of the fewest boxes.
-    stains = [(cell, each.stain) for cell, each in predictions.items() if each.stain is not None]
+    stains = [(cell, kept.stain) for cell, kept in predictions.items() if kept.stain is not None]
     if stains:
         cell, stain = min(stains, key=lambda pair: pair[0].order[-1])
         pixels = stain.astype(np.float32)

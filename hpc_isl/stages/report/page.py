@@ -53,7 +53,7 @@ def page_of(
         panels: pictures of test boxes; `problems`: why others are missing.
     """
     sweep = results.sweep
-    known = {each.name: each for each in pictures}
+    known = {drawn.name: drawn for drawn in pictures}
     why = [tag("ul", *[tag("li", line) for line in problems])] if problems else []
     sections: list[Section] = [
         ("fewest", f"At {boxes(sweep, sweep.fewest)}", list(_fewest(results, known))),
@@ -75,8 +75,8 @@ def page_of(
     return page(f"{sweep.run.name}: fine-tuning sweep", join(parts))
 
 
-def figure(one: Picture) -> Html:
-    return picture(one.png, one.alt, one.caption, one.width)
+def figure(drawn: Picture) -> Html:
+    return picture(drawn.png, drawn.alt, drawn.caption, drawn.width)
 
 
 def _about(sweep: Sweep) -> str:

@@ -98,14 +98,14 @@ def _split(sweep: Sweep) -> Iterator[object]:
         row[part][well] = None
     grouped = [sweep.group] if sweep.group else []
     body = [
-        [plate, *([group] if grouped else []), *(_count_and_names(list(parts[part])) for part in PARTS)]
+        [
+            plate,
+            *([group] if grouped else []),
+            *(f"{len(own)}: {', '.join(own)}" if (own := parts[part]) else "0" for part in PARTS),
+        ]
         for (plate, group), parts in sorted(wells.items(), key=lambda item: item[0])
     ]
     yield table(["plate", *grouped, *PARTS], body, "Wells by part, made before pretraining.")
-
-
-def _count_and_names(wells: list[str]) -> str:
-    return f"{len(wells)}: {', '.join(wells)}" if wells else "0"
 
 
 def _groups(sweep: Sweep) -> dict[tuple[str, str], str]:
@@ -152,7 +152,7 @@ def _recipes(sweep: Sweep) -> Iterator[object]:
     for key in swept_keys(sweep.recipe):
         names = sorted(name for name in flat if name == key or name.startswith(f"{key}.")) or [key]
         values = [dict.fromkeys(str(recipe.get(name)) for recipe in recipes) for name in names]
-        swept += [(name, ", ".join(each)) for name, each in zip(names, values, strict=True)]
+        swept += [(name, ", ".join(texts)) for name, texts in zip(names, values, strict=True)]
     # The first element of each arm stands for it; axes of the report differ within an arm.
     pairs = reversed(list(zip(sweep.elements, recipes, strict=True)))
     arms = {element.arm: recipe for element, recipe in pairs}

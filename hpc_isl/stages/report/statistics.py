@@ -93,7 +93,9 @@ def design(sweep: Sweep, truth: Truth, same: str = "") -> Design:
         if cell.n == 0 and len({replicate for _, replicate in column}) == 1:
             # Without boxes there are no draws: the one run stands beside each of them.
             columns[cell] = {
-                (path, each): value for (path, _), value in column.items() for each in sweep.replicates
+                (path, replicate): value
+                for (path, _), value in column.items()
+                for replicate in sweep.replicates
             }
     return Design({cell: columns[cell] for cell in sweep.cells if columns[cell]})
 
@@ -221,7 +223,7 @@ class Saving:
 def savings(sweep: Sweep, scores: Design) -> Iterator[Saving]:
     """Yields the savings at the scores that each arm with ISL reaches, curves taken as rising."""
     for arm, base in rivals(sweep):
-        ours, theirs = (_on_curve(sweep, scores, each) for each in (arm, base))
+        ours, theirs = _on_curve(sweep, scores, arm), _on_curve(sweep, scores, base)
         if ours and theirs and scores.common([*ours, *theirs]):
             yield from _savings(sweep, scores, ours, theirs)
 

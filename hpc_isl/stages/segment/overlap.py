@@ -132,7 +132,7 @@ def _groups(pairs: Sequence[tuple[Seen, Seen]]) -> list[list[Seen]]:
         group, todo = {start}, set(near)
         while todo := todo - group:
             group |= todo
-            todo = set().union(*(graph.pop(each) for each in todo))
+            todo = set().union(*(graph.pop(linked) for linked in todo))
         groups.append(sorted(group))
     return groups
 

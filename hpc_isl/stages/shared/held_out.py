@@ -139,11 +139,11 @@ def write_scores(rows: Sequence[Row], path: Path) -> None:
 
 def means_and_deviations(rows: Sequence[Row], names: Iterable[str]) -> dict[str, float]:
     """Returns name -> mean, and name_sd -> standard deviation, over the rows; NaN where there is none."""
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for name in names:
         values = [row[name] for row in rows]
-        found |= {name: mean(values), f"{name}_sd": standard_deviation(values)}
-    return found
+        means |= {name: mean(values), f"{name}_sd": standard_deviation(values)}
+    return means
 
 
 def finite_figures(figures: dict[str, float]) -> dict[str, float]:
@@ -155,12 +155,12 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """Returns mean and standard deviation of each score over images, and the number of images."""
     if not rows:
         return {}
-    found = means_and_deviations(rows, SCORES)
+    means = means_and_deviations(rows, SCORES)
     if any("objects" in row for row in rows):
-        found["pcc_objects"] = mean(row["pcc_objects"] for row in rows if "objects" in row)
-        found["objects"] = sum(row.get("objects", 0) for row in rows)
+        means["pcc_objects"] = mean(row["pcc_objects"] for row in rows if "objects" in row)
+        means["objects"] = sum(row.get("objects", 0) for row in rows)
     constant = sum(row.get(CONSTANT, 0) for row in rows)
-    return finite_figures(found) | {"images": len(rows)} | ({CONSTANT: constant} if constant else {})
+    return finite_figures(means) | {"images": len(rows)} | ({CONSTANT: constant} if constant else {})
 
 
 def main_scores(rows: Sequence[Row]) -> dict[str, float]:
