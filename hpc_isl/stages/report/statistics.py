@@ -8,14 +8,13 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from hpc_isl.objects.bootstrap import RESAMPLES, Interval, Spread, interval, resampled_means, spread
 from hpc_isl.objects.savings import Between, Curve, saved, saved_interval
+from hpc_isl.objects.types import Floats
 from hpc_isl.stages.report.sweep import BOX, Arm, Cell, Element, N, Replicate, Sweep, Truth
 from hpc_isl.stages.shared.following import SCORES
 
-Floats = NDArray[np.float64]
 Key = tuple[tuple[str, ...], Replicate]
 """One score: the path of its test box (group, well, box), and draw and seed."""
 SEED = 0

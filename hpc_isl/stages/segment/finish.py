@@ -17,13 +17,13 @@ from hpc_isl.files import write_atomic
 from hpc_isl.learning.data.drift import FACTS, FAR, drift
 from hpc_isl.learning.data.pixels import Pixels
 from hpc_isl.learning.data.rescale import read_sources
+from hpc_isl.objects.types import Labels
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.plate_map import described
 from hpc_isl.plates.store import finalise, read_label_box
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.segment.files import (
     FieldTask,
-    Labels,
     Row,
     fitted,
     labels_name,

@@ -6,15 +6,12 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 from skimage.measure import label
 
 from hpc_isl.learning.network.contract import Task
 from hpc_isl.objects.draft_labels import drop_small, pieces_of
+from hpc_isl.objects.types import Labels, Pixels
 from hpc_isl.objects.watershed import reference, watershed
-
-Pixels = NDArray[np.float32]
-Labels = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.data.annotated_crops import labels_in
@@ -18,11 +16,11 @@ from hpc_isl.learning.data.fields import image_key
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.training.world import World
 from hpc_isl.objects.scores import is_constant, mae, pcc, pcc_by_object, ssim
+from hpc_isl.objects.types import Pixels
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import label_names
 from hpc_isl.stages.shared.plate_views import PlateField, PlateView, PlateViews, name_of
 
-Pixels = NDArray[np.float32]
 Row = dict[str, Any]
 SCORES = ("pcc", "mae", "ssim")
 CONSTANT = "constant_predictions"

@@ -29,11 +29,12 @@ from hpc_isl.learning.training.loop import Hooks, Progress, train
 from hpc_isl.learning.training.optim import Group
 from hpc_isl.learning.training.precision import device_of, name_of, resolve
 from hpc_isl.learning.training.world import World
+from hpc_isl.objects.types import Pixels
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
-from hpc_isl.stages.shared.held_out import CONSTANT, Pixels, constant_text, mean, quick_scores
+from hpc_isl.stages.shared.held_out import CONSTANT, constant_text, mean, quick_scores
 from hpc_isl.stages.shared.plate_views import PlateField, PlateViews
 from hpc_isl.stages.shared.workloads import STEPS, VALIDATION, megapixels
 

@@ -12,9 +12,7 @@ from scipy import fft, ndimage
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import well_name
 from hpc_isl.seeds import stream
-from hpc_isl.stages.synthetic.cells import Condition, Truth
-
-Image = NDArray[np.float32]
+from hpc_isl.stages.synthetic.cells import Condition, Image, Truth
 
 PIXEL_UM = 0.598
 PLANE_UM = 4.0
