@@ -72,8 +72,11 @@ def plan(recipe: SegmentRecipe) -> Plan:
     fingerprints["model"] = models.contract.weights
     if models.stain_contract:
         fingerprints["stain"] = models.stain_contract.weights
+    labels = f"labels {inputs.models.labels!r}"
+    kept = inputs.fields if inputs.keeps_labels else []
     return Plan(
-        inputs.recipe, tuple(messages), fingerprints, claims=lambda: _claims(inputs),
+        inputs.recipe, tuple(messages), fingerprints,
+        claims=lambda: ((plate.index.path, f"{labels} of {key}") for plate, key in kept),
         workload=_workload(inputs),
         precision=("precision", recipe.precision) if recipe.precision else None,
     )  # fmt: skip
@@ -173,11 +176,6 @@ def _messages(inputs: SegmentInputs) -> Iterator[str]:
         yield f"objects of less than {least} pixels, as the model sees them, are dropped, and counted"
     if kept:  # measured on cells: 0.4 bytes a pixel, with the pyramid
         yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
-
-
-def _claims(inputs: SegmentInputs) -> Iterator[tuple[Path, str]]:
-    for plate, key in inputs.fields if inputs.keeps_labels else ():
-        yield plate.index.path, f"labels {inputs.models.labels!r} of {key}"
 
 
 def _pixels(inputs: SegmentInputs) -> int:
