@@ -85,6 +85,7 @@ def finish(
     made |= draw_objects(inputs, run, rows)
     (run.folder / VERIFY).unlink(missing_ok=True)
     twice = sum(len(objects) for objects in duplicates.values())
+    # The names of figures stay: scripts and trackers read those of all versions.
     figures = {
         "objects": sum(row.get("objects", 0) for row in rows) - twice, "fields": len(rows) - to_retry,
         "lost fields": len(failed), **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
