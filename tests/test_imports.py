@@ -46,7 +46,7 @@ HEAVY = {
     "pandas",
 }
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
-DIRECT = ("report.stage", "table.stage", "segment.existing_labels")
+DIRECT = ("report.stage", "table.stage", "segment.checks")
 ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
 ALLOWED |= {("cli/setup_commands.py", f"hpc_isl.stages.{name}") for name in ("inspect", "set_metadata")}
 # A run of segment ends with its table.

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 DESTROYS = re.compile(r"rm -rf?\b|\b(?:remove|delete) (?:it|them|its|the folder|these)\b|overwrite=true")
 ALLOWED = {
     "stages/annotate/stage.py": 1,  # a draft, or what another program computed
-    "stages/segment/existing_labels.py": 1,  # labels of another run of segment
+    "stages/segment/checks.py": 1,  # labels of another run of segment
     "stages/segment/files.py": 1,
 }
 

@@ -76,7 +76,7 @@ def _edited_labels(run: Run) -> list[str]:
     ended = [part for part, state in status.statuses(started).items() if not state.alive]
     if not ended:
         return []
-    from hpc_isl.stages.segment.existing_labels import changed_labels  # here, because it reads plates
+    from hpc_isl.stages.segment.checks import changed_labels  # here, because it reads plates
 
     return [line for part in ended for line in changed_labels(part)]
 

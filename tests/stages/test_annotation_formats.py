@@ -26,7 +26,7 @@ from scipy.spatial import Delaunay, cKDTree
 
 from hpc_isl.errors import UserError
 from hpc_isl.stages.annotate import annotation as formats
-from hpc_isl.stages.annotate import json_outlines, outlines
+from hpc_isl.stages.annotate import outline_files, outlines
 
 RECORDED = Path(__file__).with_name("recorded")
 SHAPE = (1, 60, 80)
@@ -353,7 +353,7 @@ def test_run_lengths_are_those_of_cocos_own_tools(seed: int, share: float, compr
             )
         ]
     if mask.any():
-        [one] = [json_outlines._coco_outline("m", {"size": [17, 23], "counts": counts}, (17, 23))]
+        [one] = [outline_files._coco_outline("m", {"size": [17, 23], "counts": counts}, (17, 23))]
         np.testing.assert_array_equal(one.fill(17, 23)[2], mask)
 
 

@@ -201,8 +201,7 @@ def test_paths_of_the_plan_are_absolute(export: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_estimate_is_close_to_what_is_written(tmp_path: Path) -> None:
-    from hpc_isl.stages.convert.estimate import estimate
-    from hpc_isl.stages.convert.survey import survey_export
+    from hpc_isl.stages.convert.survey import estimate, survey_export
     from hpc_isl.stages.synthetic.stage import write
 
     write(tmp_path / "export", wells=2, fields=1, size=256, planes=2)

@@ -17,9 +17,10 @@ from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.losses import title_of
 from hpc_isl.learning.training.world import open_world
 from hpc_isl.objects.scores import mae
+from hpc_isl.objects.types import Pixels
 from hpc_isl.recipes.load import load
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.shared.held_out import Pixels, figures, predict_field, quick_scores, score, write_scores
+from hpc_isl.stages.shared.held_out import figures, predict_field, quick_scores, score, write_scores
 from hpc_isl.stages.shared.pictures import training_figure
 from hpc_isl.stages.shared.plate_views import PlateViews
 from hpc_isl.stages.shared.training_run import TrainingLog

@@ -22,13 +22,12 @@ from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.plates.store import Index
 from hpc_isl.run import Run
-from hpc_isl.stages.report.csv_tables import tables
 from hpc_isl.stages.report.example_panels import EXTRA, MATCHED, MISSED, panels
-from hpc_isl.stages.report.headline import LEGEND, headline
-from hpc_isl.stages.report.stage import Report, report
+from hpc_isl.stages.report.page import LEGEND, headline
+from hpc_isl.stages.report.stage import Report, report, tables
 from hpc_isl.stages.report.statistics import Results, results
 from hpc_isl.stages.report.sweep import read_sweep
-from hpc_isl.stages.shared.sweeps import SCORES
+from hpc_isl.stages.shared.following import SCORES
 
 NASTY = """<i>it's a "sweep" & more"""
 LOST = "arm=imagenet+isl,n=2,draw=1"

@@ -245,18 +245,18 @@ def test_a_plate_that_may_not_be_written_is_refused_unless_no_labels_are_kept(la
 def test_what_no_field_can_do_without_ends_the_run_soon(lab, tmp_path, capsys):
     write_screen(tmp_path / "S1.zarr", wells=[f"B{column:02d}" for column in range(2, 12)])
     with pytest.raises(
-        RuntimeError, match="the first 8 fields are lost for one reason: precision=fp16 needs a GPU"
+        RuntimeError, match="the first 8 fields failed for one reason: precision=fp16 needs a GPU"
     ):
         segmented(lab, tmp_path, "precision=fp16", copy=False)
-    assert capsys.readouterr().out.count("lost: S1 B0") == 8
+    assert capsys.readouterr().out.count("failed: S1 B0") == 8
 
 
 def test_of_many_lost_fields_the_first_are_told(lab, tmp_path, capsys):
     write_screen(tmp_path / "S1.zarr", wells=[f"{row}{n:02d}" for row in "BC" for n in range(2, 10)])
     run = segmented(lab, tmp_path, pool=Here(wrong=["C0", "B02", "B03", "B04"]), copy=False)
     said = capsys.readouterr().out
-    assert said.count("lost: S1 ") == 20
-    assert "further fields are lost; losses.csv will name all of them" in said
+    assert said.count("failed: S1 ") == 20
+    assert "further fields failed; losses.csv will name all of them" in said
     assert len(pd.read_csv(run.folder / "losses.csv")) == 22
 
 

@@ -21,7 +21,7 @@ from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.annotate.stage import annotate
 from hpc_isl.stages.annotate.stage import plan as plan_annotate
 from hpc_isl.stages.inspect import inspect, validate
-from hpc_isl.stages.segment.existing_labels import changed_labels
+from hpc_isl.stages.segment.checks import changed_labels
 from hpc_isl.stages.segment.stage import plan, segment
 from hpc_isl.tasks import Answer
 

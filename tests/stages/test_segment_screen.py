@@ -1,4 +1,4 @@
-"""A whole screen in one command, some files damaged: what is lost is named, all else is as it should be."""
+"""A whole screen in one command, some files damaged: what failed is named, all else is as it should be."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_damaged_fields_are_named_with_a_reason_and_no_others(screen: Screen) ->
 
 def test_the_command_ends_with_what_was_lost(screen: Screen) -> None:
     for plate, well, field in DAMAGE:
-        assert f"lost: {plate} {well}/{field}: " in screen.said["damaged"]
+        assert f"failed: {plate} {well}/{field}: " in screen.said["damaged"]
     end = screen.said["damaged"].partition("is done, after")[2].splitlines()
     assert f"  lost fields  {len(DAMAGE)}" in end
     assert f"  fields       {ALL - len(DAMAGE)}" in end
@@ -150,7 +150,7 @@ def test_there_is_a_table_for_each_plate_and_one_of_all_wells(screen: Screen) ->
 def test_table_adds_up_plates(screen: Screen) -> None:
     done = screen.command_line("table", "damaged", "out=plates.csv", "per=plate")
     assert done.returncode == 0, done.stdout
-    assert f"20 plates, 60 wells, {ALL} fields, {len(DAMAGE)} of them lost" in done.stdout
+    assert f"20 plates, 60 wells, {ALL} fields, {len(DAMAGE)} of them failed" in done.stdout
     with (screen.command_line.cwd / "plates.csv").open() as stream:
         rows = {row["plate"]: row for row in csv.DictReader(stream)}
     assert list(rows) == PLATES

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from hpc_isl.errors import UserError
 from hpc_isl.seeds import stream
-from hpc_isl.stages.synthetic import optics
+from hpc_isl.stages.synthetic import layout
 from hpc_isl.stages.synthetic import stage as synthetic
 from hpc_isl.stages.synthetic.cells import Condition, grow
 from hpc_isl.stages.synthetic.layout import HOECHST, lay_out
@@ -66,8 +66,8 @@ def test_defocus_follows_the_transport_of_intensity() -> None:
     rng = stream(0, "phase")
     phase = ndimage.gaussian_filter(rng.standard_normal((128, 128)), 6) * 2
     z, um = 0.5, 0.6
-    seen = optics.brightfield(phase, np.zeros_like(phase), z, um) - 1
-    predicted = -z * optics.WAVELENGTH_UM / (2 * np.pi) * ndimage.laplace(phase, mode="wrap") / um**2
+    seen = layout.brightfield(phase, np.zeros_like(phase), z, um) - 1
+    predicted = -z * layout.WAVELENGTH_UM / (2 * np.pi) * ndimage.laplace(phase, mode="wrap") / um**2
     inner = (slice(20, -20), slice(20, -20))
     assert np.corrcoef(seen[inner].ravel(), predicted[inner].ravel())[0, 1] > 0.99
 
@@ -79,7 +79,7 @@ def test_stained_light_falls_on_nuclei_and_is_even_after_the_stated_profile(tmp_
     assert stain[nuclei].mean() > 5 * stain[~nuclei].mean()
     empty = tifffile.imread(tmp_path / "Images" / "r02c02f02p01-ch2sk1fk1fl1.tiff").astype(float)
     assert not tifffile.imread(tmp_path / "truth" / "nuclei" / "B02_2.tiff").any()
-    light = (empty - optics.PEDESTAL) / optics.illumination(HOECHST.profile, 256)
+    light = (empty - layout.PEDESTAL) / layout.illumination(HOECHST.profile, 256)
     corner, middle = light[:64, :64].mean(), light[96:160, 96:160].mean()
     assert corner == pytest.approx(middle, rel=0.03)
     assert empty[:64, :64].mean() < 0.95 * empty[96:160, 96:160].mean()
@@ -90,7 +90,7 @@ def test_the_stated_profile_is_the_polynomial_that_was_used(export: Path) -> Non
     stated = re.search(r"Coefficients: (\[\[.*?\]\]), Dims: \[128, 128\].*?ChannelName: HOECHST", text)
     assert stated
     assert stated[1] == str([list(order) for order in HOECHST.profile])
-    assert optics.illumination(((1.0,), (0.5, 0.0)), 4)[0].tolist() == [
+    assert layout.illumination(((1.0,), (0.5, 0.0)), 4)[0].tolist() == [
         0.8125, 0.9375, 1.0625, 1.1875,
     ]  # fmt: skip
 

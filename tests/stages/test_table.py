@@ -20,8 +20,8 @@ from PIL import Image
 from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
-from hpc_isl.stages.table.agreement import agreement, draw_agreement
-from hpc_isl.stages.table.heat_map_figures import MISSING, PlateValues, draw_plates
+from hpc_isl.stages.table.heat_maps import MISSING, PlateValues, draw_plates
+from hpc_isl.stages.table.plate_maps import agreement, draw_agreement
 from hpc_isl.stages.table.stage import after_segmenting, table
 
 DRUGS = {"B02": {"treatment": "DMSO", "dose": "0"}, "B03": {"treatment": "Taxol, 1 nM", "dose": "1.5"}}
@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, pd.DataFrame]:
     """Two plates that differ in all they can; `wells.csv` by well."""
     run = made_up_segmentation(tmp_path_factory.mktemp("whole"), [FIRST, SECOND])
     made = table(run)
-    assert made.headline.startswith("2 plates, 6 wells, 10 fields, 3 of them lost, ")
+    assert made.headline.startswith("2 plates, 6 wells, 10 fields, 3 of them failed, ")
     shutil.copy(made.made["plates, to look at"], run.root)  # later calls write the page anew
     return run, read(run.folder / "wells.csv").set_index(["plate", "well"])
 
@@ -420,7 +420,7 @@ def test_a_plate_of_which_every_field_is_lost_is_told_too(tmp_path: Path) -> Non
     made = table(run, heat_maps=["count"])
     wells = read(run.folder / "wells.csv").set_index(["plate", "well"])
     assert math.isnan(wells.objects["P02", "B02"])
-    assert "4 of them lost" in made.headline
+    assert "4 of them failed" in made.headline
     assert table(run, tmp_path / "o.parquet", "object", []).headline == made.headline
 
 
@@ -438,7 +438,7 @@ def test_the_command_says_what_it_made_and_what_to_type_next(
     code, told = command_line(["nuc-P", "heatmap=count,area_um2"], capsys)
     lines = told.splitlines()
     assert code == 0
-    assert lines[0].startswith("2 plates, 6 wells, 10 fields, 3 of them lost, ")
+    assert lines[0].startswith("2 plates, 6 wells, 10 fields, 3 of them failed, ")
     assert "  table of 6 wells          runs/segment/nuc-P/wells.csv" in lines
     assert any(line.endswith("pictures/plates-median_area_um2.png") for line in lines)
     assert lines[-1].startswith("next: ")

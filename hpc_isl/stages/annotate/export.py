@@ -133,6 +133,7 @@ def _checked(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[FieldKey]
 
 
 def _bytes(index: store.Index, keys: list[FieldKey]) -> int:
+    # The channels, and the labels.
     planes = len(index.plate.channels) + 1
     fields = [index.field(key) for key in keys]
     return sum(planes * int(np.prod(field.shape[-2:])) * np.dtype(field.dtype).itemsize for field in fields)
@@ -175,6 +176,7 @@ def _channels(index: store.Index, key: FieldKey) -> tuple[list[str], NDArray[Any
         focus = {z: fact.focus for (t, c, z), fact in facts if (t, c) == (0, number)}
         if not focus:
             continue
+        # Of equally sharp planes the lowest, so that two exports are the same.
         sharpest = min(focus, key=lambda z: (-focus[z], z))
         planes = sorted(focus) if channel.fluorescent else [sharpest]
         stack = store.read_box(index.image(key), 0, 0, number, planes, slice(None), slice(None))

@@ -14,7 +14,7 @@ from hpc_isl.plates.plate import FieldKey, well_name, well_position
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_names import by_expression, compiled, natural
 from hpc_isl.plates.store import Index
-from hpc_isl.stages.annotate.json_outlines import coco_images
+from hpc_isl.stages.annotate.outline_files import coco_images
 
 Box = tuple[int, int, int, int]
 EDGES = ("y0", "x0", "y1", "x1")
@@ -224,6 +224,7 @@ def from_table(
 def _table_rows(path: Path) -> Iterator[Row]:
     """Yields the rows of a CSV; paths are relative to it. Errors in its header end the reading."""
     try:
+        # Excel begins a CSV with a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or ())

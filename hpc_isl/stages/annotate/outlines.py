@@ -75,6 +75,7 @@ def _filled(rings: Sequence[Ring], height: int, width: int) -> Mask:
     """Returns the pixels to which a line from the left crosses an odd number of edges."""
     start = np.concatenate(rings)
     end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+    # All edges run downwards: neighbours compute the same crossings of the edge they share.
     down = (start[:, 1] <= end[:, 1])[:, None]
     top, bottom = np.where(down, start, end), np.where(down, end, start)
     first, last = (np.ceil(edge[:, 1] - 0.5).clip(0, height).astype(int) for edge in (top, bottom))

@@ -191,6 +191,7 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
     image, name = index.image(key), recipe.labels
     origin, boxes = store.annotation(image, name)
     same = np.array_equal(store.read_labels(image, name), made.labels)
+    # Equal pixels with other boxes or another author are another annotation.
     if same and (origin, tuple(boxes)) == (made.origin, made.boxes):
         return False  # a run that was killed half-way is resumed here
     if origin == "human" and made.origin == "drafted":

@@ -12,11 +12,25 @@ from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.convert.estimate import describe, estimate
 from hpc_isl.stages.convert.field import convert_fields
-from hpc_isl.stages.convert.problems import counted, harmful, listing, refuse, write_left_out, write_table
-from hpc_isl.stages.convert.record import locked
-from hpc_isl.stages.convert.survey import Survey, check, check_can_write_plate, field_tasks, survey_export
+from hpc_isl.stages.convert.record import (
+    counted,
+    harmful,
+    listing,
+    locked,
+    refuse,
+    write_left_out,
+    write_table,
+)
+from hpc_isl.stages.convert.survey import (
+    Survey,
+    check,
+    check_can_write_plate,
+    describe,
+    estimate,
+    field_tasks,
+    survey_export,
+)
 from hpc_isl.stages.shared.following import pretrain_line
 
 TABLE = "problems.csv"

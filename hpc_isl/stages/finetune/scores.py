@@ -19,8 +19,8 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.stages.finetune.boxes import Box
 from hpc_isl.stages.finetune.inputs import FinetuneInputs
 from hpc_isl.stages.shared.decoding import decode, rule_of
+from hpc_isl.stages.shared.following import SCORES
 from hpc_isl.stages.shared.held_out import Row, finite_figures, mean, means_and_deviations, write_scores
-from hpc_isl.stages.shared.sweeps import SCORES
 from hpc_isl.stages.shared.training_run import TrainingRun
 from hpc_isl.stages.shared.workloads import TEST, megapixels
 

@@ -14,9 +14,8 @@ from hpc_isl.recipes.load import load_kept, read_kept
 from hpc_isl.run import Run
 from hpc_isl.stages.finetune.boxes import boxes_of, fields
 from hpc_isl.stages.finetune.inputs import LEARN, FinetuneInputs, needs, resolve_inputs
-from hpc_isl.stages.shared.following import after_finetuning
+from hpc_isl.stages.shared.following import FEW, FINAL, MAIN, after_finetuning
 from hpc_isl.stages.shared.plate_views import expanded
-from hpc_isl.stages.shared.sweeps import FEW, FINAL, MAIN
 
 ALL = {"n": "all", "draw": 0, "train_where": {}, "fold": None, "train_on_all": True}
 Elements = dict[str, FinetuneRecipe]

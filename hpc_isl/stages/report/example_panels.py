@@ -89,6 +89,7 @@ def panels(sweep: Sweep) -> tuple[list[Picture], list[str]]:
         try:
             content = _read_box(box, _view_of_sweep(sweep))
             for cell, prediction in predictions.items():
+                # The plate may have been converted anew since the element kept its box.
                 kept, stored = prediction.labels.shape, content.truth.shape
                 if kept != stored:
                     raise UserError(f"{cell.arm} kept {kept} pixels, the plate holds {stored}")
@@ -108,7 +109,7 @@ def _choose_boxes(sweep: Sweep) -> dict[ExampleBox, dict[Cell, BoxPrediction]]:
     """Returns predictions of cells at no, the fewest and the most boxes, of the first draw that has them."""
     wanted = {0, sweep.fewest, *sweep.counts[-1:]}
     boxes: dict[ExampleBox, dict[Cell, BoxPrediction]] = {}
-    for element in sorted(sweep.elements, key=lambda each: (*each.cell.order, each.replicate)):
+    for element in sorted(sweep.elements, key=lambda element: (*element.cell.order, element.replicate)):
         if element.recipe.n in wanted:
             for box, prediction in _kept(element):
                 boxes.setdefault(box, {}).setdefault(element.cell, prediction)
@@ -183,6 +184,7 @@ def _draw(box: ExampleBox, content: BoxContent, predictions: Predictions, name: 
     columns = max(4, *map(len, rows))
     height, width = content.truth.shape
     edge = WIDTH / columns
+    # So many letters of 9 points fit above a picture of this width.
     letters = int(edge * 12.5)
     titles = 2 + max(len(str(cell.arm)) + 10 > letters for cell in predictions)
     tall = (edge - 0.15) * height / width + 0.2 * titles + 0.1
@@ -219,10 +221,11 @@ def _plate_views(content: BoxContent, predictions: Predictions) -> list[Draw]:
     if content.stain is not None:
         views.append(_view(content.stain, bright, f"true stain\n{content.stain_name}", "magma"))
     # One predicted stain is shown, that of the fewest boxes.
-    stains = [(cell, each.stain) for cell, each in predictions.items() if each.stain is not None]
+    stains = [(cell, kept.stain) for cell, kept in predictions.items() if kept.stain is not None]
     if stains:
         cell, stain = min(stains, key=lambda pair: pair[0].order[-1])
         pixels = stain.astype(np.float32)
+        # On the scale of the true stain, so that a prediction too dark is seen to be.
         scale = np.percentile(pixels, [1, 99.8]) if bright is None else bright
         views.append(_view(pixels, scale, f"predicted stain\n{cell.arm}", "magma"))
     count = len(np.unique(content.truth[content.truth > 0]))
@@ -269,6 +272,7 @@ def _outline(labels: Labels, inside: NDArray[Any], shade: str, fill: float) -> N
     from matplotlib.colors import to_rgb
 
     rim = np.zeros(labels.shape, bool)
+    # Both pixels at an edge are rims: each object is outlined by its own.
     for axis in (0, 1):
         edges = np.diff(labels.astype(np.int64), axis=axis) != 0
         before, after = [(0, 1), (0, 0)], [(1, 0), (0, 0)]

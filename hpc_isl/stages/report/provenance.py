@@ -14,12 +14,12 @@ from hpc_isl.learning.data.split import PARTS
 from hpc_isl.learning.data.split import read as read_split
 from hpc_isl.plates.store import open_plate
 from hpc_isl.recipes.strict import flatten
-from hpc_isl.stages.report.csv_tables import training_boxes
 from hpc_isl.stages.report.sweep import Element, Sweep, rank, swept_keys
-from hpc_isl.stages.shared.html import table, tag
+from hpc_isl.stages.shared.pictures import table, tag
 
 PACKAGES = ("torch", "segmentation_models_pytorch", "numpy", "scipy", "scikit-image")
 SHOWN = 12
+WHERE = ["plate", "well", "field", "box", "origin", "objects"]
 
 
 def provenance(sweep: Sweep) -> Iterator[object]:
@@ -50,10 +50,29 @@ def unlike_boxes(sweep: Sweep) -> list[str]:
     for element in sweep.elements:
         recipe, names = element.recipe, ["plate", "well", "field", "box"]
         own = set(element.boxes.reindex(columns=names, fill_value="").itertuples(index=False, name=None))
+        # Compared with the first element of the same number, draw and fold.
         other, boxes = first.setdefault((recipe.n, recipe.draw, recipe.fold), (element, own))
         if boxes != own:
             lines.append(f"{element.run.name} and {other.run.name} learnt from different boxes of one draw.")
     return lines
+
+
+def training_boxes(sweep: Sweep) -> pd.DataFrame:
+    """Returns the boxes of each number, draw and fold, once: all arms learn from the same."""
+    tables = [
+        element.boxes.reindex(columns=WHERE, fill_value="").assign(
+            n=element.recipe.n, draw=element.recipe.draw,
+            fold="" if element.recipe.fold is None else element.recipe.fold,
+        )
+        for element in sorted(sweep.elements, key=lambda e: (rank(e.recipe.n), e.replicate))
+        if len(element.boxes)
+    ]  # fmt: skip
+    boxes = (
+        pd.concat(tables, ignore_index=True)
+        if tables
+        else pd.DataFrame(columns=["n", "draw", "fold", *WHERE])
+    )
+    return boxes[["n", "draw", "fold", *WHERE]].drop_duplicates()
 
 
 # ---------------------------------------------------------------- split
@@ -61,6 +80,7 @@ def unlike_boxes(sweep: Sweep) -> list[str]:
 
 def _split(sweep: Sweep) -> Iterator[object]:
     yield tag("h3", "Split")
+    # The run of ISL keeps the split that it drew, before any element was trained.
     files = [Path(folder) / "split.csv" for folder in sweep.first.pretrained]
     files += [element.run.folder / "split.csv" for element in sweep.elements]
     path = next((path for path in files if path.is_file()), None)
@@ -78,14 +98,14 @@ def _split(sweep: Sweep) -> Iterator[object]:
         row[part][well] = None
     grouped = [sweep.group] if sweep.group else []
     body = [
-        [plate, *([group] if grouped else []), *(_count_and_names(list(parts[part])) for part in PARTS)]
+        [
+            plate,
+            *([group] if grouped else []),
+            *(f"{len(own)}: {', '.join(own)}" if (own := parts[part]) else "0" for part in PARTS),
+        ]
         for (plate, group), parts in sorted(wells.items(), key=lambda item: item[0])
     ]
     yield table(["plate", *grouped, *PARTS], body, "Wells by part, made before pretraining.")
-
-
-def _count_and_names(wells: list[str]) -> str:
-    return f"{len(wells)}: {', '.join(wells)}" if wells else "0"
 
 
 def _groups(sweep: Sweep) -> dict[tuple[str, str], str]:
@@ -132,7 +152,7 @@ def _recipes(sweep: Sweep) -> Iterator[object]:
     for key in swept_keys(sweep.recipe):
         names = sorted(name for name in flat if name == key or name.startswith(f"{key}.")) or [key]
         values = [dict.fromkeys(str(recipe.get(name)) for recipe in recipes) for name in names]
-        swept += [(name, ", ".join(each)) for name, each in zip(names, values, strict=True)]
+        swept += [(name, ", ".join(texts)) for name, texts in zip(names, values, strict=True)]
     # The first element of each arm stands for it; axes of the report differ within an arm.
     pairs = reversed(list(zip(sweep.elements, recipes, strict=True)))
     arms = {element.arm: recipe for element, recipe in pairs}
@@ -165,6 +185,7 @@ def _versions(sweep: Sweep) -> list[tuple[str, str]]:
         ("machine", "platform"),
     )]  # fmt: skip
     packages = [
+        # Package names are the same with hyphens and underscores, and records hold both.
         {name.lower().replace("_", "-"): value for name, value in (record.get("packages") or {}).items()}
         for record in records
     ]
@@ -182,6 +203,7 @@ def _values(records: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def _model(folder: Path) -> str:
+    # As JSON: a model whose weights were removed still says what it was.
     contract = read_json(folder / "model" / "contract.json")
     if contract is None:
         return "is no longer there"
@@ -194,6 +216,7 @@ def _model(folder: Path) -> str:
 def _cost(sweep: Sweep) -> Iterator[object]:
     yield tag("h3", "Cost")
     elements = pd.DataFrame([
+        # Where the seconds are not known the sum is not a number, rather than too small.
         {"cell": element.cell, "seconds": float(element.figures.get("seconds", "nan")),
          "steps": element.figures.get("steps", 0)}
         for element in sweep.elements

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpc_isl.seeds import stream
-from hpc_isl.stages.report.headline import spelled_out
 from hpc_isl.stages.report.statistics import Design, Difference, Results
 from hpc_isl.stages.report.sweep import Arm, Cell, N, Sweep, Truth
 from hpc_isl.stages.shared.pictures import INK
@@ -31,6 +30,8 @@ COLORS = {
 OTHER = "#cc79a7"
 MARKS = "os^Dv<>p"
 FACETS = {"": "all test boxes", "within": "test boxes within", "across": "test boxes across"}
+NAMES = {"iou": "IoU", "count_error": "count error"}
+SPELLED_OUT = {"iou": "intersection over union (IoU)", "mAP": "mean average precision (mAP)"}
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,19 @@ class Picture:
     width: int
 
 
+def name_of_score(score: str) -> str:
+    return NAMES.get(score, score)
+
+
+def spelled_out(score: str) -> str:
+    """Returns the name of a score where it is read for the first time."""
+    return SPELLED_OUT.get(score, name_of_score(score))
+
+
 def to_picture(figure: Figure, name: str, alt: str, caption: str) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
+    # An inch of CSS has 96 pixels, whatever the screen.
     return Picture(name, buffer.getvalue(), alt, caption, round(figure.get_figwidth() * 96))
 
 
@@ -74,7 +85,7 @@ def draw_scores(results: Results, n: N) -> Picture:
     from matplotlib.figure import Figure
 
     sweep, columns = results.sweep, results.designs[results.truth, ""].columns
-    # Those without any annotation come last.
+    # Those without any annotation come last, unless the figure is about them.
     shown = [cell for cell in sweep.cells if cell in columns and cell.n in (0, n)]
     shown.sort(key=lambda cell: cell.n == 0 != n)
     figure = Figure(figsize=(WIDTH, 1.2 + 0.62 * len(shown)), layout="constrained", dpi=DPI)
@@ -162,7 +173,9 @@ def _draw_arms(axis: Axes, sweep: Sweep, design: Design, over: str) -> None:
     else:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        # Between 1, 2, 5 and 10 there is no room for further ticks.
         axis.xaxis.set_minor_locator(NullLocator())
+        # A logarithmic axis has no place for boxes without objects.
         known = [place for place in places.values() if place > 0]
         if known:
             axis.set_xlim(min(known) / 1.25, max(known) * 1.25)
@@ -174,6 +187,7 @@ def _draw_curve(
     axis: Axes, sweep: Sweep, design: Design, curve: Sequence[Cell], places: Sequence[float]
 ) -> None:
     arm, means = curve[0].arm, [design.mean(cell) for cell in curve]
+    # Colour and line tell ISL and initialisation; the mark tells what else an arm varies.
     variant = list(dict.fromkeys(other.rest for other in sweep.arms)).index(arm.rest)
     isl = arm.name.endswith("+isl")
     axis.plot(
@@ -197,6 +211,7 @@ def draw_differences(results: Results) -> Picture | None:
     pairs = list(dict.fromkeys((less.arm, less.base) for less in every))
     if not pairs:
         return None
+    # Four pairs are two arms with two rivals each, as a rule: they stand one above the other.
     columns = 2 if len(pairs) in (2, 4) else min(3, len(pairs))
     rows = -(-len(pairs) // columns)
     figure = Figure(figsize=(WIDTH * min(1, columns / 2.6), 0.3 + 2.9 * rows), layout="constrained", dpi=DPI)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from hpc_isl.files import write_atomic
+from hpc_isl.objects.bootstrap import Interval
 from hpc_isl.run import Run
-from hpc_isl.stages.report.csv_tables import tables
 from hpc_isl.stages.report.example_panels import panels
-from hpc_isl.stages.report.headline import headline, name_of_score
-from hpc_isl.stages.report.page import page_of
-from hpc_isl.stages.report.score_figures import Picture, draw_curves, draw_differences, draw_scores
+from hpc_isl.stages.report.page import headline, page_of
+from hpc_isl.stages.report.provenance import training_boxes
+from hpc_isl.stages.report.score_figures import (
+    Picture,
+    draw_curves,
+    draw_differences,
+    draw_scores,
+    name_of_score,
+)
 from hpc_isl.stages.report.statistics import Results, results, spreads
-from hpc_isl.stages.report.sweep import read_sweep
+from hpc_isl.stages.report.sweep import Truth, read_sweep
 
 PAGE = "report.html"
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ def report(run: Run) -> Report:
     pictures, (shown, problems) = list(_pictures(figures)), panels(figures.sweep)
     folder = _folder(run)
     for picture in (*pictures, *shown):
+        # Not durably: a report can be made again from what the elements wrote.
         write_atomic(folder / picture.name, picture.png, durable=False)
     for name, text in tables(figures).items():
         write_atomic(folder / name, text, durable=False)
@@ -92,6 +104,7 @@ def mean_scores(run: Run) -> Means:
     sweep, curves = read_sweep(run), dict[str, dict[int, float]]()
     for cell in sweep.cells:
         mean = spreads(sweep, sweep.truths[0], cell)[sweep.score].mean
+        # `all` stands for as many boxes as its draws have on average.
         boxes = 0 if cell.n == 0 else round(sweep.trained(cell.n, "boxes"))
         curves.setdefault(str(cell.arm), {})[boxes] = mean
     return Means(sweep.score, name_of_score(sweep.score), str(sweep.truths[0]), curves)
@@ -99,3 +112,64 @@ def mean_scores(run: Run) -> Means:
 
 def _folder(run: Run) -> Path:
     return run.folder / "report"
+
+
+# ---------------------------------------------------------------- tables
+
+
+def tables(results: Results) -> dict[str, str]:
+    """Returns file name -> CSV, for people who compute further; the page shows the same figures."""
+    rows: dict[str, pd.DataFrame | Iterable[Row]] = {
+        "scores_all.csv": results.sweep.scores, "summary.csv": _summary(results),
+        "differences.csv": _differences(results), "savings.csv": _savings(results),
+        "boxes.csv": training_boxes(results.sweep),
+    }  # fmt: skip
+    return {
+        name: pd.DataFrame(table).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+        for name, table in rows.items()
+    }
+
+
+def _about(truth: Truth) -> Row:
+    return {"truth": truth.name, "origin": truth.origin}
+
+
+def _bounds(name: str, value: Interval) -> Row:
+    return {f"{name}low": value.low, f"{name}high": value.high}
+
+
+def _summary(results: Results) -> Iterator[Row]:
+    sweep = results.sweep
+    for (truth, same), design in results.designs.items():
+        for cell in sweep.cells:
+            for score, spread in spreads(sweep, truth, cell, same).items():
+                is_main = score == sweep.score and cell in design.columns
+                yield {
+                    **_about(truth), "same": same, "arm": str(cell.arm), "n": cell.n,
+                    "objects": sweep.trained(cell.n, "objects"), "score": score, "mean": spread.mean,
+                    "sd": spread.sd, "scored": spread.images, "undefined": spread.undefined,
+                    **(_bounds("", design.mean(cell)) if is_main else {}),
+                }  # fmt: skip
+
+
+def _differences(results: Results) -> Iterator[Row]:
+    for (truth, same), differences in results.differences.items():
+        for less in differences:
+            yield {
+                **_about(truth), "same": same, "arm": str(less.arm), "against": str(less.base), "n": less.n,
+                "score": results.sweep.score, "pairs": less.pairs, "difference": less.value.value,
+                **_bounds("difference_", less.value), "gain": less.gain.value,
+                **_bounds("gain_", less.gain), "verdict": less.verdict,
+            }  # fmt: skip
+
+
+def _savings(results: Results) -> Iterator[Row]:
+    for truth, savings in results.savings.items():
+        for saving in savings:
+            factor, likely = saving.factor, saving.likely
+            yield {
+                **_about(truth), "arm": str(saving.arm), "against": str(saving.base), "n": saving.n,
+                "objects": saving.objects, "score": saving.score,
+                "least": factor.least if factor else np.nan, "most": factor.most if factor else np.nan,
+                "low": likely.least if likely else np.nan, "high": likely.most if likely else np.nan,
+            }  # fmt: skip

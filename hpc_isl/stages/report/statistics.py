@@ -8,14 +8,13 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from hpc_isl.objects.bootstrap import RESAMPLES, Interval, Spread, interval, resampled_means, spread
 from hpc_isl.objects.savings import Between, Curve, saved, saved_interval
+from hpc_isl.objects.types import Floats
 from hpc_isl.stages.report.sweep import BOX, Arm, Cell, Element, N, Replicate, Sweep, Truth
-from hpc_isl.stages.shared.sweeps import SCORES
+from hpc_isl.stages.shared.following import SCORES
 
-Floats = NDArray[np.float64]
 Key = tuple[tuple[str, ...], Replicate]
 """One score: the path of its test box (group, well, box), and draw and seed."""
 SEED = 0
@@ -93,7 +92,9 @@ def design(sweep: Sweep, truth: Truth, same: str = "") -> Design:
         if cell.n == 0 and len({replicate for _, replicate in column}) == 1:
             # Without boxes there are no draws: the one run stands beside each of them.
             columns[cell] = {
-                (path, each): value for (path, _), value in column.items() for each in sweep.replicates
+                (path, replicate): value
+                for (path, _), value in column.items()
+                for replicate in sweep.replicates
             }
     return Design({cell: columns[cell] for cell in sweep.cells if columns[cell]})
 
@@ -221,13 +222,14 @@ class Saving:
 def savings(sweep: Sweep, scores: Design) -> Iterator[Saving]:
     """Yields the savings at the scores that each arm with ISL reaches, curves taken as rising."""
     for arm, base in rivals(sweep):
-        ours, theirs = (_on_curve(sweep, scores, each) for each in (arm, base))
+        ours, theirs = _on_curve(sweep, scores, arm), _on_curve(sweep, scores, base)
         if ours and theirs and scores.common([*ours, *theirs]):
             yield from _savings(sweep, scores, ours, theirs)
 
 
 def _on_curve(sweep: Sweep, scores: Design, arm: Arm) -> list[Cell]:
     """Returns the cells of an arm by rising number of objects; where two have as many, the first."""
+    # Reversed, so that of two numbers with as many objects the smaller one stays.
     cells = {sweep.trained(n, "objects"): Cell(arm, n) for n in reversed(sweep.counts)
              if Cell(arm, n) in scores.columns}  # fmt: skip
     return [cells[objects] for objects in sorted(cells) if objects > 0]

@@ -21,7 +21,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.load import read_kept
 from hpc_isl.recipes.strict import flatten, parse
 from hpc_isl.run import Run
-from hpc_isl.stages.shared.sweeps import FINAL, MAIN, SCORES
+from hpc_isl.stages.shared.following import FINAL, MAIN, SCORES
 
 BOX = ["plate", "well", "field", "time", "box"]
 LABELS = ["truth", "origin", "same"]

@@ -16,6 +16,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.objects.draft_labels import draft_labels
 from hpc_isl.objects.features import assigned, features
+from hpc_isl.objects.types import Labels
 from hpc_isl.plates.plate import Field
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import (
@@ -30,7 +31,7 @@ from hpc_isl.plates.store import (
 from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.recipes.segment import ReferenceRecipe
 from hpc_isl.stages.segment import files
-from hpc_isl.stages.segment.files import FieldTask, Labels, Row
+from hpc_isl.stages.segment.files import FieldTask, Row
 from hpc_isl.stages.segment.inputs import PlateInput
 from hpc_isl.stages.segment.segmenter import (
     FieldPrediction,

@@ -20,6 +20,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.learning.data.pixels import Pixels
 from hpc_isl.learning.network.contract import Contract
+from hpc_isl.objects.types import Labels
 from hpc_isl.plates.atomic_directory import MARK, clean, translate_write_errors
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
@@ -27,7 +28,6 @@ from hpc_isl.plates.store import Index, edited, label_provenance, refuse_edited
 from hpc_isl.run import Run
 
 Row = dict[str, Any]
-Labels = NDArray[np.uint32]
 BAND = 256  # rows that are hashed at once
 FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
 FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv")  # the same
@@ -140,7 +140,7 @@ def done_record(task: FieldTask, image: Path, labels: str | None) -> Row | None:
 
 
 def write_record(task: FieldTask, facts: Mapping[str, Any]) -> Row:
-    """Writes the record of a field that is done or, with a `problem`, lost; returns it."""
+    """Writes the record of a field that is done or, with a `problem`, failed; returns it."""
     key = task.key
     record = {
         "plate": task.name, "well": key.well, "field": key.name, "acquisition": key.acquisition,

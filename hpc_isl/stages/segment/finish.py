@@ -1,26 +1,32 @@
-"""The end of a segmentation: tables of plates, counts of wells, losses, pictures, and the done record."""
+"""The end of a run: tables of plates, failed fields, drift of wells, pictures, and the done record."""
 
 from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc_isl.files import write_atomic
+from hpc_isl.learning.data.drift import FACTS, FAR, drift
+from hpc_isl.learning.data.pixels import Pixels
+from hpc_isl.learning.data.rescale import read_sources
+from hpc_isl.objects.types import Labels
 from hpc_isl.plates.plate import Field, FieldKey
-from hpc_isl.plates.store import finalise
+from hpc_isl.plates.plate_map import described
+from hpc_isl.plates.store import finalise, read_label_box
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.segment import pictures
-from hpc_isl.stages.segment.drift import write_drift
 from hpc_isl.stages.segment.files import (
     FieldTask,
     Row,
     fitted,
+    labels_name,
     maps_of,
     schema_file,
     write_csv,
@@ -28,11 +34,18 @@ from hpc_isl.stages.segment.files import (
 )
 from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs
 from hpc_isl.stages.segment.overlap import Duplicate, Duplicates
+from hpc_isl.stages.shared.pictures import INK, save
 
 VERIFY = "verify.json"
 """In a run folder: which share of its fields is to be computed again."""
 GROUP = 2**16  # rows that are written, and read, together
 PLACE = ("well", "field", "acquisition")
+DRIFT = "drift.png"
+FIELDS_SHOWN = 6
+FAR_SHOWN = 5  # wells that are far, beside one that is not
+EDGE = 512  # pixels of a field that a picture shows
+Panel = tuple[str, Pixels, Labels]
+"""Title, image and labels."""
 
 
 def finish(
@@ -45,36 +58,37 @@ def finish(
     """
     from hpc_isl.stages.table.stage import after_segmenting  # brings pandas, which a plan does not wait for
 
-    run, lost = attempt.run, [row for row in rows if "problem" in row]
+    run, failed = attempt.run, [row for row in rows if "problem" in row]
     # A field without a row would silently be missing from all counts.
     missing = len(inputs.fields) - len(rows)
     assert not missing, f"{missing} fields have no record"
-    to_retry = len(lost)
+    to_retry = len(failed)
     left_out = {plate.slug: list(_left_out(plate)) for plate in inputs.plates}
-    lost += [row for plate in left_out.values() for row in plate]
+    failed += [row for plate in left_out.values() for row in plate]
     losses = run.folder / "losses.csv"
-    if lost:
-        write_csv(losses, lost, ("plate", *PLACE, "problem"))
+    if failed:
+        write_csv(losses, failed, ("plate", *PLACE, "problem"))
     else:
         losses.unlink(missing_ok=True)  # of an earlier attempt
     if to_retry == len(rows):
-        raise RuntimeError(f"no field could be segmented; the first: {lost[0]['problem']}")
+        raise RuntimeError(f"no field could be segmented; the first: {failed[0]['problem']}")
     schema = pq.read_schema(schema_file(run.folder))
     for plate in inputs.plates:
         _write_table(run, plate, rows, duplicates.get(plate.slug, ()), schema)
     _write_plates(inputs, run, left_out)
     _log_doubts(rows, attempt)
     made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
-    made |= {"losses": losses} if lost else {}
+    made |= {"losses": losses} if failed else {}
     made |= write_drift(inputs, attempt, rows)
     made |= _finish_maps(inputs, run, rows)
     made |= after_segmenting(run)
-    made |= pictures.draw(inputs, run, rows)
+    made |= draw_objects(inputs, run, rows)
     (run.folder / VERIFY).unlink(missing_ok=True)
     twice = sum(len(objects) for objects in duplicates.values())
+    # The names of figures stay: scripts and trackers read those of all versions.
     figures = {
         "objects": sum(row.get("objects", 0) for row in rows) - twice, "fields": len(rows) - to_retry,
-        "lost fields": len(lost), **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
+        "lost fields": len(failed), **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
     }  # fmt: skip
     attempt.finish({
         "figures": figures, "made": {what: str(path) for what, path in made.items()},
@@ -182,7 +196,144 @@ def _finish_maps(inputs: SegmentInputs, run: Run, rows: Sequence[Row]) -> dict[s
 
 
 def _whole(plate: PlateInput, rows: Sequence[Row]) -> list[FieldKey]:
-    """Returns the fields of a plate that are not lost, in plate order."""
+    """Returns the fields of a plate that did not fail, in plate order."""
     whole = {tuple(row[name] for name in PLACE) for row in rows
              if row["plate"] == plate.name and "problem" not in row}  # fmt: skip
     return [key for key in plate.keys if (key.well, key.name, key.acquisition) in whole]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw_objects(inputs: SegmentInputs, run: Run, rows: Sequence[Row]) -> dict[str, Path]:
+    """Draws `pictures/objects.png`: the first source of up to six fields, with the outline of each object."""
+    whole = [
+        (*place, row)
+        for place, row in zip(inputs.fields, rows, strict=True)
+        if "problem" not in row and 0 not in row.get("not_imaged", ())
+    ]
+    if not whole or not inputs.keeps_labels:
+        return {}
+    chosen = np.linspace(0, len(whole) - 1, min(FIELDS_SHOWN, len(whole))).round().astype(int)
+    path = run.pictures / "objects.png"
+    _draw_panels([_panel(*whole[number]) for number in chosen], path)
+    return {"objects on images": path}
+
+
+def _panel(plate: PlateInput, key: FieldKey, row: Row, below: str = "") -> Panel:
+    """Returns the middle of a field on the grid that the model sees; no more is read.
+
+    `below`: last line of the title; empty: how many objects there are.
+    """
+    index, scale = plate.index, plate.scale(key)
+    y, x = (slice((n - min(n, EDGE)) // 2, (n + min(n, EDGE)) // 2) for n in scale.shape)
+    source = read_sources(plate.models.view, index, key, 0, scale, (y, x))[0]
+    # Labels are of full resolution: those at the centres of the model's pixels are shown.
+    rows, columns = (
+        np.minimum(((np.arange(s.start, s.stop) + 0.5) * scale.to_level_0).astype(int), n - 1)
+        for s, n in zip((y, x), index.field(key).shape[-2:], strict=True)
+    )
+    image, name = plate.image(key), labels_name(plate.image(key), plate.models.labels)
+    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    labels = read_label_box(image, name, 0, *box)[np.ix_(rows - rows[0], columns - columns[0])]
+    if not below:
+        small = sum(row.get("dropped", []))
+        below = f"{row['objects']:,} objects" + (f", {small:,} too small" if small else "")
+    about = described(index.plate_map.get(key.well, {}))
+    return f"{plate.name} {', '.join([str(key), *about])}\n{below}", source, labels
+
+
+def _draw_panels(panels: Sequence[Panel], path: Path, legend: str = "") -> None:
+    """Draws images with the outlines of their objects, three in a row."""
+    from matplotlib.figure import Figure
+    from skimage.segmentation import find_boundaries
+
+    columns = min(3, len(panels))
+    deep = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 4.6 * deep), layout="constrained", dpi=110)
+    axes = figure.subplots(deep, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (title, image, labels) in zip(axes, panels, strict=False):
+        low, high = np.percentile(image, [0.5, 99.5])
+        axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+        edges = np.ma.masked_equal(find_boundaries(labels, mode="inner").astype(np.uint8), 0)
+        axis.imshow(edges, cmap="autumn", vmin=0, vmax=1.5, interpolation="nearest")
+        axis.set_title(title, fontsize=9, color=INK)
+    if legend:
+        lines = textwrap.wrap(legend, 58 * columns)
+        figure.supxlabel("\n".join(lines), fontsize=8, color=INK, x=0.01, ha="left")
+    save(figure, path)
+
+
+# ---------------------------------------------------------------- drift
+
+
+def write_drift(inputs: SegmentInputs, attempt: Attempt, rows: Sequence[Row]) -> dict[str, Path]:
+    """Writes `drift.csv`, and `pictures/drift.png` where wells are far; returns what each is -> its path.
+
+    Wells that the model's reference was made of are in the table, and never called unlike it.
+    """
+    if not inputs.models.contract.reference:
+        attempt.log("the model's contract has no statistics of its training fields: drift is not known")
+        return {}
+    wells = [row for plate in inputs.plates for row in _wells(plate)]
+    if not wells:
+        return {}
+    path = attempt.run.folder / "drift.csv"
+    write_csv(path, wells)
+    made = {"drift of each well": path}
+    new = [well for well in wells if not well["in_training"]]
+    far = sorted((well for well in new if well["largest"] > FAR), key=lambda well: -well["largest"])
+    if not far:
+        (attempt.run.pictures / DRIFT).unlink(missing_ok=True)  # of an earlier attempt
+        return made
+    nearest = min(wells, key=lambda well: float(well["largest"]))
+    picture = _draw_drift(inputs, attempt.run.pictures / DRIFT, rows, [nearest, *far[:FAR_SHOWN]])
+    shown = f"look at {picture.relative_to(attempt.run.folder)}" if picture else "look at these wells"
+    worst = f"{far[0]['plate']} {far[0]['well']}: {_distance(far[0])}, {FACTS[_fact(far[0])]}"
+    attempt.log(
+        f"warning: in {len(far)} of {len(new)} wells the images are unlike those that the model was trained "
+        f"on (worst: {worst}); {shown}; {path.name} has all wells"
+    )
+    return made | ({"wells unlike the training images": picture} if picture else {})
+
+
+def _wells(plate: PlateInput) -> list[Row]:
+    contract, name = plate.models.contract, plate.index.plate.name
+    # Models of earlier versions do not name the wells of their reference, only those that trained.
+    part = "reference" if "reference" in contract.wells else "train"
+    known = {key.well for key in plate.keys if contract.has_seen(part, name, key)}
+    rows = drift(contract.reference, plate.models.view, plate.index, plate.keys)
+    return [
+        {"plate": plate.name, "well": row["well"], "in_training": "yes" if row["well"] in known else ""} | row
+        for row in rows
+    ]
+
+
+def _draw_drift(inputs: SegmentInputs, path: Path, rows: Sequence[Row], wells: Sequence[Row]) -> Path | None:
+    """Draws the first whole field of each well, the most ordinary one first; None if no labels are kept."""
+    fields: dict[tuple[str, str], tuple[PlateInput, FieldKey, Row]] = {}
+    for (plate, key), row in zip(inputs.fields, rows, strict=True):
+        if "problem" not in row:
+            fields.setdefault((plate.name, key.well), (plate, key, row))
+    shown = [(well, fields[place]) for well in wells if (place := (well["plate"], well["well"])) in fields]
+    if not shown or not inputs.keeps_labels:
+        return None
+    panels = []
+    for well, field in shown:
+        ordinary = "for comparison: like the training images"
+        panels.append(_panel(*field, below=_distance(well) if well["largest"] > FAR else ordinary))
+    facts = dict.fromkeys(_fact(well) for well, _ in shown if well["largest"] > FAR)
+    legend = "; ".join(f"{fact}: {FACTS[fact]}" for fact in facts)
+    _draw_panels(panels, path, f"Distances in robust standard deviations of the training fields. {legend}")
+    return path
+
+
+def _fact(well: Row) -> str:
+    return str(well["where"].rpartition(" ")[2])
+
+
+def _distance(well: Row) -> str:
+    """Returns `Brightfield 0 light −6.4`."""
+    return f"{well['where']} {well[well['where']]:+.1f}".replace("-", "−")

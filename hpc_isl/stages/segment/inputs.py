@@ -21,8 +21,8 @@ from hpc_isl.plates.store import Index, label_provenance, open_plate, stamp
 from hpc_isl.recipes.load import RECIPES, digest, load_kept
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
+from hpc_isl.stages.shared.following import FINAL
 from hpc_isl.stages.shared.plate_views import resized_since
-from hpc_isl.stages.shared.sweeps import FINAL
 
 # Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
 AROUND = {
@@ -254,7 +254,7 @@ class PlateInput:
         tiling = self.recipe.predict or contract.predict
         try:
             shape = scale_on(view, self.index, key, self.recipe.pixel_um).shape
-        except ValueError:  # the field will be lost, and takes nothing
+        except ValueError:  # the field will fail, and takes nothing
             return 0
         pixels = shape[0] * shape[1]
         if tiling.tile is not None and max(shape) > tiling.tile:

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from hpc_isl.learning.data.pixels import Box, Pixels
 from hpc_isl.learning.data.rescale import to_full_box
 from hpc_isl.objects.features import features
+from hpc_isl.objects.types import Labels
 from hpc_isl.objects.watershed_tiled import tiled_watershed
 from hpc_isl.plates.atomic_directory import translate_write_errors
 from hpc_isl.plates.store import write_large_labels
 from hpc_isl.stages.segment import files
 from hpc_isl.stages.segment.checks import check_large
-from hpc_isl.stages.segment.files import FieldTask, Labels, Row
+from hpc_isl.stages.segment.files import FieldTask, Row
 from hpc_isl.stages.segment.segmenter import FieldReader, Segmenter
 from hpc_isl.tiles import tiles
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from hpc_isl.objects.overlap import Crop, Seen, counted_first, duplicates, overlapping
+from hpc_isl.objects.types import Labels
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.store import Index, open_plate, read_label_box
-from hpc_isl.stages.segment.files import FieldTask, Labels, Row, check_owner, labels_name
+from hpc_isl.stages.segment.files import FieldTask, Row, check_owner, labels_name
 from hpc_isl.stages.segment.inputs import SegmentInputs
 from hpc_isl.tasks import Pool, Task
 
@@ -132,7 +133,7 @@ def _groups(pairs: Sequence[tuple[Seen, Seen]]) -> list[list[Seen]]:
         group, todo = {start}, set(near)
         while todo := todo - group:
             group |= todo
-            todo = set().union(*(graph.pop(each) for each in todo))
+            todo = set().union(*(graph.pop(linked) for linked in todo))
         groups.append(sorted(group))
     return groups
 

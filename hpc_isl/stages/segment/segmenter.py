@@ -21,11 +21,12 @@ from hpc_isl.learning.data.rescale import read_sources, to_full, to_full_box
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.model import load
 from hpc_isl.learning.training.precision import as_scored, kind_of, resolve
+from hpc_isl.objects.types import Labels
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import open_plate, read_box, read_labels
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.segment.files import Labels, Maps, maps_of, schema_file
+from hpc_isl.stages.segment.files import Maps, maps_of, schema_file
 from hpc_isl.stages.segment.inputs import Models, PlateInput, kept_recipe, models_of
 from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
 

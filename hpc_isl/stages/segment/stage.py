@@ -14,8 +14,8 @@ from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages.segment import finish
-from hpc_isl.stages.segment.checks import check_inputs
-from hpc_isl.stages.segment.existing_labels import (
+from hpc_isl.stages.segment.checks import (
+    check_inputs,
     check_label_conflicts,
     check_writable,
     choose_labels_name,
@@ -47,8 +47,8 @@ from hpc_isl.tasks import MemoryRequirement, Pool, Pools, Task, Workload
 
 PlateTask = tuple[PlateInput, FieldTask]
 FIELDS = "fields"  # the phase, in megapixels at full resolution
-LOGGED = 20  # lost fields that are logged one by one
-ALIKE = 8  # fields that are lost for one reason before any is done: what they lack, the rest lack too
+LOGGED = 20  # failed fields that are logged one by one
+ALIKE = 8  # fields that fail for one reason before any is done: what they lack, the rest lack too
 
 
 def plan(recipe: SegmentRecipe) -> Plan:
@@ -71,8 +71,11 @@ def plan(recipe: SegmentRecipe) -> Plan:
     fingerprints["model"] = models.contract.weights
     if models.stain_contract:
         fingerprints["stain"] = models.stain_contract.weights
+    labels = f"labels {inputs.models.labels!r}"
+    kept = inputs.fields if inputs.keeps_labels else []
     return Plan(
-        inputs.recipe, tuple(messages), fingerprints, claims=lambda: _claims(inputs),
+        inputs.recipe, tuple(messages), fingerprints,
+        claims=lambda: ((plate.index.path, f"{labels} of {key}") for plate, key in kept),
         workload=_workload(inputs),
         precision=("precision", recipe.precision) if recipe.precision else None,
     )  # fmt: skip
@@ -82,7 +85,7 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     """Segments all fields that are not done yet, then gathers their tables, last of all.
 
     Killed or stopped at any moment and started again, it resumes and ends with the same labels and tables. A
-    field that cannot be read is listed as lost; the others are complete.
+    field that cannot be read is listed as failed; the others are complete.
     """
     start = time.monotonic()
     inputs = segment_inputs(recipe)
@@ -174,11 +177,6 @@ def _messages(inputs: SegmentInputs) -> Iterator[str]:
         yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
 
 
-def _claims(inputs: SegmentInputs) -> Iterator[tuple[Path, str]]:
-    for plate, key in inputs.fields if inputs.keeps_labels else ():
-        yield plate.index.path, f"labels {inputs.models.labels!r} of {key}"
-
-
 def _pixels(inputs: SegmentInputs) -> int:
     """Returns the pixels of all fields at full resolution, over all their times."""
     plates = inputs.plates
@@ -202,7 +200,7 @@ def _tasks(inputs: SegmentInputs, run: Path) -> Iterator[PlateTask]:
 def _segment_all(
     tasks: Sequence[PlateTask], ready: Mapping[Path, Row | None], attempt: Attempt, pool: Pool
 ) -> list[Row] | None:
-    """Returns a row for each field, in order, a lost one with its `problem`; None if the run is stopping.
+    """Returns a row for each field, in order, a failed one with its `problem`; None if the run is stopping.
 
     `ready`: by path of its record, the row of a field that is done, or None.
     """
@@ -233,7 +231,7 @@ class _Progress:
     def __init__(self, attempt: Attempt, total: int, before: int, objects: int) -> None:
         """`before`: fields that an earlier attempt has done, with so many objects."""
         self.attempt, self.total, self.done, self.before = attempt, total, before, before
-        self.objects, self.lost = objects, 0
+        self.objects, self.failed = objects, 0
         self.alike: Counter[str] = Counter()
         self.start = time.monotonic()
         self._show()
@@ -241,29 +239,29 @@ class _Progress:
     def field(self, row: Row) -> None:
         self.done += 1
         self.objects += row.get("objects", 0)
-        self.lost += "problem" in row
+        self.failed += "problem" in row
         self._show()
         if self.done % max(1, self.total // 200) == 0 or self.done == self.total:
             self.attempt.metric(self.done, **{f"segment/{k}": float(v) for k, v in self._figures().items()})
 
     def problem(self, name: str, text: str) -> None:
-        """Logs why a field is lost, unless many were lost before.
+        """Logs why a field failed, unless many failed before.
 
         Raises:
-            RuntimeError: the first fields have all been lost for one reason: so will be the rest.
+            RuntimeError: the first fields have all failed for one reason: so will the rest.
         """
         self.alike[text] += 1
-        if self.lost < LOGGED:
-            self.attempt.log(f"lost: {name}: {text}")
-        elif self.lost == LOGGED:
-            self.attempt.log("further fields are lost; losses.csv will name all of them")
-        if self.alike[text] == ALIKE and self.done - self.before == self.lost == ALIKE - 1:
-            raise RuntimeError(f"the first {ALIKE} fields are lost for one reason: {text}")
+        if self.failed < LOGGED:
+            self.attempt.log(f"failed: {name}: {text}")
+        elif self.failed == LOGGED:
+            self.attempt.log("further fields failed; losses.csv will name all of them")
+        if self.alike[text] == ALIKE and self.done - self.before == self.failed == ALIKE - 1:
+            raise RuntimeError(f"the first {ALIKE} fields failed for one reason: {text}")
 
     def _figures(self) -> dict[str, float]:
         minutes = max(time.monotonic() - self.start, 1e-3) / 60
-        lost = {"lost": self.lost} if self.lost else {}
-        return {"objects": self.objects, "fields per minute": (self.done - self.before) / minutes, **lost}
+        failed = {"lost": self.failed} if self.failed else {}  # the name that metrics of all versions have
+        return {"objects": self.objects, "fields per minute": (self.done - self.before) / minutes, **failed}
 
     def _show(self) -> None:
         self.attempt.progress(self.done, self.total, "fields", self.before, **self._figures())

@@ -6,15 +6,12 @@ from dataclasses import dataclass, replace
 from math import ceil, log
 
 import numpy as np
-from numpy.typing import NDArray
 from skimage.measure import label
 
 from hpc_isl.learning.network.contract import Task
 from hpc_isl.objects.draft_labels import drop_small, pieces_of
+from hpc_isl.objects.types import Labels, Pixels
 from hpc_isl.objects.watershed import reference, watershed
-
-Pixels = NDArray[np.float32]
-Labels = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ def decode(prediction: Pixels, rule: Rule) -> tuple[Labels, int]:
         pieces = pieces_of(prediction[0], "otsu", rule.sigma, rule.min_area, split=True)
         return drop_small(pieces, rule.min_area)
     if rule.kind == "nuclei":
+        # Pixels that touch at a corner are of one object, as in masks that are imported.
         labels: Labels = label(prediction[0] > rule.threshold, connectivity=2).astype(np.uint32)
     else:
         method = reference if rule.method == "reference" else watershed

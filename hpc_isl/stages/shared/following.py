@@ -1,4 +1,4 @@
-"""Commands to type after a stage: lines that work on the very plates that the stage worked on."""
+"""What follows a stage: commands that work on its very plates, and what later stages know of a sweep."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from hpc_isl.recipes.load import load
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.strict import written
 from hpc_isl.stages.shared.plate_views import PlateViews, load_plate_views
-from hpc_isl.stages.shared.sweeps import FEW
 
 SHOWN = 3  # fields to begin with
+FEW = 6
+"""With fewer annotated fields than this, one field is left out in turn."""
+FINAL = "final"
+"""The element that learns from all annotations: the model of the sweep."""
+SCORES = ("iou", "mAP", "AP50", "AP75", "F1", "PQ", "SQ", "RQ", "count_error")
+"""The scores of a test box, as columns of `scores.csv`."""
+MAIN = {"nuclei": "iou", "cells": "mAP"}
+"""Kind of objects -> the score that decides which arm is best."""
 
 
 def word(key: str, value: Any) -> str:
@@ -54,6 +61,7 @@ def after_pretraining(study: PlateViews, arm: str) -> list[str]:
     for name, fields in _annotated(study).items():
         if not fields["train"] and not fields["validation"]:
             continue
+        # Nothing but their name tells what was drawn.
         kind = "cells" if "cell" in name.lower() else "nuclei"
         keys = " ".join(["pretrained={run}", plates, word("labels", name)])
         lines = [f"finetune finetune_{kind}.yaml {keys} {word('arm', arm)}"]
@@ -70,6 +78,7 @@ def _annotated(study: PlateViews) -> dict[str, dict[str, int]]:
         for plate, key in study.fields(part):
             image = plate.index.image(key)
             for name in label_names(image):
+                # Labels with a fingerprint were computed by a run of segment: nobody annotated them.
                 if (label_provenance(image, name) or ("", ""))[1] == "":
                     counts.setdefault(name, dict.fromkeys(PARTS, 0))[part] += 1
     return dict(sorted(counts.items(), key=lambda pair: -sum(pair[1].values())))

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.data.annotated_crops import labels_in
@@ -18,11 +16,11 @@ from hpc_isl.learning.data.fields import image_key
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.training.world import World
 from hpc_isl.objects.scores import is_constant, mae, pcc, pcc_by_object, ssim
+from hpc_isl.objects.types import Pixels
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import label_names
 from hpc_isl.stages.shared.plate_views import PlateField, PlateView, PlateViews, name_of
 
-Pixels = NDArray[np.float32]
 Row = dict[str, Any]
 SCORES = ("pcc", "mae", "ssim")
 CONSTANT = "constant_predictions"
@@ -74,6 +72,7 @@ def quick_scores(
                 pairs = list(zip(predicted.prediction, predicted.targets, strict=True))
                 value = loss(predicted.prediction, predicted.targets)
                 scores += [(pcc(p, t), mae(p, t), value, misses_structure(p, t)) for p, t in pairs]
+    # A rank that was asked to stop gathers too: the others would wait for it for ever.
     gathered = world.gather((stopping(), scores))
     if any(stopped for stopped, _ in gathered):
         return None
@@ -138,11 +137,11 @@ def write_scores(rows: Sequence[Row], path: Path) -> None:
 
 def means_and_deviations(rows: Sequence[Row], names: Iterable[str]) -> dict[str, float]:
     """Returns name -> mean, and name_sd -> standard deviation, over the rows; NaN where there is none."""
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for name in names:
         values = [row[name] for row in rows]
-        found |= {name: mean(values), f"{name}_sd": standard_deviation(values)}
-    return found
+        means |= {name: mean(values), f"{name}_sd": standard_deviation(values)}
+    return means
 
 
 def finite_figures(figures: dict[str, float]) -> dict[str, float]:
@@ -154,12 +153,12 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """Returns mean and standard deviation of each score over images, and the number of images."""
     if not rows:
         return {}
-    found = means_and_deviations(rows, SCORES)
+    means = means_and_deviations(rows, SCORES)
     if any("objects" in row for row in rows):
-        found["pcc_objects"] = mean(row["pcc_objects"] for row in rows if "objects" in row)
-        found["objects"] = sum(row.get("objects", 0) for row in rows)
+        means["pcc_objects"] = mean(row["pcc_objects"] for row in rows if "objects" in row)
+        means["objects"] = sum(row.get("objects", 0) for row in rows)
     constant = sum(row.get(CONSTANT, 0) for row in rows)
-    return finite_figures(found) | {"images": len(rows)} | ({CONSTANT: constant} if constant else {})
+    return finite_figures(means) | {"images": len(rows)} | ({CONSTANT: constant} if constant else {})
 
 
 def main_scores(rows: Sequence[Row]) -> dict[str, float]:

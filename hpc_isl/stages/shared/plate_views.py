@@ -69,6 +69,7 @@ class PlateView:
     def megapixels(self, field: FieldKey) -> float:
         """Returns millions of pixels of the field at the level that the model sees, over all its times."""
         times, _, _, y, x = self.index.field(field).shape
+        # Each level of the pyramid halves both edges.
         return float(times * y * x / 4 ** self.level(field) / 1e6)
 
     def plate_map(self, field: FieldKey) -> dict[str, str]:

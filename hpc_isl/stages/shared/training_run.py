@@ -29,11 +29,12 @@ from hpc_isl.learning.training.loop import Hooks, Progress, train
 from hpc_isl.learning.training.optim import Group
 from hpc_isl.learning.training.precision import device_of, name_of, resolve
 from hpc_isl.learning.training.world import World
+from hpc_isl.objects.types import Pixels
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Attempt
-from hpc_isl.stages.shared.held_out import CONSTANT, Pixels, constant_text, mean, quick_scores
+from hpc_isl.stages.shared.held_out import CONSTANT, constant_text, mean, quick_scores
 from hpc_isl.stages.shared.plate_views import PlateField, PlateViews
 from hpc_isl.stages.shared.workloads import STEPS, VALIDATION, megapixels
 
@@ -139,6 +140,7 @@ class TrainingRun(Generic[SomeRecipe]):
         return scores["pcc"]
 
     def _loss_of_field(self, prediction: Pixels, target: Pixels) -> float:
+        # A loss takes batches: a field is a batch of one.
         return float(self.loss(torch.tensor(prediction)[None], torch.tensor(target)[None]))
 
     def _fields_of_micro_batch(self, step: int, micro: int) -> str:
@@ -200,6 +202,7 @@ class TrainingLog:
             return
         means = {name: mean(line[name] for line in self._window) for name in values}
         self._window.clear()
+        # Of all ranks: each has its share of the batch in the same time.
         means["crops_per_s"] = self.batch / max(means["step_s"], 1e-9)
         # In fp16 a step whose gradient is infinite is skipped; JSON has no such number.
         finite = {f"train/{name}": value for name, value in means.items() if math.isfinite(value)}

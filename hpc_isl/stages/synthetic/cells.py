@@ -84,6 +84,7 @@ def grow(rng: np.random.Generator, size: int, condition: Condition) -> Truth:
     cells, radial = _paint(outlines, size)
     kernels = [_nucleus(rng, s, condition, bool(r)) for s, r in zip(outlines, rounded, strict=True)]
     nuclei, inner = _paint(kernels, size, within=cells)
+    # Label 0, the background, has neither height nor stain.
     height = np.concatenate([[0], np.where(rounded, 3.0, rng.uniform(0.8, 1.2, len(outlines)))])
     stain = np.concatenate([[0], np.where(rounded, 1.8, 1.0) * rng.lognormal(0, 0.12, len(outlines))])
     spots = _spots(rng, [_shrunk(k, 0.65) for k in kernels], 3, (0.13, 0.24), size) * (nuclei > 0)
@@ -112,6 +113,7 @@ def _outlines(rng: np.random.Generator, size: int, condition: Condition) -> list
     reach = condition.cell_px
     wanted = int(condition.density * (size + 2 * reach) ** 2 / (np.pi * reach**2))
     kept: list[_Shape] = []
+    # Limited tries, because a dense field has no room for all that are wanted.
     for y, x in rng.uniform(-reach, size + reach, (4 * wanted, 2)):
         if len(kept) == wanted:
             break
@@ -132,6 +134,7 @@ def _shrunk(shape: _Shape, factor: float) -> _Shape:
 
 def _nucleus(rng: np.random.Generator, cell: _Shape, condition: Condition, rounded: bool) -> _Shape:
     """Returns an ellipse-like nucleus near the middle of its cell."""
+    # A large nucleus in a small cell still leaves cytoplasm around it.
     radius = min(condition.nucleus_px * rng.uniform(0.85, 1.15), 0.6 * cell.radius)
     y, x = rng.normal((cell.y, cell.x), 0.1 * cell.radius)
     return _shape(rng, y, x, radius * (0.75 if rounded else 1.0), (0.18, 0.04, 0.02))
@@ -166,6 +169,7 @@ def _spots(
     image = np.zeros((size, size), np.float32)
     for shape in shapes:
         for _ in range(rng.integers(1, most + 1)):
+            # The root spreads them evenly over a disc, and not round its centre.
             angle, distance = rng.uniform(0, 2 * np.pi), shape.radius * np.sqrt(rng.random())
             disc = _Shape(
                 shape.y + distance * np.sin(angle),

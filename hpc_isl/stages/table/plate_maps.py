@@ -1,23 +1,24 @@
-"""Heat maps of all plates for each column asked for, as pictures and as one page."""
+"""Pictures of a run: heat maps of plates for each column asked for, and counts against known ones."""
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
-from hpc_isl.stages.table.agreement import agreement_text, draw_agreement, training_note
-from hpc_isl.stages.table.heat_map_figures import PlateValues, draw_plates
-from hpc_isl.stages.table.heat_map_page import HeatMap, page_of
-from hpc_isl.stages.table.rows import MEDIAN, OURS
-from hpc_isl.stages.table.segmented_plates import SegmentedPlate
+from hpc_isl.stages.shared.pictures import INK, save
+from hpc_isl.stages.table.heat_maps import DPI, HeatMap, PlateValues, draw_plates, page_of
+from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS, SegmentedPlate
 
 COUNT = "objects"
 USUAL = (COUNT, "confluence")
@@ -28,7 +29,7 @@ UNITS = {
 }  # fmt: skip
 ABOUT = {
     "dropped_objects": "Objects that were too small to count, by the model's min_area.",
-    COUNT: "Objects in all fields of each well that are not lost; those that two overlapping fields show "
+    COUNT: "Objects in all fields of each well that did not fail; those that two overlapping fields show "
     "count once, where labels are kept.",
     "confluence": "Share of the imaged area that objects cover.",
     "objects_per_mm2": "Objects per imaged area.",
@@ -58,6 +59,7 @@ def columns_of(asked: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
 def _holds_numbers(values: pd.Series[Any]) -> bool:
     """Returns whether a column holds nothing but numbers, or texts of a plate map that are numbers."""
     known = values.dropna()
+    # Times and acquisitions are numbers, but they name images.
     is_key = values.name in ("plate", "well", "time", "acquisition")
     return not is_key and len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").notna().all())
 
@@ -85,15 +87,15 @@ def draw(
         draw_plates(maps, heat_map.title, heat_map.unit, path)
         heat_maps.append(heat_map)
         made[f"plates, {name}"] = path
-    lines, agreement = [headline], _draw_agreement(run, wells)
+    lines, compared = [headline], _draw_agreement(run, wells)
     if len(shown) < len(groups):
         lines.append(f"{len(shown)} of {len(groups)} plates (or times of plates) are shown, spread evenly.")
-    if agreement is not None:
-        made["counts against the truth"] = agreement[0]
-        lines.append(f"Compared with the reference labels: {agreement[1]}.")
+    if compared is not None:
+        made["counts against the truth"] = compared[0]
+        lines.append(f"Compared with the reference labels: {compared[1]}.")
     page = run.pictures / "plates.html"
     hover = [_hover(rows, columns) for rows in shown.values()]
-    picture = None if agreement is None else (agreement[0].read_bytes(), agreement[1])
+    picture = None if compared is None else (compared[0].read_bytes(), compared[1])
     write_atomic(page, page_of(run.label, lines, heat_maps, hover, picture), durable=False)
     for path in set(run.pictures.glob("plates-*.png")) - set(made.values()):
         path.unlink(missing_ok=True)  # of an earlier call: the run may have been resumed since
@@ -154,8 +156,99 @@ def _hover(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, str]:
     names = [name for name in map(str, rows) if not name.startswith(MEDIAN) or name in columns]
     texts = {}
     for row in rows[names].astype(object).to_dict("records"):
+        # Plate and well, which come first, are in the title and the first line.
         known = [(name, row[name]) for name in names[2:] if not pd.isna(row[name])]
         formats = {float: ",.4g", int: ","}
         lines = [f"{name}: {value:{formats.get(type(value), '')}}" for name, value in known]
         texts[row["well"]] = "\n".join([row["well"], *lines])
     return texts
+
+
+# ---------------------------------------------------------------- agreement with known counts
+
+
+def agreement(counts: ArrayLike) -> dict[str, float]:
+    """Returns how counts without the stain agree with those from it.
+
+    Args:
+        counts: (well, 2): label-free, stain.
+
+    Returns:
+        r: Pearson's correlation; slope: of the line of least squares, label-free over stain; bias: mean of
+        label-free less stain; median_ratio: of label-free over stain, where the stain has any; n: wells. NaN
+        where a figure is not defined.
+    """
+    ours, theirs = np.array(counts, np.float64).reshape(-1, 2).T
+    figures = dict.fromkeys(("r", "slope", "bias", "median_ratio"), math.nan) | {"n": float(len(ours))}
+    if not len(ours):
+        return figures
+    figures["bias"] = float(np.mean(ours - theirs))
+    if (theirs > 0).any():
+        figures["median_ratio"] = float(np.median(ours[theirs > 0] / theirs[theirs > 0]))
+    a, b = ours - ours.mean(), theirs - theirs.mean()
+    if (b * b).sum() > 0:
+        figures["slope"] = float((a * b).sum() / (b * b).sum())
+        if (a * a).sum() > 0:
+            figures["r"] = float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+    return figures
+
+
+def draw_agreement(
+    counts: ArrayLike, path: Path, title: str, trained_on: Sequence[bool] = ()
+) -> dict[str, float]:
+    """Draws a point for each well, label-free over stain, with the line where both are equal.
+
+    Args:
+        counts: (well, 2): label-free, stain.
+        trained_on: of each well, whether the model learnt from it: these are hollow, and left out of the
+            figures as long as there are others.
+
+    Returns:
+        The figures, as `agreement` has them.
+    """
+    from matplotlib.figure import Figure
+
+    pairs = np.array(counts, np.float64).reshape(-1, 2)
+    hollow = np.array(trained_on or [False] * len(pairs), bool)
+    figures = agreement(pairs if hollow.all() else pairs[~hollow])
+    figure = Figure(figsize=(5.0, 5.2), layout="constrained", dpi=DPI)
+    axis = figure.subplots()
+    top = 1.06 * float(pairs.max(initial=1))
+    axis.plot([0, top], [0, top], color="#999999", lw=1, ls="--", zorder=1)
+    axis.text(
+        top * 0.97, top * 0.985, "equal ", color="#777777", fontsize=8, ha="right", va="bottom",
+        rotation=45, rotation_mode="anchor",
+    )  # fmt: skip
+    looks: list[tuple[Any, dict[str, Any]]] = [(~hollow, {"mew": 0}), (hollow, {"mew": 1, "mfc": "none"})]
+    for chosen, look in looks:
+        ours, theirs = pairs[chosen].T
+        axis.plot(theirs, ours, "o", ms=5, color="#0072b2", alpha=0.65, zorder=2, **look)
+    axis.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+    axis.set_xlabel("true objects per well, by a stain or drawn by people", fontsize=9)
+    axis.set_ylabel("objects found per well", fontsize=9)
+    axis.set_title(f"{title}\n{agreement_text(figures)}", fontsize=10, color=INK, loc="left")
+    if note := training_note(trained_on):
+        figure.supxlabel("\n".join(textwrap.wrap(note, 88)), fontsize=8, color=INK, x=0.01, ha="left")
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    save(figure, path, durable=False)
+    return figures
+
+
+def training_note(trained_on: Sequence[bool]) -> str:
+    """Returns what to know of wells that the model learnt from; empty: it learnt from none."""
+    count = sum(trained_on)
+    if not count:
+        return ""
+    if count == len(trained_on):
+        return "The model learnt from all of these wells: this does not show how well it counts in others."
+    return f"Hollow: {count} wells that the model learnt from, which are left out of the figures."
+
+
+def agreement_text(figures: Mapping[str, float]) -> str:
+    """Returns `r = 0.98, median ratio 1.02, bias +3.1 objects, 96 wells`."""
+    parts = [] if math.isnan(figures["r"]) else [f"r = {figures['r']:.3f}"]
+    parts += [] if math.isnan(figures["median_ratio"]) else [f"median ratio {figures['median_ratio']:.2f}"]
+    bias = f"{figures['bias']:+.1f}".replace("-", "−")
+    return ", ".join([*parts, f"bias {bias} objects", f"{figures['n']:.0f} wells"])

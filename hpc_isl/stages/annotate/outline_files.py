@@ -1,16 +1,19 @@
-"""Outlines in JSON: GeoJSON of one image, as QuPath exports it, and COCO, one file about many images."""
+"""Files of outlines: GeoJSON of one image, as QuPath exports it, COCO about many, and ROIs of ImageJ."""
 
 from __future__ import annotations
 
 import json
+import struct
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
 from hpc_isl.errors import UserError
 from hpc_isl.stages.annotate.outlines import (
@@ -27,6 +30,9 @@ from hpc_isl.stages.annotate.outlines import (
 # The objects of QuPath by their present types; a root, tmaCore or tile is none. And by their former ones.
 OBJECTS = {"annotation", "detection", "cell", "unknown"}
 FORMER = {"PathAnnotationObject": "annotation", "PathDetectionObject": "detection", "PathCellObject": "cell"}
+LARGEST = 2**26  # bytes of one ROI: an archive may claim any size, and would fill the memory
+AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
+FOREIGN = (ROI_SUBTYPE.TEXT, ROI_SUBTYPE.ARROW, ROI_SUBTYPE.IMAGE)
 
 
 def _load(path: Path) -> Any:
@@ -44,6 +50,7 @@ def _load(path: Path) -> Any:
 # The time of the last change and the size are keys of the cache: a file that changes is read again.
 @lru_cache(maxsize=2)
 def _parsed(path: Path, changed: int, size: int) -> Any:
+    # JSON has no byte order mark, but programs on Windows write one.
     return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
@@ -53,6 +60,7 @@ def _ring(points: Any) -> Ring:
     Raises:
         ValueError: no numbers, or fewer than three points.
     """
+    # GeoJSON allows a height as the third number of a point.
     ring = np.asarray([point[:2] for point in points], float)
     if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all():
         raise ValueError("an outline has three points (x, y) or more")
@@ -226,3 +234,82 @@ def _decompressed(text: str) -> list[int]:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = place = 0
     return runs
+
+
+# ---------------------------------------------------------------- ROIs of ImageJ and Fiji
+
+
+def check_rois(path: Path, part: str, shape: Shape) -> Sequence[str]:
+    """Checks that every ROI is an area in the field, of one of its times."""
+    check_places(path, read_rois(path, part, shape), shape)
+    return ()
+
+
+def read_rois(path: Path, part: str, shape: Shape) -> list[Outline]:
+    """Returns the ROIs, in the order of the file; where the field has times, each is of its own frame."""
+    outlines, problems = [], []
+    for name, content in _entries(path):
+        try:
+            outlines.append(_outline(name, ImagejRoi.frombytes(content), shape[0]))
+        except UserError as error:
+            problems.append(str(error))
+        except (ValueError, TypeError, IndexError, struct.error, RuntimeError) as error:
+            problems.append(f"{name} is damaged ({error})")
+    if problems:
+        more = f", … and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path}: {'; '.join(problems[:3])}{more}")
+    return outlines
+
+
+def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields name and content of each ROI."""
+    try:
+        if path.suffix.lower() == ".roi":
+            yield path.stem, path.read_bytes()
+            return
+        with zipfile.ZipFile(path) as archive:
+            # A Mac adds files to an archive whose names begin with ._
+            entries = [
+                entry
+                for entry in archive.infolist()
+                if entry.filename.lower().endswith(".roi")
+                and not PurePosixPath(entry.filename).name.startswith("._")
+            ]
+            if not entries:
+                raise UserError(f"{path} holds no ROI of ImageJ")
+            for entry in entries:
+                if entry.file_size > LARGEST:
+                    raise UserError(f"{path}: {entry.filename} claims {entry.file_size:,} bytes; damaged?")
+                yield PurePosixPath(entry.filename).stem, archive.read(entry)
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _outline(name: str, roi: ImagejRoi, times: int) -> Outline:
+    kind, subtype = roi.roitype, roi.subtype
+    if subtype in FOREIGN or kind not in (*AREAS, ROI_TYPE.RECT, ROI_TYPE.OVAL):
+        what = (subtype if subtype in FOREIGN else kind).name.lower()
+        raise UserError(f"{name} is no area but a {what}: save the ROIs without it")
+    if roi.options & ROI_OPTIONS.SPLINE_FIT or (kind == ROI_TYPE.RECT and roi.rounded_rect_arc_size):
+        raise UserError(f"{name} has rounded corners: in ImageJ make a mask of it, and of that a selection")
+    if times == 1:  # a ROI of a later frame is then refused
+        time = max(roi.t_position - 1, 0)
+    else:
+        # Of a stack without channels and planes, ImageJ numbers the slices.
+        frame = roi.t_position or roi.position
+        if not frame:
+            raise UserError(f"{name} belongs to no frame, and the field has {times} times")
+        time = int(frame) - 1
+    if kind == ROI_TYPE.OVAL or (kind == ROI_TYPE.RECT and not roi.composite):
+        x0, y0, x1, y1 = box = (
+            (roi.xd, roi.yd, roi.xd + roi.widthd, roi.yd + roi.heightd)
+            if roi.subpixelrect
+            else (roi.left, roi.top, roi.right, roi.bottom)
+        )
+        if kind == ROI_TYPE.OVAL:
+            return ellipse_outline(name, time, box)
+        return polygon_outline(name, time, [[np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)]])
+    rings = [np.asarray(ring, float) for ring in roi.coordinates(multi=True) if len(ring) > 2]
+    if not rings:
+        raise UserError(f"{name} has no outline")
+    return polygon_outline(name, time, [rings])
