@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.calibrate import view_of
-from hpc_isl.learning.data.flat_field import gain
+from hpc_isl.learning.data.pixels import gain
 from hpc_isl.learning.data.samples import read
 from hpc_isl.learning.data.split import draw
 from hpc_isl.learning.data.view import Role, View

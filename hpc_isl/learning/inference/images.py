@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.data.flat_field import gain
-from hpc_isl.learning.data.pixels import Pixels, normalise, numbers, subtract_box_mean
+from hpc_isl.learning.data.pixels import Pixels, gain, normalise, numbers, subtract_box_mean
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.contract import Contract
 

@@ -1,9 +1,9 @@
 """Cytation and Lionheart: TIFFs that Gen5 exports, A1_02_1_1_DAPI_001.tif and its kin, to an `Export`."""
 
-# No export of Gen5 was at hand: names in three styles and the XML in each file (`vendor_xml`) are only read
-# about, from public readers and published examples. Names place an image; channel, sizes, place, height,
-# time and exposure are those that the file states. A read step that takes a channel again is a channel of
-# its own.
+# No export of Gen5 was at hand: names in three styles and the XML in each file (`xml.gen5_facts`) are only
+# read about, from public readers and published examples. Names place an image; channel, sizes, place,
+# height, time and exposure are those that the file states. A read step that takes a channel again is a
+# channel of its own.
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import Element
 import tifffile
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import cellomics_image
+from hpc_isl.plates import planes
 from hpc_isl.plates.planes import (
     Header,
     StoredPlane,
@@ -30,7 +30,7 @@ from hpc_isl.plates.planes import (
     named_file,
     stored_planes,
 )
-from hpc_isl.plates.readers import ome_xml, vendor_xml, xml
+from hpc_isl.plates.readers import ome_xml, xml
 from hpc_isl.plates.readers.plane_metadata import (
     MetadataError,
     PlaneMetadata,
@@ -79,7 +79,7 @@ def read(path: Path) -> TiffMetadata:
     with named_file(path):
         kind = file_kind(path)
         if kind == "dib":
-            return _nothing(header(path), "DIB", pixel_um=cellomics_image.read_header(path).pixel_um)
+            return _nothing(header(path), "DIB", pixel_um=planes.read_header(path).pixel_um)
         if kind == "png":
             return _nothing(header(path))
         with tifffile.TiffFile(path) as tiff:
@@ -188,15 +188,15 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
 def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:
     """Returns the axes along which the pages' own channels, heights and times differ."""
     if kind == "MetaSeries":
-        facts = [vendor_xml.metaseries_facts(root) for root in roots]
+        facts = [xml.metaseries_facts(root) for root in roots]
         planes, pixel_um = (
-            [vendor_xml.metaseries_plane(f) for f in facts],
-            vendor_xml.metaseries_pixel(facts[0]),
+            [xml.metaseries_plane(f) for f in facts],
+            xml.metaseries_pixel(facts[0]),
         )
     else:
-        facts = [vendor_xml.gen5_facts(root) for root in roots]
-        planes = [vendor_xml.gen5_plane(f) for f in facts]
-        pixel_um = vendor_xml.gen5_pixel(facts[0], head.shape)
+        facts = [xml.gen5_facts(root) for root in roots]
+        planes = [xml.gen5_plane(f) for f in facts]
+        pixel_um = xml.gen5_pixel(facts[0], head.shape)
     names = list(dict.fromkeys(plane.channel_name for plane in planes))
     placed: dict[int, PlaneMetadata] = {}
     for channel, name in enumerate(names):
