@@ -40,6 +40,7 @@ class Model:
         self.network, self._contract = load(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         contract = self._contract
+        # As it was scored, so that its scores hold for what it predicts here.
         how = contract.predict
         self._predictor = Predictor(
             self.network, device, as_scored(contract.precision, device), tile=how.tile, halo=how.halo,
@@ -88,5 +89,6 @@ class Model:
         scale = scale_on(view, index, key)
         shape = index.field(image_key(key, view.sources[0])).shape[-2:]
         prediction = to_full(self._predictor(read_sources(view, index, key, time, scale)), scale, shape)
+        # The rule's lengths are in pixels of the model's grid, the labels at full resolution.
         rule = rule_of(self._contract.task).finer(scale.to_level_0, index.plate.pixel_um)
         return decode(prediction, rule)[0]

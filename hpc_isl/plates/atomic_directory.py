@@ -175,10 +175,10 @@ def replace_together(plate: Path, files: Sequence[tuple[str, Content]]) -> None:
     with translate_write_errors(plate):
         try:
             _write_journal(plate, names, complete=False)  # names what is to be removed after a kill
-            with ThreadPoolExecutor(8) as pool:
+            with ThreadPoolExecutor(8) as pool:  # they wait for the disk together
                 list(pool.map(lambda file: _write(_unfinished(plate / file[0]), file[1]()), files))
             _write_journal(plate, names, complete=True)  # from here on the change counts
-        finally:
+        finally:  # after an error it undoes the change, for the journal does not say that it is complete
             _finish(plate)
 
 
@@ -196,7 +196,7 @@ def finish_interrupted(plate: Path) -> None:
                 raise UserError(
                     f"{plate}: another process changes its metadata just now; try again in a while"
                 )
-            _finish(plate)
+            _finish(plate)  # reads the journal again: another process may have finished it meanwhile
     except OSError as error:
         raise UserError(
             f"{plate}: a change of its metadata was cut short, and cannot be brought to its end from here "
@@ -223,7 +223,7 @@ def _finish(plate: Path) -> None:
                 os.replace(_unfinished(plate / name), plate / name)
             else:
                 _unfinished(plate / name).unlink()
-    (plate / JOURNAL).unlink()
+    (plate / JOURNAL).unlink()  # last, so that a kill before it leaves the rest to the next process
 
 
 def _write_journal(plate: Path, files: Sequence[str], complete: bool) -> None:
@@ -236,6 +236,7 @@ def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()
+        # On the disk before the journal says so: a power cut must not leave a journal of empty files.
         os.fsync(stream.fileno())
 
 

@@ -99,6 +99,7 @@ def change_metadata(index: Index, new: Plate, user: str) -> Index:
         UserError: the plate is in use, or was changed since `index` was opened.
     """
     with atomic_directory.unused(index.path):
+        # Opened again, now that nobody else can change it: the caller's index may be old.
         present = open_plate(index.path)
         if (present.fingerprint, present.plate) != (index.fingerprint, index.plate):
             raise UserError(f"{index.path}: was changed by another process just now; look at it again")

@@ -188,7 +188,7 @@ def _plate_attributes(path: Path) -> dict[str, Any]:
 
 
 def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool:  # thousands of small files wait for the file system together
         attributes = pool.map(lambda key: metadata.read_group(image_path(path, plate, key)), keys)
         return [own["hpc_isl"] for own in attributes]
 

@@ -296,6 +296,7 @@ def read_header(path: Path) -> DibHeader:
     with path.open("rb") as file:
         start = file.read(4096)
     try:
+        # The header's 40 bytes alone are decompressed.
         data = zlib.decompressobj().decompress(start[4:], 40) if start[:4] == C01 else start[:40]
     except zlib.error as error:
         raise UserError(f"{path} is damaged: {error}") from None
@@ -321,11 +322,13 @@ def decode(path: Path) -> np.ndarray:
     stride = -(-width * depth // 4) * 4  # rows of a DIB fill whole words
     if data[:4] == C01:
         opened = zlib.decompressobj()
+        # No more than the header claims: damaged data must not unfold without end.
         data = opened.decompress(data[4:], stride * height + 2048)
         if not opened.eof:
             raise UserError(f"{path} is truncated or damaged: its compressed pixels do not end")
     for row in (stride, width * depth):
         begin = len(data) - row * height
+        # Behind the header lie nothing, three masks, or a palette of 256 or of as many colours as it states.
         if begin in (40, 52, 40 + 4 * 256, 40 + 4 * int.from_bytes(data[32:36], "little")):
             rows = np.frombuffer(data, np.uint8, row * height, begin).reshape(height, row)[:, : width * depth]
             return np.ascontiguousarray(rows).view("<u2" if depth == 2 else np.uint8)

@@ -23,6 +23,7 @@ PlaneIndex = tuple[int, int, int]
 
 # Names of channels that show no stain.
 TRANSMITTED = re.compile(r"bright-?field|phase|\bdic\b|transmi", re.IGNORECASE)
+# Wells on the plate -> from centre to centre.
 WELL_DISTANCE_UM = {6: 39120, 12: 26010, 24: 19300, 48: 13000, 96: 9000, 384: 4500, 1536: 2250}
 
 

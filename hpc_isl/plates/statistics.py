@@ -200,6 +200,7 @@ def repeated(pixels: NDArray[Any], places: Iterable[PlaneIndex]) -> int:
     count = 0
     for place in sorted(places):
         plane = pixels[place]
+        # Few pixels tell most planes apart; only where these are equal all are compared.
         similar = different.setdefault(plane[::16, ::16].tobytes(), [])
         if any(np.array_equal(plane, pixels[other]) for other in similar):
             count += 1

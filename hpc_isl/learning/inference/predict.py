@@ -172,6 +172,7 @@ class _Pass:
     def __init__(self, prediction: Tensor) -> None:
         self.prediction, self.event = prediction, None
         if prediction.device.type == "cuda":
+            # Only a copy into pinned memory lets the CPU go on.
             self.prediction = torch.empty(prediction.shape, pin_memory=True)
             self.prediction.copy_(prediction, non_blocking=True)
             self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -265,7 +266,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
+                storage = tensor.untyped_storage()  # views share one, which counts once
                 reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
                 self._live[reference.cdata] = reference, storage.nbytes()
         for key, (reference, _) in list(self._live.items()):

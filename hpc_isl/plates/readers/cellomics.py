@@ -94,6 +94,7 @@ def _images(below: Folder, named: dict[str, re.Match[str]]) -> tuple[dict[str, r
         well = well_name(*well_position(match["well"]))
         if match["kind"].lower() == "o":
             others.append(LeftOut(below.root / name, "overlay", well, f"o{match['channel']}"))
+        # Exported beside its original, an image would be there twice.
         elif match["ending"].upper().startswith("TIF") and PurePosixPath(name).stem.lower() in originals:
             others.append(LeftOut(below.root / name, "copy as TIFF", well, f"d{match['channel']}"))
         else:

@@ -15,8 +15,8 @@ from xml.etree.ElementTree import Element
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Channel, color_of, well_name
 from hpc_isl.plates.readers import fields, xml
-from hpc_isl.plates.readers.folder import Folder, nearest_files
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, moment, number, whole
+from hpc_isl.plates.readers.folder import Folder, nearest_file
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, edges, moment, number, position, whole
 
 _FILTER = re.compile(r"[A-Z]*(\d{3})\s*/\s*\d+")
 _COLOR = re.compile(r"#[0-9A-Fa-f]{2}([0-9A-Fa-f]{6})")
@@ -47,25 +47,15 @@ class Record:
         return self.metadata.projection
 
 
-def files(below: Folder) -> list[str]:
-    """Returns the `.mlf` files that lie nearest to the top, by name."""
-    return nearest_files(below, lambda name: name.endswith(".mlf"))
-
-
 def find(below: Folder) -> Path:
     """Returns the index of the measurement below a folder.
 
     Raises:
         UserError: there is none, or there are several.
     """
-    indices = files(below)
-    if not indices:
-        raise UserError(f"{below.root}: no index of a CellVoyager; MeasurementData.mlf is expected")
-    if len(indices) > 1:
-        raise UserError(
-            f"{below.root} holds {len(indices)} measurements ({', '.join(indices[:5])}); give one as source"
-        )
-    return below.root / indices[0]
+    if name := nearest_file(below, ".mlf", "measurements"):
+        return below.root / name
+    raise UserError(f"{below.root}: no index of a CellVoyager; MeasurementData.mlf is expected")
 
 
 def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
@@ -76,6 +66,7 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
     """
     records: list[Record] = []
     errors: list[tuple[Facts, str]] = []
+    # Records that are no images are errors of the instrument, for the report.
     for _, element in xml.elements(path, {"MeasurementRecord"}):
         facts = attributes(element)
         text = (element.text or "").strip()
@@ -104,7 +95,7 @@ def _record(facts: Facts, name: str, path: Path) -> Record:
         line=whole(facts, "TimelineIndex", origin, 1),
         plane=whole(facts, "ZIndex", origin, 1),
         metadata=PlaneMetadata(
-            center_um=None if x is None or y is None else (-y, x),
+            center_um=position(y, x, up=True),
             z_um=number(facts.get("Z")),
             moment=moment(facts.get("Time", "")),
             projection=facts.get("ZImageProcessing", ""),
@@ -135,7 +126,7 @@ class Settings:
         """Returns the edges (y, x) of a channel's pixels in µm."""
         facts = self.cameras.get(channel, {})
         y, x = (number(facts.get(f"{side}PixelDimension")) for side in ("Vertical", "Horizontal"))
-        return (y, x) if y and x else None
+        return edges(y, x)
 
     def size(self, channel: int) -> tuple[int, int] | None:
         """Returns the size (y, x) of a channel's images in pixels."""

@@ -103,7 +103,7 @@ def _known_layouts(below: Folder) -> str:
 
 # ---------------------------------------------------------------- what an unknown folder looks like
 
-_FOLDERS = 100
+_FOLDERS = 100  # looked into at most, for each is shown to every reader
 _ABOVE = (
     ("harmony", re.compile(r"index(\.idx|\.ref)?\.xml|imageindex\.columbusidx\.xml", re.IGNORECASE)),
     ("imagexpress", re.compile(r".*\.htd", re.IGNORECASE)),

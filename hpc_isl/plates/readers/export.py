@@ -69,6 +69,7 @@ def build(
         headers: size (y, x) and type of each file; planes that differ from the others are problems.
         edges: edges (y, x) of a pixel in µm, where a file or an index states them.
         layout: wells -> rows and columns of the plate.
+        details: what the vendor states; empty texts are left out.
         unreadable, absent, indexed: as for `plane_checks.check`.
         tolerance: as for `plane_checks.spacing`.
         left_out, problems, remarks: those that the reader itself has found.
@@ -98,7 +99,7 @@ def build(
     rows, columns = layout({key.well for key in shots})
     plate = Plate(
         name, rows, columns, exposed, made, pixel_um, plane_checks.spacing(made, tolerance),
-        acquisitions or {0: "0"}, details,
+        acquisitions or {0: "0"}, {name: fact for name, fact in details.items() if fact != ""},
     )  # fmt: skip
     return Export(
         plate,
@@ -195,7 +196,7 @@ def first_header(
     Raises:
         UserError: there is none.
     """
-    damaged = None
+    damaged = None  # the first error is told, if there is no file without one
     for path in paths:
         if path not in absent:
             try:

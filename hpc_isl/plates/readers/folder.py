@@ -66,6 +66,10 @@ class Folder:
                 )
         return str(path)
 
+    def missing(self, names: Iterable[str]) -> dict[Path, str]:
+        """Returns a clause on each of these files that does not exist."""
+        return {self.root / name: f"{name} is missing" for name in names if name not in self.files}
+
 
 def list_folder(folder: Path) -> Folder:
     """Returns all files below `folder`; links to folders are not followed.
@@ -94,9 +98,23 @@ def list_folder(folder: Path) -> Folder:
                 leaving.add(name)
             elif entry.is_dir(follow_symlinks=False):
                 stack.append(name + "/")
+            # Only for a link the file system is asked again: an export has up to 200,000 files.
             elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
                 files.add(name)
     return Folder(root, frozenset(files), frozenset(leaving))
+
+
+def nearest_file(below: Folder, ending: str, contents: str) -> str:
+    """Returns the file with this ending that lies nearest to the top; "" where there is none.
+
+    Raises:
+        UserError: there are several, and so several `contents`, as exports.
+    """
+    names = nearest_files(below, lambda name: name.endswith(ending))
+    if len(names) > 1:
+        listed = ", ".join(names[:5])
+        raise UserError(f"{below.root} holds {len(names)} {contents} ({listed}); give one as source")
+    return names[0] if names else ""
 
 
 def nearest_files(below: Folder, wanted: Callable[[str], bool]) -> list[str]:

@@ -114,7 +114,7 @@ def read(folder: Path) -> Export:
         *tiff_metadata.sizes_and_edges(metadata),
         name=first.get("Plate") or below.root.name,
         layout=layout,
-        details={"reader": "gen5", **{name: text for name, text in details.items() if text}},
+        details={"reader": "gen5", **details},
         unreadable=unreadable,
         left_out=(*others, *processed),
         problems=misplaced,

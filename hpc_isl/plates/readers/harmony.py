@@ -31,7 +31,7 @@ from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 from hpc_isl.plates.readers.plane_checks import Size
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, position
 
 # Below the index's folder: beside it; in archives; of exports with corrected images.
 _FOLDERS = ("", "Images/", "images/", "flex/")
@@ -98,6 +98,7 @@ def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no Harmony index; Images/Index.idx.xml or Images/Index.xml is expected")
     if len(paths) == 1:
         return paths
+    # Measurements of one plate repeat its id; without one nothing tells two plates apart.
     plates = [harmony_index.plate(path) for path in paths]
     ids = {facts.get("PlateID") or facts.get("Name") for facts in plates}
     if len(ids) > 1 or None in ids:
@@ -369,8 +370,7 @@ def _field(
             by_time.setdefault(order.times[image.time], image.seconds)
         details["seconds"] = [by_time[time] for time in sorted(by_time)]
     x, y = images[0].x_um, images[0].y_um
-    # Harmony states the centre of the field with y up, while the first row of a file is the upper one.
-    center_um = None if x is None or y is None else (-y, x)
+    center_um = position(y, x, up=True)  # of the field's centre
     return Field(
         key=key,
         shape=(times, len(order.names), depth, *size),

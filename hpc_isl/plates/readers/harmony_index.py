@@ -120,6 +120,7 @@ def _index_of(folder: Path) -> Path | None:
 
 def _is_index(path: Path) -> bool:
     """Returns whether the file is an index, by its name, or by how it begins."""
+    # Only Index.idx.xml is a name of Harmony's own: an index.xml may be of any program.
     if path.name.lower() == NAMES[0]:
         return path.is_file()
     with path.open("rb") as file:

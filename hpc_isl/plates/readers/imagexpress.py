@@ -19,7 +19,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Channel, Export, FieldKey, LeftOut, Problem, layout, well_name, well_position
 from hpc_isl.plates.readers import export, fields, tiff_metadata
 from hpc_isl.plates.readers.export import Described, Layout, stated_layout
-from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_files
+from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_file
 from hpc_isl.plates.readers.plane_checks import listed
 from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
@@ -56,7 +56,7 @@ class _File:
 
 def recognise(below: Folder) -> bool:
     """Returns whether there is an HTD file, or an image whose name and metadata are those of MetaXpress."""
-    if files(below):
+    if any(name.lower().endswith(".htd") for name in below.files):
         return True
     named = min((name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]), default="")
     stated = tiff_metadata.tried(below.root / named) if named else None
@@ -75,7 +75,7 @@ def read(folder: Path) -> Export:
         UserError: several plates, an HTD that is none, no image, or none that can be read.
     """
     below = list_folder(folder)
-    htd = find(below)
+    htd = _find_htd(below)
     files, left_out = _files(below)
     metadata, unreadable = tiff_metadata.read_single([file.path for file in files])
     files, misplaced = _where_they_say(files, metadata)
@@ -260,12 +260,18 @@ def _details(metadata: Mapping[Path, TiffMetadata], htd: Htd | None) -> dict[str
         "description": htd.first("Description") if htd else "",
         "plate id": htd.first("UniquePlateIdentifier") if htd else "",
     }
-    return {"reader": "imagexpress", **{name: text for name, text in named.items() if text}}
+    return {"reader": "imagexpress", **named}
+
+
+# ---------------------------------------------------------------- the HTD file
+
+# Seen in exports of MetaXpress 6.7; they repeat the file in each folder, and plan times and wavelengths of
+# which there is no file: it says what a plate was planned to be, the images what it is.
 
 
 @dataclass(frozen=True)
 class Htd:
-    """The file, key -> values."""
+    """The HTD file, key -> values."""
 
     path: Path
     facts: Mapping[str, list[str]]
@@ -318,26 +324,15 @@ class Htd:
         return int(text or 0)
 
 
-def files(below: Folder) -> list[str]:
-    """Returns the HTD files that lie nearest to the top, by name."""
-    return nearest_files(below, lambda name: name.endswith(".htd"))
-
-
-def find(below: Folder) -> Htd | None:
+def _find_htd(below: Folder) -> Htd | None:
     """Returns the HTD of the export below a folder, None where there is none.
 
     Raises:
         UserError: several, of several exports; one that cannot be read.
     """
-    names = files(below)
-    if len(names) > 1:
-        raise UserError(
-            f"{below.root} holds {len(names)} exports ({', '.join(names[:5])}); give one as source"
-        )
-    return _parsed(below.root / names[0]) if names else None
-
-
-def _parsed(path: Path) -> Htd:
+    if not (name := nearest_file(below, ".htd", "exports")):
+        return None
+    path = below.root / name
     try:
         # Descriptions hold two bytes that are not UTF-8 in the place of each line break.
         content = path.read_bytes().replace(b"\x82\x81", b"; ")
@@ -348,6 +343,7 @@ def _parsed(path: Path) -> Htd:
     except UnicodeDecodeError:
         text = content.decode("cp1252", errors="replace")
     try:
+        # A space follows each comma; without `skipinitialspace` quotes behind it would be part of the value.
         lines = list(csv.reader(text.splitlines(), skipinitialspace=True))
     except csv.Error as error:
         raise UserError(f"{path} cannot be understood: {error}") from None

@@ -124,7 +124,7 @@ def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[Lef
 def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
     """Returns what the files that can be used state of themselves, and a clause about each of the others."""
     stated = {n.name: n for n in named}
-    unreadable = {below.root / name: f"{name} is missing" for name in stated.keys() - below.files}
+    unreadable = below.missing(stated)
     paths = {below.root / name: name for name in sorted(stated.keys() & below.files)}
     metadata, damaged = tiff_metadata.read_all(list(paths))
     unreadable |= damaged

@@ -173,6 +173,7 @@ def by_table(folder: Folder, table: Path) -> list[Named]:
 
 
 def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[Named]:
+    # Spreadsheets leave spaces around names.
     reader.fieldnames = [str(name).strip() for name in reader.fieldnames or ()]
     for name in reader.fieldnames:
         if name not in COLUMNS:
@@ -187,6 +188,7 @@ def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[
         )
     for row in reader:
         origin = f"{table} line {reader.line_num}"
+        # DictReader keeps surplus cells under None, and gives None for missing ones.
         if None in row or None in row.values():
             raise UserError(f"{origin}: {len(reader.fieldnames)} cells are expected, as in the header")
         cells = _with_well({name: text.strip() for name, text in row.items()}, origin)

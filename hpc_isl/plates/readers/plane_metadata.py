@@ -82,6 +82,17 @@ def whole(facts: Mapping[str, str], name: str, origin: str, default: int | None 
     return int(text)
 
 
+def position(y: float | None, x: float | None, *, up: bool = False) -> tuple[float, float] | None:
+    """Returns a position (y, x), None where one of both is unknown; `up`: y is stated growing upwards."""
+    # Rows of an image are counted downwards, and so are ours.
+    return None if y is None or x is None else (-y if up else y, x)
+
+
+def edges(y: float | None, x: float | None) -> tuple[float, float] | None:
+    """Returns the edges (y, x) of a pixel; None where one of both is unknown or 0."""
+    return (y, x) if y and x else None
+
+
 def micrometres(value: object, unit: str) -> float | None:
     """Returns a length in µm, to 0.1 pm; None where its unit is no length, as pixels and inventions are."""
     return _scaled(value, _MICROMETRES.get(_plain(unit)))

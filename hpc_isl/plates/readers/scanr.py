@@ -61,6 +61,7 @@ class _Run:
 def recognise(below: Folder) -> bool:
     """Returns whether there is OME-XML of scanR, or a descriptor of one of its runs."""
     if index := _nearest(below, _INDEX):
+        # Other programs write files of this name: the beginning must name scanR.
         with (below.root / index).open("rb") as file:
             return b"scanr" in file.read(4096).lower()
     return bool(_nearest(below, _DESCRIPTOR))
@@ -78,7 +79,7 @@ def read(folder: Path) -> Export:
     below = list_folder(folder)
     run = _indexed(below, index) if (index := _nearest(below, _INDEX)) else _named(below)
     wells, rows, columns = _wells(run)
-    absent = {below.root / p.file: f"{p.file} is missing" for p in run.planes if p.file not in below.files}
+    absent = below.missing(plane.file for plane in run.planes)
     first = export.first_header((below.root / plane.file for plane in run.planes), absent, run.origin)
     numbers = {name: number for number, name in enumerate(run.channels)}
     planes = [
@@ -135,6 +136,7 @@ def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
                 f"{run.origin}: well {well} ({label or 'without a name'}) cannot be placed; where nothing "
                 "states the format, read it by names: convert patterns/scanr.yaml pattern.wells_on_plate=96"
             )
+    # A wrong name would put two wells into one.
     if len(set(wells.values())) < len(wells):
         repeated = next(well for well in wells.values() if list(wells.values()).count(well) > 1)
         raise UserError(f"{run.origin}: several well numbers are said to be {repeated}")

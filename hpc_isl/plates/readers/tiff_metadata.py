@@ -34,6 +34,7 @@ from hpc_isl.plates.readers import ome_xml, xml
 from hpc_isl.plates.readers.plane_metadata import (
     MetadataError,
     PlaneMetadata,
+    edges,
     micrometres,
     moment,
     number,
@@ -106,6 +107,7 @@ def read_single(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[P
         UserError: no file can be used.
     """
     metadata, unreadable = read_all(paths)
+    # Names of these vendors place one plane each: nothing would tell further ones apart.
     for path in [path for path, stated in metadata.items() if stated.header.pages > 1]:
         unreadable[path] = f"{path} holds {metadata.pop(path).header.pages} planes; one is expected"
     if not metadata:
@@ -140,6 +142,7 @@ def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
     if tiff.is_shaped:
         return _shaped(tiff, head)
     text = stored[0].page.description or ""
+    # Bio-Formats puts a long comment before the root.
     kind = next((kind for mark, kind in _XML.items() if mark in text[:2000]), "")
     try:
         if kind == "OME-XML":
@@ -177,6 +180,7 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
             "one image (a field) per file is expected"
         )
     image, pages = images[0]
+    # A plane without metadata, or metadata without a plane: either would shift all that follow.
     if set(pages) != set(range(head.pages)):
         raise MetadataError(f"{path}: its OME-XML speaks of {len(pages)} planes, but it has {head.pages}")
     planes = tuple(pages[number] for number in range(head.pages))
@@ -254,7 +258,7 @@ def _shaped(tiff: Any, head: Header) -> TiffMetadata:
         head, "tifffile's description", axes, shape, tiff.filehandle.path,
         plane_um=micrometres(stated.get("PhysicalSizeZ"), str(stated.get("PhysicalSizeZUnit", "µm"))),
         interval_s=seconds(stated.get("TimeIncrement"), str(stated.get("TimeIncrementUnit", "s"))),
-        pixel_um=(pixel[0], pixel[1]) if pixel[0] and pixel[1] else None,
+        pixel_um=edges(*pixel),
     )  # fmt: skip
 
 
@@ -283,7 +287,7 @@ def _stk(tiff: Any, head: Header) -> TiffMetadata:
         for at in range(count)
     )
     x, y = (micrometres(stated.get(f"{a}Calibration"), str(stated.get("CalibrationUnits", ""))) for a in "XY")
-    pixel_um = (y, x) if stated.get("SpatialCalibration", 1) and x and y else None
+    pixel_um = edges(y, x) if stated.get("SpatialCalibration", 1) else None
     return TiffMetadata(head, "MetaMorph", axis if count > 1 else "", planes, pixel_um)
 
 
@@ -333,9 +337,9 @@ def _by_shape(
 
 def _resolution(page: Any, unit: str) -> tuple[float, float] | None:
     """Returns edges (y, x) from the resolution tags, whose unit the description states."""
-    edges = []
+    lengths = []
     for name in ("YResolution", "XResolution"):
         tag = page.tags.get(name)
         pixels, per = tag.value if tag is not None else (0, 0)
-        edges.append(micrometres(per / pixels, unit) if pixels else None)
-    return (edges[0], edges[1]) if edges[0] and edges[1] else None
+        lengths.append(micrometres(per / pixels, unit) if pixels else None)
+    return edges(*lengths)

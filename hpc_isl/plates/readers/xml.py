@@ -17,9 +17,11 @@ from hpc_isl.plates.readers.plane_metadata import (
     MetadataError,
     PlaneMetadata,
     duration,
+    edges,
     micrometres,
     moment,
     number,
+    position,
 )
 
 
@@ -53,7 +55,7 @@ def _elements(file: BinaryIO, names: frozenset[str]) -> Iterator[tuple[str, Elem
         name = local(element.tag)
         if name in names:
             yield name, element
-            if open_elements:
+            if open_elements:  # else the tree would grow to the size of the file
                 open_elements[-1].remove(element)
 
 
@@ -76,6 +78,7 @@ def parsed(text: str, origin: str) -> Element:
         UserError: it holds a DTD or entities.
     """
     try:
+        # A tag of a TIFF ends with NUL, and some programs begin it with a byte order mark.
         root: Element = fromstring(text.strip("\ufeff\0 \t\r\n"), forbid_dtd=True)
     except DefusedXmlException as error:
         raise UserError(f"{origin} {_forbidden(error)}") from None
@@ -114,7 +117,7 @@ def metaseries_plane(facts: Facts) -> PlaneMetadata:
     x, y = (number(facts.get(f"stage-position-{axis}")) for axis in "xy")
     return PlaneMetadata(
         channel_name=facts.get("_IllumSetting_", ""),
-        center_um=None if x is None or y is None else (y, x),
+        center_um=position(y, x),
         z_um=number(facts.get("z-position")),
         moment=moment(facts.get("acquisition-time-local")),
         exposure_s=duration(facts.get("Exposure Time")),
@@ -129,7 +132,7 @@ def metaseries_pixel(facts: Facts) -> tuple[float, float] | None:
         return None
     unit = facts.get("spatial-calibration-units", "")
     y, x = (micrometres(facts.get(f"spatial-calibration-{axis}"), unit) for axis in "yx")
-    return (y, x) if y and x else None
+    return edges(y, x)
 
 
 def gen5_facts(root: Element) -> dict[str, str]:
@@ -148,7 +151,7 @@ def gen5_plane(facts: Facts) -> PlaneMetadata:
     time = facts.get("Time", "").replace(" ", "")
     return PlaneMetadata(
         channel_name=_WAVELENGTHS.sub("", stitched["name"] if stitched else facts["Color"].strip()),
-        center_um=None if x is None or y is None else (-y, x),
+        center_um=position(y, x, up=True),
         z_um=_gen5_height(facts),
         moment=moment(f"20{date[3]}-{date[1]}-{date[2]} {time}") if date else "",
         seconds=None if elapsed is None else elapsed / 1e3,
