@@ -24,7 +24,7 @@ from hpc_isl.plates.plate import (
 from hpc_isl.plates.readers import export, tiff_metadata
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, left_out_by_name, list_folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata
 
 _NAME = re.compile(
     r"(?:.*/)?(?P<plate>[^/]+)_(?P<well>[A-P]\d\d)f(?P<field>\d+)(?P<kind>[do])(?P<channel>\d+)\.(?P<ending>C01|DIB|TIFF?)",

@@ -19,7 +19,7 @@ from hpc_isl.plates.readers import cellvoyager_index, export, fields
 from hpc_isl.plates.readers.cellvoyager_index import Facts, Record, Settings
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import IMAGES, Folder, list_folder, unnamed
-from hpc_isl.plates.readers.plane_metadata import number
+from hpc_isl.plates.readers.vendor_facts import number
 
 _SHADING = re.compile(r"(?:SC|DC)_.*", re.IGNORECASE)
 

@@ -14,9 +14,18 @@ from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Channel, color_of, well_name
-from hpc_isl.plates.readers import fields, xml
+from hpc_isl.plates.readers import fields
 from hpc_isl.plates.readers.folder import Folder, nearest_file
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, edges, moment, number, position, whole
+from hpc_isl.plates.readers.vendor_facts import (
+    PlaneMetadata,
+    edges,
+    local_name,
+    moment,
+    number,
+    position,
+    whole,
+    xml_elements,
+)
 
 _FILTER = re.compile(r"[A-Z]*(\d{3})\s*/\s*\d+")
 _COLOR = re.compile(r"#[0-9A-Fa-f]{2}([0-9A-Fa-f]{6})")
@@ -67,7 +76,7 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
     records: list[Record] = []
     errors: list[tuple[Facts, str]] = []
     # Records that are no images are errors of the instrument, for the report.
-    for _, element in xml.elements(path, {"MeasurementRecord"}):
+    for _, element in xml_elements(path, {"MeasurementRecord"}):
         facts = attributes(element)
         text = (element.text or "").strip()
         if facts.get("Type") == "IMG":
@@ -167,7 +176,7 @@ def read_settings(folder: Path) -> tuple[Settings, list[str]]:
         remarks.append("there is no .mrf file: pixel size and plate format are not known from it")
     else:
         tags = {"MeasurementDetail", "MeasurementSamplePlate", "MeasurementChannel"}
-        for tag, element in xml.elements(detail, tags):
+        for tag, element in xml_elements(detail, tags):
             if tag == "MeasurementChannel":
                 facts = attributes(element)
                 cameras[_channel(facts)] = facts
@@ -181,10 +190,12 @@ def read_settings(folder: Path) -> tuple[Settings, list[str]]:
     if setting is None:
         remarks.append(f"there is no .mes file{f' ({wanted})' if wanted else ''}: channels have no names")
     else:
-        for tag, element in xml.elements(setting, {"LightSource", "Channel"}):
+        for tag, element in xml_elements(setting, {"LightSource", "Channel"}):
             facts = attributes(element)
             if tag == "Channel":
-                sources = [child.text or "" for child in element if xml.local(child.tag) == "LightSourceName"]
+                sources = [
+                    child.text or "" for child in element if local_name(child.tag) == "LightSourceName"
+                ]
                 channels[_channel(facts)] = {**facts, "light": "\n".join(sources)}
             else:
                 wavelengths[facts.get("Name", "")] = number(facts.get("WaveLength"))
@@ -193,7 +204,7 @@ def read_settings(folder: Path) -> tuple[Settings, list[str]]:
 
 def attributes(element: Element) -> dict[str, str]:
     """Returns the attributes of an element without their namespace."""
-    return {xml.local(name): value.strip() for name, value in element.attrib.items()}
+    return {local_name(name): value.strip() for name, value in element.attrib.items()}
 
 
 def _file(folder: Path, suffix: str, wanted: str) -> Path | None:

@@ -23,9 +23,9 @@ from hpc_isl.plates.readers import (
     imagexpress_ai,
     pattern,
     scanr,
-    xml,
 )
 from hpc_isl.plates.readers.folder import Folder, list_folder
+from hpc_isl.plates.readers.vendor_facts import xml_elements
 from hpc_isl.recipes.plates import ConvertRecipe
 
 
@@ -219,7 +219,7 @@ def _companion(below: Folder) -> Iterator[str]:
     if not files:
         return
     try:
-        plates = any(xml.elements(below.root / files[0], {"Plate"}))
+        plates = any(xml_elements(below.root / files[0], {"Plate"}))
     except (UserError, OSError):
         plates = False
     if plates:

@@ -25,7 +25,7 @@ from hpc_isl.plates.plate import (
 from hpc_isl.plates.readers import fields, plane_checks
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.plane_checks import Kind, Size
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata
 
 Layout = tuple[tuple[str, ...], tuple[str, ...]]
 """Names of all rows and of all columns of a plate."""

@@ -1,7 +1,7 @@
 """Cytation and Lionheart: TIFFs that Gen5 exports, A1_02_1_1_DAPI_001.tif and its kin, to an `Export`."""
 
-# No export of Gen5 was at hand: names in three styles and the XML in each file (`xml.gen5_facts`) are only
-# read about, from public readers and published examples. Names place an image; channel, sizes, place,
+# No export of Gen5 was at hand: names in three styles and the XML in each file (`gen5_facts`) are only read
+# about, from public readers and published examples. Names place an image; channel, sizes, place,
 # height, time and exposure are those that the file states. A read step that takes a channel again is a
 # channel of its own.
 
@@ -27,8 +27,8 @@ from hpc_isl.plates.plate import (
 from hpc_isl.plates.readers import export, fields, tiff_metadata
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, left_out_by_name, list_folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, number
 
 _WELL = r"(?:.*/)?(?P<well>[A-Z]{1,2}\d{1,2})"
 _NAMES = (

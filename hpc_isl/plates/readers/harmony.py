@@ -25,13 +25,13 @@ from hpc_isl.plates.plate import (
     imaged,
     well_name,
 )
-from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks, xml
+from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks
 from hpc_isl.plates.readers.export import Layout
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 from hpc_isl.plates.readers.plane_checks import Size
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, position
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, child_texts, local_name, position, xml_elements
 
 # Below the index's folder: beside it; in archives; of exports with corrected images.
 _FOLDERS = ("", "Images/", "images/", "flex/")
@@ -280,9 +280,9 @@ def _assay_layout(path: Path) -> dict[str, dict[str, str]]:
     # Exports have the folder beside `Images`.
     beside = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
     for file in sorted((beside / "Assaylayout").glob("*.xml")):
-        for _, layer in xml.elements(file, {"Layer"}):
-            name = xml.texts(layer).get("Name") or "Layer"
-            wells = [xml.texts(child) for child in layer if xml.local(child.tag) == "Well"]
+        for _, layer in xml_elements(file, {"Layer"}):
+            name = child_texts(layer).get("Name") or "Layer"
+            wells = [child_texts(child) for child in layer if local_name(child.tag) == "Well"]
             for well in (well for well in wells if well.get("Value")):
                 row, column = (_place(well, *side, file) for side in (("Row", 32), ("Col", 48)))
                 rows[well_name(row, column)][name] = well["Value"]

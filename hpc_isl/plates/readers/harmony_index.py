@@ -20,8 +20,14 @@ import yaml
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey, well_name
-from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.plane_metadata import micrometres, seconds, whole
+from hpc_isl.plates.readers.vendor_facts import (
+    child_texts,
+    local_name,
+    micrometres,
+    seconds,
+    whole,
+    xml_elements,
+)
 
 NAMES = ("index.idx.xml", "index.xml", "index.ref.xml", "imageindex.columbusidx.xml")
 _ROOT = b"EvaluationInputData"
@@ -142,8 +148,8 @@ def _entries(folder: Path, names: Collection[str] = ()) -> list[Path]:
 
 def plate(path: Path) -> dict[str, str]:
     """Returns the facts about the plate alone, from the beginning of the index."""
-    for _, element in xml.elements(path, {"Plate"}):
-        return xml.texts(element)
+    for _, element in xml_elements(path, {"Plate"}):
+        return child_texts(element)
     return {}
 
 
@@ -160,7 +166,7 @@ def read(path: Path) -> Index:
     images: list[Image] = []
     odd: Counter[str] = Counter()
     # Wells repeat what the images say, at length: named so that they are dropped.
-    for name, element in xml.elements(path, {"InstrumentType", "Plate", "Well", "Entry", "Image"}):
+    for name, element in xml_elements(path, {"InstrumentType", "Plate", "Well", "Entry", "Image"}):
         if name == "Image" and "id" not in element.attrib:
             facts = _facts(element)
             image = _image(facts, path, odd)
@@ -177,7 +183,7 @@ def read(path: Path) -> Index:
         elif name == "Plate":
             if plate_facts:
                 raise UserError(f"{path} describes several plates; one plate per export is expected")
-            plate_facts = xml.texts(element)
+            plate_facts = child_texts(element)
         version = version or str(element.tag).partition("}")[0].rpartition("/")[2].strip("{")
     if not images:
         raise UserError(f"{path} names no images: a Harmony index with at least one is expected")
@@ -189,9 +195,9 @@ def read(path: Path) -> Index:
 
 def _facts(element: Element) -> dict[str, str]:
     """Returns the texts of the children and the page; numbers in m, nm (wavelengths) and s (times)."""
-    facts = xml.texts(element)
+    facts = child_texts(element)
     for child in element:
-        name, unit = xml.local(child.tag), child.get("Unit", "")
+        name, unit = local_name(child.tag), child.get("Unit", "")
         if name == "URL" and child.get("BufferNo"):  # Columbus: the page of a file with several planes
             facts["BufferNo"] = child.get("BufferNo", "")
         wanted = "nm" if name.endswith("Wavelength") else "s" if name in _TIMES else "m"

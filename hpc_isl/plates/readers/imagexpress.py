@@ -21,8 +21,8 @@ from hpc_isl.plates.readers import export, fields, tiff_metadata
 from hpc_isl.plates.readers.export import Described, Layout, stated_layout
 from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_file
 from hpc_isl.plates.readers.plane_checks import listed
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, number
 
 _GUID = r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}"
 _PATH = re.compile(

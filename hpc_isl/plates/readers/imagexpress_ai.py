@@ -21,7 +21,7 @@ from hpc_isl.plates.plate import Channel, Export, FieldKey, well_name
 from hpc_isl.plates.readers import export, fields
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder, unnamed
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, micrometres, number, position
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, micrometres, number, position
 
 _NEEDED = ("Row", "Column", "Field", "Wavelength", "Timepoint", "ZIndex", "ImageFileName")
 Row = Mapping[str, str]

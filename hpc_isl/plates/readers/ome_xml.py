@@ -12,10 +12,10 @@ from math import prod
 from pathlib import PurePosixPath
 from xml.etree.ElementTree import Element
 
-from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.plane_metadata import (
+from hpc_isl.plates.readers.vendor_facts import (
     PlaneMetadata,
     edges,
+    local_name,
     micrometres,
     moment,
     number,
@@ -75,7 +75,7 @@ def linked_file(root: Element) -> str:
 def images(root: Element) -> Iterator[OmeImage]:
     """Yields the images in order; what lacks sizes is no image."""
     for element in root:
-        if xml.local(element.tag) == "Image" and (parsed := image(element)):
+        if local_name(element.tag) == "Image" and (parsed := image(element)):
             yield parsed
 
 
@@ -85,7 +85,7 @@ def planes_in(image: OmeImage, file: str, root: Element) -> dict[int, PlaneMetad
     A file that was renamed is known by its UUID, or as the only one that the metadata speak of.
     """
     own = root.get("UUID", "")
-    alone = sum(xml.local(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
+    alone = sum(local_name(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
     pages: dict[int, PlaneMetadata] = {}
     for data in image.data:
         named = PurePosixPath(data.file.replace("\\", "/")).name
@@ -111,7 +111,7 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
         micrometres(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         for axis in "ZYX"
     )
-    channels = [child for child in pixels if xml.local(child.tag) == "Channel"]
+    channels = [child for child in pixels if local_name(child.tag) == "Channel"]
     names = tuple(channel.get("Name", "") for channel in channels)
     places = _places(sizes, order)
     date = _child(element, "AcquisitionDate")
@@ -156,7 +156,7 @@ def _stated(
 ) -> dict[PlaneIndex, PlaneMetadata]:
     """Returns what the `Plane` elements state; those of planes that do not exist are left out."""
     stated = {}
-    for element in (child for child in pixels if xml.local(child.tag) == "Plane"):
+    for element in (child for child in pixels if local_name(child.tag) == "Plane"):
         place = (_whole(element, "TheT"), _whole(element, "TheC"), _whole(element, "TheZ"))
         if place not in planes:
             continue
@@ -176,7 +176,7 @@ def _stated(
 def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:
     """Yields planes from a first one on, in the order of the file; without attributes all of them."""
     ranks = {place: rank for rank, place in enumerate(places)}
-    blocks = [child for child in pixels if xml.local(child.tag) == "TiffData"]
+    blocks = [child for child in pixels if local_name(child.tag) == "TiffData"]
     for block in blocks:
         first = ranks.get((_whole(block, "FirstT"), _whole(block, "FirstC"), _whole(block, "FirstZ")))
         if first is None:
@@ -195,7 +195,7 @@ def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:
 
 
 def _child(element: Element, name: str) -> Element | None:
-    return next((child for child in element if xml.local(child.tag) == name), None)
+    return next((child for child in element if local_name(child.tag) == name), None)
 
 
 def _whole(element: Element, name: str, default: int = 0) -> int:

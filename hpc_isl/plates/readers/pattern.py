@@ -17,8 +17,8 @@ from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, left_out_by_name, left_out_lines, list_folder
 from hpc_isl.plates.readers.pattern_names import IMAGES, Axes, Named, by_regex, by_table, matching
 from hpc_isl.plates.readers.plane_checks import Kind
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata
 from hpc_isl.recipes.plates import PatternRecipe
 
 

@@ -30,14 +30,21 @@ from hpc_isl.plates.planes import (
     named_file,
     stored_planes,
 )
-from hpc_isl.plates.readers import ome_xml, xml
-from hpc_isl.plates.readers.plane_metadata import (
+from hpc_isl.plates.readers import ome_xml
+from hpc_isl.plates.readers.vendor_facts import (
     MetadataError,
     PlaneMetadata,
     edges,
+    gen5_facts,
+    gen5_pixel,
+    gen5_plane,
+    metaseries_facts,
+    metaseries_pixel,
+    metaseries_plane,
     micrometres,
     moment,
     number,
+    parsed_xml,
     seconds,
 )
 
@@ -146,10 +153,10 @@ def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
     kind = next((kind for mark, kind in _XML.items() if mark in text[:2000]), "")
     try:
         if kind == "OME-XML":
-            return _ome(xml.parsed(text, f"{path}: its OME-XML"), head, path)
+            return _ome(parsed_xml(text, f"{path}: its OME-XML"), head, path)
         if kind:
             texts = [entry.page.description for entry in stored]
-            return _by_page([xml.parsed(text, f"{path}: its {kind} XML") for text in texts], head, kind)
+            return _by_page([parsed_xml(text, f"{path}: its {kind} XML") for text in texts], head, kind)
     except MetadataError as error:
         if head.pages > 1:  # nothing else would tell its planes apart
             raise
@@ -192,15 +199,15 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
 def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:
     """Returns the axes along which the pages' own channels, heights and times differ."""
     if kind == "MetaSeries":
-        facts = [xml.metaseries_facts(root) for root in roots]
+        facts = [metaseries_facts(root) for root in roots]
         planes, pixel_um = (
-            [xml.metaseries_plane(f) for f in facts],
-            xml.metaseries_pixel(facts[0]),
+            [metaseries_plane(f) for f in facts],
+            metaseries_pixel(facts[0]),
         )
     else:
-        facts = [xml.gen5_facts(root) for root in roots]
-        planes = [xml.gen5_plane(f) for f in facts]
-        pixel_um = xml.gen5_pixel(facts[0], head.shape)
+        facts = [gen5_facts(root) for root in roots]
+        planes = [gen5_plane(f) for f in facts]
+        pixel_um = gen5_pixel(facts[0], head.shape)
     names = list(dict.fromkeys(plane.channel_name for plane in planes))
     placed: dict[int, PlaneMetadata] = {}
     for channel, name in enumerate(names):
