@@ -23,7 +23,6 @@ from hpc_isl.plates.plate import (
     Problem,
     color_of,
     imaged,
-    well_name,
 )
 from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks
 from hpc_isl.plates.readers.export import Layout
@@ -31,7 +30,7 @@ from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 from hpc_isl.plates.readers.plane_checks import Size
-from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, child_texts, local_name, position, xml_elements
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, position
 
 # Below the index's folder: beside it; in archives; of exports with corrected images.
 _FOLDERS = ("", "Images/", "images/", "flex/")
@@ -140,7 +139,7 @@ def _export(path: Path, folder: Path) -> Export:
         files,
         (*problems, *failures),
         left_out,
-        _assay_layout(path),
+        harmony_index.assay_layout(path),
         (*odd, *remarks, *index.remarks, *unknown, *plane_checks.gaps(named, order.names)),
     )
 
@@ -272,29 +271,6 @@ def _details(index: Index, order: ChannelOrder) -> dict[str, Any]:
         "plate": {key: text for key, text in index.plate.items() if text},
         "channels": channels,
     }
-
-
-def _assay_layout(path: Path) -> dict[str, dict[str, str]]:
-    """Returns well -> layer -> value, from the Assaylayout folder beside the images, where there is one."""
-    rows: dict[str, dict[str, str]] = defaultdict(dict)
-    # Exports have the folder beside `Images`.
-    beside = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
-    for file in sorted((beside / "Assaylayout").glob("*.xml")):
-        for _, layer in xml_elements(file, {"Layer"}):
-            name = child_texts(layer).get("Name") or "Layer"
-            wells = [child_texts(child) for child in layer if local_name(child.tag) == "Well"]
-            for well in (well for well in wells if well.get("Value")):
-                row, column = (_place(well, *side, file) for side in (("Row", 32), ("Col", 48)))
-                rows[well_name(row, column)][name] = well["Value"]
-    return dict(rows)
-
-
-def _place(well: Mapping[str, str], name: str, last: int, file: Path) -> int:
-    """Returns a row or column, from 0."""
-    text = well.get(name, "")
-    if not text.isdecimal() or not 1 <= int(text) <= last:
-        raise UserError(f"{file}: a well's {name} is {text!r}; a number from 1 to {last} is expected")
-    return int(text) - 1
 
 
 # ---------------------------------------------------------------- files and fields

@@ -1,4 +1,4 @@
-"""Harmony's and Columbus' indices: where they lie, and what they state of plate, channels and each image."""
+"""Indices of Harmony and Columbus: where they lie, what they state of plate, channels, images; assay maps."""
 
 # Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix without. Only read about:
 # V4, V6, `Index.ref.xml`, and Columbus, whose `BufferNo` is the page of a file and whose colours are
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +255,29 @@ def number(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | No
 def _micrometres(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:
     metres = number(facts, name, odd)
     return None if metres is None else round(metres * 1e6, 4)  # to 0.1 nm, so that 5E-06 m is 5 µm
+
+
+def assay_layout(path: Path) -> dict[str, dict[str, str]]:
+    """Returns well -> layer -> value, from the Assaylayout folder beside the images, where there is one."""
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
+    # Exports have the folder beside `Images`.
+    beside = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
+    for file in sorted((beside / "Assaylayout").glob("*.xml")):
+        for _, layer in xml_elements(file, {"Layer"}):
+            name = child_texts(layer).get("Name") or "Layer"
+            wells = [child_texts(child) for child in layer if local_name(child.tag) == "Well"]
+            for well in (well for well in wells if well.get("Value")):
+                row, column = (_place(well, *side, file) for side in (("Row", 32), ("Col", 48)))
+                rows[well_name(row, column)][name] = well["Value"]
+    return dict(rows)
+
+
+def _place(well: Mapping[str, str], name: str, last: int, file: Path) -> int:
+    """Returns a row or column, from 0."""
+    text = well.get(name, "")
+    if not text.isdecimal() or not 1 <= int(text) <= last:
+        raise UserError(f"{file}: a well's {name} is {text!r}; a number from 1 to {last} is expected")
+    return int(text) - 1
 
 
 def flat_field(profile: str) -> dict[str, Any] | None:

@@ -49,28 +49,23 @@ def natural(text: str) -> tuple[list[tuple[str, int, str]], str]:
     return [(word, len(digits), digits) for word, digits in parts], text
 
 
-def by_regex(
-    folder: Folder, regex: str | Sequence[str], key: str = "pattern.regex"
-) -> tuple[list[Named], list[str]]:
+def by_regex(folder: Folder, regex: str | Sequence[str]) -> tuple[list[Named], list[str]]:
     """Returns the files whose whole path below the folder matches, in natural order, and the other images.
 
     Of several expressions the first that matches a file counts.
-
-    Args:
-        key: the recipe's key of the expression, for messages.
 
     Raises:
         UserError: an expression is none, has unknown groups, or none of those for the well; no file
             matches; a row or column is none; a link that matches leads out of the folder.
     """
-    expressions = [compiled(expression, key) for expression in _listed(regex)]
+    expressions = [compiled(expression, "pattern.regex") for expression in _listed(regex)]
     if len({"image" in expression.groupindex for expression in expressions}) > 1:
-        raise UserError(f"{key}: either all of its expressions have the group image, or none")
+        raise UserError("pattern.regex: either all of its expressions have the group image, or none")
     named, names = by_expression(folder, *expressions)
     if not named:
         shown = "; there are: " + ", ".join(map(repr, names[:3])) if names else "; the folder is empty"
         raise UserError(
-            f"{folder.root}: no file matches {key} {regex!r}, "
+            f"{folder.root}: no file matches pattern.regex {regex!r}, "
             f"which must match the whole path below that folder{shown}"
         )
     return named, [name for name in names if name.lower().endswith(IMAGES)]

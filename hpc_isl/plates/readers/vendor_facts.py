@@ -1,4 +1,4 @@
-"""Facts as vendors write them: quantities, XML without a DTD or an entity, and what is stated of one plane."""
+"""Facts as vendors write them: quantities, XML without DTD or entities, and what is stated of one plane."""
 
 from __future__ import annotations
 
