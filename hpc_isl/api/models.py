@@ -84,6 +84,7 @@ class Model:
             UserError: the plate lacks a source of the model, or its pixels are too large for it.
         """
         index, key, view = field._index, field._key, self._contract.view
+        # Else the zeros that are stored in place of its planes would be segmented.
         if time not in imaged_times(view, index, key):
             raise UserError(f"{field!r}: a source of the model was not imaged at time {time}")
         scale = scale_on(view, index, key)

@@ -14,7 +14,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.learning.data.fields import heights
 from hpc_isl.learning.data.pixels import REDUCE, choose_planes, project
 from hpc_isl.plates import metadata, store
-from hpc_isl.plates.plate import Channel, FieldKey, well_name, well_position
+from hpc_isl.plates.plate import Channel, FieldKey, normal_well
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -84,7 +84,7 @@ class Plate:
     def __getitem__(self, name: str) -> Field | tuple[Field, ...]:
         """Raises a `KeyError` that names the well or the field where the plate has none of that name."""
         well, slash, field = name.partition("/")
-        inside = [candidate for candidate in self if candidate.well == well_name(*well_position(well))]
+        inside = [candidate for candidate in self if candidate.well == normal_well(well)]
         if not slash and inside:
             return tuple(inside)
         for candidate in inside:
@@ -222,6 +222,7 @@ class Field:
             start = steps["translation"]["translation"][axis] if "translation" in steps else 0.0
             spatial[name] = start + steps["scale"]["scale"][axis] * np.arange(pixels.shape[axis])
         channels = [channel.name for channel in self.plate.channels]
+        # The plate's own steps are 1 where no size is known.
         unit = "µm" if self.plate.pixel_um else "pixel"
         return xr.DataArray(
             pixels, dims=tuple("tczyx"), coords={"c": channels, **spatial}, name=str(self._key),

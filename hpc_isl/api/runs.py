@@ -72,7 +72,7 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """Returns a row for each line of `metrics.jsonl`: step, loss, learning rate, scores."""
-        import pandas as pd
+        import pandas as pd  # here, because a script that opens a run may make no table
 
         return pd.DataFrame(list(self._run.metric_lines()))
 

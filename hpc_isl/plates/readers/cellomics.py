@@ -18,8 +18,7 @@ from hpc_isl.plates.plate import (
     LeftOut,
     color_of,
     layout,
-    well_name,
-    well_position,
+    normal_well,
 )
 from hpc_isl.plates.readers import export, tiff_metadata
 from hpc_isl.plates.readers.export import Described
@@ -54,7 +53,7 @@ def read(folder: Path) -> Export:
     planes = []
     for name, match in images.items():
         path = below.root / name
-        key = FieldKey(well_name(*well_position(match["well"])), str(int(match["field"])))
+        key = FieldKey(normal_well(match["well"]), str(int(match["field"])))
         stated = metadata[path].planes[0] if path in metadata else PlaneMetadata()
         planes.append(Described(key, path, 0, int(match["channel"]), 0, stated))
     numbers = sorted({plane.channel for plane in planes})
@@ -91,7 +90,7 @@ def _images(below: Folder, named: dict[str, re.Match[str]]) -> tuple[dict[str, r
             if name.lower().endswith(_IMAGES):
                 others.append(left_out_by_name(below.root, name, "unknown name"))
             continue
-        well = well_name(*well_position(match["well"]))
+        well = normal_well(match["well"])
         if match["kind"].lower() == "o":
             others.append(LeftOut(below.root / name, "overlay", well, f"o{match['channel']}"))
         # Exported beside its original, an image would be there twice.

@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import Channel, color_of, well_name
+from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, color_of, well_name
 from hpc_isl.plates.readers import fields
 from hpc_isl.plates.readers.folder import Folder, nearest_file
 from hpc_isl.plates.readers.vendor_facts import (
@@ -91,8 +91,10 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
 def _record(facts: Facts, name: str, path: Path) -> Record:
     origin = f"{path}: record of {name or '(no file)'}"
     row, column = whole(facts, "Row", origin), whole(facts, "Column", origin)
-    if not (1 <= row <= 32 and 1 <= column <= 48):
-        raise UserError(f"{origin}: row {row}, column {column}; at most 32 and 48 are expected")
+    if not (1 <= row <= MOST_ROWS and 1 <= column <= MOST_COLUMNS):
+        raise UserError(
+            f"{origin}: row {row}, column {column}; at most {MOST_ROWS} and {MOST_COLUMNS} are expected"
+        )
     x, y = number(facts.get("X")), number(facts.get("Y"))
     return Record(
         name=name,

@@ -179,7 +179,7 @@ def stated_layout(wells: set[str], rows: int, columns: int, origin: object) -> L
     Raises:
         UserError: a well lies outside the plate that is stated.
     """
-    if not (1 <= rows <= 32 and 1 <= columns <= 48):
+    if not (1 <= rows <= plates.MOST_ROWS and 1 <= columns <= plates.MOST_COLUMNS):
         return plates.layout(wells)
     for well in sorted(wells):
         row, column = well_position(well)

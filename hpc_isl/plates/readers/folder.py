@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import LeftOut, row_name
+from hpc_isl.plates.plate import MOST_ROWS, LeftOut, row_name
 
 IMAGES = (".tif", ".tiff", ".png")
 
@@ -143,7 +143,7 @@ def left_out_by_name(root: Path, name: str, kind: str) -> LeftOut:
     match, channel, well = _WELL.search(name), _CHANNEL.search(_GUID.sub("", name)), ""
     if match and match[1]:
         well = f"{match[1]}{int(match[2]):02d}"
-    elif match and 1 <= int(match[3]) <= 32:
+    elif match and 1 <= int(match[3]) <= MOST_ROWS:
         well = f"{row_name(int(match[3]) - 1)}{int(match[4]):02d}"
     return LeftOut(root / name, closer, well, next(filter(None, channel.groups())) if channel else "")
 

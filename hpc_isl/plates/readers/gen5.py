@@ -21,8 +21,7 @@ from hpc_isl.plates.plate import (
     LeftOut,
     Problem,
     layout,
-    well_name,
-    well_position,
+    normal_well,
 )
 from hpc_isl.plates.readers import export, fields, tiff_metadata
 from hpc_isl.plates.readers.export import Described
@@ -138,9 +137,9 @@ def _planes(
         path = below.root / name
         stated = metadata.get(path)
         field = str(abs(int(match["field"]))) + (f"ROI{match['roi']}" if match["roi"] else "")
-        key = FieldKey(well_name(*well_position(match["well"])), field)
+        key = FieldKey(normal_well(match["well"]), field)
         well = stated.facts.get("Well", "") if stated else ""
-        if re.fullmatch(r"A?[A-Z]\d{1,2}", well) and well_name(*well_position(well)) != key.well:
+        if re.fullmatch(r"A?[A-Z]\d{1,2}", well) and normal_well(well) != key.well:
             problems.append(Problem(key, f"{path.name} says that it is of well {well}", "misplaced"))
             continue
         processed = _PROCESSED.fullmatch(match["channel"])

@@ -12,6 +12,8 @@ from typing import Any
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import (
+    MOST_COLUMNS,
+    MOST_ROWS,
     TRANSMITTED,
     Channel,
     Export,
@@ -193,16 +195,18 @@ def _camera(
 def _layout(index: Index, path: Path) -> Layout:
     """Returns rows and columns as the index states them, or those of the smallest format for its wells."""
     rows, columns = (int(number(index.plate, name, Counter()) or 0) for name in ("PlateRows", "PlateColumns"))
-    if not (0 <= rows <= 32 and 0 <= columns <= 48):
+    if not (0 <= rows <= MOST_ROWS and 0 <= columns <= MOST_COLUMNS):
         raise UserError(
-            f"{path}: the plate has {rows} rows and {columns} columns; at most 32 and 48 are expected"
+            f"{path}: the plate has {rows} rows and {columns} columns; "
+            f"at most {MOST_ROWS} and {MOST_COLUMNS} are expected"
         )
     wells = {(image.row, image.column): image for image in index.images}
+    last_row, last_column = rows or MOST_ROWS, columns or MOST_COLUMNS
     for (row, column), image in wells.items():
-        if not (1 <= row <= (rows or 32) and 1 <= column <= (columns or 48)):
+        if not (1 <= row <= last_row and 1 <= column <= last_column):
             raise UserError(
                 f"{path}: image {image.id} is in row {row}, column {column}, but the plate has "
-                f"{rows or 32} rows and {columns or 48} columns"
+                f"{last_row} rows and {last_column} columns"
             )
     return export.stated_layout({image.key.well for image in wells.values()}, rows, columns, path)
 

@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import FieldKey, well_name
+from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, FieldKey, well_name
 from hpc_isl.plates.readers.vendor_facts import (
     child_texts,
     local_name,
@@ -267,7 +267,9 @@ def assay_layout(path: Path) -> dict[str, dict[str, str]]:
             name = child_texts(layer).get("Name") or "Layer"
             wells = [child_texts(child) for child in layer if local_name(child.tag) == "Well"]
             for well in (well for well in wells if well.get("Value")):
-                row, column = (_place(well, *side, file) for side in (("Row", 32), ("Col", 48)))
+                row, column = (
+                    _place(well, *side, file) for side in (("Row", MOST_ROWS), ("Col", MOST_COLUMNS))
+                )
                 rows[well_name(row, column)][name] = well["Value"]
     return dict(rows)
 

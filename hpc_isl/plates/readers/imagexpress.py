@@ -16,7 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import Channel, Export, FieldKey, LeftOut, Problem, layout, well_name, well_position
+from hpc_isl.plates.plate import (
+    MOST_COLUMNS,
+    MOST_ROWS,
+    Channel,
+    Export,
+    FieldKey,
+    LeftOut,
+    Problem,
+    layout,
+    normal_well,
+    well_name,
+    well_position,
+)
 from hpc_isl.plates.readers import export, fields, tiff_metadata
 from hpc_isl.plates.readers.export import Described, Layout, stated_layout
 from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_file
@@ -115,7 +127,7 @@ def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
             if PurePosixPath(name).suffix.lower() in _IMAGES:
                 left_out.append(LeftOut(path, "unknown name"))
             continue
-        well = well_name(*well_position(match["well"]))
+        well = normal_well(match["well"])
         wave, time, step = (int(match[part]) if match[part] else None for part in ("wave", "time", "step"))
         if match["thumb"]:
             left_out.append(LeftOut(path, "thumbnail", well, f"w{wave or 1}"))
@@ -139,7 +151,7 @@ def _where_they_say(
     problems: list[Problem] = []
     for file in files:
         label = _LABEL.match(metadata[file.path].planes[0].label) if file.path in metadata else None
-        place = (well_name(*well_position(label["well"])), label["site"]) if label else None
+        place = (normal_well(label["well"]), label["site"]) if label else None
         if label is None or place == (file.well, file.site):
             kept.append(file)
         else:
@@ -293,8 +305,11 @@ class Htd:
         rows, columns = self._whole("YWells"), self._whole("XWells")
         if not rows or not columns:
             return layout(set(wells))
-        if rows > 32 or columns > 48:
-            raise UserError(f"{self.path}: {rows} rows and {columns} columns; at most 32 and 48 are expected")
+        if rows > MOST_ROWS or columns > MOST_COLUMNS:
+            raise UserError(
+                f"{self.path}: {rows} rows and {columns} columns; at most {MOST_ROWS} and {MOST_COLUMNS} "
+                "are expected"
+            )
         return stated_layout(set(wells), rows, columns, self.path)
 
     def planned(

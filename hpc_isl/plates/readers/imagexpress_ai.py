@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import Channel, Export, FieldKey, well_name
+from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, Export, FieldKey, well_name
 from hpc_isl.plates.readers import export, fields
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder, unnamed
@@ -129,7 +129,7 @@ def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
                 raise UserError(
                     f"{table} line {reader.line_num}: {name} is {value!r}; a number from {least} is expected"
                 )
-        if int(row["Row"]) > 32 or int(row["Column"]) > 48:  # the largest format has 1536 wells
+        if int(row["Row"]) > MOST_ROWS or int(row["Column"]) > MOST_COLUMNS:
             raise UserError(
                 f"{table} line {reader.line_num}: row {row['Row']}, column {row['Column']} is no well"
             )

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.plates.plate import FORMATS, Channel, FieldKey, layout, row_name, well_name, well_position
+from hpc_isl.plates.plate import (
+    FORMATS,
+    MOST_COLUMNS,
+    MOST_ROWS,
+    Channel,
+    FieldKey,
+    layout,
+    row_name,
+    well_name,
+    well_position,
+)
 from hpc_isl.plates.readers.export import Layout
 from hpc_isl.plates.readers.folder import Folder
 from hpc_isl.recipes.plates import PatternRecipe
@@ -18,7 +28,6 @@ from hpc_isl.recipes.plates import PatternRecipe
 GROUPS = ("well", "row", "column", "image", "field", "channel", "plane", "time", "acquisition")
 IMAGES = (".tif", ".tiff", ".png", ".stk", ".c01", ".dib")
 COLUMNS = ("path", "well", "row", "column", "field", "channel", "plane", "time", "acquisition")
-_ROWS, _COLUMNS = max(FORMATS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,7 @@ def _with_well(texts: dict[str, str], origin: str) -> dict[str, str]:
     if "row" not in texts:
         return texts
     position = []
-    for part, most in (("row", _ROWS), ("column", _COLUMNS)):
+    for part, most in (("row", MOST_ROWS), ("column", MOST_COLUMNS)):
         text, index = texts.pop(part), -1
         if re.fullmatch(r"[0-9]{1,3}", text):
             index = int(text) - 1
