@@ -29,9 +29,9 @@ from scipy import ndimage  # noqa: E402
 
 from hpc_isl.learning.data.calibrate import view_of  # noqa: E402
 from hpc_isl.learning.data.pixels import Box, project  # noqa: E402
-from hpc_isl.learning.data.planes import Plane, counts  # noqa: E402
 from hpc_isl.learning.data.samples import Crops, crops_of  # noqa: E402
 from hpc_isl.learning.data.split import draw  # noqa: E402
+from hpc_isl.learning.data.view import Plane, counts  # noqa: E402
 from hpc_isl.learning.training.batches import batches  # noqa: E402
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout  # noqa: E402
 from hpc_isl.plates.statistics import measure  # noqa: E402

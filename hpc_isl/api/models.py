@@ -40,6 +40,7 @@ class Model:
         self.network, self._contract = load(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         contract = self._contract
+        # As it was scored, so that its scores hold for what it predicts here.
         how = contract.predict
         self._predictor = Predictor(
             self.network, device, as_scored(contract.precision, device), tile=how.tile, halo=how.halo,
@@ -83,10 +84,12 @@ class Model:
             UserError: the plate lacks a source of the model, or its pixels are too large for it.
         """
         index, key, view = field._index, field._key, self._contract.view
+        # Else the zeros that are stored in place of its planes would be segmented.
         if time not in imaged_times(view, index, key):
             raise UserError(f"{field!r}: a source of the model was not imaged at time {time}")
         scale = scale_on(view, index, key)
         shape = index.field(image_key(key, view.sources[0])).shape[-2:]
         prediction = to_full(self._predictor(read_sources(view, index, key, time, scale)), scale, shape)
+        # The rule's lengths are in pixels of the model's grid, the labels at full resolution.
         rule = rule_of(self._contract.task).finer(scale.to_level_0, index.plate.pixel_um)
         return decode(prediction, rule)[0]

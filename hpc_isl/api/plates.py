@@ -14,7 +14,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.learning.data.fields import heights
 from hpc_isl.learning.data.pixels import REDUCE, choose_planes, project
 from hpc_isl.plates import metadata, store
-from hpc_isl.plates.plate import Channel, FieldKey, well_name, well_position
+from hpc_isl.plates.plate import Channel, FieldKey, normal_well
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -84,17 +84,17 @@ class Plate:
     def __getitem__(self, name: str) -> Field | tuple[Field, ...]:
         """Raises a `KeyError` that names the well or the field where the plate has none of that name."""
         well, slash, field = name.partition("/")
-        inside = [one for one in self if one.well == well_name(*well_position(well))]
+        inside = [candidate for candidate in self if candidate.well == normal_well(well)]
         if not slash and inside:
             return tuple(inside)
-        for one in inside:
-            if one.name == field:
-                return one
+        for candidate in inside:
+            if candidate.name == field:
+                return candidate
         raise KeyError(f"{name}: {self.path} has no such {'field' if slash else 'well'}")
 
     def statistics(self) -> pd.DataFrame:
         """Returns a row for each plane that was imaged: counts at full resolution, and its focus score."""
-        import pandas as pd
+        import pandas as pd  # here, because a script that reads pixels need not wait for it
 
         channels = [channel.name for channel in self.channels]
         rows = [
@@ -171,7 +171,7 @@ class Field:
                 f"{self!r}: has levels 0 to {self.levels - 1} and times 0 to {self.shape[0] - 1}, "
                 f"not level {level} at time {time}"
             )
-        planes = self._planes(channel, plane, number, time)
+        planes = self._planes(channel, plane, number, time)  # one, unless they are projected or all wanted
         y0, x0, y1, x1 = box or (0, 0, None, None)
         stack = store.read_box(self.path, level, time, number, planes, slice(y0, y1), slice(x0, x1))
         if plane is None:
@@ -180,7 +180,8 @@ class Field:
 
     def _planes(self, channel: str, plane: int | str | None, number: int, time: int) -> list[int]:
         facts = self._index.statistics[self._key].planes
-        focus = {z: found.focus for (t, c, z), found in facts.items() if (t, c) == (time, number)}
+        # Only planes that were imaged have statistics: zeros stored in place of others are no counts.
+        focus = {z: fact.focus for (t, c, z), fact in facts.items() if (t, c) == (time, number)}
         if not focus:
             raise UserError(f"{self!r}: {channel} was not imaged at time {time}")
         if plane is None:
@@ -188,15 +189,15 @@ class Field:
         field = self._index.field(self._key)
         try:
             return list(choose_planes(plane, focus, heights(field, channel), self._index.plate.plane_um))
-        except UserError as mistake:
-            raise UserError(f"{self!r}, {channel}: {mistake}") from None
+        except UserError as error:
+            raise UserError(f"{self!r}, {channel}: {error}") from None
 
     def to_dask(self, level: int = 0) -> da.Array:
         """Returns all pixels of a level as a lazy array (t, c, z, y, x), in chunks as they are stored."""
         import dask.array as da
 
         array = da.from_zarr(str(self.path / str(level)))
-        return array[None] if array.ndim == 4 else array
+        return array[None] if array.ndim == 4 else array  # a single time is stored without the axis t
 
     def to_xarray(self, level: int = 0) -> xr.DataArray:
         """Returns `to_dask` with names of channels, and coordinates y and x in µm on the well.
@@ -216,10 +217,12 @@ class Field:
             change["type"]: change for change in multiscale["datasets"][level]["coordinateTransformations"]
         }
         spatial = {}
+        # The plate's own transformations, so that coordinates are those that other programs show.
         for axis, name in enumerate("yx", start=-2):
             start = steps["translation"]["translation"][axis] if "translation" in steps else 0.0
             spatial[name] = start + steps["scale"]["scale"][axis] * np.arange(pixels.shape[axis])
         channels = [channel.name for channel in self.plate.channels]
+        # The plate's own steps are 1 where no size is known.
         unit = "µm" if self.plate.pixel_um else "pixel"
         return xr.DataArray(
             pixels, dims=tuple("tczyx"), coords={"c": channels, **spatial}, name=str(self._key),

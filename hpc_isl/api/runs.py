@@ -23,6 +23,7 @@ def find_run(run: str | Path | Run) -> run_folder.Run:
     """
     if isinstance(run, Run):
         return run._run
+    # A folder is a run by its recipe; any other text is a name, even where a folder is called so.
     if (Path(run) / "recipe.yaml").is_file():
         return run_folder.Run(Path(run).absolute())
     return folders.find(str(run), *folders_of_runs())
@@ -62,7 +63,7 @@ class Run:
     @property
     def elements(self) -> tuple[Run, ...]:
         """The runs of a sweep or of a chain, in order."""
-        return tuple(Run(one.folder) for one in self._run.elements())
+        return tuple(Run(element.folder) for element in self._run.elements())
 
     @property
     def pictures(self) -> dict[str, Path]:
@@ -71,7 +72,7 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """Returns a row for each line of `metrics.jsonl`: step, loss, learning rate, scores."""
-        import pandas as pd
+        import pandas as pd  # here, because a script that opens a run may make no table
 
         return pd.DataFrame(list(self._run.metric_lines()))
 
@@ -86,7 +87,7 @@ class Run:
         path = self.folder / "scores.csv"
         if not path.is_file():
             raise UserError(f"{self!r} has no scores: it is of another stage, or not done")
-        return pd.read_csv(path, dtype={"field": str})
+        return pd.read_csv(path, dtype={"field": str})  # a field's name may be 007
 
 
 def read_table(run: str | Path | Run, per: str = "well") -> pd.DataFrame:
@@ -98,6 +99,6 @@ def read_table(run: str | Path | Run, per: str = "well") -> pd.DataFrame:
     Raises:
         UserError: the run is of another stage, or not done; no such `per`.
     """
-    from hpc_isl.stages.table.stage import data_frame
+    from hpc_isl.stages.table.stage import data_frame  # brings pandas
 
     return data_frame(find_run(run), per)

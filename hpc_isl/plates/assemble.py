@@ -96,7 +96,7 @@ def assemble(
         except UserError as error:
             problems.append(str(error))
             continue
-        if pixels is None:
+        if pixels is None:  # not before a plane was read, for a field of none needs no memory
             pixels = np.zeros(field.shape, dtype)
         pixels[file.place] = plane
         places.add(file.place)
@@ -163,6 +163,7 @@ def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> s
             facts = file.path.stat()
             size, modified = facts.st_size, facts.st_mtime_ns
         parts.append([file.path.name, size, modified, file.time, file.channel, file.plane, file.page])
+    # Keys are not sorted: a reader that states details in another order makes its plates convert anew.
     text = json.dumps([field_facts(field), parts, *settings], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -18,7 +18,7 @@ from hpc_isl import metadata_changes
 from hpc_isl.errors import UserError
 from hpc_isl.files import now
 from hpc_isl.metadata_changes import MetadataChange
-from hpc_isl.plates import index_table, metadata, metadata_journal
+from hpc_isl.plates import atomic_directory, index_table, metadata
 from hpc_isl.plates.index import Index, encoded, fingerprint_of, image_path, open_plate
 from hpc_isl.plates.plate import Field, Plate
 
@@ -98,17 +98,18 @@ def change_metadata(index: Index, new: Plate, user: str) -> Index:
     Raises:
         UserError: the plate is in use, or was changed since `index` was opened.
     """
-    with metadata_journal.unused(index.path):
+    with atomic_directory.unused(index.path):
+        # Opened again, now that nobody else can change it: the caller's index may be old.
         present = open_plate(index.path)
         if (present.fingerprint, present.plate) != (index.fingerprint, index.plate):
             raise UserError(f"{index.path}: was changed by another process just now; look at it again")
-        metadata_journal.replace_together(
+        atomic_directory.replace_together(
             index.path, list(_files(index, plate_of(index.plate, index.plate, new), user))
         )
     return open_plate(index.path)
 
 
-def _files(index: Index, new: Plate, user: str) -> Iterator[tuple[str, metadata_journal.Content]]:
+def _files(index: Index, new: Plate, user: str) -> Iterator[tuple[str, atomic_directory.Content]]:
     """Yields every file that changes, below the plate, and its new content."""
     images = {field.key: image_path(index.path, new, field.key) for field in new.fields}
     groups = [

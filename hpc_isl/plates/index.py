@@ -19,7 +19,7 @@ from hpc_isl import metadata_changes
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.metadata_changes import MetadataChange
-from hpc_isl.plates import index_table, metadata, metadata_journal
+from hpc_isl.plates import atomic_directory, index_table, metadata
 from hpc_isl.plates.plate import Field, FieldKey, Plate, Problem
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
 
@@ -143,13 +143,13 @@ def open_plate(path: Path) -> Index:
 
     A change of metadata that was interrupted is finished first.
     """
-    before = metadata_journal.version(path)
+    before = atomic_directory.version(path)
     ours = _plate_attributes(path)
     try:
         table = index_table.read_table(path)
     except (OSError, pa.ArrowException):
         return rebuild_index(path)
-    if metadata_journal.version(path) != before:  # the two files may be of different times
+    if atomic_directory.version(path) != before:  # the two files may be of different times
         return open_plate(path)
     return _index(path, ours, table)
 
@@ -175,7 +175,7 @@ def rebuild_index(path: Path) -> Index:
 def _plate_attributes(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise UserError(f"{path}: there is no such plate")
-    metadata_journal.finish_interrupted(path)
+    atomic_directory.finish_interrupted(path)
     if not (path / "zarr.json").exists():
         raise UserError(f"{path}: holds no zarr.json: no plate, or a conversion that is not finished")
     attributes = metadata.read_group(path)
@@ -188,7 +188,7 @@ def _plate_attributes(path: Path) -> dict[str, Any]:
 
 
 def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool:  # thousands of small files wait for the file system together
         attributes = pool.map(lambda key: metadata.read_group(image_path(path, plate, key)), keys)
         return [own["hpc_isl"] for own in attributes]
 

@@ -36,6 +36,7 @@ def row(field: Mapping[str, Any], levels: int, statistics: FieldStatistics, flag
         "levels": levels,
         "position_um": field["position_um"],
         "z_um": field["z_um"],
+        # As text: each vendor's details have other keys, and a column has one type.
         "details": json.dumps(field["details"]),
         "digest": statistics.digest,
         "flags": flags,
@@ -47,6 +48,7 @@ def row(field: Mapping[str, Any], levels: int, statistics: FieldStatistics, flag
 
 def encoded(rows: list[Row], fingerprint: str) -> bytes:
     """Returns the file's content."""
+    # Types are given, for rows alone tell none of a column whose lists are empty or whose values are unknown.
     numbers, floats, text = pa.list_(pa.int64()), pa.list_(pa.float64()), pa.string()
     histograms = sorted({name for row in rows for name in row if name.startswith("histogram_")})
     kinds = {

@@ -92,6 +92,7 @@ def write_group(
     parts = {"ome": ome, "hpc_isl": ours}
     attributes = {name: part for name, part in parts.items() if part is not None}
     content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    # NaN is no JSON: other programs would refuse the whole group.
     write_atomic(folder / "zarr.json", json.dumps(content, allow_nan=False), writer=writer)
 
 

@@ -17,12 +17,15 @@ FORMATS = {
     6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16, 24), 1536: (32, 48),
 }  # fmt: skip
 
+MOST_ROWS, MOST_COLUMNS = max(FORMATS.values())
+
 PlaneIndex = tuple[int, int, int]
 """A plane of a stored image: (time, channel, plane)."""
 
 
 # Names of channels that show no stain.
 TRANSMITTED = re.compile(r"bright-?field|phase|\bdic\b|transmi", re.IGNORECASE)
+# Wells on the plate -> from centre to centre.
 WELL_DISTANCE_UM = {6: 39120, 12: 26010, 24: 19300, 48: 13000, 96: 9000, 384: 4500, 1536: 2250}
 
 
@@ -174,7 +177,7 @@ class Plate:
         chosen: set[FieldKey] = set()
         for text in wanted:
             well, _, image = text.partition("/")
-            well = well_name(*well_position(well))
+            well = normal_well(well)
             inside = [field.key for field in self if field.key.well == well]
             keys = {key for key in inside if image in ("", key.image)}
             if not keys:
@@ -285,6 +288,11 @@ def well_position(well: str) -> tuple[int, int]:
     letters = match[1].upper()
     row = ascii_uppercase.index(letters[-1]) + (26 if len(letters) == 2 else 0)
     return row, int(match[2]) - 1
+
+
+def normal_well(well: str) -> str:
+    """Returns "B03" of "B03", "b3" and "B003"; raises a `UserError` for what is no well."""
+    return well_name(*well_position(well))
 
 
 def layout(wells: set[str], wells_on_plate: int | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -36,7 +36,7 @@ def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapp
             continue
         if len(values) > len(header):
             raise UserError(f"{path}, line {number}: {len(values)} values for {len(header)} columns")
-        entry = dict(zip(header, values, strict=False))
+        entry = dict(zip(header, values, strict=False))  # a line may lack cells at its end
         well = _well(entry.pop(key, ""), key, images, (rows, columns), f"{path}, line {number}")
         if well in result:
             raise UserError(f"{path}, line {number}: well {well} is given twice")
@@ -57,6 +57,7 @@ def _table(path: Path) -> list[list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"plate_map: {path} is no readable CSV file in UTF-8: {error}") from None
     first = text.split("\n", 1)[0]
+    # Excel writes semicolons where commas are decimal signs.
     separator = max(",;\t", key=first.count)
     table = list(csv.reader(text.splitlines(), delimiter=separator))
     if not table:
@@ -118,7 +119,7 @@ def _name_and_unit(column: str) -> tuple[str, str]:
     """Returns the name of a column without its unit, and the unit, or an empty one."""
     if bracketed := re.fullmatch(r"(.+?)\s*[(\[](.+)[)\]]", column):
         return bracketed[1], UNITS.get(bracketed[2], bracketed[2])
-    for unit in sorted(UNITS, key=len, reverse=True):
+    for unit in sorted(UNITS, key=len, reverse=True):  # the longest that fits is meant
         name = column.removesuffix(f"_{unit}").removesuffix(f" {unit}")
         if name and name != column:
             return name, UNITS[unit]

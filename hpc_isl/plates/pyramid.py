@@ -55,6 +55,7 @@ def write_coarser(
 ) -> None:
     """Writes levels 1, 2, … of labels whose level 0 exists, a shard at a time: memory holds four of them."""
     fine = first
+    # "stride" and not "mean": a mean of two labels would be a third object.
     for level in range(1, levels):
         view = ts.downsample(fine, _halved(fine.rank), "stride")
         coarse = create_level(folder, level, tuple(view.shape), fine.dtype.numpy_dtype, axes, codec)

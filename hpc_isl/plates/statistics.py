@@ -102,20 +102,6 @@ class Histogram:
         self._refuse_empty()
         return float(np.sqrt(np.average((self.centers - self.mean()) ** 2, weights=self.counts)))
 
-    def otsu(self) -> float:
-        """Returns Otsu's threshold (IEEE Trans. SMC 9, 1979): the greatest value of the darker class.
-
-        Over the bins as they are, so that wide bins above 256 counts cost at most 0.4 % of the value.
-        """
-        self._refuse_empty()
-        weight = np.cumsum(self.counts)[:-1].astype(float)
-        moment = np.cumsum(self.counts * self.centers)
-        rest = self.total - weight
-        with np.errstate(divide="ignore", invalid="ignore"):
-            gap = moment[:-1] / weight - (moment[-1] - moment[:-1]) / rest
-            between = np.where((weight > 0) & (rest > 0), weight * rest * gap**2, -1.0)
-        return float(self._span(int(np.argmax(between)))[1])
-
     def fraction_above(self, value: float) -> float:
         """Returns the share of pixels greater than `value`, interpolated within a bin of several values."""
         self._refuse_empty()
@@ -200,6 +186,7 @@ def repeated(pixels: NDArray[Any], places: Iterable[PlaneIndex]) -> int:
     count = 0
     for place in sorted(places):
         plane = pixels[place]
+        # Few pixels tell most planes apart; only where these are equal all are compared.
         similar = different.setdefault(plane[::16, ::16].tobytes(), [])
         if any(np.array_equal(plane, pixels[other]) for other in similar):
             count += 1

@@ -79,10 +79,11 @@ def write_field(
             f"{field.key}: {field.dtype} pixels of shape {field.shape} are expected (t, c, z, y, x), "
             f"not {pixels.dtype.name} {pixels.shape}"
         )
-    from hpc_isl.plates import ngff
+    from hpc_isl.plates import ngff  # here, because readers of plates need not wait for it
 
     count = count_levels(field.shape, levels)
     stored = pixels if field.shape[0] > 1 else pixels[0]
+    # Each level has a quarter of the pixels of the one before: all together 4/3 of the first.
     image, need = image_path(plate_path, plate, field.key), pixels.nbytes * 4 // 3
     with atomic_directory(image, need, overwrite) as folder:
         write_pyramid(folder, stored, metadata.axes(field), count, codec, "mean")

@@ -380,7 +380,7 @@ from hpc_isl.learning.data import samples
 from hpc_isl.learning.inference import predict
 from hpc_isl.learning.network import model
 from hpc_isl.learning.data.fields import field_view
-from hpc_isl.learning.data.flat_field import gain
+from hpc_isl.learning.data.pixels import gain
 from hpc_isl.plates.store import open_plate, read_box
 
 mlflow.set_tracking_uri({uri!r})
@@ -404,7 +404,7 @@ from hpc_isl.learning.data import samples
 from hpc_isl.learning.inference import predict
 from hpc_isl.learning.network import model
 from hpc_isl.learning.data.fields import field_view
-from hpc_isl.learning.data.planes import counts
+from hpc_isl.learning.data.view import counts
 from hpc_isl.plates.store import open_plate
 
 mlflow.set_tracking_uri({uri!r})

@@ -17,9 +17,8 @@ from hpc_isl.learning.data.calibrate import view_of
 from hpc_isl.learning.data.fields import FieldView
 from hpc_isl.learning.data.samples import Crops, crops_of
 from hpc_isl.learning.data.split import draw
+from hpc_isl.learning.training.batch_plan import loading_processes, micro_batches
 from hpc_isl.learning.training.batches import batches
-from hpc_isl.learning.training.forkserver import loading_processes
-from hpc_isl.learning.training.gradient_accumulation import micro_batches
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import SplitRecipe, TrainRecipe

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.calibrate import view_of
-from hpc_isl.learning.data.flat_field import gain
+from hpc_isl.learning.data.fields import foreground_threshold
+from hpc_isl.learning.data.pixels import gain
 from hpc_isl.learning.data.samples import read
 from hpc_isl.learning.data.split import draw
 from hpc_isl.learning.data.view import Role, View
 from hpc_isl.plates.plate import Channel, FieldKey
+from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, read_box
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import SplitRecipe
@@ -335,3 +338,14 @@ def test_several_plates_share_one_view(make_plate: MakePlate) -> None:
     assert view.targets == (Role("Hoechst", "max", None, view.targets[0].numbers),)
     assert view.targets[0].numbers == pytest.approx((low, high - low), rel=5e-3)
     assert view.pixel_um == 0.5
+
+
+def test_the_threshold_of_foreground_is_scikit_images_of_logarithms() -> None:
+    rng = np.random.default_rng(1)
+    dark, bright = rng.normal(60, 12, 9000), rng.normal(180, 15, 4000)
+    pixels = np.concatenate([dark, bright]).clip(0, 255).astype("uint8").reshape(1, 1, 1, 100, 130)
+    histogram = measure(pixels).histograms[0]
+    light = np.log(histogram.centers + histogram.percentile(50))
+    darker = np.searchsorted(light, threshold_otsu(hist=(histogram.counts, light)))
+    # Ours lies in the middle of the gap between the classes, scikit-image's at its lower end.
+    assert np.array_equal(pixels > foreground_threshold(histogram), pixels > histogram.centers[darker])

@@ -10,7 +10,7 @@ import tifffile
 from scipy import ndimage
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.data.flat_field import estimate, gain, vendor_profile
+from hpc_isl.learning.data.pixels import estimate, gain, vendor_profile
 from hpc_isl.seeds import stream
 
 # Of the Hoechst channel of an Opera Phenix.

@@ -16,8 +16,8 @@ from torch import nn
 from hpc_isl.errors import UserError
 from hpc_isl.learning.network.losses import loss_of
 from hpc_isl.learning.network.unet import build
+from hpc_isl.learning.training.batch_plan import check_micro_batches
 from hpc_isl.learning.training.checkpoint import Checkpoints
-from hpc_isl.learning.training.gradient_accumulation import check_micro_batches
 from hpc_isl.learning.training.loop import Hooks, Progress, train
 from hpc_isl.learning.training.optim import groups_of, optimizer_of, rate
 from hpc_isl.learning.training.world import World

@@ -17,7 +17,7 @@ from torch import nn
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.view import Foreground, Role, View
-from hpc_isl.learning.inference.predict import Predictor, footprint, predict
+from hpc_isl.learning.inference.predict import Predictor, footprint
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.unet import build
@@ -45,7 +45,7 @@ def field(y, x, seed=0):
 
 @pytest.mark.parametrize("shape", [(64, 96), (50, 70), (20, 33), (3, 64)])
 def test_a_prediction_has_the_size_of_its_field(shape):
-    found = predict(Small(), field(*shape))
+    found = Predictor(Small())(field(*shape))
     assert found.shape == (1, *shape)
     assert found.flags.c_contiguous
 
@@ -54,7 +54,7 @@ def test_a_field_of_whole_strides_is_not_padded():
     sources, network = field(64, 96), Small()
     with torch.no_grad():
         expected = network(torch.from_numpy(sources)[None])[0]
-    np.testing.assert_allclose(predict(network, sources), expected, atol=1e-6)
+    np.testing.assert_allclose(Predictor(network)(sources), expected, atol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
@@ -67,13 +67,13 @@ def test_a_field_of_whole_strides_is_not_padded():
 def test_tiles_with_halo_enough_give_the_whole_field(y, x, tile, seed):
     sources, network = field(y, x, seed), Small()
     np.testing.assert_allclose(
-        predict(network, sources, tile=tile, halo=32), predict(network, sources), atol=2e-6
+        Predictor(network, tile=tile, halo=32)(sources), Predictor(network)(sources), atol=2e-6
     )
 
 
 def test_tiles_without_halo_differ_so_the_test_above_can_fail():
     sources, network = field(128, 128), Small()
-    difference = np.abs(predict(network, sources, tile=32) - predict(network, sources))
+    difference = np.abs(Predictor(network, tile=32)(sources) - Predictor(network)(sources))
     assert difference.max() > 1e-2
 
 
@@ -82,15 +82,15 @@ def test_tiles_without_halo_differ_so_the_test_above_can_fail():
 )
 def test_a_grid_off_the_stride_is_refused(tile, halo, key):
     with pytest.raises(UserError, match=f"{key}: a multiple of 32"):
-        predict(Small(), field(64, 64), tile=tile, halo=halo)
+        Predictor(Small(), tile=tile, halo=halo)(field(64, 64))
 
 
 def test_a_network_with_statistics_of_the_image_warns_when_tiled():
     network = nn.Sequential(nn.InstanceNorm2d(2), nn.Conv2d(2, 1, 1))
     with pytest.warns(UserWarning, match="predict.tile=null"):
-        predict(network, field(64, 64), tile=32)
-    predict(network, field(64, 64))
-    predict(network, field(64, 64), tile=64)
+        Predictor(network, tile=32)(field(64, 64))
+    Predictor(network)(field(64, 64))
+    Predictor(network, tile=64)(field(64, 64))
 
 
 def test_an_error_about_a_gpu_too_small_for_a_field_suggests_tiles():
@@ -99,16 +99,16 @@ def test_an_error_about_a_gpu_too_small_for_a_field_suggests_tiles():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(UserError, match=r"too little memory for 64 × 96 pixels at once.*predict.tile"):
-        predict(Large(), field(64, 96))
+        Predictor(Large())(field(64, 96))
     with pytest.raises(UserError, match=r"too little memory for 3 × 96 × 96 pixels.*predict.batch=1"):
         Predictor(Large(), tile=32, halo=32, batch=3)(field(200, 200))
 
 
 def test_bf16_is_near_fp32_and_comes_back_as_float32():
     sources, network = field(64, 64), Small()
-    found = predict(network, sources, dtype=torch.bfloat16)
+    found = Predictor(network, dtype=torch.bfloat16)(sources)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, predict(network, sources), atol=0.05)
+    np.testing.assert_allclose(found, Predictor(network)(sources), atol=0.05)
 
 
 # ---------------------------------------------------------------- the grid
@@ -159,7 +159,7 @@ def test_all_passes_over_tiles_are_alike(batch, passes):
     network, sources = Watched(), field(200, 161)
     found = Predictor(network, tile=64, halo=32, batch=batch)(sources)
     assert network.shapes == [(min(batch, 12), 2, 128, 128)] * passes
-    np.testing.assert_allclose(found, predict(Small(), sources), atol=2e-6)
+    np.testing.assert_allclose(found, Predictor(Small())(sources), atol=2e-6)
 
 
 def test_tiles_that_would_all_read_the_whole_field_are_one():
@@ -183,7 +183,7 @@ def test_blended_are_the_tiles_by_their_weights(y, x, tile, halo, batch):
     padded = np.pad(sources, ((0, 0), (0, -y % 32), (0, -x % 32)), mode="reflect")
     for each in tiles((y, x), tile, halo, 32):
         part = np.zeros(padded.shape[1:])
-        part[each.read] = predict(network, padded[:, *each.read])[0]
+        part[each.read] = Predictor(network)(padded[:, *each.read])[0]
         far = [
             np.maximum(np.maximum(own.start - np.arange(n), np.arange(n) - own.stop + 1), 0)
             for own, n in zip(each.own, (y, x), strict=True)
@@ -271,7 +271,7 @@ def test_repeated_runs_give_the_same_bits_with_one_number_of_threads(network):
 def test_a_compiled_network_predicts_the_same():
     sources, network = field(64, 96), Small()
     found = Predictor(network, compiled=True)(sources)
-    np.testing.assert_allclose(found, predict(network, sources), atol=2e-6)
+    np.testing.assert_allclose(found, Predictor(network)(sources), atol=2e-6)
 
 
 # ---------------------------------------------------------------- memory
@@ -343,7 +343,7 @@ def test_a_model_is_read_back_as_it_was_written(network, tmp_path):
     found, about = model.load(tmp_path / "model")
     assert about == contract(weights=about.weights)
     sources = field(64, 64)
-    np.testing.assert_array_equal(predict(found, sources), predict(network, sources))
+    np.testing.assert_array_equal(Predictor(found)(sources), Predictor(network)(sources))
 
 
 def test_a_contract_describes_its_training_images_and_older_ones_do_not():

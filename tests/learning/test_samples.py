@@ -9,10 +9,9 @@ import pytest
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.calibrate import view_of
-from hpc_isl.learning.data.planes import counts
 from hpc_isl.learning.data.samples import Crops, crops_of, read
 from hpc_isl.learning.data.split import draw
-from hpc_isl.learning.data.view import Foreground, Role, View
+from hpc_isl.learning.data.view import Foreground, Role, View, counts
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.pretrain import PretrainRecipe

@@ -21,7 +21,7 @@ from eventually import eventually
 from hpc_isl.errors import UserError
 from hpc_isl.files import among_readers
 from hpc_isl.metadata_changes import changes_of, metadata_changed
-from hpc_isl.plates import change_metadata, index_table, metadata_journal
+from hpc_isl.plates import atomic_directory, change_metadata, index_table
 from hpc_isl.plates.plate import Channel, FieldKey, Plate
 from hpc_isl.plates.store import annotation, open_plate, read_labels, rebuild_index, write_labels
 
@@ -61,7 +61,7 @@ def contents(plate: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         str(p.relative_to(plate)): p.read_bytes() for p in plate.rglob("*") if p.is_file()
     }
-    for name in (metadata_journal.LOCK, metadata_journal.UNFINISHED):
+    for name in (atomic_directory.LOCK, atomic_directory.UNFINISHED):
         found.pop(name, None)
     own = json.loads(found["zarr.json"])
     for one in own["attributes"]["hpc_isl"].get("changes", []):
@@ -209,7 +209,7 @@ def test_labels_without_a_position_prevent_the_change(wrong: Any) -> None:
 def test_a_plate_that_is_used_is_not_changed(wrong: Any) -> None:
     before = contents(wrong.path)
     with (
-        among_readers(wrong.path / metadata_journal.LOCK),
+        among_readers(wrong.path / atomic_directory.LOCK),
         pytest.raises(UserError, match="a run uses it just now"),
     ):
         change_metadata.change_metadata(wrong, mended(wrong.plate), "me")
@@ -313,6 +313,6 @@ def test_a_full_disk_leaves_the_plate_as_it_was(wrong: Any, tmp_path: Path) -> N
     def fails() -> bytes:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match="the disk is full"), metadata_journal.unused(wrong.path):
-        metadata_journal.replace_together(wrong.path, [("zarr.json", lambda: b"{}"), ("B/zarr.json", fails)])
+    with pytest.raises(UserError, match="the disk is full"), atomic_directory.unused(wrong.path):
+        atomic_directory.replace_together(wrong.path, [("zarr.json", lambda: b"{}"), ("B/zarr.json", fails)])
     assert contents(wrong.path) == before

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
-from skimage.filters import threshold_otsu
 
 from hpc_isl.plates.statistics import Histogram, digest, edges, from_dict, measure, to_dict
 
@@ -90,13 +89,6 @@ def test_a_percentile_lies_in_the_bins_around_numpys(values: list[int], q: float
     result = measure(pixels).histograms[0].percentile(q)
     below, above = (np.percentile(values, q, method=method) for method in ("lower", "higher"))
     assert below * (1 - 1 / 128) <= result <= above * (1 + 1 / 128)
-
-
-def test_otsus_threshold_is_scikit_images() -> None:
-    rng = np.random.default_rng(1)
-    dark, bright = rng.normal(60, 12, 9000), rng.normal(180, 15, 4000)
-    pixels = np.concatenate([dark, bright]).clip(0, 255).astype("uint8").reshape(1, 1, 1, 100, 130)
-    assert measure(pixels).histograms[0].otsu() == threshold_otsu(pixels)
 
 
 def test_histograms_of_parts_merge_to_that_of_the_whole() -> None:

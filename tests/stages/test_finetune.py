@@ -25,7 +25,7 @@ from skimage.segmentation import clear_border
 from hpc_isl.cluster.submit.planning import differences
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.samples import read
-from hpc_isl.learning.inference.predict import predict
+from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import CONTRACT, read_contract
 from hpc_isl.objects.matching import object_scores
@@ -159,7 +159,7 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
             assert count(ours) == int(row["predicted"])
             assert object_scores(ours, truth)["mAP"] == pytest.approx(float(row["mAP"]), abs=1e-5)
             sources, _ = read(contract.view, index, key)
-            assert np.array_equal(decode(predict(network, sources), rule_of(contract.task))[0], ours)
+            assert np.array_equal(decode(Predictor(network)(sources), rule_of(contract.task))[0], ours)
 
 
 def smallest(index, boxes):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.samples import read
-from hpc_isl.learning.inference.predict import predict
+from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.objects.scores import pcc
 from hpc_isl.plates.plate import FieldKey
@@ -158,7 +158,7 @@ def test_scores_have_a_row_per_test_field_with_the_plate_maps_columns(done):
 def test_the_model_alone_repeats_its_scores(done, plate):
     network, contract = model.load(done.model)
     sources, targets = read(contract.view, plate, FieldKey("B04", "1"))
-    assert pcc(predict(network, sources)[0], targets[0]) == pytest.approx(
+    assert pcc(Predictor(network)(sources)[0], targets[0]) == pytest.approx(
         float(rows(done)[0]["pcc"]), abs=1e-4
     )
 

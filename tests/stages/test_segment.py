@@ -22,7 +22,7 @@ from hpc_isl.cluster.submit.planning import plans
 from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.files import read_json
 from hpc_isl.learning.data.samples import read
-from hpc_isl.learning.inference.predict import predict
+from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.model import load as load_model
 from hpc_isl.objects.draft_labels import drop_small
 from hpc_isl.objects.watershed import reference
@@ -126,7 +126,7 @@ def test_labels_are_the_flood_of_what_the_network_says_of_whole_fields(lab, tmp_
     index = open_plate(tmp_path / "S1.zarr")
     network, contract = load_model(lab / "runs" / "finetune" / "cells" / "model")
     for field in index.plate.fields:
-        distance, logit = predict(network, read(contract.view, index, field.key)[0])
+        distance, logit = Predictor(network)(read(contract.view, index, field.key)[0])
         objects = reference(distance, logit > 0, contract.task.h_maxima)
         expected, _ = drop_small(objects, contract.task.min_area)
         found = read_labels(index.image(field.key), "found")
@@ -140,7 +140,7 @@ def test_nuclei_are_the_components_of_the_mask(lab, tmp_path):
     index = open_plate(tmp_path / "S1.zarr")
     network, contract = load_model(lab / "runs" / "finetune" / "nuclei" / "model")
     key = index.plate.fields[0].key
-    mask = predict(network, read(contract.view, index, key)[0])[0] > 0
+    mask = Predictor(network)(read(contract.view, index, key)[0])[0] > 0
     np.testing.assert_array_equal(read_labels(index.image(key), "found") > 0, mask)
 
 
@@ -267,7 +267,7 @@ def test_what_the_network_says_is_kept_as_a_plate(lab, tmp_path):
     key = kept.plate.fields[0].key
     index = open_plate(tmp_path / "S1.zarr")
     network, contract = load_model(lab / "runs" / "finetune" / "cells" / "model")
-    expected = predict(network, read(contract.view, index, key)[0])
+    expected = Predictor(network)(read(contract.view, index, key)[0])
     whole = slice(None)
     found = [read_box(kept.image(key), 0, 0, channel, [0], whole, whole)[0] for channel in (0, 1)]
     np.testing.assert_array_equal(np.stack(found), expected)

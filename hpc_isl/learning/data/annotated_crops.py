@@ -15,8 +15,8 @@ from skimage.segmentation import clear_border
 from hpc_isl.learning.data.augment import resize, shade, turn, zoom
 from hpc_isl.learning.data.fields import FieldView
 from hpc_isl.learning.data.pixels import Box, Pixels, pad
-from hpc_isl.learning.data.planes import stack
 from hpc_isl.learning.data.samples import REDRAWS, drawn
+from hpc_isl.learning.data.view import stack
 from hpc_isl.plates.store import read_label_box
 from hpc_isl.recipes.training import AugmentRecipe
 from hpc_isl.seeds import stream

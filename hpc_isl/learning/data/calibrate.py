@@ -20,11 +20,9 @@ from hpc_isl.learning.data.fields import (
     image_key,
     imaged_times,
 )
-from hpc_isl.learning.data.flat_field import Profile, estimate
-from hpc_isl.learning.data.pixels import numbers
-from hpc_isl.learning.data.planes import counts, measured_pixels, smallest
+from hpc_isl.learning.data.pixels import Profile, estimate, numbers
 from hpc_isl.learning.data.split import Split
-from hpc_isl.learning.data.view import Foreground, Role, View
+from hpc_isl.learning.data.view import Foreground, Role, View, counts, measured_pixels, smallest
 from hpc_isl.plates.statistics import Histogram
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.training import DataRecipe, ForegroundRecipe, PlaneRecipe

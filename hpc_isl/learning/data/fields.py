@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.data.flat_field import vendor_profile
-from hpc_isl.learning.data.pixels import REDUCE, choose_planes, numbers
-from hpc_isl.learning.data.planes import Numbers, Plane, halved_shape
+from hpc_isl.learning.data.pixels import REDUCE, choose_planes, numbers, vendor_profile
 from hpc_isl.learning.data.split import Split
-from hpc_isl.learning.data.view import Role, View
+from hpc_isl.learning.data.view import Numbers, Plane, Role, View, halved_shape
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.statistics import Histogram, PlaneStatistics
 from hpc_isl.plates.store import Index

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.learning.data.fields import field_view, image_key, level_on
 from hpc_isl.learning.data.pixels import Box, Pixels
-from hpc_isl.learning.data.planes import stack
-from hpc_isl.learning.data.view import Role, View
+from hpc_isl.learning.data.view import Role, View, stack
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 

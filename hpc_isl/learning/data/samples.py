@@ -1,10 +1,10 @@
-"""From plates to samples: whole fields and random crops, read by one and the same code."""
+"""From plates to samples: whole fields and random crops, read by one and the same code; permuted controls."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -20,11 +20,9 @@ from hpc_isl.learning.data.fields import (
     image_key,
     training_view,
 )
-from hpc_isl.learning.data.permuted_control import LISTED, permuted
 from hpc_isl.learning.data.pixels import Box, Pixels, pad
-from hpc_isl.learning.data.planes import counts, smallest, stack
 from hpc_isl.learning.data.split import Split
-from hpc_isl.learning.data.view import Foreground, View
+from hpc_isl.learning.data.view import Foreground, View, counts, smallest, stack
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.training import AugmentRecipe, TrainRecipe
@@ -260,3 +258,46 @@ def _messages(
             f"{len(dropped)} of {len(kept) + len(dropped)} training fields are left out, for no crop has "
             f"{_foreground_text(wanted)}: {names}"
         )
+
+
+LISTED = 10
+
+
+def permuted(fields: Sequence[FieldView], seed: int) -> tuple[list[FieldView], tuple[str, ...]]:
+    """Returns the fields with the targets of others, in their own order, and messages for the user.
+
+    Only fields of equal size, time and acquisition are exchanged: a field never learns its own stain,
+    even at another time. A field that no other matches is left out.
+
+    Raises:
+        UserError: no two fields could be exchanged.
+    """
+    # By time too: a field must not learn its own stain at another time.
+    groups = defaultdict(list)
+    for number, field in enumerate(fields):
+        groups[field.shape, field.time, field.key.acquisition].append(number)
+    others: dict[int, int] = {}
+    for place, group in enumerate(groups.values()):
+        # Each field takes the targets of the next one on a random ring, so that none takes its own.
+        ring = [int(number) for number in stream(seed, "control", place).permutation(group)]
+        if len(ring) > 1:
+            others.update(zip(ring, ring[1:] + ring[:1], strict=True))
+    if not others:
+        raise UserError(
+            "control=permuted: no two training fields have one size; fields whose stains can be exchanged "
+            "are needed, or control=none"
+        )
+    kept = []
+    for number, other in sorted(others.items()):
+        target = fields[other]
+        # A crop's foreground is judged on the stain that it is to show.
+        stain = {name: getattr(target, name) for name in ("targets", "foreground", "threshold")}
+        kept.append(replace(fields[number], **stain))
+    messages = [f"control=permuted: each of {len(kept)} training fields learns the stain of another one"]
+    if alone := [field for number, field in enumerate(fields) if number not in others]:
+        named = ", ".join(f"{field.plate} {field.key}" for field in alone[:LISTED])
+        messages.append(
+            f"{len(alone)} training fields are left out of the control, for no other has their size: {named}"
+            + (", …" * (len(alone) > LISTED))
+        )
+    return kept, tuple(messages)

@@ -1,14 +1,36 @@
-"""The view: what turns a plate's stored pixels into what a network sees; part of the model's contract."""
+"""What turns a plate's stored pixels into what a network sees.
+
+The view says so for any plate, as part of the model's contract; a `Plane` is one plane on disk, of which a
+box is read, corrected and normalised here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from hpc_isl.learning.data.flat_field import Profile
-from hpc_isl.learning.data.planes import Numbers
+import numpy as np
+
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.pixels import (
+    Box,
+    Pixels,
+    Profile,
+    gain,
+    grown,
+    normalise,
+    numbers,
+    project,
+    subtract_box_mean,
+)
+from hpc_isl.plates.store import read_box
 from hpc_isl.recipes.training import NormalizeRecipe
+
+MEASURED_EDGE = 1024
+Numbers = tuple[float, float]
+"""Offset and scale: pixels become (x - offset) / scale."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +100,114 @@ class View:
             "foreground": foreground and Foreground(**{**foreground, "role": role(foreground["role"])}),
         }
         return cls(**{**content, **own})
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane on disk, and how its pixels are corrected and normalised.
+
+    Attributes:
+        name: plate, field and channel, for messages.
+        shape: (y, x) at `level`.
+        depth: number of levels of the image.
+        planes, projection: z positions read, and how they become one (max, mean, min; "" for one plane).
+        profile: flat-field profile by which pixels are divided, or None.
+        local_px: edge of the box mean that is subtracted, in pixels of `level`; 0: none.
+        kind, low, high: of normalisation, as in NormalizeRecipe.
+        numbers: of normalisation; None: measured on this plane after its corrections.
+    """
+
+    name: str
+    image: Path
+    level: int
+    depth: int
+    shape: tuple[int, int]
+    time: int
+    channel: int
+    planes: tuple[int, ...]
+    projection: str = ""
+    profile: Profile | None = None
+    local_px: int = 0
+    kind: str = "none"
+    low: float = 1.0
+    high: float = 99.0
+    clip: float | None = None
+    numbers: Numbers | None = None
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Everything that determines the stored counts."""
+        return self.image, self.level, self.time, self.channel, self.planes, self.projection
+
+    @property
+    def whole(self) -> Box:
+        return slice(0, self.shape[0]), slice(0, self.shape[1])
+
+
+def counts(plane: Plane, box: Box) -> Pixels:
+    """Returns the stored pixels of a box, projected: (y, x), in counts."""
+    try:
+        stack = read_box(plane.image, plane.level, plane.time, plane.channel, list(plane.planes), *box)
+    except UserError as error:
+        raise UserError(f"{plane.name}: {error}") from None
+    return project(stack, plane.projection)
+
+
+def corrected(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
+    """Returns counts over the flat-field profile, minus the box mean, of a box (y, x).
+
+    Args:
+        stored: `counts` of the same box, if they were read already.
+    """
+    # A margin, so that the box mean in a crop equals that in the whole plane.
+    read, cut = grown(box, plane.local_px // 2 + 1, plane.shape) if plane.local_px else (box, ())
+    # Counts that were read already lack the margin of a box mean.
+    pixels = counts(plane, read) if stored is None or plane.local_px else stored
+    if plane.profile is not None:
+        pixels = pixels / gain(plane.profile, plane.shape, read)
+    return subtract_box_mean(pixels, plane.local_px)[cut] if plane.local_px else pixels
+
+
+def normalised(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
+    """Returns what the network sees of a box of a plane: (y, x) float32."""
+    offset, scale = plane.numbers or measured(plane)
+    return normalise(corrected(plane, box, stored), offset, scale, plane.clip)
+
+
+# Crops of a plane are read again and again; its numbers are measured once.
+_MEASURED: dict[tuple[object, ...], Numbers] = {}
+
+
+def measured(plane: Plane) -> Numbers:
+    """Returns offset and scale of the corrected plane; computed once per process.
+
+    They come from the first level, not finer than the plane's own, whose longer edge is at most 1024 pixels.
+    """
+    key = (*plane.place, repr(plane.profile), plane.local_px, plane.kind, plane.low, plane.high)
+    if key not in _MEASURED:
+        _MEASURED[key] = numbers(plane.kind, measured_pixels(plane), plane.low, plane.high)
+    return _MEASURED[key]
+
+
+def measured_pixels(plane: Plane) -> Pixels:
+    """Returns the corrected whole plane at the level on which it is measured."""
+    small = smallest(plane, MEASURED_EDGE)
+    return corrected(small, small.whole)
+
+
+def smallest(plane: Plane, enough: int = 0) -> Plane:
+    """Returns the plane at the first level whose longer edge is at most `enough`, or at the last level."""
+    while plane.level + 1 < plane.depth and max(plane.shape) > enough:
+        # The box mean covers the same area on a pixel of twice the edge.
+        edge = -(-plane.local_px // 2)
+        plane = replace(plane, level=plane.level + 1, shape=halved_shape(plane.shape), local_px=edge)
+    return plane
+
+
+def halved_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    return -(-shape[0] // 2), -(-shape[1] // 2)
+
+
+def stack(planes: tuple[Plane, ...], box: Box, stored: Mapping[tuple[object, ...], Pixels] = {}) -> Pixels:
+    """Returns the planes of one field as (c, y, x); `stored` counts, by place, are not read again."""
+    return np.stack([normalised(plane, box, stored.get(plane.place)) for plane in planes])

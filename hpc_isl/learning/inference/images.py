@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.data.flat_field import gain
-from hpc_isl.learning.data.pixels import Pixels, normalise, numbers, subtract_box_mean
+from hpc_isl.learning.data.pixels import Pixels, gain, normalise, numbers, subtract_box_mean
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.contract import Contract
 
@@ -32,7 +31,7 @@ def predict_images(predictor: Predictor, contract: Contract, images: NDArray[Any
 
 def _prediction(predictor: Predictor, contract: Contract, image: Pixels) -> Pixels:
     prediction = predictor(np.stack([_normalised(contract, n, plane) for n, plane in enumerate(image)]))
-    if contract.task:
+    if contract.task:  # distances and logits, which are no counts
         return prediction
     scales = [role.numbers or (0.0, 1.0) for role in contract.view.targets]
     offset, scale = (np.array(values, np.float32)[:, None, None] for values in zip(*scales, strict=True))
@@ -48,4 +47,5 @@ def _normalised(contract: Contract, number: int, plane: Pixels) -> Pixels:
         plane = plane / gain(view.profiles[role.channel], (plane.shape[0], plane.shape[1]), everything)
     if rule.local_px:
         plane = subtract_box_mean(plane, rule.local_px)
+    # The recipe's percentiles are those of targets; sources have always these, as in `view.Plane`.
     return normalise(plane, *numbers(rule.source, plane, 1.0, 99.0))

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.pixels import Box, Pixels
-from hpc_isl.learning.inference.blend import Blend
 from hpc_isl.learning.network.limits import STRIDE, check_grid
 from hpc_isl.learning.network.unet import construct
 from hpc_isl.learning.training.precision import autocast, repeat_on
@@ -28,23 +27,12 @@ from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.tiles import Tile, tiles
 
 PER_IMAGE = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+SOURCES, OUTPUTS = 3, 2  # of the network that `footprint` tries: few beside the channels within it
 EDGE = 256  # of the image that `footprint` tries; memory grows with its pixels
 # Convolutions keep copies in an order of their own: measured are 1.1 to 1.35, 1.75 without channels_last.
 SCRATCH = 1.4
 Read = Callable[[Box], Pixels]
 Write = Callable[[slice, Pixels], None]
-
-
-def predict(
-    network: nn.Module,
-    sources: Pixels,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-    tile: int | None = None,
-    halo: int = 0,
-) -> Pixels:
-    """Returns the prediction (target, y, x) of normalised sources (source, y, x); see `Predictor`."""
-    return Predictor(network, device or torch.device("cpu"), dtype, tile=tile, halo=halo)(sources)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +173,7 @@ class _Pass:
     def __init__(self, prediction: Tensor) -> None:
         self.prediction, self.event = prediction, None
         if prediction.device.type == "cuda":
+            # Only a copy into pinned memory lets the CPU go on.
             self.prediction = torch.empty(prediction.shape, pin_memory=True)
             self.prediction.copy_(prediction, non_blocking=True)
             self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -244,23 +233,23 @@ def _reflected(side: slice, length: int) -> NDArray[np.int64]:
 # ---------------------------------------------------------------- memory
 
 
-def footprint(net: NetRecipe, pixels: int, sources: int = 3, outputs: int = 2) -> int:
+def footprint(net: NetRecipe, pixels: int) -> int:
     """Returns an upper bound of the bytes of a float32 forward pass, beside the network itself.
 
     Args:
         pixels: of all tiles of the pass together.
     """
     decoder = None if net.decoder is None else tuple(net.decoder)
-    return round(SCRATCH * pixels * _bytes_per_pixel(net.encoder, decoder, sources, outputs))
+    return round(SCRATCH * pixels * _bytes_per_pixel(net.encoder, decoder))
 
 
 @lru_cache(maxsize=16)
-def _bytes_per_pixel(encoder: str, decoder: tuple[int, ...] | None, sources: int, outputs: int) -> float:
+def _bytes_per_pixel(encoder: str, decoder: tuple[int, ...] | None) -> float:
     net = NetRecipe(encoder=encoder, decoder=decoder and list(decoder), weights=None)
     with torch.device("meta"), torch.inference_mode():
-        network = construct(net, sources, outputs).eval()
+        network = construct(net, SOURCES, OUTPUTS).eval()
         with _LiveBytes() as live:
-            network(torch.empty(1, sources, EDGE, EDGE))
+            network(torch.empty(1, SOURCES, EDGE, EDGE))
     return float(live.most) / EDGE**2
 
 
@@ -278,7 +267,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
+                storage = tensor.untyped_storage()  # views share one, which counts once
                 reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
                 self._live[reference.cdata] = reference, storage.nbytes()
         for key, (reference, _) in list(self._live.items()):
@@ -286,3 +275,65 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 del self._live[key]
         self.most = max(self.most, sum(size for _, size in self._live.values()))
         return result
+
+
+Rows = tuple[slice, Pixels]
+"""Rows of an image, and their pixels (k, rows, x)."""
+
+
+class Blend:
+    """Adds tiles in raster order; holds only the rows that later tiles may change.
+
+    A tile weighs 1 in its own box and falls to 0 within `ramp` pixels around it; where tiles meet,
+    weights are divided by their sum. The result depends on the grid alone.
+    """
+
+    def __init__(self, tiles: Sequence[Tile], shape: tuple[int, int], ramp: int) -> None:
+        owns = [{(tile.own[axis].start, tile.own[axis].stop) for tile in tiles} for axis in (0, 1)]
+        self._sides = [_weights(sorted(own), n, ramp) for own, n in zip(owns, shape, strict=True)]
+        self._shape, self._top = shape, 0
+        self._sum: Pixels | None = None
+
+    def add(self, tile: Tile, prediction: Pixels) -> Iterator[Rows]:
+        """Adds `prediction` (k, y, x) of `tile.read`; yields the rows that became complete, if any."""
+        (y, down), (x, across) = (side[own.start] for side, own in zip(self._sides, tile.own, strict=True))
+        yield from self._until(y.start)
+        total = self._rows(y.stop, len(prediction))
+        inner = [slice(s.start - r.start, s.stop - r.start) for s, r in zip((y, x), tile.read, strict=True)]
+        part = prediction[:, *inner] * np.multiply.outer(down, across)
+        total[:, y.start - self._top : y.stop - self._top, x] += part
+
+    def rest(self) -> Iterator[Rows]:
+        """Yields the last rows, after all tiles."""
+        yield from self._until(self._shape[0])
+
+    def _until(self, row: int) -> Iterator[Rows]:
+        if self._sum is None or row <= self._top:
+            return
+        count = row - self._top
+        done, self._sum = self._sum[:, :count], self._sum[:, count:]
+        yield slice(self._top, row), done
+        self._top = row
+
+    def _rows(self, stop: int, outputs: int) -> Pixels:
+        """Returns the sums, extended by zeros down to row `stop`."""
+        total = np.zeros((outputs, 0, self._shape[1]), np.float32) if self._sum is None else self._sum
+        missing = stop - self._top - total.shape[1]
+        if missing > 0:
+            room = np.zeros((outputs, missing, self._shape[1]), np.float32)
+            total = np.concatenate([total, room], axis=1)
+        self._sum = total
+        return total
+
+
+def _weights(owns: Sequence[tuple[int, int]], length: int, ramp: int) -> dict[int, tuple[slice, Pixels]]:
+    """Returns a tile's first own pixel along an axis -> the range that it contributes to, and its weights."""
+    # Weights along each axis alone: those of a tile are their outer product.
+    places = np.arange(length)
+    outside = [np.maximum(np.maximum(start - places, places - stop + 1), 0) for start, stop in owns]
+    total = np.sum([np.maximum(1 - far / (ramp + 1), 0) for far in outside], axis=0)
+    reach = [slice(max(start - ramp, 0), min(stop + ramp, length)) for start, stop in owns]
+    return {
+        start: (at, ((1 - far[at] / (ramp + 1)) / total[at]).astype(np.float32))
+        for (start, _), at, far in zip(owns, reach, outside, strict=True)
+    }

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.pixels import Pixels
-from hpc_isl.learning.training.forkserver import fork_server
-from hpc_isl.learning.training.gradient_accumulation import micro_batches
+from hpc_isl.learning.training.batch_plan import fork_server, micro_batches
 from hpc_isl.recipes.training import TrainRecipe
 
 # A job that is stopping saves at the end of a step; until then its loading processes must live on.

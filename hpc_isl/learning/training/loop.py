@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from hpc_isl import seeds
 from hpc_isl.errors import UserError
 from hpc_isl.learning.network.losses import Loss
+from hpc_isl.learning.training.batch_plan import check_micro_batches
 from hpc_isl.learning.training.batches import MicroBatch, prefetch_to_device
 from hpc_isl.learning.training.batchnorm import RunningStatistics, running_statistics
 from hpc_isl.learning.training.checkpoint import Checkpoints
-from hpc_isl.learning.training.gradient_accumulation import check_micro_batches
 from hpc_isl.learning.training.optim import Group, groups_of, optimizer_of, rate
 from hpc_isl.learning.training.precision import autocast, resolve
 from hpc_isl.learning.training.world import World

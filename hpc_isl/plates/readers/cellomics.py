@@ -18,13 +18,12 @@ from hpc_isl.plates.plate import (
     LeftOut,
     color_of,
     layout,
-    well_name,
-    well_position,
+    normal_well,
 )
 from hpc_isl.plates.readers import export, tiff_metadata
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, left_out_by_name, list_folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata
 
 _NAME = re.compile(
     r"(?:.*/)?(?P<plate>[^/]+)_(?P<well>[A-P]\d\d)f(?P<field>\d+)(?P<kind>[do])(?P<channel>\d+)\.(?P<ending>C01|DIB|TIFF?)",
@@ -54,7 +53,7 @@ def read(folder: Path) -> Export:
     planes = []
     for name, match in images.items():
         path = below.root / name
-        key = FieldKey(well_name(*well_position(match["well"])), str(int(match["field"])))
+        key = FieldKey(normal_well(match["well"]), str(int(match["field"])))
         stated = metadata[path].planes[0] if path in metadata else PlaneMetadata()
         planes.append(Described(key, path, 0, int(match["channel"]), 0, stated))
     numbers = sorted({plane.channel for plane in planes})
@@ -91,9 +90,10 @@ def _images(below: Folder, named: dict[str, re.Match[str]]) -> tuple[dict[str, r
             if name.lower().endswith(_IMAGES):
                 others.append(left_out_by_name(below.root, name, "unknown name"))
             continue
-        well = well_name(*well_position(match["well"]))
+        well = normal_well(match["well"])
         if match["kind"].lower() == "o":
             others.append(LeftOut(below.root / name, "overlay", well, f"o{match['channel']}"))
+        # Exported beside its original, an image would be there twice.
         elif match["ending"].upper().startswith("TIF") and PurePosixPath(name).stem.lower() in originals:
             others.append(LeftOut(below.root / name, "copy as TIFF", well, f"d{match['channel']}"))
         else:

@@ -19,14 +19,14 @@ from hpc_isl.plates.readers import cellvoyager_index, export, fields
 from hpc_isl.plates.readers.cellvoyager_index import Facts, Record, Settings
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import IMAGES, Folder, list_folder, unnamed
-from hpc_isl.plates.readers.plane_metadata import number
+from hpc_isl.plates.readers.vendor_facts import number
 
 _SHADING = re.compile(r"(?:SC|DC)_.*", re.IGNORECASE)
 
 
 def recognise(below: Folder) -> bool:
     """Returns whether there is an `.mlf` index."""
-    return bool(cellvoyager_index.files(below))
+    return any(name.lower().endswith(".mlf") for name in below.files)
 
 
 def read(folder: Path) -> Export:
@@ -52,6 +52,7 @@ def read(folder: Path) -> Export:
     numbers = {channel: number for number, channel in enumerate(channels)}
     first = export.first_header((files[record] for record in kept), absent, path)
     counts = [int(number(settings.measurement.get(key)) or 0) for key in ("RowCount", "ColumnCount")]
+    # Of all wells of the index, with those too of which nothing is stored.
     rows, columns = export.stated_layout({r.well for r in records}, counts[0], counts[1], path)
     plate = export.build(
         [
@@ -218,4 +219,4 @@ def _details(settings: Settings) -> dict[str, object]:
         f"Ch{channel}": {k: v for k, v in {**settings.cameras.get(channel, {}), **own}.items() if v}
         for channel, own in sorted(settings.channels.items())
     }
-    return {"reader": "cellvoyager", **{k: v for k, v in named.items() if v}, "channels": channels}
+    return {"reader": "cellvoyager", **named, "channels": channels}

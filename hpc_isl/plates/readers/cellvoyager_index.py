@@ -13,10 +13,19 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import Channel, color_of, well_name
-from hpc_isl.plates.readers import fields, xml
-from hpc_isl.plates.readers.folder import Folder, nearest_files
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, moment, number, whole
+from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, color_of, well_name
+from hpc_isl.plates.readers import fields
+from hpc_isl.plates.readers.folder import Folder, nearest_file
+from hpc_isl.plates.readers.vendor_facts import (
+    PlaneMetadata,
+    edges,
+    local_name,
+    moment,
+    number,
+    position,
+    whole,
+    xml_elements,
+)
 
 _FILTER = re.compile(r"[A-Z]*(\d{3})\s*/\s*\d+")
 _COLOR = re.compile(r"#[0-9A-Fa-f]{2}([0-9A-Fa-f]{6})")
@@ -47,25 +56,15 @@ class Record:
         return self.metadata.projection
 
 
-def files(below: Folder) -> list[str]:
-    """Returns the `.mlf` files that lie nearest to the top, by name."""
-    return nearest_files(below, lambda name: name.endswith(".mlf"))
-
-
 def find(below: Folder) -> Path:
     """Returns the index of the measurement below a folder.
 
     Raises:
         UserError: there is none, or there are several.
     """
-    indices = files(below)
-    if not indices:
-        raise UserError(f"{below.root}: no index of a CellVoyager; MeasurementData.mlf is expected")
-    if len(indices) > 1:
-        raise UserError(
-            f"{below.root} holds {len(indices)} measurements ({', '.join(indices[:5])}); give one as source"
-        )
-    return below.root / indices[0]
+    if name := nearest_file(below, ".mlf", "measurements"):
+        return below.root / name
+    raise UserError(f"{below.root}: no index of a CellVoyager; MeasurementData.mlf is expected")
 
 
 def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
@@ -76,7 +75,8 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
     """
     records: list[Record] = []
     errors: list[tuple[Facts, str]] = []
-    for _, element in xml.elements(path, {"MeasurementRecord"}):
+    # Records that are no images are errors of the instrument, for the report.
+    for _, element in xml_elements(path, {"MeasurementRecord"}):
         facts = attributes(element)
         text = (element.text or "").strip()
         if facts.get("Type") == "IMG":
@@ -91,8 +91,10 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
 def _record(facts: Facts, name: str, path: Path) -> Record:
     origin = f"{path}: record of {name or '(no file)'}"
     row, column = whole(facts, "Row", origin), whole(facts, "Column", origin)
-    if not (1 <= row <= 32 and 1 <= column <= 48):
-        raise UserError(f"{origin}: row {row}, column {column}; at most 32 and 48 are expected")
+    if not (1 <= row <= MOST_ROWS and 1 <= column <= MOST_COLUMNS):
+        raise UserError(
+            f"{origin}: row {row}, column {column}; at most {MOST_ROWS} and {MOST_COLUMNS} are expected"
+        )
     x, y = number(facts.get("X")), number(facts.get("Y"))
     return Record(
         name=name,
@@ -104,7 +106,7 @@ def _record(facts: Facts, name: str, path: Path) -> Record:
         line=whole(facts, "TimelineIndex", origin, 1),
         plane=whole(facts, "ZIndex", origin, 1),
         metadata=PlaneMetadata(
-            center_um=None if x is None or y is None else (-y, x),
+            center_um=position(y, x, up=True),
             z_um=number(facts.get("Z")),
             moment=moment(facts.get("Time", "")),
             projection=facts.get("ZImageProcessing", ""),
@@ -135,7 +137,7 @@ class Settings:
         """Returns the edges (y, x) of a channel's pixels in µm."""
         facts = self.cameras.get(channel, {})
         y, x = (number(facts.get(f"{side}PixelDimension")) for side in ("Vertical", "Horizontal"))
-        return (y, x) if y and x else None
+        return edges(y, x)
 
     def size(self, channel: int) -> tuple[int, int] | None:
         """Returns the size (y, x) of a channel's images in pixels."""
@@ -176,7 +178,7 @@ def read_settings(folder: Path) -> tuple[Settings, list[str]]:
         remarks.append("there is no .mrf file: pixel size and plate format are not known from it")
     else:
         tags = {"MeasurementDetail", "MeasurementSamplePlate", "MeasurementChannel"}
-        for tag, element in xml.elements(detail, tags):
+        for tag, element in xml_elements(detail, tags):
             if tag == "MeasurementChannel":
                 facts = attributes(element)
                 cameras[_channel(facts)] = facts
@@ -190,10 +192,12 @@ def read_settings(folder: Path) -> tuple[Settings, list[str]]:
     if setting is None:
         remarks.append(f"there is no .mes file{f' ({wanted})' if wanted else ''}: channels have no names")
     else:
-        for tag, element in xml.elements(setting, {"LightSource", "Channel"}):
+        for tag, element in xml_elements(setting, {"LightSource", "Channel"}):
             facts = attributes(element)
             if tag == "Channel":
-                sources = [child.text or "" for child in element if xml.local(child.tag) == "LightSourceName"]
+                sources = [
+                    child.text or "" for child in element if local_name(child.tag) == "LightSourceName"
+                ]
                 channels[_channel(facts)] = {**facts, "light": "\n".join(sources)}
             else:
                 wavelengths[facts.get("Name", "")] = number(facts.get("WaveLength"))
@@ -202,7 +206,7 @@ def read_settings(folder: Path) -> tuple[Settings, list[str]]:
 
 def attributes(element: Element) -> dict[str, str]:
     """Returns the attributes of an element without their namespace."""
-    return {xml.local(name): value.strip() for name, value in element.attrib.items()}
+    return {local_name(name): value.strip() for name, value in element.attrib.items()}
 
 
 def _file(folder: Path, suffix: str, wanted: str) -> Path | None:

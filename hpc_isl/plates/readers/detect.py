@@ -23,9 +23,9 @@ from hpc_isl.plates.readers import (
     imagexpress_ai,
     pattern,
     scanr,
-    xml,
 )
 from hpc_isl.plates.readers.folder import Folder, list_folder
+from hpc_isl.plates.readers.vendor_facts import xml_elements
 from hpc_isl.recipes.plates import ConvertRecipe
 
 
@@ -103,7 +103,7 @@ def _known_layouts(below: Folder) -> str:
 
 # ---------------------------------------------------------------- what an unknown folder looks like
 
-_FOLDERS = 100
+_FOLDERS = 100  # looked into at most, for each is shown to every reader
 _ABOVE = (
     ("harmony", re.compile(r"index(\.idx|\.ref)?\.xml|imageindex\.columbusidx\.xml", re.IGNORECASE)),
     ("imagexpress", re.compile(r".*\.htd", re.IGNORECASE)),
@@ -219,7 +219,7 @@ def _companion(below: Folder) -> Iterator[str]:
     if not files:
         return
     try:
-        plates = any(xml.elements(below.root / files[0], {"Plate"}))
+        plates = any(xml_elements(below.root / files[0], {"Plate"}))
     except (UserError, OSError):
         plates = False
     if plates:

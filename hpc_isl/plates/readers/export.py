@@ -25,7 +25,7 @@ from hpc_isl.plates.plate import (
 from hpc_isl.plates.readers import fields, plane_checks
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.plane_checks import Kind, Size
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata
 
 Layout = tuple[tuple[str, ...], tuple[str, ...]]
 """Names of all rows and of all columns of a plate."""
@@ -69,6 +69,7 @@ def build(
         headers: size (y, x) and type of each file; planes that differ from the others are problems.
         edges: edges (y, x) of a pixel in µm, where a file or an index states them.
         layout: wells -> rows and columns of the plate.
+        details: what the vendor states; empty texts are left out.
         unreadable, absent, indexed: as for `plane_checks.check`.
         tolerance: as for `plane_checks.spacing`.
         left_out, problems, remarks: those that the reader itself has found.
@@ -98,7 +99,7 @@ def build(
     rows, columns = layout({key.well for key in shots})
     plate = Plate(
         name, rows, columns, exposed, made, pixel_um, plane_checks.spacing(made, tolerance),
-        acquisitions or {0: "0"}, details,
+        acquisitions or {0: "0"}, {name: fact for name, fact in details.items() if fact != ""},
     )  # fmt: skip
     return Export(
         plate,
@@ -178,7 +179,7 @@ def stated_layout(wells: set[str], rows: int, columns: int, origin: object) -> L
     Raises:
         UserError: a well lies outside the plate that is stated.
     """
-    if not (1 <= rows <= 32 and 1 <= columns <= 48):
+    if not (1 <= rows <= plates.MOST_ROWS and 1 <= columns <= plates.MOST_COLUMNS):
         return plates.layout(wells)
     for well in sorted(wells):
         row, column = well_position(well)
@@ -195,7 +196,7 @@ def first_header(
     Raises:
         UserError: there is none.
     """
-    damaged = None
+    damaged = None  # the first error is told, if there is no file without one
     for path in paths:
         if path not in absent:
             try:

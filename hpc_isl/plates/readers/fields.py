@@ -10,7 +10,7 @@ from typing import Any
 
 from hpc_isl.plates.plate import Channel, Field, FieldKey, PlaneFile, color_of, imaged
 from hpc_isl.plates.readers import plane_checks
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, seconds_between
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, seconds_between
 
 _TRANSMITTED = re.compile(r"bright-?\s?field|phase|transmi|(?<![a-z])(?:dic|tl|bf)(?![a-z])", re.IGNORECASE)
 SQUARE = 0.005  # edges of a pixel that agree within this share are those of a square

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import LeftOut, row_name
+from hpc_isl.plates.plate import MOST_ROWS, LeftOut, row_name
 
 IMAGES = (".tif", ".tiff", ".png")
 
@@ -66,6 +66,10 @@ class Folder:
                 )
         return str(path)
 
+    def missing(self, names: Iterable[str]) -> dict[Path, str]:
+        """Returns a clause on each of these files that does not exist."""
+        return {self.root / name: f"{name} is missing" for name in names if name not in self.files}
+
 
 def list_folder(folder: Path) -> Folder:
     """Returns all files below `folder`; links to folders are not followed.
@@ -94,9 +98,23 @@ def list_folder(folder: Path) -> Folder:
                 leaving.add(name)
             elif entry.is_dir(follow_symlinks=False):
                 stack.append(name + "/")
+            # Only for a link the file system is asked again: an export has up to 200,000 files.
             elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
                 files.add(name)
     return Folder(root, frozenset(files), frozenset(leaving))
+
+
+def nearest_file(below: Folder, ending: str, contents: str) -> str:
+    """Returns the file with this ending that lies nearest to the top; "" where there is none.
+
+    Raises:
+        UserError: there are several, and so several `contents`, as exports.
+    """
+    names = nearest_files(below, lambda name: name.endswith(ending))
+    if len(names) > 1:
+        listed = ", ".join(names[:5])
+        raise UserError(f"{below.root} holds {len(names)} {contents} ({listed}); give one as source")
+    return names[0] if names else ""
 
 
 def nearest_files(below: Folder, wanted: Callable[[str], bool]) -> list[str]:
@@ -125,7 +143,7 @@ def left_out_by_name(root: Path, name: str, kind: str) -> LeftOut:
     match, channel, well = _WELL.search(name), _CHANNEL.search(_GUID.sub("", name)), ""
     if match and match[1]:
         well = f"{match[1]}{int(match[2]):02d}"
-    elif match and 1 <= int(match[3]) <= 32:
+    elif match and 1 <= int(match[3]) <= MOST_ROWS:
         well = f"{row_name(int(match[3]) - 1)}{int(match[4]):02d}"
     return LeftOut(root / name, closer, well, next(filter(None, channel.groups())) if channel else "")
 

@@ -1,9 +1,9 @@
 """Cytation and Lionheart: TIFFs that Gen5 exports, A1_02_1_1_DAPI_001.tif and its kin, to an `Export`."""
 
-# No export of Gen5 was at hand: names in three styles and the XML in each file (`vendor_xml`) are only read
-# about, from public readers and published examples. Names place an image; channel, sizes, place, height,
-# time and exposure are those that the file states. A read step that takes a channel again is a channel of
-# its own.
+# No export of Gen5 was at hand: names in three styles and the XML in each file (`gen5_facts`) are only read
+# about, from public readers and published examples. Names place an image; channel, sizes, place,
+# height, time and exposure are those that the file states. A read step that takes a channel again is a
+# channel of its own.
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from hpc_isl.plates.plate import (
     LeftOut,
     Problem,
     layout,
-    well_name,
-    well_position,
+    normal_well,
 )
 from hpc_isl.plates.readers import export, fields, tiff_metadata
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, left_out_by_name, list_folder
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, number
 
 _WELL = r"(?:.*/)?(?P<well>[A-Z]{1,2}\d{1,2})"
 _NAMES = (
@@ -114,7 +113,7 @@ def read(folder: Path) -> Export:
         *tiff_metadata.sizes_and_edges(metadata),
         name=first.get("Plate") or below.root.name,
         layout=layout,
-        details={"reader": "gen5", **{name: text for name, text in details.items() if text}},
+        details={"reader": "gen5", **details},
         unreadable=unreadable,
         left_out=(*others, *processed),
         problems=misplaced,
@@ -138,9 +137,9 @@ def _planes(
         path = below.root / name
         stated = metadata.get(path)
         field = str(abs(int(match["field"]))) + (f"ROI{match['roi']}" if match["roi"] else "")
-        key = FieldKey(well_name(*well_position(match["well"])), field)
+        key = FieldKey(normal_well(match["well"]), field)
         well = stated.facts.get("Well", "") if stated else ""
-        if re.fullmatch(r"A?[A-Z]\d{1,2}", well) and well_name(*well_position(well)) != key.well:
+        if re.fullmatch(r"A?[A-Z]\d{1,2}", well) and normal_well(well) != key.well:
             problems.append(Problem(key, f"{path.name} says that it is of well {well}", "misplaced"))
             continue
         processed = _PROCESSED.fullmatch(match["channel"])

@@ -12,6 +12,8 @@ from typing import Any
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import (
+    MOST_COLUMNS,
+    MOST_ROWS,
     TRANSMITTED,
     Channel,
     Export,
@@ -23,15 +25,14 @@ from hpc_isl.plates.plate import (
     Problem,
     color_of,
     imaged,
-    well_name,
 )
-from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks, xml
+from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks
 from hpc_isl.plates.readers.export import Layout
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.harmony_index import Image, Index, number
 from hpc_isl.plates.readers.plane_checks import Size
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, position
 
 # Below the index's folder: beside it; in archives; of exports with corrected images.
 _FOLDERS = ("", "Images/", "images/", "flex/")
@@ -98,6 +99,7 @@ def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no Harmony index; Images/Index.idx.xml or Images/Index.xml is expected")
     if len(paths) == 1:
         return paths
+    # Measurements of one plate repeat its id; without one nothing tells two plates apart.
     plates = [harmony_index.plate(path) for path in paths]
     ids = {facts.get("PlateID") or facts.get("Name") for facts in plates}
     if len(ids) > 1 or None in ids:
@@ -139,7 +141,7 @@ def _export(path: Path, folder: Path) -> Export:
         files,
         (*problems, *failures),
         left_out,
-        _assay_layout(path),
+        harmony_index.assay_layout(path),
         (*odd, *remarks, *index.remarks, *unknown, *plane_checks.gaps(named, order.names)),
     )
 
@@ -193,16 +195,18 @@ def _camera(
 def _layout(index: Index, path: Path) -> Layout:
     """Returns rows and columns as the index states them, or those of the smallest format for its wells."""
     rows, columns = (int(number(index.plate, name, Counter()) or 0) for name in ("PlateRows", "PlateColumns"))
-    if not (0 <= rows <= 32 and 0 <= columns <= 48):
+    if not (0 <= rows <= MOST_ROWS and 0 <= columns <= MOST_COLUMNS):
         raise UserError(
-            f"{path}: the plate has {rows} rows and {columns} columns; at most 32 and 48 are expected"
+            f"{path}: the plate has {rows} rows and {columns} columns; "
+            f"at most {MOST_ROWS} and {MOST_COLUMNS} are expected"
         )
     wells = {(image.row, image.column): image for image in index.images}
+    last_row, last_column = rows or MOST_ROWS, columns or MOST_COLUMNS
     for (row, column), image in wells.items():
-        if not (1 <= row <= (rows or 32) and 1 <= column <= (columns or 48)):
+        if not (1 <= row <= last_row and 1 <= column <= last_column):
             raise UserError(
                 f"{path}: image {image.id} is in row {row}, column {column}, but the plate has "
-                f"{rows or 32} rows and {columns or 48} columns"
+                f"{last_row} rows and {last_column} columns"
             )
     return export.stated_layout({image.key.well for image in wells.values()}, rows, columns, path)
 
@@ -271,29 +275,6 @@ def _details(index: Index, order: ChannelOrder) -> dict[str, Any]:
         "plate": {key: text for key, text in index.plate.items() if text},
         "channels": channels,
     }
-
-
-def _assay_layout(path: Path) -> dict[str, dict[str, str]]:
-    """Returns well -> layer -> value, from the Assaylayout folder beside the images, where there is one."""
-    rows: dict[str, dict[str, str]] = defaultdict(dict)
-    # Exports have the folder beside `Images`.
-    beside = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
-    for file in sorted((beside / "Assaylayout").glob("*.xml")):
-        for _, layer in xml.elements(file, {"Layer"}):
-            name = xml.texts(layer).get("Name") or "Layer"
-            wells = [xml.texts(child) for child in layer if xml.local(child.tag) == "Well"]
-            for well in (well for well in wells if well.get("Value")):
-                row, column = (_place(well, *side, file) for side in (("Row", 32), ("Col", 48)))
-                rows[well_name(row, column)][name] = well["Value"]
-    return dict(rows)
-
-
-def _place(well: Mapping[str, str], name: str, last: int, file: Path) -> int:
-    """Returns a row or column, from 0."""
-    text = well.get(name, "")
-    if not text.isdecimal() or not 1 <= int(text) <= last:
-        raise UserError(f"{file}: a well's {name} is {text!r}; a number from 1 to {last} is expected")
-    return int(text) - 1
 
 
 # ---------------------------------------------------------------- files and fields
@@ -369,8 +350,7 @@ def _field(
             by_time.setdefault(order.times[image.time], image.seconds)
         details["seconds"] = [by_time[time] for time in sorted(by_time)]
     x, y = images[0].x_um, images[0].y_um
-    # Harmony states the centre of the field with y up, while the first row of a file is the upper one.
-    center_um = None if x is None or y is None else (-y, x)
+    center_um = position(y, x, up=True)  # of the field's centre
     return Field(
         key=key,
         shape=(times, len(order.names), depth, *size),

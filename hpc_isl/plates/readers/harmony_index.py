@@ -1,4 +1,4 @@
-"""Harmony's and Columbus' indices: where they lie, and what they state of plate, channels and each image."""
+"""Indices of Harmony and Columbus: where they lie, what they state of plate, channels, images; assay maps."""
 
 # Seen: HarmonyV5 of an Opera Phenix and of a Sonata with pixels, V7 of a Phenix without. Only read about:
 # V4, V6, `Index.ref.xml`, and Columbus, whose `BufferNo` is the page of a file and whose colours are
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,15 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import FieldKey, well_name
-from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.plane_metadata import micrometres, seconds, whole
+from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, FieldKey, well_name
+from hpc_isl.plates.readers.vendor_facts import (
+    child_texts,
+    local_name,
+    micrometres,
+    seconds,
+    whole,
+    xml_elements,
+)
 
 NAMES = ("index.idx.xml", "index.xml", "index.ref.xml", "imageindex.columbusidx.xml")
 _ROOT = b"EvaluationInputData"
@@ -120,6 +126,7 @@ def _index_of(folder: Path) -> Path | None:
 
 def _is_index(path: Path) -> bool:
     """Returns whether the file is an index, by its name, or by how it begins."""
+    # Only Index.idx.xml is a name of Harmony's own: an index.xml may be of any program.
     if path.name.lower() == NAMES[0]:
         return path.is_file()
     with path.open("rb") as file:
@@ -141,8 +148,8 @@ def _entries(folder: Path, names: Collection[str] = ()) -> list[Path]:
 
 def plate(path: Path) -> dict[str, str]:
     """Returns the facts about the plate alone, from the beginning of the index."""
-    for _, element in xml.elements(path, {"Plate"}):
-        return xml.texts(element)
+    for _, element in xml_elements(path, {"Plate"}):
+        return child_texts(element)
     return {}
 
 
@@ -159,7 +166,7 @@ def read(path: Path) -> Index:
     images: list[Image] = []
     odd: Counter[str] = Counter()
     # Wells repeat what the images say, at length: named so that they are dropped.
-    for name, element in xml.elements(path, {"InstrumentType", "Plate", "Well", "Entry", "Image"}):
+    for name, element in xml_elements(path, {"InstrumentType", "Plate", "Well", "Entry", "Image"}):
         if name == "Image" and "id" not in element.attrib:
             facts = _facts(element)
             image = _image(facts, path, odd)
@@ -176,7 +183,7 @@ def read(path: Path) -> Index:
         elif name == "Plate":
             if plate_facts:
                 raise UserError(f"{path} describes several plates; one plate per export is expected")
-            plate_facts = xml.texts(element)
+            plate_facts = child_texts(element)
         version = version or str(element.tag).partition("}")[0].rpartition("/")[2].strip("{")
     if not images:
         raise UserError(f"{path} names no images: a Harmony index with at least one is expected")
@@ -188,9 +195,9 @@ def read(path: Path) -> Index:
 
 def _facts(element: Element) -> dict[str, str]:
     """Returns the texts of the children and the page; numbers in m, nm (wavelengths) and s (times)."""
-    facts = xml.texts(element)
+    facts = child_texts(element)
     for child in element:
-        name, unit = xml.local(child.tag), child.get("Unit", "")
+        name, unit = local_name(child.tag), child.get("Unit", "")
         if name == "URL" and child.get("BufferNo"):  # Columbus: the page of a file with several planes
             facts["BufferNo"] = child.get("BufferNo", "")
         wanted = "nm" if name.endswith("Wavelength") else "s" if name in _TIMES else "m"
@@ -248,6 +255,31 @@ def number(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | No
 def _micrometres(facts: Mapping[str, str], name: str, odd: Counter[str]) -> float | None:
     metres = number(facts, name, odd)
     return None if metres is None else round(metres * 1e6, 4)  # to 0.1 nm, so that 5E-06 m is 5 µm
+
+
+def assay_layout(path: Path) -> dict[str, dict[str, str]]:
+    """Returns well -> layer -> value, from the Assaylayout folder beside the images, where there is one."""
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
+    # Exports have the folder beside `Images`.
+    beside = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
+    for file in sorted((beside / "Assaylayout").glob("*.xml")):
+        for _, layer in xml_elements(file, {"Layer"}):
+            name = child_texts(layer).get("Name") or "Layer"
+            wells = [child_texts(child) for child in layer if local_name(child.tag) == "Well"]
+            for well in (well for well in wells if well.get("Value")):
+                row, column = (
+                    _place(well, *side, file) for side in (("Row", MOST_ROWS), ("Col", MOST_COLUMNS))
+                )
+                rows[well_name(row, column)][name] = well["Value"]
+    return dict(rows)
+
+
+def _place(well: Mapping[str, str], name: str, last: int, file: Path) -> int:
+    """Returns a row or column, from 0."""
+    text = well.get(name, "")
+    if not text.isdecimal() or not 1 <= int(text) <= last:
+        raise UserError(f"{file}: a well's {name} is {text!r}; a number from 1 to {last} is expected")
+    return int(text) - 1
 
 
 def flat_field(profile: str) -> dict[str, Any] | None:

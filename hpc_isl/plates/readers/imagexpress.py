@@ -8,20 +8,33 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import Channel, Export, FieldKey, LeftOut, Problem, layout, well_name, well_position
-from hpc_isl.plates.readers import export, fields, metaxpress_htd, tiff_metadata
-from hpc_isl.plates.readers.export import Described
-from hpc_isl.plates.readers.folder import Folder, list_folder
-from hpc_isl.plates.readers.metaxpress_htd import Htd
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
+from hpc_isl.plates.plate import (
+    MOST_COLUMNS,
+    MOST_ROWS,
+    Channel,
+    Export,
+    FieldKey,
+    LeftOut,
+    Problem,
+    layout,
+    normal_well,
+    well_name,
+    well_position,
+)
+from hpc_isl.plates.readers import export, fields, tiff_metadata
+from hpc_isl.plates.readers.export import Described, Layout, stated_layout
+from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_file
+from hpc_isl.plates.readers.plane_checks import listed
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, number
 
 _GUID = r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}"
 _PATH = re.compile(
@@ -55,7 +68,7 @@ class _File:
 
 def recognise(below: Folder) -> bool:
     """Returns whether there is an HTD file, or an image whose name and metadata are those of MetaXpress."""
-    if metaxpress_htd.files(below):
+    if any(name.lower().endswith(".htd") for name in below.files):
         return True
     named = min((name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]), default="")
     stated = tiff_metadata.tried(below.root / named) if named else None
@@ -74,7 +87,7 @@ def read(folder: Path) -> Export:
         UserError: several plates, an HTD that is none, no image, or none that can be read.
     """
     below = list_folder(folder)
-    htd = metaxpress_htd.find(below)
+    htd = _find_htd(below)
     files, left_out = _files(below)
     metadata, unreadable = tiff_metadata.read_single([file.path for file in files])
     files, misplaced = _where_they_say(files, metadata)
@@ -114,7 +127,7 @@ def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
             if PurePosixPath(name).suffix.lower() in _IMAGES:
                 left_out.append(LeftOut(path, "unknown name"))
             continue
-        well = well_name(*well_position(match["well"]))
+        well = normal_well(match["well"])
         wave, time, step = (int(match[part]) if match[part] else None for part in ("wave", "time", "step"))
         if match["thumb"]:
             left_out.append(LeftOut(path, "thumbnail", well, f"w{wave or 1}"))
@@ -138,7 +151,7 @@ def _where_they_say(
     problems: list[Problem] = []
     for file in files:
         label = _LABEL.match(metadata[file.path].planes[0].label) if file.path in metadata else None
-        place = (well_name(*well_position(label["well"])), label["site"]) if label else None
+        place = (normal_well(label["well"]), label["site"]) if label else None
         if label is None or place == (file.well, file.site):
             kept.append(file)
         else:
@@ -259,4 +272,97 @@ def _details(metadata: Mapping[Path, TiffMetadata], htd: Htd | None) -> dict[str
         "description": htd.first("Description") if htd else "",
         "plate id": htd.first("UniquePlateIdentifier") if htd else "",
     }
-    return {"reader": "imagexpress", **{name: text for name, text in named.items() if text}}
+    return {"reader": "imagexpress", **named}
+
+
+# ---------------------------------------------------------------- the HTD file
+
+# Seen in exports of MetaXpress 6.7; they repeat the file in each folder, and plan times and wavelengths of
+# which there is no file: it says what a plate was planned to be, the images what it is.
+
+
+@dataclass(frozen=True)
+class Htd:
+    """The HTD file, key -> values."""
+
+    path: Path
+    facts: Mapping[str, list[str]]
+
+    def first(self, key: str) -> str:
+        """Returns the first value of a key, or ""."""
+        return next(iter(self.facts.get(key, ())), "")
+
+    def wave_name(self, wave: int) -> str:
+        """Returns the name of a wavelength, or ""."""
+        return self.first(f"WaveName{wave}")
+
+    def layout(self, wells: Collection[str]) -> Layout:
+        """Returns all rows and columns of the plate, or of the smallest format where none are stated.
+
+        Raises:
+            UserError: numbers that are none, or a well outside the plate.
+        """
+        rows, columns = self._whole("YWells"), self._whole("XWells")
+        if not rows or not columns:
+            return layout(set(wells))
+        if rows > MOST_ROWS or columns > MOST_COLUMNS:
+            raise UserError(
+                f"{self.path}: {rows} rows and {columns} columns; at most {MOST_ROWS} and {MOST_COLUMNS} "
+                "are expected"
+            )
+        return stated_layout(set(wells), rows, columns, self.path)
+
+    def planned(
+        self, wells: Collection[str], waves: Collection[int], times: Collection[int | None]
+    ) -> Iterator[str]:
+        """Yields remarks on what the file plans and nothing shows."""
+        numbers = [int(key[8:]) for key in self.facts if re.fullmatch(r"WaveName\d{1,3}", key)]
+        if absent := [self.wave_name(wave) for wave in numbers if wave not in waves]:
+            yield f"the HTD names {', '.join(map(repr, absent))}, of which there are no files"
+        if self.first("TimePoints") not in ("", "0", "1", str(len(times))):
+            yield f"the HTD plans {self.first('TimePoints')} times; there are {len(times)}"
+        selected = {
+            well_name(int(match[1]) - 1, column)
+            for key, values in self.facts.items()
+            if (match := re.fullmatch(r"WellsSelection(\d{1,2})", key))
+            for column, text in enumerate(values)
+            if text.upper() == "TRUE"
+        }
+        if lacking := sorted(selected - set(wells), key=well_position):
+            count = f"{len(selected)} wells; {len(lacking)} of them"
+            yield f"the HTD selects {count} have no files ({listed(lacking)})"
+
+    def _whole(self, key: str) -> int:
+        text = self.first(key)
+        if text and not re.fullmatch(r"\d{1,6}", text):
+            raise UserError(f"{self.path}: {key} is {text!r}; a whole number is expected")
+        return int(text or 0)
+
+
+def _find_htd(below: Folder) -> Htd | None:
+    """Returns the HTD of the export below a folder, None where there is none.
+
+    Raises:
+        UserError: several, of several exports; one that cannot be read.
+    """
+    if not (name := nearest_file(below, ".htd", "exports")):
+        return None
+    path = below.root / name
+    try:
+        # Descriptions hold two bytes that are not UTF-8 in the place of each line break.
+        content = path.read_bytes().replace(b"\x82\x81", b"; ")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", errors="replace")
+    try:
+        # A space follows each comma; without `skipinitialspace` quotes behind it would be part of the value.
+        lines = list(csv.reader(text.splitlines(), skipinitialspace=True))
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be understood: {error}") from None
+    facts = {line[0]: [value.strip() for value in line[1:]] for line in lines if len(line) > 1}
+    if "HTSInfoFile" not in facts:
+        raise UserError(f"{path} has no line HTSInfoFile: damaged, or no file of MetaXpress")
+    return Htd(path, facts)

@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import Channel, Export, FieldKey, well_name
+from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, Export, FieldKey, well_name
 from hpc_isl.plates.readers import export, fields
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder, unnamed
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, micrometres, number
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, micrometres, number, position
 
 _NEEDED = ("Row", "Column", "Field", "Wavelength", "Timepoint", "ZIndex", "ImageFileName")
 Row = Mapping[str, str]
@@ -49,7 +49,7 @@ def read(folder: Path) -> Export:
     rows = list(_rows(path, stack))
     files = [_file(below, name, row, f"{path.parent}: row {n}") for n, row in enumerate(rows, start=1)]
     paths = [below.root / file for file in files]
-    absent = {below.root / file: f"{file} is missing" for file in files if file not in below.files}
+    absent = below.missing(files)
     channels, odd = _channels(rows, protocol)
     first = export.first_header(paths, absent, path)
     plate_rows, plate_columns = (int(number(_at(protocol, "Plate", n)) or 0) for n in ("Rows", "Columns"))
@@ -96,6 +96,7 @@ def _stack(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         content = json.loads(path.read_text("utf-8-sig"))
         stack = content["ImageStack"]
         protocol = stack["AutoLeadAcquisitionProtocol"]
+    # JSON may nest deeper than Python recurses.
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no readable run of ImageXpress HCS.ai: {error!r}") from None
     if not (isinstance(stack, dict) and isinstance(protocol, dict)):
@@ -108,6 +109,7 @@ def _rows(path: Path, stack: Mapping[str, Any]) -> Iterator[Row]:
     if not isinstance(names, list) or not names:
         raise UserError(f"{path} names no ImageMetadataFiles")
     for name in names:
+        # The name alone counts, so that nothing outside the run's folder is opened.
         table = path.parent / PurePosixPath(str(name).replace("\\", "/")).name
         try:
             with table.open(encoding="utf-8-sig", newline="") as file:
@@ -127,7 +129,7 @@ def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
                 raise UserError(
                     f"{table} line {reader.line_num}: {name} is {value!r}; a number from {least} is expected"
                 )
-        if int(row["Row"]) > 32 or int(row["Column"]) > 48:  # the largest format has 1536 wells
+        if int(row["Row"]) > MOST_ROWS or int(row["Column"]) > MOST_COLUMNS:
             raise UserError(
                 f"{table} line {reader.line_num}: row {row['Row']}, column {row['Column']} is no well"
             )
@@ -157,7 +159,7 @@ def _described(row: Row, path: Path) -> Described:
     y, x = number(row.get("PositionYUm")), number(row.get("PositionXUm"))
     exposure = number(row.get("ExposureTimeMs"))
     metadata = PlaneMetadata(
-        center_um=None if y is None or x is None else (y, x),
+        center_um=position(y, x),
         z_um=number(row.get("PositionZUm")),
         moment=_moment(number(row.get("TimeStampSec"))),
         exposure_s=None if exposure is None else round(exposure / 1000, 7),
@@ -236,7 +238,8 @@ def _plan(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
 
 
 def _details(stack: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, object]:
-    named = {
+    return {
+        "reader": "imagexpress_ai",
         "instrument": "ImageXpress HCS.ai",
         "software": " ".join(_text(stack, "Application", name) for name in ("Name", "SoftwareLabel")).strip(),
         "objective": _text(protocol, "ObjectiveCalibration", "ObjectiveName"),
@@ -244,7 +247,6 @@ def _details(stack: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str,
         "plate type": _text(protocol, "Plate", "Name"),
         "plate id": _text(stack, "PlateId"),
     }
-    return {"reader": "imagexpress_ai", **{name: text for name, text in named.items() if text}}
 
 
 def _at(node: Any, *names: str) -> Any:

@@ -12,8 +12,16 @@ from math import prod
 from pathlib import PurePosixPath
 from xml.etree.ElementTree import Element
 
-from hpc_isl.plates.readers import xml
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, micrometres, moment, number, seconds
+from hpc_isl.plates.readers.vendor_facts import (
+    PlaneMetadata,
+    edges,
+    local_name,
+    micrometres,
+    moment,
+    number,
+    position,
+    seconds,
+)
 
 PlaneIndex = tuple[int, int, int]
 _MOST_PLANES = 4_000_000  # more in one image is damage
@@ -67,7 +75,7 @@ def linked_file(root: Element) -> str:
 def images(root: Element) -> Iterator[OmeImage]:
     """Yields the images in order; what lacks sizes is no image."""
     for element in root:
-        if xml.local(element.tag) == "Image" and (parsed := image(element)):
+        if local_name(element.tag) == "Image" and (parsed := image(element)):
             yield parsed
 
 
@@ -77,7 +85,7 @@ def planes_in(image: OmeImage, file: str, root: Element) -> dict[int, PlaneMetad
     A file that was renamed is known by its UUID, or as the only one that the metadata speak of.
     """
     own = root.get("UUID", "")
-    alone = sum(xml.local(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
+    alone = sum(local_name(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
     pages: dict[int, PlaneMetadata] = {}
     for data in image.data:
         named = PurePosixPath(data.file.replace("\\", "/")).name
@@ -93,6 +101,7 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
         unit: of stage positions that state none.
     """
     pixels = _child(element, "Pixels")
+    # Planes are listed one by one: a damaged size must not fill the memory.
     if pixels is None or not 0 < prod(_whole(pixels, f"Size{axis}") for axis in "ZCT") < _MOST_PLANES:
         return None
     sizes = {axis: _whole(pixels, f"Size{axis}") for axis in "TCZYX"}
@@ -102,7 +111,7 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
         micrometres(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         for axis in "ZYX"
     )
-    channels = [child for child in pixels if xml.local(child.tag) == "Channel"]
+    channels = [child for child in pixels if local_name(child.tag) == "Channel"]
     names = tuple(channel.get("Name", "") for channel in channels)
     places = _places(sizes, order)
     date = _child(element, "AcquisitionDate")
@@ -120,7 +129,7 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
         name=element.get("Name", ""),
         sizes=sizes,
         order=order,
-        pixel_um=(y, x) if y and x else None,
+        pixel_um=edges(y, x),
         plane_um=z,
         planes=planes | _stated(pixels, planes, unit),
         data=tuple(_tiff_data(pixels, places)),
@@ -147,7 +156,7 @@ def _stated(
 ) -> dict[PlaneIndex, PlaneMetadata]:
     """Returns what the `Plane` elements state; those of planes that do not exist are left out."""
     stated = {}
-    for element in (child for child in pixels if xml.local(child.tag) == "Plane"):
+    for element in (child for child in pixels if local_name(child.tag) == "Plane"):
         place = (_whole(element, "TheT"), _whole(element, "TheC"), _whole(element, "TheZ"))
         if place not in planes:
             continue
@@ -156,7 +165,7 @@ def _stated(
         )
         stated[place] = replace(
             planes[place],
-            center_um=None if x is None or y is None else (y, x),
+            center_um=position(y, x),
             z_um=planes[place].z_um if z is None else z,
             seconds=seconds(element.get("DeltaT"), element.get("DeltaTUnit", "s")),
             exposure_s=seconds(element.get("ExposureTime"), element.get("ExposureTimeUnit", "s")),
@@ -166,14 +175,15 @@ def _stated(
 
 def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:
     """Yields planes from a first one on, in the order of the file; without attributes all of them."""
-    position = {place: number for number, place in enumerate(places)}
-    blocks = [child for child in pixels if xml.local(child.tag) == "TiffData"]
+    ranks = {place: rank for rank, place in enumerate(places)}
+    blocks = [child for child in pixels if local_name(child.tag) == "TiffData"]
     for block in blocks:
-        first = position.get((_whole(block, "FirstT"), _whole(block, "FirstC"), _whole(block, "FirstZ")))
+        first = ranks.get((_whole(block, "FirstT"), _whole(block, "FirstC"), _whole(block, "FirstZ")))
         if first is None:
             continue
         uuid = _child(block, "UUID")
         bare = uuid is None and not block.attrib
+        # The schema's defaults: one plane where a page is named, else all from the first one on.
         count = _whole(block, "PlaneCount", len(places) if bare or "IFD" not in block.attrib else 1)
         if uuid is not None and "PlaneCount" not in block.attrib:
             count = 1
@@ -185,7 +195,7 @@ def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:
 
 
 def _child(element: Element, name: str) -> Element | None:
-    return next((child for child in element if xml.local(child.tag) == name), None)
+    return next((child for child in element if local_name(child.tag) == name), None)
 
 
 def _whole(element: Element, name: str, default: int = 0) -> int:

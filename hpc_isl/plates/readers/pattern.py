@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate
-from hpc_isl.plates.readers import export, fields, pattern_axes, plane_checks, tiff_metadata
+from hpc_isl.plates.readers import export, fields, pattern_names, plane_checks, tiff_metadata
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, left_out_by_name, left_out_lines, list_folder
-from hpc_isl.plates.readers.pattern_axes import Axes
-from hpc_isl.plates.readers.pattern_names import IMAGES, Named, by_regex, by_table, matching
+from hpc_isl.plates.readers.pattern_names import IMAGES, Axes, Named, by_regex, by_table, matching
 from hpc_isl.plates.readers.plane_checks import Kind
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata
 from hpc_isl.recipes.plates import PatternRecipe
 
 
@@ -48,7 +47,7 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     headers, edges = tiff_metadata.sizes_and_edges(metadata)
     pages = [p for n in named for p in _pages(n, metadata.get(below.root / n.name), recipe.channels)]
     pages, of_other_size, resized = _of_one_size(pages, recipe, below.root, headers)
-    axes = pattern_axes.axes([page.named for page in pages], recipe)
+    axes = pattern_names.axes([page.named for page in pages], recipe)
     names = [channel.name for channel in axes.channels]
     by_field: dict[FieldKey, list[_Page]] = defaultdict(list)
     for page in pages:
@@ -125,7 +124,7 @@ def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[Lef
 def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
     """Returns what the files that can be used state of themselves, and a clause about each of the others."""
     stated = {n.name: n for n in named}
-    unreadable = {below.root / name: f"{name} is missing" for name in stated.keys() - below.files}
+    unreadable = below.missing(stated)
     paths = {below.root / name: name for name in sorted(stated.keys() & below.files)}
     metadata, damaged = tiff_metadata.read_all(list(paths))
     unreadable |= damaged
@@ -170,7 +169,7 @@ def _of_one_size(
     pages: list[_Page], recipe: PatternRecipe, root: Path, headers: Mapping[Path, Kind]
 ) -> tuple[list[_Page], list[LeftOut], list[str]]:
     """Returns the pages of channels that have the size of most, and what becomes of the others."""
-    axes = pattern_axes.axes([page.named for page in pages], recipe)
+    axes = pattern_names.axes([page.named for page in pages], recipe)
     own = [axes.channel_of[page.named.channel] for page in pages]
     sizes = plane_checks.channel_sizes(
         ((c, root / page.named.name) for page, c in zip(pages, own, strict=True)), headers
@@ -192,7 +191,7 @@ def _of_one_size(
 def _numbers(by_field: Mapping[FieldKey, Sequence[_Page]], heights: bool) -> dict[FieldKey, list[float]]:
     """Returns the plane numbers of each field, in order: its own heights, or its acquisition's numbers."""
     own = {
-        key: {number for page in pages if (number := pattern_axes.plane_number(page.named)) is not None}
+        key: {number for page in pages if (number := pattern_names.plane_number(page.named)) is not None}
         for key, pages in by_field.items()
     }
     shared: dict[int, set[float]] = defaultdict(set)
@@ -205,7 +204,7 @@ def _shots(pages: Sequence[_Page], root: Path, axes: Axes, numbers: Sequence[flo
     z_of = {number: z for z, number in enumerate(numbers)}
     shots = []
     for named, page, metadata in pages:
-        number = pattern_axes.plane_number(named)
+        number = pattern_names.plane_number(named)
         time = axes.times[axes.acquisitions[named.acquisition], named.time]
         plane = 0 if number is None else z_of[number]
         file = PlaneFile(root / named.name, time, axes.channel_of[named.channel], plane, page)

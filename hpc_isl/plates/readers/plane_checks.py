@@ -229,6 +229,7 @@ def kinds(files: Files, headers: Mapping[Path, Kind]) -> dict[FieldKey, Kind]:
 
 def most(counts: Counter[T], others: Counter[T]) -> T:
     """Returns what occurs most; of several that do, the one that occurs most elsewhere too."""
+    # By text at last, so that a tie does not depend on the order of files.
     return max(counts, key=lambda value: (counts[value], others[value], str(value)))
 
 

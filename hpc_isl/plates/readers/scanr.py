@@ -16,10 +16,10 @@ from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FORMATS, Channel, Export, FieldKey, color_of, well_name, well_position
-from hpc_isl.plates.readers import export, fields, ome_xml, xml
+from hpc_isl.plates.readers import export, fields, ome_xml
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_files, unnamed
-from hpc_isl.plates.readers.plane_metadata import PlaneMetadata, number
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, local_name, number, parsed_xml, xml_elements
 
 _INDEX, _DESCRIPTOR = "metadata.ome.xml", "experiment_descriptor.xml"
 _NAME = re.compile(
@@ -61,6 +61,7 @@ class _Run:
 def recognise(below: Folder) -> bool:
     """Returns whether there is OME-XML of scanR, or a descriptor of one of its runs."""
     if index := _nearest(below, _INDEX):
+        # Other programs write files of this name: the beginning must name scanR.
         with (below.root / index).open("rb") as file:
             return b"scanr" in file.read(4096).lower()
     return bool(_nearest(below, _DESCRIPTOR))
@@ -78,7 +79,7 @@ def read(folder: Path) -> Export:
     below = list_folder(folder)
     run = _indexed(below, index) if (index := _nearest(below, _INDEX)) else _named(below)
     wells, rows, columns = _wells(run)
-    absent = {below.root / p.file: f"{p.file} is missing" for p in run.planes if p.file not in below.files}
+    absent = below.missing(plane.file for plane in run.planes)
     first = export.first_header((below.root / plane.file for plane in run.planes), absent, run.origin)
     numbers = {name: number for number, name in enumerate(run.channels)}
     planes = [
@@ -135,6 +136,7 @@ def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
                 f"{run.origin}: well {well} ({label or 'without a name'}) cannot be placed; where nothing "
                 "states the format, read it by names: convert patterns/scanr.yaml pattern.wells_on_plate=96"
             )
+    # A wrong name would put two wells into one.
     if len(set(wells.values())) < len(wells):
         repeated = next(well for well in wells.values() if list(wells.values()).count(well) > 1)
         raise UserError(f"{run.origin}: several well numbers are said to be {repeated}")
@@ -150,13 +152,13 @@ def _indexed(below: Folder, name: str) -> _Run:
     channels: dict[str, Channel] = {}
     objectives: dict[str, str] = {}
     details: dict[str, str] = {}
-    for kind, element in xml.elements(path, {"Image", "Instrument"}):
+    for kind, element in xml_elements(path, {"Image", "Instrument"}):
         if kind == "Instrument":
             objectives, details = _instrument(element)
         elif image := ome_xml.image(element, unit="µm"):
             planes += _planes_of(image, below, str(PurePosixPath(name).parent), path)
             _channels_of(image, channels)
-            used = next((e.get("ID", "") for e in element if xml.local(e.tag) == "ObjectiveSettings"), "")
+            used = next((e.get("ID", "") for e in element if local_name(e.tag) == "ObjectiveSettings"), "")
             if objective := objectives.get(used):
                 details["objective"] = objective
     if not planes:
@@ -205,7 +207,7 @@ def _instrument(element: Element) -> tuple[dict[str, str], dict[str, str]]:
     objectives: dict[str, str] = {}
     details: dict[str, str] = {}
     for child in element:
-        kind, model = xml.local(child.tag), child.get("Model", "")
+        kind, model = local_name(child.tag), child.get("Model", "")
         if kind == "Objective":
             aperture = f", NA {child.get('LensNA')}" if child.get("LensNA") else ""
             objectives[child.get("ID", "")] = model + aperture
@@ -264,12 +266,12 @@ def _descriptor(path: Path) -> tuple[dict[str, str], dict[str, float]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     text = re.sub(r"^\s*<\?.*?\?>", "", content.decode("latin-1"), count=1, flags=re.DOTALL)
-    root = xml.parsed(text, str(path))
+    root = parsed_xml(text, str(path))
     facts: dict[str, str] = {}
     exposures: dict[str, float] = {}
     name, channel = "", ""
     for element in root.iter():
-        tag, value = xml.local(element.tag), (element.text or "").strip()
+        tag, value = local_name(element.tag), (element.text or "").strip()
         if tag == "Name":
             name = value
         elif tag == "Val":

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import Element
 import tifffile
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import cellomics_image
+from hpc_isl.plates import planes
 from hpc_isl.plates.planes import (
     Header,
     StoredPlane,
@@ -30,13 +30,21 @@ from hpc_isl.plates.planes import (
     named_file,
     stored_planes,
 )
-from hpc_isl.plates.readers import ome_xml, vendor_xml, xml
-from hpc_isl.plates.readers.plane_metadata import (
+from hpc_isl.plates.readers import ome_xml
+from hpc_isl.plates.readers.vendor_facts import (
     MetadataError,
     PlaneMetadata,
+    edges,
+    gen5_facts,
+    gen5_pixel,
+    gen5_plane,
+    metaseries_facts,
+    metaseries_pixel,
+    metaseries_plane,
     micrometres,
     moment,
     number,
+    parsed_xml,
     seconds,
 )
 
@@ -79,7 +87,7 @@ def read(path: Path) -> TiffMetadata:
     with named_file(path):
         kind = file_kind(path)
         if kind == "dib":
-            return _nothing(header(path), "DIB", pixel_um=cellomics_image.read_header(path).pixel_um)
+            return _nothing(header(path), "DIB", pixel_um=planes.read_header(path).pixel_um)
         if kind == "png":
             return _nothing(header(path))
         with tifffile.TiffFile(path) as tiff:
@@ -106,6 +114,7 @@ def read_single(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[P
         UserError: no file can be used.
     """
     metadata, unreadable = read_all(paths)
+    # Names of these vendors place one plane each: nothing would tell further ones apart.
     for path in [path for path, stated in metadata.items() if stated.header.pages > 1]:
         unreadable[path] = f"{path} holds {metadata.pop(path).header.pages} planes; one is expected"
     if not metadata:
@@ -140,13 +149,14 @@ def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
     if tiff.is_shaped:
         return _shaped(tiff, head)
     text = stored[0].page.description or ""
+    # Bio-Formats puts a long comment before the root.
     kind = next((kind for mark, kind in _XML.items() if mark in text[:2000]), "")
     try:
         if kind == "OME-XML":
-            return _ome(xml.parsed(text, f"{path}: its OME-XML"), head, path)
+            return _ome(parsed_xml(text, f"{path}: its OME-XML"), head, path)
         if kind:
             texts = [entry.page.description for entry in stored]
-            return _by_page([xml.parsed(text, f"{path}: its {kind} XML") for text in texts], head, kind)
+            return _by_page([parsed_xml(text, f"{path}: its {kind} XML") for text in texts], head, kind)
     except MetadataError as error:
         if head.pages > 1:  # nothing else would tell its planes apart
             raise
@@ -177,6 +187,7 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
             "one image (a field) per file is expected"
         )
     image, pages = images[0]
+    # A plane without metadata, or metadata without a plane: either would shift all that follow.
     if set(pages) != set(range(head.pages)):
         raise MetadataError(f"{path}: its OME-XML speaks of {len(pages)} planes, but it has {head.pages}")
     planes = tuple(pages[number] for number in range(head.pages))
@@ -188,15 +199,15 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
 def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:
     """Returns the axes along which the pages' own channels, heights and times differ."""
     if kind == "MetaSeries":
-        facts = [vendor_xml.metaseries_facts(root) for root in roots]
+        facts = [metaseries_facts(root) for root in roots]
         planes, pixel_um = (
-            [vendor_xml.metaseries_plane(f) for f in facts],
-            vendor_xml.metaseries_pixel(facts[0]),
+            [metaseries_plane(f) for f in facts],
+            metaseries_pixel(facts[0]),
         )
     else:
-        facts = [vendor_xml.gen5_facts(root) for root in roots]
-        planes = [vendor_xml.gen5_plane(f) for f in facts]
-        pixel_um = vendor_xml.gen5_pixel(facts[0], head.shape)
+        facts = [gen5_facts(root) for root in roots]
+        planes = [gen5_plane(f) for f in facts]
+        pixel_um = gen5_pixel(facts[0], head.shape)
     names = list(dict.fromkeys(plane.channel_name for plane in planes))
     placed: dict[int, PlaneMetadata] = {}
     for channel, name in enumerate(names):
@@ -254,7 +265,7 @@ def _shaped(tiff: Any, head: Header) -> TiffMetadata:
         head, "tifffile's description", axes, shape, tiff.filehandle.path,
         plane_um=micrometres(stated.get("PhysicalSizeZ"), str(stated.get("PhysicalSizeZUnit", "µm"))),
         interval_s=seconds(stated.get("TimeIncrement"), str(stated.get("TimeIncrementUnit", "s"))),
-        pixel_um=(pixel[0], pixel[1]) if pixel[0] and pixel[1] else None,
+        pixel_um=edges(*pixel),
     )  # fmt: skip
 
 
@@ -283,7 +294,7 @@ def _stk(tiff: Any, head: Header) -> TiffMetadata:
         for at in range(count)
     )
     x, y = (micrometres(stated.get(f"{a}Calibration"), str(stated.get("CalibrationUnits", ""))) for a in "XY")
-    pixel_um = (y, x) if stated.get("SpatialCalibration", 1) and x and y else None
+    pixel_um = edges(y, x) if stated.get("SpatialCalibration", 1) else None
     return TiffMetadata(head, "MetaMorph", axis if count > 1 else "", planes, pixel_um)
 
 
@@ -333,9 +344,9 @@ def _by_shape(
 
 def _resolution(page: Any, unit: str) -> tuple[float, float] | None:
     """Returns edges (y, x) from the resolution tags, whose unit the description states."""
-    edges = []
+    lengths = []
     for name in ("YResolution", "XResolution"):
         tag = page.tags.get(name)
         pixels, per = tag.value if tag is not None else (0, 0)
-        edges.append(micrometres(per / pixels, unit) if pixels else None)
-    return (edges[0], edges[1]) if edges[0] and edges[1] else None
+        lengths.append(micrometres(per / pixels, unit) if pixels else None)
+    return edges(*lengths)

@@ -21,8 +21,8 @@ from hpc_isl.learning.network.contract import Task
 from hpc_isl.learning.network.heads import set_head, start_from
 from hpc_isl.learning.network.losses import object_loss, title_of_object_loss
 from hpc_isl.learning.network.unet import build
+from hpc_isl.learning.training.batch_plan import check_micro_batches
 from hpc_isl.learning.training.batchnorm import freeze_batchnorm
-from hpc_isl.learning.training.gradient_accumulation import check_micro_batches
 from hpc_isl.learning.training.optim import groups_of
 from hpc_isl.learning.training.world import World, open_world
 from hpc_isl.objects.distance import distance_map

@@ -11,8 +11,12 @@ from pathlib import Path
 from hpc_isl.errors import UserError
 from hpc_isl.learning.network.checks import check_batchnorm, check_names, check_weights
 from hpc_isl.learning.network.limits import check_grid
-from hpc_isl.learning.training.forkserver import fork_server, loading_processes
-from hpc_isl.learning.training.gradient_accumulation import check_micro_batches, steps_of
+from hpc_isl.learning.training.batch_plan import (
+    check_micro_batches,
+    fork_server,
+    loading_processes,
+    steps_of,
+)
 from hpc_isl.plates.store import LabelState, former_stamp
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt, Plan

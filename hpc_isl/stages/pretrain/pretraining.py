@@ -21,7 +21,7 @@ from hpc_isl.learning.data.split import write as write_split
 from hpc_isl.learning.data.view import View
 from hpc_isl.learning.network.losses import loss_of, title_of
 from hpc_isl.learning.network.unet import build
-from hpc_isl.learning.training.gradient_accumulation import check_micro_batches
+from hpc_isl.learning.training.batch_plan import check_micro_batches
 from hpc_isl.learning.training.world import World, open_world
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
 from hpc_isl.plates.plate_map import described

@@ -13,8 +13,12 @@ from hpc_isl.learning.data.samples import Crops
 from hpc_isl.learning.data.split import PARTS
 from hpc_isl.learning.network.checks import check_batchnorm, check_names, check_weights
 from hpc_isl.learning.network.limits import check_grid
-from hpc_isl.learning.training.forkserver import fork_server, loading_processes
-from hpc_isl.learning.training.gradient_accumulation import check_micro_batches, steps_of
+from hpc_isl.learning.training.batch_plan import (
+    check_micro_batches,
+    fork_server,
+    loading_processes,
+    steps_of,
+)
 from hpc_isl.plates.store import label_names
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import PlaneRecipe

@@ -21,10 +21,9 @@ from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import Contract, Task
 from hpc_isl.learning.network.losses import Loss
+from hpc_isl.learning.training.batch_plan import check_micro_batches, loading_processes, steps_of
 from hpc_isl.learning.training.batches import MicroBatch, batches
 from hpc_isl.learning.training.checkpoint import Checkpoints
-from hpc_isl.learning.training.forkserver import loading_processes
-from hpc_isl.learning.training.gradient_accumulation import check_micro_batches, steps_of
 from hpc_isl.learning.training.loop import Hooks, Progress, train
 from hpc_isl.learning.training.optim import Group
 from hpc_isl.learning.training.precision import device_of, name_of, resolve

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.readers import xml
+from hpc_isl.plates.readers.vendor_facts import child_texts, xml_elements
 
 PLAIN = (
     b'<?xml version="1.0"?><a xmlns="urn:x"><b n="1"><c> one </c><d/></b><e><b n="2"><c>two</c></b></e></a>'
@@ -19,7 +19,7 @@ PLAIN = (
 
 def read(path: Path, content: bytes) -> list[dict[str, str]]:
     path.write_bytes(content)
-    return [xml.texts(element) for _, element in xml.elements(path, {"b"})]
+    return [child_texts(element) for _, element in xml_elements(path, {"b"})]
 
 
 def test_elements_come_whole_and_without_namespace(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_elements_come_whole_and_without_namespace(tmp_path: Path) -> None:
 def test_elements_are_dropped_once_they_were_read(tmp_path: Path) -> None:
     path = tmp_path / "x.xml"
     path.write_bytes(b"<a>" + b"<b><c>1</c></b>" * 1000 + b"</a>")
-    seen = [element for _, element in xml.elements(path, {"a", "b"})]
+    seen = [element for _, element in xml_elements(path, {"a", "b"})]
     assert len(seen) == 1001
     assert len(seen[-1]) == 0, "the root no longer holds what was read"
 
@@ -62,7 +62,7 @@ def test_what_is_not_xml_is_refused_by_name(tmp_path: Path, content: bytes) -> N
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.xml cannot be read"):
-        list(xml.elements(tmp_path / "x.xml", {"b"}))
+        list(xml_elements(tmp_path / "x.xml", {"b"}))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

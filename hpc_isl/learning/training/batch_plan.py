@@ -1,9 +1,17 @@
-"""How samples become steps, and how ranks share the micro-batches of a step; without torch, for plans."""
+"""What is known of batches before torch is imported: steps, the micro-batches of a rank, loading processes.
+
+Plans need the numbers alone, and the server that forks loading processes must start before torch is imported.
+"""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.training import TrainRecipe
@@ -46,3 +54,28 @@ def check_micro_batches(train: TrainRecipe, size: int) -> int:
             f"{train.micro_batch * size * max(1, round(count / size))}"
         )
     return count // size
+
+
+PRELOADED = ["hpc_isl.learning.training.forkserver_preload"]  # imported by the server
+MOST_WORKERS = 12
+
+
+def loading_processes(wanted: int | None, cpus: int) -> int:
+    """Returns `wanted`; for None, one process for each CPU of the rank but one, which trains."""
+    return max(min(cpus - 1, MOST_WORKERS), 0) if wanted is None else wanted
+
+
+def fork_server() -> ForkServerContext:
+    """Starts the server unless it runs already. Called early, it imports while this process imports too."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    before = dict(os.environ)
+    # The server inherits the environment; with these paths it imports what this process would import.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
