@@ -35,9 +35,11 @@ class ObjectsRecipe(Strict):
     kind: Literal["nuclei", "cells"] = "nuclei"
     """nuclei: a mask, Jaccard loss, objects are what does not touch; cells: a distance map and a mask,
     squared error + alpha × cross entropy, objects by flooding"""
-    head: Literal["same", "paper"] = "same"
-    """same: one 3 × 3 convolution with fresh weights, whatever the arm; paper: ISL arms keep the stain's
-    output (nuclei: shifted sigmoid of the scaled stain; cells: two convolutions that widen 1 to 2)"""
+    head: Literal["same", "stain", "paper"] = "same"
+    """same: one 3 × 3 convolution with fresh weights, whatever the arm; stain (nuclei): ISL arms begin as the
+    predicted stain above a threshold, which is calibrated on fields held out of pretraining against labels
+    drafted from their stain, plus a residual of zero; paper: ISL arms keep the stain's output (nuclei:
+    shifted sigmoid of the scaled stain; cells: two convolutions that widen 1 to 2)"""
     slope: Annotated[float, Bound(gt=0)] = 10.0
     """a of the paper's head for nuclei, 1 / (1 + exp(-a (x - 0.5))), x the stain in [0, 1]"""
     map: Literal["geodesic", "euclidean"] = "geodesic"
@@ -68,8 +70,8 @@ class ObjectsRecipe(Strict):
         if self.kind == "nuclei":
             names = ("alpha", "h_maxima", "map", "mask_threshold", "scale", "method")
             yield from ((f"objects.{name}", "objects.kind is nuclei") for name in names)
-        if self.head == "same":
-            yield "objects.slope", "objects.head is same"
+        if self.head != "paper":
+            yield "objects.slope", f"objects.head is {self.head}"
         elif self.kind == "cells":
             yield "objects.slope", "objects.kind is cells"
 
@@ -133,6 +135,11 @@ class FinetuneRecipe(Recipe):
     are told from those of the others (across)"""
     fold: Count | None = None
     """leave one out: the annotated field of this number tests, all others train, whatever the split says"""
+    left_out: Literal["auto", "never"] = "auto"
+    """whether boxes are left out in turn, and predicted by two more networks of the same start that learn
+    from the others, in as many steps together. auto: to fit objects.h_maxima; to keep the start
+    (objects.head=stain, arm=drafted) unless training is better there by more than one standard error; and at
+    n=all, so that a sweep chooses its final model without test fields"""
     train_on_all: bool = False
     """all annotation boxes learn, those of test fields too, and nothing is scored: the last step before a
     model is used"""
@@ -161,8 +168,21 @@ class FinetuneRecipe(Recipe):
 
     @property
     def fits_objects(self) -> bool:
-        """Whether two more networks are trained, to fit what parts the cells."""
-        return self.objects.kind == "cells" and self.objects.h_maxima == "fit" and self.n != 0
+        """Whether what parts the cells is fitted."""
+        return self.leaves_out and self.objects.kind == "cells" and self.objects.h_maxima == "fit"
+
+    @property
+    def guards_start(self) -> bool:
+        """Whether the start segments already, and is kept where training is no better."""
+        from_stain = self.objects.head == "stain" and self.arm.endswith("+isl")
+        return self.left_out == "auto" and self.n != 0 and (from_stain or self.arm == "drafted")
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether boxes are left out in turn."""
+        fits = self.objects.kind == "cells" and self.objects.h_maxima == "fit"
+        compared = self.n == "all" and not self.train_on_all
+        return self.left_out == "auto" and self.n != 0 and (fits or self.guards_start or compared)
 
     @field_validator("plates", "pretrained", "reference_labels", mode="before")
     @classmethod
@@ -180,6 +200,8 @@ class FinetuneRecipe(Recipe):
             raise ValueError("plates is empty")
         if self.pretrained and (self.sources or self.data):
             raise ValueError("sources and data are those of the pretrained model; leave out either")
+        if self.objects.head == "stain" and self.objects.kind == "cells":
+            raise ValueError("objects.head=stain: is for nuclei; a nuclear stain says nothing of whole cells")
         return self
 
     def unused(self) -> Iterator[tuple[str, str]]:

@@ -154,10 +154,13 @@ FORMER_VALUES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 }
 """stage -> present dotted key -> former value -> present one"""
 
-WHOLE = {"objects": {"kind", "head", "slope", "scale", "h_maxima", "method"}}
-"""section -> keys that every version wrote into it where it was kept whole"""
+WHOLE = {
+    "": {"plates", "labels", "arm", "n", "optim", "train"},
+    "objects": {"kind", "head", "slope", "scale", "h_maxima", "method"},
+}
+"""section ("": the recipe itself) -> keys that every version wrote into it where it was kept whole"""
 ADDED: Mapping[str, Mapping[str, object]] = {
-    "finetune": {"objects.map": "euclidean", "objects.mask_threshold": None}
+    "finetune": {"objects.map": "euclidean", "objects.mask_threshold": None, "left_out": "never"}
 }
 """stage -> key that earlier versions did not have -> the value that means what they did
 
@@ -168,10 +171,11 @@ def present_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys and values of a recipe, nested or dotted, as this version names them."""
     result = _translated(content, FORMER_KEYS.get(stage, {}), FORMER_VALUES.get(stage, {}))
     for key, value in ADDED.get(stage, {}).items():
-        outer, inner = key.split(".")
+        outer, _, inner = key.rpartition(".")
+        section = result.get(outer) if outer else result
         # A whole section lacks the key only where an earlier version wrote it; a section that a person typed
         # is not whole and takes today's default.
-        if isinstance(section := result.get(outer), dict) and WHOLE[outer] <= section.keys():
+        if isinstance(section, dict) and WHOLE[outer] <= section.keys():
             section.setdefault(inner, value)
     return result
 
@@ -185,8 +189,9 @@ def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     }
     result = _translated(content, keys, values)
     for key, value in ADDED.get(stage, {}).items():
-        outer, inner = key.split(".")
-        if isinstance(section := result.get(outer), dict) and section.get(inner, ...) == value:
+        outer, _, inner = key.rpartition(".")
+        section = result.get(outer) if outer else result
+        if isinstance(section, dict) and section.get(inner, ...) == value:
             del section[inner]
     return result
 

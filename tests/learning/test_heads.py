@@ -23,7 +23,9 @@ TASKS = [
     Task("a", "nuclei"),
     Task("a", "nuclei", "paper"),
     Task("a", "nuclei", "paper", from_stain=True, span=65535.0, slope=7.0),
-    Task("a", "cells"),
+    Task("a", "nuclei", "stain", from_stain=True, slope=9.0, centre=0.31),
+    Task("a", "nuclei", "stain"),
+    Task("a", "cells", map="geodesic", mask_threshold=0.6),
     Task("a", "cells", scale="pixels"),
     Task("a", "cells", "paper"),
     Task("a", "cells", "paper", from_stain=True),
@@ -44,6 +46,21 @@ def test_the_shifted_sigmoid_rises_and_is_a_half_at_half_the_span(slope, span, x
     assert low < high
     assert float(half) == 0.5
     assert float(low) == pytest.approx(expit(slope * (x - 0.5)), rel=1e-9)
+
+
+def test_the_stains_head_begins_as_a_threshold_of_the_predicted_stain_and_learns_beside_it():
+    stain = build(NET, 2, 1, seed=5).eval()
+    task = Task("a", "nuclei", "stain", from_stain=True, slope=9.0, centre=0.31)
+    net = build(NET, 2, 1, seed=6)
+    start_from(net, stain.state_dict(), head=True)
+    set_head(net, task)
+    x = torch.randn(2, 2, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(x), 9.0 * (stain(x) - 0.31))
+    net(x).mean().backward()
+    residual = net.segmentation_head.residual
+    assert residual.weight.grad.any(), "the residual learns"
+    assert net.segmentation_head[0].weight.grad.any(), "and so does the stain"
 
 
 def test_the_papers_head_for_cells_predicts_background_as_well_as_objects():
@@ -95,6 +112,8 @@ def test_the_task_reads_back_from_plain_json():
     assert Contract.from_dict(content).task == task
     expected = asdict(task)
     expected["h"] = expected.pop("h_maxima")  # contracts keep the names of the first version
+    for name in ("map", "mask_threshold", "centre"):  # and its keys, where the others say nothing new
+        del expected[name]
     assert content["task"] == expected
 
 

@@ -34,6 +34,7 @@ from hpc_isl.plates.store import open_plate, read_box, read_labels, write_labels
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.finetune import stain_threshold
 from hpc_isl.stages.finetune.boxes import Box, draw
 from hpc_isl.stages.finetune.inputs import resolve_inputs
 from hpc_isl.stages.finetune.scores import count
@@ -124,6 +125,8 @@ def same_weights(one: Run, two: Run) -> bool:
         ("imagenet+isl", ["transfer={hold_norm: true}"]),
         ("drafted", []),
         ("random+isl", ["objects.head=paper"]),
+        ("random+isl", ["objects.head=stain"]),
+        ("imagenet", ["objects.head=stain"]),
         ("random", ["objects.kind=cells"]),
         ("imagenet+isl", ["objects={kind: cells, scale: pixels, h_maxima: 1, alpha: 20}"]),
         ("random+isl", ["objects={kind: cells, head: paper, method: reference}"]),
@@ -141,7 +144,8 @@ def test_every_arm_and_head_ends_with_a_model_scores_and_panels(world, tmp_path,
     boxes = rows(found, "boxes.csv")
     assert sum(int(box["objects"]) for box in boxes) == summary["figures"]["objects"] > 0
     network, contract = model.load(found.model)
-    assert (contract.task.arm, contract.task.boxes, contract.step) == (arm, 2, 2)
+    learnt = 0 if summary["figures"].get("start_kept") else 2
+    assert (contract.task.arm, contract.task.boxes, contract.step) == (arm, learnt, learnt)
     assert (contract.net.weights is None) == (arm in ("random", "random+isl", "drafted"))
     assert not found.checkpoints.exists()
     assert summary["made"]["training curves"] == str(found.pictures / "training.png")
@@ -560,17 +564,52 @@ def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_weights(world, tmp_pa
     assert rows(one.run) == rows(through)
 
 
+@pytest.mark.parametrize(("lr", "steps", "kept"), [("1e-9", 1, True), ("0.01", 40, False)])
+def test_a_start_from_the_stain_is_kept_unless_training_is_shown_to_be_better(
+    world, tmp_path, monkeypatch, lr, steps, kept
+):
+    """One step at a rate of nothing gains nothing; the stain's own threshold, moved, is soon learnt again."""
+    calibrate = stain_threshold.calibrate
+    moved = 0.0 if kept else 0.6
+    monkeypatch.setattr(
+        stain_threshold, "calibrate",
+        lambda *given: (own := calibrate(*given)) and replace(own, centre=own.centre + moved),
+    )  # fmt: skip
+    keys = ["arm=random+isl", "n=2", "objects.head=stain", f"train.steps={steps}", f"optim.lr={lr}"]
+    found = run(world, "a", *keys, root=tmp_path)
+    evidence = json.loads((found.folder / "left_out.json").read_text())
+    figures = found.summary()["figures"]
+    gain = np.subtract(evidence["scores"], evidence["start_scores"])
+    assert evidence["keeps_start"] == (gain.mean() <= gain.std(ddof=1) / math.sqrt(len(gain))) == kept
+    assert figures["start_kept"] == kept
+    assert figures["steps"] == (0 if kept else steps)
+    assert figures["left_out"] == pytest.approx(
+        np.mean(evidence["start_scores" if kept else "scores"]), abs=1e-5
+    )
+    network, contract = model.load(found.model)
+    isl, _ = model.load(world / "runs" / "pretrain" / "plain" / "model")
+    index = open_plate(world / "P01.zarr")
+    sources, _ = read(contract.view, index, FieldKey("B04", "1"))
+    start = contract.task.slope * (Predictor(isl)(sources) - contract.task.centre)
+    same = np.allclose(Predictor(network)(sources), start, atol=1e-4 * np.abs(start).max())
+    assert same == kept
+    assert (found.folder / "unguarded.csv").exists() == kept
+    if not kept:
+        assert figures["unguarded_iou"] == figures["iou"]
+
+
 def test_a_run_that_stops_while_a_part_is_left_out_goes_on_there_and_fits_the_same(world, tmp_path):
     keys = ["arm=random+isl", "n=2", "train.steps=10", "train.checkpoint_every=1", "objects.kind=cells",
             "drafted=null"]  # fmt: skip
     wanted = plan(recipe(world, *keys)).recipe
     through = run(world, "a", *keys, root=tmp_path / "through")
-    fitted = json.loads((through.folder / "fit.json").read_text())
+    evidence = json.loads((through.folder / "left_out.json").read_text())
+    fitted = evidence["fit"]
     task = read_contract(through.model).task
     assert [task.h_maxima, task.mask_threshold, task.min_area] == [
         fitted[name] for name in ("h_maxima", "mask_threshold", "min_area")
     ]
-    assert fitted["pieces"] == 2
+    assert len(evidence["pieces"]) == len(evidence["scores"]) == fitted["pieces"] == 2
     run_ = Run(tmp_path / "runs" / "finetune" / "a")
     for number, fold in enumerate((0, 1)):
         attempt = Attempt(run_, number=number)
@@ -584,11 +623,11 @@ def test_a_run_that_stops_while_a_part_is_left_out_goes_on_there_and_fits_the_sa
         attempt.progress = progress
         finetune(wanted, attempt)
         assert run_.summary() is None
-        assert not (run_.folder / "fit.json").exists()
+        assert not (run_.folder / "left_out.json").exists()
     assert not list(run_.checkpoints.glob("step-*.pt")), "the network that is kept has not begun"
     finetune(wanted, Attempt(run_, number=2))
     assert same_weights(run_, through)
-    assert json.loads((run_.folder / "fit.json").read_text()) == fitted
+    assert json.loads((run_.folder / "left_out.json").read_text()) == evidence
     assert rows(run_) == rows(through)
 
 

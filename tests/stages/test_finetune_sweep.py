@@ -193,9 +193,9 @@ def test_a_run_learns_from_the_boxes_that_it_was_planned_with(elements, plate):
 
 @pytest.fixture
 def done(elements, tmp_path):
-    """done(name, *keys, iou=…, boxes=…) -> folder of a run; without a score it is not done."""
+    """done(name, *keys, iou=…, boxes=…, left_out=…) -> folder of a run; without a score it is not done."""
 
-    def make(name, *keys, iou=None, boxes=1):
+    def make(name, *keys, iou=None, boxes=1, left_out=None):
         recipe = load("finetune", None, [*base(elements), *keys])
         run = Run(tmp_path / "finetune" / name)
         run.folder.mkdir(parents=True)
@@ -204,6 +204,9 @@ def done(elements, tmp_path):
             run.done.mkdir()
             figures = {"boxes": boxes, "steps": 1} | ({} if math.isnan(iou) else {"iou": iou})
             (run.done / "finetune.json").write_text(json.dumps({"figures": figures}))
+        if left_out is not None:
+            content = {"pieces": [f"box {n}" for n in range(len(left_out))], "kept_scores": left_out}
+            (run.folder / "left_out.json").write_text(json.dumps(content))
         return run.folder
 
     return make
@@ -233,6 +236,28 @@ def test_the_best_has_the_greatest_mean_score_at_the_most_boxes(elements, done):
     chosen = best(wanted(elements, among))
     assert (chosen.arm, chosen.n, chosen.draw, chosen.train_on_all) == ("random", "all", 0, True)
     assert chosen.among == among
+
+
+def test_boxes_left_out_choose_before_test_fields(elements, done):
+    among = [
+        done("a", "n=all", "arm=random", iou=0.9, left_out=[0.5, 0.6, 0.5, 0.6]),
+        done("b", "n=all", "arm=random+isl", iou=0.1, left_out=[0.7, 0.8, 0.7, 0.8]),
+    ]
+    assert best(wanted(elements, among)).arm == "random+isl"
+    # Where a run has none, all are compared by test fields.
+    among.append(done("c", "n=all", "arm=imagenet", iou=0.8))
+    assert best(wanted(elements, among)).arm == "random"
+
+
+def test_a_tie_is_won_by_the_arm_that_needs_least(elements, done):
+    among = [
+        done("a", "n=all", "arm=random+isl", iou=0.5, left_out=[0.7, 0.8, 0.6, 0.9]),
+        done("b", "n=all", "arm=random", iou=0.5, left_out=[0.72, 0.7, 0.65, 0.85]),
+        done("c", "n=all", "arm=imagenet", iou=0.5, left_out=[0.1, 0.1, 0.1, 0.1]),
+    ]
+    assert best(wanted(elements, among)).arm == "random"
+    among[1:2] = [done("d", "n=all", "arm=random", "draw=1", iou=0.5, left_out=[0.6, 0.7, 0.5, 0.8])]
+    assert best(wanted(elements, among)).arm == "random+isl", "another draw's pieces are no pairs"
 
 
 def test_what_is_swept_beside_the_arm_makes_another_arm(elements, done):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hpc_isl.learning.network.contract import Task
 from hpc_isl.objects.geodesic import geodesic_map
 from hpc_isl.recipes.finetune import ObjectsRecipe
-from hpc_isl.stages.finetune import fit
+from hpc_isl.stages.finetune import fit, left_out
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,20 @@ def test_no_setting_nearer_to_the_usual_one_is_within_a_standard_error_of_the_be
 
 def test_boxes_are_dealt_by_field_and_one_box_is_halved_with_a_strip_between():
     three = [box(bars(), well) for well in ("B02", "B02", "B03", "B04")]
-    folds = fit.deal(three)
+    folds = left_out.deal(three)
     assert [[piece.box.field[1] for piece in fold] for fold in folds] == [["B02", "B02", "B04"], ["B03"]]
-    two = fit.deal([box(bars()), box(bars())])
+    two = left_out.deal([box(bars()), box(bars())])
     assert [len(fold) for fold in two] == [1, 1], "boxes of one field alone are dealt singly"
-    [[upper], [lower]] = fit.deal([box(bars())])
+    [[upper], [lower]] = left_out.deal([box(bars())])
     assert upper.box.corners[0] == 0
     assert lower.box.corners[2] == 96
     assert lower.box.corners[0] - upper.box.corners[2] >= 18, "no cell reaches over the strip"
-    assert fit.deal([]) == []
-    assert fit.deal([box(np.ones((30, 20), np.uint32))]) == [], "one object fills it all"
+    assert left_out.deal([]) == []
+    assert left_out.deal([box(np.ones((30, 20), np.uint32))]) == [], "one object fills it all"
 
 
 def test_what_the_cut_between_halves_divides_counts_in_neither():
-    [[upper], [lower]] = fit.deal([box(bars())])
+    [[upper], [lower]] = left_out.deal([box(bars())])
     whole = predicted(bars())
     for half in (upper, lower):
         y0, x0, y1, x1 = half.box.corners

@@ -25,9 +25,9 @@ class Task:
     Attributes:
         labels: name of the labels that it learnt.
         kind: nuclei (one output, the mask's logit) or cells (distance map, and the mask's logit).
-        head: same or paper; `from_stain`: the paper's head takes the output of an ISL model.
+        head: same, paper or stain; `from_stain`: the last two take the output of an ISL model.
         span: the stain's output is divided by this before the paper's sigmoid.
-        slope: of that sigmoid.
+        slope, centre: of that sigmoid; of the stain's head, in the unit of the predicted stain.
         map, scale, h_maxima, mask_threshold, min_area, method: as in ObjectsRecipe, h_maxima in numbers;
             `min_area` is in pixels that the network sees, and `min_area_um2` the same in µm², where known.
         arm, boxes, objects: the arm it started from, and the numbers of boxes and objects it learnt from.
@@ -49,6 +49,7 @@ class Task:
     min_area_um2: float | None = None
     map: str = "euclidean"
     mask_threshold: float | None = None
+    centre: float = 0.5
 
     @property
     def outputs(self) -> int:
@@ -105,7 +106,7 @@ class Contract:
         decisive = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
         names = ["kind", "head", "from_stain", "span", "slope", "scale", "h_maxima", "min_area", "method"]
         # Models of earlier versions have none, and keep the hash that labels were written under.
-        optional = {"min_area_um2": None, "map": "euclidean", "mask_threshold": None}
+        optional = {"min_area_um2": None, "map": "euclidean", "mask_threshold": None, "centre": 0.5}
         names += [name for name, value in optional.items() if self.task and getattr(self.task, name) != value]
         task = self.task and {name: getattr(self.task, name) for name in names}
         return decisive | {"task": task and _former_task(task)}
@@ -131,6 +132,8 @@ class Contract:
 def _former_task(task: dict[str, Any]) -> dict[str, Any]:
     """Returns a task under the names of the first version, which contracts keep for every version to read."""
     content: dict[str, Any] = former_keys("finetune", {"objects": task})["objects"]
+    if content.get("centre") == Task.centre:
+        del content["centre"]
     return content
 
 

@@ -43,6 +43,29 @@ class ShiftedSigmoid(nn.Module):
         return self.slope * (x / self.span - 0.5)
 
 
+class StainHead(nn.Sequential):
+    """The logit of a calibrated threshold of the predicted stain, plus a residual that begins at zero.
+
+    So the network begins as what it already knows, the stain above a threshold, and learns what people draw
+    otherwise. The layers of the stain keep their names, under which an ISL model's weights are loaded.
+    """
+
+    def __init__(self, head: nn.Sequential, slope: float, centre: float) -> None:
+        super().__init__(*head)
+        self.slope, self.centre = slope, centre
+        self.residual = nn.Conv2d(head[0].in_channels, 1, 3, padding=1)  # type: ignore[arg-type]
+        nn.init.zeros_(self.residual.weight)
+        nn.init.zeros_(self.residual.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        stain = x
+        for name, layer in self.named_children():
+            if name != "residual":
+                stain = layer(stain)
+        logit: Tensor = self.slope * (stain - self.centre) + self.residual(x)
+        return logit
+
+
 def set_head(network: Any, task: Task, seed: int = 0) -> None:
     """Puts the task's head behind a network's own last layer, in place.
 
@@ -64,9 +87,12 @@ def set_head(network: Any, task: Task, seed: int = 0) -> None:
             return
         if head[0].out_channels != 1:
             raise UserError(
-                "objects.head=paper stands on one predicted stain; the pretrained model predicts "
+                f"objects.head={task.head} stands on one predicted stain; the pretrained model predicts "
                 f"{head[0].out_channels}"
             )
+        if task.head == "stain":
+            network.segmentation_head = StainHead(head, task.slope, task.centre)
+            return
         layers: list[nn.Module] = [ShiftedSigmoid(task.slope, task.span)]
         if task.kind == "cells":
             layers = [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)]

@@ -1,30 +1,23 @@
-"""What turns maps into objects (h, the mask's threshold, the smallest area), fitted on boxes left out.
-
-The boxes of a draw are dealt to two folds. For each fold a network of the same start learns from the other
-one and predicts it, so that every box is predicted by a network that has not seen it. No annotation is spent
-beyond the N of the draw.
-"""
+"""What turns maps into objects: h, the mask's threshold and the smallest area, fitted on boxes left out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, log2, sqrt
+from math import log2, sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from hpc_isl.learning.network.contract import Task
 from hpc_isl.objects.draft_labels import drop_small
-from hpc_isl.objects.matching import inside, match
+from hpc_isl.objects.matching import match
 from hpc_isl.objects.types import AnyLabels, Pixels
 from hpc_isl.recipes.finetune import ObjectsRecipe
 from hpc_isl.stages.finetune.boxes import Box
 from hpc_isl.stages.shared.decoding import decode, logit, rule_of
 
-FOLDS = 2
 # Heights that are tried, and the one that stands where annotations cannot tell: it parts people's own
 # outlines best under noise and blur, by docs/study/maps.py.
 HEIGHTS = {
@@ -55,55 +48,22 @@ def height_of(objects: ObjectsRecipe) -> float:
     return USUAL[objects.map, objects.scale] if objects.h_maxima == "fit" else objects.h_maxima
 
 
-def deal(boxes: Sequence[Box]) -> list[list[Piece]]:
-    """Returns the pieces of each fold: whole fields in turn, or single boxes, or the halves of the only box.
-
-    An empty list: too little is annotated to leave any of it out.
-    """
-    fields = list(dict.fromkeys(box.field for box in boxes))
-    if len(boxes) > 1:
-        groups = (
-            [[b for b in boxes if b.field == f] for f in fields] if len(fields) > 1 else [[b] for b in boxes]
-        )
-        return [[Piece(box) for group in groups[fold::FOLDS] for box in group] for fold in range(FOLDS)]
-    return [[half] for half in _halves(boxes[0])] if boxes else []
-
-
-def _halves(box: Box) -> list[Piece]:
-    """Returns the halves of a box along its longer side, with a strip of one object's length between them."""
-    labels = box.drawn(level=0)
-    axis = int(np.argmax(labels.shape))
-    places = [place[axis] for place in find_objects(labels.astype(np.int64)) if place is not None]
-    strip = ceil(np.median([place.stop - place.start for place in places])) if places else 0
-    start, stop = box.corners[axis], box.corners[axis + 2]
-    before, after = (start + stop - strip) // 2, (start + stop + strip) // 2
-    if not start < before < after < stop:
-        return []
-    first, second = list(box.corners), list(box.corners)
-    first[axis + 2], second[axis] = before, after
-    y0, x0, y1, x1 = first
-    v0, u0, v1, u1 = second
-    return [
-        Piece(replace(box, corners=(y0, x0, y1, x1)), (axis, -1)),
-        Piece(replace(box, corners=(v0, u0, v1, u1)), (axis, 0)),
-    ]
-
-
 @dataclass(frozen=True)
 class LeftOut:
-    """A piece as a network predicts it that has not learnt from it: (2, y, x); and its labels (y, x)."""
+    """A piece as networks predict it that have not learnt from it.
+
+    Attributes:
+        prediction: (output, y, x) after training on other pieces.
+        start: the same before any training; None: the start segments nothing.
+    """
 
     piece: Piece
     prediction: Pixels
+    start: Pixels | None = None
 
     @property
     def truth(self) -> NDArray[Any]:
         return self.piece.box.drawn(self.piece.box.level)
-
-    @classmethod
-    def of(cls, piece: Piece, prediction: Pixels) -> LeftOut:
-        """Cuts the piece from the prediction (2, y, x) of its field."""
-        return cls(piece, inside(prediction, piece.box.at(piece.box.level)))
 
 
 def fit(task: Task, objects: ObjectsRecipe, left_out: Sequence[LeftOut]) -> tuple[Task, dict[str, Any]]:
@@ -114,9 +74,7 @@ def fit(task: Task, objects: ObjectsRecipe, left_out: Sequence[LeftOut]) -> tupl
     difference (Breiman et al. 1984): of all within one of the best, the nearest to the usual one stands.
     """
     truths = [own.truth for own in left_out]
-    counted = [
-        _without_cut(truth, truth, own.piece.edge) for truth, own in zip(truths, left_out, strict=True)
-    ]
+    counted = [without_cut(truth, truth, own.piece.edge) for truth, own in zip(truths, left_out, strict=True)]
     usual = height_of(objects)
     middle = 0.5 if objects.mask_threshold is None else objects.mask_threshold
 
@@ -124,7 +82,7 @@ def fit(task: Task, objects: ObjectsRecipe, left_out: Sequence[LeftOut]) -> tupl
         # Small objects stay: the smallest area is fitted last, on the same labels.
         rule = replace(rule_of(task), h_maxima=h, threshold=logit(threshold), min_area=0)
         pairs = zip(left_out, truths, strict=True)
-        return [_without_cut(decode(own.prediction, rule)[0], truth, own.piece.edge) for own, truth in pairs]
+        return [without_cut(decode(own.prediction, rule)[0], truth, own.piece.edge) for own, truth in pairs]
 
     def scores(labels: list[AnyLabels], area: float) -> list[float]:
         kept = [drop_small(own, round(area))[0] for own in labels]
@@ -170,7 +128,7 @@ def best(scores: dict[Any, list[float]], distance: Any) -> Any:
     return min(near, key=lambda setting: (distance(setting), -np.mean(scores[setting])))
 
 
-def _without_cut(labels: AnyLabels, truth: AnyLabels, edge: tuple[int, int] | None) -> AnyLabels:
+def without_cut(labels: AnyLabels, truth: AnyLabels, edge: tuple[int, int] | None) -> AnyLabels:
     """Returns labels without those that the edge cuts or that lie mostly in true ones which it cuts."""
     if edge is None:
         return labels

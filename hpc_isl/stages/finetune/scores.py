@@ -32,11 +32,12 @@ PANELS = 4
 
 
 def make_scores(
-    run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Task | None
+    run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Task | None, name: str = "scores"
 ) -> list[Row] | None:
     """Scores each test box of the inputs; returns None if the run is stopping.
 
-    Writes `scores.csv`, `panels.json` and `panels.npz` into the run folder.
+    Writes `scores.csv`, `panels.json` and `panels.npz` into the run folder; under another name than `scores`
+    the table alone.
 
     Returns:
         A row for each test box and reference labels, in order, the same on all ranks.
@@ -72,8 +73,9 @@ def make_scores(
     ordered = [row for _, row in numbered]
     if world.rank == 0:
         if ordered:
-            write_scores(ordered, attempt.run.folder / "scores.csv")
-        _write_panels(run, [panel for _, _, part in gathered for panel in part])
+            write_scores(ordered, attempt.run.folder / f"{name}.csv")
+        if name == "scores":
+            _write_panels(run, [panel for _, _, part in gathered for panel in part])
     return ordered
 
 

@@ -59,7 +59,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     steps = steps_of(train, len(inputs.learning) * train.crops_per_field) if recipe.n != 0 else 0
     like = training_like("finetune", inputs.net, recipe.predict, inputs.study.view, train)
     # Two more networks, each from half of the boxes in half the steps, are one more training.
-    trainings = 2 if recipe.fits_objects else 1
+    trainings = 2 if recipe.leaves_out else 1
     units = {STEPS: trainings * micro_batches(train, steps), TEST: megapixels(inputs.tested)}
     return Plan(
         recipe,
@@ -159,9 +159,14 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
         train = recipe.train
         length = f"{train.steps} steps" if train.steps else f"{train.epochs} epochs"
         yield f"{length} of {train.batch} crops of {train.crop} × {train.crop} pixels"
-    if recipe.fits_objects:
+    if recipe.leaves_out:
+        purposes = [
+            "fit h_maxima" * recipe.fits_objects,
+            "see whether the start gets any better" * recipe.guards_start,
+            "compare the arm" * (recipe.n == "all" and not recipe.train_on_all),
+        ]
         yield (
-            "h_maxima=fit: two more networks learn from half of the boxes each, in as many steps together, "
-            "to see what parts objects that they do not know"
+            f"to {' and '.join(filter(None, purposes))}, boxes are left out in turn: two more networks learn "
+            "from the others, in as many steps together (left_out=never spares them)"
         )
     yield from inputs.remarks

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
@@ -18,6 +21,9 @@ from hpc_isl.stages.shared.following import FEW, FINAL, MAIN, after_finetuning
 from hpc_isl.stages.shared.plate_views import expanded
 
 ALL = {"n": "all", "draw": 0, "train_where": {}, "fold": None, "train_on_all": True}
+NEEDS = ("random", "imagenet", "drafted", "random+isl", "imagenet+isl")
+"""The arms by what they need: weights of others, a stain and a supervised run on drafts, a pretraining."""
+LEFT_OUT = "left_out.json"
 Elements = dict[str, FinetuneRecipe]
 FieldName = tuple[str, str, str]
 """Plate, well and name of a field."""
@@ -108,8 +114,10 @@ def _with_enough_boxes(
 def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """Returns the recipe of the best arm among the finished runs, for all annotations.
 
-    The best arm has the greatest mean score at the most annotations. It is chosen by the fields that
-    test, so its own score there would be no estimate; `final` is scored nowhere.
+    Compared are the scores of training boxes that were left out in turn, at the most annotations; only where
+    a run has none of them, the mean scores of test fields. Arms whose paired difference to the best one may
+    be nothing (its 95 % interval holds 0) are a tie, which the one wins that needs least. `final` itself
+    is scored nowhere.
 
     Raises:
         UserError: runs that are not done.
@@ -122,31 +130,58 @@ def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
         )
     if not recipe.among:
         raise UserError("arm=best: is for sweeps, which compare arms; name one")
-    scores = _scores([Run(path) for path in recipe.among])
-    winner = max(scores, key=lambda path: scores[path])
-    chosen = load_kept("finetune", Run(winner).recipe)
+    chosen = load_kept("finetune", _winner([Run(path) for path in recipe.among]).recipe)
     assert isinstance(chosen, FinetuneRecipe)
     return chosen.model_copy(update={"among": recipe.among, **ALL})
 
 
-def _scores(runs: list[Run]) -> dict[Path, float]:
-    """Returns one run of each arm and variant -> mean main score at the most annotations."""
-    groups: dict[str, dict[float, list[tuple[float, Path]]]] = {}
+@dataclass
+class _Candidate:
+    """The runs of one arm and variant at the most annotations: they differ in draw, fold and seed alone."""
+
+    arm: str
+    runs: list[Run] = field(default_factory=list)
+    test_scores: list[float] = field(default_factory=list)
+    left_out: dict[tuple[object, ...], float] = field(default_factory=dict)
+
+
+def _winner(runs: list[Run]) -> Run:
+    candidates = _candidates(runs)
+    if not all(own.left_out for own in candidates):
+        scored = [own for own in candidates if own.test_scores]
+        return max(scored, key=lambda own: sum(own.test_scores) / len(own.test_scores)).runs[0]
+    leader = max(candidates, key=lambda own: np.mean(list(own.left_out.values())))
+
+    def is_tie(own: _Candidate) -> bool:
+        behind = [leader.left_out[key] - own.left_out[key] for key in leader.left_out.keys() & own.left_out]
+        if len(behind) < 2:
+            return own is leader
+        return bool(np.mean(behind) <= 1.96 * np.std(behind, ddof=1) / math.sqrt(len(behind)))
+
+    return min(filter(is_tie, candidates), key=lambda own: NEEDS.index(own.arm)).runs[0]
+
+
+def _candidates(runs: list[Run]) -> list[_Candidate]:
+    groups: dict[str, dict[float, _Candidate]] = {}
     for run in runs:
         content = read_kept("finetune", run.recipe)
         figures = (read_json(run.done / "finetune.json") or {}).get("figures", {})
-        value = figures.get(MAIN[content["objects"]["kind"]])
-        if value is None or math.isnan(value) or content["n"] == 0:
+        value = figures.get(MAIN[content["objects"]["kind"]], math.nan)
+        left_out = read_json(run.folder / LEFT_OUT) or {}
+        if (math.isnan(value) and not left_out.get("kept_scores")) or content["n"] == 0:
             continue
-        # Runs that differ in N, draw, fold and seed alone are of one variant.
         key = repr({k: v for k, v in content.items() if k not in ("n", "draw", "fold", "train")})
         train = {k: v for k, v in content["train"].items() if k != "seed"}
         n = math.inf if content["n"] == "all" else content["n"]  # folds differ in how many boxes `all` are
-        groups.setdefault(f"{key} {train}", {}).setdefault(n, []).append((value, run.folder))
+        own = groups.setdefault(f"{key} {train}", {}).setdefault(n, _Candidate(content["arm"]))
+        own.runs.append(run)
+        own.test_scores += [] if math.isnan(value) else [value]
+        place = content["draw"], content["fold"], content["train"]["seed"]
+        scores = zip(left_out.get("pieces", []), left_out.get("kept_scores", []), strict=True)
+        own.left_out |= {(*place, piece): score for piece, score in scores}
     if not groups:
         raise UserError("no element has a score: no test field has labels to score by, so no arm is the best")
-    most = [by_size[max(by_size)] for by_size in groups.values()]
-    return {scored[0][1]: sum(value for value, _ in scored) / len(scored) for scored in most}
+    return [by_size[max(by_size)] for by_size in groups.values()]
 
 
 def after_sweep(run: Run) -> list[str]:

@@ -1,0 +1,184 @@
+"""Boxes left out in turn: each is predicted by a network of the same start that learnt from the others.
+
+The boxes of a draw are dealt to two folds, and for each fold a network learns from the other one. So no
+annotation is spent beyond the N of the draw, and yet there are predictions of objects that a network has not
+seen: they fit what parts cells, decide whether training made the start any better, and let a sweep choose its
+final model without a look at test fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import find_objects
+
+from hpc_isl.files import write_atomic
+from hpc_isl.learning.network.contract import Task
+from hpc_isl.objects.matching import inside, match
+from hpc_isl.objects.scores import mask_iou
+from hpc_isl.objects.types import AnyLabels, Pixels
+from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.stages.finetune.arm import crops_of, network_of, optimizer_groups, start_task
+from hpc_isl.stages.finetune.boxes import Box
+from hpc_isl.stages.finetune.fit import LeftOut, Piece, fit, without_cut
+from hpc_isl.stages.finetune.inputs import FinetuneInputs
+from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
+from hpc_isl.stages.shared.training_run import TrainingRun
+
+FOLDS = 2
+FILE = "left_out.json"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the boxes left out say of a run.
+
+    Attributes:
+        task: with what parts cells, fitted where the recipe asks for it.
+        scores: of each piece by the network that did not learn from it: IoU of nuclei, mAP of cells.
+        start_scores: of the same pieces before any training; empty where the start segments nothing.
+    """
+
+    task: Task | None
+    scores: tuple[float, ...] = ()
+    start_scores: tuple[float, ...] = ()
+
+    @property
+    def kept_scores(self) -> tuple[float, ...]:
+        """The scores of what is kept: of the start, or of what training made of it."""
+        return self.start_scores if self.keeps_start else self.scores
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether training is not shown to be better than the start: by more than one standard error."""
+        if not self.start_scores:
+            return False
+        gain = np.subtract(self.scores, self.start_scores)
+        return bool(gain.mean() <= (gain.std(ddof=1) / sqrt(gain.size) if gain.size > 1 else 0.0))
+
+
+def deal(boxes: Sequence[Box]) -> list[list[Piece]]:
+    """Returns the pieces of each fold: whole fields in turn, or single boxes, or the halves of the only box.
+
+    An empty list: too little is annotated to leave any of it out.
+    """
+    if len(boxes) == 1:
+        return [[half] for half in _halves(boxes[0])]
+    fields: dict[tuple[str, str, str], list[Box]] = {}
+    for box in boxes:
+        fields.setdefault(box.field, []).append(box)
+    if not boxes:
+        return []
+    groups = list(fields.values()) if len(fields) > 1 else [[box] for box in boxes]
+    return [[Piece(box) for group in groups[fold::FOLDS] for box in group] for fold in range(FOLDS)]
+
+
+def _halves(box: Box) -> list[Piece]:
+    """Returns the halves of a box along its longer side, with a strip of one object's length between them."""
+    labels = box.drawn(level=0)
+    axis = int(np.argmax(labels.shape))
+    places = [place[axis] for place in find_objects(labels.astype(np.int64)) if place is not None]
+    strip = ceil(np.median([place.stop - place.start for place in places])) if places else 0
+    start, stop = box.corners[axis], box.corners[axis + 2]
+    before, after = (start + stop - strip) // 2, (start + stop + strip) // 2
+    if not start < before < after < stop:
+        return []
+    y0, x0, y1, x1 = box.corners
+    first = (y0, x0, before, x1) if axis == 0 else (y0, x0, y1, before)
+    second = (after, x0, y1, x1) if axis == 0 else (y0, after, y1, x1)
+    return [Piece(replace(box, corners=first), (axis, -1)), Piece(replace(box, corners=second), (axis, 0))]
+
+
+def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Task) -> Evidence | None:
+    """Trains a network for each fold on the others and predicts it; None: the run was asked to stop.
+
+    A fold's network that has learnt is found again in its last checkpoint, so that a later attempt goes on
+    there. Writes `left_out.json` into the run folder.
+    """
+    recipe, attempt, world = run.recipe, run.attempt, run.world
+    folds, before = deal(inputs.learning), start_task(recipe, inputs, task)
+    left_out: list[LeftOut] = []
+    for number, pieces in enumerate(folds):
+        others = [piece.box for other in folds if other is not pieces for piece in other]
+        network = network_of(recipe, inputs, run.net, task)
+        attempt.log(f"fold {number + 1} of {len(folds)} is left out and predicted by a network of the others")
+        fold = replace(
+            run, network=network, crops=crops_of(recipe, others), fold=number,
+            groups=optimizer_groups(recipe, network), share_of_steps=1 - 1 / len(folds),
+        )  # fmt: skip
+        start = _predicted(fold, pieces) if before else [None] * len(pieces)
+        _, finished = fold.train()
+        if not finished:
+            return None
+        left_out += map(LeftOut, pieces, _predicted(fold, pieces), start)
+    evidence, fitted = _evidence(recipe, task, before, left_out), None
+    if recipe.fits_objects and any(own.truth.any() for own in left_out):
+        task, fitted = fit(task, recipe.objects, left_out)
+        evidence = _evidence(recipe, task, before, left_out)
+    # Every rank has all predictions, but one of them decides: a last bit must not part the ranks.
+    evidence, fitted = world.broadcast((evidence, fitted))
+    if world.rank == 0:
+        content = {
+            "pieces": [own.piece.box.name for own in left_out], "scores": evidence.scores,
+            "start_scores": evidence.start_scores, "keeps_start": evidence.keeps_start,
+            "kept_scores": evidence.kept_scores, "fit": fitted,
+        }  # fmt: skip
+        write_atomic(attempt.run.folder / FILE, json.dumps(content, indent=1))
+        for line in _messages(recipe, evidence, fitted):
+            attempt.log(line)
+    return evidence
+
+
+def _predicted(run: TrainingRun[FinetuneRecipe], pieces: Sequence[Piece]) -> list[Pixels]:
+    """Returns the prediction of each piece, its field predicted whole; the ranks share the pieces."""
+    predictor, rank, size = run.predictor(), run.world.rank, run.world.size
+    own = []
+    for number in range(rank, len(pieces), size):
+        box = pieces[number].box
+        sources, _ = box.plate.read(box.key, box.time)
+        own.append((number, inside(predictor(sources), box.at(box.level)).copy()))
+    gathered = dict(pair for part in run.world.gather(own) for pair in part)
+    return [gathered[number] for number in range(len(pieces))]
+
+
+def _evidence(
+    recipe: FinetuneRecipe, task: Task, before: Task | None, left_out: Sequence[LeftOut]
+) -> Evidence:
+    def scores(predictions: Sequence[Pixels], rule: Rule) -> tuple[float, ...]:
+        return tuple(
+            piece_score(recipe.objects.kind, own, decode(prediction, rule)[0])
+            for own, prediction in zip(left_out, predictions, strict=True)
+        )
+
+    trained = scores([own.prediction for own in left_out], rule_of(task))
+    starts = [own.start for own in left_out if own.start is not None]
+    return Evidence(task, trained, scores(starts, rule_of(before)) if starts else ())
+
+
+def piece_score(kind: str, own: LeftOut, labels: AnyLabels) -> float:
+    """Returns the IoU of a piece's mask, or the mAP of its cells."""
+    truth = without_cut(own.truth, own.truth, own.piece.edge)
+    labels = without_cut(labels, own.truth, own.piece.edge)
+    return mask_iou(labels, truth) if kind == "nuclei" else match(labels, truth).mean_ap()
+
+
+def _messages(recipe: FinetuneRecipe, evidence: Evidence, fitted: dict[str, Any] | None) -> list[str]:
+    name = "IoU" if recipe.objects.kind == "nuclei" else "mAP"
+    if not evidence.scores:
+        return ["too little is annotated to leave a part of it out: nothing is fitted or checked"]
+    lines = [f"left out in turn: {name} {np.mean(evidence.scores):.3f} over {len(evidence.scores)} pieces"]
+    if fitted:
+        lines.append(
+            f"h_maxima={fitted['h_maxima']:g}, mask_threshold={fitted['mask_threshold']:g}, "
+            f"min_area={fitted['min_area']}: fitted on {fitted['objects']} objects ({name} "
+            f"{fitted['mAP_usual']:.3f} at the usual h_maxima={fitted['usual']:g})"
+        )
+    if evidence.start_scores:
+        verdict = "the start is kept" if evidence.keeps_start else "training is kept"
+        lines.append(f"the start has {name} {np.mean(evidence.start_scores):.3f} there: {verdict}")
+    return lines
