@@ -163,7 +163,7 @@ def _open_run(
         task = replace(task, min_area=recipe.objects.min_area, min_area_um2=None)
     elif task and objects:
         task = with_least_area(task, inputs.study.view, objects)
-        if task.min_area:
+        if task.min_area > 1:  # 0 and 1 drop nothing
             um2 = "" if task.min_area_um2 is None else f" ({task.min_area_um2:.3g} µm²)"
             attempt.log(
                 f"objects of less than {task.min_area} pixels{um2}, half the smallest annotated one, "
