@@ -2,9 +2,9 @@
 
     python docs/study/splits.py RUN PLATE
 
-Prints one line for each test field and their means: objects, objects for each true one, splits and merges per true
-object, AP50 and mAP. A split is a true object that two or more predicted ones cover by at least a tenth each; a
-merge is a predicted object that covers at least half of two or more true ones.
+Prints one line for each test field and their means: objects, objects for each true one, splits and merges per
+true object, AP50 and mAP. A split is a true object that two or more predicted ones cover by at least a tenth
+each; a merge is a predicted object that covers at least half of two or more true ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def main(run: Path, path: Path) -> None:
         splits, merges = splits_and_merges(found, truth)
         rows.append(
             {"field": f"{well}/{name}", "objects": true, "for each": matching.predictions / true,
-             "splits": splits / true, "merges": merges / true, "AP50": matching.ap(), "mAP": matching.mean_ap()}
+             "splits": splits / true, "merges": merges / true, "AP50": matching.ap(),
+             "mAP": matching.mean_ap()}
         )  # fmt: skip
     table = pd.DataFrame(rows).set_index("field")
     table.loc["mean"] = table.mean()
