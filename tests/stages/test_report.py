@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_sweep import START, Shape, label_plate, made_up_sweep
+from PIL import Image
 
 from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
@@ -667,3 +668,28 @@ def test_a_browser_without_network_shows_every_picture_and_nothing_overlaps(
     assert seen["blocks"] > 20
     assert (seen["asked"], seen["overlaps"]) == (0, 0)
     assert seen["wide"] <= 0
+
+
+def test_heights_and_starts_of_boxes_left_out_have_a_section(tmp_path: Path, plate: Index) -> None:
+    """A user sees which h parts the cells best, and how often training was no better than its start."""
+    run = made_up_sweep(tmp_path, plate, having(PAIR, kind="cells"))
+    assert "Boxes left out in turn" not in Parsed(report(run).page).text
+    assert not (run.folder / "report/heights.png").exists()
+    for number, folder in enumerate(sorted((run.folder / "finetune").glob("arm=random+isl,*"))):
+        by_height = [[10.0, 0.1], [40.0, 0.5 + 0.01 * number], [80.0, 0.4]]
+        fit = {"h_maxima": 40.0, "mAP_by_h": by_height}
+        (folder / "left_out.json").write_text(json.dumps({"fit": fit}))
+        done = json.loads((folder / "done/finetune.json").read_text())
+        done["figures"] |= {"start_kept": number % 2, "mAP": 0.6, "unguarded_mAP": 0.35}
+        (folder / "done/finetune.json").write_text(json.dumps(done))
+    page = Parsed(report(run).page)
+    assert "Boxes left out in turn" in page.text
+    assert "random+isl: h 40" in (run.folder / "report/report.html").read_text()
+    with Image.open(run.folder / "report/heights.png") as picture:
+        assert min(picture.size) > 300
+    kept = list((run.folder / "finetune").glob("arm=random+isl,n=1,*"))
+    assert f"random+isl 1 0.35 0.60 {sum(start_kept(folder) for folder in kept)} of {len(kept)}" in page.text
+
+
+def start_kept(folder: Path) -> int:
+    return int(json.loads((folder / "done/finetune.json").read_text())["figures"]["start_kept"])

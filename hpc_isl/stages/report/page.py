@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hpc_isl.files import now
 from hpc_isl.objects.bootstrap import Interval
+from hpc_isl.stages.report import left_out
 from hpc_isl.stages.report.provenance import SHOWN, provenance, some, unlike_boxes
 from hpc_isl.stages.report.score_figures import Picture, facet_title, name_of_score, spelled_out
 from hpc_isl.stages.report.statistics import Design, Difference, Results, Saving, spreads
@@ -55,10 +56,12 @@ def page_of(
     sweep = results.sweep
     known = {drawn.name: drawn for drawn in pictures}
     why = [tag("ul", *[tag("li", line) for line in problems])] if problems else []
+    left: list[object] = list(left_out.section(sweep, known.get(left_out.PICTURE)))
     sections: list[Section] = [
         ("fewest", f"At {boxes(sweep, sweep.fewest)}", list(_fewest(results, known))),
         ("curves", "Score against annotations", list(_curves(results, known))),
         ("savings", "Annotations saved at equal score", list(_savings(results))),
+        *([("left-out", "Boxes left out in turn", left)] if left else []),
         ("panels", "Pictures", [*map(figure, panels), *why]),
         ("scores", "All scores", list(_scores(results))),
         ("origin", "What this rests on", list(provenance(sweep))),

@@ -95,7 +95,7 @@ def draw_scores(results: Results, n: N) -> Picture:
             _draw_cell(axis, results.designs[results.truth, same], cell, row)
         axis.set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
         axis.set_xlabel(f"{spelled_out(sweep.score)}, {results.truth}", fontsize=10)
-        _plain(axis, "x")
+        plain(axis, "x")
     names = [str(cell.arm) if cell.n == n else f"{cell.arm}, N = {cell.n}" for cell in shown]
     grid[0].set_yticks(range(len(shown)), names, fontsize=10)
     grid[0].set_ylim(len(shown) - 0.45, -0.55)
@@ -180,7 +180,7 @@ def _draw_arms(axis: Axes, sweep: Sweep, design: Design, over: str) -> None:
         if known:
             axis.set_xlim(min(known) / 1.25, max(known) * 1.25)
     axis.set_xlabel("annotation boxes, N" if over == "boxes" else "annotated objects", fontsize=10)
-    _plain(axis, "both")
+    plain(axis, "both")
 
 
 def _draw_curve(
@@ -242,10 +242,11 @@ def _draw_pair(axis: Axes, sweep: Sweep, own: Sequence[Difference]) -> None:
     axis.set_xlim(-0.6, len(own) - 0.4)
     axis.set_title(f"{own[0].arm}\nless {own[0].base}", fontsize=10, color=INK, loc="left")
     axis.set_xlabel("annotation boxes, N", fontsize=10)
-    _plain(axis, "y")
+    plain(axis, "y")
 
 
-def _plain(axis: Axes, grid: str) -> None:
+def plain(axis: Axes, grid: str) -> None:
+    """Leaves out the frame and draws a light grid along `grid`."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=10)
     axis.grid(axis=grid, alpha=0.25)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from hpc_isl.files import write_atomic
 from hpc_isl.objects.bootstrap import Interval
 from hpc_isl.run import Run
 from hpc_isl.stages.report.example_panels import panels
+from hpc_isl.stages.report.left_out import draw_heights
 from hpc_isl.stages.report.page import headline, page_of
 from hpc_isl.stages.report.provenance import training_boxes
 from hpc_isl.stages.report.score_figures import (
@@ -57,7 +58,7 @@ def report(run: Run) -> Report:
     # Last, because a page says that all files beside it are complete.
     write_atomic(page, page_of(figures, lines, pictures, shown, problems))
     names = {picture.name for picture in (*pictures, *shown)}
-    for pattern in ("panel-*.png", "curves-*.png", "differences.png"):
+    for pattern in ("panel-*.png", "curves-*.png", "differences.png", "heights.png"):
         for path in folder.glob(pattern):
             if path.name not in names:
                 path.unlink(missing_ok=True)  # of an earlier report
@@ -70,6 +71,8 @@ def _pictures(figures: Results) -> Iterator[Picture]:
         yield draw_curves(figures, truth, f"curves-{place}.png")
     if differences := draw_differences(figures):
         yield differences
+    if heights := draw_heights(figures.sweep):
+        yield heights
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""What boxes left out in turn say of a sweep: the heights that part cells, and the starts that were kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from hpc_isl.files import read_json
+from hpc_isl.stages.report.score_figures import (
+    DPI,
+    MARKS,
+    WIDTH,
+    Picture,
+    color,
+    name_of_score,
+    plain,
+    to_picture,
+)
+from hpc_isl.stages.report.sweep import Cell, Sweep
+from hpc_isl.stages.shared.pictures import Html, table
+from hpc_isl.stages.shared.pictures import picture as drawn
+
+PICTURE = "heights.png"
+
+
+def _fits(sweep: Sweep, cell: Cell) -> list[dict[str, Any]]:
+    own = [element.run for element in sweep.elements if element.cell == cell]
+    evidence = [read_json(run.folder / "left_out.json") or {} for run in own]
+    return [content["fit"] for content in evidence if content.get("fit")]
+
+
+def draw_heights(sweep: Sweep) -> Picture | None:
+    """Draws the score of pieces left out over the height h, for each arm at its most boxes; None: no fit."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    most = {arm: max((cell for cell in sweep.cells if cell.arm == arm), key=lambda cell: cell.order)
+            for arm in sweep.arms}  # fmt: skip
+    shown = {arm: fits for arm, cell in most.items() if (fits := _fits(sweep, cell))}
+    if not shown:
+        return None
+    figure = Figure(figsize=(0.6 * WIDTH, 3.6), layout="constrained", dpi=DPI)
+    axis, texts = figure.subplots(), []
+    for place, (arm, fits) in enumerate(shown.items()):
+        curves = np.array([fit["mAP_by_h"] for fit in fits], float)
+        heights, scores = curves[0, :, 0], curves[:, :, 1].mean(axis=0)
+        axis.plot(heights, scores, color=color(arm), lw=2, label=str(arm))
+        chosen = [float(fit["h_maxima"]) for fit in fits]
+        axis.plot(
+            chosen, np.interp(chosen, heights, scores), MARKS[place % len(MARKS)], color=color(arm), ms=8
+        )
+        texts.append(f"{arm}: h {', '.join(f'{h:g}' for h in sorted(set(chosen)))}")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("height h of peaks, in units of the map", fontsize=10)
+    axis.set_ylabel("mAP of boxes left out", fontsize=10)
+    axis.legend(fontsize=9, frameon=False)
+    plain(axis, "both")
+    caption = (
+        "Mean over draws, at the most annotation boxes, before threshold and smallest area are fitted. "
+        "Marks: the heights that stand, which are the nearest to the usual one of all within one standard "
+        "error of the best."
+    )
+    return to_picture(figure, PICTURE, f"Score of boxes left out against h. {'; '.join(texts)}", caption)
+
+
+def section(sweep: Sweep, picture: Picture | None) -> Iterator[Html]:
+    """Yields the picture of heights, and the table of arms whose start segments already."""
+    if picture is not None:
+        yield drawn(picture.png, picture.alt, picture.caption, picture.width)
+    rows = [row for cell in sweep.cells if (row := _start_row(sweep, cell))]
+    if rows:
+        score = name_of_score(sweep.score)
+        header = ["arm", "N", f"{score}, unguarded", f"{score}, guarded", "draws that kept the start"]
+        yield table(
+            header, rows, "Arms that segment before any training. Guarded: the start is kept unless "
+            "training is better on boxes left out, by more than one standard error.", range(1, 5),
+        )  # fmt: skip
+
+
+def _start_row(sweep: Sweep, cell: Cell) -> list[object] | None:
+    own = [element.figures for element in sweep.elements if element.cell == cell]
+    own = [figures for figures in own if "start_kept" in figures]
+    if not own:
+        return None
+
+    def mean(name: str) -> str:
+        values = [float(figures.get(name, math.nan)) for figures in own]
+        return f"{np.mean(values):.2f}"
+
+    kept = sum(int(figures["start_kept"]) for figures in own)
+    return [cell.arm, cell.n, mean(f"unguarded_{sweep.score}"), mean(sweep.score), f"{kept} of {len(own)}"]
