@@ -25,7 +25,10 @@ PRETRAIN = (
     "data.level=0 train.steps=2 train.crop=64 train.batch=2 train.micro_batch=2 train.evaluate_every=2 "
     "split.test_wells=[B03] split.validation_wells=[B02] data.workers=0"
 )
-SWEEP = "'over={arm: [random, random+isl], n: [1], draw: [0]}' train.steps=1 train.crop=32 train.batch=2 train.micro_batch=2"
+SWEEP = (
+    "'over={arm: [random, random+isl], n: [1], draw: [0]}' "
+    "train.steps=1 train.crop=32 train.batch=2 train.micro_batch=2"
+)
 SITE = "site.tracking=none site.cpus=1"
 
 

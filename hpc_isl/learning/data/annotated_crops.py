@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.segmentation import clear_border
 
 from hpc_isl.learning.data.augment import resize, shade, turn, zoom
 from hpc_isl.learning.data.fields import FieldView
@@ -128,6 +127,8 @@ def _maps_of(
         return (labels > 0,)
     counts = np.ones(labels.shape, bool)
     if whole_only:
+        from skimage.segmentation import clear_border  # a plan loads this module, and no scikit-image
+
         counts = (labels == 0) | (clear_border(labels) > 0)
     return labels > 0, counts, distance(labels)
 
