@@ -36,6 +36,11 @@ MOST_PANELS = 100
 COLUMNS_OF_PANELS = 5
 PANEL_EDGE = 512
 KEPT = "embeddings.npz"
+PANEL_CHARACTERS = 46
+ABBREVIATIONS = (
+    "SD: root mean square difference of {features}, each in its standard deviations over fields; "
+    "PCC: Pearson's correlation with the true stain"
+)
 
 
 def plan(recipe: AnnotateRecipe, index: store.Index) -> Plan:
@@ -81,7 +86,8 @@ def propose(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> Non
     table = attempt.run.folder / "proposed.csv"
     write_atomic(table, table_text(proposals, index))
     picture = attempt.run.pictures / "proposed.png"
-    draw(proposals, index, picture, _shown_channel(index, pool.view))
+    features = "the encoder's features" if pool.view else "image statistics"
+    draw(proposals, index, picture, _shown_channel(index, pool.view), ABBREVIATIONS.format(features=features))
     for proposal in proposals:
         attempt.log(f"{proposal.rank:>3}  {proposal.key}  {proposal.reason}")
     if len(proposals) > MOST_PANELS:
@@ -201,8 +207,8 @@ def _shown_channel(index: store.Index, view: PlateView | None) -> int:
     return label_free[0] if label_free else 0
 
 
-def draw(proposals: Sequence[Proposal], index: store.Index, path: Path, channel: int) -> None:
-    """Draws a panel for each proposed field: its sharpest plane, rank, and reason."""
+def draw(proposals: Sequence[Proposal], index: store.Index, path: Path, channel: int, caption: str) -> None:
+    """Draws a panel for each proposed field: its sharpest plane, rank, and reason; below all, a caption."""
     from matplotlib.figure import Figure
 
     from hpc_isl.stages.shared import pictures
@@ -221,7 +227,8 @@ def draw(proposals: Sequence[Proposal], index: store.Index, path: Path, channel:
             axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
         facts = described(index.plate_map.get(proposal.key.well, {}))
         title = ", ".join([f"{proposal.rank}. {proposal.key}", *facts])
-        lines = [*textwrap.wrap(title, 46), *textwrap.wrap(proposal.reason, 46)]
+        lines = [line for text in (title, proposal.reason) for line in textwrap.wrap(text, PANEL_CHARACTERS)]
         # A plate map may hold a dollar sign, which would begin a formula.
         axis.set_title("\n".join(lines), fontsize=8, color=pictures.INK, loc="left", parse_math=False)
+    figure.supxlabel(textwrap.fill(caption, PANEL_CHARACTERS * columns), fontsize=8, color=pictures.INK)
     pictures.save(figure, path)
