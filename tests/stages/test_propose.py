@@ -31,6 +31,7 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate, write_labels
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import AnnotateRecipe
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.annotate.candidates import pool_of
 from hpc_isl.stages.annotate.embeddings import QUANTILES, SCALES, by_network, image_statistics, read_field
@@ -55,7 +56,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, write_stained_plate: Callabl
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("propose")
     write_stained_plate(folder / "P01.zarr", wells=WELLS)
-    pretrain(load("pretrain", None, [f"plates=[{folder}/P01.zarr]", *ISL]), Attempt(isl(folder)))
+    trained = load("pretrain", None, [f"plates=[{folder}/P01.zarr]", *ISL])
+    assert isinstance(trained, PretrainRecipe)
+    pretrain(trained, Attempt(isl(folder)))
     return folder
 
 
@@ -250,7 +253,8 @@ def test_the_embedding_is_mean_and_deviation_of_the_encoders_deepest_maps(world:
     maps = deepest.flatten(1).double().numpy()
     assert found.features == pytest.approx(np.concatenate([maps.mean(1), maps.std(1)]), rel=1e-4, abs=1e-5)
     assert found.residual == pytest.approx(1 - pcc(Predictor(network)(sources)[0], targets[0]), abs=1e-6)
-    assert all(map(np.array_equal, read_field(view, key), (sources, targets)))
+    for ours, pretraining in zip(read_field(view, key), (sources, targets), strict=True):
+        assert np.array_equal(ours, pretraining)
     assert np.isnan(by_network(isl(world).model, view, 1, with_residual=False)(key).residual)
 
 
@@ -290,6 +294,7 @@ def test_the_next_command_lends_exactly_the_proposed_fields(world: Path, tmp_pat
     verb, *words = shlex.split(line)
     words = [word if not word.startswith("out=") else f"out={tmp_path}/todo" for word in words]
     lent = load(verb, None, action_as_keys(verb, words))
+    assert isinstance(lent, AnnotateRecipe)
     annotate(plan(lent).recipe, Attempt(Run(tmp_path / "runs" / "annotate" / "out")))
     images = {path.name.split("_")[0] for path in (tmp_path / "todo").glob("*.image.tif")}
     assert images == set(wells(run))

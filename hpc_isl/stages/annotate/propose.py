@@ -37,9 +37,12 @@ COLUMNS_OF_PANELS = 5
 PANEL_EDGE = 512
 KEPT = "embeddings.npz"
 PANEL_CHARACTERS = 46
-ABBREVIATIONS = (
-    "SD: root mean square difference of {features}, each in its standard deviations over fields; "
+BY_NETWORK = (
+    "SD: root mean square difference of the encoder's features, each in its standard deviations over fields; "
     "PCC: Pearson's correlation with the true stain"
+)
+BY_STATISTICS = (
+    "SD: root mean square difference of image statistics, each in its standard deviations over fields"
 )
 
 
@@ -67,8 +70,6 @@ def plan(recipe: AnnotateRecipe, index: store.Index) -> Plan:
 def propose(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None:
     """Writes `proposed.csv` and `pictures/proposed.png`; a run that was stopped continues where it was."""
     pool = pool_of(recipe, index)
-    for line in remarks(recipe, index, pool):
-        attempt.log(line)
     weight = RESIDUAL_WEIGHT if recipe.residual_weight is None else recipe.residual_weight
     weights = pool.contract.weights if pool.contract else ""
     inputs = f"{index.fingerprint} {weights} {'with' if weight else 'without'} residual"
@@ -86,8 +87,8 @@ def propose(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> Non
     table = attempt.run.folder / "proposed.csv"
     write_atomic(table, table_text(proposals, index))
     picture = attempt.run.pictures / "proposed.png"
-    features = "the encoder's features" if pool.view else "image statistics"
-    draw(proposals, index, picture, _shown_channel(index, pool.view), ABBREVIATIONS.format(features=features))
+    caption = BY_NETWORK if pool.view else BY_STATISTICS
+    draw(proposals, index, picture, _shown_channel(index, pool.view), caption)
     for proposal in proposals:
         attempt.log(f"{proposal.rank:>3}  {proposal.key}  {proposal.reason}")
     if len(proposals) > MOST_PANELS:
