@@ -28,9 +28,10 @@ from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.objects.scores import pcc
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, open_plate, write_labels
+from hpc_isl.plates.statistics import measure
+from hpc_isl.plates.store import Index, open_plate, rebuild_index, write_field, write_labels
 from hpc_isl.recipes.load import load
-from hpc_isl.recipes.plates import AnnotateRecipe
+from hpc_isl.recipes.plates import AnnotateRecipe, CodecRecipe
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.annotate.candidates import pool_of
@@ -253,9 +254,29 @@ def test_the_embedding_is_mean_and_deviation_of_the_encoders_deepest_maps(world:
     maps = deepest.flatten(1).double().numpy()
     assert found.features == pytest.approx(np.concatenate([maps.mean(1), maps.std(1)]), rel=1e-4, abs=1e-5)
     assert found.residual == pytest.approx(1 - pcc(Predictor(network)(sources)[0], targets[0]), abs=1e-6)
-    for ours, pretraining in zip(read_field(view, key), (sources, targets), strict=True):
-        assert np.array_equal(ours, pretraining)
+    ours, stains = read_field(view, key)
+    assert np.array_equal(ours, sources)
+    assert stains is not None
+    assert np.array_equal(stains, targets)
     assert np.isnan(by_network(isl(world).model, view, 1, with_residual=False)(key).residual)
+
+
+def test_where_a_model_predicts_in_tiles_their_maps_count_together(copy: Path) -> None:
+    path = isl(copy).model / "contract.json"
+    content = json.loads(path.read_text())
+    content["predict"] |= {"tile": 32, "halo": 0, "batch": 4}
+    path.write_text(json.dumps(content))
+    view = pool_of(with_model(copy), open_plate(copy / "P01.zarr")).view
+    assert view is not None
+    key = FieldKey("B03", "1")
+    network, _ = model.load(isl(copy).model)
+    encoder: Any = network.get_submodule("encoder")
+    sources = torch.from_numpy(view.read(key)[0])
+    tiles = [sources[None, :, y : y + 32, x : x + 32] for y in (0, 32, 64) for x in (0, 32, 64)]
+    with torch.inference_mode():
+        maps = np.concatenate([encoder(tile)[-1][0].flatten(1).double().numpy() for tile in tiles], 1)
+    found = by_network(isl(copy).model, view, 1, with_residual=False)(key)
+    assert found.features == pytest.approx(np.concatenate([maps.mean(1), maps.std(1)]), rel=1e-4, abs=1e-5)
 
 
 # ---------------------------------------------------------------- the action
@@ -321,14 +342,21 @@ def test_fields_that_people_annotated_are_known_and_not_proposed(copy: Path) -> 
     annotated(index, "cells", "B02", "D03")
     annotated(index, "cells", "C02", origin="drafted")
     annotated(index, "nuclei", "B03")
-    found = rows(proposed(with_model(copy, "n=6"), copy))
-    assert sorted(row["well"] for row in found) == sorted(set(LEFT) - {"B02", "D03"})
+    annotated(index, "cells", "B05")
+    # As another program writes them: who drew these, nobody knows.
+    group = index.image(FieldKey("B05", "1")) / "labels" / "cells" / "zarr.json"
+    content = json.loads(group.read_text())
+    del content["attributes"]["hpc_isl"]
+    group.write_text(json.dumps(content))
+    found = rows(proposed(with_model(copy, "n=5"), copy))
+    assert sorted(row["well"] for row in found) == sorted(set(LEFT) - {"B02", "B05", "D03"})
     assert "of which none is annotated" not in found[0]["reason"]
     first = found[0]["reason"].split(";")[0]
-    assert first.endswith(("B02/1", "D03/1")), "the nearest field is one of those that are annotated"
-    messages = "\n".join(plan(with_model(copy, "n=6")).messages)
-    assert "2 fields have labels 'cells' of people" in messages
-    assert "6 of 6 fields" in messages
+    known = ("B02/1", "B05/1", "D03/1")
+    assert first.endswith(known), "the nearest field is one of those that are annotated"
+    messages = "\n".join(plan(with_model(copy, "n=5")).messages)
+    assert "3 fields have labels 'cells' of people" in messages
+    assert "5 of 5 fields" in messages
 
 
 def test_no_cell_line_is_proposed_twice_before_each_has_a_field(copy: Path) -> None:
@@ -398,7 +426,23 @@ def test_the_weight_of_the_residual_moves_the_list_from_unlike_to_badly_predicte
     assert gaps == sorted(gaps, reverse=True), "each is nearer to those before it than the one before"
 
 
-def test_fields_without_structure_and_of_several_times_are_left_out(
+@pytest.mark.parametrize("make", [recipe, with_model])
+def test_a_field_that_shows_nothing_but_noise_is_left_out(
+    copy: Path, make: Callable[..., AnnotateRecipe]
+) -> None:
+    """It is unlike all others, and there is nothing to annotate."""
+    index = open_plate(copy / "P01.zarr")
+    field = index.field(FieldKey("B03", "1"))
+    noise = np.random.default_rng(0).normal(20000, 60, field.shape).astype(np.uint16)
+    write_field(index.path, index.plate, field, noise, measure(noise), CodecRecipe(chunk=32), overwrite=True)
+    rebuild_index(index.path)
+    asked = make(copy, "n=3")
+    assert "1 of 10 fields show no structure" in "\n".join(plan(asked).messages)
+    pool = pool_of(asked, open_plate(copy / "P01.zarr"))
+    assert {key.well for key in pool.keys} == (set(LEFT) if make is with_model else set(WELLS)) - {"B03"}
+
+
+def test_fields_of_several_times_are_left_out(
     tmp_path: Path, write_stained_plate: Callable[..., Any]
 ) -> None:
     write_stained_plate(tmp_path / "P01.zarr", wells=("B02", "B03"), times=2, size=64)
