@@ -507,6 +507,17 @@ def test_the_user_is_told_what_is_compared_with_what(copy: Path) -> None:
     assert "experimental" in messages
 
 
+def test_a_plate_without_the_stain_is_ranked_by_its_label_free_images_and_the_user_is_told(
+    world: Path, tmp_path: Path, write_stained_plate: Callable[..., Any]
+) -> None:
+    write_stained_plate(tmp_path / "P01.zarr", wells=WELLS[:5], stains=())
+    asked = recipe(tmp_path, f"model={isl(world).folder}", "n=2")
+    told = "how well the stain is predicted does not count: P01 has no channel 'Hoechst'"
+    assert told in plan(asked).messages
+    assert told not in plan(with_model(world)).messages
+    assert not any("PCC" in row["reason"] for row in rows(proposed(asked, tmp_path)))
+
+
 SCRIPT = """
 import json, sys
 from hpc_isl.recipes.load import load

@@ -156,3 +156,18 @@ def remarks(recipe: AnnotateRecipe, index: store.Index, pool: Pool) -> Iterator[
         yield f"the model was not trained on {index.plate.name}: no field is held out as a test field"
     for line in unlike_channels(contract.view, contract.stains, {}, index):
         yield f"warning: {line}"
+    if recipe.residual_weight != 0 and (why := _without_residual(index, pool)):
+        yield f"how well the stain is predicted does not count: {why}"
+
+
+def _without_residual(index: store.Index, pool: Pool) -> str:
+    """Returns why predictions of the model cannot be compared with stains of the plate; empty: they can."""
+    if pool.view is None or pool.contract is None:
+        return ""
+    names = [channel.name for channel in index.plate.channels]
+    lacking = [role.channel for role in pool.contract.view.targets if role.channel not in names]
+    if lacking:
+        return f"{index.plate.name} has no channel {', '.join(map(repr, lacking))}"
+    if pool.view.scale(pool.candidates[0]).factor != 1:
+        return "the plate's pixels are of another size than the model's"
+    return ""
