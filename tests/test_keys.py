@@ -194,6 +194,7 @@ def test_every_key_of_convert_and_annotate_is_read(reads: Reads, tmp_path: Path)
     computed(annotate, tmp_path, "in", "action=import", *plate, f"source={masks}")
     computed(annotate, tmp_path, "draft", "action=draft", plate[0], "labels=drafted", "channel='1'")
     computed(annotate, tmp_path, "out", "action=export", *plate, f"out={tmp_path}/todo")
+    computed(annotate, tmp_path, "next", "action=propose", plate[0], "labels=wanted", "n=1")
     assert keys_of("annotate") - reads.keys == set()
 
 
@@ -274,6 +275,7 @@ def test_the_recipe_of_an_earlier_run_can_be_given_again(verb: str, tmp_path: Pa
         ("annotate", ["action=import", "source=S", "sigma=3"], "sigma: .* because action is import"),
         ("annotate", ["action=export", "out=O", "overwrite=true"], "overwrite: .* action is export"),
         ("annotate", ["action=draft", "channel=a", "accept=true"], "accept: .* action is draft"),
+        ("annotate", ["action=propose", "channel=a"], "channel: .* action is propose"),
     ],
 )
 def test_a_key_that_means_nothing_beside_another_is_refused_with_both(

@@ -22,7 +22,7 @@ KINDS: dict[str, type[Recipe]] = {**RECIPES, "sweep": SweepRecipe, "chain": Chai
 HIDDEN = {"base"}  # of a sweep: filled from the keys that are not its own
 USUAL = {
     "convert": ("plate_map", "reader", "pattern.regex", "on_error", "fields"),
-    "annotate": ("source", "channel", "threshold", "fields", "out", "overwrite"),
+    "annotate": ("source", "channel", "threshold", "fields", "out", "overwrite", "model", "n", "stratify"),
     "pretrain": ("sources.N.plane", "split.test", "train.steps", "train.batch",
                  "train.micro_batch", "train.precision", "net.encoder"),
     "finetune": ("pretrained", "arm", "n", "objects.kind", "train.steps", "train.micro_batch"),
@@ -37,6 +37,7 @@ EXAMPLES = {
         "annotate draft plate=/data/P01.zarr labels=drafted channel='HOECHST 33342' fields=[B03/1,D07/2]",
         "annotate export plate=/data/P01.zarr labels=drafted out=todo/",
         "annotate import todo/ plate=/data/P01.zarr labels=nuclei",
+        "annotate propose plate=/data/P01.zarr model=S12 n=5 labels=cells",
     ),
     "pretrain": ("pretrain plates=[/data/P01.zarr] train.steps=5000 --name S12",),
     "finetune": ("finetune finetune_nuclei.yaml pretrained=S12 plates=[/data/P01.zarr] labels=nuclei",),

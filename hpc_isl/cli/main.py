@@ -123,7 +123,7 @@ MANY = {
     "sweep": "an array of runs of one stage that differ in what is swept over",
     "chain": "stages one after another, with stops where a person annotates",
 }
-USAGE = {"annotate": "{import FOLDER | draft | export} [RECIPE.yaml]", "chain": "RECIPE.yaml"}
+USAGE = {"annotate": "{import FOLDER | draft | export | propose} [RECIPE.yaml]", "chain": "RECIPE.yaml"}
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field as Bound
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from hpc_isl.recipes.base import Count, PixelSize, PlaneDistance, Positive, Recipe
+from hpc_isl.recipes.base import Count, Fraction, PixelSize, PlaneDistance, Positive, Recipe
 from hpc_isl.recipes.strict import Strict
 
 
@@ -117,9 +117,11 @@ class AnnotateRecipe(Recipe):
     """Labels and annotation boxes brought to a plate, or lent to a person who corrects them."""
 
     PLATES = ("plate",)
+    RUNS = ("model",)
 
-    action: Literal["import", "draft", "export"]
-    """import label images, draft labels from a stain, or export images and labels to be corrected"""
+    action: Literal["import", "draft", "export", "propose"]
+    """import label images, draft labels from a stain, export images and labels to be corrected, or propose
+    which fields to annotate next (experimental)"""
     plate: Path
     """the plate that gets, or lends, the labels"""
     labels: str
@@ -162,11 +164,28 @@ class AnnotateRecipe(Recipe):
     """draft: split touching objects by a watershed on the distance map"""
     overwrite: bool = False
     """replace labels of this name on the fields concerned; never those that a person drew or edited"""
+    # Null where not given: recipes that earlier versions kept are then no other recipes.
+    model: Path | None = None
+    """propose: run of pretrain whose encoder tells fields apart; its test fields are never used. null: by
+    simple statistics of the images"""
+    n: Positive | None = None
+    """propose: number of fields; null: 5"""
+    stratify: list[str] | None = None
+    """propose: columns of the plate map, e.g. [treatment]: no group of wells gets a second field while
+    another has none"""
+    residual_weight: Fraction | None = None
+    """propose: share in the score of how badly the model predicts a field's stain, where the plate has it;
+    the rest is how unlike a field is to those annotated or proposed before it; null: 0.25"""
+
+    @field_validator("stratify", mode="before")
+    @classmethod
+    def _one_or_more(cls, stratify: Any) -> Any:
+        return [stratify] if isinstance(stratify, str) else stratify
 
     @model_validator(mode="after")
     def _what_the_action_needs(self) -> AnnotateRecipe:
-        needed = {"import": "source", "draft": "channel", "export": "out"}[self.action]
-        if getattr(self, needed) is None:
+        needed = {"import": "source", "draft": "channel", "export": "out"}.get(self.action)
+        if needed and getattr(self, needed) is None:
             raise ValueError(f"annotate {self.action}: {needed} must be given")
         # Whether it leaves a field is known once that is read; an empty one is wrong on every field.
         if self.box and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
@@ -179,6 +198,9 @@ class AnnotateRecipe(Recipe):
             "import": {"source", "accept", "regex", "overwrite", "fields", "objects", "overlaps"},
             "draft": {"fields", "overwrite", *drafting},
             "export": {"fields", "out", "box"},
+            "propose": {"fields", "model", "n", "stratify", "residual_weight"},
         }
+        if self.action == "propose" and self.model is None:
+            yield "residual_weight", "without a model no stain is predicted"
         shared = {"action", "plate", "labels"} | keys[self.action]
         yield from ((key, f"action is {self.action}") for key in type(self).model_fields if key not in shared)

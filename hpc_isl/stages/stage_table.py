@@ -54,7 +54,7 @@ STAGES = {
         Stage(
             "annotate", "labels of a plate: drafted from a stain, exported to be corrected, imported",
             "hpc_isl.stages.annotate.stage", "hpc_isl.recipes.plates.AnnotateRecipe", alone=True,
-            actions=("import", "draft", "export"),
+            actions=("import", "draft", "export", "propose"),
         ),
         Stage(
             "pretrain", "in silico labeling: a network learns stains from label-free images",

@@ -1,1 +1,1 @@
-"""annotate: labels are imported, drafted and exported."""
+"""annotate: labels are imported, drafted and exported; fields to annotate next are proposed."""

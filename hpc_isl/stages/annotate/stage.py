@@ -1,4 +1,4 @@
-"""The stage `annotate`: labels of a plate, drafted from a stain or imported; export is in its own module."""
+"""The stage `annotate`: labels drafted from a stain or imported; export and propose are modules beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.annotate import export, export_manifest
+from hpc_isl.stages.annotate import export, export_manifest, propose
 from hpc_isl.stages.annotate.annotation import (
     Annotation,
     Choices,
@@ -42,17 +42,19 @@ Makers = Mapping[FieldKey, Callable[[], Annotation]]
 
 
 def plan(recipe: AnnotateRecipe) -> Plan:
-    """Returns which fields would get labels.
+    """Returns which fields would get labels, would be exported, or may be proposed.
 
     Raises:
         UserError: naming together all label images that do not fit, by their headers.
     """
     index = store.open_plate(recipe.plate)
-    paths = {name: getattr(recipe, name) for name in ("plate", "source", "out")}
+    paths = {name: getattr(recipe, name) for name in ("plate", "source", "out", "model")}
     absolute = {name: path and path.absolute() for name, path in paths.items()}
     absolute_recipe = recipe.model_copy(update=absolute)
     if recipe.action == "export":
         return export.plan(absolute_recipe, index)
+    if recipe.action == "propose":
+        return propose.plan(absolute_recipe, index)
     inputs = {index.plate.name: index.fingerprint}
     if recipe.action == "import":
         files, makers, notes = _imports(recipe, index)
@@ -96,8 +98,9 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     if attempt.rank:
         return
     index = store.open_plate(recipe.plate)
-    if recipe.action == "export":
-        export.export(recipe, index, attempt)
+    others = {"export": export.export, "propose": propose.propose}
+    if recipe.action in others:
+        others[recipe.action](recipe, index, attempt)
         return
     makers: Makers
     if recipe.action == "import":
