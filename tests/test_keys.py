@@ -302,4 +302,4 @@ def test_a_stop_of_a_chain_runs_nothing(tmp_path: Path) -> None:
 
 def test_what_is_given_as_it_is_by_default_is_no_mistake() -> None:
     load("segment", None, [*GIVEN["segment"], "predict={halo: 128}"])
-    load("finetune", None, [*GIVEN["finetune"], "objects={kind: nuclei, h_maxima: 10}"])
+    load("finetune", None, [*GIVEN["finetune"], "objects={kind: nuclei, h_maxima: fit}"])

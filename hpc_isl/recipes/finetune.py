@@ -166,24 +166,6 @@ class FinetuneRecipe(Recipe):
     among: list[Path] = []
     """arm best: the runs from which the best is taken; a sweep fills it in"""
 
-    @property
-    def fits_objects(self) -> bool:
-        """Whether what parts the cells is fitted."""
-        return self.leaves_out and self.objects.kind == "cells" and self.objects.h_maxima == "fit"
-
-    @property
-    def guards_start(self) -> bool:
-        """Whether the start segments already, and is kept where training is no better."""
-        from_stain = self.objects.head == "stain" and self.arm.endswith("+isl")
-        return self.left_out == "auto" and self.n != 0 and (from_stain or self.arm == "drafted")
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether boxes are left out in turn."""
-        fits = self.objects.kind == "cells" and self.objects.h_maxima == "fit"
-        compared = self.n == "all" and not self.train_on_all
-        return self.left_out == "auto" and self.n != 0 and (fits or self.guards_start or compared)
-
     @field_validator("plates", "pretrained", "reference_labels", mode="before")
     @classmethod
     def _one_or_more(cls, given: Any) -> Any:

@@ -24,7 +24,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.stages.finetune.boxes import Box
 from hpc_isl.stages.finetune.fit import height_of
-from hpc_isl.stages.finetune.inputs import FinetuneInputs, frozen_batchnorm
+from hpc_isl.stages.finetune.inputs import FinetuneInputs, frozen_batchnorm, guards_start
 
 
 def task_of(recipe: FinetuneRecipe, inputs: FinetuneInputs, objects: int) -> Task | None:
@@ -48,7 +48,7 @@ def task_of(recipe: FinetuneRecipe, inputs: FinetuneInputs, objects: int) -> Tas
 
 def start_task(recipe: FinetuneRecipe, inputs: FinetuneInputs, task: Task) -> Task | None:
     """Returns how the start's own prediction becomes objects, where a run guards it; else None."""
-    if not recipe.guards_start:
+    if not guards_start(recipe):
         return None
     start = inputs.start(recipe.arm)
     # A start that segments has its own height and areas; one from the stain has none yet but the run's.

@@ -24,7 +24,14 @@ from hpc_isl.run import Attempt
 from hpc_isl.stages.finetune import stain_threshold
 from hpc_isl.stages.finetune.arm import crops_of, network_of, optimizer_groups, start_task, task_of
 from hpc_isl.stages.finetune.boxes import BoxObjects, objects_of, with_least_area
-from hpc_isl.stages.finetune.inputs import FinetuneInputs, Start, as_planned, resolve_inputs
+from hpc_isl.stages.finetune.inputs import (
+    FinetuneInputs,
+    Start,
+    as_planned,
+    guards_start,
+    leaves_out,
+    resolve_inputs,
+)
 from hpc_isl.stages.finetune.left_out import Evidence, leave_out
 from hpc_isl.stages.finetune.scores import main_figures, make_scores
 from hpc_isl.stages.shared.following import after_finetuning
@@ -91,7 +98,7 @@ def _learnt(
     if run.recipe.n == 0:
         return evidence
     run.attempt.log(f"{len(objects)} boxes, {sum(own.count for own in objects)} objects")
-    if run.recipe.leaves_out and task is not None:
+    if leaves_out(run.recipe) and task is not None:
         evidence = leave_out(run, inputs, task)
     if evidence is None:
         return None
@@ -129,7 +136,7 @@ def _scores(
     if rows is None or unguarded is None:
         return None
     figures = main_figures(rows, recipe)
-    if recipe.guards_start:
+    if guards_start(recipe):
         own = main_figures(unguarded or rows, recipe)
         figures |= {f"unguarded_{name}": own[name] for name in ("iou", "mAP") if name in own}
         figures["start_kept"] = int(evidence.keeps_start)

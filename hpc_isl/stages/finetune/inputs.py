@@ -179,6 +179,29 @@ def frozen_batchnorm(recipe: FinetuneRecipe) -> str:
     return "encoder" if recipe.arm == "imagenet" else "all"
 
 
+def fits_objects(recipe: FinetuneRecipe) -> bool:
+    """Returns whether what parts the cells is fitted."""
+    return leaves_out(recipe) and recipe.objects.kind == "cells" and recipe.objects.h_maxima == "fit"
+
+
+def guards_start(recipe: FinetuneRecipe) -> bool:
+    """Returns whether the start segments already, and is kept where training is no better."""
+    from_stain = recipe.objects.head == "stain" and recipe.arm.endswith("+isl")
+    return recipe.left_out == "auto" and recipe.n != 0 and (from_stain or recipe.arm == "drafted")
+
+
+def leaves_out(recipe: FinetuneRecipe) -> bool:
+    """Returns whether boxes are left out in turn."""
+    fits = recipe.objects.kind == "cells" and recipe.objects.h_maxima == "fit"
+    needed = fits or guards_start(recipe) or compares_arms(recipe)
+    return recipe.left_out == "auto" and recipe.n != 0 and needed
+
+
+def compares_arms(recipe: FinetuneRecipe) -> bool:
+    """Returns whether a sweep chooses its final model among runs such as this one."""
+    return recipe.n == "all" and not recipe.train_on_all
+
+
 # ---------------------------------------------------------------- models
 
 

@@ -26,7 +26,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.stages.finetune.arm import crops_of, network_of, optimizer_groups, start_task
 from hpc_isl.stages.finetune.boxes import Box
 from hpc_isl.stages.finetune.fit import LeftOut, Piece, fit, without_cut
-from hpc_isl.stages.finetune.inputs import FinetuneInputs
+from hpc_isl.stages.finetune.inputs import FinetuneInputs, fits_objects
 from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
 from hpc_isl.stages.shared.training_run import TrainingRun
 
@@ -117,7 +117,7 @@ def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Ta
             return None
         left_out += map(LeftOut, pieces, _predicted(fold, pieces), start)
     evidence, fitted = _evidence(recipe, task, before, left_out), None
-    if recipe.fits_objects and any(own.truth.any() for own in left_out):
+    if fits_objects(recipe) and any(own.truth.any() for own in left_out):
         task, fitted = fit(task, recipe.objects, left_out)
         evidence = _evidence(recipe, task, before, left_out)
     # Every rank has all predictions, but one of them decides: a last bit must not part the ranks.

@@ -23,7 +23,15 @@ from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetune import sweep
 from hpc_isl.stages.finetune.boxes import Box, fingerprint, states
 from hpc_isl.stages.finetune.boxes import parts as boxes_parts
-from hpc_isl.stages.finetune.inputs import FinetuneInputs, frozen_batchnorm, resolve_inputs
+from hpc_isl.stages.finetune.inputs import (
+    FinetuneInputs,
+    compares_arms,
+    fits_objects,
+    frozen_batchnorm,
+    guards_start,
+    leaves_out,
+    resolve_inputs,
+)
 from hpc_isl.stages.shared.plate_views import expanded, located_net, located_split
 from hpc_isl.stages.shared.workloads import STEPS, TEST, megapixels, micro_batches, training_like
 from hpc_isl.tasks import Workload
@@ -59,7 +67,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     steps = steps_of(train, len(inputs.learning) * train.crops_per_field) if recipe.n != 0 else 0
     like = training_like("finetune", inputs.net, recipe.predict, inputs.study.view, train)
     # Two more networks, each from half of the boxes in half the steps, are one more training.
-    trainings = 2 if recipe.leaves_out else 1
+    trainings = 2 if leaves_out(recipe) else 1
     units = {STEPS: trainings * micro_batches(train, steps), TEST: megapixels(inputs.tested)}
     return Plan(
         recipe,
@@ -159,11 +167,11 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
         train = recipe.train
         length = f"{train.steps} steps" if train.steps else f"{train.epochs} epochs"
         yield f"{length} of {train.batch} crops of {train.crop} × {train.crop} pixels"
-    if recipe.leaves_out:
+    if leaves_out(recipe):
         purposes = [
-            "fit h_maxima" * recipe.fits_objects,
-            "see whether the start gets any better" * recipe.guards_start,
-            "compare the arm" * (recipe.n == "all" and not recipe.train_on_all),
+            "fit h_maxima" * fits_objects(recipe),
+            "see whether the start gets any better" * guards_start(recipe),
+            "compare the arm" * compares_arms(recipe),
         ]
         yield (
             f"to {' and '.join(filter(None, purposes))}, boxes are left out in turn: two more networks learn "
