@@ -274,6 +274,8 @@ def test_the_recipe_of_an_earlier_run_can_be_given_again(verb: str, tmp_path: Pa
         ("annotate", ["action=import", "source=S", "sigma=3"], "sigma: .* because action is import"),
         ("annotate", ["action=export", "out=O", "overwrite=true"], "overwrite: .* action is export"),
         ("annotate", ["action=draft", "channel=a", "accept=true"], "accept: .* action is draft"),
+        ("annotate", ["action=draft", "channel=a", "threshold=li"], "threshold: .* method is local"),
+        ("annotate", ["action=draft", "channel=a", "sigma=2"], "sigma: .* method is local"),
     ],
 )
 def test_a_key_that_means_nothing_beside_another_is_refused_with_both(
