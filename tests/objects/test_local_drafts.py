@@ -1,4 +1,4 @@
-"""Drafts with a threshold for each object find discs of any brightness and size, and nothing where none is."""
+"""Drafts with a threshold for each object find discs of any brightness and size, and none in noise."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_offset_and_gain_of_the_camera_change_no_object(seed: int, offset: float
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31), slope=st.floats(-0.5, 0.5), bend=st.floats(-50, 50))
 def test_uneven_light_changes_few_pixels(seed: int, slope: float, bend: float) -> None:
-    stain, mask = stain_of(grid_of(10.0, seed), seed=seed)
+    stain, _ = stain_of(grid_of(10.0, seed), seed=seed)
     y, x = np.indices(SHAPE)
     light = slope * x + bend * np.exp(-(y**2 + x**2) / (2 * 120**2))
     labels, other = draft(stain), draft(stain + light)
