@@ -74,7 +74,7 @@ def scores(drafted: Array, drawn: Array) -> tuple[float, float]:
 
 
 def mean_scores(images: list[Pair], draft: Callable[[Array], Array]) -> NDArray[np.float64]:
-    return np.mean([scores(draft(stain), drawn) for _, stain, drawn in images], 0)
+    return np.asarray(np.mean([scores(draft(stain), drawn) for _, stain, drawn in images], 0))
 
 
 def threshold(rule: str) -> Callable[[Array], Array]:

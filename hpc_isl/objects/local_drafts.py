@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from skimage import filters, measure, morphology, segmentation, transform
+from skimage import filters, measure, segmentation, transform
+from skimage.morphology import local_maxima, reconstruction
 
 from hpc_isl.objects.draft_labels import drop_small
 from hpc_isl.objects.types import AnyLabels, Image, Labels, Pixels
@@ -123,8 +124,8 @@ def _basins(pixels: Pixels, mask: AnyLabels, radius: float, settings: LocalSetti
     # In logarithms the drop between two peaks does not depend on how bright they are.
     response = np.log(np.maximum(response, 1e-3 * response.max()))
     response = np.where(mask, response, response.min()).astype(np.float32)
-    plains = morphology.reconstruction(response - settings.saddle, response)
-    seeds = measure.label(morphology.local_maxima(plains) & mask)
+    plains = reconstruction(response - settings.saddle, response)
+    seeds = measure.label(local_maxima(plains) & mask)
     return np.asarray(segmentation.watershed(-response, seeds, mask=mask))
 
 
