@@ -192,7 +192,9 @@ def test_every_key_of_convert_and_annotate_is_read(reads: Reads, tmp_path: Path)
     reads.keys.clear()
     plate = [f"plate={tmp_path}/P.zarr", "labels=drawn"]
     computed(annotate, tmp_path, "in", "action=import", *plate, f"source={masks}")
-    computed(annotate, tmp_path, "draft", "action=draft", plate[0], "labels=drafted", "channel='1'")
+    drafts = ["action=draft", plate[0], "channel='1'"]
+    computed(annotate, tmp_path, "draft", *drafts, "labels=drafted")
+    computed(annotate, tmp_path, "draft2", *drafts, "labels=drafted2", "method=threshold")
     computed(annotate, tmp_path, "out", "action=export", *plate, f"out={tmp_path}/todo")
     assert keys_of("annotate") - reads.keys == set()
 

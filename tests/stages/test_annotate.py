@@ -425,7 +425,7 @@ def test_labels_that_changed_on_the_plate_meanwhile_are_not_written_over(
 ) -> None:
     out = exported(tmp_path, drafted)
     drawn = corrected(out, KEYS[0])
-    draft_again = {"action": "draft", "channel": "HOECHST 33342", "fields": ["B02/1"], "min_area": 200}
+    draft_again = {"action": "draft", "channel": "HOECHST 33342", "fields": ["B02/1"], "method": "threshold"}
     run(tmp_path, plate=drafted, labels=NAME, overwrite=True, **draft_again)
     before = on_plate(drafted, KEYS[0])
     keys = {"action": "import", "plate": drafted, "labels": NAME, "source": out}
