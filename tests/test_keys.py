@@ -192,7 +192,9 @@ def test_every_key_of_convert_and_annotate_is_read(reads: Reads, tmp_path: Path)
     reads.keys.clear()
     plate = [f"plate={tmp_path}/P.zarr", "labels=drawn"]
     computed(annotate, tmp_path, "in", "action=import", *plate, f"source={masks}")
-    computed(annotate, tmp_path, "draft", "action=draft", plate[0], "labels=drafted", "channel='1'")
+    drafts = ["action=draft", plate[0], "channel='1'"]
+    computed(annotate, tmp_path, "draft", *drafts, "labels=drafted")
+    computed(annotate, tmp_path, "draft2", *drafts, "labels=drafted2", "method=threshold")
     computed(annotate, tmp_path, "out", "action=export", *plate, f"out={tmp_path}/todo")
     computed(annotate, tmp_path, "next", "action=propose", plate[0], "labels=wanted", "n=1")
     assert keys_of("annotate") - reads.keys == set()
@@ -276,6 +278,8 @@ def test_the_recipe_of_an_earlier_run_can_be_given_again(verb: str, tmp_path: Pa
         ("annotate", ["action=export", "out=O", "overwrite=true"], "overwrite: .* action is export"),
         ("annotate", ["action=draft", "channel=a", "accept=true"], "accept: .* action is draft"),
         ("annotate", ["action=propose", "channel=a"], "channel: .* action is propose"),
+        ("annotate", ["action=draft", "channel=a", "threshold=li"], "threshold: .* method is local"),
+        ("annotate", ["action=draft", "channel=a", "sigma=2"], "sigma: .* method is local"),
     ],
 )
 def test_a_key_that_means_nothing_beside_another_is_refused_with_both(

@@ -23,7 +23,7 @@ for labels in cells nuclei; do
   mkdir -p $labels && cp "$DATA"/labels/*_$labels.tif $labels/
   $H annotate import $labels plate=P.zarr labels=$labels "regex=(?P<image>.+)_$labels\.tif"
 done
-$H annotate draft plate=P.zarr labels=drafted channel=nuclear threshold=li
+$H annotate draft plate=P.zarr labels=drafted channel=nuclear method=threshold threshold=li
 [ -f mobilenetv1.safetensors ] || python "$here/mobilenet.py" "$WEIGHTS" mobilenetv1.safetensors
 
 both() { local failed=0; for job in $(jobs -p); do wait "$job" || failed=1; done; return $failed; }

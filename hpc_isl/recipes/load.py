@@ -193,6 +193,9 @@ def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
         section = result.get(outer) if outer else result
         if isinstance(section, dict) and section.get(inner, ...) == value:
             del section[inner]
+    if stage == "annotate" and result.get("action") in ("import", "export") and "method" in result:
+        # Only a draft reads it, and the default has changed since.
+        result["method"] = "threshold"
     return result
 
 

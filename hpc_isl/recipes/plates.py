@@ -152,16 +152,18 @@ class AnnotateRecipe(Recipe):
     nothing yet; null: the box of the labels that are there, or the whole field"""
     channel: str | None = None
     """draft: the fluorescent channel; of several planes the brightest at each pixel"""
-    method: Literal["threshold"] = "threshold"
-    """draft: smooth, threshold, split touching objects"""
+    method: Literal["local", "threshold"] = "local"
+    """draft: local gives each object a threshold of its own, by its brightness above the background
+    around it, and learns from the image how large objects are; threshold is one for the whole image"""
     threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
-    """draft: rule, or a value in counts"""
+    """draft, method threshold: rule, or a value in counts"""
     sigma: Annotated[float, Bound(ge=0)] = 1.5
-    """draft: Gaussian smoothing before the threshold, in pixels"""
+    """draft, method threshold: Gaussian smoothing before the threshold, in pixels"""
     min_area: Positive = 50
     """draft: smaller objects are dropped, in pixels"""
     split: bool = True
-    """draft: split touching objects by a watershed on the distance map"""
+    """draft: separate touching objects, by a watershed on peaks of the stain (local) or of the
+    distance to the background (threshold)"""
     overwrite: bool = False
     """replace labels of this name on the fields concerned; never those that a person drew or edited"""
     # Null where not given: recipes that earlier versions kept are then no other recipes.
@@ -203,4 +205,9 @@ class AnnotateRecipe(Recipe):
         if self.action == "propose" and self.model is None:
             yield "residual_weight", "without a model no stain is predicted"
         shared = {"action", "plate", "labels"} | keys[self.action]
-        yield from ((key, f"action is {self.action}") for key in type(self).model_fields if key not in shared)
+        for key in type(self).model_fields:
+            # An earlier version kept its only method, threshold, in recipes of every action.
+            if key not in shared and (key, getattr(self, key)) != ("method", "threshold"):
+                yield key, f"action is {self.action}"
+        if self.action == "draft" and self.method == "local":
+            yield from ((key, "method is local, not threshold") for key in ("threshold", "sigma"))

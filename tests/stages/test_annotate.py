@@ -18,8 +18,10 @@ from PIL import Image
 
 from hpc_isl.errors import UserError
 from hpc_isl.objects.draft_labels import draft_labels, drop_small
+from hpc_isl.objects.local_drafts import local_labels
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.recipes.load import digest, load, load_kept
 from hpc_isl.recipes.plates import AnnotateRecipe, ConvertRecipe, PatternRecipe
 from hpc_isl.recipes.strict import parse
 from hpc_isl.run import Attempt, Run
@@ -254,6 +256,48 @@ def test_a_draft_finds_the_true_nuclei_and_none_in_an_empty_field(
     assert not store.read_labels(index.image(KEYS[3]), "nuclei").any()
 
 
+def test_each_method_of_drafting_names_itself_and_writes_its_labels(
+    export: Path, plate: Path, tmp_path: Path
+) -> None:
+    keys = {"action": "draft", "plate": plate, "channel": "HOECHST 33342", "fields": ["B02/1"]}
+    stain = nuclear_stain(plate)
+    methods: dict[str, dict[str, Any]] = {
+        "a threshold for each object": {},
+        "threshold li": {"method": "threshold", "threshold": "li", "sigma": 2.0},
+    }
+    expected = {
+        "a threshold for each object": local_labels(stain, min_area=50, split=True),
+        "threshold li": draft_labels(stain, threshold="li", sigma=2.0, min_area=50, split=True),
+    }
+    for number, (how, more) in enumerate(methods.items()):
+        name = f"drafted {number}"
+        recipe = AnnotateRecipe.model_validate({"labels": name, **keys, **more})
+        assert plan(recipe).messages[0] == f"drafted from HOECHST 33342 of 1 fields, {how}"
+        run(tmp_path, **keys, **more, labels=name)
+        labels = store.read_labels(store.open_plate(plate).image(KEYS[0]), name)
+        np.testing.assert_array_equal(labels, expected[how])
+
+
+def test_recipes_kept_by_earlier_versions_mean_what_they_did(tmp_path: Path) -> None:
+    """They hold the key `method` in recipes of every action; digests of imports stay what they were."""
+    path = tmp_path / "recipe.yaml"
+    for action, needed in (("draft", "channel: a"), ("import", "source: s"), ("export", "out: o")):
+        path.write_text(f"action: {action}\nplate: P.zarr\nlabels: n\n{needed}\nmethod: threshold\n")
+        kept = load("annotate", path, [])
+        assert kept == load_kept("annotate", path)
+        assert isinstance(kept, AnnotateRecipe)
+        assert kept.method == "threshold"
+        same = digest(kept) == digest(kept.model_copy(update={"method": "local"}))
+        assert same == (action != "draft")
+
+
+def nuclear_stain(plate: Path) -> np.ndarray:
+    """Returns the nuclear stain of the first field (y, x)."""
+    index = store.open_plate(plate)
+    channel = index.channel("HOECHST 33342")
+    return store.read_box(index.image(KEYS[0]), 0, 0, channel, (0,), slice(None), slice(None)).max(0)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_draft_never_replaces_what_people_drew(
     export: Path, plate: Path, tmp_path: Path, overwrite: bool
@@ -381,7 +425,7 @@ def test_labels_that_changed_on_the_plate_meanwhile_are_not_written_over(
 ) -> None:
     out = exported(tmp_path, drafted)
     drawn = corrected(out, KEYS[0])
-    draft_again = {"action": "draft", "channel": "HOECHST 33342", "fields": ["B02/1"], "min_area": 200}
+    draft_again = {"action": "draft", "channel": "HOECHST 33342", "fields": ["B02/1"], "method": "threshold"}
     run(tmp_path, plate=drafted, labels=NAME, overwrite=True, **draft_again)
     before = on_plate(drafted, KEYS[0])
     keys = {"action": "import", "plate": drafted, "labels": NAME, "source": out}

@@ -65,9 +65,8 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         inputs["label images"] = files_fingerprint(files)
     else:
         keys = _fields_to_draft(recipe, index)
-        messages = [
-            f"drafted from {recipe.channel} of {len(keys)} fields, {recipe.method} {recipe.threshold}"
-        ]
+        how = "a threshold for each object" if recipe.method == "local" else f"threshold {recipe.threshold}"
+        messages = [f"drafted from {recipe.channel} of {len(keys)} fields, {how}"]
         if without := len(chosen(recipe.fields, index)) - len(keys):
             messages.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
     labelled = [key for key in keys if _has_labels(recipe, index, key)]
@@ -306,6 +305,7 @@ def _fields_to_draft(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKe
 def _draft(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotation:
     """Drafts from the brightest plane at each pixel; a field without any stain gets no objects."""
     from hpc_isl.objects.draft_labels import draft_labels  # scikit-image, which a plan does without
+    from hpc_isl.objects.local_drafts import local_labels
 
     field, channel = index.field(key), index.channel(recipe.channel or "")
     if f"empty:{channel}" in index.statistics[key].flags:
@@ -316,6 +316,9 @@ def _draft(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotat
     for time in range(field.shape[0]):
         planes = index.planes(key, channel, time)
         stain = store.read_box(index.image(key), 0, time, channel, planes, slice(None), slice(None)).max(0)
+        if recipe.method == "local":
+            drafts.append(local_labels(stain, min_area=recipe.min_area, split=recipe.split))
+            continue
         drafts.append(
             draft_labels(
                 stain, threshold=recipe.threshold, sigma=recipe.sigma, min_area=recipe.min_area,
