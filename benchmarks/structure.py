@@ -178,7 +178,7 @@ def called(tree: Path) -> dict[str, float]:
 
         submit = ("-m", "hpc_isl.submit")
         synthetic = "hpc_isl.stages.synthetic"
-        call("-m", synthetic, "export", "--wells", "6", "--size", "128")
+        call("-m", synthetic, "export", "--fields", "1", "--size", "256")
         call(*submit, "convert", "source=export", "out=plate.zarr", "plate_map=export/plate_map.csv")
         call(*submit, "annotate", "import", "export/truth/nuclei", "plate=plate.zarr", "labels=nuclei")
         pretrain = call(
@@ -187,7 +187,7 @@ def called(tree: Path) -> dict[str, float]:
         )  # fmt: skip
         finetune = call(
             *submit, "finetune", "finetune_nuclei.yaml", "pretrained=isl", "plates=[plate.zarr]",
-            "labels=nuclei", "--name", "nuc", "train.steps=2", "train.crop=64", "train.batch=4",
+            "arm=random+isl", "n=1", "labels=nuclei", "--name", "nuc", "train.steps=2", "train.crop=64", "train.batch=4",
             "train.micro_batch=4", "site.cpus=1",
         )  # fmt: skip
         segment = call(

@@ -70,7 +70,7 @@ def run_all(command: list[str]) -> str:
 @pytest.mark.journey
 @pytest.mark.timeout(900)
 def test_make_demo_goes_from_a_vendor_export_to_scores_and_pictures(make: list[str], tmp_path: Path) -> None:
-    words = {"PLATE": PLATE, "PRETRAIN": PRETRAIN, "SWEEP": SWEEP, "SITE": SITE}
+    words = {"PLATE": PLATE, "PRETRAIN": PRETRAIN, "SWEEP": SWEEP, "SITE": SITE, "TAUGHT": ""}
     output = run_all([*make, "demo", *(f"{name}={value}" for name, value in words.items())])
     demo = tmp_path / "demo"
     run = demo / "runs" / "pretrain" / "demo"
