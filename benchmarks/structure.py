@@ -187,8 +187,8 @@ def called(tree: Path) -> dict[str, float]:
         )  # fmt: skip
         finetune = call(
             *submit, "finetune", "finetune_nuclei.yaml", "pretrained=isl", "plates=[plate.zarr]",
-            "arm=random+isl", "n=1", "labels=nuclei", "--name", "nuc", "train.steps=2", "train.crop=64", "train.batch=4",
-            "train.micro_batch=4", "site.cpus=1",
+            "arm=random+isl", "n=1", "labels=nuclei", "--name", "nuc", "train.steps=2", "train.crop=64",
+            "train.batch=4", "train.micro_batch=4", "site.cpus=1",
         )  # fmt: skip
         segment = call(
             *submit, "segment", "model=nuc", "plates=[plate.zarr]", "labels=found", "--name", "all",
