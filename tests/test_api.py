@@ -61,8 +61,28 @@ def test_a_plate_is_its_fields_in_order(plate: Any) -> None:
     assert [f"{field.well}/{field.name}" for field in fields] == [str(field._key) for field in plate.fields]
     assert len(plate) == len(fields) == 4
     assert plate["B02"][0].path == plate["b2/1"].path
-    with pytest.raises(KeyError, match="no such well"):
-        plate["P24"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (lambda p: p["B22"], r"has no well 'B22'; did you mean 'B02'\? There are: 'B02'"),
+        (lambda p: p["B02/7"], r"has no field 'B02/7'; did you mean 'B02/1'\? There are: 'B02/1'"),
+        (lambda p: p["B02/1"].read("Brightfeld"), "did you mean 'Brightfield'"),
+        (lambda p: p["B02/1"].read("Brightfield", plane="maximum"), "plane 'maximum': a number, max,"),
+        (lambda p: p["B02/1"].read("Brightfield", level=9), "levels 0 to .*, not level 9 at time 0"),
+        (lambda p: p["B02/1"].read("Brightfield", box=(8, 1, 8, 9)), r"box \(8, 1, 8, 9\) .* is empty"),
+        (lambda p: p["B02/1"].read("Brightfield", box=(0, 0, 9999, 9)), "leaves the .* pixels of level 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_answered_with_what_would_be_right(plate: Any, mistake: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        mistake(plate)
+
+
+def test_a_plate_is_asked_by_names(plate: Any) -> None:
+    with pytest.raises(TypeError, match=r"plate\[0\]: a name such as 'B03'"):
+        plate[0]
 
 
 def test_pixels_are_those_of_the_store(plate: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, nearest
 from hpc_isl.learning.data.fields import heights
 from hpc_isl.learning.data.pixels import REDUCE, choose_planes, project
 from hpc_isl.plates import metadata, store
@@ -82,7 +82,9 @@ class Plate:
         return len(self._index.plate.fields)
 
     def __getitem__(self, name: str) -> Field | tuple[Field, ...]:
-        """Raises a `KeyError` that names the well or the field where the plate has none of that name."""
+        """Raises a `UserError` with the nearest name where the plate has no such well or field."""
+        if not isinstance(name, str):
+            raise TypeError(f"plate[{name!r}]: a name such as 'B03' or 'B03/1' is meant; see plate.fields")
         well, slash, field = name.partition("/")
         inside = [candidate for candidate in self if candidate.well == normal_well(well)]
         if not slash and inside:
@@ -90,7 +92,9 @@ class Plate:
         for candidate in inside:
             if candidate.name == field:
                 return candidate
-        raise KeyError(f"{name}: {self.path} has no such {'field' if slash else 'well'}")
+        known = [f"{own.well}/{own.name}" for own in inside] or self.wells
+        what = f"field {name!r}" if inside else f"well {well!r}"
+        raise UserError(f"{self.path} has no {what}; {nearest(name if inside else well, known)}")
 
     def statistics(self) -> pd.DataFrame:
         """Returns a row for each plane that was imaged: counts at full resolution, and its focus score."""
@@ -163,7 +167,8 @@ class Field:
             box: (y0, x0, y1, x1) in pixels of that level; None: the whole field.
 
         Raises:
-            UserError: there is no such channel, plane, level or time, or the channel was not imaged then.
+            UserError: there is no such channel, plane, level, time or box, or the channel was not imaged
+                then.
         """
         number = self._index.channel(channel)
         if not 0 <= level < self.levels or not 0 <= time < self.shape[0]:
@@ -172,7 +177,13 @@ class Field:
                 f"not level {level} at time {time}"
             )
         planes = self._planes(channel, plane, number, time)  # one, unless they are projected or all wanted
-        y0, x0, y1, x1 = box or (0, 0, None, None)
+        height, width = (-(-edge // 2**level) for edge in self.shape[-2:])  # levels round odd edges up
+        y0, x0, y1, x1 = box or (0, 0, height, width)
+        if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+            raise UserError(
+                f"{self!r}: box {box} (y0, x0, y1, x1) is empty or leaves the {height} × {width} pixels of "
+                f"level {level}"
+            )
         stack = store.read_box(self.path, level, time, number, planes, slice(y0, y1), slice(x0, x1))
         if plane is None:
             return stack

@@ -45,7 +45,10 @@ def _from_focus(
 ) -> int:
     # The first of equally sharp planes, so that the choice repeats.
     sharpest = min(focus, key=lambda plane: (-focus[plane], plane))
-    offset, unit = re.fullmatch(r"focus([+-][\d.]+)?\s?(um)?", spec).groups()  # type: ignore[union-attr]
+    parts = re.fullmatch(r"focus([+-][\d.]+)?\s?(um)?", spec)
+    if parts is None:
+        raise UserError(f"plane {spec!r}: a number, max, mean, min, focus, focus+2 or focus-4um is expected")
+    offset, unit = parts.groups()
     if offset is None:
         return sharpest
     if unit is None:

@@ -84,7 +84,8 @@ def build(
     planes = [plane for plane in planes if plane.channel not in odd]
     # Channels that no image shows are no channels of the plate.
     used = {plane.channel for plane in planes}
-    channels = {number: channel for number, channel in channels.items() if number in used}
+    assert used <= channels.keys(), f"planes of channels {used - channels.keys()} that are not described"
+    channels, renamed = _told_apart({n: channel for n, channel in channels.items() if n in used})
     pixel_um, unknown = fields.pixel_edge(edges[plane.path] for plane in planes if plane.path in edges)
     names = [channel.name for channel in channels.values()]
     shots = placed(planes, list(channels))
@@ -106,8 +107,28 @@ def build(
         files,
         (*faults, *differing, *problems),
         (*left_out, *of_other_size),
-        remarks=(*remarks, *resized, *unknown, *uneven, *exposures, *plane_checks.gaps(stored, names)),
+        remarks=(
+            *remarks,
+            *renamed,
+            *resized,
+            *unknown,
+            *uneven,
+            *exposures,
+            *plane_checks.gaps(stored, names),
+        ),
     )
+
+
+def _told_apart(channels: Mapping[int, Channel]) -> tuple[dict[int, Channel], list[str]]:
+    """Returns the channels with names of their own, and a remark on each that had another one's."""
+    named: dict[int, Channel] = {}
+    remarks = []
+    for number, channel in channels.items():
+        name = fields.unique(channel.name, [other.name for other in named.values()])
+        named[number] = replace(channel, name=name)
+        if name != channel.name:
+            remarks.append(f"several channels are called {channel.name!r}: one of them is {name!r} here")
+    return named, remarks
 
 
 def odd_channels(names: Mapping[int, str], sizes: Mapping[int, Size]) -> tuple[set[int], list[str]]:

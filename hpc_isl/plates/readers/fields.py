@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 from hpc_isl.plates.plate import Channel, Field, FieldKey, PlaneFile, color_of, imaged
@@ -72,9 +73,11 @@ def first_pixel(
 
 def pixel_edge(edges: Iterable[tuple[float, float] | None]) -> tuple[float | None, list[str]]:
     """Returns the one edge of all pixels in µm, from stated edges (y, x); or None and why, as remarks."""
-    stated = {edge for edge in edges if edge is not None}
+    given = {edge for edge in edges if edge is not None}
+    stated = {edge for edge in given if all(isfinite(value) and value > 0 for value in edge)}
     if not stated:
-        return None, []
+        wrong = ", ".join(f"{value:g}" for value in sorted({value for edge in given for value in edge})[:5])
+        return None, [f"pixels of {wrong} µm cannot be; the size is left unknown"] if given else []
     values = sorted({value for edge in stated for value in edge})
     # Rounded in metadata, edges of a square pixel differ a little.
     if values[-1] <= values[0] * (1 + SQUARE):

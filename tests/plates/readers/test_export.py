@@ -1,0 +1,61 @@
+"""What all readers share: described planes become a plate, and what a vendor states wrongly is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from hpc_isl.plates.plate import Channel, FieldKey, color_of, layout
+from hpc_isl.plates.readers import export, tiff_metadata
+from hpc_isl.plates.readers.export import Described
+from hpc_isl.plates.readers.fields import pixel_edge
+
+
+def built(folder: Path, names: list[str], numbers: list[int] | None = None):
+    """The export of one field with a channel for each name."""
+    paths = [folder / f"c{number}.tif" for number in range(len(names))]
+    for path in paths:
+        tifffile.imwrite(path, np.zeros((8, 9), np.uint16))
+    metadata, _ = tiff_metadata.read_single(paths)
+    planes = [
+        Described(FieldKey("B02", "1"), path, 0, number, 0, metadata[path].planes[0])
+        for number, path in zip(numbers or range(len(names)), paths, strict=True)
+    ]
+    channels = {number: Channel(name, True, color_of(True, None)) for number, name in enumerate(names)}
+    sizes, edges = tiff_metadata.sizes_and_edges(metadata)
+    return export.build(planes, channels, sizes, edges, name="P", layout=layout, details={})
+
+
+def test_channels_of_one_name_are_told_apart_and_remarked(tmp_path: Path) -> None:
+    """A user who reads "DAPI" is never given one of two channels without knowing."""
+    result = built(tmp_path, ["DAPI", "BF", "DAPI"])
+    assert [channel.name for channel in result.plate.channels] == ["DAPI", "BF", "DAPI 2"]
+    assert result.remarks == ("several channels are called 'DAPI': one of them is 'DAPI 2' here",)
+    assert built(tmp_path, ["DAPI", "BF"]).remarks == ()
+
+
+def test_a_reader_that_describes_a_plane_of_no_channel_is_at_fault(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"channels \{7\} that are not described"):
+        built(tmp_path, ["DAPI"], [7])
+
+
+@pytest.mark.parametrize(
+    ("edges", "pixel_um", "remark"),
+    [
+        ([(0.65, 0.65)], 0.65, None),
+        ([(-1.0, -1.0)], None, "pixels of -1 µm cannot be; the size is left unknown"),
+        ([(float("inf"), 1.0)], None, "pixels of 1, inf µm cannot be; the size is left unknown"),
+        ([(0.65, 0.65), (-1.0, -1.0)], 0.65, None),
+        (
+            [(0.5, 0.65)],
+            None,
+            "pixels are not square: 0.65 µm along x, 0.5 µm along y; the size is left unknown",
+        ),
+        ([None], None, None),
+    ],
+)
+def test_an_edge_of_a_pixel_that_cannot_be_is_not_believed(edges, pixel_um, remark) -> None:
+    assert pixel_edge(edges) == (pixel_um, [] if remark is None else [remark])
