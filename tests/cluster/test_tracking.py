@@ -377,7 +377,7 @@ CORRECTED = """
 import json, mlflow, numpy as np
 from pathlib import Path
 from hpc_isl.learning.data import samples
-from hpc_isl.learning.inference import predict
+from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.learning.data.fields import field_view
 from hpc_isl.learning.data.pixels import gain
@@ -394,14 +394,14 @@ offset, scale = contract.view.targets[0].numbers
 whole = (slice(0, 96), slice(0, 96))
 counts = read_box(index.image(key), 0, 0, index.channel("Brightfield"), [plane], *whole)[0]
 print(json.dumps((counts / gain({slope!r}, (96, 96), whole))[None, None].tolist()))
-print(json.dumps((predict.predict(network, seen) * scale + offset)[None].tolist()))
+print(json.dumps((Predictor(network)(seen) * scale + offset)[None].tolist()))
 """
 
 LOADED = """
 import mlflow, numpy as np
 from pathlib import Path
 from hpc_isl.learning.data import samples
-from hpc_isl.learning.inference import predict
+from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.learning.data.fields import field_view
 from hpc_isl.learning.data.view import counts
@@ -415,7 +415,7 @@ key = index.plate.fields[0].key
 stored = [counts(plane, plane.whole) for plane in field_view(contract.view, index, key, 0).sources]
 seen, _ = samples.read(contract.view, index, key)
 offset, scale = contract.view.targets[0].numbers
-wanted = predict.predict(network, seen) * scale + offset
+wanted = Predictor(network)(seen) * scale + offset
 got = served.predict(np.stack(stored)[None])[0]
 assert got.shape == wanted.shape and wanted.std() > 0
 print(abs(got - wanted).max() / wanted.std())
