@@ -22,7 +22,7 @@ KINDS: dict[str, type[Recipe]] = {**RECIPES, "sweep": SweepRecipe, "chain": Chai
 HIDDEN = {"base"}  # of a sweep: filled from the keys that are not its own
 USUAL = {
     "convert": ("plate_map", "reader", "pattern.regex", "on_error", "fields"),
-    "annotate": ("source", "channel", "method", "fields", "out", "overwrite", "model", "n", "stratify"),
+    "annotate": ("source", "channel", "method", "fields", "out", "overwrite", "model", "n"),
     "pretrain": ("sources.N.plane", "split.test", "train.steps", "train.batch",
                  "train.micro_batch", "train.precision", "net.encoder"),
     "finetune": ("pretrained", "arm", "n", "objects.kind", "train.steps", "train.micro_batch"),

@@ -153,8 +153,8 @@ class AnnotateRecipe(Recipe):
     channel: str | None = None
     """draft: the fluorescent channel; of several planes the brightest at each pixel"""
     method: Literal["local", "threshold"] = "local"
-    """draft: local gives each object a threshold of its own, by its brightness above the background
-    around it, and learns from the image how large objects are; threshold is one for the whole image"""
+    """draft: local gives each object a threshold of its own, by its brightness above the background around
+    it; threshold is one for the whole image"""
     threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
     """draft, method threshold: rule, or a value in counts"""
     sigma: Annotated[float, Bound(ge=0)] = 1.5
