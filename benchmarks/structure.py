@@ -178,7 +178,7 @@ def called(tree: Path) -> dict[str, float]:
 
         submit = ("-m", "hpc_isl.submit")
         synthetic = "hpc_isl.stages.synthetic"
-        call("-m", synthetic, "export", "--fields", "1", "--size", "256")
+        call("-m", synthetic, "export", "--fields", "1")
         call(*submit, "convert", "source=export", "out=plate.zarr", "plate_map=export/plate_map.csv")
         call(*submit, "annotate", "import", "export/truth/nuclei", "plate=plate.zarr", "labels=nuclei")
         pretrain = call(
