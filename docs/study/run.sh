@@ -30,7 +30,7 @@ both() { local failed=0; for job in $(jobs -p); do wait "$job" || failed=1; done
 run pretrain isl pretrain.yaml &
 run pretrain isl-imagenet pretrain.yaml net.weights=mobilenetv1.safetensors & both
 run finetune drafted-nuclei drafted.yaml objects.kind=nuclei reference_labels=[nuclei,drafted] &
-run finetune drafted-cells drafted.yaml objects.kind=cells reference_labels=[cells] & both
+run finetune drafted-cells drafted.yaml 'objects={kind: cells, map: euclidean, h_maxima: 10, min_area: 0}' reference_labels=[cells] & both
 run pretrain permuted pretrain.yaml control=permuted
 
 for kind in nuclei cells; do
