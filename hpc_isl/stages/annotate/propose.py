@@ -217,19 +217,27 @@ def draw(proposals: Sequence[Proposal], index: store.Index, path: Path, channel:
     shown = proposals[:MOST_PANELS]
     columns = min(COLUMNS_OF_PANELS, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.2 * columns, 4.1 * rows), layout="constrained", dpi=110)
+    titles = [_title(proposal, index) for proposal in shown]
+    # Titles of axes that are off get no room from the layout: 0.14 inches for each line.
+    height = 3.4 + 0.14 * max(title.count("\n") + 1 for title in titles)
+    figure = Figure(figsize=(3.2 * columns, height * rows + 0.4), layout="constrained", dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for axis, proposal in zip(axes, shown, strict=False):
+        axis.set_anchor("S")  # the room of a taller figure lies above the image, where its title is
+    for axis, proposal, title in zip(axes, shown, titles, strict=False):
         image = sharpest_image(index, proposal.key, channel, PANEL_EDGE)
         if image is not None:
             low, high = np.percentile(image, [0.5, 99.5])
             axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
-        facts = described(index.plate_map.get(proposal.key.well, {}))
-        title = ", ".join([f"{proposal.rank}. {proposal.key}", *facts])
-        lines = [line for text in (title, proposal.reason) for line in textwrap.wrap(text, PANEL_CHARACTERS)]
         # A plate map may hold a dollar sign, which would begin a formula.
-        axis.set_title("\n".join(lines), fontsize=8, color=pictures.INK, loc="left", parse_math=False)
+        axis.set_title(title, fontsize=8, color=pictures.INK, loc="left", parse_math=False)
     figure.supxlabel(textwrap.fill(caption, PANEL_CHARACTERS * columns), fontsize=8, color=pictures.INK)
     pictures.save(figure, path)
+
+
+def _title(proposal: Proposal, index: store.Index) -> str:
+    """Returns rank, place and plate map of a field, and its reason, in lines as wide as a panel."""
+    facts = described(index.plate_map.get(proposal.key.well, {}))
+    texts = ", ".join([f"{proposal.rank}. {proposal.key}", *facts]), proposal.reason
+    return "\n".join(line for text in texts for line in textwrap.wrap(text, PANEL_CHARACTERS))
