@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +170,11 @@ A digest leaves such a key out where it has that value, so that what was compute
 def present_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys and values of a recipe, nested or dotted, as this version names them."""
     result = _translated(content, FORMER_KEYS.get(stage, {}), FORMER_VALUES.get(stage, {}))
-    for key, value in ADDED.get(stage, {}).items():
-        outer, _, inner = key.rpartition(".")
-        section = result.get(outer) if outer else result
+    for outer, section, key, value in _added(stage, result):
         # A whole section lacks the key only where an earlier version wrote it; a section that a person typed
         # is not whole and takes today's default.
-        if isinstance(section, dict) and WHOLE[outer] <= section.keys():
-            section.setdefault(inner, value)
+        if WHOLE[outer] <= section.keys():
+            section.setdefault(key, value)
     return result
 
 
@@ -188,15 +186,22 @@ def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
         for key, names in FORMER_VALUES.get(stage, {}).items()
     }
     result = _translated(content, keys, values)
-    for key, value in ADDED.get(stage, {}).items():
-        outer, _, inner = key.rpartition(".")
-        section = result.get(outer) if outer else result
-        if isinstance(section, dict) and section.get(inner, ...) == value:
-            del section[inner]
+    for _, section, key, value in _added(stage, result):
+        if section.get(key, ...) == value:
+            del section[key]
     if stage == "annotate" and result.get("action") in ("import", "export") and "method" in result:
         # Only a draft reads it, and the default has changed since.
         result["method"] = "threshold"
     return result
+
+
+def _added(stage: str, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str, object]]:
+    """Yields section (name, content), key in it and value of each added key whose section is there."""
+    for dotted, value in ADDED.get(stage, {}).items():
+        outer, _, key = dotted.rpartition(".")
+        section = content.get(outer) if outer else content
+        if isinstance(section, dict):
+            yield outer, section, key, value
 
 
 def kept_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:

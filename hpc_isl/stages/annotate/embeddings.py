@@ -78,8 +78,8 @@ class KeptEmbeddings:
         content = io.BytesIO()
         np.savez(
             content, inputs=np.array(self.inputs), names=np.array(list(self.fields)),
-            features=np.stack([one.features for one in self.fields.values()]),
-            residuals=np.array([one.residual for one in self.fields.values()]),
+            features=np.stack([own.features for own in self.fields.values()]),
+            residuals=np.array([own.residual for own in self.fields.values()]),
         )  # fmt: skip
         write_atomic(self.path, content.getvalue())
 

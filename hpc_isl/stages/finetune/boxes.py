@@ -154,6 +154,14 @@ def fields(boxes: Iterable[Box]) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(box.field for box in boxes))
 
 
+def by_field(boxes: Sequence[Box]) -> list[Mapping[int, Box]]:
+    """Returns boxes by their numbers, those of one field and time together: they are predicted once."""
+    groups: dict[tuple[object, ...], dict[int, Box]] = {}
+    for number, box in enumerate(boxes):
+        groups.setdefault((*box.field, box.key.acquisition, box.time), {})[number] = box
+    return list(groups.values())
+
+
 # ---------------------------------------------------------------- identity of boxes and labels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import log2, sqrt
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from hpc_isl.learning.network.contract import Task
 from hpc_isl.objects.draft_labels import drop_small
 from hpc_isl.objects.matching import match
-from hpc_isl.objects.types import AnyLabels, Pixels
+from hpc_isl.objects.types import AnyLabels, Floats, Pixels
 from hpc_isl.recipes.finetune import ObjectsRecipe
 from hpc_isl.stages.finetune.boxes import Box
 from hpc_isl.stages.shared.decoding import decode, logit, rule_of
@@ -61,7 +62,7 @@ class LeftOut:
     prediction: Pixels
     start: Pixels | None = None
 
-    @property
+    @cached_property  # read from the plate once, and asked for at every height
     def truth(self) -> NDArray[Any]:
         return self.piece.box.drawn(self.piece.box.level)
 
@@ -122,10 +123,14 @@ def best(scores: dict[Any, list[float]], distance: Any) -> Any:
     near = []
     for setting, own in scores.items():
         behind = np.subtract(scores[top], own)
-        error = behind.std(ddof=1) / sqrt(behind.size) if behind.size > 1 else 0.0
-        if behind.mean() <= error:
+        if behind.mean() <= standard_error(behind):
             near.append(setting)
     return min(near, key=lambda setting: (distance(setting), -np.mean(scores[setting])))
+
+
+def standard_error(values: Floats) -> float:
+    """Returns the standard error of the mean; 0 for a single value, which has none."""
+    return float(values.std(ddof=1) / sqrt(values.size)) if values.size > 1 else 0.0
 
 
 def without_cut(labels: AnyLabels, truth: AnyLabels, edge: tuple[int, int] | None) -> AnyLabels:

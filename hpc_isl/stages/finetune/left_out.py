@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, sqrt
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,14 @@ from hpc_isl.objects.scores import mask_iou
 from hpc_isl.objects.types import AnyLabels, Pixels
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.stages.finetune.arm import crops_of, network_of, optimizer_groups, start_task
-from hpc_isl.stages.finetune.boxes import Box
-from hpc_isl.stages.finetune.fit import LeftOut, Piece, fit, without_cut
+from hpc_isl.stages.finetune.boxes import Box, by_field
+from hpc_isl.stages.finetune.fit import LeftOut, Piece, fit, standard_error, without_cut
 from hpc_isl.stages.finetune.inputs import FinetuneInputs, fits_objects
 from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
+from hpc_isl.stages.shared.following import LEFT_OUT
 from hpc_isl.stages.shared.training_run import TrainingRun
 
 FOLDS = 2
-FILE = "left_out.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Evidence:
         if not self.start_scores:
             return False
         gain = np.subtract(self.scores, self.start_scores)
-        return bool(gain.mean() <= (gain.std(ddof=1) / sqrt(gain.size) if gain.size > 1 else 0.0))
+        return bool(gain.mean() <= standard_error(gain))
 
 
 def deal(boxes: Sequence[Box]) -> list[list[Piece]]:
@@ -67,13 +67,13 @@ def deal(boxes: Sequence[Box]) -> list[list[Piece]]:
 
     An empty list: too little is annotated to leave any of it out.
     """
+    if not boxes:
+        return []
     if len(boxes) == 1:
         return [[half] for half in _halves(boxes[0])]
     fields: dict[tuple[str, str, str], list[Box]] = {}
     for box in boxes:
         fields.setdefault(box.field, []).append(box)
-    if not boxes:
-        return []
     groups = list(fields.values()) if len(fields) > 1 else [[box] for box in boxes]
     return [[Piece(box) for group in groups[fold::FOLDS] for box in group] for fold in range(FOLDS)]
 
@@ -116,10 +116,10 @@ def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Ta
         if not finished:
             return None
         left_out += map(LeftOut, pieces, _predicted(fold, pieces), start)
-    evidence, fitted = _evidence(recipe, task, before, left_out), None
+    fitted: dict[str, Any] | None = None
     if fits_objects(recipe) and any(own.truth.any() for own in left_out):
         task, fitted = fit(task, recipe.objects, left_out)
-        evidence = _evidence(recipe, task, before, left_out)
+    evidence = _evidence(recipe, task, before, left_out)
     # Every rank has all predictions, but one of them decides: a last bit must not part the ranks.
     evidence, fitted = world.broadcast((evidence, fitted))
     if world.rank == 0:
@@ -128,20 +128,20 @@ def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Ta
             "start_scores": evidence.start_scores, "keeps_start": evidence.keeps_start,
             "kept_scores": evidence.kept_scores, "fit": fitted,
         }  # fmt: skip
-        write_atomic(attempt.run.folder / FILE, json.dumps(content, indent=1))
+        write_atomic(attempt.run.folder / LEFT_OUT, json.dumps(content, indent=1))
         for line in _messages(recipe, evidence, fitted):
             attempt.log(line)
     return evidence
 
 
 def _predicted(run: TrainingRun[FinetuneRecipe], pieces: Sequence[Piece]) -> list[Pixels]:
-    """Returns the prediction of each piece, its field predicted whole; the ranks share the pieces."""
-    predictor, rank, size = run.predictor(), run.world.rank, run.world.size
-    own = []
-    for number in range(rank, len(pieces), size):
-        box = pieces[number].box
-        sources, _ = box.plate.read(box.key, box.time)
-        own.append((number, inside(predictor(sources), box.at(box.level)).copy()))
+    """Returns the prediction of each piece; the ranks share the fields, each predicted whole and once."""
+    predictor, own = run.predictor(), []
+    for boxes in by_field([piece.box for piece in pieces])[run.world.rank :: run.world.size]:
+        first = next(iter(boxes.values()))
+        sources, _ = first.plate.read(first.key, first.time)
+        prediction = predictor(sources)
+        own += [(number, inside(prediction, box.at(box.level)).copy()) for number, box in boxes.items()]
     gathered = dict(pair for part in run.world.gather(own) for pair in part)
     return [gathered[number] for number in range(len(pieces))]
 

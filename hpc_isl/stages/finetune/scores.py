@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from hpc_isl.learning.network.contract import Task
 from hpc_isl.objects.matching import inside, object_scores
 from hpc_isl.objects.scores import mask_iou
 from hpc_isl.recipes.finetune import FinetuneRecipe
-from hpc_isl.stages.finetune.boxes import Box
+from hpc_isl.stages.finetune.boxes import Box, by_field
 from hpc_isl.stages.finetune.inputs import FinetuneInputs
 from hpc_isl.stages.shared.decoding import decode, rule_of
 from hpc_isl.stages.shared.following import SCORES
@@ -51,7 +51,7 @@ def make_scores(
     panels: list[Panel] = []
     shown = _shown(inputs.testing)
     # By field, because a field is predicted whole, whatever its number of boxes.
-    own = _by_field(inputs.testing)[world.rank :: world.size]
+    own = by_field(inputs.testing)[world.rank :: world.size]
     for done, boxes in enumerate(own, 1):
         if attempt.stopping.is_set():
             break
@@ -77,14 +77,6 @@ def make_scores(
         if name == "scores":
             _write_panels(run, [panel for _, _, part in gathered for panel in part])
     return ordered
-
-
-def _by_field(boxes: Sequence[Box]) -> list[Mapping[int, Box]]:
-    """Returns the test boxes by their numbers, those of one field and time together: predicted once."""
-    groups: dict[tuple[object, ...], dict[int, Box]] = {}
-    for number, box in enumerate(boxes):
-        groups.setdefault((*box.field, box.key.acquisition, box.time), {})[number] = box
-    return list(groups.values())
 
 
 def _shown(boxes: Sequence[Box]) -> list[int]:

@@ -17,13 +17,12 @@ from hpc_isl.recipes.load import load_kept, read_kept
 from hpc_isl.run import Run
 from hpc_isl.stages.finetune.boxes import boxes_of, fields
 from hpc_isl.stages.finetune.inputs import LEARN, FinetuneInputs, needs, resolve_inputs
-from hpc_isl.stages.shared.following import FEW, FINAL, MAIN, after_finetuning
+from hpc_isl.stages.shared.following import FEW, FINAL, LEFT_OUT, MAIN, after_finetuning
 from hpc_isl.stages.shared.plate_views import expanded
 
 ALL = {"n": "all", "draw": 0, "train_where": {}, "fold": None, "train_on_all": True}
 NEEDS = ("random", "imagenet", "drafted", "random+isl", "imagenet+isl")
 """The arms by what they need: weights of others, a stain and a supervised run on drafts, a pretraining."""
-LEFT_OUT = "left_out.json"
 Elements = dict[str, FinetuneRecipe]
 FieldName = tuple[str, str, str]
 """Plate, well and name of a field."""

@@ -20,6 +20,7 @@ from hpc_isl.stages.report.score_figures import (
     to_picture,
 )
 from hpc_isl.stages.report.sweep import Cell, Sweep
+from hpc_isl.stages.shared.following import LEFT_OUT
 from hpc_isl.stages.shared.pictures import Html, table
 from hpc_isl.stages.shared.pictures import picture as drawn
 
@@ -28,7 +29,7 @@ PICTURE = "heights.png"
 
 def _fits(sweep: Sweep, cell: Cell) -> list[dict[str, Any]]:
     own = [element.run for element in sweep.elements if element.cell == cell]
-    evidence = [read_json(run.folder / "left_out.json") or {} for run in own]
+    evidence = [read_json(run.folder / LEFT_OUT) or {} for run in own]
     return [content["fit"] for content in evidence if content.get("fit")]
 
 

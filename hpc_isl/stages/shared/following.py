@@ -23,6 +23,8 @@ FINAL = "final"
 """The element that learns from all annotations: the model of the sweep."""
 SCORES = ("iou", "mAP", "AP50", "AP75", "F1", "PQ", "SQ", "RQ", "count_error")
 """The scores of a test box, as columns of `scores.csv`."""
+LEFT_OUT = "left_out.json"
+"""In the folder of a run: what boxes left out in turn say of it."""
 MAIN = {"nuclei": "iou", "cells": "mAP"}
 """Kind of objects -> the score that decides which arm is best."""
 
