@@ -18,7 +18,6 @@ from hpc_isl.learning.inference.images import predict_images
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.model import load
-from hpc_isl.learning.training.precision import as_scored
 from hpc_isl.objects.types import Labels
 from hpc_isl.stages.segment.inputs import model_run
 from hpc_isl.stages.shared.decoding import decode, rule_of
@@ -39,13 +38,8 @@ class Model:
     def __init__(self, folder: Path) -> None:
         self.network, self._contract = load(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        contract = self._contract
         # As it was scored, so that its scores hold for what it predicts here.
-        how = contract.predict
-        self._predictor = Predictor(
-            self.network, device, as_scored(contract.precision, device), tile=how.tile, halo=how.halo,
-            batch=how.batch, channels_last=contract.net.channels_last,
-        )  # fmt: skip
+        self._predictor = Predictor.by_contract(self.network, self._contract, device)
 
     def __repr__(self) -> str:
         outputs = self._contract.task.labels if self._contract.task else ", ".join(self.targets)

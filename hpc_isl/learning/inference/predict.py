@@ -20,9 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.pixels import Box, Pixels
+from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.limits import STRIDE, check_grid
 from hpc_isl.learning.network.unet import construct
-from hpc_isl.learning.training.precision import autocast, repeat_on
+from hpc_isl.learning.training.precision import as_scored, autocast, repeat_on
 from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.tiles import Tile, tiles
 
@@ -67,6 +68,18 @@ class Predictor:
     threads: int | None = None
     channels_last: bool = True
     compiled: bool = False
+
+    @classmethod
+    def by_contract(
+        cls, network: nn.Module, contract: Contract, device: torch.device, **changes: Any
+    ) -> Predictor:
+        """Returns a predictor that computes as the model was scored, but for `changes` of attributes."""
+        tiling = contract.predict
+        scored = {
+            "tile": tiling.tile, "halo": tiling.halo, "batch": tiling.batch,
+            "channels_last": contract.net.channels_last,
+        }  # fmt: skip
+        return cls(network, device, as_scored(contract.precision, device), **scored | changes)
 
     def __post_init__(self) -> None:
         check_grid(self.tile, self.halo)

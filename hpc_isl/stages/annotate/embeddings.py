@@ -130,17 +130,13 @@ def by_network(model: Path, plate: PlateView, cpus: int, with_residual: bool) ->
 
     from hpc_isl.learning.inference.predict import Predictor
     from hpc_isl.learning.network.model import load
-    from hpc_isl.learning.training.precision import as_scored
 
     network, contract = load(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     maps: list[Any] = []
     network.get_submodule("encoder").register_forward_hook(lambda _, __, levels: maps.append(levels[-1]))
     # One tile at a time: a batch would be filled up with zeros, which would count as pixels.
-    predictor = Predictor(
-        network, device, as_scored(contract.precision, device), tile=contract.predict.tile,
-        halo=contract.predict.halo, threads=cpus, channels_last=contract.net.channels_last,
-    )  # fmt: skip
+    predictor = Predictor.by_contract(network, contract, device, batch=1, threads=cpus)
 
     def embed(key: FieldKey) -> Embedding:
         sources, targets = read_field(plate, key)

@@ -16,7 +16,6 @@ from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import Task
 from hpc_isl.learning.network.losses import object_loss, title_of_object_loss
 from hpc_isl.learning.training.batch_plan import check_micro_batches
-from hpc_isl.learning.training.precision import as_scored
 from hpc_isl.learning.training.world import World, open_world
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.load import digest
@@ -196,11 +195,7 @@ def _calibrated(task: Task, start: Start, inputs: FinetuneInputs, attempt: Attem
     threshold = None
     if world.rank == 0:
         network, contract = model.load(start.folder)
-        tiling = contract.predict
-        predictor = Predictor(
-            network, world.device, as_scored(contract.precision, world.device), tiling.tile, tiling.halo,
-            tiling.batch, channels_last=contract.net.channels_last,
-        )  # fmt: skip
+        predictor = Predictor.by_contract(network, contract, world.device)
         threshold = stain_threshold.calibrate(inputs.study, predictor)
     threshold = world.broadcast(threshold)
     if threshold is None:
