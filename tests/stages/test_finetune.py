@@ -598,6 +598,19 @@ def test_a_start_from_the_stain_is_kept_unless_training_is_shown_to_be_better(
         assert figures["unguarded_iou"] == figures["iou"]
 
 
+def test_a_stain_of_raw_counts_is_no_start(world, tmp_path):
+    """A threshold is sought where normalised stains lie; of counts there would be none."""
+    shutil.copytree(world / "runs" / "pretrain" / "plain", tmp_path / "raw")
+    path = tmp_path / "raw" / "model" / CONTRACT
+    content = json.loads(path.read_text())
+    content["view"]["normalize"]["target"] = "none"
+    path.write_text(json.dumps(content))
+    keys = ["arm=random+isl", "n=1", "drafted=null", f"pretrained=[{tmp_path / 'raw'}]"]
+    with pytest.raises(UserError, match=r"objects\.head=stain: the pretrained model predicts raw counts"):
+        plan(recipe(world, *keys, "objects.head=stain"))
+    assert plan(recipe(world, *keys, "objects.head=same")).recipe.n == 1
+
+
 def test_a_run_that_stops_while_a_part_is_left_out_goes_on_there_and_fits_the_same(world, tmp_path):
     keys = ["arm=random+isl", "n=2", "train.steps=10", "train.checkpoint_every=1", "objects.kind=cells",
             "drafted=null"]  # fmt: skip

@@ -118,7 +118,13 @@ def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:
 def _check(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> None:
     check_grid(recipe.predict.tile, recipe.predict.halo)
     check_names(inputs.net)
-    inputs.start(recipe.arm)
+    start = inputs.start(recipe.arm)
+    stain = start.contract.view.normalize.target if start and start.isl else None
+    if recipe.objects.head == "stain" and stain == "none":
+        raise UserError(
+            "objects.head=stain: the pretrained model predicts raw counts, of which no threshold is "
+            "calibrated; take one whose data.normalize.target is not none, or objects.head=same"
+        )
     if recipe.n == 0 and recipe.arm in ("random", "imagenet"):
         raise UserError(f"n=0: the arm {recipe.arm} knows nothing before it sees an annotation")
     if recipe.arm == "imagenet" and inputs.net.weights is None:
