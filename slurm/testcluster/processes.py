@@ -86,7 +86,7 @@ def running(folder: Path) -> list[Process]:
 
 
 def end(folder: Path, name: str, patience_s: float = 2) -> None:
-    """Sends TERM to all whose name begins so, and KILL to those that are left."""
+    """Sends TERM to all whose name begins so (all: for an empty name), and KILL to those that are left."""
     _send(signal.SIGTERM, folder, name)
     if not gone(folder, name, patience_s):
         kill(folder, name)
@@ -117,7 +117,7 @@ def gone(folder: Path, name: str, patience_s: float) -> bool:
 
 
 def _named(folder: Path, name: str) -> list[Process]:
-    return [process for process in running(folder) if f"{process.name}.".startswith(f"{name}.")]
+    return [process for process in running(folder) if name in ("", process.name, process.name.split(".")[0])]
 
 
 def _pids() -> Iterator[int]:

@@ -85,7 +85,7 @@ def test_a_stopped_cluster_leaves_nothing(
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("moment", ["settings.json", "log/munged.out", "log/slurmctld.out"])
+@pytest.mark.parametrize("moment", ["settings.json", "log/munged.out", "database/mysql", "log/slurmctld.out"])
 def test_what_a_killed_start_leaves_is_stopped(
     start_cluster: Callable[..., AbstractContextManager[Any]], moment: str
 ) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from eventually import eventually
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        _unmount(folder)
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def read_only(folder: Path) -> Iterator[None]:
         _mount("-o", "remount,bind,ro", str(folder))
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        _unmount(folder)
 
 
 def _mount(*words: str) -> None:
@@ -46,4 +47,16 @@ def bound(folder: Path, at: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", at], check=True)
+        _unmount(at)
+
+
+def _unmount(folder: Path) -> None:
+    """What a process that has just ended held open, the kernel lets go a moment later."""
+    said: list[str] = []
+
+    def gone() -> bool:
+        done = subprocess.run(["umount", folder], capture_output=True, text=True, check=False)
+        said.append(done.stderr)
+        return done.returncode == 0
+
+    assert eventually(gone, within_s=10), said[-1]
