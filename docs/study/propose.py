@@ -1,21 +1,21 @@
 """Whether `annotate propose` chooses fields that teach more than others: at equal N, on whole-field labels.
 
-    H convert source=USIIGACI out=U.zarr reader=pattern \\
-      'pattern.regex=(?P<image>set\\d+)_(?P<channel>phase)\\.tif' 'pattern.transmitted=[phase]'
-    H annotate import USIIGACI/labels plate=U.zarr labels=cells 'regex=(?P<image>set\\d+)_cells\\.tif'
-    python docs/study/propose.py U.zarr [--model RUN] [--n 1 3 5] [--draws 5] [--steps 200] [--out propose]
+    python docs/study/propose.py U.zarr --split split.csv --weights lite0.safetensors [--out propose]
 
-For each plate a fixed third of the annotated fields tests; of the others N are chosen by
+U.zarr and split.csv are those of docs/study/usiigaci.sh; fields that test there are never looked at. The
+others are halved at random, again for each of --pools: from one half N fields are chosen, the other half
+scores. They are chosen by
 
     propose      the action, under a name that no label has (--model RUN of pretrain, or image statistics)
-    random       at random, another choice for each draw
-    stratified   at random, from strata: --stratify COLUMN of the plate map, or median brightness
+    random       at random, in --draws ways
+    matched      at random, field after field until at least as many objects are drawn as in the proposed ones
+    stratified   at random, one from each of N strata of median brightness
     most         those with the most objects: it knows the labels, which a user does not
 
 and a small network learns cells from them, always by the same recipe; the draw seeds its training. Each
-fine-tuning is a run in --out, so that the script continues where it was stopped. Prints, for each plate,
-choice and N, mean and standard deviation over draws of AP50 and mAP on the test fields, and the number of
-objects that a person would have drawn; `propose.csv` in --out has a line for each run.
+fine-tuning is a run in --out, so that the script continues where it was stopped. Prints for each pool the
+AP50 of the proposal (a mean over trainings), the median of the random draws and how many of them it is
+ahead of, then means of each choice; `propose.csv` in --out has a line for each run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_isl.learning.data.split import Split, write
+from hpc_isl.learning.data.split import Split, read, write
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_names, open_plate, read_labels, write_labels
 from hpc_isl.recipes.finetune import FinetuneRecipe
@@ -42,15 +42,14 @@ from hpc_isl.seeds import integer, stream
 from hpc_isl.stages.annotate import stage as annotate
 from hpc_isl.stages.finetune import stage as finetune
 
-CHOICES = ("propose", "random", "stratified", "most")
-TEST_SHARE = 1 / 3
-NET = "net={encoder: resnet18, weights: null, decoder: [64, 48, 32, 16]}"
+# What chooses, and how many of the draws it gets.
+CHOICES = {"propose": 3, "random": None, "matched": 5, "stratified": 3, "most": 1}
 HIDDEN = "to annotate"  # labels that no field has: nothing is annotated yet
 
 
 @dataclass(frozen=True)
 class Study:
-    """One plate with labels on whole fields, copied into the folder of the study.
+    """A random half of the fields that train, from which is chosen, and the other half, which scores.
 
     Attributes:
         pool: fields that may be annotated; `test`: that score.
@@ -58,155 +57,161 @@ class Study:
     """
 
     given: argparse.Namespace
-    folder: Path
+    number: int
     index: Index
     pool: tuple[FieldKey, ...]
     test: tuple[FieldKey, ...]
     objects: dict[FieldKey, int]
 
+    @property
+    def folder(self) -> Path:
+        return Path(self.given.out) / f"pool-{self.number}"
+
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    words.add_argument("plates", nargs="+", type=Path)
+    words.add_argument("plate", type=Path)
+    words.add_argument("--split", type=Path, required=True, help="fields that test there are left out")
+    words.add_argument("--weights", type=Path, required=True, help="of the encoder, as safetensors")
     words.add_argument("--labels", default="cells", help="that people drew on whole fields")
     words.add_argument("--channel", default="phase", help="that the network sees")
-    words.add_argument("--level", type=int, default=1, help="of the pyramid")
     words.add_argument("--model", type=Path, help="folder of a run of pretrain; without it, by statistics")
-    words.add_argument("--stratify", help="column of the plate map")
-    words.add_argument("--n", type=int, nargs="+", default=[1, 3, 5])
-    words.add_argument("--draws", type=int, default=5)
-    words.add_argument("--steps", type=int, default=200)
-    words.add_argument("--test", type=int, help="number of test fields; default a third")
+    words.add_argument("--n", type=int, default=3)
+    words.add_argument("--pools", type=int, default=8)
+    words.add_argument("--draws", type=int, default=10)
+    words.add_argument("--steps", type=int, default=60)
     words.add_argument("--out", type=Path, default=Path("propose"))
     given = words.parse_args()
-    rows = [row for plate in given.plates for row in rows_of(opened(plate, given))]
+    index = copied(given)
+    rows = [row for number in range(1, given.pools + 1) for row in rows_of(halved(index, given, number))]
     table = pd.DataFrame(rows)
-    given.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(given.out / "propose.csv", index=False)
-    figures = table.groupby(["plate", "choice", "n"], sort=False)[["AP50", "mAP", "objects"]]
-    print(figures.agg(["mean", "std", "count"]).round(3).to_string())
+    for number, pool in table.groupby("pool"):
+        own = {choice: part["AP50"].to_numpy() for choice, part in pool.groupby("choice")}
+        proposed_score = float(own["propose"].mean())
+        ahead = int((own["random"] < proposed_score).sum())
+        print(
+            f"pool {number}: proposed {proposed_score:.3f}, median of {len(own['random'])} random draws "
+            f"{np.median(own['random']):.3f}, ahead of {ahead}"
+        )
+    means = table.groupby(["pool", "choice"], sort=False)[["AP50", "mAP", "objects"]].mean()
+    print(means.groupby("choice", sort=False).agg(["mean", "std"]).round(3).to_string())
 
 
-def opened(plate: Path, given: argparse.Namespace) -> Study:
-    """Returns the study of a plate; copies it first, because labels of each choice are written into it."""
-    folder = given.out / plate.stem
-    if not (folder / plate.name).exists():
-        shutil.copytree(plate, folder / "partial.zarr", dirs_exist_ok=True)
-        (folder / "partial.zarr").rename(folder / plate.name)
-    index = open_plate((folder / plate.name).absolute())
-    keys = [field.key for field in index.plate.fields]
+def copied(given: argparse.Namespace) -> Index:
+    """Returns a copy of the plate, because labels of each choice are written into it."""
+    target = given.out / given.plate.name
+    if not target.exists():
+        partial = given.out / "partial.zarr"
+        shutil.copytree(given.plate, partial, dirs_exist_ok=True)
+        partial.rename(target)
+    return open_plate(target.absolute())
+
+
+def halved(index: Index, given: argparse.Namespace, number: int) -> Study:
+    """Returns the study of a random half of the fields that train."""
+    known, keys = read(given.split), [field.key for field in index.plate.fields]
+    keys = [key for key in keys if known.part(index.plate.name, key) == "train"]
     keys = [key for key in keys if given.labels in label_names(index.image(key))]
-    count = given.test or round(TEST_SHARE * len(keys))
-    drawn = set(stream(0, "propose", "test").permutation(len(keys))[:count].tolist())
-    test = tuple(key for number, key in enumerate(keys) if number in drawn)
-    pool = tuple(key for number, key in enumerate(keys) if number not in drawn)
-    parts = {key: "test" if key in test else "train" for key in keys}
-    split = {(index.plate.name, key.well, key.name): part for key, part in parts.items()}
-    write(Split(split), folder / "split.csv")
+    order = [keys[place] for place in stream(0, "propose", "pool", number).permutation(len(keys))]
+    pool, test = sorted(order[: len(keys) // 2], key=str), sorted(order[len(keys) // 2 :], key=str)
     objects = {key: len(np.unique(read_labels(index.image(key), given.labels))) - 1 for key in keys}
-    return Study(given, folder, index, pool, test, objects)
+    study = Study(given, number, index, tuple(pool), tuple(test), objects)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    parts = {(index.plate.name, key.well, key.name): "test" if key in test else "train" for key in keys}
+    write(Split(parts), study.folder / "split.csv")
+    return study
 
 
 def rows_of(study: Study) -> list[dict[str, Any]]:
-    """Returns a row for each choice, N and draw."""
+    """Returns a row for each choice and draw."""
     rows = []
-    for n in study.given.n:
-        for choice in CHOICES:
-            for draw in range(study.given.draws):
-                fields = chosen(study, choice, n, draw)
-                scores = learnt(study, f"{choice}-{n}-{draw}", fields, draw)
-                row = {
-                    "plate": study.index.plate.name, "choice": choice, "n": n, "draw": draw, **scores,
-                    "objects": sum(study.objects[key] for key in fields),
-                    "fields": " ".join(map(str, fields)),
-                }  # fmt: skip
-                print(row, flush=True)
-                rows.append(row)
+    for choice, draws in CHOICES.items():
+        for draw in range(study.given.draws if draws is None else draws):
+            fields = chosen(study, choice, draw)
+            scores = learnt(study, f"{choice}-{draw}", fields, draw)
+            row = {
+                "pool": study.number, "choice": choice, "draw": draw, **scores,
+                "objects": sum(study.objects[key] for key in fields), "fields": " ".join(map(str, fields)),
+            }  # fmt: skip
+            print(row, flush=True)
+            rows.append(row)
     return rows
 
 
 # ---------------------------------------------------------------- choices
 
 
-def chosen(study: Study, choice: str, n: int, draw: int) -> list[FieldKey]:
-    """Returns N fields of the pool."""
+def chosen(study: Study, choice: str, draw: int) -> list[FieldKey]:
+    """Returns the fields of the pool that are annotated."""
+    n = study.given.n
     if choice == "propose":
-        return proposed(study, n)
+        return proposed(study)
     if choice == "most":
         return sorted(study.pool, key=lambda key: (-study.objects[key], key.place))[:n]
-    rng = stream(0, "propose", choice, draw)
-    order = [study.pool[number] for number in rng.permutation(len(study.pool))]
-    if choice == "random":
-        return order[:n]
-    strata = strata_of(study, n)
-    names = sorted({strata[key] for key in study.pool})
-    queues = {name: [key for key in order if strata[key] == name] for name in names}
-    # Round after round one of each stratum, the strata in an order of their own in each.
-    rounds = [
-        queues[names[number]][turn]
-        for turn in range(len(order))
-        for number in rng.permutation(len(names))
-        if turn < len(queues[names[number]])
-    ]
-    return rounds[:n]
+    rng = stream(0, "propose", choice, study.number, draw)
+    order = [study.pool[place] for place in rng.permutation(len(study.pool))]
+    if choice == "matched":
+        wanted = sum(study.objects[key] for key in proposed(study))
+        drawn = np.cumsum([study.objects[key] for key in order])
+        return order[: int(np.searchsorted(drawn, wanted)) + 1]
+    if choice == "stratified":
+        strata = np.array_split(sorted(study.pool, key=lambda key: brightness(study, key)), n)
+        return [next(key for key in order if key in stratum.tolist()) for stratum in strata]
+    return order[:n]
 
 
-def proposed(study: Study, n: int) -> list[FieldKey]:
+def proposed(study: Study) -> list[FieldKey]:
     """Returns the fields that the action proposes, with none annotated."""
-    given, run = study.given, Run(study.folder / "runs" / "annotate" / f"propose-{n}")
+    given, run = study.given, Run(study.folder / "runs" / "annotate" / "propose")
     if run.summary() is None:
-        words = ["action=propose", f"plate={study.index.path}", f"labels={HIDDEN}", f"n={n}"]
+        words = ["action=propose", f"plate={study.index.path}", f"labels={HIDDEN}", f"n={given.n}"]
         words += [f"fields=[{', '.join(map(str, study.pool))}]"]
         words += [f"model={given.model.absolute()}"] if given.model else []
-        words += [f"stratify=[{given.stratify}]"] if given.stratify else []
         recipe = load("annotate", None, words)
         assert isinstance(recipe, AnnotateRecipe)
-        annotate.annotate(annotate.plan(recipe).recipe, Attempt(run, cpus=2))
+        annotate.annotate(annotate.plan(recipe).recipe, Attempt(run, cpus=1))
     with (run.folder / "proposed.csv").open(newline="") as lines:
         names = [(row["well"], row["field"]) for row in csv.DictReader(lines)]
     by_name = {(key.well, key.name): key for key in study.pool}
     return [by_name[name] for name in names]
 
 
-def strata_of(study: Study, n: int) -> dict[FieldKey, str]:
-    """Returns a stratum for each field of the pool: by the plate map, or N strata of median brightness."""
-    if study.given.stratify:
-        maps = study.index.plate_map
-        return {key: maps.get(key.well, {}).get(study.given.stratify, "") for key in study.pool}
+def brightness(study: Study, key: FieldKey) -> float:
+    """Returns the median of the field's label-free pixels."""
     channel = study.index.channel(study.given.channel)
-
-    def brightness(key: FieldKey) -> float:
-        facts = study.index.statistics[key].planes.items()
-        return float(np.mean([fact.p50 for (_, own, _), fact in facts if own == channel]))
-
-    ordered = sorted(study.pool, key=brightness)
-    return {key: f"{place * n // len(ordered):03}" for place, key in enumerate(ordered)}
+    facts = study.index.statistics[key].planes.items()
+    return float(np.mean([fact.p50 for (_, own, _), fact in facts if own == channel]))
 
 
 # ---------------------------------------------------------------- learning from the choice
 
 
-def learnt(study: Study, name: str, fields: Sequence[FieldKey], draw: int) -> dict[str, float]:
-    """Returns mean scores on the test fields of a network that learnt from these fields."""
-    given, run = study.given, Run(study.folder / "runs" / "finetune" / name)
+def learnt(study: Study, choice: str, fields: Sequence[FieldKey], draw: int) -> dict[str, float]:
+    """Returns mean scores on the other half, of a network that learnt from these fields."""
+    given, run = study.given, Run(study.folder / "runs" / "finetune" / choice)
+    name = f"{study.number}-{choice}"
     for key in fields:
         image = study.index.image(key)
         if name not in label_names(image):
             labels = read_labels(image, given.labels)
             write_labels(image, name, labels, origin="human", boxes=[(0, 0, *labels.shape[-2:])])
     if run.summary() is None:
-        train = {"steps": given.steps, "batch": 8, "micro_batch": 8, "crop": 128}
+        train = {"steps": given.steps, "batch": 4, "micro_batch": 4, "crop": 128, "crops_per_field": 4}
         words = [
             f"plates=[{study.index.path}]", f"labels={name}", f"reference_labels=[{given.labels}]",
-            f"sources=[{{channel: {given.channel}}}]", f"data={{level: {given.level}, workers: 0}}",
-            f"split={{file: {(study.folder / 'split.csv').absolute()}, by: field}}", NET,
-            "arm=random", "n=all", "objects={kind: cells, h_maxima: 10}",
+            f"sources=[{{channel: {given.channel}, plane: 0}}]", "data={level: 1, workers: 0}",
+            f"split={{file: {(study.folder / 'split.csv').absolute()}, by: field}}",
+            f"net={{encoder: tu-tf_efficientnet_lite0, weights: {given.weights.absolute()},"
+            " decoder: [64, 48, 32, 16, 16]}",
+            "arm=imagenet", "n=all", "objects={kind: cells, h_maxima: 40}", "left_out=never",
+            "optim={name: adamw, lr: 0.002, schedule: one_cycle}",
             *(f"train.{key}={value}" for key, value in train.items()),
             f"train.seed={integer(draw, 'propose', 'train') % 2**31}",
         ]  # fmt: skip
         recipe = load("finetune", None, words)
         assert isinstance(recipe, FinetuneRecipe)
-        finetune.finetune(finetune.plan(recipe).recipe, Attempt(run, cpus=2))
+        finetune.finetune(finetune.plan(recipe).recipe, Attempt(run, cpus=1))
     scores = pd.read_csv(run.folder / "scores.csv")
     return {name: float(scores[name].mean()) for name in ("AP50", "mAP")}
 
