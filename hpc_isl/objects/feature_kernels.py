@@ -184,3 +184,27 @@ def totals(labels: Any, rows: Any, count: int, pixels: Any) -> Any:
                 row = rows[labels[y, x]]
                 squares[row] += (pixels[y, x] - means[row]) ** 2
     return total, low, high, squares
+
+
+@compiled
+def peaks_and_cuts(labels: Any, rows: Any, count: int, level: Any) -> Any:
+    """Returns the highest level of each object, and the highest of its pixels that touch another object.
+
+    Pixels touch in eight directions; −∞: it touches none.
+    """
+    peak, cut = np.full(count, -np.inf), np.full(count, -np.inf)
+    height, width = labels.shape
+    for y in range(height):
+        for x in range(width):
+            own = labels[y, x]
+            if own == 0:
+                continue
+            row, value = rows[own], np.float64(level[y, x])
+            peak[row] = max(peak[row], value)
+            if value <= cut[row]:
+                continue
+            for v in range(max(y - 1, 0), min(y + 2, height)):
+                for u in range(max(x - 1, 0), min(x + 2, width)):
+                    if labels[v, u] != 0 and labels[v, u] != own:
+                        cut[row] = value
+    return peak, cut

@@ -40,7 +40,7 @@ def features(
         origin, image: where a crop of whole objects lies (y, x) in an image of that shape, whose rows these
             then are, bit for bit.
     """
-    labels, names, rows = _tidy(labels)
+    labels, names, rows = contiguous(labels)
     box, sums = feature_kernels.measure(labels, rows, len(names))
     length, square = ("px", "px") if pixel_um is None else ("um", "um2")
     edge = 1.0 if pixel_um is None else pixel_um
@@ -76,9 +76,9 @@ def assigned(nuclei: Labels, cells: Labels) -> Labels:
     """
     if nuclei.shape != cells.shape:
         raise ValueError(f"nuclei {nuclei.shape} and cells {cells.shape} differ in shape")
-    tidy, names, rows = _tidy(nuclei)
-    both = (tidy > 0) & (cells > 0)
-    ours, theirs = rows[tidy[both]].astype(np.uint64), cells[both].astype(np.uint64)
+    own, names, rows = contiguous(nuclei)
+    both = (own > 0) & (cells > 0)
+    ours, theirs = rows[own[both]].astype(np.uint64), cells[both].astype(np.uint64)
     pairs, shared = np.unique(ours << 32 | theirs, return_counts=True)  # two labels in one 64-bit number
     pairs = pairs[np.argsort(-shared, kind="stable")]
     nucleus, first = np.unique(pairs >> 32, return_index=True)
@@ -87,7 +87,7 @@ def assigned(nuclei: Labels, cells: Labels) -> Labels:
     return cell
 
 
-def _tidy(labels: AnyLabels) -> tuple[Labels, Labels, NDArray[np.int32]]:
+def contiguous(labels: AnyLabels) -> tuple[Labels, Labels, NDArray[np.int32]]:
     """Returns contiguous labels, the names of the objects, ascending, and by contiguous label its row."""
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         raise UserError(f"labels of shape {labels.shape}, {labels.dtype}: (y, x) of whole numbers from 0 on")

@@ -30,6 +30,8 @@ class Task:
         slope, centre: of that sigmoid; of the stain's head, in the unit of the predicted stain.
         map, scale, h_maxima, mask_threshold, min_area, method: as in ObjectsRecipe, h_maxima in numbers;
             `min_area` is in pixels that the network sees, and `min_area_um2` the same in µm², where known.
+        confidence: weights of the probability that an object is found (`objects.confidence`); empty: none was
+            learnt, and objects get a score; None: a model of an earlier version, which says nothing.
         arm, boxes, objects: the arm it started from, and the numbers of boxes and objects it learnt from.
     """
 
@@ -50,6 +52,7 @@ class Task:
     map: str = "euclidean"
     mask_threshold: float | None = None
     centre: float = 0.5
+    confidence: tuple[float, ...] | None = None
 
     @property
     def outputs(self) -> int:
@@ -106,7 +109,8 @@ class Contract:
         decisive = {name: content[name] for name in ("view", "net", "predict", "precision", "weights")}
         names = ["kind", "head", "from_stain", "span", "slope", "scale", "h_maxima", "min_area", "method"]
         # Models of earlier versions have none, and keep the hash that labels were written under.
-        optional = {"min_area_um2": None, "map": "euclidean", "mask_threshold": None, "centre": 0.5}
+        optional = {"min_area_um2": None, "map": "euclidean", "mask_threshold": None, "centre": 0.5,
+                    "confidence": None}  # fmt: skip
         names += [name for name, value in optional.items() if self.task and getattr(self.task, name) != value]
         task = self.task and {name: getattr(self.task, name) for name in names}
         return decisive | {"task": task and _former_task(task)}
@@ -125,15 +129,20 @@ class Contract:
         own["net"] = NetRecipe.model_validate(content["net"])
         own["predict"] = PredictRecipe.model_validate(content["predict"])
         task = content.get("task")
-        own["task"] = Task(**present_keys("finetune", {"objects": task})["objects"]) if task else None
+        if task:
+            task = present_keys("finetune", {"objects": task})["objects"]
+            if task.get("confidence") is not None:  # JSON has lists alone
+                task["confidence"] = tuple(task["confidence"])
+            own["task"] = Task(**task)
         return cls(**own)
 
 
 def _former_task(task: dict[str, Any]) -> dict[str, Any]:
     """Returns a task under the names of the first version, which contracts keep for every version to read."""
     content: dict[str, Any] = former_keys("finetune", {"objects": task})["objects"]
-    if content.get("centre") == Task.centre:
-        del content["centre"]
+    for name in ("centre", "confidence"):
+        if content.get(name) == getattr(Task, name):
+            del content[name]
     return content
 
 

@@ -43,6 +43,7 @@ def task_of(recipe: FinetuneRecipe, inputs: FinetuneInputs, objects: int) -> Tas
         span=65535.0 if stain == "none" else 1.0, slope=asked.slope, scale=asked.scale,
         map=asked.map, h_maxima=height_of(asked), mask_threshold=asked.mask_threshold,
         method=asked.method, arm=recipe.arm, boxes=len(inputs.learning), objects=objects,
+        confidence=(),  # until boxes left out have taught one
     )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def start_task(recipe: FinetuneRecipe, inputs: FinetuneInputs, task: Task) -> Ta
     start = inputs.start(recipe.arm)
     # A start that segments has its own height and areas; one from the stain has none yet but the run's.
     own = (start.contract.task if start else None) or task
-    return replace(own, labels=task.labels, arm=recipe.arm, boxes=0, objects=0)
+    return replace(own, labels=task.labels, arm=recipe.arm, boxes=0, objects=0, confidence=task.confidence)
 
 
 def seed_of(recipe: FinetuneRecipe) -> int:

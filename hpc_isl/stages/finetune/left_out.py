@@ -15,10 +15,12 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.network.contract import Task
+from hpc_isl.objects.confidence import Calibration, calibrate, measures
 from hpc_isl.objects.matching import inside, match
 from hpc_isl.objects.scores import mask_iou
 from hpc_isl.objects.types import AnyLabels, Pixels
@@ -39,7 +41,7 @@ class Evidence:
     """What the boxes left out say of a run.
 
     Attributes:
-        task: with what parts cells, fitted where the recipe asks for it.
+        task: with what parts cells, fitted where the recipe asks for it, and with the confidence of objects.
         scores: of each piece by the network that did not learn from it: IoU of nuclei, mAP of cells.
         start_scores: of the same pieces before any training; empty where the start segments nothing.
     """
@@ -117,19 +119,24 @@ def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Ta
             return None
         left_out += map(LeftOut, pieces, _predicted(fold, pieces), start)
     fitted: dict[str, Any] | None = None
+    confidence: dict[str, Any] | None = None
     if fits_objects(recipe) and any(own.truth.any() for own in left_out):
         task, fitted = fit(task, recipe.objects, left_out)
     evidence = _evidence(recipe, task, before, left_out)
+    if left_out:
+        calibration = _confidence(evidence, before, left_out)
+        evidence = replace(evidence, task=replace(task, confidence=calibration.weights))
+        confidence = calibration.figures
     # Every rank has all predictions, but one of them decides: a last bit must not part the ranks.
-    evidence, fitted = world.broadcast((evidence, fitted))
+    evidence, fitted, confidence = world.broadcast((evidence, fitted, confidence))
     if world.rank == 0:
         content = {
             "pieces": [own.piece.box.name for own in left_out], "scores": evidence.scores,
             "start_scores": evidence.start_scores, "keeps_start": evidence.keeps_start,
-            "kept_scores": evidence.kept_scores, "fit": fitted,
+            "kept_scores": evidence.kept_scores, "fit": fitted, "confidence": confidence,
         }  # fmt: skip
         write_atomic(attempt.run.folder / LEFT_OUT, json.dumps(content, indent=1))
-        for line in _messages(recipe, evidence, fitted):
+        for line in _messages(recipe, evidence, fitted, confidence):
             attempt.log(line)
     return evidence
 
@@ -160,6 +167,20 @@ def _evidence(
     return Evidence(task, trained, scores(starts, rule_of(before)) if starts else ())
 
 
+def _confidence(evidence: Evidence, before: Task | None, left_out: Sequence[LeftOut]) -> Calibration:
+    """Learns the confidence of objects from what the kept network, or the kept start, finds in the pieces."""
+    rule = rule_of(before if evidence.keeps_start else evidence.task)
+    values, found = [], []
+    for own in left_out:
+        prediction = own.start if evidence.keeps_start and own.start is not None else own.prediction
+        labels = without_cut(decode(prediction, rule)[0], own.truth, own.piece.edge)
+        truth = without_cut(own.truth, own.truth, own.piece.edge)
+        values.append(measures(labels, prediction, rule.threshold))
+        names: NDArray[Any] = np.setdiff1d(labels, [0])
+        found.append(np.isin(names, match(labels, truth).prediction))
+    return calibrate(values, found)
+
+
 def piece_score(kind: str, own: LeftOut, labels: AnyLabels) -> float:
     """Returns the IoU of a piece's mask, or the mAP of its cells."""
     truth = without_cut(own.truth, own.truth, own.piece.edge)
@@ -167,7 +188,10 @@ def piece_score(kind: str, own: LeftOut, labels: AnyLabels) -> float:
     return mask_iou(labels, truth) if kind == "nuclei" else match(labels, truth).mean_ap()
 
 
-def _messages(recipe: FinetuneRecipe, evidence: Evidence, fitted: dict[str, Any] | None) -> list[str]:
+def _messages(
+    recipe: FinetuneRecipe, evidence: Evidence, fitted: dict[str, Any] | None,
+    confidence: dict[str, Any] | None,
+) -> list[str]:  # fmt: skip
     name = "IoU" if recipe.objects.kind == "nuclei" else "mAP"
     if not evidence.scores:
         return ["too little is annotated to leave a part of it out: nothing is fitted or checked"]
@@ -181,4 +205,10 @@ def _messages(recipe: FinetuneRecipe, evidence: Evidence, fitted: dict[str, Any]
     if evidence.start_scores:
         verdict = "the start is kept" if evidence.keeps_start else "training is kept"
         lines.append(f"the start has {name} {np.mean(evidence.start_scores):.3f} there: {verdict}")
+    if confidence and "auroc" in confidence:
+        lines.append(
+            f"confidence of {confidence['objects']} objects: AUROC {confidence['auroc']:.2f}, Brier score "
+            f"{confidence['brier']:.2f} (by area alone {confidence['area_auroc']:.2f}, "
+            f"{confidence['area_brier']:.2f})"
+        )
     return lines

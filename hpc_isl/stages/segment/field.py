@@ -181,6 +181,7 @@ def measured(
     for time, image in enumerate(predictions):
         channels = reader.intensities(time, image.stain, reader.whole)
         columns = features(image.labels, channels, reader.index.plate.pixel_um)
+        columns |= segmenter.confidence(task.confidence, image.measures)
         if segmenter.recipe.cells:
             columns["cell"] = assigned(image.labels, reader.labels(segmenter.recipe.cells, time))
         rows.append(columns)
@@ -196,6 +197,8 @@ def schema_of(plates: Sequence[PlateInput]) -> pa.Schema:
     for plate in plates:
         names = [*stored_channels(plate), *predicted_channels(plate.models)]
         columns = features(np.zeros((1, 1), np.uint32), dict.fromkeys(names), plate.index.plate.pixel_um)
+        if plate.confidence:
+            columns[plate.confidence] = np.zeros(0)
         if plate.recipe.cells:
             columns["cell"] = np.zeros(0, np.uint32)
         task = FieldTask(Path(), plate.index.path, plate.name, plate.slug, plate.keys[0])

@@ -43,6 +43,7 @@ class FieldTask:
         fingerprint: of all that decides labels and measurements; `labels_fingerprint`: of what decides the
             labels alone.
         former: the fingerprint as earlier versions noted it, where that was another.
+        confidence: the column that says how far objects may be trusted, as PlateInput knows it.
     """
 
     run: Path
@@ -53,6 +54,7 @@ class FieldTask:
     fingerprint: str = ""
     labels_fingerprint: str = ""
     former: str = ""
+    confidence: str | None = None
 
     @property
     def file(self) -> str:

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.learning.data.drift import FAR, drift
 from hpc_isl.learning.data.fields import field_view, image_key, imaged_times
 from hpc_isl.learning.data.rescale import Scale, at_scale, renamed, scale_on
 from hpc_isl.learning.data.view import View
@@ -261,6 +262,22 @@ class PlateInput:
             pixels = tiling.batch * (tiling.tile + 2 * tiling.halo) ** 2
         return footprint(contract.net, pixels)
 
+    @cached_property
+    def confidence(self) -> str | None:
+        """The column that says how far an object may be trusted; None: models of earlier versions know none.
+
+        `confidence` is the probability that the object is found. Where none was learnt, or the images of a
+        new well are unlike those that it was learnt on, there is only a `score`.
+        """
+        contract = self.models.contract
+        if contract.task is None or contract.task.confidence is None:
+            return None
+        keys = [own.key for own in self.index.plate.fields]
+        rows = drift(contract.reference, self.models.view, self.index, keys) if contract.reference else []
+        known = {key.well for key in keys if contract.has_seen("reference", self.index.plate.name, key)}
+        far = any(row["largest"] > FAR for row in rows if row["well"] not in known)
+        return "confidence" if contract.task.confidence and rows and not far else "score"
+
     # ------------------------------------------------------------ fingerprints
 
     def labels_fingerprint(self, key: FieldKey, index: Index | None = None) -> str:
@@ -288,6 +305,7 @@ class PlateInput:
             "channels": str([channel.name for channel in index.plate.channels]),
         }  # fmt: skip
         facts |= {"revision": index.revision} if index.revision else {}
+        facts |= {"confidence": self.confidence} if self.confidence else {}
         reference = recipe.reference_labels
         for kind, name in (("cells", recipe.cells), ("truth", reference and reference.labels)):
             made = label_provenance(self.image(key), name) if name else None

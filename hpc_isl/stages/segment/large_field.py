@@ -35,6 +35,7 @@ class _LargePrediction:
     """One time of a field; labels and predicted stains lie in files, which memory need not hold."""
 
     labels: Labels
+    prediction: Pixels | None
     stain: Pixels | None
     dropped: int = 0
 
@@ -55,8 +56,8 @@ def predict_large(
     task.scratch.mkdir(parents=True)
     try:
         images = [_predict(segmenter, reader, time, task.scratch) for time in range(reader.times)]
-        edge = segmenter.recipe.block_size
-        table = files.table_of(task, [_features(reader, t, image, edge) for t, image in enumerate(images)])
+        rows = [_features(segmenter, reader, task, t, image) for t, image in enumerate(images)]
+        table = files.table_of(task, rows)
         yield [image.labels for image in images], table, [image.dropped for image in images]
     finally:
         shutil.rmtree(task.scratch, ignore_errors=True)
@@ -104,11 +105,11 @@ def _predict(segmenter: Segmenter, reader: FieldReader, time: int, folder: Path)
         if stain_view and reader.stain_scale:
             shape = (len(stain_view.targets), *reader.stain_scale.shape)
             stain = _on_disk(stain_file, np.float32, shape)
-        return _LargePrediction(labels, stain)
+        return _LargePrediction(labels, None, stain)
     prediction = _predict_into(folder / f"{time}.npy", segmenter, reader, time)
     stain = _predict_into(stain_file, segmenter, reader, time, True) if segmenter.stain else None
     if reader.is_empty:
-        return _LargePrediction(labels, stain)
+        return _LargePrediction(labels, None, stain)
 
     def read(box: Box) -> tuple[Pixels, NDArray[np.bool_]]:
         full = to_full_box(lambda part: np.asarray(prediction[:, *part]), reader.scale, box)
@@ -126,7 +127,7 @@ def _predict(segmenter: Segmenter, reader: FieldReader, time: int, folder: Path)
             read, write, reader.shape, h_maxima, block=(edge, edge), scratch=scratch, min_area=rule.min_area
         )
     shutil.rmtree(scratch)
-    return _LargePrediction(labels, stain, dropped)
+    return _LargePrediction(labels, prediction, stain, dropped)
 
 
 def _predict_into(
@@ -150,9 +151,12 @@ def _predict_into(
 # ---------------------------------------------------------------- features
 
 
-def _features(reader: FieldReader, time: int, image: _LargePrediction, edge: int) -> dict[str, NDArray[Any]]:
+def _features(
+    segmenter: Segmenter, reader: FieldReader, task: FieldTask, time: int, image: _LargePrediction
+) -> dict[str, NDArray[Any]]:
     """Returns the features of all objects, by label, measured in the block of their first row and column."""
-    boxes, pixel_um = _boxes(image.labels, edge), reader.index.plate.pixel_um
+    edge, pixel_um = segmenter.recipe.block_size, reader.index.plate.pixel_um
+    boxes = _boxes(image.labels, edge)
     owner = boxes[:, 0] // edge * (reader.shape[1] // edge + 1) + boxes[:, 1] // edge
     parts = []
     for block in np.unique(owner[1:]):
@@ -164,12 +168,34 @@ def _features(reader: FieldReader, time: int, image: _LargePrediction, edge: int
         labels = np.asarray(image.labels[box])
         labels = np.where((owner == block)[labels] & (labels > 0), labels, 0).astype(np.uint32)
         channels = reader.intensities(time, image.stain, box)
-        parts.append(features(labels, channels, pixel_um, (box[0].start, box[1].start), reader.shape))
+        columns = features(labels, channels, pixel_um, (box[0].start, box[1].start), reader.shape)
+        parts.append(columns | _confidence(segmenter, reader, task, image, box, own))
     if not parts:
         channels = reader.intensities(time, image.stain, (slice(0, 1), slice(0, 1)))
-        return features(np.zeros((1, 1), np.uint32), channels, pixel_um)
+        columns = features(np.zeros((1, 1), np.uint32), channels, pixel_um)
+        return columns | segmenter.confidence(task.confidence, None)
     order = np.argsort(np.concatenate([part["label"] for part in parts]), kind="stable")
     return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+
+
+def _confidence(
+    segmenter: Segmenter, reader: FieldReader, task: FieldTask, image: _LargePrediction, box: Box,
+    own: NDArray[np.int64],
+) -> dict[str, NDArray[Any]]:  # fmt: skip
+    """Returns the confidence of the objects `own`, which lie whole in the box."""
+    if task.confidence is None or image.prediction is None:
+        return {}
+    prediction = image.prediction
+    # One pixel more on each side: what touches an object from outside of the box cuts it too.
+    wide = tuple(
+        slice(max(side.start - 1, 0), min(side.stop + 1, most))
+        for side, most in zip(box, reader.shape, strict=True)
+    )
+    labels = np.asarray(image.labels[wide[0], wide[1]])
+    full = to_full_box(lambda part: np.asarray(prediction[:, *part]), reader.scale, (wide[0], wide[1]))
+    values = segmenter.measures(reader, labels, full)
+    names = np.unique(labels[labels > 0])
+    return segmenter.confidence(task.confidence, values if values is None else values[np.isin(names, own)])
 
 
 def _boxes(labels: Labels, edge: int) -> NDArray[np.int64]:

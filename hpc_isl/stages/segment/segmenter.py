@@ -21,7 +21,8 @@ from hpc_isl.learning.data.rescale import read_sources, to_full, to_full_box
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.model import load
 from hpc_isl.learning.training.precision import as_scored, kind_of, resolve
-from hpc_isl.objects.types import Labels
+from hpc_isl.objects.confidence import MEASURES, confidence, measures
+from hpc_isl.objects.types import Floats, Labels
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import open_plate, read_box, read_labels
 from hpc_isl.recipes.segment import SegmentRecipe
@@ -133,12 +134,14 @@ class FieldPrediction:
         stain: (target, y, x) on the grid of its model, or None.
         labels: (y, x) at full resolution.
         dropped: how many objects were too small to count.
+        measures: of their confidence, as `Segmenter.measures` returns them.
     """
 
     prediction: Pixels
     stain: Pixels | None
     labels: Labels
     dropped: int = 0
+    measures: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,27 @@ class Segmenter:
         stain = self.stain(reader.stain_sources(time)) if self.stain else None
         if reader.is_empty:
             return FieldPrediction(prediction, stain, np.zeros(reader.shape, np.uint32))
-        return FieldPrediction(prediction, stain, *decode(full, self.rule_on(reader)))
+        labels, dropped = decode(full, self.rule_on(reader))
+        return FieldPrediction(prediction, stain, labels, dropped, self.measures(reader, labels, full))
+
+    def measures(self, reader: FieldReader, labels: Labels, prediction: Pixels) -> Floats | None:
+        """Returns (object, measure) by label, for `objects.confidence`; None: the model knows none.
+
+        Args:
+            labels, prediction: (y, x) and (output, y, x) of a field at full resolution, or of a part of it.
+        """
+        task = self.models.contract.task
+        if task is None or task.confidence is None:
+            return None
+        return measures(labels, prediction, self.rule.threshold, 1 / reader.scale.to_level_0**2)
+
+    def confidence(self, column: str | None, values: Floats | None) -> dict[str, Floats]:
+        """Returns the column of a field's objects from their measures; empty: the plate has none."""
+        task = self.models.contract.task
+        if column is None or task is None:
+            return {}
+        values = np.empty((0, len(MEASURES))) if values is None else values
+        return {column: confidence(column, values, task.confidence or ())}
 
     def rule_on(self, reader: FieldReader) -> Rule:
         """Returns the rule for the pixels of a field at full resolution."""

@@ -194,7 +194,7 @@ def _tasks(inputs: SegmentInputs, run: Path) -> Iterator[PlateTask]:
         # Earlier versions told other labels apart by another stamp: their records still count.
         former = plate.fingerprint(key, former_stamp) if other_labels else whole
         place = (run, plate.index.path, plate.name, plate.slug)
-        yield plate, FieldTask(*place, key, whole, plate.labels_fingerprint(key), former)
+        yield plate, FieldTask(*place, key, whole, plate.labels_fingerprint(key), former, plate.confidence)
 
 
 def _segment_all(

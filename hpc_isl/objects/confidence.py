@@ -1,0 +1,133 @@
+"""How far an object may be trusted: what the maps say of it, and the probability learnt from that.
+
+An object counts as found if it overlaps one of the reference with an IoU of 0.5 or more. The probability of
+that is a logistic regression (Cox 1958) of three measures, learnt from objects of boxes that the network had
+not seen. Without enough of them there is only a score, which orders objects and is no probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from hpc_isl.objects import feature_kernels
+from hpc_isl.objects.features import contiguous
+from hpc_isl.objects.types import AnyLabels, Floats, Pixels
+
+MEASURES = ("margin", "sharpness", "log_area")
+ENOUGH = 200  # objects, below which no probability is learnt
+
+
+def measures(labels: AnyLabels, prediction: Pixels, threshold: float, pixels: float = 1.0) -> Floats:
+    """Returns (object, measure) by ascending label, in the order of `MEASURES`.
+
+    margin: mean probability of the object's pixels to lie inside one, where the mask's threshold is 0.5.
+    sharpness: how far the map falls from the object's peak to the highest of its pixels that touch another
+    object, as a share of the peak; 1 where it touches none, and where there is no distance map.
+    log_area: natural logarithm of its area in pixels of the network.
+
+    Args:
+        labels: (y, x), 0 background.
+        prediction: (output, y, x): the distance map of cells, then the mask's logits, of the same pixels.
+        threshold: logit of the mask above which a pixel is of an object.
+        pixels: pixels of the network that one of these covers.
+    """
+    own, names, rows = contiguous(labels)
+    inside = expit(prediction[-1] - np.float32(threshold))
+    margin, *_ = feature_kernels.totals(own, rows, len(names), inside)
+    area = np.bincount(rows[own[own > 0]], minlength=len(names)).astype(np.float64)
+    sharpness = np.ones(len(names))
+    if len(prediction) > 1:
+        peak, cut = feature_kernels.peaks_and_cuts(own, rows, len(names), np.ascontiguousarray(prediction[0]))
+        touches = np.isfinite(cut) & (peak > 0)
+        sharpness[touches] = np.clip(1 - cut[touches] / peak[touches], 0, 1)
+    return np.stack([margin / area, sharpness, np.log(area * pixels)], axis=1)
+
+
+def confidence(column: str, values: Floats, weights: Sequence[float]) -> Floats:
+    """Returns the column `confidence`, a probability, or `score`: margin × sharpness, which is none."""
+    if column == "confidence":
+        return probability(values, weights)
+    score: Floats = values[:, 0] * values[:, 1]
+    return score
+
+
+def probability(values: Floats, weights: Sequence[float]) -> Floats:
+    """Returns the probability of each object to be found right.
+
+    Args:
+        weights: the constant, then one for each measure, as `learn` returns them.
+    """
+    chance: Floats = expit(weights[0] + values @ np.asarray(weights[1:]))
+    return chance
+
+
+def learn(values: Floats, found: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Returns the constant and the weight of each measure, by a logistic regression with a weak penalty."""
+    from sklearn.linear_model import LogisticRegression  # slow to import, and needed once in a run
+
+    mean, spread = values.mean(axis=0), values.std(axis=0)
+    spread[spread == 0] = 1  # a measure that is the same for all objects says nothing
+    model = LogisticRegression().fit((values - mean) / spread, found)
+    weights = model.coef_[0] / spread
+    return (float(model.intercept_[0] - weights @ mean), *map(float, weights))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was learnt of the confidence of objects, and how good it is on objects that taught nothing.
+
+    Attributes:
+        weights: of `probability`; empty: too few objects, or all alike, so that there is only a score.
+        figures: objects, share that was found; Brier score (mean squared error of the probability; 0 is
+            best) and AUROC (probability that a found object has the higher confidence than another one), and
+            the same of a regression on the area alone, each on the half of the boxes that taught it nothing.
+    """
+
+    weights: tuple[float, ...]
+    figures: dict[str, Any]
+
+
+def calibrate(values: Sequence[Floats], found: Sequence[NDArray[np.bool_]]) -> Calibration:
+    """Learns the probability from the objects of each box left out.
+
+    Args:
+        values: the measures of the objects of each box, found: whether each overlaps a true one.
+    """
+    everything, right = np.concatenate(values), np.concatenate(found)
+    figures: dict[str, Any] = (
+        {"objects": len(right), "found": round(float(right.mean()), 4)} if len(right) else {}
+    )
+    if len(right) < ENOUGH or not 0 < right.sum() < len(right):
+        return Calibration((), figures)
+    halves = np.repeat(np.arange(len(found)) % 2, [len(own) for own in found])
+    for name, columns in (("", slice(None)), ("area_", slice(2, None))):
+        chance = _crossed(everything[:, columns], right, halves)
+        if chance is not None:
+            figures |= {f"{name}{key}": value for key, value in _figures(right, chance).items()}
+    return Calibration(learn(everything, right), figures)
+
+
+def _crossed(values: Floats, found: NDArray[np.bool_], halves: NDArray[np.int64]) -> Floats | None:
+    """Returns the probability of each object as the other half of the boxes teaches it; None: it cannot."""
+    chance = np.empty(len(found))
+    for half in (0, 1):
+        others = halves != half
+        if not 0 < found[others].sum() < others.sum():
+            return None
+        chance[~others] = probability(values[~others], learn(values[others], found[others]))
+    return chance
+
+
+def _figures(found: NDArray[np.bool_], chance: Floats) -> dict[str, float]:
+    from sklearn.metrics import brier_score_loss, roc_auc_score
+
+    return {
+        "brier": round(float(brier_score_loss(found, chance)), 4),
+        "auroc": round(float(roc_auc_score(found, chance)), 4),
+    }
