@@ -623,6 +623,10 @@ def test_a_run_that_stops_while_a_part_is_left_out_goes_on_there_and_fits_the_sa
         fitted[name] for name in ("h_maxima", "mask_threshold", "min_area")
     ]
     assert len(evidence["pieces"]) == len(evidence["scores"]) == fitted["pieces"] == 2
+    # Too few objects for a probability: they get a score.
+    assert task.confidence == ()
+    assert 0 < evidence["confidence"]["objects"] < 200
+    assert 0 <= evidence["confidence"]["found"] <= 1
     run_ = Run(tmp_path / "runs" / "finetune" / "a")
     for number, fold in enumerate((0, 1)):
         attempt = Attempt(run_, number=number)

@@ -678,7 +678,15 @@ def test_heights_and_starts_of_boxes_left_out_have_a_section(tmp_path: Path, pla
     for number, folder in enumerate(sorted((run.folder / "finetune").glob("arm=random+isl,*"))):
         by_height = [[10.0, 0.1], [40.0, 0.5 + 0.01 * number], [80.0, 0.4]]
         fit = {"h_maxima": 40.0, "mAP_by_h": by_height}
-        (folder / "left_out.json").write_text(json.dumps({"fit": fit}))
+        trust = {
+            "objects": 250,
+            "found": 0.8,
+            "auroc": 0.91,
+            "area_auroc": 0.6,
+            "brier": 0.1,
+            "area_brier": 0.16,
+        }
+        (folder / "left_out.json").write_text(json.dumps({"fit": fit, "confidence": trust}))
         done = json.loads((folder / "done/finetune.json").read_text())
         done["figures"] |= {"start_kept": number % 2, "mAP": 0.6, "unguarded_mAP": 0.35}
         (folder / "done/finetune.json").write_text(json.dumps(done))
@@ -687,6 +695,7 @@ def test_heights_and_starts_of_boxes_left_out_have_a_section(tmp_path: Path, pla
     assert "random+isl: h 40" in (run.folder / "report/report.html").read_text()
     with Image.open(run.folder / "report/heights.png") as picture:
         assert min(picture.size) > 300
+    assert "random+isl 1 250 0.80 0.91 0.60 0.10 0.16" in page.text
     kept = list((run.folder / "finetune").glob("arm=random+isl,n=1,*"))
     assert f"random+isl 1 0.35 0.60 {sum(start_kept(folder) for folder in kept)} of {len(kept)}" in page.text
 

@@ -21,9 +21,12 @@ from hpc_isl.cluster.run_folder.folders import RunRequest
 from hpc_isl.cluster.submit.planning import plans
 from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.files import read_json
+from hpc_isl.learning.data.drift import reference_of
 from hpc_isl.learning.data.samples import read
+from hpc_isl.learning.data.view import Role, View
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.model import load as load_model
+from hpc_isl.objects.confidence import measures
 from hpc_isl.objects.draft_labels import drop_small
 from hpc_isl.objects.watershed import reference
 from hpc_isl.plates.plate import FieldKey, Problem
@@ -647,6 +650,46 @@ def test_a_field_too_large_for_memory_gives_the_same_objects(lab, tmp_path):
     assert not list(blocks.folder.glob("scratch/*/*"))
     assert shards(tmp_path / "b" / "S1.zarr") == shards(tmp_path / "a" / "S1.zarr")
     assert validate(tmp_path / "b" / "S1.zarr") == []
+
+
+def confident(lab, tmp_path, like_training):
+    """A model that knows the probability of its objects; its training images are the plate's, or not."""
+    index = open_plate(lab / "S1.zarr")
+    keys = [field.key for field in index.plate.fields]
+    view = View((Role("Brightfield", 0),), (), level=0, pixel_um=0.5)
+    reference = reference_of(view, [index], [keys])
+    if not like_training:
+        reference = {source: {**facts, "light": [100.0, 0.1]} for source, facts in reference.items()}
+    runs = tmp_path / "runs" / "finetune"
+    save_model(runs / "cells", confidence=(-1.0, 2.0, 0.5, -0.1), reference=reference)
+    return tmp_path
+
+
+@pytest.mark.parametrize("keys", [[], ["max_pixels_in_memory=1000", "block_size=40"]])
+def test_each_object_has_the_probability_that_its_maps_give_it(lab, tmp_path, keys):
+    """It is the same whether a field is held in memory or not."""
+    shutil.copytree(lab / "S1.zarr", confident(lab, tmp_path, like_training=True) / "S1.zarr")
+    run = segmented(tmp_path, tmp_path, "predict={tile: 32, halo: 32, batch: 3}", *keys, copy=False)
+    objects = pd.read_parquet(run.folder / "objects")
+    assert "score" not in objects
+    index = open_plate(tmp_path / "S1.zarr")
+    predictor = Predictor(*load_model(tmp_path / "runs/finetune/cells/model")[:1], tile=32, halo=32, batch=3)
+    assert len(objects) > 40
+    for (well, name), own in objects.groupby(["well", "field"]):
+        key = FieldKey(well, name)
+        view = View((Role("Brightfield", 0),), (), level=0, pixel_um=0.5)
+        labels = read_labels(index.image(key), "found")
+        values = measures(labels, predictor(read(view, index, key)[0]), 0.0)
+        expected = 1 / (1 + np.exp(1 - values @ [2.0, 0.5, -0.1]))
+        assert own.sort_values("label").confidence.to_numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_on_a_plate_unlike_the_training_images_objects_have_a_score(lab, tmp_path):
+    shutil.copytree(lab / "S1.zarr", confident(lab, tmp_path, like_training=False) / "S1.zarr")
+    objects = pd.read_parquet(segmented(tmp_path, tmp_path, copy=False).folder / "objects")
+    assert "confidence" not in objects
+    assert objects.score.between(0, 1).all()
+    assert objects.score.nunique() > 40
 
 
 def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):

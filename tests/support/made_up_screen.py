@@ -11,6 +11,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import hpc_isl
+from hpc_isl.learning.data.drift import Reference
 from hpc_isl.learning.data.view import Role, View
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import Contract, Task
@@ -113,12 +114,14 @@ def save_model(
     pixel_um: float | None = 0.5,
     channel: str = "Brightfield",
     net: NetRecipe = NET,
+    confidence: tuple[float, ...] | None = None,
+    reference: Reference | None = None,
 ) -> Run:
     """A run of finetune that holds a model of random weights, which calls about a third of pixels object."""
     run = Run(folder)
     folder.mkdir(parents=True)
     run.recipe.write_text("{}\n")
-    task = Task("cells", kind, scale="object", h_maxima=2.0, min_area=6, arm="random")
+    task = Task("cells", kind, scale="object", h_maxima=2.0, min_area=6, arm="random", confidence=confidence)
     network = build(net, 1, task.outputs, seed=1, pretrained=False)
     set_head(network, task, 1)
     _calibrate(network, task)
@@ -126,6 +129,7 @@ def save_model(
     contract = Contract(
         view=view, net=net, predict=predict or PredictRecipe(stain=False), precision="fp32", recipe={},
         digest="0" * 16, split="", wells={}, plates={}, step=0, code=hpc_isl.__version__, task=task,
+        reference=reference or {},
     )  # fmt: skip
     model.save(run.model, network, contract)
     return run

@@ -141,7 +141,7 @@ def _former_task(task: dict[str, Any]) -> dict[str, Any]:
     """Returns a task under the names of the first version, which contracts keep for every version to read."""
     content: dict[str, Any] = former_keys("finetune", {"objects": task})["objects"]
     for name in ("centre", "confidence"):
-        if content.get(name) == getattr(Task, name):
+        if name in content and content[name] == getattr(Task, name):
             del content[name]
     return content
 

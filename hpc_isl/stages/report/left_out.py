@@ -1,4 +1,4 @@
-"""What boxes left out in turn say of a sweep: the heights that part cells, and the starts that were kept."""
+"""What boxes left out in turn say of a sweep: heights that part cells, starts that were kept, confidence."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from hpc_isl.stages.shared.pictures import picture as drawn
 PICTURE = "heights.png"
 
 
-def _fits(sweep: Sweep, cell: Cell) -> list[dict[str, Any]]:
+def _told(sweep: Sweep, cell: Cell, kind: str) -> list[dict[str, Any]]:
+    """Returns what the boxes left out say of one kind (fit, or confidence) in each draw where they do."""
     own = [element.run for element in sweep.elements if element.cell == cell]
     evidence = [read_json(run.folder / LEFT_OUT) or {} for run in own]
-    return [content["fit"] for content in evidence if content.get("fit")]
+    return [content[kind] for content in evidence if content.get(kind)]
 
 
 def draw_heights(sweep: Sweep) -> Picture | None:
@@ -40,7 +41,7 @@ def draw_heights(sweep: Sweep) -> Picture | None:
 
     most = {arm: max((cell for cell in sweep.cells if cell.arm == arm), key=lambda cell: cell.order)
             for arm in sweep.arms}  # fmt: skip
-    shown = {arm: fits for arm, cell in most.items() if (fits := _fits(sweep, cell))}
+    shown = {arm: fits for arm, cell in most.items() if (fits := _told(sweep, cell, "fit"))}
     if not shown:
         return None
     figure = Figure(figsize=(0.6 * WIDTH, 3.6), layout="constrained", dpi=DPI)
@@ -82,6 +83,30 @@ def section(sweep: Sweep, picture: Picture | None) -> Iterator[Html]:
             header, rows, "Arms that segment before any training. Guarded: the start is kept unless "
             "training is better on boxes left out, by more than one standard error.", range(1, 5),
         )  # fmt: skip
+    rows = [row for cell in sweep.cells if (row := _confidence_row(sweep, cell))]
+    if rows:
+        header = ["arm", "N", "objects", "found", "AUROC", "by area alone", "Brier score", "by area alone"]
+        yield table(
+            header, rows, "Confidence of objects, means over draws: how well a probability learnt on half of "
+            "the boxes left out tells the objects of the other half that overlap a true one by half "
+            "(IoU 0.5) from others. AUROC: probability that of two such objects the right one is trusted "
+            "more, 0.5 by chance. Brier score: mean squared error of the probability, 0 at best. Empty: too "
+            "few objects, so that there is a score but no probability.", range(1, 8),
+        )  # fmt: skip
+
+
+def _confidence_row(sweep: Sweep, cell: Cell) -> list[object] | None:
+    own = [figures for figures in _told(sweep, cell, "confidence") if figures.get("objects")]
+    if not own:
+        return None
+
+    def mean(name: str) -> str:
+        values = [float(figures[name]) for figures in own if name in figures]
+        return f"{np.mean(values):.2f}" if values else ""
+
+    objects = round(float(np.mean([figures["objects"] for figures in own])))
+    names = ("found", "auroc", "area_auroc", "brier", "area_brier")
+    return [cell.arm, cell.n, objects, *map(mean, names)]
 
 
 def _start_row(sweep: Sweep, cell: Cell) -> list[object] | None:
