@@ -1,10 +1,11 @@
-"""Splits and merges of a fine-tuning run's test fields, beside its scores.
+"""Splits and merges of a model's objects on annotated fields, beside its scores.
 
-    python docs/study/splits.py RUN PLATE
+    python docs/study/splits.py RUN PLATE [LABELS]
 
-Prints one line for each test field and their means: objects, objects for each true one, splits and merges per
-true object, AP50 and mAP. A split is a true object that two or more predicted ones cover by at least a tenth
-each; a merge is a predicted object that covers at least half of two or more true ones.
+The fields are those that the run tested on, or with LABELS all of the plate that have such labels. Prints one
+line for each and their means: objects, objects for each true one, splits and merges per true object, AP50,
+mAP, and the IoU of the masks. A split is a true object that two or more predicted ones cover by at least a
+tenth each; a merge is a predicted object that covers at least half of two or more true ones.
 """
 
 from __future__ import annotations
@@ -16,20 +17,28 @@ import pandas as pd
 
 import hpc_isl
 from hpc_isl.objects.matching import match, splits_and_merges
+from hpc_isl.objects.scores import mask_iou
 
 
-def main(run: Path, path: Path) -> None:
+def main(run: Path, path: Path, labels: str | None = None) -> None:
     plate, model, rows = hpc_isl.open_plate(path), hpc_isl.load_model(run), []
-    scores = pd.read_csv(run / "scores.csv", dtype={"field": str})
-    for well, name, labels in zip(scores.well, scores.field, scores.truth, strict=True):
-        field = plate[f"{well}/{name}"]
-        truth, found = field.labels(labels), model.segment(field)
+    if labels is None:
+        scores = pd.read_csv(run / "scores.csv", dtype={"field": str})
+        fields = [
+            (plate[f"{well}/{name}"], own)
+            for well, name, own in zip(scores.well, scores.field, scores.truth, strict=True)
+        ]
+    else:
+        fields = [(field, labels) for field in plate if labels in field.label_names]
+    for field, own in fields:
+        truth, found = field.labels(own), model.segment(field)
         matching, true = match(found, truth), len(set(truth.ravel().tolist()) - {0})
         splits, merges = splits_and_merges(found, truth)
+        each = max(true, 1)
         rows.append(
-            {"field": f"{well}/{name}", "objects": true, "for each": matching.predictions / true,
-             "splits": splits / true, "merges": merges / true, "AP50": matching.ap(),
-             "mAP": matching.mean_ap()}
+            {"field": f"{field.well}/{field.name}", "objects": true, "for each": matching.predictions / each,
+             "splits": splits / each, "merges": merges / each, "AP50": matching.ap(),
+             "mAP": matching.mean_ap(), "IoU": mask_iou(found, truth)}
         )  # fmt: skip
     table = pd.DataFrame(rows).set_index("field")
     table.loc["mean"] = table.mean()
@@ -37,4 +46,4 @@ def main(run: Path, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
