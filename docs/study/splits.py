@@ -20,17 +20,18 @@ from hpc_isl.objects.matching import match, splits_and_merges
 from hpc_isl.objects.scores import mask_iou
 
 
+def annotated(plate: hpc_isl.Plate, run: Path, labels: str | None) -> list[tuple[hpc_isl.Field, str]]:
+    """Returns the fields that the run tested on, or all with such labels, and the name of the labels."""
+    if labels is not None:
+        return [(field, labels) for field in plate if labels in field.label_names]
+    scores = pd.read_csv(run / "scores.csv", dtype={"field": str})
+    places = zip(scores.well, scores.field, scores.truth, strict=True)
+    return [(plate[f"{well}/{name}"], own) for well, name, own in places]
+
+
 def main(run: Path, path: Path, labels: str | None = None) -> None:
     plate, model, rows = hpc_isl.open_plate(path), hpc_isl.load_model(run), []
-    if labels is None:
-        scores = pd.read_csv(run / "scores.csv", dtype={"field": str})
-        fields = [
-            (plate[f"{well}/{name}"], own)
-            for well, name, own in zip(scores.well, scores.field, scores.truth, strict=True)
-        ]
-    else:
-        fields = [(field, labels) for field in plate if labels in field.label_names]
-    for field, own in fields:
+    for field, own in annotated(plate, run, labels):
         truth, found = field.labels(own), model.segment(field)
         matching, true = match(found, truth), len(set(truth.ravel().tolist()) - {0})
         splits, merges = splits_and_merges(found, truth)
