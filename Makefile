@@ -77,7 +77,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup $(PYTEST)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup --durations 40 $(PYTEST)
 
 slurm-test: setup
 	$(BIN)/pytest tests/slurm $(PYTEST)

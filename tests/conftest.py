@@ -25,7 +25,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side run the tests of different files, but those on a real Slurm one after the other."""
+    """Side by side run the tests of different files, but those on a real Slurm one after the other.
+
+    These begin, because they take longest and mostly wait.
+    """
+    items.sort(key=lambda item: item.path.parent.name != "slurm")  # stable: all else keeps its order
     for item in items:
         group = "slurm" if item.path.parent.name == "slurm" else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
