@@ -270,6 +270,9 @@ def report(given: Namespace) -> int:
 TABLE_KEYS = {
     "out": "a file, .csv or .parquet; default wells.csv, fields.csv, … in the run folder",
     "per": "a row for each well | field | plate | object; default well",
+    "normalise": "readouts of wells as (value - median) / (1.4826 MAD) of negative_controls (wells that the\n"
+    "                  plate map's column `control` calls `negative`) | plate | none; default none",
+    "format": "plain | pycytominer: names of columns that it and R read; default plain",
     "heatmap": "what is drawn of each plate: count, a column of the table of wells, or a feature of\n"
     "                  objects, whose median is drawn; several with commas; default count, and of cells\n"
     "                  confluence",
@@ -297,13 +300,18 @@ def table(given: Namespace) -> int:
         log(f"warning: {line}, after this run was planned: its figures are those of before")
     heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
     out = Path(keys["out"]).expanduser() if "out" in keys else None
-    made = table(run, out, keys.get("per", "well"), heat_maps)
+    made = table(
+        run, out, keys.get("per", "well"), heat_maps, keys.get("normalise", "none"),
+        keys.get("format", "plain"),
+    )  # fmt: skip
     width = max(map(len, made.made))
     log(
         "\n".join(
             [made.headline, *(f"  {what:<{width}}  {_short(path)}" for what, path in made.made.items())]
         )
     )
+    for note in made.notes:
+        log(note)
     if "per" not in keys:
         log(f"next: {console(run.root).command('table', run)} per=object out=objects.parquet")
     return 0

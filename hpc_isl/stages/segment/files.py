@@ -30,7 +30,7 @@ from hpc_isl.run import Run
 Row = dict[str, Any]
 BAND = 256  # rows that are hashed at once
 FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
-FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv")  # the same
+FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv", "assay_quality.csv")  # the same
 
 
 @dataclass(frozen=True)

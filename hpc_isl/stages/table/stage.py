@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.run import Run
-from hpc_isl.stages.table import plate_maps
+from hpc_isl.stages.table import plate_maps, profiles
 from hpc_isl.stages.table.segmented_plates import (
     BY,
     DUPLICATE,
@@ -32,38 +32,73 @@ from hpc_isl.stages.table.segmented_plates import (
 
 PER = (*BY, "object")
 TYPES = (".csv", ".parquet")
+FORMATS = ("plain", "pycytominer")
 
 
 @dataclass(frozen=True)
 class TableFiles:
-    """The first line that `table` prints, and the files it wrote: what each is -> its path."""
+    """What `table` says, and the files it wrote.
+
+    Attributes:
+        headline: the first line that it prints; `notes`: what a user should know besides.
+        made: what each file is -> its path.
+    """
 
     headline: str
     made: Mapping[str, Path]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a table is written.
+
+    Attributes:
+        per: well, field, plate, or object.
+        normalise: none, negative_controls or plate, as in `profiles.normalised`; of wells alone.
+        names: plain, or pycytominer: its names of columns; the key `format`.
+    """
+
+    per: str = "well"
+    normalise: str = "none"
+    names: str = "plain"
+
+    def check(self) -> None:
+        """Raises `UserError` for what no table has."""
+        _check_per(self.per)
+        if self.names not in FORMATS:
+            raise UserError(f"format={self.names}: no such form; {nearest(self.names, FORMATS)}")
+        if self.normalise != "none" and self.per != "well":
+            raise UserError(
+                f"normalise={self.normalise}: compares wells, which are the units of a plate; leave out "
+                f"per={self.per}"
+            )
 
 
 def table(
-    run: Run, out: Path | None = None, per: str = "well", heat_maps: Sequence[str] | None = None
-) -> TableFiles:
+    run: Run, out: Path | None = None, per: str = "well", heat_maps: Sequence[str] | None = None,
+    normalise: str = "none", names: str = "plain",
+) -> TableFiles:  # fmt: skip
     """Writes the table, and heat maps of all plates into `pictures/` of the run.
 
     Args:
         out: a file, .csv or .parquet; None: `wells.csv`, `objects.csv`, … in the run folder.
-        per: well, field, plate, or object.
+        per, normalise, names: as in `Form`.
         heat_maps: count, a column of the table of wells that holds numbers, or a feature of objects, whose
             median is shown; None: count, and confluence of cells.
 
     Raises:
-        UserError: the run is none of segment, or not done; no such per, ending or column.
+        UserError: the run is none of segment, or not done; no such form, ending or column.
     """
-    _check_per(per)
-    path = check_path(out or run.folder / f"{per}s.csv")
-    return _write(run, segmented_plates(run), path, per, heat_maps)
+    form = Form(per, normalise, names)
+    form.check()
+    path = check_path(out or run.folder / f"{form.per}s.csv")
+    return _write(run, segmented_plates(run), path, form, heat_maps)
 
 
 def after_segmenting(run: Run) -> dict[str, Path]:
     """Writes the table of wells and its heat maps as segmenting ends; returns what each is -> its path."""
-    return dict(_write(run, read_plates(run), run.folder / "wells.csv", "well", None).made)
+    return dict(_write(run, read_plates(run), run.folder / "wells.csv", Form(), None).made)
 
 
 def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
@@ -78,7 +113,7 @@ def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
         return rows_of(plates, per)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "objects.parquet"
-        write_objects(path, plates)
+        write_objects(path, plates, lambda columns: {})
         return pd.read_parquet(path)
 
 
@@ -88,17 +123,30 @@ def _check_per(per: str) -> None:
 
 
 def _write(
-    run: Run, plates: Sequence[SegmentedPlate], path: Path, per: str, heat_maps: Sequence[str] | None
+    run: Run, plates: Sequence[SegmentedPlate], path: Path, form: Form, heat_maps: Sequence[str] | None
 ) -> TableFiles:
-    wells = rows_of(plates, "well")
+    wells, per = rows_of(plates, "well"), form.per
     columns = plate_maps.columns_of(heat_maps, wells)
+    quality = profiles.assay_quality(wells)
+    relative, notes = profiles.normalised(wells, form.normalise)
+    mapped = [plate_map_name(name) for plate in plates for name in plate.map_columns]
+
+    def names(columns: Sequence[str]) -> dict[str, str]:
+        if form.names == "plain":
+            return {}
+        return profiles.pycytominer_names(columns, plates[0].kind, mapped)
+
     if per == "object":
-        count = write_objects(path, plates)
+        count = write_objects(path, plates, names)
     else:
-        count = write_rows(path, wells if per == "well" else rows_of(plates, per))
-    headline = _headline(plates, wells)
-    pictures = plate_maps.draw(run, plates, wells, columns, f"{headline}.")
-    return TableFiles(headline, {f"table of {_plural(count, per)}": path, **pictures})
+        rows = relative if per == "well" else rows_of(plates, per)
+        count = write_rows(path, rows.rename(columns=names([str(name) for name in rows])))
+    headline, made = _headline(plates, wells), {f"table of {_plural(count, per)}": path}
+    if len(quality):
+        made["assay quality"] = run.folder / "assay_quality.csv"
+        write_rows(made["assay quality"], quality)
+    made |= plate_maps.draw(run, plates, wells, columns, f"{headline}.")
+    return TableFiles(headline, made, [*profiles.quality_lines(quality), *notes])
 
 
 def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
@@ -160,10 +208,15 @@ def write_rows(path: Path, rows: pd.DataFrame) -> int:
     return len(rows)
 
 
-def write_objects(path: Path, plates: Sequence[SegmentedPlate]) -> int:
+def write_objects(
+    path: Path, plates: Sequence[SegmentedPlate], names: Callable[[Sequence[str]], Mapping[str, str]]
+) -> int:
     """Writes a row for each object that counts, with the plate map of its well; returns their number.
 
     Columns: plate and well, those of the plate maps, then all other columns of all plates; null is unknown.
+
+    Args:
+        names: given the columns, returns those that are called otherwise -> how.
     """
     own = pa.unify_schemas([plate.schema for plate in plates], promote_options="permissive")
     columns = {column.name: column for column in own if column.name != DUPLICATE}
@@ -171,10 +224,14 @@ def write_objects(path: Path, plates: Sequence[SegmentedPlate]) -> int:
     where = [columns.pop(name) for name in ("plate", "well") if name in columns]
     about = [pa.field(plate_map_name(name, own.names), pa.string()) for name in mapped]
     schema, count = pa.schema([*where, *about, *columns.values()]), 0
-    with _translate_errors(path), _stream_to(path, schema) as writer:
+    called = names(schema.names)
+    renamed = [called.get(name, name) for name in schema.names]
+    written = pa.schema([column.with_name(name) for column, name in zip(schema, renamed, strict=True)])
+    with _translate_errors(path), _stream_to(path, written) as writer:
         for plate in plates:
             for part in plate.batches():
-                writer.write_table(_with_plate_map(part, plate, schema, own.names))
+                rows = _with_plate_map(part, plate, schema, own.names)
+                writer.write_table(rows.rename_columns(renamed))
                 count += part.num_rows
     return count
 

@@ -1,0 +1,194 @@
+"""What a screen's statistics need of a table of wells: readouts relative to controls, assay quality, names.
+
+Controls are the wells that the plate map's column `control` calls `negative` or `positive`. All figures are
+of one plate (and acquisition and time), over wells, whose fields were put together before: wells, not objects
+or fields, are the independent units of a plate.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import median_abs_deviation
+
+from hpc_isl.errors import UserError, nearest
+from hpc_isl.objects.types import Floats
+from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS
+
+CONTROL, NEGATIVE, POSITIVE = "control", "negative", "positive"
+NORMALISE = ("none", "negative_controls", "plate")
+COUNTS = ("objects", "objects_per_mm2", "confluence")
+LEAST_WELLS = 4  # of each control, below which Z′ says nothing
+# From the median absolute deviation of normal values to their standard deviation.
+SD_PER_MAD = 1.4826
+COMPARTMENTS = {"nuclei": "Nuclei", "cells": "Cells"}
+# CellProfiler's names of features whose values are CellProfiler's too: both are scikit-image's.
+CELLPROFILER = {"eccentricity": "AreaShape_Eccentricity", "solidity": "AreaShape_Solidity"}
+# As pycytominer calls them.
+METADATA = {
+    "plate": "Plate",
+    "well": "Well",
+    "field": "Site",
+    "objects": "Object_Count",
+    "label": "ObjectNumber",
+}
+
+
+def readouts(wells: pd.DataFrame) -> list[str]:
+    """Returns the columns of a table of wells that measure something: counts, and medians of features."""
+    return [str(name) for name in wells if name in COUNTS or str(name).startswith(MEDIAN)]
+
+
+def by_plate(wells: pd.DataFrame) -> list[str]:
+    """Returns the columns that tell plates, and their acquisitions and times, apart."""
+    return ["plate", *(name for name in ("acquisition", "time") if name in wells)]
+
+
+def normalised(wells: pd.DataFrame, method: str) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the same wells with (value − median) / (1.4826 MAD) in place of each readout.
+
+    Median and MAD (median absolute deviation) are of the plate's negative controls, or of all its wells: the
+    `mad_robustize` of pycytominer. A readout whose MAD is 0 has no scale: it becomes null.
+
+    Args:
+        method: negative_controls, plate, or none.
+
+    Returns:
+        The wells, and what a user should know of them, in words.
+
+    Raises:
+        UserError: no such method; a plate has fewer than two wells to compare with.
+    """
+    if method not in NORMALISE:
+        raise UserError(f"normalise={method}: no such way; {nearest(method, NORMALISE)}")
+    if method == "none":
+        return wells, []
+    result, names, notes = wells.copy(), readouts(wells), []
+    result[names] = result[names].astype(float)
+    for plate, own in wells.groupby(by_plate(wells), sort=False):
+        title = " ".join(map(str, plate))
+        chosen = own if method == "plate" else own[_is(own, NEGATIVE)]
+        if len(chosen) < 2:
+            raise UserError(
+                f"normalise={method}: plate {title} has {len(chosen)} wells to compare with, and needs two: "
+                "negative controls are wells whose `control` in the plate map is `negative`; normalise=plate "
+                "compares with all wells"
+            )
+        values = chosen[names].astype(float)
+        scale = SD_PER_MAD * median_abs_deviation(values, nan_policy="omit", axis=0)
+        scale = np.where(np.asarray(scale, float) > 0, scale, np.nan)
+        result.loc[own.index, names] = (own[names].astype(float) - values.median()) / scale
+        flat = [name for name, known in zip(names, np.isfinite(scale), strict=True) if not known]
+        if flat:
+            notes.append(f"{title}: no spread among the wells compared with, so null: {', '.join(flat)}")
+    if method == "plate" and "dose" in " ".join(map(str, wells.columns)):
+        notes.append(
+            "normalise=plate takes most wells for untreated: on a plate of doses that hides what they do; "
+            "normalise=negative_controls does not"
+        )
+    return result, notes
+
+
+def assay_quality(wells: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row for each plate and readout: how far negative and positive controls lie apart.
+
+    `z_prime` is 1 − 3 (s₊ + s₋) / |m₊ − m₋| with means and standard deviations (n − 1) of well values (Zhang,
+    Chung and Oldenburg 1999), `robust_z_prime` the same with medians and 1.4826 MAD, `ssmd` is
+    (m₊ − m₋) / √(s₊² + s₋²) with its sign (Zhang 2007). Null below four wells of either control, and where
+    both are equal. Empty: no plate has both controls.
+    """
+    rows = []
+    if CONTROL not in wells:
+        return pd.DataFrame()
+    for plate, own in wells.groupby(by_plate(wells), sort=False):
+        for name in readouts(wells):
+            values = own[name].astype(float)
+            low, high = (
+                values[_is(own, kind)].dropna().to_numpy(np.float64) for kind in (NEGATIVE, POSITIVE)
+            )
+            if len(low) and len(high):
+                facts = dict(zip(by_plate(wells), plate, strict=True))
+                rows.append(facts | {"readout": name} | _quality(low, high))
+    return pd.DataFrame(rows)
+
+
+def _quality(low: Any, high: Any) -> dict[str, Any]:
+    quality: dict[str, Any] = {"negative_wells": len(low), "positive_wells": len(high)}
+    if min(len(low), len(high)) < LEAST_WELLS:
+        return quality | dict.fromkeys(("z_prime", "robust_z_prime", "ssmd"))
+
+    def sd(values: Floats) -> float:
+        return float(values.std(ddof=1))
+
+    def robust_sd(values: Floats) -> float:
+        return SD_PER_MAD * float(median_abs_deviation(values))
+
+    def z_prime(middle: Callable[..., Any], spread: Callable[[Floats], float]) -> float | None:
+        apart = abs(float(middle(high) - middle(low)))
+        return 1 - 3 * (spread(high) + spread(low)) / apart if apart else None
+
+    both = float(np.hypot(sd(high), sd(low)))
+    ssmd = float(high.mean() - low.mean()) / both if both else None
+    return quality | {
+        "z_prime": z_prime(np.mean, sd), "robust_z_prime": z_prime(np.median, robust_sd), "ssmd": ssmd,
+    }  # fmt: skip
+
+
+def quality_lines(quality: pd.DataFrame, readout: str = "objects") -> Iterator[str]:
+    """Yields Z′ of a readout for each plate, in words."""
+    chosen = quality[quality.readout == readout] if len(quality) else quality
+    for row in chosen.to_dict("records"):
+        wells = f"{row['negative_wells']} negative and {row['positive_wells']} positive control wells"
+        if pd.isna(row["z_prime"]):
+            yield f"{row['plate']}: Z′ of {readout} is not known: {wells}; it needs {LEAST_WELLS} each"
+        else:
+            yield f"{row['plate']}: Z′ of {readout} {row['z_prime']:.2f} ({wells})"
+
+
+def _is(wells: pd.DataFrame, kind: str) -> pd.Series[bool]:
+    if CONTROL not in wells:
+        return pd.Series(False, wells.index)
+    said = wells[CONTROL].fillna("").str.strip().str.lower()
+    return said == kind
+
+
+# ---------------------------------------------------------------- names
+
+
+def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) -> dict[str, str]:
+    """Returns column -> its name for pycytominer: `Metadata_…`, or a feature of the compartment `kind`.
+
+    No name has a space. Features keep our names, which say their units, behind the compartment; the two that
+    are CellProfiler's own to the digit have its names.
+
+    Args:
+        kind: of the objects, as in `SegmentedPlate.kind`.
+        mapped: the columns of the plate map.
+
+    Raises:
+        UserError: two columns would have one name.
+    """
+    compartment = COMPARTMENTS.get(kind, "Objects")
+    about = {*OURS - set(COUNTS), "label", "y0", "x0", "y1", "x1", "touches_border", "cell", *mapped}
+    names: dict[str, str] = {}
+    for column in columns:
+        feature = column.removeprefix(MEDIAN)
+        if column in about or column == "objects":
+            name = f"Metadata_{METADATA.get(column, _words(column))}"
+        else:
+            name = f"{compartment}_{CELLPROFILER.get(feature, _words(feature))}"
+        if name in names.values():
+            raise UserError(
+                f"format=pycytominer: two columns would be called {name}; rename a channel or a column of "
+                "the plate map"
+            )
+        names[column] = name
+    return names
+
+
+def _words(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_")
