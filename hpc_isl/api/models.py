@@ -19,7 +19,7 @@ from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.model import load
 from hpc_isl.objects.types import Labels
-from hpc_isl.stages.segment.inputs import model_run
+from hpc_isl.stages.segment.models import model_run
 from hpc_isl.stages.shared.decoding import decode, rule_of
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError
 from hpc_isl.learning.data.drift import FAR, drift
 from hpc_isl.learning.data.fields import field_view, image_key, imaged_times
-from hpc_isl.learning.data.rescale import Scale, at_scale, renamed, scale_on
+from hpc_isl.learning.data.rescale import Scale, at_scale, scale_on
 from hpc_isl.learning.data.view import View
-from hpc_isl.learning.network.contract import Contract, read_contract
+from hpc_isl.learning.network.contract import Contract
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_provenance, open_plate, stamp
-from hpc_isl.recipes.load import RECIPES, digest, load_kept
+from hpc_isl.recipes.load import digest, load_kept
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.shared.following import FINAL
-from hpc_isl.stages.shared.plate_views import resized_since
+from hpc_isl.stages.segment.models import Models, models_of
 
 # Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
 AROUND = {
@@ -31,135 +29,9 @@ AROUND = {
     "max_pixels_in_memory": 1, "block_size": 1, "overwrite": False,
 }  # fmt: skip
 MEASURED = {"stain": None, "measure": None, "cells": None, "reference_labels": None}
-MODELS = ("finetune", "pretrain")  # the stages that make one
 PROCESS_MEMORY = 900 * 2**20  # bytes: Python with torch, the network, and what libraries keep
 HELD = 24  # bytes a pixel of each further time of a field: its prediction, stain and labels
 LABELLING = 60  # bytes a pixel of level 0: prediction and its interpolation, watershed, labels, features
-
-
-# ---------------------------------------------------------------- models
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models of a recipe: contracts, no weights.
-
-    Attributes:
-        folder: of the model that segments; `stain`: of the one whose stain is measured too, or None.
-        labels: name of the labels to write.
-        channels: a model's name of a channel -> the plates'.
-        model_hashes: of what decides the objects of the model, and of what that of the stain predicts.
-    """
-
-    folder: Path
-    contract: Contract
-    labels: str
-    channels: Mapping[str, str]
-    model_hashes: tuple[str, ...]
-    stain: Path | None = None
-    stain_contract: Contract | None = None
-
-    @property
-    def kind(self) -> str:
-        """Returns the kind of the objects: nuclei, cells, or stain (drafted from a predicted one)."""
-        return self.contract.task.kind if self.contract.task else "stain"
-
-    @property
-    def contracts(self) -> tuple[Contract, ...]:
-        return (self.contract, *([self.stain_contract] if self.stain_contract else []))
-
-    @cached_property
-    def view(self) -> View:
-        """The view of the model, in the plates' names of channels."""
-        return self._view(self.contract)
-
-    @cached_property
-    def stain_view(self) -> View | None:
-        return self._view(self.stain_contract) if self.stain_contract else None
-
-    def _view(self, contract: Contract) -> View:
-        own = _channels(contract)
-        return renamed(contract.view, {name: to for name, to in self.channels.items() if name in own})
-
-    def check_channels(self) -> None:
-        """Checks that each name that the recipe translates is one of a model's.
-
-        Raises:
-            UserError: naming the nearest.
-        """
-        known = [name for contract in self.contracts for name in _channels(contract)]
-        for name in self.channels:
-            if name not in known:
-                raise UserError(f"channels: {name!r} is no channel of the model; {nearest(name, known)}")
-
-
-def models_of(recipe: SegmentRecipe) -> Models:
-    """Returns the contracts of the recipe's models.
-
-    Raises:
-        UserError: a run without a model; no name for the labels.
-    """
-    folder = model_run(recipe.model).model
-    contract = _contract("model", recipe.model, folder)
-    labels = recipe.labels or (contract.task.labels if contract.task else None)
-    if labels is None:
-        raise UserError("labels: must name what is written, as in labels=nuclei; this model predicts a stain")
-    models = Models(folder, contract, labels, recipe.channels, (_model_hash(contract),))
-    if recipe.stain is None:
-        return models
-    stain = Run(recipe.stain).model
-    stained = _contract("stain", recipe.stain, stain)
-    if stained.task is not None:
-        raise UserError(f"stain={recipe.stain}: this model segments; a run of pretrain predicts a stain")
-    hashes = (*models.model_hashes, _model_hash(stained))
-    return replace(models, model_hashes=hashes, stain=stain, stain_contract=stained)
-
-
-def check_resized(recipe: SegmentRecipe, models: Models) -> None:
-    """Refuses a model whose contract states the wrong size of pixels, unless the recipe states it.
-
-    Raises:
-        UserError: with the sizes that changed.
-    """
-    for key, contract in zip(("model", "stain"), models.contracts, strict=False):
-        if key == "model" and recipe.pixel_um is not None:
-            continue
-        for line, seen in resized_since(contract):
-            way = f", or say what pixels it was trained at: pixel_um={seen:g}" if seen else ""
-            raise UserError(
-                f"{key}={getattr(recipe, key).name}: {line}, after this model was trained there; train it "
-                f"again, under another --name{way if key == 'model' else ''}"
-            )
-
-
-def _model_hash(contract: Contract) -> str:
-    return hashlib.sha256(json.dumps(contract.model_hash(), sort_keys=True).encode()).hexdigest()
-
-
-def model_run(folder: Path) -> Run:
-    """Returns the run whose model is meant: of a sweep its final element."""
-    run = Run(folder)
-    members = {member.name: member for member in run.elements()}
-    if members and FINAL not in members:
-        raise UserError(
-            f"model={folder.name}: this sweep has no element {FINAL!r}; name one of its elements, as in "
-            f"model={folder.name}/{next(iter(members))}"
-        )
-    return members.get(FINAL, run)
-
-
-def _contract(key: str, given: Path, folder: Path) -> Contract:
-    stage = Run(given).stage
-    if not folder.exists() and stage in RECIPES and stage not in MODELS:
-        raise UserError(f"{key}={given}: a run of {stage} has no model; name one of {' or '.join(MODELS)}")
-    try:
-        return read_contract(folder)
-    except UserError as error:
-        raise UserError(f"{key}={given}: {error}") from None
-
-
-def _channels(contract: Contract) -> list[str]:
-    return list(dict.fromkeys(role.channel for role in contract.view.sources + contract.view.targets))
 
 
 # ---------------------------------------------------------------- plates

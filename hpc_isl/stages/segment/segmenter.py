@@ -28,7 +28,8 @@ from hpc_isl.plates.store import open_plate, read_box, read_labels
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment.files import Maps, maps_of, schema_file
-from hpc_isl.stages.segment.inputs import Models, PlateInput, kept_recipe, models_of
+from hpc_isl.stages.segment.inputs import PlateInput, kept_recipe
+from hpc_isl.stages.segment.models import Models, models_of
 from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
 
 # Threads of one process share the networks: the second waits until the first has loaded them.

@@ -35,11 +35,9 @@ from hpc_isl.stages.segment.inputs import (
     PROCESS_MEMORY,
     PlateInput,
     SegmentInputs,
-    check_resized,
-    model_run,
-    models_of,
     segment_inputs,
 )
+from hpc_isl.stages.segment.models import check_resized, model_run, models_of
 from hpc_isl.stages.segment.overlap import mark_duplicates
 from hpc_isl.stages.shared.plate_views import expanded
 from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after, net_like
