@@ -272,6 +272,7 @@ TABLE_KEYS = {
     "per": "a row for each well | field | plate | object; default well",
     "normalise": "readouts of wells as (value - median) / (1.4826 MAD) of negative_controls (wells that the\n"
     "                  plate map's column `control` calls `negative`) | plate | none; default none",
+    "exclude": "a CSV of fields to leave out: well, field, and any of plate and reason",
     "format": "plain | pycytominer: names of columns that it and R read; default plain",
     "heatmap": "what is drawn of each plate: count, a column of the table of wells, or a feature of\n"
     "                  objects, whose median is drawn; several with commas; default count, and of cells\n"
@@ -302,7 +303,7 @@ def table(given: Namespace) -> int:
     out = Path(keys["out"]).expanduser() if "out" in keys else None
     made = table(
         run, out, keys.get("per", "well"), heat_maps, keys.get("normalise", "none"),
-        keys.get("format", "plain"),
+        keys.get("format", "plain"), Path(keys["exclude"]).expanduser() if "exclude" in keys else None,
     )  # fmt: skip
     width = max(map(len, made.made))
     log(

@@ -21,7 +21,7 @@ from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS
 
 CONTROL, NEGATIVE, POSITIVE = "control", "negative", "positive"
 NORMALISE = ("none", "negative_controls", "plate")
-COUNTS = ("objects", "objects_per_mm2", "confluence")
+COUNTS = ("objects", "objects_per_field", "objects_per_mm2", "confluence")
 LEAST_WELLS = 4  # of each control, below which Z′ says nothing
 # From the median absolute deviation of normal values to their standard deviation.
 SD_PER_MAD = 1.4826

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
@@ -30,7 +32,7 @@ WITHOUT_MEDIAN = ("centroid_", "orientation_")
 OURS = {
     "plate", "well", "field", "acquisition", "time", "wells", "fields", "lost_fields", "empty_fields",
     "problem", "objects", "confluence", "objects_per_mm2", "truth_fields", "truth_objects",
-    "objects_in_truth_fields", "dropped_objects", "training_fields",
+    "objects_in_truth_fields", "dropped_objects", "training_fields", "excluded_fields", "objects_per_field",
 }  # fmt: skip
 
 
@@ -45,6 +47,7 @@ class SegmentedPlate:
             the image failed), `problem` (why it failed; else empty), `empty` (it shows no structure), and
             three that are null where they are not known: `truth` (objects by the reference labels), `dropped`
             (objects too small to count) and `trained_on` (whether the model learnt from the field).
+            Where fields are left out, also `excluded`.
         kind: of the objects: nuclei, cells or stain; empty for a run of an earlier version, which lacks it.
     """
 
@@ -66,6 +69,16 @@ class SegmentedPlate:
         """Returns the columns of the plate map, in the order of their first appearance."""
         return list(dict.fromkeys(name for facts in self.plate_map.values() for name in facts))
 
+    def without(self, excluded: Mapping[tuple[str, str, str], str]) -> SegmentedPlate:
+        """Returns the plate as if the fields (plate, well, field) -> reason had not been imaged."""
+        places = zip(self.images.well, self.images.field, strict=True)
+        reasons = pd.Series([excluded.get((self.name, *own)) for own in places], self.images.index, object)
+        is_out = reasons.notna()
+        images = self.images.assign(excluded=is_out, pixels=self.images.pixels.where(~is_out, 0))
+        images["problem"] = images.problem.where(~is_out, "left out: " + reasons.fillna(""))
+        images.loc[is_out, ["truth", "dropped"]] = pd.NA
+        return replace(self, images=images)
+
     def objects(self, features: Sequence[str]) -> pd.DataFrame:
         """Returns all objects: columns of `IMAGE`, `counts`, `area` in pixels, and features (float64)."""
         if not self.table.exists():
@@ -74,6 +87,7 @@ class SegmentedPlate:
         table = pq.read_table(self.table, columns=list(dict.fromkeys([*IMAGE, DUPLICATE, area, *features])))
         objects: pd.DataFrame = table.to_pandas().astype(dict.fromkeys(features, float))
         objects["counts"] = counts(table).to_numpy()
+        objects = objects[~self._is_excluded(table)]
         objects["area"] = objects[area] / (self.pixel_um or 1) ** 2
         return objects
 
@@ -82,7 +96,16 @@ class SegmentedPlate:
         if self.table.exists():
             for batch in pq.ParquetFile(self.table).iter_batches():
                 part = pa.Table.from_batches([batch])
-                yield part.filter(counts(part)).drop_columns(DUPLICATE)
+                kept = pc.and_(counts(part), pa.array(~self._is_excluded(part)))
+                yield part.filter(kept).drop_columns(DUPLICATE)
+
+    def _is_excluded(self, objects: pa.Table) -> NDArray[np.bool_]:
+        """Returns whether each object is of a field that is left out."""
+        if "excluded" not in self.images:
+            return np.zeros(objects.num_rows, bool)
+        out = self.images[self.images.excluded]
+        places = pd.MultiIndex.from_arrays([objects["well"].to_pylist(), objects["field"].to_pylist()])
+        return places.isin(list(zip(out.well, out.field, strict=True)))
 
 
 def counts(objects: pa.Table) -> pa.ChunkedArray:
@@ -210,34 +233,21 @@ def _counts(
 ) -> pd.DataFrame:
     """Returns the counts of each row; columns that say nothing about any row of the plate are absent."""
     by_row, whole = images.groupby("row"), images.problem == ""
-    # A field of several times has an image for each, and counts once.
-    field = images.groupby(IMAGE[:-1], sort=False).ngroup()
-    rows = pd.DataFrame(index=pd.RangeIndex(by_row.ngroups))
     has_whole = whole.groupby(images.row).any()
-
-    def fields(chosen: pd.Series[bool]) -> pd.Series[int]:
-        """Returns the number of fields of each row of which an image is chosen."""
-        return field.where(chosen).groupby(images.row).nunique()
 
     def count(chosen: pd.DataFrame) -> pd.Series[int]:
         return chosen.groupby("row").size().reindex(rows.index, fill_value=0).astype("Int64")
 
-    if "well" not in keys:
-        rows["wells"] = by_row.well.nunique()
-    if "field" in keys:
-        problem = by_row.problem.agg(lambda texts: "; ".join(filter(None, texts)))
-        rows["problem"] = problem.where(problem != "", None)
-    else:
-        rows["fields"], all_fields = fields(whole), field.groupby(images.row).nunique()
-        rows["lost_fields"] = all_fields - rows.fields
-        rows["empty_fields"] = fields(whole & images["empty"])
+    rows = _fields(images, keys)
     rows["objects"] = count(objects[objects.counts.astype(bool)]).where(has_whole)
+    if "excluded" in images and "fields" in rows:  # totals of wells that lack fields cannot be compared
+        rows["objects_per_field"] = (rows.objects / rows.fields).where(has_whole)
     if images.dropped.notna().any():
         # Unknown where any field was segmented by an earlier version, which did not count them.
         is_known = images.dropped.notna().groupby(images.row).sum() == whole.groupby(images.row).sum()
         rows["dropped_objects"] = by_row.dropped.sum().where(is_known & has_whole)
     if images.trained_on.notna().any():
-        rows["training_fields"] = fields(images.trained_on.fillna(False).astype(bool))
+        rows["training_fields"] = _count_fields(images, images.trained_on.fillna(False).astype(bool))
     pixels = by_row.pixels.sum()
     if plate.kind in ("", "cells"):  # the share of the area that nuclei cover is no confluence
         # NumPy's sum, as ever: that of pandas differs in the last bits.
@@ -250,7 +260,33 @@ def _counts(
         rows["objects_per_mm2"] = density.where(has_whole)
     if images.known.any():
         has_truth = by_row.known.any()
-        rows["truth_fields"] = fields(images.known).astype("Int64").where(has_truth)
+        rows["truth_fields"] = _count_fields(images, images.known).astype("Int64").where(has_truth)
         rows["truth_objects"] = by_row.truth.sum().where(has_truth)
         rows["objects_in_truth_fields"] = count(objects[objects.known.astype(bool)]).where(has_truth)
     return rows
+
+
+def _fields(images: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Returns how many wells and fields each row has: whole, lost, left out, empty; or its problem."""
+    by_row, whole = images.groupby("row"), images.problem == ""
+    rows = pd.DataFrame(index=pd.RangeIndex(by_row.ngroups))
+    if "well" not in keys:
+        rows["wells"] = by_row.well.nunique()
+    if "field" in keys:
+        problem = by_row.problem.agg(lambda texts: "; ".join(filter(None, texts)))
+        rows["problem"] = problem.where(problem != "", None)
+        return rows
+    rows["fields"] = _count_fields(images, whole)
+    rows["lost_fields"] = _count_fields(images, whole | True) - rows.fields
+    if "excluded" in images:
+        rows["excluded_fields"] = _count_fields(images, images.excluded)
+        rows["lost_fields"] -= rows.excluded_fields
+    rows["empty_fields"] = _count_fields(images, whole & images["empty"])
+    return rows
+
+
+def _count_fields(images: pd.DataFrame, chosen: pd.Series[bool]) -> pd.Series[int]:
+    """Returns the number of fields of each row of which an image is chosen."""
+    # A field of several times has an image for each, and counts once.
+    field = images.groupby(IMAGE[:-1], sort=False).ngroup()
+    return field.where(chosen).groupby(images.row).nunique()

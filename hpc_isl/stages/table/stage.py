@@ -20,6 +20,7 @@ from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.run import Run
 from hpc_isl.stages.table import plate_maps, profiles
+from hpc_isl.stages.table.exclusion import read_exclusions, warnings
 from hpc_isl.stages.table.segmented_plates import (
     BY,
     DUPLICATE,
@@ -57,11 +58,13 @@ class Form:
         per: well, field, plate, or object.
         normalise: none, negative_controls or plate, as in `profiles.normalised`; of wells alone.
         names: plain, or pycytominer: its names of columns; the key `format`.
+        exclude: a list of fields to leave out, as `exclusion.read_exclusions` reads it.
     """
 
     per: str = "well"
     normalise: str = "none"
     names: str = "plain"
+    exclude: Path | None = None
 
     def check(self) -> None:
         """Raises `UserError` for what no table has."""
@@ -77,20 +80,20 @@ class Form:
 
 def table(
     run: Run, out: Path | None = None, per: str = "well", heat_maps: Sequence[str] | None = None,
-    normalise: str = "none", names: str = "plain",
+    normalise: str = "none", names: str = "plain", exclude: Path | None = None,
 ) -> TableFiles:  # fmt: skip
     """Writes the table, and heat maps of all plates into `pictures/` of the run.
 
     Args:
         out: a file, .csv or .parquet; None: `wells.csv`, `objects.csv`, … in the run folder.
-        per, normalise, names: as in `Form`.
+        per, normalise, names, exclude: as in `Form`.
         heat_maps: count, a column of the table of wells that holds numbers, or a feature of objects, whose
             median is shown; None: count, and confluence of cells.
 
     Raises:
         UserError: the run is none of segment, or not done; no such form, ending or column.
     """
-    form = Form(per, normalise, names)
+    form = Form(per, normalise, names, exclude)
     form.check()
     path = check_path(out or run.folder / f"{form.per}s.csv")
     return _write(run, segmented_plates(run), path, form, heat_maps)
@@ -125,10 +128,15 @@ def _check_per(per: str) -> None:
 def _write(
     run: Run, plates: Sequence[SegmentedPlate], path: Path, form: Form, heat_maps: Sequence[str] | None
 ) -> TableFiles:
+    notes: list[str] = []
+    if form.exclude is not None:
+        exclusions = read_exclusions(form.exclude, plates)
+        notes += warnings(plates, exclusions)
+        plates = [plate.without(exclusions) for plate in plates]
     wells, per = rows_of(plates, "well"), form.per
     columns = plate_maps.columns_of(heat_maps, wells)
     quality = profiles.assay_quality(wells)
-    relative, notes = profiles.normalised(wells, form.normalise)
+    relative, about = profiles.normalised(wells, form.normalise)
     mapped = [plate_map_name(name) for plate in plates for name in plate.map_columns]
 
     def names(columns: Sequence[str]) -> dict[str, str]:
@@ -146,7 +154,7 @@ def _write(
         made["assay quality"] = run.folder / "assay_quality.csv"
         write_rows(made["assay quality"], quality)
     made |= plate_maps.draw(run, plates, wells, columns, f"{headline}.")
-    return TableFiles(headline, made, [*profiles.quality_lines(quality), *notes])
+    return TableFiles(headline, made, [*notes, *profiles.quality_lines(quality), *about])
 
 
 def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
@@ -155,11 +163,15 @@ def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
     field = ["plate", "well", "field", "acquisition"]
     fields = len(images.drop_duplicates(field))
     # A field that failed at some times alone is none of the failed fields.
-    failed = fields - len(images[images.problem == ""].drop_duplicates(field))
+    left_out = 0
+    if "excluded" in images:
+        left_out = len(images[images.excluded].drop_duplicates(field))
+    failed = fields - left_out - len(images[images.problem == ""].drop_duplicates(field))
     objects = int(wells.objects.sum())
     return (
         f"{_plural(len(plates), 'plate')}, {_plural(len(wells.drop_duplicates(['plate', 'well'])), 'well')}, "
-        f"{_plural(fields, 'field')}{f', {failed:,} of them failed' if failed else ''}, "
+        f"{_plural(fields, 'field')}{f', {failed:,} of them failed' if failed else ''}"
+        f"{f', {left_out:,} of them left out' if left_out else ''}, "
         f"{_plural(objects, 'object')}"
     )
 

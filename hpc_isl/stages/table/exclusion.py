@@ -1,0 +1,73 @@
+"""Fields that a person leaves out of a table: a list with reasons, and what leaving them out may hide.
+
+Nothing is deleted, and nothing is left out by itself: a field that a compound has cleared is a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from hpc_isl.errors import UserError, nearest
+from hpc_isl.stages.table.segmented_plates import SegmentedPlate
+
+Exclusions = Mapping[tuple[str, str, str], str]
+"""(plate, well, field) -> the reason."""
+MUCH = 0.05  # share of fields beyond which a table says first how many it leaves out
+CONTROLS = ("negative", "positive")
+
+
+def read_exclusions(path: Path, plates: Sequence[SegmentedPlate]) -> Exclusions:
+    """Returns the fields that a CSV lists: `well`, `field`, and any of `plate` and `reason`.
+
+    `plate` may be missing where the run has one plate.
+
+    Raises:
+        UserError: no such file or column, or a field that the run does not have; with the line.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=None, engine="python")
+    except FileNotFoundError:
+        raise UserError(f"exclude={path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"exclude={path}: is no readable CSV: {error}") from None
+    names = [plate.name for plate in plates]
+    if "plate" not in table and len(names) == 1:
+        table["plate"] = names[0]
+    if missing := [name for name in ("plate", "well", "field") if name not in table]:
+        raise UserError(f"exclude={path}: has no column {missing[0]!r}; {nearest(missing[0], list(table))}")
+    known = {plate.name: set(zip(plate.images.well, plate.images.field, strict=True)) for plate in plates}
+    exclusions: dict[tuple[str, str, str], str] = {}
+    for number, row in enumerate(table.to_dict("records"), start=2):
+        where, place = f"exclude={path}, line {number}", (row["well"].strip(), row["field"].strip())
+        if row["plate"] not in known:
+            raise UserError(f"{where}: no plate {row['plate']!r} in this run; {nearest(row['plate'], names)}")
+        if place not in known[row["plate"]]:
+            fields = ["/".join(own) for own in sorted(known[row["plate"]])]
+            raise UserError(f"{where}: no field {'/'.join(place)}; {nearest('/'.join(place), fields)}")
+        exclusions[(row["plate"], *place)] = row.get("reason", "") or "listed"
+    return exclusions
+
+
+def warnings(plates: Sequence[SegmentedPlate], exclusions: Exclusions) -> Iterator[str]:
+    """Yields, in words, that much is left out, or more of treated wells than of controls."""
+    fields = pd.concat(
+        [plate.images[["well", "field"]].drop_duplicates().assign(plate=plate.name) for plate in plates],
+        ignore_index=True,
+    )
+    places = list(fields[["plate", "well", "field"]].itertuples(index=False, name=None))
+    fields["out"] = [place in exclusions for place in places]
+    maps = {plate.name: plate.plate_map for plate in plates}
+    control = [maps[plate].get(well, {}).get("control", "") for plate, well, _ in places]
+    is_control = pd.Series(control, fields.index).str.strip().str.lower().isin(CONTROLS)
+    share = fields.out.mean()
+    if share > MUCH:
+        yield f"warning: {fields.out.sum()} of {len(fields)} fields are left out ({share:.0%})"
+    treated, controls = fields.out[~is_control].mean(), fields.out[is_control].mean()
+    if is_control.any() and treated > controls:
+        yield (
+            f"warning: {treated:.0%} of the fields of treated wells are left out, and {controls:.0%} of "
+            "those of controls: what a compound does may be thrown away with them"
+        )
