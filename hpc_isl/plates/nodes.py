@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,6 +71,21 @@ class ArrayFacts:
     shape: tuple[int, ...]
     dtype: str
     chunk: tuple[int, ...]
+
+
+def decoded_per_used(facts: ArrayFacts, axes: Sequence[str], crop: int) -> float:
+    """Returns how many bytes are decoded for each byte of a random square crop of one plane, on average.
+
+    >>> decoded_per_used(ArrayFacts((4, 2160, 2160), "uint16", (1, 1080, 1080)), "cyx", 1080)
+    4.0
+    """
+    ratio = 1.0
+    for axis, length, chunk in zip(axes, facts.shape, facts.chunk, strict=True):
+        used = min(crop, length) if axis in ("y", "x") else 1
+        # A crop of n pixels that begins anywhere touches 1 + (n - 1) / chunk chunks, of those that there are.
+        touched = min(-(-length // chunk), 1 + (used - 1) / chunk)
+        ratio *= touched * chunk / used
+    return ratio
 
 
 def array_facts(folder: Path) -> ArrayFacts:
