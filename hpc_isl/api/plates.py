@@ -209,9 +209,8 @@ class Field:
 
         if self._index.adopted is not None:
             lazy = store.open_level(self.path, level)
-            chunks = [
-                edge or n for edge, n in zip(lazy.chunk_layout.read_chunk.shape, lazy.shape, strict=True)
-            ]
+            stored = lazy.chunk_layout.read_chunk.shape or lazy.shape
+            chunks = [edge or length for edge, length in zip(stored, lazy.shape, strict=True)]
             return da.from_array(_Pixels(lazy), chunks=chunks, name=False)
         array = da.from_zarr(str(self.path / str(level)))
         return array[None] if array.ndim == 4 else array  # a single time is stored without the axis t

@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-import tifffile
-import torch
 import zarr
-from made_up_screen import save_model
 from other_plates import group, snapshot, write_other
+from used_plates import assert_same_results, computed, use
 
 import hpc_isl
 from hpc_isl.errors import UserError
 from hpc_isl.plates.store import Index, label_names, open_plate, read_labels, write_labels
-from hpc_isl.recipes.load import load
-from hpc_isl.recipes.strict import to_yaml
-from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.adopt import stage as adopt
-from hpc_isl.stages.annotate import stage as annotate
 from hpc_isl.stages.inspect import inspect, validate
-from hpc_isl.stages.pretrain import stage as pretrain
-from hpc_isl.stages.segment import stage as segment
 from hpc_isl.stages.set_metadata import metadata_edit
-from hpc_isl.stages.table.stage import table
-from hpc_isl.tasks import Answer
-
-NET = "net={encoder: tu-test_resnet, weights: null, decoder: [16, 8, 8, 4, 4]}"
-STEPS = "train={steps: 3, batch: 2, micro_batch: 2, crop: 32, evaluate_every: 3}"
-SPLIT = "split={test: 0.2, validation: 0.2}"
-
-
-class Here:
-    """The pool of a test: every task in this process."""
-
-    workers = 1
-
-    def run(self, call: Callable[[Any], Any], tasks: Iterator[Any]) -> Iterator[Answer]:
-        with ThreadPoolExecutor(1) as pool:
-            yield from (Answer(task.name, pool.submit(call, task.argument).result()) for task in tasks)
-
-    @contextmanager
-    def __call__(self, need: Any) -> Iterator[Here]:
-        yield self
-
-
-def computed(stage: Any, root: Path, name: str, *words: str, pools: Any = None) -> Run:
-    """A run of a stage from its plan to its end, as a job computes it."""
-    verb = stage.__name__.split(".")[-2]
-    run = Run(root / "runs" / verb / name)
-    planned = stage.plan(load(verb, None, list(words)))
-    run.folder.mkdir(parents=True)
-    run.recipe.write_text(to_yaml(planned.recipe))
-    getattr(stage, verb)(planned.recipe, Attempt(run), *([pools] if pools else []))
-    return run
 
 
 @pytest.fixture
@@ -77,52 +34,11 @@ def pair(tmp_path: Path, write_stained_plate: Callable[..., Index]) -> tuple[Pat
 def test_verbs_find_on_an_adopted_plate_what_they_find_on_a_converted_one(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    torch.set_num_threads(1)
     before = snapshot(pair[1] / "P01.zarr")
-    drawn = np.zeros((64, 64), np.uint16)
-    drawn[8:24, 8:24], drawn[30:50, 30:50] = 1, 2
-    (tmp_path / "masks").mkdir()
-    first = open_plate(pair[0] / "P01.zarr").plate.fields[0]
-    tifffile.imwrite(tmp_path / "masks" / f"{first.key.well}_1.tif", drawn)
-    save_model(tmp_path / "runs" / "finetune" / "cells", pixel_um=0.6)
-    results = []
-    for folder in pair:
-        plate = f"{folder}/P01.zarr"
-        given = [f"plates=[{plate}]", "sources=[{channel: Brightfield}]", "targets=[{channel: Hoechst}]"]
-        trained = computed(
-            pretrain, folder, "S12", *given, NET, STEPS, SPLIT, "data.workers=0", "train.precision=fp32"
-        )
-        masks = f"source={tmp_path}/masks"
-        computed(annotate, folder, "in", "action=import", f"plate={plate}", "labels=drawn", masks)
-        drafting = ["action=draft", f"plate={plate}", "labels=drafted", "channel=Hoechst"]
-        computed(annotate, folder, "draft", *drafting)
-        exporting = ["action=export", f"plate={plate}", "labels=drafted", f"out={folder}/todo"]
-        computed(annotate, folder, "out", *exporting)
-        model = f"model={tmp_path}/runs/finetune/cells"
-        found = computed(segment, folder, "nuc", model, given[0], "labels=found", pools=Here())
-        results.append((trained, found, open_plate(Path(plate))))
+    ours, theirs = (use(folder / "P01.zarr", tmp_path / "model") for folder in pair)
     assert snapshot(pair[1] / "P01.zarr") == before
-    (ours, our_objects, converted), (theirs, their_objects, adopted) = results
-    scores = [pd.read_csv(run.folder / "scores.csv") for run in (ours, theirs)]
-    pd.testing.assert_frame_equal(*scores)
-    wells = [pd.read_csv(table(run).made["table of 6 wells"]) for run in (our_objects, their_objects)]
-    pd.testing.assert_frame_equal(*wells)
-    assert "cell_line" in wells[0]
-    objects = [
-        pd.concat(pd.read_parquet(path) for path in sorted((run.folder / "objects").glob("*/*.parquet")))
-        for run in (our_objects, their_objects)
-    ]
-    assert len(objects[0]) > 0
-    pd.testing.assert_frame_equal(*objects)
-    for field in converted.plate.fields:
-        images = converted.image(field.key), adopted.image(field.key)
-        assert label_names(images[0]) == label_names(images[1])
-        for name in label_names(images[0]):
-            np.testing.assert_array_equal(*(read_labels(image, name) for image in images))
-    exported = [sorted(path.name for path in (folder / "todo").iterdir()) for folder in pair]
-    assert exported[0] == exported[1]
-    pixels = next(name for name in exported[0] if name.endswith(".image.tif"))
-    np.testing.assert_array_equal(*(tifffile.imread(folder / "todo" / pixels) for folder in pair))
+    assert "cell_line" in ours.wells
+    assert_same_results(theirs, ours)
 
 
 def test_set_corrects_what_is_known_of_an_adopted_plate_and_leaves_the_plate(
