@@ -77,6 +77,7 @@ class ConvertRecipe(Recipe):
         "scanr",
         "cellomics",
         "gen5",
+        "ome_zarr",
         "pattern",
     ] = "auto"
     """which vendor's layout; auto looks at the folder"""

@@ -110,12 +110,15 @@ def _reading(path: Path, array: ArrayFacts, axes: Sequence[str]) -> Iterator[Lin
     ratio = decoded_per_used(array, axes, CROP)
     ours = replace(array, chunk=tuple(CROP if axis in ("y", "x") else 1 for axis in axes))
     usual = decoded_per_used(ours, axes, CROP)
-    chunk = " × ".join(map(str, array.chunk))
-    text = (
-        f"chunks of {chunk} ({', '.join(axes)}): a crop of {CROP}² pixels decodes {ratio:.3g} bytes for each "
+    chunk, names = " × ".join(map(str, array.chunk)), ", ".join(axes)
+    advice = (
+        f"; convert source={shlex.quote(str(path))} rewrites it for training" if ratio > SLOW * usual else ""
     )
-    text += f"that it uses, {usual:.3g} on a converted plate"
-    yield "reading", text + ("; training may wait for pixels" if ratio > SLOW * usual else "")
+    yield (
+        "reading",
+        f"chunks of {chunk} ({names}): a crop of {CROP}² pixels decodes {ratio:.3g} bytes for each that it "
+        f"uses, {usual:.3g} on a converted plate{advice}",
+    )
 
 
 def _shapes(plate: Plate) -> Iterator[Line]:

@@ -24,6 +24,7 @@ from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import AdoptRecipe, CodecRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.adopt.stage import adopt, plan
+from hpc_isl.stages.convert import stage as convert_stage
 
 CHANNELS = (Channel("Brightfield", False), Channel("DAPI", color="0000FF"), Channel("GFP", color="00FF00"))
 
@@ -234,6 +235,20 @@ def test_channels_without_names_are_numbered(index: Index, tmp_path: Path) -> No
     assert kinds == {"channel 0": False, "channel 1": True, "channel 2": True}
     with pytest.raises(UserError, match=r"transmitted: the plate has no channel 'BF'; .*'channel 0'"):
         plan(recipe(other, "transmitted=[BF]"))
+
+
+@pytest.mark.parametrize("chunk", [64, 400])
+def test_converting_such_a_plate_gives_the_same_plate(chunk: int, index: Index, tmp_path: Path) -> None:
+    other = write_other(index, tmp_path / "P01.zarr", axes="cxzy", chunk=chunk)
+    words = [f"source={other}", f"out={tmp_path}/new.zarr", "name=P01"]
+    planned = convert_stage.plan(load("convert", None, words))
+    convert_stage.convert(planned.recipe, Attempt(Run(tmp_path / "runs" / "convert" / "new")))
+    found = open_plate(tmp_path / "new.zarr")
+    assert found.adopted is None
+    assert_same(found, index)
+    assert "nothing to convert" in convert_stage.plan(load("convert", None, words)).messages[-1]
+    with pytest.raises(UserError, match="has no layout that is known"):
+        convert_stage.plan(load("convert", None, [f"source={index.path}", f"out={tmp_path}/x.zarr"]))
 
 
 # ---------------------------------------------------------------- where the index lies
