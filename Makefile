@@ -17,11 +17,12 @@ CLUSTER :=
 JOBS := 2
 PYTEST :=
 
-.PHONY: help setup demo test slurm-test slurm-start slurm-stop lint lock clean
+.PHONY: help setup demo test peers slurm-test slurm-start slurm-stop lint lock clean
 
 help:
 	@echo "make demo          a synthetic plate -> OME-Zarr -> pretrained model -> segmentation from one field -> every nucleus, in demo/"
 	@echo "make test          lint, types, tests"
+	@echo "make peers         plates written by ngio, ome-zarr-py and iohub through every verb; installs these, each in its environment"
 	@echo "make slurm-test    the tests that need a real Slurm; they bring up their own"
 	@echo "make slurm-start   a real Slurm of two nodes on this machine, to use with --site testcluster"
 	@echo "make slurm-stop    end it, and remove all of it"
@@ -79,6 +80,14 @@ lint: setup
 test: lint
 	$(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup --durations 40 $(PYTEST)
 
+# iohub needs Python 3.12: make peers PEER_PYTHON=python3.12
+PEER_PYTHON := python3.12
+peers: setup
+	for peer in ngio==1.1.3 ome-zarr==0.18.0 iohub==0.3.11; do \
+		$(BIN)/uv venv --quiet --allow-existing --python $(PEER_PYTHON) .peers/$${peer%%==*} && \
+		$(BIN)/uv pip install --quiet --python .peers/$${peer%%==*}/bin/python $$peer || exit 1; done
+	HPC_ISL_PEERS=.peers $(BIN)/pytest tests/peers $(PYTEST)
+
 slurm-test: setup
 	$(BIN)/pytest tests/slurm $(PYTEST)
 
@@ -98,4 +107,4 @@ lock: setup
 	rm .lock-all.txt
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .peers demo

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_isl.files import read_json
+from hpc_isl.plate_home import home_of
 
 LOCK = "index/use.lock"  # in a plate: held by runs that read it, and by `set`
 KEY = "changes"  # beside the facts of the plate in its zarr.json
@@ -50,7 +51,7 @@ def of_facts(facts: Mapping[str, Any]) -> tuple[MetadataChange, ...]:
 def changes_of(plate: Path) -> tuple[MetadataChange, ...]:
     """Returns the changes of the plate at a path; none where no plate can be read."""
     try:
-        attributes = (read_json(plate / "zarr.json") or {}).get("attributes", {})
+        attributes = (read_json(home_of(plate) / "zarr.json") or {}).get("attributes", {})
         return of_facts(attributes.get("hpc_isl", {}))
     except (OSError, ValueError):
         return ()

@@ -16,8 +16,8 @@ from hpc_isl.stages.stage_table import STAGES
 
 PACKAGE = Path(__file__).parents[1] / "hpc_isl"
 BASE = {
-    "hpc_isl", "errors", "device", "files", "recipes", "metadata_changes", "site", "sbatch_flags", "run",
-    "tiles", "seeds", "tasks",
+    "hpc_isl", "errors", "device", "files", "recipes", "metadata_changes", "plate_home", "site",
+    "sbatch_flags", "run", "tiles", "seeds", "tasks",
 }  # fmt: skip
 LIBRARIES = {"plates", "learning", "objects"}
 # The lower a layer, the fewer it may import.

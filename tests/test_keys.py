@@ -20,6 +20,7 @@ import tifffile
 import torch
 import yaml
 from made_up_screen import save_model, write_screen
+from other_plates import write_other
 from scipy.ndimage import gaussian_filter
 
 import hpc_isl
@@ -33,6 +34,7 @@ from hpc_isl.recipes.load import RECIPES, load
 from hpc_isl.recipes.strict import Strict, to_yaml
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.site import Site
+from hpc_isl.stages.adopt import stage as adopt
 from hpc_isl.stages.annotate import stage as annotate
 from hpc_isl.stages.convert import stage as convert
 from hpc_isl.stages.finetune import stage as finetune
@@ -120,6 +122,7 @@ GIVEN = {
     "finetune": ["plates=[P]", "labels=nuclei"],
     "segment": ["plates=[P]", "model=M"],
     "convert": ["source=S", "out=P.zarr"],
+    "adopt": ["plate=P.zarr"],
     "annotate": ["plate=P.zarr", "labels=nuclei"],
 }
 
@@ -169,6 +172,12 @@ def test_every_key_of_segment_is_read(reads: Reads, tmp_path: Path) -> None:
     tiled = ["predict={tile: 32}", "max_pixels_in_memory=1000", "block_size=64", "labels=large"]
     computed(segment, tmp_path, "tiled", *words, *tiled, pools=Here())
     assert keys_of("segment") - reads.keys == set()
+
+
+def test_every_key_of_adopt_is_read(reads: Reads, tmp_path: Path) -> None:
+    other = write_other(write_screen(tmp_path / "ours" / "P01.zarr", ["B02"], 1), tmp_path / "P01.zarr")
+    computed(adopt, tmp_path, "A", f"plate={other}", "transmitted=[Brightfield]")
+    assert keys_of("adopt") - reads.keys == set()
 
 
 def test_every_key_of_convert_and_annotate_is_read(reads: Reads, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def pretrain(*words: str) -> PretrainRecipe:
 
 INPUTS = {
     "convert": ["source=export", "out=P1.zarr"],
+    "adopt": ["plate=P1.zarr"],
     "annotate": ["action=draft", "plate=P1.zarr", "labels=nuclei", "channel=DAPI"],
     "pretrain": PLATE,
     "finetune": ["plates=[P1.zarr]", "labels=nuclei"],

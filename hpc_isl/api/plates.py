@@ -26,7 +26,7 @@ def open_plate(path: str | Path) -> Plate:
     """Returns the plate in a folder; no pixel is read.
 
     Raises:
-        UserError: the folder holds no plate that `convert` has made.
+        UserError: the folder holds no plate that `convert` has made or `adopt` has measured.
     """
     return Plate(store.open_plate(Path(path)))
 
@@ -137,7 +137,7 @@ class Field:
 
     @property
     def path(self) -> Path:
-        """The folder of its OME-Zarr image."""
+        """The folder of its OME-Zarr image; of an adopted plate the one that holds its labels."""
         return self._index.image(self._key)
 
     @property
@@ -207,6 +207,11 @@ class Field:
         """Returns all pixels of a level as a lazy array (t, c, z, y, x), in chunks as they are stored."""
         import dask.array as da
 
+        if self._index.adopted is not None:
+            lazy = store.open_level(self.path, level)
+            stored = lazy.chunk_layout.read_chunk.shape or lazy.shape
+            chunks = [edge or length for edge, length in zip(stored, lazy.shape, strict=True)]
+            return da.from_array(_Pixels(lazy), chunks=chunks, name=False)
         array = da.from_zarr(str(self.path / str(level)))
         return array[None] if array.ndim == 4 else array  # a single time is stored without the axis t
 
@@ -252,3 +257,14 @@ class Field:
             UserError: there are none of that name, or they cannot be read.
         """
         return store.read_labels(self.path, name, level)
+
+
+class _Pixels:
+    """An array of tensorstore as dask asks for one; worker processes get a copy that opens it again."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.shape, self.ndim, self.dtype = array.shape, array.rank, array.dtype.numpy_dtype
+
+    def __getitem__(self, box: Any) -> NDArray[Any]:
+        return np.asarray(self._array[box].read().result())

@@ -22,6 +22,7 @@ KINDS: dict[str, type[Recipe]] = {**RECIPES, "sweep": SweepRecipe, "chain": Chai
 HIDDEN = {"base"}  # of a sweep: filled from the keys that are not its own
 USUAL = {
     "convert": ("plate_map", "reader", "pattern.regex", "on_error", "fields"),
+    "adopt": ("index", "transmitted", "plate_map", "on_error"),
     "annotate": ("source", "channel", "method", "fields", "out", "overwrite", "model", "n"),
     "pretrain": ("sources.N.plane", "split.test", "train.steps", "train.batch",
                  "train.micro_batch", "train.precision", "net.encoder"),
@@ -33,6 +34,7 @@ USUAL = {
 USUAL_OF_SITE = ("partition", "nodes", "gpus", "cpus", "memory", "time")
 EXAMPLES = {
     "convert": ("convert source=/phenix/P01 out=/data/P01.zarr plate_map=P01.csv",),
+    "adopt": ("adopt /data/P01.zarr", "adopt /archive/P01.zarr index=/data/P01.hpc_isl transmitted=[BF]"),
     "annotate": (
         "annotate draft plate=/data/P01.zarr labels=drafted channel='HOECHST 33342' fields=[B03/1,D07/2]",
         "annotate export plate=/data/P01.zarr labels=drafted out=todo/",

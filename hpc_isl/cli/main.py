@@ -123,7 +123,11 @@ MANY = {
     "sweep": "an array of runs of one stage that differ in what is swept over",
     "chain": "stages one after another, with stops where a person annotates",
 }
-USAGE = {"annotate": "{import FOLDER | draft | export | propose} [RECIPE.yaml]", "chain": "RECIPE.yaml"}
+USAGE = {
+    "adopt": "PLATE.zarr",
+    "annotate": "{import FOLDER | draft | export | propose} [RECIPE.yaml]",
+    "chain": "RECIPE.yaml",
+}
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
@@ -235,13 +239,22 @@ def _actions(verb: str) -> tuple[str, ...]:
 
 
 def action_as_keys(verb: str, words: list[str]) -> list[str]:
-    """Returns `import FOLDER …` as the assignments action=import source=FOLDER; other words as they are."""
+    """Returns words that stand for assignments as these, others as they are.
+
+    `import FOLDER …` is action=import source=FOLDER, and `adopt PLATE` plate=PLATE.
+    """
+    if verb in STAGES and (key := STAGES[verb].word):
+        return [word if _is_key_or_recipe(word) else f"{key}={json.dumps(word)}" for word in words]
     if not words or words[0] not in _actions(verb):
         return words
     action, *rest = words
     keys = [f"action={action}"]
     for word in rest:
-        is_source = action == "import" and not ASSIGNMENT.match(word) and not word.endswith((".yaml", ".yml"))
+        is_source = action == "import" and not _is_key_or_recipe(word)
         # Quoted, because a path may hold what YAML would read as something else, as `a: b` does.
         keys.append(f"source={json.dumps(word)}" if is_source else word)
     return keys
+
+
+def _is_key_or_recipe(word: str) -> bool:
+    return bool(ASSIGNMENT.match(word)) or word.endswith((".yaml", ".yml"))

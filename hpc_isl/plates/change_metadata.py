@@ -18,7 +18,7 @@ from hpc_isl import metadata_changes
 from hpc_isl.errors import UserError
 from hpc_isl.files import now
 from hpc_isl.metadata_changes import MetadataChange
-from hpc_isl.plates import atomic_directory, index_table, metadata
+from hpc_isl.plates import adopted, atomic_directory, index_table, metadata
 from hpc_isl.plates.index import Index, encoded, fingerprint_of, image_path, open_plate
 from hpc_isl.plates.plate import Field, Plate
 
@@ -141,7 +141,11 @@ def _image(group: Json, old: Plate, new: Plate, field: Field, levels: int) -> Js
     # What other programs have added, or set for their viewers, stays.
     ome, ours = group["attributes"]["ome"], group["attributes"]["hpc_isl"]
     ours["plate"], ours["field"] = metadata.image_facts(new), metadata.field_facts(field)
-    ome["multiscales"][0] = ngff.attributes(ngff.image_scales(new, field, levels))
+    if adopted.KEY in ours:
+        scales = ngff.background_scales(new, field, levels, adopted.BACKGROUND)
+    else:
+        scales = ngff.image_scales(new, field, levels)
+    ome["multiscales"][0] = ngff.attributes(scales)
     listed = ome.get("omero", {}).get("channels", [])
     for shown, before, after in zip(listed, old.channels, new.channels, strict=False):
         shown |= {"label": after.name} if shown.get("label") == before.name else {}

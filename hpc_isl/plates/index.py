@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from dataclasses import field as member
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from hpc_isl import metadata_changes
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.files import write_atomic
+from hpc_isl.files import same_place, write_atomic
 from hpc_isl.metadata_changes import MetadataChange
-from hpc_isl.plates import atomic_directory, index_table, metadata
+from hpc_isl.plate_home import home_of
+from hpc_isl.plates import adopted, atomic_directory, index_table, metadata, nodes
+from hpc_isl.plates.adopted import AdoptedPlate
 from hpc_isl.plates.plate import Field, FieldKey, Plate, Problem
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
 
@@ -42,6 +45,8 @@ class Index:
         problems: fields and planes that were left out, with the reason.
         depth: number of pyramid levels of each field.
         changes: of its metadata since it was converted, oldest first.
+        adopted: the plate of another program that holds the pixels; None: the folder at `path` holds them. Of
+            an adopted plate `path` is the folder beside it, and every verb finds all but pixels there.
     """
 
     path: Path
@@ -52,6 +57,7 @@ class Index:
     problems: tuple[Problem, ...]
     depth: Mapping[FieldKey, int]
     changes: tuple[MetadataChange, ...]
+    adopted: Path | None
     _rows: Mapping[FieldKey, int] = member(repr=False, compare=False)
 
     @property
@@ -113,8 +119,17 @@ def image_path(path: Path, plate: Plate, key: FieldKey) -> Path:
 # ---------------------------------------------------------------- finish and open
 
 
-def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Iterable[Problem] = ()) -> Index:
-    """Makes written images a plate: writes well and row groups, the index, and the plate's own group last."""
+def finalise(
+    path: Path,
+    plate: Plate,
+    plate_map: PlateMap,
+    problems: Iterable[Problem] = (),
+    adopted_plate: AdoptedPlate | None = None,
+) -> Index:
+    """Makes written images a plate: writes well and row groups, the index, and the plate's own group last.
+
+    `adopted_plate`: holds the pixels.
+    """
     from hpc_isl.plates import ngff
 
     plate = replace(plate, fields=tuple(sorted(plate.fields, key=lambda field: field.key.place)))
@@ -130,6 +145,7 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Iterable[P
         "plate_map": {well: dict(columns) for well, columns in plate_map.items()},
         "problems": [[key.well, key.name, key.acquisition, text, kind] for key, text, kind in problems],
     }
+    ours |= {adopted.PLATE_KEY: adopted_plate.facts(path)} if adopted_plate else {}
     changes = metadata_changes.changes_of(path)  # of a plate that takes in further fields
     ours |= {metadata_changes.KEY: [change.facts() for change in changes]} if changes else {}
     _write_index(path, _read_images(path, plate, [field.key for field in plate.fields]), plate, changes)
@@ -141,17 +157,27 @@ def finalise(path: Path, plate: Plate, plate_map: PlateMap, problems: Iterable[P
 def open_plate(path: Path) -> Index:
     """Returns the plate at `path`, from two files; a missing index is made anew from the images.
 
-    A change of metadata that was interrupted is finished first.
+    A change of metadata that was interrupted is finished first. Of an adopted plate, the folder beside it is
+    opened.
+
+    Raises:
+        UserError: there is no plate, none that was converted or adopted, or an adopted one has changed.
     """
-    before = atomic_directory.version(path)
-    ours = _plate_attributes(path)
+    home = home_of(path)
+    before = atomic_directory.version(home)
+    ours = _plate_attributes(home)
+    if home != path and not same_place(path, adopted.adopted_plate(home, ours).path):
+        raise UserError(
+            f"{path}: {home} belongs to another plate, {adopted.adopted_plate(home, ours).path}; adopt this "
+            "one with another index="
+        )
     try:
-        table = index_table.read_table(path)
+        table = index_table.read_table(home)
     except (OSError, pa.ArrowException):
-        return rebuild_index(path)
-    if atomic_directory.version(path) != before:  # the two files may be of different times
+        return rebuild_index(home)
+    if atomic_directory.version(home) != before:  # the two files may be of different times
         return open_plate(path)
-    return _index(path, ours, table)
+    return _index(home, ours, table)
 
 
 def rebuild_index(path: Path) -> Index:
@@ -177,11 +203,26 @@ def _plate_attributes(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such plate")
     atomic_directory.finish_interrupted(path)
     if not (path / "zarr.json").exists():
+        if nodes.is_group(path):
+            _refuse_other(path)
         raise UserError(f"{path}: holds no zarr.json: no plate, or a conversion that is not finished")
     attributes = metadata.read_group(path)
     if "hpc_isl" not in attributes or "plate" not in attributes.get("ome", {}):
-        raise UserError(f"{path}: is no plate that convert has written")
-    return dict(attributes["hpc_isl"])
+        _refuse_other(path)
+    ours = dict(attributes["hpc_isl"])
+    if adopted.PLATE_KEY in ours:
+        adopted.refuse_changed_plate(adopted.adopted_plate(path, ours), path)
+    return ours
+
+
+def _refuse_other(path: Path) -> NoReturn:
+    """Raises what to do with a folder that is no plate of ours: another program's is to be adopted."""
+    if nodes.is_group(path) and "plate" in nodes.ome_attributes(path):
+        raise UserError(
+            f"{path}: is an OME-Zarr plate of another program; measure it once, where it lies: "
+            f"python -m hpc_isl.submit adopt {shlex.quote(str(path))}"
+        )
+    raise UserError(f"{path}: is no plate that convert has written")
 
 
 # ---------------------------------------------------------------- from images to the index
@@ -221,6 +262,7 @@ def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
         problems=tuple(Problem(FieldKey(*entry[:3]), *entry[3:]) for entry in ours["problems"]),
         depth=dict(zip(rows, table["levels"].to_pylist(), strict=True)),
         changes=metadata_changes.of_facts(ours),
+        adopted=adopted.adopted_plate(path, ours).path if adopted.PLATE_KEY in ours else None,
         _rows=rows,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.plates import metadata
+from hpc_isl.plates import adopted, metadata, nodes
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.plates.pyramid import open_fresh
 
@@ -81,12 +81,14 @@ def find(image: Path, name: str) -> Path | None:
     own = label_folder(image, name)
     if (own / "zarr.json").is_file():
         return own
-    return image / "labels" / name if name != own.name and name in label_paths(image) else None
+    if name != own.name and name in label_paths(image):
+        return image / "labels" / name
+    return _labels_of_adopted(image).get(name)
 
 
 def named(image: Path) -> dict[str, Path]:
     """Returns name -> folder; labels of other programs are named by their path below `labels`."""
-    folders: dict[str, Path] = {}
+    folders = _labels_of_adopted(image)
     for path in label_paths(image):
         folder = image / "labels" / path
         name = str(noted(folder).get("name", ""))
@@ -94,15 +96,24 @@ def named(image: Path) -> dict[str, Path]:
     return folders
 
 
+def _labels_of_adopted(image: Path) -> dict[str, Path]:
+    """Returns name -> folder of the labels in another program's image, where that holds the pixels."""
+    other = adopted.image_folder(image)
+    labels = other / "labels" if other else None
+    if labels is None or not nodes.is_group(labels):
+        return {}
+    # Only what the list names: the folders that it does not name may be anything.
+    paths = _listed(nodes.ome_attributes(labels))
+    found = {path: labels / path for path in sorted(paths) if nodes.is_group(labels / path)}
+    return {path: folder for path, folder in found.items() if "multiscales" in nodes.ome_attributes(folder)}
+
+
 def label_paths(image: Path) -> list[str]:
     """Returns where label images lie below `labels`: directly, or deeper down where its list names them."""
     labels = image / "labels"
     paths = {path.parent.name for path in labels.glob("[!.]*/zarr.json")}  # hidden ones are unfinished
     if (labels / "zarr.json").is_file():
-        for path in map(str, _part(labels, "ome").get("labels") or ()):
-            # Other programs wrote the list: a path that leads elsewhere than below is not followed.
-            if not any(part.startswith(".") or not part or "\\" in part for part in path.split("/")):
-                paths.add(path)
+        paths |= _listed(_part(labels, "ome"))
     return [
         path
         for path in sorted(paths)
@@ -110,8 +121,19 @@ def label_paths(image: Path) -> list[str]:
     ]
 
 
+def _listed(content: Mapping[str, Any]) -> set[str]:
+    # Other programs wrote the list: a path that leads elsewhere than below is not followed.
+    return {
+        path
+        for path in map(str, content.get("labels") or ())
+        if not any(part.startswith(".") or not part or "\\" in part for part in path.split("/"))
+    }
+
+
 def noted(folder: Path) -> dict[str, Any]:
     """Returns what we wrote beside the specification's metadata; empty for labels of other programs."""
+    if (folder / ".zattrs").is_file() and not (folder / "zarr.json").is_file():
+        return {}  # of zarr 2, which we never write
     return _part(folder, "hpc_isl")
 
 
@@ -215,11 +237,11 @@ def open_labels(folder: Path, number: int = 0) -> LabelPixels:
 def label_levels(folder: Path) -> tuple[list[str], list[str]]:
     """Returns the paths of a label image's levels, the finest first, and the names of its axes."""
     try:
-        multiscale = metadata.read_group(folder)["ome"]["multiscales"][0]
+        multiscale = nodes.ome_attributes(folder)["multiscales"][0]
         levels = [str(level["path"]) for level in multiscale["datasets"]]
         axes = [str(axis["name"]) for axis in multiscale["axes"]]
     except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{folder}: is no label image of OME-Zarr 0.5 ({error!r})") from None
+        raise UserError(f"{folder}: is no label image of OME-Zarr ({error!r})") from None
     if not levels:
         raise UserError(f"{folder}: is a label image without levels")
     return levels, axes

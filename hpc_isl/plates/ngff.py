@@ -40,6 +40,18 @@ def image_scales(plate: Plate, field: Field, levels: int) -> v05.Multiscale:
     return _multiscale(plate, str(field.key), axes(field), grid_of(plate, field), levels, "mean")
 
 
+def background(plate: Plate, field: Field, levels: int, folder: str) -> v05.Image:
+    """Returns an image of a plate of labels: where nothing is labelled, with levels below `folder`."""
+    return v05.Image(multiscales=[background_scales(plate, field, levels, folder)])
+
+
+def background_scales(plate: Plate, field: Field, levels: int, folder: str) -> v05.Multiscale:
+    """Returns where the pixels of each level of an image of a plate of labels lie."""
+    scales = label_scales(plate, field, levels, str(field.key))
+    datasets = [level.model_copy(update={"path": f"{folder}/{level.path}"}) for level in scales.datasets]
+    return scales.model_copy(update={"datasets": datasets})
+
+
 def label_image(plate: Plate, field: Field, levels: int, shown: str) -> v05.LabelImage:
     """Returns labels of a field, axes (t) z y x: one plane, as thick as the whole stack it was drawn for."""
     return v05.LabelImage(

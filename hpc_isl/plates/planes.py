@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,10 @@ import numpy as np
 import tifffile
 
 from hpc_isl.errors import UserError
+from hpc_isl.plates.adopted import PixelSource
+from hpc_isl.plates.nodes import files_digest, is_group
+from hpc_isl.plates.other_image import OtherImage, read_image
+from hpc_isl.plates.plate import FieldKey
 
 # Its warnings become the `UserError` of the file, or are about tags that nobody reads.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -60,6 +65,9 @@ def header(path: Path, drawn: bool = False) -> Header:
             pixel, more than two dimensions, or planes that differ in shape or type.
     """
     with named_file(path):
+        if path.is_dir():  # an array of OME-Zarr, whose planes are counted along t, c and z
+            times, channels, depth, *plane = _image_in(path).shape
+            return Header((plane[0], plane[1]), _image_in(path).arrays[0].dtype, times * channels * depth)
         kind = file_kind(path)
         if kind == "dib":
             shape, depth, _ = read_header(path)
@@ -86,6 +94,9 @@ def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
         UserError: as `header`, and where compressed pixels do not decode or there is no such plane.
     """
     with named_file(path):
+        if path.is_dir():
+            pixels = _pixels_in(path, files_digest(path))
+            return np.asarray(pixels.reshape(-1, *pixels.shape[-2:])[page])
         kind = file_kind(path)
         if kind == "dib":
             return _plain(decode(path), path)
@@ -96,6 +107,21 @@ def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
             if not 0 <= page < len(stored):
                 raise UserError(f"{path} has {len(stored)} pages; there is no page {page}")
             return _plain(_decoded(tiff, stored[page]), path, drawn)
+
+
+def _image_in(array: Path) -> OtherImage:
+    """Returns the image of OME-Zarr to whose levels an array belongs."""
+    image = next(folder for folder in array.parents if is_group(folder))
+    return read_image(image.parent, FieldKey("A01", "0"), image.name)
+
+
+@lru_cache(maxsize=1)  # a chunk may hold many planes, which are read one after another
+def _pixels_in(array: Path, files: str) -> np.ndarray:
+    """Returns all pixels (t, c, z, y, x) of an array whose files have this digest."""
+    image = _image_in(array)
+    source = PixelSource(image.path, image.axes, image.paths, tuple(range(image.shape[1])), {})
+    folder = next(folder for folder in array.parents if is_group(folder)).parent
+    return np.asarray(source.array(folder, 0).read().result())
 
 
 @contextmanager

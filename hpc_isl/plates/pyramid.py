@@ -14,6 +14,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
+from hpc_isl.plates import adopted, nodes
 from hpc_isl.recipes.plates import CodecRecipe
 
 SHARD_EDGE = 4096
@@ -97,14 +98,14 @@ def open_level(image: Path, level: int) -> ts.TensorStore:
     """Returns the array of one level, (c, z, y, x) or (t, c, z, y, x), opened once per process.
 
     Threads are limited by HPC_ISL_IO_THREADS (default 4). Reading a missing chunk fails: it is damage, for
-    dark chunks are written too.
+    dark chunks are written too. The pixels of an adopted plate lie elsewhere, see `adopted`.
     """
     return _open(image, level, os.getpid())
 
 
 @lru_cache(maxsize=4096)
 def _open(image: Path, level: int, process: int) -> ts.TensorStore:  # a fork may not use its parent's store
-    return open_fresh(image, level)
+    return open_fresh(image, level) if (image / str(level)).is_dir() else adopted.open_level(image, level)
 
 
 def open_fresh(image: Path, level: int | str, fill_missing: bool = False) -> ts.TensorStore:
@@ -112,21 +113,7 @@ def open_fresh(image: Path, level: int | str, fill_missing: bool = False) -> ts.
 
     `fill_missing`: a missing chunk has the array's fill value, as other programs mean it.
     """
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{image}/{level}/"},
-        "fill_missing_data_reads": fill_missing,
-    }
-    try:
-        return ts.open(spec, open=True, read=True, write=False, context=_context(os.getpid())).result()
-    except ValueError as error:
-        raise UserError(f"{image}: level {level} cannot be read: {error}") from None
-
-
-@lru_cache(maxsize=1)
-def _context(process: int) -> ts.Context:
-    limit = {"limit": int(os.environ.get("HPC_ISL_IO_THREADS", "4"))}
-    return ts.Context({"data_copy_concurrency": limit, "file_io_concurrency": limit})
+    return nodes.open_array(image / str(level), fill_missing)
 
 
 def read_box(
@@ -186,4 +173,4 @@ def create_level(
             "fill_value": 0,
         },
     }
-    return ts.open(spec, create=True, delete_existing=True, context=_context(os.getpid())).result()
+    return ts.open(spec, create=True, delete_existing=True, context=nodes.io_context()).result()

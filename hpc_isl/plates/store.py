@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import metadata
-from hpc_isl.plates.atomic_directory import atomic_directory
+from hpc_isl.plates import adopted, metadata
+from hpc_isl.plates.adopted import PixelSource
+from hpc_isl.plates.atomic_directory import atomic_directory, translate_write_errors
 from hpc_isl.plates.index import Index, finalise, image_path, open_plate, rebuild_index
 from hpc_isl.plates.label_groups import annotation, fully_annotated, label_names, label_provenance
 from hpc_isl.plates.labels import (
@@ -34,7 +36,7 @@ from hpc_isl.plates.labels import (
     write_large_labels,
 )
 from hpc_isl.plates.plate import Field, Plate
-from hpc_isl.plates.pyramid import count_levels, open_level, read_box, write_pyramid
+from hpc_isl.plates.pyramid import count_levels, create_level, open_level, read_box, write_pyramid
 from hpc_isl.plates.statistics import FieldStatistics, to_dict
 from hpc_isl.recipes.plates import CodecRecipe
 
@@ -42,7 +44,8 @@ __all__ = [
     "Index", "LabelState", "annotation", "checksum", "edited", "edits_stay", "finalise", "former_stamp",
     "fully_annotated", "image_path", "label_bands", "label_names", "label_provenance", "label_state",
     "labels_checksum", "open_level", "open_plate", "read_box", "read_label_box", "read_labels",
-    "rebuild_index", "refuse_edited", "stamp", "write_field", "write_labels", "write_large_labels",
+    "rebuild_index", "refuse_edited", "stamp", "write_adopted_field", "write_field", "write_labels",
+    "write_large_labels",
 ]  # fmt: skip
 
 
@@ -96,3 +99,48 @@ def write_field(
             "statistics": to_dict(statistics),
         }
         metadata.write_group(folder, ngff.attributes(ngff.image(plate, field, count, statistics)), ours)
+
+
+def write_adopted_field(
+    home: Path, plate: Plate, field: Field, source: PixelSource, statistics: FieldStatistics, inputs: str = ""
+) -> None:
+    """Writes what is known of a field whose pixels lie in another program's plate; its labels stay.
+
+    The image of the plate of labels beside it is background: levels without a single chunk.
+
+    Args:
+        home: the folder beside the plate.
+        source: where its pixels lie, with a hash of their files.
+        statistics: of these pixels.
+        inputs: digest of what was measured, so that a later run can tell.
+
+    Raises:
+        UserError: the image has another size than before, and has labels.
+    """
+    from hpc_isl.plates import ngff
+
+    image = image_path(home, plate, field.key)
+    if (image / "zarr.json").is_file() and label_names(image):
+        before = metadata.field_from(metadata.read_group(image)["hpc_isl"]["field"]).shape
+        if before[0] != field.shape[0] or before[-2:] != field.shape[-2:]:
+            raise UserError(
+                f"{image}: has labels for an image of {before} (t, c, z, y, x), which is {field.shape} now; "
+                "move them away first"
+            )
+    levels = len(source.levels)
+    axes = tuple(axis for axis in metadata.axes(field) if axis != "c")
+    t, _, _, y, x = field.shape
+    with translate_write_errors(image):
+        for level in range(levels):
+            shape = (*((t,) if t > 1 else ()), 1, -(-y // 2**level), -(-x // 2**level))
+            create_level(image / adopted.BACKGROUND, level, shape, np.dtype(np.uint32), axes, CodecRecipe())
+        ours = {
+            "plate": metadata.image_facts(plate),
+            "field": metadata.field_facts(field),
+            "levels": levels,
+            "inputs": inputs,
+            adopted.KEY: source.facts(),
+            "statistics": to_dict(statistics),
+        }
+        group = ngff.background(plate, field, levels, adopted.BACKGROUND)
+        metadata.write_group(image, ngff.attributes(group), ours)  # last, for it says that the field is done

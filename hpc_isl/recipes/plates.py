@@ -1,4 +1,4 @@
-"""Recipes that make plates and bring labels to them: convert, annotate."""
+"""Recipes that make plates and bring labels to them: convert, adopt, annotate."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ class ConvertRecipe(Recipe):
         "scanr",
         "cellomics",
         "gen5",
+        "ome_zarr",
         "pattern",
     ] = "auto"
     """which vendor's layout; auto looks at the folder"""
@@ -111,6 +112,24 @@ class ConvertRecipe(Recipe):
             yield "pattern", f"reader is {self.reader}"
         if self.codec.name == "none":
             yield "codec.level", "codec.name is none"
+
+
+class AdoptRecipe(Recipe):
+    """An OME-Zarr plate of another program: measured once, used where it lies; nothing is written into it."""
+
+    PLATES = ("plate",)
+
+    plate: Path
+    """an OME-Zarr plate, 0.1 to 0.5; the word after the verb"""
+    index: Path | None = None
+    """the folder that gets index and labels; null: PLATE.hpc_isl beside PLATE.zarr, where every verb finds
+    it; another one is itself what other verbs take as the plate"""
+    transmitted: list[str] | None = None
+    """names of the channels that are label-free (bright-field, phase, DIC); null: those whose names say so"""
+    plate_map: Path | None = None
+    """CSV with a column well and any of treatment, dose, control, cell_line"""
+    on_error: Literal["stop", "skip"] = "stop"
+    """images that cannot be read: stop after naming all of them, or record them and adopt the others"""
 
 
 class AnnotateRecipe(Recipe):

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
 
 from hpc_isl.errors import UserError
+from hpc_isl.plate_home import home_of
+from hpc_isl.plates import ome_zarr
+from hpc_isl.plates.adopted import mend, pixel_source
 from hpc_isl.plates.atomic_directory import leftovers
 from hpc_isl.plates.label_groups import existing, label_levels, noted, open_labels
 from hpc_isl.plates.labels import labels_of
 from hpc_isl.plates.metadata import field_facts, read_group
-from hpc_isl.plates.plate import Field, FieldKey
+from hpc_isl.plates.nodes import ArrayFacts, array_facts, decoded_per_used
+from hpc_isl.plates.ome_zarr import OtherPlate
+from hpc_isl.plates.plate import Field, FieldKey, Plate
 from hpc_isl.plates.pyramid import open_fresh
 from hpc_isl.plates.statistics import digest
 from hpc_isl.plates.store import Index, annotation, edited, label_names, open_level, open_plate, read_labels
 
 SHOWN = 10
 THREADS = 4
+CROP = 256  # of training, by default
+SLOW = 4  # times as many bytes as on a converted plate are worth converting
 DIFFER = "their pixels are not those of their checksum"
 Line = tuple[str, str]
 
@@ -33,8 +42,10 @@ def inspect(path: Path) -> list[str]:
     Raises:
         UserError: there is no plate, or one that is not finished.
     """
+    if is_unadopted(path):
+        return [f"{name:12}{text}" for name, text in _other_plate(ome_zarr.read(path))]
     index = open_plate(path)
-    sections = (_layout, _channels, _flags, _labels, _plate_map)
+    sections = (_layout, _adopted, _channels, _flags, _labels, _plate_map)
     lines = [line for section in sections for line in section(index)]
     stored = {field.key for field in index.plate.fields}
     for key, text, _ in index.problems:
@@ -42,10 +53,76 @@ def inspect(path: Path) -> list[str]:
     return [f"{name:12}{text}" for name, text in lines]
 
 
-def _layout(index: Index) -> Iterator[Line]:
-    plate = index.plate
+def is_unadopted(path: Path) -> bool:
+    """Returns whether another program has written the plate, and it has not been adopted yet."""
+    return home_of(path) == path and ome_zarr.is_other_plate(path) and not is_ours(path)
+
+
+def is_ours(path: Path) -> bool:
+    """Returns whether convert or adopt has written the plate's group."""
+    return (path / "zarr.json").is_file() and "hpc_isl" in read_group(path)
+
+
+def _other_plate(other: OtherPlate) -> Iterator[Line]:
+    plate = other.plate
+    yield "plate", f"{plate.name}, OME-Zarr {other.version} of another program, {other.path}"
+    yield from _shapes(plate)
+    yield "channels", ", ".join(channel.name for channel in plate.channels)
+    key = plate.fields[0].key
+    yield from _reading(other.path, other.arrays[key], other.sources[key].axes)
+    for text in other.remarks:
+        yield "remark", text
+    for problem in other.problems:
+        yield "unreadable", f"{problem.key}: {problem.text}"
+    adopt = f"python -m hpc_isl.submit adopt {shlex.quote(str(other.path))}"
+    yield "next", f"{adopt}   (measures it once, where it lies; then every verb takes it)"
+
+
+def _adopted(index: Index) -> Iterator[Line]:
+    """Yields where the pixels of an adopted plate lie, and which have changed; nothing of a converted one."""
+    if index.adopted is None:
+        return
+    yield "pixels in", f"{index.adopted}, where they lie; labels are written to {index.path}"
+    key = index.plate.fields[0].key
+    source = pixel_source(index.image(key))
+    assert source is not None
+    level = index.adopted / source.image / str(source.levels[0])
+    yield from _reading(index.adopted, array_facts(level), source.axes)
+    if changed := [field.key for field in index.plate.fields if _changes(index, field.key)]:
+        yield "changed", f"since it was adopted: {_some(changed)}; {mend(index.adopted)}"
+
+
+def _changes(index: Index, key: FieldKey) -> str:
+    """Returns why pixels of a field of an adopted plate are not those measured; empty: they are."""
+    source = pixel_source(index.image(key)) if index.adopted else None
+    try:
+        for level in range(len(source.levels) if source else 0):
+            assert source is not None
+            assert index.adopted is not None
+            source.refuse_changed(index.adopted, level)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _reading(path: Path, array: ArrayFacts, axes: Sequence[str]) -> Iterator[Line]:
+    """Yields what reading a crop takes, and what to do where that is much."""
+    ratio = decoded_per_used(array, axes, CROP)
+    ours = replace(array, chunk=tuple(CROP if axis in ("y", "x") else 1 for axis in axes))
+    usual = decoded_per_used(ours, axes, CROP)
+    chunk, names = " × ".join(map(str, array.chunk)), ", ".join(axes)
+    advice = (
+        f"; convert source={shlex.quote(str(path))} rewrites it for training" if ratio > SLOW * usual else ""
+    )
+    yield (
+        "reading",
+        f"chunks of {chunk} ({names}): a crop of {CROP}² pixels decodes {ratio:.3g} bytes for each that it "
+        f"uses, {usual:.3g} on a converted plate{advice}",
+    )
+
+
+def _shapes(plate: Plate) -> Iterator[Line]:
     places = len(plate.rows) * len(plate.columns)
-    yield "plate", f"{plate.name}, fingerprint {index.fingerprint}, {index.path}"
     yield "wells", f"{len(plate.wells)} of {places}, {plate.wells[0]} to {plate.wells[-1]}"
     yield "fields", f"{len(plate.fields)}"
     if len(plate.acquisitions) > 1:
@@ -53,6 +130,12 @@ def _layout(index: Index) -> Iterator[Line]:
     for (shape, dtype), count in Counter((f.shape, f.dtype) for f in plate.fields).most_common(SHOWN):
         t, c, z, y, x = shape
         yield "pixels", f"{y} × {x} {dtype}, channels {c}, planes {z}, times {t} (fields: {count})"
+
+
+def _layout(index: Index) -> Iterator[Line]:
+    plate = index.plate
+    yield "plate", f"{plate.name}, fingerprint {index.fingerprint}, {index.path}"
+    yield from _shapes(plate)
     pixel = f"{plate.pixel_um:g} µm" if plate.pixel_um else "unknown"
     step = f"{plate.plane_um:g} µm" if plate.plane_um else "unknown"
     yield "sizes", f"pixel {pixel}, distance of planes {step}, levels {index.levels(plate.fields[0].key)}"
@@ -135,24 +218,52 @@ def validate(path: Path, deep: bool = False) -> list[str]:
     yaozarrs checks whether it is valid OME-Zarr; the rest checks that the index agrees with the images, all
     shards exist, and labels fit. `deep` also decodes every pixel and compares digests.
     """
-    from yaozarrs import validate_zarr_store
-
     try:
+        if is_unadopted(path):
+            return [*_by_specification(path), *_needed(ome_zarr.read(path), deep)]
         index = open_plate(path)
     except UserError as error:
         return [str(error)]
-    problems = []
+    problems = _by_specification(index.path)
+    if index.adopted:
+        problems += [f"{index.adopted}: {problem}" for problem in _by_specification(index.adopted)]
+    problems += [f"{partial}: left by a killed process" for partial in leftovers(index.path)]
+    for field in index.plate.fields:
+        problems += [f"{field.key}: {text}" for text in _image_problems(index, field, deep)]
+    return problems
+
+
+def _by_specification(path: Path) -> list[str]:
+    """Returns what yaozarrs, which knows OME-Zarr 0.4 and 0.5, finds wrong with a plate."""
+    from yaozarrs import validate_zarr_store
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             validate_zarr_store(str(path))
-            problems = [f"OME-Zarr: {warning.message}" for warning in caught]
         except ValueError as error:  # its errors are ValueErrors
-            problems = [f"not valid OME-Zarr: {error}"]
-    problems += [f"{partial}: left by a killed process" for partial in leftovers(path)]
-    for field in index.plate.fields:
-        problems += [f"{field.key}: {text}" for text in _image_problems(index, field, deep)]
-    return problems
+            return [f"not valid OME-Zarr: {error}"]
+        return [f"OME-Zarr: {warning.message}" for warning in caught]
+
+
+def _needed(other: OtherPlate, deep: bool) -> Iterator[str]:
+    """Yields what of another program's plate cannot be read, and what our verbs need and it lacks."""
+    for problem in other.problems:
+        yield f"{problem.key}: {problem.text}"
+    for field in other.plate.fields:
+        source = other.sources[field.key]
+        for level, path in enumerate(source.levels):
+            try:
+                store = source.array(other.path, level) if path is not None else None
+                if store is not None:  # one pixel decodes a chunk, and tells of a codec that is not known
+                    (store if deep else store[..., :1, :1, :1]).read().result()
+            except ValueError as error:
+                yield f"{field.key}: level {level} cannot be decoded: {error}"
+    yield from (f"for our verbs: {text}" for text in other.remarks)
+    if other.plate.pixel_um is None:
+        yield "for our verbs: the size of a pixel is not known; sizes will be in pixels"
+    if all(channel.fluorescent for channel in other.plate.channels):
+        yield "for our verbs: no channel is label-free by its name; adopt transmitted=[NAME] says which are"
 
 
 def _image_problems(index: Index, field: Field, deep: bool) -> Iterator[str]:
@@ -163,7 +274,9 @@ def _image_problems(index: Index, field: Field, deep: bool) -> Iterator[str]:
         # The index is a cache of what the images hold: where they differ, the images count.
         if ours.get("field") != field_facts(field) or measured != index.statistics[field.key].digest:
             yield "the index differs from the image; remove index/fields.parquet to have it made anew"
-        for level in range(levels):
+        if changes := _changes(index, field.key):
+            yield changes
+        for level in range(levels if index.adopted is None else 0):
             for shard in _missing_shards(image / str(level), open_level(image, level)):
                 yield f"level {level}: shard {shard} is missing"
         if deep:

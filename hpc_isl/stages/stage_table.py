@@ -23,6 +23,7 @@ class Stage:
         pooled: computed by one process per node; rank 0 uses the worker processes of all nodes.
         report: module that reports on all elements of a sweep together; None: there is none.
         actions: words that may stand before the recipe on the command line.
+        word: key of the recipe that a word without a key means, as in `adopt PLATE`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Stage:
     pooled: bool = False
     report: str | None = None
     actions: tuple[str, ...] = ()
+    word: str = ""
 
     def load(self) -> ModuleType:
         """Imports and returns the stage's module."""
@@ -50,6 +52,10 @@ STAGES = {
         Stage(
             "convert", "a vendor's export to an OME-Zarr plate",
             "hpc_isl.stages.convert.stage", "hpc_isl.recipes.plates.ConvertRecipe", alone=True,
+        ),
+        Stage(
+            "adopt", "an OME-Zarr plate of another program, used where it lies",
+            "hpc_isl.stages.adopt.stage", "hpc_isl.recipes.plates.AdoptRecipe", alone=True, word="plate",
         ),
         Stage(
             "annotate", "labels of a plate: drafted from a stain, exported to be corrected, imported",

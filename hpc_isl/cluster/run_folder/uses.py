@@ -15,6 +15,7 @@ from hpc_isl.cluster.run_folder import status
 from hpc_isl.errors import UserError
 from hpc_isl.files import among_readers, read_json
 from hpc_isl.metadata_changes import LOCK, changed_since, changes_of, metadata_changed
+from hpc_isl.plate_home import home_of
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import RECIPES, kept_keys
 from hpc_isl.run import Plan, Run
@@ -74,7 +75,7 @@ def readers(plate: Path, runs: Iterable[Run]) -> list[Run]:
 
     def is_plate(path: Path) -> bool:
         with suppress(OSError):
-            return os.path.samefile(plate, path)
+            return os.path.samefile(home_of(plate), home_of(path))
         return False
 
     return [run for run in computing_runs(runs) if any(map(is_plate, plates_of(run)))]
@@ -111,7 +112,7 @@ def in_use(recipe: Recipe) -> Iterator[None]:
         UserError: they are being changed just now.
     """
     with ExitStack() as stack:
-        for plate in recipe.plates_read():
+        for plate in map(home_of, recipe.plates_read()):
             # A plate that convert is about to make has no metadata to keep yet.
             if (plate / "zarr.json").exists() and not stack.enter_context(
                 among_readers(plate / LOCK, PATIENCE_S)

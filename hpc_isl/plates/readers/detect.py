@@ -21,6 +21,7 @@ from hpc_isl.plates.readers import (
     harmony,
     imagexpress,
     imagexpress_ai,
+    ome_zarr,
     pattern,
     scanr,
 )
@@ -54,6 +55,7 @@ READERS = {
         scanr.recognise, scanr.read, "scanR (data/metadata.ome.xml or experiment_descriptor.xml)"
     ),
     "cellomics": Reader(cellomics.recognise, cellomics.read, "Cellomics (PLATE_A01f00d0.C01)"),
+    "ome_zarr": Reader(ome_zarr.recognise, ome_zarr.read, "OME-Zarr plates of other programs"),
     "gen5": Reader(gen5.recognise, gen5.read, "Gen5 (A1_02_1_1_DAPI_001.tif with its metadata)"),
 }
 
@@ -79,6 +81,8 @@ def read(recipe: ConvertRecipe) -> Export:
 
 
 def _recognised(folder: Path) -> str:
+    if ome_zarr.is_plate(folder):  # before its chunks are listed
+        return "ome_zarr"
     below = list_folder(folder)
     names = [name for name, reader in READERS.items() if reader.recognise(below)]
     if len(names) > 1:

@@ -12,7 +12,7 @@ from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.convert.field import convert_fields
+from hpc_isl.stages.convert.field import convert_field
 from hpc_isl.stages.convert.record import (
     counted,
     harmful,
@@ -32,6 +32,7 @@ from hpc_isl.stages.convert.survey import (
     survey_export,
 )
 from hpc_isl.stages.shared.following import pretrain_line
+from hpc_isl.stages.shared.parallel import in_parallel
 
 TABLE = "problems.csv"
 """In a run folder: every field and plane that could not be stored, and why."""
@@ -109,7 +110,8 @@ def _convert_all(survey: Survey, attempt: Attempt) -> tuple[list[Problem], set[F
     failed = {field.key for field in survey.plate.fields if not survey.export.files.get(field.key)}
     repeated: dict[FieldKey, int] = {}
     kept = done = 0
-    for done, outcome in enumerate(convert_fields(tasks, attempt.cpus, attempt.stopping), start=1):
+    outcomes = in_parallel(convert_field, tasks, attempt.cpus, attempt.stopping)
+    for done, outcome in enumerate(outcomes, start=1):
         kept += outcome.kept
         if outcome.failed:
             failed.add(outcome.key)

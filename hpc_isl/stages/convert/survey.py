@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -241,8 +242,14 @@ def estimate(fields: tuple[Field, ...], files: Files, codec: CodecRecipe) -> Cos
     raw = sum(int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize for field in fields)
     paths = sorted({file.path for field in fields for file in files[field.key]})
     # Of many files from a sample: asking for the size of all takes minutes on a network disk.
-    sizes = [path.stat().st_size for path in paths[:: max(len(paths) // SAMPLED_FILES, 1)] if path.exists()]
+    sizes = [_size(path) for path in paths[:: max(len(paths) // SAMPLED_FILES, 1)] if path.exists()]
     return Costs(sum(sizes) * len(paths) // max(len(sizes), 1), int(raw * PYRAMID * compressed), compressed)
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():  # an array of OME-Zarr
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
 
 
 def _compressed_share(fields: tuple[Field, ...], files: Files, codec: CodecRecipe) -> float:

@@ -19,6 +19,7 @@ from hpc_isl.learning.data.view import Role, View
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.limits import SUFFIXES
 from hpc_isl.metadata_changes import changed_since, changes_of
+from hpc_isl.plate_home import home_of
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.recipes.pretrain import PretrainRecipe
@@ -146,7 +147,8 @@ def expanded(plates: Sequence[Path]) -> list[Path]:
             if not matches:
                 raise UserError(f"plates: nothing is called {given}")
         for match in matches:
-            paths.setdefault(identity(match), match)
+            # An adopted plate and the folder beside it, which holds its index, are one plate.
+            paths.setdefault(identity(home_of(match)), match)
     return list(paths.values())
 
 

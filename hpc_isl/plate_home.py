@@ -1,0 +1,23 @@
+"""Where index and labels of a plate lie: in the plate, or beside one that another program has written.
+
+A module of the base, because the cluster locks plates, and knows which runs read one, without reading any.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SUFFIX = ".hpc_isl"
+
+
+def beside(plate: Path) -> Path:
+    """Returns `PLATE.hpc_isl` beside `PLATE.zarr`, whether it exists or not."""
+    return plate.with_suffix(SUFFIX) if plate.name else plate
+
+
+def home_of(plate: Path) -> Path:
+    """Returns the folder that holds index and labels: `PLATE.hpc_isl` of an adopted plate, else the plate."""
+    home = beside(plate)
+    # A plate of ours has an index of its own from the moment that its conversion begins.
+    adopted = (home / "zarr.json").is_file() and not (plate / "index").is_dir()
+    return home if adopted else plate

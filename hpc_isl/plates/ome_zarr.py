@@ -1,0 +1,297 @@
+"""What an OME-Zarr plate of another program says of itself: a plate of ours, and where its pixels lie.
+
+Versions 0.1 to 0.5. Nothing is guessed: a size without a unit is unknown, and what cannot be understood is a
+`Problem` of its image or a `UserError` about the plate.
+"""
+
+# Seen: plates written by ngio 1.1.3 and ome-zarr-py 0.18 (0.4 and 0.5) and by iohub 0.3 (0.4 and 0.5), and
+# layouts as bioformats2raw writes them. Read about only: IDR's and Fractal's.
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+from hpc_isl.errors import UserError, nearest
+from hpc_isl.plates import nodes
+from hpc_isl.plates.adopted import PixelSource
+from hpc_isl.plates.nodes import ArrayFacts, ome_attributes
+from hpc_isl.plates.other_image import OtherImage, read_image
+from hpc_isl.plates.plate import (
+    FORMATS,
+    TRANSMITTED,
+    Channel,
+    Field,
+    FieldKey,
+    Plate,
+    Problem,
+    layout,
+    normal_well,
+    well_name,
+)
+
+KNOWN = ("0.1", "0.2", "0.3", "0.4", "0.5")
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class OtherPlate:
+    """A plate of another program, as ours describes one.
+
+    Attributes:
+        version: of OME-Zarr.
+        plate: with the fields that can be read.
+        sources: of each of them.
+        arrays: of each of them, what level 0 says of itself.
+        problems: images that cannot be read, with the reason.
+        remarks: sentences that a person should read.
+    """
+
+    path: Path
+    version: str
+    plate: Plate
+    sources: Mapping[FieldKey, PixelSource]
+    arrays: Mapping[FieldKey, ArrayFacts]
+    problems: tuple[Problem, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def is_other_plate(path: Path) -> bool:
+    """Returns whether a folder is a plate of OME-Zarr, whoever wrote it."""
+    try:
+        return "plate" in ome_attributes(path)
+    except UserError:
+        return False
+
+
+def read(path: Path, transmitted: Sequence[str] | None = None) -> OtherPlate:
+    """Returns the plate at `path`, from metadata alone.
+
+    Args:
+        transmitted: names of the label-free channels; None: those whose names say so.
+
+    Raises:
+        UserError: it is no plate, of no known version, damaged, or its images do not fit together.
+    """
+    path = path.absolute()
+    stated, version = _stated_plate(path)
+    images, problems, remarks = _images(path, stated)
+    if not images:
+        reasons = "; ".join(f"{problem.key}: {problem.text}" for problem in problems[:5])
+        raise UserError(f"{path}: none of its images can be read: {reasons or 'it lists none'}")
+    names = _channels(images, transmitted)
+    positions = _positions(images)
+    numbers = {channel.name: number for number, channel in enumerate(names)}
+    fields, sources = [], {}
+    for image in images:
+        own = {name: at for at, (name, _) in enumerate(image.channels)}
+        channels = tuple(own.get(channel.name) for channel in names)
+        sources[image.key] = PixelSource(image.path, image.axes, image.levels(), channels, {})
+        fields.append(_field(image, numbers, [channel.name for channel in names], positions[image.key]))
+    plate = Plate(
+        str(stated.get("name") or path.name.split(".")[0]), *_layout(stated, {f.key.well for f in fields}),
+        names, tuple(sorted(fields, key=lambda field: field.key.place)), _one_size(path, images, (1, 2)),
+        _one_size(path, [image for image in images if image.shape[2] > 1], (0,)),
+        _acquisitions(stated, images),
+        {"reader": "ome_zarr", "version": version},
+    )  # fmt: skip
+    arrays = {image.key: image.arrays[0] for image in images}
+    counted = Counter([*remarks, *(remark for image in images for remark in image.remarks)])
+    texts = tuple(f"{text} ({count} images)" if count > 1 else text for text, count in counted.items())
+    return OtherPlate(path, version, plate, sources, arrays, tuple(problems), texts)
+
+
+def _stated_plate(path: Path) -> tuple[Mapping[str, Any], str]:
+    """Returns what the plate's group says of the plate, and the version of OME-Zarr."""
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such plate")
+    if not nodes.is_group(path):
+        raise UserError(f"{path}: holds neither zarr.json nor .zattrs: it is no OME-Zarr")
+    content = ome_attributes(path)
+    stated = content.get("plate")
+    if not isinstance(stated, dict):
+        what = "states no plate"
+        if "multiscales" in content:
+            what = "is one image, and no plate"
+        elif "bioformats2raw.layout" in content:
+            what = "holds images of bioformats2raw (series) that belong to no plate"
+        raise UserError(f"{path}: {what}; plates of OME-Zarr have rows, columns and wells in their metadata")
+    usual = "0.5" if (path / "zarr.json").is_file() else "0.4"
+    version = str(content.get("version") or stated.get("version") or usual)
+    if version not in KNOWN:
+        raise UserError(f"{path}: is OME-Zarr {version}; {', '.join(KNOWN)} are known")
+    return stated, version
+
+
+# ---------------------------------------------------------------- wells and images
+
+
+def _images(path: Path, stated: Mapping[str, Any]) -> tuple[list[OtherImage], list[Problem], list[str]]:
+    """Returns the images of all wells, those that cannot be read, and remarks."""
+    wells = _wells(path, stated)
+    missing = [well for well, where in wells.items() if not nodes.is_group(path / where)]
+    gaps = f"{len(missing)} wells are listed and not there: {', '.join(missing[:10])}" if missing else ""
+    places: list[tuple[FieldKey, str]] = []
+    for well, where in wells.items():
+        if well not in missing:
+            places += _well_images(path / where, well, where)
+    images, problems = [], []
+    with ThreadPoolExecutor(THREADS) as pool:  # thousands of small files wait for the file system together
+        for (key, _), image in zip(
+            places, pool.map(lambda place: _try_image(path, *place), places), strict=True
+        ):
+            if isinstance(image, OtherImage):
+                images.append(image)
+            else:
+                problems.append(Problem(key, image))
+    return images, problems, [gaps] if gaps else []
+
+
+def _wells(path: Path, stated: Mapping[str, Any]) -> dict[str, str]:
+    """Returns well -> its folder below the plate; its name is that of row and column, or told by indices."""
+    wells: dict[str, str] = {}
+    try:
+        for entry in stated["wells"]:
+            where = str(entry["path"]).strip("/")
+            try:
+                well = normal_well("".join(where.split("/")[-2:]))
+            except UserError:
+                well = well_name(int(entry["rowIndex"]), int(entry["columnIndex"]))
+            if wells.setdefault(well, where) != where:
+                raise UserError(f"{path}: {wells[well]} and {where} are both well {well}")
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: its list of wells is damaged: {error!r}") from None
+    return wells
+
+
+def _well_images(folder: Path, well: str, where: str) -> list[tuple[FieldKey, str]]:
+    """Returns the key of each image of a well, and its folder below the plate."""
+    try:
+        entries = [
+            (str(entry["path"]).strip("/"), int(entry.get("acquisition") or 0))
+            for entry in ome_attributes(folder)["well"]["images"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder}: its list of images is damaged: {error!r}") from None
+    by_pass: dict[int, list[str]] = defaultdict(list)
+    for name, acquisition in entries:
+        by_pass[acquisition].append(name)
+    first = by_pass[min(by_pass)] if by_pass else []
+    keys = []
+    for acquisition, own in by_pass.items():
+        # Passes of as many images show the same fields in the same order, though paths count on.
+        names = _plain(first if len(own) == len(first) else own)
+        keys += [
+            (FieldKey(well, name, acquisition), f"{where}/{path}")
+            for name, path in zip(names, own, strict=True)
+        ]
+    return keys
+
+
+def _plain(names: Iterable[str]) -> list[str]:
+    """Returns names of letters and digits alone, each one once: `0_registered` becomes `0registered`."""
+    plain: list[str] = []
+    for name in names:
+        short = re.sub(r"[^A-Za-z0-9]", "", name) or "image"
+        lower = [known.lower() for known in plain]  # disks may ignore case
+        plain.append(short if short.lower() not in lower else f"{short}n{len(plain)}")
+    return plain
+
+
+def _try_image(path: Path, key: FieldKey, where: str) -> OtherImage | str:
+    try:
+        return read_image(path, key, where)
+    except UserError as error:
+        return str(error)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        return f"{path / where}: its metadata are damaged: {error!r}"
+
+
+def _one_size(path: Path, images: Sequence[OtherImage], axes: tuple[int, ...]) -> float | None:
+    """Returns the distance of pixels along these axes (0: z, 1: y, 2: x) in all images; None: unknown."""
+    sizes = {image.steps[axis]: image.path for image in images for axis in axes}
+    known = [size for size in sizes if size is not None]
+    if not known or len(known) < len(sizes):
+        return None
+    if not isclose(min(known), max(known), rel_tol=1e-3):
+        if axes == (0,):  # stacks may differ: then their distance is unknown, as for a converted plate
+            return None
+        least, most = min(known), max(known)
+        raise UserError(
+            f"{path}: pixels of {least:g} µm ({sizes[least]}) and {most:g} µm ({sizes[most]}); a plate has "
+            "square pixels of one size"
+        )
+    return Counter(image.steps[axes[-1]] for image in images).most_common(1)[0][0]
+
+
+def _positions(images: Sequence[OtherImage]) -> dict[FieldKey, tuple[float, float] | None]:
+    """Returns where the first pixel of each field lies; None for all where all lie at one place."""
+    places = {image.key: image.places[1:] for image in images}
+    if len(set(places.values())) == 1:  # programs write 0 where they know nothing
+        return dict.fromkeys(places)
+    return {key: (y, x) if y is not None and x is not None else None for key, (y, x) in places.items()}
+
+
+# ---------------------------------------------------------------- channels, fields, layout
+
+
+def _channels(images: Sequence[OtherImage], transmitted: Sequence[str] | None) -> tuple[Channel, ...]:
+    """Returns the channels of all images, in the order in which they appear."""
+    colors: dict[str, str] = {}
+    for image in sorted(images, key=lambda image: image.key.place):
+        for name, color in image.channels:
+            colors.setdefault(name, color)
+    for name in transmitted or ():
+        if name not in colors:
+            raise UserError(f"transmitted: the plate has no channel {name!r}; {nearest(name, colors)}")
+    return tuple(
+        Channel(name, not TRANSMITTED.search(name) if transmitted is None else name not in transmitted, color)
+        for name, color in colors.items()
+    )
+
+
+def _field(
+    image: OtherImage, numbers: Mapping[str, int], names: Sequence[str], position: tuple[float, float] | None
+) -> Field:
+    t, _, z, y, x = image.shape
+    step, first = image.steps[0], image.places[0]
+    heights = tuple(first + step * n for n in range(z)) if step and first is not None else ()
+    found = Field(
+        image.key, (t, len(names), z, y, x), image.arrays[0].dtype, position, heights, {"image": image.path}
+    )
+    own = [numbers[name] for name, _ in image.channels]
+    return found.with_planes(
+        [(time, c, plane) for time in range(t) for c in own for plane in range(z)], names
+    )
+
+
+def _layout(stated: Mapping[str, Any], wells: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns all rows and columns of the format that the plate states, or of the smallest that fits."""
+    shape = len(stated.get("rows") or ()), len(stated.get("columns") or ())
+    for count, size in FORMATS.items():
+        if size == shape:
+            try:
+                return layout(wells, count)
+            except UserError:
+                break
+    return layout(wells)
+
+
+def _acquisitions(stated: Mapping[str, Any], images: Sequence[OtherImage]) -> dict[int, str]:
+    """Returns number -> name of the passes in which images were taken."""
+    named = {
+        int(entry.get("id", 0)): str(entry.get("name") or entry.get("id", 0))
+        for entry in stated.get("acquisitions") or ()
+        if isinstance(entry, dict)
+    }
+    return {number: named.get(number, str(number)) for number in sorted({i.key.acquisition for i in images})}

@@ -1,0 +1,103 @@
+"""One field of a plate that is adopted: its pixels are read and measured where they lie, never copied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from hpc_isl.errors import UserError
+from hpc_isl.plates import adopted, metadata, nodes
+from hpc_isl.plates.adopted import PixelSource
+from hpc_isl.plates.plate import Field, FieldKey, PlaneIndex, Plate
+from hpc_isl.plates.statistics import measure
+from hpc_isl.plates.store import image_path, write_adopted_field
+
+
+@dataclass(frozen=True)
+class AdoptTask:
+    """One field to measure; `plate` comes without its fields.
+
+    Attributes:
+        home: folder that gets index and labels.
+        other: the plate that holds the pixels.
+        described: digest of what the other plate says of the field.
+    """
+
+    home: Path
+    other: Path
+    plate: Plate
+    field: Field
+    source: PixelSource
+    described: str
+
+
+@dataclass(frozen=True)
+class AdoptOutcome:
+    """The result for one field.
+
+    Attributes:
+        kept: it was measured before, and its files have not changed since.
+        problem: why it cannot be measured; empty: it is.
+    """
+
+    key: FieldKey
+    kept: bool = False
+    problem: str = ""
+
+
+def adopt_field(task: AdoptTask) -> AdoptOutcome:
+    """Measures one field and records it, unless that was done and its files are the same.
+
+    Raises:
+        UserError: the record cannot be written. That pixels cannot be read is in the outcome.
+    """
+    key, image = task.field.key, image_path(task.home, task.plate, task.field.key)
+    try:
+        source = with_files(task.other, task.source)
+        inputs = _inputs(task, source)
+        if _recorded(image) == inputs:
+            return AdoptOutcome(key, kept=True)
+        pixels = np.asarray(source.array(task.other, 0).read().result())
+        statistics = measure(pixels, _places(task))
+        if with_files(task.other, task.source) != source:
+            raise UserError("its files changed while they were read: is another program still writing them?")
+    except (ValueError, OSError) as error:  # tensorstore's errors are ValueErrors, as a UserError is
+        return AdoptOutcome(key, problem=f"{task.other / task.source.image}: {error}")
+    write_adopted_field(task.home, task.plate, task.field, source, statistics, inputs)
+    return AdoptOutcome(key)
+
+
+def with_files(other: Path, source: PixelSource) -> PixelSource:
+    """Returns where pixels lie with a hash of the files of each array as they are now."""
+    paths = dict.fromkeys(path for path in source.levels if path is not None)
+    return replace(source, files={path: nodes.files_digest(other / source.image / path) for path in paths})
+
+
+def describe_field(field: Field) -> str:
+    """Returns a digest of all that another plate says of a field."""
+    text = json.dumps(metadata.field_facts(field), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _inputs(task: AdoptTask, source: PixelSource) -> str:
+    text = json.dumps([task.described, source.facts()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _recorded(image: Path) -> str | None:
+    """Returns the digest of what was measured before; None: nothing was."""
+    try:
+        ours = metadata.read_group(image)["hpc_isl"]
+        return str(ours["inputs"]) if adopted.KEY in ours else None
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def _places(task: AdoptTask) -> list[PlaneIndex]:
+    """Returns the planes that the image has: those of the channels that it does not lack."""
+    channels = task.source.channels
+    return [place for place in np.ndindex(*task.field.shape[:3]) if channels[place[1]] is not None]

@@ -1,0 +1,244 @@
+"""The stage `adopt`: a plate that another program wrote as OME-Zarr is measured once and used where it lies.
+
+Nothing is written into that plate: index and labels go to a folder beside it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_isl import metadata_changes
+from hpc_isl.errors import UserError
+from hpc_isl.files import same_place
+from hpc_isl.plate_home import beside
+from hpc_isl.plates import adopted, metadata, ome_zarr
+from hpc_isl.plates.adopted import AdoptedPlate
+from hpc_isl.plates.atomic_directory import remove_partial, translate_write_errors, unwritable
+from hpc_isl.plates.change_metadata import plate_of
+from hpc_isl.plates.ome_zarr import OtherPlate
+from hpc_isl.plates.plate import Plate, Problem, doubtful_size
+from hpc_isl.plates.plate_map import PlateMap, read_plate_map
+from hpc_isl.plates.store import Index, finalise
+from hpc_isl.recipes.plates import AdoptRecipe
+from hpc_isl.run import Attempt, Plan
+from hpc_isl.stages.adopt.field import AdoptTask, adopt_field, describe_field
+from hpc_isl.stages.shared.following import pretrain_line
+from hpc_isl.stages.shared.parallel import in_parallel
+
+LOCK = "index/adopt.lock"
+SHOWN = 20  # problems on one screen
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What is to be done.
+
+    Attributes:
+        home: folder that gets index and labels.
+        plate: with metadata as `set` has left them, if it was adopted before.
+    """
+
+    recipe: AdoptRecipe
+    other: OtherPlate
+    home: Path
+    plate: Plate
+    plate_map: PlateMap
+
+
+def plan(recipe: AdoptRecipe) -> Plan:
+    """Returns what adopting would do; writes nothing.
+
+    Raises:
+        UserError: no plate, one that cannot be read, or damaged images that may not be skipped.
+    """
+    recipe = _absolute(recipe)
+    adoption = _prepared(recipe)
+    _refuse(recipe, adoption.other.problems, len(adoption.other.plate.fields))
+    if why := unwritable(adoption.home):
+        raise UserError(f"index: {why}; choose another folder with index=")
+    digest = adopted.metadata_digest(adoption.other.path)
+    return Plan(
+        recipe=recipe,
+        messages=tuple(_described(adoption)),
+        inputs={"plate": digest[:16]},
+        makes=(adoption.home,),
+    )
+
+
+def adopt(recipe: AdoptRecipe, attempt: Attempt) -> None:
+    """Measures all fields that were not measured, or changed since, and writes the index last of all.
+
+    Killed or stopped at any moment and started again, it resumes. One process per CPU measures fields; other
+    ranks do nothing.
+
+    Raises:
+        UserError: naming the fields that cannot be read (on_error: stop), or a folder that may not be
+            written.
+    """
+    if attempt.rank:
+        return
+    adoption = _prepared(_absolute(recipe))  # again, because the plate may have changed since it was planned
+    problems, fields = list(adoption.other.problems), adoption.other.plate.fields
+    _refuse(recipe, problems, len(fields))
+    begun, home = time.monotonic(), adoption.home
+    with _reserved(home), translate_write_errors(home):
+        remove_partial(home)
+        digest = adopted.metadata_digest(adoption.other.path)
+        kept = done = 0
+        outcomes = in_parallel(adopt_field, _tasks(adoption), attempt.cpus, attempt.stopping)
+        for done, outcome in enumerate(outcomes, start=1):
+            kept += outcome.kept
+            if outcome.problem:
+                problems.append(Problem(outcome.key, outcome.problem))
+                attempt.log(f"{outcome.key}: {outcome.problem}")
+            attempt.progress(done, len(fields), "fields", kept, kept=kept, damaged=len(problems))
+        if done < len(fields):
+            attempt.log("stopped between fields; what is measured is kept")
+            return
+        _refuse(recipe, problems, len(fields))
+        readable = {field.key for field in fields} - {problem.key for problem in problems}
+        known = AdoptedPlate(adoption.other.path, digest)
+        index = finalise(home, adoption.plate.keep(readable), adoption.plate_map, problems, known)
+    _finish(adoption, index, attempt, kept, time.monotonic() - begun)
+
+
+def _finish(adoption: Adoption, index: Index, attempt: Attempt, kept: int, seconds: float) -> None:
+    home, fields = adoption.home, len(index.plate.fields)
+    # By the plate's own name where its folder lies beside it: that is how a user knows it.
+    name = shlex.quote(str(adoption.other.path if home == beside(adoption.other.path) else home))
+    attempt.log(
+        f"{adoption.other.path}: fields: {fields}, {kept} of them measured before; index and labels: {home}; "
+        f"fingerprint {index.fingerprint}"
+    )
+    attempt.finish({
+        "fields": fields,
+        "kept": kept,
+        "skipped": len({problem.key for problem in index.problems}),
+        "seconds": round(seconds, 1),
+        "fingerprint": index.fingerprint,
+        "made": {"index": str(home)},
+        "next": [f"inspect {name}", *filter(None, [pretrain_line(index)])],
+    })  # fmt: skip
+
+
+def _tasks(adoption: Adoption) -> list[AdoptTask]:
+    # Without its fields: the plate goes to another process with each of thousands of tasks.
+    bare, other = replace(adoption.plate, fields=()), adoption.other
+    described = {field.key: describe_field(field) for field in other.plate.fields}
+    return [
+        AdoptTask(adoption.home, other.path, bare, field, other.sources[field.key], described[field.key])
+        for field in adoption.plate.fields
+    ]
+
+
+# ---------------------------------------------------------------- before
+
+
+def _absolute(recipe: AdoptRecipe) -> AdoptRecipe:
+    paths = {name: getattr(recipe, name) for name in ("plate", "index", "plate_map")}
+    return recipe.model_copy(
+        update={name: path and path.expanduser().absolute() for name, path in paths.items()}
+    )
+
+
+def _prepared(recipe: AdoptRecipe) -> Adoption:
+    """Reads the other plate's metadata, and those of its index if there is one."""
+    ours = (
+        metadata.read_group(recipe.plate).get("hpc_isl") if (recipe.plate / "zarr.json").is_file() else None
+    )
+    if ours and "plate" in ours:
+        what = (
+            "is the index of a plate; adopt that" if adopted.PLATE_KEY in ours else "was written by convert"
+        )
+        raise UserError(f"{recipe.plate}: {what}: there is nothing to adopt")
+    other = ome_zarr.read(recipe.plate, recipe.transmitted)
+    home = recipe.index or beside(recipe.plate)
+    plate = other.plate
+    kept = _kept(home, other) if home.exists() else {}
+    if kept.get(metadata_changes.KEY) and len(kept["plate"]["channels"]) == len(plate.channels):
+        # Metadata that `set` has corrected since stay.
+        plate = plate_of(plate, plate, metadata.plate_from(kept["plate"], ()))
+    plate_map: PlateMap = kept.get("plate_map", {})
+    if recipe.plate_map:
+        plate_map = read_plate_map(recipe.plate_map, len(plate.rows), len(plate.columns), {})
+    return Adoption(recipe, other, home, plate, plate_map)
+
+
+def _kept(home: Path, other: OtherPlate) -> dict[str, Any]:
+    """Returns what an index that exists says of the plate; empty: it is not finished.
+
+    Raises:
+        UserError: the folder holds something else, or the index of another plate.
+    """
+    if not (home / "zarr.json").is_file():
+        if (home / LOCK).exists() or not any(home.iterdir()):
+            return {}
+        raise UserError(f"index: {home} exists already and was not made by adopt; choose another index")
+    ours: dict[str, Any] = metadata.read_group(home).get("hpc_isl", {})
+    if adopted.PLATE_KEY not in ours:
+        raise UserError(f"index: {home} is another plate; choose another index")
+    known = adopted.adopted_plate(home, ours).path
+    if known.exists() and not same_place(known, other.path):
+        raise UserError(f"index: {home} belongs to {known}; choose another index")
+    return ours
+
+
+@contextmanager
+def _reserved(home: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other processes from adopting into it meanwhile."""
+    with translate_write_errors(home):
+        (home / LOCK).parent.mkdir(parents=True, exist_ok=True)
+    with (home / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"index: another process is adopting into {home} now") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _refuse(recipe: AdoptRecipe, problems: Sequence[Problem], fields: int) -> None:
+    """Raises a `UserError` that names the images that cannot be read, unless they may be skipped."""
+    if recipe.on_error == "skip" or not problems:
+        return
+    lines = [f"  {problem.key}: {problem.text}" for problem in problems[:SHOWN]]
+    more = [f"  … and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    raise UserError("\n".join([
+        f"{len(problems)} images cannot be read, beside {fields} fields:", *lines, *more,
+        "repair them and start again, or leave them out with on_error=skip",
+    ]))  # fmt: skip
+
+
+def _described(adoption: Adoption) -> Iterator[str]:
+    """Yields lines for the user: what there is, where the index goes, what is odd."""
+    other, plate = adoption.other, adoption.plate
+    times, _, depth, height, width = plate.fields[0].shape
+    names = ", ".join(channel.name for channel in plate.channels)
+    yield (
+        f"{plate.name}: OME-Zarr {other.version}, {len(plate.fields)} fields in {len(plate.wells)} wells, "
+        f"channels {names}, planes {depth}, times {times}, {height} × {width} pixels"
+    )
+    free = [channel.name for channel in plate.channels if not channel.fluorescent]
+    stains = [channel.name for channel in plate.channels if channel.fluorescent]
+    none = "none; transmitted=[NAME, …] says which are"
+    yield f"label-free: {', '.join(free) or none}; stains: {', '.join(stains) or 'none'}"
+    yield from other.remarks
+    if plate.pixel_um is None:
+        yield "pixel size unknown: positions are kept in pixels, no micrometres are invented"
+    elif doubt := doubtful_size(plate):
+        yield f"warning: {doubt}"
+    raw = sum(int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize for field in plate.fields)
+    yield f"{raw / 1e9:.3g} GB of pixels are read once, and none is copied"
+    yield f"index and labels go to {adoption.home}"
+    for problem in other.problems[:SHOWN]:
+        yield f"left out: {problem.key}: {problem.text}"

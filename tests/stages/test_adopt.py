@@ -1,0 +1,126 @@
+"""Every verb takes a plate of another program, and finds what it finds on the same pixels, converted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from other_plates import group, snapshot, write_other
+from used_plates import assert_same_results, computed, use
+
+import hpc_isl
+from hpc_isl.errors import UserError
+from hpc_isl.plates.store import Index, label_names, open_plate, read_labels, write_labels
+from hpc_isl.stages.adopt import stage as adopt
+from hpc_isl.stages.inspect import inspect, validate
+from hpc_isl.stages.set_metadata import metadata_edit
+
+
+@pytest.fixture
+def pair(tmp_path: Path, write_stained_plate: Callable[..., Index]) -> tuple[Path, Path]:
+    """The folder of a converted plate, and that of the same plate by another program, adopted."""
+    index = write_stained_plate(tmp_path / "ours" / "P01.zarr", size=64)
+    other = write_other(index, tmp_path / "theirs" / "P01.zarr", version="0.4", dtype=">u2", first=1)
+    wells = [f"{well},{facts['cell_line']}" for well, facts in index.plate_map.items()]
+    (tmp_path / "map.csv").write_text("\n".join(["well,cell_line", *wells]))
+    computed(adopt, tmp_path / "theirs", "P01", f"plate={other}", f"plate_map={tmp_path}/map.csv")
+    return tmp_path / "ours", tmp_path / "theirs"
+
+
+def test_verbs_find_on_an_adopted_plate_what_they_find_on_a_converted_one(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    before = snapshot(pair[1] / "P01.zarr")
+    ours, theirs = (use(folder / "P01.zarr", tmp_path / "model") for folder in pair)
+    assert snapshot(pair[1] / "P01.zarr") == before
+    assert "cell_line" in ours.wells
+    assert_same_results(theirs, ours)
+
+
+def test_set_corrects_what_is_known_of_an_adopted_plate_and_leaves_the_plate(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    before, words = snapshot(pair[1] / "P01.zarr"), ["pixel_um=0.325", "channels.Hoechst=DAPI"]
+    changed = [metadata_edit(folder / "P01.zarr", words).apply() for folder in pair]
+    assert changed[1].plate.pixel_um == 0.325
+    assert changed[0].plate.channels == changed[1].plate.channels
+    assert snapshot(pair[1] / "P01.zarr") == before
+    assert validate(pair[1] / "P01.zarr", deep=True) == []
+    computed(adopt, tmp_path / "theirs", "again", f"plate={pair[1]}/P01.zarr")
+    again = open_plate(pair[1] / "P01.zarr")
+    assert (again.fingerprint, again.plate.pixel_um) == (changed[1].fingerprint, 0.325)
+    assert again.plate_map == changed[0].plate_map
+
+
+def test_a_plate_that_was_not_adopted_is_described_and_checked(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = shutil.copytree(pair[1] / "P01.zarr", tmp_path / "Q.zarr")
+    text = "\n".join(inspect(other))
+    parts = (
+        "OME-Zarr 0.4 of another program",
+        "6 of 96",
+        "64 × 64 uint16, channels 2",
+        "Brightfield, Hoechst",
+    )
+    for part in parts:
+        assert part in text
+    assert "a crop of 256² pixels decodes 1 bytes for each that it uses" in text
+    assert f"adopt {other}" in text
+    assert validate(other, deep=True) == []
+    chunk = next(path for path in (other / "B" / "02" / "1" / "0").rglob("0") if path.is_file())
+    chunk.write_bytes(b"damaged")
+    assert any("B02/1: level 0 cannot be decoded" in problem for problem in validate(other))
+    assert not (tmp_path / "Q.hpc_isl").exists()
+
+
+def test_an_adopted_plate_is_described_checked_and_its_changes_are_named(pair: tuple[Path, Path]) -> None:
+    other = pair[1] / "P01.zarr"
+    text = "\n".join(inspect(other))
+    assert f"pixels in   {other}, where they lie; labels are written to {pair[1] / 'P01.hpc_isl'}" in text
+    assert "changed" not in text
+    assert validate(other, deep=True) == []
+    chunk = next(path for path in (other / "B" / "02" / "1" / "0").rglob("0") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert any(line.startswith("changed") and "B02/1" in line for line in inspect(other))
+    assert any("B02/1: " in problem and "files changed" in problem for problem in validate(other))
+
+
+def test_a_notebook_reads_an_adopted_plate_as_a_converted_one(pair: tuple[Path, Path]) -> None:
+    for ours, theirs in zip(*(hpc_isl.open_plate(folder / "P01.zarr") for folder in pair), strict=True):
+        np.testing.assert_array_equal(ours.read("Hoechst"), theirs.read("Hoechst"))
+        np.testing.assert_array_equal(ours.to_dask().compute(), theirs.to_dask().compute())
+        np.testing.assert_allclose(ours.to_xarray()["x"], theirs.to_xarray()["x"])
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_labels_that_the_plate_holds_are_read_and_never_replaced(
+    version: str, tmp_path: Path, write_stained_plate: Callable[..., Index]
+) -> None:
+    index = write_stained_plate(tmp_path / "ours" / "P01.zarr", size=64)
+    other = write_other(index, tmp_path / "P01.zarr", version=version)
+    first = index.plate.fields[0].key.well
+    labels = other / first[0] / first[1:] / "0" / "labels"
+    drawn = np.zeros((1, 64, 64), np.int64)
+    drawn[0, 5:20, 5:20] = 4
+    zarr.create_array(labels / "theirs" / "0", data=drawn, zarr_format=2 if version == "0.4" else 3)
+    axes = [{"name": axis, "type": "space"} for axis in "zyx"]
+    scales = {"axes": axes, "datasets": [{"path": "0"}]}
+    group(labels / "theirs", version, {"multiscales": [scales]})
+    group(labels, version, {"labels": ["theirs"]})
+    computed(adopt, tmp_path, "P01", f"plate={other}")
+    before = snapshot(other)
+    image = open_plate(other).image(index.plate.fields[0].key).parent / "0"
+    assert label_names(image) == ["theirs"]
+    np.testing.assert_array_equal(read_labels(image, "theirs"), drawn[0])
+    with pytest.raises(UserError, match="has labels 'theirs' already"):
+        write_labels(image, "theirs", drawn[0], origin="human", boxes=[])
+    with pytest.raises(UserError, match="a person may have edited them"):
+        write_labels(image, "theirs", drawn[0] * 2, origin="human", boxes=[], overwrite=True)
+    write_labels(image, "ours", drawn[0], origin="human", boxes=[])
+    assert label_names(image) == ["ours", "theirs"]
+    assert snapshot(other) == before
