@@ -32,7 +32,6 @@ from hpc_isl.stages.convert.survey import (
     survey_export,
     uncompressed,
 )
-from hpc_isl.stages.shared.following import pretrain_line
 
 TABLE = "problems.csv"
 """In a run folder: every field and plane that could not be stored, and why."""
@@ -149,6 +148,9 @@ def _finalise(survey: Survey, attempt: Attempt, problems: list[Problem], failed:
 
 
 def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
+    # Here, because a plan need not wait for the recipes of training.
+    from hpc_isl.stages.shared.following import pretrain_line
+
     fields, out = {field.key for field in index.plate.fields}, shlex.quote(str(index.path))
     damaged = {problem.key for problem in index.problems}
     skipped, incomplete = len(damaged - fields), len(damaged & fields)
