@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.base import ChainRecipe, Recipe, SweepRecipe
 from hpc_isl.recipes.load import RECIPES, shipped
-from hpc_isl.recipes.strict import Strict, flatten, models_in, read_yaml, written
+from hpc_isl.recipes.strict import Strict, flatten, meanings, models_in, read_yaml, written
 from hpc_isl.site import Site
 
 LEFT = 34  # width of the left column
@@ -94,6 +94,7 @@ def _rows(
     base: Strict | None = None,
     unread: tuple[str, ...] = (),
 ) -> Iterator[Row]:
+    texts = meanings(kind)
     for name, known in kind.model_fields.items():
         key = f"{path}{name}"
         if name in HIDDEN or key in unread:  # unread: of a part that verbs share, and this one does not read
@@ -106,7 +107,7 @@ def _rows(
             yield from _rows(nested[0], given, f"{key}.", default, unread)
             continue
         shown = given.get(key, default)
-        meaning, choices = " ".join((known.description or "").split()), _choices(known.annotation)
+        meaning, choices = texts.get(name, ""), _choices(known.annotation)
         yield (
             key,
             REQUIRED if shown is PydanticUndefined else f"= {written(shown)}",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -57,7 +58,12 @@ def encoded(rows: list[Row], fingerprint: str) -> bytes:
         "flags": pa.list_(text), "time": numbers, "channel": numbers, "plane": numbers,
         **dict.fromkeys(FACTS, floats), **dict.fromkeys(histograms, numbers),
     }  # fmt: skip
-    table = pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items())))
+    schema = pa.schema(list(kinds.items()))
+    # As JSON, for `Table.from_pylist` imports pandas, which takes a second.
+    lines = [json.dumps(row, default=np.ndarray.tolist).encode() for row in rows]
+    reading = pajson.ReadOptions(block_size=16 * max(map(len, lines)))  # a row may not be longer than a block
+    parsing = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    table = pajson.read_json(io.BytesIO(b"\n".join(lines)), reading, parsing).combine_chunks()
     table = table.replace_schema_metadata({"fingerprint": fingerprint})
     stream = io.BytesIO()
     pq.write_table(table, stream, compression="zstd", use_dictionary=False)

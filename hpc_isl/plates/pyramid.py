@@ -19,6 +19,7 @@ from hpc_isl.recipes.plates import CodecRecipe
 
 SHARD_EDGE = 4096
 SMALLEST_EDGE = 256
+_ROWS = 64  # averaged at once
 
 
 def count_levels(shape: tuple[int, ...], levels: int | None) -> int:
@@ -46,9 +47,25 @@ def write_pyramid(
     """
     for level in range(levels):
         if level:
-            pixels = ts.downsample(ts.array(pixels), _halved(pixels.ndim), method).read().result()
+            pixels = _coarser(pixels, method)
         create_level(folder, level, pixels.shape, pixels.dtype, axes, codec).write(pixels).result()
     _open.cache_clear()  # arrays that were replaced are opened again
+
+
+def _coarser(pixels: NDArray[Any], method: Literal["mean", "stride"]) -> NDArray[Any]:
+    """Returns the next level of an image, see `write_pyramid`."""
+    *planes, height, width = pixels.shape
+    if method == "stride" or height % 2 or width % 2 or pixels.dtype not in (np.uint8, np.uint16):
+        return np.asarray(ts.downsample(ts.array(pixels), _halved(pixels.ndim), method).read().result())
+    # The usual case in 40 % of tensorstore's time: sums of four, halves to even, rows that fit into a cache.
+    coarse = np.empty((*planes, height // 2, width // 2), pixels.dtype)
+    for place in np.ndindex(*planes):
+        for y in range(0, height, _ROWS):
+            rows = pixels[place][y : y + _ROWS].astype(np.uint32)
+            lines = rows[::2] + rows[1::2]
+            sums = lines[:, ::2] + lines[:, 1::2]
+            coarse[place][y // 2 : (y + _ROWS) // 2] = (sums + 1 + ((sums >> 2) & 1)) >> 2
+    return coarse
 
 
 def write_coarser(

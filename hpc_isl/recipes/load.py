@@ -14,7 +14,22 @@ from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.strict import Strict, default_at, flatten, override, parse, read_yaml
 from hpc_isl.stages.stage_table import STAGES
 
-RECIPES: dict[str, type[Recipe]] = {name: stage.load_recipe() for name, stage in STAGES.items()}
+
+class _Recipes(Mapping[str, type[Recipe]]):
+    """The class of each stage's recipe, imported when it is asked for: no stage waits for those of others."""
+
+    def __getitem__(self, stage: str) -> type[Recipe]:
+        kind: type[Recipe] = STAGES[stage].load_recipe()
+        return kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(STAGES)
+
+    def __len__(self) -> int:
+        return len(STAGES)
+
+
+RECIPES = _Recipes()
 _PACKAGE = Path(hpc_isl.__file__).parent
 _CONFIGS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """inside the wheel, or beside the package in a checkout"""
@@ -108,7 +123,8 @@ def load_kept(stage: str, path: Path) -> Recipe:
 
 def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
     """Hash of what is computed from what: the recipe without paths, and its inputs' fingerprints."""
-    stage = next((stage for stage, kind in RECIPES.items() if isinstance(recipe, kind)), "")
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(recipe).__mro__}
+    stage = next((name for name, stage in STAGES.items() if stage.recipe in kinds), "")
     content = former_keys(stage, _without_paths(recipe))  # so that a new name makes no new digest
     text = json.dumps([type(recipe).__name__, content, dict(fingerprints)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import difflib
+import inspect
 import re
+import textwrap
 import typing
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -20,7 +24,7 @@ class Strict(BaseModel):
     """A frozen value; the string under each field is its documentation."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
+        frozen=True, extra="forbid", allow_inf_nan=False,
         validate_default=True, coerce_numbers_to_str=True,
     )  # fmt: skip
 
@@ -32,6 +36,19 @@ class Strict(BaseModel):
         known = ((name, cls.model_fields.get(str(name))) for name in content)
         paths = {name for name, field in known if field and _is_path(field.annotation)}
         return {name: _as_text(value) if name in paths else value for name, value in content.items()}
+
+
+def meanings(kind: type[Strict]) -> dict[str, str]:
+    """Returns field -> the string under it."""
+    # Not by pydantic's `use_attribute_docstrings`: it parses the source of all models in every process.
+    texts: dict[str, str] = {}
+    for part in (part for part in reversed(kind.__mro__) if issubclass(part, Strict)):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    return texts
 
 
 def _is_path(annotation: Any) -> bool:

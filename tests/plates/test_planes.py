@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
@@ -57,6 +57,22 @@ def test_other_types_are_read_exactly(tmp_path: Path, dtype: str) -> None:
     tifffile.imwrite(tmp_path / "x.tif", PIXELS.astype(dtype))
     assert header(tmp_path / "x.tif").dtype == dtype
     assert np.array_equal(read_plane(tmp_path / "x.tif"), PIXELS.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("way", [{}, {"rowsperstrip": 7}, {"tile": (32, 32)}, {"photometric": "miniswhite"}])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_lzw_of_every_kind_is_read_as_tifffile_reads_it(
+    tmp_path: Path, dtype: str, byteorder: Literal["<", ">"], way: dict[str, Any], predictor: bool
+) -> None:
+    path = tmp_path / "x.tif"
+    options = {"compression": "lzw", "predictor": predictor, "byteorder": byteorder, **way}
+    tifffile.imwrite(path, PIXELS.astype(dtype), metadata=None, **options)
+    pixels = read_plane(path)
+    assert pixels.dtype == np.dtype(dtype)
+    assert np.array_equal(pixels, tifffile.imread(path))
+    assert np.array_equal(pixels, PIXELS.astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorstore as ts
 from mounts import read_only, small_disk
 from skimage.transform import downscale_local_mean
 
 from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.plates import atomic_directory, metadata
 from hpc_isl.plates.plate import Field, FieldKey, Plate
-from hpc_isl.plates.pyramid import create_level, shards, write_shards
+from hpc_isl.plates.pyramid import _coarser, create_level, shards, write_shards
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import (
     annotation,
@@ -149,6 +150,19 @@ def test_a_box_is_read_at_its_time(make_plate: MakePlate) -> None:
     index, pixels = make_plate((3, 2, 2, 70, 90))
     box = read_box(index.image(B02), 0, 2, 1, [1], slice(3, 9), slice(4, 80))
     np.testing.assert_array_equal(box, pixels[B02][2, 1, [1], 3:9, 4:80])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("shape", [(3, 2, 130, 64), (1, 2, 2, 4, 6), (1, 1, 67, 8), (1, 1, 2, 2)])
+def test_a_level_is_the_mean_that_tensorstore_makes(dtype: type, shape: tuple[int, ...]) -> None:
+    greatest = np.iinfo(dtype).max if dtype is not np.float32 else 1000
+    for low in (0, greatest - 6):  # all remainders of four, and sums that a pixel cannot hold
+        pixels = np.random.default_rng(0).integers(low, greatest, shape, endpoint=True).astype(dtype)
+        halved = [1] * (len(shape) - 2) + [2, 2]
+        expected = ts.downsample(ts.array(pixels), halved, "mean").read().result()
+        coarse = _coarser(pixels, "mean")
+        assert coarse.dtype == pixels.dtype
+        np.testing.assert_array_equal(coarse, expected)
 
 
 def test_levels_are_means_of_two_by_two_rounded_half_to_even(make_plate: MakePlate) -> None:

@@ -10,10 +10,11 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element, ParseError, iterparse
+from xml.parsers import expat
 
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring, iterparse
+from defusedxml import DefusedXmlException, DTDForbidden
+from defusedxml.ElementTree import fromstring
 
 from hpc_isl.errors import UserError
 
@@ -167,15 +168,18 @@ def xml_elements(path: Path, names: Collection[str]) -> Iterator[tuple[str, Elem
             yield from _elements(file, frozenset(names))
     except DefusedXmlException as error:
         raise UserError(f"{path}: {_forbidden(error)}") from None
-    except (ParseError, ValueError, LookupError) as error:
+    except (ParseError, expat.ExpatError, ValueError, LookupError) as error:
         raise UserError(f"{path} is not well-formed XML ({error}): truncated or edited?") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _elements(file: BinaryIO, names: frozenset[str]) -> Iterator[tuple[str, Element]]:
+    # Not by defusedxml, which parses in Python. Without a DTD there are no entities but those of XML itself.
+    _refuse_dtd(file)
+    file.seek(0)
     open_elements: list[Element] = []
-    for event, element in iterparse(file, events=("start", "end"), forbid_dtd=True):
+    for event, element in iterparse(file, events=("start", "end")):  # noqa: S314
         if event == "start":
             open_elements.append(element)
             continue
@@ -185,6 +189,19 @@ def _elements(file: BinaryIO, names: frozenset[str]) -> Iterator[tuple[str, Elem
             yield name, element
             if open_elements:  # else the tree would grow to the size of the file
                 open_elements[-1].remove(element)
+
+
+def _refuse_dtd(file: BinaryIO) -> None:
+    """Raises `DTDForbidden` where a DTD stands before the first element: elsewhere none may."""
+    parser, begun = expat.ParserCreate(), []
+
+    def refuse(name: str, system: str | None, public: str | None, _internal: bool) -> None:
+        raise DTDForbidden(name, system, public)
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = lambda *_: begun.append(True)
+    while not begun and (content := file.read(4096)):
+        parser.Parse(content)
 
 
 def child_texts(element: Element) -> dict[str, str]:

@@ -30,8 +30,8 @@ from hpc_isl.stages.convert.survey import (
     estimate,
     field_tasks,
     survey_export,
+    uncompressed,
 )
-from hpc_isl.stages.shared.following import pretrain_line
 from hpc_isl.stages.shared.parallel import in_parallel
 
 TABLE = "problems.csv"
@@ -52,7 +52,7 @@ def plan(recipe: ConvertRecipe) -> Plan:
     check(survey)
     messages = describe(survey, costs)
     try:
-        check_can_write_plate(survey, costs.bytes_out)
+        check_can_write_plate(survey)
     except AbortRun:
         raise
     except UserError as error:  # the node that computes may see another disk
@@ -75,13 +75,12 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
     # Again, because the export may have changed since it was planned.
     survey = survey_export(_absolute(recipe))
     out = survey.recipe.out
-    costs = estimate(survey.todo, survey.export.files, recipe.codec)
     check(survey)
     if survey.state == "finished" and not survey.todo and _is_up_to_date(survey):
         attempt.log(f"{out} holds this plate already: nothing to do")
         _finish(open_plate(out), attempt, 0)
         return
-    check_can_write_plate(survey, costs.bytes_out)
+    check_can_write_plate(survey)
     start = time.monotonic()
     with locked(out, survey.digest, survey.recipe.source):
         if removed := remove_partial(out):
@@ -90,7 +89,7 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
         if result is None:
             attempt.log("stopped between fields; what is written is kept")
             return
-        with translate_write_errors(out, costs.bytes_out):
+        with translate_write_errors(out, uncompressed(survey.todo)):
             index = _finalise(survey, attempt, *result)
     _finish(index, attempt, time.monotonic() - start)
 
@@ -151,6 +150,9 @@ def _finalise(survey: Survey, attempt: Attempt, problems: list[Problem], failed:
 
 
 def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
+    # Here, because a plan need not wait for the recipes of training.
+    from hpc_isl.stages.shared.following import pretrain_line
+
     fields, out = {field.key for field in index.plate.fields}, shlex.quote(str(index.path))
     damaged = {problem.key for problem in index.problems}
     skipped, incomplete = len(damaged - fields), len(damaged & fields)

@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def check(survey: Survey) -> None:
         raise UserError("\n".join(["no field can be converted:", *listing(survey.export.problems)]))
 
 
-def check_can_write_plate(survey: Survey, bytes_out: int) -> None:
+def check_can_write_plate(survey: Survey) -> None:
     """Checks that the plate can be written to `out`.
 
     Raises:
@@ -153,8 +154,11 @@ def check_can_write_plate(survey: Survey, bytes_out: int) -> None:
         raise UserError(f"out: {why}; choose another out")
     # A conversion that is resumed has written a part already, which the estimate still counts.
     room = free(survey.recipe.out)
-    if survey.state == "new" and room is not None and bytes_out > room:
-        raise full(survey.recipe.out, bytes_out)
+    # The estimate decodes planes: only where all of them might not fit.
+    if survey.state == "new" and room is not None and uncompressed(survey.todo) > room:
+        bytes_out = estimate(survey.todo, survey.export.files, survey.recipe.codec).bytes_out
+        if bytes_out > room:
+            raise full(survey.recipe.out, bytes_out)
 
 
 def _check_names(plate: Plate) -> None:
@@ -239,11 +243,17 @@ class Costs:
 def estimate(fields: tuple[Field, ...], files: Files, codec: CodecRecipe) -> Costs:
     """Returns what converting these fields takes, from file sizes and one compressed plane per channel."""
     compressed = _compressed_share(fields, files, codec)
-    raw = sum(int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize for field in fields)
     paths = sorted({file.path for field in fields for file in files[field.key]})
     # Of many files from a sample: asking for the size of all takes minutes on a network disk.
     sizes = [_size(path) for path in paths[:: max(len(paths) // SAMPLED_FILES, 1)] if path.exists()]
-    return Costs(sum(sizes) * len(paths) // max(len(sizes), 1), int(raw * PYRAMID * compressed), compressed)
+    return Costs(
+        sum(sizes) * len(paths) // max(len(sizes), 1), int(uncompressed(fields) * compressed), compressed
+    )
+
+
+def uncompressed(fields: Iterable[Field]) -> int:
+    """Returns the bytes of these fields' pixels with their pyramids, at most, without compression."""
+    return int(PYRAMID * sum(prod(field.shape) * np.dtype(field.dtype).itemsize for field in fields))
 
 
 def _size(path: Path) -> int:
@@ -253,13 +263,12 @@ def _size(path: Path) -> int:
 
 
 def _compressed_share(fields: tuple[Field, ...], files: Files, codec: CodecRecipe) -> float:
-    """Returns compressed over raw size of one plane per channel of three fields spread over the plate."""
+    """Returns compressed over raw size of one plane per channel of two fields apart from each other."""
     if codec.name == "none" or not fields:
         return 1.0
-    step = max(len(fields) // 3, 1)
     sampled = {
         (field.key, file.channel): file
-        for field in fields[step // 2 :: step][:3]
+        for field in (fields[len(fields) // 4], fields[3 * len(fields) // 4])
         for file in files[field.key]
     }
     shares = []
