@@ -20,12 +20,13 @@ from scipy.ndimage import label
 from hpc_isl.errors import UserError
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import Contract, read_contract
-from hpc_isl.plates.store import read_box, write_labels
+from hpc_isl.plates.store import annotation, label_names, read_box, read_labels, write_labels
 from hpc_isl.recipes.base import SweepRecipe
 from hpc_isl.recipes.load import digest, load, load_kept
 from hpc_isl.recipes.program import CommandRecipe, ProgramRecipe
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.annotate import stage as annotate_stage
 from hpc_isl.stages.finetune.stage import arrange, finetune, plan
 from hpc_isl.stages.finetune.sweep import best
 from hpc_isl.stages.shared import program as programs
@@ -499,3 +500,62 @@ def test_any_numbers_tell_the_same_objects(tmp_path_factory, values, dtype):
     order = list(dict.fromkeys(value for value in labels.ravel().tolist() if value))
     expected = [order.index(value) + 1 if value else 0 for value in labels.ravel().tolist()]
     assert read.ravel().tolist() == expected
+
+
+# ---------------------------------------------------------------- drafts
+
+
+def drafted(plate, root, *keys, number=0, **command):
+    words = ["action=draft", f"plate={plate.path}", "labels=by program", "fields=[B03, C02]", *keys]
+    given = json.dumps({"predict": PREDICT, **command})
+    own = annotate_stage.plan(load("annotate", None, [*words, "method=command", f"command={given}"]))
+    run = Run(root / "runs" / "annotate" / "own")
+    annotate_stage.annotate(own.recipe, Attempt(run, number))
+    return run, own
+
+
+def test_a_program_drafts_labels_for_people_to_correct(tmp_path, write_stained_plate):
+    plate = write_stained_plate(tmp_path / "P03.zarr")
+    run, planned = drafted(plate, tmp_path, "channel=Hoechst")
+    assert "2 fields" in planned.messages[0]
+    assert "threshold_program.py predict" in planned.messages[0]
+    assert planned.inputs["command"]
+    for field in plate.plate.fields:
+        image = plate.image(field.key)
+        if field.key.well not in ("B03", "C02"):
+            assert "by program" not in label_names(image)
+            continue
+        stain = read_box(image, 0, 0, 1, [0, 1], slice(None), slice(None)).max(0)
+        expected = label(stain > (stain.min() / 2 + stain.max() / 2))[0]
+        np.testing.assert_array_equal(read_labels(image, "by program"), expected)
+        assert annotation(image, "by program")[0] == "drafted"
+    assert not (run.folder / "scratch").exists()
+    # Label-free images too, which the other methods refuse; and once more: nothing is written again.
+    drafted(plate, tmp_path, "channel=Brightfield", "labels=of cells")
+    assert "of cells" in label_names(plate.image(plate.plate.fields[1].key))
+    again, _ = drafted(plate, tmp_path, "channel=Hoechst", number=1)
+    assert again.summary()["kept"] == 2
+
+
+def test_a_draft_that_fails_names_its_field_and_writes_nothing_of_it(tmp_path, write_stained_plate):
+    plate = write_stained_plate(tmp_path / "P03.zarr")
+    with pytest.raises(UserError, match=r"(?s)(B03|C02)/1: predict: failed .* no weights were found"):
+        drafted(plate, tmp_path, "channel=Hoechst", predict=[*PREDICT, "exit"])
+    assert all("by program" not in label_names(plate.image(field.key)) for field in plate.plate.fields)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["method=command"], "method=command: command must be given"),
+        (["command={predict: ['{images}{out}']}"], "command: changes nothing because method is local"),
+        (
+            ["method=command", "command={predict: ['{images}{out}']}", "min_area=9"],
+            "min_area: changes nothing",
+        ),
+        (["method=command", "command={predict: ['{images}']}"], r"no argument has \{out\}"),
+    ],
+)
+def test_keys_of_drafts_that_do_not_fit_are_refused(keys, message):
+    with pytest.raises(UserError, match=message):
+        load("annotate", None, ["action=draft", "plate=P.zarr", "labels=a", "channel=Hoechst", *keys])

@@ -178,7 +178,7 @@ class ProgramArm:
             wells=inputs.wells(recipe.arm), plates=study.fingerprints, step=0, code=hpc_isl.__version__,
             task=task, reference=inputs.reference(), stains=stains_of(study.view, study.indices),
             program=self.program, weights=programs.folder_fingerprint(self.model),
-            program_files=programs.files_fingerprint(self.program),
+            program_files=programs.command_fingerprint(self.program),
         )  # fmt: skip
         # Last: a folder without a contract holds no model.
         write_atomic(self.attempt.run.model / CONTRACT, json.dumps(contract.to_dict(), indent=1))

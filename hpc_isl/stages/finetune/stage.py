@@ -35,7 +35,7 @@ from hpc_isl.stages.finetune.inputs import (
     resolve_inputs,
 )
 from hpc_isl.stages.shared.plate_views import expanded, located_net, located_split
-from hpc_isl.stages.shared.program import files_fingerprint, located, missing, needs_training
+from hpc_isl.stages.shared.program import command_fingerprint, located, missing, needs_training
 from hpc_isl.stages.shared.workloads import STEPS, TEST, megapixels, micro_batches, training_like
 from hpc_isl.tasks import Workload
 
@@ -164,7 +164,7 @@ def _fingerprints(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> dict[str, s
     fingerprints = inputs.study.fingerprints | {"split": inputs.study.split.digest}
     start = inputs.start(recipe.arm)
     if recipe.program is not None:
-        fingerprints["program"] = files_fingerprint(recipe.program)
+        fingerprints["program"] = command_fingerprint(recipe.program)
     if start is not None:
         fingerprints["start"] = start.contract.weights
     if recipe.arm == "imagenet":
@@ -221,6 +221,7 @@ def _program_messages(recipe: FinetuneRecipe, program: ProgramRecipe) -> Iterato
     commands = {"train": program.train if learnt else None, "predict": program.predict}
     shown = "; ".join(f"{name}: {shlex.join(command)}" for name, command in commands.items() if command)
     yield f"{recipe.objects.kind}, arm {recipe.arm}: another program; {shown}"
+    yield f"each call has {program.time_limit_s} s; segment counts {program.memory_gb:g} GB of memory for it"
     for command in filter(None, commands.values()):
         if missing(program, command):
             yield f"warning: there is no {command[0]} here; the job fails unless its node has it"

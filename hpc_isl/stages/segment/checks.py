@@ -30,7 +30,7 @@ from hpc_isl.recipes.segment import ReferenceRecipe, SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment.files import COPY, MAPS, FieldTask, content_hash, labels_name, maps_of
 from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs, kept_recipe, segment_inputs
-from hpc_isl.stages.shared.program import files_fingerprint, missing
+from hpc_isl.stages.shared.program import command_fingerprint, missing
 
 THREADS = 4
 SHOWN = 20
@@ -72,7 +72,7 @@ def _check_program(recipe: SegmentRecipe, program: ProgramRecipe, scored_with: s
             raise UserError(f"{name}: is for networks, and this model is another program, {program.name}")
     if missing(program, program.predict):
         yield f"warning: there is no {program.predict[0]} here; the job fails unless its node has it"
-    elif files_fingerprint(program) != scored_with:
+    elif command_fingerprint(program) != scored_with:
         yield f"warning: a file that the commands of {program.name} name is another than when it was scored"
 
 

@@ -86,7 +86,7 @@ def missing(program: CommandRecipe, command: Sequence[str]) -> bool:
     return shutil.which(command[0], path=_environment(program).get("PATH")) is None
 
 
-def files_fingerprint(program: CommandRecipe) -> str:
+def command_fingerprint(program: CommandRecipe) -> str:
     """Returns a hash of the files that the commands name, such as scripts and weights."""
     total = hashlib.sha256()
     for argument in [*(getattr(program, "train", None) or []), *program.predict]:
