@@ -416,6 +416,31 @@ def test_a_program_is_ended_when_the_attempt_is_to_stop(plate, tmp_path):
     assert run.summary() is not None
 
 
+def test_further_ranks_wait_until_the_first_has_called_the_program(plate, tmp_path):
+    """srun would end a rank that computes a minute after another one has left."""
+    own = plan(recipe(plate, "n=1")).recipe
+    run = Run(tmp_path / "runs" / "finetune" / "own")
+    other = threading.Thread(target=finetune, args=(own, Attempt(run, rank=1, size=2)))
+    other.start()
+    finetune(own, Attempt(run, size=2))
+    assert run.summary() is not None
+    other.join(30)
+    assert not other.is_alive()
+    # And where the first one fails, or all are to stop.
+    failed = Run(tmp_path / "runs" / "finetune" / "failed")
+    attempt = Attempt(failed, rank=1, size=2)
+    others = threading.Thread(target=finetune, args=(own, attempt))
+    others.start()
+    others.join(1)
+    assert others.is_alive()
+    with pytest.raises(UserError), Attempt(failed, size=2).recorded() as first:
+        finetune(
+            own.model_copy(update={"programs": [ProgramRecipe(**program(train=["false", *TRAIN]))]}), first
+        )
+    others.join(30)
+    assert not others.is_alive()
+
+
 def test_a_program_does_not_outlive_a_caller_that_was_killed(tmp_path):
     marker = tmp_path / "pid"
     script = tmp_path / "waits.py"
@@ -454,6 +479,14 @@ def test_the_environment_is_that_of_the_job_and_its_own_and_no_shell_reads_it(tm
     with pytest.raises(UserError, match="exit code 3, without a word"):
         programs.predict(own, [np.zeros((1, 4, 4), np.float32)], None, tmp_path / "scratch")
     assert json.loads((tmp_path / "told").read_text()) == [words[:3], None, "job", "2"]
+
+
+def test_what_it_printed_is_shown_as_a_terminal_shows_it(tmp_path):
+    drawn = "'first\\n  1%\\r 50%\\r\\x1b[1m100%\\x1b[0m\\r\\n\\nlast'"
+    own = CommandRecipe(predict=[sys.executable, "-c", f"print({drawn}); exit(1)", "{images}", "{out}"])
+    with pytest.raises(UserError) as error:
+        programs.predict(own, [np.zeros((1, 4, 4), np.float32)], None, tmp_path / "scratch")
+    assert str(error.value).splitlines()[1:] == ["  first", "  100%", "  last"]
 
 
 def test_what_is_not_installed_is_named(tmp_path):

@@ -37,6 +37,7 @@ from hpc_isl.stages.shared import program as programs
 from hpc_isl.stages.shared.following import after_finetuning
 
 SCRATCH = "scratch"
+POLL_S = 0.5
 Place = tuple[str | int, ...]
 """A field at one time, wherever its plate is stored."""
 
@@ -44,7 +45,7 @@ Place = tuple[str | int, ...]
 def finetune(recipe: FinetuneRecipe, program: ProgramRecipe, attempt: Attempt) -> None:
     """Lets a program learn from the drawn boxes, keeps what it made, scores the test boxes."""
     if attempt.rank:
-        return None
+        return _wait_for_rank_0(attempt)
     for name in (SCRATCH, attempt.run.model.name):  # of an attempt that was killed
         shutil.rmtree(attempt.run.folder / name, ignore_errors=True)
     record = read_json(attempt.run.record) or {}
@@ -67,6 +68,14 @@ def finetune(recipe: FinetuneRecipe, program: ProgramRecipe, attempt: Attempt) -
     return attempt.finish({
         "figures": figures, "arm": recipe.arm, "made": made, "next": [after_finetuning(recipe.plates)],
     })  # fmt: skip
+
+
+def _wait_for_rank_0(attempt: Attempt) -> None:
+    """Returns when rank 0 has ended: srun ends all ranks a minute after the first one has left."""
+    while not attempt.stopping.wait(POLL_S):
+        record = read_json(attempt.folder / "rank-0.json") or {}
+        if "exit" in record or attempt.run.summary() is not None:
+            return
 
 
 @dataclass(frozen=True)

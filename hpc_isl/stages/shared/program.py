@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -307,7 +308,10 @@ def _filled(argument: str, places: Mapping[str, object]) -> str:
 def _printed(folder: Path) -> str:
     """Returns the last lines that a program has printed as errors, or else at all."""
     for name in ("stderr", "stdout"):
-        text = (folder / name).read_bytes()[-SHOWN:].decode(errors="replace").replace("\r", "\n").strip()
-        if text:
-            return "; its last lines:\n" + "\n".join(f"  {line}" for line in text.splitlines()[-SHOWN_LINES:])
+        text = (folder / name).read_bytes()[-SHOWN:].decode(errors="replace")
+        # As a terminal shows it: without colours, and of a bar that was drawn again and again the last.
+        lines = [re.sub(r"\x1b\[[\d;]*\w", "", line).rstrip("\r") for line in text.split("\n")]
+        lines = [last for line in lines if (last := line.rpartition("\r")[2].rstrip())]
+        if lines:
+            return "; its last lines:\n" + "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])
     return ", without a word"
