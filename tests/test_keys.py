@@ -158,6 +158,11 @@ def test_every_key_of_pretrain_and_finetune_is_read(
         "test_wells_seen_in_pretraining=allow",
     ]
     computed(finetune, tmp_path, "paper", *start, *paper)
+    script = Path(__file__).parent / "support" / "threshold_program.py"
+    train = [sys.executable, str(script), "train", "{images}", "{labels}", "{model}", "{seed}"]
+    predict = [sys.executable, str(script), "predict", "{images}", "{model}", "{out}"]
+    program = json.dumps([{"name": "other", "train": train, "predict": predict}])
+    computed(finetune, tmp_path, "program", *own, SPLIT, f"programs={program}", "arm=other", "n=1")
     with pytest.raises(UserError, match="arm=best"):
         finetune.plan(load("finetune", None, [*start, "arm=best"]))
     assert keys_of("finetune") - reads.keys == set()
@@ -204,6 +209,11 @@ def test_every_key_of_convert_and_annotate_is_read(reads: Reads, tmp_path: Path)
     drafts = ["action=draft", plate[0], "channel='1'"]
     computed(annotate, tmp_path, "draft", *drafts, "labels=drafted")
     computed(annotate, tmp_path, "draft2", *drafts, "labels=drafted2", "method=threshold")
+    script = Path(__file__).parent / "support" / "threshold_program.py"
+    command = json.dumps(
+        {"predict": [sys.executable, str(script), "predict", "{images}", "{model}", "{out}"]}
+    )
+    computed(annotate, tmp_path, "draft3", *drafts, "labels=by", "method=command", f"command={command}")
     computed(annotate, tmp_path, "out", "action=export", *plate, f"out={tmp_path}/todo")
     computed(annotate, tmp_path, "next", "action=propose", plate[0], "labels=wanted", "n=1")
     assert keys_of("annotate") - reads.keys == set()

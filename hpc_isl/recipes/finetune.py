@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
+from hpc_isl.errors import nearest
 from hpc_isl.recipes.base import Count, Recipe
+from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.recipes.strict import Strict
 from hpc_isl.recipes.training import (
     AugmentRecipe,
@@ -26,7 +28,7 @@ from hpc_isl.recipes.training import (
     with_seed,
 )
 
-Arm = Literal["random", "imagenet", "random+isl", "imagenet+isl", "drafted", "best"]
+ARMS = ("random", "imagenet", "random+isl", "imagenet+isl", "drafted", "best")
 
 
 class ObjectsRecipe(Strict):
@@ -118,9 +120,12 @@ class FinetuneRecipe(Recipe):
     the arms random+isl (of random weights) and imagenet+isl (of other weights)"""
     drafted: Path | None = None
     """finetune run on labels drafted in all training wells: it starts the arm drafted"""
-    arm: Arm = "imagenet+isl"
-    """random; imagenet (weights of net.weights); random+isl, imagenet+isl; drafted; best: in a sweep, the
-    arm that scored best"""
+    programs: list[ProgramRecipe] = []
+    """other programs that segment, such as Cellpose in an environment of its own: each is an arm of its name,
+    and ignores all keys of networks and their training"""
+    arm: str = "imagenet+isl"
+    """random; imagenet (weights of net.weights); random+isl, imagenet+isl; drafted; the name of one of
+    `programs`; best: in a sweep, the arm that scored best"""
     n: Count | Literal["all"] = "all"
     """annotation boxes to learn from, drawn from those of the training fields; objects are counted
     beside them. 0: no annotation at all, the stain that the ISL model predicts is thresholded"""
@@ -184,13 +189,32 @@ class FinetuneRecipe(Recipe):
             raise ValueError("sources and data are those of the pretrained model; leave out either")
         if self.objects.head == "stain" and self.objects.kind == "cells":
             raise ValueError("objects.head=stain: is for nuclei; a nuclear stain says nothing of whole cells")
+        names = [program.name for program in self.programs]
+        if taken := [name for name in names if name in ARMS or names.count(name) > 1]:
+            raise ValueError(
+                f"programs: {taken[0]!r} is the name of another arm; give each a name of its own"
+            )
+        if self.arm not in (*ARMS, *names):
+            raise ValueError(f"arm={self.arm}: there is no such arm; {nearest(self.arm, (*ARMS, *names))}")
         return self
+
+    @property
+    def program(self) -> ProgramRecipe | None:
+        """The program that is the arm; None: the arm is a network."""
+        return next((program for program in self.programs if program.name == self.arm), None)
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether the arm is a program that learns nothing."""
+        return self.program is not None and self.program.train is None
 
     def unused(self) -> Iterator[tuple[str, str]]:
         yield from unused_in_split(self.split)
         yield from unused_in_optim(self.optim)
         yield from unused_in_predict(self.predict)
         yield from self.objects.unused()
+        if self.programs and self.program is None and self.arm != "best":
+            yield "programs", f"arm is {self.arm}"
         if self.train_on_all:
             yield from dict.fromkeys(
                 ("fold", "reference_labels"), "train_on_all is true, and nothing is scored"

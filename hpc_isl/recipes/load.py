@@ -176,7 +176,12 @@ WHOLE = {
 }
 """section ("": the recipe itself) -> keys that every version wrote into it where it was kept whole"""
 ADDED: Mapping[str, Mapping[str, object]] = {
-    "finetune": {"objects.map": "euclidean", "objects.mask_threshold": None, "left_out": "never"}
+    "finetune": {
+        "objects.map": "euclidean",
+        "objects.mask_threshold": None,
+        "left_out": "never",
+        "programs": [],
+    }
 }
 """stage -> key that earlier versions did not have -> the value that means what they did
 

@@ -10,6 +10,7 @@ from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.recipes.base import Count, Fraction, PixelSize, PlaneDistance, Positive, Recipe
+from hpc_isl.recipes.program import CommandRecipe
 from hpc_isl.recipes.strict import Strict
 
 
@@ -170,10 +171,11 @@ class AnnotateRecipe(Recipe):
     """export: annotation box (y0, x0, y1, x1 in pixels) of the fields in which a person has drawn
     nothing yet; null: the box of the labels that are there, or the whole field"""
     channel: str | None = None
-    """draft: the fluorescent channel; of several planes the brightest at each pixel"""
-    method: Literal["local", "threshold"] = "local"
+    """draft: the fluorescent channel; of several planes the brightest at each pixel. A label-free channel too
+    for method command: of several planes the sharpest"""
+    method: Literal["local", "threshold", "command"] = "local"
     """draft: local gives each object a threshold of its own, by its brightness above the background around
-    it; threshold is one for the whole image"""
+    it; threshold is one for the whole image; command calls another program, `command`"""
     threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
     """draft, method threshold: rule, or a value in counts"""
     sigma: Annotated[float, Bound(ge=0)] = 1.5
@@ -186,6 +188,8 @@ class AnnotateRecipe(Recipe):
     overwrite: bool = False
     """replace labels of this name on the fields concerned; never those that a person drew or edited"""
     # Null where not given: recipes that earlier versions kept are then no other recipes.
+    command: CommandRecipe | None = None
+    """draft, method command: another program that segments, such as Cellpose in an environment of its own"""
     model: Path | None = None
     """propose: run of pretrain whose encoder tells fields apart; its test fields are never used. null: by
     simple statistics of the images"""
@@ -208,13 +212,15 @@ class AnnotateRecipe(Recipe):
         needed = {"import": "source", "draft": "channel", "export": "out"}.get(self.action)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"annotate {self.action}: {needed} must be given")
+        if self.action == "draft" and self.method == "command" and self.command is None:
+            raise ValueError("method=command: command must be given, as in command='{predict: [PROGRAM, …]}'")
         # Whether it leaves a field is known once that is read; an empty one is wrong on every field.
         if self.box and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
             raise ValueError(f"box: {self.box} (y0, x0, y1, x1) is empty")
         return self
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        drafting = {"channel", "method", "threshold", "sigma", "min_area", "split"}
+        drafting = {"channel", "method", "threshold", "sigma", "min_area", "split", "command"}
         keys = {
             "import": {"source", "accept", "regex", "overwrite", "fields", "objects", "overlaps"},
             "draft": {"fields", "overwrite", *drafting},
@@ -228,5 +234,12 @@ class AnnotateRecipe(Recipe):
             # An earlier version kept its only method, threshold, in recipes of every action.
             if key not in shared and (key, getattr(self, key)) != ("method", "threshold"):
                 yield key, f"action is {self.action}"
-        if self.action == "draft" and self.method == "local":
-            yield from ((key, "method is local, not threshold") for key in ("threshold", "sigma"))
+        if self.action == "draft":
+            if self.method != "command":
+                yield "command", f"method is {self.method}"
+            if self.method != "threshold":
+                yield from (
+                    (key, f"method is {self.method}, not threshold") for key in ("threshold", "sigma")
+                )
+            if self.method == "command":
+                yield from ((key, "method is command") for key in ("min_area", "split"))

@@ -327,6 +327,8 @@ class _Forward:
             return False
         if self.run.array and folders.final_element(self.run.array) not in (None, self.run):
             return False
+        if (read_json(self.run.model / "contract.json") or {}).get("program"):
+            return False  # another program, whose environment MLflow cannot serve
         self.mlflow.set_tracking_uri(self.uri)
         packages = self.record.get("packages", {})
         self.kept["model"] = log_model(self.mlflow, self.run, self.kept["run_id"], packages)

@@ -212,6 +212,12 @@ def to_full_box(read: Callable[[Box], Pixels], scale: Scale, box: Box) -> Pixels
     return resampled(read, box, 1 / scale.to_level_0, scale.shape)
 
 
+def labels_to_full(labels: NDArray[np.uint32], scale: Scale, shape: tuple[int, int]) -> NDArray[np.uint32]:
+    """Returns labels (y, x) on the model's grid at level 0, of `shape`: each pixel has the nearest one's."""
+    rows, columns = (((np.arange(n) + 0.5) / scale.to_level_0).astype(np.int64) for n in shape)
+    return labels[np.ix_(rows, columns)]
+
+
 # ---------------------------------------------------------------- resampling
 
 

@@ -12,10 +12,13 @@ from hpc_isl.files import read_json
 from hpc_isl.learning.data.view import View
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.load import former_keys, present_keys
+from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.recipes.training import NetRecipe, PredictRecipe
 
 FORMAT = 1
 WEIGHTS, CONTRACT = "weights.safetensors", "contract.json"
+PROGRAM = "program"
+"""The folder in the place of weights, where the model is another program: what its training has written."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ class Contract:
         task: of a model that segments; None: it predicts the view's targets.
         reference: statistics of the sources in its training fields, with which `drift` compares other fields.
         stains: channel that it sees -> whether that is a stain on the plates that it was trained on.
+        program: another program that segments, in the place of a network. `net`, `predict` and `precision`
+            mean nothing then, the view gives counts, and `weights` is a hash of the folder that its training
+            has filled.
+        program_files: hash of the files that its commands name, as they were when it was scored.
     """
 
     view: View
@@ -96,6 +103,8 @@ class Contract:
     task: Task | None = None
     reference: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
     stains: Mapping[str, bool] = field(default_factory=dict)
+    program: ProgramRecipe | None = None
+    program_files: str = ""
 
     def has_seen(self, part: str, plate: str, key: FieldKey) -> bool:
         """Returns whether a field of a plate, or its well, is in a part of the wells."""
@@ -113,6 +122,9 @@ class Contract:
                     "confidence": None}  # fmt: skip
         names += [name for name, value in optional.items() if self.task and getattr(self.task, name) != value]
         task = self.task and {name: getattr(self.task, name) for name in names}
+        if self.program is not None:
+            called = {name: content["program"][name] for name in ("predict", "env")}
+            decisive |= {"program": called, "program_files": self.program_files}
         return decisive | {"task": task and _former_task(task)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +132,12 @@ class Contract:
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         models = {"net": self.net.model_dump(mode="json"), "predict": self.predict.model_dump(mode="json")}
         task = self.task and _former_task(asdict(self.task))
-        return {"format": FORMAT, **plain, "view": self.view.to_dict(), **models, "task": task}
+        content = {"format": FORMAT, **plain, "view": self.view.to_dict(), **models, "task": task}
+        if self.program is None:
+            return {
+                name: value for name, value in content.items() if name not in ("program", "program_files")
+            }
+        return content | {"program": self.program.model_dump(mode="json")}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Contract:
@@ -128,6 +145,8 @@ class Contract:
         own["view"] = View.from_dict(content["view"])
         own["net"] = NetRecipe.model_validate(content["net"])
         own["predict"] = PredictRecipe.model_validate(content["predict"])
+        program = content.get("program")
+        own["program"] = ProgramRecipe.model_validate(program) if program else None
         task = content.get("task")
         if task:
             task = present_keys("finetune", {"objects": task})["objects"]
@@ -153,9 +172,10 @@ def read_contract(folder: Path) -> Contract:
         UserError: no model in the folder, or one of a later version.
     """
     content = read_json(folder / CONTRACT)
-    if content is None or not (folder / WEIGHTS).exists():
+    kept = PROGRAM if content and content.get("program") else WEIGHTS
+    if content is None or not (folder / kept).exists():
         raise UserError(
-            f"{folder}: holds no model ({CONTRACT} and {WEIGHTS}); was the run finished, or removed?"
+            f"{folder}: holds no model ({CONTRACT} and {kept}); was the run finished, or removed?"
         )
     if content["format"] != FORMAT:
         raise UserError(

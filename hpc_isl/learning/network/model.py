@@ -45,6 +45,8 @@ def load(folder: Path) -> tuple[nn.Module, Contract]:
 def read_state(folder: Path) -> tuple[Contract, dict[str, Tensor]]:
     """Returns the contract and the weights by name; raises as `load` does."""
     contract = read_contract(folder)
+    if contract.program is not None:
+        raise UserError(f"{folder}: holds another program, {contract.program.name}, and no network")
     weights = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(weights).hexdigest() != contract.weights:
         raise UserError(f"{folder / WEIGHTS}: these are not the weights that {CONTRACT} speaks of")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
+from hpc_isl.recipes.program import CommandRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.annotate import export, export_manifest, propose
 from hpc_isl.stages.annotate.annotation import (
@@ -35,8 +38,11 @@ from hpc_isl.stages.annotate.label_files import (
     remarks,
 )
 from hpc_isl.stages.shared.following import word
+from hpc_isl.stages.shared.program import ProgramStopped, command_fingerprint, in_counts, located, predict
 
 THREADS = 4
+SCRATCH = "scratch"  # below the run folder: what is exchanged with a program
+_CALLING = threading.Lock()  # several programs at once would share a GPU, and the memory
 Makers = Mapping[FieldKey, Callable[[], Annotation]]
 """For each field, the function that reads or drafts its annotation."""
 
@@ -50,6 +56,8 @@ def plan(recipe: AnnotateRecipe) -> Plan:
     index = store.open_plate(recipe.plate)
     paths = {name: getattr(recipe, name) for name in ("plate", "source", "out", "model")}
     absolute = {name: path and path.absolute() for name, path in paths.items()}
+    if recipe.command is not None:
+        absolute["command"] = located(recipe.command)
     absolute_recipe = recipe.model_copy(update=absolute)
     if recipe.action == "export":
         return export.plan(absolute_recipe, index)
@@ -65,8 +73,11 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         inputs["label images"] = files_fingerprint(files)
     else:
         keys = _fields_to_draft(recipe, index)
-        how = "a threshold for each object" if recipe.method == "local" else f"threshold {recipe.threshold}"
-        messages = [f"drafted from {recipe.channel} of {len(keys)} fields, {how}"]
+        how = {"local": "a threshold for each object", "threshold": f"threshold {recipe.threshold}"}
+        if absolute_recipe.command is not None:
+            how["command"] = shlex.join(absolute_recipe.command.predict)
+            inputs["command"] = command_fingerprint(absolute_recipe.command)
+        messages = [f"drafted from {recipe.channel} of {len(keys)} fields, {how[recipe.method]}"]
         if without := len(chosen(recipe.fields, index)) - len(keys):
             messages.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
     labelled = [key for key in keys if _has_labels(recipe, index, key)]
@@ -106,7 +117,7 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
         _, makers, messages = _imports(recipe, index)
     else:
         keys, messages = _fields_to_draft(recipe, index), []
-        makers = {key: partial(_draft, key, recipe, index) for key in keys}
+        makers = {key: partial(_draft, key, recipe, index, attempt) for key in keys}
     _check(recipe, index, makers)
     # From here on, only a full disk or a kill can stop it half-way; equal labels are then kept.
     tally: Counter[str] = Counter(written=0, kept=0, objects=0, boxes=0, dropped=0, hidden=0)
@@ -118,6 +129,7 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
                 return
             tally.update(counts)
             attempt.progress(number, len(makers), "fields")
+    shutil.rmtree(attempt.run.folder / SCRATCH, ignore_errors=True)
     for line in messages:
         attempt.log(line)
     if tally["dropped"]:
@@ -153,7 +165,12 @@ def _annotate_field(
     if stopping.is_set():
         return None
     key, make = item
-    made, image = make(), index.image(key)
+    try:
+        made, image = make(), index.image(key)
+    except ProgramStopped:
+        return None
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
     new = _is_new(recipe, index, key, made)
     if new:
         known = made.base and made.base == export_manifest.labels_version(image, recipe.labels)
@@ -176,6 +193,8 @@ def _check(recipe: AnnotateRecipe, index: store.Index, makers: Makers) -> None:
             _is_new(recipe, index, key, make())
         except UserError as error:
             return f"{key}: {error}"
+        except ProgramStopped:
+            pass  # and so will be the stage, before it writes anything
         return ""
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -288,7 +307,7 @@ def _fields_to_draft(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKe
     assert recipe.channel is not None
     number = index.channel(recipe.channel)
     channel = index.plate.channels[number]
-    if not channel.fluorescent:
+    if not channel.fluorescent and recipe.method != "command":
         stains = [c.name for c in index.plate.channels if c.fluorescent]
         raise UserError(
             f"channel: {channel.name} is label-free; a stain is needed; {nearest(channel.name, stains)}"
@@ -302,7 +321,7 @@ def _fields_to_draft(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKe
     return imaged
 
 
-def _draft(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotation:
+def _draft(key: FieldKey, recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> Annotation:
     """Drafts from the brightest plane at each pixel; a field without any stain gets no objects."""
     from hpc_isl.objects.draft_labels import draft_labels  # scikit-image, which a plan does without
     from hpc_isl.objects.local_drafts import local_labels
@@ -312,8 +331,10 @@ def _draft(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotat
         times = field.shape[:1] if field.shape[0] > 1 else ()
         labels = np.zeros(times + field.shape[-2:], np.uint32)
         return Annotation(labels, whole_field(field), origin="drafted")
-    drafts = []
-    for time in range(field.shape[0]):
+    drafts: list[NDArray[np.uint32]] = []
+    if recipe.command is not None:
+        drafts = _by_command(recipe.command, key, recipe, index, attempt)
+    for time in range(field.shape[0] if recipe.command is None else 0):
         planes = index.planes(key, channel, time)
         stain = store.read_box(index.image(key), 0, time, channel, planes, slice(None), slice(None)).max(0)
         if recipe.method == "local":
@@ -327,3 +348,17 @@ def _draft(key: FieldKey, recipe: AnnotateRecipe, index: store.Index) -> Annotat
         )  # fmt: skip
     labels = np.stack(drafts) if len(drafts) > 1 else drafts[0]
     return Annotation(labels, whole_field(field), origin="drafted")
+
+
+def _by_command(
+    command: CommandRecipe, key: FieldKey, recipe: AnnotateRecipe, index: store.Index, attempt: Attempt
+) -> list[NDArray[np.uint32]]:
+    """Returns the labels that another program gives to the times of a field; one call is made at a time."""
+    from hpc_isl.learning.data.samples import read
+    from hpc_isl.learning.data.view import Role, View
+
+    fluorescent = index.plate.channels[index.channel(str(recipe.channel))].fluorescent
+    view = in_counts(View((Role(str(recipe.channel), "max" if fluorescent else "focus"),), ()))
+    images = [read(view, index, key, time)[0] for time in range(index.field(key).shape[0])]
+    with _CALLING:
+        return predict(command, images, None, attempt.run.folder / SCRATCH, attempt.stopping)

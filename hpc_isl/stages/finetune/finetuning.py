@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +53,7 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     with open_world(attempt) as world:
         run, inputs, task, objects = _open_run(recipe, attempt, world)
         if world.rank == 0:
-            _write_boxes(attempt, objects)
+            write_boxes(attempt, objects)
         start = time.monotonic()
         evidence = _learnt(run, inputs, task, objects)
         seconds = time.monotonic() - start if recipe.n != 0 else 0.0
@@ -207,7 +208,8 @@ def _calibrated(task: Task, start: Start, inputs: FinetuneInputs, attempt: Attem
     return replace(task, slope=threshold.slope, centre=threshold.centre)
 
 
-def _write_boxes(attempt: Attempt, objects: list[BoxObjects]) -> None:
+def write_boxes(attempt: Attempt, objects: Sequence[BoxObjects]) -> None:
+    """Writes `boxes.csv`: the boxes that are learnt from."""
     rows = [
         {"plate": own.box.plate.name, "well": own.box.key.well, "field": own.box.key.name,
          "time": own.box.time, "box": " ".join(map(str, own.box.corners)), "origin": own.box.origin,

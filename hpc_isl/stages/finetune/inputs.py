@@ -52,6 +52,7 @@ class FinetuneInputs:
         pool: boxes that may train; learning: the boxes of this draw.
         testing: boxes that score, those of the main reference labels first.
         remarks: messages for the user.
+        programs: names of the arms that are programs.
     """
 
     study: PlateViews
@@ -61,6 +62,7 @@ class FinetuneInputs:
     learning: tuple[Box, ...]
     testing: tuple[Box, ...]
     remarks: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
 
     @property
     def tested(self) -> list[PlateField]:
@@ -69,10 +71,10 @@ class FinetuneInputs:
 
     def start(self, arm: str) -> Start | None:
         """Returns the model that an arm starts from; None: random weights, or those of a file."""
-        if arm in ("random", "imagenet"):
+        if arm in ("random", "imagenet") or arm in self.programs:
             return None
         if arm not in self.starts:
-            known = ", ".join(["random", "imagenet", *self.starts])
+            known = ", ".join(["random", "imagenet", *self.starts, *self.programs])
             raise UserError(f"arm={arm}: {needs(arm)}; with what is given there are the arms {known}")
         return self.starts[arm]
 
@@ -138,7 +140,9 @@ def resolve_inputs(recipe: FinetuneRecipe) -> FinetuneInputs:
     pool = boxes_.in_wells(pool, recipe.train_where)
     learning = boxes_.draw(pool, recipe.n, recipe.draw) if recipe.n != 0 else []
     remarks = [*_unlike(indices, starts), *_seen(recipe, testing, starts)]
-    return FinetuneInputs(study, net, starts, tuple(pool), tuple(learning), tuple(testing), tuple(remarks))
+    programs = tuple(program.name for program in recipe.programs)
+    boxes = (tuple(pool), tuple(learning), tuple(testing))
+    return FinetuneInputs(study, net, starts, *boxes, tuple(remarks), programs)
 
 
 def as_planned(
@@ -181,7 +185,8 @@ def frozen_batchnorm(recipe: FinetuneRecipe) -> str:
 
 def fits_objects(recipe: FinetuneRecipe) -> bool:
     """Returns whether what parts the cells is fitted."""
-    return leaves_out(recipe) and recipe.objects.kind == "cells" and recipe.objects.h_maxima == "fit"
+    fits = recipe.objects.kind == "cells" and recipe.objects.h_maxima == "fit" and recipe.program is None
+    return fits and leaves_out(recipe)
 
 
 def guards_start(recipe: FinetuneRecipe) -> bool:
@@ -192,7 +197,7 @@ def guards_start(recipe: FinetuneRecipe) -> bool:
 
 def leaves_out(recipe: FinetuneRecipe) -> bool:
     """Returns whether boxes are left out in turn."""
-    fits = recipe.objects.kind == "cells" and recipe.objects.h_maxima == "fit"
+    fits = recipe.objects.kind == "cells" and recipe.objects.h_maxima == "fit" and recipe.program is None
     needed = fits or guards_start(recipe) or compares_arms(recipe)
     return recipe.left_out == "auto" and recipe.n != 0 and needed
 

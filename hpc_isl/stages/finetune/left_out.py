@@ -25,6 +25,7 @@ from hpc_isl.objects.matching import inside, match
 from hpc_isl.objects.scores import mask_iou
 from hpc_isl.objects.types import AnyLabels, Pixels
 from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.run import Attempt
 from hpc_isl.stages.finetune.arm import crops_of, network_of, optimizer_groups, start_task
 from hpc_isl.stages.finetune.boxes import Box, by_field
 from hpc_isl.stages.finetune.fit import LeftOut, Piece, fit, standard_error, without_cut
@@ -130,15 +131,23 @@ def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Ta
     # Every rank has all predictions, but one of them decides: a last bit must not part the ranks.
     evidence, fitted, confidence = world.broadcast((evidence, fitted, confidence))
     if world.rank == 0:
-        content = {
-            "pieces": [own.piece.box.name for own in left_out], "scores": evidence.scores,
-            "start_scores": evidence.start_scores, "keeps_start": evidence.keeps_start,
-            "kept_scores": evidence.kept_scores, "fit": fitted, "confidence": confidence,
-        }  # fmt: skip
-        write_atomic(attempt.run.folder / LEFT_OUT, json.dumps(content, indent=1))
-        for line in _messages(recipe, evidence, fitted, confidence):
-            attempt.log(line)
+        write_evidence(recipe, attempt, [own.piece for own in left_out], evidence, fitted, confidence)
     return evidence
+
+
+def write_evidence(
+    recipe: FinetuneRecipe, attempt: Attempt, pieces: Sequence[Piece], evidence: Evidence,
+    fitted: dict[str, Any] | None = None, confidence: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Writes `left_out.json`, from which a sweep chooses its final model, and logs what it says."""
+    content = {
+        "pieces": [piece.box.name for piece in pieces], "scores": evidence.scores,
+        "start_scores": evidence.start_scores, "keeps_start": evidence.keeps_start,
+        "kept_scores": evidence.kept_scores, "fit": fitted, "confidence": confidence,
+    }  # fmt: skip
+    write_atomic(attempt.run.folder / LEFT_OUT, json.dumps(content, indent=1))
+    for line in _messages(recipe, evidence, fitted, confidence):
+        attempt.log(line)
 
 
 def _predicted(run: TrainingRun[FinetuneRecipe], pieces: Sequence[Piece]) -> list[Pixels]:
@@ -158,7 +167,7 @@ def _evidence(
 ) -> Evidence:
     def scores(predictions: Sequence[Pixels], rule: Rule) -> tuple[float, ...]:
         return tuple(
-            piece_score(recipe.objects.kind, own, decode(prediction, rule)[0])
+            piece_score(recipe.objects.kind, own.piece, own.truth, decode(prediction, rule)[0])
             for own, prediction in zip(left_out, predictions, strict=True)
         )
 
@@ -181,10 +190,10 @@ def _confidence(evidence: Evidence, before: Task | None, left_out: Sequence[Left
     return calibrate(values, found)
 
 
-def piece_score(kind: str, own: LeftOut, labels: AnyLabels) -> float:
-    """Returns the IoU of a piece's mask, or the mAP of its cells."""
-    truth = without_cut(own.truth, own.truth, own.piece.edge)
-    labels = without_cut(labels, own.truth, own.piece.edge)
+def piece_score(kind: str, piece: Piece, drawn: AnyLabels, labels: AnyLabels) -> float:
+    """Returns the IoU of a piece's mask, or the mAP of its cells, with the objects drawn in it."""
+    truth = without_cut(drawn, drawn, piece.edge)
+    labels = without_cut(labels, drawn, piece.edge)
     return mask_iou(labels, truth) if kind == "nuclei" else match(labels, truth).mean_ap()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import Task
+from hpc_isl.learning.training.world import World
 from hpc_isl.objects.matching import inside, object_scores
 from hpc_isl.objects.scores import mask_iou
 from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.run import Attempt
 from hpc_isl.stages.finetune.boxes import Box, by_field
 from hpc_isl.stages.finetune.inputs import FinetuneInputs
 from hpc_isl.stages.shared.decoding import decode, rule_of
@@ -26,6 +28,8 @@ from hpc_isl.stages.shared.workloads import TEST, megapixels
 
 Pixels = NDArray[np.float32]
 Labels = NDArray[np.uint32]
+Segmented = tuple[Labels, Pixels | None]
+"""Labels (y, x) of a field, and the stain (y, x) that the ISL model predicts of it, where the arm has one."""
 Panel = tuple[int, dict[str, Any], dict[str, NDArray[Any]]]
 """Number of a panel, its box in words, and its arrays by name."""
 PANELS = 4
@@ -34,19 +38,36 @@ PANELS = 4
 def make_scores(
     run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Task | None, name: str = "scores"
 ) -> list[Row] | None:
+    """Scores what a network makes of each test box: see `score_boxes`."""
+    predictor = run.predictor()
+    start = inputs.start(run.recipe.arm)
+    # The report shows what the ISL model that the arm started from predicts of the stain.
+    stain_predictor = run.predictor(model.load(start.folder)[0]) if start and start.isl else None
+
+    def segmented(box: Box, shown: bool) -> Segmented:
+        sources, _ = box.plate.read(box.key, box.time)
+        labels, _ = decode(predictor(sources), rule_of(task))
+        return labels, stain_predictor(sources)[0] if stain_predictor and shown else None
+
+    return score_boxes(run.recipe, run.attempt, run.world, inputs, segmented, name)
+
+
+def score_boxes(
+    recipe: FinetuneRecipe, attempt: Attempt, world: World, inputs: FinetuneInputs,
+    segmented: Callable[[Box, bool], Segmented], name: str = "scores",
+) -> list[Row] | None:  # fmt: skip
     """Scores each test box of the inputs; returns None if the run is stopping.
 
     Writes `scores.csv`, `panels.json` and `panels.npz` into the run folder; under another name than `scores`
     the table alone.
 
+    Args:
+        segmented: segments the whole field of a box; called once for all boxes of a field and time, with
+            whether one of them is shown in the report.
+
     Returns:
         A row for each test box and reference labels, in order, the same on all ranks.
     """
-    recipe, attempt, world = run.recipe, run.attempt, run.world
-    predictor = run.predictor()
-    start = inputs.start(recipe.arm)
-    # The report shows what the ISL model that the arm started from predicts of the stain.
-    stain_predictor = run.predictor(model.load(start.folder)[0]) if start and start.isl else None
     rows: list[tuple[int, Row]] = []
     panels: list[Panel] = []
     shown = _shown(inputs.testing)
@@ -56,12 +77,10 @@ def make_scores(
         if attempt.stopping.is_set():
             break
         first = next(iter(boxes.values()))
-        sources, _ = first.plate.read(first.key, first.time)
-        labels, _ = decode(predictor(sources), rule_of(task))
+        labels, stain = segmented(first, not boxes.keys().isdisjoint(shown))
         for number, box in boxes.items():
             rows.append((number, _row(recipe, inputs, box, labels)))
             if number in shown:
-                stain = stain_predictor(sources)[0] if stain_predictor else None
                 panels.append(_panel(shown.index(number), box, labels, stain))
         attempt.clock.tick(TEST, megapixels([(first.plate, first.key)]))
         quick = {name: mean(row[name] for _, row in rows) for name in ("iou", "mAP")} if rows else {}
@@ -75,7 +94,7 @@ def make_scores(
         if ordered:
             write_scores(ordered, attempt.run.folder / f"{name}.csv")
         if name == "scores":
-            _write_panels(run, [panel for _, _, part in gathered for panel in part])
+            _write_panels(attempt, [panel for _, _, part in gathered for panel in part])
     return ordered
 
 
@@ -121,14 +140,14 @@ def _panel(number: int, box: Box, labels: Labels, stain: Pixels | None) -> Panel
     return number, description, arrays
 
 
-def _write_panels(run: TrainingRun[FinetuneRecipe], panels: Sequence[Panel]) -> None:
+def _write_panels(attempt: Attempt, panels: Sequence[Panel]) -> None:
     if not panels:
         return
     ordered = sorted(panels, key=lambda panel: panel[0])
     stream = io.BytesIO()
     arrays: Any = {name: array for _, _, own in ordered for name, array in own.items()}
     np.savez_compressed(stream, **arrays)
-    folder = run.attempt.run.folder
+    folder = attempt.run.folder
     write_atomic(folder / "panels.npz", stream.getvalue())
     write_atomic(folder / "panels.json", json.dumps([about for _, about, _ in ordered], indent=1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from hpc_isl.learning.training.batch_plan import (
 )
 from hpc_isl.plates.store import LabelState, former_stamp
 from hpc_isl.recipes.finetune import FinetuneRecipe
+from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetune import sweep
 from hpc_isl.stages.finetune.boxes import Box, fingerprint, states
@@ -33,6 +35,7 @@ from hpc_isl.stages.finetune.inputs import (
     resolve_inputs,
 )
 from hpc_isl.stages.shared.plate_views import expanded, located_net, located_split
+from hpc_isl.stages.shared.program import command_fingerprint, located, missing, needs_training
 from hpc_isl.stages.shared.workloads import STEPS, TEST, megapixels, micro_batches, training_like
 from hpc_isl.tasks import Workload
 
@@ -52,7 +55,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     if recipe.arm == "best":
         recipe = sweep.best(recipe)
     inputs = resolve_inputs(recipe)
-    _check(recipe, inputs)
+    (_check if recipe.program is None else _check_program)(recipe, inputs)
     labels = states([*inputs.learning, *inputs.testing])
     boxes = _boxes(inputs)
 
@@ -69,30 +72,41 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     # Two more networks, each from half of the boxes in half the steps, are one more training.
     trainings = 2 if leaves_out(recipe) else 1
     units = {STEPS: trainings * micro_batches(train, steps), TEST: megapixels(inputs.tested)}
+    # How long another program takes is not known from networks.
+    workload = Workload(like | {"kind": recipe.objects.kind}, units) if recipe.program is None else None
     return Plan(
         recipe,
         (*_messages(recipe, inputs), *_edits(labels)),
         _fingerprints(recipe, inputs) | {name: fingerprint(own, stamp) for name, own in boxes.items()},
-        check_size=partial(check_micro_batches, train),
-        precision=("train.precision", train.precision),
+        check_size=partial(check_micro_batches, train) if recipe.program is None else lambda size: None,
+        precision=("train.precision", train.precision) if recipe.program is None else None,
         parts={name: boxes_parts(own, stamp) for name, own in boxes.items()},
-        workload=Workload(like | {"kind": recipe.objects.kind}, units),
+        workload=workload,
         former=former_fingerprints,
     )
 
 
 def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     """Trains on the drawn boxes, saves the model, scores the test boxes; see `finetuning.finetune`."""
+    if recipe.program is not None:
+        from hpc_isl.stages.finetune import program_arm
+
+        return program_arm.finetune(recipe, recipe.program, attempt)
     if loading_processes(recipe.data.workers if recipe.data else None, attempt.cpus) and recipe.n != 0:
         fork_server()  # it imports what loading needs while this process imports the rest
     # Imported here because torch and its libraries take seconds, which a plan does not need.
     from hpc_isl.stages.finetune import finetuning
 
-    finetuning.finetune(recipe, attempt)
+    return finetuning.finetune(recipe, attempt)
 
 
 def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
-    """Fine-tunes for ten seconds and scores one test field, to time them; keeps nothing."""
+    """Fine-tunes for ten seconds and scores one test field, to time them; keeps nothing.
+
+    Of another program nothing is timed: it cannot be asked to learn for ten seconds.
+    """
+    if recipe.program is not None:
+        return
     from hpc_isl.stages.finetune import finetuning
 
     finetuning.trial(recipe, attempt)
@@ -103,7 +117,10 @@ def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
 
 def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """Returns the recipe with globs expanded and absolute paths: the job may start in another folder."""
+    # A program of another arm changes nothing here, and is no reason to compute a network's arm again.
+    programs = [located(recipe.program)] if recipe.program else []
     changes: dict[str, object] = {
+        "programs": programs if recipe.arm != "best" else recipe.programs,
         "plates": expanded(recipe.plates),
         "pretrained": [run.absolute() for run in recipe.pretrained],
         "drafted": recipe.drafted and recipe.drafted.absolute(),
@@ -113,6 +130,11 @@ def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:
     if recipe.net:
         changes["net"] = located_net(recipe.net)
     return recipe.model_copy(update=changes)
+
+
+def _check_program(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> None:
+    if recipe.is_zero_shot and recipe.n != 0:
+        raise UserError(f"n={recipe.n}: {needs_training(recipe.arm)}; n=0 scores it as it is")
 
 
 def _check(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> None:
@@ -141,6 +163,8 @@ def _fingerprints(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> dict[str, s
     """Returns the fingerprints of plates, the split, and the weights that the arm starts from."""
     fingerprints = inputs.study.fingerprints | {"split": inputs.study.split.digest}
     start = inputs.start(recipe.arm)
+    if recipe.program is not None:
+        fingerprints["program"] = command_fingerprint(recipe.program)
     if start is not None:
         fingerprints["start"] = start.contract.weights
     if recipe.arm == "imagenet":
@@ -160,7 +184,10 @@ def _edits(labels: Mapping[tuple[Path, str], LabelState]) -> Iterator[str]:
 def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
     start = inputs.start(recipe.arm)
     origin = f", from {start.folder.parent}" if start else ""
-    yield f"{recipe.objects.kind}, arm {recipe.arm}{origin}: U-Net on {inputs.net.encoder}"
+    if recipe.program is not None:
+        yield from _program_messages(recipe, recipe.program)
+    else:
+        yield f"{recipe.objects.kind}, arm {recipe.arm}{origin}: U-Net on {inputs.net.encoder}"
     shown = ", ".join(f"{box.key} of {box.plate.name}" for box in inputs.learning[:6])
     named = f": {shown}" + ", …" * (len(inputs.learning) > 6) if shown else ""
     yield f"learns from {len(inputs.learning)} of {len(inputs.pool)} annotation boxes{named}"
@@ -169,7 +196,7 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
         yield f"scored on {count} boxes of {labels!r} ({labelled_by})"
     if not inputs.testing and not recipe.train_on_all:
         yield "no test field has such labels: nothing will be scored"
-    if recipe.n != 0:
+    if recipe.n != 0 and recipe.program is None:
         train = recipe.train
         length = f"{train.steps} steps" if train.steps else f"{train.epochs} epochs"
         yield f"{length} of {train.batch} crops of {train.crop} × {train.crop} pixels"
@@ -179,8 +206,22 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
             "see whether the start gets any better" * guards_start(recipe),
             "compare the arm" * compares_arms(recipe),
         ]
+        more = "the program learns twice more, from the others"
+        if recipe.program is None:
+            more = "two more networks learn from the others, in as many steps together"
         yield (
-            f"to {' and '.join(filter(None, purposes))}, boxes are left out in turn: two more networks learn "
-            "from the others, in as many steps together (left_out=never spares them)"
+            f"to {' and '.join(filter(None, purposes))}, boxes are left out in turn: {more} (left_out=never "
+            f"spares {'that' if recipe.program else 'them'})"
         )
     yield from inputs.remarks
+
+
+def _program_messages(recipe: FinetuneRecipe, program: ProgramRecipe) -> Iterator[str]:
+    learnt = program.train is not None and recipe.n != 0
+    commands = {"train": program.train if learnt else None, "predict": program.predict}
+    shown = "; ".join(f"{name}: {shlex.join(command)}" for name, command in commands.items() if command)
+    yield f"{recipe.objects.kind}, arm {recipe.arm}: another program; {shown}"
+    yield f"each call has {program.time_limit_s} s; segment counts {program.memory_gb:g} GB of memory for it"
+    for command in filter(None, commands.values()):
+        if missing(program, command):
+            yield f"warning: there is no {command[0]} here; the job fails unless its node has it"

@@ -19,6 +19,7 @@ from hpc_isl.stages.finetune.boxes import boxes_of, fields
 from hpc_isl.stages.finetune.inputs import LEARN, FinetuneInputs, needs, resolve_inputs
 from hpc_isl.stages.shared.following import FEW, FINAL, LEFT_OUT, MAIN, after_finetuning
 from hpc_isl.stages.shared.plate_views import expanded
+from hpc_isl.stages.shared.program import needs_training
 
 ALL = {"n": "all", "draw": 0, "train_where": {}, "fold": None, "train_on_all": True}
 NEEDS = ("random", "imagenet", "drafted", "random+isl", "imagenet+isl")
@@ -72,10 +73,12 @@ def _startable(recipes: Elements, inputs: FinetuneInputs, messages: list[str]) -
         arm, why = recipe.arm, ""
         if arm == "imagenet":
             why = "" if inputs.net.weights else "net.weights names no weights"
-        elif arm != "random" and arm not in inputs.starts:
+        elif arm != "random" and arm not in inputs.starts and recipe.program is None:
             why = needs(arm)
         if why:
             left_out.add(f"arm {arm} is left out: {why}")
+        elif recipe.is_zero_shot and recipe.n != 0:
+            left_out.add(f"n={recipe.n} of arm {arm} is left out: {needs_training(arm)}")
         elif recipe.n == 0 and arm in ("random", "imagenet"):
             left_out.add(f"n=0 of arm {arm} is left out: it knows nothing before an annotation")
         else:
@@ -131,7 +134,8 @@ def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
         raise UserError("arm=best: is for sweeps, which compare arms; name one")
     chosen = load_kept("finetune", _winner([Run(path) for path in recipe.among]).recipe)
     assert isinstance(chosen, FinetuneRecipe)
-    return chosen.model_copy(update={"among": recipe.among, **ALL})
+    n = 0 if chosen.is_zero_shot else "all"
+    return chosen.model_copy(update={"among": recipe.among, **ALL, "n": n})
 
 
 @dataclass
@@ -157,7 +161,10 @@ def _winner(runs: list[Run]) -> Run:
             return own is leader
         return bool(np.mean(behind) <= 1.96 * np.std(behind, ddof=1) / math.sqrt(len(behind)))
 
-    return min(filter(is_tie, candidates), key=lambda own: NEEDS.index(own.arm)).runs[0]
+    def needed(own: _Candidate) -> int:
+        return NEEDS.index(own.arm) if own.arm in NEEDS else len(NEEDS)  # a program needs to be installed
+
+    return min(filter(is_tie, candidates), key=needed).runs[0]
 
 
 def _candidates(runs: list[Run]) -> list[_Candidate]:
@@ -167,7 +174,9 @@ def _candidates(runs: list[Run]) -> list[_Candidate]:
         figures = (read_json(run.done / "finetune.json") or {}).get("figures", {})
         value = figures.get(MAIN[content["objects"]["kind"]], math.nan)
         left_out = read_json(run.folder / LEFT_OUT) or {}
-        if (math.isnan(value) and not left_out.get("kept_scores")) or content["n"] == 0:
+        # A program that learns nothing is as good at any N; other arms of N = 0 learn from all annotations.
+        learns = all(own["train"] for own in content.get("programs", []) if own["name"] == content["arm"])
+        if (math.isnan(value) and not left_out.get("kept_scores")) or (content["n"] == 0 and learns):
             continue
         key = repr({k: v for k, v in content.items() if k not in ("n", "draw", "fold", "train")})
         train = {k: v for k, v in content["train"].items() if k != "seed"}

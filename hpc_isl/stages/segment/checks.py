@@ -25,10 +25,12 @@ from hpc_isl.plates.store import (
     label_provenance,
     labels_checksum,
 )
+from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.recipes.segment import ReferenceRecipe, SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment.files import COPY, MAPS, FieldTask, content_hash, labels_name, maps_of
 from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs, kept_recipe, segment_inputs
+from hpc_isl.stages.shared.program import command_fingerprint, missing
 
 THREADS = 4
 SHOWN = 20
@@ -46,10 +48,11 @@ def check_inputs(inputs: SegmentInputs) -> Iterator[str]:
             raise UserError(
                 f"outputs: {name} cannot be kept, because {models.folder.parent} has none: {MAPS[name]}"
             )
-    if recipe.h_maxima is not None and models.kind != "cells":
-        way = (
-            "nuclei by the mask alone" if models.kind == "nuclei" else "objects in the stain that it predicts"
-        )
+    if models.contract.program is not None:
+        yield from _check_program(recipe, models.contract.program, models.contract.program_files)
+    if recipe.h_maxima is not None and (models.kind != "cells" or models.contract.program):
+        ways = {"nuclei": "nuclei by the mask alone", "stain": "objects in the stain that it predicts"}
+        way = "objects by another program" if models.contract.program else ways[models.kind]
         raise UserError(
             f"h_maxima={recipe.h_maxima:g}: parts cells by their distance map, and this model finds {way}"
         )
@@ -60,6 +63,17 @@ def check_inputs(inputs: SegmentInputs) -> Iterator[str]:
         yield _check_reference(inputs, recipe.reference_labels)
     if recipe.overlap is not None and not inputs.keeps_labels:
         yield "objects that two overlapping fields show count twice, because labels are not kept (outputs)"
+
+
+def _check_program(recipe: SegmentRecipe, program: ProgramRecipe, scored_with: str) -> Iterator[str]:
+    """Refuses what is said to networks alone; yields what is no longer as when the program was scored."""
+    for name in ("predict", "precision"):
+        if getattr(recipe, name) is not None:
+            raise UserError(f"{name}: is for networks, and this model is another program, {program.name}")
+    if missing(program, program.predict):
+        yield f"warning: there is no {program.predict[0]} here; the job fails unless its node has it"
+    elif command_fingerprint(program) != scored_with:
+        yield f"warning: a file that the commands of {program.name} name is another than when it was scored"
 
 
 def _check_plate(plate: PlateInput) -> Iterator[str]:
@@ -94,6 +108,8 @@ def check_large(recipe: SegmentRecipe, contract: Contract) -> None:
     """
     way = "or raise max_pixels_in_memory if memory holds the image"
     begin = f"an image of more than {recipe.max_pixels_in_memory:,} pixels (max_pixels_in_memory)"
+    if contract.program is not None:
+        raise UserError(f"{begin} is not cut for another program, {contract.program.name}: {way[3:]}")
     if (recipe.predict or contract.predict).tile is None:
         raise UserError(
             f"{begin} is not predicted as a whole: say in which tiles, as in "

@@ -69,7 +69,7 @@ def segment_field(task: FieldTask) -> Row:
         facts = _facts(segmenter, reader, task, predictions, table)
         facts |= _keep(segmenter, reader, task, predictions, table)
     facts |= {"device": segmenter.device, "seconds": round(monotonic() - start, 3)}
-    if doubt := segmenter.predictor.tiling_warning(reader.scale.shape):
+    if segmenter.predictor and (doubt := segmenter.predictor.tiling_warning(reader.scale.shape)):
         facts["doubt"] = doubt
     if reader.is_empty:
         facts["empty"] = True

@@ -28,6 +28,7 @@ from hpc_isl.plates.store import Index, edited, label_provenance, refuse_edited
 from hpc_isl.run import Run
 
 Row = dict[str, Any]
+SCRATCH = "scratch"  # below the run folder: files of fields under way
 BAND = 256  # rows that are hashed at once
 FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
 FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv", "assay_quality.csv")  # the same
@@ -77,7 +78,7 @@ class FieldTask:
 
     @property
     def scratch(self) -> Path:
-        return self.run / "scratch" / self.slug / self.file
+        return self.run / SCRATCH / self.slug / self.file
 
 
 # Added to the name of labels in single fields, by runs of earlier versions and where somebody draws while a
@@ -229,8 +230,8 @@ def content_hash(labels: Iterable[Labels], table: pa.Table) -> str:
 
 MAPS = {
     "stain": "a run of pretrain predicts a stain, also beside this model, as in stain=NAME",
-    "distance": "a model of cells predicts distances",
-    "mask": "a model that segments predicts a mask",
+    "distance": "a network that segments cells predicts distances",
+    "mask": "a network that segments predicts a mask",
 }
 """The maps that can be kept beside labels -> which model has them."""
 
@@ -267,6 +268,8 @@ def maps_of(outputs: Sequence[str], contract: Contract, stain: Contract | None) 
     if "stain" in outputs and (isl := contract if task is None else stain):
         roles = enumerate(isl.view.targets)
         channels += [(f"{role.channel} (predicted)", task is not None, number) for number, role in roles]
+    if contract.program is not None:
+        return Maps(tuple(channels))  # it gives labels alone
     if "distance" in outputs and task and task.kind == "cells":
         channels.append(("distance", False, 0))
     if "mask" in outputs and task:
@@ -294,7 +297,7 @@ def remove_partial_run(run: Run, attempt: int) -> None:
         _remove(folder.rglob(f".*{MARK}*"))
     for name in FILES:
         _remove(run.folder.glob(f".{name}.*{MARK}"))
-    _remove([run.folder / "scratch"])
+    _remove([run.folder / SCRATCH])
 
 
 def _remove(paths: Iterable[Path]) -> None:

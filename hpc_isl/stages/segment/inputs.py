@@ -121,7 +121,9 @@ class PlateInput:
         return whole + held + max(self._forward_memory(key, *pair) for pair in views)
 
     def _forward_memory(self, key: FieldKey, contract: Contract, view: View) -> int:
-        """Returns the bytes of one forward pass."""
+        """Returns the bytes of one forward pass, or of one call of a program."""
+        if contract.program is not None:
+            return round(contract.program.memory_gb * 1e9)
         from hpc_isl.learning.inference.predict import footprint  # brings torch
 
         tiling = self.recipe.predict or contract.predict

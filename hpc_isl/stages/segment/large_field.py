@@ -144,6 +144,7 @@ def _predict_into(
             made.append(_on_disk(file, np.float32, (len(band), *scale.shape)))
         made[0][:, rows] = band
 
+    assert predictor is not None  # of another program no image is this large: `checks.check_large`
     predictor.into(lambda box: sources(time, box), write, scale.shape)
     return made[0]
 

@@ -17,20 +17,23 @@ from numpy.typing import NDArray
 
 from hpc_isl.learning.data.fields import imaged_times
 from hpc_isl.learning.data.pixels import Box, Pixels
-from hpc_isl.learning.data.rescale import read_sources, to_full, to_full_box
+from hpc_isl.learning.data.rescale import labels_to_full, read_sources, to_full, to_full_box
 from hpc_isl.learning.inference.predict import Predictor
+from hpc_isl.learning.network.contract import PROGRAM
 from hpc_isl.learning.network.model import load
 from hpc_isl.learning.training.precision import as_scored, kind_of, resolve
 from hpc_isl.objects.confidence import MEASURES, confidence, measures
+from hpc_isl.objects.draft_labels import drop_small
 from hpc_isl.objects.types import Floats, Labels
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import open_plate, read_box, read_labels
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.segment.files import Maps, maps_of, schema_file
+from hpc_isl.stages.segment.files import SCRATCH, Maps, maps_of, schema_file
 from hpc_isl.stages.segment.inputs import PlateInput, kept_recipe
 from hpc_isl.stages.segment.models import Models, models_of
 from hpc_isl.stages.shared.decoding import Rule, decode, rule_of
+from hpc_isl.stages.shared.program import predict
 
 # Threads of one process share the networks: the second waits until the first has loaded them.
 _LOADING = Lock()
@@ -131,7 +134,7 @@ class FieldPrediction:
     """One field at one time.
 
     Attributes:
-        prediction: (output, y, x) as the network predicts it, on its own grid.
+        prediction: (output, y, x) as the network predicts it, on its own grid; of a program no output.
         stain: (target, y, x) on the grid of its model, or None.
         labels: (y, x) at full resolution.
         dropped: how many objects were too small to count.
@@ -150,6 +153,7 @@ class Segmenter:
     """The recipe and the networks, loaded once and kept by a process from field to field.
 
     Attributes:
+        predictor: the network that segments; None: another program does, in files below the folder `scratch`.
         device: kind of device and precision, as in `cpu AVX512 fp32`: on each results are bit-identical.
         rule: how a prediction becomes labels.
         schema: of the tables of objects.
@@ -157,12 +161,13 @@ class Segmenter:
 
     recipe: SegmentRecipe
     models: Models
-    predictor: Predictor
+    predictor: Predictor | None
     device: str
     rule: Rule
     stain: Predictor | None
     maps: Maps
     schema: pa.Schema
+    scratch: Path
 
     def reader(self, plate: Path, key: FieldKey) -> FieldReader:
         """Returns the reader of a field."""
@@ -177,15 +182,21 @@ class Segmenter:
             # No objects; the record tells that from an empty image.
             task, zeros = self.models.contract.task, np.zeros(reader.shape, np.uint32)
             outputs = task.outputs if task else len(self.models.view.targets)
+            outputs = 0 if self.predictor is None else outputs
             stain = None
             if self.models.stain_view and reader.stain_scale:
                 stain = np.zeros((len(self.models.stain_view.targets), *reader.stain_scale.shape), np.float32)
             return FieldPrediction(np.zeros((outputs, *reader.scale.shape), np.float32), stain, zeros)
-        prediction = self.predictor(reader.sources(time))
-        full = to_full(prediction, reader.scale, reader.shape)
         stain = self.stain(reader.stain_sources(time)) if self.stain else None
+        if self.predictor is None:
+            prediction = np.zeros((0, *reader.scale.shape), np.float32)
+        else:
+            prediction = self.predictor(reader.sources(time))
         if reader.is_empty:
             return FieldPrediction(prediction, stain, np.zeros(reader.shape, np.uint32))
+        if self.predictor is None:
+            return FieldPrediction(prediction, stain, *self._by_program(reader, time))
+        full = to_full(prediction, reader.scale, reader.shape)
         labels, dropped = decode(full, self.rule_on(reader))
         return FieldPrediction(prediction, stain, labels, dropped, self.measures(reader, labels, full))
 
@@ -208,6 +219,13 @@ class Segmenter:
         values = np.empty((0, len(MEASURES))) if values is None else values
         return {column: confidence(column, values, task.confidence or ())}
 
+    def _by_program(self, reader: FieldReader, time: int) -> tuple[Labels, int]:
+        """Returns the labels of a field at full resolution, and how many objects were too small to count."""
+        program = self.models.contract.program
+        assert program is not None
+        [labels] = predict(program, [reader.sources(time)], self.models.folder / PROGRAM, self.scratch)
+        return drop_small(labels_to_full(labels, reader.scale, reader.shape), self.rule_on(reader).min_area)
+
     def rule_on(self, reader: FieldReader) -> Rule:
         """Returns the rule for the pixels of a field at full resolution."""
         return self.rule.finer(reader.scale.to_level_0, reader.index.plate.pixel_um)
@@ -223,17 +241,22 @@ def load_segmenter(run: Path) -> Segmenter:
 def _segmenter(run: Path) -> Segmenter:
     recipe = kept_recipe(Run(run))
     models = models_of(recipe)
-    predictor = _predictor(recipe, models.folder)
+    program = models.contract.program
+    predictor = _predictor(recipe, models.folder) if program is None else None
+    device = (
+        kind_of(predictor.device, predictor.dtype) if predictor else f"program {program and program.name}"
+    )
     given = {"h_maxima": recipe.h_maxima, "min_area": recipe.min_area}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if recipe.min_area is not None:
         changes["min_area_um2"] = None  # the recipe's pixels replace the model's micrometres
     return Segmenter(
-        recipe, models, predictor, kind_of(predictor.device, predictor.dtype),
+        recipe, models, predictor, device,
         replace(rule_of(models.contract.task), **changes),
         stain=_predictor(recipe, models.stain) if models.stain else None,
         maps=maps_of(recipe.outputs, models.contract, models.stain_contract),
         schema=pq.read_schema(schema_file(run)),
+        scratch=run / SCRATCH,
     )  # fmt: skip
 
 

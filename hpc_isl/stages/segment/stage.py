@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,6 +149,8 @@ def _workload(inputs: SegmentInputs) -> Workload:
         "stain": stain and net_like(stain.net, stain.predict), "threads": recipe.threads,
         "precision": recipe.precision, "compile": recipe.compile,
     }  # fmt: skip
+    if contract.program is not None:
+        like["program"] = contract.program.predict
     count = len(inputs.fields)
     # The first field belongs to the start.
     return Workload(like, {FIELDS: _pixels(inputs) / 1e6 * (count - 1) / count})
@@ -163,9 +166,12 @@ def _messages(inputs: SegmentInputs) -> Iterator[str]:
     kind = f"{task.kind}, arm {task.arm}" if task else "a stain, from which objects are drafted"
     tile = (recipe.predict or models.contract.predict).tile
     tiles = f"tiles of {tile} pixels" if tile else "whole fields"
+    how = f"U-Net on {models.contract.net.encoder}, {tiles}"
+    if models.contract.program is not None:
+        how = f"another program, {shlex.join(models.contract.program.predict)}"
     pixel_um = recipe.pixel_um or models.contract.view.pixel_um
     sees = f"pixels of {pixel_um:.3g} µm" if pixel_um else "pixels of unknown size"
-    yield f"model {models.folder.parent}: {kind}; U-Net on {models.contract.net.encoder}, {tiles}, {sees}"
+    yield f"model {models.folder.parent}: {kind}; {how}, {sees}"
     least = recipe.min_area if recipe.min_area is not None else task.min_area if task else 0
     if recipe.min_area is None and task and task.min_area_um2 is not None:
         yield f"objects of less than {task.min_area_um2:.3g} µm² are dropped, and counted"
