@@ -13,7 +13,6 @@ from pathlib import Path
 from hpc_isl import submit
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.base import Arrangement, Recipe
-from hpc_isl.recipes.load import RECIPES
 from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.stages.stage_table import STAGES, Stage
 from hpc_isl.tasks import Workload
@@ -58,7 +57,6 @@ class CountRecipe(Recipe):
     """the runs that it adds up"""
 
 
-RECIPES["count"] = CountRecipe
 STAGES["count"] = Stage("count", "counts to a number", "counting", "counting.CountRecipe")
 
 

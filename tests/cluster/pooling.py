@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from hpc_isl.recipes.base import Recipe
-from hpc_isl.recipes.load import RECIPES
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.stage_table import STAGES, Stage
 from hpc_isl.tasks import MemoryRequirement, Pools, Task
@@ -22,7 +21,6 @@ class SquareRecipe(Recipe):
     """that each takes"""
 
 
-RECIPES["square"] = SquareRecipe
 STAGES["square"] = Stage("square", "computes squares", "pooling", "pooling.SquareRecipe", pooled=True)
 
 
