@@ -128,7 +128,8 @@ class FinetuneRecipe(Recipe):
     `programs`; best: in a sweep, the arm that scored best"""
     n: Count | Literal["all"] = "all"
     """annotation boxes to learn from, drawn from those of the training fields; objects are counted
-    beside them. 0: no annotation at all, the stain that the ISL model predicts is thresholded"""
+    beside them. 0: no annotation at all: the stain that the ISL model predicts is thresholded, a program
+    segments as it is"""
     draw: Count = 0
     """which N boxes, and with `train.seed` all chance in training: the N of one draw hold those of
     every smaller N, and are the same for all arms"""
