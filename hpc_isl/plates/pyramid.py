@@ -48,7 +48,9 @@ def write_pyramid(
     for level in range(levels):
         if level:
             pixels = _coarser(pixels, method)
-        create_level(folder, level, pixels.shape, pixels.dtype, axes, codec).write(pixels).result()
+        store = create_level(folder, level, pixels.shape, pixels.dtype, axes, codec)
+        # Without a copy: the pixels stay as they are until all of them are written.
+        store.write(pixels, can_reference_source_data_indefinitely=True).result()
     _open.cache_clear()  # arrays that were replaced are opened again
 
 
