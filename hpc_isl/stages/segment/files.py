@@ -230,8 +230,8 @@ def content_hash(labels: Iterable[Labels], table: pa.Table) -> str:
 
 MAPS = {
     "stain": "a run of pretrain predicts a stain, also beside this model, as in stain=NAME",
-    "distance": "a network that segments cells predicts distances",
-    "mask": "a network that segments predicts a mask",
+    "distance": "a model of cells predicts distances",
+    "mask": "a model that segments predicts a mask",
 }
 """The maps that can be kept beside labels -> which model has them."""
 
