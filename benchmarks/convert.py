@@ -32,7 +32,7 @@ from statistics import median
 
 # Nothing large is imported here, for a process that is started begins with the memory of this one.
 
-OURS = Path(__file__).parents[1]
+OURS = Path(__file__).resolve().parents[1]
 PLANES = 9
 CHUNK, LEVEL = 256, 5
 PARTS = ("decode", "codec", "write")
@@ -54,6 +54,9 @@ def main() -> None:
     words.add_argument("--make-large", type=Path, help=argparse.SUPPRESS)
     words.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     given = words.parse_args()
+    for name in ("old", "real", "made", "peers"):
+        if path := getattr(given, name):
+            setattr(given, name, path.resolve())
     if given.parts:
         print(json.dumps(_parts(given.parts)))
         return
@@ -124,7 +127,11 @@ def _compare(kind: str, export: Path, folder: Path, given: argparse.Namespace, f
 
 def measured(command: list[str], environment: dict[str, str]) -> tuple[str, float, float]:
     """Returns what a command prints, its CPU seconds with its processes', and the MB of the largest."""
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    # Elsewhere than in a checkout, which `python -m` would prefer to the build that PYTHONPATH names.
+    elsewhere = tempfile.gettempdir()
+    with subprocess.Popen(
+        command, env=environment, cwd=elsewhere, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -185,7 +192,9 @@ def images_of(export: Path) -> list[Path]:
 
 
 def _script(folder: Path, *words: str) -> str:
-    return measured([sys.executable, __file__, *words], environment_of(OURS, folder))[0]
+    return measured(
+        [sys.executable, str(OURS / "benchmarks" / Path(__file__).name), *words], environment_of(OURS, folder)
+    )[0]
 
 
 # ---------------------------------------------------------------- exports
