@@ -42,21 +42,19 @@ PEERS = {"ngio": ("ngio==1.1.3", *READING), "ome-zarr": ("ome-zarr==0.18.0", *RE
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    words.add_argument("--old", type=Path, help="checkout of an earlier build")
-    words.add_argument("--real", type=Path, help="a Harmony export, converted beside the made-up ones")
-    words.add_argument("--made", type=Path, help="keeps the made-up exports there")
+    absolute: Callable[[str], Path] = lambda text: Path(text).resolve()  # noqa: E731
+    words.add_argument("--old", type=absolute, help="checkout of an earlier build")
+    words.add_argument("--real", type=absolute, help="a Harmony export, converted beside the made-up ones")
+    words.add_argument("--made", type=absolute, help="keeps the made-up exports there")
     words.add_argument("--fields", type=int, default=6)
     words.add_argument("--edge", type=int, default=2160)
     words.add_argument("--rounds", type=int, default=3)
-    words.add_argument("--peers", type=Path, help="environments of ngio and ome-zarr-py")
+    words.add_argument("--peers", type=absolute, help="environments of ngio and ome-zarr-py")
     words.add_argument("--plan", action="store_true", help="only plans a plate of 31,104 files")
     words.add_argument("--parts", type=Path, help=argparse.SUPPRESS)
     words.add_argument("--make-large", type=Path, help=argparse.SUPPRESS)
     words.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     given = words.parse_args()
-    for name in ("old", "real", "made", "peers"):
-        if path := getattr(given, name):
-            setattr(given, name, path.resolve())
     if given.parts:
         print(json.dumps(_parts(given.parts)))
         return
