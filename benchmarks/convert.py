@@ -32,7 +32,7 @@ from statistics import median
 
 # Nothing large is imported here, for a process that is started begins with the memory of this one.
 
-OURS = Path(__file__).parents[1]
+OURS = Path(__file__).resolve().parents[1]
 PLANES = 9
 CHUNK, LEVEL = 256, 5
 PARTS = ("decode", "codec", "write")
@@ -42,13 +42,14 @@ PEERS = {"ngio": ("ngio==1.1.3", *READING), "ome-zarr": ("ome-zarr==0.18.0", *RE
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    words.add_argument("--old", type=Path, help="checkout of an earlier build")
-    words.add_argument("--real", type=Path, help="a Harmony export, converted beside the made-up ones")
-    words.add_argument("--made", type=Path, help="keeps the made-up exports there")
+    absolute: Callable[[str], Path] = lambda text: Path(text).resolve()  # noqa: E731
+    words.add_argument("--old", type=absolute, help="checkout of an earlier build")
+    words.add_argument("--real", type=absolute, help="a Harmony export, converted beside the made-up ones")
+    words.add_argument("--made", type=absolute, help="keeps the made-up exports there")
     words.add_argument("--fields", type=int, default=6)
     words.add_argument("--edge", type=int, default=2160)
     words.add_argument("--rounds", type=int, default=3)
-    words.add_argument("--peers", type=Path, help="environments of ngio and ome-zarr-py")
+    words.add_argument("--peers", type=absolute, help="environments of ngio and ome-zarr-py")
     words.add_argument("--plan", action="store_true", help="only plans a plate of 31,104 files")
     words.add_argument("--parts", type=Path, help=argparse.SUPPRESS)
     words.add_argument("--make-large", type=Path, help=argparse.SUPPRESS)
@@ -124,7 +125,11 @@ def _compare(kind: str, export: Path, folder: Path, given: argparse.Namespace, f
 
 def measured(command: list[str], environment: dict[str, str]) -> tuple[str, float, float]:
     """Returns what a command prints, its CPU seconds with its processes', and the MB of the largest."""
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    # Elsewhere than in a checkout, which `python -m` would prefer to the build that PYTHONPATH names.
+    elsewhere = tempfile.gettempdir()
+    with subprocess.Popen(
+        command, env=environment, cwd=elsewhere, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -185,7 +190,9 @@ def images_of(export: Path) -> list[Path]:
 
 
 def _script(folder: Path, *words: str) -> str:
-    return measured([sys.executable, __file__, *words], environment_of(OURS, folder))[0]
+    return measured(
+        [sys.executable, str(OURS / "benchmarks" / Path(__file__).name), *words], environment_of(OURS, folder)
+    )[0]
 
 
 # ---------------------------------------------------------------- exports
