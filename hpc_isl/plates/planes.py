@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EISDIR
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -113,7 +114,9 @@ def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
 
 def _image_in(array: Path) -> OtherImage:
     """Returns the image of OME-Zarr to whose levels an array belongs."""
-    image = next(folder for folder in array.parents if is_group(folder))
+    image = next((folder for folder in array.parents if is_group(folder)), None)
+    if image is None:
+        raise IsADirectoryError(EISDIR, "is a folder, and no array of OME-Zarr")
     return read_image(image.parent, FieldKey("A01", "0"), image.name)
 
 
