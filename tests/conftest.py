@@ -24,15 +24,18 @@ from scipy.ndimage import gaussian_filter
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Side by side run the tests of different files, but those on a real Slurm one after the other.
 
-    These begin, because they take longest and mostly wait.
+    Not in `pytest_collection_modifyitems`: xdist has read the groups by then.
     """
+    group = "slurm" if item.path.parent.name == "slurm" else str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on a real Slurm begin, because they take longest and mostly wait."""
     items.sort(key=lambda item: item.path.parent.name != "slurm")  # stable: all else keeps its order
-    for item in items:
-        group = "slurm" if item.path.parent.name == "slurm" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 COUNTING = Path(__file__).parent / "cluster"
