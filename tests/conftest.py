@@ -18,24 +18,26 @@ import pytest
 from eventually import eventually
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from xdist.scheduler import LoadScopeScheduling
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and processes inherit that: then
 # no test of Ctrl-C could pass.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+class Scheduler(LoadScopeScheduling):
     """Side by side run the tests of different files, but those on a real Slurm one after the other.
 
-    Not in `pytest_collection_modifyitems`: xdist has read the groups by then.
+    Not by `--dist loadgroup`: with pytest 9.2, xdist 3.8 sets the groups where nobody reads them.
     """
-    group = "slurm" if item.path.parent.name == "slurm" else str(item.path)
-    item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "slurm" if "/slurm/" in file else file
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on a real Slurm begin, because they take longest and mostly wait."""
-    items.sort(key=lambda item: item.path.parent.name != "slurm")  # stable: all else keeps its order
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)
 
 
 COUNTING = Path(__file__).parent / "cluster"
