@@ -11,8 +11,9 @@ SUFFIX = ".hpc_isl"
 
 
 def beside(plate: Path) -> Path:
-    """Returns `PLATE.hpc_isl` beside `PLATE.zarr`, whether it exists or not."""
-    return plate.with_suffix(SUFFIX) if plate.name else plate
+    """Returns `PLATE.hpc_isl` beside `PLATE.zarr` or `PLATE`, whether it exists or not."""
+    # Of other endings nothing is cut off: plates may be called by dates, 2026.11.29.
+    return plate.with_name(plate.name.removesuffix(".zarr") + SUFFIX) if plate.name else plate
 
 
 def home_of(plate: Path) -> Path:

@@ -88,7 +88,9 @@ class PixelSource:
         path = next(path for path in reversed(self.levels[: level + 1]) if path is not None)
         folder = plate / self.image / path
         if not folder.is_dir() or nodes.files_digest(folder) != self.files[path]:
-            raise UserError(f"{folder}: its files changed since the plate was adopted; {mend(plate)}")
+            raise UserError(
+                f"{folder}: its files, or their times, changed since the plate was adopted; {mend(plate)}"
+            )
 
 
 def mend(plate: Path) -> str:

@@ -138,10 +138,14 @@ def _images(path: Path, stated: Mapping[str, Any]) -> tuple[list[OtherImage], li
     missing = [well for well, where in wells.items() if not nodes.is_group(path / where)]
     gaps = f"{len(missing)} wells are listed and not there: {', '.join(missing[:10])}" if missing else ""
     places: list[tuple[FieldKey, str]] = []
-    for well, where in wells.items():
-        if well not in missing:
-            places += _well_images(path / where, well, where)
     images, problems = [], []
+    for well, where in wells.items():
+        if well in missing:
+            continue
+        try:
+            places += _well_images(path / where, well, where)
+        except UserError as error:  # one damaged well makes no other unreadable
+            problems.append(Problem(FieldKey(well, "1"), str(error)))
     with ThreadPoolExecutor(THREADS) as pool:  # thousands of small files wait for the file system together
         for (key, _), image in zip(
             places, pool.map(lambda place: _try_image(path, *place), places), strict=True
@@ -277,7 +281,8 @@ def _field(
 
 def _layout(stated: Mapping[str, Any], wells: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns all rows and columns of the format that the plate states, or of the smallest that fits."""
-    shape = len(stated.get("rows") or ()), len(stated.get("columns") or ())
+    stated_axes = stated.get("rows") or (), stated.get("columns") or ()
+    shape = tuple(len(axis) if isinstance(axis, list) else 0 for axis in stated_axes)
     for count, size in FORMATS.items():
         if size == shape:
             try:
@@ -290,8 +295,8 @@ def _layout(stated: Mapping[str, Any], wells: set[str]) -> tuple[tuple[str, ...]
 def _acquisitions(stated: Mapping[str, Any], images: Sequence[OtherImage]) -> dict[int, str]:
     """Returns number -> name of the passes in which images were taken."""
     named = {
-        int(entry.get("id", 0)): str(entry.get("name") or entry.get("id", 0))
+        entry.get("id", 0): str(entry.get("name") or entry.get("id", 0))
         for entry in stated.get("acquisitions") or ()
-        if isinstance(entry, dict)
+        if isinstance(entry, dict) and isinstance(entry.get("id", 0), int)
     }
     return {number: named.get(number, str(number)) for number in sorted({i.key.acquisition for i in images})}

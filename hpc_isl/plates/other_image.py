@@ -58,9 +58,13 @@ class OtherImage:
         return t, c, z, y, x
 
     def levels(self) -> tuple[str | None, ...]:
-        """Returns the array of each level that halves y and x of the one before; None: it has none."""
+        """Returns the array of each level that halves y and x of the one before; None: it has none.
+
+        One of another type than level 0 holds other values, and is none.
+        """
         *rest, y, x = self.shape
-        stored = {self.shape_of(n): path for n, path in reversed(list(enumerate(self.paths)))}
+        alike = [n for n, own in enumerate(self.arrays) if own.dtype == self.arrays[0].dtype]
+        stored = {self.shape_of(n): self.paths[n] for n in reversed(alike)}
         shapes = [(*rest, -(-y // 2**k), -(-x // 2**k)) for k in range(count_levels(self.shape, None))]
         return (self.paths[0], *(stored.get(shape) for shape in shapes[1:]))
 

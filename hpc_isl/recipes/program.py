@@ -47,6 +47,14 @@ class CommandRecipe(Strict):
     time_limit_s: Positive = 3600
     """seconds after which a call is ended, with all processes that it has started, and has failed"""
 
+    @field_validator("env")
+    @classmethod
+    def _names_variables(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(f"{name!r} cannot be the name of a variable, or its value has a zero byte")
+        return env
+
     @field_validator("predict")
     @classmethod
     def _predicts(cls, predict: list[str]) -> list[str]:

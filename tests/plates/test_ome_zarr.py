@@ -19,12 +19,23 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates import ome_zarr
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
 from hpc_isl.plates.statistics import measure
-from hpc_isl.plates.store import Index, finalise, open_plate, read_box, write_field, write_labels
+from hpc_isl.plates.store import (
+    Index,
+    finalise,
+    open_level,
+    open_plate,
+    read_box,
+    rebuild_index,
+    write_field,
+    write_labels,
+)
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import AdoptRecipe, CodecRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.adopt.stage import adopt, plan
 from hpc_isl.stages.convert import stage as convert_stage
+from hpc_isl.stages.inspect import validate
+from hpc_isl.stages.set_metadata import metadata_edit
 
 CHANNELS = (Channel("Brightfield", False), Channel("DAPI", color="0000FF"), Channel("GFP", color="00FF00"))
 
@@ -303,7 +314,9 @@ def test_only_what_changed_is_measured_again(index: Index, tmp_path: Path) -> No
     write_labels(found.image(key), "drawn", np.ones((301, 270), int), origin="human", boxes=[(0, 0, 9, 9)])
     array = zarr.open_array(other / "C" / "11" / "1" / "0", mode="r+")
     array[0, 1, 0, 5, 6] = 999
-    with pytest.raises(UserError, match=r"files changed since the plate was adopted; .* adopt .*P01.zarr"):
+    with pytest.raises(
+        UserError, match=r"files, or their times, changed since the plate was adopted; .* adopt .*P01.zarr"
+    ):
         _fresh(found, key)
     run = Run(tmp_path / "runs" / "adopt" / "again")
     adopt(recipe(other), Attempt(run))
@@ -313,6 +326,46 @@ def test_only_what_changed_is_measured_again(index: Index, tmp_path: Path) -> No
     assert again.statistics[key].planes[0, 1, 0].max == 999
     assert _fresh(again, key)[0, 1, 0, 5, 6] == 999
     assert [path.name for path in (again.image(key) / "labels").iterdir() if path.is_dir()] == ["drawn"]
+
+
+def _images_say(other: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    for path in other.glob("*/*/*/.zattrs"):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+
+def _swap_channels(content: dict[str, Any]) -> None:
+    content["omero"]["channels"].reverse()
+
+
+def test_names_of_channels_that_changed_are_taken_over_everywhere(index: Index, tmp_path: Path) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    before = adopted(other)
+    _images_say(other, _swap_channels)
+    after = adopted(other)
+    names = [channel.name for channel in before.plate.channels]
+    assert [channel.name for channel in after.plate.channels] == names[::-1]
+    assert after.fingerprint != before.fingerprint
+    assert rebuild_index(after.path).fingerprint == after.fingerprint
+    assert validate(other, deep=True) == []
+
+
+def test_corrections_by_set_are_never_laid_over_a_plate_that_says_something_else(
+    index: Index, tmp_path: Path
+) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    adopted(other)
+    metadata_edit(other, ["pixel_um=0.5"]).apply()
+    assert adopted(other).plate.pixel_um == 0.5
+    name = index.plate.channels[-1].name
+    with pytest.raises(
+        UserError, match=r"`set` has corrected what the plate said .* correct the plate by `set`"
+    ):
+        plan(recipe(other, f"transmitted=[{name}]"))
+    _images_say(other, _swap_channels)
+    with pytest.raises(UserError, match="`set` has corrected what the plate said"):
+        plan(recipe(other))
 
 
 def _fresh(index: Index, key: FieldKey) -> np.ndarray:
@@ -333,7 +386,7 @@ def test_a_change_of_any_file_of_a_level_is_seen(how: str, index: Index, tmp_pat
         chunk.unlink()
     else:
         chunk.with_name("77").write_bytes(b"")
-    with pytest.raises(UserError, match="files changed since the plate was adopted"):
+    with pytest.raises(UserError, match="files, or their times, changed since the plate was adopted"):
         _fresh(found, key)
     _fresh(found, FieldKey("B02", "1"))
 
@@ -468,6 +521,44 @@ def test_images_that_cannot_be_read_are_left_out_on_request(index: Index, tmp_pa
     assert "has no multiscales" in reasons["C11/1"]
 
 
+def test_one_damaged_well_makes_no_other_unreadable(index: Index, tmp_path: Path) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    (other / "C" / "11" / ".zattrs").write_text('{"well": ')
+    with pytest.raises(UserError, match=r"C/11/\.zattrs is damaged"):
+        plan(recipe(other))
+    found = adopted(other, "on_error=skip")
+    assert {field.key.well for field in found.plate.fields} == {"B02"}
+    assert [problem.key.well for problem in found.problems] == ["C11"]
+
+
+def test_levels_of_another_type_are_not_taken_for_coarser_ones(index: Index, tmp_path: Path) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    for image in sorted(path.parent for path in other.glob("*/*/*/.zattrs")):
+        level = zarr.open_array(image / "1", mode="r")
+        scaled = level[:].astype("f8") / 65535
+        shutil.rmtree(image / "1")
+        zarr.create_array(image / "1", data=scaled, zarr_format=2, chunks=level.chunks)
+    found, whole = adopted(other), adopted(write_other(index, tmp_path / "whole" / "P01.zarr"))
+    for field in found.plate.fields:
+        theirs, ours = (open_level(own.image(field.key), 1).read().result() for own in (found, whole))
+        assert theirs.dtype == ours.dtype
+        np.testing.assert_allclose(theirs, ours, atol=1)
+
+
+def test_plates_that_are_called_by_dates_have_an_index_each(index: Index, tmp_path: Path) -> None:
+    names = ("2026.11.28", "2026.11.29", "run.zarr")
+    found = [adopted(write_other(index, tmp_path / name)).path.name for name in names]
+    assert found == ["2026.11.28.hpc_isl", "2026.11.29.hpc_isl", "run.hpc_isl"]
+
+
+def test_odd_entries_of_a_plate_that_nothing_needs_do_no_harm(index: Index, tmp_path: Path) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    content = json.loads((other / ".zattrs").read_text())
+    content["plate"] |= {"acquisitions": [{"id": "a"}, 3], "rows": "AB"}
+    group(other, "0.4", content)
+    assert len(adopted(other).plate.fields) == len(index.plate.fields)
+
+
 def test_what_is_no_plate_and_what_is_ours_is_not_adopted(index: Index, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such plate"):
         plan(recipe(tmp_path / "none.zarr"))
@@ -483,6 +574,9 @@ def test_what_is_no_plate_and_what_is_ours_is_not_adopted(index: Index, tmp_path
         plan(recipe(other))
     found = adopted(other, f"index={tmp_path}/mine")
     second = write_other(index, tmp_path / "second" / "P01.zarr")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file is a file; a folder is made there"):
+        plan(recipe(other, f"index={tmp_path}/file"))
     with pytest.raises(UserError, match=r"mine belongs to .*P01.zarr; choose another index"):
         plan(recipe(second, f"index={found.path}"))
 

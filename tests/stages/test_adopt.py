@@ -87,7 +87,9 @@ def test_an_adopted_plate_is_described_checked_and_its_changes_are_named(pair: t
     chunk = next(path for path in (other / "B" / "02" / "1" / "0").rglob("0") if path.is_file())
     chunk.write_bytes(chunk.read_bytes()[:-1])
     assert any(line.startswith("changed") and "B02/1" in line for line in inspect(other))
-    assert any("B02/1: " in problem and "files changed" in problem for problem in validate(other))
+    assert any(
+        "B02/1: " in problem and "files, or their times, changed" in problem for problem in validate(other)
+    )
 
 
 def test_a_notebook_reads_an_adopted_plate_as_a_converted_one(pair: tuple[Path, Path]) -> None:

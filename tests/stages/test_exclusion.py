@@ -80,6 +80,25 @@ def test_a_field_like_its_neighbours_changes_no_readout_per_field(tmp_path: Path
     assert less.objects == whole.objects * 3 / 4
 
 
+def test_an_object_that_two_fields_show_counts_where_its_field_stays(tmp_path: Path) -> None:
+    """Of four fields the first shows an object that the second and third show again."""
+    twice = {("B02", "2", 1): "B02/1:2", ("B02", "3", 2): "B02/1:2", ("B02", "2", 3): "B02/4:1"}
+    run = made_up_segmentation(tmp_path, [replace(PLATE, twice=twice)])
+    whole, less = (
+        rows(run, tmp_path, listed=listed).set_index("well")
+        for listed in ("well,field\nC03,1\n", "well,field\nC03,1\nB02,1\n")
+    )
+    fields = rows(run, tmp_path, "field", "well,field\nB02,1\n").set_index(["well", "field"]).objects["B02"]
+    raw = pd.concat(pd.read_parquet(path) for path in (run.folder / "objects/P01").glob("B02-*.parquet"))
+    found = raw.groupby("field").label.count()
+    assert whole.objects["B02"] == found.sum() - 3
+    # One of the two that showed it again counts now; what field 4 shows is still counted there.
+    assert less.objects["B02"] == found[["2", "3", "4"]].sum() - 2
+    assert fields[["2", "3", "4"]].to_list() == [found["2"] - 1, found["3"] - 1, found["4"]]
+    objects = rows(run, tmp_path, "object", "well,field\nB02,1\n")
+    assert (objects.well == "B02").sum() == less.objects["B02"]
+
+
 def test_much_that_is_left_out_and_more_of_treated_wells_is_said(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text(OUT)
     made = table(run, tmp_path / "t.csv", heat_maps=[], exclude=tmp_path / "out.csv")
@@ -95,6 +114,9 @@ def test_much_that_is_left_out_and_more_of_treated_wells_is_said(run: Run, tmp_p
     [
         ("well,feild\nB02,1\n", "has no column 'field'; did you mean 'feild'"),
         ("well,field\nB02,1\nB02,9\n", "line 3: no field B02/9"),
+        ("well,field,reason\n\nB02\n", "line 3: no field B02/;"),
+        ("well\nB02\n", "has no column 'field'"),
+        ("\n", "has no column 'well'"),
         ("plate,well,field\nP02,B02,1\n", "line 2: no plate 'P02' in this run; did you mean 'P01'"),
     ],
 )

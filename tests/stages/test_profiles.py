@@ -143,6 +143,22 @@ def test_pycytominers_columns_are_metadata_or_features_without_spaces(
     assert theirs["Objects_area_um2"].equals(ours[area])
 
 
+def test_a_number_of_objects_stays_one_where_readouts_are_relative(run: Run, tmp_path: Path) -> None:
+    plain, both = wells_of(run, tmp_path), {"names": "pycytominer", "normalise": "negative_controls"}
+    relative = wells_of(run, tmp_path, normalise="negative_controls")
+    named = wells_of(run, tmp_path, **both)
+    assert named.Metadata_Object_Count.equals(plain.objects.rename("Metadata_Object_Count"))
+    assert named.Objects_objects.to_numpy() == pytest.approx(relative.objects.to_numpy())
+
+
+def test_how_an_object_was_found_is_no_readout_of_a_well() -> None:
+    wells = pd.DataFrame(
+        {"plate": ["P"] * 2, "control": "negative", "objects": [1, 2], "median_score": [0.5, 0.6]}
+    )
+    assert normalised(wells, "plate")[0].median_score.tolist() == [0.5, 0.6]
+    assert pycytominer_names(list(wells), "cells", [])["median_score"] == "Metadata_score"
+
+
 def test_two_channels_that_would_be_one_are_refused() -> None:
     with pytest.raises(UserError, match="two columns would be called Nuclei_DAPI_405_mean"):
         pycytominer_names(["plate", "DAPI 405_mean", "DAPI_405_mean"], "nuclei", [])

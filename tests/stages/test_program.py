@@ -395,7 +395,7 @@ def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_pat
     ):
         programs.predict(slow, [np.zeros((1, 4, 4), np.float32)], None, tmp_path / "scratch")
     child = int((tmp_path / "child").read_text())
-    eventually(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+    assert eventually(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
 
 
 def test_a_program_is_ended_when_the_attempt_is_to_stop(plate, tmp_path):
@@ -404,7 +404,7 @@ def test_a_program_is_ended_when_the_attempt_is_to_stop(plate, tmp_path):
     attempt = Attempt(run)
     thread = threading.Thread(target=finetune, args=(plan(own).recipe, attempt))
     thread.start()
-    eventually(lambda: list((run.folder / "scratch").glob("*/stderr")))
+    assert eventually(lambda: list((run.folder / "scratch").glob("*/stderr")))
     attempt.stopping.set()
     thread.join(30)
     assert not thread.is_alive()
@@ -445,7 +445,10 @@ def test_a_program_does_not_outlive_a_caller_that_was_killed(tmp_path):
     marker = tmp_path / "pid"
     script = tmp_path / "waits.py"
     script.write_text(
-        f"import os, time\nopen({str(marker)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+        "import os, subprocess, sys, time\n"
+        "if len(sys.argv) > 2:  # as `conda run` does, it starts another one\n"
+        "    sys.exit(subprocess.call([sys.executable, __file__]))\n"
+        f"open({str(marker)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     )
     caller = (
         "import numpy as np\nfrom pathlib import Path\n"
@@ -455,12 +458,12 @@ def test_a_program_does_not_outlive_a_caller_that_was_killed(tmp_path):
         f"predict(own, [np.zeros((1, 4, 4), np.float32)], None, Path({str(tmp_path)!r}) / 'scratch')\n"
     )
     process = subprocess.Popen([sys.executable, "-c", caller], cwd=Path(__file__).parents[2])
-    eventually(lambda: marker.exists() and marker.read_text())
+    assert eventually(lambda: marker.exists() and marker.read_text())
     pid = int(marker.read_text())
     assert psutil.pid_exists(pid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+    assert eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
 
 
 def test_the_environment_is_that_of_the_job_and_its_own_and_no_shell_reads_it(tmp_path, monkeypatch):
@@ -479,6 +482,39 @@ def test_the_environment_is_that_of_the_job_and_its_own_and_no_shell_reads_it(tm
     with pytest.raises(UserError, match="exit code 3, without a word"):
         programs.predict(own, [np.zeros((1, 4, 4), np.float32)], None, tmp_path / "scratch")
     assert json.loads((tmp_path / "told").read_text()) == [words[:3], None, "job", "2"]
+
+
+def test_what_a_program_has_started_does_not_outlive_it(tmp_path):
+    """It may go on when the program itself has ended, or was killed with the caller."""
+    script = tmp_path / "leaves.py"
+    script.write_text(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+    )
+    own = CommandRecipe(predict=[sys.executable, str(script), "{images}", "{out}"])
+    with pytest.raises(UserError, match="with 0 label images"):
+        programs.predict(own, [np.zeros((1, 4, 4), np.float32)], None, tmp_path / "scratch")
+    child = int((tmp_path / "child").read_text())
+    assert eventually(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+
+
+def test_signals_without_a_name_and_files_that_are_no_programs_are_reported(tmp_path):
+    wanted = [sys.executable, "-c", "import os; os.kill(os.getpid(), 40)", "{images}{out}"]
+    images = [np.zeros((1, 4, 4), np.float32)]
+    with pytest.raises(UserError, match="predict: was ended by signal 40"):
+        programs.predict(CommandRecipe(predict=wanted), images, None, tmp_path / "scratch")
+    script = tmp_path / "plain"
+    script.write_text("segment everything\n")
+    script.chmod(0o755)
+    with pytest.raises(
+        UserError, match=r"exit code 1; its last lines:\n  .*plain cannot be started: Exec format"
+    ):
+        programs.predict(
+            CommandRecipe(predict=[str(script), "{images}{out}"]), images, None, tmp_path / "scratch"
+        )
+    with pytest.raises(ValueError, match="'A=B' cannot be the name of a variable"):
+        CommandRecipe(predict=PREDICT, env={"A=B": "1"})
 
 
 def test_what_it_printed_is_shown_as_a_terminal_shows_it(tmp_path):

@@ -77,9 +77,9 @@ def with_files(other: Path, source: PixelSource) -> PixelSource:
     return replace(source, files={path: nodes.files_digest(other / source.image / path) for path in paths})
 
 
-def describe_field(field: Field) -> str:
-    """Returns a digest of all that another plate says of a field."""
-    text = json.dumps(metadata.field_facts(field), sort_keys=True)
+def describe_field(plate: Plate, field: Field) -> str:
+    """Returns a digest of all that another plate says of a field, and of its channels and sizes."""
+    text = json.dumps([metadata.image_facts(plate), metadata.field_facts(field)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

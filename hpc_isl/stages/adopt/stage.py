@@ -23,7 +23,7 @@ from hpc_isl.plate_home import beside
 from hpc_isl.plates import adopted, metadata, ome_zarr
 from hpc_isl.plates.adopted import AdoptedPlate
 from hpc_isl.plates.atomic_directory import remove_partial, translate_write_errors, unwritable
-from hpc_isl.plates.change_metadata import plate_of
+from hpc_isl.plates.change_metadata import former, plate_of
 from hpc_isl.plates.ome_zarr import OtherPlate
 from hpc_isl.plates.plate import Plate, Problem, doubtful_size
 from hpc_isl.plates.plate_map import PlateMap, read_plate_map
@@ -133,7 +133,7 @@ def _finish(adoption: Adoption, index: Index, attempt: Attempt, kept: int, secon
 def _tasks(adoption: Adoption) -> list[AdoptTask]:
     # Without its fields: the plate goes to another process with each of thousands of tasks.
     bare, other = replace(adoption.plate, fields=()), adoption.other
-    described = {field.key: describe_field(field) for field in other.plate.fields}
+    described = {field.key: describe_field(other.plate, field) for field in other.plate.fields}
     return [
         AdoptTask(adoption.home, other.path, bare, field, other.sources[field.key], described[field.key])
         for field in adoption.plate.fields
@@ -164,13 +164,40 @@ def _prepared(recipe: AdoptRecipe) -> Adoption:
     home = recipe.index or beside(recipe.plate)
     plate = other.plate
     kept = _kept(home, other) if home.exists() else {}
-    if kept.get(metadata_changes.KEY) and len(kept["plate"]["channels"]) == len(plate.channels):
-        # Metadata that `set` has corrected since stay.
-        plate = plate_of(plate, plate, metadata.plate_from(kept["plate"], ()))
+    if kept.get(metadata_changes.KEY):
+        plate = _corrected(plate, kept, home)
     plate_map: PlateMap = kept.get("plate_map", {})
     if recipe.plate_map:
         plate_map = read_plate_map(recipe.plate_map, len(plate.rows), len(plate.columns), {})
     return Adoption(recipe, other, home, plate, plate_map)
+
+
+def _corrected(plate: Plate, kept: dict[str, Any], home: Path) -> Plate:
+    """Returns the plate with the metadata that `set` has corrected since it was adopted.
+
+    Raises:
+        UserError: the plate says something else now than what was corrected.
+    """
+    known = metadata.plate_from(kept["plate"], ())
+    before = former(known, metadata_changes.of_facts(kept)[0])
+
+    def said(plate: Plate) -> tuple[object, ...]:
+        return plate.pixel_um, [(channel.name, channel.fluorescent) for channel in plate.channels]
+
+    if said(before) != said(plate):
+        raise UserError(
+            f"index: {home}: `set` has corrected what the plate said when it was adopted (pixel size "
+            f"{before.pixel_um}, channels {_channels(before)}), and it says something else now "
+            f"({plate.pixel_um}, {_channels(plate)}); correct the plate by `set` alone, or adopt it into "
+            "another index="
+        )
+    return plate_of(plate, plate, known)
+
+
+def _channels(plate: Plate) -> str:
+    return ", ".join(
+        channel.name if channel.fluorescent else f"{channel.name} (label-free)" for channel in plate.channels
+    )
 
 
 def _kept(home: Path, other: OtherPlate) -> dict[str, Any]:
@@ -179,6 +206,8 @@ def _kept(home: Path, other: OtherPlate) -> dict[str, Any]:
     Raises:
         UserError: the folder holds something else, or the index of another plate.
     """
+    if not home.is_dir():
+        raise UserError(f"index: {home} is a file; a folder is made there, so choose another index")
     if not (home / "zarr.json").is_file():
         if (home / LOCK).exists() or not any(home.iterdir()):
             return {}

@@ -33,15 +33,24 @@ SHOWN_LINES, SHOWN = 12, 2000  # of what a program that failed has printed
 OWN_PYTHON = ("PYTHONPATH", "PYTHONHOME")
 READ_WHOLE = 2**24  # bytes; of larger files that a command names, such as weights, the size alone is noted
 
-# Run by Python before the program, whose process it becomes: a program whose caller was killed must not go on
-# computing, with a GPU, for nobody. A function between fork and exec (preexec_fn) could lock up threads.
+# Run by Python around the program: a program whose caller was killed must not go on computing, with a GPU,
+# for nobody, and neither must what it has started. A function between fork and exec (preexec_fn) could lock
+# up threads.
 DIES_WITH_CALLER = """
-import ctypes, os, signal, sys
+import ctypes, os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
 if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != int(sys.argv[1]):  # it was killed before
         sys.exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
+try:
+    code = subprocess.call(sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]} cannot be started: {error.strerror}")
+if code < 0:  # ended by a signal: so is this
+    signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
@@ -283,12 +292,14 @@ def _call(
                         f"was ended{_printed(folder)}"
                     )
         finally:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            with suppress(ProcessLookupError):  # what it has started may go on when it has ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     if code := process.returncode:
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        known = {own.value: own.name for own in signal.Signals}
+        how = f"failed with exit code {code}"
+        if code < 0:
+            how = f"was ended by {known.get(-code, f'signal {-code}')}"
         raise UserError(f"{_name(program)}{name}: {how}{_printed(folder)}")
     return _printed(folder)
 

@@ -5,6 +5,8 @@ Nothing is deleted, and nothing is left out by itself: a field that a compound h
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,32 +24,36 @@ CONTROLS = ("negative", "positive")
 def read_exclusions(path: Path, plates: Sequence[SegmentedPlate]) -> Exclusions:
     """Returns the fields that a CSV lists: `well`, `field`, and any of `plate` and `reason`.
 
-    `plate` may be missing where the run has one plate.
+    `plate` may be missing where the run has one plate. Commas, semicolons or tabs part the columns.
 
     Raises:
         UserError: no such file or column, or a field that the run does not have; with the line.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=None, engine="python")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"exclude={path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"exclude={path}: is no readable CSV: {error}") from None
-    names = [plate.name for plate in plates]
-    if "plate" not in table and len(names) == 1:
-        table["plate"] = names[0]
-    if missing := [name for name in ("plate", "well", "field") if name not in table]:
-        raise UserError(f"exclude={path}: has no column {missing[0]!r}; {nearest(missing[0], list(table))}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"exclude={path}: is no readable CSV in UTF-8: {error}") from None
+    first = text.split("\n", 1)[0]
+    lines = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    header, names = [name.strip() for name in lines.fieldnames or ()], [plate.name for plate in plates]
+    lines.fieldnames = header
+    needed = ["well", "field"] if len(names) == 1 else ["plate", "well", "field"]
+    if missing := [name for name in needed if name not in header]:
+        raise UserError(f"exclude={path}: has no column {missing[0]!r}; {nearest(missing[0], header)}")
     known = {plate.name: set(zip(plate.images.well, plate.images.field, strict=True)) for plate in plates}
     exclusions: dict[tuple[str, str, str], str] = {}
-    for number, row in enumerate(table.to_dict("records"), start=2):
-        where, place = f"exclude={path}, line {number}", (row["well"].strip(), row["field"].strip())
-        if row["plate"] not in known:
-            raise UserError(f"{where}: no plate {row['plate']!r} in this run; {nearest(row['plate'], names)}")
-        if place not in known[row["plate"]]:
-            fields = ["/".join(own) for own in sorted(known[row["plate"]])]
-            raise UserError(f"{where}: no field {'/'.join(place)}; {nearest('/'.join(place), fields)}")
-        exclusions[(row["plate"], *place)] = row.get("reason", "") or "listed"
+    for row in lines:
+        where = f"exclude={path}, line {lines.line_num}"
+        plate, well, field = ((row.get(name) or "").strip() for name in ("plate", "well", "field"))
+        plate = plate or (names[0] if len(names) == 1 else "")
+        if plate not in known:
+            raise UserError(f"{where}: no plate {plate!r} in this run; {nearest(plate, names)}")
+        if (well, field) not in known[plate]:
+            fields = ["/".join(own) for own in sorted(known[plate])]
+            raise UserError(f"{where}: no field {well}/{field}; {nearest(f'{well}/{field}', fields)}")
+        exclusions[plate, well, field] = (row.get("reason") or "").strip() or "listed"
     return exclusions
 
 

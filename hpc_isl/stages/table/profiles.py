@@ -28,19 +28,20 @@ SD_PER_MAD = 1.4826
 COMPARTMENTS = {"nuclei": "Nuclei", "cells": "Cells"}
 # CellProfiler's names of features whose values are CellProfiler's too: both are scikit-image's.
 CELLPROFILER = {"eccentricity": "AreaShape_Eccentricity", "solidity": "AreaShape_Solidity"}
+TRUST = ("confidence", "score")  # of objects: how they were found, not what they are
+OBJECT_COUNT = "object_count"  # the number of objects as it was counted, where `objects` is normalised
 # As pycytominer calls them.
 METADATA = {
-    "plate": "Plate",
-    "well": "Well",
-    "field": "Site",
-    "objects": "Object_Count",
-    "label": "ObjectNumber",
-}
+    "plate": "Plate", "well": "Well", "field": "Site", "objects": "Object_Count",
+    OBJECT_COUNT: "Object_Count", "label": "ObjectNumber",
+}  # fmt: skip
 
 
 def readouts(wells: pd.DataFrame) -> list[str]:
     """Returns the columns of a table of wells that measure something: counts, and medians of features."""
-    return [str(name) for name in wells if name in COUNTS or str(name).startswith(MEDIAN)]
+    trust = {MEDIAN + name for name in TRUST}
+    names = [str(name) for name in wells if name in COUNTS or str(name).startswith(MEDIAN)]
+    return [name for name in names if name not in trust]
 
 
 def by_plate(wells: pd.DataFrame) -> list[str]:
@@ -173,12 +174,25 @@ def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) 
         UserError: two columns would have one name.
     """
     compartment = COMPARTMENTS.get(kind, "Objects")
-    about = {*OURS - set(COUNTS), "label", "y0", "x0", "y1", "x1", "touches_border", "cell", *mapped}
+    about = {
+        *OURS - set(COUNTS),
+        *TRUST,
+        OBJECT_COUNT,
+        "label",
+        "y0",
+        "x0",
+        "y1",
+        "x1",
+        "touches_border",
+        "cell",
+        *mapped,
+    }
     names: dict[str, str] = {}
     for column in columns:
         feature = column.removeprefix(MEDIAN)
-        if column in about or column == "objects":
-            name = f"Metadata_{METADATA.get(column, _words(column))}"
+        # Normalised, the number of objects is a readout, and stands beside the plain one.
+        if feature in about or (column == "objects" and OBJECT_COUNT not in columns):
+            name = f"Metadata_{METADATA.get(column, _words(feature))}"
         else:
             name = f"{compartment}_{CELLPROFILER.get(feature, _words(feature))}"
         if name in names.values():

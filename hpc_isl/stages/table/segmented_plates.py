@@ -86,31 +86,42 @@ class SegmentedPlate:
         area = "area_px" if self.pixel_um is None else "area_um2"
         table = pq.read_table(self.table, columns=list(dict.fromkeys([*IMAGE, DUPLICATE, area, *features])))
         objects: pd.DataFrame = table.to_pandas().astype(dict.fromkeys(features, float))
-        objects["counts"] = counts(table).to_numpy()
-        objects = objects[~self._is_excluded(table)]
+        counted, is_out = self._counted()
+        objects["counts"] = counted
+        objects = objects[~is_out]
         objects["area"] = objects[area] / (self.pixel_um or 1) ** 2
         return objects
 
     def batches(self) -> Iterator[pa.Table]:
         """Yields the objects that count, some at a time, without the column that marks the others."""
-        if self.table.exists():
-            for batch in pq.ParquetFile(self.table).iter_batches():
-                part = pa.Table.from_batches([batch])
-                kept = pc.and_(counts(part), pa.array(~self._is_excluded(part)))
-                yield part.filter(kept).drop_columns(DUPLICATE)
+        if not self.table.exists():
+            return
+        counted, start = self._counted()[0], 0
+        for batch in pq.ParquetFile(self.table).iter_batches():
+            part, own = pa.Table.from_batches([batch]), counted[start : start + batch.num_rows]
+            start += batch.num_rows
+            yield part.filter(pa.array(own)).drop_columns(DUPLICATE)
 
-    def _is_excluded(self, objects: pa.Table) -> NDArray[np.bool_]:
-        """Returns whether each object is of a field that is left out."""
+    def _counted(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Returns whether each object counts, and whether its field is left out, in the order of the table.
+
+        An object does not count that an overlapping field has shown already. Where that field is left out,
+        the first of those that show it again counts in its place.
+        """
+        table = pq.read_table(self.table, columns=["well", "field", "acquisition", "time", DUPLICATE])
+        objects = table.to_pandas().fillna({DUPLICATE: ""})
+        counted = (objects[DUPLICATE] == "").to_numpy(bool)
         if "excluded" not in self.images:
-            return np.zeros(objects.num_rows, bool)
+            return counted, np.zeros(len(objects), bool)
         out = self.images[self.images.excluded]
-        places = pd.MultiIndex.from_arrays([objects["well"].to_pylist(), objects["field"].to_pylist()])
-        return places.isin(list(zip(out.well, out.field, strict=True)))
-
-
-def counts(objects: pa.Table) -> pa.ChunkedArray:
-    """Returns whether each object counts: no overlapping field has shown it already."""
-    return pc.equal(pc.fill_null(objects[DUPLICATE], ""), "")
+        places = list(zip(out.well, out.field, out.acquisition, strict=True))
+        of_object = pd.MultiIndex.from_frame(objects[["well", "field", "acquisition"]])
+        is_out: NDArray[np.bool_] = of_object.isin(places) if places else np.zeros(len(objects), bool)
+        shown_by = objects[DUPLICATE].str.rpartition(":")[0]
+        orphaned = objects[shown_by.isin([str(FieldKey(*place)) for place in places]) & ~is_out]
+        first = orphaned.drop_duplicates(["time", DUPLICATE]).index
+        counted[first] = True
+        return counted & ~is_out, is_out
 
 
 def segmented_plates(run: Run) -> list[SegmentedPlate]:

@@ -148,6 +148,8 @@ def _write(
         count = write_objects(path, plates, names)
     else:
         rows = relative if per == "well" else rows_of(plates, per)
+        if form.names != "plain" and form.normalise != "none":
+            rows.insert(0, profiles.OBJECT_COUNT, wells.objects)
         count = write_rows(path, rows.rename(columns=names([str(name) for name in rows])))
     headline, made = _headline(plates, wells), {f"table of {_plural(count, per)}": path}
     if len(quality):
