@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,8 +80,17 @@ def test_a_refusal_is_reported_in_the_words_of_sbatch(cluster: Any, on_the_login
     assert "Invalid license specification" in done.stdout
 
 
-def test_ctrl_c_takes_the_job_back(cluster: Any, on_the_login_node: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow", [False, True])
+def test_ctrl_c_takes_the_job_back(cluster: Any, on_the_login_node: Any, tmp_path: Path, slow: bool) -> None:
+    """Also while sbatch, which has submitted the job, has not said so yet."""
     command, settings = on_the_login_node
+    if slow:
+        wrapper = tmp_path / "bin" / "sbatch"
+        wrapper.parent.mkdir()
+        wrapper.write_text(f'#!/bin/bash\n{shutil.which("sbatch")} "$@"\nsleep 5\n')
+        wrapper.chmod(0o755)
+        path = f"{wrapper.parent}:{settings['env']['PATH']}"
+        settings = {**settings, "env": {**settings["env"], "PATH": path}}
     later = "site.sbatch={begin: now+1hour}"
     waiting = subprocess.Popen(
         [*command, "doctor", "--site", str(cluster.site_file), later],

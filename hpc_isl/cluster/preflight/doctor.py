@@ -169,13 +169,13 @@ def _of_this_machine(site: Site, here: Facts) -> Iterator[Finding]:
 
 
 def _nodes(site: Site, folder: Path, here: Facts, patience_s: float, log: Log) -> Iterator[Finding]:
-    made = visit.visit(site, folder, site.server)
-    if made.refused:
-        lines = [line.removeprefix("sbatch: error: ") for line in made.refused.splitlines()]
-        refusal = "\n".join(lines) or "sbatch refused it"
-        yield Finding("FAIL", "job", refusal, "the site's partition, account or qos may be wrong")
-        return
-    outcome = visit.wait(made, patience_s, lambda text: log(f"        {text}"))
+    with visit.visiting(site, folder, site.server) as made:
+        if made.refused:
+            lines = [line.removeprefix("sbatch: error: ") for line in made.refused.splitlines()]
+            refusal = "\n".join(lines) or "sbatch refused it"
+            yield Finding("FAIL", "job", refusal, "the site's partition, account or qos may be wrong")
+            return
+        outcome = visit.wait(made, patience_s, lambda text: log(f"        {text}"))
     yield from of_nodes(made, outcome, here, site.server)
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hpc_isl.cluster.preflight.probe import Facts
 from hpc_isl.cluster.run_folder.job import interpreter
 from hpc_isl.cluster.run_folder.provenance import python_path, snapshot
 from hpc_isl.cluster.run_folder.status import STATE_OF_JOB, RunState
-from hpc_isl.cluster.slurm.commands import QueuedJob, ask, cluster_of, queue
+from hpc_isl.cluster.slurm.commands import QueuedJob, ask, cluster_of, queue, uninterrupted
 from hpc_isl.cluster.slurm.demand import megabytes
 from hpc_isl.sbatch_flags import merged
 from hpc_isl.site import Site
@@ -80,7 +81,20 @@ class Outcome:
     last_lines: tuple[str, ...] = field(default=())
 
 
-def visit(site: Site, folder: Path, tracking: str | None) -> Visit:
+@contextmanager
+def visiting(site: Site, folder: Path, tracking: str | None) -> Iterator[Visit]:
+    """Submits the job, and leaves none behind, whenever it is interrupted."""
+    made: Visit | None = None
+    try:
+        with uninterrupted():
+            made = _submitted(site, folder, tracking)
+        yield made
+    finally:
+        if made is not None and made.job:
+            _end(made)
+
+
+def _submitted(site: Site, folder: Path, tracking: str | None) -> Visit:
     """Submits the job: as the site says, but small. It runs the code that real jobs would run."""
     snapshot(folder / "code")
     nodes = min(site.nodes, NODES)
@@ -125,29 +139,26 @@ def script(site: Site, folder: Path, tracking: str | None) -> str:
 
 
 def wait(made: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome:
-    """Waits for all nodes to write, logs what Slurm says meanwhile, and leaves no job behind."""
+    """Waits for all nodes to write, and logs what Slurm says meanwhile."""
     began, logged, seen = time.monotonic(), "", dict[int, float]()
     job: QueuedJob | None = None
-    try:
-        while len(seen) < made.nodes and not (job and _is_over(job)):
-            if time.monotonic() - began > patience_s:
-                return _outcome(made, seen, job, patient=False)
-            job = _ask_slurm(made) or job
-            now = f"{job.state} ({job.reason})" if job and job.reason else job.state if job else ""
-            if now and now != logged:
-                log(f"job {made.job}: {now}")
-                logged = now
+    while len(seen) < made.nodes and not (job and _is_over(job)):
+        if time.monotonic() - began > patience_s:
+            return _outcome(made, seen, job, patient=False)
+        job = _ask_slurm(made) or job
+        now = f"{job.state} ({job.reason})" if job and job.reason else job.state if job else ""
+        if now and now != logged:
+            log(f"job {made.job}: {now}")
+            logged = now
+        _look(made, seen)
+        time.sleep(POLL_S)
+    if job is not None and job.state in ENDED:
+        # What was written in the job's last moments comes late on a network file system.
+        deadline = time.monotonic() + (LATE_S if seen or not _log(made) else 1.0)
+        while len(seen) < made.nodes and time.monotonic() < deadline:
             _look(made, seen)
             time.sleep(POLL_S)
-        if job is not None and job.state in ENDED:
-            # What was written in the job's last moments comes late on a network file system.
-            deadline = time.monotonic() + (LATE_S if seen or not _log(made) else 1.0)
-            while len(seen) < made.nodes and time.monotonic() < deadline:
-                _look(made, seen)
-                time.sleep(POLL_S)
-        return _outcome(made, seen, job)
-    finally:
-        _end(made)
+    return _outcome(made, seen, job)
 
 
 def _is_over(job: QueuedJob) -> bool:

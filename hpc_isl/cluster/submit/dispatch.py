@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import psutil
@@ -128,7 +126,7 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, af
         for job, name in zip(part.jobs, names, strict=True):
             submissions.note(job.run, job.attempt, site, job=name, **facts[job])
 
-    with _uninterrupted():
+    with commands.uninterrupted():
         # Before sbatch is called: of a process that is killed in between, Slurm's queue is asked for this.
         for job in batch.jobs:
             submissions.note(job.run, job.attempt, site, **_this_process(), **facts[job])
@@ -161,16 +159,6 @@ def _batch(run: Run, members: Sequence[Run], final: Run | None, site: Site, afte
     first = run.next_attempt()
     jobs = tuple(Job.of(member, first if member == run else None) for member in members)
     return slurm.Batch(run, first, jobs, waits, final is not None, tuple(sorted(beside)))
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Delays Ctrl-C until after the block: a job that Slurm has taken is also noted."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _jobs_of(after: Sequence[Run], site: Site) -> tuple[str, ...]:
