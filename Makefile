@@ -78,7 +78,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadscope --durations 40 $(PYTEST)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder --durations 40 $(PYTEST)
 
 # iohub needs Python 3.12: make peers PEER_PYTHON=python3.12
 PEER_PYTHON := python3.12

@@ -36,6 +36,13 @@ class Scheduler(LoadScopeScheduling):
         return "slurm" if "/slurm/" in file else file
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests take long begin: on a real Slurm, with kills, or through the whole command line."""
+    long = {item.path for item in items if any(map(item.get_closest_marker, ("kill", "journey")))}
+    # Stable: all else keeps its order.
+    items.sort(key=lambda item: (item.path.parent.name != "slurm", item.path not in long))
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
     return Scheduler(config, log)
 
@@ -65,7 +72,7 @@ class CommandLine:
         return subprocess.run(
             [sys.executable, str(COUNTING / "command_line.py"), *words],
             cwd=cwd or self.cwd, env=self.environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
         )  # fmt: skip
 
     def open(self, *words: str) -> subprocess.Popen[str]:

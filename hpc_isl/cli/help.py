@@ -93,6 +93,7 @@ def _rows(
     path: str = "",
     base: Strict | None = None,
     unread: tuple[str, ...] = (),
+    required: str = REQUIRED,
 ) -> Iterator[Row]:
     texts = meanings(kind)
     for name, known in kind.model_fields.items():
@@ -110,11 +111,15 @@ def _rows(
         meaning, choices = texts.get(name, ""), _choices(known.annotation)
         yield (
             key,
-            REQUIRED if shown is PydanticUndefined else f"= {written(shown)}",
+            required if shown is PydanticUndefined else f"= {written(shown)}",
             f"{meaning} [{' | '.join(map(str, choices))}]" if choices else meaning,
         )
         if nested:
-            yield from _rows(nested[0], {}, f"{key}.{'N.' if is_list else ''}", unread=unread)
+            # What a part needs that is null by default must be given only with that part.
+            needed = f"(needed with {key})" if default is None else required
+            yield from _rows(
+                nested[0], {}, f"{key}.{'N.' if is_list else ''}", unread=unread, required=needed
+            )
 
 
 def _choices(annotation: Any) -> list[Any]:

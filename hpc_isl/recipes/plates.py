@@ -147,10 +147,9 @@ class AnnotateRecipe(Recipe):
     labels: str
     """name of the labels, e.g. nuclei"""
     source: Path | None = None
-    """import: a folder of label images (TIFF, PNG), Cellpose masks, ImageJ ROIs, QuPath GeoJSON or
-    COCO JSON, one such file, or a CSV with columns path, well (or image), field and optionally
-    y0, x0, y1, x1 (the annotation box in pixels; none: the whole field); of a folder that export
-    wrote, only labels that were changed become human, under any name"""
+    """import: label images (TIFF, PNG), Cellpose masks, ImageJ ROIs, QuPath GeoJSON or COCO JSON: a folder, a
+    file, or a CSV with columns path, well (or image), field and optionally y0, x0, y1, x1 (annotation box in
+    pixels); of a folder that export wrote, only labels that were changed become human, under any name"""
     objects: Literal["values", "pieces"] | None = None
     """import: of label images with few values in many pieces, whether each value is an object or
     each connected piece; null: they are refused"""
@@ -171,11 +170,11 @@ class AnnotateRecipe(Recipe):
     """export: annotation box (y0, x0, y1, x1 in pixels) of the fields in which a person has drawn
     nothing yet; null: the box of the labels that are there, or the whole field"""
     channel: str | None = None
-    """draft: the fluorescent channel; of several planes the brightest at each pixel. A label-free channel too
-    for method command: of several planes the sharpest"""
+    """draft: the fluorescent channel, of several planes the brightest at each pixel; for method command also
+    a label-free one, of which the sharpest plane is shown"""
     method: Literal["local", "threshold", "command"] = "local"
-    """draft: local gives each object a threshold of its own, by its brightness above the background around
-    it; threshold is one for the whole image; command calls another program, `command`"""
+    """draft: local: a threshold for each object, by its brightness above the background around it; threshold:
+    one for the image; command: another program"""
     threshold: Literal["otsu", "triangle", "li"] | float = "otsu"
     """draft, method threshold: rule, or a value in counts"""
     sigma: Annotated[float, Bound(ge=0)] = 1.5

@@ -112,7 +112,12 @@ def test_the_task_reads_back_from_plain_json():
     assert Contract.from_dict(content).task == task
     expected = asdict(task)
     expected["h"] = expected.pop("h_maxima")  # contracts keep the names of the first version
-    for name in ("map", "mask_threshold", "centre"):  # and its keys, where the others say nothing new
+    for name in (
+        "map",
+        "mask_threshold",
+        "centre",
+        "confidence",
+    ):  # and its keys, where the others say nothing new
         del expected[name]
     assert content["task"] == expected
 
