@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hpc_isl.run import Run
 DUPLICATE = "duplicate_of"
 IMAGE = ["well", "field", "acquisition", "time"]
 """The columns that name an image: one field at one time."""
+OBJECT = [*IMAGE, "label"]
 BY = {"well": ["well"], "field": ["well", "field"], "plate": []}
 MEDIAN = "median_"
 # Columns whose median means nothing: positions, and the angles of axes.
@@ -84,44 +86,52 @@ class SegmentedPlate:
         if not self.table.exists():
             return pd.DataFrame(columns=[*IMAGE, "counts", "area", *features])
         area = "area_px" if self.pixel_um is None else "area_um2"
-        table = pq.read_table(self.table, columns=list(dict.fromkeys([*IMAGE, DUPLICATE, area, *features])))
+        names = dict.fromkeys([*OBJECT, DUPLICATE, area, *features])
+        table = pq.read_table(self.table, columns=list(names))
         objects: pd.DataFrame = table.to_pandas().astype(dict.fromkeys(features, float))
-        counted, is_out = self._counted()
-        objects["counts"] = counted
-        objects = objects[~is_out]
+        objects["counts"], is_out = self._counted(table)
         objects["area"] = objects[area] / (self.pixel_um or 1) ** 2
-        return objects
+        return objects[~is_out]
 
     def batches(self) -> Iterator[pa.Table]:
         """Yields the objects that count, some at a time, without the column that marks the others."""
-        if not self.table.exists():
-            return
-        counted, start = self._counted()[0], 0
-        for batch in pq.ParquetFile(self.table).iter_batches():
-            part, own = pa.Table.from_batches([batch]), counted[start : start + batch.num_rows]
-            start += batch.num_rows
-            yield part.filter(pa.array(own)).drop_columns(DUPLICATE)
+        if self.table.exists():
+            for batch in pq.ParquetFile(self.table).iter_batches():
+                part = pa.Table.from_batches([batch])
+                yield part.filter(pa.array(self._counted(part)[0])).drop_columns(DUPLICATE)
 
-    def _counted(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Returns whether each object counts, and whether its field is left out, in the order of the table.
+    def _counted(self, objects: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Returns whether each object counts, and whether its field is left out.
 
         An object does not count that an overlapping field has shown already. Where that field is left out,
         the first of those that show it again counts in its place.
         """
-        table = pq.read_table(self.table, columns=["well", "field", "acquisition", "time", DUPLICATE])
-        objects = table.to_pandas().fillna({DUPLICATE: ""})
-        counted = (objects[DUPLICATE] == "").to_numpy(bool)
+        counted: NDArray[np.bool_] = pc.equal(pc.fill_null(objects[DUPLICATE], ""), "").to_numpy()
+        if not self._fields_left_out:
+            return counted, np.zeros(len(counted), bool)
+        places = pd.MultiIndex.from_arrays([objects[name].to_pandas() for name in OBJECT], names=OBJECT)
+        is_out = places.droplevel(["time", "label"]).isin(self._fields_left_out)
+        return (counted | places.isin(self._stand_ins)) & ~is_out, is_out
+
+    @cached_property
+    def _fields_left_out(self) -> list[tuple[str, str, int]]:
         if "excluded" not in self.images:
-            return counted, np.zeros(len(objects), bool)
+            return []
         out = self.images[self.images.excluded]
-        places = list(zip(out.well, out.field, out.acquisition, strict=True))
-        of_object = pd.MultiIndex.from_frame(objects[["well", "field", "acquisition"]])
-        is_out: NDArray[np.bool_] = of_object.isin(places) if places else np.zeros(len(objects), bool)
-        shown_by = objects[DUPLICATE].str.rpartition(":")[0]
-        orphaned = objects[shown_by.isin([str(FieldKey(*place)) for place in places]) & ~is_out]
-        first = orphaned.drop_duplicates(["time", DUPLICATE]).index
-        counted[first] = True
-        return counted & ~is_out, is_out
+        return list(zip(out.well, out.field, out.acquisition, strict=True))
+
+    @cached_property
+    def _stand_ins(self) -> pd.MultiIndex:
+        """The objects that count in the place of one whose field is left out; reads doubled objects alone."""
+        doubled = pq.read_table(
+            self.table, columns=[*OBJECT, DUPLICATE], filters=pc.field(DUPLICATE).is_valid()
+        ).to_pandas()
+        places = pd.MultiIndex.from_frame(doubled[OBJECT[:3]])
+        shown_by = doubled[DUPLICATE].str.rsplit(":", n=1).str[0]
+        names = [str(FieldKey(*place)) for place in self._fields_left_out]
+        orphaned = doubled[shown_by.isin(names) & ~places.isin(self._fields_left_out)]
+        first = orphaned.drop_duplicates(["time", DUPLICATE])
+        return pd.MultiIndex.from_frame(first[OBJECT])
 
 
 def segmented_plates(run: Run) -> list[SegmentedPlate]:
