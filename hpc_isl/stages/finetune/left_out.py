@@ -123,9 +123,9 @@ def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Ta
     confidence: dict[str, Any] | None = None
     if fits_objects(recipe) and any(own.truth.any() for own in left_out):
         task, fitted = fit(task, recipe.objects, left_out)
-    evidence = _evidence(recipe, task, before, left_out)
+    evidence, found = _evidence(recipe, task, before, left_out)
     if left_out:
-        calibration = _confidence(evidence, before, left_out)
+        calibration = _confidence(left_out, found)
         evidence = replace(evidence, task=replace(task, confidence=calibration.weights))
         confidence = calibration.figures
     # Every rank has all predictions, but one of them decides: a last bit must not part the ranks.
@@ -162,32 +162,53 @@ def _predicted(run: TrainingRun[FinetuneRecipe], pieces: Sequence[Piece]) -> lis
     return [gathered[number] for number in range(len(pieces))]
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The objects of each piece as one network, or its start, predicts them.
+
+    Attributes:
+        threshold: logit of the mask above which a pixel is of an object.
+    """
+
+    predictions: Sequence[Pixels]
+    labels: Sequence[AnyLabels]
+    threshold: float
+
+
 def _evidence(
     recipe: FinetuneRecipe, task: Task, before: Task | None, left_out: Sequence[LeftOut]
-) -> Evidence:
-    def scores(predictions: Sequence[Pixels], rule: Rule) -> tuple[float, ...]:
+) -> tuple[Evidence, _Found]:
+    """Returns the evidence, and the objects that are found by what is kept."""
+
+    def found(predictions: Sequence[Pixels], rule: Rule) -> _Found:
+        labels = [decode(prediction, rule)[0] for prediction in predictions]
+        return _Found(predictions, labels, rule.threshold)
+
+    def scores(found: _Found) -> tuple[float, ...]:
         return tuple(
-            piece_score(recipe.objects.kind, own.piece, own.truth, decode(prediction, rule)[0])
-            for own, prediction in zip(left_out, predictions, strict=True)
+            piece_score(recipe.objects.kind, own.piece, own.truth, labels)
+            for own, labels in zip(left_out, found.labels, strict=True)
         )
 
-    trained = scores([own.prediction for own in left_out], rule_of(task))
+    trained = found([own.prediction for own in left_out], rule_of(task))
     starts = [own.start for own in left_out if own.start is not None]
-    return Evidence(task, trained, scores(starts, rule_of(before)) if starts else ())
+    if not starts:
+        return Evidence(task, scores(trained)), trained
+    start = found(starts, rule_of(before))
+    evidence = Evidence(task, scores(trained), scores(start))
+    return evidence, start if evidence.keeps_start else trained
 
 
-def _confidence(evidence: Evidence, before: Task | None, left_out: Sequence[LeftOut]) -> Calibration:
-    """Learns the confidence of objects from what the kept network, or the kept start, finds in the pieces."""
-    rule = rule_of(before if evidence.keeps_start else evidence.task)
-    values, found = [], []
-    for own in left_out:
-        prediction = own.start if evidence.keeps_start and own.start is not None else own.prediction
-        labels = without_cut(decode(prediction, rule)[0], own.truth, own.piece.edge)
+def _confidence(left_out: Sequence[LeftOut], found: _Found) -> Calibration:
+    """Learns the confidence of objects from those that are found in the pieces."""
+    values, right = [], []
+    for own, prediction, labels in zip(left_out, found.predictions, found.labels, strict=True):
+        labels = without_cut(labels, own.truth, own.piece.edge)
         truth = without_cut(own.truth, own.truth, own.piece.edge)
-        values.append(measures(labels, prediction, rule.threshold))
+        values.append(measures(labels, prediction, found.threshold))
         names: NDArray[Any] = np.setdiff1d(labels, [0])
-        found.append(np.isin(names, match(labels, truth).prediction))
-    return calibrate(values, found)
+        right.append(np.isin(names, match(labels, truth).prediction))
+    return calibrate(values, right)
 
 
 def piece_score(kind: str, piece: Piece, drawn: AnyLabels, labels: AnyLabels) -> float:
