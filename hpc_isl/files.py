@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -99,6 +100,27 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
+
+
+def csv_lines(path: Path, given: str) -> list[list[str]]:
+    """Returns the lines of a CSV that a person wrote, with commas, semicolons or tabs; [] for a blank one.
+
+    Args:
+        given: what the path was given as, for messages: `exclude=FIELDS.csv`.
+
+    Raises:
+        UserError: there is no such file, or it is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{given}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{given} is no readable CSV file in UTF-8: {error}") from None
+    first = text.split("\n", 1)[0]
+    # Excel writes semicolons where commas are decimal signs.
+    separator = max(",;\t", key=first.count)
+    return list(csv.reader(text.splitlines(), delimiter=separator))
 
 
 @contextmanager

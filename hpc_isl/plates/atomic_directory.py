@@ -8,6 +8,7 @@ counts, and the next process that opens the plate finishes it, with a rename per
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -54,6 +55,32 @@ def atomic_directory(folder: Path, need: int, overwrite: bool = False) -> Iterat
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+@contextmanager
+def reserved(folder: Path, lock: str, key: str, doing: str) -> Iterator[None]:
+    """Makes a folder, and keeps other processes from writing into it by a lock, while the block lasts.
+
+    Args:
+        key: of the recipe that names the folder; `doing`: what is done, as in `converting to`.
+
+    Raises:
+        UserError: the folder cannot be written, or another process is doing the same.
+    """
+    try:
+        with translate_write_errors(folder, 4096):
+            (folder / lock).parent.mkdir(parents=True, exist_ok=True)
+            stream = (folder / lock).open("a")
+    except OSError as error:
+        raise UserError(f"{key}: {folder} cannot be written: {error.strerror}") from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{key}: another process is {doing} {folder} now") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.files import csv_lines
 from hpc_isl.plates.plate import well_name, well_position
 
 PlateMap = dict[str, dict[str, str]]
@@ -25,7 +25,9 @@ def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapp
     Raises:
         UserError: naming file, line and well: no such well, a well given twice, a line too long.
     """
-    table = _table(path)
+    table = csv_lines(path, f"plate_map: {path}")
+    if not table:
+        raise UserError(f"plate_map: {path} is empty; a column well and others are expected")
     header = [name.strip() for name in table[0]]
     key = _key(path, header, known)
     images = {facts["image"]: well for well, facts in known.items() if "image" in facts}
@@ -47,22 +49,6 @@ def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapp
 def merged(under: Mapping[str, Mapping[str, str]], over: Mapping[str, Mapping[str, str]]) -> PlateMap:
     """Returns both maps together; where both have a value, that of `over`."""
     return {well: {**under.get(well, {}), **over.get(well, {})} for well in sorted({*under, *over})}
-
-
-def _table(path: Path) -> list[list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"plate_map: {path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"plate_map: {path} is no readable CSV file in UTF-8: {error}") from None
-    first = text.split("\n", 1)[0]
-    # Excel writes semicolons where commas are decimal signs.
-    separator = max(",;\t", key=first.count)
-    table = list(csv.reader(text.splitlines(), delimiter=separator))
-    if not table:
-        raise UserError(f"plate_map: {path} is empty; a column well and others are expected")
-    return table
 
 
 def _key(path: Path, header: list[str], known: Mapping[str, Mapping[str, str]]) -> str:

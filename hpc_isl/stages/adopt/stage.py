@@ -5,11 +5,9 @@ Nothing is written into that plate: index and labels go to a folder beside it.
 
 from __future__ import annotations
 
-import fcntl
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,12 @@ from hpc_isl.files import same_place
 from hpc_isl.plate_home import beside
 from hpc_isl.plates import adopted, metadata, ome_zarr
 from hpc_isl.plates.adopted import AdoptedPlate
-from hpc_isl.plates.atomic_directory import remove_partial, translate_write_errors, unwritable
+from hpc_isl.plates.atomic_directory import (
+    remove_partial,
+    reserved,
+    translate_write_errors,
+    unwritable,
+)
 from hpc_isl.plates.change_metadata import former, plate_of
 from hpc_isl.plates.ome_zarr import OtherPlate
 from hpc_isl.plates.plate import Plate, Problem, doubtful_size
@@ -90,7 +93,7 @@ def adopt(recipe: AdoptRecipe, attempt: Attempt) -> None:
     problems, fields = list(adoption.other.problems), adoption.other.plate.fields
     _refuse(recipe, problems, len(fields))
     begun, home = time.monotonic(), adoption.home
-    with _reserved(home), translate_write_errors(home):
+    with reserved(home, LOCK, "index", "adopting into"), translate_write_errors(home):
         remove_partial(home)
         digest = adopted.metadata_digest(adoption.other.path)
         kept = done = 0
@@ -219,21 +222,6 @@ def _kept(home: Path, other: OtherPlate) -> dict[str, Any]:
     if known.exists() and not same_place(known, other.path):
         raise UserError(f"index: {home} belongs to {known}; choose another index")
     return ours
-
-
-@contextmanager
-def _reserved(home: Path) -> Iterator[None]:
-    """Makes the folder, and keeps other processes from adopting into it meanwhile."""
-    with translate_write_errors(home):
-        (home / LOCK).parent.mkdir(parents=True, exist_ok=True)
-    with (home / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"index: another process is adopting into {home} now") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
 
 
 def _refuse(recipe: AdoptRecipe, problems: Sequence[Problem], fields: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Literal
 from hpc_isl import __version__
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
-from hpc_isl.plates.atomic_directory import MARK, translate_write_errors
+from hpc_isl.plates.atomic_directory import MARK, reserved, translate_write_errors
 from hpc_isl.plates.plate import NOT_IMAGED, Export, FieldKey, Problem
 
 RECORD = "index/conversion.json"
@@ -57,19 +56,7 @@ def recorded_digest(out: Path) -> str | None:
 @contextmanager
 def locked(out: Path, digest: str, source: Path) -> Iterator[None]:
     """Reserves `out` for this process, until it ends, and records which conversion writes it."""
-    try:
-        with translate_write_errors(out, 4096):
-            (out / LOCK).parent.mkdir(parents=True, exist_ok=True)
-            lock = (out / LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"out: {out} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"out: another process is converting to {out} now") from None
-        except OSError:
-            pass  # a file system without locks
+    with reserved(out, LOCK, "out", "converting to"):
         record = {"digest": digest, "source": str(source), "hpc_isl": __version__}
         with translate_write_errors(out, 4096):
             write_atomic(out / RECORD, json.dumps(record, indent=1))

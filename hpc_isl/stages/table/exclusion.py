@@ -5,14 +5,13 @@ Nothing is deleted, and nothing is left out by itself: a field that a compound h
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.files import csv_lines
 from hpc_isl.stages.table.segmented_plates import SegmentedPlate
 
 Exclusions = Mapping[tuple[str, str, str], str]
@@ -29,31 +28,26 @@ def read_exclusions(path: Path, plates: Sequence[SegmentedPlate]) -> Exclusions:
     Raises:
         UserError: no such file or column, or a field that the run does not have; with the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"exclude={path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"exclude={path}: is no readable CSV in UTF-8: {error}") from None
-    first = text.split("\n", 1)[0]
-    lines = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
-    header, names = [name.strip() for name in lines.fieldnames or ()], [plate.name for plate in plates]
-    lines.fieldnames = header
+    header, *lines = csv_lines(path, f"exclude={path}") or [[]]
+    header, names = [name.strip() for name in header], [plate.name for plate in plates]
     needed = ["well", "field"] if len(names) == 1 else ["plate", "well", "field"]
     if missing := [name for name in needed if name not in header]:
         raise UserError(f"exclude={path}: has no column {missing[0]!r}; {nearest(missing[0], header)}")
     known = {plate.name: set(zip(plate.images.well, plate.images.field, strict=True)) for plate in plates}
     exclusions: dict[tuple[str, str, str], str] = {}
-    for row in lines:
-        where = f"exclude={path}, line {lines.line_num}"
-        plate, well, field = ((row.get(name) or "").strip() for name in ("plate", "well", "field"))
+    for number, line in enumerate(lines, start=2):
+        if not any(map(str.strip, line)):
+            continue
+        where = f"exclude={path}, line {number}"
+        row = dict(zip(header, map(str.strip, line), strict=False))  # a line may lack cells at its end
+        plate, well, field = (row.get(name, "") for name in ("plate", "well", "field"))
         plate = plate or (names[0] if len(names) == 1 else "")
         if plate not in known:
             raise UserError(f"{where}: no plate {plate!r} in this run; {nearest(plate, names)}")
         if (well, field) not in known[plate]:
             fields = ["/".join(own) for own in sorted(known[plate])]
             raise UserError(f"{where}: no field {well}/{field}; {nearest(f'{well}/{field}', fields)}")
-        exclusions[plate, well, field] = (row.get("reason") or "").strip() or "listed"
+        exclusions[plate, well, field] = row.get("reason") or "listed"
     return exclusions
 
 
