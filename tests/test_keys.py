@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import yaml
 from made_up_screen import save_model, write_screen
 from other_plates import write_other
 from scipy.ndimage import gaussian_filter
+from used_plates import Here, computed
 
 import hpc_isl
 from hpc_isl.cli.help import KINDS, rows, stage_manual
@@ -32,7 +31,6 @@ from hpc_isl.plates.store import write_labels
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import RECIPES, load
 from hpc_isl.recipes.strict import Strict, to_yaml
-from hpc_isl.run import Attempt, Plan, Run
 from hpc_isl.site import Site
 from hpc_isl.stages.adopt import stage as adopt
 from hpc_isl.stages.annotate import stage as annotate
@@ -40,7 +38,6 @@ from hpc_isl.stages.convert import stage as convert
 from hpc_isl.stages.finetune import stage as finetune
 from hpc_isl.stages.pretrain import stage as pretrain
 from hpc_isl.stages.segment import stage as segment
-from hpc_isl.tasks import Answer
 
 # These read every key, whatever becomes of it: checking, hashing and writing down is no use.
 PACKAGE = Path(hpc_isl.__file__).parent
@@ -90,31 +87,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
 def keys_of(verb: str) -> set[str]:
     """As `VERB --help` lists them."""
     return {key for key, _, _ in rows(KINDS[verb], {})}
-
-
-class Here:
-    """The pool of a test: every task in this process."""
-
-    workers = 1
-
-    def run(self, call: Callable[[Any], Any], tasks: Iterator[Any]) -> Iterator[Answer]:
-        with ThreadPoolExecutor(1) as pool:
-            yield from (Answer(task.name, pool.submit(call, task.argument).result()) for task in tasks)
-
-    @contextmanager
-    def __call__(self, need: Any) -> Iterator[Here]:
-        yield self
-
-
-def computed(stage: Any, root: Path, name: str, *words: str, pools: Any = None) -> Run:
-    """A run of a stage from its plan to its end, as a job computes it."""
-    verb = stage.__name__.split(".")[-2]
-    run = Run(root / "runs" / verb / name)
-    planned: Plan = stage.plan(load(verb, None, list(words)))
-    run.folder.mkdir(parents=True)
-    run.recipe.write_text(to_yaml(planned.recipe))
-    getattr(stage, verb)(planned.recipe, Attempt(run), *([pools] if pools else []))
-    return run
 
 
 GIVEN = {

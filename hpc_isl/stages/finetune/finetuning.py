@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,18 +76,25 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
     if world.rank == 0 and recipe.n != 0:
         title = title_of_object_loss(recipe.objects.kind, recipe.objects.alpha)
         draw_training(attempt.run.metric_lines(), curves, title)
+    finish(recipe, attempt, run.steps, scores, cost)
+    if world.rank == 0:  # a sweep has many runs, and each checkpoint is three models large
+        shutil.rmtree(attempt.run.checkpoints, ignore_errors=True)
+
+
+def finish(
+    recipe: FinetuneRecipe, attempt: Attempt, steps: int, scores: Mapping[str, Any], cost: Mapping[str, Any]
+) -> None:
+    """Writes the done record: figures, what was made, what to do next; scores become metrics of `steps`."""
     shown = {f"test/{name}": value for name, value in scores.items() if not name.endswith("_sd")}
-    attempt.metric(run.steps, **shown)
+    attempt.metric(steps, **shown)
     paths = {
         "model": attempt.run.model,
         "scores": attempt.run.folder / "scores.csv",
-        "training curves": curves,
+        "training curves": attempt.run.pictures / "training.png",
     }
     made = {name: str(path) for name, path in paths.items() if path.exists()}
     following = [after_finetuning(recipe.plates)] if "model" in made else []
-    attempt.finish({"figures": scores | cost, "arm": recipe.arm, "made": made, "next": following})
-    if world.rank == 0:  # a sweep has many runs, and each checkpoint is three models large
-        shutil.rmtree(attempt.run.checkpoints, ignore_errors=True)
+    attempt.finish({"figures": {**scores, **cost}, "arm": recipe.arm, "made": made, "next": following})
 
 
 def _learnt(

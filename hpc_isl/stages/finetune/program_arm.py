@@ -29,12 +29,11 @@ from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.run import Attempt
 from hpc_isl.stages.finetune.arm import seed_of
 from hpc_isl.stages.finetune.boxes import Box, BoxObjects, draw, objects_of
-from hpc_isl.stages.finetune.finetuning import write_boxes
+from hpc_isl.stages.finetune.finetuning import finish, write_boxes
 from hpc_isl.stages.finetune.inputs import FinetuneInputs, as_planned, leaves_out, resolve_inputs
 from hpc_isl.stages.finetune.left_out import Evidence, deal, piece_score, write_evidence
 from hpc_isl.stages.finetune.scores import main_figures, score_boxes
 from hpc_isl.stages.shared import program as programs
-from hpc_isl.stages.shared.following import after_finetuning
 
 SCRATCH = "scratch"
 POLL_S = 0.5
@@ -61,13 +60,7 @@ def finetune(recipe: FinetuneRecipe, program: ProgramRecipe, attempt: Attempt) -
         shutil.rmtree(arm.scratch, ignore_errors=True)
     if figures is None:
         return None
-    shown = {f"test/{name}": value for name, value in figures.items() if not name.endswith("_sd")}
-    attempt.metric(0, **shown)
-    paths = {"model": attempt.run.model, "scores": attempt.run.folder / "scores.csv"}
-    made = {name: str(path) for name, path in paths.items() if path.exists()}
-    return attempt.finish({
-        "figures": figures, "arm": recipe.arm, "made": made, "next": [after_finetuning(recipe.plates)],
-    })  # fmt: skip
+    return finish(recipe, attempt, 0, figures, {})
 
 
 def _wait_for_rank_0(attempt: Attempt) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc_isl.files import write_atomic
-from hpc_isl.learning.data.drift import FACTS, FAR, drift
+from hpc_isl.learning.data.drift import FACTS, FAR
 from hpc_isl.learning.data.pixels import Pixels
 from hpc_isl.learning.data.rescale import read_sources
 from hpc_isl.objects.types import Labels
@@ -277,7 +277,7 @@ def write_drift(inputs: SegmentInputs, attempt: Attempt, rows: Sequence[Row]) ->
     if not inputs.models.contract.reference:
         attempt.log("the model's contract has no statistics of its training fields: drift is not known")
         return {}
-    wells = [row for plate in inputs.plates for row in _wells(plate)]
+    wells = [row for plate in inputs.plates for row in plate.drift(plate.keys)]
     if not wells:
         return {}
     path = attempt.run.folder / "drift.csv"
@@ -297,18 +297,6 @@ def write_drift(inputs: SegmentInputs, attempt: Attempt, rows: Sequence[Row]) ->
         f"on (worst: {worst}); {shown}; {path.name} has all wells"
     )
     return made | ({"wells unlike the training images": picture} if picture else {})
-
-
-def _wells(plate: PlateInput) -> list[Row]:
-    contract, name = plate.models.contract, plate.index.plate.name
-    # Models of earlier versions do not name the wells of their reference, only those that trained.
-    part = "reference" if "reference" in contract.wells else "train"
-    known = {key.well for key in plate.keys if contract.has_seen(part, name, key)}
-    rows = drift(contract.reference, plate.models.view, plate.index, plate.keys)
-    return [
-        {"plate": plate.name, "well": row["well"], "in_training": "yes" if row["well"] in known else ""} | row
-        for row in rows
-    ]
 
 
 def _draw_drift(inputs: SegmentInputs, path: Path, rows: Sequence[Row], wells: Sequence[Row]) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.drift import FAR, drift
@@ -143,14 +144,33 @@ class PlateInput:
         `confidence` is the probability that the object is found. Where none was learnt, or the images of a
         new well are unlike those that it was learnt on, there is only a `score`.
         """
-        contract = self.models.contract
-        if contract.task is None or contract.task.confidence is None:
+        task = self.models.contract.task
+        if task is None or task.confidence is None:
             return None
-        keys = [own.key for own in self.index.plate.fields]
-        rows = drift(contract.reference, self.models.view, self.index, keys) if contract.reference else []
-        known = {key.well for key in keys if contract.has_seen("reference", self.index.plate.name, key)}
-        far = any(row["largest"] > FAR for row in rows if row["well"] not in known)
-        return "confidence" if contract.task.confidence and rows and not far else "score"
+        if not task.confidence:
+            return "score"
+        wells = self.drift([own.key for own in self.index.plate.fields])
+        far = any(well["largest"] > FAR for well in wells if not well["in_training"])
+        return "confidence" if wells and not far else "score"
+
+    def drift(self, keys: Sequence[FieldKey]) -> list[dict[str, Any]]:
+        """Returns how far each well lies from the training images; none where the model has no statistics.
+
+        To the columns of `learning.data.drift` come `plate`, and `in_training`: yes for wells that the
+        model's reference was made of.
+        """
+        contract, name = self.models.contract, self.index.plate.name
+        if not contract.reference:
+            return []
+        # Models of earlier versions do not name the wells of their reference, only those that trained.
+        part = "reference" if "reference" in contract.wells else "train"
+        known = {key.well for key in keys if contract.has_seen(part, name, key)}
+        rows = drift(contract.reference, self.models.view, self.index, keys)
+        return [
+            {"plate": self.name, "well": row["well"], "in_training": "yes" if row["well"] in known else ""}
+            | row
+            for row in rows
+        ]
 
     # ------------------------------------------------------------ fingerprints
 

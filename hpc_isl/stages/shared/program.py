@@ -183,14 +183,8 @@ def predict(
         for number, image in enumerate(images):
             shapes[_file(number)] = image.shape[1:]
             _write(places["images"] / _file(number), _shown(image))
-        _call(
-            program,
-            "predict",
-            program.predict,
-            places | ({"model": model} if model else {}),
-            folder,
-            stopping,
-        )
+        given = places | ({"model": model} if model else {})
+        _call(program, "predict", program.predict, given, folder, stopping)
         return list(_labels(program, shapes, places["out"]))
 
 
@@ -225,10 +219,10 @@ def _labels(program: CommandRecipe, shapes: Mapping[str, tuple[int, ...]], out: 
     begin = f"{_name(program)}predict"
     written = {path.name for path in out.glob("*.tif")}
     if written != shapes.keys():
-        missing, more = sorted(shapes.keys() - written), sorted(written - shapes.keys())
-        wrong = f"{missing[0]} is missing" if missing else f"{more[0]} belongs to no image"
+        absent, more = sorted(shapes.keys() - written), sorted(written - shapes.keys())
+        wrong = f"{absent[0]} is missing" if absent else f"{more[0]} belongs to no image"
         others = sorted(path.name for path in out.iterdir() if path.suffix != ".tif")
-        named = f"; it has written {', '.join(others[:3])}" if missing and others else ""
+        named = f"; it has written {', '.join(others[:3])}" if absent and others else ""
         raise UserError(
             f"{begin}: ended well, with {len(written)} label images in {{out}} for {len(shapes)} images: "
             f"{wrong}{named}"
