@@ -1,0 +1,41 @@
+#!/bin/bash
+# Cells of two sizes (docs/protocol.md), in the folder that docs/study/usiigaci.sh has made; it continues where it was stopped.
+#   docs/study/sizes.sh FOLDER
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+H="${H:-python -m hpc_isl.submit}"
+cd "$1"
+python - <<'PYTHON'
+import csv
+import numpy as np
+import hpc_isl
+plate = hpc_isl.open_plate("U.zarr")
+fields = list(plate)[:-10]
+large = {field.well: np.median(np.bincount(np.asarray(field.labels("cells")).ravel())[1:]) > 2000 for field in fields}
+with open("sizes.csv", "w", newline="") as stream:
+    lines = csv.writer(stream)
+    lines.writerow(["plate", "well", "field", "part"])
+    lines.writerows([plate.name, well, 1, "train" if is_large else "test"] for well, is_large in large.items())
+    lines.writerows([plate.name, field.well, 1, "validation"] for field in list(plate)[-10:])
+print(f"{sum(large.values())} fields of large cells train, {len(large) - sum(large.values())} of small ones score")
+PYTHON
+
+run() {  # NAME …
+  if [ -d "runs/finetune/$1" ]; then $H resume "finetune/$1" site.cpus=1; return; fi
+  local name=$1; shift
+  $H finetune usiigaci.yaml "$@" --name "$name" site.cpus=1
+}
+
+for scale in 0 0.5; do
+  run sizes-$scale split.file=sizes.csv objects.h_maxima=40 left_out=never train.steps=300 augment.scale=$scale
+done
+python - <<'PYTHON'
+import hpc_isl
+for scale in ("0", "0.5"):
+    scores = hpc_isl.Run(f"runs/finetune/sizes-{scale}").scores()()
+    print(f"augment.scale={scale}: AP50 {scores['AP50'].mean():.3f}, mAP {scores['mAP'].mean():.3f}")
+PYTHON
+if [ "${ALL:-}" ]; then  # the frozen recipe with scale on all 26 fields
+  run cells-scaled augment.scale=0.5
+  python "$here"/splits.py runs/finetune/cells-scaled U.zarr
+fi
