@@ -16,7 +16,6 @@ with open("sizes.csv", "w", newline="") as stream:
     lines = csv.writer(stream)
     lines.writerow(["plate", "well", "field", "part"])
     lines.writerows([plate.name, well, 1, "train" if is_large else "test"] for well, is_large in large.items())
-    lines.writerows([plate.name, field.well, 1, "validation"] for field in list(plate)[-10:])
 print(f"{sum(large.values())} fields of large cells train, {len(large) - sum(large.values())} of small ones score")
 PYTHON
 
@@ -32,7 +31,7 @@ done
 python - <<'PYTHON'
 import hpc_isl
 for scale in ("0", "0.5"):
-    scores = hpc_isl.Run(f"runs/finetune/sizes-{scale}").scores()()
+    scores = hpc_isl.Run(f"runs/finetune/sizes-{scale}").scores()
     print(f"augment.scale={scale}: AP50 {scores['AP50'].mean():.3f}, mAP {scores['mAP'].mean():.3f}")
 PYTHON
 if [ "${ALL:-}" ]; then  # the frozen recipe with scale on all 26 fields
