@@ -21,13 +21,13 @@ PYTEST :=
 
 help:
 	@echo "make demo          a synthetic plate -> OME-Zarr -> pretrained model -> segmentation from one field -> every nucleus, in demo/"
-	@echo "make test          lint, types, tests"
+	@echo "make test          lint, types, spelling, tests"
 	@echo "make peers         plates written by ngio, ome-zarr-py and iohub through every verb; installs these, each in its environment"
 	@echo "make slurm-test    the tests that need a real Slurm; they bring up their own"
 	@echo "make slurm-start   a real Slurm of two nodes on this machine, to use with --site testcluster"
 	@echo "make slurm-stop    end it, and remove all of it"
 	@echo "make setup         .venv, with every dependency as requirements.txt and requirements-test.txt lock it"
-	@echo "make lint          ruff and mypy alone"
+	@echo "make lint          ruff, mypy and spelling alone"
 	@echo "make lock          resolve the dependencies of pyproject.toml anew into requirements.txt and requirements-test.txt"
 	@echo "make clean         remove the environment and the demo"
 
@@ -75,6 +75,7 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell README.md CHANGELOG.md docs/*.md docs/study hpc_isl configs slurm benchmarks findings Makefile
 	$(BIN)/mypy
 
 test: lint
