@@ -129,17 +129,63 @@ def inspect(given: Namespace) -> int:
 
 
 @command(
-    "checks a plate against the specification", "PLATE.zarr … [--deep]", "P01.zarr --deep",
+    "checks a plate against the specification, or against the export it was made of",
+    "PLATE.zarr … [--deep | --receipt [RUN] | --check]", "P01.zarr --deep",
     option("--deep", action="store_true", help="every pixel against its recorded digest too"),
+    option(
+        "--receipt", nargs="?", const="", metavar="RUN",
+        help="compare every file of the export with the plate; writes PLATE.receipt.csv and .json beside it. "
+        "RUN: the run of convert, where the plate does not say how it was made",
+    ),
+    option("--check", action="store_true", help="whether the plate is still as its receipt says"),
+    ROOT, SITE,
 )  # fmt: skip
 def validate(given: Namespace) -> int:
-    """Checks plates against the specification of OME-Zarr and against their own index."""
+    """Checks plates against the specification of OME-Zarr and against their own index, or their export."""
     plates = _plates(given)
+    if given.receipt is not None:
+        return max(_write_receipt(path, given) for path in plates)
+    if given.check:
+        from hpc_isl.site import cpus_here
+        from hpc_isl.stages.receipt import check_receipt
+
+        found = [f"{path}: {text}" for path in plates for text in check_receipt(path, cpus_here())]
+        log("\n".join(found) if found else "the receipt holds: pixels and copied files are as they were")
+        return int(bool(found))
     from hpc_isl.stages.inspect import validate as problems_of
 
     problems = [f"{path}: {problem}" for path in plates for problem in problems_of(path, given.deep)]
     log("\n".join(problems) if problems else "valid")
     return int(bool(problems))
+
+
+def _write_receipt(path: Path, given: Namespace) -> int:
+    """Writes the receipt of a plate and prints its verdict; returns the exit code."""
+    from hpc_isl.cluster.run_folder import folders
+    from hpc_isl.recipes.load import load
+    from hpc_isl.recipes.plates import ConvertRecipe
+    from hpc_isl.site import cpus_here
+    from hpc_isl.stages.receipt import receipt_paths, write_receipt
+
+    recipe = None
+    if given.receipt:
+        run = folders.find(given.receipt, *run_folders(given))
+        if run.stage != "convert":
+            raise UserError(
+                f"--receipt {given.receipt}: a run of {run.stage}; the run of convert is expected"
+            )
+        loaded = load("convert", run.recipe, [])
+        assert isinstance(loaded, ConvertRecipe)
+        recipe = loaded
+    verdict = write_receipt(path, recipe, cpus_here())
+    log(f"{path}: {verdict['verdict']}")
+    log("\n".join(f"  {count} files {state}" for state, count in verdict["files"].items()))
+    if verdict["open"]:
+        log("\n".join(f"  {text}" for text in verdict["open"]))
+    log("only the originals hold:")
+    log("\n".join(f"  {text}" for text in verdict["only the originals hold"]))
+    log("\n".join(f"wrote {written}" for written in receipt_paths(path)))
+    return int(verdict["verdict"] != "COMPLETE")
 
 
 @command(

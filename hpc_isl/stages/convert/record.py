@@ -16,6 +16,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.plates.atomic_directory import MARK, reserved, translate_write_errors
 from hpc_isl.plates.plate import NOT_IMAGED, Export, FieldKey, Problem
+from hpc_isl.recipes.plates import ConvertRecipe
 
 RECORD = "index/conversion.json"
 LOCK = "index/conversion.lock"
@@ -54,10 +55,11 @@ def recorded_digest(out: Path) -> str | None:
 
 
 @contextmanager
-def locked(out: Path, digest: str, source: Path) -> Iterator[None]:
+def locked(out: Path, digest: str, recipe: ConvertRecipe) -> Iterator[None]:
     """Reserves `out` for this process, until it ends, and records which conversion writes it."""
     with reserved(out, LOCK, "out", "converting to"):
-        record = {"digest": digest, "source": str(source), "hpc_isl": __version__}
+        written = recipe.model_dump(mode="json")
+        record = {"digest": digest, "source": str(recipe.source), "recipe": written, "hpc_isl": __version__}
         with translate_write_errors(out, 4096):
             write_atomic(out / RECORD, json.dumps(record, indent=1))
         yield

@@ -82,7 +82,7 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
         return
     check_can_write_plate(survey)
     start = time.monotonic()
-    with locked(out, survey.digest, survey.recipe.source):
+    with locked(out, survey.digest, survey.recipe):
         if removed := remove_partial(out):
             attempt.log(f"removed {removed} unfinished files and folders of an earlier attempt")
         result = _convert_all(survey, attempt)

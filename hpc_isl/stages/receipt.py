@@ -1,0 +1,382 @@
+"""A receipt of a conversion: every file of the export, and whether, and where, the plate holds it.
+
+It trusts neither the conversion nor the libraries that it used: source files are decoded by Pillow, where it
+can, and pixels are read back from the finished plate by zarr-python.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hpc_isl import __version__
+from hpc_isl.errors import UserError
+from hpc_isl.files import now, read_json, write_atomic
+from hpc_isl.plates import planes
+from hpc_isl.plates.index import Index
+from hpc_isl.plates.plate import FieldKey, PlaneFile, normal_well, well_position
+from hpc_isl.plates.readers import detect, tiff_metadata
+from hpc_isl.plates.readers.folder import IMAGES
+from hpc_isl.plates.store import open_plate
+from hpc_isl.recipes.plates import ConvertRecipe
+from hpc_isl.stages.convert.record import RECORD, harmful
+from hpc_isl.stages.convert.survey import Survey, survey_export
+from hpc_isl.stages.shared.parallel import in_parallel
+
+VERBATIM = "source"  # the folder of the plate that holds the export's small files
+MOST_VERBATIM = 64 << 20  # bytes
+EQUAL, COPIED, ABSENT, WRONG = "stored equal", "stored verbatim", "not stored", "FAILED"
+# Images that an export holds beside its planes, and that nobody misses in a plate.
+BY_DESIGN = frozenset(
+    {
+        "copy",
+        "copy as TIFF",
+        "thumbnail",
+        "projection",
+        "overlay",
+        "shading image",
+        "montage",
+        "ignored image",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file of the export.
+
+    Attributes:
+        file: its path below the export.
+        state: `EQUAL`, `COPIED`, `ABSENT` or `WRONG`.
+        where: the planes of it that the plate holds, or the copy.
+        why: the reason where it is not stored, or wrong.
+        decoder: what decoded it for the comparison; "own" is what the conversion used too.
+        assignment: "independent" where the file itself states its well, and it is that of the plate; else
+            "index only".
+    """
+
+    file: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    state: str = ABSENT
+    where: str = ""
+    why: str = ""
+    decoder: str = ""
+    assignment: str = ""
+
+
+@dataclass(frozen=True)
+class FieldCheck:
+    """The planes of one field, to be compared with their files; `names` are the channels'."""
+
+    key: FieldKey
+    array: Path
+    files: tuple[PlaneFile, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FieldResult:
+    """The digest of a field's pixels, and of its files where they are, what is wrong, and what read them."""
+
+    key: FieldKey
+    digest: str
+    stored: Mapping[Path, list[str]]
+    wrong: Mapping[Path, str]
+    decoders: Mapping[Path, str]
+    independent: frozenset[Path]
+
+
+def receipt_paths(plate: Path) -> tuple[Path, Path]:
+    """Returns where the receipt of a plate lies: its table of files, and its verdict."""
+    base = plate.resolve()
+    return base.with_name(f"{base.name}.receipt.csv"), base.with_name(f"{base.name}.receipt.json")
+
+
+def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> dict[str, Any]:
+    """Compares a plate with the export it was made of, and writes the receipt beside it; returns the verdict.
+
+    Small files that are no images are copied into the plate, below `VERBATIM`.
+
+    Args:
+        recipe: of the conversion, where the plate does not hold it.
+
+    Raises:
+        UserError: the plate was not made by convert, is not finished, or its export is not there, is another
+            one, or is OME-Zarr.
+    """
+    index = open_plate(path)
+    survey = survey_export(recipe or _recipe_of(index))
+    if survey.recipe.out.resolve() != index.path.resolve():
+        survey = survey_export(survey.recipe.model_copy(update={"out": index.path}))
+    if survey.state != "finished" or survey.todo:
+        raise UserError(
+            f"{path}: {len(survey.todo)} fields are not stored yet; the same convert command resumes"
+        )
+    if any(file.path.is_dir() for of_field in survey.export.files.values() for file in of_field):
+        raise UserError(f"{survey.recipe.source} is OME-Zarr itself: receipts are of instruments' files")
+    names, files = tuple(channel.name for channel in index.plate.channels), survey.export.files
+    results = _compared(
+        [
+            FieldCheck(f.key, index.image(f.key) / "0", files.get(f.key, ()), names)
+            for f in index.plate.fields
+        ],
+        processes,
+    )
+    rows = list(_rows(index, survey, results))
+    verdict = _verdict(index, survey, rows, results)
+    table, summary = receipt_paths(path)
+    stream = io.StringIO()
+    lines = csv.DictWriter(stream, list(asdict(rows[0])) if rows else ["file"], lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(map(asdict, rows))
+    write_atomic(table, stream.getvalue())
+    write_atomic(summary, json.dumps(verdict, indent=1))
+    return verdict
+
+
+def check_receipt(path: Path, processes: int) -> list[str]:
+    """Returns in what a plate differs from its receipt; nothing where the receipt still holds.
+
+    Pixels and copied files alone count: metadata may be corrected by `set`, and labels come and go.
+
+    Raises:
+        UserError: there is no receipt beside the plate.
+    """
+    table, summary = receipt_paths(path)
+    verdict = read_json(summary)
+    if verdict is None or not table.is_file():
+        raise UserError(f"{path}: no receipt ({summary.name} and {table.name}) lies beside it")
+    index = open_plate(path)
+    tasks = [FieldCheck(field.key, index.image(field.key) / "0") for field in index.plate.fields]
+    seen = {str(result.key): result.digest for result in _compared(tasks, processes)}
+    problems = []
+    for key, digest in verdict["fields"].items():
+        if key not in seen:
+            problems.append(f"{key}: the field is gone")
+        elif seen[key] != digest:
+            problems.append(f"{key}: its pixels are others than when the receipt was written")
+    problems += [
+        f"{key}: a field that the receipt does not know" for key in seen.keys() - verdict["fields"].keys()
+    ]
+    with table.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["state"] == COPIED and _sha256(index.path / VERBATIM / row["file"]) != row["sha256"]:
+                problems.append(f"{VERBATIM}/{row['file']}: gone, or another file")
+    return problems
+
+
+def _recipe_of(index: Index) -> ConvertRecipe:
+    record = (read_json(index.path / RECORD) or {}).get("recipe") if index.adopted is None else None
+    if record is None:
+        raise UserError(
+            f"{index.path} does not say how it was converted; name the run of convert: --receipt RUN"
+        )
+    return ConvertRecipe(**record)
+
+
+def _compared(tasks: list[FieldCheck], processes: int) -> list[FieldResult]:
+    results = in_parallel(compare_field, tasks, processes, threading.Event())
+    hidden = not sys.stderr.isatty()
+    return list(tqdm(results, total=len(tasks), unit=" fields", leave=False, disable=hidden))
+
+
+# ---------------------------------------------------------------- a field
+
+
+def compare_field(task: FieldCheck) -> FieldResult:
+    """Reads a field back and compares it with its files, plane by plane."""
+    import zarr
+
+    stored = np.asarray(zarr.open_array(task.array, mode="r")[...])
+    stored = stored.reshape(-1, *stored.shape[-4:])  # (t, c, z, y, x): plates of one time have no axis t
+    place: dict[Path, list[str]] = defaultdict(list)
+    wrong: dict[Path, str] = {}
+    decoders: dict[Path, str] = {}
+    independent = set()
+    for path, of_file in _by_path(task.files).items():
+        try:
+            pages = planes.header(path).pages
+            stated = _wells_stated(path)
+            for plane in of_file:
+                pixels, decoders[path] = decoded(path, plane.page)
+                name = task.names[plane.channel]
+                text = f"{task.key} {name} plane {plane.plane} time {plane.time}"
+                if not np.array_equal(pixels, stored[plane.time, plane.channel, plane.plane]):
+                    wrong[path] = f"pixels differ from {text}"
+                place[path].append(text)
+            if pages > len(of_file) and path not in wrong:
+                wrong[path] = f"{pages - len(of_file)} of its {pages} planes are not stored"
+        except UserError as error:
+            wrong[path] = str(error)
+            continue
+        if stated == {task.key.well}:
+            independent.add(path)
+        elif stated:
+            wrong[path] = f"states well {', '.join(sorted(stated))}, and is stored as {task.key.well}"
+    content = hashlib.sha256(f"{stored.dtype.name} {stored.shape}".encode())
+    content.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).tobytes())
+    return FieldResult(task.key, content.hexdigest(), place, wrong, decoders, frozenset(independent))
+
+
+def decoded(path: Path, page: int) -> tuple[NDArray[Any], str]:
+    """Returns a plane (y, x) of a file as another library than the conversion's decodes it, and its name.
+
+    Raises:
+        UserError: as `planes.read_plane`.
+    """
+    from PIL import Image
+
+    own = planes.read_plane(path, page)  # first, because it judges what the file is
+    with (
+        suppress(OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError),
+        Image.open(path) as image,
+    ):
+        image.seek(page)
+        pixels = np.asarray(image)
+        if (pixels.shape, pixels.dtype.itemsize) == (own.shape, own.dtype.itemsize):
+            # Signed pixels, which Pillow does not know, are the same bits.
+            return pixels.view(own.dtype) if pixels.dtype.kind in "iu" else pixels, "Pillow"
+    return own, "own"
+
+
+def _wells_stated(path: Path) -> set[str]:
+    """Returns the wells that a TIFF states of its planes, as "E07 : Site 1" does."""
+    stated = tiff_metadata.tried(path)
+    wells = set()
+    for plane in stated.planes if isinstance(stated, tiff_metadata.TiffMetadata) else ():
+        with suppress(UserError):
+            well = plane.label.partition(":")[0].strip()
+            well_position(well)
+            wells.add(normal_well(well))
+    return wells
+
+
+def _by_path(files: tuple[PlaneFile, ...]) -> dict[Path, list[PlaneFile]]:
+    by_path: dict[Path, list[PlaneFile]] = defaultdict(list)
+    for file in files:
+        by_path[file.path].append(file)
+    return by_path
+
+
+# ---------------------------------------------------------------- the files
+
+
+def _rows(index: Index, survey: Survey, results: list[FieldResult]) -> Iterator[Row]:
+    """Yields a row for each file below the export; copies small files that are no images into the plate."""
+    source = survey.recipe.source.resolve()
+    compared = _by_file(results)
+    reasons = {left.path.resolve(): left.kind for left in survey.export.left_out}
+    whole = detect.read(survey.recipe)
+    reasons |= dict.fromkeys(
+        (f.path.resolve() for files in whole.files.values() for f in files), "not asked for"
+    )
+    for path in _files_below(source):
+        known = path.resolve()
+        row = Row(path.relative_to(source).as_posix(), path.lstat().st_size)
+        if path.is_symlink() and not known.is_relative_to(source):
+            yield replace(row, why="a link that leads out of the export")
+            continue
+        row = replace(row, sha256=_sha256(path))
+        if known in compared:
+            yield replace(compared[known], file=row.file, bytes=row.bytes, sha256=row.sha256)
+        elif known in reasons:
+            yield replace(row, why=reasons[known])
+        elif path.suffix.lower() in IMAGES:
+            yield replace(row, why="an image of no plane")
+        elif row.bytes > MOST_VERBATIM:
+            yield replace(row, why="no image, and large")
+        else:
+            yield _copied(row, path, index.path / VERBATIM / row.file)
+
+
+def _by_file(results: list[FieldResult]) -> dict[Path, Row]:
+    """Returns what comparing fields has shown of each file."""
+    rows: dict[Path, Row] = {}
+    for result in results:
+        for path in result.stored.keys() | result.wrong.keys():
+            earlier = rows.get(path.resolve(), Row())  # a file may hold planes of several fields
+            why = result.wrong.get(path) or earlier.why
+            rows[path.resolve()] = Row(
+                state=WRONG if why else EQUAL,
+                where="; ".join([*filter(None, [earlier.where]), *result.stored.get(path, ())]),
+                why=why,
+                decoder=result.decoders.get(path, ""),
+                assignment="independent" if path in result.independent else "index only",
+            )
+    return rows
+
+
+def _copied(row: Row, path: Path, copy: Path) -> Row:
+    """Copies a file into the plate, unless it is there, and reads it back."""
+    if _sha256(copy) != row.sha256:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(copy, path.read_bytes())
+    read_back = _sha256(copy) == row.sha256
+    where = copy.relative_to(copy.parents[len(Path(row.file).parts)]).as_posix()
+    return replace(row, state=COPIED if read_back else WRONG, where=where)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        linked = [name for name in folders if (Path(root) / name).is_symlink()]
+        yield from (Path(root) / name for name in sorted([*files, *linked]))
+
+
+def _sha256(path: Path) -> str:
+    """Returns the digest of a file; "" where there is none."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return ""
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def _verdict(index: Index, survey: Survey, rows: list[Row], results: list[FieldResult]) -> dict[str, Any]:
+    """Returns what the receipt says as a whole: complete only if nothing failed and nothing was skipped."""
+    states = Counter(row.state for row in rows)
+    reasons = Counter(row.why for row in rows if row.state == ABSENT)
+    open_points = [f"{row.file}: {row.why or row.state}" for row in rows if row.state == WRONG]
+    open_points += [
+        f"{n} files not stored: {why}" for why, n in sorted(reasons.items()) if why not in BY_DESIGN
+    ]
+    open_points += [f"{problem.key}: {problem.text}" for problem in harmful(index.problems)]
+    fields = {
+        str(result.key): result.digest for result in sorted(results, key=lambda result: str(result.key))
+    }
+    lost = ["the names, dates and headers of the image files, but for what the plate's metadata hold"]
+    lost += [f"{n} files: {why}" for why, n in sorted(reasons.items())]
+    return {
+        "verdict": "INCOMPLETE" if open_points else "COMPLETE",
+        "open": open_points,
+        "files": dict(states),
+        "not stored": dict(reasons),
+        "decoders": dict(Counter(row.decoder for row in rows if row.decoder)),
+        "assignment": dict(Counter(row.assignment for row in rows if row.assignment)),
+        "only the originals hold": lost,
+        "source": str(survey.recipe.source),
+        "plate": str(index.path),
+        "written": now(),
+        "hpc_isl": __version__,
+        "digest": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(),
+        "fields": fields,
+    }
