@@ -147,7 +147,7 @@ def validate(given: Namespace) -> int:
         return max(_write_receipt(path, given) for path in plates)
     if given.check:
         from hpc_isl.site import cpus_here
-        from hpc_isl.stages.receipt import check_receipt
+        from hpc_isl.stages.convert.receipt import check_receipt
 
         found = [f"{path}: {text}" for path in plates for text in check_receipt(path, cpus_here())]
         log("\n".join(found) if found else "the receipt holds: pixels and copied files are as they were")
@@ -165,7 +165,7 @@ def _write_receipt(path: Path, given: Namespace) -> int:
     from hpc_isl.recipes.load import load
     from hpc_isl.recipes.plates import ConvertRecipe
     from hpc_isl.site import cpus_here
-    from hpc_isl.stages.receipt import receipt_paths, write_receipt
+    from hpc_isl.stages.convert.receipt import receipt_paths, write_receipt
 
     recipe = None
     if given.receipt:

@@ -19,8 +19,8 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.recipes.plates import ConvertRecipe, PatternRecipe
 from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.convert.receipt import check_receipt, receipt_paths, write_receipt
 from hpc_isl.stages.convert.stage import convert
-from hpc_isl.stages.receipt import check_receipt, receipt_paths, write_receipt
 
 PATTERN = PatternRecipe(regex=r"(?P<well>\w\d\d)_w(?P<channel>\d)\.tif")
 
