@@ -21,7 +21,7 @@ REQUIRED = "(must be given)"
 KINDS: dict[str, type[Recipe]] = {**RECIPES, "sweep": SweepRecipe, "chain": ChainRecipe}
 HIDDEN = {"base"}  # of a sweep: filled from the keys that are not its own
 USUAL = {
-    "convert": ("plate_map", "reader", "pattern.regex", "on_error", "fields"),
+    "convert": ("plate_map", "reader", "pattern.regex", "on_error", "fields", "channels"),
     "adopt": ("index", "transmitted", "plate_map", "on_error"),
     "annotate": ("source", "channel", "method", "fields", "out", "overwrite", "model", "n"),
     "pretrain": ("sources.N.plane", "split.test", "train.steps", "train.batch",

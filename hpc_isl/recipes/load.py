@@ -176,12 +176,13 @@ WHOLE = {
 }
 """section ("": the recipe itself) -> keys that every version wrote into it where it was kept whole"""
 ADDED: Mapping[str, Mapping[str, object]] = {
+    "convert": {"channels": None, "times": None, "planes": None},
     "finetune": {
         "objects.map": "euclidean",
         "objects.mask_threshold": None,
         "left_out": "never",
         "programs": [],
-    }
+    },
 }
 """stage -> key that earlier versions did not have -> the value that means what they did
 

@@ -97,6 +97,21 @@ class ConvertRecipe(Recipe):
     """compression and chunk"""
     fields: list[str] | None = None
     """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
+    channels: list[str] | None = None
+    """only these, by name, in the order of the export; null: all"""
+    times: list[Count] | None = None
+    """only these, e.g. [0, 12, 24], counted from 0 as in the plate of all, and numbered anew; null: all"""
+    planes: list[Count] | None = None
+    """only these z positions, counted from 0 as in the plate of all, and numbered anew; null: all"""
+
+    @field_validator("fields", "channels", "times", "planes", mode="before")
+    @classmethod
+    def _some(cls, chosen: Any) -> Any:
+        if isinstance(chosen, (str, int)):
+            return [chosen]
+        if isinstance(chosen, list) and not chosen:
+            raise ValueError("an empty list would leave out everything; null means all")
+        return chosen
 
     @model_validator(mode="after")
     def _a_plate_of_its_own(self) -> ConvertRecipe:

@@ -20,13 +20,15 @@ import tifffile
 from mounts import read_only, small_disk
 
 from hpc_isl.errors import UserError
+from hpc_isl.files import read_json
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_level, open_plate, read_box
-from hpc_isl.recipes.load import load
+from hpc_isl.recipes.load import digest, load
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.recipes.strict import parse, to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.convert.stage import convert, plan
+from hpc_isl.stages.synthetic.stage import write as write_synthetic
 
 REGEX = r"(?P<well>[A-H]\d\d)_s(?P<field>\d+)_w(?P<channel>\d)_z(?P<plane>\d+)\.tif"
 PATTERN = {"regex": REGEX, "channels": {"1": "Phase", "2": "DAPI"}, "transmitted": ["Phase"], "pixel_um": 0.5}
@@ -164,6 +166,95 @@ def test_only_the_chosen_fields_are_converted(export: Path) -> None:
         plan(recipe(export, fields=["B02/9"]))
 
 
+def test_channels_and_planes_that_are_not_chosen_are_not_stored_and_the_plan_names_them(export: Path) -> None:
+    what = recipe(export, channels=["DAPI"], planes=[1], fields="B03")
+    text = "\n".join(plan(what).messages)
+    assert "fields: 2 of 4 are chosen" in text
+    assert "channels: Phase is left out" in text
+    assert "planes: 0 is left out" in text
+    index = run(what)
+    assert [channel.name for channel in index.plate.channels] == ["DAPI"]
+    assert [(str(field.key), field.shape) for field in index.plate.fields] == [
+        ("B03/1", (1, 1, 1, *SHAPE)), ("B03/2", (1, 1, 1, *SHAPE))
+    ]  # fmt: skip
+    stored = read_box(index.image(FieldKey("B03", "2")), 0, 0, 0, [0], ALL, ALL)[0]
+    np.testing.assert_array_equal(stored, tifffile.imread(plane_file(export, "B03", 2, 2, 1)))
+
+
+def test_chosen_times_are_numbered_anew_and_fields_without_them_are_left_out(tmp_path: Path) -> None:
+    export, rng = tmp_path / "export", np.random.default_rng(0)
+    export.mkdir()
+    for name in ("B02_t0", "B02_t1", "B02_t2", "B03_t0"):
+        tifffile.imwrite(export / f"{name}.tif", rng.integers(0, 999, SHAPE).astype("uint16"))
+    pattern = {"regex": r"(?P<well>[A-H]\d\d)_t(?P<time>\d)\.tif"}
+    what = recipe(export, pattern=pattern, times=[2, 1], on_error="skip")
+    text = "\n".join(plan(what).messages)
+    assert "times: 0 is left out" in text
+    assert "fields that have nothing of it are left out: 1 (B03/1)" in text
+    index = run(what)
+    [field] = index.plate.fields
+    assert field.shape == (2, 1, 1, *SHAPE)
+    for number, name in enumerate(["B02_t1", "B02_t2"]):
+        stored = read_box(index.image(field.key), 0, number, 0, [0], ALL, ALL)[0]
+        np.testing.assert_array_equal(stored, tifffile.imread(export / f"{name}.tif"))
+    with pytest.raises(UserError, match="holds another plate"):
+        plan(recipe(export, pattern=pattern, times=[1], on_error="skip"))
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        ({"channels": ["DAPY"]}, r"channels: the export has no channel 'DAPY'; did you mean 'DAPI'\? There"),
+        ({"times": [1]}, r"times: the export has no time 1; There are: '0'"),
+        ({"planes": [0, 2]}, r"planes: the export has no plane 2; There are: '0', '1'"),
+        ({"fields": ["C05"]}, r"fields: the export has no field or well 'C05'"),
+        ({"planes": []}, r"planes: an empty list would leave out everything; null means all"),
+    ],
+)
+def test_a_choice_that_the_export_does_not_have_is_refused_with_what_there_is(
+    export: Path, given: dict[str, Any], answer: str
+) -> None:
+    with pytest.raises(UserError, match=answer):
+        plan(recipe(export, **given))
+
+
+def test_damage_to_planes_that_are_not_chosen_stops_nothing(export: Path) -> None:
+    truncate(plane_file(export, "B02", 1, 1, 0))
+    plane_file(export, "B02", 2, 1, 1).unlink()
+    with pytest.raises(UserError, match="2 of 4 fields are damaged"):
+        plan(recipe(export))
+    index = run(recipe(export, channels=["DAPI"]))
+    assert (len(index.plate.fields), index.problems) == (4, ())
+    plane_file(export, "B03", 2, 2, 1).unlink()
+    with pytest.raises(UserError, match="1 of 4 fields are damaged: 1 incomplete"):
+        plan(recipe(export, channels=["DAPI"], out=export.parent / "P02.zarr"))
+
+
+def test_heights_and_distance_of_planes_are_those_of_the_chosen_ones(tmp_path: Path) -> None:
+    write_synthetic(tmp_path / "export", wells=1, fields=1, size=64, planes=5)
+    what = recipe(tmp_path / "export", pattern=None, planes=[0, 2, 4], channels=["Brightfield"])
+    index = run(what)
+    [field] = index.plate.fields
+    assert (field.z_um, index.plate.plane_um) == ((-8.0, 0.0, 8.0), 8.0)
+    assert field.planes("Brightfield") == (0, 1, 2)
+
+
+def test_the_digest_of_a_conversion_without_a_choice_is_that_of_earlier_versions(export: Path) -> None:
+    run(recipe(export))
+    record = read_json(export.parent / "P01.zarr" / "index" / "conversion.json")
+    assert record is not None
+    assert record["digest"] == "d4ea3093a9a235a20a4bf6c361c6b032"
+    assert digest(recipe(export)) == "dec6aacce815b03e"
+
+
+def test_channels_of_8_and_16_bits_are_stored_in_16_without_loss(export: Path) -> None:
+    for path in export.glob("*_w1_*.tif"):
+        tifffile.imwrite(path, (tifffile.imread(path) // 8).astype("uint8"))
+    index = run(recipe(export))
+    assert {field.dtype for field in index.plate.fields} == {"uint16"}
+    assert_exact(index, export)
+
+
 def test_a_given_plate_map_overrides_that_of_the_export(export: Path) -> None:
     (export / "map.csv").write_text("well;dose;Treatment\nb2;1;DMSO\nB03;2;\n\n")
     index = run(recipe(export, plate_map=export / "map.csv"))
@@ -295,7 +386,7 @@ def test_a_stop_takes_effect_between_fields_and_written_fields_are_kept(export: 
 KILLED = """
 import sys
 from pathlib import Path
-from hpc_isl.recipes.load import load
+from hpc_isl.recipes.load import digest, load
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.convert.stage import convert
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from imagecodecs import blosc_encode
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError
 from hpc_isl.plates.assemble import usual_types
 from hpc_isl.plates.atomic_directory import free, full, unwritable
 from hpc_isl.plates.change_metadata import as_converted, plate_of, words_for
@@ -30,11 +30,10 @@ from hpc_isl.plates.plate import (
     Plate,
     Problem,
     doubtful_size,
-    well_name,
-    well_position,
 )
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
 from hpc_isl.plates.readers import detect
+from hpc_isl.plates.readers.choice import Choice, chosen_part
 from hpc_isl.plates.readers.folder import left_out_lines
 from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.recipes.plates import CodecRecipe, ConvertRecipe
@@ -76,7 +75,8 @@ def survey_export(recipe: ConvertRecipe) -> Survey:
     Raises:
         UserError: no export, another plate at `out`, a plate map that does not fit, fields that do not exist.
     """
-    export = _with_missing_fields(_chosen(detect.read(recipe), recipe.fields))
+    choice = Choice(recipe.fields, recipe.channels, recipe.times, recipe.planes)
+    export = _with_missing_fields(chosen_part(detect.read(recipe), choice))
     digest = _digest(recipe, export)
     finished = recorded_digest(recipe.out) and (recipe.out / "zarr.json").exists()
     if existing := open_plate(recipe.out) if finished else None:
@@ -175,7 +175,14 @@ def _check_names(plate: Plate) -> None:
 
 def _digest(recipe: ConvertRecipe, export: Export) -> str:
     keys = {field.key for field in export.plate.fields} | {problem.key for problem in export.problems}
-    parts = [plate_facts(export.plate), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels]
+    parts: list[Any] = [
+        plate_facts(export.plate), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels
+    ]  # fmt: skip
+    # The plate's own facts tell neither times nor planes. Without a choice the digest is the one that earlier
+    # versions gave to the same plate.
+    given = {"times": recipe.times, "planes": recipe.planes}
+    if chosen := {what: sorted(set(numbers)) for what, numbers in given.items() if numbers is not None}:
+        parts.append(chosen)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -195,24 +202,6 @@ def _digest_of_existing(recipe: ConvertRecipe, export: Export, existing: Index, 
         call = f"python -m hpc_isl.submit set {shlex.quote(str(recipe.out))} {' '.join(words)}"
         raise UserError(f"out: {recipe.out} holds this plate, with other metadata; to change them: {call}")
     return made_as
-
-
-def _chosen(export: Export, wanted: list[str] | None) -> Export:
-    """Returns the export with these fields alone; a well, as b3 or B03, means all its fields."""
-    if wanted is None:
-        return export
-    keys = [field.key for field in export.plate.fields]
-    chosen: set[FieldKey] = set()
-    for text in wanted:
-        well, slash, name = text.partition("/")
-        normal = well_name(*well_position(well)) + slash + name
-        named = {key for key in keys if normal in (str(key), key.well)}
-        if not named:
-            names = [*map(str, keys), *export.plate.wells]
-            raise UserError(f"fields: the export has no field or well {text!r}; {nearest(text, names)}")
-        chosen |= named
-    problems = tuple(problem for problem in export.problems if problem.key in chosen)
-    return replace(export, plate=export.plate.keep(chosen), problems=problems)
 
 
 def _with_missing_fields(export: Export) -> Export:
