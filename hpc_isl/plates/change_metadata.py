@@ -125,7 +125,8 @@ def _files(index: Index, new: Plate, user: str) -> Iterator[tuple[str, atomic_di
     facts = metadata.plate_facts(index.plate)
     kept = {name: facts[name] for name in KEPT}
     change = MetadataChange(now(), user, index.fingerprint, "", lines, kept)
-    change = replace(change, after=fingerprint_of(ours, new, (*index.changes, change)))
+    shifts = index.registration.digest if index.registration else ""
+    change = replace(change, after=fingerprint_of(ours, new, (*index.changes, change), shifts))
     yield index_table.FILE, partial(encoded, ours, change.after)
     plate_group = _group(index.path)
     plate_group["attributes"]["hpc_isl"] |= {

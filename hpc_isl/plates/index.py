@@ -21,9 +21,10 @@ from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import same_place, write_atomic
 from hpc_isl.metadata_changes import MetadataChange
 from hpc_isl.plate_home import home_of
-from hpc_isl.plates import adopted, atomic_directory, index_table, metadata, nodes
+from hpc_isl.plates import adopted, atomic_directory, index_table, metadata, nodes, registration
 from hpc_isl.plates.adopted import AdoptedPlate
 from hpc_isl.plates.plate import Field, FieldKey, Plate, Problem
+from hpc_isl.plates.registration import Registration
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, from_dict
 
 PlateMap = Mapping[str, Mapping[str, str]]
@@ -45,6 +46,7 @@ class Index:
         problems: fields and planes that were left out, with the reason.
         depth: number of pyramid levels of each field.
         changes: of its metadata since it was converted, oldest first.
+        registration: shifts between its acquisitions; None: they are paired as they lie.
         adopted: the plate of another program that holds the pixels; None: the folder at `path` holds them. Of
             an adopted plate `path` is the folder beside it, and every verb finds all but pixels there.
     """
@@ -57,6 +59,7 @@ class Index:
     problems: tuple[Problem, ...]
     depth: Mapping[FieldKey, int]
     changes: tuple[MetadataChange, ...]
+    registration: Registration | None
     adopted: Path | None
     _rows: Mapping[FieldKey, int] = member(repr=False, compare=False)
 
@@ -98,6 +101,20 @@ class Index:
         numbers: list[int] = np.flatnonzero(self.imaged(key)[time, channel]).tolist()
         return numbers
 
+    def shift(self, key: FieldKey, other: FieldKey) -> tuple[int, int] | None:
+        """Returns (y, x): what the image of `key` shows at p, that of `other` shows at p + shift.
+
+        In whole pixels of level 0; None where the two acquisitions were found to show different places.
+        """
+        if self.registration is None or key.acquisition == other.acquisition:
+            return 0, 0
+        # Both against the first acquisition, which is not shifted against itself.
+        known = [self.registration.shifts.get(each) for each in (key, other)]
+        if any(each is not None and each.shift is None for each in known):
+            return None
+        (y, x), (other_y, other_x) = ((each and each.shift) or (0, 0) for each in known)
+        return other_y - y, other_x - x
+
     def levels(self, key: FieldKey) -> int:
         """Returns the number of pyramid levels of a field's image."""
         return self.depth[self.field(key).key]
@@ -125,10 +142,13 @@ def finalise(
     plate_map: PlateMap,
     problems: Iterable[Problem] = (),
     adopted_plate: AdoptedPlate | None = None,
+    registered: Registration | None = None,
 ) -> Index:
     """Makes written images a plate: writes well and row groups, the index, and the plate's own group last.
 
-    `adopted_plate`: holds the pixels.
+    Args:
+        adopted_plate: holds the pixels.
+        registered: shifts between its acquisitions.
     """
     from hpc_isl.plates import ngff
 
@@ -148,7 +168,11 @@ def finalise(
     ours |= {adopted.PLATE_KEY: adopted_plate.facts(path)} if adopted_plate else {}
     changes = metadata_changes.changes_of(path)  # of a plate that takes in further fields
     ours |= {metadata_changes.KEY: [change.facts() for change in changes]} if changes else {}
-    _write_index(path, _read_images(path, plate, [field.key for field in plate.fields]), plate, changes)
+    if registered:
+        registration.write(path, registered)
+        ours[registration.KEY] = registered.facts()
+    images = _read_images(path, plate, [field.key for field in plate.fields])
+    _write_index(path, images, plate, changes, registered.digest if registered else "")
     # A folder without the plate's `zarr.json` is an unfinished conversion, so it comes last.
     metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
     return open_plate(path)
@@ -192,7 +216,9 @@ def rebuild_index(path: Path) -> Index:
             if notes:  # images that other programs added to a well have none
                 keys.append(FieldKey(**notes["field"]["key"]))
     try:
-        _write_index(path, _read_images(path, plate, keys), plate, metadata_changes.of_facts(ours))
+        shifts = ours.get(registration.KEY, {}).get("digest", "")
+        changes = metadata_changes.of_facts(ours)
+        _write_index(path, _read_images(path, plate, keys), plate, changes, shifts)
     except OSError as error:
         raise UserError(f"{path}: its index is missing and cannot be made anew: {error.strerror}") from None
     return _index(path, ours, index_table.read_table(path))
@@ -234,9 +260,11 @@ def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[st
         return [own["hpc_isl"] for own in attributes]
 
 
-def _write_index(path: Path, images: list[dict[str, Any]], plate: Plate, changes: Changes = ()) -> None:
+def _write_index(
+    path: Path, images: list[dict[str, Any]], plate: Plate, changes: Changes = (), shifts: str = ""
+) -> None:
     metadata.write_group(path / "index", ours={"file": index_table.FILE.partition("/")[2]})
-    write_atomic(path / index_table.FILE, encoded(images, fingerprint_of(images, plate, changes)))
+    write_atomic(path / index_table.FILE, encoded(images, fingerprint_of(images, plate, changes, shifts)))
 
 
 def encoded(images: list[dict[str, Any]], fingerprint: str) -> bytes:
@@ -262,13 +290,17 @@ def _index(path: Path, ours: Mapping[str, Any], table: pa.Table) -> Index:
         problems=tuple(Problem(FieldKey(*entry[:3]), *entry[3:]) for entry in ours["problems"]),
         depth=dict(zip(rows, table["levels"].to_pylist(), strict=True)),
         changes=metadata_changes.of_facts(ours),
+        registration=registration.read(path, ours[registration.KEY]) if registration.KEY in ours else None,
         adopted=adopted.adopted_plate(path, ours).path if adopted.PLATE_KEY in ours else None,
         _rows=rows,
     )
 
 
-def fingerprint_of(images: list[dict[str, Any]], plate: Plate, changes: Changes) -> str:
-    """Returns the plate's fingerprint: of pixels, channel names, positions, and further changes by `set`."""
+def fingerprint_of(images: list[dict[str, Any]], plate: Plate, changes: Changes, shifts: str = "") -> str:
+    """Returns the plate's fingerprint: of pixels, channel names, positions, and further changes by `set`.
+
+    `shifts`: digest of those between acquisitions; empty: there are none.
+    """
     channels = images[0]["plate"]["channels"]
     fields = [
         [image["field"][fact] for fact in ("key", "shape", "dtype", "position_um", "z_um")]
@@ -277,7 +309,7 @@ def fingerprint_of(images: list[dict[str, Any]], plate: Plate, changes: Changes)
     ]
     ordered = sorted(json.dumps(field, sort_keys=True) for field in fields)
     fingerprint = hashlib.sha256(json.dumps([channels, ordered]).encode()).hexdigest()[:16]
-    revision = revision_of(plate, changes)
+    revision = " ".join(filter(None, [revision_of(plate, changes), shifts]))
     return hashlib.sha256(f"{fingerprint} {revision}".encode()).hexdigest()[:16] if revision else fingerprint
 
 

@@ -65,8 +65,9 @@ class ConvertRecipe(Recipe):
 
     PLATES = ("out",)  # a finished one may take in further fields
 
-    source: Path
-    """folder of the export"""
+    source: Path | list[Path]
+    """folder of the export; or several, as [LIVE, STAINED]: exports of one plate, each an acquisition of it,
+    in this order. How far the later ones are shifted is measured, and pixels are paired by it"""
     out: Path
     """the plate to write, NAME.zarr"""
     reader: Literal[
@@ -95,6 +96,9 @@ class ConvertRecipe(Recipe):
     """levels of the pyramid; null: until the longer edge is at most 256 pixels"""
     codec: CodecRecipe = CodecRecipe()
     """compression and chunk"""
+    match: Literal["position", "name"] = "position"
+    """several sources: fields are one place of the plate where the stage was there, or where they have one
+    name (as where no positions are known)"""
     fields: list[str] | None = None
     """only these, e.g. [B03/1, D07] (a well means all its fields); null: all"""
     channels: list[str] | None = None
@@ -113,14 +117,22 @@ class ConvertRecipe(Recipe):
             raise ValueError("an empty list would leave out everything; null means all")
         return chosen
 
+    @property
+    def sources(self) -> list[Path]:
+        """The folders of all exports."""
+        return self.source if isinstance(self.source, list) else [self.source]
+
     @model_validator(mode="after")
     def _a_plate_of_its_own(self) -> ConvertRecipe:
-        out, source = (path.expanduser().absolute() for path in (self.out, self.source))
+        out, *sources = (path.expanduser().absolute() for path in (self.out, *self.sources))
         if out.suffix != ".zarr":
             raise ValueError(f"out: {out}: the name of a plate ends in .zarr, as in {out.name}.zarr")
         # Readers search the whole export: a plate inside it would be read as more of its images.
-        if out == source or source in out.parents:
-            raise ValueError(f"out: {out} lies inside the export {source}; choose another folder")
+        for source in sources:
+            if out == source or source in out.parents:
+                raise ValueError(f"out: {out} lies inside the export {source}; choose another folder")
+        if not sources or len(set(sources)) < len(sources):
+            raise ValueError("source: one folder, or several different ones, as in source=[LIVE, STAINED]")
         return self
 
     def unused(self) -> Iterator[tuple[str, str]]:
@@ -128,6 +140,8 @@ class ConvertRecipe(Recipe):
             yield "pattern", f"reader is {self.reader}"
         if self.codec.name == "none":
             yield "codec.level", "codec.name is none"
+        if len(self.sources) == 1:
+            yield "match", "there is one source"
 
 
 class AdoptRecipe(Recipe):

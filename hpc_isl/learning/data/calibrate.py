@@ -134,7 +134,8 @@ class _Training:
         parts = []
         for index in self.indices:
             channel = index.channel(role.channel)
-            keys = [image_key(key, role) for key in fields_of(view, index, self.split, "train")]
+            pairs = ((key, image_key(key, role)) for key in fields_of(view, index, self.split, "train"))
+            keys = [at for key, at in pairs if index.shift(key, at)]  # rejected ones are trained on by none
             keys = [key for key in keys if key in index.statistics and index.imaged(key)[:, channel].any()]
             if keys:
                 parts.append(index.histogram(keys, channel))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from hpc_isl.errors import UserError
-from hpc_isl.learning.data.pixels import REDUCE, choose_planes, numbers, vendor_profile
+from hpc_isl.learning.data.pixels import REDUCE, Box, choose_planes, numbers, vendor_profile
 from hpc_isl.learning.data.split import Split
-from hpc_isl.learning.data.view import Numbers, Plane, Role, View, halved_shape
+from hpc_isl.learning.data.view import Numbers, Plane, Role, View, common, halved_shape, partnered
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.statistics import Histogram, PlaneStatistics
 from hpc_isl.plates.store import Index
@@ -38,6 +38,8 @@ class FieldView:
         foreground: the plane on which training crops are judged, or None.
         threshold: stored counts of that plane above which a pixel is foreground; infinite where the
             channel is flagged empty and has no threshold but its own.
+        valid: box (y, x) that all planes show: planes of other acquisitions may be shifted, and what has no
+            partner in all of them is neither trained on nor scored.
     """
 
     plate: str
@@ -46,6 +48,7 @@ class FieldView:
     shape: tuple[int, int]
     sources: tuple[Plane, ...]
     targets: tuple[Plane, ...] | None
+    valid: Box
     foreground: Plane | None = None
     threshold: float = 0.0
 
@@ -54,7 +57,7 @@ def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldV
     """Returns the planes of a field that the view means.
 
     Raises:
-        NotImagedError: a source was not imaged.
+        NotImagedError: a source was not imaged, or shows another place than the field.
         UserError: the plate lacks a source's channel or acquisition; no level of the plate has the view's
             pixel size; fields of different shape in two acquisitions.
     """
@@ -71,18 +74,23 @@ def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldV
         with suppress(NotImagedError):
             planes = [(_plane(view, index, key, time, role)[0], role.numbers) for role in view.targets]
             targets = tuple(replace(plane, numbers=own, **scaling) for plane, own in planes)
-    return FieldView(index.plate.name, key, time, _one_shape(sources + (targets or ())), sources, targets)
+    every = sources + (targets or ())
+    valid = common(*map(partnered, every))
+    return FieldView(index.plate.name, key, time, _one_shape(every), sources, targets, valid)
 
 
 def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldView:
     """Returns the planes of a field to train on: with its targets, and the plane on which crops are judged.
 
     Raises:
-        NotImagedError: a source, a target or the foreground was not imaged.
+        NotImagedError: a source, a target or the foreground was not imaged, or does not show the same place.
         UserError: as `field_view`.
     """
     field = field_view(view, index, key, time)
     if field.targets is None:
+        for role in view.targets:
+            if _has(index, key, role):  # raises what `field_view` has passed over
+                _plane(view, index, key, time, role)
         names = ", ".join(repr(role.channel) for role in view.targets)
         text = f"{index.plate.name} {key}: has no plane of a target, {names}"
         raise NotImagedError(text, f"without target {names}")
@@ -90,6 +98,9 @@ def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> Fie
         return field
     plane, _ = _plane(view, index, key, time, wanted.role)
     _one_shape((*field.sources, plane))
+    field = replace(field, valid=common(field.valid, partnered(plane)))
+    if any(side.start >= side.stop for side in field.valid):
+        raise NotImagedError(f"{index.plate.name} {key}: no place is in all acquisitions", "without overlap")
     threshold = wanted.threshold
     if threshold is None:
         at, channel = image_key(key, wanted.role), index.channel(wanted.role.channel)
@@ -123,7 +134,7 @@ def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
 
     def imaged(role: Role, time: int) -> bool:
         at = image_key(key, role)
-        if at not in index.statistics or time >= index.field(at).shape[0]:
+        if at not in index.statistics or time >= index.field(at).shape[0] or not index.shift(key, at):
             return False
         planes = index.planes(at, index.channel(role.channel), time)
         return role.plane in planes if isinstance(role.plane, int) else len(planes) > 0
@@ -180,7 +191,10 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
     """Returns the plane, not yet normalised, and the statistics of the first of its z positions."""
     at, channel = image_key(key, role), index.channel(role.channel)
     name = f"{index.plate.name} {at} {role.channel!r}"
-    stored = index.field(at)
+    stored, shift = index.field(at), index.shift(key, at)
+    if shift is None:
+        text = f"{name}: shows another place than {key}; inspect {index.path} lists the shifts"
+        raise NotImagedError(text, "of which two acquisitions show different places")
     facts = {z: fact for (t, c, z), fact in index.statistics[at].planes.items() if (t, c) == (time, channel)}
     if not facts:
         text = f"{name}: the field has no plane of this channel at time {time}"
@@ -203,7 +217,7 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
         shape=reduce(lambda shape, _: halved_shape(shape), range(level), (y, x)),
         time=time, channel=channel, planes=planes,
         projection=str(role.plane) if role.plane in REDUCE else "",
-        profile=profile,
+        profile=profile, shift=(round(shift[0] / 2**level), round(shift[1] / 2**level)),
     )  # fmt: skip
     return plane, facts[planes[0]]
 

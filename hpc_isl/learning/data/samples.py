@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,16 @@ from hpc_isl.learning.data.fields import (
 )
 from hpc_isl.learning.data.pixels import Box, Pixels, pad
 from hpc_isl.learning.data.split import Split
-from hpc_isl.learning.data.view import Foreground, View, counts, smallest, stack
+from hpc_isl.learning.data.view import (
+    Foreground,
+    View,
+    common,
+    counts,
+    partnered,
+    shifted,
+    smallest,
+    stack,
+)
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.training import AugmentRecipe, TrainRecipe
@@ -36,7 +46,8 @@ def read(
 ) -> tuple[Pixels, Pixels | None]:
     """Returns what the network sees and should predict: sources (C, y, x) and targets (K, y, x), float32.
 
-    Targets are None where the plate has no such channel.
+    Targets are None where the plate has no such channel, and NaN where another acquisition does not show the
+    place; a source repeats its nearest pixel there.
 
     Args:
         box: (y, x) at the level read; None: the whole field.
@@ -46,7 +57,17 @@ def read(
     """
     field = field_view(view, index, key, time)
     box = box or (slice(0, field.shape[0]), slice(0, field.shape[1]))
-    return stack(field.sources, box), stack(field.targets, box) if field.targets else None
+    if field.targets is None:
+        return stack(field.sources, box), None
+    targets = stack(field.targets, box)
+    for pixels, plane in zip(targets, field.targets, strict=True):
+        seen = common(box, partnered(plane))
+        if seen != box:
+            inside = shifted(seen, (-box[0].start, -box[1].start))
+            kept = pixels[inside].copy()
+            pixels[:] = np.nan
+            pixels[inside] = kept
+    return stack(field.sources, box), targets
 
 
 def drawn(seed: int, number: int, length: int) -> tuple[int, int]:
@@ -116,14 +137,17 @@ def _place(
 
     Where eight draws find none, the box is laid around a foreground pixel of the smallest level.
     """
-    sides = [min(size, length) for length in field.shape]
+    starts = [side.start for side in field.valid]
+    lengths = [side.stop - side.start for side in field.valid]
+    sides = [min(size, length) for length in lengths]
 
     def box_at(corner: Sequence[int]) -> Box:
         y, x = (slice(start, start + side) for start, side in zip(corner, sides, strict=True))
         return y, x
 
     def at_random() -> Box:
-        return box_at([int(rng.integers(n - side + 1)) for n, side in zip(field.shape, sides, strict=True)])
+        places = zip(starts, lengths, sides, strict=True)
+        return box_at([start + int(rng.integers(n - side + 1)) for start, n, side in places])
 
     plane = field.foreground
     if wanted is None or plane is None:
@@ -134,14 +158,25 @@ def _place(
         if np.count_nonzero(stored > field.threshold) >= max(wanted.fraction * stored.size, 1):
             return box, {plane.place: stored}
     small = smallest(plane)
-    pixels = counts(small, small.whole)
+    scale = plane.shape[0] / small.shape[0], plane.shape[1] / small.shape[1]
+    seen = common(small.whole, _scaled(field.valid, scale))
+    pixels = np.full(small.shape, -np.inf, np.float32)  # what has no partner is no foreground
+    pixels[seen] = counts(small, seen)
     bright = np.argwhere(pixels > field.threshold)
     if not len(bright):
         # The coarsest level may average all bright pixels away.
         bright = np.argwhere(pixels == pixels.max())
     center = (bright[rng.integers(len(bright))] + 0.5) * np.divide(plane.shape, small.shape)
-    spans = zip(center, sides, plane.shape, strict=True)
-    return box_at([int(np.clip(c - side / 2, 0, n - side)) for c, side, n in spans]), {}
+    spans = zip(center, sides, field.valid, strict=True)
+    return box_at([int(np.clip(c - side / 2, own.start, own.stop - side)) for c, side, own in spans]), {}
+
+
+def _scaled(box: Box, scale: tuple[float, float]) -> Box:
+    """Returns a box on a coarser level, whose pixels are so many times as large."""
+    y, x = (
+        slice(int(side.start / step), ceil(side.stop / step)) for side, step in zip(box, scale, strict=True)
+    )
+    return y, x
 
 
 # ---------------------------------------------------------------- planning
@@ -211,7 +246,8 @@ def _with_foreground(
     kept: list[FieldView] = []
     dropped: list[FieldView] = []
     for field in fields:
-        needed = max(wanted.fraction * np.prod(np.minimum(field.shape, edge)), 1)
+        sides = [min(side.stop - side.start, edge) for side in field.valid]
+        needed = max(wanted.fraction * np.prod(sides), 1)
         index, at = plates[field.plate], image_key(field.key, wanted.role)
         histogram = index.histogram([at], index.channel(wanted.role.channel))
         # An upper bound: the histogram is of level 0, and of all planes of the channel together.
@@ -249,7 +285,7 @@ def _messages(
         names = listed(list(dict.fromkeys(name for name, _ in lacking)))
         total = len(fields) + len(lacking)
         yield f"{len(lacking)} of {total} training fields are left out: {counted} ({names})"
-    small = [field for field in kept if min(field.shape) < edge]
+    small = [field for field in kept if min(side.stop - side.start for side in field.valid) < edge]
     if small:
         yield f"{len(small)} of {len(kept)} fields are smaller than a crop ({edge} pixels): reflected to fit"
     if dropped and wanted:
@@ -292,7 +328,8 @@ def permuted(fields: Sequence[FieldView], seed: int) -> tuple[list[FieldView], t
         target = fields[other]
         # A crop's foreground is judged on the stain that it is to show.
         stain = {name: getattr(target, name) for name in ("targets", "foreground", "threshold")}
-        kept.append(replace(fields[number], **stain))
+        valid = common(fields[number].valid, target.valid)
+        kept.append(replace(fields[number], **stain, valid=valid))
     messages = [f"control=permuted: each of {len(kept)} training fields learns the stain of another one"]
     if alone := [field for number, field in enumerate(fields) if number not in others]:
         named = ", ".join(f"{field.plate} {field.key}" for field in alone[:LISTED])

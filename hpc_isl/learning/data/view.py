@@ -109,6 +109,8 @@ class Plane:
     Attributes:
         name: plate, field and channel, for messages.
         shape: (y, x) at `level`.
+        shift: (y, x) in pixels of `level`, added to the places of boxes: the plane is of another acquisition,
+            in which the plate lay elsewhere.
         depth: number of levels of the image.
         planes, projection: z positions read, and how they become one (max, mean, min; "" for one plane).
         profile: flat-field profile by which pixels are divided, or None.
@@ -133,11 +135,12 @@ class Plane:
     high: float = 99.0
     clip: float | None = None
     numbers: Numbers | None = None
+    shift: tuple[int, int] = (0, 0)
 
     @property
     def place(self) -> tuple[object, ...]:
         """Everything that determines the stored counts."""
-        return self.image, self.level, self.time, self.channel, self.planes, self.projection
+        return self.image, self.level, self.time, self.channel, self.planes, self.projection, self.shift
 
     @property
     def whole(self) -> Box:
@@ -145,12 +148,45 @@ class Plane:
 
 
 def counts(plane: Plane, box: Box) -> Pixels:
-    """Returns the stored pixels of a box, projected: (y, x), in counts."""
+    """Returns the stored pixels of a box, projected: (y, x), in counts.
+
+    Where a shifted box leaves the plane, the nearest pixel of the plane is repeated.
+    """
+    moved = shifted(box, plane.shift)
+    rows, columns = (
+        np.clip(np.arange(side.start, side.stop), 0, length - 1)
+        for side, length in zip(moved, plane.shape, strict=True)
+    )
+    read = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
     try:
-        stack = read_box(plane.image, plane.level, plane.time, plane.channel, list(plane.planes), *box)
+        stack = read_box(plane.image, plane.level, plane.time, plane.channel, list(plane.planes), *read)
     except UserError as error:
         raise UserError(f"{plane.name}: {error}") from None
-    return project(stack, plane.projection)
+    pixels = project(stack, plane.projection)
+    return pixels if read == moved else pixels[np.ix_(rows - rows[0], columns - columns[0])]
+
+
+def shifted(box: Box, shift: tuple[int, int]) -> Box:
+    """Returns the box moved by a shift (y, x)."""
+    y, x = (slice(side.start + step, side.stop + step) for side, step in zip(box, shift, strict=True))
+    return y, x
+
+
+def partnered(plane: Plane) -> Box:
+    """Returns the box of places that a shifted plane shows, in the frame in which boxes are given."""
+    y, x = (
+        slice(max(0, -step), min(length, length - step))
+        for step, length in zip(plane.shift, plane.shape, strict=True)
+    )
+    return y, x
+
+
+def common(*boxes: Box) -> Box:
+    """Returns the box that all boxes share; where there is none, its end lies before its start."""
+    y, x = (
+        slice(max(s.start for s in sides), min(s.stop for s in sides)) for sides in zip(*boxes, strict=True)
+    )
+    return y, x
 
 
 def corrected(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
@@ -164,7 +200,8 @@ def corrected(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
     # Counts that were read already lack the margin of a box mean.
     pixels = counts(plane, read) if stored is None or plane.local_px else stored
     if plane.profile is not None:
-        pixels = pixels / gain(plane.profile, plane.shape, read)
+        # Illumination is the camera's, wherever the plate lay.
+        pixels = pixels / gain(plane.profile, plane.shape, shifted(read, plane.shift))
     return subtract_box_mean(pixels, plane.local_px)[cut] if plane.local_px else pixels
 
 
@@ -191,7 +228,7 @@ def measured(plane: Plane) -> Numbers:
 
 def measured_pixels(plane: Plane) -> Pixels:
     """Returns the corrected whole plane at the level on which it is measured."""
-    small = smallest(plane, MEASURED_EDGE)
+    small = smallest(replace(plane, shift=(0, 0)), MEASURED_EDGE)
     return corrected(small, small.whole)
 
 
@@ -200,7 +237,10 @@ def smallest(plane: Plane, enough: int = 0) -> Plane:
     while plane.level + 1 < plane.depth and max(plane.shape) > enough:
         # The box mean covers the same area on a pixel of twice the edge.
         edge = -(-plane.local_px // 2)
-        plane = replace(plane, level=plane.level + 1, shape=halved_shape(plane.shape), local_px=edge)
+        y, x = (round(step / 2) for step in plane.shift)
+        plane = replace(
+            plane, level=plane.level + 1, shape=halved_shape(plane.shape), local_px=edge, shift=(y, x)
+        )
     return plane
 
 

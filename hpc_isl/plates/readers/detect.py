@@ -15,6 +15,7 @@ from typing import NamedTuple
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import (
+    acquisitions,
     cellomics,
     cellvoyager,
     gen5,
@@ -63,21 +64,30 @@ READERS = {
 def read(recipe: ConvertRecipe) -> Export:
     """Returns the export at `recipe.source`, by `recipe.reader`; the plate has `recipe.name` where given.
 
+    Several sources are acquisitions of one plate: see `acquisitions.merged`.
     With `auto`, a recipe with a `pattern` is read by it, any other by the reader that knows the layout.
 
     Raises:
         UserError: there is no such folder, no known layout or several, or what the reader itself finds.
     """
-    if not recipe.source.is_dir():
-        raise UserError(f"source: {recipe.source} is not a folder")
+    exports = [_read_one(recipe, source) for source in recipe.sources]
+    export = exports[0]
+    if len(exports) > 1:
+        names = [source.name for source in recipe.sources]
+        if len(set(names)) < len(names):
+            names = [str(source) for source in recipe.sources]
+        export = acquisitions.merged(exports, names, recipe.match == "name")
+    return replace(export, plate=replace(export.plate, name=recipe.name)) if recipe.name else export
+
+
+def _read_one(recipe: ConvertRecipe, source: Path) -> Export:
+    if not source.is_dir():
+        raise UserError(f"source: {source} is not a folder")
     if recipe.reader == "pattern" or (recipe.reader == "auto" and recipe.pattern):
         if recipe.pattern is None:
             raise UserError("reader: pattern needs pattern.regex or pattern.table")
-        export = pattern.read(recipe.source, recipe.pattern)
-    else:
-        name = _recognised(recipe.source) if recipe.reader == "auto" else recipe.reader
-        export = READERS[name].read(recipe.source)
-    return replace(export, plate=replace(export.plate, name=recipe.name)) if recipe.name else export
+        return pattern.read(source, recipe.pattern)
+    return READERS[_recognised(source) if recipe.reader == "auto" else recipe.reader].read(source)
 
 
 def _recognised(folder: Path) -> str:

@@ -59,7 +59,8 @@ def locked(out: Path, digest: str, recipe: ConvertRecipe) -> Iterator[None]:
     """Reserves `out` for this process, until it ends, and records which conversion writes it."""
     with reserved(out, LOCK, "out", "converting to"):
         written = recipe.model_dump(mode="json")
-        record = {"digest": digest, "source": str(recipe.source), "recipe": written, "hpc_isl": __version__}
+        source = " and ".join(map(str, recipe.sources))
+        record = {"digest": digest, "source": source, "recipe": written, "hpc_isl": __version__}
         with translate_write_errors(out, 4096):
             write_atomic(out / RECORD, json.dumps(record, indent=1))
         yield

@@ -9,6 +9,7 @@ from pathlib import Path
 from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.plates.atomic_directory import remove_partial, translate_write_errors
 from hpc_isl.plates.plate import FieldKey, Problem
+from hpc_isl.plates.registration import summary_lines
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
@@ -22,6 +23,7 @@ from hpc_isl.stages.convert.record import (
     write_left_out,
     write_table,
 )
+from hpc_isl.stages.convert.register import register
 from hpc_isl.stages.convert.survey import (
     Survey,
     check,
@@ -91,6 +93,9 @@ def convert(recipe: ConvertRecipe, attempt: Attempt) -> None:
             return
         with translate_write_errors(out, uncompressed(survey.todo)):
             index = _finalise(survey, attempt, *result)
+        if index is None:
+            attempt.log("stopped while shifts were measured; fields that are written are kept")
+            return
     _finish(index, attempt, time.monotonic() - start)
 
 
@@ -132,7 +137,9 @@ def _convert_all(survey: Survey, attempt: Attempt) -> tuple[list[Problem], set[F
     return (problems, failed) if done == len(tasks) else None
 
 
-def _finalise(survey: Survey, attempt: Attempt, problems: list[Problem], failed: set[FieldKey]) -> Index:
+def _finalise(
+    survey: Survey, attempt: Attempt, problems: list[Problem], failed: set[FieldKey]
+) -> Index | None:
     plate, out, table = survey.plate, survey.recipe.out, attempt.run.folder / TABLE
     if survey.recipe.on_error == "stop":
         refuse(harmful(problems), len(plate.fields), table)
@@ -146,7 +153,17 @@ def _finalise(survey: Survey, attempt: Attempt, problems: list[Problem], failed:
         before = {problem for problem in open_plate(out).problems if problem.key in stored}
         redone = {field.key for field in survey.todo}
         problems += sorted(p for p in before if p.key not in redone and p not in problems)
-    return finalise(out, plate.keep(stored), survey.plate_map, problems)
+    kept = plate.keep(stored)
+    before_now = open_plate(out).registration if survey.state == "finished" else None
+    registered = None
+    # A plate that was finished without shifts stays so: its fingerprint, and the runs on it, rest on that.
+    if len(plate.acquisitions) > 1 and (survey.state != "finished" or before_now):
+        registered = register(out, kept, before_now, attempt)
+        if registered is None:
+            return None
+        for line in summary_lines(registered):
+            attempt.log(line)
+    return finalise(out, kept, survey.plate_map, problems, registered=registered)
 
 
 def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
@@ -180,5 +197,7 @@ def _absolute(recipe: ConvertRecipe) -> ConvertRecipe:
         return path and path.expanduser().absolute()
 
     table = recipe.pattern and recipe.pattern.model_copy(update={"table": absolute(recipe.pattern.table)})
-    paths = {name: absolute(getattr(recipe, name)) for name in ("source", "out", "plate_map")}
+    paths: dict[str, object] = {name: absolute(getattr(recipe, name)) for name in ("out", "plate_map")}
+    sources = [source.expanduser().absolute() for source in recipe.sources]
+    paths["source"] = sources if len(sources) > 1 else sources[0]
     return recipe.model_copy(update=paths | {"pattern": table})

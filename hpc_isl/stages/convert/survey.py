@@ -289,7 +289,7 @@ def describe(survey: Survey, costs: Costs) -> tuple[str, ...]:
     """Returns lines for the user: what there is, what it takes, what is wrong."""
     plate, out = survey.plate, survey.recipe.out
     lines = [f"{plate.name}: {_counts(survey)}", *_kinds_of_channels(survey), *survey.export.remarks]
-    if omitted := left_out_lines(survey.export.left_out, survey.recipe.source.resolve()):
+    if omitted := left_out_lines(survey.export.left_out, survey.recipe.sources[0].resolve()):
         count = _many(len(survey.export.left_out), "file")
         lines += [f"{count} will not be stored:", *(f"  {line}" for line in omitted)]
     if plate.pixel_um is None:

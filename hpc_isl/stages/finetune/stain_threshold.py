@@ -60,8 +60,12 @@ def calibrate(study: PlateViews, predictor: Callable[[Pixels], Pixels]) -> Stain
             sources, targets = plate.read(key, time)
             if targets is None:
                 continue
+            prediction = predictor(sources)
+            known = np.isfinite(targets[0])  # another acquisition may show less of the field
+            targets = targets[:, known.any(1)][:, :, known.any(0)]
+            prediction = prediction[:, known.any(1)][:, :, known.any(0)]
             truth = pieces_of(targets[0], "otsu", DRAFTED.sigma, DRAFTED.min_area, split=False) > 0
-            stain = np.clip(predictor(sources)[0], edges[0], edges[-1])
+            stain = np.clip(prediction[0], edges[0], edges[-1])
             inside.append(np.histogram(stain[truth], edges)[0])
             outside.append(np.histogram(stain[~truth], edges)[0])
     if not inside:

@@ -203,11 +203,12 @@ def _own_share(
 
 def _example(predicted: FieldPrediction, rows: Sequence[Row]) -> pictures.Example:
     view = predicted.plate.view
+    shown = predicted.scored() or predicted
     return pictures.Example(
         title=", ".join([str(predicted.key), *described(predicted.plate.plate_map(predicted.key))]),
-        sources=predicted.sources,
-        targets=predicted.targets,
-        prediction=predicted.prediction,
+        sources=shown.sources,
+        targets=shown.targets,
+        prediction=shown.prediction,
         source_names=tuple(map(name_of, view.sources)),
         target_names=tuple(map(name_of, view.targets)),
         pccs=tuple(row["pcc"] for row in rows if row["time"] == predicted.time),

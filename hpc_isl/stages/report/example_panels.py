@@ -160,10 +160,15 @@ def _read_box(box: ExampleBox, view: View) -> BoxContent:
     y0, x0, y1, x1 = box.box
     sources, targets = read(view, index, key, box.time, (slice(y0, y1), slice(x0, x1)))
     # Labels lie beside the sources, or beside the stain where that is another pass of imaging.
-    images = [index.image(place) for place in (key, *(image_key(key, role) for role in view.targets))]
-    image = next((image for image in images if box.truth in label_names(image)), images[0])
-    labels = read_labels(image, box.truth, box.level)
-    truth = (labels[box.time] if labels.ndim == 3 else labels)[y0:y1, x0:x1]
+    places = [key, *(image_key(key, role) for role in view.targets)]
+    place = next((place for place in places if box.truth in label_names(index.image(place))), key)
+    labels = read_labels(index.image(place), box.truth, box.level)
+    shift = [round(step / 2**box.level) for step in index.shift(key, place) or (0, 0)]
+    rows, columns = (
+        np.clip(np.arange(start, stop) + step, 0, length - 1)
+        for start, stop, step, length in zip((y0, x0), (y1, x1), shift, labels.shape[-2:], strict=True)
+    )
+    truth = (labels[box.time] if labels.ndim == 3 else labels)[np.ix_(rows, columns)]
     pixel_um = (index.plate.pixel_um or 0) * 2**box.level
     size = f"{(y1 - y0) * pixel_um:.0f} × {(x1 - x0) * pixel_um:.0f} µm"
     return BoxContent(
@@ -217,7 +222,7 @@ def _plate_views(content: BoxContent, predictions: Predictions) -> list[Draw]:
     """Returns the first row: what is on the plate, and the stain that an ISL model predicts there."""
     limits = np.percentile(content.source, [0.5, 99.5])
     views = [_view(content.source, limits, f"input: {content.source_name}\n{content.size}")]
-    bright = None if content.stain is None else np.percentile(content.stain, [1, 99.8])
+    bright = None if content.stain is None else np.nanpercentile(content.stain, [1, 99.8])
     if content.stain is not None:
         views.append(_view(content.stain, bright, f"true stain\n{content.stain_name}", "magma"))
     # One predicted stain is shown, that of the fewest boxes.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.data.annotated_crops import labels_in
 from hpc_isl.learning.data.fields import image_key
+from hpc_isl.learning.data.pixels import Box
+from hpc_isl.learning.data.view import shifted
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.training.world import World
 from hpc_isl.objects.scores import is_constant, mae, pcc, pcc_by_object, ssim
@@ -33,7 +36,8 @@ class FieldPrediction:
     """One field at one time, predicted.
 
     Attributes:
-        sources, targets, prediction: (channel, y, x) float32, normalised; targets are None without a stain.
+        sources, targets, prediction: (channel, y, x) float32, normalised; targets are None without a stain,
+            and NaN where another acquisition, in which the plate lay elsewhere, does not show the place.
     """
 
     plate: PlateView
@@ -42,6 +46,25 @@ class FieldPrediction:
     sources: Pixels
     targets: Pixels | None
     prediction: Pixels
+
+    @property
+    def seen(self) -> Box:
+        """The box (y, x) in which the targets are known; the rest is not scored."""
+        finite = np.isfinite(self.prediction if self.targets is None else self.targets)
+        y, x = (np.flatnonzero(np.all(finite, axis=0).any(axis=axis)) for axis in (1, 0))
+        if not len(y):
+            return slice(0, 0), slice(0, 0)
+        return slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+
+    def scored(self) -> FieldPrediction | None:
+        """Returns the part of the field in which the targets are known; None: nowhere."""
+        if self.targets is None or not all(side.stop for side in self.seen):
+            return None
+        box = self.seen
+        return replace(
+            self, sources=self.sources[:, *box], targets=self.targets[:, *box],
+            prediction=self.prediction[:, *box],
+        )  # fmt: skip
 
 
 def predict_field(predictor: Predictor, field: PlateField) -> Iterator[FieldPrediction]:
@@ -68,9 +91,10 @@ def quick_scores(
         if stopping():
             break
         for predicted in predict_field(predictor, field):
-            if predicted.targets is not None:
-                pairs = list(zip(predicted.prediction, predicted.targets, strict=True))
-                value = loss(predicted.prediction, predicted.targets)
+            part = predicted.scored()
+            if part is not None and part.targets is not None:
+                pairs = list(zip(part.prediction, part.targets, strict=True))
+                value = loss(part.prediction, part.targets)
                 scores += [(pcc(p, t), mae(p, t), value, misses_structure(p, t)) for p, t in pairs]
     # A rank that was asked to stop gathers too: the others would wait for it for ever.
     gathered = world.gather((stopping(), scores))
@@ -101,12 +125,13 @@ def score(predicted: FieldPrediction, labels: str | None) -> list[Row]:
     MAE is in the unit of the normalised target. Where the image has the labels, the row holds the number of
     objects and their mean PCC. The plate map's columns come last.
     """
-    if predicted.targets is None:
+    part = predicted.scored()
+    if part is None or part.targets is None:
         return []
     plate, key, time = predicted.plate, predicted.key, predicted.time
     # A model may predict several stains of one field.
     rows = []
-    for role, pixels, target in zip(plate.view.targets, predicted.prediction, predicted.targets, strict=True):
+    for role, pixels, target in zip(plate.view.targets, part.prediction, part.targets, strict=True):
         row: Row = {
             "plate": plate.name, "well": key.well, "field": key.name, "acquisition": key.acquisition,
             "time": time, "target": name_of(role),
@@ -116,7 +141,9 @@ def score(predicted: FieldPrediction, labels: str | None) -> list[Row]:
             row[CONSTANT] = 1
         image = plate.index.image(image_key(key, role))
         if labels is not None and labels in label_names(image):
-            by_object = pcc_by_object(pixels, target, labels_in(image, labels, plate.level(key), time))
+            drawn = labels_in(image, labels, plate.level(key), time)
+            own = shifted(predicted.seen, plate.shift(key, image_key(key, role)))
+            by_object = pcc_by_object(pixels, target, drawn[own])
             row |= {"objects": len(by_object), "pcc_objects": mean(by_object.values())}
         rows.append(row | plate.plate_map(key))
     return rows

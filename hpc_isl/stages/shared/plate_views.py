@@ -52,6 +52,15 @@ class PlateView:
         """Returns the pyramid level whose pixels have the size that the model sees."""
         return level_on(self.view, self.index, field)
 
+    def shift(self, field: FieldKey, other: FieldKey) -> tuple[int, int]:
+        """Returns (y, x): what the field shows at p, the other acquisition of it shows at p + shift.
+
+        In pixels of the level that the model sees; 0 where the two show different places.
+        """
+        y, x = self.index.shift(field, other) or (0, 0)
+        scale = 2 ** self.level(field)
+        return round(y / scale), round(x / scale)
+
     def read(self, field: FieldKey, time: int = 0) -> tuple[Any, Any]:
         """Returns the whole field, normalised: sources (C, y, x), and targets (K, y, x) or None; float32."""
         return read(self.view, self.index, field, time)

@@ -1,0 +1,126 @@
+"""Several exports of one plate become one plate of several acquisitions: which field shows which place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count, product
+from math import hypot
+
+from hpc_isl.errors import UserError
+from hpc_isl.plates.plate import Export, Field, FieldKey, Plate
+from hpc_isl.plates.readers import export as exports_of
+from hpc_isl.plates.readers.plane_checks import listed
+
+NEAR = 0.5  # of a field's edge: fields whose centres are nearer show the same place
+
+
+def merged(exports: Sequence[Export], names: Sequence[str], by_name: bool = False) -> Export:
+    """Returns one export, of which each given one is an acquisition, in the order given.
+
+    A field of a later export gets the name of that of the first which lies at the same place of its well, or
+    one of its own. Where positions are not known, and with `by_name`, names stay as they are.
+
+    Args:
+        names: of the exports, for messages and as names of the acquisitions.
+
+    Raises:
+        UserError: an export of several acquisitions; other plate formats or sizes of a pixel; no field of an
+            export lies where one of the first does.
+    """
+    for name, export in zip(names, exports, strict=True):
+        if len(export.plate.acquisitions) > 1:
+            raise UserError(
+                f"source: {name} holds {len(export.plate.acquisitions)} measurements itself; give it alone, "
+                "or each of its measurements as one of the sources"
+            )
+    first = exports[0].plate
+    parts, remarks = [exports[0]], list[str]()
+    for name, export in zip(names[1:], exports[1:], strict=True):
+        partners = {} if by_name else _partners(first, export.plate, names[0], name)
+        part = export if by_name else _renamed(export, partners, first)
+        parts.append(part)
+        own, known = ({field.key for field in plate.fields} for plate in (part.plate, first))
+        remarks.append(f"{name}: {len(own & known)} of {len(own)} fields lie where one of {names[0]} does")
+        if alone := [str(key) for key in sorted(own - known, key=lambda key: key.place)]:
+            remarks.append(f"{name}: without a partner in {names[0]}: {len(alone)} ({listed(alone)})")
+    called = [
+        replace(part, plate=replace(part.plate, acquisitions={0: name}))
+        for name, part in zip(names, parts, strict=True)
+    ]
+    whole = exports_of.merged(called, names)
+    return replace(whole, remarks=(*whole.remarks, *remarks))
+
+
+def _partners(first: Plate, other: Plate, first_name: str, name: str) -> dict[FieldKey, FieldKey]:
+    """Returns field of the other plate -> field of the first that lies at its place; each at most once."""
+    partners: dict[FieldKey, FieldKey] = {}
+    nearest = []
+    known = 0
+    for well in other.wells:
+        own, theirs = (
+            {field.key: _center(field, plate) for field in plate.fields if field.key.well == well}
+            for plate in (other, first)
+        )
+        if not theirs:
+            continue
+        if None in own.values() or None in theirs.values():
+            partners |= {key: key for key in own.keys() & theirs.keys()}
+            continue
+        known += len(own)
+        edge = max(first.fields[0].shape[-2:]) * (first.pixel_um or 1.0)
+        distances = sorted(
+            (hypot(a[0] - b[0], a[1] - b[1]), key.place, partner.place, key, partner)
+            for (key, a), (partner, b) in product(own.items(), theirs.items())
+            if a is not None and b is not None
+        )
+        nearest.append(distances[0][0])
+        taken: set[FieldKey] = set()
+        for distance, _, _, key, partner in distances:
+            if distance < NEAR * edge and key not in partners and partner not in taken:
+                partners[key] = partner
+                taken.add(partner)
+    if known and not partners:
+        raise UserError(
+            f"no field of {name} lies where one of {first_name} does: the nearest are {min(nearest):,.0f} µm "
+            "apart. If the two count positions from different points, match=name pairs fields by their names"
+        )
+    return partners
+
+
+def _center(field: Field, plate: Plate) -> tuple[float, float] | None:
+    """Returns (y, x) of a field's middle on the stage in µm, or None where it is not known."""
+    if field.position_um is None or plate.pixel_um is None:
+        return None
+    y, x = (
+        at + (length - 1) / 2 * plate.pixel_um
+        for at, length in zip(field.position_um, field.shape[-2:], strict=True)
+    )
+    return y, x
+
+
+def _renamed(export: Export, partners: Mapping[FieldKey, FieldKey], first: Plate) -> Export:
+    """Returns the export with fields called as their partners are; the others keep names that are free."""
+    used = {(field.key.well, field.key.name.lower()) for field in first.fields}
+    new = {key: partner.name for key, partner in partners.items()}
+    for key in sorted(
+        (f.key for f in export.plate.fields if f.key not in partners), key=lambda key: key.place
+    ):
+        numbered = (str(number) for number in count(1))
+        names = (name for name in (key.name, *numbered) if (key.well, name.lower()) not in used)
+        new[key] = next(names) if (key.well, key.name.lower()) in used else key.name
+        used.add((key.well, new[key].lower()))
+    keys = {key: replace(key, name=name) for key, name in new.items()}
+    fields = tuple(
+        replace(field, key=keys[field.key])
+        if keys[field.key] == field.key
+        # Its name in the export, by which a person finds its files.
+        else replace(field, key=keys[field.key], details={**field.details, "field_of_export": field.key.name})
+        for field in export.plate.fields
+    )
+    return replace(
+        export,
+        plate=replace(export.plate, fields=fields),
+        files={keys.get(key, key): own for key, own in export.files.items()},
+        problems=tuple(p._replace(key=keys.get(p.key, p.key)) for p in export.problems),
+    )
