@@ -75,7 +75,9 @@ class Registration:
 
     @property
     def digest(self) -> str:
-        """Hash of the shifts that readers apply."""
+        """Hash of the shifts that readers apply; empty where there are none."""
+        if not self.shifts:
+            return ""
         applied = sorted([str(key), own.shift] for key, own in self.shifts.items())
         return hashlib.sha256(json.dumps(applied).encode()).hexdigest()[:16]
 

@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from hpc_isl.errors import UserError
 from hpc_isl.plate_home import home_of
-from hpc_isl.plates import ome_zarr
+from hpc_isl.plates import ome_zarr, registration
 from hpc_isl.plates.adopted import mend, pixel_source
 from hpc_isl.plates.atomic_directory import leftovers
 from hpc_isl.plates.label_groups import existing, label_levels, noted, open_labels
@@ -45,7 +45,7 @@ def inspect(path: Path) -> list[str]:
     if is_unadopted(path):
         return [f"{name:12}{text}" for name, text in _other_plate(ome_zarr.read(path))]
     index = open_plate(path)
-    sections = (_layout, _adopted, _channels, _flags, _labels, _plate_map)
+    sections = (_layout, _adopted, _shifts, _channels, _flags, _labels, _plate_map)
     lines = [line for section in sections for line in section(index)]
     stored = {field.key for field in index.plate.fields}
     for key, text, _ in index.problems:
@@ -142,6 +142,22 @@ def _layout(index: Index) -> Iterator[Line]:
     for name in ("instrument", "objective"):
         if plate.details.get(name):
             yield name, f"{plate.details[name]}"
+
+
+def _shifts(index: Index) -> Iterator[Line]:
+    """Yields how later acquisitions are shifted against the first, and where that is shown field by field."""
+    if index.registration is None:
+        return
+    for line in registration.summary_lines(index.registration):
+        yield "shifts", line
+    for state in ("far", "rejected"):
+        keys = [key for key, own in index.registration.shifts.items() if own.state == state]
+        if keys:
+            yield "shifts", f"{registration.MEANINGS[state]}: {_some(keys)}"
+    if index.registration.shifts:
+        yield "shifts", f"of each field: {index.path / registration.FILE}"
+    if (picture := index.path / registration.PICTURE).exists():
+        yield "shifts", f"as arrows over the plate: {picture}"
 
 
 def _channels(index: Index) -> Iterator[Line]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,18 @@ import numpy as np
 import pytest
 from moved_plates import PITCH, write_pass
 
+from hpc_isl.errors import UserError
+from hpc_isl.learning.data.samples import read
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.plates.store import Index, open_plate, read_box
+from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.recipes.strict import parse
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.convert.stage import convert
+from hpc_isl.stages.convert.stage import convert, plan
+from hpc_isl.stages.inspect import inspect
+from hpc_isl.stages.set_metadata import metadata_edit
+from hpc_isl.stages.shared.plate_views import load_plate_views
 from hpc_isl.stages.synthetic.layout import BRIGHTFIELD, CELLMASK, HOECHST
 
 
@@ -106,3 +114,130 @@ def test_a_plate_that_is_turned_by_a_third_of_a_degree_is_modelled(
     for own in index.registration.shifts.values():
         assert own.shift is not None
         assert np.abs(np.subtract(own.shift, turned(own.key.well, 1))).max() <= 1
+
+
+# ---------------------------------------------------------------- applied when pixels are read
+
+
+PAIR = [
+    "sources=[{channel: Brightfield, plane: 0, acquisition: 0}]",
+    "targets=[{channel: HOECHST 33342, plane: 1, acquisition: 1}]",
+    "data={normalize: {source: none, target: none}, foreground: {required: false}}",
+    "augment={flip: false, brightness: 0, contrast: 0}",
+    "train={steps: 1, batch: 2, micro_batch: 2, crop: 64}", "net={encoder: tu-test_resnet, weights: null}",
+    "split={test_wells: [B02], validation_wells: []}",
+]  # fmt: skip
+
+
+def stored(index: Index, key: FieldKey, channel: str, plane: int) -> Any:
+    every = slice(None)
+    return read_box(index.image(key), 0, 0, index.channel(channel), [plane], every, every)[0]
+
+
+def test_a_field_is_read_with_its_partner_and_what_has_none_is_no_number(plate: Index) -> None:
+    study, _ = load_plate_views(load("pretrain", None, [f"plates=[{plate.path}]", *PAIR]))
+    key = FieldKey("B03", "1")
+    y, x = plate.shift(key, FieldKey("B03", "1", 1)) or (0, 0)
+    assert y > 0 > x
+    sources, targets = study.plates[0].read(key)
+    raw = stored(plate, FieldKey("B03", "1", 1), "HOECHST 33342", 1)
+    np.testing.assert_array_equal(sources[0], stored(plate, key, "Brightfield", 0))
+    np.testing.assert_array_equal(targets[0, :-y, -x:], raw[y:, :x])
+    assert np.isnan(targets[0, -y:]).all()
+    assert np.isnan(targets[0, :, :-x]).all()
+    part = (slice(150, 224), slice(0, 40))  # a box reads what the whole field holds there
+    for box, whole in zip(read(study.view, plate, key, 0, part), (sources, targets), strict=True):
+        assert box is not None
+        np.testing.assert_array_equal(box, whole[:, *part])
+
+
+def test_crops_hold_pairs_alone_and_none_of_a_field_that_was_rejected(plate: Index) -> None:
+    _, crops = load_plate_views(load("pretrain", None, [f"plates=[{plate.path}]", *PAIR]))
+    assert {str(field.key) for field in crops.fields} == {"B03/1", "B03/2", "B04/1"}
+    assert any("1 of which two acquisitions show different places" in line for line in crops.messages)
+    for number in range(len(crops)):
+        source, target = crops[number]
+        key = crops.field(number).key
+        partner = FieldKey(key.well, key.name, 1)
+        shift = plate.shift(key, partner)
+        assert shift is not None
+        whole = stored(plate, key, "Brightfield", 0).astype(np.float32)
+        windows = np.lib.stride_tricks.sliding_window_view(whole, (1, 64))[:, :, 0]
+        [(y, x)] = np.argwhere((windows == source[0, 0]).all(axis=-1))
+        raw = stored(plate, partner, "HOECHST 33342", 1)
+        y, x = y + shift[0], x + shift[1]
+        np.testing.assert_array_equal(target[0], raw[y : y + 64, x : x + 64])
+
+
+def test_the_shifts_are_part_of_the_fingerprint_and_their_table_may_not_be_changed(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    index = merged(tmp_path, *exports)
+    assert (index.path / "index" / "registration.png").stat().st_size > 1000
+    (index.path / "index" / "fields.parquet").unlink()
+    assert open_plate(index.path).fingerprint == index.fingerprint
+    text = "\n".join(inspect(index.path))
+    assert (
+        "acquisition 1: shifted by 18, -9 px (y, x; median), turned by 0.00°: 5 measured, 1 left out" in text
+    )
+    assert "do not show the same place: B04/1x2" in text
+    assert "registration.csv" in text
+    # Another wish for the same plate finds it as it is.
+    assert "nothing to convert" in "\n".join(plan(recipe(index.path, *exports)).messages)
+    renamed = metadata_edit(index.path, ["channels.Brightfield=BF"]).apply()
+    assert (renamed.registration, renamed.fingerprint == index.fingerprint) == (index.registration, False)
+    table = index.path / "index" / "registration.csv"
+    table.write_text(table.read_text().replace("measured,18,-9", "measured,18,-10", 1))
+    with pytest.raises(UserError, match=r"registration\.csv was changed since it was written"):
+        open_plate(index.path)
+
+
+def test_a_plate_of_one_acquisition_has_no_shifts(exports: tuple[Path, Path], tmp_path: Path) -> None:
+    index = merged(tmp_path, exports[0])
+    assert index.registration is None
+    assert not (index.path / "index" / "registration.csv").exists()
+    assert "shift" not in "\n".join(inspect(index.path))
+
+
+# ---------------------------------------------------------------- exports that do not fit together
+
+
+def test_exports_whose_positions_do_not_meet_are_refused_or_paired_by_name(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    live, stained = exports
+    far = tmp_path / "far"
+    shutil.copytree(stained, far)
+    entry = far / "Images" / "Index.idx.xml"
+    text = entry.read_text(encoding="utf-8")
+    entry.write_text(
+        re.sub(r'(<PositionX Unit="m">)[^<]*<', r"\g<1>0.5<", text), encoding="utf-8"
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"no field of far lies where one of live does: .*match=name pairs"):
+        plan(recipe(tmp_path / "P.zarr", live, far))
+    said = "\n".join(plan(recipe(tmp_path / "P.zarr", live, far, match="name")).messages)
+    assert "far: 6 of 6 fields lie where one of live does" in said
+
+
+def test_fields_without_a_partner_are_kept_and_named(exports: tuple[Path, Path], tmp_path: Path) -> None:
+    fewer = write_pass(tmp_path / "fewer", [HOECHST], wells=4, fields=2)
+    said = "\n".join(plan(recipe(tmp_path / "P.zarr", exports[0], fewer)).messages)
+    assert "fewer: 6 of 8 fields lie where one of live does" in said
+    assert "fewer: without a partner in live: 2 (B05/1, B05/2)" in said
+
+
+def test_pixels_of_another_size_and_one_folder_twice_are_refused(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    live, stained = exports
+    other = tmp_path / "other"
+    shutil.copytree(stained, other)
+    entry = other / "Images" / "Index.idx.xml"
+    entry.write_text(
+        re.sub(r"(<ImageResolution[XY][^>]*>)[^<]*<", r"\g<1>1.196E-06<", entry.read_text(encoding="utf-8")),
+        encoding="utf-8",
+    )
+    with pytest.raises(UserError, match=r"live has pixels of 0.598 µm, other of 1.196 µm"):
+        plan(recipe(tmp_path / "P.zarr", live, other))
+    with pytest.raises(UserError, match="source: one folder, or several different ones"):
+        recipe(tmp_path / "P.zarr", live, live)

@@ -9,7 +9,7 @@ from pathlib import Path
 from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.plates.atomic_directory import remove_partial, translate_write_errors
 from hpc_isl.plates.plate import FieldKey, Problem
-from hpc_isl.plates.registration import summary_lines
+from hpc_isl.plates.registration import PICTURE, summary_lines
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
@@ -163,6 +163,10 @@ def _finalise(
             return None
         for line in summary_lines(registered):
             attempt.log(line)
+        if registered.shifts:
+            from hpc_isl.stages.convert.shift_picture import draw_shifts  # matplotlib is slow to import
+
+            draw_shifts(kept, registered, out / PICTURE)
     return finalise(out, kept, survey.plate_map, problems, registered=registered)
 
 
