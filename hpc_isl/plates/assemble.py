@@ -93,6 +93,7 @@ def assemble(
     for file in usable:
         try:
             plane = read_plane(file.path, file.page)
+            plane = plane if file.size is None else resampled(plane, (field.shape[3], field.shape[4]))
         except UserError as error:
             problems.append(str(error))
             continue
@@ -107,7 +108,10 @@ def assemble(
 
 
 def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]]:
-    """Returns type and shape of each plane that can be read, and complaints about the others."""
+    """Returns type and shape of each plane that can be read, and complaints about the others.
+
+    Planes that will be resampled have the shape that they are expected to have in their file.
+    """
     kinds: dict[PlaneFile, Kind] = {}
     problems = []
     for file in files:
@@ -132,6 +136,12 @@ def _agreeing(
     # A field whose planes all have the type that its reader states is right as it is.
     if {kind[0] for kind in kinds.values()} == {field.dtype}:
         known = {}
+    size = field.shape[3], field.shape[4]
+    odd = [f"{file.path} is {_described(kind)}, {file.size[0]} × {file.size[1]} are expected"
+           for file, kind in kinds.items() if file.size is not None and kind[1:] != file.size]  # fmt: skip
+    if odd:
+        return [], odd
+    kinds = {file: kind if file.size is None else (kind[0], *size) for file, kind in kinds.items()}
     shape = _usual(kind[1:] for kind in kinds.values())
     if shape != field.shape[-2:]:
         usual = _usual(kinds.values())
@@ -151,6 +161,17 @@ def _agreeing(
     return usable, complaints
 
 
+def resampled(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Returns a plane (y, x) of another size: interpolated linearly, and smoothed before where it shrinks."""
+    from skimage.transform import resize  # only where somebody asks for it
+
+    shrinks = any(new < old for new, old in zip(size, plane.shape, strict=True))
+    pixels: NDArray[Any] = resize(plane.astype(np.float64), size, order=1, mode="edge", anti_aliasing=shrinks)
+    # Between the least and the greatest of the pixels, so that no integer overflows.
+    whole = plane.dtype.kind in "iu"
+    return (np.rint(pixels) if whole else pixels).astype(plane.dtype)
+
+
 def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> str:
     """Returns a hash of what an image is made of: the field, its files by name, size and time, and settings.
 
@@ -162,7 +183,8 @@ def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> s
         with suppress(OSError):
             facts = file.path.stat()
             size, modified = facts.st_size, facts.st_mtime_ns
-        parts.append([file.path.name, size, modified, file.time, file.channel, file.plane, file.page])
+        part = [file.path.name, size, modified, file.time, file.channel, file.plane, file.page]
+        parts.append(part if file.size is None else [*part, file.size])
     # Keys are not sorted: a reader that states details in another order makes its plates convert anew.
     text = json.dumps([field_facts(field), parts, *settings], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

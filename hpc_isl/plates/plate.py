@@ -190,13 +190,17 @@ class Plate:
 
 @dataclass(frozen=True, slots=True)
 class PlaneFile:
-    """The file of one plane of one field, by a reader; indices are into the stored image."""
+    """The file of one plane of one field, by a reader; indices are into the stored image.
+
+    `size`: (y, x) of the plane in the file, where it is resampled to that of the field; None: it has that.
+    """
 
     path: Path
     time: int
     channel: int
     plane: int
     page: int = 0
+    size: tuple[int, int] | None = None
 
     @property
     def place(self) -> PlaneIndex:

@@ -176,7 +176,7 @@ WHOLE = {
 }
 """section ("": the recipe itself) -> keys that every version wrote into it where it was kept whole"""
 ADDED: Mapping[str, Mapping[str, object]] = {
-    "convert": {"channels": None, "times": None, "planes": None, "match": "position"},
+    "convert": {"channels": None, "times": None, "planes": None, "match": "position", "resample": False},
     "finetune": {
         "objects.map": "euclidean",
         "objects.mask_threshold": None,

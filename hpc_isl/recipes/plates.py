@@ -96,6 +96,9 @@ class ConvertRecipe(Recipe):
     """levels of the pyramid; null: until the longer edge is at most 256 pixels"""
     codec: CodecRecipe = CodecRecipe()
     """compression and chunk"""
+    resample: bool = False
+    """channels of another size than most that show the same area, and later sources with pixels of another
+    size, are resampled to those of the others; false: such a channel is left out, such a source refused"""
     match: Literal["position", "name"] = "position"
     """several sources: fields are one place of the plate where the stage was there, or where they have one
     name (as where no positions are known)"""

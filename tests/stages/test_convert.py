@@ -799,3 +799,65 @@ def test_the_planes_of_sephace_convert_in_order_of_height(realdata: Path, tmp_pa
         assert len(image) == len(heights) == 6
         for plane, (_, path) in zip(image, heights, strict=True):
             np.testing.assert_array_equal(plane, tifffile.imread(path))
+
+
+# ---------------------------------------------------------------- channels of another size
+
+
+def halved(export: Path, channel: int, edge: tuple[int, int] = (25, 35)) -> None:
+    """Makes the planes of a channel smooth and half as large, as a camera with binning would take them."""
+    for path in export.glob(f"*_w{channel}_*.tif"):
+        ramp = np.add.outer(100.0 * np.arange(edge[0]), 10.0 * np.arange(edge[1]))
+        tifffile.imwrite(path, ramp.astype("uint16"))
+
+
+def test_a_channel_of_another_size_is_left_out_unless_resampling_is_asked_for(export: Path) -> None:
+    halved(export, 1)
+    text = "\n".join(plan(recipe(export)).messages)
+    assert "channel 'Phase' has 25 × 35 pixels, the others 50 × 70: it is left out" in text
+    assert "resample=true does it" in text
+    what = recipe(export, resample=True)
+    assert "it is resampled to these" in "\n".join(plan(what).messages)
+    index = run(what)
+    assert [channel.name for channel in index.plate.channels] == ["Phase", "DAPI"]
+    for field in index.plate.fields:
+        assert field.shape[-2:] == SHAPE
+        phase, dapi = (read_box(index.image(field.key), 0, 0, c, [1], ALL, ALL)[0] for c in (0, 1))
+        # Pixel p of the finer grid lies at (p - 0.5) / 2 of the coarser one.
+        y, x = (np.clip((np.arange(n) - 0.5) / 2, 0, n // 2 - 1) for n in SHAPE)
+        np.testing.assert_allclose(phase, np.add.outer(100 * y, 10 * x), atol=0.51)
+        path = plane_file(export, field.key.well, int(field.key.name), 2, 1)
+        np.testing.assert_array_equal(dapi, tifffile.imread(path))
+
+
+def test_a_channel_that_shows_another_area_is_never_resampled(export: Path) -> None:
+    halved(export, 1, (40, 35))
+    text = "\n".join(plan(recipe(export, resample=True)).messages)
+    assert (
+        "channel 'Phase' has 40 × 35 pixels, the others 50 × 70: it is left out, for it shows another" in text
+    )
+
+
+def test_a_channel_of_another_size_in_a_harmony_export_is_resampled(tmp_path: Path) -> None:
+    write_synthetic(tmp_path / "export", wells=1, fields=1, size=64, planes=1)
+    images = tmp_path / "export" / "Images"
+    whole = {path.name: tifffile.imread(path) for path in images.glob("*ch2*.tiff")}
+    for name, pixels in whole.items():
+        tifffile.imwrite(images / name, pixels.reshape(32, 2, 32, 2).mean(axis=(1, 3)).astype("uint16"))
+    index_file = images / "Index.idx.xml"
+    parts = index_file.read_text(encoding="utf-8").split("<Image ")
+    for number, part in enumerate(parts):
+        if "<ChannelID>2<" in part:
+            part = part.replace("<ImageSizeX>64", "<ImageSizeX>32").replace(
+                "<ImageSizeY>64", "<ImageSizeY>32"
+            )
+            parts[number] = part.replace("5.980000E-07", "1.196000E-06")
+    index_file.write_text("<Image ".join(parts), encoding="utf-8")
+    left = run(recipe(tmp_path / "export", pattern=None))
+    assert len(left.plate.channels) == 2
+    index = run(recipe(tmp_path / "export", pattern=None, resample=True, out=tmp_path / "P02.zarr"))
+    assert [channel.name for channel in index.plate.channels][1] == "HOECHST 33342"
+    assert (index.plate.pixel_um, index.plate.fields[0].shape[-2:]) == (0.598, (64, 64))
+    stored = read_box(index.image(index.plate.fields[0].key), 0, 0, 1, [0], ALL, ALL)[0]
+    [pixels] = whole.values()
+    assert np.corrcoef(stored.ravel(), pixels.ravel())[0, 1] > 0.9

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
+import torch
 from moved_plates import PITCH, write_pass
 
 from hpc_isl.errors import UserError
@@ -17,10 +19,12 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, open_plate, read_box
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe
+from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.strict import parse
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.convert.stage import convert, plan
 from hpc_isl.stages.inspect import inspect
+from hpc_isl.stages.pretrain.stage import pretrain
 from hpc_isl.stages.set_metadata import metadata_edit
 from hpc_isl.stages.shared.plate_views import load_plate_views
 from hpc_isl.stages.synthetic.layout import BRIGHTFIELD, CELLMASK, HOECHST
@@ -219,6 +223,29 @@ def test_exports_whose_positions_do_not_meet_are_refused_or_paired_by_name(
     assert "far: 6 of 6 fields lie where one of live does" in said
 
 
+def test_a_stained_pass_with_binning_is_resampled_and_registered(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    binned = write_pass(
+        tmp_path / "binned", [BRIGHTFIELD, HOECHST], wells=3, fields=2, heights=(-4.0, 4.0), noise="second",
+        move=lambda well, field: (12, -8),
+    )  # fmt: skip
+    for path in (binned / "Images").glob("*.tiff"):
+        pixels = tifffile.imread(path).reshape(112, 2, 112, 2).mean(axis=(1, 3))
+        tifffile.imwrite(path, pixels.astype("uint16"))
+    entry = binned / "Images" / "Index.idx.xml"
+    text = re.sub(r"(<ImageSize[XY]>)224<", r"\g<1>112<", entry.read_text(encoding="utf-8"))
+    text = re.sub(r"(<ImageResolution[XY][^>]*>)[^<]*<", r"\g<1>1.196E-06<", text)
+    entry.write_text(text, encoding="utf-8")
+    index = merged(tmp_path, exports[0], binned, resample=True)
+    assert (index.plate.pixel_um, {field.shape[-2:] for field in index.plate.fields}) == (0.598, {(224, 224)})
+    assert set(states(index).values()) == {"measured"}
+    for field in (field.key for field in index.plate.fields if field.key.acquisition == 0):
+        found = index.shift(field, FieldKey(field.well, field.name, 1))
+        assert found is not None
+        assert np.abs(np.subtract(found, (12, -8))).max() <= 1
+
+
 def test_fields_without_a_partner_are_kept_and_named(exports: tuple[Path, Path], tmp_path: Path) -> None:
     fewer = write_pass(tmp_path / "fewer", [HOECHST], wells=4, fields=2)
     said = "\n".join(plan(recipe(tmp_path / "P.zarr", exports[0], fewer)).messages)
@@ -237,7 +264,38 @@ def test_pixels_of_another_size_and_one_folder_twice_are_refused(
         re.sub(r"(<ImageResolution[XY][^>]*>)[^<]*<", r"\g<1>1.196E-06<", entry.read_text(encoding="utf-8")),
         encoding="utf-8",
     )
-    with pytest.raises(UserError, match=r"live has pixels of 0.598 µm, other of 1.196 µm"):
+    with pytest.raises(UserError, match=r"live has pixels of 0.598 µm, other of 1.196 µm; resample=true"):
         plan(recipe(tmp_path / "P.zarr", live, other))
     with pytest.raises(UserError, match="source: one folder, or several different ones"):
         recipe(tmp_path / "P.zarr", live, live)
+
+
+# ---------------------------------------------------------------- what a network makes of it
+
+
+@pytest.mark.journey
+def test_a_network_learns_from_shifted_passes_as_well_as_from_passes_that_lie_still(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    live = write_pass(tmp_path / "live", [BRIGHTFIELD], wells=6, heights=(-4.0, 4.0))
+    scores = {}
+    for name, shift in (("still", (0, 0)), ("moved", (23, -14))):
+        stained = write_pass(
+            tmp_path / name, [BRIGHTFIELD, CELLMASK], wells=6, heights=(-4.0, 4.0),
+            move=lambda well, field, shift=shift: shift, noise="second",
+        )  # fmt: skip
+        plate = merged(tmp_path / f"merged {name}", live, stained)
+        run = Run(tmp_path / "runs" / "pretrain" / name)
+        what = load("pretrain", None, [
+            f"plates=['{plate.path}']", "sources=[{channel: Brightfield, plane: [0, 1], acquisition: 0}]",
+            "targets=[{channel: CellMask Deep Red, plane: max, acquisition: 1}]", "optim.lr=0.004",
+            "split={test_wells: [B03, B04, B06], validation_wells: []}", "data.workers=0",
+            "net={encoder: tu-test_resnet, weights: null, decoder: [16, 16, 8, 8, 8]}",
+            "train={steps: 160, batch: 8, micro_batch: 8, crop: 64}", "predict.stain=false",
+        ])  # fmt: skip
+        assert isinstance(what, PretrainRecipe)
+        pretrain(what, Attempt(run))
+        summary = run.summary()
+        assert summary is not None
+        scores[name] = summary["figures"]["pcc"]
+    assert scores["still"] > 0.85  # else nothing would be learnt from either
+    assert scores["moved"] == pytest.approx(scores["still"], abs=0.02)

@@ -57,7 +57,7 @@ def read(
     """
     field = field_view(view, index, key, time)
     box = box or (slice(0, field.shape[0]), slice(0, field.shape[1]))
-    if field.targets is None:
+    if not field.targets:
         return stack(field.sources, box), None
     targets = stack(field.targets, box)
     for pixels, plane in zip(targets, field.targets, strict=True):

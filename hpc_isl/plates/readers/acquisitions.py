@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count, product
-from math import hypot
+from math import hypot, isclose
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export, Field, FieldKey, Plate
@@ -15,7 +15,9 @@ from hpc_isl.plates.readers.plane_checks import listed
 NEAR = 0.5  # of a field's edge: fields whose centres are nearer show the same place
 
 
-def merged(exports: Sequence[Export], names: Sequence[str], by_name: bool = False) -> Export:
+def merged(
+    exports: Sequence[Export], names: Sequence[str], by_name: bool = False, resample: bool = False
+) -> Export:
     """Returns one export, of which each given one is an acquisition, in the order given.
 
     A field of a later export gets the name of that of the first which lies at the same place of its well, or
@@ -23,6 +25,7 @@ def merged(exports: Sequence[Export], names: Sequence[str], by_name: bool = Fals
 
     Args:
         names: of the exports, for messages and as names of the acquisitions.
+        resample: fields of later exports with pixels of another size get those of the first.
 
     Raises:
         UserError: an export of several acquisitions; other plate formats or sizes of a pixel; no field of an
@@ -37,6 +40,15 @@ def merged(exports: Sequence[Export], names: Sequence[str], by_name: bool = Fals
     first = exports[0].plate
     parts, remarks = [exports[0]], list[str]()
     for name, export in zip(names[1:], exports[1:], strict=True):
+        size, wanted = export.plate.pixel_um, first.pixel_um
+        if size and wanted and not isclose(size, wanted, rel_tol=0.005):
+            if not resample:
+                raise UserError(
+                    f"source: {names[0]} has pixels of {wanted:g} µm, {name} of {size:g} µm; resample=true "
+                    f"stores {name} in pixels of {wanted:g} µm too"
+                )
+            remarks.append(f"{name}: pixels of {size:g} µm are resampled to {wanted:g} µm")
+            export = _with_pixels(export, size, wanted)
         partners = {} if by_name else _partners(first, export.plate, names[0], name)
         part = export if by_name else _renamed(export, partners, first)
         parts.append(part)
@@ -97,6 +109,25 @@ def _center(field: Field, plate: Plate) -> tuple[float, float] | None:
         for at, length in zip(field.position_um, field.shape[-2:], strict=True)
     )
     return y, x
+
+
+def _with_pixels(export: Export, size: float, wanted: float) -> Export:
+    """Returns the export with pixels of the wanted size: planes are resampled, middles of fields stay."""
+    fields = []
+    files = dict(export.files)
+    for field in export.plate.fields:
+        y, x = (round(length * size / wanted) for length in field.shape[-2:])
+        position = field.position_um
+        if position is not None:
+            old, new = field.shape[-2:], (y, x)
+            inward = [((a - 1) * size - (b - 1) * wanted) / 2 for a, b in zip(old, new, strict=True)]
+            position = position[0] + inward[0], position[1] + inward[1]
+        own = (field.shape[3], field.shape[4])
+        files[field.key] = tuple(replace(f, size=f.size or own) for f in files.get(field.key, ()))
+        fields.append(replace(field, shape=(*field.shape[:3], y, x), position_um=position))
+    return replace(
+        export, plate=replace(export.plate, fields=tuple(fields), pixel_um=wanted), files=files
+    )  # fmt: skip
 
 
 def _renamed(export: Export, partners: Mapping[FieldKey, FieldKey], first: Plate) -> Export:

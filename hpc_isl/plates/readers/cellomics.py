@@ -37,7 +37,7 @@ def recognise(below: Folder) -> bool:
     return any(_NAME.fullmatch(name) for name in below.files)
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path, resample: bool = False) -> Export:
     """Returns the plate of a folder; fields are named by the vendor's numbers, from 0.
 
     Raises:
@@ -66,6 +66,7 @@ def read(folder: Path) -> Export:
         details={"reader": "cellomics", "instrument": "Cellomics"},
         unreadable=unreadable,
         left_out=others,
+        resample=resample,
     )
     names = ", ".join(channel.name for channel in plate.plate.channels)
     remark = (

@@ -29,7 +29,7 @@ def recognise(below: Folder) -> bool:
     return any(name.lower().endswith(".mlf") for name in below.files)
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path, resample: bool = False) -> Export:
     """Returns the plate that the nearest `.mlf` describes.
 
     Channels are in the order of their numbers and named as the `.mes` names them. Positions are those of the
@@ -75,6 +75,7 @@ def read(folder: Path) -> Export:
         tolerance=0.01,
         left_out=(*projections, *unnamed(below, files.values(), _kind)),
         remarks=(*remarks, *renamed),
+        resample=resample,
     )  # fmt: skip
     imaged = {field.key for field in plate.plate.fields}
     failed, notes = _failures(errors, imaged, len(rows), len(columns))

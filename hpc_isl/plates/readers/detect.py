@@ -32,10 +32,13 @@ from hpc_isl.recipes.plates import ConvertRecipe
 
 
 class Reader(NamedTuple):
-    """A reader: whether it knows a folder, how it reads it, and the files that it is known by."""
+    """A reader: whether it knows a folder, how it reads it, and the files that it is known by.
+
+    `read` gets the folder, and whether channels of another size are to be resampled.
+    """
 
     recognise: Callable[[Folder], bool]
-    read: Callable[[Path], Export]
+    read: Callable[[Path, bool], Export]
     files: str
 
 
@@ -56,7 +59,12 @@ READERS = {
         scanr.recognise, scanr.read, "scanR (data/metadata.ome.xml or experiment_descriptor.xml)"
     ),
     "cellomics": Reader(cellomics.recognise, cellomics.read, "Cellomics (PLATE_A01f00d0.C01)"),
-    "ome_zarr": Reader(ome_zarr.recognise, ome_zarr.read, "OME-Zarr plates of other programs"),
+    "ome_zarr": Reader(
+        # Its channels are one array, of one size.
+        ome_zarr.recognise,
+        lambda folder, _: ome_zarr.read(folder),
+        "OME-Zarr plates of other programs",
+    ),
     "gen5": Reader(gen5.recognise, gen5.read, "Gen5 (A1_02_1_1_DAPI_001.tif with its metadata)"),
 }
 
@@ -76,7 +84,7 @@ def read(recipe: ConvertRecipe) -> Export:
         names = [source.name for source in recipe.sources]
         if len(set(names)) < len(names):
             names = [str(source) for source in recipe.sources]
-        export = acquisitions.merged(exports, names, recipe.match == "name")
+        export = acquisitions.merged(exports, names, recipe.match == "name", recipe.resample)
     return replace(export, plate=replace(export.plate, name=recipe.name)) if recipe.name else export
 
 
@@ -86,8 +94,10 @@ def _read_one(recipe: ConvertRecipe, source: Path) -> Export:
     if recipe.reader == "pattern" or (recipe.reader == "auto" and recipe.pattern):
         if recipe.pattern is None:
             raise UserError("reader: pattern needs pattern.regex or pattern.table")
-        return pattern.read(source, recipe.pattern)
-    return READERS[_recognised(source) if recipe.reader == "auto" else recipe.reader].read(source)
+        return pattern.read(source, recipe.pattern, recipe.resample)
+    return READERS[_recognised(source) if recipe.reader == "auto" else recipe.reader].read(
+        source, recipe.resample
+    )
 
 
 def _recognised(folder: Path) -> str:

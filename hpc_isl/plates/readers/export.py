@@ -61,6 +61,7 @@ def build(
     left_out: Iterable[LeftOut] = (),
     problems: Iterable[Problem] = (),
     remarks: Iterable[str] = (),
+    resample: bool = False,
 ) -> Export:
     """Returns the plate that described planes make, checked, with what is left out and what is remarkable.
 
@@ -73,9 +74,12 @@ def build(
         unreadable, absent, indexed: as for `plane_checks.check`.
         tolerance: as for `plane_checks.spacing`.
         left_out, problems, remarks: those that the reader itself has found.
+        resample: channels of another size are kept, to be resampled, and not left out.
     """
     sizes = plane_checks.channel_sizes(((plane.channel, plane.path) for plane in planes), headers)
-    odd, resized = odd_channels({number: channel.name for number, channel in channels.items()}, sizes)
+    by_number = {number: channel.name for number, channel in channels.items()}
+    shown = {plane.channel: edges.get(plane.path) for plane in planes} if resample else None
+    odd, others, resized = odd_channels(by_number, sizes, shown)
     of_other_size = [
         LeftOut(plane.path, "channel of another size", plane.key.well, channels[plane.channel].name)
         for plane in planes
@@ -86,9 +90,18 @@ def build(
     used = {plane.channel for plane in planes}
     assert used <= channels.keys(), f"planes of channels {used - channels.keys()} that are not described"
     channels, renamed = _told_apart({n: channel for n, channel in channels.items() if n in used})
-    pixel_um, unknown = fields.pixel_edge(edges[plane.path] for plane in planes if plane.path in edges)
+    usual = [plane.path for plane in planes if plane.channel not in others]
+    pixel_um, unknown = fields.pixel_edge(edges[path] for path in usual if path in edges)
     names = [channel.name for channel in channels.values()]
     shots = placed(planes, list(channels))
+    if others:
+        stored_size = next(size for number, size in sizes.items() if number not in odd | others.keys())
+        of_channel = {list(channels).index(number): size for number, size in others.items()}
+        shots = {
+            key: [replace(shot, file=sized(shot.file, of_channel)) for shot in own]
+            for key, own in shots.items()
+        }
+        headers = as_stored(headers, [s.file for own in shots.values() for s in own], stored_size)
     stored = {key: [shot.file for shot in own] for key, own in shots.items()}
     files, faults = plane_checks.check(stored, names, unreadable, absent=absent, indexed=indexed)
     files, differing, uneven = plane_checks.agreeing(files, headers)
@@ -131,21 +144,63 @@ def _told_apart(channels: Mapping[int, Channel]) -> tuple[dict[int, Channel], li
     return named, remarks
 
 
-def odd_channels(names: Mapping[int, str], sizes: Mapping[int, Size]) -> tuple[set[int], list[str]]:
-    """Returns the channels that have not the size of most, and remarks that they are left out.
+Edges = tuple[float, float] | None
+"""Edges (y, x) of a pixel in µm."""
 
-    A channel of another size (other binning, another camera) cannot be stored beside the others as it is.
+
+def odd_channels(
+    names: Mapping[int, str], sizes: Mapping[int, Size], edges: Mapping[int, Edges] | None = None
+) -> tuple[set[int], dict[int, Size], list[str]]:
+    """Returns channels to leave out, channels to resample with the sizes that they have, and remarks.
+
+    A channel of another size than most (other binning, another camera) cannot be stored beside the others as
+    it is. It is resampled where that is asked for and it shows the same area.
+
+    Args:
+        edges: of a pixel of each channel; None: nothing is to be resampled.
     """
     counts = Counter(sizes.values())
     if len(counts) < 2:
-        return set(), []
+        return set(), {}, []
     usual = max(counts, key=lambda size: (counts[size], size))  # of equally many the larger size
-    odd = {number for number, size in sizes.items() if size != usual}
-    return odd, [
-        f"channel {names[number]!r} has {sizes[number][0]} × {sizes[number][1]} pixels, the others "
-        f"{usual[0]} × {usual[1]}: it is left out, for pixels are not resampled unasked"
-        for number in sorted(odd)
-    ]
+    others = {number: size for number, size in sizes.items() if size != usual}
+    first = next(number for number, size in sizes.items() if size == usual)
+    resampled = {
+        number: size
+        for number, size in others.items()
+        if edges is not None and _same_area((size, edges.get(number)), (usual, edges.get(first)))
+    }
+    unasked = "it is left out, for pixels are not resampled unasked; resample=true does it"
+    other_area = "it is left out, for it shows another area and not the same one in other pixels"
+    return others.keys() - resampled.keys(), resampled, [
+        f"channel {names[number]!r} has {size[0]} × {size[1]} pixels, the others {usual[0]} × {usual[1]}: "
+        + ("it is resampled to these" if number in resampled else unasked if edges is None else other_area)
+        for number, size in sorted(others.items())
+    ]  # fmt: skip
+
+
+def _same_area(one: tuple[Size, Edges], other: tuple[Size, Edges]) -> bool:
+    """Returns whether two images of a field (size, edge of a pixel) show the same area, as far as stated."""
+    (size, edge), (usual, usual_edge) = one, other
+    if edge is None or usual_edge is None or edge == usual_edge:  # an index may state one edge for all
+        return isclose(size[0] / usual[0], size[1] / usual[1], rel_tol=0.01)
+    sides = zip(size, edge, usual, usual_edge, strict=True)
+    return all(isclose(length * own, most * its, rel_tol=0.02) for length, own, most, its in sides)
+
+
+def sized(file: PlaneFile, sizes: Mapping[int, Size]) -> PlaneFile:
+    """Returns the file with the size of its plane, where its channel is resampled."""
+    return replace(file, size=sizes[file.channel]) if file.channel in sizes else file
+
+
+def as_stored(headers: Mapping[Path, Kind], files: Iterable[PlaneFile], size: Size) -> dict[Path, Kind]:
+    """Returns the headers with the size that resampled planes will have, where theirs is what is expected."""
+    changed = {
+        file.path: (size, headers[file.path][1])
+        for file in files
+        if file.size is not None and file.path in headers and headers[file.path][0] == file.size
+    }
+    return {**headers, **changed}
 
 
 def placed(planes: Sequence[Described], channels: Sequence[int]) -> dict[FieldKey, list[Shot]]:

@@ -70,7 +70,7 @@ def recognise(below: Folder) -> bool:
     return isinstance(stated, TiffMetadata) and stated.source == "Gen5"
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path, resample: bool = False) -> Export:
     """Returns the plate of a folder, of one folder for each well too.
 
     Channels are in the order of their names, fields are the numbers of a montage. Positions are from the
@@ -117,6 +117,7 @@ def read(folder: Path) -> Export:
         unreadable=unreadable,
         left_out=(*others, *processed),
         problems=misplaced,
+        resample=resample,
     )
 
 

@@ -74,7 +74,7 @@ def recognise(below: Folder) -> bool:
     return bool(harmony_index.indices(below.root))
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path, resample: bool = False) -> Export:
     """Returns a Harmony or Columbus export; the folder is that of the index, or the one above it.
 
     A folder of several measurements of one plate is a plate of as many acquisitions, in the order of their
@@ -87,9 +87,9 @@ def read(folder: Path) -> Export:
     """
     paths = _one_plate(harmony_index.indices(folder), folder)
     if len(paths) == 1:
-        return _export(paths[0], folder)
+        return _export(paths[0], folder, resample)
     names = [path.relative_to(folder).parts[0] for path in paths]
-    exports = [_export(path, folder / name) for path, name in zip(paths, names, strict=True)]
+    exports = [_export(path, folder / name, resample) for path, name in zip(paths, names, strict=True)]
     return export.merged(exports, names)
 
 
@@ -109,14 +109,16 @@ def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (begins[path], str(path)))
 
 
-def _export(path: Path, folder: Path) -> Export:
+def _export(path: Path, folder: Path, resample: bool) -> Export:
     """Returns the export of one index."""
-    index, left_out, odd = _of_one_size(harmony_index.read(path), path.parent)
+    index, left_out, others, odd = _of_one_size(harmony_index.read(path), path.parent, resample)
     rows, columns = _layout(index, path)
     order, channels, remarks = _channels(index)
     named, absent, unwritten = _plane_files(index, order, path)
+    of_channel = {order.channels[number]: size for number, size in others.items()}
+    named = {key: [export.sized(file, of_channel) for file in own] for key, own in named.items()}
     unreadable = absent | unwritten
-    camera, unknown = _camera(index, order, named, unreadable, path)
+    camera, unknown = _camera(index, order, named, unreadable, others, path)
     images: dict[FieldKey, list[Image]] = defaultdict(list)
     for image in index.images:
         images[image.key].append(image)
@@ -146,19 +148,22 @@ def _export(path: Path, folder: Path) -> Export:
     )
 
 
-def _of_one_size(index: Index, folder: Path) -> tuple[Index, tuple[LeftOut, ...], list[str]]:
-    """Returns the index without channels that have another size than most, and what becomes of these."""
+def _of_one_size(
+    index: Index, folder: Path, resample: bool
+) -> tuple[Index, tuple[LeftOut, ...], dict[int, Size], list[str]]:
+    """Returns the index without channels of another size than most that are not resampled, and the others."""
     used = sorted({image.channel for image in index.images})
     sizes = {channel: size for channel in used if (size := _stated_size(index, channel))}
     names = {channel: index.channels[channel].get("ChannelName") or f"Channel {channel}" for channel in sizes}
-    odd, remarks = export.odd_channels(names, sizes)
+    edges = {channel: _edge(index, channel, Counter()) for channel in used} if resample else None
+    odd, others, remarks = export.odd_channels(names, sizes, edges)
     kept = tuple(image for image in index.images if image.channel not in odd)
     left_out = tuple(
         LeftOut(folder / image.url, "channel of another size", image.key.well, names[image.channel])
         for image in index.images
         if image.channel in odd
     )
-    return replace(index, images=kept), left_out, remarks
+    return replace(index, images=kept), left_out, others, remarks
 
 
 def _stated_size(index: Index, channel: int) -> Size | None:
@@ -171,22 +176,29 @@ def _camera(
     order: ChannelOrder,
     named: Mapping[FieldKey, Sequence[PlaneFile]],
     absent: Mapping[Path, str],
+    others: Mapping[int, Size],
     path: Path,
 ) -> tuple[Camera, list[str]]:
-    """Returns sizes as the index states them; the type, which it does not, from the first readable file."""
-    files = (file.path for own in named.values() for file in own)
+    """Returns sizes as the index states them; the type, which it does not, from the first readable file.
+
+    `others`: the channels that will be resampled to the size of the rest.
+    """
+    files = (file.path for own in named.values() for file in own if file.size is None)
     shape, dtype, _ = export.first_header(files, absent, path)
-    sizes = {channel: _stated_size(index, channel) or shape for channel in order.channels}
+    rest = [channel for channel in order.channels if channel not in others]
+    sizes = {channel: _stated_size(index, channel) or shape for channel in rest}
+    sizes |= dict.fromkeys(others, sizes[rest[0]])
     odd: Counter[str] = Counter()
-    edges = []
-    for channel in order.channels:
-        facts = index.channels[channel]
-        y, x = (number(facts, f"ImageResolution{axis}", odd) for axis in "YX")
-        y, x = y or x, x or y  # where one of both is missing the other counts
-        if y and x and min(y, x) > 0:
-            edges.append((round(y * 1e6, 12), round(x * 1e6, 12)))
+    edges = [edge for channel in rest if (edge := _edge(index, channel, odd))]
     pixel_um, remarks = fields.pixel_edge(edges)
     return Camera(sizes, dtype, pixel_um), remarks
+
+
+def _edge(index: Index, channel: int, odd: Counter[str]) -> tuple[float, float] | None:
+    """Returns the edges (y, x) of a channel's pixels in µm, or None where none is stated."""
+    y, x = (number(index.channels[channel], f"ImageResolution{axis}", odd) for axis in "YX")
+    y, x = y or x, x or y  # where one of both is missing the other counts
+    return (round(y * 1e6, 12), round(x * 1e6, 12)) if y and x and min(y, x) > 0 else None
 
 
 # ---------------------------------------------------------------- the plate

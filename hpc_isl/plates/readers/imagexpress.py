@@ -75,7 +75,7 @@ def recognise(below: Folder) -> bool:
     return isinstance(stated, TiffMetadata) and stated.source in ("MetaSeries", "MetaMorph")
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path, resample: bool = False) -> Export:
     """Returns the plate below a folder: of an HTD export, or of a plate in the database's layout.
 
     Channels are in the order of their wavelengths, fields are sites. Positions are those of the stage in µm
@@ -107,6 +107,7 @@ def read(folder: Path) -> Export:
         left_out=(*left_out, *copies),
         problems=misplaced,
         remarks=odd,
+        resample=resample,
     )
     used = {plane.channel for plane in planes}
     planned = htd.planned(wells, used, {file.time for file in files}) if htd else ()

@@ -32,7 +32,7 @@ def recognise(below: Folder) -> bool:
     return any(name.lower().endswith(".jdce") for name in below.files)
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path, resample: bool = False) -> Export:
     """Returns the plate of one run; the folder is the run's, or one of those in it.
 
     Channels are in the order of Wavelength and named by their emission filters, fields are named by the
@@ -70,6 +70,7 @@ def read(folder: Path) -> Export:
             below, paths, lambda file: "montage" if file.startswith(tuple(others)) else "not in the index"
         ),
         remarks=(*odd, *_plan(rows, protocol)),
+        resample=resample,
     )
 
 

@@ -13,16 +13,17 @@ from typing import NamedTuple
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate
 from hpc_isl.plates.readers import export, fields, pattern_names, plane_checks, tiff_metadata
+from hpc_isl.plates.readers.export import Edges
 from hpc_isl.plates.readers.fields import Shot
 from hpc_isl.plates.readers.folder import Folder, left_out_by_name, left_out_lines, list_folder
 from hpc_isl.plates.readers.pattern_names import IMAGES, Axes, Named, by_regex, by_table, matching
-from hpc_isl.plates.readers.plane_checks import Kind
+from hpc_isl.plates.readers.plane_checks import Kind, Size
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
 from hpc_isl.plates.readers.vendor_facts import PlaneMetadata
 from hpc_isl.recipes.plates import PatternRecipe
 
 
-def read(folder: Path, recipe: PatternRecipe) -> Export:
+def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
     """Returns the plate that file names or a table describe, with what each file states of itself.
 
     - Planes are ordered by number: -4 before 2 before 10. Numbers count within an acquisition, so a
@@ -46,7 +47,9 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     metadata, unreadable = _metadata(below, named)
     headers, edges = tiff_metadata.sizes_and_edges(metadata)
     pages = [p for n in named for p in _pages(n, metadata.get(below.root / n.name), recipe.channels)]
-    pages, of_other_size, resized = _of_one_size(pages, recipe, below.root, headers)
+    pages, of_other_size, others_of, resized = _of_one_size(
+        pages, recipe, below.root, headers, edges if resample else None
+    )
     axes = pattern_names.axes([page.named for page in pages], recipe)
     names = [channel.name for channel in axes.channels]
     by_field: dict[FieldKey, list[_Page]] = defaultdict(list)
@@ -55,6 +58,17 @@ def read(folder: Path, recipe: PatternRecipe) -> Export:
     heights = any("." in page.named.plane for page in pages)
     numbers = _numbers(by_field, heights)
     shots = {key: _shots(own, below.root, axes, numbers[key]) for key, own in by_field.items()}
+    if others_of:
+        numbered = {channel.name: number for number, channel in enumerate(axes.channels)}
+        of_channel = {numbered[name]: size for name, size in others_of.items()}
+        shots = {
+            key: [replace(shot, file=export.sized(shot.file, of_channel)) for shot in own]
+            for key, own in shots.items()
+        }
+        resampled = {shot.file.path: shot.file for own in shots.values() for shot in own if shot.file.size}
+        size = next(headers[path][0] for path in headers if path not in resampled)
+        headers = export.as_stored(headers, resampled.values(), size)
+        edges = {path: edge for path, edge in edges.items() if path not in resampled}
     planes = {key: [shot.file for shot in own] for key, own in shots.items()}
     absent = [path for path in unreadable if str(path.relative_to(below.root)) not in below.files]
     files, problems = plane_checks.check(planes, names, unreadable, absent=absent)
@@ -166,26 +180,33 @@ def _pages(named: Named, tiff: TiffMetadata | None, channels: Collection[str]) -
 
 
 def _of_one_size(
-    pages: list[_Page], recipe: PatternRecipe, root: Path, headers: Mapping[Path, Kind]
-) -> tuple[list[_Page], list[LeftOut], list[str]]:
-    """Returns the pages of channels that have the size of most, and what becomes of the others."""
+    pages: list[_Page],
+    recipe: PatternRecipe,
+    root: Path,
+    headers: Mapping[Path, Kind],
+    edges: Mapping[Path, Edges] | None,
+) -> tuple[list[_Page], list[LeftOut], dict[str, Size], list[str]]:
+    """Returns the pages of channels that have the size of most, and what becomes of the others.
+
+    Args:
+        edges: of a pixel in each file; None: no channel is resampled.
+
+    Returns:
+        The pages that are kept, those left out, name -> size of the channels to resample, and remarks.
+    """
     axes = pattern_names.axes([page.named for page in pages], recipe)
-    own = [axes.channel_of[page.named.channel] for page in pages]
-    sizes = plane_checks.channel_sizes(
-        ((c, root / page.named.name) for page, c in zip(pages, own, strict=True)), headers
-    )
-    odd, remarks = export.odd_channels({c: axes.channels[c].name for c in sizes}, sizes)
+    own = [(axes.channel_of[page.named.channel], root / page.named.name) for page in pages]
+    sizes = plane_checks.channel_sizes(own, headers)
+    names = {c: axes.channels[c].name for c in sizes}
+    shown = None if edges is None else {c: edges.get(path) for c, path in own}
+    odd, others, remarks = export.odd_channels(names, sizes, shown)
     left_out = [
-        LeftOut(
-            root / page.named.name,
-            "channel of another size",
-            axes.key(page.named).well,
-            axes.channels[c].name,
-        )
-        for page, c in zip(pages, own, strict=True)
+        LeftOut(path, "channel of another size", axes.key(page.named).well, axes.channels[c].name)
+        for page, (c, path) in zip(pages, own, strict=True)
         if c in odd
     ]
-    return [page for page, c in zip(pages, own, strict=True) if c not in odd], left_out, remarks
+    kept = [page for page, (c, _) in zip(pages, own, strict=True) if c not in odd]
+    return kept, left_out, {names[c]: size for c, size in others.items()}, remarks
 
 
 def _numbers(by_field: Mapping[FieldKey, Sequence[_Page]], heights: bool) -> dict[FieldKey, list[float]]:

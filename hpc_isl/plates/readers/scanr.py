@@ -67,7 +67,7 @@ def recognise(below: Folder) -> bool:
     return bool(_nearest(below, _DESCRIPTOR))
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path, resample: bool = False) -> Export:
     """Returns the plate of a run; the folder is the run's, or its `data`.
 
     Channels are in the order of the index, or of their names; fields are positions.
@@ -103,6 +103,7 @@ def read(folder: Path) -> Export:
         indexed=bool(index),
         left_out=unnamed(below, (root / plane.file for plane in run.planes)),
         remarks=run.remarks,
+        resample=resample,
     )
 
 

@@ -163,7 +163,9 @@ def _finalise(
             return None
         for line in summary_lines(registered):
             attempt.log(line)
-        if registered.shifts:
+        if not registered.models:  # no field was imaged twice
+            registered = None
+        elif registered.shifts:
             from hpc_isl.stages.convert.shift_picture import draw_shifts  # matplotlib is slow to import
 
             draw_shifts(kept, registered, out / PICTURE)
