@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hpc_isl.stages.convert.stage import convert, plan
 from hpc_isl.stages.inspect import inspect
 from hpc_isl.stages.pretrain.stage import pretrain
 from hpc_isl.stages.set_metadata import metadata_edit
+from hpc_isl.stages.shared.following import pretrain_line
 from hpc_isl.stages.shared.plate_views import load_plate_views
 from hpc_isl.stages.synthetic.layout import BRIGHTFIELD, CELLMASK, HOECHST
 
@@ -153,6 +155,16 @@ def test_a_field_is_read_with_its_partner_and_what_has_none_is_no_number(plate: 
     for box, whole in zip(read(study.view, plate, key, 0, part), (sources, targets), strict=True):
         assert box is not None
         np.testing.assert_array_equal(box, whole[:, *part])
+
+
+def test_the_next_step_after_merging_names_the_passes(plate: Index) -> None:
+    line = pretrain_line(plate)
+    assert line is not None
+    words = shlex.split(line)[1:]
+    what = load("pretrain", None, words)
+    assert isinstance(what, PretrainRecipe)
+    assert [(role.channel, role.acquisition) for role in what.sources] == [("Brightfield", 0)]
+    assert [(role.channel, role.acquisition) for role in what.targets] == [("HOECHST 33342", 1)]
 
 
 def test_crops_hold_pairs_alone_and_none_of_a_field_that_was_rejected(plate: Index) -> None:

@@ -26,7 +26,7 @@ def draw_shifts(plate: Plate, registration: Registration, path: Path) -> None:
 
     numbers = sorted(registration.models)
     deep, wide = len(plate.rows), len(plate.columns)
-    figure = Figure(figsize=(7, (0.6 + 7 * deep / wide) * len(numbers)), layout="constrained", dpi=130)
+    figure = Figure(figsize=(7, (1 + 6.6 * deep / wide) * len(numbers)), layout="constrained", dpi=130)
     for axis, number in zip(figure.subplots(len(numbers), 1, squeeze=False)[:, 0], numbers, strict=True):
         _panel(axis, plate, registration, number)
         axis.set_xlim(-0.7, wide - 0.3)

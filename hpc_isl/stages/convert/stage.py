@@ -9,7 +9,7 @@ from pathlib import Path
 from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.plates.atomic_directory import remove_partial, translate_write_errors
 from hpc_isl.plates.plate import FieldKey, Problem
-from hpc_isl.plates.registration import PICTURE, summary_lines
+from hpc_isl.plates.registration import FILE, PICTURE, summary_lines
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
@@ -180,6 +180,8 @@ def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
     damaged = {problem.key for problem in index.problems}
     skipped, incomplete = len(damaged - fields), len(damaged & fields)
     lists = {"problems": attempt.run.folder / TABLE, "files not stored": attempt.run.folder / LEFT_OUT}
+    if index.registration:
+        lists |= {"shifts": index.path / FILE, "shifts as arrows": index.path / PICTURE}
     made = {what: str(path) for what, path in lists.items() if path.exists()}
     if damaged:
         attempt.log(

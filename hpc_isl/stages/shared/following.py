@@ -44,13 +44,32 @@ def pretrain_line(index: Index) -> str | None:
     label_free = [{"channel": c.name, "plane": "focus"} for c in channels if not c.fluorescent]
     stains = [{"channel": c.name, "plane": "max"} for c in channels if c.fluorescent]
     # First the channels of the shipped recipe, then those of the plate.
-    for keys in ([], [f"sources={written(label_free)}", f"targets={written(stains)}"]):
+    own = [f"sources={written(label_free)}", f"targets={written(stains)}"]
+    for keys in ([], own, *([_of_passes(index)] if len(index.plate.acquisitions) > 1 else [])):
         with suppress(UserError):
             recipe = load("pretrain", None, [f"plates={written([str(index.path)])}", *keys])
             assert isinstance(recipe, PretrainRecipe)
             load_plate_views(recipe)
             return " ".join(["pretrain", word("plates", [str(index.path)]), *map(shlex.quote, keys)])
     return None
+
+
+def _of_passes(index: Index) -> list[str]:
+    """Returns sources and targets of a plate whose label-free and stained channels are of different passes."""
+    keys = []
+    for key, fluorescent, plane in (("sources", False, "focus"), ("targets", True, "max")):
+        names = [channel.name for channel in index.plate.channels if channel.fluorescent == fluorescent]
+        imaged = {
+            (field.key.acquisition, name) for field in index.plate for name in names if field.planes(name)
+        }
+        first = min((number for number, _ in imaged), default=0)
+        own = [
+            {"channel": name, "plane": plane, "acquisition": first}
+            for name in names
+            if (first, name) in imaged
+        ]
+        keys.append(f"{key}={written(own)}")
+    return keys
 
 
 def after_pretraining(study: PlateViews, arm: str) -> list[str]:
