@@ -129,7 +129,8 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
             f"{path}: {len(survey.todo)} fields are not stored yet; the same convert command resumes"
         )
     if any(file.path.is_dir() for of_field in survey.export.files.values() for file in of_field):
-        raise UserError(f"{survey.recipe.source} is OME-Zarr itself: receipts are of instruments' files")
+        source = " and ".join(map(str, survey.recipe.sources))
+        raise UserError(f"{source} is OME-Zarr itself: receipts are of instruments' files")
     names, files = tuple(channel.name for channel in index.plate.channels), survey.export.files
     results = _compared(
         [
@@ -215,6 +216,9 @@ def compare_field(task: FieldCheck) -> FieldResult:
             stated = _wells_stated(path)
             for plane in of_file:
                 pixels, decoders[path] = decoded(path, plane.page)
+                if plane.size is not None:
+                    wrong[path] = "resampled, as was asked for: the plate does not hold its own pixels"
+                    continue
                 name = task.names[plane.channel]
                 text = f"{task.key} {name} plane {plane.plane} time {plane.time}"
                 if not np.array_equal(pixels, stored[plane.time, plane.channel, plane.plane]):
@@ -279,16 +283,18 @@ def _by_path(files: tuple[PlaneFile, ...]) -> dict[Path, list[PlaneFile]]:
 
 def _rows(index: Index, survey: Survey, results: list[FieldResult]) -> Iterator[Row]:
     """Yields a row for each file below the export; copies small files that are no images into the plate."""
-    source = survey.recipe.source.resolve()
+    sources = [source.resolve() for source in survey.recipe.sources]
     compared = _by_file(results)
     reasons = {left.path.resolve(): left.kind for left in survey.export.left_out}
     whole = detect.read(survey.recipe)
     reasons |= dict.fromkeys(
         (f.path.resolve() for files in whole.files.values() for f in files), "not asked for"
     )
-    for path in _files_below(source):
+    for source, path in ((folder, path) for folder in sources for path in _files_below(folder)):
         known = path.resolve()
-        row = Row(path.relative_to(source).as_posix(), path.lstat().st_size)
+        # Exports that were merged may hold files of one name.
+        below = source if len(sources) == 1 else Path(os.path.commonpath(sources))
+        row = Row(path.relative_to(below).as_posix(), path.lstat().st_size)
         if path.is_symlink() and not known.is_relative_to(source):
             yield replace(row, why="a link that leads out of the export")
             continue
@@ -373,7 +379,7 @@ def _verdict(index: Index, survey: Survey, rows: list[Row], results: list[FieldR
         "decoders": dict(Counter(row.decoder for row in rows if row.decoder)),
         "assignment": dict(Counter(row.assignment for row in rows if row.assignment)),
         "only the originals hold": lost,
-        "source": str(survey.recipe.source),
+        "source": " and ".join(map(str, survey.recipe.sources)),
         "plate": str(index.path),
         "written": now(),
         "hpc_isl": __version__,

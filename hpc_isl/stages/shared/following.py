@@ -43,9 +43,10 @@ def pretrain_line(index: Index) -> str | None:
     channels = index.plate.channels
     label_free = [{"channel": c.name, "plane": "focus"} for c in channels if not c.fluorescent]
     stains = [{"channel": c.name, "plane": "max"} for c in channels if c.fluorescent]
-    # First the channels of the shipped recipe, then those of the plate.
+    # First passes that were merged, then the channels of the shipped recipe, then those of the plate.
     own = [f"sources={written(label_free)}", f"targets={written(stains)}"]
-    for keys in ([], own, *([_of_passes(index)] if len(index.plate.acquisitions) > 1 else [])):
+    passes = [_of_passes(index)] if len(index.plate.acquisitions) > 1 else []
+    for keys in (*passes, [], own):
         with suppress(UserError):
             recipe = load("pretrain", None, [f"plates={written([str(index.path)])}", *keys])
             assert isinstance(recipe, PretrainRecipe)
@@ -55,7 +56,7 @@ def pretrain_line(index: Index) -> str | None:
 
 
 def _of_passes(index: Index) -> list[str]:
-    """Returns sources and targets of a plate whose label-free and stained channels are of different passes."""
+    """Returns sources and targets of a plate that was imaged live, and then stained."""
     keys = []
     for key, fluorescent, plane in (("sources", False, "focus"), ("targets", True, "max")):
         names = [channel.name for channel in index.plate.channels if channel.fluorescent == fluorescent]
