@@ -76,6 +76,8 @@ def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldV
             targets = tuple(replace(plane, numbers=own, **scaling) for plane, own in planes)
     every = sources + (targets or ())
     valid = common(*map(partnered, every))
+    if targets and any(side.start >= side.stop for side in valid):  # no place is in all acquisitions
+        every, targets, valid = sources, None, common(*map(partnered, sources))
     return FieldView(index.plate.name, key, time, _one_shape(every), sources, targets, valid)
 
 

@@ -98,6 +98,15 @@ def pad(pixels: Pixels, edge: int) -> Pixels:
     return np.pad(pixels, widths, mode="reflect")
 
 
+def known_box(pixels: Pixels) -> Box:
+    """Returns the box of (…, y, x) outside of which pixels are NaN, as targets without a partner are."""
+    unknown = np.any(np.isnan(pixels).reshape(-1, *pixels.shape[-2:]), axis=0)
+    y, x = (np.flatnonzero(~np.all(unknown, axis=axis)) for axis in (1, 0))
+    if not len(y):
+        return slice(0, 0), slice(0, 0)
+    return slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+
+
 def numbers(kind: str, pixels: NDArray[Any], low: float, high: float) -> tuple[float, float]:
     """Returns offset and scale of a kind of normalisation, from pixels: standard, percentile, max16, none."""
     if kind == "standard":

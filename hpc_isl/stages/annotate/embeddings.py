@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.data import samples
+from hpc_isl.learning.data.pixels import known_box
 from hpc_isl.learning.data.rescale import at_scale, read_sources
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
@@ -165,6 +166,8 @@ def residual_of(prediction: NDArray[Any], targets: NDArray[Any]) -> float:
     """Returns 1 - PCC, the mean over stains that are not constant; NaN where all are."""
     from hpc_isl.objects.scores import pcc  # scikit-image, which a plan does without
 
+    known = known_box(targets)  # another acquisition may show less of the field
+    prediction, targets = prediction[:, *known], targets[:, *known]
     scores = np.array([pcc(ours, stain) for ours, stain in zip(prediction, targets, strict=True)])
     return float(1 - scores[np.isfinite(scores)].mean()) if np.isfinite(scores).any() else float("nan")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,11 @@ class ImageFacts:
     channels: Mapping[int, tuple[int, ...]]
     empty: frozenset[int]
     digest: str
+
+    @property
+    def kind(self) -> object:
+        """What images have in common that can be compared with one and the same other image."""
+        return self.field.key.acquisition, tuple(self.channels), self.field.shape[-2:], self.level
 
 
 @dataclass(frozen=True)
@@ -131,32 +138,27 @@ def _tasks(out: Path, plate: Plate) -> Iterator[PairTask]:
     """Yields the pairs of fields, in plate order."""
     fields = {field.key: field for field in plate.fields}
     pairs = [
-        (fields[replace(key, acquisition=0)], field)
+        (first, field)
         for key, field in fields.items()
-        if key.acquisition and replace(key, acquisition=0) in fields
+        if key.acquisition
+        and (first := fields.get(replace(key, acquisition=0))) is not None
+        and first.shape[-2:] == field.shape[-2:]
     ]
-    pairs = [(a, b) for a, b in pairs if a.shape[-2:] == b.shape[-2:]]
-    facts = {
-        field.key: _facts(out, plate, field.key) for pair in pairs for field in pair
-    }  # once, for each is a stranger of others
+    keys = list(dict.fromkeys(field.key for pair in pairs for field in pair))
+    with ThreadPoolExecutor(8) as pool:  # thousands of small files wait for the file system together
+        facts = dict(zip(keys, pool.map(partial(_facts, out, plate), keys), strict=True))
     stains = frozenset(number for number, channel in enumerate(plate.channels) if channel.fluorescent)
+    alike: dict[object, list[ImageFacts]] = {}
+    for _, second in pairs:
+        alike.setdefault(facts[second.key].kind, []).append(facts[second.key])
+    places = {own.field.key: place for group in alike.values() for place, own in enumerate(group)}
     for first, second in pairs:
         a, b = facts[first.key], facts[second.key]
-        acquisition = second.key.acquisition
-        others = [
-            facts[other.key]
-            for _, other in pairs
-            if other.key.acquisition == acquisition
-            and other.key != second.key
-            and facts[other.key].channels.keys() == b.channels.keys()
-            and other.shape[-2:] == second.shape[-2:]
-        ]
-        # Of other wells where there are any: neighbours in a well may overlap.
-        others.sort(key=lambda other: other.field.key.well == second.key.well)
-        step = max(len(others) // (STRANGERS + 1), 1)
-        shared = tuple(sorted(a.channels.keys() & b.channels.keys()))
-        if a.channels and b.channels:
-            yield PairTask(a, b, tuple(others[::step][:STRANGERS]), shared, stains)
+        # A third of the plate apart, and so of other wells: neighbours in a well may overlap.
+        group, place = alike[b.kind], places[second.key]
+        steps = (place + step * len(group) // (STRANGERS + 1) for step in range(1, STRANGERS + 1))
+        strangers = tuple(other for step in steps if (other := group[step % len(group)]) is not b)
+        yield PairTask(a, b, strangers, tuple(sorted(a.channels.keys() & b.channels.keys())), stains)
 
 
 def _facts(out: Path, plate: Plate, key: FieldKey) -> ImageFacts:

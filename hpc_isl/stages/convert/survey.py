@@ -183,6 +183,8 @@ def _digest(recipe: ConvertRecipe, export: Export) -> str:
     given = {"times": recipe.times, "planes": recipe.planes}
     if chosen := {what: sorted(set(numbers)) for what, numbers in given.items() if numbers is not None}:
         parts.append(chosen)
+    if len(recipe.sources) > 1:  # the same names may be other places
+        parts.append(recipe.match)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

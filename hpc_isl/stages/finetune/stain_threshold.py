@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from hpc_isl.learning.data.pixels import known_box
 from hpc_isl.objects.draft_labels import pieces_of
 from hpc_isl.objects.types import Floats, Pixels
 from hpc_isl.stages.shared.decoding import DRAFTED
@@ -60,10 +61,8 @@ def calibrate(study: PlateViews, predictor: Callable[[Pixels], Pixels]) -> Stain
             sources, targets = plate.read(key, time)
             if targets is None:
                 continue
-            prediction = predictor(sources)
-            known = np.isfinite(targets[0])  # another acquisition may show less of the field
-            targets = targets[:, known.any(1)][:, :, known.any(0)]
-            prediction = prediction[:, known.any(1)][:, :, known.any(0)]
+            known = known_box(targets)  # another acquisition may show less of the field
+            targets, prediction = targets[:, *known], predictor(sources)[:, *known]
             truth = pieces_of(targets[0], "otsu", DRAFTED.sigma, DRAFTED.min_area, split=False) > 0
             stain = np.clip(prediction[0], edges[0], edges[-1])
             inside.append(np.histogram(stain[truth], edges)[0])

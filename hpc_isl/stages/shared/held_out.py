@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.data.annotated_crops import labels_in
 from hpc_isl.learning.data.fields import image_key
-from hpc_isl.learning.data.pixels import Box
+from hpc_isl.learning.data.pixels import Box, known_box
 from hpc_isl.learning.data.view import shifted
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.training.world import World
@@ -50,11 +49,7 @@ class FieldPrediction:
     @property
     def seen(self) -> Box:
         """The box (y, x) in which the targets are known; the rest is not scored."""
-        finite = np.isfinite(self.prediction if self.targets is None else self.targets)
-        y, x = (np.flatnonzero(np.all(finite, axis=0).any(axis=axis)) for axis in (1, 0))
-        if not len(y):
-            return slice(0, 0), slice(0, 0)
-        return slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+        return known_box(self.prediction if self.targets is None else self.targets)
 
     def scored(self) -> FieldPrediction | None:
         """Returns the part of the field in which the targets are known; None: nowhere."""
