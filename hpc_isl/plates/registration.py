@@ -143,7 +143,8 @@ def summary_lines(registration: Registration) -> list[str]:
             continue
         applied = [shift.shift for shift in own if shift.shift]
         y, x = (median(each[axis] for each in applied) for axis in (0, 1)) if applied else (0, 0)
-        turned = f", turned by {model['degrees']:.2f}°" if model else "; the plate has no common model"
+        degrees = round(model["degrees"], 2) + 0.0 if model else 0.0  # + 0.0, for -0.00 is no turn either
+        turned = f", turned by {degrees:.2f}°" if model else "; the plate has no common model"
         counts = Counter[str](shift.state for shift in own)
         text = ", ".join(f"{counts[state]} {meaning}" for state, meaning in MEANINGS.items() if counts[state])
         lines.append(f"acquisition {number}: shifted by {y:g}, {x:g} px (y, x; median){turned}: {text}")

@@ -5,6 +5,7 @@ Pure functions of arrays: `stages/convert/register.py` reads the pixels and keep
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -205,10 +206,12 @@ def plate_model(places: NDArray[np.float64], displacements: NDArray[np.float64])
     # scikit-image counts x before y.
     source, target = places[:, ::-1], (places + displacements)[:, ::-1]
     if np.ptp(source, axis=0).max() > 0:
-        fitted, inside = ransac(
-            (source, target), EuclideanTransform, min_samples=2, residual_threshold=RESIDUAL,
-            max_trials=1000, rng=0,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that no two fields agree is no news here
+            fitted, inside = ransac(
+                (source, target), EuclideanTransform, min_samples=2, residual_threshold=RESIDUAL,
+                max_trials=1000, rng=0,
+            )  # fmt: skip
         if fitted is not None and inside is not None and abs(np.rad2deg(fitted.rotation)) <= STEEPEST:
             x, y = fitted.translation
             models.append(PlateModel(float(np.rad2deg(fitted.rotation)), (float(y), float(x)), 0))

@@ -258,6 +258,14 @@ def test_a_stained_pass_with_binning_is_resampled_and_registered(
         assert np.abs(np.subtract(found, (12, -8))).max() <= 1
 
 
+def test_pairs_by_name_are_another_plate_than_pairs_by_position(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    merged(tmp_path, *exports)
+    with pytest.raises(UserError, match="holds another plate"):
+        plan(recipe(tmp_path / "P.zarr", *exports, match="name"))
+
+
 def test_fields_without_a_partner_are_kept_and_named(exports: tuple[Path, Path], tmp_path: Path) -> None:
     fewer = write_pass(tmp_path / "fewer", [HOECHST], wells=4, fields=2)
     said = "\n".join(plan(recipe(tmp_path / "P.zarr", exports[0], fewer)).messages)

@@ -193,8 +193,9 @@ def measure(task: PairTask) -> Measured:
     whole = (round(peak.shift[0]), round(peak.shift[1]))
     gain = _gain(task, kind, pictures[kind][0], peak.pcc, whole)
     scale = 1 << task.first.level
-    shift = (peak.shift[0] * scale, peak.shift[1] * scale)
-    return Measured(task.second.field.key, shift, peak.ratio, peak.pcc, gain)
+    # As the plate's table keeps them, so that a plate that takes in further fields decides in the same way.
+    shift = (round(peak.shift[0] * scale, 2), round(peak.shift[1] * scale, 2))
+    return Measured(task.second.field.key, shift, round(peak.ratio, 3), round(peak.pcc, 4), round(gain, 4))
 
 
 def verify(task: PairTask) -> tuple[FieldKey, float]:

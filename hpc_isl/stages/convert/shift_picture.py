@@ -65,7 +65,7 @@ def _panel(axis: Any, plate: Plate, registration: Registration, number: int) -> 
     axis.tick_params(length=0)
     axis.spines[:].set_color("#cccccc")
     model = registration.models[number]
-    turned = f", plate turned by {model['degrees']:.2f}°" if model else ""
+    turned = f", plate turned by {round(model['degrees'], 2) + 0.0:.2f}°" if model else ""
     passes = f"{plate.acquisitions[number]} against {plate.acquisitions[0]}"
     axis.set_title(f"{passes}: longest arrow {longest:.0f} px{turned}", fontsize=9)
     axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
