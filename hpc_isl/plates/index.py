@@ -175,6 +175,8 @@ def finalise(
     _write_index(path, images, plate, changes, registered.digest if registered else "")
     # A folder without the plate's `zarr.json` is an unfinished conversion, so it comes last.
     metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
+    if registered:
+        registration.remove_former(path, registered)
     return open_plate(path)
 
 

@@ -20,7 +20,9 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.plate import FieldKey
 
-FILE = "index/registration.csv"
+TABLES = (
+    "index/registration-{}.csv"  # named by digest: a plate that takes in further fields has two for a moment
+)
 PICTURE = "index/registration.png"
 KEY = "registration"  # beside the facts of the plate in its zarr.json
 State = Literal["measured", "far", "model", "rejected"]
@@ -81,6 +83,11 @@ class Registration:
         applied = sorted([str(key), own.shift] for key, own in self.shifts.items())
         return hashlib.sha256(json.dumps(applied).encode()).hexdigest()[:16]
 
+    @property
+    def file(self) -> str:
+        """Name of the table below the plate."""
+        return TABLES.format(self.digest)
+
     def facts(self) -> dict[str, Any]:
         """Returns what the plate's own group states of it, as JSON."""
         return {"digest": self.digest, "models": {str(number): own for number, own in self.models.items()}}
@@ -97,7 +104,14 @@ def write(path: Path, registration: Registration) -> None:
             *(f"{value:.2f}" for value in own.measured), f"{own.ratio:.3f}", f"{own.pcc:.4f}",
             f"{own.gain:.4f}", "" if own.residual is None else f"{own.residual:.2f}", own.images,
         ])  # fmt: skip
-    write_atomic(path / FILE, text.getvalue())
+    write_atomic(path / registration.file, text.getvalue())
+
+
+def remove_former(path: Path, registration: Registration) -> None:
+    """Removes tables of the plate at `path` that its group does not name any more."""
+    for table in path.glob(TABLES.format("*")):
+        if table != path / registration.file:
+            table.unlink(missing_ok=True)
 
 
 def read(path: Path, facts: Mapping[str, Any]) -> Registration:
@@ -107,14 +121,15 @@ def read(path: Path, facts: Mapping[str, Any]) -> Registration:
         UserError: the table is missing, or is not the one that belongs to the plate.
     """
     models = {int(number): own for number, own in facts["models"].items()}
+    table = path / TABLES.format(facts["digest"])
     try:
-        with (path / FILE).open(newline="") as lines:
+        with table.open(newline="") as lines:
             registration = Registration({own.key: own for own in map(_shift, csv.DictReader(lines))}, models)
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path / FILE}, the shifts of its acquisitions, cannot be read: {error}") from None
+        raise UserError(f"{table}, the shifts of its acquisitions, cannot be read: {error}") from None
     if registration.digest != facts["digest"]:
         raise UserError(
-            f"{path / FILE} was changed since it was written, and pairs would be others than the plate's "
+            f"{table} was changed since it was written, and pairs would be others than the plate's "
             "fingerprint says; put the former table back"
         )
     return registration

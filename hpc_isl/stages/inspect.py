@@ -155,7 +155,7 @@ def _shifts(index: Index) -> Iterator[Line]:
         if keys:
             yield "shifts", f"{registration.MEANINGS[state]}: {_some(keys)}"
     if index.registration.shifts:
-        yield "shifts", f"of each field: {index.path / registration.FILE}"
+        yield "shifts", f"of each field: {index.path / index.registration.file}"
     if (picture := index.path / registration.PICTURE).exists():
         yield "shifts", f"as arrows over the plate: {picture}"
 

@@ -197,21 +197,44 @@ def test_the_shifts_are_part_of_the_fingerprint_and_their_table_may_not_be_chang
         "acquisition 1: shifted by 18, -9 px (y, x; median), turned by 0.00°: 5 measured, 1 left out" in text
     )
     assert "do not show the same place: B04/1x2" in text
-    assert "registration.csv" in text
+    [table] = index.path.glob("index/registration-*.csv")
+    assert str(table) in text
     # Another wish for the same plate finds it as it is.
     assert "nothing to convert" in "\n".join(plan(recipe(index.path, *exports)).messages)
     renamed = metadata_edit(index.path, ["channels.Brightfield=BF"]).apply()
     assert (renamed.registration, renamed.fingerprint == index.fingerprint) == (index.registration, False)
-    table = index.path / "index" / "registration.csv"
     table.write_text(table.read_text().replace("measured,18,-9", "measured,18,-10", 1))
-    with pytest.raises(UserError, match=r"registration\.csv was changed since it was written"):
+    with pytest.raises(UserError, match=r"\.csv was changed since it was written"):
         open_plate(index.path)
+
+
+def test_a_field_that_joins_later_is_registered_and_the_others_keep_their_shifts(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    live, stained = exports
+    late = tmp_path / "stained"
+    shutil.copytree(stained, late)
+    [file] = (late / "Images").glob("r02c02f01p01-ch2*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    what = {"on_error": "skip", "fields": ["B02", "B03/1", "B03/1x1"], "name": "P"}
+    before = merged(tmp_path, live, late, **what)
+    assert before.registration is not None
+    file.write_bytes(whole)
+    after = merged(tmp_path, live, late, **what)
+    assert after.registration is not None
+    assert before.registration.shifts.keys() == after.registration.shifts.keys()
+    assert [own.shift for own in before.registration.shifts.values()] == [
+        own.shift for own in after.registration.shifts.values()
+    ]
+    assert before.fingerprint != after.fingerprint
+    assert len(list(after.path.glob("index/registration-*.csv"))) == 1
 
 
 def test_a_plate_of_one_acquisition_has_no_shifts(exports: tuple[Path, Path], tmp_path: Path) -> None:
     index = merged(tmp_path, exports[0])
     assert index.registration is None
-    assert not (index.path / "index" / "registration.csv").exists()
+    assert not list(index.path.glob("index/registration*"))
     assert "shift" not in "\n".join(inspect(index.path))
 
 

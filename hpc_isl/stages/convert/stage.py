@@ -9,7 +9,7 @@ from pathlib import Path
 from hpc_isl.errors import AbortRun, UserError
 from hpc_isl.plates.atomic_directory import remove_partial, translate_write_errors
 from hpc_isl.plates.plate import FieldKey, Problem
-from hpc_isl.plates.registration import FILE, PICTURE, summary_lines
+from hpc_isl.plates.registration import PICTURE, summary_lines
 from hpc_isl.plates.store import Index, finalise, open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Plan
@@ -23,7 +23,6 @@ from hpc_isl.stages.convert.record import (
     write_left_out,
     write_table,
 )
-from hpc_isl.stages.convert.register import register
 from hpc_isl.stages.convert.survey import (
     Survey,
     check,
@@ -154,11 +153,13 @@ def _finalise(
         redone = {field.key for field in survey.todo}
         problems += sorted(p for p in before if p.key not in redone and p not in problems)
     kept = plate.keep(stored)
-    before_now = open_plate(out).registration if survey.state == "finished" else None
+    known = open_plate(out).registration if survey.state == "finished" else None
     registered = None
     # A plate that was finished without shifts stays so: its fingerprint, and the runs on it, rest on that.
-    if len(plate.acquisitions) > 1 and (survey.state != "finished" or before_now):
-        registered = register(out, kept, before_now, attempt)
+    if len(plate.acquisitions) > 1 and (survey.state != "finished" or known):
+        from hpc_isl.stages.convert.register import register  # a plan need not wait for scipy
+
+        registered = register(out, kept, known, attempt)
         if registered is None:
             return None
         for line in summary_lines(registered):
@@ -181,7 +182,7 @@ def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
     skipped, incomplete = len(damaged - fields), len(damaged & fields)
     lists = {"problems": attempt.run.folder / TABLE, "files not stored": attempt.run.folder / LEFT_OUT}
     if index.registration:
-        lists |= {"shifts": index.path / FILE, "shifts as arrows": index.path / PICTURE}
+        lists |= {"shifts": index.path / index.registration.file, "shifts as arrows": index.path / PICTURE}
     made = {what: str(path) for what, path in lists.items() if path.exists()}
     if damaged:
         attempt.log(
