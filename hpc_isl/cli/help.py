@@ -35,7 +35,7 @@ USUAL_OF_SITE = ("partition", "nodes", "gpus", "cpus", "memory", "time")
 EXAMPLES = {
     "convert": (
         "convert source=/phenix/P01 out=/data/P01.zarr plate_map=P01.csv",
-        "convert source=[/phenix/P01-live, /phenix/P01-stained] out=/data/P01.zarr",
+        "convert source=[/phenix/P01-live,/phenix/P01-stained] out=/data/P01.zarr",
     ),
     "adopt": ("adopt /data/P01.zarr", "adopt /archive/P01.zarr index=/data/P01.hpc_isl transmitted=[BF]"),
     "annotate": (

@@ -20,9 +20,8 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.plate import FieldKey
 
-TABLES = (
-    "index/registration-{}.csv"  # named by digest: a plate that takes in further fields has two for a moment
-)
+# By digest, for a plate that takes in further fields has two for a moment.
+TABLES = "index/registration-{}.csv"
 PICTURE = "index/registration.png"
 KEY = "registration"  # beside the facts of the plate in its zarr.json
 State = Literal["measured", "far", "model", "rejected"]

@@ -135,7 +135,7 @@ class ConvertRecipe(Recipe):
             if out == source or source in out.parents:
                 raise ValueError(f"out: {out} lies inside the export {source}; choose another folder")
         if not sources or len(set(sources)) < len(sources):
-            raise ValueError("source: one folder, or several different ones, as in source=[LIVE, STAINED]")
+            raise ValueError("source: one folder, or several different ones, as in source=[LIVE,STAINED]")
         return self
 
     def unused(self) -> Iterator[tuple[str, str]]:
