@@ -60,7 +60,7 @@ def chosen_part(export: Export, choice: Choice) -> Export:
         remaining = {field.key for field in export.plate.fields}
         if bare := [str(field.key) for field in plate.fields if field.key not in remaining]:
             remarks.append(f"fields that have nothing of it are left out: {len(bare)} ({listed(bare)})")
-    if not export.plate.fields:
+    if plate.fields and not export.plate.fields:
         raise UserError("channels, times and planes that are chosen were imaged in no field")
     return replace(export, remarks=(*export.remarks, *remarks))
 
