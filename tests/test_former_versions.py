@@ -131,3 +131,16 @@ contents = st.dictionaries(
 @given(contents)
 def test_a_recipe_is_the_same_after_the_way_there_and_back(content: dict[str, Any]) -> None:
     assert present_keys("segment", former_keys("segment", content)) == content
+
+
+@pytest.mark.parametrize(
+    ("words", "before"), [([], "e83cd3acb436930e"), (["measure=[DAPI]"], "90e4d90b2a26702b")]
+)
+def test_what_was_measured_before_counts_could_be_corrected_keeps_its_digest(
+    words: list[str], before: str
+) -> None:
+    """`measure` was a list of channels then."""
+    recipe = load("segment", None, ["plates=[P]", "model=M", *words])
+    assert digest(recipe) == before
+    kept = {"plates": ["P"], "model": "M", "measure": ["DAPI"] if words else None}
+    assert present_keys("segment", kept)["measure"] == recipe.model_dump(mode="json")["measure"]

@@ -87,6 +87,15 @@ def assigned(nuclei: Labels, cells: Labels) -> Labels:
     return cell
 
 
+def shares(labels: Labels, chosen: NDArray[np.bool_]) -> Floats:
+    """Returns the share of each object's pixels (y, x) that are chosen, by ascending label."""
+    tidy, names, rows = contiguous(labels)
+    inside = tidy > 0
+    own = rows[tidy[inside]]
+    total = np.bincount(own, minlength=len(names))
+    return np.bincount(own, weights=chosen[inside], minlength=len(names)) / total
+
+
 def contiguous(labels: AnyLabels) -> tuple[Labels, Labels, NDArray[np.int32]]:
     """Returns contiguous labels, the names of the objects, ascending, and by contiguous label its row."""
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:

@@ -172,11 +172,19 @@ FORMER_VALUES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 
 WHOLE = {
     "": {"plates", "labels", "arm", "n", "optim", "train"},
+    "measure": {"channels"},
     "objects": {"kind", "head", "slope", "scale", "h_maxima", "method"},
 }
 """section ("": the recipe itself) -> keys that every version wrote into it where it was kept whole"""
 ADDED: Mapping[str, Mapping[str, object]] = {
     "convert": {"channels": None, "times": None, "planes": None, "match": "position", "resample": False},
+    "segment": {
+        "measure.flat_field": "none",
+        "measure.flat_field_files": {},
+        "measure.dark": 0.0,
+        "measure.dark_file": None,
+        "measure.background_px": None,
+    },
     "finetune": {
         "objects.map": "euclidean",
         "objects.mask_threshold": None,
@@ -192,6 +200,8 @@ A digest leaves such a key out where it has that value, so that what was compute
 def present_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys and values of a recipe, nested or dotted, as this version names them."""
     result = _translated(content, FORMER_KEYS.get(stage, {}), FORMER_VALUES.get(stage, {}))
+    if stage == "segment" and isinstance(result.get("measure", {}), (list, type(None))):
+        result["measure"] = {"channels": result["measure"]}  # `measure` was a list of channels
     for outer, section, key, value in _added(stage, result):
         # A whole section lacks the key only where an earlier version wrote it; a section that a person typed
         # is not whole and takes today's default.
@@ -211,6 +221,8 @@ def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     for _, section, key, value in _added(stage, result):
         if section.get(key, ...) == value:
             del section[key]
+    if stage == "segment" and isinstance(measure := result.get("measure"), dict) and len(measure) == 1:
+        result["measure"] = measure.get("channels")
     if stage == "annotate" and result.get("action") in ("import", "export") and "method" in result:
         # Only a draft reads it, and the default has changed since.
         result["method"] = "threshold"

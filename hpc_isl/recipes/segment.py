@@ -37,6 +37,43 @@ class ReferenceRecipe(Strict):
         return self
 
 
+class MeasureRecipe(Strict):
+    """What is measured of each object, and what becomes of counts before: fluorescent channels alone.
+
+    Corrected counts are (raw − dark) / gain − background, with negative values kept; gain is the flat field
+    without its dark, scaled to a mean of 1. As it is by default, counts are those of the camera.
+    """
+
+    channels: list[str] | None = None
+    """whose intensity is measured, fluorescent ones as the maximum over planes, others as the mean; null:
+    all fluorescent channels"""
+    flat_field: Literal["none", "vendor", "estimated", "files"] = "none"
+    """uneven illumination that counts are divided by: the vendor's profile, which Harmony states; one that is
+    estimated for each plate from 50 fields or more of each channel; or files. One for all plates of a run"""
+    flat_field_files: dict[str, Path] = {}
+    """channel -> image of even light (TIFF, of the size of a field), for flat_field=files"""
+    dark: Annotated[float, Bound(ge=0)] = 0
+    """the camera's offset in counts, which is subtracted first"""
+    dark_file: Path | None = None
+    """an image without light in its place (TIFF, of the size of a field)"""
+    background_px: Annotated[int, Bound(ge=16)] | None = None
+    """edge of the squares in which the median of the pixels outside of all objects is the background; between
+    their middles it is interpolated. Some times wider than an object. null: none is subtracted"""
+
+    @model_validator(mode="after")
+    def _files(self) -> MeasureRecipe:
+        if self.flat_field == "files" and not self.flat_field_files:
+            raise ValueError("flat_field is files; name them, as in flat_field_files={DAPI: flat.tif}")
+        if self.dark and self.dark_file is not None:
+            raise ValueError("give either dark or dark_file")
+        return self
+
+    @property
+    def corrects(self) -> bool:
+        """Returns whether counts are changed before they are measured."""
+        return self.flat_field != "none" or bool(self.dark or self.dark_file or self.background_px)
+
+
 class SegmentRecipe(Recipe):
     """Every object of whole plates: labels beside the images, features in tables, counts per well."""
 
@@ -62,9 +99,8 @@ class SegmentRecipe(Recipe):
     """µm per pixel that the model was trained at, where its contract does not know"""
     stain: Path | None = None
     """run of pretrain: the stain that it predicts is measured for each object too"""
-    measure: list[str] | None = None
-    """channels whose intensity is measured, fluorescent ones as the maximum over planes, others as the mean;
-    null: all fluorescent channels"""
+    measure: MeasureRecipe = MeasureRecipe()
+    """what is measured of each object; a list means measure.channels"""
     cells: str | None = None
     """labels of cells on the same images: each object is assigned to the cell that holds most of it"""
     reference_labels: ReferenceRecipe | None = None
@@ -99,6 +135,11 @@ class SegmentRecipe(Recipe):
     def _one_or_more(cls, plates: Any) -> Any:
         return plates if isinstance(plates, list) else [plates]
 
+    @field_validator("measure", mode="before")
+    @classmethod
+    def _channels(cls, measure: Any) -> Any:
+        return {"channels": measure} if measure is None or isinstance(measure, list) else measure
+
     @model_validator(mode="after")
     def _something(self) -> SegmentRecipe:
         if not self.plates:
@@ -115,3 +156,5 @@ class SegmentRecipe(Recipe):
                 (f"reference_labels.{name}", "reference_labels.labels are counted as they are")
                 for name in names
             )
+        if self.measure.flat_field != "files":
+            yield "measure.flat_field_files", f"measure.flat_field is {self.measure.flat_field}"

@@ -180,18 +180,23 @@ def _evaluate(profile: Profile, y: NDArray[np.float64], x: NDArray[np.float64]) 
     return np.maximum(values, DARKEST)
 
 
-def estimate(planes: Iterable[NDArray[Any]]) -> Profile:
+def estimate(
+    planes: Iterable[NDArray[Any]], average: Callable[..., NDArray[np.float64]] = np.mean
+) -> Profile:
     """Returns a profile from planes (y, x) of one channel, small ones of many fields.
 
     Each is divided by its mean; cells, whose positions differ from field to field, average out (24 fields
     leave 1 % on average, 7 % in a corner, where cells give a quarter of the light); a polynomial of
     degree 4 is fitted to the average.
+
+    Args:
+        average: of the fields, mean or median.
     """
-    blocks = [_blocks(plane) for plane in planes]
+    blocks = [block_means(plane) for plane in planes]
     v, u = (axis.ravel() for axis in np.meshgrid(*blocks[0][1], indexing="ij"))
     powers = [(i - j, j) for i in range(DEGREE + 1) for j in range(i + 1)]
     design = np.stack([u**a * v**b for a, b in powers], axis=1)
-    solution = np.linalg.lstsq(design, np.mean([means for means, _ in blocks], axis=0).ravel(), rcond=None)[0]
+    solution = np.linalg.lstsq(design, average([means for means, _ in blocks], axis=0).ravel(), rcond=None)[0]
     flat = iter(solution.tolist())
     return {
         "Type": "Polynomial",
@@ -200,7 +205,9 @@ def estimate(planes: Iterable[NDArray[Any]]) -> Profile:
     }  # fmt: skip
 
 
-def _blocks(plane: NDArray[Any], count: int = 16) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+def block_means(
+    plane: NDArray[Any], count: int = 16
+) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
     """Returns means over count × count blocks, over the plane's mean; and centres, -0.5 to 0.5 (y, x)."""
     sums, sizes, centers = plane.astype(np.float64), [], []
     for axis, length in enumerate(plane.shape):

@@ -29,6 +29,7 @@ from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.recipes.segment import ReferenceRecipe, SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment.files import COPY, MAPS, FieldTask, content_hash, labels_name, maps_of
+from hpc_isl.stages.segment.illumination import check_illumination
 from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs, kept_recipe, segment_inputs
 from hpc_isl.stages.shared.program import command_fingerprint, missing
 
@@ -58,6 +59,7 @@ def check_inputs(inputs: SegmentInputs) -> Iterator[str]:
         )
     for plate in inputs.plates:
         yield from _check_plate(plate)
+    yield from check_illumination(inputs.plates)
     _check_cells(inputs)
     if recipe.reference_labels is not None:
         yield _check_reference(inputs, recipe.reference_labels)
@@ -78,7 +80,7 @@ def _check_program(recipe: SegmentRecipe, program: ProgramRecipe, scored_with: s
 
 def _check_plate(plate: PlateInput) -> Iterator[str]:
     recipe, models = plate.recipe, plate.models
-    for channel in recipe.measure or []:
+    for channel in recipe.measure.channels or []:
         plate.index.channel(channel)
     if any(map(plate.is_large, plate.keys)):
         check_large(recipe, models.contract)
@@ -117,10 +119,11 @@ def check_large(recipe: SegmentRecipe, contract: Contract) -> None:
         )
     task = contract.task
     asked = recipe.cells is not None or recipe.reference_labels is not None
+    asked = asked or recipe.measure.background_px is not None
     if asked or set(recipe.outputs) != {"labels"} or task is None or task.method == "reference":
         raise UserError(
             f"{begin} becomes labels and features alone, by a model that segments: "
-            f"leave out cells, reference_labels and maps, {way}"
+            f"leave out cells, reference_labels, measure.background_px and maps, {way}"
         )
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.objects.draft_labels import draft_labels
-from hpc_isl.objects.features import assigned, features
+from hpc_isl.objects.features import assigned
 from hpc_isl.objects.types import Labels
 from hpc_isl.plates.plate import Field
 from hpc_isl.plates.statistics import measure
@@ -33,13 +33,12 @@ from hpc_isl.recipes.segment import ReferenceRecipe
 from hpc_isl.stages.segment import files
 from hpc_isl.stages.segment.files import FieldTask, Row
 from hpc_isl.stages.segment.inputs import PlateInput
+from hpc_isl.stages.segment.measurements import columns_of, measured_columns
 from hpc_isl.stages.segment.segmenter import (
     FieldPrediction,
     FieldReader,
     Segmenter,
     load_segmenter,
-    predicted_channels,
-    stored_channels,
 )
 
 EDITED = "its labels were edited or damaged since they were computed; they stay as they are"
@@ -179,8 +178,7 @@ def measured(
     """Returns one row for each object of a field."""
     rows = []
     for time, image in enumerate(predictions):
-        channels = reader.intensities(time, image.stain, reader.whole)
-        columns = features(image.labels, channels, reader.index.plate.pixel_um)
+        columns = measured_columns(reader, time, image.stain, image.labels)
         columns |= segmenter.confidence(task.confidence, image.measures)
         if segmenter.recipe.cells:
             columns["cell"] = assigned(image.labels, reader.labels(segmenter.recipe.cells, time))
@@ -195,8 +193,7 @@ def schema_of(plates: Sequence[PlateInput]) -> pa.Schema:
     """
     schemas = []
     for plate in plates:
-        names = [*stored_channels(plate), *predicted_channels(plate.models)]
-        columns = features(np.zeros((1, 1), np.uint32), dict.fromkeys(names), plate.index.plate.pixel_um)
+        columns = columns_of(plate)
         if plate.confidence:
             columns[plate.confidence] = np.zeros(0)
         if plate.recipe.cells:

@@ -171,7 +171,10 @@ def table_of(task: FieldTask, features: Sequence[Mapping[str, NDArray[Any]]]) ->
             "acquisition": np.full(count, task.key.acquisition, np.int32),
             "time": np.full(count, time, np.int32),
         }
-        arrays = {name: pa.array(values) for name, values in (numbers | dict(columns)).items()}
+        arrays = {
+            name: pa.array(values, pa.string() if values.dtype == object else None)
+            for name, values in (numbers | dict(columns)).items()
+        }
         parts.append(pa.table(texts | arrays))
     return pa.concat_tables(parts)
 

@@ -22,6 +22,7 @@ from hpc_isl.plates.store import Index, label_provenance, open_plate, stamp
 from hpc_isl.recipes.load import digest, load_kept
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
+from hpc_isl.stages.segment.illumination import Illumination
 from hpc_isl.stages.segment.models import Models, models_of
 
 # Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
@@ -112,7 +113,7 @@ class PlateInput:
         It decides how many processes a machine holds, and which fields are computed beside each other.
         """
         times, *_, y, x = self.index.field(key).shape
-        measure = self.recipe.measure
+        measure = self.recipe.measure.channels
         measured = 4 * (len(self.index.plate.channels) if measure is None else len(measure))
         whole = min(y * x, self.recipe.max_pixels_in_memory) * (LABELLING + measured)
         held = 0 if self.is_large(key) else (times - 1) * y * x * HELD
@@ -136,6 +137,13 @@ class PlateInput:
         if tiling.tile is not None and max(shape) > tiling.tile:
             pixels = tiling.batch * (tiling.tile + 2 * tiling.halo) ** 2
         return footprint(contract.net, pixels)
+
+    @cached_property
+    def illumination(self) -> Illumination:
+        """How counts are corrected before they are measured."""
+        own = self.models.view.sources[0].acquisition
+        keys = [field.key for field in self.index.plate.fields if own in (None, field.key.acquisition)]
+        return Illumination(self.recipe.measure, self.index, tuple(keys))
 
     @cached_property
     def confidence(self) -> str | None:
@@ -174,6 +182,10 @@ class PlateInput:
 
     # ------------------------------------------------------------ fingerprints
 
+    @cached_property
+    def illumination_facts(self) -> dict[str, str]:
+        return self.illumination.facts()
+
     def labels_fingerprint(self, key: FieldKey, index: Index | None = None) -> str:
         """Returns the hash of all that decides the labels of a field: recipe, model, pixels; not their place.
 
@@ -200,6 +212,7 @@ class PlateInput:
         }  # fmt: skip
         facts |= {"revision": index.revision} if index.revision else {}
         facts |= {"confidence": self.confidence} if self.confidence else {}
+        facts |= self.illumination_facts
         reference = recipe.reference_labels
         for kind, name in (("cells", recipe.cells), ("truth", reference and reference.labels)):
             made = label_provenance(self.image(key), name) if name else None

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from hpc_isl.learning.data.pixels import Box, Pixels
 from hpc_isl.learning.data.rescale import to_full_box
-from hpc_isl.objects.features import features
 from hpc_isl.objects.types import Labels
 from hpc_isl.objects.watershed_tiled import tiled_watershed
 from hpc_isl.plates.atomic_directory import translate_write_errors
@@ -26,6 +25,7 @@ from hpc_isl.plates.store import write_large_labels
 from hpc_isl.stages.segment import files
 from hpc_isl.stages.segment.checks import check_large
 from hpc_isl.stages.segment.files import FieldTask, Row
+from hpc_isl.stages.segment.measurements import measured_columns
 from hpc_isl.stages.segment.segmenter import FieldReader, Segmenter
 from hpc_isl.tiles import tiles
 
@@ -156,7 +156,7 @@ def _features(
     segmenter: Segmenter, reader: FieldReader, task: FieldTask, time: int, image: _LargePrediction
 ) -> dict[str, NDArray[Any]]:
     """Returns the features of all objects, by label, measured in the block of their first row and column."""
-    edge, pixel_um = segmenter.recipe.block_size, reader.index.plate.pixel_um
+    edge = segmenter.recipe.block_size
     boxes = _boxes(image.labels, edge)
     owner = boxes[:, 0] // edge * (reader.shape[1] // edge + 1) + boxes[:, 1] // edge
     parts = []
@@ -168,12 +168,11 @@ def _features(
         box = (slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
         labels = np.asarray(image.labels[box])
         labels = np.where((owner == block)[labels] & (labels > 0), labels, 0).astype(np.uint32)
-        channels = reader.intensities(time, image.stain, box)
-        columns = features(labels, channels, pixel_um, (box[0].start, box[1].start), reader.shape)
+        columns = measured_columns(reader, time, image.stain, labels, box)
         parts.append(columns | _confidence(segmenter, reader, task, image, box, own))
     if not parts:
-        channels = reader.intensities(time, image.stain, (slice(0, 1), slice(0, 1)))
-        columns = features(np.zeros((1, 1), np.uint32), channels, pixel_um)
+        one = (slice(0, 1), slice(0, 1))
+        columns = measured_columns(reader, time, image.stain, np.zeros((1, 1), np.uint32), one)
         return columns | segmenter.confidence(task.confidence, None)
     order = np.argsort(np.concatenate([part["label"] for part in parts]), kind="stable")
     return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}

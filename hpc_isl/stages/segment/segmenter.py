@@ -43,7 +43,7 @@ class FieldReader:
     """Reads the pixels of one field; made once per field.
 
     Attributes:
-        plate, key: the field, and the plate as the models see it.
+        plate, key: the field, and the plate as the models see it; run: the folder of the run.
         image: folder of its pixels and labels.
         shape: (y, x) at full resolution.
         times: number of times; `not_imaged`: those at which a source is missing.
@@ -51,7 +51,8 @@ class FieldReader:
         is_empty: no source shows any structure: there are no objects.
     """
 
-    def __init__(self, plate: PlateInput, key: FieldKey) -> None:
+    def __init__(self, plate: PlateInput, key: FieldKey, run: Path) -> None:
+        self.run = run
         self.plate, self.key, self.index = plate, key, plate.index
         self.image, field = plate.image(key), plate.index.field(key)
         self.times: int = field.shape[0]
@@ -75,18 +76,22 @@ class FieldReader:
         assert view is not None and scale is not None  # noqa: PT018
         return read_sources(view, self.index, self.key, time, scale, box)
 
-    def intensities(self, time: int, stain: Pixels | None, box: Box) -> Mapping[str, NDArray[Any] | None]:
-        """Returns channel -> (y, x) of a box at full resolution: stored counts, and predicted stains.
+    def predicted(self, stain: Pixels | None, box: Box) -> Mapping[str, NDArray[Any] | None]:
+        """Returns predicted stain -> (y, x) of a box at full resolution; none where there is no such model.
 
         Args:
             stain: (target, y, x) on the grid of the model that predicts it, or None.
         """
-        stored = stored_channels(self.plate)
-        channels = {name: self.projected(self.key, time, name, box) for name in stored}
         if stain is None or self.stain_scale is None:
-            return channels
+            return {}
         full = to_full_box(lambda part: np.asarray(stain[:, *part]), self.stain_scale, box)
-        return channels | dict(zip(predicted_channels(self.plate.models), full, strict=True))
+        return dict(zip(predicted_channels(self.plate.models), full, strict=True))
+
+    def corrected(self, name: str, raw: NDArray[Any] | None, box: Box, labels: Labels) -> NDArray[Any] | None:
+        """Returns the counts of a channel in a box (y, x) as they are measured."""
+        if raw is None:
+            return None
+        return self.plate.illumination.corrected(name, raw, self.shape, box, labels, self.run)
 
     def projected(
         self, key: FieldKey, time: int, name: str, box: Box, is_stain: bool | None = None
@@ -114,8 +119,8 @@ class FieldReader:
 
 def stored_channels(plate: PlateInput) -> list[str]:
     """Returns the channels of a plate whose intensity is measured."""
-    if plate.recipe.measure is not None:
-        return plate.recipe.measure
+    if plate.recipe.measure.channels is not None:
+        return plate.recipe.measure.channels
     return [channel.name for channel in plate.index.plate.channels if channel.fluorescent]
 
 
@@ -153,7 +158,8 @@ class Segmenter:
     """The recipe and the networks, loaded once and kept by a process from field to field.
 
     Attributes:
-        predictor: the network that segments; None: another program does, in files below the folder `scratch`.
+        predictor: the network that segments; None: another program does, in files below a folder of the run.
+        run: its folder.
         device: kind of device and precision, as in `cpu AVX512 fp32`: on each results are bit-identical.
         rule: how a prediction becomes labels.
         schema: of the tables of objects.
@@ -167,11 +173,11 @@ class Segmenter:
     stain: Predictor | None
     maps: Maps
     schema: pa.Schema
-    scratch: Path
+    run: Path
 
     def reader(self, plate: Path, key: FieldKey) -> FieldReader:
         """Returns the reader of a field."""
-        return FieldReader(PlateInput(self.recipe, self.models, open_once(plate)), key)
+        return FieldReader(PlateInput(self.recipe, self.models, open_once(plate)), key, self.run)
 
     def field(self, reader: FieldReader) -> list[FieldPrediction]:
         """Predicts all times of a field and finds their objects."""
@@ -223,7 +229,7 @@ class Segmenter:
         """Returns the labels of a field at full resolution, and how many objects were too small to count."""
         program = self.models.contract.program
         assert program is not None
-        [labels] = predict(program, [reader.sources(time)], self.models.folder / PROGRAM, self.scratch)
+        [labels] = predict(program, [reader.sources(time)], self.models.folder / PROGRAM, self.run / SCRATCH)
         return drop_small(labels_to_full(labels, reader.scale, reader.shape), self.rule_on(reader).min_area)
 
     def rule_on(self, reader: FieldReader) -> Rule:
@@ -256,7 +262,7 @@ def _segmenter(run: Path) -> Segmenter:
         stain=_predictor(recipe, models.stain) if models.stain else None,
         maps=maps_of(recipe.outputs, models.contract, models.stain_contract),
         schema=pq.read_schema(schema_file(run)),
-        scratch=run / SCRATCH,
+        run=run,
     )  # fmt: skip
 
 

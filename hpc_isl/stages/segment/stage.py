@@ -11,7 +11,7 @@ from pathlib import Path
 from hpc_isl.files import read_json
 from hpc_isl.plates.atomic_directory import translate_write_errors
 from hpc_isl.plates.store import former_stamp
-from hpc_isl.recipes.segment import SegmentRecipe
+from hpc_isl.recipes.segment import MeasureRecipe, SegmentRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.seeds import stream
 from hpc_isl.stages.segment import finish
@@ -32,6 +32,7 @@ from hpc_isl.stages.segment.files import (
     write_record,
     write_table,
 )
+from hpc_isl.stages.segment.illumination import prepare_illumination
 from hpc_isl.stages.segment.inputs import (
     PROCESS_MEMORY,
     PlateInput,
@@ -59,7 +60,7 @@ def plan(recipe: SegmentRecipe) -> Plan:
     """
     recipe = recipe.model_copy(update={
         "plates": expanded(recipe.plates), "model": model_run(recipe.model.absolute()).folder,
-        "stain": recipe.stain and recipe.stain.absolute(),
+        "stain": recipe.stain and recipe.stain.absolute(), "measure": _with_paths(recipe.measure),
     })  # fmt: skip
     models = models_of(recipe)
     models.check_channels()
@@ -80,6 +81,13 @@ def plan(recipe: SegmentRecipe) -> Plan:
     )  # fmt: skip
 
 
+def _with_paths(measure: MeasureRecipe) -> MeasureRecipe:
+    """Returns the same with the whole paths of its files, which a job may look for from elsewhere."""
+    files = {name: path.expanduser().absolute() for name, path in measure.flat_field_files.items()}
+    dark = measure.dark_file and measure.dark_file.expanduser().absolute()
+    return measure.model_copy(update={"flat_field_files": files, "dark_file": dark})
+
+
 def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     """Segments all fields that are not done yet, then gathers their tables, last of all.
 
@@ -97,6 +105,8 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
         check_label_conflicts(plate, existing)
         check_writable(plate, existing)
     _write_schema(inputs, attempt.run.folder)
+    for line in prepare_illumination(inputs, attempt.run):
+        attempt.log(line)
     with pools(_memory(inputs)) as pool:
         rows = _segment_all(tasks, ready, attempt, pool)
         if rows is None:
@@ -118,6 +128,7 @@ def trial(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     """Segments for ten seconds; the time is measured, nothing is kept, and plates stay as they are."""
     inputs = segment_inputs(recipe)
     _write_schema(inputs, attempt.run.folder)
+    list(prepare_illumination(inputs, attempt.run))
     tasks = list(_tasks(inputs, attempt.run.folder))
     with pools(_memory(inputs)) as pool, ended_after(attempt, TRIAL_S):
         _segment_all(tasks, {task.record: None for _, task in tasks}, attempt, pool)
@@ -145,7 +156,8 @@ def _workload(inputs: SegmentInputs) -> Workload:
     like = {
         "stage": "segment", **net_like(contract.net, recipe.predict or contract.predict),
         "kind": inputs.models.kind, "enlarged": round(scale.to_level_0, 2),
-        "measure": recipe.measure, "cells": recipe.cells is not None, "write": sorted(recipe.outputs),
+        "measure": recipe.measure.channels, "cells": recipe.cells is not None,
+        "write": sorted(recipe.outputs), **({"corrected": True} if recipe.measure.corrects else {}),
         "stain": stain and net_like(stain.net, stain.predict), "threads": recipe.threads,
         "precision": recipe.precision, "compile": recipe.compile,
     }  # fmt: skip

@@ -24,6 +24,7 @@ from hpc_isl.plates.plate import FieldKey, layout
 from hpc_isl.run import Run
 
 DUPLICATE = "duplicate_of"
+CORRECTION = "intensity_correction"
 IMAGE = ["well", "field", "acquisition", "time"]
 """The columns that name an image: one field at one time."""
 OBJECT = [*IMAGE, "label"]
@@ -35,6 +36,7 @@ OURS = {
     "plate", "well", "field", "acquisition", "time", "wells", "fields", "lost_fields", "empty_fields",
     "problem", "objects", "confluence", "objects_per_mm2", "truth_fields", "truth_objects",
     "objects_in_truth_fields", "dropped_objects", "training_fields", "excluded_fields", "objects_per_field",
+    CORRECTION,
 }  # fmt: skip
 
 
@@ -240,6 +242,9 @@ def _rows(plate: SegmentedPlate, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.
         plate_map_name(name): [plate.plate_map.get(well, {}).get(name) or None for well in about.well]
         for name in (plate.map_columns if wells else ())
     }
+    if CORRECTION in plate.schema.names:  # one of all objects of a plate
+        objects_of = pq.ParquetFile(plate.table).iter_batches(1, columns=[CORRECTION])
+        mapped[CORRECTION] = next((batch[CORRECTION][0].as_py() for batch in objects_of), None)
     names = ["plate", *wells, *mapped, *(name for name in keys if name != "well")]
     about = about.assign(**mapped)[names]
 

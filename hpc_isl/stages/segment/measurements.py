@@ -1,0 +1,66 @@
+"""What is measured of the objects of a field, or of a part of it: one column after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_isl.learning.data.pixels import Box, Pixels
+from hpc_isl.objects.features import Columns, features, shares
+from hpc_isl.objects.types import Labels
+from hpc_isl.plates.statistics import CAMERA_BITS
+from hpc_isl.stages.segment.inputs import PlateInput
+from hpc_isl.stages.segment.segmenter import FieldReader, predicted_channels, stored_channels
+
+CORRECTION = "intensity_correction"
+"""The column that says what was done to counts before they were measured."""
+
+
+def measured_columns(
+    reader: FieldReader, time: int, stain: Pixels | None, labels: Labels, box: Box | None = None
+) -> Columns:
+    """Returns one row for each object, by ascending label; the columns of `columns_of`.
+
+    Args:
+        stain: as in `FieldReader.predicted`.
+        labels: (y, x) of a field, or of the box of it.
+    """
+    where = box or reader.whole
+    raw, measured = {}, {}
+    for name in stored_channels(reader.plate):
+        raw[name] = reader.projected(reader.key, time, name, where)
+        measured[name] = reader.corrected(name, raw[name], where, labels)
+    measured |= reader.predicted(stain, where)
+    return _columns(reader.plate, labels, raw, measured, (where[0].start, where[1].start), reader.shape)
+
+
+def columns_of(plate: PlateInput) -> Columns:
+    """Returns the columns of a plate's objects, of no object."""
+    raw: dict[str, NDArray[Any] | None] = dict.fromkeys(stored_channels(plate))
+    measured = raw | dict.fromkeys(predicted_channels(plate.models))
+    return _columns(plate, np.zeros((1, 1), np.uint32), raw, measured, (0, 0), (1, 1))
+
+
+def _columns(
+    plate: PlateInput, labels: Labels, raw: Mapping[str, NDArray[Any] | None],
+    measured: Mapping[str, NDArray[Any] | None], origin: tuple[int, int], shape: tuple[int, int],
+) -> Columns:  # fmt: skip
+    columns = features(labels, measured, plate.index.plate.pixel_um, origin, shape)
+    if name := plate.illumination.name:
+        # Corrected counts have no greatest value: saturation shows in raw pixels alone.
+        for channel in plate.illumination.channels:
+            columns[f"{channel}_saturated"] = _saturated(labels, raw[channel], len(columns["label"]))
+        columns[CORRECTION] = np.full(len(columns["label"]), name, object)
+    return columns
+
+
+def _saturated(labels: Labels, raw: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
+    """Returns the share of each object's pixels that lie at a camera's greatest value."""
+    if raw is None:
+        return np.full(count, np.nan)
+    top = raw.max(initial=0)
+    is_limit = float(top) in [2.0**bits - 1 for bits in CAMERA_BITS]
+    return shares(labels, (raw == top) & is_limit)
