@@ -273,6 +273,8 @@ TABLE_KEYS = {
     "normalise": "readouts of wells as (value - median) / (1.4826 MAD) of negative_controls (wells that the\n"
     "                  plate map's column `control` calls `negative`) | plate | none; default none",
     "exclude": "a CSV of fields to leave out: well, field, and any of plate and reason",
+    "qc": "a YAML file of rules: which flags leave fields out, and from where on fields are flagged; none:\n"
+    "                  no field is left out; default: incomplete and out of focus",
     "format": "plain | pycytominer: names of columns that it and R read; default plain",
     "heatmap": "what is drawn of each plate: count, a column of the table of wells, or a feature of\n"
     "                  objects, whose median is drawn; several with commas; default count, and of cells\n"
@@ -304,6 +306,7 @@ def table(given: Namespace) -> int:
     made = table(
         run, out, keys.get("per", "well"), heat_maps, keys.get("normalise", "none"),
         keys.get("format", "plain"), Path(keys["exclude"]).expanduser() if "exclude" in keys else None,
+        Path(keys["qc"]).expanduser() if "qc" in keys else None,
     )  # fmt: skip
     width = max(map(len, made.made))
     log(

@@ -27,7 +27,8 @@ USUAL = {
     "pretrain": ("sources.N.plane", "split.test", "train.steps", "train.batch",
                  "train.micro_batch", "train.precision", "net.encoder"),
     "finetune": ("pretrained", "arm", "n", "objects.kind", "train.steps", "train.micro_batch"),
-    "segment": ("labels", "fields", "measure.channels", "cells", "pixel_um", "overlap", "overwrite"),
+    "segment": ("labels", "fields", "measure.channels", "measure.features", "cells", "pixel_um", "overlap",
+                "overwrite"),
     "sweep": ("over",),
     "chain": ("steps.N.stage", "steps.N.recipe", "steps.N.set", "steps.N.stop"),
 }  # fmt: skip

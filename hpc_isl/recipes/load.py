@@ -179,6 +179,11 @@ WHOLE = {
 ADDED: Mapping[str, Mapping[str, object]] = {
     "convert": {"channels": None, "times": None, "planes": None, "match": "position", "resample": False},
     "segment": {
+        "nuclei": None,
+        "measure.features": ["shape", "intensity"],
+        "measure.white": 65535.0,
+        "measure.texture_px": 3,
+        "measure.grey_levels": 256,
         "measure.flat_field": "none",
         "measure.flat_field_files": {},
         "measure.dark": 0.0,

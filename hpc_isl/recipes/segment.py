@@ -47,6 +47,18 @@ class MeasureRecipe(Strict):
     channels: list[str] | None = None
     """whose intensity is measured, fluorescent ones as the maximum over planes, others as the mean; null:
     all fluorescent channels"""
+    features: list[Literal["shape", "intensity", "correlation", "radial", "texture", "granularity"]] = [
+        "shape", "intensity"
+    ]  # fmt: skip
+    """groups: position and area are always there; texture and granularity need hpc-isl[features], and take
+    far longer than all else"""
+    white: Annotated[float, Bound(gt=0)] = 65535
+    """texture, granularity: counts that become 1, as 0 becomes 0; what lies beyond is cut. As CellProfiler
+    scales 16-bit images; with much less light, less: else few grey levels are left"""
+    texture_px: Positive = 3
+    """texture: distance of the pixels that are compared; less than an object is wide"""
+    grey_levels: Annotated[int, Bound(ge=2, le=256)] = 256
+    """texture: that pixels are rounded to"""
     flat_field: Literal["none", "vendor", "estimated", "files"] = "none"
     """uneven illumination that counts are divided by: the vendor's profile, which Harmony states; one that is
     estimated for each plate from 50 fields or more of each channel; or files. One for all plates of a run"""
@@ -103,6 +115,9 @@ class SegmentRecipe(Recipe):
     """what is measured of each object; a list means measure.channels"""
     cells: str | None = None
     """labels of cells on the same images: each object is assigned to the cell that holds most of it"""
+    nuclei: str | None = None
+    """labels of nuclei on the same images as cells: for each cell, how many are its, and its cytoplasm, which
+    is what lies outside of all nuclei"""
     reference_labels: ReferenceRecipe | None = None
     """ground truth that counts per well are compared with"""
     empty_fields: Literal["zero", "segment"] = "zero"
@@ -158,3 +173,11 @@ class SegmentRecipe(Recipe):
             )
         if self.measure.flat_field != "files":
             yield "measure.flat_field_files", f"measure.flat_field is {self.measure.flat_field}"
+        chosen = self.measure.features
+        if "texture" not in chosen:
+            yield from (
+                (f"measure.{name}", "measure.features has no texture")
+                for name in ("texture_px", "grey_levels")
+            )
+        if not {"texture", "granularity"} & {*chosen}:
+            yield "measure.white", "measure.features has neither texture nor granularity"

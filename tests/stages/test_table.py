@@ -66,6 +66,8 @@ def test_counts_and_medians_are_those_of_pandas(whole: tuple[Run, pd.DataFrame])
     objects = objects_of(run)
     groups = objects[objects.duplicate_of.isna()].groupby(["plate", "well"])
     assert groups.size().to_dict() == {k: int(n) for k, n in wells.objects.items() if n > 0}
+    whole_objects = objects[objects.duplicate_of.isna() & ~objects.touches_border]
+    groups = whole_objects.groupby(["plate", "well"])  # of those at a border a part is missing
     for name in ("area_um2", "perimeter_um", "eccentricity", "solidity", "DAPI_mean", "DAPI_sum", "Cy5_sd"):
         expected = groups[name].median().dropna().to_dict()
         assert wells[f"median_{name}"].dropna().to_dict() == pytest.approx(expected, rel=1e-5), name
@@ -124,7 +126,10 @@ def test_without_a_pixel_size_there_is_no_density_and_no_micrometre(tmp_path: Pa
     assert not [name for name in wells if re.search("_um2?$|mm2", name)]
     labels = np.stack([labels_of(MadeUp(), "B02", name) for name in ("1", "2")])
     assert wells.confluence[0] == pytest.approx((labels > 0).mean(), rel=1e-5)
-    areas = np.concatenate([np.bincount(one.ravel())[1:] for one in labels])
+    areas = []
+    for image in labels:
+        ends = {*image[0], *image[-1], *image[:, 0], *image[:, -1]}
+        areas += [area for name, area in enumerate(np.bincount(image.ravel())) if name not in {0, *ends}]
     assert wells.median_area_px[0] == np.median(areas)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -60,7 +61,8 @@ def check_inputs(inputs: SegmentInputs) -> Iterator[str]:
     for plate in inputs.plates:
         yield from _check_plate(plate)
     yield from check_illumination(inputs.plates)
-    _check_cells(inputs)
+    _check_other_labels(inputs)
+    _check_features(recipe)
     if recipe.reference_labels is not None:
         yield _check_reference(inputs, recipe.reference_labels)
     if recipe.overlap is not None and not inputs.keeps_labels:
@@ -119,11 +121,12 @@ def check_large(recipe: SegmentRecipe, contract: Contract) -> None:
         )
     task = contract.task
     asked = recipe.cells is not None or recipe.reference_labels is not None
-    asked = asked or recipe.measure.background_px is not None
+    asked = asked or recipe.measure.background_px is not None or recipe.nuclei is not None
+    asked = asked or "granularity" in recipe.measure.features
     if asked or set(recipe.outputs) != {"labels"} or task is None or task.method == "reference":
         raise UserError(
             f"{begin} becomes labels and features alone, by a model that segments: "
-            f"leave out cells, reference_labels, measure.background_px and maps, {way}"
+            f"leave out cells, nuclei, reference_labels, background_px, granularity and maps, {way}"
         )
 
 
@@ -143,16 +146,25 @@ def _check_sources(plate: PlateInput) -> Iterator[str]:
         raise UserError(f"stain: {reason}")
 
 
-def _check_cells(inputs: SegmentInputs) -> None:
-    """Checks that all fields have the labels of the cells that objects are assigned to."""
-    cells = inputs.recipe.cells
-    lacking = [place for place in inputs.fields if cells and not _has_labels(*place, cells)]
-    if cells and lacking:
-        plate, key = lacking[0]
-        near = nearest(cells, label_names(plate.image(key)))
+def _check_other_labels(inputs: SegmentInputs) -> None:
+    """Checks that all fields have the labels of cells, or of nuclei, that objects are related to."""
+    for key, name in (("cells", inputs.recipe.cells), ("nuclei", inputs.recipe.nuclei)):
+        lacking = [place for place in inputs.fields if name and not _has_labels(*place, name)]
+        if name and lacking:
+            plate, field = lacking[0]
+            near = nearest(name, label_names(plate.image(field)))
+            raise UserError(
+                f"{key}: {len(lacking)} of {len(inputs.fields)} fields have no labels {name!r}, "
+                f"{plate.name} {field} among them; {near}"
+            )
+
+
+def _check_features(recipe: SegmentRecipe) -> None:
+    """Raises a `UserError` where a group of features needs a library that is not there."""
+    wanted = [name for name in ("texture", "granularity") if name in recipe.measure.features]
+    if wanted and find_spec("cp_measure") is None:
         raise UserError(
-            f"cells: {len(lacking)} of {len(inputs.fields)} fields have no labels {cells!r}, "
-            f"{plate.name} {key} among them; {near}"
+            f"measure.features: {' and '.join(wanted)} need cp_measure: pip install 'hpc-isl[features]'"
         )
 
 

@@ -39,6 +39,7 @@ from hpc_isl.stages.segment.segmenter import (
     FieldReader,
     Segmenter,
     load_segmenter,
+    stored_channels,
 )
 
 EDITED = "its labels were edited or damaged since they were computed; they stay as they are"
@@ -72,6 +73,11 @@ def segment_field(task: FieldTask) -> Row:
         facts["doubt"] = doubt
     if reader.is_empty:
         facts["empty"] = True
+    elif not reader.is_large:  # whose pixels memory does not hold
+        focus = (None if t in reader.not_imaged else reader.focus(t) for t in range(reader.times))
+        facts["focus"] = [own and {name: [round(v, 6) for v in values] for name, values in own.items()}
+                          for own in focus]  # fmt: skip
+    facts["saturated"] = saturated_channels(reader)
     if reader.not_imaged:
         facts["not_imaged"] = reader.not_imaged
     return files.write_record(task, facts)
@@ -90,6 +96,15 @@ class Verified:
     wrong: str = ""
     not_comparable: str = ""
     edited: str = ""
+
+
+def saturated_channels(reader: FieldReader) -> list[str]:
+    """Returns the channels, of those that the model sees or that are measured, with saturated raw pixels."""
+    names = dict.fromkeys(
+        [*(r.channel for r in reader.plate.models.view.sources), *stored_channels(reader.plate)]
+    )
+    flags = reader.index.statistics[reader.key].flags
+    return [name for name in names if f"saturated:{reader.index.channel(name)}" in flags]
 
 
 def verify_field(task: FieldTask) -> Verified:

@@ -31,7 +31,15 @@ Row = dict[str, Any]
 SCRATCH = "scratch"  # below the run folder: files of fields under way
 BAND = 256  # rows that are hashed at once
 FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
-FILES = ("plates.json", "losses.csv", "drift.csv", "wells.csv", "assay_quality.csv")  # the same
+FILES = (
+    "plates.json",
+    "losses.csv",
+    "drift.csv",
+    "wells.csv",
+    "assay_quality.csv",
+    "left_out_fields.csv",
+    "flat_field.json",
+)  # the same
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hpc_isl.learning.data.drift import FACTS, FAR
 from hpc_isl.learning.data.pixels import Pixels
 from hpc_isl.learning.data.rescale import read_sources
 from hpc_isl.objects.types import Labels
-from hpc_isl.plates.plate import Field, FieldKey
+from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey
 from hpc_isl.plates.plate_map import described
 from hpc_isl.plates.store import finalise, read_label_box
 from hpc_isl.run import Attempt, Run
@@ -140,6 +140,9 @@ def _write_plates(inputs: SegmentInputs, run: Run, left_out: Mapping[str, Sequen
             "left_out": [
                 {name: row[name] for name in (*PLACE, "problem")} for row in left_out[plate.slug]
             ],
+            "incomplete": sorted({f"{key.well}/{key.name}" for key, _, kind in plate.index.problems
+                                  if kind != NOT_IMAGED and key in plate.keys}),
+            "shown": plate.models.view.sources[0].channel,
             "plate_map": {well: dict(line) for well, line in plate.index.plate_map.items()},
         }
         for plate in inputs.plates

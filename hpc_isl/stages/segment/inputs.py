@@ -30,7 +30,7 @@ AROUND = {
     "plates": [], "labels": None, "fields": None, "outputs": ["labels"], "overlap": None,
     "max_pixels_in_memory": 1, "block_size": 1, "overwrite": False,
 }  # fmt: skip
-MEASURED = {"stain": None, "measure": None, "cells": None, "reference_labels": None}
+MEASURED = {"stain": None, "measure": None, "cells": None, "nuclei": None, "reference_labels": None}
 PROCESS_MEMORY = 900 * 2**20  # bytes: Python with torch, the network, and what libraries keep
 HELD = 24  # bytes a pixel of each further time of a field: its prediction, stain and labels
 LABELLING = 60  # bytes a pixel of level 0: prediction and its interpolation, watershed, labels, features
@@ -214,7 +214,9 @@ class PlateInput:
         facts |= {"confidence": self.confidence} if self.confidence else {}
         facts |= self.illumination_facts
         reference = recipe.reference_labels
-        for kind, name in (("cells", recipe.cells), ("truth", reference and reference.labels)):
+        for kind, name in (
+            ("cells", recipe.cells), ("nuclei", recipe.nuclei), ("truth", reference and reference.labels)
+        ):  # fmt: skip
             made = label_provenance(self.image(key), name) if name else None
             if name and made and made[1] != facts["labels"]:  # what this run itself wrote is neither
                 facts[kind] = labels_stamp(self.image(key), name)

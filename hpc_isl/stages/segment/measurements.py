@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.learning.data.pixels import Box, Pixels
+from hpc_isl.objects import feature_groups as groups
 from hpc_isl.objects.features import Columns, features, shares
 from hpc_isl.objects.types import Labels
 from hpc_isl.plates.statistics import CAMERA_BITS
 from hpc_isl.stages.segment.inputs import PlateInput
 from hpc_isl.stages.segment.segmenter import FieldReader, predicted_channels, stored_channels
 
+SHAPE = ("perimeter_", "eccentricity", "solidity", "orientation_", "equivalent_diameter_")
 CORRECTION = "intensity_correction"
 """The column that says what was done to counts before they were measured."""
 
@@ -34,21 +36,43 @@ def measured_columns(
         raw[name] = reader.projected(reader.key, time, name, where)
         measured[name] = reader.corrected(name, raw[name], where, labels)
     measured |= reader.predicted(stain, where)
-    return _columns(reader.plate, labels, raw, measured, (where[0].start, where[1].start), reader.shape)
+    nuclei = reader.plate.recipe.nuclei
+    others = reader.labels(nuclei, time) if nuclei else None
+    return _columns(reader.plate, labels, others, raw, measured, where, reader.shape)
 
 
 def columns_of(plate: PlateInput) -> Columns:
     """Returns the columns of a plate's objects, of no object."""
     raw: dict[str, NDArray[Any] | None] = dict.fromkeys(stored_channels(plate))
     measured = raw | dict.fromkeys(predicted_channels(plate.models))
-    return _columns(plate, np.zeros((1, 1), np.uint32), raw, measured, (0, 0), (1, 1))
+    none, one = np.zeros((1, 1), np.uint32), (slice(0, 1), slice(0, 1))
+    others = none if plate.recipe.nuclei else None
+    return _columns(plate, none, others, raw, measured, one, (1, 1))
 
 
 def _columns(
-    plate: PlateInput, labels: Labels, raw: Mapping[str, NDArray[Any] | None],
-    measured: Mapping[str, NDArray[Any] | None], origin: tuple[int, int], shape: tuple[int, int],
+    plate: PlateInput, labels: Labels, nuclei: Labels | None, raw: Mapping[str, NDArray[Any] | None],
+    measured: Mapping[str, NDArray[Any] | None], box: Box, shape: tuple[int, int],
 ) -> Columns:  # fmt: skip
-    columns = features(labels, measured, plate.index.plate.pixel_um, origin, shape)
+    measure, pixel_um = plate.recipe.measure, plate.index.plate.pixel_um
+    chosen = {*measure.features}
+    intensities = measured if "intensity" in chosen else {}
+    columns = features(labels, intensities, pixel_um, (box[0].start, box[1].start), shape)
+    if "shape" not in chosen:
+        columns = {name: own for name, own in columns.items() if not name.startswith(SHAPE)}
+    if "correlation" in chosen:
+        columns |= groups.correlations(labels, measured)
+    if "radial" in chosen:
+        # Beyond a box lies background, beyond an image nothing that is known.
+        edges = [(int(s.start > 0), int(s.stop < n)) for s, n in zip(box, shape, strict=True)]
+        padded = {name: None if p is None else np.pad(p, edges) for name, p in measured.items()}
+        columns |= groups.radial(np.pad(labels, edges), padded)
+    if "texture" in chosen:
+        columns |= groups.texture(labels, measured, measure.white, measure.texture_px, measure.grey_levels)
+    if "granularity" in chosen:
+        columns |= groups.granularity(labels, measured, measure.white)
+    if nuclei is not None:
+        columns |= groups.cytoplasm(labels, nuclei, intensities, pixel_um)
     if name := plate.illumination.name:
         # Corrected counts have no greatest value: saturation shows in raw pixels alone.
         for channel in plate.illumination.channels:

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from hpc_isl.learning.data.fields import imaged_times
+from hpc_isl.learning.data.fields import field_view, imaged_times
 from hpc_isl.learning.data.pixels import Box, Pixels
-from hpc_isl.learning.data.rescale import labels_to_full, read_sources, to_full, to_full_box
+from hpc_isl.learning.data.rescale import at_scale, labels_to_full, read_sources, to_full, to_full_box
+from hpc_isl.learning.data.view import counts
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network.contract import PROGRAM
 from hpc_isl.learning.network.model import load
@@ -26,6 +27,7 @@ from hpc_isl.objects.confidence import MEASURES, confidence, measures
 from hpc_isl.objects.draft_labels import drop_small
 from hpc_isl.objects.types import Floats, Labels
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.statistics import sharpness
 from hpc_isl.plates.store import open_plate, read_box, read_labels
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
@@ -75,6 +77,16 @@ class FieldReader:
         view, scale = self.plate.models.stain_view, self.stain_scale
         assert view is not None and scale is not None  # noqa: PT018
         return read_sources(view, self.index, self.key, time, scale, box)
+
+    def focus(self, time: int) -> dict[str, tuple[float, float]]:
+        """Returns source -> sharpness and contrast of its sharpest plane: `statistics.sharpness`."""
+        seen = replace(at_scale(self.plate.models.view, self.scale), targets=(), foreground=None)
+        facts: dict[str, tuple[float, float]] = {}
+        roles = self.plate.models.view.sources
+        for role, plane in zip(roles, field_view(seen, self.index, self.key, time).sources, strict=True):
+            own = sharpness(counts(plane, plane.whole))
+            facts[role.channel] = max(own, facts.get(role.channel, own))
+        return facts
 
     def predicted(self, stain: Pixels | None, box: Box) -> Mapping[str, NDArray[Any] | None]:
         """Returns predicted stain -> (y, x) of a box at full resolution; none where there is no such model.

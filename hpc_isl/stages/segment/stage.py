@@ -157,7 +157,7 @@ def _workload(inputs: SegmentInputs) -> Workload:
         "stage": "segment", **net_like(contract.net, recipe.predict or contract.predict),
         "kind": inputs.models.kind, "enlarged": round(scale.to_level_0, 2),
         "measure": recipe.measure.channels, "cells": recipe.cells is not None,
-        "write": sorted(recipe.outputs), **({"corrected": True} if recipe.measure.corrects else {}),
+        "write": sorted(recipe.outputs), **_more_measured(recipe),
         "stain": stain and net_like(stain.net, stain.predict), "threads": recipe.threads,
         "precision": recipe.precision, "compile": recipe.compile,
     }  # fmt: skip
@@ -166,6 +166,13 @@ def _workload(inputs: SegmentInputs) -> Workload:
     count = len(inputs.fields)
     # The first field belongs to the start.
     return Workload(like, {FIELDS: _pixels(inputs) / 1e6 * (count - 1) / count})
+
+
+def _more_measured(recipe: SegmentRecipe) -> dict[str, object]:
+    """Returns what takes longer than measuring did in earlier versions, whose times still count."""
+    more: dict[str, object] = {"corrected": recipe.measure.corrects, "nuclei": recipe.nuclei is not None}
+    more["groups"] = sorted({*recipe.measure.features} - {"shape", "intensity"})
+    return {name: value for name, value in more.items() if value}
 
 
 def _messages(inputs: SegmentInputs) -> Iterator[str]:
@@ -204,7 +211,7 @@ def _pixels(inputs: SegmentInputs) -> int:
 
 def _tasks(inputs: SegmentInputs, run: Path) -> Iterator[PlateTask]:
     reference = inputs.recipe.reference_labels
-    other_labels = inputs.recipe.cells or (reference and reference.labels)
+    other_labels = inputs.recipe.cells or inputs.recipe.nuclei or (reference and reference.labels)
     for plate, key in inputs.fields:
         whole = plate.fingerprint(key)
         # Earlier versions told other labels apart by another stamp: their records still count.

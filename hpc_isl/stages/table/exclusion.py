@@ -1,7 +1,4 @@
-"""Fields that a person leaves out of a table: a list with reasons, and what leaving them out may hide.
-
-Nothing is deleted, and nothing is left out by itself: a field that a compound has cleared is a result.
-"""
+"""Fields that are left out of a table: a person's list with reasons, and what leaving them out may hide."""
 
 from __future__ import annotations
 
@@ -51,8 +48,9 @@ def read_exclusions(path: Path, plates: Sequence[SegmentedPlate]) -> Exclusions:
     return exclusions
 
 
-def warnings(plates: Sequence[SegmentedPlate], exclusions: Exclusions) -> Iterator[str]:
-    """Yields, in words, that much is left out, or more of treated wells than of controls."""
+def warnings(plates: Sequence[SegmentedPlate], exclusions: Exclusions, rule: str = "") -> Iterator[str]:
+    """Yields, in words, that much is left out, or more of treated wells than of controls; by which rule."""
+    by = f" by {rule}" if rule else ""
     fields = pd.concat(
         [plate.images[["well", "field"]].drop_duplicates().assign(plate=plate.name) for plate in plates],
         ignore_index=True,
@@ -64,10 +62,10 @@ def warnings(plates: Sequence[SegmentedPlate], exclusions: Exclusions) -> Iterat
     is_control = pd.Series(control, fields.index).str.strip().str.lower().isin(CONTROLS)
     share = fields.out.mean()
     if share > MUCH:
-        yield f"warning: {fields.out.sum()} of {len(fields)} fields are left out ({share:.0%})"
+        yield f"warning: {fields.out.sum()} of {len(fields)} fields are left out{by} ({share:.0%})"
     treated, controls = fields.out[~is_control].mean(), fields.out[is_control].mean()
     if is_control.any() and treated > controls:
         yield (
-            f"warning: {treated:.0%} of the fields of treated wells are left out, and {controls:.0%} of "
+            f"warning: {treated:.0%} of the fields of treated wells are left out{by}, and {controls:.0%} of "
             "those of controls: what a compound does may be thrown away with them"
         )

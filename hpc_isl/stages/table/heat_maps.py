@@ -175,6 +175,7 @@ def page_of(
     heat_maps: Sequence[HeatMap],
     hover: Sequence[Mapping[str, str]],
     agreement: tuple[bytes, str] | None,
+    section: Html,
 ) -> str:
     """Returns the whole page as HTML.
 
@@ -182,6 +183,7 @@ def page_of(
         name: of the run.
         hover: for each plate the text of each well.
         agreement: counts compared with the reference labels: a picture as PNG, and its caption.
+        section: what the page ends with.
     """
     parts: list[object] = [
         tag("style", Html(STYLE)),
@@ -202,7 +204,7 @@ def page_of(
     if agreement is not None:
         png, caption = agreement
         parts += [tag("h2", "Compared with the reference labels"), picture(png, caption, caption, 480)]
-    return page(f"{name}: plates", join(parts))
+    return page(f"{name}: plates", join([*parts, section]))
 
 
 def _plate(plate: PlateValues, texts: Mapping[str, str], scale: tuple[float, float], title: str) -> Html:

@@ -16,12 +16,13 @@ from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
-from hpc_isl.stages.shared.pictures import INK, save
+from hpc_isl.stages.shared.pictures import INK, Html, save
 from hpc_isl.stages.table.heat_maps import DPI, HeatMap, PlateValues, draw_plates, page_of
 from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS, SegmentedPlate
 
 COUNT = "objects"
-USUAL = (COUNT, "confluence")
+PER_FIELD = "objects_per_field"
+USUAL = ("confluence",)
 MOST_MAPS = 24  # plates, or times of plates, in one picture
 UNITS = {
     "_um2": "µm²", "_um": "µm", "_px": "pixels", "_mean": "counts", "_sd": "counts", "_min": "counts",
@@ -31,6 +32,7 @@ ABOUT = {
     "dropped_objects": "Objects that were too small to count, by the model's min_area.",
     COUNT: "Objects in all fields of each well that did not fail; those that two overlapping fields show "
     "count once, where labels are kept.",
+    PER_FIELD: "Objects per field that is kept.",
     "confluence": "Share of the imaged area that objects cover.",
     "objects_per_mm2": "Objects per imaged area.",
 }
@@ -43,11 +45,13 @@ def columns_of(asked: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
         UserError: no column of numbers has such a name.
     """
     numbers = [str(name) for name in wells if _holds_numbers(wells[name])]
+    # Totals of wells that lack fields cannot be compared.
+    count = PER_FIELD if PER_FIELD in numbers else COUNT
     if asked is None:
-        return [name for name in USUAL if name in numbers]
+        return [name for name in (count, *USUAL) if name in numbers]
     columns = []
     for name in asked:
-        meant = (COUNT if name == "count" else name, MEDIAN + name)
+        meant = (count if name == "count" else name, MEDIAN + name)
         known = [column for column in meant if column in numbers]
         if not known:
             legal = ["count", *(column.removeprefix(MEDIAN) for column in numbers)]
@@ -65,9 +69,14 @@ def _holds_numbers(values: pd.Series[Any]) -> bool:
 
 
 def draw(
-    run: Run, plates: Sequence[SegmentedPlate], wells: pd.DataFrame, columns: Sequence[str], headline: str
-) -> dict[str, Path]:
-    """Writes PNGs and the page to `pictures/` of the run; returns what each is -> its path."""
+    run: Run, plates: Sequence[SegmentedPlate], wells: pd.DataFrame, columns: Sequence[str],
+    headline: Sequence[str], section: Html,
+) -> dict[str, Path]:  # fmt: skip
+    """Writes PNGs and the page to `pictures/` of the run; returns what each is -> its path.
+
+    Args:
+        headline: lines at the top of the page; section: what it ends with.
+    """
     several = [name for name in ("acquisition", "time") if name in wells]
     groups = {
         ", ".join([str(name), *(f"{key} {n}" for key, n in zip(several, numbers, strict=True))]): rows
@@ -87,7 +96,7 @@ def draw(
         draw_plates(maps, heat_map.title, heat_map.unit, path)
         heat_maps.append(heat_map)
         made[f"plates, {name}"] = path
-    lines, compared = [headline], _draw_agreement(run, wells)
+    lines, compared = [*headline], _draw_agreement(run, wells)
     if len(shown) < len(groups):
         lines.append(f"{len(shown)} of {len(groups)} plates (or times of plates) are shown, spread evenly.")
     if compared is not None:
@@ -96,7 +105,7 @@ def draw(
     page = run.pictures / "plates.html"
     hover = [_hover(rows, columns) for rows in shown.values()]
     picture = None if compared is None else (compared[0].read_bytes(), compared[1])
-    write_atomic(page, page_of(run.label, lines, heat_maps, hover, picture), durable=False)
+    write_atomic(page, page_of(run.label, lines, heat_maps, hover, picture, section), durable=False)
     for path in set(run.pictures.glob("plates-*.png")) - set(made.values()):
         path.unlink(missing_ok=True)  # of an earlier call: the run may have been resumed since
     return {"plates, to look at": page, **made}
@@ -144,7 +153,7 @@ def _about(column: str) -> str:
 
 def unit_of(column: str) -> str:
     """Returns the unit of a column; empty where it has none."""
-    if column in (COUNT, "truth_objects", "objects_in_truth_fields", "dropped_objects"):
+    if column in (COUNT, PER_FIELD, "truth_objects", "objects_in_truth_fields", "dropped_objects"):
         return "objects"
     if column == "confluence":
         return "share of the area"

@@ -17,7 +17,7 @@ from scipy.stats import median_abs_deviation
 
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.objects.types import Floats
-from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS
+from hpc_isl.stages.table.segmented_plates import FLAG, MEDIAN, OURS, TRUST
 
 CONTROL, NEGATIVE, POSITIVE = "control", "negative", "positive"
 NORMALISE = ("none", "negative_controls", "plate")
@@ -28,7 +28,6 @@ SD_PER_MAD = 1.4826
 COMPARTMENTS = {"nuclei": "Nuclei", "cells": "Cells"}
 # CellProfiler's names of features whose values are CellProfiler's too: both are scikit-image's.
 CELLPROFILER = {"eccentricity": "AreaShape_Eccentricity", "solidity": "AreaShape_Solidity"}
-TRUST = ("confidence", "score")  # of objects: how they were found, not what they are
 OBJECT_COUNT = "object_count"  # the number of objects as it was counted, where `objects` is normalised
 # As pycytominer calls them.
 METADATA = {
@@ -139,8 +138,10 @@ def _quality(low: Any, high: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def quality_lines(quality: pd.DataFrame, readout: str = "objects") -> Iterator[str]:
-    """Yields Z′ of a readout for each plate, in words."""
+def quality_lines(quality: pd.DataFrame) -> Iterator[str]:
+    """Yields Z′ of the number of objects for each plate, in words; per field where fields are left out."""
+    per_field = len(quality) and "objects_per_field" in set(quality.readout)
+    readout = "objects_per_field" if per_field else "objects"
     chosen = quality[quality.readout == readout] if len(quality) else quality
     for row in chosen.to_dict("records"):
         wells = f"{row['negative_wells']} negative and {row['positive_wells']} positive control wells"
@@ -175,6 +176,7 @@ def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) 
     """
     compartment = COMPARTMENTS.get(kind, "Objects")
     about = {
+        *(name for name in columns if name.startswith(FLAG)),
         *OURS - set(COUNTS),
         *TRUST,
         OBJECT_COUNT,
@@ -185,6 +187,7 @@ def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) 
         "x1",
         "touches_border",
         "cell",
+        "nuclei_in_cell",
         *mapped,
     }
     names: dict[str, str] = {}

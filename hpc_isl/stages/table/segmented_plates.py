@@ -24,7 +24,12 @@ from hpc_isl.plates.plate import FieldKey, layout
 from hpc_isl.run import Run
 
 DUPLICATE = "duplicate_of"
+BORDER, CELL, NUCLEI, CYTOPLASM = "touches_border", "cell", "nuclei_in_cell", "cytoplasm_"
+RELATED = (BORDER, CELL, NUCLEI)
+TRUST = ("confidence", "score")  # of objects: how they were found, not what they are
 CORRECTION = "intensity_correction"
+FLAG = "flag_"
+"""Begins the names of columns of flags: how many of the fields have it."""
 IMAGE = ["well", "field", "acquisition", "time"]
 """The columns that name an image: one field at one time."""
 OBJECT = [*IMAGE, "label"]
@@ -36,7 +41,7 @@ OURS = {
     "plate", "well", "field", "acquisition", "time", "wells", "fields", "lost_fields", "empty_fields",
     "problem", "objects", "confluence", "objects_per_mm2", "truth_fields", "truth_objects",
     "objects_in_truth_fields", "dropped_objects", "training_fields", "excluded_fields", "objects_per_field",
-    CORRECTION,
+    CORRECTION, "imaged_fields", "orphans", "cells_without_nucleus", "cells_with_several_nuclei",
 }  # fmt: skip
 
 
@@ -51,7 +56,10 @@ class SegmentedPlate:
             the image failed), `problem` (why it failed; else empty), `empty` (it shows no structure), and
             three that are null where they are not known: `truth` (objects by the reference labels), `dropped`
             (objects too small to count) and `trained_on` (whether the model learnt from the field).
-            Where fields are left out, also `excluded`.
+            Of runs of this version also: `focus` (source -> sharpness and contrast), `saturated` and
+            `incomplete` (whether any pixels, or planes, are). Where fields are left out, also `excluded`;
+            once `quality.flagged`, a column for each flag.
+        path: of the plate, which may have gone; shown: the channel that pictures show, or empty.
         kind: of the objects: nuclei, cells or stain; empty for a run of an earlier version, which lacks it.
     """
 
@@ -63,6 +71,8 @@ class SegmentedPlate:
     table: Path
     images: pd.DataFrame
     kind: str = ""
+    path: Path = Path()
+    shown: str = ""
 
     @property
     def schema(self) -> pa.Schema:
@@ -84,11 +94,15 @@ class SegmentedPlate:
         return replace(self, images=images)
 
     def objects(self, features: Sequence[str]) -> pd.DataFrame:
-        """Returns all objects: columns of `IMAGE`, `counts`, `area` in pixels, and features (float64)."""
+        """Returns all objects: columns of `IMAGE`, `counts`, `area` in pixels, and features (float64).
+
+        And those of `RELATED` that the run has.
+        """
         if not self.table.exists():
             return pd.DataFrame(columns=[*IMAGE, "counts", "area", *features])
         area = "area_px" if self.pixel_um is None else "area_um2"
-        names = dict.fromkeys([*OBJECT, DUPLICATE, area, *features])
+        known = [name for name in RELATED if name in self.schema.names]
+        names = dict.fromkeys([*OBJECT, DUPLICATE, area, *known, *features])
         table = pq.read_table(self.table, columns=list(names))
         objects: pd.DataFrame = table.to_pandas().astype(dict.fromkeys(features, float))
         objects["counts"], is_out = self._counted(table)
@@ -170,26 +184,31 @@ def _plate(folder: Path, facts: Mapping[str, Any]) -> SegmentedPlate:
     if table.exists():
         times = 1 + (pc.max(pq.read_table(table, columns=["time"])["time"]).as_py() or 0)
     images = pd.DataFrame([
-        image for record in records for image in _images(record, times, facts.get("taught"))
+        image for record in records for image in _images(record, times, facts)
     ])  # fmt: skip
     images = images.astype({"truth": "Int64", "dropped": "Int64", "trained_on": "boolean"})
+    images = images.astype({"saturated": "boolean", "incomplete": "boolean", "focus": object})
     try:  # the plate map of the plate may have been corrected since; where the plate has gone, as it was
         plate_map = read_group(Path(facts["path"]))["hpc_isl"]["plate_map"]
     except (UserError, KeyError):
         plate_map = facts["plate_map"]
     return SegmentedPlate(
         facts["plate"], tuple(rows), tuple(columns), facts["pixel_um"], plate_map, table, images,
-        facts.get("kind", ""),
+        facts.get("kind", ""), Path(facts["path"]), facts.get("shown", ""),
     )  # fmt: skip
 
 
-def _images(
-    record: Mapping[str, Any], times: int, trained_on: Sequence[str] | None
-) -> Iterator[dict[str, Any]]:
+def _images(record: Mapping[str, Any], times: int, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     name = f"{record['well']}/{record['field']}"
+
+    def listed(key: str) -> bool | None:
+        return name in facts[key] if facts.get(key) is not None else None
+
+    saturated = record.get("saturated")
     field = {
         **{key: record[key] for key in IMAGE[:-1]}, "empty": bool(record.get("empty")),
-        "trained_on": None if trained_on is None else name in trained_on,
+        "trained_on": listed("taught"), "incomplete": listed("incomplete"),
+        "saturated": None if saturated is None else bool(saturated),
     }  # fmt: skip
     for time in range(record.get("times", times)):
         is_imaged = time not in record.get("not_imaged", ())
@@ -198,6 +217,7 @@ def _images(
         for key in ("truth", "dropped"):
             numbers = None if problem else record.get(key)
             image[key] = None if numbers is None else numbers[time]
+        image["focus"] = None if problem else (record.get("focus") or [None] * times)[time]
         yield field | image
 
 
@@ -248,10 +268,29 @@ def _rows(plate: SegmentedPlate, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.
     names = ["plate", *wells, *mapped, *(name for name in keys if name != "well")]
     about = about.assign(**mapped)[names]
 
-    counting = objects[objects.counts.astype(bool)]
-    medians = counting.groupby("row")[features].median() if features else pd.DataFrame()
+    medians = _medians(objects[objects.counts.astype(bool)], features)
     medians = medians.reindex(about.index).add_prefix(MEDIAN)
     return about, _counts(plate, images, objects, keys), medians
+
+
+def _medians(objects: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame:
+    """Returns the median of each feature by row.
+
+    Of an object at the border of an image a part is missing: it counts, but it is in no median, except of
+    how far objects may be trusted. Of cells with no nucleus or several, what is outside of nuclei is no
+    cytoplasm.
+    """
+    if not features:
+        return pd.DataFrame()
+    # An object that is whole, and has one nucleus where nuclei are known.
+    inside = ~objects[BORDER].astype(bool) if BORDER in objects else pd.Series(True, objects.index)
+    single = inside & (objects[NUCLEI] == 1) if NUCLEI in objects else inside
+    chosen = {name: single if name.startswith(CYTOPLASM) else inside for name in features}
+    values = {
+        name: objects[name] if name in TRUST else objects[name].where(chosen[name]) for name in features
+    }
+    medians: pd.DataFrame = pd.DataFrame(values).groupby(objects.row).median()
+    return medians
 
 
 def _counts(
@@ -284,6 +323,12 @@ def _counts(
     if plate.pixel_um is not None:
         density = count(objects).astype(float) / (pixels * plate.pixel_um**2 / 1e6)
         rows["objects_per_mm2"] = density.where(has_whole)
+    own = objects[objects.counts.astype(bool)]
+    if CELL in own:
+        rows["orphans"] = count(own[own[CELL] == 0]).where(has_whole)
+    if NUCLEI in own:
+        rows["cells_without_nucleus"] = count(own[own[NUCLEI] == 0]).where(has_whole)
+        rows["cells_with_several_nuclei"] = count(own[own[NUCLEI] > 1]).where(has_whole)
     if images.known.any():
         has_truth = by_row.known.any()
         rows["truth_fields"] = _count_fields(images, images.known).astype("Int64").where(has_truth)
@@ -299,6 +344,8 @@ def _fields(images: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     if "well" not in keys:
         rows["wells"] = by_row.well.nunique()
     if "field" in keys:
+        for name in (name for name in map(str, images) if name.startswith(FLAG)):
+            rows[name] = by_row[name].any().where(by_row[name].count() > 0)
         problem = by_row.problem.agg(lambda texts: "; ".join(filter(None, texts)))
         rows["problem"] = problem.where(problem != "", None)
         return rows
@@ -307,7 +354,10 @@ def _fields(images: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     if "excluded" in images:
         rows["excluded_fields"] = _count_fields(images, images.excluded)
         rows["lost_fields"] -= rows.excluded_fields
+        rows["imaged_fields"] = rows.fields + rows.lost_fields + rows.excluded_fields
     rows["empty_fields"] = _count_fields(images, whole & images["empty"])
+    for name in (name for name in map(str, images) if name.startswith(FLAG)):
+        rows[name] = _count_fields(images, whole & images[name].fillna(False).astype(bool))
     return rows
 
 

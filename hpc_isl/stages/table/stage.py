@@ -20,7 +20,9 @@ from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.run import Run
 from hpc_isl.stages.table import plate_maps, profiles
-from hpc_isl.stages.table.exclusion import read_exclusions, warnings
+from hpc_isl.stages.table.exclusion import Exclusions, read_exclusions, warnings
+from hpc_isl.stages.table.field_pictures import quality_section
+from hpc_isl.stages.table.quality import QcRules, enough, flagged, left_out, read_rules
 from hpc_isl.stages.table.segmented_plates import (
     BY,
     DUPLICATE,
@@ -59,12 +61,14 @@ class Form:
         normalise: none, negative_controls or plate, as in `profiles.normalised`; of wells alone.
         names: plain, or pycytominer: its names of columns; the key `format`.
         exclude: a list of fields to leave out, as `exclusion.read_exclusions` reads it.
+        qc: rules of quality, as `quality.read_rules` reads them.
     """
 
     per: str = "well"
     normalise: str = "none"
     names: str = "plain"
     exclude: Path | None = None
+    qc: Path | None = None
 
     def check(self) -> None:
         """Raises `UserError` for what no table has."""
@@ -81,19 +85,20 @@ class Form:
 def table(
     run: Run, out: Path | None = None, per: str = "well", heat_maps: Sequence[str] | None = None,
     normalise: str = "none", names: str = "plain", exclude: Path | None = None,
+    qc: Path | None = None,
 ) -> TableFiles:  # fmt: skip
     """Writes the table, and heat maps of all plates into `pictures/` of the run.
 
     Args:
         out: a file, .csv or .parquet; None: `wells.csv`, `objects.csv`, … in the run folder.
-        per, normalise, names, exclude: as in `Form`.
+        per, normalise, names, exclude, qc: as in `Form`.
         heat_maps: count, a column of the table of wells that holds numbers, or a feature of objects, whose
             median is shown; None: count, and confluence of cells.
 
     Raises:
         UserError: the run is none of segment, or not done; no such form, ending or column.
     """
-    form = Form(per, normalise, names, exclude)
+    form = Form(per, normalise, names, exclude, qc)
     form.check()
     path = check_path(out or run.folder / f"{form.per}s.csv")
     return _write(run, segmented_plates(run), path, form, heat_maps)
@@ -111,7 +116,7 @@ def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
         UserError: as `table` does.
     """
     _check_per(per)
-    plates = segmented_plates(run)
+    plates, _, _ = _selected(run, segmented_plates(run), QcRules(), None)
     if per != "object":
         return rows_of(plates, per)
     with TemporaryDirectory() as folder:
@@ -128,12 +133,9 @@ def _check_per(per: str) -> None:
 def _write(
     run: Run, plates: Sequence[SegmentedPlate], path: Path, form: Form, heat_maps: Sequence[str] | None
 ) -> TableFiles:
-    notes: list[str] = []
-    if form.exclude is not None:
-        exclusions = read_exclusions(form.exclude, plates)
-        notes += warnings(plates, exclusions)
-        plates = [plate.without(exclusions) for plate in plates]
-    wells, per = rows_of(plates, "well"), form.per
+    rules = read_rules(form.qc)
+    plates, by_rule, notes = _selected(run, plates, rules, form.exclude)
+    wells, per = enough(rows_of(plates, "well"), rules), form.per
     columns = plate_maps.columns_of(heat_maps, wells)
     quality = profiles.assay_quality(wells)
     relative, about = profiles.normalised(wells, form.normalise)
@@ -155,8 +157,42 @@ def _write(
     if len(quality):
         made["assay quality"] = run.folder / "assay_quality.csv"
         write_rows(made["assay quality"], quality)
-    made |= plate_maps.draw(run, plates, wells, columns, f"{headline}.")
+    made |= _write_left_out(run, by_rule)
+    section = quality_section(plates, by_rule)
+    made |= plate_maps.draw(run, plates, wells, columns, [f"{headline}.", *notes], section)
     return TableFiles(headline, made, [*notes, *profiles.quality_lines(quality), *about])
+
+
+def _selected(
+    run: Run, plates: Sequence[SegmentedPlate], rules: QcRules, listed: Path | None
+) -> tuple[list[SegmentedPlate], dict[str, Exclusions], list[str]]:
+    """Returns the plates with flags and without the fields left out, these by rule, and what to know of them.
+
+    Args:
+        listed: a person's list of fields to leave out.
+    """
+    drift = run.folder / "drift.csv"
+    facts = pd.read_csv(drift, dtype={"plate": str, "well": str}) if drift.exists() else pd.DataFrame()
+    plates = [flagged(plate, rules, facts) for plate in plates]
+    by_rule = {f"exclude={listed.name}": read_exclusions(listed, plates)} if listed else {}
+    named = {place for own in by_rule.values() for place in own}
+    for rule, own in left_out(plates, rules).items():
+        if rest := {place: reason for place, reason in own.items() if place not in named}:
+            by_rule[rule] = rest
+    notes = [line for rule, own in by_rule.items() for line in warnings(plates, own, rule)]
+    everything = {place: reason for own in by_rule.values() for place, reason in own.items()}
+    return [plate.without(everything) if everything else plate for plate in plates], by_rule, notes
+
+
+def _write_left_out(run: Run, by_rule: Mapping[str, Exclusions]) -> dict[str, Path]:
+    """Writes `left_out_fields.csv`, which `exclude=` reads; none where no field is left out."""
+    path = run.folder / "left_out_fields.csv"
+    rows = [(*place, reason, rule) for rule, own in by_rule.items() for place, reason in own.items()]
+    if not rows:
+        path.unlink(missing_ok=True)  # of an earlier call
+        return {}
+    write_rows(path, pd.DataFrame(rows, columns=["plate", "well", "field", "reason", "rule"]))
+    return {f"{_plural(len(rows), 'field')} left out": path}
 
 
 def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:

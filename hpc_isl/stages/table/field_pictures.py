@@ -1,0 +1,112 @@
+"""Fields that were left out of a table, and a sample of those that were kept, for a person to look at."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_isl.errors import UserError
+from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.store import Index, open_plate, read_box
+from hpc_isl.seeds import stream
+from hpc_isl.stages.shared.pictures import INK, Html, join, picture, table, tag
+from hpc_isl.stages.table.exclusion import Exclusions
+from hpc_isl.stages.table.segmented_plates import SegmentedPlate
+
+LISTED = 200  # fields that a page lists; the CSV has all
+PICTURES = 12
+EDGE = 256  # pixels that a picture is drawn from, at least
+Place = tuple[str, str, str]
+"""(plate, well, field)."""
+
+
+def quality_section(plates: Sequence[SegmentedPlate], by_rule: Mapping[str, Exclusions]) -> Html:
+    """Returns the part of a page that shows what was left out, and a random sample of what was kept."""
+    out = [(place, rule, reason) for rule, own in by_rule.items() for place, reason in own.items()]
+    places = {place for place, _, _ in out}
+    kept = [place for plate in plates for place in _kept(plate) if place not in places]
+    chosen = stream(0, "kept", len(kept)).permutation(len(kept))[:PICTURES]
+    # As many of each rule: of a rule that leaves much out, few pictures tell all.
+    shown = _spread([[place for place, rule, _ in out if rule == name] for name in by_rule])
+    rules = {place: rule for place, rule, _ in out}
+    parts: list[object] = [tag("h2", "Fields that are left out, and some that are kept")]
+    if out:
+        lines = [(*place, rule, reason) for place, rule, reason in out[:LISTED]]
+        caption = f"{len(out):,} fields are left out; left_out_fields.csv has them all."
+        parts += _drawn(plates, {place: rules[place] for place in shown}, "Fields that are left out.")
+        parts.append(table(("plate", "well", "field", "rule", "reason"), lines, caption))
+    else:
+        parts.append(tag("p", "No field is left out."))
+    sample = {kept[number]: "" for number in sorted(chosen)}
+    parts += _drawn(plates, sample, f"A random sample of the {len(kept):,} fields that are kept.")
+    return join(parts)
+
+
+def _kept(plate: SegmentedPlate) -> list[Place]:
+    whole = plate.images[plate.images.problem == ""]
+    return list(dict.fromkeys((plate.name, *place) for place in zip(whole.well, whole.field, strict=True)))
+
+
+def _spread(groups: Sequence[Sequence[Place]]) -> list[Place]:
+    """Returns up to as many places as are drawn, the first of each group first."""
+    longest = max(map(len, groups), default=0)
+    turns = [group[turn] for turn in range(longest) for group in groups if turn < len(group)]
+    return turns[:PICTURES]
+
+
+def _drawn(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption: str) -> list[Html]:
+    """Returns a picture of these fields; none of those whose plate has gone."""
+    from matplotlib.figure import Figure
+
+    known = {plate.name: plate for plate in plates}
+    indices = {name: _opened(known[name]) for name in dict.fromkeys(place[0] for place in texts)}
+    images = {}
+    for place in texts:
+        index = indices[place[0]]
+        if index is not None and (pixels := _pixels(known[place[0]], index, place)) is not None:
+            images[place] = pixels
+    if not images:
+        return [tag("p", f"{caption} The plates are not where they were: no pictures.")] if texts else []
+    across = min(6, len(images))
+    down = -(-len(images) // across)
+    figure = Figure(figsize=(2.1 * across, 2.35 * down), layout="constrained", dpi=110)
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (place, pixels) in zip(axes, images.items(), strict=False):
+        low, high = np.percentile(pixels, [0.5, 99.5])
+        axis.imshow(pixels, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+        title = f"{place[0]} {place[1]}/{place[2]}\n{texts[place]}".strip().replace("_", " ")
+        axis.set_title(title, fontsize=7, color=INK, loc="left")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", facecolor="white")
+    return [picture(png.getvalue(), caption, caption)]
+
+
+def _opened(plate: SegmentedPlate) -> Index | None:
+    try:
+        return open_plate(plate.path)
+    except UserError:
+        return None
+
+
+def _pixels(plate: SegmentedPlate, index: Index, place: Place) -> NDArray[np.float32] | None:
+    """Returns the middle plane of a field's shown channel (y, x), small; None: it cannot be read."""
+    images = plate.images
+    own = images[(images.well == place[1]) & (images.field == place[2])].iloc[0]
+    key = FieldKey(place[1], place[2], int(own.acquisition))
+    try:
+        channel = index.channel(plate.shown) if plate.shown else 0
+        field, planes = index.field(key), index.planes(key, channel, int(own.time))
+        if not planes:
+            return None
+        level = max(n for n in range(index.levels(key)) if n == 0 or max(field.shape[-2:]) >> n >= EDGE)
+        y, x = (slice(0, -(-length // 2**level)) for length in field.shape[-2:])
+        middle = [planes[len(planes) // 2]]
+        stack = read_box(index.image(key), level, int(own.time), channel, middle, y, x)
+    except UserError:
+        return None
+    return np.asarray(stack[0], np.float32)
