@@ -182,13 +182,13 @@ def sharpness(plane: NDArray[Any]) -> tuple[float, float]:
 
     D(h) is the mean square of f(x − h) − 2 f(x) + f(x + h) along both axes, in which shading, nearly a slope,
     plays no part. The noise in it is (16 D(1) − D(2)) / 15, for where structure is smooth the rest grows with
-    h⁴. Sharpness is the rest at 2 pixels over that at 16: the number of objects, brightness and noise play no
-    part in it. Contrast is the latter over the squared mean. Where nearly all of D(16) is noise there is no
-    structure that could be blurred, and sharpness is 1.
+    h⁴. Sharpness is the rest at 2 pixels over that at 8: the number of objects, brightness and noise play
+    little part in it. Contrast is the latter over the squared mean. Where nearly all of D(8) is noise there
+    is no structure that could be blurred, and sharpness is 1.
     """
     pixels = plane.astype(np.float32)
     mean = float(pixels.mean(dtype=np.float64))
-    near, fine, coarse = (_bend(pixels, apart) for apart in (1, 2, 16))
+    near, fine, coarse = (_bend(pixels, apart) for apart in (1, 2, 8))
     noise = max((16 * near - fine) / 15, 0.0)
     structure = coarse - noise
     contrast = max(structure, 0.0) / mean**2 if mean else 0.0

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
+from scipy.ndimage import gaussian_filter
 
-from hpc_isl.plates.statistics import Histogram, digest, edges, from_dict, measure, to_dict
+from hpc_isl.plates.statistics import Histogram, digest, edges, from_dict, measure, sharpness, to_dict
 
 DTYPES = ["uint8", "uint16", "int16", "uint32", "int32", "float32"]
 
@@ -162,3 +163,35 @@ def test_the_digest_depends_on_pixels_shape_and_type_but_not_on_the_order_of_byt
 def test_a_type_that_no_camera_writes_is_refused() -> None:
     with pytest.raises(ValueError, match="complex64"):
         measure(np.zeros((1, 1, 1, 4, 4), np.complex64))
+
+
+# ---------------------------------------------------------------- sharpness
+
+
+def discs(count: int, blur: float, noise: float = 12, shade: float = 0) -> np.ndarray:
+    """Discs of a radius of 6 pixels, blurred, under light that falls off, with a camera's noise."""
+    rng = np.random.default_rng(count)
+    rows, columns = np.mgrid[:256, :256]
+    image = np.zeros(rows.shape)
+    for place in rng.permutation(144)[:count]:
+        y, x = place // 12 * 21 + 12, place % 12 * 21 + 12
+        image[(rows - y) ** 2 + (columns - x) ** 2 < 36] = 400
+    light = (gaussian_filter(image, blur) + 1000) * (1 + shade * (columns / 255 - 0.5))
+    return (light + rng.normal(0, noise, image.shape)).round().astype(np.uint16)
+
+
+def test_sharpness_falls_with_blur_and_not_with_the_number_of_objects_light_or_noise() -> None:
+    usual, contrast = sharpness(discs(50, 0.8))
+    for alike in ((1,), (4,), (20,), (144,), (100, 12, 0.5), (8, 30), (8, 12, 0.5)):
+        count, *more = alike
+        assert sharpness(discs(count, 0.8, *more))[0] == pytest.approx(usual, rel=0.2), alike
+    for count in (30, 100):
+        assert sharpness(discs(count, 2))[0] < usual / 3
+        assert sharpness(discs(count, 4))[0] < usual / 5
+    assert sharpness(discs(4, 0.8))[1] < contrast / 5
+
+
+def test_where_there_is_no_structure_nothing_is_blurred() -> None:
+    assert sharpness(discs(0, 0, shade=0.5))[0] == 1
+    assert sharpness(np.full((64, 64), 7, np.uint8)) == (1, 0)
+    assert sharpness(np.zeros((4, 4), np.uint16)) == (1, 0)

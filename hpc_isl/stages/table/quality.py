@@ -34,8 +34,10 @@ ABOUT = {
 }  # fmt: skip
 FAR = 6.0  # robust standard deviations from which `drift.csv` calls a well unlike the training images
 LEAST_FIELDS = 8  # of a plate, below which it is not known what is usual
-DEVIATIONS = 4.0  # robust ones of the logarithm, and at least a factor of two, as the index of a plate has it
-STRUCTURE = 0.1  # of the contrast that is usual: a field of less shows too little to be called blurred
+# A field is blurred from so many robust standard deviations of the logarithm on, and at least this factor: of
+# a field in focus, one object or 144 change sharpness by 0.85 to 1.09; a blur of 2 pixels divides it by 4.
+DEVIATIONS, LEAST_FACTOR = 4.0, 3.0
+STRUCTURE = 0.03  # of the contrast that is usual: a field of less shows too little to be called blurred
 
 
 class QcRules(Strict):
@@ -124,7 +126,7 @@ def out_of_focus(images: pd.DataFrame) -> pd.Series[Any]:
             continue
         logs = np.log(usual.sharpness.clip(lower=1e-3))
         spread = 1.4826 * float(np.median(np.abs(logs - logs.median())))
-        limit = float(np.exp(logs.median() - max(DEVIATIONS * spread, np.log(2))))
+        limit = float(np.exp(logs.median() - max(DEVIATIONS * spread, np.log(LEAST_FACTOR))))
         own = (facts.sharpness < limit) & (facts.contrast > STRUCTURE * usual.contrast.median())
         blurred.loc[facts.index] = blurred.loc[facts.index].fillna(value=False) | own
     return blurred
