@@ -294,6 +294,14 @@ def test_fields_without_a_partner_are_kept_and_named(exports: tuple[Path, Path],
     said = "\n".join(plan(recipe(tmp_path / "P.zarr", exports[0], fewer)).messages)
     assert "fewer: 6 of 8 fields lie where one of live does" in said
     assert "fewer: without a partner in live: 2 (B05/1, B05/2)" in said
+    # Where the name is another field's in the first export, it gets one of its own.
+    lone = write_pass(tmp_path / "lone", [BRIGHTFIELD], wells=3, fields=1)
+    with pytest.raises(UserError, match="no field of live lies where one of lone does"):
+        plan(recipe(tmp_path / "P.zarr", lone, exports[0]))
+    three = write_pass(tmp_path / "three", [HOECHST], wells=3, fields=3, reverse=True)
+    said = "\n".join(plan(recipe(tmp_path / "P.zarr", exports[0], three)).messages)
+    assert "three: 6 of 9 fields lie where one of live does" in said
+    assert "three: without a partner in live: 3 (B02/3, B03/3, B04/3)" in said
 
 
 def test_pixels_of_another_size_and_one_folder_twice_are_refused(

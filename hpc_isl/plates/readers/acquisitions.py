@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count, product
+from itertools import chain, count, product
 from math import hypot, isclose
 
 from hpc_isl.errors import UserError
@@ -138,8 +138,8 @@ def _renamed(export: Export, partners: Mapping[FieldKey, FieldKey], first: Plate
         (f.key for f in export.plate.fields if f.key not in partners), key=lambda key: key.place
     ):
         numbered = (str(number) for number in count(1))
-        names = (name for name in (key.name, *numbered) if (key.well, name.lower()) not in used)
-        new[key] = next(names) if (key.well, key.name.lower()) in used else key.name
+        names = chain([key.name], numbered)
+        new[key] = next(name for name in names if (key.well, name.lower()) not in used)
         used.add((key.well, new[key].lower()))
     keys = {key: replace(key, name=name) for key, name in new.items()}
     fields = tuple(
