@@ -341,7 +341,7 @@ def test_a_channel_of_another_size_is_left_out_and_reported(tmp_path: Path, harm
     assert [left.kind for left in export.left_out] == ["channel of another size"]
     assert export.remarks == (
         "channel 'HOECHST 33342' has 12 × 16 pixels, the others 24 × 32: it is left out, for pixels are not "
-        "resampled unasked",
+        "resampled unasked; resample=true does it",
     )
 
 

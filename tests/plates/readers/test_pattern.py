@@ -578,7 +578,7 @@ def test_a_channel_of_another_size_is_left_out(images: Images) -> None:
     assert export.problems == ()
     assert export.remarks == (
         "channel 'DAPI' has 12 × 16 pixels, the others 24 × 32: it is left out, for pixels are not resampled "
-        "unasked",
+        "unasked; resample=true does it",
     )
 
 
