@@ -178,6 +178,11 @@ def test_every_key_of_convert_and_annotate_is_read(reads: Reads, tmp_path: Path)
     computed(convert, tmp_path, "R", f"source={source}", f"out={tmp_path}/R.zarr", regex, "on_error=skip")
     table = f"pattern={{table: {tmp_path}/table.csv}}"
     convert.plan(load("convert", None, [f"source={source}", f"out={tmp_path}/Q.zarr", table]))
+    second = tmp_path / "second"
+    second.mkdir()
+    tifffile.imwrite(second / "B02_1.tif", pixels)
+    both = f"source=[{source},{second}]"
+    convert.plan(load("convert", None, [both, f"out={tmp_path}/M.zarr", regex, "on_error=skip"]))
     assert keys_of("convert") - reads.keys == set()
 
     reads.keys.clear()

@@ -78,12 +78,13 @@ def read(recipe: ConvertRecipe) -> Export:
     Raises:
         UserError: there is no such folder, no known layout or several, or what the reader itself finds.
     """
-    exports = [_read_one(recipe, source) for source in recipe.sources]
+    sources = recipe.source if isinstance(recipe.source, list) else [recipe.source]
+    exports = [_read_one(recipe, source) for source in sources]
     export = exports[0]
     if len(exports) > 1:
-        names = [source.name for source in recipe.sources]
+        names = [source.name for source in sources]
         if len(set(names)) < len(names):
-            names = [str(source) for source in recipe.sources]
+            names = [str(source) for source in sources]
         export = acquisitions.merged(exports, names, recipe.match == "name", recipe.resample)
     return replace(export, plate=replace(export.plate, name=recipe.name)) if recipe.name else export
 
