@@ -48,7 +48,7 @@ HEAVY = {
 # inspect, validate, report and table submit nothing; status compares the labels of a segmentation
 DIRECT = ("report.stage", "table.stage", "segment.checks")
 ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
-PLATES = ("inspect", "set_metadata", "convert.receipt")
+PLATES = ("inspect", "set_metadata", "convert.receipt", "overview.stage")
 ALLOWED |= {("cli/setup_commands.py", f"hpc_isl.stages.{name}") for name in PLATES}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}

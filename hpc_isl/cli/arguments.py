@@ -116,6 +116,22 @@ def parse(commands: Mapping[str, Command], argv: list[str]) -> Namespace | None:
     return given
 
 
+def take_keys(given: Namespace, known: Mapping[str, str]) -> dict[str, str]:
+    """Returns the `key=value` of a call, and leaves its other words in `words`; `known`: key -> meaning.
+
+    Raises:
+        UserError: a key that the verb does not have, or one without a value.
+    """
+    keys = dict(word.split("=", 1) for word in given.words if "=" in word)
+    for key, value in keys.items():
+        if key not in known:
+            raise UserError(f"{given.verb} {key}=: no such key; {nearest(key, known)}")
+        if not value:
+            raise UserError(f"{given.verb} {key}=: a value is missing; {key} is {known[key].split(';')[0]}")
+    given.words = [word for word in given.words if "=" not in word]
+    return keys
+
+
 def program() -> str:
     """Returns the command by which the user has called this program."""
     return "hpc-isl" if Path(sys.argv[0]).name == "hpc-isl" else "python -m hpc_isl.submit"

@@ -9,8 +9,19 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_isl.cli.arguments import DRY_RUN, ROOT, SITE, command, console, log, option, program, run_folders
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.cli.arguments import (
+    DRY_RUN,
+    ROOT,
+    SITE,
+    command,
+    console,
+    log,
+    option,
+    program,
+    run_folders,
+    take_keys,
+)
+from hpc_isl.errors import UserError
 
 if TYPE_CHECKING:
     from hpc_isl.run import Run
@@ -288,13 +299,7 @@ TABLE_KEYS = {
 )  # fmt: skip
 def table(given: Namespace) -> int:
     """Writes a table of all plates of a run of segment, joined with their plate maps, and heat maps."""
-    keys = dict(word.split("=", 1) for word in given.words if "=" in word)
-    for key, value in keys.items():
-        if key not in TABLE_KEYS:
-            raise UserError(f"table {key}=: no such key; {nearest(key, TABLE_KEYS)}")
-        if not value:
-            raise UserError(f"table {key}=: a value is missing; {key} is {TABLE_KEYS[key].split(';')[0]}")
-    given.words = [word for word in given.words if "=" not in word]
+    keys = take_keys(given, TABLE_KEYS)
     run = _one_run(given)
     from hpc_isl.cluster.run_folder import uses
     from hpc_isl.stages.table.stage import table

@@ -24,6 +24,7 @@ COMMANDS: dict[str, Command] = {
     "site": setup_commands.site,
     "doctor": setup_commands.doctor,
     "inspect": setup_commands.inspect,
+    "overview": setup_commands.overview,
     "validate": setup_commands.validate,
     "set": setup_commands.set_metadata,
     "status": commands.status,

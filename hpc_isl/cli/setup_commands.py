@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from hpc_isl.cli.arguments import DRY_RUN, ROOT, SITE, command, log, option, program, run_folders
+from hpc_isl.cli.arguments import DRY_RUN, ROOT, SITE, command, log, option, program, run_folders, take_keys
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.metadata_changes import SETTABLE
 
@@ -217,4 +217,39 @@ def set_metadata(given: Namespace) -> int:
     if not given.dry_run:
         index = edit.apply()
         log(f"{index.path}: done, fingerprint {index.fingerprint}")
+    return 0
+
+
+OVERVIEW_KEYS = {
+    "out": "the page; default PLATE_overview.html here, and PLATE_overview.png beside it",
+    "wells": "whose images are shown, as in B03,C04 or B03/1; default all. Heat maps show all wells",
+    "channels": "that are shown, as in Brightfield,DAPI; default all",
+}
+
+
+@command(
+    "a page with thumbnails and heat maps of a plate", "PLATE.zarr [key=value …]", "P01.zarr wells=B03,B04",
+    keys=OVERVIEW_KEYS,
+)  # fmt: skip
+def overview(given: Namespace) -> int:
+    """Writes one page about a plate, to be opened in any browser, and the same as a picture.
+
+    Thumbnails of all fields by well and channel, of which a click shows one larger; heat maps of focus,
+    intensity, saturated, empty and blurred fields, and of missing planes.
+    """
+    keys = take_keys(given, OVERVIEW_KEYS)
+    plates = _plates(given)
+    if len(plates) > 1:
+        raise UserError(f"overview: name one plate, as in {program()} overview P01.zarr")
+    from hpc_isl.stages.overview.stage import overview
+
+    lists = {
+        key: [name.strip() for name in keys.get(key, "").split(",") if name.strip()]
+        for key in ("wells", "channels")
+    }
+    made = overview(plates[0], Path(keys["out"]).expanduser() if "out" in keys else None, **lists)
+    log("\n".join(made.headline))
+    megabytes = made.page.stat().st_size / 1e6
+    log(f"  page     {made.page}: {megabytes:.1f} MB, {made.fields} fields of {made.edge} pixels")
+    log(f"  picture  {made.picture}")
     return 0

@@ -92,7 +92,7 @@ OPTIONS = {
     "segment": "--site --name --dry-run --time --wait --after --verify",
     "sweep": "--site --name --dry-run --time --wait --after --update",
     "chain": "--site --name --dry-run --time --wait --after",
-    "site": "--out --slurm-conf", "doctor": "--site --patience", "inspect": "", "validate": "--deep",
+    "site": "--out --slurm-conf", "doctor": "--site --patience", "inspect": "", "overview": "", "validate": "--deep",
     "set": "--dry-run --root --site", "status": "--root --site --json",
     "logs": "--root --site -f --follow --rank", "cancel": "--root --site",
     "resume": "--root --site --wait --after", "retry": "--root --site --wait",

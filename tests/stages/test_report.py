@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import seen
 from made_up_sweep import START, Shape, label_plate, made_up_sweep
 from PIL import Image
 
@@ -622,52 +620,29 @@ def test_an_element_whose_table_is_torn_is_missing_and_not_the_end(tmp_path: Pat
 
 # ---------------------------------------------------------------- in a browser
 
-PROBE = """<script>
+PROBE = """(() => {
 const all = [...document.querySelectorAll("body > *, section > *")];
 const blocks = all.filter(e => !["SECTION", "SCRIPT"].includes(e.tagName));
 const boxes = blocks.map(e => e.getBoundingClientRect());
-document.title = JSON.stringify({
+return {
   images: document.images.length,
   decoded: [...document.images].filter(i => i.complete && i.naturalWidth > 100).length,
   asked: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length,
   wide: document.documentElement.scrollWidth - window.innerWidth,
   overlaps: boxes.filter((b, i) => i && b.top < boxes[i - 1].bottom - 1).length,
   blocks: blocks.length,
-});
-</script></body>"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None and os.environ.get("HPC_ISL_NEEDS_BROWSER") == "1":
-        pytest.fail("a browser is needed here, and chromium is missing")
-    if found is None:
-        pytest.skip("needs a browser: apt install chromium")
-    return found
+}})()"""
 
 
 @pytest.mark.parametrize("width", [1000, 1600])
 def test_a_browser_without_network_shows_every_picture_and_nothing_overlaps(
-    whole: tuple[Run, Report], browser: str, tmp_path: Path, width: int
+    whole: tuple[Run, Report], tmp_path: Path, width: int
 ) -> None:
-    page = tmp_path / "page.html"
-    page.write_text(whole[1].page.read_text().replace("</body>", PROBE))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1200", "--dump-dom"]
-    options += ["--disable-dev-shm-usage", "--enable-logging=stderr"]
-    done = subprocess.run(
-        [browser, *options, page.as_uri()], capture_output=True, text=True, timeout=300, check=True
-    )
-    shown = done.stdout
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    title = re.search(r"<title>(.*?)</title>", shown, re.DOTALL)
-    assert title is not None
-    seen = json.loads(title[1])
-    assert seen["images"] == seen["decoded"] == 6
-    assert seen["blocks"] > 20
-    assert (seen["asked"], seen["overlaps"]) == (0, 0)
-    assert seen["wide"] <= 0
+    found = seen(whole[1].page, PROBE, tmp_path, width)
+    assert found["images"] == found["decoded"] == 6
+    assert found["blocks"] > 20
+    assert (found["asked"], found["overlaps"]) == (0, 0)
+    assert found["wide"] <= 0
 
 
 def test_heights_and_starts_of_boxes_left_out_have_a_section(tmp_path: Path, plate: Index) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
-from hpc_isl.stages.table.heat_maps import MISSING, PlateValues, draw_plates
+from hpc_isl.stages.shared.heat_maps import MISSING, PlateValues, draw_plates
 from hpc_isl.stages.table.plate_maps import agreement, draw_agreement
 from hpc_isl.stages.table.stage import after_segmenting, table
 

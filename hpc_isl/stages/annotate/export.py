@@ -31,6 +31,7 @@ from hpc_isl.stages.annotate.export_manifest import (
 )
 from hpc_isl.stages.annotate.label_files import COLUMNS, chosen, raise_together
 from hpc_isl.stages.shared.following import word
+from hpc_isl.stages.shared.shown_plane import shown_plane
 
 IMAGEJ = ("uint8", "uint16", "float32")
 README_NAME = "README.txt"
@@ -170,17 +171,11 @@ def _export_field(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, fol
 
 def _channels(index: store.Index, key: FieldKey) -> tuple[list[str], NDArray[Any]]:
     """Returns names and pixels (c, y, x) of the channels of a field that were imaged at its first time."""
-    images = {}
-    for number, channel in enumerate(index.plate.channels):
-        facts = index.statistics[key].planes.items()
-        focus = {z: fact.focus for (t, c, z), fact in facts if (t, c) == (0, number)}
-        if not focus:
-            continue
-        # Of equally sharp planes the lowest, so that two exports are the same.
-        sharpest = min(focus, key=lambda z: (-focus[z], z))
-        planes = sorted(focus) if channel.fluorescent else [sharpest]
-        stack = store.read_box(index.image(key), 0, 0, number, planes, slice(None), slice(None))
-        images[channel.name] = stack.max(0)
+    images = {
+        channel.name: pixels
+        for number, channel in enumerate(index.plate.channels)
+        if (pixels := shown_plane(index, key, number)) is not None
+    }
     return list(images), np.stack(list(images.values()))
 
 

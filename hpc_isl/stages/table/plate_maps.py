@@ -16,8 +16,8 @@ from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
+from hpc_isl.stages.shared.heat_maps import DPI, HeatMap, PlateValues, draw_plates, page_of
 from hpc_isl.stages.shared.pictures import INK, Html, save
-from hpc_isl.stages.table.heat_maps import DPI, HeatMap, PlateValues, draw_plates, page_of
 from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS, SegmentedPlate
 
 COUNT = "objects"

@@ -1,4 +1,4 @@
-"""Plates as heat maps: as pictures, and in one page that works offline."""
+"""Plates as heat maps: as pictures, and in pages that work offline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DPI = 150
 COLORS = "viridis"
 MISSING = "#e3e3e3"
 PARTIAL = "#d62728"  # edge of wells of which fields failed
-FROM_ZERO = ("objects", "objects / mm²", "share of the area")  # units
+FROM_ZERO = ("objects", "objects / mm²", "share of the area", "fields", "planes")  # units
 NUMBERED = 96  # wells: of more there is no room for numbers
 WELL = {6: 1.0, 12: 0.9, 24: 0.75, 48: 0.65, 96: 0.5, 384: 0.27}  # inches by wells of a plate
 MOST = 900  # CSS pixels that a plate of many wells is wide
@@ -29,6 +29,7 @@ EDGES = {6: 64, 12: 60, 24: 52, 48: 44, 96: 34, 384: 20}  # CSS pixels of a well
 STYLE = """
 .plates { display: flex; flex-wrap: wrap; gap: 1.2rem 2rem; margin: .8rem 0 }
 .plates figure { margin: 0 } .plates figcaption { font-weight: 600; padding-bottom: .15rem }
+.plates figure { max-width: 100% } .plates svg, svg.scale { max-width: 100%; height: auto }
 svg text { font-family: inherit; fill: #333 } svg rect.well:hover { stroke: #000; stroke-width: 2 }
 """
 
@@ -76,7 +77,7 @@ def draw_plates(plates: Sequence[PlateValues], title: str, unit: str, path: Path
     for axis in grid[len(plates) :]:
         axis.set_axis_off()
     for axis, plate in zip(grid, plates, strict=False):
-        _draw_plate(axis, plate, scale)
+        draw_plate(axis, plate, scale)
     figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
     if any(plate.partial for plate in plates):
         note = "red edge: fields of the well failed"
@@ -93,11 +94,18 @@ def limits(plates: Sequence[PlateValues], unit: str) -> tuple[float, float]:
     """Returns the lowest and the highest value of all plates; amounts of objects begin at 0."""
     known = [value for plate in plates for value in plate.known.values()]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    low = min(low, 0.0) if unit in FROM_ZERO else low
+    if unit in FROM_ZERO:
+        return min(low, 0.0), high if high > 0 else 1.0
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _draw_plate(axis: Axes, plate: PlateValues, scale: Any) -> None:
+def draw_plate(axis: Axes, plate: PlateValues, scale: Any, numbered: bool = True) -> None:
+    """Draws the wells of one plate.
+
+    Args:
+        scale: turns values into colours, a `matplotlib.cm.ScalarMappable`.
+        numbered: with the values, where wells are few.
+    """
     from matplotlib.collections import PatchCollection
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
@@ -113,7 +121,7 @@ def _draw_plate(axis: Axes, plate: PlateValues, scale: Any) -> None:
     squares = [Rectangle((x - 0.46, y - 0.46), 0.92, 0.92) for x, y in wells.values()]
     widths = [1.2 if well in plate.partial else 0 for well in wells]
     axis.add_collection(PatchCollection(squares, facecolors=colors, edgecolors=PARTIAL, linewidths=widths))
-    if len(wells) <= NUMBERED:
+    if numbered and len(wells) <= NUMBERED:
         style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5}
         for (well, (x, y)), color in zip(wells.items(), colors, strict=True):
             if well in known:
@@ -193,18 +201,23 @@ def page_of(
             "fields failed.", class_="about"),
         tag("div", *[tag("p", line) for line in headline], class_="headline"),
     ]  # fmt: skip
-    for heat_map in heat_maps:
-        scale = limits(heat_map.plates, heat_map.unit)
-        plates = [
-            _plate(plate, texts, scale, heat_map.title)
-            for plate, texts in zip(heat_map.plates, hover, strict=True)
-        ]
-        drawn = [_color_bar(*scale, heat_map.unit), tag("div", *plates, class_="plates")]
-        parts.append(tag("section", tag("h2", heat_map.title), tag("p", heat_map.about), *drawn))
+    parts += [tag("section", tag("h2", one.title), *drawn(one, hover)) for one in heat_maps]
     if agreement is not None:
         png, caption = agreement
         parts += [tag("h2", "Compared with the reference labels"), picture(png, caption, caption, 480)]
     return page(f"{name}: plates", join([*parts, section]))
+
+
+def drawn(heat_map: HeatMap, hover: Sequence[Mapping[str, str]]) -> Iterator[Html]:
+    """Yields what a heat map shows, its scale of colours and its plates; `hover` as `page_of` takes it."""
+    scale = limits(heat_map.plates, heat_map.unit)
+    plates = [
+        _plate(plate, texts, scale, heat_map.title)
+        for plate, texts in zip(heat_map.plates, hover, strict=True)
+    ]
+    yield tag("p", heat_map.about)
+    yield _color_bar(*scale, heat_map.unit)
+    yield tag("div", *plates, class_="plates")
 
 
 def _plate(plate: PlateValues, texts: Mapping[str, str], scale: tuple[float, float], title: str) -> Html:
@@ -258,8 +271,12 @@ def _color_bar(low: float, high: float, unit: str) -> Html:
     ticks = [float(value) for value in MaxNLocator(4).tick_values(low, high) if low <= value <= high]
     parts += [_text(f"{value:g}", LEFT + 256 * (value - low) / (high - low), 28) for value in ticks]
     parts.append(tag("text", unit, x=LEFT + 272, y=13, **{"font-size": 13}))
-    attributes = {"role": "img", "aria-label": f"colours from {short(low)} to {short(high)} {unit}"}
-    return tag("svg", *parts, width=LEFT + 272 + 260, height=34, **attributes)
+    width = LEFT + 272 + 160
+    attributes = {
+        "role": "img", "aria-label": f"colours from {short(low)} to {short(high)} {unit}",
+        "viewBox": f"0 0 {width} 34", "class": "scale",
+    }  # fmt: skip
+    return tag("svg", *parts, width=width, height=34, **attributes)
 
 
 def _color(place: float) -> tuple[float, float, float]:

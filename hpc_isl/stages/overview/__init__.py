@@ -1,0 +1,1 @@
+"""overview: one page about a plate, with thumbnails and heat maps."""

@@ -1,0 +1,115 @@
+"""The verb `overview`: a look at a plate, as one page that needs no server and as one picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_isl.errors import UserError
+from hpc_isl.files import write_atomic
+from hpc_isl.plates.plate import FieldKey, doubtful_size
+from hpc_isl.plates.store import Index, open_plate
+from hpc_isl.stages.overview import figures
+from hpc_isl.stages.overview.figures import FieldFigures
+from hpc_isl.stages.overview.mosaics import contrast, mosaics
+from hpc_isl.stages.overview.page import Sheet, WellText, draw, page_of
+
+MOST_LINES = 6  # problems that the page names
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What was made: paths of the page and the picture, and the edge of a field in the page, in pixels."""
+
+    page: Path
+    picture: Path
+    headline: tuple[str, ...]
+    edge: int
+    fields: int
+
+
+def overview(
+    path: Path, out: Path | None = None, wells: Sequence[str] = (), channels: Sequence[str] = ()
+) -> Overview:
+    """Writes the page and, beside it, the picture; pixels are read from low levels of the pyramid.
+
+    Args:
+        out: the page, .html; None: PLATE_overview.html in the current folder.
+        wells: whose fields are shown; none: all. Heat maps are of all wells.
+        channels: that are shown; none: all.
+
+    Raises:
+        UserError: no such plate, well or channel, or a file that cannot be written.
+    """
+    index = open_plate(path)
+    plate, names = index.plate, [channel.name for channel in index.plate.channels]
+    page = out or Path(f"{path.name.removesuffix('.zarr') or plate.name}_overview.html")
+    if page.suffix != ".html":
+        raise UserError(f"out={page}: the page is a file that ends in .html")
+    numbers = [index.channel(name) for name in channels] or list(range(len(names)))
+    chosen = plate.choose(wells) if wells else {field.key for field in plate.fields}
+    shown: dict[str, list[FieldKey]] = {}
+    for field in plate.fields:
+        if field.key in chosen:
+            shown.setdefault(field.key.well, []).append(field.key)
+    known = figures.field_figures(index)
+    maps = list(figures.heat_maps(index, known, [names[number] for number in numbers]))
+    pictures = mosaics(index, shown, numbers)
+    every = [key for keys in shown.values() for key in keys]
+    sheets = [
+        Sheet(names[n], _about(index, every, n), {well: pictures[well, n] for well in shown}) for n in numbers
+    ]
+    texts = {well: _text(index, well, keys, known) for well, keys in shown.items()}
+    headline = tuple(_headline(index, known))
+    html = page_of(plate.name, headline, sheets, texts, maps, figures.hover(index, known))
+    picture = page.with_suffix(".png")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(page, html, durable=False)
+        draw(plate.name, sheets, maps, picture)
+    except OSError as error:
+        raise UserError(f"out={page}: cannot be written: {error.strerror or error}") from None
+    edge = next(iter(pictures.values())).edge
+    return Overview(page, picture, headline, edge, len(every))
+
+
+def _about(index: Index, keys: Sequence[FieldKey], number: int) -> str:
+    channel = index.plate.channels[number]
+    low, high = contrast(index, keys, number)
+    plane = "the brightest of all planes at each pixel" if channel.fluorescent else "the sharpest plane"
+    imaged = sum(any(c == number for _, c, _ in index.statistics[key].planes) for key in keys)
+    lacking = "" if imaged == len(keys) else f" Of {len(keys) - imaged} fields it was not imaged: grey."
+    return (
+        f"{plane.capitalize()}, first time; counts {low:,.0f} (black) to {high:,.0f} (white) in every "
+        f"field.{lacking}"
+    )
+
+
+def _text(index: Index, well: str, keys: Sequence[FieldKey], known: dict[FieldKey, FieldFigures]) -> WellText:
+    fields = [(key.image, figures.oddities(known[key]), figures.caption(known[key])) for key in keys]
+    return WellText(figures.plate_map_lines(index, well), fields)
+
+
+def _headline(index: Index, known: dict[FieldKey, FieldFigures]) -> list[str]:
+    """Returns what a person should know of the plate, in a few sentences."""
+    plate = index.plate
+    shapes = Counter(field.shape for field in plate.fields).most_common()
+    t, c, z, y, x = shapes[0][0]
+    others = f" ({len(shapes) - 1} other shapes)" if len(shapes) > 1 else ""
+    size = f"pixels of {plate.pixel_um:g} µm" if plate.pixel_um else "pixels of unknown size"
+    lines = [
+        f"{len(plate.fields)} fields in {len(plate.wells)} wells; times {t}, channels {c}, planes {z}, "
+        f"{y} × {x} pixels{others}; {size}."
+    ]
+    odd = {kind: sum(kind in figure.flags for figure in known.values()) for kind in figures.ODD}
+    counts = [f"{figures.ODD[kind][0].lower()}: {count}" for kind, count in odd.items()]
+    missing = sum(figure.missing for figure in known.values())
+    lines.append(f"{'; '.join(counts)}; missing planes: {missing}.".capitalize())
+    lines += filter(None, [doubtful_size(plate)])
+    left = [f"{key}: {text}" for key, text, _ in index.problems]
+    more = f" … and {len(left) - MOST_LINES} more (inspect lists them)" if len(left) > MOST_LINES else ""
+    if left:
+        lines.append(f"Left out or incomplete: {'; '.join(left[:MOST_LINES])}{more}.")
+    return lines
