@@ -22,7 +22,7 @@ PYTEST :=
 help:
 	@echo "make demo          a synthetic plate -> OME-Zarr -> pretrained model -> segmentation from one field -> every nucleus, in demo/"
 	@echo "make test          lint, types, spelling, tests"
-	@echo "make peers         plates written by ngio, ome-zarr-py and iohub through every verb; installs these, each in its environment"
+	@echo "make peers         plates written by ngio, ome-zarr-py and iohub through every verb, and exports read by other libraries; installs these"
 	@echo "make slurm-test    the tests that need a real Slurm; they bring up their own"
 	@echo "make slurm-start   a real Slurm of two nodes on this machine, to use with --site testcluster"
 	@echo "make slurm-stop    end it, and remove all of it"
@@ -87,6 +87,8 @@ peers: setup
 	for peer in ngio==1.1.3 ome-zarr==0.18.0 iohub==0.3.11; do \
 		$(BIN)/uv venv --quiet --allow-existing --python $(PEER_PYTHON) .peers/$${peer%%==*} && \
 		$(BIN)/uv pip install --quiet --python .peers/$${peer%%==*}/bin/python $$peer || exit 1; done
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .peers/shapely
+	$(BIN)/uv pip install --quiet --python .peers/shapely/bin/python shapely==2.2.0 geojson==3.3.0
 	HPC_ISL_PEERS=.peers $(BIN)/pytest tests/peers $(PYTEST)
 
 slurm-test: setup

@@ -50,6 +50,7 @@ DIRECT = ("report.stage", "table.stage", "segment.checks")
 ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
 PLATES = ("inspect", "set_metadata", "convert.receipt", "overview.stage")
 ALLOWED |= {("cli/setup_commands.py", f"hpc_isl.stages.{name}") for name in PLATES}
+ALLOWED |= {("cli/export_command.py", f"hpc_isl.stages.export.{name}") for name in ("labels", "model")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
 DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "processes")}

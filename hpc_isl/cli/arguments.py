@@ -132,6 +132,24 @@ def take_keys(given: Namespace, known: Mapping[str, str]) -> dict[str, str]:
     return keys
 
 
+def names_in(text: str) -> list[str]:
+    """Returns the names in `A,B C` or in a list of YAML, as `[A, "B, C"]`.
+
+    Raises:
+        UserError: a list that YAML cannot read.
+    """
+    if text.startswith("["):
+        from yaml import YAMLError
+
+        from hpc_isl.recipes.strict import value_of, written
+
+        try:
+            return [entry if isinstance(entry, str) else written(entry) for entry in value_of(text)]
+        except YAMLError:
+            raise UserError(f"{text}: is no list; write it as in [B03/1, D07]") from None
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def program() -> str:
     """Returns the command by which the user has called this program."""
     return "hpc-isl" if Path(sys.argv[0]).name == "hpc-isl" else "python -m hpc_isl.submit"

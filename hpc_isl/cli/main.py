@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hpc_isl
-from hpc_isl.cli import commands, setup_commands
+from hpc_isl.cli import commands, export_command, setup_commands
 from hpc_isl.cli.arguments import Command, console, log, option, parse, program, silence
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.stages.stage_table import STAGES
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "retry": commands.retry,
     "remove": commands.remove,
     "report": commands.report,
+    "export": export_command.export,
     "table": commands.table,
     "sync": commands.sync,
     "ui": commands.ui,

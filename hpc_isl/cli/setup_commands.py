@@ -9,7 +9,18 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from hpc_isl.cli.arguments import DRY_RUN, ROOT, SITE, command, log, option, program, run_folders, take_keys
+from hpc_isl.cli.arguments import (
+    DRY_RUN,
+    ROOT,
+    SITE,
+    command,
+    log,
+    names_in,
+    option,
+    program,
+    run_folders,
+    take_keys,
+)
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.metadata_changes import SETTABLE
 
@@ -243,10 +254,7 @@ def overview(given: Namespace) -> int:
         raise UserError(f"overview: name one plate, as in {program()} overview P01.zarr")
     from hpc_isl.stages.overview.stage import overview
 
-    lists = {
-        key: [name.strip() for name in keys.get(key, "").split(",") if name.strip()]
-        for key in ("wells", "channels")
-    }
+    lists = {key: names_in(keys.get(key, "")) for key in ("wells", "channels")}
     made = overview(plates[0], Path(keys["out"]).expanduser() if "out" in keys else None, **lists)
     log("\n".join(made.headline))
     megabytes = made.page.stat().st_size / 1e6

@@ -1,0 +1,1 @@
+"""export: labels and models for other programs."""
