@@ -89,6 +89,11 @@ peers: setup
 		$(BIN)/uv pip install --quiet --python .peers/$${peer%%==*}/bin/python $$peer || exit 1; done
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .peers/shapely
 	$(BIN)/uv pip install --quiet --python .peers/shapely/bin/python shapely==2.2.0 geojson==3.3.0
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .peers/bioimageio
+	$(BIN)/uv pip install --quiet --python .peers/bioimageio/bin/python bioimageio.core==0.11.0 bioimageio.spec==0.5.12.0 \
+		onnx==1.23.2 onnxruntime==1.32.0 'pydantic<2.13' numpy==$$($(BIN)/python -c 'import numpy; print(numpy.__version__)')
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$(.peers/bioimageio/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	HPC_ISL_PEERS=.peers $(BIN)/pytest tests/peers $(PYTEST)
 
 slurm-test: setup

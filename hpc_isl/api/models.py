@@ -20,8 +20,8 @@ from hpc_isl.learning.network.contract import PROGRAM, Contract, read_contract
 from hpc_isl.learning.network.model import load
 from hpc_isl.objects.draft_labels import drop_small
 from hpc_isl.objects.types import Labels
-from hpc_isl.stages.segment.models import model_run
 from hpc_isl.stages.shared.decoding import decode, rule_of
+from hpc_isl.stages.shared.following import model_run
 from hpc_isl.stages.shared.program import predict
 
 

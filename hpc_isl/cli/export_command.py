@@ -5,34 +5,48 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from hpc_isl.cli.arguments import command, log, names_in, program, take_keys
-from hpc_isl.errors import UserError
+from hpc_isl.cli.arguments import ROOT, SITE, command, log, names_in, program, run_folders, take_keys
+from hpc_isl.errors import UserError, nearest
 
 KEYS = {
     "plate": "labels: the plate that holds them",
     "labels": "labels: their name on the plate",
     "fields": "labels: as in B03/1,C04 (C04: the whole well); default all that have them",
-    "format": "labels: geojson (QuPath) | roi (ImageJ); default geojson",
+    "model": "model: a run of pretrain or finetune; of a sweep its last element, `final`",
+    "format": "labels: geojson (QuPath) | roi (ImageJ), default geojson; model: onnx | bioimageio, default\n"
+    "                  onnx; both need pip install 'hpc-isl[onnx]'",
     "out": "a new folder",
 }
+NEEDED = {"labels": ("plate", "labels", "out"), "model": ("model", "out")}
 
 
 @command(
-    "labels as outlines for QuPath or ImageJ", "labels key=value …",
-    "labels plate=P01.zarr labels=nuclei out=outlines/", keys=KEYS,
+    "labels as outlines for QuPath or ImageJ; models as ONNX or bioimage.io", "{labels | model} key=value …",
+    "labels plate=P01.zarr labels=nuclei out=outlines/", ROOT, SITE, keys=KEYS,
 )  # fmt: skip
 def export(given: Namespace) -> int:
-    """Writes objects of a plate as outlines for other programs, a file for each field.
+    """Writes what other programs read: `labels`, objects of a plate as outlines, a file for each field, or
+    `model`, a network with its contract and its decoding.
 
     To lend labels for correction, and have them back, use annotate export.
     """
     keys = take_keys(given, KEYS)
-    if given.words != ["labels"]:
+    what = given.words or (["model"] if "model" in keys else [])
+    if len(what) != 1 or what[0] not in NEEDED:
         raise UserError(
-            f"export: say what, as in {program()} export labels plate=P01.zarr labels=nuclei out=outlines/"
+            f"export: say what, as in {program()} export labels plate=P01.zarr labels=nuclei out=outlines/, "
+            f"or {program()} export model=nuc format=onnx out=nuc/"
         )
-    if missing := [key for key in ("plate", "labels", "out") if key not in keys]:
-        raise UserError(f"export labels: {missing[0]}= must be given: {KEYS[missing[0]]}")
+    needed = NEEDED[what[0]]
+    if missing := [key for key in needed if key not in keys]:
+        raise UserError(f"export {what[0]}: {missing[0]}= must be given: {KEYS[missing[0]]}")
+    allowed = (*needed, "format", *(["fields"] if what == ["labels"] else []))
+    if beside := [key for key in keys if key not in allowed]:
+        raise UserError(f"export {what[0]}: {beside[0]}= means nothing here; {nearest(beside[0], allowed)}")
+    return _export_labels(keys) if what == ["labels"] else _export_model(keys, run_folders(given))
+
+
+def _export_labels(keys: dict[str, str]) -> int:
     from tqdm import tqdm
 
     from hpc_isl.stages.export.labels import export_labels
@@ -50,4 +64,16 @@ def export(given: Namespace) -> int:
     lacking = f"; {made.without} fields have no such labels" if made.without else ""
     log(f"{made.objects} objects of {made.fields} fields{lacking}")
     log(f"  outlines  {made.out}")
+    return 0
+
+
+def _export_model(keys: dict[str, str], roots: tuple[Path, ...]) -> int:
+    from hpc_isl.cluster.run_folder import folders
+
+    run = folders.find(keys["model"], *roots)  # first, for the imports take seconds
+    from hpc_isl.stages.export.model import export_model
+
+    made = export_model(run, Path(keys["out"]).expanduser(), keys.get("format", "onnx"))
+    log(f"onnxruntime differs from PyTorch by at most {made.difference:.1g} of a map's range")
+    log(f"  model     {made.out}")
     return 0

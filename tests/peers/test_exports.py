@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_screen import save_model
 
-from hpc_isl.plates.store import Index, write_labels
+import hpc_isl
+from hpc_isl.plates.store import Index, read_box, write_labels
 from hpc_isl.stages.export.labels import export_labels
 
 ENVIRONMENTS = os.environ.get("HPC_ISL_PEERS", "")
@@ -25,7 +27,7 @@ def checked(environment: str, script: str, *words: object) -> str:
     python = Path(ENVIRONMENTS).absolute() / environment / "bin" / "python"
     done = subprocess.run(
         [python, Path(__file__).with_name(script), *map(str, words)], capture_output=True, text=True,
-        timeout=300, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        timeout=300, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -45,3 +47,23 @@ def test_outlines_are_valid_geojson_and_hold_the_pixels_of_the_labels(
         "shapely", "check_geojson.py", tmp_path / "out" / "B02_1.geojson", tmp_path / "labels.npy"
     )
     assert found == "3\n"
+
+
+@pytest.mark.parametrize("kind", ["cells", "nuclei"])
+def test_onnx_and_bioimageio_find_the_objects_that_segment_finds(
+    kind: str, tmp_path: Path, write_stained_plate: Callable[..., Index]
+) -> None:
+    """Also where the field is no multiple of the stride; the package passes the test of bioimageio.core."""
+    index = write_stained_plate(tmp_path / "P01.zarr", wells=("B02",), size=160)
+    run = save_model(tmp_path / "runs" / "finetune" / kind, kind=kind, pixel_um=0.6)
+    [field] = hpc_isl.open_plate(index.path)
+    expected = hpc_isl.load_model(run.folder).segment(field)
+    image = read_box(field.path, 0, 0, 0, [0], slice(None), slice(None))
+    np.save(tmp_path / "image.npy", image)
+    checked("bioimageio", "check_model.py", run.folder, tmp_path / "image.npy", tmp_path / "out")
+    found = np.load(tmp_path / "out" / "found.npz")
+    assert len(np.unique(expected)) > 5
+    assert float(found["difference"]) < 1e-4
+    np.testing.assert_array_equal(found["onnx"], expected)
+    np.testing.assert_array_equal(found["bioimageio"], expected)
+    assert found["odd"].shape == (131, 157)

@@ -16,7 +16,7 @@ from hpc_isl.learning.network.contract import Contract, read_contract
 from hpc_isl.recipes.load import RECIPES
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.shared.following import FINAL
+from hpc_isl.stages.shared.following import model_run
 from hpc_isl.stages.shared.plate_views import resized_since
 
 MODELS = ("finetune", "pretrain")  # the stages that make one
@@ -116,18 +116,6 @@ def check_resized(recipe: SegmentRecipe, models: Models) -> None:
 
 def _model_hash(contract: Contract) -> str:
     return hashlib.sha256(json.dumps(contract.model_hash(), sort_keys=True).encode()).hexdigest()
-
-
-def model_run(folder: Path) -> Run:
-    """Returns the run whose model is meant: of a sweep its final element."""
-    run = Run(folder)
-    members = {member.name: member for member in run.elements()}
-    if members and FINAL not in members:
-        raise UserError(
-            f"model={folder.name}: this sweep has no element {FINAL!r}; name one of its elements, as in "
-            f"model={folder.name}/{next(iter(members))}"
-        )
-    return members.get(FINAL, run)
 
 
 def _contract(key: str, given: Path, folder: Path) -> Contract:

@@ -39,8 +39,9 @@ from hpc_isl.stages.segment.inputs import (
     SegmentInputs,
     segment_inputs,
 )
-from hpc_isl.stages.segment.models import check_resized, model_run, models_of
+from hpc_isl.stages.segment.models import check_resized, models_of
 from hpc_isl.stages.segment.overlap import mark_duplicates
+from hpc_isl.stages.shared.following import model_run
 from hpc_isl.stages.shared.plate_views import expanded
 from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after, net_like
 from hpc_isl.tasks import MemoryRequirement, Pool, Pools, Task, Workload

@@ -14,6 +14,7 @@ from hpc_isl.plates.store import Index, label_names, label_provenance
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.strict import written
+from hpc_isl.run import Run
 from hpc_isl.stages.shared.plate_views import PlateViews, load_plate_views
 
 SHOWN = 3  # fields to begin with
@@ -123,3 +124,15 @@ def after_finetuning(plates: Sequence[Path]) -> str:
     """Returns the command that segments whole plates with the model."""
     # The command line puts the name of the run in the place of {run}.
     return f"segment model={{run}} {word('plates', [str(path) for path in plates])}"
+
+
+def model_run(folder: Path) -> Run:
+    """Returns the run whose model is meant: of a sweep its final element."""
+    run = Run(folder)
+    members = {member.name: member for member in run.elements()}
+    if members and FINAL not in members:
+        raise UserError(
+            f"model={folder.name}: this sweep has no element {FINAL!r}; name one of its elements, as in "
+            f"model={folder.name}/{next(iter(members))}"
+        )
+    return members.get(FINAL, run)
