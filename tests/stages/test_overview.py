@@ -200,6 +200,17 @@ def test_a_wrong_word_is_named_with_what_would_be_right(
     assert message in capsys.readouterr().err
 
 
+def test_only_an_earlier_overview_is_replaced(plate: Index, tmp_path: Path) -> None:
+    page, picture = tmp_path / "a.html", tmp_path / "a.png"
+    picture.write_text("somebody's")
+    with pytest.raises(UserError, match=r"a.png exists and overview has not made it; choose another name"):
+        overview(plate.path, page, ["B02/1"])
+    assert (picture.read_text(), page.exists()) == ("somebody's", False)
+    picture.unlink()
+    overview(plate.path, page, ["B02/1"])
+    assert overview(plate.path, page, ["B03"]).fields == 3
+
+
 def test_a_plate_of_another_program_looks_the_same_and_is_left_alone(plate: Index, tmp_path: Path) -> None:
     other = write_other(plate, tmp_path / "theirs.zarr", version="0.4")
     with pytest.raises(UserError, match="measure it once, where it lies"):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
+MADE_BY = "UTC by overview"  # by which a later call knows its page
 MOST_SHEETS = 4  # channels in the picture
 CELL = {96: 96, 384: 56}  # pixels of a well in the picture, by wells of the plate
 STYLE = """
@@ -141,7 +142,7 @@ def page_of(
     parts: list[object] = [
         tag("style", Html(heat_maps.STYLE + STYLE)),
         tag("h1", f"Plate {name}"),
-        tag("p", f"Written {now()[:16].replace('T', ' ')} UTC by overview. Click a field to see it "
+        tag("p", f"Written {now()[:16].replace('T', ' ')} {MADE_BY}. Click a field to see it "
             "larger, in all channels; the arrow keys go on from there.", class_="about"),
         tag("div", *[tag("p", line) for line in headline], class_="headline"),
         tag("nav", tag("ol", *contents), **{"aria-label": "contents"}),

@@ -14,7 +14,7 @@ from hpc_isl.plates.store import Index, open_plate
 from hpc_isl.stages.overview import figures
 from hpc_isl.stages.overview.figures import FieldFigures
 from hpc_isl.stages.overview.mosaics import contrast, mosaics
-from hpc_isl.stages.overview.page import Sheet, WellText, draw, page_of
+from hpc_isl.stages.overview.page import MADE_BY, Sheet, WellText, draw, page_of
 
 MOST_LINES = 6  # problems that the page names
 
@@ -48,6 +48,8 @@ def overview(
     page = out or Path(f"{path.name.removesuffix('.zarr') or plate.name}_overview.html")
     if page.suffix != ".html":
         raise UserError(f"out={page}: the page is a file that ends in .html")
+    picture = page.with_suffix(".png")
+    _refuse_others(page, picture)
     numbers = [index.channel(name) for name in channels] or list(range(len(names)))
     chosen = plate.choose(wells) if wells else {field.key for field in plate.fields}
     shown: dict[str, list[FieldKey]] = {}
@@ -64,7 +66,6 @@ def overview(
     texts = {well: _text(index, well, keys, known) for well, keys in shown.items()}
     headline = tuple(_headline(index, known))
     html = page_of(plate.name, headline, sheets, texts, maps, figures.hover(index, known))
-    picture = page.with_suffix(".png")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(page, html, durable=False)
@@ -73,6 +74,13 @@ def overview(
         raise UserError(f"out={page}: cannot be written: {error.strerror or error}") from None
     edge = next(iter(pictures.values())).edge
     return Overview(page, picture, headline, edge, len(every))
+
+
+def _refuse_others(page: Path, picture: Path) -> None:
+    """Checks that nothing but an earlier overview would be replaced."""
+    ours = page.is_file() and MADE_BY.encode() in page.read_bytes()
+    if taken := [path for path in (page, picture) if path.exists() and not ours]:
+        raise UserError(f"out={page}: {taken[0]} exists and overview has not made it; choose another name")
 
 
 def _about(index: Index, keys: Sequence[FieldKey], number: int) -> str:
