@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DPI = 150
 MADE_BY = "UTC by overview"  # by which a later call knows its page
 MOST_SHEETS = 4  # channels in the picture
-CELL = {96: 96, 384: 56}  # pixels of a well in the picture, by wells of the plate
+SHEET = 975  # pixels that a sheet is wide in the picture, about
 STYLE = """
 .sheet { display: grid; gap: 2px; width: max-content; max-width: 100%; font-size: .72rem; color: #333;
   grid-template-columns: 1.6rem repeat(var(--columns), minmax(26px, var(--edge))) }
@@ -209,8 +209,7 @@ def draw(name: str, sheets: Sequence[Sheet], maps: Sequence[HeatMap], path: Path
     from matplotlib.figure import Figure
 
     shown = list(sheets[:MOST_SHEETS])
-    size = _cell(maps[0])
-    arrays = [_composed(sheet, size) for sheet in shown]
+    arrays = [_composed(sheet) for sheet in shown]
     width = 13.0
     each = width / min(len(shown), 2) if shown else width
     tall = sum(
@@ -224,7 +223,7 @@ def draw(name: str, sheets: Sequence[Sheet], maps: Sequence[HeatMap], path: Path
     ratios = [tall, deep * lines] if shown else [deep * lines]
     parts = figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
     if shown:
-        _draw_sheets(parts[0], shown, arrays, size)
+        _draw_sheets(parts[0], shown, arrays)
     grid = parts[-1].subplots(lines, 4, squeeze=False).ravel()
     for axis in grid[len(maps) :]:
         axis.set_axis_off()
@@ -233,15 +232,10 @@ def draw(name: str, sheets: Sequence[Sheet], maps: Sequence[HeatMap], path: Path
     save(figure, path, durable=False)
 
 
-def _cell(heat_map: HeatMap) -> int:
-    plate = heat_map.plates[0]
-    wells = len(plate.rows) * len(plate.columns)
-    return next((edge for most, edge in CELL.items() if wells <= most), 32)
-
-
-def _composed(sheet: Sheet, size: int) -> np.ndarray[Any, Any]:
+def _composed(sheet: Sheet) -> np.ndarray[Any, Any]:
     """Returns all wells in one picture (y, x), 255 where there is none."""
     rows, columns = _used(sheet)
+    size = max(32, min(SHEET // len(columns), max(one.across * one.edge for one in sheet.wells.values())))
     # Two fields side by side are half as high as wide.
     down = max(-(-len(mosaic.fields) // mosaic.across) / mosaic.across for mosaic in sheet.wells.values())
     height = round(size * down)
@@ -254,9 +248,7 @@ def _composed(sheet: Sheet, size: int) -> np.ndarray[Any, Any]:
     return canvas
 
 
-def _draw_sheets(
-    part: Figure, sheets: Sequence[Sheet], arrays: Sequence[np.ndarray[Any, Any]], size: int
-) -> None:
+def _draw_sheets(part: Figure, sheets: Sequence[Sheet], arrays: Sequence[np.ndarray[Any, Any]]) -> None:
     across = min(len(sheets), 2)
     grid = part.subplots(-(-len(sheets) // across), across, squeeze=False).ravel()
     for axis in grid[len(sheets) :]:
@@ -264,7 +256,10 @@ def _draw_sheets(
     for axis, sheet, array in zip(grid, sheets, arrays, strict=False):
         rows, columns = _used(sheet)
         axis.imshow(array, cmap="gray", vmin=0, vmax=255)
-        axis.set_xticks(size * (np.arange(len(columns)) + 0.5), [str(int(name)) for name in columns])
+        axis.set_xticks(
+            array.shape[1] / len(columns) * (np.arange(len(columns)) + 0.5),
+            [str(int(name)) for name in columns],
+        )
         axis.set_yticks(len(array) / len(rows) * (np.arange(len(rows)) + 0.5), rows)
         axis.tick_params(length=0, labelsize=7, labelcolor=INK, top=False, labeltop=True, labelbottom=False)
         axis.spines[:].set_visible(False)
@@ -284,3 +279,4 @@ def _draw_map(axis: Axes, heat_map: HeatMap) -> None:
     bar.set_label(heat_map.unit, fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)
+    bar.ax.ticklabel_format(useOffset=False)  # counts as they are, not what they exceed another number by

@@ -50,7 +50,9 @@ def overview(
         raise UserError(f"out={page}: the page is a file that ends in .html")
     picture = page.with_suffix(".png")
     _refuse_others(page, picture)
-    numbers = [index.channel(name) for name in channels] or list(range(len(names)))
+    # Label-free channels first: of many channels the picture shows few.
+    usual = sorted(range(len(names)), key=lambda number: plate.channels[number].fluorescent)
+    numbers = [index.channel(name) for name in channels] or usual
     chosen = plate.choose(wells) if wells else {field.key for field in plate.fields}
     shown: dict[str, list[FieldKey]] = {}
     for field in plate.fields:
