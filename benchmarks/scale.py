@@ -33,8 +33,9 @@ from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment import files
 from hpc_isl.stages.segment.field import _facts, _keep, measured
+from hpc_isl.stages.segment.inputs import segment_inputs
 from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, load_segmenter
-from hpc_isl.stages.segment.stage import plan
+from hpc_isl.stages.segment.stage import _write_schema, plan
 from hpc_isl.stages.shared.decoding import decode
 
 EDGE, FIELDS = 2160, 384 * 9
@@ -71,7 +72,9 @@ def _bench(folder: Path) -> tuple[Segmenter, Index, files.FieldTask]:
     keys = [f"model={folder}/runs/finetune/cells", f"plates=[{folder}/P.zarr]", "labels=found"]
     run = Run(folder / "runs" / "segment" / "one")
     run.folder.mkdir(parents=True)
-    run.recipe.write_text(to_yaml(plan(load("segment", None, keys)).recipe))
+    recipe = plan(load("segment", None, keys)).recipe
+    run.recipe.write_text(to_yaml(recipe))
+    _write_schema(segment_inputs(recipe), run.folder)
     index = open_plate(folder / "P.zarr")
     work = files.FieldTask(run.folder, index.path, "P", "P", index.plate.fields[0].key, "0", "0")
     return load_segmenter(run.folder), index, work

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from hpc_isl.objects import feature_kernels
-from hpc_isl.objects.features import contiguous
+from hpc_isl.objects.features import objects_in
 from hpc_isl.objects.types import AnyLabels, Floats, Pixels
 
 MEASURES = ("margin", "sharpness", "log_area")
@@ -37,13 +37,13 @@ def measures(labels: AnyLabels, prediction: Pixels, threshold: float, pixels: fl
         threshold: logit of the mask above which a pixel is of an object.
         pixels: pixels of the network that one of these covers.
     """
-    own, names, rows = contiguous(labels)
+    own, names, runs = objects_in(labels)
     inside = expit(prediction[-1] - np.float32(threshold))
-    margin, *_ = feature_kernels.totals(own, rows, len(names), inside)
-    area = np.bincount(rows[own[own > 0]], minlength=len(names)).astype(np.float64)
+    margin, *_ = feature_kernels.totals(runs, len(names), inside)
+    area = np.bincount(runs[:, 3], runs[:, 2] - runs[:, 1], len(names))
     sharpness = np.ones(len(names))
     if len(prediction) > 1:
-        peak, cut = feature_kernels.peaks_and_cuts(own, rows, len(names), np.ascontiguousarray(prediction[0]))
+        peak, cut = feature_kernels.peaks_and_cuts(own, runs, len(names), np.ascontiguousarray(prediction[0]))
         touches = np.isfinite(cut) & (peak > 0)
         sharpness[touches] = np.clip(1 - cut[touches] / peak[touches], 0, 1)
     return np.stack([margin / area, sharpness, np.log(area * pixels)], axis=1)

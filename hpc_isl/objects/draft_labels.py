@@ -8,6 +8,7 @@ from scipy import ndimage
 from skimage import feature, filters, segmentation
 
 from hpc_isl.objects.types import AnyLabels, Image, Labels
+from hpc_isl.objects.watershed_kernels import first_and_area, renumbered
 
 RULES = {"otsu": filters.threshold_otsu, "triangle": filters.threshold_triangle, "li": filters.threshold_li}
 
@@ -46,11 +47,9 @@ def pieces_of(
 
 def drop_small(labels: AnyLabels, min_area: int) -> tuple[Labels, int]:
     """Returns objects of `min_area` pixels or more, in raster order, and the number of smaller ones."""
-    areas = np.bincount(labels.ravel())
-    small = int(np.count_nonzero((areas[1:] > 0) & (areas[1:] < min_area)))
-    kept = np.where(areas[labels] < min_area, 0, labels)
-    values, first, inverse = np.unique(kept, return_index=True, return_inverse=True)
-    order = np.argsort(np.where(values == 0, -1, first))
-    rank = np.empty(len(values), np.uint32)
-    rank[order] = np.arange(len(values)) + (0 not in values)
-    return rank[inverse].reshape(labels.shape), small
+    tidy = np.ascontiguousarray(labels, np.uint32)
+    first, area = first_and_area(tidy.ravel(), int(tidy.max(initial=0)))
+    kept = np.flatnonzero((area > 0) & (area >= min_area))
+    numbers = np.zeros(len(area) + 1, np.uint32)
+    numbers[1 + kept[np.argsort(first[kept])]] = np.arange(1, len(kept) + 1)
+    return renumbered(tidy, numbers), int(np.count_nonzero(area)) - len(kept)

@@ -40,8 +40,8 @@ def features(
         origin, image: where a crop of whole objects lies (y, x) in an image of that shape, whose rows these
             then are, bit for bit.
     """
-    labels, names, rows = contiguous(labels)
-    box, sums = feature_kernels.measure(labels, rows, len(names))
+    labels, names, runs = objects_in(labels)
+    box, sums = feature_kernels.measure(runs, len(names), labels.shape)
     length, square = ("px", "px") if pixel_um is None else ("um", "um2")
     edge = 1.0 if pixel_um is None else pixel_um
     area = sums[0].astype(np.float64)
@@ -53,15 +53,15 @@ def features(
         f"centroid_y_{length}": (y0 + sums[1] / area) * edge,
         f"centroid_x_{length}": (x0 + sums[2] / area) * edge,
         f"area_{square}": area * edge**2,
-        f"perimeter_{length}": feature_kernels.perimeters(labels, rows, len(names)) * edge,
+        f"perimeter_{length}": feature_kernels.perimeters(labels, runs, len(names)) * edge,
         "eccentricity": eccentricity,
-        "solidity": area / feature_kernels.hulls(labels, rows, box),
+        "solidity": area / feature_kernels.hulls(runs, box),
         "orientation_rad": orientation,
         f"equivalent_diameter_{length}": np.sqrt(4 * area / np.pi) * edge,
         "touches_border": (y0 == 0) | (x0 == 0) | (y1 == high) | (x1 == wide),
     }  # fmt: skip
     for name, pixels in channels.items():
-        columns |= _counts(name, labels, rows, area, pixels)
+        columns |= _counts(name, labels.shape, runs, area, pixels)
     return columns
 
 
@@ -76,38 +76,41 @@ def assigned(nuclei: Labels, cells: Labels) -> Labels:
     """
     if nuclei.shape != cells.shape:
         raise ValueError(f"nuclei {nuclei.shape} and cells {cells.shape} differ in shape")
-    own, names, rows = contiguous(nuclei)
+    own, names, _ = objects_in(nuclei)
     both = (own > 0) & (cells > 0)
-    ours, theirs = rows[own[both]].astype(np.uint64), cells[both].astype(np.uint64)
+    ours, theirs = own[both].astype(np.uint64), cells[both].astype(np.uint64)
     pairs, shared = np.unique(ours << 32 | theirs, return_counts=True)  # two labels in one 64-bit number
     pairs = pairs[np.argsort(-shared, kind="stable")]
     nucleus, first = np.unique(pairs >> 32, return_index=True)
     cell = np.zeros(len(names), np.uint32)
-    cell[nucleus] = pairs[first] & 0xFFFFFFFF
+    cell[np.searchsorted(names, nucleus)] = pairs[first] & 0xFFFFFFFF
     return cell
 
 
 def shares(labels: Labels, chosen: NDArray[np.bool_]) -> Floats:
     """Returns the share of each object's pixels (y, x) that are chosen, by ascending label."""
-    tidy, names, rows = contiguous(labels)
+    tidy, names, _ = objects_in(labels)
     inside = tidy > 0
-    own = rows[tidy[inside]]
+    own = np.searchsorted(names, tidy[inside])
     total = np.bincount(own, minlength=len(names))
     return np.bincount(own, weights=chosen[inside], minlength=len(names)) / total
 
 
-def contiguous(labels: AnyLabels) -> tuple[Labels, Labels, NDArray[np.int32]]:
-    """Returns contiguous labels, the names of the objects, ascending, and by contiguous label its row."""
-    if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+def objects_in(labels: AnyLabels) -> tuple[Labels, Labels, NDArray[np.int32]]:
+    """Returns the labels as the loops take them, the names of the objects, ascending, and the runs of them.
+
+    Runs are (run, 4): y, first x and end of neighbouring pixels of one object, and its place among the names.
+    """
+    if (
+        labels.ndim != 2
+        or labels.dtype.kind not in "iu"
+        or (labels.dtype.kind == "i" and labels.min(initial=0) < 0)
+    ):
         raise UserError(f"labels of shape {labels.shape}, {labels.dtype}: (y, x) of whole numbers from 0 on")
-    tidy, names = np.ascontiguousarray(labels, np.uint32), None
-    if tidy.max(initial=0) > 4 * tidy.size:  # named anew, so that a table by label is short
-        names, place = np.unique(np.append(tidy, np.uint32(0)), return_inverse=True)
-        tidy = place[:-1].reshape(labels.shape).astype(np.uint32)
-    occurs = feature_kernels.present(tidy, int(tidy.max(initial=0)))
-    occurs[0] = False
-    values = np.flatnonzero(occurs).astype(np.uint32)
-    return tidy, values if names is None else names[values], (np.cumsum(occurs) - 1).astype(np.int32)
+    tidy = np.ascontiguousarray(labels, np.uint32)
+    runs = feature_kernels.runs_of(tidy)
+    names, runs[:, 3] = np.unique(runs[:, 3], return_inverse=True)
+    return tidy, names, runs.view(np.int32)
 
 
 def _ellipse(area: Floats, sums: Integers) -> tuple[Floats, Floats]:
@@ -124,17 +127,15 @@ def _ellipse(area: Floats, sums: Integers) -> tuple[Floats, Floats]:
 
 
 def _counts(
-    name: str, labels: Labels, rows: NDArray[np.int32], area: Floats, pixels: Image | None
+    name: str, shape: tuple[int, ...], runs: NDArray[np.int32], area: Floats, pixels: Image | None
 ) -> Columns:
     figures = [f"{name}_{figure}" for figure in ("mean", "sd", "min", "max", "sum")]
     if pixels is None:
         return {figure: np.full(len(area), np.nan) for figure in figures}
-    if pixels.shape != labels.shape:
-        raise ValueError(f"channel {name!r} {pixels.shape} and labels {labels.shape} differ in shape")
+    if pixels.shape != shape:
+        raise ValueError(f"channel {name!r} {pixels.shape} and labels {shape} differ in shape")
     # float32 holds 16-bit counts exactly, and takes half the memory.
     exact = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
-    total, low, high, squares = feature_kernels.totals(
-        labels, rows, len(area), np.ascontiguousarray(pixels, exact)
-    )
+    total, low, high, squares = feature_kernels.totals(runs, len(area), np.ascontiguousarray(pixels, exact))
     values = (total / area, np.sqrt(squares / area), low, high, total)
     return dict(zip(figures, values, strict=True))

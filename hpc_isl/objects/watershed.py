@@ -19,7 +19,7 @@ from skimage.segmentation import watershed as skimage_watershed
 
 from hpc_isl.errors import UserError
 from hpc_isl.objects.types import Image, Labels
-from hpc_isl.objects.watershed_kernels import objects_of
+from hpc_isl.objects.watershed_kernels import framed, objects_of
 
 TOUCHING = np.ones((3, 3), bool)
 
@@ -59,10 +59,13 @@ def reference(distance: Image, mask: Image, h: float) -> Labels:
 def levels(distance: Image, mask: Image, h: float) -> Image:
     """Returns D′ in a frame of −∞, so that every pixel has eight neighbours."""
     _check(distance, mask, h)
-    height, width = distance.shape
-    level = np.full((height + 2, width + 2), -np.inf, np.result_type(distance.dtype, np.float32))
-    np.copyto(level[1:-1, 1:-1], distance, where=mask.astype(bool, copy=False))
-    level += 0  # −0 becomes 0, which it equals
+    kind = np.result_type(distance.dtype, np.float32)
+    level: Image
+    level, wrong = framed(distance.astype(kind, copy=False), mask.astype(bool, copy=False))
+    if wrong:
+        raise UserError(
+            f"{wrong} pixels of the distance map are NaN or infinite; finite numbers are expected"
+        )
     return level
 
 
@@ -78,9 +81,5 @@ def _check(distance: Image, mask: Image, h: float) -> None:
         )
     if not 0 <= h < np.inf:
         raise UserError(f"h={h}: 0 or a positive number, in the unit of the distance map")
-    if wrong := distance.size - np.count_nonzero(np.isfinite(distance)):
-        raise UserError(
-            f"{wrong} pixels of the distance map are NaN or infinite; finite numbers are expected"
-        )
     if (distance.shape[0] + 2) * (distance.shape[1] + 2) >= 2**31:
         raise UserError(f"an image of {distance.shape} pixels: fewer than 2^31 can be flooded in one piece")

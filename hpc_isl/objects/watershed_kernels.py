@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.objects.compiled import compiled
-
-FEW = 64  # pixels that are sorted sooner than the counters of a radix sort are cleared
+from hpc_isl.objects.level_order import sort_components
 
 
 class Basins(NamedTuple):
@@ -39,6 +38,23 @@ def objects_of(level: NDArray[Any], h: float) -> NDArray[np.uint32]:
     return np.ascontiguousarray(labels.reshape(level.shape)[1:-1, 1:-1])
 
 
+@compiled
+def framed(distance: Any, mask: Any) -> Any:
+    """Returns the levels of a map where the mask is true, −∞ elsewhere and in a frame around it.
+
+    Second comes the number of pixels of the map, in the mask or not, that are not finite.
+    """
+    height, width = distance.shape
+    level = np.full((height + 2, width + 2), -np.inf, distance.dtype)
+    wrong = 0
+    for y in range(height):
+        for x in range(width):
+            wrong += not np.isfinite(distance[y, x])
+            if mask[y, x]:
+                level[y + 1, x + 1] = distance[y, x] + distance.dtype.type(0)  # −0 becomes 0, which it equals
+    return level, wrong
+
+
 def names_for(shape: tuple[int, ...]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Returns arrays for the name of each pixel of a framed image, and for the parent of each name."""
     # Components newly named do not touch each other, nor do peaks: at most one pixel in four.
@@ -61,7 +77,7 @@ def components_of(
     `names` are 0 before and after; some components are empty.
     """
     flat = level.ravel()
-    pixels, ends = _collect(names, parent[: 1 + _name(flat, names, parent, level.shape[1])])
+    pixels, ends = _collect(names, parent, _name(flat, names, parent, level.shape[1]))
     return pixels, ends
 
 
@@ -76,7 +92,7 @@ def flood_basins(
         names: 0 for each pixel. parent: as long as there may be peaks, and one more.
         around: (pixels, 8) steps from each pixel to those around it; a step to pixel 0 leads nowhere.
     """
-    _sort(pixels, ends, level, level.view(f"u{level.itemsize}"))
+    sort_components(pixels, ends, level, level.view(f"u{level.itemsize}"))
     basins = Basins(parent, np.zeros(parent.size, level.dtype), *np.zeros((2, parent.size), np.int32))
     _visit(pixels, level, names, basins, around, level.dtype.type(h))
     labels: NDArray[np.uint32] = _number(names, basins)
@@ -87,7 +103,7 @@ def flood_basins(
 
 
 @compiled
-def _root(parent: Any, name: int) -> int:
+def _root(parent: Any, name: Any) -> Any:
     while parent[name] != name:
         parent[name] = parent[parent[name]]
         name = parent[name]
@@ -103,108 +119,54 @@ def _join(parent: Any, a: int, b: int) -> int:
 
 
 @compiled
-def _name(level: Any, names: Any, parent: Any, width: int) -> int:
-    """Names the components of the mask, some by several names that `parent` joins; returns their number."""
-    count = 0
+def _name(level: Any, names: Any, parent: Any, width: int) -> Any:
+    """Names the components of the mask, some by several names that `parent` joins.
+
+    Returns how many names there are, and the pixels of each.
+    """
+    count, sizes = 0, np.zeros(parent.size, np.int32)
     for p in range(width + 1, level.size - width - 1):
         if level[p] == -np.inf:
             continue
-        names[p] = names[p - width]
-        if names[p] == 0:  # a pixel to the north would touch the three others, which are joined to it
+        name = names[p - width]
+        if name == 0:  # a pixel to the north would touch the three others, which are joined to it
             west, east = max(names[p - 1], names[p - width - 1]), names[p - width + 1]
-            names[p] = max(west, east)
-            if west > 0 and east > 0:
-                names[p] = _join(parent, west, east)
-        if names[p] == 0:
+            name = max(west, east)
+            if west > 0 and east > 0 and west != east:
+                name = _join(parent, west, east)
+        if name == 0:
             count += 1
             parent[count] = count
-            names[p] = count
-    return count
+            name = count
+        names[p] = name
+        sizes[name] += 1
+    return sizes[: count + 1]
 
 
 @compiled
-def _collect(names: Any, parent: Any) -> Any:
-    """Returns pixels component by component, in raster order, and where each name ends; clears the names."""
-    sizes, ends, total = np.zeros(parent.size, np.int64), np.zeros(parent.size, np.int64), 0
-    for name in range(1, parent.size):
+def _collect(names: Any, parent: Any, sizes: Any) -> Any:
+    """Returns pixels component by component, in raster order, and where each name ends; clears the names.
+
+    Args:
+        sizes: pixels of each name.
+    """
+    ends, total = np.zeros(sizes.size, np.int64), 0
+    for name in range(1, sizes.size):
         parent[name] = parent[parent[name]]
-    for p in range(names.size):
-        names[p] = parent[names[p]]
-        sizes[names[p]] += 1
-    for name in range(1, parent.size):
+        if parent[name] != name:
+            sizes[parent[name]] += sizes[name]
+            sizes[name] = 0
+    for name in range(1, sizes.size):
         ends[name] = total
         total += sizes[name]
     pixels = np.empty(total, np.int32)
     for p in range(names.size):
         if names[p] > 0:
-            pixels[ends[names[p]]] = p
-            ends[names[p]] += 1
+            name = parent[names[p]]
+            pixels[ends[name]] = p
+            ends[name] += 1
             names[p] = 0
     return pixels, ends
-
-
-# ---------------------------------------------------------------- the strict order
-
-
-@compiled
-def _sort(pixels: Any, ends: Any, level: Any, bits: Any) -> None:
-    """Sorts each component from the highest level to the lowest; equal ones stay in raster order."""
-    # One component after the other, because each is small and near: the caches of the processor hold it.
-    largest, start = 0, 0
-    for end in ends:
-        largest, start = max(largest, end - start), end
-    keys, spare = np.empty((2, largest), bits.dtype), np.empty((2, largest), np.int32)
-    counts, start = np.zeros(256, np.int64), 0
-    for end in ends:
-        if end - start > FEW:
-            _sort_many(pixels[start:end], bits, keys, spare, counts)
-        else:
-            _sort_few(pixels[start:end], level)
-        start = end
-
-
-@compiled
-def _sort_few(pixels: Any, level: Any) -> None:
-    # By insertion.
-    for i in range(1, pixels.size):
-        pixel, j = pixels[i], i
-        while j > 0 and level[pixels[j - 1]] < level[pixel]:
-            pixels[j] = pixels[j - 1]
-            j -= 1
-        pixels[j] = pixel
-
-
-@compiled
-def _sort_many(pixels: Any, bits: Any, keys: Any, spare: Any, counts: Any) -> None:
-    """Sorts by the bytes of the level, the least first: a radix sort, which keeps the order of equals."""
-    sign = np.uint64(1) << np.uint64(8 * bits.itemsize - 1)
-    for i in range(pixels.size):
-        bit = np.uint64(bits[pixels[i]])  # floats order as their bits do, but for the sign
-        keys[0, i] = bit if bit & sign else bit ^ (sign - np.uint64(1))
-        spare[0, i] = pixels[i]
-    row = 0
-    for byte in range(bits.itemsize):
-        row = _by_byte(keys, spare, row, pixels.size, 8 * byte, counts)
-    for i in range(pixels.size):
-        pixels[i] = spare[row, i]
-
-
-@compiled
-def _by_byte(keys: Any, spare: Any, row: int, size: int, shift: int, counts: Any) -> int:
-    """Does one turn of the radix sort, from one row into the other; returns the row of the result."""
-    for value in range(256):
-        counts[value] = 0
-    for i in range(size):
-        counts[(keys[row, i] >> shift) & 255] += 1
-    total = 0
-    for value in range(256):
-        counts[value], total = total, total + counts[value]
-    for i in range(size):
-        value = (keys[row, i] >> shift) & 255
-        keys[1 - row, counts[value]] = keys[row, i]
-        spare[1 - row, counts[value]] = spare[row, i]
-        counts[value] += 1
-    return 1 - row
 
 
 # ---------------------------------------------------------------- the flood
@@ -215,16 +177,19 @@ def _visit(pixels: Any, level: Any, names: Any, basins: Basins, around: Any, h: 
     """Lets each pixel join the basin of the visited pixels around it, or be the peak of a new one."""
     count = 0
     for p in pixels:
-        basin = 0
+        # Nearly all pixels touch one basin: greatest and least name tell that without a branch at each of
+        # the eight, most of which a processor would predict wrongly. 0 − 1 is the greatest of 32 bits.
+        most, least = np.uint32(0), np.uint32(0xFFFFFFFF)
         for step in around[p]:
-            name = names[p + step]
-            if name == 0 or name == basin:
-                continue
-            name = _root(basins.parent, name)
-            if basin != 0 and name != basin:
-                basin = _meet(p, level, names, basins, around[p])
-                break
-            basin = name
+            name = np.uint32(names[np.uintp(p + step)])  # unsigned: none is counted from the end
+            most, least = max(most, name), min(least, np.uint32(name - np.uint32(1)))
+        basin = 0 if most == 0 else _root(basins.parent, most)
+        if most != 0 and most != least + np.uint32(1):
+            for step in around[p]:
+                name = names[p + step]
+                if name != 0 and _root(basins.parent, name) != basin:
+                    basin = _meet(p, level, names, basins, around[p])
+                    break
         if basin == 0:
             count += 1
             basin = count
@@ -302,6 +267,16 @@ def _number(names: Any, basins: Basins) -> Any:
                 numbers[owner] = count
             labels[p] = numbers[owner]
     return labels
+
+
+@compiled
+def renumbered(labels: Any, numbers: Any) -> Any:
+    """Returns the labels (y, x) by their new numbers, as uint32."""
+    result = np.empty(labels.shape, np.uint32)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            result[y, x] = numbers[labels[y, x]]
+    return result
 
 
 # ---------------------------------------------------------------- blocks of a larger image

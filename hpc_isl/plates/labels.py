@@ -81,9 +81,10 @@ def write_labels(
         write_pyramid(folder, pixels, content.axes, content.levels, CodecRecipe(), "stride")
         flat = pixels.reshape(-1, height, width)
         pixels_checksum = checksum(flat.shape, flat)
-        # Of very many labels the first ones get a colour, for each takes 70 bytes of metadata.
-        few = pixels.size and pixels.max() < 4 * pixels.size
-        values = np.flatnonzero(np.bincount(pixels.ravel())) if few else np.unique(pixels)
+        # Of very many labels the first ones get a colour, for each takes 70 bytes of metadata. Neighbours
+        # mostly have one label, so that few pixels need be sorted.
+        row = pixels.ravel()
+        values = np.unique(np.append(row[:1], row[1:][row[1:] != row[:-1]]))
         content.write(folder, values[values > 0][:MOST_COLORS].tolist(), pixels_checksum)
         # Checked last, just before the folder is replaced: people may have edited the labels meanwhile.
         refuse_edited(image, name, (pixels_checksum, made_from))
@@ -160,9 +161,13 @@ def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDAr
         raise UserError(f"{image}: labels {name!r} of shape {labels.shape} do not fit the image's {expected}")
     if labels.dtype.kind not in "iub":
         raise UserError(f"{image}: labels {name!r} are {labels.dtype}; whole numbers are expected")
-    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= 2**32):
+    if (
+        not np.can_cast(labels.dtype, np.uint32)
+        and labels.size
+        and not 0 <= labels.min() <= labels.max() < 2**32
+    ):
         raise UserError(f"{image}: labels {name!r} go from {labels.min()} to {labels.max()}; 0 to 2^32-1 fit")
-    return labels.astype(np.uint32)[..., None, :, :]
+    return np.ascontiguousarray(labels, np.uint32)[..., None, :, :]
 
 
 def _update_list(image: Path, name: str) -> None:

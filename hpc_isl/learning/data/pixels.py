@@ -120,8 +120,9 @@ def numbers(kind: str, pixels: NDArray[Any], low: float, high: float) -> tuple[f
 def normalise(pixels: Pixels, offset: float, scale: float, clip: float | None = None) -> Pixels:
     """Returns (x - offset) / scale, clipped to [-clip, clip]; a scale of 0 (constant pixels) counts as 1."""
     # In float32: NumPy would widen the result to the type of a float64 scale.
-    result = (pixels - np.float32(offset)) * np.float32(1 / (scale or 1.0))
-    return result if clip is None else np.clip(result, -clip, clip)
+    result: Pixels = pixels - np.float32(offset)
+    result *= np.float32(1 / (scale or 1.0))
+    return result if clip is None else np.clip(result, -clip, clip, out=result)
 
 
 DEGREE = 4

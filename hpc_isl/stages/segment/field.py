@@ -161,10 +161,10 @@ def _keep(
         field = Field(key=task.key, shape=stack.shape, dtype="float32")
         write_field(task.maps, plate, field, stack, measure(stack), CodecRecipe(), overwrite=True)
     if "labels" in segmenter.recipe.outputs:
-        labels = np.stack([image.labels for image in predictions])
+        labels = [image.labels for image in predictions]
         kept["labels"] = write_labels(
             reader.image, files.labels_name(reader.image, segmenter.models.labels),
-            labels if len(predictions) > 1 else labels[0], origin="segmented",
+            np.stack(labels) if len(labels) > 1 else labels[0], origin="segmented",
             boxes=[(0, 0, *reader.shape)], fingerprint=task.labels_fingerprint, overwrite=True,
         )  # fmt: skip
     files.write_table(task.table, files.fitted(table, segmenter.schema))
