@@ -8,16 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 
 SUFFIX = ".hpc_isl"
+PACKED = ".ozx"  # the name of a packed plate, one file, ends so
 
 
 def beside(plate: Path) -> Path:
-    """Returns `PLATE.hpc_isl` beside `PLATE.zarr` or `PLATE`, whether it exists or not."""
+    """Returns `PLATE.hpc_isl` beside `PLATE.zarr`, `PLATE.ozx` or `PLATE`, whether it exists or not."""
     # Of other endings nothing is cut off: plates may be called by dates, 2026.11.29.
-    return plate.with_name(plate.name.removesuffix(".zarr") + SUFFIX) if plate.name else plate
+    name = plate.name.removesuffix(".zarr").removesuffix(PACKED)
+    return plate.with_name(name + SUFFIX) if plate.name else plate
 
 
 def home_of(plate: Path) -> Path:
     """Returns the folder that holds index and labels: `PLATE.hpc_isl` of an adopted plate, else the plate."""
+    if plate.suffix == PACKED:
+        return plate  # the folder beside it holds the labels alone that were made of it
     home = beside(plate)
     # A plate of ours has an index of its own from the moment that its conversion begins.
     adopted = (home / "zarr.json").is_file() and not (plate / "index").is_dir()

@@ -27,6 +27,8 @@ COMMANDS: dict[str, Command] = {
     "overview": setup_commands.overview,
     "validate": setup_commands.validate,
     "set": setup_commands.set_metadata,
+    "pack": setup_commands.pack,
+    "unpack": setup_commands.unpack,
     "status": commands.status,
     "logs": commands.logs,
     "cancel": commands.cancel,

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpc_isl.cli.arguments import (
@@ -261,3 +261,55 @@ def overview(given: Namespace) -> int:
     log(f"  page     {made.page}: {megabytes:.1f} MB, {made.fields} fields of {made.edge} pixels")
     log(f"  picture  {made.picture}")
     return 0
+
+
+PACK_KEYS = {"out": "the file to write, NAME.ozx; default beside the plate"}
+UNPACK_KEYS = {"out": "the folder to write; default NAME.zarr beside the file"}
+
+
+@command(
+    "a finished plate as one file, which every verb reads", "PLATE.zarr [out=NAME.ozx] [options]", "P01.zarr",
+    option("--remove", action="store_true", help="removes the folder when the file was compared with it"),
+    ROOT, SITE, keys=PACK_KEYS,
+)  # fmt: skip
+def pack(given: Namespace) -> int:
+    """Writes a finished plate, labels and index included, as one file: zipped OME-Zarr (RFC-9, a proposal).
+
+    Every entry is compared with the plate before the file gets its name. The plate stays, unless --remove is
+    given. A packed plate is only read: labels made of it go to NAME.hpc_isl beside it.
+    """
+    plate, out = _one_plate(given, PACK_KEYS)
+    from hpc_isl.cluster.run_folder import folders, uses
+    from hpc_isl.stages import pack as packing
+
+    uses.refuse_used(plate, folders.some([], *run_folders(given)))
+    made = packing.pack(plate, out)
+    log(f"{made.path}: {made.entries:,} files in one of {made.size / 1e9:.3g} GB, all compared")
+    if given.remove:
+        packing.remove_original(plate)
+        log(f"{plate} is removed")
+    log(f"next: {program()} validate {shlex.quote(str(made.path))}")
+    return 0
+
+
+@command("a packed plate as a folder again", "PLATE.ozx [out=NAME.zarr]", "P01.ozx", keys=UNPACK_KEYS)
+def unpack(given: Namespace) -> int:
+    """Writes a packed plate as a folder again, with the labels made of it since; the file stays."""
+    path, out = _one_plate(given, UNPACK_KEYS)
+    from hpc_isl.stages import pack as packing
+
+    made = packing.unpack(path, out)
+    log(f"{made.path}: {made.entries:,} files, {made.size / 1e9:.3g} GB")
+    return 0
+
+
+def _one_plate(given: Namespace, keys: Mapping[str, str]) -> tuple[Path, Path | None]:
+    """Returns the plate that is named, and `out=` if it is given."""
+    plates = [word for word in given.words if "=" not in word or Path(word).exists()]
+    values = dict(word.split("=", 1) for word in given.words if word not in plates)
+    for key in values:
+        if key not in keys:
+            raise UserError(f"{given.verb} {key}=: no such key; {nearest(key, keys)}")
+    if len(plates) != 1:
+        raise UserError(f"{given.verb}: name one plate, as in {program()} {given.verb} P01.zarr")
+    return Path(plates[0]), Path(values["out"]) if values.get("out") else None

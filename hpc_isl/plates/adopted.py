@@ -18,7 +18,7 @@ from typing import Any
 import tensorstore as ts
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import metadata, nodes
+from hpc_isl.plates import metadata, nodes, packed
 
 KEY = "pixels"  # beside the facts of an image: a `PixelSource`
 PLATE_KEY = "adopted"  # beside the facts of the plate: an `AdoptedPlate`
@@ -106,7 +106,7 @@ def pixel_source(image: Path) -> PixelSource | None:
 
 def image_folder(image: Path) -> Path | None:
     """Returns the folder of another program's image that holds the pixels; None: the image itself does."""
-    source = pixel_source(image) if not (image / "0").is_dir() else None
+    source = pixel_source(image) if not packed.is_dir(image / "0") else None
     return adopted_plate(image.parents[2]).path / source.image if source else None
 
 

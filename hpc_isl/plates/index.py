@@ -21,7 +21,7 @@ from hpc_isl.errors import UserError, nearest
 from hpc_isl.files import same_place, write_atomic
 from hpc_isl.metadata_changes import MetadataChange
 from hpc_isl.plate_home import home_of
-from hpc_isl.plates import adopted, atomic_directory, index_table, metadata, nodes, registration
+from hpc_isl.plates import adopted, atomic_directory, index_table, metadata, nodes, packed, registration
 from hpc_isl.plates.adopted import AdoptedPlate
 from hpc_isl.plates.plate import Field, FieldKey, Plate, Problem
 from hpc_isl.plates.registration import Registration
@@ -227,10 +227,10 @@ def rebuild_index(path: Path) -> Index:
 
 
 def _plate_attributes(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
+    if not packed.is_dir(path):
         raise UserError(f"{path}: there is no such plate")
     atomic_directory.finish_interrupted(path)
-    if not (path / "zarr.json").exists():
+    if not packed.is_file(path / "zarr.json"):
         if nodes.is_group(path):
             _refuse_other(path)
         raise UserError(f"{path}: holds no zarr.json: no plate, or a conversion that is not finished")

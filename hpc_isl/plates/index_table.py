@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import metadata
+from hpc_isl.plates import metadata, packed
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.statistics import FieldStatistics, Histogram, PlaneStatistics, edges
 
@@ -72,7 +72,7 @@ def encoded(rows: list[Row], fingerprint: str) -> bytes:
 
 def read_table(path: Path) -> pa.Table:
     """Returns all columns but the histograms, which are nearly all of the file; `path` is the plate's."""
-    with pq.ParquetFile(path / FILE) as file:
+    with pq.ParquetFile(packed.opened(path / FILE)) as file:
         names = [name for name in file.schema_arrow.names if not name.startswith("histogram_")]
         return file.read(columns=names)
 
@@ -96,7 +96,7 @@ def fields(table: pa.Table) -> tuple[Field, ...]:
 
 def histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogram:
     """Returns counts of one channel over these rows, all of one dtype."""
-    lists = _histograms_of(path, channel, (path / FILE).stat().st_mtime_ns)
+    lists = _histograms_of(path, channel, packed.written_at(path / FILE))
     ends, counts = _numbers(lists.offsets), _numbers(lists.values)
     total = np.zeros(len(edges(dtype)) - 1, np.int64)
     for row in rows:
@@ -122,7 +122,7 @@ def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
 def _histograms_of(path: Path, channel: int, written: int) -> pa.ListArray:
     """Returns a channel's histograms of all fields, of the file written at this time."""
     column = f"histogram_{channel}"
-    with pq.ParquetFile(path / FILE) as file:
+    with pq.ParquetFile(packed.opened(path / FILE)) as file:
         if column not in file.schema_arrow.names:
             raise UserError(f"{path}: channel {channel} holds no pixels")
         return file.read(columns=[column])[column].combine_chunks()

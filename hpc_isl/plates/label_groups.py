@@ -14,7 +14,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.plates import adopted, metadata, nodes
+from hpc_isl.plates import adopted, metadata, nodes, packed
 from hpc_isl.plates.plate import Field, Plate
 from hpc_isl.plates.pyramid import open_fresh
 
@@ -65,7 +65,17 @@ def slug(name: str) -> str:
 
 def label_folder(image: Path, name: str) -> Path:
     """Returns the folder that our labels of this name have, whether they exist or not."""
-    return image / "labels" / slug(name)
+    return labels_home(image) / slug(name)
+
+
+def labels_home(image: Path) -> Path:
+    """Returns the folder into which labels of an image are written: of a packed plate it lies beside it."""
+    return packed.written_beside(image) / "labels"
+
+
+def _label_folders(image: Path) -> list[Path]:
+    """Returns the folders of the image's labels; the first holds what counts where both have one name."""
+    return list(dict.fromkeys((labels_home(image), image / "labels")))
 
 
 def existing(image: Path, name: str) -> Path:
@@ -78,21 +88,22 @@ def existing(image: Path, name: str) -> Path:
 
 def find(image: Path, name: str) -> Path | None:
     """Returns the folder of labels, ours or of another program that calls them so; None: there are none."""
-    own = label_folder(image, name)
-    if (own / "zarr.json").is_file():
-        return own
-    if name != own.name and name in label_paths(image):
-        return image / "labels" / name
+    for labels in _label_folders(image):
+        if packed.is_file(labels / slug(name) / "zarr.json"):
+            return labels / slug(name)
+        if name != slug(name) and name in label_paths(labels):
+            return labels / name
     return _labels_of_adopted(image).get(name)
 
 
 def named(image: Path) -> dict[str, Path]:
     """Returns name -> folder; labels of other programs are named by their path below `labels`."""
     folders = _labels_of_adopted(image)
-    for path in label_paths(image):
-        folder = image / "labels" / path
-        name = str(noted(folder).get("name", ""))
-        folders[name if name and slug(name) == folder.name else path] = folder
+    for labels in reversed(_label_folders(image)):
+        for path in label_paths(labels):
+            folder = labels / path
+            name = str(noted(folder).get("name", ""))
+            folders[name if name and slug(name) == folder.name else path] = folder
     return folders
 
 
@@ -108,16 +119,15 @@ def _labels_of_adopted(image: Path) -> dict[str, Path]:
     return {path: folder for path, folder in found.items() if "multiscales" in nodes.ome_attributes(folder)}
 
 
-def label_paths(image: Path) -> list[str]:
+def label_paths(labels: Path) -> list[str]:
     """Returns where label images lie below `labels`: directly, or deeper down where its list names them."""
-    labels = image / "labels"
-    paths = {path.parent.name for path in labels.glob("[!.]*/zarr.json")}  # hidden ones are unfinished
-    if (labels / "zarr.json").is_file():
+    paths = set(packed.folders_in(labels))
+    if packed.is_file(labels / "zarr.json"):
         paths |= _listed(_part(labels, "ome"))
     return [
         path
         for path in sorted(paths)
-        if (labels / path / "zarr.json").is_file() and "multiscales" in _part(labels / path, "ome")
+        if packed.is_file(labels / path / "zarr.json") and "multiscales" in _part(labels / path, "ome")
     ]
 
 
@@ -132,7 +142,7 @@ def _listed(content: Mapping[str, Any]) -> set[str]:
 
 def noted(folder: Path) -> dict[str, Any]:
     """Returns what we wrote beside the specification's metadata; empty for labels of other programs."""
-    if (folder / ".zattrs").is_file() and not (folder / "zarr.json").is_file():
+    if packed.is_file(folder / ".zattrs") and not packed.is_file(folder / "zarr.json"):
         return {}  # of zarr 2, which we never write
     return _part(folder, "hpc_isl")
 

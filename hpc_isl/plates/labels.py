@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import metadata
+from hpc_isl.plates import metadata, packed
 from hpc_isl.plates.atomic_directory import atomic_directory, translate_write_errors
 from hpc_isl.plates.label_groups import (
     BAND,
@@ -28,6 +28,7 @@ from hpc_isl.plates.label_groups import (
     find,
     label_folder,
     label_paths,
+    labels_home,
     noted,
     open_labels,
     slug,
@@ -175,12 +176,13 @@ def _update_list(image: Path, name: str) -> None:
 
     # The list names every folder that exists, so it heals after a kill in between. Others may add labels to
     # the image meanwhile, and list them: the last to write the list looks again.
-    present, listed = label_paths(image), None
+    labels = labels_home(image)
+    present, listed = label_paths(labels), None
     while present != listed:
         group = ngff.attributes(ngff.labels_group(present))
-        with translate_write_errors(image / "labels"):
-            metadata.write_group(image / "labels", group, writer=slug(name))
-        present, listed = label_paths(image), present
+        with translate_write_errors(labels):
+            metadata.write_group(labels, group, writer=slug(name))
+        present, listed = label_paths(labels), present
 
 
 # ---------------------------------------------------------------- reading
@@ -282,9 +284,8 @@ def former_stamp(image: Path, name: str) -> str:
     """Returns the stamp as runs noted it before checksums were of pixels: by names and sizes of files."""
     folder = existing(image, name)
     files = hashlib.sha256(repr((name, _without_hashes(noted(folder)))).encode())
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            files.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+    for path in packed.files_below(folder):
+        files.update(f"{path.relative_to(folder)} {packed.size(path)}\n".encode())
     return files.hexdigest()
 
 
@@ -294,8 +295,8 @@ def _without_hashes(kept: Mapping[str, Any]) -> dict[str, Any]:
 
 def _files_digest(level: Path) -> str:
     files = hashlib.sha256()
-    for path in sorted(path for path in level.rglob("*") if path.is_file()):
-        content = path.read_bytes()
+    for path in packed.files_below(level):
+        content = packed.read_bytes(path)
         files.update(f"{path.relative_to(level)} {len(content)}\n".encode() + content)
     return files.hexdigest()[:32]
 

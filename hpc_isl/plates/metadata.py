@@ -10,6 +10,7 @@ from typing import Any
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import write_atomic
+from hpc_isl.plates import packed
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, well_position
 
 
@@ -99,7 +100,7 @@ def write_group(
 def read_group(folder: Path) -> dict[str, Any]:
     """Returns a group's attributes, empty where it has none; raises a `UserError` where they are no JSON."""
     try:
-        attributes = dict(json.loads((folder / "zarr.json").read_text()).get("attributes", {}))
+        attributes = dict(json.loads(packed.read_text(folder / "zarr.json")).get("attributes", {}))
     except FileNotFoundError:
         raise UserError(f"{folder}: holds no zarr.json") from None
     except (ValueError, AttributeError, TypeError) as error:

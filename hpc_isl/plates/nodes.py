@@ -15,13 +15,14 @@ import numpy as np
 import tensorstore as ts
 
 from hpc_isl.errors import UserError
+from hpc_isl.plates import packed
 
 GROUPS = ("zarr.json", ".zattrs", ".zgroup")  # the files that make a folder a group
 
 
 def is_group(folder: Path) -> bool:
     """Returns whether a folder is a group of zarr 3, or of zarr 2."""
-    return any((folder / name).is_file() for name in GROUPS)
+    return any(packed.is_file(folder / name) for name in GROUPS)
 
 
 def ome_attributes(folder: Path) -> dict[str, Any]:
@@ -30,12 +31,12 @@ def ome_attributes(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is no group, or its metadata are damaged.
     """
-    if (file := folder / "zarr.json").is_file():
+    if packed.is_file(file := folder / "zarr.json"):
         attributes = _read(file).get("attributes", {})
         content = attributes.get("ome", {}) if isinstance(attributes, dict) else None
-    elif (file := folder / ".zattrs").is_file():
+    elif packed.is_file(file := folder / ".zattrs"):
         content = _read(file)
-    elif (folder / ".zgroup").is_file():
+    elif packed.is_file(folder / ".zgroup"):
         content = {}
     else:
         raise UserError(f"{folder}: holds neither zarr.json nor .zattrs, so it is no group of OME-Zarr")
@@ -46,7 +47,7 @@ def ome_attributes(folder: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(packed.read_text(file))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -95,13 +96,13 @@ def array_facts(folder: Path) -> ArrayFacts:
         UserError: the folder is no array, or its metadata are damaged.
     """
     try:
-        if (file := folder / "zarr.json").is_file():
+        if packed.is_file(file := folder / "zarr.json"):
             content = _read(file)
             chunk, dtype = content["chunk_grid"]["configuration"]["chunk_shape"], content["data_type"]
             for codec in content["codecs"]:
                 if codec["name"] == "sharding_indexed":
                     chunk = codec["configuration"]["chunk_shape"]
-        elif (file := folder / ".zarray").is_file():
+        elif packed.is_file(file := folder / ".zarray"):
             content = _read(file)
             chunk, dtype = content["chunks"], content["dtype"]
         else:
@@ -120,8 +121,8 @@ def open_array(folder: Path, fill_missing: bool = False) -> ts.TensorStore:
     `fill_missing`: a missing chunk has the array's fill value, as other programs mean it.
     """
     spec = {
-        "driver": "zarr" if (folder / ".zarray").is_file() else "zarr3",
-        "kvstore": {"driver": "file", "path": f"{folder}/"},
+        "driver": "zarr" if packed.is_file(folder / ".zarray") else "zarr3",
+        "kvstore": packed.kvstore(folder),
         "fill_missing_data_reads": fill_missing,
     }
     try:
@@ -139,7 +140,14 @@ def io_context() -> ts.Context:
 @lru_cache(maxsize=1)
 def _context(process: int) -> ts.Context:
     limit = {"limit": int(os.environ.get("HPC_ISL_IO_THREADS", "4"))}
-    return ts.Context({"data_copy_concurrency": limit, "file_io_concurrency": limit})
+    directories = {"total_bytes_limit": 1 << 27}
+    return ts.Context(
+        {
+            "data_copy_concurrency": limit,
+            "file_io_concurrency": limit,
+            "cache_pool#packed": directories,
+        }
+    )
 
 
 def files_digest(folder: Path) -> str:

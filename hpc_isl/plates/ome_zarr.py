@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.plate_home import PACKED
 from hpc_isl.plates import nodes
 from hpc_isl.plates.adopted import PixelSource
 from hpc_isl.plates.nodes import ArrayFacts, ome_attributes
@@ -109,6 +110,8 @@ def read(path: Path, transmitted: Sequence[str] | None = None) -> OtherPlate:
 
 def _stated_plate(path: Path) -> tuple[Mapping[str, Any], str]:
     """Returns what the plate's group says of the plate, and the version of OME-Zarr."""
+    if path.suffix == PACKED and path.is_file():
+        raise UserError(f"{path}: is packed; plates of other programs are read as folders: `unpack` it first")
     if not path.is_dir():
         raise UserError(f"{path}: there is no such plate")
     if not nodes.is_group(path):

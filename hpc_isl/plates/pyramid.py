@@ -14,7 +14,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import adopted, nodes
+from hpc_isl.plates import adopted, nodes, packed
 from hpc_isl.recipes.plates import CodecRecipe
 
 SHARD_EDGE = 4096
@@ -126,7 +126,7 @@ def open_level(image: Path, level: int) -> ts.TensorStore:
 
 @lru_cache(maxsize=4096)
 def _open(image: Path, level: int, process: int) -> ts.TensorStore:  # a fork may not use its parent's store
-    return open_fresh(image, level) if (image / str(level)).is_dir() else adopted.open_level(image, level)
+    return open_fresh(image, level) if packed.is_dir(image / str(level)) else adopted.open_level(image, level)
 
 
 def open_fresh(image: Path, level: int | str, fill_missing: bool = False) -> ts.TensorStore:

@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from hpc_isl.errors import UserError
 from hpc_isl.plate_home import home_of
-from hpc_isl.plates import ome_zarr, registration
+from hpc_isl.plates import ome_zarr, packed, registration
 from hpc_isl.plates.adopted import mend, pixel_source
 from hpc_isl.plates.atomic_directory import leftovers
 from hpc_isl.plates.label_groups import existing, label_levels, noted, open_labels
@@ -60,7 +60,7 @@ def is_unadopted(path: Path) -> bool:
 
 def is_ours(path: Path) -> bool:
     """Returns whether convert or adopt has written the plate's group."""
-    return (path / "zarr.json").is_file() and "hpc_isl" in read_group(path)
+    return packed.is_file(path / "zarr.json") and "hpc_isl" in read_group(path)
 
 
 def _other_plate(other: OtherPlate) -> Iterator[Line]:
@@ -256,8 +256,13 @@ def _by_specification(path: Path) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            validate_zarr_store(str(path))
+            # Of a packed plate fsspec, with which it reads, is told the archive.
+            validate_zarr_store(f"zip://::{path}" if packed.split(path) else str(path))
         except ValueError as error:  # its errors are ValueErrors
+            kinds = {str(entry["type"]) for entry in error.errors()} if hasattr(error, "errors") else set()
+            # It looks for the image that labels belong to outside of the archive; ours lies two folders up.
+            if packed.split(path) and kinds == {"label_image_source_not_found"}:
+                return []
             return [f"not valid OME-Zarr: {error}"]
         return [f"OME-Zarr: {warning.message}" for warning in caught]
 
@@ -313,7 +318,7 @@ def _missing_shards(folder: Path, store: ts.TensorStore) -> Iterator[str]:
     edges = store.chunk_layout.write_chunk.shape or store.shape
     grid = (-(-length // (edge or 1)) for length, edge in zip(store.shape, edges, strict=True))
     for place in np.ndindex(*grid):
-        if not folder.joinpath("c", *map(str, place)).exists():
+        if not packed.is_file(folder.joinpath("c", *map(str, place))):
             yield "/".join(map(str, place))
 
 

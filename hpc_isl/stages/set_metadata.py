@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.metadata_changes import SETTABLE
 from hpc_isl.plates.change_metadata import change_metadata, differences
+from hpc_isl.plates.packed import refuse_packed
 from hpc_isl.plates.plate import Channel, Plate, color_of, doubtful_size
 from hpc_isl.plates.store import Index, label_names, open_plate
 from hpc_isl.recipes.base import PixelSize
@@ -67,6 +68,7 @@ def metadata_edit(path: Path, words: Sequence[str]) -> MetadataEdit:
     if not words:
         raise UserError(f"set {path}: say what, as in pixel_um=0.325; there are {', '.join(SETTABLE)}")
     index = open_plate(path.expanduser().absolute())
+    refuse_packed(index.path, "set")
     pixel_um, renamed, label_free = index.plate.pixel_um, dict[str, str](), None
     for word in words:
         key, value = _key_and_value(word, index.plate)

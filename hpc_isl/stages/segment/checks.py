@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +15,9 @@ from hpc_isl.files import read_json
 from hpc_isl.learning.data.rescale import unlike_channels
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.limits import check_grid
+from hpc_isl.plates.atomic_directory import unwritable
 from hpc_isl.plates.change_metadata import former
+from hpc_isl.plates.label_groups import labels_home
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import (
     edited,
@@ -339,8 +340,7 @@ def check_writable(plate: PlateInput, existing: ExistingLabels) -> None:
         UserError: none can.
     """
     images = [plate.image(key) for key in existing.left]
-    folders = (image / "labels" if (image / "labels").exists() else image for image in images)
-    if images and not any(os.access(folder, os.W_OK) for folder in folders):
+    if images and all(unwritable(labels_home(image)) for image in images):
         raise UserError(
             f"{images[0]} cannot be written, and labels go there: copy the plate to where it can, or keep no "
             "labels, as in outputs=[mask]"

@@ -22,7 +22,7 @@ from hpc_isl.learning.data.pixels import Pixels
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.objects.types import Labels
 from hpc_isl.plates.atomic_directory import MARK, clean, translate_write_errors
-from hpc_isl.plates.label_groups import slug
+from hpc_isl.plates.label_groups import label_folder, labels_home, slug
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
 from hpc_isl.plates.store import Index, edited, label_provenance, refuse_edited
 from hpc_isl.run import Run
@@ -293,12 +293,12 @@ def maps_of(outputs: Sequence[str], contract: Contract, stain: Contract | None) 
 
 def remove_partial_image(image: Path, name: str) -> None:
     """Removes what a killed writer of these labels left beside them; other writers' files stay."""
-    _remove((image / "labels").glob(f".zarr.json.{slug(labels_name(image, name))}.*{MARK}"))
+    _remove(labels_home(image).glob(f".zarr.json.{slug(labels_name(image, name))}.*{MARK}"))
 
 
 def remove_partial_labels(image: Path, name: str) -> None:
     """Removes labels of this name that were never finished beside those that were."""
-    clean(image / "labels" / slug(labels_name(image, name)))
+    clean(label_folder(image, labels_name(image, name)))
 
 
 def remove_partial_run(run: Run, attempt: int) -> None:
