@@ -44,11 +44,12 @@ from hpc_isl.recipes.training import NetRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment import files
 from hpc_isl.stages.segment.field import _facts, _keep, measured
+from hpc_isl.stages.segment.inputs import segment_inputs
 from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, load_segmenter
-from hpc_isl.stages.segment.stage import plan
+from hpc_isl.stages.segment.stage import _write_schema, plan
 from hpc_isl.stages.shared.decoding import decode
 
-PARTS = ("reading", "network", "to full resolution", "flood", "features", "writing", "hash and record")
+PARTS = ("reading", "network", "to full resolution", "watershed", "features", "writing", "hash and record")
 STAGES = ("stage", "two workers", "one network", "two networks")
 WARM = 4  # fields that are left out at the beginning
 Timed = Callable[[str, Callable[[], Any]], Any]
@@ -166,6 +167,7 @@ def _parts(folder: Path, plate: Path, name: str) -> dict[str, float]:
     recipe = plan(load("segment", None, keys)).recipe
     run.folder.mkdir(parents=True)
     run.recipe.write_text(to_yaml(recipe))
+    _write_schema(segment_inputs(recipe), run.folder)
     bench, index = load_segmenter(run.folder), open_plate(plate)
     times: dict[str, list[float]] = {}
 

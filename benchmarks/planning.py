@@ -1,0 +1,146 @@
+"""How long `status` of many runs takes, and `segment --dry-run` over many plates: both only look.
+
+    python benchmarks/planning.py [--runs 1000] [--plates 100] [--wells 384] [--fields 9]
+
+The runs are folders of jobs that a Slurm has; a program that prints a queue stands in for that, and
+counts how often it is asked. The plates have an index and folders for their images, and no pixels; all
+share one set of folders, so what the disk has to look up is in its cache: a network disk takes longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from made_up_screen import save_model, write_screen
+
+from hpc_isl.files import now
+from hpc_isl.plates import index as plate_index
+from hpc_isl.plates import metadata, ngff
+from hpc_isl.plates.plate import Field, FieldKey, Plate
+from hpc_isl.plates.store import open_plate
+
+# The queue that stands in for Slurm's: every job runs, and each question is a line in a file.
+SQUEUE = """#!{python}
+import sys
+with open({asked!r}, "a") as stream:
+    stream.write("squeue\\n")
+if "-j" in sys.argv:
+    for job in sys.argv[sys.argv.index("-j") + 1].split(","):
+        print(f"{{job}}|RUNNING|None|node{{job}}|1:00:00|{folder}/segment/run{{job}}")
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--runs", type=int, default=1000)
+    words.add_argument("--plates", type=int, default=100)
+    words.add_argument("--wells", type=int, default=384)
+    words.add_argument("--fields", type=int, default=9, help="of each well")
+    given = words.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plates = write_plates(folder / "plates", given.plates, given.wells, given.fields)
+        save_model(folder / "runs" / "finetune" / "cells")
+        keys = [f"model={folder}/runs/finetune/cells", f"plates={folder}/plates/*.zarr", "labels=found"]
+        took, peak = called(folder, "segment", *keys, "--dry-run")
+        count = given.plates * given.wells * given.fields
+        print(f"segment --dry-run, {given.plates} plates, {count:,} fields: {took:.1f} s, {peak:.0f} MB")
+        asked = write_runs(folder, given.runs, plates)
+        took, peak = called(folder, "status")
+        questions = len(asked.read_text().splitlines())
+        print(f"status, {given.runs:,} runs: {took:.2f} s, {peak:.0f} MB, Slurm was asked {questions} times")
+
+
+# A process counts the memory of the one that started it as its own: so a small one is between.
+STARTER = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+print(code, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3)
+"""
+
+
+def called(folder: Path, *words: str) -> tuple[float, float]:
+    """Returns seconds and the peak of memory in MB of a call of the command line."""
+    path = f"{folder}/bin:{os.environ['PATH']}"
+    environment = os.environ | {"HPC_ISL_RUNS": f"{folder}/runs", "PATH": path}
+    command = [sys.executable, "-c", STARTER, sys.executable, "-m", "hpc_isl.submit", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    code, took, peak = done.stdout.split()
+    if code != "0":
+        raise SystemExit(f"{' '.join(words)}: {done.stderr}")
+    return float(took), float(peak)
+
+
+# ---------------------------------------------------------------- plates without pixels
+
+
+def write_plates(folder: Path, count: int, wells: int, fields: int) -> list[Path]:
+    """Writes one plate whose fields are all measured alike, and links of its images for the others."""
+    real = write_screen(folder / "one", ["B02"], 1)
+    image = metadata.read_group(real.image(real.plate.fields[0].key))["hpc_isl"]
+    rows = "ABCDEFGHIJKLMNOP"
+    names = [f"{row}{column:02}" for row in rows for column in range(1, 25)][:wells]
+    keys = [FieldKey(well, str(field)) for well in names for field in range(1, fields + 1)]
+    made = tuple(replace(real.plate.fields[0], key=key) for key in keys)
+    plate = replace(real.plate, rows=tuple(rows), columns=tuple(f"{n:02}" for n in range(1, 25)), fields=made)
+    first = folder / "P000.zarr"
+    _write_index(first, plate, image, made)
+    for key in keys:
+        (plate_index.image_path(first, plate, key) / "0").mkdir(parents=True)
+    shutil.rmtree(folder / "one")
+    paths = [first]
+    for number in range(1, count):
+        path = folder / f"P{number:03}.zarr"
+        _write_index(path, replace(plate, name=path.stem), image, made)
+        for row in {key.well[0] for key in keys}:
+            (path / row).symlink_to(first / row)
+        paths.append(path)
+    assert len(open_plate(paths[-1]).plate.fields) == len(keys)
+    return paths
+
+
+def _write_index(path: Path, plate: Plate, image: dict, fields: tuple[Field, ...]) -> None:
+    images = [image | {"field": metadata.field_facts(field)} for field in fields]
+    plate_index._write_index(path, images, plate)
+    ours = {"plate": metadata.plate_facts(plate), "plate_map": {}, "problems": []}
+    metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def write_runs(folder: Path, count: int, plates: list[Path]) -> Path:
+    """Writes folders of runs that a queue says are running; returns the file that counts its questions."""
+    runs, asked, program = folder / "runs", folder / "asked.txt", folder / "bin" / "squeue"
+    program.parent.mkdir()
+    program.write_text(SQUEUE.format(python=sys.executable, asked=str(asked), folder=runs))
+    program.chmod(0o755)
+    asked.write_text("")
+    for number in range(1, count + 1):
+        run, plate = runs / "segment" / f"run{number}", plates[number % len(plates)]
+        attempt = run / "attempts" / "0"
+        attempt.mkdir(parents=True)
+        recipe = f"model: {runs}/finetune/cells\nplates: [{plate}]\nlabels: found{number}\n"
+        (run / "recipe.yaml").write_text(recipe)
+        record = {"inputs": {plate.stem: "a fingerprint"}, "plates": [str(plate)], "made": now()}
+        (run / "record.json").write_text(json.dumps(record))
+        sent = {"executor": "slurm", "job": str(number), "folder": str(run), "workdir": str(run), "host": "n"}
+        (attempt / "submission.json").write_text(json.dumps(sent | {"slurm_conf": None, "cluster": None}))
+        progress = {"done": 5, "total": 9, "unit": "fields", "metrics": {}}
+        rank = {"rank": 0, "job": str(number), "node": "n", "start": now(), "heartbeat": now()}
+        (attempt / "rank-0.json").write_text(json.dumps(rank | {"progress": progress}))
+    return asked
+
+
+if __name__ == "__main__":
+    main()
