@@ -56,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         }  # fmt: skip
         for part in given.parts:
             start = time.perf_counter()
-            print(f"\n{part}, at most {BUDGETS_S[part]} s", flush=True)
-            parts[part](given, Budget(BUDGETS_S[part]))
+            budget = BUDGETS_S[part] * given.budget
+            print(f"\n{part}, at most {budget:.0f} s", flush=True)
+            parts[part](given, Budget(budget))
             print(f"({time.perf_counter() - start:.0f} s)", flush=True)
 
 
@@ -73,6 +74,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--steps", type=int, default=12, help="timed steps of each kind")
     options.add_argument("--edge", type=int, default=2160, help="of a field")
     options.add_argument("--fields", type=int, default=24)
+    options.add_argument("--budget", type=float, default=1.0, help="of each part, times so much")
     options.add_argument("--inside", choices=("forward", "memory"), help=argparse.SUPPRESS)
     options.add_argument("--precision", default="bf16", help=argparse.SUPPRESS)
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

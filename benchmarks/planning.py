@@ -19,13 +19,16 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
 from hpc_isl.files import now
 from hpc_isl.plates import index as plate_index
-from hpc_isl.plates import metadata, ngff
-from hpc_isl.plates.plate import Field, FieldKey, Plate
+from hpc_isl.plates import index_table, metadata, ngff
+from hpc_isl.plates.plate import FieldKey, Plate
 from hpc_isl.plates.store import open_plate
 
 # The queue that stands in for Slurm's: every job runs, and each question is a line in a file.
@@ -87,21 +90,26 @@ def called(folder: Path, *words: str) -> tuple[float, float]:
 def write_plates(folder: Path, count: int, wells: int, fields: int) -> list[Path]:
     """Writes one plate whose fields are all measured alike, and links of its images for the others."""
     real = write_screen(folder / "one", ["B02"], 1)
-    image = metadata.read_group(real.image(real.plate.fields[0].key))["hpc_isl"]
     rows = "ABCDEFGHIJKLMNOP"
     names = [f"{row}{column:02}" for row in rows for column in range(1, 25)][:wells]
     keys = [FieldKey(well, str(field)) for well in names for field in range(1, fields + 1)]
     made = tuple(replace(real.plate.fields[0], key=key) for key in keys)
     plate = replace(real.plate, rows=tuple(rows), columns=tuple(f"{n:02}" for n in range(1, 25)), fields=made)
     first = folder / "P000.zarr"
-    _write_index(first, plate, image, made)
+    (first / "index").mkdir(parents=True)
+    table = pq.read_table(real.path / index_table.FILE).take([0] * len(keys))
+    for column, texts in {"well": [k.well for k in keys], "name": [k.name for k in keys]}.items():
+        table = table.set_column(table.schema.get_field_index(column), column, pa.array(texts))
+    pq.write_table(table, first / index_table.FILE, compression="zstd")
+    _write_group(first, plate)
     for key in keys:
         (plate_index.image_path(first, plate, key) / "0").mkdir(parents=True)
     shutil.rmtree(folder / "one")
     paths = [first]
     for number in range(1, count):
         path = folder / f"P{number:03}.zarr"
-        _write_index(path, replace(plate, name=path.stem), image, made)
+        shutil.copytree(first / "index", path / "index")
+        _write_group(path, replace(plate, name=path.stem))
         for row in {key.well[0] for key in keys}:
             (path / row).symlink_to(first / row)
         paths.append(path)
@@ -109,9 +117,7 @@ def write_plates(folder: Path, count: int, wells: int, fields: int) -> list[Path
     return paths
 
 
-def _write_index(path: Path, plate: Plate, image: dict, fields: tuple[Field, ...]) -> None:
-    images = [image | {"field": metadata.field_facts(field)} for field in fields]
-    plate_index._write_index(path, images, plate)
+def _write_group(path: Path, plate: Plate) -> None:
     ours = {"plate": metadata.plate_facts(plate), "plate_map": {}, "problems": []}
     metadata.write_group(path, ngff.attributes(ngff.plate_group(plate)), ours)
 

@@ -22,7 +22,7 @@ def printed(*command: str) -> str:
 
 def test_what_is_prepared_for_a_gpu_prints_every_figure():
     sizes = ("--crop", "32", "--batch", "4", "--micro", "2", "--steps", "2", "--edge", "96", "--fields", "6")
-    text = printed("benchmarks/gpu.py", "--encoder", "tu-test_resnet", *sizes)
+    text = printed("benchmarks/gpu.py", "--encoder", "tu-test_resnet", "--budget", "20", *sizes)
     assert text.count("loop ÷ bare network") == 2  # in bf16 and fp32
     assert re.search(r"of which \d+\.\d% waits for data", text)
     assert text.count("bare forward pass: ") == 4  # alone, two at once, and the ratio

@@ -75,7 +75,7 @@ def labels_home(image: Path) -> Path:
 
 def _label_folders(image: Path) -> list[Path]:
     """Returns the folders of the image's labels; the first holds what counts where both have one name."""
-    return list(dict.fromkeys((labels_home(image), image / "labels")))
+    return [labels_home(image), *([image / "labels"] if packed.split(image) else [])]
 
 
 def existing(image: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -283,6 +284,7 @@ def row_name(row: int) -> str:
     return ascii_uppercase[row] if row < 26 else "A" + ascii_uppercase[row - 26]
 
 
+@lru_cache(maxsize=4096)
 def well_position(well: str) -> tuple[int, int]:
     """Returns (1, 2) of "B03", "b3" and "B003"; raises a `UserError` for what is no well."""
     # Rows beyond Z are AA to AF, on plates of 1536 wells.

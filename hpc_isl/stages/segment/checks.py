@@ -339,11 +339,10 @@ def check_writable(plate: PlateInput, existing: ExistingLabels) -> None:
     Raises:
         UserError: none can.
     """
-    images = [plate.image(key) for key in existing.left]
-    if images and all(unwritable(labels_home(image)) for image in images):
+    if existing.left and all(unwritable(labels_home(plate.image(key))) for key in existing.left):
         raise UserError(
-            f"{images[0]} cannot be written, and labels go there: copy the plate to where it can, or keep no "
-            "labels, as in outputs=[mask]"
+            f"{plate.image(existing.left[0])} cannot be written, and labels go there: copy the plate to where "
+            "it can, or keep no labels, as in outputs=[mask]"
         )
 
 

@@ -291,7 +291,8 @@ def _with_fields(plate: PlateInput) -> PlateInput:
     if not seen:
         names = ", ".join(f"{role.channel!r} {role.plane}" for role in sources)
         raise UserError(f"{index.path}: none of {len(keys)} fields has all sources of the model ({names})")
-    return replace(plate, keys=seen, without=tuple(key for key in keys if key not in seen))
+    known = set(seen)  # of thousands
+    return replace(plate, keys=seen, without=tuple(key for key in keys if key not in known))
 
 
 def unique_names(plates: Sequence[tuple[str, str]]) -> list[str]:
@@ -312,7 +313,7 @@ def _keys(recipe: SegmentRecipe, own: int | None, index: Index) -> tuple[FieldKe
     """Returns the fields of the acquisition of the first source that the recipe chooses."""
     chosen = index.plate.choose(recipe.fields) if recipe.fields is not None else None
     keys = [field.key for field in index.plate.fields if own in (None, field.key.acquisition)]
-    kept = tuple(key for key in keys if chosen is None or key in chosen)
+    kept = tuple(keys) if chosen is None else tuple(key for key in keys if key in chosen)
     if not keys:
         raise UserError(f"{index.path}: none of its fields is of acquisition {own}, which the model looks at")
     if not kept:
