@@ -341,8 +341,8 @@ def check_writable(plate: PlateInput, existing: ExistingLabels) -> None:
     """
     if existing.left and all(unwritable(labels_home(plate.image(key))) for key in existing.left):
         raise UserError(
-            f"{plate.image(existing.left[0])} cannot be written, and labels go there: copy the plate to where "
-            "it can, or keep no labels, as in outputs=[mask]"
+            f"{plate.image(existing.left[0])} cannot be written, and labels go there: copy the plate to "
+            "where it can, or keep no labels, as in outputs=[mask]"
         )
 
 
