@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import write_atomic
+from hpc_isl.plates import packed
 from hpc_isl.plates.plate import FieldKey
 
 # By digest, for a plate that takes in further fields has two for a moment.
@@ -122,8 +123,8 @@ def read(path: Path, facts: Mapping[str, Any]) -> Registration:
     models = {int(number): own for number, own in facts["models"].items()}
     table = path / TABLES.format(facts["digest"])
     try:
-        with table.open(newline="") as lines:
-            registration = Registration({own.key: own for own in map(_shift, csv.DictReader(lines))}, models)
+        lines = csv.DictReader(io.StringIO(packed.read_text(table)))
+        registration = Registration({own.key: own for own in map(_shift, lines)}, models)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{table}, the shifts of its acquisitions, cannot be read: {error}") from None
     if registration.digest != facts["digest"]:
