@@ -35,7 +35,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("part", FIGURES)
 def test_what_is_prepared_for_a_gpu_prints_every_figure(part):
-    sizes = ("--crop", "32", "--batch", "2", "--micro", "1", "--steps", "1", "--edge", "96", "--fields", "6")
+    sizes = ("--crop", "64", "--batch", "4", "--micro", "2", "--steps", "1", "--edge", "96", "--fields", "6")
     more = ("--encoder", "tu-test_resnet", "--budget", "4", "--parts", part)
     text = printed("benchmarks/gpu.py", *sizes, *more)
     for figure in FIGURES[part]:
