@@ -305,11 +305,7 @@ def unpack(given: Namespace) -> int:
 
 def _one_plate(given: Namespace, keys: Mapping[str, str]) -> tuple[Path, Path | None]:
     """Returns the plate that is named, and `out=` if it is given."""
-    plates = [word for word in given.words if "=" not in word or Path(word).exists()]
-    values = dict(word.split("=", 1) for word in given.words if word not in plates)
-    for key in values:
-        if key not in keys:
-            raise UserError(f"{given.verb} {key}=: no such key; {nearest(key, keys)}")
+    values, plates = take_keys(given, keys), given.words
     if len(plates) != 1:
         raise UserError(f"{given.verb}: name one plate, as in {program()} {given.verb} P01.zarr")
-    return Path(plates[0]), Path(values["out"]) if values.get("out") else None
+    return Path(plates[0]), Path(values["out"]) if "out" in values else None
