@@ -141,20 +141,20 @@ def inspect(given: Namespace) -> int:
 
 @command(
     "checks a plate against the specification, or against the export it was made of",
-    "PLATE.zarr … [--deep | --receipt [RUN] | --check]", "P01.zarr --deep",
+    "PLATE.zarr … [--deep | --receipt | --check]", "P01.zarr --deep",
     option("--deep", action="store_true", help="every pixel against its recorded digest too"),
     option(
-        "--receipt", nargs="?", const="", metavar="RUN",
-        help="compare every file of the export with the plate; writes PLATE.receipt.csv and .json beside it. "
-        "RUN: the run of convert, where the plate does not say how it was made",
+        "--receipt", action="store_true",
+        help="compare every file of the export with the plate; writes PLATE.receipt.csv and .json beside it",
     ),
+    option("--run", help="with --receipt: the run of convert, where the plate does not say how it was made"),
     option("--check", action="store_true", help="whether the plate is still as its receipt says"),
     ROOT, SITE,
 )  # fmt: skip
 def validate(given: Namespace) -> int:
     """Checks plates against the specification of OME-Zarr and against their own index, or their export."""
     plates = _plates(given)
-    if given.receipt is not None:
+    if given.receipt:
         return max(_write_receipt(path, given) for path in plates)
     if given.check:
         from hpc_isl.site import cpus_here
@@ -179,12 +179,10 @@ def _write_receipt(path: Path, given: Namespace) -> int:
     from hpc_isl.stages.convert.receipt import receipt_paths, write_receipt
 
     recipe = None
-    if given.receipt:
-        run = folders.find(given.receipt, *run_folders(given))
+    if given.run:
+        run = folders.find(given.run, *run_folders(given))
         if run.stage != "convert":
-            raise UserError(
-                f"--receipt {given.receipt}: a run of {run.stage}; the run of convert is expected"
-            )
+            raise UserError(f"--run {given.run}: a run of {run.stage}; the run of convert is expected")
         loaded = load("convert", run.recipe, [])
         assert isinstance(loaded, ConvertRecipe)
         recipe = loaded

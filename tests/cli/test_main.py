@@ -86,6 +86,7 @@ def test_the_usual_keys_exist_and_the_examples_are_read() -> None:
 VALUES = {
     "--site": "laptop", "--name": "a", "--after": "b", "--verify": "1%", "--root": "runs", "--rank": "1",
     "--out": "a.yaml", "--slurm-conf": "slurm.conf", "--patience": "1h", "--port": "5000",
+    "--run": "P01",
 }  # fmt: skip
 OPTIONS = {
     **dict.fromkeys(RECIPES, "--site --name --dry-run --time --wait --after"),
@@ -93,7 +94,8 @@ OPTIONS = {
     "sweep": "--site --name --dry-run --time --wait --after --update",
     "chain": "--site --name --dry-run --time --wait --after",
     "site": "--out --slurm-conf", "doctor": "--site --patience", "inspect": "", "overview": "",
-    "export": "--root --site", "validate": "--deep", "set": "--dry-run --root --site",
+    "export": "--root --site", "validate": "--deep --receipt --run --check --root --site",
+    "pack": "--remove --root --site", "unpack": "", "set": "--dry-run --root --site",
     "status": "--root --site --json",
     "logs": "--root --site -f --follow --rank", "cancel": "--root --site",
     "resume": "--root --site --wait --after", "retry": "--root --site --wait",

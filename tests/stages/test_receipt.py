@@ -164,5 +164,5 @@ def test_a_plate_without_its_recipe_or_receipt_is_answered_with_what_to_do(expor
     assert content
     del content["recipe"]  # as in plates that were converted before there were receipts
     record.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="name the run of convert: --receipt RUN"):
+    with pytest.raises(UserError, match="name the run of convert: --run RUN"):
         write_receipt(plate, None, 1)

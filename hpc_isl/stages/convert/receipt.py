@@ -185,9 +185,7 @@ def check_receipt(path: Path, processes: int) -> list[str]:
 def _recipe_of(index: Index) -> ConvertRecipe:
     record = (read_json(index.path / RECORD) or {}).get("recipe") if index.adopted is None else None
     if record is None:
-        raise UserError(
-            f"{index.path} does not say how it was converted; name the run of convert: --receipt RUN"
-        )
+        raise UserError(f"{index.path} does not say how it was converted; name the run of convert: --run RUN")
     return ConvertRecipe(**record)
 
 
