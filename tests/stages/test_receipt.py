@@ -21,6 +21,7 @@ from hpc_isl.recipes.plates import ConvertRecipe, PatternRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.convert.receipt import check_receipt, receipt_paths, write_receipt
 from hpc_isl.stages.convert.stage import convert
+from hpc_isl.stages.pack import pack
 
 PATTERN = PatternRecipe(regex=r"(?P<well>\w\d\d)_w(?P<channel>\d)\.tif")
 
@@ -141,6 +142,16 @@ def test_a_plate_moved_with_its_receipt_still_holds(export: Path, tmp_path: Path
     for path in (plate, *receipt_paths(plate)):
         shutil.move(path, tmp_path / "archive" / path.name)
     assert check_receipt(tmp_path / "archive" / "P.zarr", 1) == []
+
+
+def test_a_packed_plate_is_checked_and_takes_no_receipt_of_its_own(export: Path) -> None:
+    plate = converted(export)
+    write_receipt(plate, None, 1)
+    made = pack(plate, None).path
+    shutil.rmtree(plate)
+    assert check_receipt(made, 1) == []
+    with pytest.raises(UserError, match="is packed"):
+        write_receipt(made, None, 1)
 
 
 def test_on_the_command_line(export: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from hpc_isl import __version__
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
-from hpc_isl.plates import planes
+from hpc_isl.plates import packed, planes
 from hpc_isl.plates.index import Index
 from hpc_isl.plates.plate import FieldKey, PlaneFile, normal_well, well_position
 from hpc_isl.plates.readers import detect, tiff_metadata
@@ -42,18 +42,9 @@ VERBATIM = "source"  # the folder of the plate that holds the export's small fil
 MOST_VERBATIM = 64 << 20  # bytes
 EQUAL, COPIED, ABSENT, WRONG = "stored equal", "stored verbatim", "not stored", "FAILED"
 # Images that an export holds beside its planes, and that nobody misses in a plate.
-BY_DESIGN = frozenset(
-    {
-        "copy",
-        "copy as TIFF",
-        "thumbnail",
-        "projection",
-        "overlay",
-        "shading image",
-        "montage",
-        "ignored image",
-    }
-)
+BY_DESIGN = {
+    "copy", "copy as TIFF", "thumbnail", "projection", "overlay", "shading image", "montage", "ignored image"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,8 +94,12 @@ class FieldResult:
 
 
 def receipt_paths(plate: Path) -> tuple[Path, Path]:
-    """Returns where the receipt of a plate lies: its table of files, and its verdict."""
+    """Returns where the receipt of a plate lies: its table of files, and its verdict.
+
+    A packed plate has the receipt of the folder that it was made of.
+    """
     base = plate.resolve()
+    base = base.with_suffix(".zarr") if packed.split(base) else base
     return base.with_name(f"{base.name}.receipt.csv"), base.with_name(f"{base.name}.receipt.json")
 
 
@@ -120,6 +115,7 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
         UserError: the plate was not made by convert, is not finished, or its export is not there, is another
             one, or is OME-Zarr.
     """
+    packed.refuse_packed(path, "validate --receipt")  # files of the export are copied into it
     index = open_plate(path)
     survey = survey_export(recipe or _recipe_of(index))
     if survey.recipe.out.resolve() != index.path.resolve():
@@ -202,7 +198,9 @@ def compare_field(task: FieldCheck) -> FieldResult:
     """Reads a field back and compares it with its files, plane by plane."""
     import zarr
 
-    stored = np.asarray(zarr.open_array(task.array, mode="r")[...])
+    archive = packed.split(task.array)
+    store: Any = zarr.storage.ZipStore(archive[0], mode="r") if archive else task.array
+    stored = np.asarray(zarr.open_array(store, path=archive[1] if archive else None, mode="r")[...])
     stored = stored.reshape(-1, *stored.shape[-4:])  # (t, c, z, y, x): plates of one time have no axis t
     place: dict[Path, list[str]] = defaultdict(list)
     wrong: dict[Path, str] = {}
@@ -346,7 +344,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _sha256(path: Path) -> str:
     """Returns the digest of a file; "" where there is none."""
     try:
-        with path.open("rb") as stream:
+        content = packed.opened(path)
+        with content if isinstance(content, io.BytesIO) else path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return ""
