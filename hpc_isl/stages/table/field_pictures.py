@@ -35,7 +35,7 @@ def quality_section(plates: Sequence[SegmentedPlate], by_rule: Mapping[str, Excl
     parts: list[object] = [tag("h2", "Fields that are left out, and some that are kept")]
     if out:
         lines = [(*place, rule, reason) for place, rule, reason in out[:LISTED]]
-        caption = f"{len(out):,} fields are left out; left_out_fields.csv has them all."
+        caption = f"Left out: {len(out):,}. All are in left_out_fields.csv."
         parts += _drawn(plates, {place: rules[place] for place in shown}, "Fields that are left out.")
         parts.append(table(("plate", "well", "field", "rule", "reason"), lines, caption))
     else:
