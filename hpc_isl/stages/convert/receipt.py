@@ -117,9 +117,8 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
     """
     packed.refuse_packed(path, "validate --receipt")  # files of the export are copied into it
     index = open_plate(path)
-    survey = survey_export(recipe or _recipe_of(index))
-    if survey.recipe.out.resolve() != index.path.resolve():
-        survey = survey_export(survey.recipe.model_copy(update={"out": index.path}))
+    made_by = recipe or _recipe_of(index)
+    survey = survey_export(made_by.model_copy(update={"out": index.path}))  # it may have been moved
     if survey.state != "finished" or survey.todo:
         raise UserError(
             f"{path}: {len(survey.todo)} fields are not stored yet; the same convert command resumes"
@@ -182,7 +181,7 @@ def _recipe_of(index: Index) -> ConvertRecipe:
     record = (read_json(index.path / RECORD) or {}).get("recipe") if index.adopted is None else None
     if record is None:
         raise UserError(f"{index.path} does not say how it was converted; name the run of convert: --run RUN")
-    return ConvertRecipe(**record)
+    return ConvertRecipe(**record, out=index.path)
 
 
 def _compared(tasks: list[FieldCheck], processes: int) -> list[FieldResult]:

@@ -58,7 +58,7 @@ def recorded_digest(out: Path) -> str | None:
 def locked(out: Path, digest: str, recipe: ConvertRecipe) -> Iterator[None]:
     """Reserves `out` for this process, until it ends, and records which conversion writes it."""
     with reserved(out, LOCK, "out", "converting to"):
-        written = recipe.model_dump(mode="json")
+        written = recipe.model_dump(mode="json", exclude={"out"})
         source = " and ".join(map(str, recipe.sources))
         record = {"digest": digest, "source": source, "recipe": written, "hpc_isl": __version__}
         with translate_write_errors(out, 4096):
