@@ -37,6 +37,7 @@ LEAST_FIELDS = 8  # of a plate, below which it is not known what is usual
 # A field is blurred from so many robust standard deviations of the logarithm on, and at least this factor: of
 # a field in focus, one object or 144 change sharpness by 0.85 to 1.09; a blur of 2 pixels divides it by 4.
 DEVIATIONS, LEAST_FACTOR = 4.0, 3.0
+SHARP = 0.05  # usual sharpness below which images are too smooth or noisy to tell a blur from chance
 STRUCTURE = 0.03  # of the contrast that is usual: a field of less shows too little to be called blurred
 
 
@@ -122,8 +123,8 @@ def out_of_focus(images: pd.DataFrame) -> pd.Series[Any]:
         facts = pd.DataFrame(pairs, images.index, ["sharpness", "contrast"]).astype(float)
         facts = facts[facts.contrast > 0]
         usual = facts[facts.contrast >= facts.contrast.median()]
-        if len(facts) < LEAST_FIELDS:  # too few to know what is usual
-            continue
+        if len(facts) < LEAST_FIELDS or usual.sharpness.median() < SHARP:
+            continue  # it is not known what is usual
         logs = np.log(usual.sharpness.clip(lower=1e-3))
         spread = 1.4826 * float(np.median(np.abs(logs - logs.median())))
         limit = float(np.exp(logs.median() - max(DEVIATIONS * spread, np.log(LEAST_FACTOR))))
