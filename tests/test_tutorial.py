@@ -30,7 +30,7 @@ H() {
       train.batch=2 train.micro_batch=2 ;;
   esac
   case $1 in
-    inspect | table | report) ;;
+    inspect | overview | table | report) ;;
     *) set -- "$@" site.tracking=none site.cpus=1 ;;
   esac
   python -m hpc_isl.submit "$@"
