@@ -48,8 +48,7 @@ HEAVY = {
 # inspect, validate, pack, report and table submit nothing; status compares the labels of a segmentation
 DIRECT = ("report.stage", "table.stage", "segment.checks")
 ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
-PLATES = ("inspect", "set_metadata", "convert.receipt", "overview.stage")
-PLATES = ("inspect", "set_metadata", "pack", "convert.receipt")
+PLATES = ("inspect", "set_metadata", "pack", "convert.receipt", "overview.stage")
 ALLOWED |= {("cli/setup_commands.py", f"hpc_isl.stages.{name}") for name in PLATES}
 ALLOWED |= {("cli/export_command.py", f"hpc_isl.stages.export.{name}") for name in ("labels", "model")}
 # A run of segment ends with its table.
