@@ -3,7 +3,7 @@
 #   docs/study/sizes.sh FOLDER
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-H="${H:-python -m hpc_isl.submit}"
+. "$here"/common.sh
 cd "$1"
 python - <<'PYTHON'
 import csv
@@ -19,14 +19,8 @@ with open("sizes.csv", "w", newline="") as stream:
 print(f"{sum(large.values())} fields of large cells train, {len(large) - sum(large.values())} of small ones score")
 PYTHON
 
-run() {  # NAME …
-  if [ -d "runs/finetune/$1" ]; then $H resume "finetune/$1" site.cpus=1; return; fi
-  local name=$1; shift
-  $H finetune usiigaci.yaml "$@" --name "$name" site.cpus=1
-}
-
 for scale in 0 0.5; do
-  run sizes-$scale split.file=sizes.csv objects.h_maxima=40 left_out=never train.steps=300 augment.scale=$scale
+  run finetune sizes-$scale usiigaci.yaml split.file=sizes.csv objects.h_maxima=40 left_out=never train.steps=300 augment.scale=$scale
 done
 python - <<'PYTHON'
 import hpc_isl
@@ -35,6 +29,6 @@ for scale in ("0", "0.5"):
     print(f"augment.scale={scale}: AP50 {scores['AP50'].mean():.3f}, mAP {scores['mAP'].mean():.3f}")
 PYTHON
 if [ "${ALL:-}" ]; then  # the frozen recipe with scale on all 26 fields
-  run cells-scaled augment.scale=0.5
+  run finetune cells-scaled usiigaci.yaml augment.scale=0.5
   python "$here"/splits.py runs/finetune/cells-scaled U.zarr
 fi
