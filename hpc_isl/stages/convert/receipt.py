@@ -207,10 +207,10 @@ def compare_field(task: FieldCheck) -> FieldResult:
     independent = set()
     for path, of_file in _by_path(task.files).items():
         try:
-            pages = planes.header(path).pages
+            header = planes.header(path)
             stated = _wells_stated(path)
             for plane in of_file:
-                pixels, decoders[path] = decoded(path, plane.page)
+                pixels, decoders[path] = decoded(path, plane.page, header)
                 if plane.size is not None:
                     wrong[path] = "resampled, as was asked for: the plate does not hold its own pixels"
                     continue
@@ -219,8 +219,8 @@ def compare_field(task: FieldCheck) -> FieldResult:
                 if not np.array_equal(pixels, stored[plane.time, plane.channel, plane.plane]):
                     wrong[path] = f"pixels differ from {text}"
                 place[path].append(text)
-            if pages > len(of_file) and path not in wrong:
-                wrong[path] = f"{pages - len(of_file)} of its {pages} planes are not stored"
+            if header.pages > len(of_file) and path not in wrong:
+                wrong[path] = f"{header.pages - len(of_file)} of its {header.pages} planes are not stored"
         except UserError as error:
             wrong[path] = str(error)
             continue
@@ -233,7 +233,7 @@ def compare_field(task: FieldCheck) -> FieldResult:
     return FieldResult(task.key, content.hexdigest(), place, wrong, decoders, frozenset(independent))
 
 
-def decoded(path: Path, page: int) -> tuple[NDArray[Any], str]:
+def decoded(path: Path, page: int, header: planes.Header) -> tuple[NDArray[Any], str]:
     """Returns a plane (y, x) of a file as another library than the conversion's decodes it, and its name.
 
     Raises:
@@ -241,17 +241,17 @@ def decoded(path: Path, page: int) -> tuple[NDArray[Any], str]:
     """
     from PIL import Image
 
-    own = planes.read_plane(path, page)  # first, because it judges what the file is
+    dtype = np.dtype(header.dtype)
     with (
         suppress(OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError),
         Image.open(path) as image,
     ):
         image.seek(page)
         pixels = np.asarray(image)
-        if (pixels.shape, pixels.dtype.itemsize) == (own.shape, own.dtype.itemsize):
+        if (pixels.shape, pixels.dtype.itemsize) == (header.shape, dtype.itemsize):
             # Signed pixels, which Pillow does not know, are the same bits.
-            return pixels.view(own.dtype) if pixels.dtype.kind in "iu" else pixels, "Pillow"
-    return own, "own"
+            return pixels.view(dtype) if pixels.dtype.kind in "iu" else pixels, "Pillow"
+    return planes.read_plane(path, page), "own"
 
 
 def _wells_stated(path: Path) -> set[str]:
@@ -279,16 +279,16 @@ def _by_path(files: tuple[PlaneFile, ...]) -> dict[Path, list[PlaneFile]]:
 def _rows(index: Index, survey: Survey, results: list[FieldResult]) -> Iterator[Row]:
     """Yields a row for each file below the export; copies small files that are no images into the plate."""
     sources = [source.resolve() for source in survey.recipe.sources]
+    # Exports that were merged may hold files of one name.
+    below = sources[0] if len(sources) == 1 else Path(os.path.commonpath(sources))
     compared = _by_file(results)
     reasons = {left.path.resolve(): left.kind for left in survey.export.left_out}
-    whole = detect.read(survey.recipe)
-    reasons |= dict.fromkeys(
-        (f.path.resolve() for files in whole.files.values() for f in files), "not asked for"
-    )
+    recipe = survey.recipe
+    if any(part is not None for part in (recipe.fields, recipe.channels, recipe.times, recipe.planes)):
+        whole = detect.read(recipe).files.values()  # the survey has what was asked for alone
+        reasons |= dict.fromkeys((file.path.resolve() for files in whole for file in files), "not asked for")
     for source, path in ((folder, path) for folder in sources for path in _files_below(folder)):
         known = path.resolve()
-        # Exports that were merged may hold files of one name.
-        below = source if len(sources) == 1 else Path(os.path.commonpath(sources))
         row = Row(path.relative_to(below).as_posix(), path.lstat().st_size)
         if path.is_symlink() and not known.is_relative_to(source):
             yield replace(row, why="a link that leads out of the export")
