@@ -190,9 +190,8 @@ class Field:
         return project(stack, plane) if plane in REDUCE else stack[0]
 
     def _planes(self, channel: str, plane: int | str | None, number: int, time: int) -> list[int]:
-        facts = self._index.statistics[self._key].planes
-        # Only planes that were imaged have statistics: zeros stored in place of others are no counts.
-        focus = {z: fact.focus for (t, c, z), fact in facts.items() if (t, c) == (time, number)}
+        # Of planes that were imaged alone: zeros stored in place of others are no counts.
+        focus = self._index.focus(self._key, number, time)
         if not focus:
             raise UserError(f"{self!r}: {channel} was not imaged at time {time}")
         if plane is None:

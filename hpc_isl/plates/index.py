@@ -101,6 +101,11 @@ class Index:
         numbers: list[int] = np.flatnonzero(self.imaged(key)[time, channel]).tolist()
         return numbers
 
+    def focus(self, key: FieldKey, channel: int, time: int) -> dict[int, float]:
+        """Returns how sharp each plane is in which a channel was imaged at a time: greater is sharper."""
+        facts = self.statistics[key].planes.items()
+        return {z: fact.focus for (t, c, z), fact in facts if (t, c) == (time, channel)}
+
     def shift(self, key: FieldKey, other: FieldKey) -> tuple[int, int] | None:
         """Returns (y, x): what the image of `key` shows at p, that of `other` shows at p + shift.
 

@@ -32,6 +32,19 @@ def count_levels(shape: tuple[int, ...], levels: int | None) -> int:
     return count
 
 
+def level_within(shape: tuple[int, ...], levels: int, edge: int) -> int:
+    """Returns the first level whose longer edge is at most `edge`, or the last one; `shape`: (…, y, x)."""
+    longest, level = max(shape[-2:]), 0
+    while longest > edge << level and level + 1 < levels:
+        level += 1
+    return level
+
+
+def level_of_at_least(shape: tuple[int, ...], levels: int, edge: int) -> int:
+    """Returns the last level whose longer edge is at least `edge`, or 0; `shape`: (…, y, x)."""
+    return max((level for level in range(levels) if max(shape[-2:]) >> level >= edge), default=0)
+
+
 def write_pyramid(
     folder: Path,
     pixels: NDArray[Any],

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.data import samples
-from hpc_isl.learning.data.pixels import known_box
+from hpc_isl.learning.data.pixels import choose_planes, known_box
 from hpc_isl.learning.data.rescale import at_scale, read_sources
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.pyramid import level_within
 from hpc_isl.run import Attempt
 from hpc_isl.stages.shared.plate_views import PlateView
 
@@ -210,15 +211,11 @@ def sharpest_image(index: store.Index, key: FieldKey, channel: int, edge: int) -
 
     It is read at the first level of the pyramid whose longer edge is at most `edge`, or the last one.
     """
-    facts = index.statistics[key].planes.items()
-    focus = {z: fact.focus for (t, c, z), fact in facts if (t, c) == (0, channel)}
+    focus = index.focus(key, channel, 0)
     if not focus:
         return None
-    # Of equally sharp planes the lowest, so that two runs see the same.
-    plane = min(focus, key=lambda z: (-focus[z], z))
-    longer, level = max(index.field(key).shape[-2:]), 0
-    while -(-longer // 2**level) > edge and level + 1 < index.levels(key):
-        level += 1
-    stack = store.read_box(index.image(key), level, 0, channel, [plane], slice(None), slice(None))
+    sharpest = list(choose_planes("focus", focus))
+    level = level_within(index.field(key).shape, index.levels(key), edge)
+    stack = store.read_box(index.image(key), level, 0, channel, sharpest, slice(None), slice(None))
     image: NDArray[Any] = stack[0]
     return image

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.plates import metadata, shifts
 from hpc_isl.plates.plate import FORMATS, WELL_DISTANCE_UM, Field, FieldKey, Plate, well_position
+from hpc_isl.plates.pyramid import level_within
 from hpc_isl.plates.registration import FieldShift, Registration, State
 from hpc_isl.plates.shifts import Image, PlateModel
 from hpc_isl.plates.store import image_path, read_box
@@ -175,9 +176,7 @@ def _facts(out: Path, plate: Plate, key: FieldKey) -> ImageFacts:
     }
     flags = (flag.partition(":") for flag in ours["statistics"]["flags"])
     empty = frozenset(int(channel) for word, _, channel in flags if word == "empty")
-    longest, level = max(field.shape[-2:]), 0
-    while longest > EDGE << level and level + 1 < ours["levels"]:
-        level += 1
+    level = level_within(field.shape, ours["levels"], EDGE)
     return ImageFacts(path, field, level, time, channels, empty, ours["statistics"]["digest"])
 
 

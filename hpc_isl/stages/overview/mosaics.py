@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.pyramid import level_of_at_least
 from hpc_isl.plates.store import Index
 from hpc_isl.stages.shared.shown_plane import shown_plane
 
@@ -86,8 +87,7 @@ def thumbnail(
     index: Index, key: FieldKey, channel: int, edge: int, scale: tuple[float, float]
 ) -> Pixels | None:
     """Returns (y, x) of at most `edge` pixels along each side; None: the channel was not imaged there."""
-    longer = max(index.field(key).shape[-2:])
-    level = max((n for n in range(index.levels(key)) if longer / 2**n >= edge), default=0)
+    level = level_of_at_least(index.field(key).shape, index.levels(key), edge)
     counts = shown_plane(index, key, channel, level)
     if counts is None:
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from hpc_isl.learning.data.pixels import choose_planes
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, read_box
 
@@ -17,14 +18,11 @@ def shown_plane(
 
     Of a stain the brightest of all planes at each pixel, of transmitted light the sharpest plane.
     """
-    facts = index.statistics[key].planes.items()
-    focus = {z: fact.focus for (t, c, z), fact in facts if (t, c) == (time, channel)}
+    focus = index.focus(key, channel, time)
     if not focus:
         return None
-    # Of equally sharp planes the lowest, so that two calls give the same.
-    sharpest = min(focus, key=lambda z: (-focus[z], z))
-    planes = sorted(focus) if index.plate.channels[channel].fluorescent else [sharpest]
+    planes = choose_planes("max" if index.plate.channels[channel].fluorescent else "focus", focus)
     pixels: NDArray[Any] = read_box(
-        index.image(key), level, time, channel, planes, slice(None), slice(None)
+        index.image(key), level, time, channel, list(planes), slice(None), slice(None)
     ).max(0)
     return pixels

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.pyramid import level_of_at_least
 from hpc_isl.plates.store import Index, open_plate, read_box
 from hpc_isl.seeds import stream
 from hpc_isl.stages.shared.pictures import INK, Html, join, picture, table, tag
@@ -103,7 +104,7 @@ def _pixels(plate: SegmentedPlate, index: Index, place: Place) -> NDArray[np.flo
         field, planes = index.field(key), index.planes(key, channel, int(own.time))
         if not planes:
             return None
-        level = max(n for n in range(index.levels(key)) if n == 0 or max(field.shape[-2:]) >> n >= EDGE)
+        level = level_of_at_least(field.shape, index.levels(key), EDGE)
         y, x = (slice(0, -(-length // 2**level)) for length in field.shape[-2:])
         middle = [planes[len(planes) // 2]]
         stack = read_box(index.image(key), level, int(own.time), channel, middle, y, x)
