@@ -241,17 +241,22 @@ def test_a_plate_of_one_acquisition_has_no_shifts(exports: tuple[Path, Path], tm
 # ---------------------------------------------------------------- exports that do not fit together
 
 
+def restate(export: Path, values: dict[str, str]) -> None:
+    """Lets the index of an export state these values; keys are patterns of elements' opening tags."""
+    index = export / "Images" / "Index.idx.xml"
+    text = index.read_text(encoding="utf-8")
+    for tag, value in values.items():
+        text = re.sub(f"({tag})[^<]*<", rf"\g<1>{value}<", text)
+    index.write_text(text, encoding="utf-8")
+
+
 def test_exports_whose_positions_do_not_meet_are_refused_or_paired_by_name(
     exports: tuple[Path, Path], tmp_path: Path
 ) -> None:
     live, stained = exports
     far = tmp_path / "far"
     shutil.copytree(stained, far)
-    entry = far / "Images" / "Index.idx.xml"
-    text = entry.read_text(encoding="utf-8")
-    entry.write_text(
-        re.sub(r'(<PositionX Unit="m">)[^<]*<', r"\g<1>0.5<", text), encoding="utf-8"
-    )  # fmt: skip
+    restate(far, {r'<PositionX Unit="m">': "0.5"})
     with pytest.raises(UserError, match=r"no field of far lies where one of live does: .*match=name pairs"):
         plan(recipe(tmp_path / "P.zarr", live, far))
     said = "\n".join(plan(recipe(tmp_path / "P.zarr", live, far, match="name")).messages)
@@ -268,10 +273,7 @@ def test_a_stained_pass_with_binning_is_resampled_and_registered(
     for path in (binned / "Images").glob("*.tiff"):
         pixels = tifffile.imread(path).reshape(112, 2, 112, 2).mean(axis=(1, 3))
         tifffile.imwrite(path, pixels.astype("uint16"))
-    entry = binned / "Images" / "Index.idx.xml"
-    text = re.sub(r"(<ImageSize[XY]>)224<", r"\g<1>112<", entry.read_text(encoding="utf-8"))
-    text = re.sub(r"(<ImageResolution[XY][^>]*>)[^<]*<", r"\g<1>1.196E-06<", text)
-    entry.write_text(text, encoding="utf-8")
+    restate(binned, {"<ImageSize[XY]>": "112", "<ImageResolution[XY][^>]*>": "1.196E-06"})
     index = merged(tmp_path, exports[0], binned, resample=True)
     assert (index.plate.pixel_um, {field.shape[-2:] for field in index.plate.fields}) == (0.598, {(224, 224)})
     assert set(states(index).values()) == {"measured"}
@@ -310,11 +312,7 @@ def test_pixels_of_another_size_and_one_folder_twice_are_refused(
     live, stained = exports
     other = tmp_path / "other"
     shutil.copytree(stained, other)
-    entry = other / "Images" / "Index.idx.xml"
-    entry.write_text(
-        re.sub(r"(<ImageResolution[XY][^>]*>)[^<]*<", r"\g<1>1.196E-06<", entry.read_text(encoding="utf-8")),
-        encoding="utf-8",
-    )
+    restate(other, {"<ImageResolution[XY][^>]*>": "1.196E-06"})
     with pytest.raises(UserError, match=r"live has pixels of 0.598 µm, other of 1.196 µm; resample=true"):
         plan(recipe(tmp_path / "P.zarr", live, other))
     with pytest.raises(UserError, match="source: one folder, or several different ones"):
