@@ -228,8 +228,7 @@ def draw(proposals: Sequence[Proposal], index: store.Index, path: Path, channel:
     for axis, proposal, title in zip(axes, shown, titles, strict=False):
         image = sharpest_image(index, proposal.key, channel, PANEL_EDGE)
         if image is not None:
-            low, high = np.percentile(image, [0.5, 99.5])
-            axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
+            pictures.show_grey(axis, image)
         # A plate map may hold a dollar sign, which would begin a formula.
         axis.set_title(title, fontsize=8, color=pictures.INK, loc="left", parse_math=False)
     figure.supxlabel(textwrap.fill(caption, PANEL_CHARACTERS * columns), fontsize=8, color=pictures.INK)

@@ -34,7 +34,7 @@ from hpc_isl.stages.segment.files import (
 )
 from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs
 from hpc_isl.stages.segment.overlap import Duplicate, Duplicates
-from hpc_isl.stages.shared.pictures import INK, save
+from hpc_isl.stages.shared.pictures import INK, panel_grid, save, show_grey
 
 VERIFY = "verify.json"
 """In a run folder: which share of its fields is to be computed again."""
@@ -248,23 +248,16 @@ def _panel(plate: PlateInput, key: FieldKey, row: Row, below: str = "") -> Panel
 
 def _draw_panels(panels: Sequence[Panel], path: Path, legend: str = "") -> None:
     """Draws images with the outlines of their objects, three in a row."""
-    from matplotlib.figure import Figure
     from skimage.segmentation import find_boundaries
 
-    columns = min(3, len(panels))
-    deep = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 4.6 * deep), layout="constrained", dpi=110)
-    axes = figure.subplots(deep, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
+    figure, axes = panel_grid(len(panels), 3, 4.2, 4.6)
     for axis, (title, image, labels) in zip(axes, panels, strict=False):
-        low, high = np.percentile(image, [0.5, 99.5])
-        axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+        show_grey(axis, image)
         edges = np.ma.masked_equal(find_boundaries(labels, mode="inner").astype(np.uint8), 0)
         axis.imshow(edges, cmap="autumn", vmin=0, vmax=1.5, interpolation="nearest")
         axis.set_title(title, fontsize=9, color=INK)
     if legend:
-        lines = textwrap.wrap(legend, 58 * columns)
+        lines = textwrap.wrap(legend, 58 * min(3, len(panels)))
         figure.supxlabel("\n".join(lines), fontsize=8, color=INK, x=0.01, ha="left")
     save(figure, path)
 

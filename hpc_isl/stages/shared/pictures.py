@@ -102,6 +102,29 @@ def _limits(plane: NDArray[Any], low: float, high: float) -> tuple[float, float]
     return float(bottom), float(top if top > bottom else bottom + 1)
 
 
+def panel_grid(count: int, across: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Returns a figure and axes without frames, row by row: at least `count`, and `across` in a row.
+
+    Args:
+        width, height: of a panel, in inches.
+    """
+    from matplotlib.figure import Figure
+
+    across = min(across, count)
+    down = -(-count // across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained", dpi=110)
+    axes = list(figure.subplots(down, across, squeeze=False).ravel())
+    for axis in axes:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def show_grey(axis: Axes, plane: NDArray[Any], interpolation: str | None = "nearest") -> None:
+    """Draws a plane (y, x) in grey, from the darkest half percent of its pixels to the brightest."""
+    low, high = _limits(plane, 0.5, 99.5)
+    axis.imshow(plane, cmap="gray", vmin=low, vmax=high, interpolation=interpolation)
+
+
 def _scale_bar(axis: Axes, shape: tuple[int, ...], pixel_um: float | None) -> None:
     """Draws a bar of a round length near a quarter of the width, if the size of a pixel is known."""
     if pixel_um is None:

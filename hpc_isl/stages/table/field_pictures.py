@@ -13,7 +13,7 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.pyramid import level_of_at_least
 from hpc_isl.plates.store import Index, open_plate, read_box
 from hpc_isl.seeds import stream
-from hpc_isl.stages.shared.pictures import INK, Html, join, picture, table, tag
+from hpc_isl.stages.shared.pictures import INK, Html, join, panel_grid, picture, show_grey, table, tag
 from hpc_isl.stages.table.exclusion import Exclusions
 from hpc_isl.stages.table.segmented_plates import SegmentedPlate
 
@@ -60,8 +60,6 @@ def _spread(groups: Sequence[Sequence[Place]]) -> list[Place]:
 
 def _drawn(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption: str) -> list[Html]:
     """Returns a picture of these fields; none of those whose plate has gone."""
-    from matplotlib.figure import Figure
-
     known = {plate.name: plate for plate in plates}
     indices = {name: _opened(known[name]) for name in dict.fromkeys(place[0] for place in texts)}
     images = {}
@@ -71,15 +69,9 @@ def _drawn(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption
             images[place] = pixels
     if not images:
         return [tag("p", f"{caption} The plates are not where they were: no pictures.")] if texts else []
-    across = min(6, len(images))
-    down = -(-len(images) // across)
-    figure = Figure(figsize=(2.1 * across, 2.35 * down), layout="constrained", dpi=110)
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
+    figure, axes = panel_grid(len(images), 6, 2.1, 2.35)
     for axis, (place, pixels) in zip(axes, images.items(), strict=False):
-        low, high = np.percentile(pixels, [0.5, 99.5])
-        axis.imshow(pixels, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+        show_grey(axis, pixels, interpolation=None)
         title = f"{place[0]} {place[1]}/{place[2]}\n{texts[place]}".strip().replace("_", " ")
         axis.set_title(title, fontsize=7, color=INK, loc="left")
     png = io.BytesIO()
