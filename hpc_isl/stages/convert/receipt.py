@@ -13,27 +13,24 @@ import json
 import os
 import sys
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hpc_isl import __version__
 from hpc_isl.errors import UserError
 from hpc_isl.files import now, read_json, write_atomic
-from hpc_isl.plates import packed, planes
+from hpc_isl.plates import packed
 from hpc_isl.plates.index import Index
-from hpc_isl.plates.plate import FieldKey, PlaneFile, normal_well, well_position
-from hpc_isl.plates.readers import detect, tiff_metadata
+from hpc_isl.plates.readers import detect
 from hpc_isl.plates.readers.folder import IMAGES
 from hpc_isl.plates.store import open_plate
 from hpc_isl.recipes.plates import ConvertRecipe
+from hpc_isl.stages.convert.read_back import FieldCheck, FieldResult, compare_field
 from hpc_isl.stages.convert.record import RECORD, harmful
 from hpc_isl.stages.convert.survey import Survey, survey_export
 from hpc_isl.stages.shared.parallel import in_parallel
@@ -69,28 +66,6 @@ class Row:
     why: str = ""
     decoder: str = ""
     assignment: str = ""
-
-
-@dataclass(frozen=True)
-class FieldCheck:
-    """The planes of one field, to be compared with their files; `names` are the channels'."""
-
-    key: FieldKey
-    array: Path
-    files: tuple[PlaneFile, ...] = ()
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class FieldResult:
-    """The digest of a field's pixels, and of its files where they are, what is wrong, and what read them."""
-
-    key: FieldKey
-    digest: str
-    stored: Mapping[Path, list[str]]
-    wrong: Mapping[Path, str]
-    decoders: Mapping[Path, str]
-    independent: frozenset[Path]
 
 
 def receipt_paths(plate: Path) -> tuple[Path, Path]:
@@ -188,89 +163,6 @@ def _compared(tasks: list[FieldCheck], processes: int) -> list[FieldResult]:
     results = in_parallel(compare_field, tasks, processes, threading.Event())
     hidden = not sys.stderr.isatty()
     return list(tqdm(results, total=len(tasks), unit=" fields", leave=False, disable=hidden))
-
-
-# ---------------------------------------------------------------- a field
-
-
-def compare_field(task: FieldCheck) -> FieldResult:
-    """Reads a field back and compares it with its files, plane by plane."""
-    import zarr
-
-    archive = packed.split(task.array)
-    store: Any = zarr.storage.ZipStore(archive[0], mode="r") if archive else task.array
-    stored = np.asarray(zarr.open_array(store, path=archive[1] if archive else None, mode="r")[...])
-    stored = stored.reshape(-1, *stored.shape[-4:])  # (t, c, z, y, x): plates of one time have no axis t
-    place: dict[Path, list[str]] = defaultdict(list)
-    wrong: dict[Path, str] = {}
-    decoders: dict[Path, str] = {}
-    independent = set()
-    for path, of_file in _by_path(task.files).items():
-        try:
-            header = planes.header(path)
-            stated = _wells_stated(path)
-            for plane in of_file:
-                pixels, decoders[path] = decoded(path, plane.page, header)
-                if plane.size is not None:
-                    wrong[path] = "resampled, as was asked for: the plate does not hold its own pixels"
-                    continue
-                name = task.names[plane.channel]
-                text = f"{task.key} {name} plane {plane.plane} time {plane.time}"
-                if not np.array_equal(pixels, stored[plane.time, plane.channel, plane.plane]):
-                    wrong[path] = f"pixels differ from {text}"
-                place[path].append(text)
-            if header.pages > len(of_file) and path not in wrong:
-                wrong[path] = f"{header.pages - len(of_file)} of its {header.pages} planes are not stored"
-        except UserError as error:
-            wrong[path] = str(error)
-            continue
-        if stated == {task.key.well}:
-            independent.add(path)
-        elif stated:
-            wrong[path] = f"states well {', '.join(sorted(stated))}, and is stored as {task.key.well}"
-    content = hashlib.sha256(f"{stored.dtype.name} {stored.shape}".encode())
-    content.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).tobytes())
-    return FieldResult(task.key, content.hexdigest(), place, wrong, decoders, frozenset(independent))
-
-
-def decoded(path: Path, page: int, header: planes.Header) -> tuple[NDArray[Any], str]:
-    """Returns a plane (y, x) of a file as another library than the conversion's decodes it, and its name.
-
-    Raises:
-        UserError: as `planes.read_plane`.
-    """
-    from PIL import Image
-
-    dtype = np.dtype(header.dtype)
-    with (
-        suppress(OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError),
-        Image.open(path) as image,
-    ):
-        image.seek(page)
-        pixels = np.asarray(image)
-        if (pixels.shape, pixels.dtype.itemsize) == (header.shape, dtype.itemsize):
-            # Signed pixels, which Pillow does not know, are the same bits.
-            return pixels.view(dtype) if pixels.dtype.kind in "iu" else pixels, "Pillow"
-    return planes.read_plane(path, page), "own"
-
-
-def _wells_stated(path: Path) -> set[str]:
-    """Returns the wells that a TIFF states of its planes, as "E07 : Site 1" does."""
-    stated = tiff_metadata.tried(path)
-    wells = set()
-    for plane in stated.planes if isinstance(stated, tiff_metadata.TiffMetadata) else ():
-        with suppress(UserError):
-            well = plane.label.partition(":")[0].strip()
-            well_position(well)
-            wells.add(normal_well(well))
-    return wells
-
-
-def _by_path(files: tuple[PlaneFile, ...]) -> dict[Path, list[PlaneFile]]:
-    by_path: dict[Path, list[PlaneFile]] = defaultdict(list)
-    for file in files:
-        by_path[file.path].append(file)
-    return by_path
 
 
 # ---------------------------------------------------------------- the files
