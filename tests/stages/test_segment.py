@@ -74,7 +74,9 @@ class Here:
                 return Answer(task.name, problem=str(mistake))
 
         with ThreadPoolExecutor(self.threads) as pool:
-            for number, found in enumerate(pool.map(answer, self.order(list(tasks)))):
+            # One thread computes a task when its answer is asked for: none runs ahead of an AbortRun.
+            each = map if self.threads == 1 else pool.map
+            for number, found in enumerate(each(answer, self.order(list(tasks)))):
                 if self.stop is not None and number == self.stop[0]:
                     self.stop[1].set()
                     return
