@@ -1,4 +1,4 @@
-"""The one error a user sees: what was given, where, and what would be right.
+"""What a user reads: the one error, as what was given, where, and what would be right; counts with nouns.
 
 A module of its own, because all others import it.
 """
@@ -29,3 +29,13 @@ def nearest(given: object, legal: Iterable[object]) -> str:
     close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     listed = ", ".join(repr(name) for name in names[:30]) + (", …" if len(names) > 30 else "")
     return (f"did you mean {close[0]!r}? " if close else "") + f"There are: {listed}"
+
+
+def many(count: int, noun: str, *verb: str) -> str:
+    """Returns a number with its noun, and with the verb that agrees with it, as `is` or `are`.
+
+    >>> many(1, "field"), many(1200, "field"), many(1, "field", "is", "are")
+    ('1 field', '1,200 fields', '1 field is')
+    """
+    ending = "" if count == 1 else "es" if noun.endswith("x") else "s"
+    return " ".join([f"{count:,} {noun}{ending}", *verb[count != 1 :][:1]])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.learning.data.fields import heights
 from hpc_isl.learning.data.pixels import REDUCE, choose_planes, project
 from hpc_isl.plates import metadata, store
@@ -42,7 +42,9 @@ class Plate:
 
     def __repr__(self) -> str:
         channels = ", ".join(channel.name for channel in self.channels)
-        return f"<Plate {self.name}: {len(self)} fields in {len(self.wells)} wells; {channels}>"
+        return (
+            f"<Plate {self.name}: {many(len(self), 'field')} in {many(len(self.wells), 'well')}; {channels}>"
+        )
 
     @property
     def path(self) -> Path:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from hpc_isl.cli.arguments import ROOT, SITE, command, log, names_in, program, run_folders, take_keys
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 
 KEYS = {
     "plate": "labels: the plate that holds them",
@@ -61,8 +61,8 @@ def _export_labels(keys: dict[str, str]) -> int:
             Path(keys["plate"]), keys["labels"], Path(keys["out"]).expanduser(),
             keys.get("format", "geojson"), names_in(keys.get("fields", "")), progress,
         )  # fmt: skip
-    lacking = f"; {made.without} fields have no such labels" if made.without else ""
-    log(f"{made.objects} objects of {made.fields} fields{lacking}")
+    lacking = f"; {many(made.without, 'field', 'has', 'have')} no such labels" if made.without else ""
+    log(f"{many(made.objects, 'object')} of {many(made.fields, 'field')}{lacking}")
     log(f"  outlines  {made.out}")
     return 0
 

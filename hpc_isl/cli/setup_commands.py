@@ -21,7 +21,7 @@ from hpc_isl.cli.arguments import (
     run_folders,
     take_keys,
 )
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.metadata_changes import SETTABLE
 
 SITE_ACTIONS = ("init", "list")
@@ -188,7 +188,7 @@ def _write_receipt(path: Path, given: Namespace) -> int:
         recipe = loaded
     verdict = write_receipt(path, recipe, cpus_here())
     log(f"{path}: {verdict['verdict']}")
-    log("\n".join(f"  {count} files {state}" for state, count in verdict["files"].items()))
+    log("\n".join(f"  {many(count, 'file')} {state}" for state, count in verdict["files"].items()))
     if verdict["open"]:
         log("\n".join(f"  {text}" for text in verdict["open"]))
     log("only the originals hold:")
@@ -217,7 +217,7 @@ def set_metadata(given: Namespace) -> int:
     stale = uses.resting_on(edit.index.path, edit.index.fingerprint, runs)
     if stale:
         what = "figures in micrometres are wrong" if edit.measures else "figures stay right, names differ"
-        log(f"{len(stale)} runs were computed before ({what}); they report it, and cannot be resumed:")
+        log(f"computed before ({what}): {many(len(stale), 'run')}, reported so, not to be resumed:")
         log("\n".join(f"  {run.stage} {run.label}" for run in stale))
     else:
         log("no run rests on it, in the folders of runs that were searched")
@@ -256,7 +256,7 @@ def overview(given: Namespace) -> int:
     made = overview(plates[0], Path(keys["out"]).expanduser() if "out" in keys else None, **lists)
     log("\n".join(made.headline))
     megabytes = made.page.stat().st_size / 1e6
-    log(f"  page     {made.page}: {megabytes:.1f} MB, {made.fields} fields of {made.edge} pixels")
+    log(f"  page     {made.page}: {megabytes:.1f} MB, {many(made.fields, 'field')} of {made.edge} pixels")
     log(f"  picture  {made.picture}")
     return 0
 

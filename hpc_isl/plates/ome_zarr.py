@@ -18,7 +18,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.plate_home import PACKED
 from hpc_isl.plates import nodes
 from hpc_isl.plates.adopted import PixelSource
@@ -139,7 +139,11 @@ def _images(path: Path, stated: Mapping[str, Any]) -> tuple[list[OtherImage], li
     """Returns the images of all wells, those that cannot be read, and remarks."""
     wells = _wells(path, stated)
     missing = [well for well, where in wells.items() if not nodes.is_group(path / where)]
-    gaps = f"{len(missing)} wells are listed and not there: {', '.join(missing[:10])}" if missing else ""
+    gaps = (
+        f"{many(len(missing), 'well', 'is', 'are')} listed and not there: {', '.join(missing[:10])}"
+        if missing
+        else ""
+    )
     places: list[tuple[FieldKey, str]] = []
     images, problems = [], []
     for well, where in wells.items():

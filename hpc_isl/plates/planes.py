@@ -18,7 +18,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.plates.adopted import PixelSource
 from hpc_isl.plates.nodes import files_digest, is_group
 from hpc_isl.plates.other_image import OtherImage, read_image
@@ -213,7 +213,10 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
         )
     end = page.dataoffsets[0] + count * page.nbytes
     if end > tiff.filehandle.size:
-        raise UserError(f"{path} is truncated: {count} planes reach to byte {end} of {tiff.filehandle.size}")
+        raise UserError(
+            f"{path} is truncated at {tiff.filehandle.size} bytes: "
+            f"{many(count, 'plane', 'reaches', 'reach')} to byte {end}"
+        )
     return [StoredPlane(page, number * page.nbytes) for number in range(count)]
 
 

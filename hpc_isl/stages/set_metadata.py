@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.metadata_changes import SETTABLE
 from hpc_isl.plates.change_metadata import change_metadata, differences
 from hpc_isl.plates.packed import refuse_packed
@@ -46,8 +46,8 @@ class MetadataEdit:
         return [
             f"{self.index.path}:",
             *(f"  {line}" for line in shown),
-            f"written anew: metadata of the plate, of {len(images)} images and {labels} labels, and the "
-            "index; no pixel changes, and the former values are kept",
+            f"written anew: metadata of the plate, of {many(len(images), 'image')} and {labels} labels, "
+            "and the index; no pixel changes, and the former values are kept",
         ]
 
     def apply(self) -> Index:

@@ -204,7 +204,7 @@ def test_wells_with_gaps_passes_and_several_images_of_a_field(tmp_path: Path) ->
     np.testing.assert_array_equal(
         whole(found, FieldKey("B02", "1", 4)), whole(expected, FieldKey("B02", "1"))
     )
-    assert any("1 wells are listed and not there: D05" in text for text in plan(recipe(other)).messages)
+    assert any("1 well is listed and not there: D05" in text for text in plan(recipe(other)).messages)
 
 
 def test_images_with_other_channels_are_not_imaged_in_those_that_they_lack(tmp_path: Path) -> None:
@@ -512,7 +512,7 @@ def test_images_that_cannot_be_read_are_left_out_on_request(index: Index, tmp_pa
     _codec(other)
     _axis_of = other / "C" / "11" / "1" / ".zattrs"
     _axis_of.write_text("{}")
-    with pytest.raises(UserError, match=r"1 images cannot be read(?s:.*)C11/1: .*has no multiscales"):
+    with pytest.raises(UserError, match=r"1 image cannot be read(?s:.*)C11/1: .*has no multiscales"):
         plan(recipe(other))
     found = adopted(other, "on_error=skip")
     assert [str(field.key) for field in found.plate.fields] == ["B02/1", "C11/0"]

@@ -272,7 +272,7 @@ def test_each_method_of_drafting_names_itself_and_writes_its_labels(
     for number, (how, more) in enumerate(methods.items()):
         name = f"drafted {number}"
         recipe = AnnotateRecipe.model_validate({"labels": name, **keys, **more})
-        assert plan(recipe).messages[0] == f"drafted from HOECHST 33342 of 1 fields, {how}"
+        assert plan(recipe).messages[0] == f"drafted from HOECHST 33342 of 1 field, {how}"
         run(tmp_path, **keys, **more, labels=name)
         labels = store.read_labels(store.open_plate(plate).image(KEYS[0]), name)
         np.testing.assert_array_equal(labels, expected[how])

@@ -319,7 +319,10 @@ def test_labels_that_a_person_edited_in_the_plate_are_replaced_by_no_key(
     tifffile.imwrite(folder / "B02_1.tif", cells(3))
     for keys, message in (
         ({"action": "import", "source": folder}, r"B02/1: .*'nuclei' were edited since they were written"),
-        ({"action": "draft", "channel": "Hoechst", "fields": ["B02/1"]}, "'nuclei' are a person's and stay"),
+        (
+            {"action": "draft", "channel": "Hoechst", "fields": ["B02/1"]},
+            "'nuclei' of 1 field, .* are a person's and stay",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             run(tmp_path, **keys, plate=plate, overwrite=True)

@@ -589,7 +589,7 @@ def test_planes_that_equal_another_are_stored_and_remarked(export: Path, capsys:
     index = run(recipe(export))
     assert index.imaged(FieldKey("B03", "1")).all()
     output = capsys.readouterr().out
-    assert "1 planes of 1 fields, as B03/1, equal another plane of their field bit for bit" in output
+    assert "1 plane of 1 field, as B03/1, bit for bit like another plane of the field" in output
 
 
 def test_a_plane_of_another_type_is_the_one_named(export: Path) -> None:

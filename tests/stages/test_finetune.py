@@ -472,7 +472,7 @@ def test_an_edit_in_place_changes_the_boxes_fingerprint_and_is_reported(world, t
     after = plan(wanted)
     assert {name for name in before.inputs if before.inputs[name] != after.inputs[name]} == {"test boxes"}
     [said] = [line for line in after.messages if "were edited" in line]
-    assert said.startswith("labels of 1 images were edited (or damaged) since they were written")
+    assert said.startswith("labels of 1 image were edited (or damaged) since they were written")
     assert str(image) in said
 
 

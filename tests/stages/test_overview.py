@@ -108,7 +108,7 @@ def test_a_click_shows_the_field_that_was_clicked_in_every_channel(
     assert found["columns"] == "|2|3|B|C|"
     brighter = seen(page, LOOK % (5, 2, 5), tmp_path, width)  # the last field, by the sheet of the stain
     assert (brighter["title"], brighter["next"]) == ("C03/3", "B02/1")
-    assert "1 planes are missing" in brighter["text"]
+    assert "1 plane is missing" in brighter["text"]
     assert brighter["means"][1] > found["means"][1] + 20
 
 
@@ -179,7 +179,7 @@ def test_wells_and_channels_can_be_chosen(
     assert run_command(words) == 0
     assert re.search(rf"page     {out}: 0\.\d MB, 4 fields of 256 pixels", capsys.readouterr().out)
     assert re.findall(r'alt="([^"]*)"', out.read_text()) == ["B03, DAPI &amp; more: 3 fields",
-                                                             "C03, DAPI &amp; more: 1 fields"]  # fmt: skip
+                                                             "C03, DAPI &amp; more: 1 field"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

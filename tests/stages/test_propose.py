@@ -455,9 +455,12 @@ def test_fields_of_several_times_are_left_out(
     [
         (
             ["n=9"],
-            "n=9: 8 fields of .*P01.zarr are left; of 10 fields 2 are test fields.*ask for n=8 or fewer",
+            "n=9: 8 fields of .*P01.zarr can be proposed; of 10 fields 2 are test.*ask for n=8",
         ),
-        (["n=2", "fields=[B02, B04]"], "n=2: 1 fields .*7 are not among fields=.*ask for n=1 or fewer"),
+        (
+            ["n=2", "fields=[B02, B04]"],
+            "n=2: 1 field of .*7 are not among fields=.*ask for n=1 or fewer",
+        ),
         (["fields=[B04]", "n=1"], "there is none to propose"),
         (["fields=[Z09]"], "fields: 'Z09' is not on the plate"),
         (["stratify=[cell_lin]"], "no column 'cell_lin'; did you mean 'cell_line'"),

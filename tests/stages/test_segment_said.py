@@ -172,7 +172,7 @@ def test_counts_say_which_wells_the_model_was_taught_with(lab, tmp_path, capsys)
     run = computed(lab, tmp_path, "labels=found", "reference_labels={labels: drawn}")
     assert wells(run).training_fields.to_dict() == {"B02": 1, "B03": 0, "B04": 0}
     page = (run.pictures / "plates.html").read_text()
-    assert "2 wells; Hollow: 1 wells that the model learnt from, which are left out of the figures." in page
+    assert "2 wells; Hollow: 1 well that the model learnt from, left out of the figures." in page
 
     home = tmp_path / "home"
     shutil.copytree(lab, home)

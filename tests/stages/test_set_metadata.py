@@ -123,8 +123,9 @@ def test_set_describes_the_change_before_it_is_made(lab: CommandLine) -> None:
     output = lab("set", "S1.zarr", "pixel_um=0.5", "channels.Hoechst=DNA", "--dry-run")
     assert output.returncode == 0, output.stdout
     for line in (
-        "pixel_um: 1 -> 0.5", "channel 'Hoechst' -> 'DNA'", "1 images and 2 labels",
-        "2 runs were computed before (figures in micrometres are wrong)", "  annotate D1", "  segment before",
+        "pixel_um: 1 -> 0.5", "channel 'Hoechst' -> 'DNA'", "1 image and 2 labels",
+        "computed before (figures in micrometres are wrong): 2 runs, reported so",
+        "  annotate D1", "  segment before",
     ):  # fmt: skip
         assert line in output.stdout
     assert left(lab.cwd) == before

@@ -137,6 +137,6 @@ def test_the_command_writes_the_plate_it_is_asked_for(
 ) -> None:
     small = ["--wells", "1", "--fields", "1", "--size", "64"]
     assert synthetic.main([str(tmp_path / "e"), *small]) == 0
-    assert "1 wells × 1 fields of 64²" in capsys.readouterr().out
+    assert "1 well × 1 field of 64²" in capsys.readouterr().out
     assert synthetic.main([str(tmp_path / "e"), *small]) == 2
     assert "holds an export already" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 
 import yaml
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, FieldKey, well_name
 from hpc_isl.plates.readers.vendor_facts import (
     child_texts,
@@ -188,7 +188,8 @@ def read(path: Path) -> Index:
     if not images:
         raise UserError(f"{path} names no images: a Harmony index with at least one is expected")
     remarks = [
-        f"{count} images state {text}, which is no number: left unknown" for text, count in odd.items()
+        f"{many(count, 'image', 'states', 'state')} {text}, which is no number: left unknown"
+        for text, count in odd.items()
     ]
     return Index(version, instrument, plate_facts, channels, tuple(images), tuple(remarks))
 

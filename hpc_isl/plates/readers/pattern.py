@@ -10,7 +10,7 @@ from math import isclose
 from pathlib import Path
 from typing import NamedTuple
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate
 from hpc_isl.plates.readers import export, fields, pattern_names, plane_checks, tiff_metadata
 from hpc_isl.plates.readers.export import Edges
@@ -286,4 +286,4 @@ def _odd_files(metadata: Mapping[Path, TiffMetadata]) -> list[str]:
         for tiff in metadata.values()
         if tiff.linked
     )
-    return [f"{count} files: {text}" for text, count in sorted(kinds.items())]
+    return [f"{many(count, 'file')}: {text}" for text, count in sorted(kinds.items())]

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+from hpc_isl.errors import many
 from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey, PlaneFile, PlaneIndex, Problem, well_position
 
 SHOWN = 3
@@ -264,5 +265,7 @@ def _odd_fields(files: Files, headers: Mapping[Path, Kind]) -> list[str]:
     remarks = []
     for kind, keys in odd.items():
         shown = listed([str(key) for key in sorted(keys, key=lambda key: key.place)])
-        remarks.append(f"{len(keys)} fields differ from most, and are {described(kind)}: {shown}")
+        remarks.append(
+            f"{many(len(keys), 'field', 'differs', 'differ')} from most: {described(kind)}, {shown}"
+        )
     return remarks

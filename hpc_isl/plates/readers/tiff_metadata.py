@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element
 
 import tifffile
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.plates import planes
 from hpc_isl.plates.planes import (
     Header,
@@ -189,7 +189,9 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
     image, pages = images[0]
     # A plane without metadata, or metadata without a plane: either would shift all that follow.
     if set(pages) != set(range(head.pages)):
-        raise MetadataError(f"{path}: its OME-XML speaks of {len(pages)} planes, but it has {head.pages}")
+        raise MetadataError(
+            f"{path}: its OME-XML speaks of {many(len(pages), 'plane')}, but it has {head.pages}"
+        )
     planes = tuple(pages[number] for number in range(head.pages))
     return TiffMetadata(
         head, "OME-XML", _axes(planes, image.order[::-1]), planes, image.pixel_um, image.facts
@@ -323,7 +325,7 @@ def _by_shape(
         )
     if prod(lengths.values()) != head.pages:
         listed = ", ".join(f"{axis} {length}" for axis, length in lengths.items()) or "one plane"
-        raise UserError(f"{path} has {head.pages} planes, but {source} states {listed}")
+        raise UserError(f"{path} has {many(head.pages, 'plane')}, but {source} states {listed}")
     planes = []
     for at in range(head.pages):
         place: dict[str, int] = {}

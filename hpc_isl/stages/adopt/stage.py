@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hpc_isl import metadata_changes
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.files import same_place
 from hpc_isl.plate_home import beside
 from hpc_isl.plates import adopted, metadata, ome_zarr
@@ -231,7 +231,7 @@ def _refuse(recipe: AdoptRecipe, problems: Sequence[Problem], fields: int) -> No
     lines = [f"  {problem.key}: {problem.text}" for problem in problems[:SHOWN]]
     more = [f"  … and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     raise UserError("\n".join([
-        f"{len(problems)} images cannot be read, beside {fields} fields:", *lines, *more,
+        f"{many(len(problems), 'image')} cannot be read, beside {many(fields, 'field')}:", *lines, *more,
         "repair them and start again, or leave them out with on_error=skip",
     ]))  # fmt: skip
 
@@ -242,7 +242,8 @@ def _described(adoption: Adoption) -> Iterator[str]:
     times, _, depth, height, width = plate.fields[0].shape
     names = ", ".join(channel.name for channel in plate.channels)
     yield (
-        f"{plate.name}: OME-Zarr {other.version}, {len(plate.fields)} fields in {len(plate.wells)} wells, "
+        f"{plate.name}: OME-Zarr {other.version}, {many(len(plate.fields), 'field')} "
+        f"in {many(len(plate.wells), 'well')}, "
         f"channels {names}, planes {depth}, times {times}, {height} × {width} pixels"
     )
     free = [channel.name for channel in plate.channels if not channel.fluorescent]

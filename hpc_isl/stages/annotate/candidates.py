@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.learning.data.rescale import unlike_channels
 from hpc_isl.learning.network.contract import Contract, read_contract
 from hpc_isl.plates import store
@@ -134,7 +134,7 @@ def _check_number(recipe: AnnotateRecipe, index: store.Index, pool: Pool) -> Non
         parts.insert(0, f"{len(pool.annotated)} have labels {recipe.labels!r} of people")
     why = f"; of {len(index.plate.fields)} fields {', '.join(parts)}" if parts else ""
     way = f"ask for n={left} or fewer" if left else "there is none to propose"
-    raise UserError(f"n={n}: {left} fields of {recipe.plate} are left{why}; {way}")
+    raise UserError(f"n={n}: {many(left, 'field')} of {recipe.plate} can be proposed{why}; {way}")
 
 
 def remarks(recipe: AnnotateRecipe, index: store.Index, pool: Pool) -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.plates import store
 from hpc_isl.plates.atomic_directory import atomic_directory
 from hpc_isl.plates.plate import FieldKey
@@ -73,7 +73,7 @@ def plan(recipe: AnnotateRecipe, index: store.Index) -> Plan:
     messages = (
         f"{len(labelled)} of {len(keys)} fields have labels {recipe.labels!r}; the others get empty ones",
         f"{len(keys)} of {len(index.plate.fields)} fields of {recipe.plate} to {out}: "
-        f"{len(index.plate.channels)} channels, {_bytes(index, keys) / 1e6:.3g} MB before compression",
+        f"{many(len(index.plate.channels), 'channel')}, {_bytes(index, keys) / 1e6:.3g} MB uncompressed",
     )
     return Plan(recipe, messages, {index.plate.name: index.fingerprint}, (out,))
 
@@ -104,7 +104,9 @@ def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None
     if len(exported) < len(keys):
         return
     labelled = sum(bool(field.origin) for field in exported.values())
-    attempt.log(f"{len(keys)} fields, {labelled} of them with labels; README.txt says how to continue")
+    attempt.log(
+        f"{many(len(keys), 'field')}, {labelled} of them with labels; README.txt says how to continue"
+    )
     attempt.finish({
         "fields": len(keys),
         "with labels": labelled,

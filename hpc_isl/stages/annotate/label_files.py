@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.plates.plate import FieldKey, well_name, well_position
 from hpc_isl.plates.readers.folder import Folder, list_folder
 from hpc_isl.plates.readers.pattern_names import by_expression, compiled, natural
@@ -51,7 +51,7 @@ def remarks(left_out: LeftOut) -> list[str]:
 
 
 def _files(names: Sequence[str]) -> str:
-    return f"{len(names)} files ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
+    return f"{many(len(names), 'file')} ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ def _image_stem(path: Path) -> str:
 def _nothing_for_plate(source: Path, regex: str | None, index: Index, left_out: LeftOut) -> str:
     if left_out[NOT_ON_PLATE] or left_out[NOT_CHOSEN]:
         wells = index.plate.wells
-        on_plate = f"it has {len(wells)} wells, {wells[0]} to {wells[-1]}"
+        on_plate = f"it has {many(len(wells), 'well')}, {wells[0]} to {wells[-1]}"
         return f"{source}: there is nothing for this plate; {'; '.join(remarks(left_out))}; {on_plate}"
     names = ", ".join(map(repr, left_out[UNNAMED][:SHOWN])) or "no file that could be one"
     if regex is None:

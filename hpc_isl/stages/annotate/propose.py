@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_isl.errors import many
 from hpc_isl.files import write_atomic
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
@@ -60,7 +61,7 @@ def plan(recipe: AnnotateRecipe, index: store.Index) -> Plan:
     inputs["annotated fields"] = hashlib.sha256(names.encode()).hexdigest()[:16]
     messages = (
         *remarks(recipe, index, pool),
-        f"{len(pool.annotated)} fields have labels {recipe.labels!r} of people",
+        f"{many(len(pool.annotated), 'field', 'has', 'have')} labels {recipe.labels!r} of people",
         f"{recipe.n or N} of {len(pool.candidates)} fields of {recipe.plate} are proposed (experimental: "
         "it is not measured yet how many annotations that saves)",
     )

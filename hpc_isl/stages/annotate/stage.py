@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.plates import store
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
@@ -69,7 +69,10 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         _check(recipe, index, makers)
         keys = list(makers)
         boxes = sum(len(file.boxes) or 1 for file in files)
-        messages = [f"annotations of {len(files)} fields with {boxes} annotation boxes", *notes]
+        messages = [
+            f"annotations of {many(len(files), 'field')} with {many(boxes, 'annotation box')}",
+            *notes,
+        ]
         inputs["label images"] = files_fingerprint(files)
     else:
         keys = _fields_to_draft(recipe, index)
@@ -77,21 +80,24 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         if absolute_recipe.command is not None:
             how["command"] = shlex.join(absolute_recipe.command.predict)
             inputs["command"] = command_fingerprint(absolute_recipe.command)
-        messages = [f"drafted from {recipe.channel} of {len(keys)} fields, {how[recipe.method]}"]
+        messages = [f"drafted from {recipe.channel} of {many(len(keys), 'field')}, {how[recipe.method]}"]
         if without := len(chosen(recipe.fields, index)) - len(keys):
-            messages.append(f"{without} fields are left out: {recipe.channel} was not imaged there")
+            messages.append(
+                f"{many(without, 'field', 'is', 'are')} left out: {recipe.channel} was not imaged there"
+            )
     labelled = [key for key in keys if _has_labels(recipe, index, key)]
     # A draft never replaces what a person drew.
     if recipe.action == "draft" and (
         drawn := [key for key in labelled if store.annotation(index.image(key), recipe.labels)[0] == "human"]
     ):
         raise UserError(
-            f"labels: on {len(drawn)} fields, {drawn[0]} among them, {recipe.labels!r} are a person's and "
-            "stay; draft under another name, as in labels=drafted, or name other fields"
+            f"labels: {recipe.labels!r} of {many(len(drawn), 'field')}, {drawn[0]} among them, are a "
+            "person's and stay; draft under another name, as in labels=drafted, or name other fields"
         )
     if labelled:
         messages.append(
-            f"{len(labelled)} fields have labels {recipe.labels!r} already, {labelled[0]} among them"
+            f"{many(len(labelled), 'field', 'has', 'have')} labels {recipe.labels!r} already, "
+            f"{labelled[0]} among them"
         )
     messages.append(
         f"labels {recipe.labels!r} for {len(keys)} of {len(index.plate.fields)} fields of {recipe.plate}"
@@ -133,10 +139,13 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     for line in messages:
         attempt.log(line)
     if tally["dropped"]:
-        attempt.log(f"{tally['dropped']} objects outside every annotation box were dropped")
+        attempt.log(f"dropped: {many(tally['dropped'], 'object')} outside every annotation box")
     if tally["hidden"]:
-        attempt.log(f"{tally['hidden']} outlines that have no pixel of their own were left out")
-    attempt.log(f"{tally['objects']} objects in {tally['boxes']} annotation boxes of {len(makers)} fields")
+        attempt.log(f"left out: {many(tally['hidden'], 'outline')} without a pixel of their own")
+    attempt.log(
+        f"{many(tally['objects'], 'object')} in {many(tally['boxes'], 'annotation box')} "
+        f"of {many(len(makers), 'field')}"
+    )
     following = f"inspect {shlex.quote(str(recipe.plate))}"
     if recipe.action == "draft":  # drafts are for a person to correct
         keys_of_export = {

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hpc_isl import __version__
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.plates import packed
 from hpc_isl.plates.index import Index
@@ -96,7 +96,8 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
     survey = survey_export(made_by.model_copy(update={"out": index.path}))  # it may have been moved
     if survey.state != "finished" or survey.todo:
         raise UserError(
-            f"{path}: {len(survey.todo)} fields are not stored yet; the same convert command resumes"
+            f"{path}: {many(len(survey.todo), 'field', 'is', 'are')} not stored yet; "
+            "the same convert command resumes"
         )
     if any(file.path.is_dir() for of_field in survey.export.files.values() for file in of_field):
         source = " and ".join(map(str, survey.recipe.sources))
@@ -251,14 +252,14 @@ def _verdict(index: Index, survey: Survey, rows: list[Row], results: list[FieldR
     reasons = Counter(row.why for row in rows if row.state == ABSENT)
     open_points = [f"{row.file}: {row.why or row.state}" for row in rows if row.state == WRONG]
     open_points += [
-        f"{n} files not stored: {why}" for why, n in sorted(reasons.items()) if why not in BY_DESIGN
+        f"{many(n, 'file')} not stored: {why}" for why, n in sorted(reasons.items()) if why not in BY_DESIGN
     ]
     open_points += [f"{problem.key}: {problem.text}" for problem in harmful(index.problems)]
     fields = {
         str(result.key): result.digest for result in sorted(results, key=lambda result: str(result.key))
     }
     lost = ["the names, dates and headers of the image files, but for what the plate's metadata hold"]
-    lost += [f"{n} files: {why}" for why, n in sorted(reasons.items())]
+    lost += [f"{many(n, 'file')}: {why}" for why, n in sorted(reasons.items())]
     return {
         "verdict": "INCOMPLETE" if open_points else "COMPLETE",
         "open": open_points,

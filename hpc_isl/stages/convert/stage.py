@@ -6,7 +6,7 @@ import shlex
 import time
 from pathlib import Path
 
-from hpc_isl.errors import AbortRun, UserError
+from hpc_isl.errors import AbortRun, UserError, many
 from hpc_isl.plates.atomic_directory import remove_partial, translate_write_errors
 from hpc_isl.plates.plate import FieldKey, Problem
 from hpc_isl.plates.registration import PICTURE, summary_lines
@@ -126,12 +126,12 @@ def _convert_all(survey: Survey, attempt: Attempt) -> tuple[list[Problem], set[F
         damaged = len({problem.key for problem in problems})
         attempt.progress(done, len(tasks), "fields", kept, kept=kept, damaged=damaged)
     if kept:
-        attempt.log(f"{kept} fields were there already and kept")
+        attempt.log(f"kept: {many(kept, 'field')} that the plate had already")
     if repeated:
         attempt.log(
-            f"{sum(repeated.values()):,} planes of {len(repeated):,} fields, as {min(repeated, key=str)}, "
-            "equal another plane of their field bit for bit: dark, or copies of which the export says "
-            "nothing; they are stored"
+            f"{many(sum(repeated.values()), 'plane')} of {many(len(repeated), 'field')}, "
+            f"as {min(repeated, key=str)}, bit for bit like another plane of the field: dark, or copies "
+            "of which the export says nothing; stored as they are"
         )
     return (problems, failed) if done == len(tasks) else None
 

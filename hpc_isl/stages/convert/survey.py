@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from imagecodecs import blosc_encode
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.plates.assemble import usual_types
 from hpc_isl.plates.atomic_directory import free, full, unwritable
 from hpc_isl.plates.change_metadata import as_converted, plate_of, words_for
@@ -292,7 +292,7 @@ def describe(survey: Survey, costs: Costs) -> tuple[str, ...]:
     plate, out = survey.plate, survey.recipe.out
     lines = [f"{plate.name}: {_counts(survey)}", *_kinds_of_channels(survey), *survey.export.remarks]
     if omitted := left_out_lines(survey.export.left_out, survey.recipe.sources[0].resolve()):
-        count = _many(len(survey.export.left_out), "file")
+        count = many(len(survey.export.left_out), "file")
         lines += [f"{count} will not be stored:", *(f"  {line}" for line in omitted)]
     if plate.pixel_um is None:
         lines.append("pixel size unknown: positions are kept in pixels, no micrometres are invented")
@@ -301,7 +301,7 @@ def describe(survey: Survey, costs: Costs) -> tuple[str, ...]:
     if survey.plate_map:
         columns = sorted({name for facts in survey.plate_map.values() for name in facts})
         missing = [well for well in plate.wells if well not in survey.plate_map]
-        line = f"plate map: {len(survey.plate_map)} wells, columns {', '.join(columns)}"
+        line = f"plate map: {many(len(survey.plate_map), 'well')}, columns {', '.join(columns)}"
         lines.append(line + (f"; not in it: {', '.join(missing[:10])}" if missing else ""))
     if survey.state == "finished" and not survey.todo:
         return (*lines, f"{out} holds this plate already: nothing to convert")
@@ -309,7 +309,7 @@ def describe(survey: Survey, costs: Costs) -> tuple[str, ...]:
         lines.append(f"{out} is half converted: fields that are there and unchanged are kept")
     room = free(out)
     lines.append(
-        f"{_many(len(survey.todo), 'field')} to convert: {readable(costs.bytes_in)} in, about "
+        f"{many(len(survey.todo), 'field')} to convert: {readable(costs.bytes_in)} in, about "
         f"{readable(costs.bytes_out)} out (pixels take {100 * costs.compressed:.0f} % with "
         f"{survey.recipe.codec.name})" + (f", {readable(room)} free at {out}" if room is not None else "")
     )
@@ -323,14 +323,14 @@ def _counts(survey: Survey) -> str:
     plate = survey.plate
     shapes = Counter(field.shape for field in plate.fields)
     (times, _, depth, height, width), _ = shapes.most_common(1)[0]
-    planes = _many(depth, "plane") + (f" × {times} times" if times > 1 else "")
+    planes = many(depth, "plane") + (f" × {times} times" if times > 1 else "")
     files = len({file.path for field in plate.fields for file in survey.export.files.get(field.key, ())})
     return (
-        f"{_many(len(plate.fields), 'field')} in {_many(len(plate.wells), 'well')}, "
-        f"{_many(len(plate.channels), 'channel')} ({', '.join(channel.name for channel in plate.channels)}), "
+        f"{many(len(plate.fields), 'field')} in {many(len(plate.wells), 'well')}, "
+        f"{many(len(plate.channels), 'channel')} ({', '.join(channel.name for channel in plate.channels)}), "
         f"{planes}, {height} × {width} pixels"
         + (" (fields differ)" if len(shapes) > 1 else "")
-        + f", {_many(files, 'file')}"
+        + f", {many(files, 'file')}"
     )
 
 
@@ -346,7 +346,3 @@ def _kinds_of_channels(survey: Survey) -> Iterator[str]:
             f"warning: {', '.join(doubted)}: taken as stains, though the names say otherwise; "
             f"pattern.transmitted=[{', '.join([*free, *doubted])}] says that they are label-free"
         )
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

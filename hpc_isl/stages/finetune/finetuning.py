@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.files import read_json
 from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
@@ -104,7 +104,7 @@ def _learnt(
     evidence: Evidence | None = Evidence(task)
     if run.recipe.n == 0:
         return evidence
-    run.attempt.log(f"{len(objects)} boxes, {sum(own.count for own in objects)} objects")
+    run.attempt.log(f"{many(len(objects), 'box')}, {many(sum(own.count for own in objects), 'object')}")
     if leaves_out(run.recipe) and task is not None:
         evidence = leave_out(run, inputs, task)
     if evidence is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import hpc_isl
+from hpc_isl.errors import many
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.learning.data.rescale import stains_of
 from hpc_isl.learning.network.contract import CONTRACT, PROGRAM, Contract, Task
@@ -93,7 +94,7 @@ class ProgramArm:
         evidence = self.leave_out()
         self.model.mkdir(parents=True, exist_ok=True)
         if recipe.n != 0:
-            attempt.log(f"{len(objects)} boxes, {drawn} objects")
+            attempt.log(f"{many(len(objects), 'box')}, {many(drawn, 'object')}")
             attempt.log(f"{recipe.arm} has learnt{self.train(self.inputs.learning, self.model)}")
         seconds = time.monotonic() - start if recipe.n != 0 else 0.0
         self.save(drawn, recipe_digest)
@@ -120,7 +121,7 @@ class ProgramArm:
         fields = {field_of(box): box for box in boxes}
         if not fields:
             return {}
-        self.attempt.log(f"{self.recipe.arm} segments {len(fields)} fields")
+        self.attempt.log(f"{self.recipe.arm} segments {many(len(fields), 'field')}")
         images = (self.read(box) for box in fields.values())
         labels = programs.predict(self.program, images, model, self.scratch, self.attempt.stopping)
         # Only where a smallest area is asked for: a program has its own, and the network's is fitted to maps.

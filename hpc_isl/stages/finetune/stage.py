@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.learning.network.checks import check_batchnorm, check_names, check_weights
 from hpc_isl.learning.network.limits import check_grid
 from hpc_isl.learning.training.batch_plan import (
@@ -176,8 +176,8 @@ def _fingerprints(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> dict[str, s
 def _edits(labels: Mapping[tuple[Path, str], LabelState]) -> Iterator[str]:
     if edited := sorted(str(image) for (image, _), state in labels.items() if state.edited):
         yield (
-            f"labels of {len(edited)} images were edited (or damaged) since they were written, and are taken "
-            f"as they are now: {', '.join(edited[:3])}{', …' if len(edited) > 3 else ''}"
+            f"labels of {many(len(edited), 'image')} were edited (or damaged) since they were written, and "
+            f"are taken as they are now: {', '.join(edited[:3])}{', …' if len(edited) > 3 else ''}"
         )
 
 
@@ -193,7 +193,7 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
     yield f"learns from {len(inputs.learning)} of {len(inputs.pool)} annotation boxes{named}"
     tested = Counter((box.labels, box.origin) for box in inputs.testing)
     for (labels, labelled_by), count in tested.items():
-        yield f"scored on {count} boxes of {labels!r} ({labelled_by})"
+        yield f"scored on {many(count, 'box')} of {labels!r} ({labelled_by})"
     if not inputs.testing and not recipe.train_on_all:
         yield "no test field has such labels: nothing will be scored"
     if recipe.n != 0 and recipe.program is None:

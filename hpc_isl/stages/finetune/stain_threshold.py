@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from hpc_isl.errors import many
 from hpc_isl.learning.data.pixels import known_box
 from hpc_isl.objects.draft_labels import pieces_of
 from hpc_isl.objects.types import Floats, Pixels
@@ -92,7 +93,7 @@ def threshold_of(inside: Floats, outside: Floats, edges: Floats, part: str = "")
 
 def message(threshold: StainThreshold) -> str:
     """Returns what a person is told about it."""
-    where = f"{threshold.fields} fields of the part {threshold.part}"
+    where = f"{many(threshold.fields, 'field')} of the part {threshold.part}"
     warning = "; pretraining learnt from them, so it is flattered" if threshold.part == "train" else ""
     return (
         f"the predicted stain is cut at {threshold.centre:.3f} (slope {threshold.slope:.3g}): IoU "

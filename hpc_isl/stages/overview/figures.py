@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpc_isl.errors import many
 from hpc_isl.plates.plate import FieldKey, PlaneIndex
 from hpc_isl.plates.store import Index
 from hpc_isl.stages.shared.heat_maps import HeatMap, PlateValues
@@ -113,7 +114,7 @@ def hover(index: Index, figures: Mapping[FieldKey, FieldFigures]) -> dict[str, s
     texts = {}
     for well in index.plate.wells:
         fields = {key: figure for key, figure in figures.items() if key.well == well}
-        lines = [f"{well}: {len(fields)} fields", *plate_map_lines(index, well)]
+        lines = [f"{well}: {many(len(fields), 'field')}", *plate_map_lines(index, well)]
         lines += [f"{key.image}: {text}" for key, figure in fields.items() if (text := oddities(figure))]
         texts[well] = "\n".join(lines)
     return texts
@@ -127,7 +128,7 @@ def plate_map_lines(index: Index, well: str) -> list[str]:
 def oddities(figure: FieldFigures) -> str:
     """Returns what is odd about a field, as in `empty: Hoechst; 2 planes are missing`; empty: nothing."""
     parts = [f"{kind}: {', '.join(channels)}" for kind, channels in figure.flags.items()]
-    parts += [f"{figure.missing} planes are missing"] if figure.missing else []
+    parts += [many(figure.missing, "plane", "is missing", "are missing")] if figure.missing else []
     return "; ".join(parts)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from hpc_isl.errors import many
 from hpc_isl.files import now
 from hpc_isl.plates.plate import well_position
 from hpc_isl.stages.overview.mosaics import Mosaic
@@ -177,7 +178,7 @@ def _used(sheet: Sheet) -> tuple[list[str], list[str]]:
 
 def _well(well: str, channel: str, mosaic: Mosaic) -> Html:
     source = f"data:image/jpeg;base64,{base64.b64encode(mosaic.jpeg).decode()}"
-    title = f"{well}, {channel}: {len(mosaic.fields)} fields"
+    title = f"{well}, {channel}: {many(len(mosaic.fields), 'field')}"
     image = tag("img", src=source, alt=title, **{"data-channel": channel}).removesuffix("</img>")
     return tag("button", Html(image), type="button", title=well, **{"data-well": well})
 

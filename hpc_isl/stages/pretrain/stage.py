@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from math import ceil
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.learning.data.fields import image_key
 from hpc_isl.learning.data.samples import Crops
 from hpc_isl.learning.data.split import PARTS
@@ -145,7 +145,7 @@ def _messages(recipe: PretrainRecipe, study: PlateViews, crops: Crops) -> Iterat
     for part in PARTS:
         fields = study.fields(part)
         wells = len({(plate.name, key.well) for plate, key in fields})
-        yield f"{part:<11}{len(fields)} fields in {wells} wells"
+        yield f"{part:<11}{many(len(fields), 'field')} in {many(wells, 'well')}"
     yield from crops.messages
     train, steps = recipe.train, steps_of(recipe.train, len(crops))
     samples = steps * train.batch

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.files import read_json
 from hpc_isl.learning.data.fields import image_key, level_on
 from hpc_isl.learning.data.samples import read
@@ -234,7 +234,7 @@ def _plate_views(content: BoxContent, predictions: Predictions) -> list[Draw]:
         scale = np.percentile(pixels, [1, 99.8]) if bright is None else bright
         views.append(_view(pixels, scale, f"predicted stain\n{cell.arm}", "magma"))
     count = len(np.unique(content.truth[content.truth > 0]))
-    title = f"truth: {content.truth_name}\n{count} objects"
+    title = f"truth: {content.truth_name}\n{many(count, 'object')}"
     return [
         *views,
         _view(content.source, limits, title, rims=_outline(content.truth, content.truth > 0, TRUE, 0.0)),

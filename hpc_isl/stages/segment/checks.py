@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.files import read_json
 from hpc_isl.learning.data.rescale import unlike_channels
 from hpc_isl.learning.network.contract import Contract
@@ -139,8 +139,8 @@ def _check_sources(plate: PlateInput) -> Iterator[str]:
         raise UserError(reasons[0])
     if plate.without:
         names = ", ".join(repr(role.channel) for role in models.view.sources)
-        left_out = some_fields(plate.without)
-        yield f"{plate.name}: {left_out} are left out, because they have no plane of a source ({names})"
+        left_out = some_fields(plate.without, "is", "are")
+        yield f"{plate.name}: {left_out} left out: no plane of a source ({names})"
     if reasons:
         yield f"{plate.name}: {len(reasons)} of {len(plate.keys)} fields cannot be seen, as {reasons[0]}"
     for reason in plate.reasons_unseen(models.stain_view, plate.keys[:1]) if models.stain_view else ():
@@ -312,14 +312,13 @@ def check_label_conflicts(plate: PlateInput, existing: ExistingLabels) -> None:
         own = name + COPY * (first in existing.kept)
         whose = _computed_before(plate, first, own) or "of another run of segment, or of another recipe"
         raise UserError(
-            f"{path}: {some_fields(existing.others)} have labels {own!r} {whose}; choose another "
+            f"{path}: {some_fields(existing.others, 'has', 'have')} labels {own!r} {whose}; choose another "
             "labels= (and --name), or overwrite=true replaces them"
         )
     if existing.edited:
         own = name + COPY * (existing.edited[0] in existing.kept)
-        raise UserError(
-            f"{path}: {some_fields(existing.edited)} have labels {own!r} that {edits_stay(existing.known)}"
-        )
+        which = some_fields(existing.edited, "has", "have")
+        raise UserError(f"{path}: {which} labels {own!r} that {edits_stay(existing.known)}")
 
 
 def _computed_before(plate: PlateInput, key: FieldKey, name: str) -> str:
@@ -346,9 +345,10 @@ def check_writable(plate: PlateInput, existing: ExistingLabels) -> None:
         )
 
 
-def some_fields(keys: Sequence[FieldKey]) -> str:
-    """Returns `5 fields (B03/1, B03/2, B04/1, …)`."""
-    return f"{len(keys)} fields ({', '.join(map(str, keys[:3]))}{', …' if len(keys) > 3 else ''})"
+def some_fields(keys: Sequence[FieldKey], *verb: str) -> str:
+    """Returns `5 fields (B03/1, B03/2, B04/1, …)`, and of two verbs the one that agrees with their number."""
+    listed = f"({', '.join(map(str, keys[:3]))}{', …' if len(keys) > 3 else ''})"
+    return " ".join([many(len(keys), "field"), listed, *verb[len(keys) != 1 :][:1]])
 
 
 # ---------------------------------------------------------------- a run that has ended

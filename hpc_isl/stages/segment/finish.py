@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hpc_isl.errors import many
 from hpc_isl.files import write_atomic
 from hpc_isl.learning.data.drift import FACTS, FAR
 from hpc_isl.learning.data.pixels import Pixels
@@ -122,7 +123,9 @@ def _log_doubts(rows: Sequence[Row], attempt: Attempt) -> None:
     for doubt in sorted({row["doubt"] for row in rows if "doubt" in row}):
         attempt.log(f"warning: {doubt}")
     if empty := sum("empty" in row for row in rows):
-        attempt.log(f"{empty} fields show nothing that has any structure: they have no objects")
+        attempt.log(
+            f"{many(empty, 'field', 'shows', 'show')} nothing that has any structure: no objects there"
+        )
     devices = Counter(row["device"] for row in rows if "device" in row)
     if len(devices) > 1:
         counts = ", ".join(f"{count} on {device}" for device, count in devices.most_common())
@@ -241,7 +244,7 @@ def _panel(plate: PlateInput, key: FieldKey, row: Row, below: str = "") -> Panel
     labels = read_label_box(image, name, 0, *box)[np.ix_(rows - rows[0], columns - columns[0])]
     if not below:
         small = sum(row.get("dropped", []))
-        below = f"{row['objects']:,} objects" + (f", {small:,} too small" if small else "")
+        below = many(row["objects"], "object") + (f", {small:,} too small" if small else "")
     about = described(index.plate_map.get(key.well, {}))
     return f"{plate.name} {', '.join([str(key), *about])}\n{below}", source, labels
 

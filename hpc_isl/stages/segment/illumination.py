@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.files import read_json, write_atomic
 from hpc_isl.learning.data.fields import field_view
 from hpc_isl.learning.data.pixels import Box, Pixels, Profile, block_means, estimate, gain, vendor_profile
@@ -295,7 +295,7 @@ def _lacks(own: Illumination, channel: str) -> str:
     if kind == "files" and channel not in own.measure.flat_field_files:
         return "no file in measure.flat_field_files"
     if kind == "estimated" and (count := len(own.sample(channel))) < LEAST_FIELDS:
-        return f"{count} fields show light, and an estimate needs {LEAST_FIELDS}"
+        return f"{many(count, 'field', 'shows', 'show')} light, and an estimate needs {LEAST_FIELDS}"
     if kind == "vendor":
         try:
             own.profile(channel, Path())

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from hpc_isl.errors import many
 from hpc_isl.files import read_json
 from hpc_isl.plates.atomic_directory import translate_write_errors
 from hpc_isl.plates.store import former_stamp
@@ -181,7 +182,7 @@ def _messages(inputs: SegmentInputs) -> Iterator[str]:
     several = len(inputs.plates) > 1
     plates = f"{len(inputs.plates)} plates" if several else f"plate {inputs.plates[0].name}"
     kept = f", segmented into {models.labels!r}" if inputs.keeps_labels else ""
-    yield f"{plates}: {len(inputs.fields):,} fields, {pixels / 1e9:.3g} gigapixels{kept}"
+    yield f"{plates}: {many(len(inputs.fields), 'field')}, {pixels / 1e9:.3g} gigapixels{kept}"
     task = models.contract.task
     kind = f"{task.kind}, arm {task.arm}" if task else "a stain, from which objects are drafted"
     tile = (recipe.predict or models.contract.predict).tile
@@ -337,4 +338,4 @@ def _verify(attempt: Attempt, tasks: Sequence[PlateTask], rows: Sequence[Row], p
     if wrong or edited:
         raise RuntimeError("\n".join([f"{len(wrong + edited)} of {count} fields differ", *wrong, *edited]))
     if same:
-        attempt.log(f"{same} fields computed again: labels and tables are the same")
+        attempt.log(f"{many(same, 'field')} computed again: labels and tables are the same")

@@ -22,7 +22,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.plate import FORMATS
 from hpc_isl.seeds import stream
@@ -125,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{given.folder}: {given.wells} wells × {given.fields} fields of {given.size}² pixels")
+    print(
+        f"{given.folder}: {many(given.wells, 'well')} × {many(given.fields, 'field')} of {given.size}² pixels"
+    )
     return 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
@@ -252,7 +252,7 @@ def training_note(trained_on: Sequence[bool]) -> str:
         return ""
     if count == len(trained_on):
         return "The model learnt from all of these wells: this does not show how well it counts in others."
-    return f"Hollow: {count} wells that the model learnt from, which are left out of the figures."
+    return f"Hollow: {many(count, 'well')} that the model learnt from, left out of the figures."
 
 
 def agreement_text(figures: Mapping[str, float]) -> str:
@@ -260,4 +260,4 @@ def agreement_text(figures: Mapping[str, float]) -> str:
     parts = [] if math.isnan(figures["r"]) else [f"r = {figures['r']:.3f}"]
     parts += [] if math.isnan(figures["median_ratio"]) else [f"median ratio {figures['median_ratio']:.2f}"]
     bias = f"{figures['bias']:+.1f}".replace("-", "−")
-    return ", ".join([*parts, f"bias {bias} objects", f"{figures['n']:.0f} wells"])
+    return ", ".join([*parts, f"bias {bias} objects", many(round(figures["n"]), "well")])

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.run import Run
 from hpc_isl.stages.table import plate_maps, profiles
@@ -153,7 +153,7 @@ def _write(
         if form.names != "plain" and form.normalise != "none":
             rows.insert(0, profiles.OBJECT_COUNT, wells.objects)
         count = write_rows(path, rows.rename(columns=names([str(name) for name in rows])))
-    headline, made = _headline(plates, wells), {f"table of {_plural(count, per)}": path}
+    headline, made = _headline(plates, wells), {f"table of {many(count, per)}": path}
     if len(quality):
         made["assay quality"] = run.folder / "assay_quality.csv"
         write_rows(made["assay quality"], quality)
@@ -192,7 +192,7 @@ def _write_left_out(run: Run, by_rule: Mapping[str, Exclusions]) -> dict[str, Pa
         path.unlink(missing_ok=True)  # of an earlier call
         return {}
     write_rows(path, pd.DataFrame(rows, columns=["plate", "well", "field", "reason", "rule"]))
-    return {f"{_plural(len(rows), 'field')} left out": path}
+    return {f"{many(len(rows), 'field')} left out": path}
 
 
 def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
@@ -207,15 +207,11 @@ def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
     failed = fields - left_out - len(images[images.problem == ""].drop_duplicates(field))
     objects = int(wells.objects.sum())
     return (
-        f"{_plural(len(plates), 'plate')}, {_plural(len(wells.drop_duplicates(['plate', 'well'])), 'well')}, "
-        f"{_plural(fields, 'field')}{f', {failed:,} of them failed' if failed else ''}"
+        f"{many(len(plates), 'plate')}, {many(len(wells.drop_duplicates(['plate', 'well'])), 'well')}, "
+        f"{many(fields, 'field')}{f', {failed:,} of them failed' if failed else ''}"
         f"{f', {left_out:,} of them left out' if left_out else ''}, "
-        f"{_plural(objects, 'object')}"
+        f"{many(objects, 'object')}"
     )
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 # ---------------------------------------------------------------- files

@@ -43,7 +43,7 @@ def test_each_row_of_a_real_index_is_placed_as_stated(
     assert (len(result.plate.rows), len(result.plate.columns)) == (8, 12)
     assert Counter(left.kind for left in result.left_out) == left_out
     assert result.problems == ()
-    assert all(text.startswith("1 fields differ from most") for text in result.remarks)  # montages
+    assert all(text.startswith("1 field differs from most") for text in result.remarks)  # montages
     [channel] = result.plate.channels
     assert (channel.name, channel.fluorescent) == (
         protocol["Wavelengths"][0]["EmissionFilter"]["Name"],

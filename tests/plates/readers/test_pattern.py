@@ -587,7 +587,7 @@ def test_fields_that_differ_as_a_whole_are_remarked(images: Images) -> None:
     tifffile.imwrite(folder / "A02_s1_w1.tif", np.zeros((12, 32), np.uint8))
     export = read(folder)
     assert export.problems == ()
-    assert export.remarks == ("1 fields differ from most, and are uint8 of 12 × 32 pixels: A02/1",)
+    assert export.remarks == ("1 field differs from most: uint8 of 12 × 32 pixels, A02/1",)
 
 
 def test_pages_and_a_stated_plane_contradict(images: Images) -> None:
