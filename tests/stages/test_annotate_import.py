@@ -140,8 +140,8 @@ def test_files_that_cellpose_leaves_beside_its_images_are_told_from_annotations(
     as_rois(folder / "B02_1_rois.zip", cells())
     tifffile.imwrite(folder / "B02_1_flows_cp_masks.tif", noise)
     output = messages("import", plate=plate, source=folder)
-    assert "3 files (B02_1.tif, B02_1_rois.zip, B02_1_seg.npy) lie beside other annotations" in output
-    assert "1 files (B02_1_flows_cp_masks.tif) have names that tell no field" in output
+    assert "3 files (B02_1.tif, B02_1_rois.zip, B02_1_seg.npy) left out: beside other annotations" in output
+    assert "1 file (B02_1_flows_cp_masks.tif) left out: no field is told by the name" in output
     run(tmp_path, "import", plate=plate, source=folder)
     np.testing.assert_array_equal(on_plate(plate, "B02", "1"), cells())
     (folder / "B02_1_cp_masks.png").unlink()
@@ -164,7 +164,7 @@ def test_files_of_wells_that_are_not_on_the_plate_are_named_and_the_others_come_
     for name in ("B02_1", "B03_2", "C07_1", "H12_9"):
         tifffile.imwrite(folder / f"{name}.tif", cells())
     output = messages("import", plate=plate, source=folder)
-    assert "2 files (C07_1.tif, H12_9.tif) are of wells that are not on the plate and are left out" in output
+    assert "2 files (C07_1.tif, H12_9.tif) left out: of wells that are not on the plate" in output
     assert run(tmp_path, "import", plate=plate, source=folder)["written"] == 2
     for name in ("B02_1", "B03_2"):
         (folder / f"{name}.tif").unlink()
@@ -179,7 +179,7 @@ def test_fields_that_are_named_are_taken_alone(plate: Path, folder: Path, tmp_pa
     with pytest.raises(UserError, match=r"B02_7.tif: field '7' names 0 fields of well B02; .*fields=\[…\]"):
         messages("import", plate=plate, source=folder)
     keys = {"plate": plate, "source": folder, "fields": ["B02/2"]}
-    assert "2 files (B02_1.tif, B02_7.tif) are of other fields than fields= names" in messages(
+    assert "2 files (B02_1.tif, B02_7.tif) left out: of other fields than fields= names" in messages(
         "import", **keys
     )
     assert run(tmp_path, "import", **keys)["written"] == 1
@@ -210,8 +210,8 @@ def test_a_coco_file_is_about_all_the_images_that_it_names(plate: Path, folder: 
     coco(folder / "instances.json", ["train/B02_1.jpg", "B02_2.image.tif", "B03_1.tif", "cat.jpg"])
     tifffile.imwrite(folder / "B03_1.tif", cells())
     output = messages("import", plate=plate, source=folder)
-    assert "1 files (instances.json: cat.jpg) have names that tell no field" in output
-    assert "1 files (B03_1.tif) lie beside other annotations of the same image" in output
+    assert "1 file (instances.json: cat.jpg) left out: no field is told by the name" in output
+    assert "1 file (B03_1.tif) left out: beside other annotations of the same image" in output
     assert "labels 'nuclei' for 3 of 4 fields" in output
     assert run(tmp_path, "import", plate=plate, source=folder / "instances.json")["written"] == 3
     for well, field in (("B02", "1"), ("B02", "2"), ("B03", "1")):
@@ -259,7 +259,7 @@ def test_annotations_of_another_program_beside_an_exported_image_are_imported(
     assert "2 label images are corrected, 1 are unchanged" in output
     assert "B02/1 is taken from B02_1.image_cp_masks.png" in output
     assert "B03/1 is taken from B03_1_RoiSet.zip" in output
-    assert "1 files (B02_1.image_seg.npy) lie beside other annotations" in output
+    assert "1 file (B02_1.image_seg.npy) left out: beside other annotations" in output
     assert run(tmp_path, "import", plate=plate, source=exported)["written"] == 2
     np.testing.assert_array_equal(on_plate(plate, "B02", "1"), cells(5))
     np.testing.assert_array_equal(on_plate(plate, "B03", "1"), cells(3))
@@ -279,7 +279,8 @@ def test_corrections_that_cannot_be_read_are_not_passed_over(plate: Path, export
     assert "B02_1.image_seg.npy is left out, because B02_1.labels.tif was changed" in output
     as_rois(exported / "RoiSet.zip", cells(3))
     with pytest.raises(
-        UserError, match=r"1 files \(RoiSet.zip\) tell no field of the plate.*fields=\[B03/1\]"
+        UserError,
+        match=r"no field of the plate is told by the name of 1 file \(RoiSet.zip\).*fields=\[B03/1\]",
     ):
         messages("import", plate=plate, source=exported)
 
@@ -295,7 +296,7 @@ def test_other_files_in_an_exported_folder_are_named(plate: Path, exported: Path
     tifffile.imwrite(exported / "B02_1.image_flows.tif", cells())
     tifffile.imwrite(exported / "Labels.tif", cells())
     output = messages("import", plate=plate, source=exported)
-    assert "2 files (B02_1.image_flows.tif, Labels.tif) have names that tell no field" in output
+    assert "2 files (B02_1.image_flows.tif, Labels.tif) left out: no field is told by the name" in output
 
 
 # ---------------------------------------------------------------- labels edited, and labels of others

@@ -38,10 +38,10 @@ SHOWN = 5
 
 LeftOut = defaultdict[str, list[str]]
 """Names of the files that are not imported, by reason."""
-UNNAMED = "have names that tell no field (regex) and are left out"
-NOT_ON_PLATE = "are of wells that are not on the plate and are left out"
-NOT_CHOSEN = "are of other fields than fields= names and are left out"
-COMPANION = "lie beside other annotations of the same image and are left out"
+UNNAMED = "left out: no field is told by the name (regex)"
+NOT_ON_PLATE = "left out: of wells that are not on the plate"
+NOT_CHOSEN = "left out: of other fields than fields= names"
+COMPANION = "left out: beside other annotations of the same image"
 
 
 def remarks(left_out: LeftOut) -> list[str]:
@@ -258,9 +258,9 @@ def beside(
             nameless.append(name)
     if nameless:
         raise UserError(
-            f"{folder}: {_files(nameless)} tell no field of the plate, so it is not known whose annotations "
-            f"they are: name them after the field, as in {NAMES_EXPECTED}; or move them out of the folder, "
-            "and import each by itself with the field that it is of, as in fields=[B03/1]"
+            f"{folder}: no field of the plate is told by the name of {_files(nameless)}, so it is not known "
+            f"what is annotated: name files after the field, as in {NAMES_EXPECTED}; or move them out of "
+            "the folder, and import each by itself with the field that it is of, as in fields=[B03/1]"
         )
     return files, left_out
 
