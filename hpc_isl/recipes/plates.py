@@ -79,6 +79,7 @@ class ConvertRecipe(Recipe):
         "scanr",
         "cellomics",
         "gen5",
+        "incell",
         "ome_zarr",
         "pattern",
     ] = "auto"

@@ -22,6 +22,7 @@ from hpc_isl.plates.readers import (
     harmony,
     imagexpress,
     imagexpress_ai,
+    incell,
     ome_zarr,
     pattern,
     scanr,
@@ -66,6 +67,7 @@ READERS = {
         "OME-Zarr plates of other programs",
     ),
     "gen5": Reader(gen5.recognise, gen5.read, "Gen5 (A1_02_1_1_DAPI_001.tif with its metadata)"),
+    "incell": Reader(incell.recognise, incell.read, "IN Cell Analyzer (.xdce)"),
 }
 
 
@@ -133,6 +135,7 @@ _ABOVE = (
     ("harmony", re.compile(r"index(\.idx|\.ref)?\.xml|imageindex\.columbusidx\.xml", re.IGNORECASE)),
     ("imagexpress", re.compile(r".*\.htd", re.IGNORECASE)),
     ("cellvoyager", re.compile(r".*\.mlf", re.IGNORECASE)),
+    ("incell", re.compile(r".*\.xdce", re.IGNORECASE)),
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import cellvoyager_export
 import gen5_export
 import hcsai_export
+import incell_export
 import metaxpress_export
 import numpy as np
 import pytest
@@ -104,6 +105,13 @@ def gen5(folder: Path, made: Any) -> None:
             gen5_export.write(folder / f"{shot.short}_1Z{z}_DAPI_1_001_.tif", shot)
 
 
+def incell(folder: Path, made: Any) -> None:
+    shots = [
+        incell_export.Shot(well, wave=w, plane=z) for well in ("A01", "B02") for w in (0, 1) for z in (0, 1)
+    ]
+    incell_export.write_run(folder, shots)
+
+
 def pattern(folder: Path, made: Any) -> None:
     folder.mkdir()
     pixels = np.arange(2 * 2 * 24 * 32, dtype=np.uint16).reshape(2, 2, 24, 32)
@@ -116,7 +124,7 @@ def pattern(folder: Path, made: Any) -> None:
 MAKE: dict[str, Callable[[Path, Any], None]] = {
     "harmony": harmony, "imagexpress": imagexpress, "database": database, "imagexpress_ai": imagexpress_ai,
     "cellvoyager": cellvoyager, "scanr": scanr, "older_scanr": older_scanr,
-    "cellomics": cellomics, "gen5": gen5, "pattern": pattern,
+    "cellomics": cellomics, "gen5": gen5, "incell": incell, "pattern": pattern,
 }  # fmt: skip
 READERS = {"database": "imagexpress", "older_scanr": "scanr"}
 
