@@ -135,6 +135,7 @@ def _write_stained_plate(
     size: int = 96,
     times: int = 1,
     flat_field: dict[str, Any] | None = None,
+    field: str = "1",
 ) -> Any:
     from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
     from hpc_isl.plates.statistics import measure
@@ -146,7 +147,7 @@ def _write_stained_plate(
         *(Channel(name, flat_field=flat_field) for name in stains),
     )
     shape = (times, len(channels), planes, size, size)
-    fields = tuple(Field(FieldKey(well, "1"), shape, "uint16") for well in wells)
+    fields = tuple(Field(FieldKey(well, field), shape, "uint16") for well in wells)
     plate = Plate(path.stem, *layout(set(wells)), channels, fields, pixel_um=0.6)
     for number, field in enumerate(fields):
         pixels = np.stack([_stained(channels, shape[2:], number, moment) for moment in range(times)])

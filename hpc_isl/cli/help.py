@@ -22,7 +22,7 @@ KINDS: dict[str, type[Recipe]] = {**RECIPES, "sweep": SweepRecipe, "chain": Chai
 HIDDEN = {"base"}  # of a sweep: filled from the keys that are not its own
 USUAL = {
     "convert": ("plate_map", "reader", "pattern.regex", "on_error", "fields", "channels"),
-    "adopt": ("index", "transmitted", "plate_map", "on_error"),
+    "adopt": ("index", "labels", "transmitted", "wells", "plate_map", "on_error"),
     "annotate": ("source", "channel", "method", "fields", "out", "overwrite", "model", "n"),
     "pretrain": ("sources.N.plane", "split.test", "train.steps", "train.batch",
                  "train.micro_batch", "train.precision", "net.encoder"),

@@ -20,6 +20,8 @@ import tensorstore as ts
 from hpc_isl.errors import UserError
 from hpc_isl.plates import metadata, nodes, packed
 
+SERIES = "bioformats2raw.layout"  # in the group of images that it wrote side by side, 0, 1, …
+OME_XML = "OME/METADATA.ome.xml"  # describes them
 KEY = "pixels"  # beside the facts of an image: a `PixelSource`
 PLATE_KEY = "adopted"  # beside the facts of the plate: an `AdoptedPlate`
 BACKGROUND = "background"  # the folder of the empty levels that stand for the image in a plate of labels
@@ -110,6 +112,15 @@ def image_folder(image: Path) -> Path | None:
     return adopted_plate(image.parents[2]).path / source.image if source else None
 
 
+def labels_inside(image: Path) -> Path | None:
+    """Returns where new labels of an image lie in another program's plate; None: not there."""
+    if packed.is_dir(image / "0") or not packed.is_file(image / "zarr.json"):
+        return None
+    source = pixel_source(image)
+    plate = adopted_plate(image.parents[2]) if source else None
+    return plate.path / source.image / "labels" if source and plate and plate.labels_inside else None
+
+
 def open_level(image: Path, level: int) -> ts.TensorStore:
     """Returns the array (t, c, z, y, x) of one level of an image whose pixels lie elsewhere.
 
@@ -129,15 +140,20 @@ def open_level(image: Path, level: int) -> ts.TensorStore:
 
 @dataclass(frozen=True)
 class AdoptedPlate:
-    """Another program's plate: where it lies, and a hash of what it says of itself."""
+    """Another program's plate: where it lies, and a hash of what it says of itself.
+
+    `labels_inside`: new labels are written into its images, and not beside it.
+    """
 
     path: Path
     metadata: str
+    labels_inside: bool = False
 
     def facts(self, home: Path) -> dict[str, str]:
         """Returns JSON for the folder `home`; of a plate beside it the name alone, so that both can move."""
         where = self.path.name if self.path.parent == home.parent else str(self.path)
-        return {"plate": where, "metadata": self.metadata}
+        inside = {"labels": "inside"} if self.labels_inside else {}
+        return {"plate": where, "metadata": self.metadata, **inside}
 
 
 def adopted_plate(home: Path, facts: Mapping[str, Any] | None = None) -> AdoptedPlate:
@@ -147,13 +163,16 @@ def adopted_plate(home: Path, facts: Mapping[str, Any] | None = None) -> Adopted
     known = facts.get(PLATE_KEY)
     if not known:
         raise UserError(f"{home}: does not say which plate it belongs to; adopt that again")
-    return AdoptedPlate(home.parent / known["plate"], known["metadata"])
+    return AdoptedPlate(home.parent / known["plate"], known["metadata"], known.get("labels") == "inside")
 
 
 def metadata_digest(plate: Path) -> str:
-    """Returns a hash of the metadata in the plate's own group."""
-    content = json.dumps(nodes.ome_attributes(plate), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    """Returns a hash of the metadata in the plate's own group, and of the OME-XML that may stand for them."""
+    attributes = nodes.ome_attributes(plate)
+    content = json.dumps(attributes, sort_keys=True).encode()
+    if "plate" not in attributes and (plate / OME_XML).is_file():
+        content += (plate / OME_XML).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def refuse_changed_plate(known: AdoptedPlate, home: Path) -> None:

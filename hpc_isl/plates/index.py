@@ -250,7 +250,7 @@ def _plate_attributes(path: Path) -> dict[str, Any]:
 
 def _refuse_other(path: Path) -> NoReturn:
     """Raises what to do with a folder that is no plate of ours: another program's is to be adopted."""
-    if nodes.is_group(path) and "plate" in nodes.ome_attributes(path):
+    if nodes.is_group(path) and not {"plate", adopted.SERIES}.isdisjoint(nodes.ome_attributes(path)):
         raise UserError(
             f"{path}: is an OME-Zarr plate of another program; measure it once, where it lies: "
             f"python -m hpc_isl.submit adopt {shlex.quote(str(path))}"

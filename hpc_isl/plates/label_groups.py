@@ -69,13 +69,24 @@ def label_folder(image: Path, name: str) -> Path:
 
 
 def labels_home(image: Path) -> Path:
-    """Returns the folder into which labels of an image are written: of a packed plate it lies beside it."""
-    return packed.written_beside(image) / "labels"
+    """Returns the folder into which labels of an image are written.
+
+    Of a packed plate it lies beside it, of an adopted one in the plate itself where that was asked for.
+    """
+    return adopted.labels_inside(image) or packed.written_beside(image) / "labels"
+
+
+def label_depth(image: Path) -> int:
+    """Returns the number of levels that labels get: as many as the image has, as the specification asks."""
+    if (inside := adopted.labels_inside(image)) is None:
+        return facts(image)[2]
+    return len(nodes.ome_attributes(inside.parent)["multiscales"][0]["datasets"])
 
 
 def _label_folders(image: Path) -> list[Path]:
     """Returns the folders of the image's labels; the first holds what counts where both have one name."""
-    return [labels_home(image), *([image / "labels"] if packed.split(image) else [])]
+    home = labels_home(image)
+    return [home] if home == image / "labels" else [home, image / "labels"]
 
 
 def existing(image: Path, name: str) -> Path:
@@ -111,7 +122,7 @@ def _labels_of_adopted(image: Path) -> dict[str, Path]:
     """Returns name -> folder of the labels in another program's image, where that holds the pixels."""
     other = adopted.image_folder(image)
     labels = other / "labels" if other else None
-    if labels is None or not nodes.is_group(labels):
+    if labels is None or labels == labels_home(image) or not nodes.is_group(labels):
         return {}
     # Only what the list names: the folders that it does not name may be anything.
     paths = _listed(nodes.ome_attributes(labels))
@@ -129,6 +140,13 @@ def label_paths(labels: Path) -> list[str]:
         for path in sorted(paths)
         if packed.is_file(labels / path / "zarr.json") and "multiscales" in _part(labels / path, "ome")
     ]
+
+
+def listed_labels(labels: Path) -> list[str]:
+    """Returns the list of an image's labels as it stands; empty where there is none."""
+    if not packed.is_file(labels / "zarr.json"):
+        return []
+    return [str(path) for path in _part(labels, "ome").get("labels") or ()]
 
 
 def _listed(content: Mapping[str, Any]) -> set[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import metadata, packed
+from hpc_isl.plates import adopted, metadata, packed
 from hpc_isl.plates.atomic_directory import atomic_directory, translate_write_errors
 from hpc_isl.plates.label_groups import (
     BAND,
@@ -26,9 +26,11 @@ from hpc_isl.plates.label_groups import (
     existing,
     facts,
     find,
+    label_depth,
     label_folder,
     label_paths,
     labels_home,
+    listed_labels,
     noted,
     open_labels,
     slug,
@@ -67,7 +69,8 @@ def write_labels(
     Raises:
         UserError: labels that do not fit the image, or that may not be replaced.
     """
-    content = _Labels(image, name, *facts(image), origin, boxes, fingerprint)
+    plate, field, _ = facts(image)
+    content = _Labels(image, name, plate, field, label_depth(image), origin, boxes, fingerprint)
     height, width = content.field.shape[-2:]
     pixels = _checked(image, name, labels, content.field)
     for y0, x0, y1, x1 in boxes:
@@ -107,8 +110,9 @@ def write_large_labels(
     Args:
         times: (y, x) of each time, in files that are mapped to memory: they are read a shard at a time.
     """
-    plate, field, levels = facts(image)
+    plate, field, _ = facts(image)
     y, x = field.shape[-2:]
+    levels = label_depth(image)
     content = _Labels(image, name, plate, field, levels, origin, [(0, 0, y, x)], fingerprint)
     with atomic_directory(label_folder(image, name), 4 * len(times) * y * x, overwrite) as folder:
         shape = (*((len(times),) if len(times) > 1 else ()), 1, y, x)
@@ -179,9 +183,11 @@ def _update_list(image: Path, name: str) -> None:
     labels = labels_home(image)
     present, listed = label_paths(labels), None
     while present != listed:
-        group = ngff.attributes(ngff.labels_group(present))
+        # What another program lists in its own plate stays, whether we can read it or not.
+        others = listed_labels(labels) if adopted.labels_inside(image) else []
+        shown = [*others, *(path for path in present if path not in others)]
         with translate_write_errors(labels):
-            metadata.write_group(labels, group, writer=slug(name))
+            metadata.update_group(labels, ngff.attributes(ngff.labels_group(shown)), writer=slug(name))
         present, listed = label_paths(labels), present
 
 

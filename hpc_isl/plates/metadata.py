@@ -97,6 +97,19 @@ def write_group(
     write_atomic(folder / "zarr.json", json.dumps(content, allow_nan=False), writer=writer)
 
 
+def update_group(folder: Path, ome: Mapping[str, Any], writer: str = "") -> None:
+    """Writes what the specification keeps in a group, made if need be; all else that it holds stays.
+
+    `writer`: as for `write_group`.
+    """
+    file = folder / "zarr.json"
+    attributes = read_group(folder) if file.is_file() else {}
+    content = json.loads(file.read_text()) if file.is_file() else {"zarr_format": 3, "node_type": "group"}
+    own = attributes.get("ome")
+    content["attributes"] = attributes | {"ome": (own if isinstance(own, dict) else {}) | dict(ome)}
+    write_atomic(file, json.dumps(content, allow_nan=False), writer=writer)
+
+
 def read_group(folder: Path) -> dict[str, Any]:
     """Returns a group's attributes, empty where it has none; raises a `UserError` where they are no JSON."""
     try:

@@ -5,7 +5,7 @@ Versions 0.1 to 0.5. Nothing is guessed: a size without a unit is unknown, and w
 """
 
 # Seen: plates written by ngio 1.1.3 and ome-zarr-py 0.18 (0.4 and 0.5) and by iohub 0.3 (0.4 and 0.5), and
-# layouts as bioformats2raw writes them. Read about only: IDR's and Fractal's.
+# layouts as bioformats2raw writes them. Read about only: its images without a plate, IDR's and Fractal's.
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.plate_home import PACKED
-from hpc_isl.plates import nodes
+from hpc_isl.plates import adopted, nodes, series
 from hpc_isl.plates.adopted import PixelSource
 from hpc_isl.plates.nodes import ArrayFacts, ome_attributes
 from hpc_isl.plates.other_image import OtherImage, read_image
@@ -52,6 +52,7 @@ class OtherPlate:
         arrays: of each of them, what level 0 says of itself.
         problems: images that cannot be read, with the reason.
         remarks: sentences that a person should read.
+        uneven: images whose levels do not halve the one before each.
     """
 
     path: Path
@@ -61,28 +62,38 @@ class OtherPlate:
     arrays: Mapping[FieldKey, ArrayFacts]
     problems: tuple[Problem, ...] = ()
     remarks: tuple[str, ...] = ()
+    uneven: tuple[FieldKey, ...] = ()
 
 
 def is_other_plate(path: Path) -> bool:
-    """Returns whether a folder is a plate of OME-Zarr, whoever wrote it."""
+    """Returns whether a folder is a plate of OME-Zarr, or images of bioformats2raw, whoever wrote it."""
     try:
-        return "plate" in ome_attributes(path)
+        return not {"plate", adopted.SERIES}.isdisjoint(ome_attributes(path))
     except UserError:
         return False
 
 
-def read(path: Path, transmitted: Sequence[str] | None = None) -> OtherPlate:
+def read(path: Path, transmitted: Sequence[str] | None = None, wells: Path | None = None) -> OtherPlate:
     """Returns the plate at `path`, from metadata alone.
 
     Args:
         transmitted: names of the label-free channels; None: those whose names say so.
+        wells: table of the wells of images that no metadata put into one, see `series.read_series`.
 
     Raises:
         UserError: it is no plate, of no known version, damaged, or its images do not fit together.
     """
     path = path.absolute()
     stated, version = _stated_plate(path)
-    images, problems, remarks = _images(path, stated)
+    if stated is None:
+        stated, places, remarks = series.read_series(path, wells)
+        images, problems = _images(path, places)
+    elif wells is not None:
+        raise UserError(f"wells: {path} states its own wells; leave it out")
+    else:
+        places, damaged, remarks = _places(path, stated)
+        images, problems = _images(path, places)
+        problems = [*damaged, *problems]
     if not images:
         reasons = "; ".join(f"{problem.key}: {problem.text}" for problem in problems[:5])
         raise UserError(f"{path}: none of its images can be read: {reasons or 'it lists none'}")
@@ -105,11 +116,12 @@ def read(path: Path, transmitted: Sequence[str] | None = None) -> OtherPlate:
     arrays = {image.key: image.arrays[0] for image in images}
     counted = Counter([*remarks, *(remark for image in images for remark in image.remarks)])
     texts = tuple(f"{text} ({count} images)" if count > 1 else text for text, count in counted.items())
-    return OtherPlate(path, version, plate, sources, arrays, tuple(problems), texts)
+    uneven = tuple(image.key for image in images if not image.halves)
+    return OtherPlate(path, version, plate, sources, arrays, tuple(problems), texts, uneven)
 
 
-def _stated_plate(path: Path) -> tuple[Mapping[str, Any], str]:
-    """Returns what the plate's group says of the plate, and the version of OME-Zarr."""
+def _stated_plate(path: Path) -> tuple[Mapping[str, Any] | None, str]:
+    """Returns what the group says of the plate, None of images of bioformats2raw, and OME-Zarr's version."""
     if path.suffix == PACKED and path.is_file():
         raise UserError(f"{path}: is packed; plates of other programs are read as folders: `unpack` it first")
     if not path.is_dir():
@@ -118,15 +130,11 @@ def _stated_plate(path: Path) -> tuple[Mapping[str, Any], str]:
         raise UserError(f"{path}: holds neither zarr.json nor .zattrs: it is no OME-Zarr")
     content = ome_attributes(path)
     stated = content.get("plate")
-    if not isinstance(stated, dict):
-        what = "states no plate"
-        if "multiscales" in content:
-            what = "is one image, and no plate"
-        elif "bioformats2raw.layout" in content:
-            what = "holds images of bioformats2raw (series) that belong to no plate"
+    if not isinstance(stated, dict) and ("plate" in content or adopted.SERIES not in content):
+        what = "is one image, and no plate" if "multiscales" in content else "states no plate"
         raise UserError(f"{path}: {what}; plates of OME-Zarr have rows, columns and wells in their metadata")
     usual = "0.5" if (path / "zarr.json").is_file() else "0.4"
-    version = str(content.get("version") or stated.get("version") or usual)
+    version = str(content.get("version") or (stated or {}).get("version") or usual)
     if version not in KNOWN:
         raise UserError(f"{path}: is OME-Zarr {version}; {', '.join(KNOWN)} are known")
     return stated, version
@@ -135,17 +143,14 @@ def _stated_plate(path: Path) -> tuple[Mapping[str, Any], str]:
 # ---------------------------------------------------------------- wells and images
 
 
-def _images(path: Path, stated: Mapping[str, Any]) -> tuple[list[OtherImage], list[Problem], list[str]]:
-    """Returns the images of all wells, those that cannot be read, and remarks."""
+def _places(path: Path, stated: Mapping[str, Any]) -> tuple[series.Places, list[Problem], list[str]]:
+    """Returns the images of all wells, wells that cannot be read, and remarks."""
     wells = _wells(path, stated)
     missing = [well for well, where in wells.items() if not nodes.is_group(path / where)]
-    gaps = (
-        f"{many(len(missing), 'well', 'is', 'are')} listed and not there: {', '.join(missing[:10])}"
-        if missing
-        else ""
-    )
-    places: list[tuple[FieldKey, str]] = []
-    images, problems = [], []
+    listed = many(len(missing), "well", "is", "are")
+    gaps = f"{listed} listed and not there: {', '.join(missing[:10])}" if missing else ""
+    places: series.Places = []
+    problems = []
     for well, where in wells.items():
         if well in missing:
             continue
@@ -153,6 +158,12 @@ def _images(path: Path, stated: Mapping[str, Any]) -> tuple[list[OtherImage], li
             places += _well_images(path / where, well, where)
         except UserError as error:  # one damaged well makes no other unreadable
             problems.append(Problem(FieldKey(well, "1"), str(error)))
+    return places, problems, [gaps] if gaps else []
+
+
+def _images(path: Path, places: series.Places) -> tuple[list[OtherImage], list[Problem]]:
+    """Returns the images at these places, and those that cannot be read."""
+    images, problems = [], []
     with ThreadPoolExecutor(THREADS) as pool:  # thousands of small files wait for the file system together
         for (key, _), image in zip(
             places, pool.map(lambda place: _try_image(path, *place), places), strict=True
@@ -161,7 +172,7 @@ def _images(path: Path, stated: Mapping[str, Any]) -> tuple[list[OtherImage], li
                 images.append(image)
             else:
                 problems.append(Problem(key, image))
-    return images, problems, [gaps] if gaps else []
+    return images, problems
 
 
 def _wells(path: Path, stated: Mapping[str, Any]) -> dict[str, str]:
@@ -183,7 +194,7 @@ def _wells(path: Path, stated: Mapping[str, Any]) -> dict[str, str]:
     return wells
 
 
-def _well_images(folder: Path, well: str, where: str) -> list[tuple[FieldKey, str]]:
+def _well_images(folder: Path, well: str, where: str) -> series.Places:
     """Returns the key of each image of a well, and its folder below the plate."""
     try:
         entries = [

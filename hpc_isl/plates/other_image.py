@@ -57,6 +57,12 @@ class OtherImage:
         t, c, z, y, x = (lengths.get(axis, 1) for axis in "tczyx")
         return t, c, z, y, x
 
+    @property
+    def halves(self) -> bool:
+        """Whether each of its levels halves y and x of the one before."""
+        *rest, y, x = self.shape
+        return all(self.shape_of(n) == (*rest, -(-y // 2**n), -(-x // 2**n)) for n in range(len(self.arrays)))
+
     def levels(self) -> tuple[str | None, ...]:
         """Returns the array of each level that halves y and x of the one before; None: it has none.
 

@@ -149,7 +149,8 @@ class ConvertRecipe(Recipe):
 
 
 class AdoptRecipe(Recipe):
-    """An OME-Zarr plate of another program: measured once, used where it lies; nothing is written into it."""
+    """An OME-Zarr plate of another program: measured once, used where it lies. Nothing is written into it,
+    but labels where that is asked for."""
 
     PLATES = ("plate",)
 
@@ -160,6 +161,12 @@ class AdoptRecipe(Recipe):
     it; another one is itself what other verbs take as the plate"""
     transmitted: list[str] | None = None
     """names of the channels that are label-free (bright-field, phase, DIC); null: those whose names say so"""
+    labels: Literal["beside", "inside"] | None = None
+    """where new labels go: beside the plate, into index; or inside, into its images, as OME-Zarr 0.5 has it,
+    for other programs to see; null: as it was adopted before, else beside"""
+    wells: Path | None = None
+    """CSV with columns image (folder below PLATE, or its name in OME-XML), well and perhaps field; for images
+    of bioformats2raw that lie side by side and that no metadata put into wells"""
     plate_map: Path | None = None
     """CSV with a column well and any of treatment, dose, control, cell_line"""
     on_error: Literal["stop", "skip"] = "stop"

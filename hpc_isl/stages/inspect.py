@@ -16,9 +16,16 @@ import tensorstore as ts
 from hpc_isl.errors import UserError
 from hpc_isl.plate_home import home_of
 from hpc_isl.plates import ome_zarr, packed, registration
-from hpc_isl.plates.adopted import mend, pixel_source
+from hpc_isl.plates.adopted import labels_inside, mend, pixel_source
 from hpc_isl.plates.atomic_directory import leftovers
-from hpc_isl.plates.label_groups import existing, label_levels, noted, open_labels
+from hpc_isl.plates.label_groups import (
+    existing,
+    label_depth,
+    label_levels,
+    labels_home,
+    noted,
+    open_labels,
+)
 from hpc_isl.plates.labels import labels_of
 from hpc_isl.plates.metadata import field_facts, read_group
 from hpc_isl.plates.nodes import ArrayFacts, array_facts, decoded_per_used
@@ -82,8 +89,10 @@ def _adopted(index: Index) -> Iterator[Line]:
     """Yields where the pixels of an adopted plate lie, and which have changed; nothing of a converted one."""
     if index.adopted is None:
         return
-    yield "pixels in", f"{index.adopted}, where they lie; labels are written to {index.path}"
     key = index.plate.fields[0].key
+    inside = labels_inside(index.image(key)) is not None
+    home = "into its images" if inside else f"to {index.path}"
+    yield "pixels in", f"{index.adopted}, where they lie; labels are written {home}"
     source = pixel_source(index.image(key))
     assert source is not None
     level = index.adopted / source.image / str(source.levels[0])
@@ -338,8 +347,9 @@ def _label_problems(image: Path, name: str, levels: int, deep: bool) -> Iterator
     labels_of(image, name)  # raises where they do not fit the image
     folder = existing(image, name)
     paths, _ = label_levels(folder)
-    if len(paths) != levels:
-        yield f"labels {name!r} have {len(paths)} levels; {levels} are expected, as many as the image has"
+    expected = label_depth(image) if folder.is_relative_to(labels_home(image)) else levels
+    if len(paths) != expected:
+        yield f"labels {name!r} have {len(paths)} levels; {expected} are expected, as many as the image has"
     for number in range(1, len(paths)):
         open_labels(folder, number)
     if not noted(folder):

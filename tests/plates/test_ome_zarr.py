@@ -485,7 +485,7 @@ def _changed(other: Path, change: Callable[[Any], object]) -> None:
     ("damage", "message"),
     [
         (_no_plate, "is one image, and no plate"),
-        (_series, r"images of bioformats2raw \(series\) that belong to no plate"),
+        (_series, r"holds 0 images of bioformats2raw, and .* puts none into a well; .* wells=FILE.csv"),
         (_torn, r"\.zattrs is damaged"),
         (_wells, "well '7' is no well name|its list of wells is damaged"),
         (_future, "is OME-Zarr 0.9; 0.1, 0.2"),

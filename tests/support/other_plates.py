@@ -6,6 +6,7 @@ With zarr-python and metadata by hand, so that layouts which no writer here make
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,49 @@ def write_other(
         "acquisitions": [{"id": number, "name": name} for number, name in plate.acquisitions.items()],
     }  # fmt: skip
     group(path, version, {"plate": content})
+    return path
+
+
+def write_series(
+    index: Index, path: Path, version: str = "0.4", wells: bool = True, listed: bool = True
+) -> Path:
+    """Returns `path`, which holds the images side by side, as bioformats2raw writes them without a plate.
+
+    The last field of the plate is image 0. `wells`: OME-XML describes the plate; `listed`: the group OME has
+    the list of images.
+    """
+    plated = write_other(index, path.with_name("plated.zarr"), version=version)
+    fields = list(reversed(index.plate.fields))
+    group(path, version, {"bioformats2raw.layout": 3})
+    images, samples = "", {}
+    for number, field in enumerate(fields):
+        own = [f.key for f in index.plate.fields if f.key.well == field.key.well]
+        image = plated / field.key.well[0] / field.key.well[1:] / str(own.index(field.key))
+        image.rename(path / str(number))
+        _, c, z, y, x = field.shape
+        images += (
+            f'<Image ID="Image:{number}" Name="scan {number}"><Pixels SizeC="{c}" SizeT="1" SizeZ="{z}" '
+            f'SizeX="{x}" SizeY="{y}" Type="uint16"/></Image>'
+        )
+        samples.setdefault(field.key.well, []).append(
+            f'<WellSample ID="WellSample:0:{number}" Index="{own.index(field.key)}">'
+            f'<ImageRef ID="Image:{number}"/></WellSample>'
+        )
+    shutil.rmtree(plated)
+    stated = "".join(
+        f'<Well Column="{int(well[1:]) - 1}" Row="{index.plate.rows.index(well[0])}" ID="Well:{well}">'
+        f"{''.join(own)}</Well>"
+        for well, own in samples.items()
+    )
+    rows, columns = len(index.plate.rows), len(index.plate.columns)
+    plate = (
+        f'<Plate ID="Plate:0" Name="{index.plate.name}" Rows="{rows}" Columns="{columns}">{stated}</Plate>'
+    )
+    space = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    group(path / "OME", version, {"series": [str(n) for n in range(len(fields))]} if listed else {})
+    (path / "OME" / "METADATA.ome.xml").write_text(
+        f'<?xml version="1.0"?><OME xmlns="{space}">{plate if wells else ""}{images}</OME>'
+    )
     return path
 
 

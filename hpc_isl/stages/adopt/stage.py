@@ -1,6 +1,7 @@
 """The stage `adopt`: a plate that another program wrote as OME-Zarr is measured once and used where it lies.
 
-Nothing is written into that plate: index and labels go to a folder beside it.
+Nothing is written into that plate: index and labels go to a folder beside it. Where `labels=inside` is asked
+for, labels alone go into its images, later, by the verbs that make them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from hpc_isl import metadata_changes
 from hpc_isl.errors import UserError, many
-from hpc_isl.files import same_place
+from hpc_isl.files import read_json, same_place
 from hpc_isl.plate_home import beside
 from hpc_isl.plates import adopted, metadata, ome_zarr
 from hpc_isl.plates.adopted import AdoptedPlate
@@ -47,12 +48,14 @@ class Adoption:
 
     Attributes:
         home: folder that gets index and labels.
+        inside: labels go into the plate's images instead.
         plate: with metadata as `set` has left them, if it was adopted before.
     """
 
     recipe: AdoptRecipe
     other: OtherPlate
     home: Path
+    inside: bool
     plate: Plate
     plate_map: PlateMap
 
@@ -109,7 +112,7 @@ def adopt(recipe: AdoptRecipe, attempt: Attempt) -> None:
             return
         _refuse(recipe, problems, len(fields))
         readable = {field.key for field in fields} - {problem.key for problem in problems}
-        known = AdoptedPlate(adoption.other.path, digest)
+        known = AdoptedPlate(adoption.other.path, digest, adoption.inside)
         index = finalise(home, adoption.plate.keep(readable), adoption.plate_map, problems, known)
     _finish(adoption, index, attempt, kept, time.monotonic() - begun)
 
@@ -119,8 +122,8 @@ def _finish(adoption: Adoption, index: Index, attempt: Attempt, kept: int, secon
     # By the plate's own name where its folder lies beside it: that is how a user knows it.
     name = shlex.quote(str(adoption.other.path if home == beside(adoption.other.path) else home))
     attempt.log(
-        f"{adoption.other.path}: fields: {fields}, {kept} of them measured before; index and labels: {home}; "
-        f"fingerprint {index.fingerprint}"
+        f"{adoption.other.path}: fields: {fields}, {kept} of them measured before; "
+        f"{'index' if adoption.inside else 'index and labels'}: {home}; fingerprint {index.fingerprint}"
     )
     attempt.finish({
         "fields": fields,
@@ -147,7 +150,7 @@ def _tasks(adoption: Adoption) -> list[AdoptTask]:
 
 
 def _absolute(recipe: AdoptRecipe) -> AdoptRecipe:
-    paths = {name: getattr(recipe, name) for name in ("plate", "index", "plate_map")}
+    paths = {name: getattr(recipe, name) for name in ("plate", "index", "wells", "plate_map")}
     return recipe.model_copy(
         update={name: path and path.expanduser().absolute() for name, path in paths.items()}
     )
@@ -163,7 +166,7 @@ def _prepared(recipe: AdoptRecipe) -> Adoption:
             "is the index of a plate; adopt that" if adopted.PLATE_KEY in ours else "was written by convert"
         )
         raise UserError(f"{recipe.plate}: {what}: there is nothing to adopt")
-    other = ome_zarr.read(recipe.plate, recipe.transmitted)
+    other = ome_zarr.read(recipe.plate, recipe.transmitted, recipe.wells)
     home = recipe.index or beside(recipe.plate)
     plate = other.plate
     kept = _kept(home, other) if home.exists() else {}
@@ -172,7 +175,25 @@ def _prepared(recipe: AdoptRecipe) -> Adoption:
     plate_map: PlateMap = kept.get("plate_map", {})
     if recipe.plate_map:
         plate_map = read_plate_map(recipe.plate_map, len(plate.rows), len(plate.columns), {})
-    return Adoption(recipe, other, home, plate, plate_map)
+    before = kept.get(adopted.PLATE_KEY, {}).get("labels", "beside")
+    inside = (recipe.labels or before) == "inside"
+    if inside:
+        _refuse_inside(other)
+    return Adoption(recipe, other, home, inside, plate, plate_map)
+
+
+def _refuse_inside(other: OtherPlate) -> None:
+    """Raises a `UserError` where labels cannot go into the plate itself."""
+    why = ""
+    if other.version != "0.5":
+        why = f"it is OME-Zarr {other.version}, and labels are written as 0.5"
+    elif other.uneven:
+        why = f"levels of {other.uneven[0]} do not halve the one before, as levels of labels do"
+    else:
+        images = [other.path / source.image for source in other.sources.values()]
+        why = next(filter(None, map(unwritable, [other.path, *images])), "")
+    if why:
+        raise UserError(f"labels: inside: {other.path}: {why}; labels=beside leaves the plate as it is")
 
 
 def _corrected(plate: Plate, kept: dict[str, Any], home: Path) -> Plate:
@@ -257,6 +278,11 @@ def _described(adoption: Adoption) -> Iterator[str]:
         yield f"warning: {doubt}"
     raw = sum(int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize for field in plate.fields)
     yield f"{raw / 1e9:.3g} GB of pixels are read once, and none is copied"
-    yield f"index and labels go to {adoption.home}"
+    if adoption.inside:
+        yield f"the index goes to {adoption.home}, labels into the images of {other.path}"
+        if "consolidated_metadata" in (read_json(other.path / "zarr.json") or {}):
+            yield "its zarr.json lists all groups (consolidated metadata); labels will not be listed there"
+    else:
+        yield f"index and labels go to {adoption.home}"
     for problem in other.problems[:SHOWN]:
         yield f"left out: {problem.key}: {problem.text}"
