@@ -103,8 +103,8 @@ class Index:
 
     def focus(self, key: FieldKey, channel: int, time: int) -> dict[int, float]:
         """Returns how sharp each plane is in which a channel was imaged at a time: greater is sharper."""
-        facts = self.statistics[key].planes.items()
-        return {z: fact.focus for (t, c, z), fact in facts if (t, c) == (time, channel)}
+        planes = zip(self.statistics.imaged(key).tolist(), self.statistics.focus(key).tolist(), strict=True)
+        return {z: focus for (t, c, z), focus in planes if (t, c) == (time, channel)}
 
     def shift(self, key: FieldKey, other: FieldKey) -> tuple[int, int] | None:
         """Returns (y, x): what the image of `key` shows at p, that of `other` shows at p + shift.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import fields as members
@@ -86,9 +87,13 @@ def fields(table: pa.Table) -> tuple[Field, ...]:
     """Returns the fields, in the order of the rows."""
     key = ["well", "name", "acquisition"]
     facts = table.select([*key, "shape", "dtype", "position_um", "z_um", "details"]).to_pylist()
+    # Hundreds of thousands of fields may be open at once, and most of what they say is the same.
+    details = lru_cache(None)(json.loads)
     return tuple(
         metadata.field_from(
-            fact | {"key": {part: fact[part] for part in key}, "details": json.loads(fact["details"])}
+            fact
+            | {"key": {part: fact[part] for part in key}, "dtype": sys.intern(fact["dtype"])}
+            | {"details": details(fact["details"])}
         )
         for fact in facts
     )
@@ -155,7 +160,7 @@ class Statistics(Mapping[FieldKey, FieldStatistics]):
 
     def __getitem__(self, key: FieldKey) -> FieldStatistics:
         row = self.rows[key]
-        part = slice(self.ends[row - 1] if row else 0, self.ends[row])
+        part = self._part(row)
         places, facts = self.places[part].tolist(), self.facts[part].tolist()
         planes = {(t, c, z): PlaneStatistics(*fact) for (t, c, z), fact in zip(places, facts, strict=True)}
         channels = sorted({channel for _, channel, _ in planes})
@@ -164,8 +169,21 @@ class Statistics(Mapping[FieldKey, FieldStatistics]):
 
     def imaged(self, key: FieldKey) -> NDArray[np.int64]:
         """Returns the planes of a field that were imaged: rows of time, channel and plane."""
-        row = self.rows[key]
-        return self.places[self.ends[row - 1] if row else 0 : self.ends[row]]
+        return self.places[self._part(self.rows[key])]
+
+    def focus(self, key: FieldKey) -> NDArray[np.float64]:
+        """Returns how sharp each plane of `imaged` is."""
+        return self.facts[self._part(self.rows[key]), FACTS.index("focus")]
+
+    def digest(self, key: FieldKey) -> str:
+        """Returns the hash of a field's pixels."""
+        return self.digests[self.rows[key]]
+
+    def _part(self, row: int) -> slice:
+        return slice(self.ends[row - 1] if row else 0, self.ends[row])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.rows  # that of a Mapping would make the statistics of the field
 
     def __iter__(self) -> Iterator[FieldKey]:
         return iter(self.rows)

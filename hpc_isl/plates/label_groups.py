@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def label_provenance(image: Path, name: str) -> tuple[str, str] | None:
 # ---------------------------------------------------------------- where they lie
 
 
+@lru_cache
 def slug(name: str) -> str:
     """Returns a folder name for any name: itself where it is plain, else a readable part and a hash."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
@@ -100,8 +102,8 @@ def existing(image: Path, name: str) -> Path:
 def find(image: Path, name: str) -> Path | None:
     """Returns the folder of labels, ours or of another program that calls them so; None: there are none."""
     for labels in _label_folders(image):
-        if packed.is_file(labels / slug(name) / "zarr.json"):
-            return labels / slug(name)
+        if packed.is_file((own := labels / slug(name)) / "zarr.json"):
+            return own
         if name != slug(name) and name in label_paths(labels):
             return labels / name
     return _labels_of_adopted(image).get(name)

@@ -52,7 +52,7 @@ class Channel:
     flat_field: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class FieldKey:
     """The name of an image on its plate; `str(key)` is `B03/1`, or `B03/2x1` in acquisition 2."""
 
@@ -76,7 +76,7 @@ class FieldKey:
         return f"{self.well}/{self.image}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Field:
     """One imaged position in a well (and one acquisition of it).
 

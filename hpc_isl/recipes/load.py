@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,21 @@ def load_kept(stage: str, path: Path) -> Recipe:
 
 def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
     """Hash of what is computed from what: the recipe without paths, and its inputs' fingerprints."""
+    return digests(recipe)(fingerprints)
+
+
+def digests(recipe: Recipe) -> Callable[[Mapping[str, str]], str]:
+    """Returns `digest` of one recipe, which is written out once for many inputs, such as all fields."""
     kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(recipe).__mro__}
     stage = next((name for name, stage in STAGES.items() if stage.recipe in kinds), "")
     content = former_keys(stage, _without_paths(recipe))  # so that a new name makes no new digest
-    text = json.dumps([type(recipe).__name__, content, dict(fingerprints)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    head = json.dumps([type(recipe).__name__, content], sort_keys=True)[:-1]
+
+    def digest_of(fingerprints: Mapping[str, str]) -> str:
+        text = f"{head}, {json.dumps(dict(fingerprints), sort_keys=True)}]"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    return digest_of
 
 
 def _without_paths(value: Any) -> Any:

@@ -12,6 +12,8 @@ import pytest
 from left_on_disk import Left, differing, left_by, unfinished
 from made_up_screen import save_model, write_screen
 
+from hpc_isl.stages.shared.field_records import read_records
+
 if TYPE_CHECKING:
     from tests.conftest import CommandLine
     from tests.slurm.conftest import Cluster, User
@@ -48,7 +50,7 @@ def user(
 
 
 def progress(run: Path) -> int:
-    return len(list(run.glob("fields/*/*.json")))
+    return len(read_records(run, "S1"))
 
 
 @pytest.mark.timeout(900)

@@ -202,7 +202,8 @@ def test_a_run_under_one_correction_has_other_fingerprints_than_under_another(fo
     for keys in ([], ["measure.dark=100"], ["measure.flat_field=vendor", "measure.dark=100"],
                  ["measure.flat_field=estimated", "measure.dark=100"]):  # fmt: skip
         [plate] = inputs_of(folder, *keys).plates
-        prints.append((plate.fingerprint(plate.keys[0]), plate.labels_fingerprint(plate.keys[0])))
+        of_labels = plate.labels_fingerprint(plate.keys[0])
+        prints.append((plate.fingerprint(plate.keys[0], of_labels), of_labels))
     assert len({whole for whole, _ in prints}) == 4
     assert len({labels for _, labels in prints}) == 1
 

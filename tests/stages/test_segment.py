@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from field_files import records, spread
 from made_up_screen import save_model, write_screen
 from mounts import bound, read_only, small_disk
 from skimage.measure import regionprops_table
@@ -115,9 +116,9 @@ def segmented(lab, tmp_path, *keys, pool=None, model="cells", name="all", copy=T
 
 def hashes(run):
     """Content of all fields by name, and the bytes of the tables of plates."""
-    records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
     tables = {path.name: path.read_bytes() for path in run.folder.glob("tables/*.parquet")}
-    return {(one["plate"], one["well"], one["field"]): one["hash"] for one in records}, tables
+    own = records(run.folder).values()
+    return {(one["plate"], one["well"], one["field"]): one["hash"] for one in own}, tables
 
 
 def shards(plate):
@@ -152,7 +153,7 @@ def test_nuclei_are_the_components_of_the_mask(lab, tmp_path):
 def test_one_row_for_each_object_as_scikit_image_measures_it(lab, tmp_path):
     run = segmented(lab, tmp_path)
     index = open_plate(tmp_path / "S1.zarr")
-    objects = pd.read_parquet(run.folder / "objects")
+    objects = pd.read_parquet(run.folder / "tables")
     assert len(objects) == json.loads((run.done / "segment.json").read_text())["figures"]["objects"]
     key = index.plate.fields[1].key
     labels = read_labels(index.image(key), "found")
@@ -189,6 +190,7 @@ def test_a_stopped_run_goes_on_where_it_stood(lab, tmp_path):
 def test_a_field_without_its_table_or_labels_is_computed_again(lab, tmp_path):
     run = segmented(lab, tmp_path)
     plain = hashes(run)
+    spread(run.folder)
     next(run.folder.glob("objects/*/B02-1.parquet")).unlink()
     shutil.rmtree(tmp_path / "S1.zarr" / "B" / "03" / "2" / "labels" / "found")
     again = Here()
@@ -346,8 +348,8 @@ def test_a_run_that_only_measures_more_has_the_same_labels(lab, tmp_path):
     before = shards(tmp_path / "S1.zarr")
     more = segmented(lab, tmp_path, "measure=[Brightfield]", name="more", copy=False)
     assert shards(tmp_path / "S1.zarr") == before
-    assert "Brightfield_mean" in pd.read_parquet(more.folder / "objects")
-    assert "Hoechst_mean" in pd.read_parquet(first.folder / "objects")
+    assert "Brightfield_mean" in pd.read_parquet(more.folder / "tables")
+    assert "Hoechst_mean" in pd.read_parquet(first.folder / "tables")
 
 
 def test_labels_of_another_run_are_replaced_when_that_is_asked_for(lab, tmp_path):
@@ -394,9 +396,9 @@ def test_counts_are_held_against_the_stain(lab, tmp_path):
 def test_where_a_stain_was_not_imaged_nothing_is_known_of_it(lab, tmp_path):
     write_screen(tmp_path / "S1.zarr", unstained=["B03"])
     run = segmented(lab, tmp_path, "reference_labels={channel: Hoechst, min_area: 10}", copy=False)
-    records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
-    assert [record.get("truth") is None for record in records] == [False, False, True, True]
-    objects = pd.read_parquet(run.folder / "objects")
+    unknown = [record.get("truth") is None for record in records(run.folder).values()]
+    assert unknown == [False, False, True, True]
+    objects = pd.read_parquet(run.folder / "tables")
     figures = objects.filter(like="Hoechst_")
     assert figures.shape[1] == 5
     assert figures[objects.well == "B03"].isna().all(axis=None)
@@ -423,22 +425,21 @@ def unlike(tmp_path, *keys, name="all", plates=("S1", "S2")):
 
 
 def test_objects_of_unlike_plates_are_one_table_in_which_nothing_is_dropped(tmp_path):
-    """A user opens all objects of a run with `pd.read_parquet("objects")`, and finds every figure of every
+    """A user opens all objects of a run with `pd.read_parquet("tables")`, and finds every figure of every
     plate there; what a plate does not have, a channel or micrometres, is null in its rows alone."""
     run = unlike(tmp_path)
-    for folder in ("objects", "tables"):
-        objects = pd.read_parquet(run.folder / folder)
-        one, two = (objects[objects.plate == name] for name in ("S1", "S2"))
-        assert len(one) > 20
-        assert len(two) > 20
-        for own, other in (("Hoechst_mean", "DAPI_mean"), ("area_um2", "area_px")):
-            assert one[own].notna().all()
-            assert one[other].isna().all()
-            assert two[other].notna().all()
-            assert two[own].isna().all()
-        files = sorted((run.folder / folder).rglob("*.parquet"))
-        assert len({pq.read_schema(path).serialize().to_pybytes() for path in files}) == 1
-        assert pq.read_table(files[-1])["Hoechst_mean"].null_count == len(pq.read_table(files[-1]))
+    objects = pd.read_parquet(run.folder / "tables")
+    one, two = (objects[objects.plate == name] for name in ("S1", "S2"))
+    assert len(one) > 20
+    assert len(two) > 20
+    for own, other in (("Hoechst_mean", "DAPI_mean"), ("area_um2", "area_px")):
+        assert one[own].notna().all()
+        assert one[other].isna().all()
+        assert two[other].notna().all()
+        assert two[own].isna().all()
+    files = sorted((run.folder / "tables").rglob("*.parquet"))
+    assert len({pq.read_schema(path).serialize().to_pybytes() for path in files}) == 1
+    assert pq.read_table(files[-1])["Hoechst_mean"].null_count == len(pq.read_table(files[-1]))
     wells = pd.read_csv(run.folder / "wells.csv").set_index(["plate", "well"])
     assert wells.median_DAPI_mean.notna().to_dict() == {("S1", "B02"): 0, ("S1", "B03"): 0, ("S2", "C02"): 1}
 
@@ -448,7 +449,7 @@ def test_a_plate_has_the_same_columns_and_hashes_alone_as_beside_another(tmp_pat
     do not change; `--verify` finds both right."""
     alone = unlike(tmp_path, "outputs=[mask]", name="alone", plates=["S1"])
     both = unlike(tmp_path, "outputs=[mask]", name="both")
-    assert not {"DAPI_mean", "area_px"} & set(pd.read_parquet(alone.folder / "objects").columns)
+    assert not {"DAPI_mean", "area_px"} & set(pd.read_parquet(alone.folder / "tables").columns)
     own, of_both = hashes(alone)[0], hashes(both)[0]
     assert {key: of_both[key] for key in own} == own
     recipe = parse(RECIPES["segment"], read_yaml(both.recipe), "both")
@@ -459,17 +460,17 @@ def test_a_plate_has_the_same_columns_and_hashes_alone_as_beside_another(tmp_pat
 def test_tables_of_an_earlier_version_get_the_columns_of_other_plates(tmp_path):
     """A user whose run began before its tables had one schema finds one when it is resumed."""
     run = unlike(tmp_path)
+    spread(run.folder)
     for path in (run.folder / "objects" / "S2").glob("*.parquet"):
         old = pq.read_table(path)
         pq.write_table(old.select([name for name in old.column_names if old[name].null_count == 0]), path)
     shutil.rmtree(run.done)
     segment(parse(RECIPES["segment"], read_yaml(run.recipe), "again"), Attempt(run, number=1), pool := Here())
     assert pool.computed == []
-    objects = pd.read_parquet(run.folder / "objects")
+    objects = pd.read_parquet(run.folder / "tables")
     assert objects[objects.plate == "S2"].DAPI_mean.notna().all()
-    assert (
-        len({pq.read_schema(path).serialize().to_pybytes() for path in run.folder.glob("objects/*/*")}) == 1
-    )
+    schemas = {pq.read_schema(path).serialize().to_pybytes() for path in run.folder.glob("tables/*")}
+    assert len(schemas) == 1
 
 
 def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path, capsys):
@@ -494,8 +495,7 @@ def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_
         image = tmp_path / "S1.zarr" / "B" / "02" / str(field)
         write_labels(image, "drawn", drawn, origin="human", boxes=[box])
     run = segmented(lab, tmp_path, "reference_labels={labels: drawn}", copy=False)
-    records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
-    assert [record.get("truth") for record in records] == [None, [1], None, None]
+    assert [record.get("truth") for record in records(run.folder).values()] == [None, [1], None, None]
 
 
 @pytest.mark.parametrize(
@@ -604,8 +604,7 @@ def test_what_a_run_has_written_itself_is_no_truth(lab, tmp_path):
     image = tmp_path / "S1.zarr" / "B" / "02" / "1"
     write_labels(image, "found", drawn, origin="human", boxes=[(0, 0, 96, 128)])
     run = segmented(lab, tmp_path, "reference_labels={labels: found}", copy=False)
-    records = [json.loads(path.read_text()) for path in sorted(run.folder.glob("fields/*/*.json"))]
-    assert [record.get("truth") for record in records] == [[2], None, None, None]
+    assert [record.get("truth") for record in records(run.folder).values()] == [[2], None, None, None]
     again = Here()
     segmented(lab, tmp_path, "reference_labels={labels: found}", copy=False, pool=again)
     assert again.computed == [], "nor does it make what is done another computation"
@@ -620,7 +619,7 @@ def test_objects_are_assigned_to_the_cells_that_hold_them(lab, tmp_path):
     run.folder.mkdir(parents=True)
     run.recipe.write_text(to_yaml(plan(recipe).recipe))
     segment(plan(recipe).recipe, Attempt(run), Here())
-    objects = pd.read_parquet(run.folder / "objects")
+    objects = pd.read_parquet(run.folder / "tables")
     image = tmp_path / "S1.zarr" / "B" / "02" / "1"
     cells, nuclei = read_labels(image, "found"), read_labels(image, "nuclei")
     own = objects[(objects.well == "B02") & (objects.field == "1")].set_index("label").cell
@@ -669,7 +668,7 @@ def test_each_object_has_the_probability_that_its_maps_give_it(lab, tmp_path, ke
     """It is the same whether a field is held in memory or not."""
     shutil.copytree(lab / "S1.zarr", confident(lab, tmp_path, like_training=True) / "S1.zarr")
     run = segmented(tmp_path, tmp_path, "predict={tile: 32, halo: 32, batch: 3}", *keys, copy=False)
-    objects = pd.read_parquet(run.folder / "objects")
+    objects = pd.read_parquet(run.folder / "tables")
     assert "score" not in objects
     index = open_plate(tmp_path / "S1.zarr")
     predictor = Predictor(*load_model(tmp_path / "runs/finetune/cells/model")[:1], tile=32, halo=32, batch=3)
@@ -685,7 +684,7 @@ def test_each_object_has_the_probability_that_its_maps_give_it(lab, tmp_path, ke
 
 def test_on_a_plate_unlike_the_training_images_objects_have_a_score(lab, tmp_path):
     shutil.copytree(lab / "S1.zarr", confident(lab, tmp_path, like_training=False) / "S1.zarr")
-    objects = pd.read_parquet(segmented(tmp_path, tmp_path, copy=False).folder / "objects")
+    objects = pd.read_parquet(segmented(tmp_path, tmp_path, copy=False).folder / "tables")
     assert "confidence" not in objects
     assert objects.score.between(0, 1).all()
     assert objects.score.nunique() > 40
@@ -716,6 +715,7 @@ def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):
 
 def test_fields_of_another_kind_of_device_are_not_called_wrong(lab, tmp_path, capsys):
     run = segmented(lab, tmp_path)
+    spread(run.folder)
     path = run.folder / "fields/S1/B03-1.json"
     record = json.loads(path.read_text())
     here = f"cpu {torch.backends.cpu.get_cpu_capability()} fp32"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from field_files import records, spread
 from made_up_screen import save_model, write_screen
 
 from hpc_isl.errors import UserError
@@ -78,11 +79,15 @@ def again(folder, name, *keys, number=0):
 
 @pytest.fixture
 def corrected(lab, tmp_path):
-    """A copy of the folder, in which a person has corrected the labels of B03/1 in place; these labels."""
+    """A copy of the folder, in which a person has corrected the labels of B03/1 in place; these labels.
+
+    Each field has files of its own, as in a run that is not done, and of an earlier version.
+    """
     shutil.copytree(lab, tmp_path / "lab", dirs_exist_ok=True)
     folder = tmp_path / "lab"
     for path in folder.rglob("recipe.yaml"):
         path.write_text(path.read_text().replace(str(lab), str(folder)))
+    spread(folder / "runs" / "segment" / "all")
     image = open_plate(folder / "S1.zarr").image(open_plate(folder / "S1.zarr").plate.fields[2].key)
     array = zarr.open_array(str(image / "labels" / "found" / "0"), mode="r+")
     pixels = np.asarray(array[...])
@@ -176,7 +181,7 @@ def test_an_edit_while_the_run_computes_is_not_replaced(lab, tmp_path, monkeypat
     monkeypatch.setattr(field, "measured", measured)
     assert len(again(folder, "other", "h_maxima=5", "overwrite=true")) == 4
     assert (read_labels(image, "found")[:9, :9] == 4242).all()
-    record = json.loads((folder / "runs/segment/other/fields/S1/B03-1.json").read_text())
+    record = records(folder / "runs/segment/other")["S1 B03-1"]
     assert "were edited since they were written" in record["problem"]
 
 
@@ -231,11 +236,13 @@ def test_runs_and_labels_of_earlier_versions_go_on(lab, tmp_path):
     """They have no checksums: labels that come out the same get theirs, and nothing is refused."""
     shutil.copytree(lab, tmp_path / "lab")
     folder = tmp_path / "lab"
+    spread(folder / "runs/segment/all")
     strip(folder)
     assert again(folder, "all", number=1) == []
     run = Run(folder / "runs/segment/all")
     run.recipe.write_text(run.recipe.read_text().replace(str(lab), str(folder)))
     assert changed_labels(run) == []
+    spread(run.folder)
     (folder / "runs/segment/all/objects/S1/B03-1.parquet").unlink()
     assert again(folder, "all", number=2) == ["B03-1"]
     image = folder / "S1.zarr" / "B" / "03" / "1"
@@ -251,6 +258,6 @@ def test_edits_of_labels_without_a_checksum_are_not_replaced_either(corrected):
     assert said.endswith("not replaced: S1 B03/1")
     (folder / "runs/segment/all/objects/S1/B03-1.parquet").unlink()
     assert again(folder, "all", number=1) == ["B03-1"]
-    record = json.loads((folder / "runs/segment/all/fields/S1/B03-1.json").read_text())
+    record = records(folder / "runs/segment/all")["S1 B03-1"]
     assert "have no checksum" in record["problem"]
     np.testing.assert_array_equal(read_labels(image, "found"), mine)

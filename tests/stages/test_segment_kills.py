@@ -17,6 +17,8 @@ import pytest
 from left_on_disk import Left, differing, left_by, read_every_array, unfinished
 from made_up_screen import save_model, write_screen
 
+from hpc_isl.stages.shared.field_records import read_records
+
 if TYPE_CHECKING:
     from tests.conftest import CommandLine
 
@@ -56,8 +58,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory, open_command_line: Callable[[P
     output, _ = call.communicate(timeout=400)
     assert call.returncode == 0, output
     run = lab.run("alone")
-    last = max(path.stat().st_mtime for path in run.glob("fields/*/*.json"))
-    finish_s = (run / "done" / "segment.json").stat().st_mtime - last
+    # The first table of objects is written as soon as the last field is done.
+    first = (run / "tables" / "S1.parquet").stat().st_mtime
+    finish_s = (run / "done" / "segment.json").stat().st_mtime - first
     return Lab(command_line, left_by(run, [command_line.cwd / "S1.zarr"]), finish_s)
 
 
@@ -107,7 +110,7 @@ class Killer:
         return found
 
     def records(self) -> int:
-        return len(list(self.run.glob("fields/*/*.json")))
+        return len(read_records(self.run, "S1"))
 
     def done(self) -> bool:
         return (self.run / "done" / "segment.json").exists()

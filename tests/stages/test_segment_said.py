@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from field_files import spread
 from made_up_screen import save_model, write_screen
 from PIL import Image
 
@@ -98,7 +99,7 @@ def test_small_objects_are_dropped_and_their_number_is_a_column(lab, tmp_path, t
     """A user finds in each table how many objects were too small to count, and can count them after all."""
     all_of_them = computed(lab, tmp_path / "all", "labels=found", "min_area=0", *tiles)
     run = computed(lab, tmp_path, "labels=found", *tiles)  # the model's: 6 pixels
-    small = pd.read_parquet(all_of_them.folder / "objects").area_um2 < 6 * 0.25
+    small = pd.read_parquet(all_of_them.folder / "tables").area_um2 < 6 * 0.25
     assert small.any()
     assert wells(run).dropped_objects.sum() == small.sum()
     assert wells(run).objects.sum() == (~small).sum()
@@ -196,6 +197,7 @@ def test_a_run_that_goes_on_shows_the_objects_that_are_there(lab, tmp_path):
             super().progress(done, total, unit, kept, **metrics)
 
     run = computed(lab, tmp_path, "labels=found")
+    spread(run.folder)
     next(run.folder.glob("fields/*/B03-1.json")).unlink()
     objects = int(wells(run).drop("B03").objects.sum())
     computed(lab, tmp_path, "labels=found", attempt=Watched(run, 1))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from field_files import records
 
 UNFINISHED = (".partial", ".replaced-")  # what marks a file or folder that is still being written
 Left = dict[str, str]
@@ -18,8 +19,8 @@ Left = dict[str, str]
 def left_by(run: Path, plates: Sequence[Path], labels: str = "found") -> Left:
     """The hashes that the records hold, of all labels as they lie on disk, and of the bytes of the tables."""
     found: Left = {}
-    for path in sorted(run.glob("fields/*/*.json")):
-        found[f"record {path.parent.name} {path.stem}"] = json.loads(path.read_text()).get("hash", "lost")
+    for name, record in records(run).items():
+        found[f"record {name}"] = record.get("hash", "lost")
     for plate in plates:
         found |= {f"labels {plate.stem} {field}": content for field, content in _labels(plate, labels)}
     for path in [*sorted(run.glob("tables/*.parquet")), run / "wells.csv"]:

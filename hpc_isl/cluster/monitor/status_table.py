@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hpc_isl.cluster.run_folder import uses
@@ -20,8 +22,12 @@ from hpc_isl.cluster.run_folder.status import (
 )
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
+from hpc_isl.metadata_changes import MetadataChange, changes_of
 from hpc_isl.run import Run
 
+History = dict[int, list[dict[str, Any]]]
+"""Number of an attempt, in order -> the records of its ranks."""
+Changes = Callable[[Path], Iterable[MetadataChange]]
 HEAD = ("stage", "name", "state", "began", "attempt", "progress", "took", "left", "node", "")
 
 
@@ -29,7 +35,8 @@ def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
     """Returns one line per run under a heading; `elements`: also one for each element of an array."""
     shown = [member for run in runs for member in (run, *(run.elements() if elements else []))]
     run_status = statuses(shown)
-    rows = [HEAD, *(_row(run, run_status[run]) for run in shown)]
+    changes = cache(changes_of)
+    rows = [HEAD, *(_row(run, run_status[run], changes) for run in shown)]
     last = len(HEAD) - 1
     widths = {
         column: max(len(row[column]) for row in rows)
@@ -39,23 +46,24 @@ def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
     return ["  ".join(row[c].ljust(width) for c, width in widths.items()).rstrip() for row in rows]
 
 
-def _row(run: Run, run_status: RunStatus) -> tuple[str, ...]:
-    remark = "; ".join(filter(None, [run_status.detail, *uses.changed(run)]))
-    when = date_of(began(run))
+def _row(run: Run, run_status: RunStatus, changes: Changes) -> tuple[str, ...]:
+    remark = "; ".join(filter(None, [run_status.detail, *uses.changed(run, changes)]))
+    history = history_of(run)
+    when = date_of(began(run, history))
     if run.elements_file.is_file():
         members = run.elements()
         done = sum(member.summary() is not None for member in members)
         share = f"{done}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
         return run.stage, run.name, run_status.state, when, "", share, "", "", "", remark
-    numbers = run.attempt_numbers()
-    attempt = str(numbers[-1] + 1) if numbers else ""
+    attempt = str(max(history) + 1) if history else ""
     name = f"  {run.label}" if run.array else run.name
     node, left = (run_status.node, run_status.left) if run_status.alive else ("", "")
     # The main figures of a finished run; else how far it is, with the last metrics.
     main = "  ".join(f"{key} {value}" for key, value in list(main_figures(run.summary()).items())[:2])
-    progress = (ranks(run) or [{}])[0].get("progress")
+    progress = _newest(history).get("progress")
     main = main or (progress_text(progress) if progress else "-")
-    return run.stage, name, run_status.state, when, attempt, main, took(run), left, node, remark
+    took_s = duration(_took_s(history))
+    return run.stage, name, run_status.state, when, attempt, main, took_s, left, node, remark
 
 
 def facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -69,25 +77,37 @@ def facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _facts(run: Run, run_status: RunStatus) -> dict[str, Any]:
-    records = ranks(run)
+    history = history_of(run)
+    records = history[max(history)] if history else []
     summary = run.summary() or {}
     ends = [str(record["exit"]) for record in records if record.get("exit")]
     return {
         "stage": run.stage, "name": run.label, "folder": str(run.folder), "state": run_status.state,
         "detail": run_status.detail, "cause": run_status.cause,
         "node": run_status.node, "left": run_status.left,
-        "began": began(run), "ended": None if run_status.alive else max(ends, default=None),
-        "took_s": None if run.elements() else round(_took_s(run), 1),
-        "attempts": len(run.attempt_numbers()), "progress": (records or [{}])[0].get("progress"),
+        "began": began(run, history), "ended": None if run_status.alive else max(ends, default=None),
+        "took_s": None if run.elements() else round(_took_s(history), 1),
+        "attempts": len(history), "progress": _newest(history).get("progress"),
         "figures": summary.get("figures", {}), "made": summary.get("made", {}),
         "metadata_changed": uses.changed(run),
     }  # fmt: skip
 
 
-def began(run: Run) -> str | None:
+def history_of(run: Run) -> History:
+    """Returns the records of the ranks of each attempt, read once for all that a line says of a run."""
+    return {number: ranks(run, number) for number in run.attempt_numbers()}
+
+
+def _newest(history: History) -> dict[str, Any]:
+    """Returns the record of the first rank of the newest attempt; empty where there is none."""
+    records = history[max(history)] if history else []
+    return records[0] if records else {}
+
+
+def began(run: Run, history: History) -> str | None:
     """Returns when the run first began to compute, else when it was made; of an array when it was made."""
-    firsts = [record["start"] for number in run.attempt_numbers()[:1] for record in ranks(run, number)[:1]]
-    return str(firsts[0]) if firsts else (read_json(run.record) or {}).get("made")
+    first = history[min(history)] if history else []
+    return str(first[0]["start"]) if first else (read_json(run.record) or {}).get("made")
 
 
 def date_of(moment: str | None) -> str:
@@ -136,12 +156,11 @@ def attempts(run: Run) -> list[str]:
 
 def took(run: Run) -> str:
     """Returns the time that the run was worked on, over all its attempts."""
-    return duration(_took_s(run))
+    return duration(_took_s(history_of(run)))
 
 
-def _took_s(run: Run) -> float:
-    firsts = (record for number in run.attempt_numbers() for record in ranks(run, number)[:1])
-    return sum(map(_lasted_s, firsts))
+def _took_s(history: History) -> float:
+    return sum(_lasted_s(record) for records in history.values() for record in records[:1])
 
 
 def _lasted_s(record: dict[str, Any]) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -30,8 +32,12 @@ def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
     numbers = run.attempt_numbers() if number is None else [number]
     if not numbers:
         return []
-    paths = (run.attempts / str(numbers[-1])).glob("rank-*.json")
-    return sorted((record for path in paths if (record := read_json(path))), key=lambda r: int(r["rank"]))
+    folder = run.attempts / str(numbers[-1])
+    with suppress(FileNotFoundError):
+        names = (n for n in os.listdir(folder) if n.startswith("rank-") and n.endswith(".json"))
+        records = (record for name in names if (record := read_json(folder / name)))
+        return sorted(records, key=lambda record: int(record["rank"]))
+    return []
 
 
 def first_failure(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

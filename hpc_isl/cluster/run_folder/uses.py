@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import yaml
 from hpc_isl.cluster.run_folder import status
 from hpc_isl.errors import UserError
 from hpc_isl.files import among_readers, read_json
-from hpc_isl.metadata_changes import LOCK, changed_since, changes_of, metadata_changed
+from hpc_isl.metadata_changes import LOCK, MetadataChange, changed_since, changes_of, metadata_changed
 from hpc_isl.plate_home import home_of
 from hpc_isl.recipes.base import Recipe
 from hpc_isl.recipes.load import RECIPES, kept_keys
@@ -131,12 +131,15 @@ def inputs_of(run: Run) -> Mapping[str, str]:
     return dict((read_json(run.record) or {}).get("inputs", {}))
 
 
-def changed(run: Run) -> list[str]:
-    """Returns `metadata of P01 changed: …` for each plate of the run or of its elements, each line once."""
+def changed(run: Run, changes: Callable[[Path], Iterable[MetadataChange]] = changes_of) -> list[str]:
+    """Returns `metadata of P01 changed: …` for each plate of the run or of its elements, each line once.
+
+    `changes`: `changes_of`, or what remembers its answers: many runs share a plate.
+    """
     lines: dict[str, None] = {}
     for member in computing_runs([run]):
         if known := inputs_of(member):
-            lines |= dict.fromkeys(metadata_changed(plates_of(member), known.values()))
+            lines |= dict.fromkeys(metadata_changed(plates_of(member), known.values(), changes))
     return list(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -143,6 +143,28 @@ def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
 
     times = range(index.field(key).shape[0])
     return [time for time in times if all(imaged(role, time) for role in view.sources)]
+
+
+def seen_as(view: View, index: Index, key: FieldKey) -> Hashable:
+    """Returns all that decides which planes of a field a view means: equal for fields that are seen alike.
+
+    Of the first time. A plan checks thousands of fields, and nearly all of them are alike.
+
+    Raises:
+        UserError: the plate lacks a channel or an acquisition.
+    """
+    facts = []
+    for role in view.sources + view.targets:
+        at, channel = image_key(key, role), index.channel(role.channel)
+        field, sharpest = index.field(at), None
+        if isinstance(role.plane, str) and role.plane not in REDUCE:
+            focus = index.focus(at, channel, 0)
+            sharpest = max(focus, key=lambda plane: (focus[plane], -plane), default=None)
+        facts.append((
+            field.shape, index.levels(at), index.shift(key, at), index.statistics.imaged(at).tobytes(),
+            *heights(field, role.channel).items(), sharpest,
+        ))  # fmt: skip
+    return tuple(facts)
 
 
 def image_key(key: FieldKey, role: Role) -> FieldKey:

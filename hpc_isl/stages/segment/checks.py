@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from hpc_isl.errors import UserError, many, nearest
-from hpc_isl.files import read_json
 from hpc_isl.learning.data.rescale import unlike_channels
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.limits import check_grid
@@ -30,9 +27,11 @@ from hpc_isl.plates.store import (
 from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.recipes.segment import ReferenceRecipe, SegmentRecipe
 from hpc_isl.run import Run
-from hpc_isl.stages.segment.files import COPY, MAPS, FieldTask, content_hash, labels_name, maps_of
+from hpc_isl.stages.segment.files import COPY, MAPS, FieldTask, Row, content_hash, labels_name, maps_of
+from hpc_isl.stages.segment.gather import objects_of
 from hpc_isl.stages.segment.illumination import check_illumination
 from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs, kept_recipe, segment_inputs
+from hpc_isl.stages.shared.field_records import read_records
 from hpc_isl.stages.shared.program import command_fingerprint, missing
 
 THREADS = 4
@@ -209,12 +208,13 @@ def choose_labels_name(inputs: SegmentInputs) -> tuple[SegmentInputs, tuple[str,
         UserError: people have that name too, because they corrected what was computed.
     """
     name = inputs.models.labels
-    taken = [plate for plate in inputs.plates if _has_drawn(plate, name)] if inputs.keeps_labels else []
+    taken = [plate for plate in inputs.plates if _has_drawn(plate)] if inputs.keeps_labels else []
     if not taken:
         return inputs, ()
     own = name + OURS
-    for plate in inputs.plates:
-        if _has_drawn(plate, own):
+    renamed = inputs.with_labels(own)
+    for plate in renamed.plates:
+        if _has_drawn(plate):
             raise UserError(
                 f"{plate.index.path}: people have labels {name!r}, and {own!r} where they corrected "
                 "computed ones: neither is replaced; choose another labels="
@@ -223,13 +223,12 @@ def choose_labels_name(inputs: SegmentInputs) -> tuple[SegmentInputs, tuple[str,
         f"labels {name!r} that people drew, or drafted, on {taken[0].name} stay: all that this run computes "
         f"are called {own!r}"
     )
-    return inputs.with_labels(own), (message,)
+    return renamed, (message,)
 
 
-def _has_drawn(plate: PlateInput, name: str) -> bool:
-    """Returns whether any field of the plate has labels of this name that no run of segment computed."""
-    made = (label_provenance(plate.image(field.key), name) for field in plate.index.plate.fields)
-    return any(provenance is not None and not provenance[1] for provenance in made)
+def _has_drawn(plate: PlateInput) -> bool:
+    """Returns whether any field of the plate has labels of the run's name that no run of segment computed."""
+    return any(not fingerprint for _, fingerprint in plate.provenance.values())
 
 
 # ---------------------------------------------------------------- a plate, before and when a run starts
@@ -265,7 +264,7 @@ def existing_labels(plate: PlateInput, todo: Collection[FieldKey] = ()) -> Exist
     name, keeps_labels = plate.models.labels, "labels" in plate.recipe.outputs
     existing = ExistingLabels([], [], [], [], [], known=False)
     for key in plate.keys if keeps_labels else ():
-        made = label_provenance(plate.image(key), name)
+        made = plate.provenance.get(key)
         if made and not made[1]:
             existing.kept.append(key)
             made = label_provenance(plate.image(key), name + COPY)
@@ -365,7 +364,8 @@ def changed_labels(run: Run) -> list[str]:
         return [f"labels cannot be compared with the records: {error}"]
     names: dict[str, list[str]] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        texts = pool.map(lambda place: _change(run.folder, *place), inputs.fields)
+        records = {plate.slug: read_records(run.folder, plate.slug) for plate in inputs.plates}
+        texts = pool.map(lambda place: _change(run.folder, records[place[0].slug], *place), inputs.fields)
         for (plate, key), text in zip(inputs.fields, texts, strict=True):
             names.setdefault(text, []).append(f"{plate.name} {key}")
     names.pop("", None)
@@ -376,9 +376,9 @@ def changed_labels(run: Run) -> list[str]:
     ]
 
 
-def _change(run: Path, plate: PlateInput, key: FieldKey) -> str:
+def _change(run: Path, records: Mapping[str, Row], plate: PlateInput, key: FieldKey) -> str:
     task = FieldTask(run, plate.index.path, plate.name, plate.slug, key)
-    record = read_json(task.record)
+    record = records.get(task.file)
     if record is None or "problem" in record:
         return ""
     image = plate.image(key)
@@ -392,7 +392,7 @@ def _change(run: Path, plate: PlateInput, key: FieldKey) -> str:
         if "labels" in record:
             same = labels_checksum(image, name) == record["labels"]
         else:  # of an earlier version
-            same = content_hash(label_bands(image, name), pq.read_table(task.table)) == record["hash"]
+            same = content_hash(label_bands(image, name), objects_of(task)) == record["hash"]
     except (UserError, OSError) as error:
         return f"cannot be compared: {error}"
     return "" if same else "were edited (or damaged) since they were computed; they are not replaced"

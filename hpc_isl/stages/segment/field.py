@@ -10,10 +10,8 @@ from time import monotonic
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hpc_isl.errors import UserError
-from hpc_isl.files import read_json
 from hpc_isl.objects.draft_labels import draft_labels
 from hpc_isl.objects.features import assigned
 from hpc_isl.objects.types import Labels
@@ -32,6 +30,7 @@ from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.recipes.segment import ReferenceRecipe
 from hpc_isl.stages.segment import files
 from hpc_isl.stages.segment.files import FieldTask, Row
+from hpc_isl.stages.segment.gather import objects_of
 from hpc_isl.stages.segment.inputs import PlateInput
 from hpc_isl.stages.segment.measurements import columns_of, measured_columns
 from hpc_isl.stages.segment.segmenter import (
@@ -41,6 +40,7 @@ from hpc_isl.stages.segment.segmenter import (
     load_segmenter,
     stored_channels,
 )
+from hpc_isl.stages.shared import field_records
 
 EDITED = "its labels were edited or damaged since they were computed; they stay as they are"
 
@@ -111,7 +111,7 @@ def verify_field(task: FieldTask) -> Verified:
     """Computes a field that is done again, and compares objects, labels and table."""
     segmenter = load_segmenter(task.run)
     reader = segmenter.reader(task.plate, task.key)
-    record = read_json(task.record) or {}
+    record = field_records.read_record(task.run, task.slug, task.key) or {}
     if record.get("device", segmenter.device) != segmenter.device:
         return Verified(not_comparable=f"computed on {record['device']}, and this is {segmenter.device}")
     expected = record.get("hash")
@@ -121,7 +121,7 @@ def verify_field(task: FieldTask) -> Verified:
         if "labels" not in segmenter.recipe.outputs:
             return Verified()
         # The file has the columns of all plates of the run; the hash is of those of its own.
-        kept = pq.read_table(task.table).select(table.column_names)
+        kept = objects_of(task).select(table.column_names)
         if files.content_hash(labels, kept) != expected:
             return Verified("its table on disk is another than was computed")
         # What a person edited since is reported, and stays.

@@ -26,11 +26,14 @@ from hpc_isl.plates.label_groups import label_folder, labels_home, slug
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate
 from hpc_isl.plates.store import Index, edited, label_provenance, refuse_edited
 from hpc_isl.run import Run
+from hpc_isl.stages.shared import field_records
 
 Row = dict[str, Any]
 SCRATCH = "scratch"  # below the run folder: files of fields under way
 BAND = 256  # rows that are hashed at once
-FOLDERS = ("fields", "objects", "maps", "tables", "pictures")  # of the run folder, which segment alone writes
+OBJECTS = "objects"  # the folder of fields' own tables
+PLACE = ("well", "field", "acquisition")  # the columns that name a field
+FOLDERS = ("fields", OBJECTS, "maps", "tables", "pictures")  # of the run folder, which segment alone writes
 FILES = (
     "plates.json",
     "losses.csv",
@@ -42,7 +45,7 @@ FILES = (
 )  # the same
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FieldTask:
     """One field to segment: coordinates and paths alone.
 
@@ -72,12 +75,17 @@ class FieldTask:
     @property
     def record(self) -> Path:
         """The file written last: figures of the field, and the fingerprint of what they were made of."""
-        return self.run / "fields" / self.slug / f"{self.file}.json"
+        return field_records.own_file(self.run, self.slug, self.key)
 
     @property
     def table(self) -> Path:
         """The file with one row for each object."""
-        return self.run / "objects" / self.slug / f"{self.file}.parquet"
+        return self.run / OBJECTS / self.slug / f"{self.file}.parquet"
+
+    @property
+    def plate_table(self) -> Path:
+        """The file with the objects of all fields of the plate, once they are gathered."""
+        return self.run / "tables" / f"{self.slug}.parquet"
 
     @property
     def maps(self) -> Path:
@@ -136,18 +144,36 @@ def check_owner(image: Path, name: str, fingerprint: str, overwrite: bool = Fals
         )
 
 
-def done_record(task: FieldTask, image: Path, labels: str | None) -> Row | None:
-    """Returns the record of a field that is done, with these labels where they are kept; None: not done."""
-    record = read_json(task.record)
+def done_record(task: FieldTask, image: Path, labels: str | None, gathered: Row | None) -> Row | None:
+    """Returns the record of a field that is done, with these labels where they are kept; None: not done.
+
+    `gathered`: its record in the plate's file, or None.
+    """
+    own = read_json(task.record)
+    record = gathered if own is None else own
     if record is None or "problem" in record or record["fingerprint"] not in (task.fingerprint, task.former):
         return None
-    if not task.table.exists():
+    if task.table.exists():
+        has_objects = own is not None  # else their table was written, and the record was to follow
+    else:
+        has_objects = own in (None, gathered) and task.plate_table.exists()
+    if not has_objects:
         return None
     if labels is not None:
         made = label_provenance(image, labels_name(image, labels))
         if made is None or made[1] != task.labels_fingerprint:
             return None
     return record
+
+
+FACTS_OF_RUN = ("problem", "objects", "dropped", "not_imaged", "doubt", "empty", "device")
+
+
+def brief(task: FieldTask, record: Row) -> Row:
+    """Returns what the end of a run says of a field: of hundreds of thousands memory holds no more."""
+    key = task.key
+    place = {"plate": task.name, "well": key.well, "field": key.name, "acquisition": key.acquisition}
+    return place | {name: record[name] for name in FACTS_OF_RUN if name in record}
 
 
 def write_record(task: FieldTask, facts: Mapping[str, Any]) -> Row:
@@ -189,7 +215,7 @@ def table_of(task: FieldTask, features: Sequence[Mapping[str, NDArray[Any]]]) ->
 
 def schema_file(run: Path) -> Path:
     """Returns the file of the columns of all tables of objects, by a name that readers of Parquet know."""
-    return run / "objects" / "_common_metadata"
+    return run / OBJECTS / "_common_metadata"
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import textwrap
 from collections import Counter
@@ -10,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc_isl.errors import many
@@ -23,24 +21,14 @@ from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey
 from hpc_isl.plates.plate_map import described
 from hpc_isl.plates.store import finalise, read_label_box
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.segment.files import (
-    FieldTask,
-    Row,
-    fitted,
-    labels_name,
-    maps_of,
-    schema_file,
-    write_csv,
-    write_table,
-)
+from hpc_isl.stages.segment import gather
+from hpc_isl.stages.segment.files import PLACE, Row, labels_name, maps_of, schema_file, write_csv
 from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs
-from hpc_isl.stages.segment.overlap import Duplicate, Duplicates
+from hpc_isl.stages.segment.overlap import Duplicates
 from hpc_isl.stages.shared.pictures import INK, panel_grid, save, show_grey
 
 VERIFY = "verify.json"
 """In a run folder: which share of its fields is to be computed again."""
-GROUP = 2**16  # rows that are written, and read, together
-PLACE = ("well", "field", "acquisition")
 DRIFT = "drift.png"
 FIELDS_SHOWN = 6
 FAR_SHOWN = 5  # wells that are far, beside one that is not
@@ -73,18 +61,20 @@ def finish(
         losses.unlink(missing_ok=True)  # of an earlier attempt
     if to_retry == len(rows):
         raise RuntimeError(f"no field could be segmented; the first: {failed[0]['problem']}")
-    schema = pq.read_schema(schema_file(run.folder))
+    schema, whole = pq.read_schema(schema_file(run.folder)), _whole(inputs, rows)
     for plate in inputs.plates:
-        _write_table(run, plate, rows, duplicates.get(plate.slug, ()), schema)
+        gather.gather_objects(run, plate, whole[plate.slug], duplicates.get(plate.slug, ()), schema)
+        gather.gather_records(run, plate)
     _write_plates(inputs, run, left_out)
     _log_doubts(rows, attempt)
-    made = {"objects, per field": run.folder / "objects", "objects, per plate": run.folder / "tables"}
+    made = {"objects, per plate": run.folder / "tables"}
     made |= {"losses": losses} if failed else {}
     made |= write_drift(inputs, attempt, rows)
-    made |= _finish_maps(inputs, run, rows)
+    made |= _finish_maps(inputs, run, whole)
     made |= after_segmenting(run)
     made |= draw_objects(inputs, run, rows)
     (run.folder / VERIFY).unlink(missing_ok=True)
+    gather.remove_single_files(run, inputs.plates)
     twice = sum(len(objects) for objects in duplicates.values())
     # The names of figures stay: scripts and trackers read those of all versions.
     figures = {
@@ -143,8 +133,8 @@ def _write_plates(inputs: SegmentInputs, run: Run, left_out: Mapping[str, Sequen
             "left_out": [
                 {name: row[name] for name in (*PLACE, "problem")} for row in left_out[plate.slug]
             ],
-            "incomplete": sorted({f"{key.well}/{key.name}" for key, _, kind in plate.index.problems
-                                  if kind != NOT_IMAGED and key in plate.keys}),
+            "incomplete": sorted({f"{key.well}/{key.name}" for key in {*plate.keys} & {
+                key for key, _, kind in plate.index.problems if kind != NOT_IMAGED}}),
             "shown": plate.models.view.sources[0].channel,
             "plate_map": {well: dict(line) for well, line in plate.index.plate_map.items()},
         }
@@ -153,59 +143,31 @@ def _write_plates(inputs: SegmentInputs, run: Run, left_out: Mapping[str, Sequen
     write_atomic(run.folder / "plates.json", json.dumps(plates, indent=1))
 
 
-def _write_table(
-    run: Run, plate: PlateInput, rows: Sequence[Row], duplicates: Sequence[Duplicate], schema: pa.Schema
-) -> None:
-    """Writes all objects of a plate, in groups of rows that memory holds; with `duplicate_of`."""
-    names: dict[str, dict[tuple[int, int], str]] = {}
-    for image, time, label, name in duplicates:
-        names.setdefault(image, {})[time, label] = name
-    path = run.folder / "tables" / f"{plate.slug}.parquet"
-    keys = _whole(plate, rows)
-    if not keys:
-        return path.unlink(missing_ok=True)
-    stream, group = io.BytesIO(), list[pa.Table]()
-    columns = schema.append(pa.field("duplicate_of", pa.string()))
-    with pq.ParquetWriter(stream, columns, compression="zstd") as writer:
-        for number, key in enumerate(keys, 1):
-            file = FieldTask(run.folder, plate.index.path, plate.name, plate.slug, key).table
-            part = pq.read_table(file)
-            if not part.schema.equals(schema):  # an earlier version wrote it without other plates' columns
-                part = fitted(part, schema)
-                write_table(file, part)
-            own = names.get(str(key), {})
-            places = zip(part["time"].to_pylist(), part["label"].to_pylist(), strict=True) if own else ()
-            marks = [own.get(place) for place in places] or [None] * part.num_rows
-            group.append(part.append_column("duplicate_of", pa.array(marks, pa.string())))
-            if sum(table.num_rows for table in group) >= GROUP or number == len(keys):
-                writer.write_table(pa.concat_tables(group))
-                group.clear()
-    return write_atomic(path, stream.getvalue())
-
-
-def _finish_maps(inputs: SegmentInputs, run: Run, rows: Sequence[Row]) -> dict[str, Path]:
+def _finish_maps(inputs: SegmentInputs, run: Run, whole: Mapping[str, Sequence[FieldKey]]) -> dict[str, Path]:
     """Makes the maps plates that open like any other, with the plate maps of those that they come from."""
     maps = maps_of(inputs.recipe.outputs, inputs.models.contract, inputs.models.stain_contract)
     if not maps.channels:
         return {}
     for plate in inputs.plates:
         fields, index = [], plate.index
-        for key in _whole(plate, rows):
+        for key in whole[plate.slug]:
             scale = plate.scale(key)
             shape = (index.field(key).shape[0], len(maps.channels), 1, *scale.shape)
             fields.append(Field(key=key, shape=shape, dtype="float32"))
         if fields:
-            whole = maps.plate(index, scale.pixel_um, fields)
-            plate_map = {well: index.plate_map[well] for well in whole.wells if well in index.plate_map}
-            finalise(run.folder / "maps" / f"{plate.slug}.zarr", whole, plate_map)
+            made = maps.plate(index, scale.pixel_um, fields)
+            plate_map = {well: index.plate_map[well] for well in made.wells if well in index.plate_map}
+            finalise(run.folder / "maps" / f"{plate.slug}.zarr", made, plate_map)
     return {"what the network says": run.folder / "maps"}
 
 
-def _whole(plate: PlateInput, rows: Sequence[Row]) -> list[FieldKey]:
-    """Returns the fields of a plate that did not fail, in plate order."""
-    whole = {tuple(row[name] for name in PLACE) for row in rows
-             if row["plate"] == plate.name and "problem" not in row}  # fmt: skip
-    return [key for key in plate.keys if (key.well, key.name, key.acquisition) in whole]
+def _whole(inputs: SegmentInputs, rows: Sequence[Row]) -> dict[str, list[FieldKey]]:
+    """Returns slug of a plate -> its fields that did not fail, in plate order."""
+    whole: dict[str, list[FieldKey]] = {plate.slug: [] for plate in inputs.plates}
+    for (plate, key), row in zip(inputs.fields, rows, strict=True):
+        if "problem" not in row:
+            whole[plate.slug].append(key)
+    return whole
 
 
 # ---------------------------------------------------------------- pictures

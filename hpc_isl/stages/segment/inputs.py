@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -12,14 +12,14 @@ from typing import Any
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.drift import FAR, drift
-from hpc_isl.learning.data.fields import field_view, image_key, imaged_times
+from hpc_isl.learning.data.fields import field_view, image_key, imaged_times, seen_as
 from hpc_isl.learning.data.rescale import Scale, at_scale, scale_on
 from hpc_isl.learning.data.view import View
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.plates.label_groups import slug
-from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.plate import FieldKey, Plate
 from hpc_isl.plates.store import Index, label_provenance, open_plate, stamp
-from hpc_isl.recipes.load import digest, load_kept
+from hpc_isl.recipes.load import digests, load_kept
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment.illumination import Illumination
@@ -80,10 +80,14 @@ class PlateInput:
 
     def reasons_unseen(self, view: View, keys: Sequence[FieldKey]) -> Iterator[str]:
         """Yields why fields cannot be predicted, as far as it is known without their pixels."""
+        checked = set[Hashable]()
         for key in keys:
             try:
+                if (kind := seen_as(view, self.index, key)) in checked:
+                    continue
                 scale = scale_on(view, self.index, key, self.recipe.pixel_um)
                 field_view(at_scale(view, scale), self.index, key)
+                checked.add(kind)
             except UserError as error:
                 yield str(error)
 
@@ -186,28 +190,49 @@ class PlateInput:
     def illumination_facts(self) -> dict[str, str]:
         return self.illumination.facts()
 
+    @cached_property
+    def provenance(self) -> Mapping[FieldKey, tuple[str, str]]:
+        """Who made the labels of the run's name, of each field of the plate that has any, when first asked.
+
+        As `label_provenance` returns it.
+        """
+        made = (
+            (field.key, label_provenance(self.image(field.key), self.models.labels))
+            for field in self.index.plate.fields
+        )
+        return {key: provenance for key, provenance in made if provenance is not None}
+
+    @cached_property
+    def _digests(self) -> tuple[Callable[[Mapping[str, str]], str], Callable[[Mapping[str, str]], str]]:
+        """The digests of the recipe as far as it decides labels, and as far as it decides measurements."""
+        recipe = self.recipe
+        changes = (AROUND | MEASURED, AROUND)
+        of_labels, of_measures = (digests(recipe.model_copy(update=change)) for change in changes)
+        return of_labels, of_measures
+
     def labels_fingerprint(self, key: FieldKey, index: Index | None = None) -> str:
         """Returns the hash of all that decides the labels of a field: recipe, model, pixels; not their place.
 
         `index`: of the plate as it was before its metadata changed.
         """
         index = index or self.index
-        plate = index.plate
-        # Sizes of pixels, and the vendor's illumination.
-        sizes = [plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]]
-        facts = {"model": self.models.model_hashes[0], "plate": json.dumps(sizes), "field": str(key)}
+        facts = {"model": self.models.model_hashes[0], "plate": _sizes(index.plate), "field": str(key)}
         keys = [image_key(key, role) for role in self.models.contract.view.sources]
-        return digest(self.recipe.model_copy(update=AROUND | MEASURED), facts | _pixels(index, keys))
+        return self._digests[0](facts | _pixels(index, keys))
 
-    def fingerprint(self, key: FieldKey, labels_stamp: Callable[[Path, str], str] = stamp) -> str:
+    def fingerprint(
+        self, key: FieldKey, of_labels: str, labels_stamp: Callable[[Path, str], str] = stamp
+    ) -> str:
         """Returns the hash of that and all that decides what is measured: channels, other models and labels.
 
-        `labels_stamp`: tells the cells' labels, or the reference labels, from others; `former_stamp` as
-        earlier versions did.
+        Args:
+            of_labels: `labels_fingerprint`.
+            labels_stamp: tells the cells' labels, or the reference labels, from others; `former_stamp` as
+                earlier versions did.
         """
         index, recipe = self.index, self.recipe
         facts = {
-            "labels": self.labels_fingerprint(key), "models": " ".join(self.models.model_hashes),
+            "labels": of_labels, "models": " ".join(self.models.model_hashes),
             "channels": str([channel.name for channel in index.plate.channels]),
         }  # fmt: skip
         facts |= {"revision": index.revision} if index.revision else {}
@@ -225,7 +250,12 @@ class PlateInput:
             keys += [image_key(key, role) for role in self.models.stain_contract.view.sources]
         if reference and reference.acquisition is not None:
             keys.append(replace(key, acquisition=reference.acquisition))
-        return digest(recipe.model_copy(update=AROUND), facts | _pixels(index, keys))
+        return self._digests[1](facts | _pixels(index, keys))
+
+
+def _sizes(plate: Plate) -> str:
+    """Returns sizes of pixels, and the vendor's illumination."""
+    return json.dumps([plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]])
 
 
 def _pixels(index: Index, keys: Sequence[FieldKey]) -> dict[str, str]:
@@ -234,7 +264,7 @@ def _pixels(index: Index, keys: Sequence[FieldKey]) -> dict[str, str]:
     for number, key in enumerate(key for key in dict.fromkeys(keys) if key in index.statistics):
         field = index.field(key)
         heights = [field.z_um, field.details.get("z_um"), field.details.get("planes")]
-        hashes[f"pixels {number}"] = f"{index.statistics[key].digest} {json.dumps(heights)}"
+        hashes[f"pixels {number}"] = f"{index.statistics.digest(key)} {json.dumps(heights)}"
     return hashes
 
 

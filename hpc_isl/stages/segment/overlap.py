@@ -46,11 +46,13 @@ def mark_duplicates(
     """Returns the objects of overlapping fields that do not count; None if the run is stopping."""
     if inputs.recipe.overlap is None or not inputs.keeps_labels:
         return {}
-    whole = [task for task, row in zip(tasks, rows, strict=True) if "problem" not in row]
+    whole: dict[str, dict[FieldKey, str]] = {plate.slug: {} for plate in inputs.plates}
+    for task, row in zip(tasks, rows, strict=True):
+        if "problem" not in row:
+            whole[task.slug][task.key] = task.labels_fingerprint
     pool_tasks, owner = [], {}
     for plate in inputs.plates:
-        own = {task.key: task.labels_fingerprint for task in whole if task.slug == plate.slug}
-        wells = wells_of(plate.index, own, inputs.models.labels, inputs.recipe.overlap)
+        wells = wells_of(plate.index, whole[plate.slug], inputs.models.labels, inputs.recipe.overlap)
         for number, well in enumerate(wells):
             # Two fields are compared at a time, in bands.
             widest = max(plate.index.field(key).shape[-1] for key in well.keys)

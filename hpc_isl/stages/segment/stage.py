@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from hpc_isl.errors import many
@@ -26,6 +27,7 @@ from hpc_isl.stages.segment.checks import (
 from hpc_isl.stages.segment.files import (
     FieldTask,
     Row,
+    brief,
     done_record,
     remove_partial_labels,
     remove_partial_run,
@@ -42,6 +44,7 @@ from hpc_isl.stages.segment.inputs import (
 )
 from hpc_isl.stages.segment.models import check_resized, models_of
 from hpc_isl.stages.segment.overlap import mark_duplicates
+from hpc_isl.stages.shared.field_records import gathered_records
 from hpc_isl.stages.shared.following import model_run
 from hpc_isl.stages.shared.plate_views import expanded
 from hpc_isl.stages.shared.workloads import TRIAL_S, ended_after, net_like
@@ -100,9 +103,15 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     inputs = segment_inputs(recipe)
     tasks = list(_tasks(inputs, attempt.run.folder))
     kept = inputs.models.labels if inputs.keeps_labels else None
-    ready = {task.record: done_record(task, plate.image(task.key), kept) for plate, task in tasks}
-    for plate in inputs.plates:  # others may have written there since this run was planned, elsewhere
-        todo = [task.key for owner, task in tasks if owner is plate and ready[task.record] is None]
+    ready = list[Row | None]()
+    for plate, own in groupby(tasks, lambda pair: pair[0]):
+        gathered = gathered_records(attempt.run.folder, plate.slug)
+        todo = []
+        for _, task in own:
+            record = done_record(task, plate.image(task.key), kept, gathered.get(task.file))
+            ready.append(record and brief(task, record))
+            todo += [] if record else [task.key]
+        # Others may have written there since this run was planned, elsewhere.
         existing = existing_labels(plate, todo)
         check_label_conflicts(plate, existing)
         check_writable(plate, existing)
@@ -133,7 +142,7 @@ def trial(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     list(prepare_illumination(inputs, attempt.run))
     tasks = list(_tasks(inputs, attempt.run.folder))
     with pools(_memory(inputs)) as pool, ended_after(attempt, TRIAL_S):
-        _segment_all(tasks, {task.record: None for _, task in tasks}, attempt, pool)
+        _segment_all(tasks, [None] * len(tasks), attempt, pool)
 
 
 def trial_recipe(recipe: SegmentRecipe) -> SegmentRecipe:
@@ -215,38 +224,40 @@ def _tasks(inputs: SegmentInputs, run: Path) -> Iterator[PlateTask]:
     reference = inputs.recipe.reference_labels
     other_labels = inputs.recipe.cells or inputs.recipe.nuclei or (reference and reference.labels)
     for plate, key in inputs.fields:
-        whole = plate.fingerprint(key)
+        of_labels = plate.labels_fingerprint(key)
+        whole = plate.fingerprint(key, of_labels)
         # Earlier versions told other labels apart by another stamp: their records still count.
-        former = plate.fingerprint(key, former_stamp) if other_labels else whole
+        former = plate.fingerprint(key, of_labels, former_stamp) if other_labels else whole
         place = (run, plate.index.path, plate.name, plate.slug)
-        yield plate, FieldTask(*place, key, whole, plate.labels_fingerprint(key), former, plate.confidence)
+        yield plate, FieldTask(*place, key, whole, of_labels, former, plate.confidence)
 
 
 def _segment_all(
-    tasks: Sequence[PlateTask], ready: Mapping[Path, Row | None], attempt: Attempt, pool: Pool
+    tasks: Sequence[PlateTask], ready: Sequence[Row | None], attempt: Attempt, pool: Pool
 ) -> list[Row] | None:
     """Returns a row for each field, in order, a failed one with its `problem`; None if the run is stopping.
 
-    `ready`: by path of its record, the row of a field that is done, or None.
+    `ready`: the row of each field that is done, or None.
     """
     from hpc_isl.stages.segment.field import segment_field  # brings torch
 
-    rows = dict(ready)
-    todo = {str(task.record): (plate, task) for plate, task in tasks if rows[task.record] is None}
-    before = [row for row in rows.values() if row is not None]
+    rows = list(ready)
+    todo = {str(tasks[place][1].record): place for place, row in enumerate(rows) if row is None}
+    before = [row for row in rows if row is not None]
     progress = _Progress(attempt, len(tasks), len(before), sum(row["objects"] for row in before))
-    pool_tasks = (Task(name, task, plate.memory(task.key)) for name, (plate, task) in todo.items())
+    left = ((name, *tasks[place]) for name, place in todo.items())
+    pool_tasks = (Task(name, task, plate.memory(task.key)) for name, plate, task in left)
     for answer in pool.run(segment_field, pool_tasks):
-        plate, task = todo[answer.name]
+        plate, task = tasks[todo[answer.name]]
         row = answer.value
         if answer.problem:
             task.table.unlink(missing_ok=True)  # an earlier attempt may have read the field
             row = write_record(task, {"problem": answer.problem})
             progress.problem(f"{task.name} {task.key}", answer.problem)
-        rows[task.record] = row
+        rows[todo[answer.name]] = brief(task, row)
         attempt.clock.tick(FIELDS, plate.megapixels(task.key) / max(1, pool.workers))
         progress.field(row)
-    complete = [row for row in rows.values() if row is not None]
+    complete = [row for row in rows if row is not None]
     return complete if len(complete) == len(rows) else None
 
 
@@ -324,7 +335,8 @@ def _verify(attempt: Attempt, tasks: Sequence[PlateTask], rows: Sequence[Row], p
             not_comparable.append(f"{answer.name}: {answer.problem or answer.value.not_comparable}")
         elif answer.value.wrong:
             wrong.append(f"{answer.name}: {answer.value.wrong}")
-            fields[answer.name][1].record.unlink()  # so that it is computed anew
+            # So that it is computed anew.
+            write_record(fields[answer.name][1], {"problem": f"to be computed again: {answer.value.wrong}"})
         elif answer.value.edited:
             edited.append(f"{answer.name}: {answer.value.edited}")
         else:

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
-from hpc_isl.files import read_json
 from hpc_isl.plates.metadata import read_group
 from hpc_isl.plates.plate import FieldKey, layout
 from hpc_isl.run import Run
+from hpc_isl.stages.shared.field_records import read_records
 
 DUPLICATE = "duplicate_of"
 BORDER, CELL, NUCLEI, CYTOPLASM = "touches_border", "cell", "nuclei_in_cell", "cytoplasm_"
@@ -172,8 +172,7 @@ def read_plates(run: Run) -> list[SegmentedPlate]:
 
 def _plate(folder: Path, facts: Mapping[str, Any]) -> SegmentedPlate:
     table = folder / "tables" / f"{facts['slug']}.parquet"
-    records = [read_json(path) or {} for path in (folder / "fields" / facts["slug"]).glob("*.json")]
-    records += facts.get("left_out", [])
+    records = [*read_records(folder, facts["slug"]).values(), *facts.get("left_out", [])]
     records.sort(key=lambda record: FieldKey(record["well"], record["field"], record["acquisition"]).place)
     rows, columns = facts.get("rows"), facts.get("columns")
     if not rows or not columns:
