@@ -1,10 +1,12 @@
-"""How long `status` of many runs takes, and `segment --dry-run` over many plates: both only look.
+"""How long `status` of many runs takes, and `segment` over many plates until its first field is computed.
 
     python benchmarks/planning.py [--runs 1000] [--plates 100] [--wells 384] [--fields 9]
 
-The runs are folders of jobs that a Slurm has; a program that prints a queue stands in for that, and
-counts how often it is asked. The plates have an index and folders for their images, and no pixels; all
-share one set of folders, so what the disk has to look up is in its cache: a network disk takes longer.
+The runs are folders of jobs that a Slurm has, and then of runs that are done; a program that prints a queue
+stands in for Slurm, and counts how often it is asked. The process that hands out fields is measured with
+the task of each field, and with what it keeps of each that is done. The plates have an index and folders
+for their images, and no pixels; all share one set of folders, so what the disk has to look up is in its
+cache: a network disk takes longer. Seconds of CPU hold better than seconds where others compute too.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,14 +56,53 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         plates = write_plates(folder / "plates", given.plates, given.wells, given.fields)
         save_model(folder / "runs" / "finetune" / "cells")
-        keys = [f"model={folder}/runs/finetune/cells", f"plates={folder}/plates/*.zarr", "labels=found"]
-        took, peak = called(folder, "segment", *keys, "--dry-run")
-        count = given.plates * given.wells * given.fields
-        print(f"segment --dry-run, {given.plates} plates, {count:,} fields: {took:.1f} s, {peak:.0f} MB")
+        keys = [f"model={folder}/runs/finetune/cells", "labels=found"]
+        print(f"{'':<40}{'s':>8}{'CPU s':>8}{'MB':>7}")
+        for what, (command, last) in {
+            "segment --dry-run": ((*CLI, "segment", *keys), ("--dry-run",)),
+            "until fields are handed out": (("-c", DRIVER, *keys), ()),
+        }.items():
+            one, every = (
+                called(folder, *command, f"plates={folder}/plates/{names}.zarr", *last)
+                for names in ("P000", "*")
+            )
+            line(f"{what}, 1 plate", one)
+            line(f"{what}, {given.plates} plates", every)
+            each = [(whole - start) / (given.plates - 1) for whole, start in zip(every, one, strict=True)]
+            line("  each further plate", each)
+            fields = given.wells * given.fields
+            print(f"  each further field: {1e6 * each[1] / fields:.0f} µs, {1e3 * each[2] / fields:.1f} kB")
         asked = write_runs(folder, given.runs, plates)
-        took, peak = called(folder, "status")
-        questions = len(asked.read_text().splitlines())
-        print(f"status, {given.runs:,} runs: {took:.2f} s, {peak:.0f} MB, Slurm was asked {questions} times")
+        for what in ("running", "done"):
+            line(f"status, {given.runs:,} runs, {what}", called(folder, *CLI, "status"))
+            print(f"  Slurm was asked {len(asked.read_text().splitlines())} times")
+            asked.write_text("")
+            for run in (folder / "runs" / "segment").iterdir():
+                done = {"attempt": 0, "time": now(), "figures": {"objects": 500, "fields": 9}, "made": {}}
+                (run / "done").mkdir(exist_ok=True)
+                (run / "done" / "segment.json").write_text(json.dumps(done))
+
+
+CLI = ("-m", "hpc_isl.submit")
+Cost = tuple[float, float, float]
+"""Seconds, seconds of CPU, and the peak of memory in MB."""
+# What a run does before its first field is computed, and what it keeps of fields that are done.
+DRIVER = """
+import sys
+from pathlib import Path
+from hpc_isl.recipes.load import load
+from hpc_isl.stages.segment.files import brief
+from hpc_isl.stages.segment.inputs import segment_inputs
+from hpc_isl.stages.segment.stage import _tasks, plan
+inputs = segment_inputs(plan(load("segment", None, sys.argv[1:])).recipe)
+tasks = list(_tasks(inputs, Path("run")))
+facts = {"objects": 500, "dropped": [3], "device": "cpu AVX2 fp32", "hash": "0" * 64, "focus": [{}]}
+rows = [brief(task, facts | {"fingerprint": task.fingerprint}) for _, task in tasks]
+"""
+
+
+def line(what: str, cost: Sequence[float]) -> None:
+    print(f"{what:<40}{cost[0]:>8.2f}{cost[1]:>8.2f}{cost[2]:>7.0f}", flush=True)
 
 
 # A process counts the memory of the one that started it as its own: so a small one is between.
@@ -68,20 +110,21 @@ STARTER = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
 code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
-print(code, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(code, time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3)
 """
 
 
-def called(folder: Path, *words: str) -> tuple[float, float]:
-    """Returns seconds and the peak of memory in MB of a call of the command line."""
+def called(folder: Path, *words: str) -> Cost:
+    """Returns what a call of Python costs."""
     path = f"{folder}/bin:{os.environ['PATH']}"
     environment = os.environ | {"HPC_ISL_RUNS": f"{folder}/runs", "PATH": path}
-    command = [sys.executable, "-c", STARTER, sys.executable, "-m", "hpc_isl.submit", *words]
+    command = [sys.executable, "-c", STARTER, sys.executable, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    code, took, peak = done.stdout.split()
+    code, took, cpu, peak = done.stdout.split()
     if code != "0":
         raise SystemExit(f"{' '.join(words)}: {done.stderr}")
-    return float(took), float(peak)
+    return float(took), float(cpu), float(peak)
 
 
 # ---------------------------------------------------------------- plates without pixels

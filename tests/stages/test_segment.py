@@ -476,7 +476,9 @@ def test_tables_of_an_earlier_version_get_the_columns_of_other_plates(tmp_path):
 def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path, capsys):
     write_screen(tmp_path / "S1.zarr", empty=["B03"])
     run = segmented(lab, tmp_path, copy=False)
-    assert "2 fields show nothing that has any structure: they have no objects" in capsys.readouterr().out
+    said = "2 fields show nothing that has any structure: they have no objects (50.0% of all; "
+    assert said in capsys.readouterr().out
+    assert run.summary()["figures"]["empty fields"] == 2
     wells = pd.read_csv(run.folder / "wells.csv").set_index("well")
     assert wells.objects["B03"] == 0 < wells.objects["B02"]
     assert wells.empty_fields.to_dict() == {"B02": 0, "B03": 2}
@@ -485,6 +487,20 @@ def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path,
     assert pd.read_csv(blocks.folder / "wells.csv").set_index("well").objects["B03"] == 0
     other = segmented(lab, tmp_path, "empty_fields=segment", "overwrite=true", name="look", copy=False)
     assert pd.read_csv(other.folder / "wells.csv").set_index("well").objects["B03"] > 10
+
+
+def test_no_network_is_asked_about_empty_fields_unless_its_maps_are_kept(lab, tmp_path, monkeypatch):
+    """And what is kept of them is the same to the bit either way."""
+    write_screen(tmp_path / "S1.zarr", empty=["B03"])
+    seen, predict = [], Predictor.__call__
+    monkeypatch.setattr(Predictor, "__call__", lambda *args: seen.append(0) or predict(*args))
+    of_all = []
+    for number, keys in ((2, []), (4, ["outputs=[labels, mask]", "overwrite=true"])):
+        run = segmented(lab, tmp_path, *keys, name=f"{number}", copy=False)
+        assert len(seen) == number
+        seen.clear()
+        of_all.append(hashes(run))
+    assert of_all[0] == of_all[1]
 
 
 def test_labels_that_are_drawn_in_a_part_of_a_field_are_no_count_of_it(lab, tmp_path):

@@ -79,7 +79,9 @@ def finish(
     # The names of figures stay: scripts and trackers read those of all versions.
     figures = {
         "objects": sum(row.get("objects", 0) for row in rows) - twice, "fields": len(rows) - to_retry,
-        "lost fields": len(failed), **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
+        "lost fields": len(failed),
+        **({"empty fields": empty} if (empty := sum("empty" in row for row in rows)) else {}),
+        **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
     }  # fmt: skip
     attempt.finish({
         "figures": figures, "made": {what: str(path) for what, path in made.items()},
@@ -114,7 +116,9 @@ def _log_doubts(rows: Sequence[Row], attempt: Attempt) -> None:
         attempt.log(f"warning: {doubt}")
     if empty := sum("empty" in row for row in rows):
         attempt.log(
-            f"{many(empty, 'field', 'shows', 'show')} nothing that has any structure: no objects there"
+            f"{many(empty, 'field', 'shows', 'show')} nothing that has any structure: no objects there "
+            f"({empty / len(rows):.1%} of all; empty_fields=segment, under another name of labels, asks the "
+            "model about them too)"
         )
     devices = Counter(row["device"] for row in rows if "device" in row)
     if len(devices) > 1:

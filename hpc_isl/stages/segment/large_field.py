@@ -100,7 +100,7 @@ def _on_disk(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDA
 def _predict(segmenter: Segmenter, reader: FieldReader, time: int, folder: Path) -> _LargePrediction:
     labels = _on_disk(folder / f"labels-{time}.npy", np.uint32, reader.shape)
     stain_file, stain_view = folder / f"stain-{time}.npy", segmenter.models.stain_view
-    if time in reader.not_imaged:
+    if time in reader.not_imaged or reader.is_empty:  # no objects, so nothing is asked of a network
         stain = None
         if stain_view and reader.stain_scale:
             shape = (len(stain_view.targets), *reader.stain_scale.shape)
@@ -108,8 +108,6 @@ def _predict(segmenter: Segmenter, reader: FieldReader, time: int, folder: Path)
         return _LargePrediction(labels, None, stain)
     prediction = _predict_into(folder / f"{time}.npy", segmenter, reader, time)
     stain = _predict_into(stain_file, segmenter, reader, time, True) if segmenter.stain else None
-    if reader.is_empty:
-        return _LargePrediction(labels, None, stain)
 
     def read(box: Box) -> tuple[Pixels, NDArray[np.bool_]]:
         full = to_full_box(lambda part: np.asarray(prediction[:, *part]), reader.scale, box)

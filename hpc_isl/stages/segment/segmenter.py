@@ -196,8 +196,8 @@ class Segmenter:
         return [self._image(reader, time) for time in range(reader.times)]
 
     def _image(self, reader: FieldReader, time: int) -> FieldPrediction:
-        if time in reader.not_imaged:
-            # No objects; the record tells that from an empty image.
+        # Without objects nothing is asked of a network, but for maps. The record tells the two apart.
+        if time in reader.not_imaged or (reader.is_empty and not self.maps.channels):
             task, zeros = self.models.contract.task, np.zeros(reader.shape, np.uint32)
             outputs = task.outputs if task else len(self.models.view.targets)
             outputs = 0 if self.predictor is None else outputs
