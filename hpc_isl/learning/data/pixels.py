@@ -145,7 +145,7 @@ def vendor_profile(background: Mapping[str, Any] | None, channel: str) -> Profil
         return profile
     raise UserError(
         f"channel {channel!r}: the plate states no flat-field profile that can be used ({kind or 'none'}); "
-        "say data.flat_field=estimated or none"
+        "a network that is to see such plates is trained with data.flat_field=estimated or none"
     )
 
 
