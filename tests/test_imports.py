@@ -51,6 +51,7 @@ ALLOWED = {("cli/commands.py", f"hpc_isl.stages.{name}") for name in DIRECT}
 PLATES = ("inspect", "set_metadata", "pack", "convert.receipt", "overview.stage")
 ALLOWED |= {("cli/setup_commands.py", f"hpc_isl.stages.{name}") for name in PLATES}
 ALLOWED |= {("cli/export_command.py", f"hpc_isl.stages.export.{name}") for name in ("labels", "model")}
+ALLOWED |= {("cli/edit_command.py", f"hpc_isl.stages.annotate.{name}") for name in ("edit", "edit_window")}
 # A run of segment ends with its table.
 ASKED = {("stages/segment/finish.py", "hpc_isl.stages.table.stage")}
 DASK_POOL = {f"cluster/dask_pool/{part}.py" for part in ("pool", "scheduling", "processes")}

@@ -43,6 +43,7 @@ EXAMPLES = {
         "annotate draft plate=/data/P01.zarr labels=drafted channel='HOECHST 33342' fields=[B03/1,D07/2]",
         "annotate export plate=/data/P01.zarr labels=drafted out=todo/",
         "annotate import todo/ plate=/data/P01.zarr labels=nuclei",
+        "annotate edit plate=/data/P01.zarr labels=nuclei fields=[B03/1,D07/2]",
         "annotate propose plate=/data/P01.zarr model=S12 n=5 labels=cells",
     ),
     "pretrain": ("pretrain plates=[/data/P01.zarr] train.steps=5000 --name S12",),

@@ -129,7 +129,7 @@ MANY = {
 }
 USAGE = {
     "adopt": "PLATE.zarr",
-    "annotate": "{import FOLDER | draft | export | propose} [RECIPE.yaml]",
+    "annotate": "{import FOLDER | draft | export | edit | propose} [RECIPE.yaml]",
     "chain": "RECIPE.yaml",
 }
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
@@ -182,9 +182,11 @@ def _submit(given: Namespace) -> int:
     """Plans or starts what the arguments describe; the exit code."""
     # Imported here, so that help and errors about words do not wait for the cluster's modules.
     from hpc_isl import site
+    from hpc_isl.cli.edit_command import edit
     from hpc_isl.cluster.run_folder import folders
     from hpc_isl.cluster.submit import chain, launch, planning, sweep
     from hpc_isl.recipes import load
+    from hpc_isl.recipes.plates import AnnotateRecipe
 
     verb = given.verb
     path, keys, site_keys = split_words(verb, given.words)
@@ -202,6 +204,8 @@ def _submit(given: Namespace) -> int:
         asked = sweep.sweep_request(path, keys, where, given.name, after)
     else:
         recipe = load.load(verb, path, keys)
+        if isinstance(recipe, AnnotateRecipe) and recipe.action == "edit":
+            return edit(recipe, user, given)
         asked = folders.RunRequest(verb, recipe, planning.site_of(verb, where), given.name, after)
     verify, update = getattr(given, "verify", 0.0), getattr(given, "update", False)
     asked = replace(planning.with_run_folders(asked, user.roots), verify=verify, update=update)

@@ -179,9 +179,9 @@ class AnnotateRecipe(Recipe):
     PLATES = ("plate",)
     RUNS = ("model",)
 
-    action: Literal["import", "draft", "export", "propose"]
-    """import label images, draft labels from a stain, export images and labels to be corrected, or propose
-    which fields to annotate next (experimental)"""
+    action: Literal["import", "draft", "export", "edit", "propose"]
+    """import label images, draft labels from a stain, export images and labels to be corrected, edit them in
+    napari, or propose which fields to annotate next (experimental)"""
     plate: Path
     """the plate that gets, or lends, the labels"""
     labels: str
@@ -207,7 +207,7 @@ class AnnotateRecipe(Recipe):
     out: Path | None = None
     """export: the folder to write, new or empty"""
     box: tuple[Count, Count, Count, Count] | None = None
-    """export: annotation box (y0, x0, y1, x1 in pixels) of the fields in which a person has drawn
+    """export, edit: annotation box (y0, x0, y1, x1 in pixels) of the fields in which a person has drawn
     nothing yet; null: the box of the labels that are there, or the whole field"""
     channel: str | None = None
     """draft: the fluorescent channel, of several planes the brightest at each pixel; for method command also
@@ -264,6 +264,7 @@ class AnnotateRecipe(Recipe):
             "import": {"source", "accept", "regex", "overwrite", "fields", "objects", "overlaps"},
             "draft": {"fields", "overwrite", *drafting},
             "export": {"fields", "out", "box"},
+            "edit": {"fields", "box"},
             "propose": {"fields", "model", "n", "stratify", "residual_weight"},
         }
         if self.action == "propose" and self.model is None:

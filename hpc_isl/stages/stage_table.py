@@ -58,9 +58,9 @@ STAGES = {
             "hpc_isl.stages.adopt.stage", "hpc_isl.recipes.plates.AdoptRecipe", alone=True, word="plate",
         ),
         Stage(
-            "annotate", "labels of a plate: drafted from a stain, exported to be corrected, imported",
+            "annotate", "labels of a plate: drafted from a stain, corrected by a person, imported",
             "hpc_isl.stages.annotate.stage", "hpc_isl.recipes.plates.AnnotateRecipe", alone=True,
-            actions=("import", "draft", "export", "propose"),
+            actions=("import", "draft", "export", "edit", "propose"),
         ),
         Stage(
             "pretrain", "in silico labeling: a network learns stains from label-free images",

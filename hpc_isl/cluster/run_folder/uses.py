@@ -98,6 +98,31 @@ def refuse_used(plate: Path, runs: Iterable[Run]) -> None:
         raise UserError(f"{plate} is used by {', '.join(living[:5])}{more}; wait for the end, or cancel")
 
 
+def refuse_label_writers(plate: Path, labels: str, runs: Iterable[Run]) -> None:
+    """Checks that no run that may write these labels of a plate is queued or running.
+
+    Raises:
+        UserError: naming those that are.
+    """
+
+    def may_write(run: Run) -> bool:
+        recipe = recipe_of(run)
+        if run.stage == "annotate":
+            return recipe.get("action") in ("import", "draft") and recipe.get("labels") == labels
+        # A run of segment may be named after the labels that its model learnt from, and where people draw
+        # meanwhile it adds a word.
+        return run.stage == "segment" and (
+            not recipe.get("labels") or labels.startswith(str(recipe["labels"]))
+        )
+
+    statuses = status.statuses([run for run in readers(plate, runs) if may_write(run)])
+    if living := [run for run, run_status in statuses.items() if run_status.alive]:
+        names = ", ".join(f"{run.stage} {run.label!r} ({statuses[run].state})" for run in living[:5])
+        raise UserError(
+            f"{plate}: labels {labels!r} may be written by {names}; wait for the end, cancel, or edit others"
+        )
+
+
 def resting_on(plate: Path, fingerprint: str, runs: Iterable[Run]) -> list[Run]:
     """Returns the runs that were planned while the plate had this fingerprint; an array itself, once."""
     planned = [run for run in readers(plate, runs) if fingerprint in inputs_of(run).values()]

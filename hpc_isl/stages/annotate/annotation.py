@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import header, read_plane
-from hpc_isl.plates.plate import Field
+from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.stages.annotate import outline_files
 from hpc_isl.stages.annotate.label_files import Box, LabelFile, raise_together
@@ -198,6 +198,18 @@ def whole_field(field: Field) -> tuple[Box, ...]:
     return ((0, 0, *field.shape[-2:]),)
 
 
+def outside(box: Box | None, keys: Iterable[FieldKey], index: Index) -> list[str]:
+    """Returns a line for each field that does not hold an annotation box, if one is given."""
+    if box is None:
+        return []
+    sizes = {key: index.field(key).shape[-2:] for key in keys}
+    return [
+        f"{key}: box {box} (y0, x0, y1, x1) is empty or leaves the {height} × {width} pixels"
+        for key, (height, width) in sizes.items()
+        if not (box[0] < box[2] <= height and box[1] < box[3] <= width)
+    ]
+
+
 def _format_of(path: Path, part: str) -> Format:
     if part:
         return COCO
@@ -265,14 +277,17 @@ def read_annotation(
     """
     content = drawing(file.path, file.part, shape_of(field), choices.overlaps)
     labels = content.labels if content.apart else _objects(file.path, content.labels, choices.objects)
-    outside: NDArray[Any] = np.array([])
-    if file.boxes:
-        # An object that a box cuts is kept whole; what touches no box is not known to be complete.
-        touched = np.concatenate([np.unique(labels[:, y0:y1, x0:x1]) for y0, x0, y1, x1 in file.boxes])
-        outside = np.setdiff1d(labels, [0, *touched])
-        labels = np.where(np.isin(labels, outside), 0, labels)
     of_field = labels if field.shape[0] > 1 else labels[0]
-    return Annotation(of_field, file.boxes or whole_field(field), len(outside), content.hidden, origin, base)
+    kept, dropped = inside_boxes(of_field, file.boxes) if file.boxes else (of_field, 0)
+    return Annotation(kept, file.boxes or whole_field(field), dropped, content.hidden, origin, base)
+
+
+def inside_boxes(labels: NDArray[Any], boxes: Sequence[Box]) -> tuple[NDArray[Any], int]:
+    """Returns labels (…, y, x) without the objects outside every box, and the number of these."""
+    # An object that a box cuts is kept whole; what touches no box is not known to be complete.
+    touched = [np.unique(labels[..., y0:y1, x0:x1]) for y0, x0, y1, x1 in boxes]
+    dropped = np.setdiff1d(labels, [0, *np.concatenate(touched)])
+    return (np.where(np.isin(labels, dropped), 0, labels) if len(dropped) else labels), len(dropped)
 
 
 def _objects(path: Path, labels: NDArray[Any], objects: str | None) -> NDArray[Any]:

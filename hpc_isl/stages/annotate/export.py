@@ -20,14 +20,14 @@ from hpc_isl.plates.atomic_directory import atomic_directory
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Attempt, Plan
-from hpc_isl.stages.annotate.annotation import whole_field
+from hpc_isl.stages.annotate.annotation import outside
 from hpc_isl.stages.annotate.export_manifest import (
     MANIFEST,
     TABLE,
     ExportedField,
     content_hash,
-    labels_version,
     manifest_text,
+    present_labels,
 )
 from hpc_isl.stages.annotate.label_files import COLUMNS, chosen, raise_together
 from hpc_isl.stages.shared.following import word
@@ -122,16 +122,13 @@ def _checked(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[FieldKey]
     assert out is not None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"out: {out} holds something already; name a new or an empty folder")
-    keys, box, problems = chosen(recipe.fields, index), recipe.box, []
-    for key in keys:
-        (times, *_, height, width) = index.field(key).shape
-        if times > 1:
-            problems.append(f"{key} has {times} times; export is for fields of one time")
-        if box and not (box[0] < box[2] <= height and box[1] < box[3] <= width):
-            problems.append(
-                f"{key}: box {box} (y0, x0, y1, x1) is empty or leaves the {height} × {width} pixels"
-            )
-    raise_together(problems)
+    keys = chosen(recipe.fields, index)
+    problems = [
+        f"{key} has {times} times; export is for fields of one time"
+        for key in keys
+        if (times := index.field(key).shape[0]) > 1
+    ]
+    raise_together(problems + outside(recipe.box, keys, index))
     return keys, out
 
 
@@ -153,22 +150,14 @@ def _import_line(recipe: AnnotateRecipe) -> str:
 
 def _export_field(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, folder: Path) -> ExportedField:
     """Writes the two images of a field and returns what the labels are."""
-    image, field = index.image(key), index.field(key)
-    labels, origin, boxes = np.zeros(field.shape[-2:], np.uint32), "", whole_field(field)
-    base = labels_version(image, recipe.labels)
-    if base:
-        labels = store.read_labels(image, recipe.labels)
-        origin, drawn = store.annotation(image, recipe.labels)
-        boxes = tuple(drawn) or boxes
-    # What a person drew keeps its own boxes: outside them nobody has looked.
-    if recipe.box and origin != "human":
-        boxes = (recipe.box,)
+    present = present_labels(index, key, recipe.labels, recipe.box)
     names, pixels = _channels(index, key)
     _write_image(folder / f"{_stem(key)}.image.tif", pixels, names, index.plate.pixel_um)
     # napari takes whole numbers of 32 bits for labels, and any others for an image.
+    labels = present.labels
     shown = labels.astype(np.int32) if labels.max() < 2**31 else labels
     tifffile.imwrite(folder / f"{_stem(key)}.labels.tif", shown, compression="zlib", metadata=None)
-    return ExportedField(content_hash(labels[None]), base, origin, boxes)
+    return ExportedField(content_hash(labels[None]), present.version, present.origin, present.boxes)
 
 
 def _channels(index: store.Index, key: FieldKey) -> tuple[list[str], NDArray[Any]]:

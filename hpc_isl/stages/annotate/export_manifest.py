@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
@@ -61,6 +62,38 @@ def labels_version(image: Path, name: str) -> str:
     origin, boxes = store.annotation(image, name)
     text = f"{content_hash(store.read_labels(image, name))} {origin} {[list(box) for box in boxes]}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class PresentLabels:
+    """The labels of a field as a person gets them to correct.
+
+    Attributes:
+        labels: (y, x), or (t, y, x) where the field has times; uint32, all background where there are none.
+        origin: who made them; empty: there are none.
+        boxes: in which every object is to be drawn.
+        version: as `labels_version` returns it.
+    """
+
+    labels: NDArray[np.uint32]
+    origin: str
+    boxes: tuple[Box, ...]
+    version: str
+
+
+def present_labels(index: store.Index, key: FieldKey, name: str, box: Box | None) -> PresentLabels:
+    """Returns the labels of a field; `box`: of those that no person drew; None: the box they have."""
+    image, field = index.image(key), index.field(key)
+    version = labels_version(image, name)
+    if not version:
+        shape = (field.shape[:1] if field.shape[0] > 1 else ()) + field.shape[-2:]
+        return PresentLabels(np.zeros(shape, np.uint32), "", (box,) if box else whole_field(field), "")
+    origin, drawn = store.annotation(image, name)
+    boxes = tuple(drawn) or whole_field(field)
+    # What a person drew keeps its own boxes: outside them nobody has looked.
+    if box and origin != "human":
+        boxes = (box,)
+    return PresentLabels(store.read_labels(image, name), origin, boxes, version)
 
 
 def manifest_text(plate: str, labels: str, fields: Mapping[FieldKey, ExportedField]) -> str:

@@ -53,6 +53,8 @@ def plan(recipe: AnnotateRecipe) -> Plan:
     Raises:
         UserError: naming together all label images that do not fit, by their headers.
     """
+    if recipe.action == "edit":
+        raise UserError("action: edit opens a window, and is no run: type annotate edit by itself")
     index = store.open_plate(recipe.plate)
     paths = {name: getattr(recipe, name) for name in ("plate", "source", "out", "model")}
     absolute = {name: path and path.absolute() for name, path in paths.items()}
