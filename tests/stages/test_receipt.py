@@ -108,6 +108,29 @@ def test_files_that_were_exchanged_are_found_by_what_they_state(export: Path) ->
     assert rows(plate)["B02_w1.tif"]["why"] == "states well B03, and is stored as B02"
 
 
+def test_files_that_are_stored_resampled_are_compared_and_are_no_originals(export: Path) -> None:
+    """The same resampling of the file gives the stored pixels, but these do not give the file's back."""
+    (export / "link.txt").unlink()
+    for well in ("B02", "B03"):
+        ramp = np.add.outer(100.0 * np.arange(12), 10.0 * np.arange(16)) + ord(well[2])
+        tifffile.imwrite(export / f"{well}_w2.tif", ramp.astype(np.uint16))
+    plate = converted(export, resample=True)
+    verdict = write_receipt(plate, None, 1)
+    assert verdict["verdict"] == "INCOMPLETE"
+    assert verdict["open"] == ["2 files stored resampled: the plate does not hold the pixels of the file"]
+    assert "2 files: pixels before they were resampled" in verdict["only the originals hold"]
+    files = rows(plate)
+    assert {files[f"{well}_w2.tif"]["state"] for well in ("B02", "B03")} == {"stored resampled"}
+    assert files["B02_w2.tif"]["where"] == "B02/1 2 plane 0 time 0"
+    assert {files[f"{well}_w1.tif"]["state"] for well in ("B02", "B03")} == {"stored equal"}
+    assert check_receipt(plate, 1) == []
+    array = zarr.open_array(plate / "B" / "03" / "1" / "0", mode="r+")
+    array[1, 0, 3, 4] += 1
+    assert write_receipt(plate, None, 1)["verdict"] == "INCOMPLETE"
+    assert rows(plate)["B03_w2.tif"]["why"] == "pixels differ from B03/1 2 plane 0 time 0"
+    assert rows(plate)["B02_w2.tif"]["state"] == "stored resampled"
+
+
 def test_what_was_skipped_or_not_asked_for_is_no_complete_receipt(export: Path) -> None:
     (export / "link.txt").unlink()
     plate = converted(export, fields=["B02"])

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates import packed, planes
+from hpc_isl.plates.assemble import resampled
 from hpc_isl.plates.plate import FieldKey, PlaneFile, normal_well, well_position
 from hpc_isl.plates.readers import tiff_metadata
+from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class FieldCheck:
 
 @dataclass(frozen=True)
 class FieldResult:
-    """The digest of a field's pixels, and of its files where they are, what is wrong, and what read them."""
+    """The digest of a field's pixels, and of its files where they are, what is wrong, and what read them.
+
+    `resampled`: files of which the plate holds the pixels resampled, as was asked for.
+    """
 
     key: FieldKey
     digest: str
@@ -42,6 +47,7 @@ class FieldResult:
     wrong: Mapping[Path, str]
     decoders: Mapping[Path, str]
     independent: frozenset[Path]
+    resampled: frozenset[Path]
 
 
 def compare_field(task: FieldCheck) -> FieldResult:
@@ -55,16 +61,16 @@ def compare_field(task: FieldCheck) -> FieldResult:
     place: dict[Path, list[str]] = defaultdict(list)
     wrong: dict[Path, str] = {}
     decoders: dict[Path, str] = {}
-    independent = set()
+    independent, changed = set(), set()
     for path, of_file in _by_path(task.files).items():
         try:
-            header = planes.header(path)
-            stated = _wells_stated(path)
+            metadata = tiff_metadata.tried(path)
+            header = planes.header(path) if isinstance(metadata, UserError) else metadata.header
             for plane in of_file:
                 pixels, decoders[path] = decoded(path, plane.page, header)
                 if plane.size is not None:
-                    wrong[path] = "resampled, as was asked for: the plate does not hold its own pixels"
-                    continue
+                    pixels = resampled(pixels, (stored.shape[-2], stored.shape[-1]))
+                    changed.add(path)
                 name = task.names[plane.channel]
                 text = f"{task.key} {name} plane {plane.plane} time {plane.time}"
                 if not np.array_equal(pixels, stored[plane.time, plane.channel, plane.plane]):
@@ -75,13 +81,16 @@ def compare_field(task: FieldCheck) -> FieldResult:
         except UserError as error:
             wrong[path] = str(error)
             continue
+        stated = _wells_stated(metadata)
         if stated == {task.key.well}:
             independent.add(path)
         elif stated:
             wrong[path] = f"states well {', '.join(sorted(stated))}, and is stored as {task.key.well}"
     content = hashlib.sha256(f"{stored.dtype.name} {stored.shape}".encode())
-    content.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).tobytes())
-    return FieldResult(task.key, content.hexdigest(), place, wrong, decoders, frozenset(independent))
+    content.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).data)
+    return FieldResult(
+        task.key, content.hexdigest(), place, wrong, decoders, frozenset(independent), frozenset(changed)
+    )
 
 
 def decoded(path: Path, page: int, header: planes.Header) -> tuple[NDArray[Any], str]:
@@ -105,11 +114,10 @@ def decoded(path: Path, page: int, header: planes.Header) -> tuple[NDArray[Any],
     return planes.read_plane(path, page), "own"
 
 
-def _wells_stated(path: Path) -> set[str]:
+def _wells_stated(metadata: TiffMetadata | UserError) -> set[str]:
     """Returns the wells that a TIFF states of its planes, as "E07 : Site 1" does."""
-    stated = tiff_metadata.tried(path)
     wells = set()
-    for plane in stated.planes if isinstance(stated, tiff_metadata.TiffMetadata) else ():
+    for plane in metadata.planes if isinstance(metadata, TiffMetadata) else ():
         with suppress(UserError):
             well = plane.label.partition(":")[0].strip()
             well_position(well)

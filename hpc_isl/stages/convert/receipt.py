@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from hpc_isl.stages.shared.parallel import in_parallel
 VERBATIM = "source"  # the folder of the plate that holds the export's small files
 MOST_VERBATIM = 64 << 20  # bytes
 EQUAL, COPIED, ABSENT, WRONG = "stored equal", "stored verbatim", "not stored", "FAILED"
+RESAMPLED = "stored resampled"  # equal after the resampling that convert does too: no original
 # Images that an export holds beside its planes, and that nobody misses in a plate.
 BY_DESIGN = {
     "copy", "copy as TIFF", "thumbnail", "projection", "overlay", "shading image", "montage", "ignored image"
@@ -50,7 +52,7 @@ class Row:
 
     Attributes:
         file: its path below the export.
-        state: `EQUAL`, `COPIED`, `ABSENT` or `WRONG`.
+        state: `EQUAL`, `RESAMPLED`, `COPIED`, `ABSENT` or `WRONG`.
         where: the planes of it that the plate holds, or the copy.
         why: the reason where it is not stored, or wrong.
         decoder: what decoded it for the comparison; "own" is what the conversion used too.
@@ -110,7 +112,7 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
         ],
         processes,
     )
-    rows = list(_rows(index, survey, results))
+    rows = list(_rows(index, survey, results, processes))
     verdict = _verdict(index, survey, rows, results)
     table, summary = receipt_paths(path)
     stream = io.StringIO()
@@ -169,7 +171,7 @@ def _compared(tasks: list[FieldCheck], processes: int) -> list[FieldResult]:
 # ---------------------------------------------------------------- the files
 
 
-def _rows(index: Index, survey: Survey, results: list[FieldResult]) -> Iterator[Row]:
+def _rows(index: Index, survey: Survey, results: list[FieldResult], threads: int) -> Iterator[Row]:
     """Yields a row for each file below the export; copies small files that are no images into the plate."""
     sources = [source.resolve() for source in survey.recipe.sources]
     # Exports that were merged may hold files of one name.
@@ -180,13 +182,18 @@ def _rows(index: Index, survey: Survey, results: list[FieldResult]) -> Iterator[
     if any(part is not None for part in (recipe.fields, recipe.channels, recipe.times, recipe.planes)):
         whole = detect.read(recipe).files.values()  # the survey has what was asked for alone
         reasons |= dict.fromkeys((file.path.resolve() for files in whole for file in files), "not asked for")
-    for source, path in ((folder, path) for folder in sources for path in _files_below(folder)):
-        known = path.resolve()
-        row = Row(path.relative_to(below).as_posix(), path.lstat().st_size)
-        if path.is_symlink() and not known.is_relative_to(source):
+    paths = [(path, path.resolve(), folder) for folder in sources for path in _files_below(folder)]
+    outside = {
+        path for path, known, folder in paths if path.is_symlink() and not known.is_relative_to(folder)
+    }
+    inside = [path for path, *_ in paths if path not in outside]
+    with ThreadPoolExecutor(threads) as pool:  # hashing leaves Python to other threads
+        digests = dict(zip(inside, pool.map(_sha256, inside), strict=True))
+    for path, known, _ in paths:
+        row = Row(path.relative_to(below).as_posix(), path.lstat().st_size, digests.get(path, ""))
+        if path in outside:
             yield replace(row, why="a link that leads out of the export")
             continue
-        row = replace(row, sha256=_sha256(path))
         if known in compared:
             yield replace(compared[known], file=row.file, bytes=row.bytes, sha256=row.sha256)
         elif known in reasons:
@@ -206,8 +213,9 @@ def _by_file(results: list[FieldResult]) -> dict[Path, Row]:
         for path in result.stored.keys() | result.wrong.keys():
             earlier = rows.get(path.resolve(), Row())  # a file may hold planes of several fields
             why = result.wrong.get(path) or earlier.why
+            other = path in result.resampled or earlier.state == RESAMPLED
             rows[path.resolve()] = Row(
-                state=WRONG if why else EQUAL,
+                state=WRONG if why else RESAMPLED if other else EQUAL,
                 where="; ".join([*filter(None, [earlier.where]), *result.stored.get(path, ())]),
                 why=why,
                 decoder=result.decoders.get(path, ""),
@@ -254,11 +262,16 @@ def _verdict(index: Index, survey: Survey, rows: list[Row], results: list[FieldR
     open_points += [
         f"{many(n, 'file')} not stored: {why}" for why, n in sorted(reasons.items()) if why not in BY_DESIGN
     ]
+    if states[RESAMPLED]:
+        count = many(states[RESAMPLED], "file")
+        open_points.append(f"{count} {RESAMPLED}: the plate does not hold the pixels of the file")
     open_points += [f"{problem.key}: {problem.text}" for problem in harmful(index.problems)]
     fields = {
         str(result.key): result.digest for result in sorted(results, key=lambda result: str(result.key))
     }
     lost = ["the names, dates and headers of the image files, but for what the plate's metadata hold"]
+    if states[RESAMPLED]:
+        lost.append(f"{many(states[RESAMPLED], 'file')}: pixels before they were resampled")
     lost += [f"{many(n, 'file')}: {why}" for why, n in sorted(reasons.items())]
     return {
         "verdict": "INCOMPLETE" if open_points else "COMPLETE",
