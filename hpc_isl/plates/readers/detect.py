@@ -170,6 +170,11 @@ _LOOKS = (
         f"put MeasurementData.mlf beside them, or {_TRY.format('cellvoyager.yaml')}",
     ),
     _Look(
+        "images of IN Cell Analyzer without their index",
+        r"(?:[^/]*_)?[A-P] - \d{1,2}\(fld \d+[^/]*\)\.tiff?",
+        f"put the run's .xdce beside them, or {_TRY.format('incell.yaml')}",
+    ),
+    _Look(
         "an ImageXpress stack without what MetaXpress writes into its files",
         r"ZStep_\d+/[^/]*_[A-P]\d\d(?:_s\d+)?(?:_w\d+)?[^/]*\.tiff?",
         _TRY.format("imagexpress_stack.yaml"),

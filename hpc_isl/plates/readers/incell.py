@@ -162,7 +162,7 @@ def _add_image(index: _Index, element: Element, below: Folder, parent: str) -> N
 def _refuse_unnamed(path: Path, row: int, column: int) -> NoReturn:
     raise UserError(
         f"{path}: an image of {well_name(row - 1, column - 1)} has no file name; read the images by their "
-        "names: pattern.regex, see docs/plates.md"
+        "names: convert patterns/incell.yaml source=… out=…"
     )
 
 

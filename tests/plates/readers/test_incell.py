@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from coded_planes import Code, decoded
-from incell_export import Shot, write_run
+from incell_export import WAVES, Shot, write_run
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import Export
 from hpc_isl.plates.readers import detect, incell
+from hpc_isl.recipes.load import load
 from hpc_isl.recipes.plates import ConvertRecipe
 
 SHOTS = [
@@ -21,9 +24,9 @@ SHOTS = [
 NAMES = {"UV - DAPI": 0, "TL-Brightfield - Cy3": 1, "FITC": 2}
 
 
-def stored(result: Export) -> dict[Code, Code]:
+def stored(result: Export, names: Mapping[str, int] = NAMES) -> dict[Code, Code]:
     """(well, field, wave, plane, time) by the plate -> those by the pixels."""
-    channels = [NAMES[channel.name] for channel in result.plate.channels]
+    channels = [names[channel.name] for channel in result.plate.channels]
     return {
         (key.well, int(key.name) - 1, channels[file.channel], file.plane, file.time): decoded(
             read_plane(file.path, file.page)
@@ -109,7 +112,11 @@ def test_an_index_in_a_folder_below_names_files_beside_it(tmp_path: Path) -> Non
     ("before", "after", "said"),
     [
         ('filename="B - 02', 'filename="../../B - 02', "a file below .* is expected"),
-        (f'filename="{Shot().name}"', 'filename=""', "an image of B02 has no file name.*pattern.regex"),
+        (
+            f'filename="{Shot().name}"',
+            'filename=""',
+            "an image of B02 has no file name.*patterns/incell.yaml",
+        ),
         ('z 1 time 1 - 0ms).tif"', 'z 1.im"', "files .im of IN Cell Analyzer 1000 are not read"),
         ("<Image ", "<Picture ", "not well-formed"),
         ('<Row number="2"/>', '<Row number="200"/>', "row 200, column 2 is no well"),
@@ -135,3 +142,25 @@ def test_several_runs_and_an_empty_one_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match=r"no \.xdce"):
         incell.read(tmp_path / "c")
+
+
+def test_without_an_index_names_place_the_images(tmp_path: Path) -> None:
+    """In both styles of names; the shipped pattern is what the message advises."""
+    folder = write_run(tmp_path / "old", SHOTS)
+    (folder / "P 1.xdce").unlink()
+    with pytest.raises(UserError, match=r"IN Cell Analyzer without their index.*patterns/incell\.yaml"):
+        detect.read(ConvertRecipe.model_validate({"source": folder, "out": "x.zarr"}))
+    recent = tmp_path / "new"
+    recent.mkdir()
+    for shot in SHOTS:
+        waves = f"c{shot.wave + 1}_x{WAVES[shot.wave][0]}_m{WAVES[shot.wave][1]}"
+        name = (
+            f"{shot.well[0]}_{shot.well[1:]}_f{shot.field + 1}_{waves}_z{shot.plane + 1}_t{shot.time + 1}.tif"
+        )
+        os.link(folder / shot.name, recent / name)
+    for source, names in (
+        (folder, NAMES), (recent, {"xUV_mDAPI": 0, "xTL-Brightfield_mCy3": 1}),
+    ):  # fmt: skip
+        recipe = load("convert", Path("patterns/incell.yaml"), [f"source={source}", "out=x.zarr"])
+        assert isinstance(recipe, ConvertRecipe)
+        assert stored(detect.read(recipe), names) == {shot.code: shot.code for shot in SHOTS}
