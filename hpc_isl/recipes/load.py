@@ -188,6 +188,7 @@ WHOLE = {
 """section ("": the recipe itself) -> keys that every version wrote into it where it was kept whole"""
 ADDED: Mapping[str, Mapping[str, object]] = {
     "convert": {"channels": None, "times": None, "planes": None, "match": "position", "resample": False},
+    "adopt": {"labels": None, "wells": None},
     "segment": {
         "nuclei": None,
         "measure.features": ["shape", "intensity"],
