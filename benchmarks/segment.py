@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +49,7 @@ from hpc_isl.stages.segment.inputs import segment_inputs
 from hpc_isl.stages.segment.segmenter import FieldPrediction, Segmenter, load_segmenter
 from hpc_isl.stages.segment.stage import _write_schema, plan
 from hpc_isl.stages.shared.decoding import decode
+from hpc_isl.stages.shared.field_records import read_records
 
 PARTS = ("reading", "network", "to full resolution", "watershed", "features", "writing", "hash and record")
 STAGES = ("stage", "two workers", "one network", "two networks")
@@ -125,10 +127,10 @@ def _stage(folder: Path, plate: Path, name: str, workers: int) -> tuple[float, i
     with held_to(workers), subprocess.Popen(command, stdout=subprocess.DEVNULL) as submitted:
         most = _greatest(submitted)
     assert submitted.returncode == 0
-    records = (folder / "runs" / "segment" / name / "fields").rglob("*.json")
-    ends = sorted(path.stat().st_mtime_ns for path in records)
+    records = read_records(folder / "runs" / "segment" / name, open_plate(plate).plate.name).values()
+    ends = sorted(datetime.fromisoformat(record["ended"]).timestamp() for record in records)
     warm = WARM * workers
-    return (ends[-1] - ends[warm - 1]) / 1e9 / (len(ends) - warm), most
+    return (ends[-1] - ends[warm - 1]) / (len(ends) - warm), most
 
 
 @contextmanager

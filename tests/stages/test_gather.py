@@ -106,10 +106,11 @@ def tasks_of(folder: Path) -> Iterator[Any]:
 
 
 def left(folder: Path) -> dict[str, bytes]:
-    """The bytes of all tables and records of the run, but for how long each field took."""
+    """The bytes of all tables and records of the run, but for when each field ended and how long it took."""
     run = the_run(folder).folder
     tables = {path.name: path.read_bytes() for path in [*run.glob("tables/*"), run / "wells.csv"]}
-    lines = {name: json.dumps(record | {"seconds": 0}).encode() for name, record in records(run).items()}
+    timeless = {name: record | {"seconds": 0, "ended": ""} for name, record in records(run).items()}
+    lines = {name: json.dumps(record).encode() for name, record in timeless.items()}
     return {name: content.replace(bytes(folder), b"") for name, content in (tables | lines).items()}
 
 

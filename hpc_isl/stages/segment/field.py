@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from hpc_isl.errors import UserError
+from hpc_isl.files import now
 from hpc_isl.objects.draft_labels import draft_labels
 from hpc_isl.objects.features import assigned
 from hpc_isl.objects.types import Labels
@@ -68,7 +69,7 @@ def segment_field(task: FieldTask) -> Row:
         table = measured(segmenter, reader, task, predictions)
         facts = _facts(segmenter, reader, task, predictions, table)
         facts |= _keep(segmenter, reader, task, predictions, table)
-    facts |= {"device": segmenter.device, "seconds": round(monotonic() - start, 3)}
+    facts |= {"device": segmenter.device, "seconds": round(monotonic() - start, 3), "ended": now()}
     if segmenter.predictor and (doubt := segmenter.predictor.tiling_warning(reader.scale.shape)):
         facts["doubt"] = doubt
     if reader.is_empty:
