@@ -31,6 +31,9 @@ def plate_facts(plate: Plate) -> dict[str, Any]:
     """Returns the plate without its fields, as plain JSON."""
     facts = asdict(replace(plate, fields=()))
     del facts["fields"]
+    for channel in facts["channels"]:
+        if not channel["corrected"]:  # so that the facts of most plates are those that earlier versions wrote
+            del channel["corrected"]
     return _plain(facts)
 
 

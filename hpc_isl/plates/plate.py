@@ -41,6 +41,8 @@ class Channel:
         excitation_nm, emission_nm, exposure_s: None where the vendor states none.
         flat_field: the vendor's profile of uneven illumination, or None; for Harmony the parsed `Background`
             entry of FlatfieldProfile.
+        corrected: how the vendor's metadata say that images were corrected for illumination before they were
+            stored; empty: they are raw, or nothing is said.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Channel:
     emission_nm: float | None = None
     exposure_s: float | None = None
     flat_field: Mapping[str, Any] | None = None
+    corrected: str = ""
 
 
 @dataclass(frozen=True, order=True, slots=True)

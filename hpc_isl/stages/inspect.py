@@ -182,7 +182,8 @@ def _channels(index: Index) -> Iterator[Line]:
             yield f"channel {number}", f"{text}  no pixels"
             continue
         median, bright = counts.percentile(50), counts.percentile(99.9)
-        yield f"channel {number}", f"{text}  median {median:.5g}, 99.9 % below {bright:.5g} counts"
+        corrected = f"; corrected by the instrument ({channel.corrected})" if channel.corrected else ""
+        yield f"channel {number}", f"{text}  median {median:.5g}, 99.9 % below {bright:.5g} counts{corrected}"
 
 
 def _flags(index: Index) -> Iterator[Line]:

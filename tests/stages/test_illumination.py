@@ -16,6 +16,7 @@ from scipy.ndimage import label
 from used_plates import Here, computed
 
 from hpc_isl.errors import UserError
+from hpc_isl.plates.metadata import plate_facts, plate_from
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import Index, finalise, write_field
@@ -24,7 +25,7 @@ from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.recipes.segment import SegmentRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages.segment import stage
-from hpc_isl.stages.segment.illumination import background, prepare_illumination
+from hpc_isl.stages.segment.illumination import background, check_illumination, prepare_illumination
 from hpc_isl.stages.segment.inputs import SegmentInputs, segment_inputs
 from hpc_isl.stages.segment.measurements import CORRECTION, measured_columns
 from hpc_isl.stages.segment.segmenter import FieldReader
@@ -195,6 +196,25 @@ def test_images_that_the_instrument_corrected_stay_as_they_are(folder: Path, tmp
     )
     assert (pixels == 500).all()
     assert own.name.endswith("but DAPI as the instrument corrected them")
+
+
+def test_what_metadata_call_corrected_is_left_alone_and_remarked(folder: Path, tmp_path: Path) -> None:
+    [plate] = inputs_of(folder, "measure.flat_field=vendor", "measure.dark=100").plates
+    channels = tuple(
+        replace(c, corrected="ShadingCorrection On" if c.fluorescent else "")
+        for c in plate.index.plate.channels
+    )
+    about = replace(plate.index, plate=replace(plate.index.plate, channels=channels))
+    corrected = replace(plate, index=about)
+    assert corrected.illumination.corrected_before == ["DAPI"]
+    assert corrected.illumination.profile("DAPI", tmp_path) is None
+    assert list(check_illumination([corrected])) == [
+        f"{plate.name}: the instrument has corrected 'DAPI': no dark or flat field is used there"
+    ]
+    raw = plate_from(plate_facts(plate.index.plate), ())
+    stored = plate_facts(about.plate)
+    assert "corrected" not in plate_facts(raw)["channels"][1]  # as earlier versions wrote it
+    assert plate_from(stored, ()).channels == channels
 
 
 def test_a_run_under_one_correction_has_other_fingerprints_than_under_another(folder: Path) -> None:

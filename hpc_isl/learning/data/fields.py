@@ -231,7 +231,7 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
     stated, profile = index.plate.channels[channel], None
     if view.flat_field == "estimated":
         profile = view.profiles[stated.name]
-    elif view.flat_field == "vendor":
+    elif view.flat_field == "vendor" and not stated.corrected:
         profile = vendor_profile(stated.flat_field, stated.name)
         profile = None if profile["Type"] == "Identity" else profile  # nothing to correct
     level = level_on(view, index, at)

@@ -154,6 +154,8 @@ class Settings:
         light = [self.wavelengths.get(source) for source in facts.get("light", "").split("\n")]
         exposure = number(facts.get("ExposureTime"))
         color = _COLOR.fullmatch(facts.get("Color", ""))
+        # The image that the instrument has divided by: `SC_BP445-45_40x_M10_CH01.tif`.
+        source = self.cameras.get(number_of, {}).get("ShadingCorrectionSource", "")
         return Channel(
             name=name,
             fluorescent=fluorescent,
@@ -161,6 +163,7 @@ class Settings:
             excitation_nm=next((nm for nm in light if nm), None) if fluorescent else None,
             emission_nm=emission,
             exposure_s=None if exposure is None else round(exposure / 1e3, 6),
+            corrected=f"ShadingCorrectionSource {source}" if source else "",
         )
 
 

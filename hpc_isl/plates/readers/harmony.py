@@ -131,7 +131,7 @@ def _export(path: Path, folder: Path, resample: bool) -> Export:
         name=index.plate.get("Name") or index.plate.get("PlateID") or folder.resolve().name,
         rows=rows,
         columns=columns,
-        channels=channels,
+        channels=harmony_index.with_corrections(channels, (f for own in named.values() for f in own)),
         fields=made,
         pixel_um=camera.pixel_um,
         plane_um=plane_checks.spacing(made),

@@ -10,8 +10,8 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from hpc_isl.errors import UserError, many
-from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, FieldKey, well_name
+from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, FieldKey, PlaneFile, well_name
 from hpc_isl.plates.readers.vendor_facts import (
     child_texts,
     local_name,
@@ -29,7 +29,7 @@ from hpc_isl.plates.readers.vendor_facts import (
     xml_elements,
 )
 
-NAMES = ("index.idx.xml", "index.xml", "index.ref.xml", "imageindex.columbusidx.xml")
+NAMES = ("index.idx.xml", "index.xml", "index.ref.xml", "index.flex.xml", "imageindex.columbusidx.xml")
 _ROOT = b"EvaluationInputData"
 # What differs from image to image (or is long and used by nobody); the rest are facts of the channel.
 _NOT_OF_CHANNEL = frozenset({
@@ -298,6 +298,25 @@ def flat_field(profile: str) -> dict[str, Any] | None:
     except (yaml.YAMLError, TypeError, KeyError, RecursionError):
         return None
     return _values(background) if isinstance(background, dict) else None
+
+
+def with_corrections(channels: Sequence[Channel], files: Iterable[PlaneFile]) -> tuple[Channel, ...]:
+    """Returns the channels; of those whose images the vendor's export script has corrected, with that said.
+
+    Images of an export are raw, and the index states the profile to correct them by. Only read about: the
+    script writes images of stains, divided by it, to a folder `flex` or as `flex_….tiff`.
+    """
+    corrected = {
+        file.channel
+        for file in files
+        if file.path.name.lower().startswith("flex_") or "flex" in map(str.lower, file.path.parts[-3:-1])
+    }
+    return tuple(
+        replace(channel, corrected="flat field, images in `flex`")
+        if number in corrected and channel.fluorescent
+        else channel
+        for number, channel in enumerate(channels)
+    )
 
 
 def _values(node: Any) -> Any:

@@ -45,6 +45,9 @@ _PATH = re.compile(
 )
 _LABEL = re.compile(r"(?P<well>[A-Z]{1,2}\d+)\s*:\s*Site\s*(?P<site>\d+)", re.IGNORECASE)
 _IMAGES = (".tif", ".tiff")
+# What MetaXpress does to images as they are taken. Seen in 132 files: Off and None; the rest is not.
+_CORRECTIONS = ("ShadingCorrection", "ReferenceSubtraction")
+_OFF = ("", "off", "none", "no", "0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +249,13 @@ def _channels(
 ) -> tuple[dict[int, Channel], list[str]]:
     """Returns wavelength -> channel, named by the HTD, else by the files; and remarks where they differ."""
     stated: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
+    corrections: dict[int, Counter[str]] = defaultdict(Counter)
     for file in files:
         if file.path in metadata:
             facts = metadata[file.path].facts
             stated[file.wave][facts.get("_IllumSetting_", ""), facts.get("wavelength", "")] += 1
+            done = [f"{key} {facts[key]}" for key in _CORRECTIONS if facts.get(key, "").lower() not in _OFF]
+            corrections[file.wave][", ".join(done)] += 1
     channels: dict[int, Channel] = {}
     remarks = []
     for wave in sorted({plane.channel for plane in planes}):
@@ -258,7 +264,11 @@ def _channels(
         if planned and setting and planned != setting:
             remarks.append(f"w{wave} is {planned!r} in the HTD, {setting!r} in its files; the HTD's is kept")
         name = fields.unique(planned or setting or f"w{wave}", [c.name for c in channels.values()])
-        channels[wave] = fields.channel(name, None, number(emission))
+        corrected = next((text for text, _ in corrections[wave].most_common() if text), "")
+        if corrected and len(corrections[wave]) > 1:
+            count, total = corrections[wave][corrected], corrections[wave].total()
+            remarks.append(f"{name}: {count} of {total} files are corrected ({corrected}), others otherwise")
+        channels[wave] = replace(fields.channel(name, None, number(emission)), corrected=corrected)
     return channels, remarks
 
 

@@ -175,9 +175,11 @@ def _check_names(plate: Plate) -> None:
 
 def _digest(recipe: ConvertRecipe, export: Export) -> str:
     keys = {field.key for field in export.plate.fields} | {problem.key for problem in export.problems}
-    parts: list[Any] = [
-        plate_facts(export.plate), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels
-    ]  # fmt: skip
+    # Earlier versions left out whether images are corrected: one more statement about the same plate.
+    raw = replace(
+        export.plate, channels=tuple(replace(channel, corrected="") for channel in export.plate.channels)
+    )
+    parts: list[Any] = [plate_facts(raw), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels]
     # The plate's own facts tell neither times nor planes. Without a choice the digest is the one that earlier
     # versions gave to the same plate.
     given = {"times": recipe.times, "planes": recipe.planes}

@@ -65,7 +65,9 @@ class Illumination:
     @cached_property
     def corrected_before(self) -> list[str]:
         """The channels of which the vendor's metadata says that images were corrected as they were taken."""
-        # CellVoyager's `.mrf` names the image that shading was corrected by; other vendors say nothing.
+        if stated := [c.name for c in self.index.plate.channels if c.corrected and c.name in self.channels]:
+            return stated
+        # Plates that earlier versions made of CellVoyager's exports hold the statement among their details.
         cameras = self.index.plate.details.get("channels", {})
         if self.index.plate.details.get("reader") != "cellvoyager":
             return []

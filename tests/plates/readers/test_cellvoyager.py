@@ -140,6 +140,7 @@ def test_blank_images_of_a_cv8000_are_found_and_shading_images_are_not_planes(re
         ("405", 405, 445),
         ("488", 488, 525),
     ]
+    assert all(c.corrected.startswith("ShadingCorrectionSource SC_BP") for c in result.plate.channels)
     assert Counter(left.kind for left in result.left_out) == {"shading image": 6}
     assert sum(map(len, result.files.values())) == 96
     assert result.problems == ()

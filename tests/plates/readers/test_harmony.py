@@ -401,6 +401,22 @@ def test_corrected_images_are_in_a_separate_folder(tmp_path: Path, harmony_expor
     assert [file.path.parent.name for file in harmony.read(tmp_path).files[A01]] == ["flex"]
 
 
+def test_stains_in_flex_are_corrected_and_transmitted_light_is_not(
+    tmp_path: Path, harmony_export: Any
+) -> None:
+    """The export script of the vendor divides stains alone; its index, in the folder, states no profile."""
+    shots = both(harmony_export.shot)
+    raw = harmony.read(harmony_export.write(tmp_path / "raw", shots)).plate
+    assert [channel.corrected for channel in raw.channels] == ["", ""]
+    images = harmony_export.write(tmp_path / "export", shots) / "Images"
+    (images / "Index.idx.xml").rename(images / "index.flex.xml")
+    images.rename(tmp_path / "flex")
+    made = harmony.read(tmp_path / "flex").plate
+    assert [(channel.fluorescent, channel.corrected) for channel in made.channels] == [
+        (False, ""), (True, "flat field, images in `flex`"),
+    ]  # fmt: skip
+
+
 def test_columbus_names_pages_of_files_and_colours_by_numbers(tmp_path: Path, harmony_export: Any) -> None:
     shots = [s for plane in (1, 2, 3) for s in both(harmony_export.shot, PlaneID=plane, URL="001001.tif")]
     harmony_export.write(tmp_path, shots)

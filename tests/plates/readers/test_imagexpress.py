@@ -51,6 +51,38 @@ def kinds(result: Export) -> Counter[str]:
     return Counter(left.kind for left in result.left_out)
 
 
+# ---------------------------------------------------------------- what was done to images
+
+
+@pytest.mark.parametrize(
+    ("facts", "corrected"),
+    [
+        ({}, ""),
+        ({"ShadingCorrection": "Off", "ReferenceSubtraction": "None"}, ""),
+        ({"ShadingCorrection": "On", "ReferenceSubtraction": "None"}, "ShadingCorrection On"),
+        (
+            {"ShadingCorrection": "Flat DAPI", "ReferenceSubtraction": "Dark"},
+            "ShadingCorrection Flat DAPI, ReferenceSubtraction Dark",
+        ),
+    ],
+)
+def test_whether_images_were_corrected_as_they_were_taken_is_kept(
+    tmp_path: Path, facts: dict[str, str], corrected: str
+) -> None:
+    shots = [Shot("B02", wave=1, facts=facts), Shot("B02", wave=2)]
+    result = export(
+        tmp_path, *((f"TimePoint_1/ZStep_1/P1_B02_s1_w{shot.wave}.TIF", shot) for shot in shots), waves=2
+    )
+    assert [channel.corrected for channel in result.plate.channels] == [corrected, ""]
+
+
+def test_a_channel_of_which_some_files_alone_are_corrected_is_remarked(tmp_path: Path) -> None:
+    shots = [Shot("B02", site, facts={"ShadingCorrection": how}) for site, how in ((1, "On"), (2, "Off"))]
+    result = export(tmp_path, *((f"TimePoint_1/ZStep_1/P1_B02_s{shot.site}.TIF", shot) for shot in shots))
+    assert result.plate.channels[0].corrected == "ShadingCorrection On"
+    assert [text for text in result.remarks if "1 of 2 files are corrected (ShadingCorrection On)" in text]
+
+
 # ---------------------------------------------------------------- layouts
 
 
