@@ -282,7 +282,8 @@ TABLE_KEYS = {
     "out": "a file, .csv or .parquet; default wells.csv, fields.csv, … in the run folder",
     "per": "a row for each well | field | plate | object; default well",
     "normalise": "readouts of wells as (value - median) / (1.4826 MAD) of negative_controls (wells that the\n"
-    "                  plate map's column `control` calls `negative`) | plate | none; default none",
+    "                  plate map's column `control` calls `negative`) | plate | none; default: by negative\n"
+    "                  controls where each plate has two, beside the readouts, as normalised_…",
     "exclude": "a CSV of fields to leave out: well, field, and any of plate and reason",
     "qc": "a YAML file of rules: which flags leave fields out, and from where on fields are flagged; none:\n"
     "                  no field is left out; default: incomplete and out of focus",
@@ -309,7 +310,7 @@ def table(given: Namespace) -> int:
     heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
     out = Path(keys["out"]).expanduser() if "out" in keys else None
     made = table(
-        run, out, keys.get("per", "well"), heat_maps, keys.get("normalise", "none"),
+        run, out, keys.get("per", "well"), heat_maps, keys.get("normalise"),
         keys.get("format", "plain"), Path(keys["exclude"]).expanduser() if "exclude" in keys else None,
         Path(keys["qc"]).expanduser() if "qc" in keys else None,
     )  # fmt: skip

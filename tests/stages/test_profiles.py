@@ -42,7 +42,7 @@ def wells_of(run: Run, tmp_path: Path, **form: str) -> pd.DataFrame:
 def test_readouts_are_distances_from_the_median_in_robust_deviations(
     run: Run, tmp_path: Path, method: str
 ) -> None:
-    plain, relative = wells_of(run, tmp_path), wells_of(run, tmp_path, normalise=method)
+    plain, relative = (wells_of(run, tmp_path, normalise=how) for how in ("none", method))
     for name in ("objects", "objects_per_mm2", "median_area_um2", "median_DAPI 405_mean"):
         for _, own in plain.groupby("plate"):
             compared = own if method == "plate" else own[own.well.isin(LOW)]
@@ -96,11 +96,62 @@ def test_a_readout_without_spread_is_null_and_named() -> None:
         "plate": "P", "well": ["A01", "A02", "A03"], "control": ["negative", "negative", None],
         "objects": [1, 2, 9], "confluence": [0.5, 0.5, 0.9],
     })  # fmt: skip
-    relative, notes = normalised(wells, "negative_controls")
-    assert relative.confluence.isna().all()
-    assert relative.objects.tolist() == pytest.approx([-1 / 1.4826, 1 / 1.4826, 15 / 1.4826])
-    assert notes == ["P: no spread among the wells compared with, so null: confluence"]
+    relative = normalised(wells, "negative_controls")
+    assert relative.wells.confluence.isna().all()
+    assert relative.wells.objects.tolist() == pytest.approx([-1 / 1.4826, 1 / 1.4826, 15 / 1.4826])
+    assert relative.notes == ["P: no spread among the wells compared with, so null: confluence"]
     assert wells.objects.tolist() == [1, 2, 9]
+    scales = relative.scales.set_index("readout")
+    assert scales.loc["objects", ["plate", "wells", "median", "reason"]].tolist() == ["P", 2, 1.5, ""]
+    assert scales.scale["objects"] == pytest.approx(1.4826 / 2)
+    assert scales.reason["confluence"] == "their MAD is 0"
+    assert np.isnan(scales.scale["confluence"])
+
+
+def test_where_each_plate_has_negative_controls_relative_readouts_stand_beside_the_plain_ones(
+    run: Run, tmp_path: Path
+) -> None:
+    plain, relative = (wells_of(run, tmp_path, normalise=how) for how in ("none", "negative_controls"))
+    made = table(run, tmp_path / "usual.parquet", heat_maps=["normalised_median_area_um2"])
+    usual = pd.read_parquet(tmp_path / "usual.parquet")
+    pd.testing.assert_frame_equal(usual[[*plain]], plain)
+    names = [name for name in usual if name not in plain]
+    assert set(names) == {
+        f"normalised_{name}" for name in plain
+        if name in ("objects", "objects_per_mm2", "confluence") or name.startswith("median_")
+    }  # fmt: skip
+    for name in names:
+        expected = relative[name.removeprefix("normalised_")].astype(float).to_numpy()
+        np.testing.assert_array_equal(usual[name].to_numpy(float), expected)
+    scales = pd.read_csv(run.folder / "normalisation.csv")
+    assert set(scales.plate) == {"P01", "P02"}
+    assert (scales.wells == 5).all()
+    assert any("normalised_median_area_um2" in str(path) for path in made.made.values())
+    objects = table(run, tmp_path / "fields.parquet", "field", []).made
+    assert "table of 52 fields" in objects
+
+
+@pytest.mark.parametrize(
+    ("controls", "said"),
+    [
+        ({}, []),
+        (
+            {well: {"control": "negative"} for well in ("B02", "B03")},
+            ["readouts are not compared with negative controls: each plate needs two, and P02 has 1"],
+        ),
+    ],
+)
+def test_where_a_plate_lacks_negative_controls_none_is_compared(
+    controls: dict[str, dict[str, str]], said: list[str], tmp_path: Path
+) -> None:
+    few = {**controls, **({"B03": {"control": "positive"}} if controls else {})}
+    plates = [MadeUp("P01", plate_map=controls), MadeUp("P02", plate_map=few)]
+    bare = made_up_segmentation(tmp_path, plates)
+    made = table(bare, tmp_path / "wells.parquet", heat_maps=[])
+    names = pq.read_schema(tmp_path / "wells.parquet").names
+    assert not [name for name in names if name.startswith("normalised_")]
+    assert [note for note in made.notes if "are not compared" in note] == said
+    assert not (bare.folder / "normalisation.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -128,9 +179,9 @@ def test_pycytominers_columns_are_metadata_or_features_without_spaces(
     run: Run, tmp_path: Path, per: str
 ) -> None:
     plain = tmp_path / "plain.parquet"
-    table(run, plain, per, [])
+    table(run, plain, per, [], normalise="none")
     named = tmp_path / "named.parquet"
-    table(run, named, per, [], names="pycytominer")
+    table(run, named, per, [], normalise="none", names="pycytominer")
     ours, theirs = pq.read_table(plain), pq.read_table(named)
     names = theirs.column_names
     assert names[:2] == ["Metadata_Plate", "Metadata_Well"]
@@ -144,9 +195,8 @@ def test_pycytominers_columns_are_metadata_or_features_without_spaces(
 
 
 def test_a_number_of_objects_stays_one_where_readouts_are_relative(run: Run, tmp_path: Path) -> None:
-    plain, both = wells_of(run, tmp_path), {"names": "pycytominer", "normalise": "negative_controls"}
-    relative = wells_of(run, tmp_path, normalise="negative_controls")
-    named = wells_of(run, tmp_path, **both)
+    plain, relative = (wells_of(run, tmp_path, normalise=how) for how in ("none", "negative_controls"))
+    named = wells_of(run, tmp_path, names="pycytominer")  # relative because there are controls
     assert named.Metadata_Object_Count.equals(plain.objects.rename("Metadata_Object_Count"))
     assert named.Objects_objects.to_numpy() == pytest.approx(relative.objects.to_numpy())
 
@@ -155,7 +205,7 @@ def test_how_an_object_was_found_is_no_readout_of_a_well() -> None:
     wells = pd.DataFrame(
         {"plate": ["P"] * 2, "control": "negative", "objects": [1, 2], "median_score": [0.5, 0.6]}
     )
-    assert normalised(wells, "plate")[0].median_score.tolist() == [0.5, 0.6]
+    assert normalised(wells, "plate").wells.median_score.tolist() == [0.5, 0.6]
     assert pycytominer_names(list(wells), "cells", [])["median_score"] == "Metadata_score"
 
 

@@ -40,6 +40,7 @@ FILES = (
     "drift.csv",
     "wells.csv",
     "assay_quality.csv",
+    "normalisation.csv",
     "left_out_fields.csv",
     "flat_field.json",
 )  # the same

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hpc_isl.stages.table.segmented_plates import FLAG, MEDIAN, OURS, TRUST
 
 CONTROL, NEGATIVE, POSITIVE = "control", "negative", "positive"
 NORMALISE = ("none", "negative_controls", "plate")
+BESIDE = "normalised_"  # begins the names of relative readouts that stand beside the plain ones
 COUNTS = ("objects", "objects_per_field", "objects_per_mm2", "confluence")
 LEAST_WELLS = 4  # of each control, below which Z′ says nothing
 # From the median absolute deviation of normal values to their standard deviation.
@@ -48,7 +50,41 @@ def by_plate(wells: pd.DataFrame) -> list[str]:
     return ["plate", *(name for name in ("acquisition", "time") if name in wells)]
 
 
-def normalised(wells: pd.DataFrame, method: str) -> tuple[pd.DataFrame, list[str]]:
+def usual_method(wells: pd.DataFrame) -> tuple[str, list[str]]:
+    """Returns how readouts are made relative where nobody says how, and what a user should know of that.
+
+    By negative controls, where each plate has two or more in which something was measured; else not at all.
+    """
+    counts = {
+        " ".join(map(str, plate)): int(own.objects[_is(own, NEGATIVE)].notna().sum())
+        for plate, own in wells.groupby(by_plate(wells), sort=False)
+    }
+    lacking = [f"{title} has {count}" for title, count in counts.items() if count < 2]
+    if not lacking:
+        return "negative_controls", []
+    if not any(counts.values()):
+        return "none", []
+    few = ", ".join(lacking)
+    return "none", [f"readouts are not compared with negative controls: each plate needs two, and {few}"]
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Wells whose readouts are relative to others.
+
+    Attributes:
+        wells: with (value − median) / (1.4826 MAD) in the place of each readout.
+        scales: a row for each plate and readout: how many wells it was compared with, their `median` and
+            `scale` (1.4826 MAD), and the `reason` why it has become null, if it has.
+        notes: what a user should know, in words.
+    """
+
+    wells: pd.DataFrame
+    scales: pd.DataFrame
+    notes: list[str]
+
+
+def normalised(wells: pd.DataFrame, method: str) -> Relative:
     """Returns the same wells with (value − median) / (1.4826 MAD) in place of each readout.
 
     Median and MAD (median absolute deviation) are of the plate's negative controls, or of all its wells: the
@@ -57,17 +93,14 @@ def normalised(wells: pd.DataFrame, method: str) -> tuple[pd.DataFrame, list[str
     Args:
         method: negative_controls, plate, or none.
 
-    Returns:
-        The wells, and what a user should know of them, in words.
-
     Raises:
         UserError: no such method; a plate has fewer than two wells to compare with.
     """
     if method not in NORMALISE:
         raise UserError(f"normalise={method}: no such way; {nearest(method, NORMALISE)}")
     if method == "none":
-        return wells, []
-    result, names, notes = wells.copy(), readouts(wells), []
+        return Relative(wells, pd.DataFrame(), [])
+    result, names, scales, notes = wells.copy(), readouts(wells), list[dict[str, Any]](), list[str]()
     result[names] = result[names].astype(float)
     for plate, own in wells.groupby(by_plate(wells), sort=False):
         title = " ".join(map(str, plate))
@@ -82,6 +115,13 @@ def normalised(wells: pd.DataFrame, method: str) -> tuple[pd.DataFrame, list[str
         scale = SD_PER_MAD * median_abs_deviation(values, nan_policy="omit", axis=0)
         scale = np.where(np.asarray(scale, float) > 0, scale, np.nan)
         result.loc[own.index, names] = (own[names].astype(float) - values.median()) / scale
+        facts = dict(zip(by_plate(wells), plate, strict=True))
+        for name, known in zip(names, scale, strict=True):
+            count, median = int(values[name].notna().sum()), float(values[name].median())
+            reason = "" if known > 0 else "their MAD is 0" if count else "nothing was measured in them"
+            scales.append(facts | {
+                "readout": name, "wells": count, "median": median, "scale": known, "reason": reason,
+            })  # fmt: skip
         flat = [name for name, known in zip(names, np.isfinite(scale), strict=True) if not known]
         if flat:
             notes.append(f"{title}: no spread among the wells compared with, so null: {', '.join(flat)}")
@@ -90,7 +130,7 @@ def normalised(wells: pd.DataFrame, method: str) -> tuple[pd.DataFrame, list[str
             "normalise=plate takes most wells for untreated: on a plate of doses that hides what they do; "
             "normalise=negative_controls does not"
         )
-    return result, notes
+    return Relative(result, pd.DataFrame(scales), notes)
 
 
 def assay_quality(wells: pd.DataFrame) -> pd.DataFrame:

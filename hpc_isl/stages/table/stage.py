@@ -58,14 +58,16 @@ class Form:
 
     Attributes:
         per: well, field, plate, or object.
-        normalise: none, negative_controls or plate, as in `profiles.normalised`; of wells alone.
+        normalise: none, negative_controls or plate, as in `profiles.normalised`, in the place of readouts;
+            of wells alone. None: by negative controls where there are any, beside the readouts, or in their
+            place for pycytominer, whose profiles have one column for a feature.
         names: plain, or pycytominer: its names of columns; the key `format`.
         exclude: a list of fields to leave out, as `exclusion.read_exclusions` reads it.
         qc: rules of quality, as `quality.read_rules` reads them.
     """
 
     per: str = "well"
-    normalise: str = "none"
+    normalise: str | None = None
     names: str = "plain"
     exclude: Path | None = None
     qc: Path | None = None
@@ -75,7 +77,7 @@ class Form:
         _check_per(self.per)
         if self.names not in FORMATS:
             raise UserError(f"format={self.names}: no such form; {nearest(self.names, FORMATS)}")
-        if self.normalise != "none" and self.per != "well":
+        if self.normalise not in (None, "none") and self.per != "well":
             raise UserError(
                 f"normalise={self.normalise}: compares wells, which are the units of a plate; leave out "
                 f"per={self.per}"
@@ -84,7 +86,7 @@ class Form:
 
 def table(
     run: Run, out: Path | None = None, per: str = "well", heat_maps: Sequence[str] | None = None,
-    normalise: str = "none", names: str = "plain", exclude: Path | None = None,
+    normalise: str | None = None, names: str = "plain", exclude: Path | None = None,
     qc: Path | None = None,
 ) -> TableFiles:  # fmt: skip
     """Writes the table, and heat maps of all plates into `pictures/` of the run.
@@ -136,9 +138,13 @@ def _write(
     rules = read_rules(form.qc)
     plates, by_rule, notes = _selected(run, plates, rules, form.exclude)
     wells, per = enough(rows_of(plates, "well"), rules), form.per
-    columns = plate_maps.columns_of(heat_maps, wells)
     quality = profiles.assay_quality(wells)
-    relative, about = profiles.normalised(wells, form.normalise)
+    method, about = (form.normalise, []) if form.normalise else profiles.usual_method(wells)
+    relative = profiles.normalised(wells, method)
+    beside = method != "none" and form.normalise is None and form.names == "plain"
+    if beside:
+        wells = wells.join(relative.wells[profiles.readouts(wells)].add_prefix(profiles.BESIDE))
+    columns = plate_maps.columns_of(heat_maps, wells)
     mapped = [plate_map_name(name) for plate in plates for name in plate.map_columns]
 
     def names(columns: Sequence[str]) -> dict[str, str]:
@@ -149,18 +155,23 @@ def _write(
     if per == "object":
         count = write_objects(path, plates, names)
     else:
-        rows = relative if per == "well" else rows_of(plates, per)
-        if form.names != "plain" and form.normalise != "none":
+        rows = rows_of(plates, per)
+        if per == "well":
+            rows = wells if beside else relative.wells
+        if form.names != "plain" and per == "well" and method != "none":
             rows.insert(0, profiles.OBJECT_COUNT, wells.objects)
         count = write_rows(path, rows.rename(columns=names([str(name) for name in rows])))
     headline, made = _headline(plates, wells), {f"table of {many(count, per)}": path}
     if len(quality):
         made["assay quality"] = run.folder / "assay_quality.csv"
         write_rows(made["assay quality"], quality)
+    if len(relative.scales):
+        made["what normalised readouts are compared with"] = run.folder / "normalisation.csv"
+        write_rows(made["what normalised readouts are compared with"], relative.scales)
     made |= _write_left_out(run, by_rule)
     section = quality_section(plates, by_rule)
     made |= plate_maps.draw(run, plates, wells, columns, [f"{headline}.", *notes], section)
-    return TableFiles(headline, made, [*notes, *profiles.quality_lines(quality), *about])
+    return TableFiles(headline, made, [*notes, *profiles.quality_lines(quality), *about, *relative.notes])
 
 
 def _selected(
