@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.files import csv_lines
 from hpc_isl.plates import nodes
 from hpc_isl.plates.adopted import OME_XML as XML
@@ -58,10 +58,10 @@ def read_series(path: Path, table: Path | None) -> tuple[dict[str, Any], Places,
     elif described.samples:
         places, stated = _by_samples(path, described, folders), described.plate
     else:
+        count, shown = many(len(folders), "image"), ", ".join(folders[:2])
         raise UserError(
-            f"{path}: holds {len(folders)} images of bioformats2raw, and {XML} puts none into a well; give a "
-            f"table to adopt: wells=FILE.csv with columns image ({', '.join(folders[:2])}, … or the name in "
-            "OME-XML), well and field"
+            f"{path}: holds {count} of bioformats2raw, and {XML} puts none into a well; give adopt a table: "
+            f"wells=FILE.csv with columns image ({shown}, … or the name in OME-XML), well and field"
         )
     left = sorted(set(folders) - {where for _, where in places})
     remark = f"images that belong to no well are left out: {', '.join(left[:10])}" if left else ""

@@ -161,7 +161,7 @@ def test_images_that_are_missing_and_lists_that_lead_elsewhere_are_named(
 ) -> None:
     other = write_series(index, tmp_path / "P01.zarr")
     shutil.rmtree(other / "2")
-    with pytest.raises(UserError, match="1 images cannot be read, beside 3 fields"):
+    with pytest.raises(UserError, match="1 image cannot be read, beside 3 fields"):
         plan(load("adopt", None, [f"plate={other}"]))
     (other / "OME" / ".zattrs").write_text(json.dumps({"series": ["0", "../../elsewhere", "2", "3"]}))
     with pytest.raises(UserError, match="lists series that lie elsewhere"):

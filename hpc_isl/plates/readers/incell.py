@@ -126,7 +126,7 @@ def _read(below: Folder, name: str) -> _Index:
         raise UserError(f"{index.path} names no image: no index of IN Cell Analyzer, or one of an empty run")
     if index.named_again:
         index.remarks.append(
-            f"{index.named_again} entries of the index name the file of another plane: it is stored once"
+            f"entries of the index that name another plane's file, which is stored once: {index.named_again}"
         )
     _place(index)
     return index
@@ -256,13 +256,17 @@ def _pixel(index: _Index) -> tuple[float, float] | None:
 def _channels(index: _Index) -> dict[int, Channel]:
     """Returns wave -> channel, named by its filters: "UV - DAPI", or "DAPI" where both have that name."""
     channels: dict[int, Channel] = {}
+    applied = index.facts.get("Camera", {}).get("apply_ffc", "").lower() == "true"
+    corrected = "flat field (apply_ffc)" if applied else ""
     for wave in sorted({plane.channel for plane in index.planes.values()}):
         excitation, emission = (index.waves[wave][f"{kind}Filter"] for kind in ("Excitation", "Emission"))
         names = dict.fromkeys(
             filter(None, (facts.get("name", "").strip() for facts in (excitation, emission)))
         )
         name = fields.unique(" - ".join(names) or f"wave {wave}", [c.name for c in channels.values()])
-        channels[wave] = fields.channel(name, *map(_nanometres, (excitation, emission)))
+        channels[wave] = replace(
+            fields.channel(name, *map(_nanometres, (excitation, emission))), corrected=corrected
+        )
     return channels
 
 

@@ -79,6 +79,13 @@ def test_the_size_of_binned_pixels_is_unknown_and_said(tmp_path: Path) -> None:
     assert "pixel_um=0.325 or pixel_um=0.65" in remark
 
 
+def test_images_that_were_corrected_are_said_to_be(tmp_path: Path) -> None:
+    camera = {'<Camera name="CoolSnap">': '<Camera apply_ffc="true" name="CoolSnap">'}
+    for changes, said in ((camera, "flat field (apply_ffc)"), ({}, "")):
+        result = incell.read(write_run(tmp_path / (said or "raw"), [Shot()], changes=changes))
+        assert [channel.corrected for channel in result.plate.channels] == [said]
+
+
 def test_a_file_that_is_named_for_several_planes_is_one_plane(tmp_path: Path) -> None:
     """As MetaXpress lists a channel of one plane once for each plane of the others."""
     shots = [Shot(wave=0, plane=z, file="t1_B02_s1_w1_z1.tif") for z in (0, 1, 2)]
@@ -86,7 +93,7 @@ def test_a_file_that_is_named_for_several_planes_is_one_plane(tmp_path: Path) ->
     result = incell.read(write_run(tmp_path, shots))
     [field] = result.plate.fields
     assert field.details["planes"] == {"UV - DAPI": [0], "FITC": [0, 1, 2]}
-    assert result.remarks == ("2 entries of the index name the file of another plane: it is stored once",)
+    assert result.remarks == ("entries of the index that name another plane's file, which is stored once: 2",)
     assert result.problems == ()
 
 
