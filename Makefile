@@ -92,6 +92,8 @@ peers: setup
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .peers/bioimageio
 	$(BIN)/uv pip install --quiet --python .peers/bioimageio/bin/python bioimageio.core==0.11.0 bioimageio.spec==0.5.12.0 \
 		onnx==1.23.2 onnxruntime==1.32.0 'pydantic<2.13' numpy==$$($(BIN)/python -c 'import numpy; print(numpy.__version__)')
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .peers/scanpy
+	$(BIN)/uv pip install --quiet --python .peers/scanpy/bin/python scanpy==1.11.5
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$(.peers/bioimageio/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .peers/cp_measure

@@ -279,7 +279,7 @@ def report(given: Namespace) -> int:
 
 
 TABLE_KEYS = {
-    "out": "a file, .csv or .parquet; default wells.csv, fields.csv, … in the run folder",
+    "out": "a file, .csv or .parquet (anndata: .h5ad); default wells.csv, fields.csv, … in the run folder",
     "per": "a row for each well | field | plate | object; default well",
     "normalise": "readouts of wells as (value - median) / (1.4826 MAD) of negative_controls (wells that the\n"
     "                  plate map's column `control` calls `negative`) | plate | none; default: by negative\n"
@@ -287,7 +287,8 @@ TABLE_KEYS = {
     "exclude": "a CSV of fields to leave out: well, field, and any of plate and reason",
     "qc": "a YAML file of rules: which flags leave fields out, and from where on fields are flagged; none:\n"
     "                  no field is left out; default: incomplete and out of focus",
-    "format": "plain | pycytominer: names of columns that it and R read; default plain",
+    "format": "plain | pycytominer: names of columns that it and R read | anndata: one .h5ad for scanpy, by\n"
+    "                  pip install 'hpc-isl[anndata]'; default plain",
     "heatmap": "what is drawn of each plate: count, a column of the table of wells, or a feature of\n"
     "                  objects, whose median is drawn; several with commas; default count, and of cells\n"
     "                  confluence",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_screen import save_model
+from made_up_segmentation import MadeUp, made_up_segmentation
 
 import hpc_isl
 from hpc_isl.plates.store import Index, read_box, write_labels
 from hpc_isl.stages.export.labels import export_labels
+from hpc_isl.stages.table.stage import table
 
 ENVIRONMENTS = os.environ.get("HPC_ISL_PEERS", "")
 pytestmark = [
@@ -67,3 +70,17 @@ def test_onnx_and_bioimageio_find_the_objects_that_segment_finds(
     np.testing.assert_array_equal(found["onnx"], expected)
     np.testing.assert_array_equal(found["bioimageio"], expected)
     assert found["odd"].shape == (131, 157)
+
+
+@pytest.mark.parametrize("per", ["well", "object"])
+def test_scanpy_reads_and_computes_with_a_table(per: str, tmp_path: Path) -> None:
+    controls = {well: {"control": "negative"} for well in ("B02", "B03", "C02", "C03")}
+    run = made_up_segmentation(tmp_path, [MadeUp(name, plate_map=controls) for name in ("P01", "P02")])
+    table(run, tmp_path / "table.h5ad", per, [], names="anndata")
+    table(run, tmp_path / "table.csv", per, [], normalise="none")
+    rows = len((tmp_path / "table.csv").read_text().splitlines()) - 1
+    found = json.loads(checked("scanpy", "check_h5ad.py", tmp_path / "table.h5ad"))
+    assert found["rows"] == rows
+    assert found["plates"] == ["P01", "P02"]
+    assert found["units"] == ["", "counts", "um", "um2", *(["1/mm2"] if per == "well" else ["rad"])]
+    assert found["components"] == [rows, 2]

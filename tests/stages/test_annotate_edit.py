@@ -14,6 +14,8 @@ import psutil
 import pytest
 import yaml
 import zarr
+from other_plates import snapshot, write_other
+from used_plates import computed
 
 from hpc_isl.cli import main
 from hpc_isl.cluster.run_folder import uses
@@ -25,6 +27,7 @@ from hpc_isl.plates.store import Index, label_names, read_labels, write_labels
 from hpc_isl.recipes.plates import AnnotateRecipe
 from hpc_isl.run import Run
 from hpc_isl.stages import pack
+from hpc_isl.stages.adopt import stage as adopt
 from hpc_isl.stages.annotate.edit import EditSession
 from hpc_isl.stages.annotate.stage import plan
 from hpc_isl.stages.inspect import inspect, validate
@@ -206,6 +209,25 @@ def test_labels_of_a_packed_plate_are_saved_beside_it(index: Index) -> None:
     assert (beside(packed) / "B" / "02" / "1" / "labels" / "nuclei").is_dir()
     restored = store.open_plate(pack.unpack(packed, None).path)
     assert label_names(restored.image(B02)) == ["nuclei", saved.kept]
+
+
+def test_labels_of_an_adopted_plate_are_saved_beside_it_and_nothing_into_it(
+    index: Index, tmp_path: Path
+) -> None:
+    other = write_other(index, tmp_path / "theirs" / "P01.zarr", version="0.4")
+    computed(adopt, tmp_path / "theirs", "P01", f"plate={other}")
+    before = snapshot(other)
+    with begin(index, plate=other) as session:
+        first = session.keys[0]
+        np.testing.assert_array_equal(
+            session.open(first).images["Hoechst"],
+            store.read_box(index.image(B02), 0, 0, 1, [0, 1], slice(None), slice(None)).max(0),
+        )
+        assert session.save(squares(3), [WHOLE]) is not None
+    assert snapshot(other) == before
+    image = store.open_plate(other).image(first)
+    assert image.is_relative_to(beside(other))
+    np.testing.assert_array_equal(read_labels(image, "nuclei"), squares(3))
 
 
 def test_a_box_outside_of_a_field_or_an_unknown_field_is_told(index: Index) -> None:

@@ -246,6 +246,11 @@ def plate_map_name(name: str, taken: Collection[str] = ()) -> str:
     return f"{name} (plate map)" if is_taken else name
 
 
+def mapped_columns(plates: Sequence[SegmentedPlate]) -> list[str]:
+    """Returns how the columns of all plate maps are called in tables of wells."""
+    return [plate_map_name(name) for plate in plates for name in plate.map_columns]
+
+
 def _rows(plate: SegmentedPlate, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Returns what each row of a plate is about, its counts, and its medians."""
     floats = [column.name for column in plate.schema if pa.types.is_floating(column.type)]

@@ -16,18 +16,19 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
+from hpc_isl import __version__
 from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.run import Run
-from hpc_isl.stages.table import plate_maps, profiles
+from hpc_isl.stages.table import anndata_file, plate_maps, profiles
 from hpc_isl.stages.table.exclusion import Exclusions, read_exclusions, warnings
 from hpc_isl.stages.table.field_pictures import quality_section
+from hpc_isl.stages.table.object_rows import object_rows
 from hpc_isl.stages.table.quality import QcRules, enough, flagged, left_out, read_rules
 from hpc_isl.stages.table.segmented_plates import (
     BY,
-    DUPLICATE,
     SegmentedPlate,
-    plate_map_name,
+    mapped_columns,
     read_plates,
     rows_of,
     segmented_plates,
@@ -35,7 +36,7 @@ from hpc_isl.stages.table.segmented_plates import (
 
 PER = (*BY, "object")
 TYPES = (".csv", ".parquet")
-FORMATS = ("plain", "pycytominer")
+FORMATS = ("plain", "pycytominer", "anndata")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Form:
         normalise: none, negative_controls or plate, as in `profiles.normalised`, in the place of readouts;
             of wells alone. None: by negative controls where there are any, beside the readouts, or in their
             place for pycytominer, whose profiles have one column for a feature.
-        names: plain, or pycytominer: its names of columns; the key `format`.
+        names: plain, pycytominer: its names of columns, or anndata: a file of another kind; the key `format`.
         exclude: a list of fields to leave out, as `exclusion.read_exclusions` reads it.
         qc: rules of quality, as `quality.read_rules` reads them.
     """
@@ -77,6 +78,8 @@ class Form:
         _check_per(self.per)
         if self.names not in FORMATS:
             raise UserError(f"format={self.names}: no such form; {nearest(self.names, FORMATS)}")
+        if self.names == "anndata":
+            anndata_file.check_library()
         if self.normalise not in (None, "none") and self.per != "well":
             raise UserError(
                 f"normalise={self.normalise}: compares wells, which are the units of a plate; leave out "
@@ -92,7 +95,7 @@ def table(
     """Writes the table, and heat maps of all plates into `pictures/` of the run.
 
     Args:
-        out: a file, .csv or .parquet; None: `wells.csv`, `objects.csv`, … in the run folder.
+        out: a file, .csv or .parquet (anndata: .h5ad); None: `wells.csv`, `objects.csv`, … in the run folder.
         per, normalise, names, exclude, qc: as in `Form`.
         heat_maps: count, a column of the table of wells that holds numbers, or a feature of objects, whose
             median is shown; None: count, and confluence of cells.
@@ -102,7 +105,8 @@ def table(
     """
     form = Form(per, normalise, names, exclude, qc)
     form.check()
-    path = check_path(out or run.folder / f"{form.per}s.csv")
+    usual = anndata_file.SUFFIX if names == "anndata" else ".csv"
+    path = check_path(out or run.folder / f"{form.per}s{usual}", names)
     return _write(run, segmented_plates(run), path, form, heat_maps)
 
 
@@ -145,22 +149,15 @@ def _write(
     if beside:
         wells = wells.join(relative.wells[profiles.readouts(wells)].add_prefix(profiles.BESIDE))
     columns = plate_maps.columns_of(heat_maps, wells)
-    mapped = [plate_map_name(name) for plate in plates for name in plate.map_columns]
-
-    def names(columns: Sequence[str]) -> dict[str, str]:
-        if form.names == "plain":
-            return {}
-        return profiles.pycytominer_names(columns, plates[0].kind, mapped)
-
-    if per == "object":
-        count = write_objects(path, plates, names)
+    rows = wells if per in ("well", "object") else rows_of(plates, per)
+    if form.names == "anndata":
+        count = _write_anndata(run, plates, path, form, rules, rows, relative)
     else:
-        rows = rows_of(plates, per)
-        if per == "well":
-            rows = wells if beside else relative.wells
-        if form.names != "plain" and per == "well" and method != "none":
-            rows.insert(0, profiles.OBJECT_COUNT, wells.objects)
-        count = write_rows(path, rows.rename(columns=names([str(name) for name in rows])))
+        if per == "well" and not beside:
+            rows = relative.wells
+            if form.names != "plain" and method != "none":
+                rows.insert(0, profiles.OBJECT_COUNT, wells.objects)
+        count = _write_table(plates, path, form, rows)
     headline, made = _headline(plates, wells), {f"table of {many(count, per)}": path}
     if len(quality):
         made["assay quality"] = run.folder / "assay_quality.csv"
@@ -172,6 +169,34 @@ def _write(
     section = quality_section(plates, by_rule)
     made |= plate_maps.draw(run, plates, wells, columns, [f"{headline}.", *notes], section)
     return TableFiles(headline, made, [*notes, *profiles.quality_lines(quality), *about, *relative.notes])
+
+
+def _write_table(plates: Sequence[SegmentedPlate], path: Path, form: Form, rows: pd.DataFrame) -> int:
+    """Writes CSV or Parquet; returns the number of its rows. `rows`: of wells, fields or plates."""
+
+    def names(columns: Sequence[str]) -> dict[str, str]:
+        if form.names == "plain":
+            return {}
+        return profiles.pycytominer_names(columns, plates[0].kind, mapped_columns(plates))
+
+    if form.per == "object":
+        return write_objects(path, plates, names)
+    return write_rows(path, rows.rename(columns=names([str(name) for name in rows])))
+
+
+def _write_anndata(
+    run: Run, plates: Sequence[SegmentedPlate], path: Path, form: Form, rules: QcRules,
+    rows: pd.DataFrame, relative: profiles.Relative,
+) -> int:  # fmt: skip
+    facts = {
+        "run": run.label, "hpc_isl": __version__, "recipe": run.recipe.read_text(),
+        "qc": rules.model_dump_json(), "normalisation": relative.scales,
+    }  # fmt: skip
+    if form.per == "object":
+        return anndata_file.write_objects(path, object_rows(plates), facts)
+    others = relative.wells if form.per == "well" and len(relative.scales) else None
+    in_place = form.normalise not in (None, "none")
+    return anndata_file.write_rows(path, plates, rows, others, facts, in_place)
 
 
 def _selected(
@@ -228,7 +253,7 @@ def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
 # ---------------------------------------------------------------- files
 
 
-def check_path(path: Path) -> Path:
+def check_path(path: Path, names: str = "plain") -> Path:
     """Returns the path, if its ending says what to write.
 
     Raises:
@@ -236,8 +261,9 @@ def check_path(path: Path) -> Path:
     """
     if path.is_dir():
         raise UserError(f"out={path}: is a folder; name a file, as in out={path / 'wells.csv'}")
-    if path.suffix not in TYPES:
-        raise UserError(f"out={path}: no such kind of table; {nearest(path.suffix, TYPES)}")
+    types = (anndata_file.SUFFIX,) if names == "anndata" else TYPES
+    if path.suffix not in types:
+        raise UserError(f"out={path}: no such kind of table; {nearest(path.suffix, types)}")
     return path
 
 
@@ -268,46 +294,21 @@ def write_rows(path: Path, rows: pd.DataFrame) -> int:
 def write_objects(
     path: Path, plates: Sequence[SegmentedPlate], names: Callable[[Sequence[str]], Mapping[str, str]]
 ) -> int:
-    """Writes a row for each object that counts, with the plate map of its well; returns their number.
-
-    Columns: plate and well, those of the plate maps, then all other columns of all plates; null is unknown.
+    """Writes a row for each object that counts, as `ObjectRows` has them; returns their number.
 
     Args:
         names: given the columns, returns those that are called otherwise -> how.
     """
-    own = pa.unify_schemas([plate.schema for plate in plates], promote_options="permissive")
-    columns = {column.name: column for column in own if column.name != DUPLICATE}
-    mapped = dict.fromkeys(name for plate in plates for name in plate.map_columns)
-    where = [columns.pop(name) for name in ("plate", "well") if name in columns]
-    about = [pa.field(plate_map_name(name, own.names), pa.string()) for name in mapped]
-    schema, count = pa.schema([*where, *about, *columns.values()]), 0
-    called = names(schema.names)
-    renamed = [called.get(name, name) for name in schema.names]
-    written = pa.schema([column.with_name(name) for column, name in zip(schema, renamed, strict=True)])
+    objects, count = object_rows(plates), 0
+    called = names(objects.schema.names)
+    renamed = [called.get(name, name) for name in objects.schema.names]
+    columns = zip(objects.schema, renamed, strict=True)
+    written = pa.schema([column.with_name(name) for column, name in columns])
     with _translate_errors(path), _stream_to(path, written) as writer:
-        for plate in plates:
-            for part in plate.batches():
-                rows = _with_plate_map(part, plate, schema, own.names)
-                writer.write_table(rows.rename_columns(renamed))
-                count += part.num_rows
+        for part in objects.parts():
+            writer.write_table(part.rename_columns(renamed))
+            count += part.num_rows
     return count
-
-
-def _with_plate_map(part: pa.Table, plate: SegmentedPlate, schema: pa.Schema, own: Sequence[str]) -> pa.Table:
-    """Returns the same rows with all columns of the schema."""
-    wells = part["well"].to_pylist()
-    maps = {
-        # An empty cell of a plate map is unknown: null, as all that tables do not know.
-        well: {plate_map_name(name, own): value or None for name, value in facts.items()}
-        for well, facts in plate.plate_map.items()
-    }
-    columns = [
-        part[column.name].cast(column.type)
-        if column.name in part.column_names
-        else pa.array([maps.get(well, {}).get(column.name) for well in wells], column.type)
-        for column in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 @contextmanager
