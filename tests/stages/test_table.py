@@ -415,7 +415,9 @@ def test_only_a_run_of_segment_that_is_done_has_tables(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="table: 'S12' is a pretrain run; name a run of segment"):
         table(Run(tmp_path / "runs" / "pretrain" / "S12"))
     (run.done / "segment.json").unlink()
-    with pytest.raises(UserError, match="table: 'nuc-P' is not done, its objects lie field by field in"):
+    with pytest.raises(
+        UserError, match=r"'nuc-P' is not done, and its tables are not whole: .* resume nuc-P"
+    ):
         table(run)
 
 

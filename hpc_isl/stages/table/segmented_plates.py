@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -160,7 +161,8 @@ def segmented_plates(run: Run) -> list[SegmentedPlate]:
         raise UserError(f"table: {run.label!r} is a {run.stage} run; name a run of segment")
     if run.summary() is None:
         raise UserError(
-            f"table: {run.label!r} is not done, its objects lie field by field in {run.folder / 'objects'}"
+            f"table: {run.label!r} is not done, and its tables are not whole: python -m hpc_isl.submit "
+            f"resume {shlex.quote(run.label)}"
         )
     return read_plates(run)
 
