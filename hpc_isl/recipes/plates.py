@@ -225,7 +225,7 @@ class AnnotateRecipe(Recipe):
     """draft: separate touching objects, by a watershed on peaks of the stain (local) or of the
     distance to the background (threshold)"""
     overwrite: bool = False
-    """replace labels of this name on the fields concerned; never those that a person drew or edited"""
+    """replace labels of this name; never those that a person drew or edited"""
     # Null where not given: recipes that earlier versions kept are then no other recipes.
     command: CommandRecipe | None = None
     """draft, method command: another program that segments, such as Cellpose in an environment of its own"""
