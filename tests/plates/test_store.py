@@ -431,14 +431,14 @@ def test_labels_that_another_adds_while_the_list_is_written_are_listed_too(
     make_plate: MakePlate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, _ = make_plate()
-    image, write_group, others = index.image(B02), metadata.write_group, iter(["nuclei", "spots"])
+    image, update_group, others = index.image(B02), metadata.update_group, iter(["nuclei", "spots"])
 
     def another_comes_first(folder: Path, *arguments: Any, **words: Any) -> None:
         if folder.name == "labels" and (other := next(others, None)):
             write_labels(image, other, drawn((70, 90)), origin="human", boxes=[])
-        write_group(folder, *arguments, **words)
+        update_group(folder, *arguments, **words)
 
-    monkeypatch.setattr(metadata, "write_group", another_comes_first)
+    monkeypatch.setattr(metadata, "update_group", another_comes_first)
     write_labels(image, "cells", drawn((70, 90)), origin="human", boxes=[])
     assert ome(image / "labels")["labels"] == ["cells", "nuclei", "spots"] == label_names(image)
 

@@ -212,7 +212,8 @@ def test_files_that_match_nothing_are_reported(export: Path, plate: Path, tmp_pa
         run(tmp_path, **keys, regex="(?P<well>X)")
     recipe = AnnotateRecipe(**keys, labels="n", regex=r"(?P<well>B02)_(?P<field>1)\.tiff")
     assert any(
-        "3 files (B02_2.tiff, B03_1.tiff, B03_2.tiff) have names" in line for line in plan(recipe).messages
+        "3 files (B02_2.tiff, B03_1.tiff, B03_2.tiff) left out: no field" in line
+        for line in plan(recipe).messages
     )
 
 
