@@ -475,7 +475,7 @@ def test_tables_of_an_earlier_version_get_the_columns_of_other_plates(tmp_path):
 def test_empty_fields_have_no_objects_unless_the_model_is_to_look(lab, tmp_path, capsys):
     write_screen(tmp_path / "S1.zarr", empty=["B03"])
     run = segmented(lab, tmp_path, copy=False)
-    said = "2 fields show nothing that has any structure: they have no objects (50.0% of all; "
+    said = "2 fields show nothing that has any structure: no objects there (50.0% of all; "
     assert said in capsys.readouterr().out
     assert run.summary()["figures"]["empty fields"] == 2
     wells = pd.read_csv(run.folder / "wells.csv").set_index("well")

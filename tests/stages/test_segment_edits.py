@@ -26,7 +26,7 @@ from hpc_isl.stages.segment.checks import changed_labels
 from hpc_isl.stages.segment.stage import plan, segment
 from hpc_isl.tasks import Answer
 
-EDITED = r"1 field \(B03/1\) have labels 'found' that were edited since they were written"
+EDITED = r"1 field \(B03/1\) has labels 'found' that were edited since they were written"
 
 
 class Here:
@@ -128,7 +128,7 @@ def test_computed_ones_beside_a_persons_stay_too_when_they_are_edited(corrected)
     test_what_the_message_says_makes_them_a_persons_and_the_computed_ones_go_beside(corrected)
     [name] = {*label_names(image)} - {"found"}
     zarr.open_array(str(existing(image, name) / "0"), mode="r+")[..., :9, :9] = 4242
-    with pytest.raises(UserError, match=rf"1 field \(B03/1\) have labels '{name}' that were edited"):
+    with pytest.raises(UserError, match=rf"1 field \(B03/1\) has labels '{name}' that were edited"):
         again(folder, "third", "h_maxima=7", "overwrite=true")
     assert (read_labels(image, name)[:9, :9] == 4242).all()
 
