@@ -8,7 +8,7 @@ from argparse import Namespace
 
 from hpc_isl.cli.arguments import log
 from hpc_isl.cluster.monitor.messages import Console
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.recipes.plates import AnnotateRecipe
 
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
@@ -45,7 +45,8 @@ def edit(recipe: AnnotateRecipe, user: Console, given: Namespace) -> int:
         try:
             edit_in_window(session)
         finally:  # also where the window was left by Ctrl-C
-            log(f"{len(session.saved)} fields are saved as a person's labels {recipe.labels!r}")
+            count = many(len(session.saved), "field", "is", "are")
+            log(f"{count} saved as a person's labels {recipe.labels!r}")
             for name in session.kept:
                 log(f"  what was there is kept as {name!r}")
     return 0

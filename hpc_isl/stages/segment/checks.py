@@ -347,7 +347,7 @@ def check_writable(plate: PlateInput, existing: ExistingLabels) -> None:
 def some_fields(keys: Sequence[FieldKey], *verb: str) -> str:
     """Returns `5 fields (B03/1, B03/2, B04/1, …)`, and of two verbs the one that agrees with their number."""
     listed = f"({', '.join(map(str, keys[:3]))}{', …' if len(keys) > 3 else ''})"
-    return " ".join([many(len(keys), "field"), listed, *verb[len(keys) != 1 :][:1]])
+    return many(len(keys), "field", *(f"{listed} {word}" for word in verb or ("", ""))).rstrip()
 
 
 # ---------------------------------------------------------------- a run that has ended

@@ -66,7 +66,8 @@ def finish(
         gather.gather_objects(run, plate, whole[plate.slug], duplicates.get(plate.slug, ()), schema)
         gather.gather_records(run, plate)
     _write_plates(inputs, run, left_out)
-    _log_doubts(rows, attempt)
+    empty = sum("empty" in row for row in rows)
+    _log_doubts(rows, empty, attempt)
     made = {"objects, per plate": run.folder / "tables"}
     made |= {"losses": losses} if failed else {}
     made |= write_drift(inputs, attempt, rows)
@@ -80,7 +81,7 @@ def finish(
     figures = {
         "objects": sum(row.get("objects", 0) for row in rows) - twice, "fields": len(rows) - to_retry,
         "lost fields": len(failed),
-        **({"empty fields": empty} if (empty := sum("empty" in row for row in rows)) else {}),
+        **({"empty fields": empty} if empty else {}),
         **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
     }  # fmt: skip
     attempt.finish({
@@ -110,11 +111,11 @@ def _left_out(plate: PlateInput) -> Iterator[Row]:
         yield {"plate": plate.name, **place, "problem": reason}
 
 
-def _log_doubts(rows: Sequence[Row], attempt: Attempt) -> None:
-    """Logs what workers doubted, and that results are bit-identical on one kind of device alone."""
+def _log_doubts(rows: Sequence[Row], empty: int, attempt: Attempt) -> None:
+    """Logs doubts of workers, empty fields, and that bits are the same on one kind of device alone."""
     for doubt in sorted({row["doubt"] for row in rows if "doubt" in row}):
         attempt.log(f"warning: {doubt}")
-    if empty := sum("empty" in row for row in rows):
+    if empty:
         attempt.log(
             f"{many(empty, 'field', 'shows', 'show')} nothing that has any structure: no objects there "
             f"({empty / len(rows):.1%} of all; empty_fields=segment, under another name of labels, asks the "
