@@ -32,3 +32,7 @@ if [ "${ALL:-}" ]; then  # the frozen recipe with scale on all 26 fields
   run finetune cells-scaled usiigaci.yaml augment.scale=0.5
   python "$here"/splits.py runs/finetune/cells-scaled U.zarr
 fi
+if [ "${FULL:-}" ]; then  # the same at full resolution, with twice the steps
+  run finetune cells-full usiigaci.yaml augment.scale=0.5 data.level=0 objects.h_maxima=40 left_out=never train.steps=1200
+  python "$here"/splits.py runs/finetune/cells-full U.zarr
+fi
