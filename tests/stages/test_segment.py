@@ -235,6 +235,30 @@ def test_a_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(lab,
         assert hashes(run) == expected
 
 
+def test_plates_on_two_disks_are_one_run_also_when_one_disk_fills(lab, tmp_path):
+    """Each plate's labels go to its own disk; what the full one holds up is done when there is room."""
+    shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
+    with small_disk(tmp_path / "disk", "20m"):
+        other = tmp_path / "disk" / "S2.zarr"
+        write_screen(other, wells=["C02"])
+        keys = (f"plates=[{tmp_path}/S1.zarr, {other}]",)
+        filler = tmp_path / "disk" / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(other).free - 40_000))
+        with pytest.raises(AbortRun, match=r"disk/S2\.zarr.*the disk is full"):
+            segmented(lab, tmp_path, *keys, copy=False)
+        filler.unlink()
+        run = segmented(lab, tmp_path, *keys, copy=False)
+        apart = segmented(lab, tmp_path, "overwrite=true", name="apart", copy=False)
+        alone = segmented(lab, tmp_path, "overwrite=true", f"plates=[{other}]", name="alone", copy=False)
+        both = hashes(run)
+        expected = [hashes(apart), hashes(alone)]
+        assert both[0] == {**expected[0][0], **expected[1][0]}
+        assert sorted(both[1]) == ["S1.parquet", "S2.parquet"]
+        for plate in (tmp_path / "S1.zarr", other):
+            assert validate(plate) == []
+            assert not list(plate.rglob("*.part*"))
+
+
 def test_a_plate_that_may_not_be_written_is_refused_unless_no_labels_are_kept(lab, tmp_path):
     shutil.copytree(lab / "S1.zarr", tmp_path / "S1.zarr")
     with read_only(tmp_path / "S1.zarr"):
