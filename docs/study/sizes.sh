@@ -36,3 +36,10 @@ if [ "${FULL:-}" ]; then  # the same at full resolution, with twice the steps
   run finetune cells-full usiigaci.yaml augment.scale=0.5 data.level=0 objects.h_maxima=40 left_out=never train.steps=1200
   python "$here"/splits.py runs/finetune/cells-full U.zarr
 fi
+if [ "${CELLPOSE3:-}" ]; then  # Cellpose 3 from scratch, on the same 26 fields at half resolution
+  script=$here/programs/cellpose_program.py
+  run finetune cells-cellpose3 usiigaci.yaml arm=cellpose3 "programs=[{name: cellpose3, time_limit_s: 36000,
+    train: [$CELLPOSE3, $script, train, '{images}', '{labels}', '{model}', '{seed}', --epochs, '300'],
+    predict: [$CELLPOSE3, $script, predict, '{images}', '{model}', '{out}']}]"
+  python "$here"/splits.py runs/finetune/cells-cellpose3 U.zarr
+fi
