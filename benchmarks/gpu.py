@@ -200,7 +200,7 @@ def stage(given: argparse.Namespace, workers: int) -> None:
         f"site.workers={workers}",
         f"site.runs={given.folder}/runs",
         "site.tracking=none",
-        "site.memory=12G",
+        *(["site.memory=12G"] if given.small else []),
     ]
     command = [sys.executable, "-m", "hpc_isl.submit", "segment", *keys_of(given.folder, name), *site]
     subprocess.run([*command, "--name", name], check=True, stdout=subprocess.DEVNULL)

@@ -38,7 +38,7 @@ if [ "${FULL:-}" ]; then  # the same at full resolution, with twice the steps
 fi
 if [ "${CELLPOSE3:-}" ]; then  # Cellpose 3 from scratch, on the same 26 fields at half resolution
   script=$here/programs/cellpose_program.py
-  run finetune cells-cellpose3 usiigaci.yaml arm=cellpose3 "programs=[{name: cellpose3, time_limit_s: 36000,
+  run finetune cells-cellpose3 usiigaci.yaml arm=cellpose3 left_out=never "programs=[{name: cellpose3, time_limit_s: 36000,
     train: [$CELLPOSE3, $script, train, '{images}', '{labels}', '{model}', '{seed}', --epochs, '300'],
     predict: [$CELLPOSE3, $script, predict, '{images}', '{model}', '{out}']}]"
   python "$here"/splits.py runs/finetune/cells-cellpose3 U.zarr
