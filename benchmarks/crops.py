@@ -65,17 +65,17 @@ def main() -> None:
 # ---------------------------------------------------------------- a plate as a Phenix would fill it
 
 
-def write_plate(path: Path) -> Path:
-    """Two fields of 2160², bright-field and Hoechst in four planes each: cells and shot noise, uint16."""
-    keys = [FieldKey("B02", "1"), FieldKey("B03", "1")]
+def write_plate(path: Path, fields: int = 2, times: int = 1) -> Path:
+    """Fields of 2160², bright-field and Hoechst in four planes each: cells and shot noise, uint16."""
+    keys = [FieldKey(f"B{column + 2:02d}", "1") for column in range(fields)]
     rows, columns = layout({key.well for key in keys})
-    shape = (1, 2, DEPTH, EDGE, EDGE)
+    shape = (times, 2, DEPTH, EDGE, EDGE)
     plate = Plate(
         "bench", rows, columns, (Channel("Brightfield", fluorescent=False), Channel("Hoechst")),
         tuple(Field(key, shape, "uint16") for key in keys), pixel_um=0.299,
     )  # fmt: skip
-    for seed, field in enumerate(plate.fields):
-        pixels = image(seed)
+    for number, field in enumerate(plate.fields):
+        pixels = np.concatenate([image(number * times + at) for at in range(times)])
         write_field(path, plate, field, pixels, measure(pixels), CodecRecipe())
     finalise(path, plate, {})
     return path

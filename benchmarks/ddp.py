@@ -1,22 +1,32 @@
 """What distributing costs: 2 processes against 1, and the training loop against the bare network.
 
-    python benchmarks/ddp.py                                          # on CPUs, gloo; two minutes
+    python benchmarks/ddp.py                                          # on CPUs, gloo; two minutes a round
+    python benchmarks/ddp.py --encoder resnet18 --steps 6 --rounds 3  # three minutes
     python benchmarks/ddp.py --processes 4 --batch 64 --micro 16 --crop 512     # on 4 GPUs, nccl
     python benchmarks/ddp.py --processes 1 --batch 64 --micro 16 --crop 512 --precision fp32
 
-Batches lie in memory: nothing is read. Every kind of step is timed by its median; the loop and the bare
-network run step by step in turns in one process, so that their ratio holds on a busy machine.
+Batches lie in memory: nothing is read. Every kind of step is timed by its median; the loop and bare networks
+run step by step in turns in the same processes, so that their ratio holds on a busy machine. On CPUs each
+process is held to CPUs of its own.
+
+A bare network computes what its process computes in the loop: forward and backward passes of the same
+micro-batches, clipping, the optimiser. With several processes each has one, which begin a step together and
+then neither wait for each other nor communicate: what they gain over one is all that the machine gives.
+"Share" is what the loop gains by several processes over what bare networks gain. For comparison it is also
+given for bare networks that compute the whole batch each, and so need the optimiser half as often for a crop.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +46,7 @@ from hpc_isl.recipes.training import NetRecipe, OptimRecipe, TrainRecipe
 from hpc_isl.run import Attempt, Run
 
 WARM_UP = 2
+KINDS = {"bare": "bare network", "loop": "training loop", "whole": "bare network, a whole batch each"}
 
 
 def main() -> None:
@@ -43,7 +54,6 @@ def main() -> None:
     if given.rank is not None:
         as_rank(given)
         return
-    processes = given.processes
     kind = (
         f"{torch.cuda.get_device_name()}"
         if torch.cuda.is_available()
@@ -53,14 +63,35 @@ def main() -> None:
         f"{given.encoder} U-Net, {given.batch} crops of {given.crop}² in micro-batches of {given.micro}, "
         f"{given.precision}, {kind}"
     )
-    one = measured(given, 1)
-    show("bare network, 1 process", one["bare"], given.batch, one["bare"])
-    show("training loop, 1 process", one["loop"], given.batch, one["bare"])
-    print(f"loop ÷ bare network: {one['loop'] / one['bare']:.3f}")
-    if processes > 1:
-        many = measured(given, processes)
-        show(f"training loop, {processes} processes", many["loop"], given.batch, one["bare"])
-        print(f"throughput of {processes} processes ÷ 1: {one['loop'] / many['loop']:.2f}")
+    many = given.processes
+    rounds = [
+        {processes: measured(given, processes) for processes in dict.fromkeys((1, many))}
+        for _ in range(given.rounds)
+    ]
+    base = median(of[1]["bare"] for of in rounds)
+    for processes in rounds[0]:
+        for name, text in KINDS.items():
+            if name in rounds[0][processes]:
+                seconds = median(of[processes][name] for of in rounds)
+                show(f"{text}, {processes} process(es)", seconds, given.batch, base)
+    ratio(rounds, "loop ÷ bare network", lambda of: of[1]["loop"] / of[1]["bare"])
+    if many == 1:
+        return
+    gain: Callable[[Any, str], float] = lambda of, name: of[1][name] / of[many][name]  # noqa: E731
+    ratio(rounds, f"{many} processes are as fast as one, times", lambda of: gain(of, "loop"))
+    ratio(rounds, f"{many} bare networks, times", lambda of: gain(of, "bare"))
+    ratio(rounds, "share of it that the loop gains", lambda of: gain(of, "loop") / gain(of, "bare"))
+    whole: Callable[[Any], float] = lambda of: many * of[1]["bare"] / of[many]["whole"]  # noqa: E731
+    ratio(rounds, f"{many} bare networks with a whole batch each, times", whole)
+    ratio(rounds, "share of that", lambda of: gain(of, "loop") / whole(of))
+    for name in ("loop", "bare"):
+        more: Callable[[Any, str], float] = lambda of, key: many * of[many][key] / of[1][key]  # noqa: E731
+        ratio(rounds, f"CPU seconds of a crop, {KINDS[name]}, times", partial(more, key=f"{name} CPU"))
+
+
+def ratio(rounds: list[Any], what: str, of: Callable[[Any], float]) -> None:
+    values = sorted(of(each) for each in rounds)
+    print(f"{what}: {median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})")
 
 
 def arguments() -> argparse.Namespace:
@@ -72,6 +103,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--micro", type=int, default=4)
     options.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
+    options.add_argument("--rounds", type=int, default=1, help="in which processes are started afresh")
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--threads", type=int, default=1, help="of each process, on a CPU")
     options.add_argument("--precision", default="auto")
@@ -81,7 +113,7 @@ def arguments() -> argparse.Namespace:
 
 
 def show(name: str, seconds: float, batch: int, bare: float) -> None:
-    print(f"{name:<28}{seconds * 1e3:9.1f} ms a step{batch / seconds:10.1f} crops/s{bare / seconds:8.2f} ×")
+    print(f"{name:<40}{seconds * 1e3:9.1f} ms a step{batch / seconds:10.1f} crops/s{bare / seconds:8.2f} ×")
 
 
 def measured(given: argparse.Namespace, processes: int) -> dict[str, float]:
@@ -99,12 +131,18 @@ def measured(given: argparse.Namespace, processes: int) -> dict[str, float]:
 
 
 def as_rank(given: argparse.Namespace) -> None:
+    if not torch.cuda.is_available():
+        cpus = sorted(os.sched_getaffinity(0))
+        own = cpus[given.rank * given.threads : (given.rank + 1) * given.threads]
+        os.sched_setaffinity(0, own or cpus)  # more processes than CPUs share them
     size = given.processes
     attempt = Attempt(Run(given.folder), 0, given.rank, size, given.rank, size, cpus=given.threads)
     with open_world(attempt) as world:
         times = in_turns(given, world)
+        medians = {kind: median(values[WARM_UP:]) for kind, values in times.items() if values}
+        ranks = world.gather(medians)
         if world.rank == 0:
-            result = {kind: median(values[WARM_UP:]) for kind, values in times.items() if values}
+            result = {kind: sum(rank[kind] for rank in ranks) / size for kind in medians}
             (given.folder / "result.json").write_text(json.dumps(result))
 
 
@@ -123,26 +161,36 @@ def network(given: argparse.Namespace, world: World) -> nn.Module:
 
 
 def in_turns(given: argparse.Namespace, world: World) -> dict[str, list[float]]:
-    """Seconds of each step: of the product's loop, and in one process of the bare network in between."""
-    times: dict[str, list[float]] = {"loop": [], "bare": []}
+    """Seconds, and CPU seconds, of each step of the product's loop and of the bare networks in between."""
+    times: dict[str, list[float]] = {f"{kind}{of}": [] for kind in KINDS for of in ("", " CPU")}
     steps = WARM_UP + given.steps
     recipe = TrainRecipe(
         steps=steps, batch=given.batch, micro_batch=given.micro, crop=given.crop,
         precision=given.precision, checkpoint_every=10**6,
     )  # fmt: skip
-    own = range(world.rank, given.batch // given.micro, world.size)
+    every = range(given.batch // given.micro)
+    own = every[world.rank :: world.size]
     cached = {micro: pair(given, micro) for micro in own}
-    bare_step = bare(given, world) if world.size == 1 else None
+    bare_steps = {"bare": bare(given, world, own)}
+    if world.size > 1:
+        bare_steps["whole"] = bare(given, world, every)
+    cpu = 0.0
 
     def batches(first: int) -> Iterator[MicroBatch]:
         return ((step, j, *cached[j]) for step in range(first, steps) for j in own)
 
     def report(step: int, values: dict[str, float]) -> None:
+        nonlocal cpu
+        times["loop CPU"].append(time.process_time() - cpu)
         times["loop"].append(values["step_s"])
-        if bare_step:
-            start = time.perf_counter()
+        for name, bare_step in bare_steps.items():
+            world.barrier()
+            start, cpu = time.perf_counter(), time.process_time()
             bare_step()
-            times["bare"].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
+            times[f"{name} CPU"].append(time.process_time() - cpu)
+        world.barrier()
+        cpu = time.process_time()
 
     hooks = Hooks(batches, report=report)
     checkpoints = Checkpoints(given.folder / "checkpoints", "benchmark", log=lambda text: None)
@@ -150,15 +198,14 @@ def in_turns(given: argparse.Namespace, world: World) -> dict[str, list[float]]:
     return times
 
 
-def bare(given: argparse.Namespace, world: World) -> Callable[[], None]:
+def bare(given: argparse.Namespace, world: World, micros: range) -> Callable[[], None]:
     """A step of the least that trains: forward, backward, clipping, optimiser; batches on the device."""
     of, dtype = network(given, world), resolve(given.precision, world.device)
     of.train()
     optimizer = optimizer_of(of.parameters(), OptimRecipe())
-    shares = given.batch // given.micro
     cached = [
         [t.to(world.device, memory_format=torch.channels_last) for t in pair(given, micro)]
-        for micro in range(shares)
+        for micro in micros
     ]
 
     def step() -> None:
@@ -166,7 +213,7 @@ def bare(given: argparse.Namespace, world: World) -> Callable[[], None]:
         for sources, targets in cached:
             with autocast(world.device, dtype):
                 prediction: Any = of(sources)
-            (nn.functional.l1_loss(prediction.float(), targets) / shares).backward()
+            (nn.functional.l1_loss(prediction.float(), targets) / len(micros)).backward()
         nn.utils.clip_grad_norm_(of.parameters(), 1.0)
         optimizer.step()
         if world.device.type == "cuda":
