@@ -208,6 +208,16 @@ def test_a_contract_lists_the_wells_that_its_model_has_seen(world, tmp_path):
     assert not plain.has_seen("train", "P02", FieldKey(box["well"], "1"))
 
 
+def test_without_a_pretrained_model_drift_knows_every_well_that_was_learnt_from(world):
+    """Validation wells teach in fine-tuning, so their images are not new; with train_on_all test wells do."""
+    without = ("pretrained=[]", "drafted=null", "arm=random", "sources=[{channel: Brightfield}]", SPLIT)
+    for more, drawn in (("train_on_all=false", {"C03"}), ("train_on_all=true", {"B04", "C03", "C04"})):
+        inputs = resolve_inputs(recipe(world, *without, more))
+        wells = inputs.wells("random")
+        assert {f"{well}/1" for well in drawn} <= {*wells["train"]["P01"]} <= {*wells["reference"]["P01"]}
+        assert any(inputs.reference().values())
+
+
 @pytest.mark.parametrize("arm", ["random+isl", "drafted"])
 def test_without_any_annotation_the_pretrained_model_is_scored(world, tmp_path, arm):
     found = run(world, "a", f"arm={arm}", "n=0", root=tmp_path)

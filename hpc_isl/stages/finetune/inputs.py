@@ -83,11 +83,17 @@ class FinetuneInputs:
         return next((start for start in self.starts.values() if start.isl and start.contract.reference), None)
 
     def reference(self) -> Reference:
-        """Returns the statistics of known images: the ISL model's, which saw most, else the split's."""
+        """Returns the statistics of known images: those of the ISL model, else of all that may train."""
         if known := self._widest():
             return known.contract.reference
-        keys = [self.study.keys(index, "train") for index in self.study.indices]
-        return reference_of(self.study.view, self.study.indices, keys)
+        return reference_of(self.study.view, self.study.indices, [own for _, own in self._training()])
+
+    def _training(self) -> Iterator[tuple[str, Sequence[FieldKey]]]:
+        """Yields each plate and its fields that may train, annotated or not, and those of this draw."""
+        for index in self.study.indices:
+            drawn = {box.key for box in self.learning if box.index.path == index.path}
+            parts = {key for part in LEARN for key in self.study.keys(index, part)}
+            yield index.plate.name, sorted(drawn | parts, key=lambda key: key.place)
 
     def wells(self, arm: str) -> dict[str, Wells]:
         """Returns the wells of annotations (train, test), of the reference's images, and of the stain seen.
@@ -95,8 +101,7 @@ class FinetuneInputs:
         The contract keeps them, so that no plate the model has seen is later taken for a new one.
         """
         known, start = self._widest(), self.start(arm)
-        study = self.study
-        training = [(plate.name, key) for plate in study.plates for key in study.keys(plate.index, "train")]
+        training = [(plate, key) for plate, keys in self._training() for key in keys]
 
         def grouped(fields: Iterable[tuple[str, FieldKey]]) -> Wells:
             wells: dict[str, set[str]] = {}
