@@ -28,7 +28,7 @@ def nearest(given: object, legal: Iterable[object]) -> str:
         return "there are none"
     close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     listed = ", ".join(repr(name) for name in names[:30]) + (", …" if len(names) > 30 else "")
-    return (f"did you mean {close[0]!r}? " if close else "") + f"There are: {listed}"
+    return f"did you mean {close[0]!r}? There are: {listed}" if close else f"there are: {listed}"
 
 
 def many(count: int, noun: str, *verb: str) -> str:

@@ -103,7 +103,7 @@ def test_pixels_are_those_of_the_store(plate: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"channel": "Hoechst"}, "no channel 'Hoechst'; There are: 'Brightfield', 'HOECHST 33342'"),
+        ({"channel": "Hoechst"}, "no channel 'Hoechst'; there are: 'Brightfield', 'HOECHST 33342'"),
         ({"channel": "Brightfield", "plane": 7}, "there are the planes 0"),
         ({"channel": "Brightfield", "level": 9}, "not level 9"),
         ({"channel": "Brightfield", "time": 1}, "not level 0 at time 1"),

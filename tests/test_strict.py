@@ -61,7 +61,7 @@ def test_values_are_frozen() -> None:
         ({"name": "a", "inner": {"weight": 1}}, "inner.weight: no such key; did you mean 'other.weight'?"),
         ({"name": "a", "inner": {"weigth": 1}}, "inner.weigth: no such key; did you mean 'other.weight'?"),
         ({"name": "a", "size": 1}, "size: no such key; did you mean 'inner.size' or 'many.0.size'"),
-        ({"name": "a", "other": {"zzz": 1}}, "other.zzz: no such key; There are: 'weight', 'size'"),
+        ({"name": "a", "other": {"zzz": 1}}, "other.zzz: no such key; there are: 'weight', 'size'"),
         ({"name": "a", "inner": {"size": "big"}}, "inner.size: Input should be a valid integer"),
         ({"name": "a", "inner": 3}, "inner: "),
     ],

@@ -38,7 +38,8 @@ def _one_run(given: Namespace, roots: tuple[Path, ...] = ()) -> Run:
     from hpc_isl.cluster.run_folder import folders
 
     if len(given.words) != 1:
-        raise UserError(f"{given.verb}: name one run, as in {program()} {given.verb} S12")
+        call = program()
+        raise UserError(f"{given.verb}: name one run, as in {call} {given.verb} S12; {call} status lists all")
     return folders.find(given.words[0], *(roots or run_folders(given)))
 
 

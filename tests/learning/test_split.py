@@ -111,7 +111,7 @@ def test_a_written_split_is_read_back_with_the_same_digest(tmp_path: Path) -> No
         (SplitRecipe(validation_wells=["12"]), "is no well name"),
         (SplitRecipe(test_wells=["A01"], validation_wells=["A1"]), "A01 is already held out for test"),
         (SplitRecipe(stratify="treatmant"), "no column 'treatmant'; did you mean 'treatment'"),
-        (SplitRecipe(hold_out={"treatment": ["C"]}), "no well has 'C'; There are: 'A', 'B'"),
+        (SplitRecipe(hold_out={"treatment": ["C"]}), "no well has 'C'; there are: 'A', 'B'"),
         (SplitRecipe(test=1.0), "no field is left to train on"),
     ],
 )

@@ -205,8 +205,8 @@ def test_chosen_times_are_numbered_anew_and_fields_without_them_are_left_out(tmp
     ("given", "answer"),
     [
         ({"channels": ["DAPY"]}, r"channels: the export has no channel 'DAPY'; did you mean 'DAPI'\? There"),
-        ({"times": [1]}, r"times: the export has no time 1; There are: '0'"),
-        ({"planes": [0, 2]}, r"planes: the export has no plane 2; There are: '0', '1'"),
+        ({"times": [1]}, r"times: the export has no time 1; there are: '0'"),
+        ({"planes": [0, 2]}, r"planes: the export has no plane 2; there are: '0', '1'"),
         ({"fields": ["C05"]}, r"fields: the export has no field or well 'C05'"),
         ({"planes": []}, r"planes: an empty list would leave out everything; null means all"),
     ],

@@ -131,7 +131,7 @@ def test_the_command_line_exports_and_says_what(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["format=qupath"], "format=qupath: no such format; There are: 'geojson', 'roi'"),
+        (["format=qupath"], "format=qupath: no such format; there are: 'geojson', 'roi'"),
         (["fields=B03"], "fields: B03/1 have no labels"),
         (["fields=[B02"], r"[B02: is no list; write it as in [B03/1, D07]"),
         (["labels=nuclei"], f"labels=nuclei: no field has them; did you mean '{NAME}'"),

@@ -116,7 +116,7 @@ def test_what_a_package_cannot_say_is_refused(run: Run) -> None:
         (["labels", "model=@", "plate=p", "labels=a", "out=x"], "export labels: model= means nothing here"),
         (
             ["model=@", "out=x", "format=tensorflow"],
-            "format=tensorflow: no such format; There are: 'onnx', 'bioimageio'",
+            "format=tensorflow: no such format; there are: 'onnx', 'bioimageio'",
         ),
         (["model=nothing", "out=x"], "nothing"),
     ],

@@ -41,6 +41,7 @@ from hpc_isl.stages.finetune.scores import count
 from hpc_isl.stages.finetune.stage import finetune, plan
 from hpc_isl.stages.pretrain.stage import pretrain
 from hpc_isl.stages.shared.decoding import decode, rule_of
+from hpc_isl.stages.shared.following import model_run
 from hpc_isl.stages.shared.plate_views import PlateView
 
 SCRIPT = Path(__file__).with_name("run_finetune.py")
@@ -227,6 +228,18 @@ def test_without_any_annotation_the_pretrained_model_is_scored(world, tmp_path, 
     assert found.model.exists() == (arm == "drafted")
     if arm == "drafted":
         assert same_weights(found, Run(world / "runs" / "finetune" / "drafted"))
+    else:
+        with pytest.raises(UserError, match=r"model=a: nothing was learnt \(n=0\), so it has no model"):
+            model_run(found.folder)
+
+
+def test_the_model_of_a_run_that_has_not_ended_is_not_there_yet(tmp_path):
+    for name in ("nuc", "nuc/finetune/final"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "recipe.yaml").write_text("{}\n")
+    Run(tmp_path / "nuc").elements_file.write_text('{"elements": ["finetune/final"]}')
+    with pytest.raises(UserError, match=r"model=nuc/final: it has not ended, .* resume nuc$"):
+        model_run(tmp_path / "nuc")
 
 
 def test_labels_outside_of_boxes_change_neither_weights_nor_scores(world, tmp_path):

@@ -186,7 +186,7 @@ def test_wells_and_channels_can_be_chosen(
     ("words", "message"),
     [
         (["wells=H12"], "'H12' is not on the plate"),
-        (["channels=DAPY"], "has no channel 'DAPY'; There are: 'Bright <i>field', 'DAPI & more'"),
+        (["channels=DAPY"], "has no channel 'DAPY'; there are: 'Bright <i>field', 'DAPI & more'"),
         (["out=x.pdf"], "out=x.pdf: the page is a file that ends in .html"),
         (["well=B03"], "overview well=: no such key; did you mean 'wells'"),
         (["out="], "overview out=: a value is missing"),

@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.learning.data.augment import resize, shade, turn, zoom
 from hpc_isl.learning.data.fields import (
     FieldView,
@@ -284,14 +284,14 @@ def _messages(
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         names = listed(list(dict.fromkeys(name for name, _ in lacking)))
         total = len(fields) + len(lacking)
-        yield f"{len(lacking)} of {total} training fields are left out: {counted} ({names})"
+        yield f"{len(lacking)} of {many(total, 'training field')} left out: {counted} ({names})"
     small = [field for field in kept if min(side.stop - side.start for side in field.valid) < edge]
     if small:
         yield f"{len(small)} of {len(kept)} fields are smaller than a crop ({edge} pixels): reflected to fit"
     if dropped and wanted:
         names = listed([f"{field.plate} {field.key}" for field in dropped])
         yield (
-            f"{len(dropped)} of {len(kept) + len(dropped)} training fields are left out, for no crop has "
+            f"{len(dropped)} of {many(len(kept) + len(dropped), 'training field')} left out, for no crop has "
             f"{_foreground_text(wanted)}: {names}"
         )
 
@@ -334,7 +334,7 @@ def permuted(fields: Sequence[FieldView], seed: int) -> tuple[list[FieldView], t
     if alone := [field for number, field in enumerate(fields) if number not in others]:
         named = ", ".join(f"{field.plate} {field.key}" for field in alone[:LISTED])
         messages.append(
-            f"{len(alone)} training fields are left out of the control, for no other has their size: {named}"
-            + (", …" * (len(alone) > LISTED))
+            f"{many(len(alone), 'training field', 'is', 'are')} left out of the control, for no other has "
+            f"their size: {named}" + (", …" * (len(alone) > LISTED))
         )
     return kept, tuple(messages)

@@ -38,9 +38,9 @@ README_NAME = "README.txt"
 README = """\
 {fields} fields of the plate {plate}, labels {labels}.
 
-B03_1.image.tif    field 1 of well B03, one page per channel: {channels}
+{stem}.image.tif    field {field} of well {well}, one page per channel: {channels}
                    (stains: the brightest of all planes at each pixel; label-free: the sharpest plane)
-B03_1.labels.tif   its labels: 0 background, k the k-th object
+{stem}.labels.tif   its labels: 0 background, k the k-th object
 {table}          the annotation boxes (pixels, ends excluded) in which every object is to be drawn
 {manifest}      what the labels were when they were exported; leave it as it is
 
@@ -49,7 +49,7 @@ Correct the labels inside the boxes and save them under the same names: in napar
     {napari}
 
 What other programs save beside the images is imported too, in place of labels that were not changed: masks of
-Cellpose (B03_1.image_cp_masks.png), ROIs of ImageJ (B03_1_RoiSet.zip), GeoJSON of QuPath (B03_1.geojson).
+Cellpose ({stem}.image_cp_masks.png), ROIs of ImageJ ({stem}_RoiSet.zip), GeoJSON of QuPath ({stem}.geojson).
 
 Then import them. What was changed becomes human, what was not stays what it is; add accept=true if
 you have looked at all of it and the rest is right as it is.
@@ -98,6 +98,7 @@ def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None
         readme = README.format(
             fields=len(keys), plate=recipe.plate, labels=recipe.labels, table=TABLE, manifest=MANIFEST,
             channels=", ".join(channel.name for channel in index.plate.channels),
+            stem=_stem(keys[0]), field=keys[0].name, well=keys[0].well,
             napari=f"napari {' '.join(first)}", import_line=_import_line(recipe),
         )  # fmt: skip
         (folder / README_NAME).write_text(readme)

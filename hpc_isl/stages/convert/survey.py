@@ -204,7 +204,10 @@ def _digest_of_existing(recipe: ConvertRecipe, export: Export, existing: Index, 
         return digest
     if words := words_for(existing.plate, export.plate):
         call = f"python -m hpc_isl.submit set {shlex.quote(str(recipe.out))} {' '.join(words)}"
-        raise UserError(f"out: {recipe.out} holds this plate, with other metadata; to change them: {call}")
+        raise UserError(
+            f"out: {recipe.out} holds this plate, with other metadata; to keep them, type the keys that it "
+            f"was converted with; to change them: {call}"
+        )
     return made_as
 
 

@@ -230,7 +230,7 @@ def _messages(
         lines.append(
             f"h_maxima={fitted['h_maxima']:g}, mask_threshold={fitted['mask_threshold']:g}, "
             f"min_area={fitted['min_area']}: fitted on {fitted['objects']} objects ({name} "
-            f"{fitted['mAP_usual']:.3f} at the usual h_maxima={fitted['usual']:g})"
+            f"{fitted['mAP_usual']:.3f} before, with the usual h_maxima={fitted['usual']:g})"
         )
     if evidence.start_scores:
         verdict = "the start is kept" if evidence.keeps_start else "training is kept"

@@ -211,7 +211,8 @@ def _panel(plate: PlateInput, key: FieldKey, row: Row, below: str = "") -> Panel
     labels = read_label_box(image, name, 0, *box)[np.ix_(rows - rows[0], columns - columns[0])]
     if not below:
         small = sum(row.get("dropped", []))
-        below = many(row["objects"], "object") + (f", {small:,} too small" if small else "")
+        below = f"{many(row['objects'], 'object')} in the whole field"
+        below += f", {small:,} too small" if small else ""
     about = described(index.plate_map.get(key.well, {}))
     return f"{plate.name} {', '.join([str(key), *about])}\n{below}", source, labels
 

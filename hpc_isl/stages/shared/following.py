@@ -10,6 +10,7 @@ from typing import Any
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.split import PARTS
+from hpc_isl.learning.network.contract import CONTRACT
 from hpc_isl.plates.store import Index, label_names, label_provenance
 from hpc_isl.recipes.load import load
 from hpc_isl.recipes.pretrain import PretrainRecipe
@@ -127,7 +128,11 @@ def after_finetuning(plates: Sequence[Path]) -> str:
 
 
 def model_run(folder: Path) -> Run:
-    """Returns the run whose model is meant: of a sweep its final element."""
+    """Returns the run whose model is meant: of a sweep its final element.
+
+    Raises:
+        UserError: there is no final element, the run has not ended, or it has taught nothing.
+    """
     run = Run(folder)
     members = {member.name: member for member in run.elements()}
     if members and FINAL not in members:
@@ -135,4 +140,13 @@ def model_run(folder: Path) -> Run:
             f"model={folder.name}: this sweep has no element {FINAL!r}; name one of its elements, as in "
             f"model={folder.name}/{next(iter(members))}"
         )
-    return members.get(FINAL, run)
+    run = members.get(FINAL, run)
+    if run.recipe.exists() and not run.removed and not (run.model / CONTRACT).exists():
+        name = f"{folder.name}/{FINAL}" if members else folder.name
+        if run.summary() is None:
+            raise UserError(f"model={name}: it has not ended, so there is no model yet: resume {folder.name}")
+        raise UserError(
+            f"model={name}: nothing was learnt (n=0), so it has no model of its own; name the pretrained "
+            "one, whose stain is thresholded"
+        )
+    return run

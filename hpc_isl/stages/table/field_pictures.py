@@ -72,7 +72,7 @@ def _drawn(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption
     figure, axes = panel_grid(len(images), 6, 2.1, 2.35)
     for axis, (place, pixels) in zip(axes, images.items(), strict=False):
         show_grey(axis, pixels, interpolation=None)
-        title = f"{place[0]} {place[1]}/{place[2]}\n{texts[place]}".strip().replace("_", " ")
+        title = f"{place[0]} {place[1]}/{place[2]}\n{texts[place]}".strip()
         axis.set_title(title, fontsize=7, color=INK, loc="left")
     png = io.BytesIO()
     figure.savefig(png, format="png", facecolor="white")
