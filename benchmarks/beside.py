@@ -1,7 +1,7 @@
 """Runs a benchmark by this tree and by an earlier commit, in turns, and prints both and their ratio.
 
     git worktree add /tmp/earlier 4526d8e
-    python benchmarks/beside.py /tmp/earlier scale.py [--times 3] [-- --repeats 7]
+    python benchmarks/beside.py [--times 3] /tmp/earlier scale.py --repeats 7
 
 Lines that differ in their figures alone are the same measurement. Of each the first figure is compared: the
 medians of all times, and the ratio of each pair. Lines that one of the trees does not print are left out.
@@ -25,7 +25,7 @@ def main() -> None:
     words.add_argument("earlier", type=Path, help="a checkout of the earlier commit")
     words.add_argument("script", help="in benchmarks/ of both, as scale.py")
     words.add_argument("--times", type=int, default=3)
-    words.add_argument("arguments", nargs="*", help="of the script")
+    words.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
     given = words.parse_args()
     trees = {"earlier": given.earlier.resolve(), "now": Path(__file__).resolve().parents[1]}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}

@@ -109,6 +109,7 @@ def _round(
     labels = timed("watershed", lambda: decode(maps, bench.rule)[0])
     seen = [FieldPrediction(maps, None, labels)]
     table = timed("features", lambda: measured(bench, reader, work, seen))
+    timed("focus", lambda: reader.focus(0))
     timed("writing", lambda: _keep(bench, reader, work, seen, table))
     timed("hash and record", lambda: files.write_record(work, _facts(bench, reader, work, seen, table)))
     return {"objects": float(labels.max()), **times}

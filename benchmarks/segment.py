@@ -51,7 +51,16 @@ from hpc_isl.stages.segment.stage import _write_schema, plan
 from hpc_isl.stages.shared.decoding import decode
 from hpc_isl.stages.shared.field_records import read_records
 
-PARTS = ("reading", "network", "to full resolution", "watershed", "features", "writing", "hash and record")
+PARTS = (
+    "reading",
+    "network",
+    "to full resolution",
+    "watershed",
+    "features",
+    "focus",
+    "writing",
+    "hash and record",
+)
 STAGES = ("stage", "two workers", "one network", "two networks")
 WARM = 4  # fields that are left out at the beginning
 Timed = Callable[[str, Callable[[], Any]], Any]
@@ -196,6 +205,7 @@ def _take_apart(bench: Segmenter, run: Run, plate: Path, field: Field, timed: Ti
     labels = timed("watershed", lambda: decode(full, bench.rule)[0])
     seen = [FieldPrediction(said, None, labels)]
     table = timed("features", lambda: measured(bench, reader, work, seen))
+    timed("focus", lambda: reader.focus(0))
     timed("writing", lambda: _keep(bench, reader, work, seen, table))
     timed(
         "hash and record",

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
 from scipy.ndimage import gaussian_filter
 
-from hpc_isl.plates.statistics import Histogram, digest, edges, from_dict, measure, sharpness, to_dict
+from hpc_isl.plates.statistics import (
+    EMPTY_STRUCTURE,
+    Histogram,
+    digest,
+    edges,
+    from_dict,
+    measure,
+    sharpness,
+    to_dict,
+)
 
 DTYPES = ["uint8", "uint16", "int16", "uint32", "int32", "float32"]
 
@@ -195,3 +204,23 @@ def test_where_there_is_no_structure_nothing_is_blurred() -> None:
     assert sharpness(discs(0, 0, shade=0.5))[0] == 1
     assert sharpness(np.full((64, 64), 7, np.uint8)) == (1, 0)
     assert sharpness(np.zeros((4, 4), np.uint16)) == (1, 0)
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 2**32 - 1))
+def test_sharpness_is_that_of_its_formula_in_double_precision(rows: int, columns: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 2**16, (rows, columns)).astype(np.uint16)
+
+    def bend(apart: int) -> float:
+        long = [own for own in (image.astype(np.float64), image.T.astype(np.float64)) if len(own) > 2 * apart]
+        ends = [own[2 * apart :] - 2 * own[apart:-apart] + own[: -2 * apart] for own in long]
+        return float(np.mean([np.mean(own**2) for own in ends])) if ends else 0.0
+
+    noise = max((16 * bend(1) - bend(2)) / 15, 0.0)
+    structure = bend(8) - noise
+    found, contrast = sharpness(image)
+    assert contrast == pytest.approx(max(structure, 0.0) / max(image.mean(), 1e-9) ** 2, rel=1e-5, abs=1e-5)
+    if structure > 1.01 * EMPTY_STRUCTURE * bend(8):
+        expected = min(max(bend(2) - noise, 0.0) / structure, 1.0)
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    elif structure < 0.99 * EMPTY_STRUCTURE * bend(8):
+        assert found == 1
