@@ -35,7 +35,7 @@ from hpc_isl.recipes.load import load
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.finetune import stain_threshold
-from hpc_isl.stages.finetune.boxes import Box, draw
+from hpc_isl.stages.finetune.boxes import Box, draw, objects_of
 from hpc_isl.stages.finetune.inputs import resolve_inputs
 from hpc_isl.stages.finetune.scores import count
 from hpc_isl.stages.finetune.stage import finetune, plan
@@ -189,6 +189,20 @@ def test_objects_below_half_the_smallest_annotated_one_are_dropped(world, tmp_pa
         assert read_contract(found.model).model_hash()["task"]["min_area_um2"] == task.min_area_um2
 
 
+def test_a_stray_pixel_is_not_the_smallest_object(world, tmp_path):
+    shutil.copytree(world, tmp_path / "other")
+    before = [objects_of(box) for box in resolve_inputs(recipe(tmp_path / "other", "arm=random")).learning]
+    expected = next(own for own in before if own.box.key.well not in BOXES)
+    box = expected.box
+    image = box.index.image(box.key)
+    labels = read_labels(image, "nuclei")
+    y, x = np.argwhere(labels == 0)[len(labels)]
+    labels[y, x] = labels.max() + 1
+    write_labels(image, "nuclei", labels, origin="human", boxes=WHOLE, overwrite=True)
+    found = objects_of(box)
+    assert (found.count, found.smallest) == (expected.count + 1, expected.smallest)
+
+
 @pytest.mark.parametrize("given", [0, 7])
 def test_the_recipes_least_area_replaces_the_measured_one(world, tmp_path, given):
     found = run(world, "a", "arm=random", "n=1", f"objects.min_area={given}", root=tmp_path)
@@ -229,6 +243,7 @@ def test_without_any_annotation_the_pretrained_model_is_scored(world, tmp_path, 
     if arm == "drafted":
         assert same_weights(found, Run(world / "runs" / "finetune" / "drafted"))
     else:
+        found.recipe.write_text("{}\n")  # as a submission writes it
         with pytest.raises(UserError, match=r"model=a: nothing was learnt \(n=0\), so it has no model"):
             model_run(found.folder)
 

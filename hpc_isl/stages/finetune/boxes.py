@@ -27,6 +27,8 @@ Corners = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels, ends excluded."""
 LEAST = 0.5
 """The share of the smallest annotated object's area below which an object is dropped."""
+SPECK = 0.05
+"""The share of the median area of a box's objects below which one is a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class BoxObjects:
 
     Attributes:
         smallest: area of the smallest object that no edge of the box cuts, in pixels of level 0; where
-            edges cut all of them, of the smallest one; None: there is no object.
+            edges cut all of them, of the smallest one; specks apart. None: there is no object.
     """
 
     box: Box
@@ -211,7 +213,9 @@ def objects_of(box: Box) -> BoxObjects:
     # Objects that the box cuts look smaller than they are.
     whole = areas[~np.isin(names, border)]
     measured = whole if len(whole) else areas
-    return BoxObjects(box, len(names), int(measured.min()) if len(measured) else None)
+    # A stray pixel, and nothing would be too small to count.
+    objects = measured[measured >= SPECK * np.median(measured)] if len(measured) else measured
+    return BoxObjects(box, len(names), int(objects.min()) if len(objects) else None)
 
 
 def with_least_area(task: Task, view: View, objects: Sequence[BoxObjects]) -> Task:
