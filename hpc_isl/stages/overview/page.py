@@ -276,7 +276,8 @@ def _draw_map(axis: Axes, heat_map: HeatMap) -> None:
     if len(heat_map.plates[0].columns) > 12:
         axis.tick_params(labelsize=4.5)
     axis.set_title(heat_map.title, fontsize=9, color=INK, loc="left", pad=14)
-    bar = axis.figure.colorbar(scale, ax=axis, shrink=0.8, aspect=18, pad=0.02)
+    ticks = heat_maps.ticks(heat_map.plates)
+    bar = axis.figure.colorbar(scale, ax=axis, shrink=0.8, aspect=18, pad=0.02, ticks=ticks)
     bar.set_label(heat_map.unit, fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)

@@ -15,6 +15,7 @@ from hpc_isl.stages.shared.pictures import INK, Html, join, page, picture, save,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import Locator
 
 DPI = 150
 COLORS = "viridis"
@@ -83,11 +84,19 @@ def draw_plates(plates: Sequence[PlateValues], title: str, unit: str, path: Path
         note = "red edge: fields of the well failed"
         figure.supxlabel(note, fontsize=8, color=PARTIAL, x=0.01, ha="left")
     shrink = min(1.0, 2.6 / height / down + 0.35)
-    bar = figure.colorbar(scale, ax=grid.tolist(), shrink=shrink, aspect=22, pad=0.02)
+    bar = figure.colorbar(scale, ax=grid.tolist(), shrink=shrink, aspect=22, pad=0.02, ticks=ticks(plates))
     bar.set_label(unit, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     save(figure, path, durable=False)
+
+
+def ticks(plates: Sequence[PlateValues]) -> Locator:
+    """Returns the ticks of a colour bar: whole numbers where all values are, as of fields or objects."""
+    from matplotlib.ticker import MaxNLocator
+
+    whole = all(float(value).is_integer() for plate in plates for value in plate.known.values())
+    return MaxNLocator("auto", integer=whole, min_n_ticks=1)
 
 
 def limits(plates: Sequence[PlateValues], unit: str) -> tuple[float, float]:
