@@ -4,7 +4,8 @@
 
 One field of 2160² in two channels is measured on one CPU, times 384 wells of 9 fields. The network
 is not run: its operations are counted, which are the same on any machine, and what follows it is given the
-maps that a perfect network would say of so many round cells. `segment.py` measures whole runs.
+maps that a perfect network would say of so many round cells. Seconds are those of the CPU, of all threads.
+`segment.py` measures whole runs.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ def _round(
     times: dict[str, float] = {}
 
     def timed(what: str, call: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         result = call()
-        times[what] = time.perf_counter() - start
+        times[what] = time.process_time() - start
         return result
 
     reader = bench.reader(index.path, work.key)
