@@ -3,8 +3,9 @@
     git worktree add /tmp/earlier 4526d8e
     python benchmarks/beside.py [--times 3] /tmp/earlier scale.py --repeats 7
 
-Lines that differ in their figures alone are the same measurement. Of each the first figure is compared: the
-medians of all times, and the ratio of each pair. Lines that one of the trees does not print are left out.
+A line is a measurement, and what stands before its colon its name; without a colon, all of it but its figures.
+Of each the first figure is compared: the medians of all times, and the ratio of each pair. Lines that one of
+the trees does not print are left out.
 """
 
 from __future__ import annotations
@@ -52,12 +53,14 @@ def printed(tree: Path, script: str, arguments: list[str]) -> str:
 
 
 def figures(text: str) -> dict[str, float]:
-    """Returns line without its figures -> its first figure."""
-    lines = [line for line in text.splitlines() if FIGURE.search(line)]
-    return {
-        " ".join(FIGURE.sub("#", line).split()): float(FIGURE.findall(line)[0].replace(",", ""))
-        for line in lines
-    }
+    """Returns the name of each measurement, and its first figure."""
+    found = {}
+    for line in text.splitlines():
+        name, _, after = line.rpartition(":")
+        own = FIGURE.findall(after)
+        if own:
+            found[" ".join((name or FIGURE.sub("#", after)).split())] = float(own[0].replace(",", ""))
+    return found
 
 
 if __name__ == "__main__":
