@@ -4,7 +4,7 @@
     python benchmarks/beside.py [--times 3] /tmp/earlier scale.py --repeats 7
 
 A line is a measurement, and what stands before its colon its name; without a colon, all of it but its
-figures. Of each the first figure is compared: the medians of all times, and the ratio of each pair. Lines that
+figures. Of each the first figure is compared: medians of all times, and the ratio of each pair. Lines that
 one of the trees does not print are left out.
 """
 
