@@ -143,8 +143,7 @@ def test_fields_without_foreground_are_left_out_counted_and_named(make_plate: Ma
     assert len(crops) == 2 * 3
     assert crops.dropped == ("P01 B03/1",)
     assert crops.messages == (
-        "1 of 3 training fields left out, for no crop has 0.50% above 2000 counts "
-        "of 'Hoechst': P01 B03/1",
+        "1 of 3 training fields left out, for no crop has 0.50% above 2000 counts of 'Hoechst': P01 B03/1",
     )
     with pytest.raises(
         UserError, match=r"no training field holds 0\.50% above 60000 counts of 'Hoechst' in a crop"
