@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from hpc_isl.errors import UserError
@@ -86,14 +87,14 @@ class FinetuneInputs:
         """Returns the statistics of known images: those of the ISL model, else of all that may train."""
         if known := self._widest():
             return known.contract.reference
-        return reference_of(self.study.view, self.study.indices, [own for _, own in self._training()])
+        indices = self.study.indices
+        return reference_of(self.study.view, indices, [self._training(index) for index in indices])
 
-    def _training(self) -> Iterator[tuple[str, Sequence[FieldKey]]]:
-        """Yields each plate and its fields that may train, annotated or not, and those of this draw."""
-        for index in self.study.indices:
-            drawn = {box.key for box in self.learning if box.index.path == index.path}
-            parts = {key for part in LEARN for key in self.study.keys(index, part)}
-            yield index.plate.name, sorted(drawn | parts, key=lambda key: key.place)
+    def _training(self, index: Index) -> list[FieldKey]:
+        """Returns a plate's fields that may train, annotated or not, and those of this draw."""
+        drawn = {box.key for box in self.learning if box.index.path == index.path}
+        parts = (self.study.keys(index, part) for part in LEARN)
+        return sorted(drawn.union(*parts), key=lambda key: key.place)
 
     def wells(self, arm: str) -> dict[str, Wells]:
         """Returns the wells of annotations (train, test), of the reference's images, and of the stain seen.
@@ -101,13 +102,11 @@ class FinetuneInputs:
         The contract keeps them, so that no plate the model has seen is later taken for a new one.
         """
         known, start = self._widest(), self.start(arm)
-        training = [(plate, key) for plate, keys in self._training() for key in keys]
+        training = ((own.plate.name, key) for own in self.study.indices for key in self._training(own))
 
         def grouped(fields: Iterable[tuple[str, FieldKey]]) -> Wells:
-            wells: dict[str, set[str]] = {}
-            for plate, key in fields:
-                wells.setdefault(plate, set()).add(f"{key.well}/{key.name}")
-            return {plate: sorted(own) for plate, own in wells.items()}
+            units = sorted({(plate, f"{key.well}/{key.name}") for plate, key in fields})
+            return {plate: [unit for _, unit in own] for plate, own in groupby(units, lambda pair: pair[0])}
 
         def trained(model: Start) -> Wells:
             return {plate: list(units) for plate, units in model.contract.wells.get("train", {}).items()}
