@@ -144,7 +144,11 @@ def model_run(folder: Path) -> Run:
     if run.recipe.exists() and not run.removed and not (run.model / CONTRACT).exists():
         name = f"{folder.name}/{FINAL}" if members else folder.name
         if run.summary() is None:
-            raise UserError(f"model={name}: it has not ended, so there is no model yet: resume {folder.name}")
+            done = [other.name for other in members.values() if (other.model / CONTRACT).exists()]
+            other = f", or take an element that is done: 'model={folder.name}/{done[-1]}'" if done else ""
+            raise UserError(
+                f"model={name}: it has not ended, so there is no model yet: resume {folder.name}{other}"
+            )
         raise UserError(
             f"model={name}: nothing was learnt (n=0), so it has no model of its own; name the pretrained "
             "one, whose stain is thresholded"
