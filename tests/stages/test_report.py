@@ -148,6 +148,9 @@ def test_names_from_outside_are_shown_and_never_taken_for_markup(whole: tuple[Ru
 def test_what_is_missing_is_named_with_its_reason(whole: tuple[Run, Report]) -> None:
     text = Parsed(whole[1].page).text
     assert f"Missing from this report, of 47 elements: {LOST}, arm=drafted,n=2,draw=0." in text
+    assert re.fullmatch(
+        r"4[45] of 47 elements are done, and these are in the report\.", whole[1].headline[-1]
+    )
     assert f"{LOST} failed: MemoryError" in text
     assert "arm=drafted,n=2,draw=0 has not started" in text
 
