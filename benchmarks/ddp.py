@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -77,15 +76,17 @@ def main() -> None:
     ratio(rounds, "loop ÷ bare network", lambda of: of[1]["loop"] / of[1]["bare"])
     if many == 1:
         return
-    gain: Callable[[Any, str], float] = lambda of, name: of[1][name] / of[many][name]  # noqa: E731
+
+    def gain(of: Any, name: str) -> float:
+        return float(of[1][name] / of[many][name])
+
     ratio(rounds, f"{many} processes are as fast as one, times", lambda of: gain(of, "loop"))
     ratio(rounds, f"{many} bare networks, times", lambda of: gain(of, "bare"))
     ratio(rounds, "the slowest of them, times", lambda of: gain(of, "slowest"))
     ratio(rounds, "share of it that the loop gains", lambda of: gain(of, "loop") / gain(of, "bare"))
     ratio(rounds, "share of the slowest", lambda of: gain(of, "loop") / gain(of, "slowest"))
-    for name in ("loop", "bare"):
-        more: Callable[[Any, str], float] = lambda of, key: many * of[many][key] / of[1][key]  # noqa: E731
-        ratio(rounds, f"CPU seconds of a crop, {KINDS[name]}, times", partial(more, key=f"{name} CPU"))
+    ratio(rounds, "CPU seconds of a crop, training loop, times", lambda of: many / gain(of, "loop CPU"))
+    ratio(rounds, "CPU seconds of a crop, bare network, times", lambda of: many / gain(of, "bare CPU"))
 
 
 def ratio(rounds: list[Any], what: str, of: Callable[[Any], float]) -> None:

@@ -40,25 +40,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scale import EDGE, cells
+from scale import EDGE, _bench, cells
 from segment import held_to
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from made_up_screen import save_model, write_screen
 
 from hpc_isl.cluster.dask_pool.processes import SWITCH_S
-from hpc_isl.plates.store import open_plate
-from hpc_isl.recipes.load import load
-from hpc_isl.recipes.strict import to_yaml
-from hpc_isl.run import Run
 from hpc_isl.stages.segment import field, files
-from hpc_isl.stages.segment.inputs import segment_inputs
 from hpc_isl.stages.segment.segmenter import load_segmenter
-from hpc_isl.stages.segment.stage import _write_schema, plan
 
 Maps = NDArray[np.float32]
 Forward = Callable[[Maps], Maps]
 SPAWN = multiprocessing.get_context("spawn")
+WAYS = ("threads", "processes", "shared memory")
 LAUNCH_S = 0.02  # of a pass, in which Python is busy: 400 layers at 50 µs
 
 
@@ -95,16 +90,15 @@ def main() -> None:
         (folder / "lock").touch()
         card = Card(0.0, folder / "maps.npy", folder / "lock")
         with held_to(1):
-            alone = _once(in_threads, tasks[:8], card, 0)[1]
+            alone = _once("threads", tasks[:8], card, 0)[1]
         print(f"{given.fields} fields of {EDGE}², {1000 * alone:.0f} ms of CPU each beside the network")
         for seconds in given.passes:
             least = max(seconds, alone / given.cpus)
-            ways = {"threads": in_threads, "processes": in_processes, "shared memory": in_shared_memory}
-            found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+            found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
             for _ in range(given.rounds):
-                for way, run in ways.items():
+                for way in WAYS:
                     with held_to(given.cpus):
-                        found[way].append(_once(run, tasks, replace(card, seconds=seconds), given.cpus))
+                        found[way].append(_once(way, tasks, replace(card, seconds=seconds), given.cpus))
             print(
                 f"a pass of {seconds:g} s, {given.cpus} CPUs; nothing waits at {1000 * least:.0f} ms a field:"
             )
@@ -121,22 +115,15 @@ def _tasks(folder: Path, fields: int) -> list[files.FieldTask]:
     """Returns the fields of a plate, and of a run that is prepared as `segment` prepares it."""
     save_model(folder / "runs" / "finetune" / "cells")
     wells = [f"{row}{column:02d}" for row in "ABCDEFGH" for column in range(1, 13)]
-    index = write_screen(folder / "P.zarr", wells[: -(-fields // 4)], 4, (EDGE, EDGE), spacing=96)
-    run = Run(folder / "runs" / "segment" / "one")
-    run.folder.mkdir(parents=True)
-    keys = [f"model={folder}/runs/finetune/cells", f"plates=[{folder}/P.zarr]", "labels=found"]
-    recipe = plan(load("segment", None, keys)).recipe
-    run.recipe.write_text(to_yaml(recipe))
-    _write_schema(segment_inputs(recipe), run.folder)
-    fields_ = open_plate(folder / "P.zarr").plate.fields[:fields]
-    return [files.FieldTask(run.folder, index.path, "P", "P", own.key, "0", "0") for own in fields_]
+    write_screen(folder / "P.zarr", wells[: -(-fields // 4)], 4, (EDGE, EDGE), spacing=96)
+    _, index, task = _bench(folder)
+    return [replace(task, key=own.key) for own in index.plate.fields[:fields]]
 
 
-def _once(
-    way: Callable[..., None], tasks: Sequence[files.FieldTask], card: Card, cpus: int
-) -> tuple[float, float]:
+def _once(way: str, tasks: Sequence[files.FieldTask], card: Card, cpus: int) -> tuple[float, float]:
     """Returns seconds a field, and seconds of CPU a field in all processes, once code is compiled."""
-    ready, results = SPAWN.Barrier(_crew_of(way, cpus) + 1), SPAWN.SimpleQueue()
+    processes = {"threads": 1, "processes": cpus, "shared memory": cpus + 1}[way]
+    ready, results = SPAWN.Barrier(processes + 1), SPAWN.SimpleQueue()
     with _crew(way, tasks, card, cpus, ready, results) as crew:
         ready.wait()
         start = time.perf_counter()
@@ -145,23 +132,14 @@ def _once(
     return wall / len(tasks), cpu / len(tasks)
 
 
-def _crew_of(way: Callable[..., None], cpus: int) -> int:
-    return 1 if way is in_threads else cpus if way is in_processes else cpus + 1
-
-
 @contextmanager
 def _crew(
-    way: Callable[..., None],
-    tasks: Sequence[files.FieldTask],
-    card: Card,
-    cpus: int,
-    ready: Any,
-    results: Any,
+    way: str, tasks: Sequence[files.FieldTask], card: Card, cpus: int, ready: Any, results: Any
 ) -> Iterator[list[Any]]:
     """Starts the processes of a way; the last of shared memory is the one with the card."""
-    if way is in_threads:
+    if way == "threads":
         crew = [SPAWN.Process(target=in_threads, args=(tasks, card, 1 + cpus, ready, results))]
-    elif way is in_processes:
+    elif way == "processes":
         parts = [tasks[first::cpus] for first in range(cpus)]
         crew = [SPAWN.Process(target=in_threads, args=(part, card, 2, ready, results)) for part in parts]
     else:
@@ -180,7 +158,7 @@ def _crew(
         crew.append(SPAWN.Process(target=_serve, args=(card, near, flat, shape, ready, results)))
     for process in crew:
         process.start()
-    if way is in_shared_memory:  # or the other ends would never be seen to close
+    if way == "shared memory":  # or the other ends would never be seen to close
         for end in [*near, *(far for own in pipes for _, far in own)]:
             end.close()
     yield crew
@@ -194,9 +172,6 @@ def _crew(
 def in_threads(tasks: Sequence[files.FieldTask], card: Card, threads: int, ready: Any, results: Any) -> None:
     """Computes fields in threads that share the card."""
     _compute(tasks, [card] * threads, ready, results)
-
-
-in_processes = partial(in_threads)
 
 
 def in_shared_memory(

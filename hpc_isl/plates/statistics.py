@@ -21,10 +21,10 @@ CAMERA_BITS = (8, 10, 12, 14, 16)
 # and empty where in all its planes pixels 2 apart are as unlike as pixels 16 apart, up to this share:
 # noise without structure, shading aside.
 EMPTY_STRUCTURE = 0.1
-CACHED_ROWS = 32  # of an image, whose differences stay in the processor's cache
 BINS_PER_OCTAVE = 128
 FLOAT_OCTAVES = (-16, 16)
-_ROWS = 128  # counted at once: numpy makes 64-bit copies of them, which the processor's cache should hold
+# Rows at once, whose copies the processor's cache should hold: counted with 64 bits; differences in float32.
+_ROWS, _BEND_ROWS = 128, 32
 
 
 @dataclass(frozen=True)
@@ -200,19 +200,16 @@ def sharpness(plane: NDArray[Any]) -> tuple[float, float]:
 
 def _bend(pixels: NDArray[np.float32], apart: int) -> float:
     """Returns the mean squared second difference of pixels so far apart, over both axes."""
-    first, middle, last = slice(-2 * apart), slice(apart, -apart), slice(2 * apart, None)
-    rows, columns = pixels.shape
+    parts = slice(-2 * apart), slice(apart, -apart), slice(2 * apart, None)
     means = []
-    for vertical, there in ((True, rows > 2 * apart), (False, columns > 2 * apart)):
-        if not (there and pixels.size):
+    for axis, length in enumerate(pixels.shape):
+        if length <= 2 * apart or not pixels.size:
             continue
-        total, count, more = 0.0, 0, 2 * apart * vertical
+        total, count, overlap = 0.0, 0, 0 if axis else 2 * apart
         # Of few rows the float32 sums lose less, too.
-        for start in range(0, rows - more, CACHED_ROWS):
-            band = pixels[start : start + CACHED_ROWS + more]
-            left, centre, right = (
-                band[part] if vertical else band[:, part] for part in (first, middle, last)
-            )
+        for start in range(0, len(pixels) - overlap, _BEND_ROWS):
+            band = pixels[start : start + _BEND_ROWS + overlap]
+            left, centre, right = (band[:, part] if axis else band[part] for part in parts)
             bend = left + right
             bend -= 2 * centre
             total, count = total + float(np.vdot(bend, bend)), count + bend.size

@@ -249,12 +249,13 @@ def test_without_any_annotation_the_pretrained_model_is_scored(world, tmp_path, 
 
 
 def test_the_model_of_a_run_that_has_not_ended_is_not_there_yet(tmp_path):
-    for name in ("nuc", "nuc/finetune/final"):
+    for name in ("nuc", "nuc/finetune/final", "segment/all"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "recipe.yaml").write_text("{}\n")
     Run(tmp_path / "nuc").elements_file.write_text('{"elements": ["finetune/final"]}')
     with pytest.raises(UserError, match=r"model=nuc/final: it has not ended, .* resume nuc$"):
         model_run(tmp_path / "nuc")
+    assert model_run(tmp_path / "segment" / "all").name == "all", "what never trains is told otherwise"
 
 
 def test_labels_outside_of_boxes_change_neither_weights_nor_scores(world, tmp_path):

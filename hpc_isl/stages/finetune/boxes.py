@@ -209,13 +209,15 @@ def objects_of(box: Box) -> BoxObjects:
     """Counts and measures the objects of a box, at full resolution."""
     labels = box.drawn(level=0)
     names, areas = np.unique(labels[labels > 0], return_counts=True)
+    if not len(names):
+        return BoxObjects(box, 0, None)
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     # Objects that the box cuts look smaller than they are.
     whole = areas[~np.isin(names, border)]
     measured = whole if len(whole) else areas
     # A stray pixel, and nothing would be too small to count.
-    objects = measured[measured >= SPECK * np.median(measured)] if len(measured) else measured
-    return BoxObjects(box, len(names), int(objects.min()) if len(objects) else None)
+    objects = measured[measured >= SPECK * np.median(measured)]
+    return BoxObjects(box, len(names), int(objects.min()))
 
 
 def with_least_area(task: Task, view: View, objects: Sequence[BoxObjects]) -> Task:

@@ -83,13 +83,11 @@ def figure(drawn: Picture) -> Html:
 
 
 def _about(sweep: Sweep) -> str:
-    # The names, of which so many are done, hold the final element too.
-    whole = len(sweep.elements) + (sweep.final is not None)
     seeds = len({seed for _, seed in sweep.replicates})
     draws = len({draw for draw, _ in sweep.replicates})
     score = f"Main score: {spelled_out(sweep.score)} against {sweep.truths[0]}."
     return (
-        f"{whole} of {len(sweep.names)} elements are done: "
+        f"{sweep.done} of {len(sweep.names)} elements are done: "
         f"arms {len(sweep.arms)}, draws {draws}, seeds {seeds}. "
         f"{score} Square brackets hold 95 % intervals. Written {now()[:16].replace('T', ' ')} UTC by report."
     )

@@ -62,9 +62,10 @@ def report(run: Run) -> Report:
         for path in folder.glob(pattern):
             if path.name not in names:
                 path.unlink(missing_ok=True)  # of an earlier report
-    total, missing = len(figures.sweep.names), len(figures.sweep.missing)
-    done = f"{total - missing} of {total} elements are done, and these are in the report."
-    return Report(page, (*lines, done) if missing else tuple(lines))
+    done, total = figures.sweep.done, len(figures.sweep.names)
+    if done < total:
+        lines = [*lines, f"{done} of {total} elements are done, and these are in the report."]
+    return Report(page, tuple(lines))
 
 
 def _pictures(figures: Results) -> Iterator[Picture]:

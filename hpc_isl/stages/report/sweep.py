@@ -155,6 +155,11 @@ class Sweep:
         return self.elements[0].recipe
 
     @property
+    def done(self) -> int:
+        """How many elements are done, the final one too."""
+        return len(self.elements) + (self.final is not None)
+
+    @property
     def score(self) -> str:
         """The main score: only mAP tells touching objects apart."""
         return MAIN[self.first.objects.kind]

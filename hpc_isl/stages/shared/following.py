@@ -141,7 +141,8 @@ def model_run(folder: Path) -> Run:
             f"model={folder.name}/{next(iter(members))}"
         )
     run = members.get(FINAL, run)
-    if run.recipe.exists() and not run.removed and not (run.model / CONTRACT).exists():
+    trains = run.stage in ("pretrain", "finetune") and run.recipe.exists() and not run.removed
+    if trains and not (run.model / CONTRACT).exists():
         name = f"{folder.name}/{FINAL}" if members else folder.name
         if run.summary() is None:
             done = [other.name for other in members.values() if (other.model / CONTRACT).exists()]
