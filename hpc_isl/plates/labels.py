@@ -28,6 +28,7 @@ from hpc_isl.plates.label_groups import (
     find,
     label_depth,
     label_folder,
+    label_levels,
     label_paths,
     labels_home,
     listed_labels,
@@ -181,6 +182,8 @@ def _update_list(image: Path, name: str) -> None:
     # The list names every folder that exists, so it heals after a kill in between. Others may add labels to
     # the image meanwhile, and list them: the last to write the list looks again.
     labels = labels_home(image)
+    if slug(name) in listed_labels(labels):
+        return
     present, listed = label_paths(labels), None
     while present != listed:
         # What another program lists in its own plate stays, whether we can read it or not.
@@ -308,10 +311,10 @@ def _files_digest(level: Path) -> str:
 
 
 def _present_checksum(folder: Path, kept: Mapping[str, Any]) -> str:
-    pixels = open_labels(folder)
     # Files that are the same hold the same pixels, which then need not be decoded.
-    if kept.get("files") and kept["files"] == _files_digest(pixels.level):
+    if kept.get("files") and kept["files"] == _files_digest(folder / label_levels(folder)[0][0]):
         return str(kept["checksum"])
+    pixels = open_labels(folder)
     return checksum(pixels.shape, pixels.bands())
 
 
