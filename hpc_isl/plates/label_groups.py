@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -104,7 +104,7 @@ def find(image: Path, name: str) -> Path | None:
     for labels in _label_folders(image):
         if packed.is_file((own := labels / slug(name)) / "zarr.json"):
             return own
-        if name != slug(name) and name in label_paths(labels):
+        if name != slug(name) and name in _possible_paths(labels) and _is_label_image(labels / name):
             return labels / name
     return _labels_of_adopted(image).get(name)
 
@@ -132,16 +132,25 @@ def _labels_of_adopted(image: Path) -> dict[str, Path]:
     return {path: folder for path, folder in found.items() if "multiscales" in nodes.ome_attributes(folder)}
 
 
-def label_paths(labels: Path) -> list[str]:
-    """Returns where label images lie below `labels`: directly, or deeper down where its list names them."""
-    paths = set(packed.folders_in(labels))
-    if packed.is_file(labels / "zarr.json"):
-        paths |= _listed(_part(labels, "ome"))
+def label_paths(labels: Path, known: Collection[str] = ()) -> list[str]:
+    """Returns where label images lie below `labels`: directly, or deeper down where its list names them.
+
+    `known`: paths known to hold label images, whose metadata (70 bytes a coloured label) are not parsed.
+    """
     return [
         path
-        for path in sorted(paths)
-        if packed.is_file(labels / path / "zarr.json") and "multiscales" in _part(labels / path, "ome")
+        for path in sorted(_possible_paths(labels))
+        if (path in known and packed.is_file(labels / path / "zarr.json")) or _is_label_image(labels / path)
     ]
+
+
+def _possible_paths(labels: Path) -> set[str]:
+    paths = set(packed.folders_in(labels))
+    return paths | (_listed(_part(labels, "ome")) if packed.is_file(labels / "zarr.json") else set())
+
+
+def _is_label_image(folder: Path) -> bool:
+    return packed.is_file(folder / "zarr.json") and "multiscales" in _part(folder, "ome")
 
 
 def listed_labels(labels: Path) -> list[str]:

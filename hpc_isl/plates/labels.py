@@ -182,16 +182,16 @@ def _update_list(image: Path, name: str) -> None:
     # The list names every folder that exists, so it heals after a kill in between. Others may add labels to
     # the image meanwhile, and list them: the last to write the list looks again.
     labels = labels_home(image)
-    if slug(name) in listed_labels(labels):
-        return
-    present, listed = label_paths(labels), None
-    while present != listed:
+    while True:
+        listed = listed_labels(labels)
         # What another program lists in its own plate stays, whether we can read it or not.
-        others = listed_labels(labels) if adopted.labels_inside(image) else []
+        others = listed if adopted.labels_inside(image) else []
+        present = label_paths(labels, known=[*listed, slug(name)])
         shown = [*others, *(path for path in present if path not in others)]
+        if shown == listed:
+            return
         with translate_write_errors(labels):
             metadata.update_group(labels, ngff.attributes(ngff.labels_group(shown)), writer=slug(name))
-        present, listed = label_paths(labels), present
 
 
 # ---------------------------------------------------------------- reading
