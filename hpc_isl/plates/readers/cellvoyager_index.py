@@ -75,7 +75,7 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
     """
     records: list[Record] = []
     errors: list[tuple[Facts, str]] = []
-    # Records that are no images are errors of the instrument, for the report.
+    # Records that are no images are errors of the instrument, which are reported.
     for _, element in xml_elements(path, {"MeasurementRecord"}):
         facts = attributes(element)
         text = (element.text or "").strip()

@@ -161,14 +161,14 @@ def _field(
         if fact in details:
             details[fact] = {name: values for name, values in details[fact].items() if name in imaged_planes}
     details["planes"], details["times"] = {}, {}
-    for rank, (name, stored) in enumerate(imaged_planes.items()):
-        new_planes = [number for number, plane in enumerate(own_planes) if plane in stored]
+    for rank, (name, plane_numbers) in enumerate(imaged_planes.items()):
+        new_planes = [number for number, plane in enumerate(own_planes) if plane in plane_numbers]
         new_times = [number for number, time in enumerate(own_times) if time in times_of.get(name, own_times)]
         if new_planes and new_times:
             places |= {(time, rank, plane) for time in new_times for plane in new_planes}
             details["planes"][name], details["times"][name] = new_planes, new_times
             if name in details.get("z_um", {}):
-                heights = dict(zip(stored, field.details["z_um"][name], strict=False))
+                heights = dict(zip(plane_numbers, field.details["z_um"][name], strict=False))
                 details["z_um"][name] = [heights[plane] for plane in own_planes if plane in heights]
     if all(len(new_times) == len(own_times) for new_times in details["times"].values()):
         del details["times"]

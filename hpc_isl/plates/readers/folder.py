@@ -52,7 +52,7 @@ class Folder:
         Raises:
             UserError: naming `origin` and the name, where it leads out of the folder.
         """
-        if _PLAIN.fullmatch(name) and not self.leaving:  # quick, for an index names 200,000 files
+        if _PLAIN.fullmatch(name) and not self.leaving:  # quick: an index names 200,000 files
             return name
         path = PurePosixPath(name.replace("\\", "/"))
         if not name or "\0" in name or _ELSEWHERE.match(name) or path.is_absolute() or ".." in path.parts:

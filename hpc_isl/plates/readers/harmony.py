@@ -103,8 +103,10 @@ def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
     plates = [harmony_index.plate(path) for path in paths]
     ids = {facts.get("PlateID") or facts.get("Name") for facts in plates}
     if len(ids) > 1 or None in ids:
-        listed = ", ".join(path.relative_to(folder).parts[0] for path in paths[:10])
-        raise UserError(f"{folder} holds {len(paths)} Harmony exports ({listed}); give one of them as source")
+        examples = ", ".join(path.relative_to(folder).parts[0] for path in paths[:10])
+        raise UserError(
+            f"{folder} holds {len(paths)} Harmony exports ({examples}); give one of them as source"
+        )
     begins = {path: facts.get("MeasurementStartTime", "") for path, facts in zip(paths, plates, strict=True)}
     return sorted(paths, key=lambda path: (begins[path], str(path)))
 

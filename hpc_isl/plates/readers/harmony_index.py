@@ -289,8 +289,8 @@ def flat_field(profile: str) -> dict[str, Any] | None:
     Returns None where the text cannot be understood.
     """
     # The text is YAML but for the channel's name, which may hold anything and is left out.
-    text = _FREE_TEXT.split(profile, maxsplit=1)
-    head = text[0] + "}" if len(text) > 1 else profile
+    parts = _FREE_TEXT.split(profile, maxsplit=1)
+    head = parts[0] + "}" if len(parts) > 1 else profile
     if "&" in head or "*" in head:  # YAML references, which could unfold without end
         return None
     try:

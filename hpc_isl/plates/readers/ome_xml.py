@@ -157,7 +157,7 @@ def _stated(
     pixels: Element, planes: Mapping[PlaneIndex, PlaneMetadata], unit: str
 ) -> dict[PlaneIndex, PlaneMetadata]:
     """Returns what the `Plane` elements state; those of planes that do not exist are left out."""
-    stated = {}
+    stated_planes = {}
     for element in (child for child in pixels if local_name(child.tag) == "Plane"):
         place = (_whole(element, "TheT"), _whole(element, "TheC"), _whole(element, "TheZ"))
         if place not in planes:
@@ -165,14 +165,14 @@ def _stated(
         x, y, z = (
             micrometres(element.get(f"Position{a}"), element.get(f"Position{a}Unit", unit)) for a in "XYZ"
         )
-        stated[place] = replace(
+        stated_planes[place] = replace(
             planes[place],
             center_um=position(y, x),
             z_um=planes[place].z_um if z is None else z,
             seconds=seconds(element.get("DeltaT"), element.get("DeltaTUnit", "s")),
             exposure_s=seconds(element.get("ExposureTime"), element.get("ExposureTimeUnit", "s")),
         )
-    return stated
+    return stated_planes
 
 
 def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:

@@ -159,7 +159,7 @@ def _metadata(
     below: Folder, named_files: Sequence[Named]
 ) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
     """Returns what the files that can be used state of themselves, and a clause about each of the others."""
-    by_name = {n.name: n for n in named_files}
+    by_name = {file.name: file for file in named_files}
     unreadable = below.missing(by_name)
     paths = {below.root / name: name for name in sorted(by_name.keys() & below.files)}
     metadata, damaged = tiff_metadata.read_all(list(paths))

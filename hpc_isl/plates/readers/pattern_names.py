@@ -254,12 +254,12 @@ def axes(named: Sequence[Named], recipe: PatternRecipe) -> Axes:
         UserError: naming a file: no well name, wells that do not fit the plate, a channel that
             pattern.channels does not list.
     """
-    acquisitions = _ranks({n.acquisition for n in named})
+    acquisitions = _ranks({file.acquisition for file in named})
     times: dict[int, set[str]] = defaultdict(set)
-    for n in named:
-        times[acquisitions[n.acquisition]].add(n.time)
+    for file in named:
+        times[acquisitions[file.acquisition]].add(file.time)
     stored_channels, channel_of = _channels(named, recipe)
-    names = {n.field for n in named}
+    names = {file.field for file in named}
     if all(_FIELD.fullmatch(name) for name in names if name):  # alphanumeric, as OME-Zarr asks
         fields = {name: name or "1" for name in names}
     else:
@@ -283,9 +283,12 @@ def plane_number(named: Named) -> float | None:
 
 def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
     """Returns wells as written (b3, B03), or one for each image, A01, A02, …, in natural order."""
-    images = sorted({n.image for n in named if n.image}, key=natural)
+    images = sorted({file.image for file in named if file.image}, key=natural)
     if not images:
-        names = {n.well: _well(n, recipe.wells_on_plate) for n in {n.well: n for n in named}.values()}
+        names = {
+            file.well: _well(file, recipe.wells_on_plate)
+            for file in {file.well: file for file in named}.values()
+        }
         numbers = sorted((text for text in names if text.isdecimal()), key=natural)
         if numbers and len(numbers) < len(names):  # they would put two wells into one
             named_well = min(text for text in names if not text.isdecimal())
@@ -294,7 +297,7 @@ def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
             )
         rows, columns = layout(set(names.values()), recipe.wells_on_plate)
         return Wells(rows, columns, names, {})
-    if nameless := [n for n in named if not n.image]:
+    if nameless := [file for file in named if not file.image]:
         raise UserError(f"{nameless[0].origin}: the group image is empty; each file must name its image")
     rows, columns = _format_for(len(images), recipe.wells_on_plate)
     names = {image: well_name(*divmod(place, len(columns))) for place, image in enumerate(images)}
@@ -340,10 +343,11 @@ def _channels(named: Sequence[Named], recipe: PatternRecipe) -> tuple[tuple[Chan
 
     The order is that of `recipe.channels`; without it, natural. Several names may share one channel.
     """
-    examples = sorted({n.channel: n for n in named}.values(), key=lambda n: natural(n.channel))
-    recipe_names = set(recipe.channels.values()) if not any(n.channel for n in examples) else set()
+    examples = sorted({file.channel: file for file in named}.values(), key=lambda file: natural(file.channel))
+    recipe_names = set(recipe.channels.values()) if not any(file.channel for file in examples) else set()
     name_of = {
-        n.channel: recipe_names.pop() if len(recipe_names) == 1 else _stored(n, recipe) for n in examples
+        file.channel: recipe_names.pop() if len(recipe_names) == 1 else _stored(file, recipe)
+        for file in examples
     }
     listed_names = [*dict.fromkeys(recipe.channels.values()), *name_of.values()]
     names = [name for name in dict.fromkeys(listed_names) if name in name_of.values()]

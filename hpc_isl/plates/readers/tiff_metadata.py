@@ -318,8 +318,8 @@ def _by_shape(
 ) -> TiffMetadata:  # fmt: skip
     """Returns planes in the order of axes, the last of which runs fastest; an unnamed axis is z."""
     lengths = {axis: length for axis, length in zip(axes, shape, strict=True) if length > 1}
-    unknown = [axis for axis in lengths if axis in _UNKNOWN]
-    if len(unknown) == 1 and "Z" not in lengths:
+    unknown_axes = [axis for axis in lengths if axis in _UNKNOWN]
+    if len(unknown_axes) == 1 and "Z" not in lengths:
         lengths = {("Z" if axis in _UNKNOWN else axis): length for axis, length in lengths.items()}
     if strange_axes := [axis for axis in lengths if axis not in AXES]:
         raise UserError(
