@@ -151,19 +151,19 @@ class AdoptedPlate:
 
     def facts(self, home: Path) -> dict[str, str]:
         """Returns JSON for the folder `home`; of a plate beside it the name alone, so that both can move."""
-        where = self.path.name if self.path.parent == home.parent else str(self.path)
+        location = self.path.name if self.path.parent == home.parent else str(self.path)
         inside = {"labels": "inside"} if self.labels_inside else {}
-        return {"plate": where, "metadata": self.metadata, **inside}
+        return {"plate": location, "metadata": self.metadata, **inside}
 
 
 def adopted_plate(home: Path, facts: Mapping[str, Any] | None = None) -> AdoptedPlate:
     """Returns the plate whose index and labels `home` holds; `facts`: as its group has them, if known."""
     if facts is None:
         facts = metadata.read_group(home).get("hpc_isl", {})
-    known = facts.get(PLATE_KEY)
-    if not known:
+    entry = facts.get(PLATE_KEY)
+    if not entry:
         raise UserError(f"{home}: does not say which plate it belongs to; adopt that again")
-    return AdoptedPlate(home.parent / known["plate"], known["metadata"], known.get("labels") == "inside")
+    return AdoptedPlate(home.parent / entry["plate"], entry["metadata"], entry.get("labels") == "inside")
 
 
 def metadata_digest(plate: Path) -> str:

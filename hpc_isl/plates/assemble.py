@@ -43,15 +43,15 @@ class Assembled:
 def usual_types(files: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, dict[int, str]]:
     """Returns acquisition -> channel -> dtype of most of some of its planes, of fields all over the plate."""
     first_files: dict[tuple[int, int], list[PlaneFile]] = {}
-    for key, own in files.items():
+    for key, plane_files in files.items():
         by_channel: dict[int, PlaneFile] = {}
-        for file in own:
+        for file in plane_files:
             by_channel.setdefault(file.channel, file)
         for channel, file in by_channel.items():
             first_files.setdefault((key.acquisition, channel), []).append(file)
     types: dict[int, dict[int, str]] = {}
     for (acquisition, channel), candidates in first_files.items():
-        # Spread over the plate, for one well may have been imaged with other settings.
+        # Spread over the plate, because one well may have been imaged with other settings.
         step = max(1, (len(candidates) - 1) // (_SAMPLES - 1))
         kinds, _ = _kinds(candidates[::step][: _SAMPLES + 1])
         if kinds:
@@ -97,7 +97,7 @@ def assemble(
         except UserError as error:
             problems.append(str(error))
             continue
-        if pixels is None:  # not before a plane was read, for a field of none needs no memory
+        if pixels is None:  # not before a plane was read: a field without planes needs no memory
             pixels = np.zeros(field.shape, dtype)
         pixels[file.place] = plane
         places.add(file.place)
@@ -125,39 +125,39 @@ def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]
 
 
 def _agreeing(
-    kinds: Mapping[PlaneFile, Kind], field: Field, known: Mapping[int, str]
+    kinds: Mapping[PlaneFile, Kind], field: Field, known_types: Mapping[int, str]
 ) -> tuple[list[PlaneFile], list[str]]:
     """Returns the planes that can be stored together, and complaints about the others.
 
-    Shapes are those of most of the field's planes; types those known, or of most planes of the channel.
+    Shapes are those of most of the field's planes; types are `known_types`, or of most of the channel's.
     """
     if not kinds:
         return [], []
     # A field whose planes all have the type that its reader states is right as it is.
     if {kind[0] for kind in kinds.values()} == {field.dtype}:
-        known = {}
+        known_types = {}
     size = field.shape[3], field.shape[4]
-    odd = [f"{file.path} is {_described(kind)}, {file.size[0]} × {file.size[1]} are expected"
+    odd_sizes = [f"{file.path} is {_described(kind)}, {file.size[0]} × {file.size[1]} are expected"
            for file, kind in kinds.items() if file.size is not None and kind[1:] != file.size]  # fmt: skip
-    if odd:
-        return [], odd
+    if odd_sizes:
+        return [], odd_sizes
     kinds = {file: kind if file.size is None else (kind[0], *size) for file, kind in kinds.items()}
     shape = _usual(kind[1:] for kind in kinds.values())
     if shape != field.shape[-2:]:
-        usual = _usual(kinds.values())
-        stated = (usual[0], *field.shape[-2:])
-        return [], [f"its planes are {_described(usual)}, the export says {_described(stated)}"]
+        usual_kind = _usual(kinds.values())
+        stated_kind = (usual_kind[0], *field.shape[-2:])
+        return [], [f"its planes are {_described(usual_kind)}, the export says {_described(stated_kind)}"]
     types = {
-        channel: known.get(channel) or _usual(k[0] for f, k in kinds.items() if f.channel == channel)
+        channel: known_types.get(channel) or _usual(k[0] for f, k in kinds.items() if f.channel == channel)
         for channel in {file.channel for file in kinds}
     }
     usable, complaints = [], []
     for file, kind in kinds.items():
-        usual = (types[file.channel], *shape)
-        if kind == usual:
+        usual_kind = (types[file.channel], *shape)
+        if kind == usual_kind:
             usable.append(file)
         else:
-            complaints.append(f"{file.path} is {_described(kind)}, other planes are {_described(usual)}")
+            complaints.append(f"{file.path} is {_described(kind)}, other planes are {_described(usual_kind)}")
     return usable, complaints
 
 
@@ -165,11 +165,11 @@ def resampled(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """Returns a plane (y, x) of another size: interpolated linearly, and smoothed before where it shrinks."""
     from skimage.transform import resize  # only where somebody asks for it
 
-    shrinks = any(new < old for new, old in zip(size, plane.shape, strict=True))
+    shrinks = any(new_length < old_length for new_length, old_length in zip(size, plane.shape, strict=True))
     pixels: NDArray[Any] = resize(plane.astype(np.float64), size, order=1, mode="edge", anti_aliasing=shrinks)
     # Between the least and the greatest of the pixels, so that no integer overflows.
-    whole = plane.dtype.kind in "iu"
-    return (np.rint(pixels) if whole else pixels).astype(plane.dtype)
+    is_integer = plane.dtype.kind in "iu"
+    return (np.rint(pixels) if is_integer else pixels).astype(plane.dtype)
 
 
 def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> str:
@@ -186,8 +186,8 @@ def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> s
         part = [file.path.name, size, modified, file.time, file.channel, file.plane, file.page]
         parts.append(part if file.size is None else [*part, file.size])
     # Keys are not sorted: a reader that states details in another order makes its plates convert anew.
-    text = json.dumps([field_facts(field), parts, *settings], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    content = json.dumps([field_facts(field), parts, *settings], default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _described(kind: Kind) -> str:

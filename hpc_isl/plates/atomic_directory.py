@@ -47,11 +47,11 @@ def atomic_directory(folder: Path, need: int, overwrite: bool = False) -> Iterat
         try:
             partial.mkdir()
             yield partial
-            old = folder.with_name(f".{folder.name}{OLD}{os.getpid()}")
+            replaced = folder.with_name(f".{folder.name}{OLD}{os.getpid()}")
             if folder.exists():  # a folder cannot be renamed over one that holds files
-                os.rename(folder, old)
+                os.rename(folder, replaced)
             os.rename(partial, folder)
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -112,10 +112,10 @@ def _is_any(error: Exception, *codes: int) -> bool:
 
 def clean(folder: Path) -> None:
     """Removes what killed processes left beside `folder`, and restores one that was being replaced."""
-    for old in folder.parent.glob(f".{folder.name}{OLD}*"):
+    for replaced in folder.parent.glob(f".{folder.name}{OLD}*"):
         if not folder.exists():
-            os.rename(old, folder)
-        shutil.rmtree(old, ignore_errors=True)
+            os.rename(replaced, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     for partial in folder.parent.glob(f".{folder.name}{MARK}-*"):
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -184,8 +184,8 @@ def unused(plate: Path) -> Iterator[None]:
     Raises:
         UserError: a run uses it just now, or the plate may not be written.
     """
-    with translate_write_errors(plate), only_writer(plate / LOCK) as mine:
-        if not mine:
+    with translate_write_errors(plate), only_writer(plate / LOCK) as acquired:
+        if not acquired:
             raise UserError(
                 f"{plate}: a run uses it just now, or another process changes it; wait for its end"
             )
@@ -205,7 +205,7 @@ def replace_together(plate: Path, files: Sequence[tuple[str, Content]]) -> None:
             with ThreadPoolExecutor(8) as pool:  # they wait for the disk together
                 list(pool.map(lambda file: _write(_unfinished(plate / file[0]), file[1]()), files))
             _write_journal(plate, names, complete=True)  # from here on the change counts
-        finally:  # after an error it undoes the change, for the journal does not say that it is complete
+        finally:  # after an error it undoes the change: the journal does not say that it is complete
             _finish(plate)
 
 
@@ -218,8 +218,8 @@ def finish_interrupted(plate: Path) -> None:
     if not (plate / JOURNAL).exists():
         return
     try:
-        with only_writer(plate / LOCK, PATIENCE_S) as mine:
-            if not mine:
+        with only_writer(plate / LOCK, PATIENCE_S) as acquired:
+            if not acquired:
                 raise UserError(
                     f"{plate}: another process changes its metadata just now; try again in a while"
                 )

@@ -43,13 +43,13 @@ def differences(old: Plate, new: Plate) -> tuple[str, ...]:
 
 def field_of(field: Field, old: Plate, new: Plate) -> Field:
     """Returns a field of the old plate as the new one describes it."""
-    named = {fact: _renamed(field.details[fact], old, new) for fact in BY_CHANNEL if fact in field.details}
+    renamed = {fact: _renamed(field.details[fact], old, new) for fact in BY_CHANNEL if fact in field.details}
     position = field.position_um
     # The stage was at the centre of the field: with pixels of another size the first one lies elsewhere.
     if position is not None and old.pixel_um and new.pixel_um:
         halves = [(length - 1) / 2 * (old.pixel_um - new.pixel_um) for length in field.shape[-2:]]
         position = round(position[0] + halves[0], 4), round(position[1] + halves[1], 4)
-    return replace(field, details={**field.details, **named}, position_um=position)
+    return replace(field, details={**field.details, **renamed}, position_um=position)
 
 
 def _renamed(by_channel: Mapping[str, Any], old: Plate, new: Plate) -> dict[str, Any]:
@@ -68,13 +68,13 @@ def plate_of(plate: Plate, old: Plate, new: Plate) -> Plate:
 
 def words_for(old: Plate, new: Plate) -> list[str]:
     """Returns the arguments of `set PLATE` that make the new metadata of the old, quoted for a shell."""
-    words = [f"pixel_um={json.dumps(new.pixel_um)}"] if old.pixel_um != new.pixel_um else []
+    arguments = [f"pixel_um={json.dumps(new.pixel_um)}"] if old.pixel_um != new.pixel_um else []
     for before, after in zip(old.channels, new.channels, strict=True):
-        words += [f"channels.{before.name}={after.name}"] if before.name != after.name else []
+        arguments += [f"channels.{before.name}={after.name}"] if before.name != after.name else []
     if [channel.fluorescent for channel in old.channels] != [channel.fluorescent for channel in new.channels]:
         transmitted = [channel.name for channel in new.channels if not channel.fluorescent]
-        words.append(f"transmitted={json.dumps(transmitted, ensure_ascii=False)}")
-    return [shlex.quote(word) for word in words]
+        arguments.append(f"transmitted={json.dumps(transmitted, ensure_ascii=False)}")
+    return [shlex.quote(argument) for argument in arguments]
 
 
 def as_converted(index: Index) -> Plate:
@@ -100,8 +100,8 @@ def change_metadata(index: Index, new: Plate, user: str) -> Index:
     """
     with atomic_directory.unused(index.path):
         # Opened again, now that nobody else can change it: the caller's index may be old.
-        present = open_plate(index.path)
-        if (present.fingerprint, present.plate) != (index.fingerprint, index.plate):
+        current_index = open_plate(index.path)
+        if (current_index.fingerprint, current_index.plate) != (index.fingerprint, index.plate):
             raise UserError(f"{index.path}: was changed by another process just now; look at it again")
         atomic_directory.replace_together(
             index.path, list(_files(index, plate_of(index.plate, index.plate, new), user))
@@ -123,8 +123,8 @@ def _files(index: Index, new: Plate, user: str) -> Iterator[tuple[str, atomic_di
     ours = [group["attributes"]["hpc_isl"] for group in groups]
     lines = differences(index.plate, new)
     facts = metadata.plate_facts(index.plate)
-    kept = {name: facts[name] for name in KEPT}
-    change = MetadataChange(now(), user, index.fingerprint, "", lines, kept)
+    former_facts = {name: facts[name] for name in KEPT}
+    change = MetadataChange(now(), user, index.fingerprint, "", lines, former_facts)
     shifts = index.registration.digest if index.registration else ""
     change = replace(change, after=fingerprint_of(ours, new, (*index.changes, change), shifts))
     yield index_table.FILE, partial(encoded, ours, change.after)
@@ -147,10 +147,10 @@ def _image(group: Json, old: Plate, new: Plate, field: Field, levels: int) -> Js
     else:
         scales = ngff.image_scales(new, field, levels)
     ome["multiscales"][0] = ngff.attributes(scales)
-    listed = ome.get("omero", {}).get("channels", [])
-    for shown, before, after in zip(listed, old.channels, new.channels, strict=False):
-        shown |= {"label": after.name} if shown.get("label") == before.name else {}
-        shown |= {"color": after.color} if shown.get("color") == before.color else {}
+    entries = ome.get("omero", {}).get("channels", [])
+    for entry, before, after in zip(entries, old.channels, new.channels, strict=False):
+        entry |= {"label": after.name} if entry.get("label") == before.name else {}
+        entry |= {"color": after.color} if entry.get("color") == before.color else {}
     return group
 
 
@@ -163,10 +163,10 @@ def _labels(folder: Path, index: Index, new: Plate, field: Field) -> bytes:
         scales = ngff.label_scales(new, field, index.levels(field.key), attributes["hpc_isl"]["name"])
         attributes["ome"]["multiscales"][0] = ngff.attributes(scales)
     else:  # of another program, which has cut the levels in its own way
-        old, known = ngff.grid_of(index.plate, index.field(field.key)), new.pixel_um is not None
+        old_grid, in_micrometres = ngff.grid_of(index.plate, index.field(field.key)), new.pixel_um is not None
         try:
             for scales in attributes["ome"]["multiscales"]:
-                ngff.move(scales, old, ngff.grid_of(new, field), known)
+                ngff.move(scales, old_grid, ngff.grid_of(new, field), in_micrometres)
         except (KeyError, TypeError, IndexError):
             raise UserError(
                 f"{folder}: these labels of another program do not say where their pixels lie, as OME-Zarr "

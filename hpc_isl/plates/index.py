@@ -84,10 +84,10 @@ class Index:
         if name in names:
             return names.index(name)
         for change in self.changes:
-            for former, now in zip(change.former["channels"], names, strict=True):
+            for former, new_name in zip(change.former["channels"], names, strict=True):
                 if former["name"] == name:
-                    renamed = f"it is called {now!r} since {change.time[:10]}, when metadata changed"
-                    raise UserError(f"{self.path}: has no channel {name!r}; {renamed}")
+                    reason = f"it is called {new_name!r} since {change.time[:10]}, when metadata changed"
+                    raise UserError(f"{self.path}: has no channel {name!r}; {reason}")
         raise UserError(f"{self.path}: has no channel {name!r}; {nearest(name, names)}")
 
     def imaged(self, key: FieldKey) -> NDArray[np.bool_]:
@@ -114,10 +114,10 @@ class Index:
         if self.registration is None or key.acquisition == other.acquisition:
             return 0, 0
         # Both against the first acquisition, which is not shifted against itself.
-        known = [self.registration.shifts.get(each) for each in (key, other)]
-        if any(each is not None and each.shift is None for each in known):
+        shifts = [self.registration.shifts.get(field_key) for field_key in (key, other)]
+        if any(shift is not None and shift.shift is None for shift in shifts):
             return None
-        (y, x), (other_y, other_x) = ((each and each.shift) or (0, 0) for each in known)
+        (y, x), (other_y, other_x) = ((shift and shift.shift) or (0, 0) for shift in shifts)
         return other_y - y, other_x - x
 
     def levels(self, key: FieldKey) -> int:
@@ -126,11 +126,11 @@ class Index:
 
     def histogram(self, keys: Iterable[FieldKey], channel: int) -> Histogram:
         """Returns counts of one channel over all planes and times of these fields."""
-        wanted = list(keys)
-        kinds = sorted({self.field(key).dtype for key in wanted})
-        if len(kinds) != 1:
-            raise UserError(f"{self.path}: there is no one histogram for fields of the types {kinds}")
-        return index_table.histogram(self.path, [self._rows[key] for key in wanted], kinds[0], channel)
+        chosen_keys = list(keys)
+        dtypes = sorted({self.field(key).dtype for key in chosen_keys})
+        if len(dtypes) != 1:
+            raise UserError(f"{self.path}: there is no one histogram for fields of the types {dtypes}")
+        return index_table.histogram(self.path, [self._rows[key] for key in chosen_keys], dtypes[0], channel)
 
 
 def image_path(path: Path, plate: Plate, key: FieldKey) -> Path:
@@ -162,8 +162,8 @@ def finalise(
         raise UserError(f"{path}: no field was written, so there is no plate to finish")
     for well in plate.wells:
         row, column = metadata.place(plate, well)
-        inside = [field for field in plate.fields if field.key.well == well]
-        metadata.write_group(path / row / column, ngff.attributes(ngff.well_group(inside)))
+        well_fields = [field for field in plate.fields if field.key.well == well]
+        metadata.write_group(path / row / column, ngff.attributes(ngff.well_group(well_fields)))
         metadata.write_group(path / row)
     ours: dict[str, Any] = {
         "plate": metadata.plate_facts(plate),
@@ -195,7 +195,7 @@ def open_plate(path: Path) -> Index:
         UserError: there is no plate, none that was converted or adopted, or an adopted one has changed.
     """
     home = home_of(path)
-    before = atomic_directory.version(home)
+    version = atomic_directory.version(home)
     ours = _plate_attributes(home)
     if home != path and not same_place(path, adopted.adopted_plate(home, ours).path):
         raise UserError(
@@ -206,7 +206,7 @@ def open_plate(path: Path) -> Index:
         table = index_table.read_table(home)
     except (OSError, pa.ArrowException):
         return rebuild_index(home)
-    if atomic_directory.version(home) != before:  # the two files may be of different times
+    if atomic_directory.version(home) != version:  # the two files may be of different times
         return open_plate(path)
     return _index(home, ours, table)
 
@@ -219,9 +219,9 @@ def rebuild_index(path: Path) -> Index:
     for well in metadata.read_group(path)["ome"]["plate"]["wells"]:
         folder = path / well["path"]
         for image in metadata.read_group(folder)["ome"]["well"]["images"]:
-            notes = metadata.read_group(folder / image["path"]).get("hpc_isl")
-            if notes:  # images that other programs added to a well have none
-                keys.append(FieldKey(**notes["field"]["key"]))
+            image_facts = metadata.read_group(folder / image["path"]).get("hpc_isl")
+            if image_facts:  # images that other programs added to a well have none
+                keys.append(FieldKey(**image_facts["field"]["key"]))
     try:
         shifts = ours.get(registration.KEY, {}).get("digest", "")
         changes = metadata_changes.of_facts(ours)
@@ -249,7 +249,7 @@ def _plate_attributes(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other(path: Path) -> NoReturn:
-    """Raises what to do with a folder that is no plate of ours: another program's is to be adopted."""
+    """Raises a `UserError` that says what to do with a folder that is no plate of ours."""
     if nodes.is_group(path) and not {"plate", adopted.SERIES}.isdisjoint(nodes.ome_attributes(path)):
         raise UserError(
             f"{path}: is an OME-Zarr plate of another program; measure it once, where it lies: "
@@ -264,7 +264,7 @@ def _refuse_other(path: Path) -> NoReturn:
 def _read_images(path: Path, plate: Plate, keys: list[FieldKey]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(8) as pool:  # thousands of small files wait for the file system together
         attributes = pool.map(lambda key: metadata.read_group(image_path(path, plate, key)), keys)
-        return [own["hpc_isl"] for own in attributes]
+        return [group["hpc_isl"] for group in attributes]
 
 
 def _write_index(
@@ -279,8 +279,10 @@ def encoded(images: list[dict[str, Any]], fingerprint: str) -> bytes:
     statistics = [from_dict(image["statistics"]) for image in images]
     blurred = _out_of_focus(statistics)
     rows = [
-        index_table.row(image["field"], image["levels"], measured, (*measured.flags, *more))
-        for image, measured, more in zip(images, statistics, blurred, strict=True)
+        index_table.row(
+            image["field"], image["levels"], field_statistics, (*field_statistics.flags, *focus_flags)
+        )
+        for image, field_statistics, focus_flags in zip(images, statistics, blurred, strict=True)
     ]
     return index_table.encoded(rows, fingerprint)
 
@@ -324,10 +326,10 @@ def revision_of(plate: Plate, changes: Changes) -> str:
     """Returns what `set` changed that no hash of pixels and names holds; empty: it is as converted."""
     if not changes:
         return ""
-    first = changes[0].former
-    converted = [first["pixel_um"], [channel["fluorescent"] for channel in first["channels"]]]
-    now = [plate.pixel_um, [channel.fluorescent for channel in plate.channels]]
-    return "" if now == converted else json.dumps(now)
+    former = changes[0].former
+    converted = [former["pixel_um"], [channel["fluorescent"] for channel in former["channels"]]]
+    present = [plate.pixel_um, [channel.fluorescent for channel in plate.channels]]
+    return "" if present == converted else json.dumps(present)
 
 
 def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[str]]:
@@ -335,8 +337,8 @@ def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[str]]:
     blurred: list[list[str]] = [[] for _ in statistics]
     for channel in sorted({key[1] for field in statistics for key in field.planes}):
         scores = {
-            at: max(plane.focus for key, plane in field.planes.items() if key[1] == channel)
-            for at, field in enumerate(statistics)
+            number: max(plane.focus for key, plane in field.planes.items() if key[1] == channel)
+            for number, field in enumerate(statistics)
             if channel in field.histograms and f"empty:{channel}" not in field.flags
         }
         logs = np.log([score for score in scores.values() if score > 0] or [1.0])
@@ -345,7 +347,7 @@ def _out_of_focus(statistics: list[FieldStatistics]) -> list[list[str]]:
         # 1.4826 times the median absolute deviation estimates the standard deviation of normal data.
         spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
         limit = np.exp(np.median(logs) - max(FOCUS_DEVIATIONS * spread, np.log(2)))
-        for at, score in scores.items():
+        for number, score in scores.items():
             if score < limit:
-                blurred[at].append(f"out of focus:{channel}")
+                blurred[number].append(f"out of focus:{channel}")
     return blurred

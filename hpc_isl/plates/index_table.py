@@ -42,7 +42,7 @@ def row(field: Mapping[str, Any], levels: int, statistics: FieldStatistics, flag
         "details": json.dumps(field["details"]),
         "digest": statistics.digest,
         "flags": flags,
-        **{part: [key[at] for key in keys] for at, part in enumerate(("time", "channel", "plane"))},
+        **{part: [key[axis] for key in keys] for axis, part in enumerate(("time", "channel", "plane"))},
         **{name: [getattr(plane, name) for plane in statistics.planes.values()] for name in FACTS},
         **{f"histogram_{channel}": h.counts for channel, h in statistics.histograms.items()},
     }
@@ -50,21 +50,22 @@ def row(field: Mapping[str, Any], levels: int, statistics: FieldStatistics, flag
 
 def encoded(rows: list[Row], fingerprint: str) -> bytes:
     """Returns the file's content."""
-    # Types are given, for rows alone tell none of a column whose lists are empty or whose values are unknown.
-    numbers, floats, text = pa.list_(pa.int64()), pa.list_(pa.float64()), pa.string()
+    # Types are given, as rows alone tell none of a column whose lists are empty or whose values are unknown.
+    numbers, floats, string = pa.list_(pa.int64()), pa.list_(pa.float64()), pa.string()
     histograms = sorted({name for row in rows for name in row if name.startswith("histogram_")})
-    kinds = {
-        "well": text, "name": text, "acquisition": pa.int64(), "shape": numbers, "dtype": text,
-        "levels": pa.int64(), "position_um": floats, "z_um": floats, "details": text, "digest": text,
-        "flags": pa.list_(text), "time": numbers, "channel": numbers, "plane": numbers,
+    types = {
+        "well": string, "name": string, "acquisition": pa.int64(), "shape": numbers, "dtype": string,
+        "levels": pa.int64(), "position_um": floats, "z_um": floats, "details": string, "digest": string,
+        "flags": pa.list_(string), "time": numbers, "channel": numbers, "plane": numbers,
         **dict.fromkeys(FACTS, floats), **dict.fromkeys(histograms, numbers),
     }  # fmt: skip
-    schema = pa.schema(list(kinds.items()))
-    # As JSON, for `Table.from_pylist` imports pandas, which takes a second.
+    schema = pa.schema(list(types.items()))
+    # As JSON, because `Table.from_pylist` imports pandas, which takes a second.
     lines = [json.dumps(row, default=np.ndarray.tolist).encode() for row in rows]
-    reading = pajson.ReadOptions(block_size=16 * max(map(len, lines)))  # a row may not be longer than a block
-    parsing = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-    table = pajson.read_json(io.BytesIO(b"\n".join(lines)), reading, parsing).combine_chunks()
+    # A row may not be longer than a block.
+    read_options = pajson.ReadOptions(block_size=16 * max(map(len, lines)))
+    parse_options = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    table = pajson.read_json(io.BytesIO(b"\n".join(lines)), read_options, parse_options).combine_chunks()
     table = table.replace_schema_metadata({"fingerprint": fingerprint})
     stream = io.BytesIO()
     pq.write_table(table, stream, compression="zstd", use_dictionary=False)
@@ -111,7 +112,7 @@ def histogram(path: Path, rows: list[int], dtype: str, channel: int) -> Histogra
 
 
 def _numbers(array: pa.Array) -> NDArray[Any]:
-    # By the buffer protocol, for `to_numpy` imports pandas, which takes a second.
+    # By the buffer protocol, because `to_numpy` imports pandas, which takes a second.
     numbers: NDArray[Any] = np.from_dlpack(array)
     return numbers
 

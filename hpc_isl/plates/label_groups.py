@@ -102,8 +102,8 @@ def existing(image: Path, name: str) -> Path:
 def find(image: Path, name: str) -> Path | None:
     """Returns the folder of labels, ours or of another program that calls them so; None: there are none."""
     for labels in _label_folders(image):
-        if packed.is_file((own := labels / slug(name)) / "zarr.json"):
-            return own
+        if packed.is_file((folder := labels / slug(name)) / "zarr.json"):
+            return folder
         if name != slug(name) and name in _possible_paths(labels) and _is_label_image(labels / name):
             return labels / name
     return _labels_of_adopted(image).get(name)
@@ -122,14 +122,14 @@ def named(image: Path) -> dict[str, Path]:
 
 def _labels_of_adopted(image: Path) -> dict[str, Path]:
     """Returns name -> folder of the labels in another program's image, where that holds the pixels."""
-    other = adopted.image_folder(image)
-    labels = other / "labels" if other else None
+    image_folder = adopted.image_folder(image)
+    labels = image_folder / "labels" if image_folder else None
     if labels is None or labels == labels_home(image) or not nodes.is_group(labels):
         return {}
     # Only what the list names: the folders that it does not name may be anything.
     paths = _listed(nodes.ome_attributes(labels))
-    found = {path: labels / path for path in sorted(paths) if nodes.is_group(labels / path)}
-    return {path: folder for path, folder in found.items() if "multiscales" in nodes.ome_attributes(folder)}
+    groups = {path: labels / path for path in sorted(paths) if nodes.is_group(labels / path)}
+    return {path: folder for path, folder in groups.items() if "multiscales" in nodes.ome_attributes(folder)}
 
 
 def label_paths(labels: Path, known: Collection[str] = ()) -> list[str]:
@@ -264,13 +264,13 @@ def open_labels(folder: Path, number: int = 0) -> LabelPixels:
             "t and z are possible"
         )
     store = store.transpose([axes.index(axis) for axis in "tczyx" if axis in axes])
-    first: tuple[Any, ...] = (slice(None),) * ("t" in axes)  # t stays before what is taken away or added
+    leading: tuple[Any, ...] = (slice(None),) * ("t" in axes)  # t stays before what is taken away or added
     if "c" in axes:
-        if store.shape[len(first)] != 1:
-            raise UserError(f"{folder}: has {store.shape[len(first)]} channels; labels have none")
-        store = store[(*first, 0)]
-    store = store if "z" in axes else store[(*first, ts.newaxis)]
-    return LabelPixels(folder, folder / levels[number], store if first else store[ts.newaxis])
+        if store.shape[len(leading)] != 1:
+            raise UserError(f"{folder}: has {store.shape[len(leading)]} channels; labels have none")
+        store = store[(*leading, 0)]
+    store = store if "z" in axes else store[(*leading, ts.newaxis)]
+    return LabelPixels(folder, folder / levels[number], store if leading else store[ts.newaxis])
 
 
 def label_levels(folder: Path) -> tuple[list[str], list[str]]:

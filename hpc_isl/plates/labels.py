@@ -1,7 +1,7 @@
 """Labels of an image: written with who made them and where they are complete, read, and checked for edits.
 
 A checksum of their pixels is kept with labels when they are written, and a hash of their files: as long as
-the files are the same, no pixel need be decoded. Names, sizes and dates of files prove nothing, for an edit
+the files are the same, no pixel need be decoded. Names, sizes and dates of files prove nothing, as an edit
 may leave these alone.
 """
 
@@ -86,7 +86,7 @@ def write_labels(
         write_pyramid(folder, pixels, content.axes, content.levels, CodecRecipe(), "stride")
         flat = pixels.reshape(-1, height, width)
         pixels_checksum = checksum(flat.shape, flat)
-        # Of very many labels the first ones get a colour, for each takes 70 bytes of metadata. Neighbours
+        # Of very many labels the first ones get a colour, as each takes 70 bytes of metadata. Neighbours
         # mostly have one label, so that few pixels need be sorted.
         row = pixels.ravel()
         values = np.unique(np.append(row[:1], row[1:][row[1:] != row[:-1]]))
@@ -119,8 +119,8 @@ def write_large_labels(
         shape = (*((len(times),) if len(times) > 1 else ()), 1, y, x)
         store = create_level(folder, 0, shape, np.dtype(np.uint32), content.axes, CodecRecipe())
         for box in shard_boxes(store):
-            inside = times[box[0]] if len(times) > 1 else times  # a shard holds all times
-            part = np.stack([labels[box[-2:]] for labels in inside])
+            shard_times = times[box[0]] if len(times) > 1 else times  # a shard holds all times
+            part = np.stack([labels[box[-2:]] for labels in shard_times])
             write_shards(store, box, part.reshape(store[box].shape))
         write_coarser(folder, store, content.axes, levels, CodecRecipe())
         bands = (labels[first : first + BAND] for labels in times for first in range(0, y, BAND))
@@ -185,13 +185,13 @@ def _update_list(image: Path, name: str) -> None:
     while True:
         listed = listed_labels(labels)
         # What another program lists in its own plate stays, whether we can read it or not.
-        others = listed if adopted.labels_inside(image) else []
+        other_paths = listed if adopted.labels_inside(image) else []
         present = label_paths(labels, known=[*listed, slug(name)])
-        shown = [*others, *(path for path in present if path not in others)]
-        if shown == listed:
+        label_list = [*other_paths, *(path for path in present if path not in other_paths)]
+        if label_list == listed:
             return
         with translate_write_errors(labels):
-            metadata.update_group(labels, ngff.attributes(ngff.labels_group(shown)), writer=slug(name))
+            metadata.update_group(labels, ngff.attributes(ngff.labels_group(label_list)), writer=slug(name))
 
 
 # ---------------------------------------------------------------- reading
@@ -200,7 +200,7 @@ def _update_list(image: Path, name: str) -> None:
 def read_labels(image: Path, name: str, level: int = 0) -> NDArray[np.uint32]:
     """Returns labels (y, x), or (t, y, x) where the image has times, on the grid of one level of the pyramid.
 
-    They are taken from full resolution, for that is what people correct, and what other programs surely have.
+    They are taken from full resolution, which is what people correct, and what other programs surely have.
     """
     pixels, step = labels_of(image, name), slice(None, None, 2**level)
     times = [pixels.read(time, step, step) for time in range(pixels.shape[0])]
@@ -245,10 +245,10 @@ def labels_of(image: Path, name: str) -> LabelPixels:
 
 def checksum(shape: tuple[int, ...], bands: Iterable[NDArray[np.uint32]]) -> str:
     """Returns a hash of the pixels of labels (t, y, x), given in raster order, however these are stored."""
-    pixels = hashlib.sha256(str(tuple(shape)).encode())
+    hasher = hashlib.sha256(str(tuple(shape)).encode())
     for band in bands:
-        pixels.update(np.ascontiguousarray(band, "<u4").data)
-    return pixels.hexdigest()[:32]
+        hasher.update(np.ascontiguousarray(band, "<u4").data)
+    return hasher.hexdigest()[:32]
 
 
 def labels_checksum(image: Path, name: str) -> str:
@@ -278,10 +278,10 @@ class LabelState:
 def label_state(image: Path, name: str) -> LabelState:
     """Reads the labels' files, and decodes them where they are not those that were written."""
     folder = existing(image, name)
-    kept = noted(folder)
-    present = _present_checksum(folder, kept)
-    stamp = hashlib.sha256(repr((name, _without_hashes(kept), present)).encode()).hexdigest()
-    return LabelState(stamp, present != kept["checksum"] if "checksum" in kept else None)
+    notes = noted(folder)
+    present_checksum = _present_checksum(folder, notes)
+    stamp = hashlib.sha256(repr((name, _without_hashes(notes), present_checksum)).encode()).hexdigest()
+    return LabelState(stamp, present_checksum != notes["checksum"] if "checksum" in notes else None)
 
 
 def stamp(image: Path, name: str) -> str:
@@ -292,28 +292,28 @@ def stamp(image: Path, name: str) -> str:
 def former_stamp(image: Path, name: str) -> str:
     """Returns the stamp as runs noted it before checksums were of pixels: by names and sizes of files."""
     folder = existing(image, name)
-    files = hashlib.sha256(repr((name, _without_hashes(noted(folder)))).encode())
+    hasher = hashlib.sha256(repr((name, _without_hashes(noted(folder)))).encode())
     for path in packed.files_below(folder):
-        files.update(f"{path.relative_to(folder)} {packed.size(path)}\n".encode())
-    return files.hexdigest()
+        hasher.update(f"{path.relative_to(folder)} {packed.size(path)}\n".encode())
+    return hasher.hexdigest()
 
 
-def _without_hashes(kept: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kept.items() if key not in ("checksum", "files")}
+def _without_hashes(notes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in notes.items() if key not in ("checksum", "files")}
 
 
 def _files_digest(level: Path) -> str:
-    files = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path in packed.files_below(level):
         content = packed.read_bytes(path)
-        files.update(f"{path.relative_to(level)} {len(content)}\n".encode() + content)
-    return files.hexdigest()[:32]
+        hasher.update(f"{path.relative_to(level)} {len(content)}\n".encode() + content)
+    return hasher.hexdigest()[:32]
 
 
-def _present_checksum(folder: Path, kept: Mapping[str, Any]) -> str:
+def _present_checksum(folder: Path, notes: Mapping[str, Any]) -> str:
     # Files that are the same hold the same pixels, which then need not be decoded.
-    if kept.get("files") and kept["files"] == _files_digest(folder / label_levels(folder)[0][0]):
-        return str(kept["checksum"])
+    if notes.get("files") and notes["files"] == _files_digest(folder / label_levels(folder)[0][0]):
+        return str(notes["checksum"])
     pixels = open_labels(folder)
     return checksum(pixels.shape, pixels.bands())
 
@@ -333,13 +333,13 @@ def refuse_edited(image: Path, name: str, same: Collection[str | None] = ()) -> 
         if label_folder(image, name).exists():
             raise UserError(f"{label_folder(image, name)}: holds no zarr.json; move it away first")
         return
-    kept = noted(folder)
+    notes = noted(folder)
     try:
-        present = _present_checksum(folder, kept)
+        present_checksum = _present_checksum(folder, notes)
     except UserError as error:
         raise UserError(f"{error}; what cannot be read is not replaced: move it away first") from None
-    if present not in (kept.get("checksum"), *same):
-        raise UserError(f"{image}: labels {name!r} {edits_stay('checksum' in kept)}")
+    if present_checksum not in (notes.get("checksum"), *same):
+        raise UserError(f"{image}: labels {name!r} {edits_stay('checksum' in notes)}")
 
 
 def edits_stay(known: bool) -> str:

@@ -49,14 +49,14 @@ def image_facts(plate: Plate) -> dict[str, Any]:
 
 def plate_from(facts: Mapping[str, Any], fields: tuple[Field, ...]) -> Plate:
     """Returns the plate that `plate_facts` has written, with these fields."""
-    more = {name: facts[name] for name in ("name", "pixel_um", "plane_um", "details")}
+    values = {name: facts[name] for name in ("name", "pixel_um", "plane_um", "details")}
     return Plate(
         rows=tuple(facts["rows"]),
         columns=tuple(facts["columns"]),
         channels=tuple(Channel(**channel) for channel in facts["channels"]),
         fields=fields,
         acquisitions={int(number): name for number, name in facts["acquisitions"].items()},
-        **more,
+        **values,
     )
 
 
@@ -75,7 +75,7 @@ def field_from(facts: Mapping[str, Any]) -> Field:
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
     # As JSON holds it: tuples become lists, keys strings, dates and paths text, NaN null.
-    text = json.dumps(value, default=lambda other: other.item() if hasattr(other, "item") else str(other))
+    text = json.dumps(value, default=lambda leaf: leaf.item() if hasattr(leaf, "item") else str(leaf))
     result: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
     return result
 
@@ -108,8 +108,8 @@ def update_group(folder: Path, ome: Mapping[str, Any], writer: str = "") -> None
     file = folder / "zarr.json"
     attributes = read_group(folder) if file.is_file() else {}
     content = json.loads(file.read_text()) if file.is_file() else {"zarr_format": 3, "node_type": "group"}
-    own = attributes.get("ome")
-    content["attributes"] = attributes | {"ome": (own if isinstance(own, dict) else {}) | dict(ome)}
+    former = attributes.get("ome")
+    content["attributes"] = attributes | {"ome": (former if isinstance(former, dict) else {}) | dict(ome)}
     write_atomic(file, json.dumps(content, allow_nan=False), writer=writer)
 
 

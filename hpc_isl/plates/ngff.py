@@ -81,10 +81,10 @@ def _multiscale(
     plate: Plate, name: str, names: tuple[str, ...], grid: Grid, levels: int, kind: str
 ) -> v05.Multiscale:
     unit = {
-        axis: "micrometer" if known else None
-        for axis, known in (("z", plate.plane_um), ("y", plate.pixel_um), ("x", plate.pixel_um))
+        axis: "micrometer" if size_um else None
+        for axis, size_um in (("z", plate.plane_um), ("y", plate.pixel_um), ("x", plate.pixel_um))
     }
-    other = {"t": v05.TimeAxis(name="t"), "c": v05.ChannelAxis(name="c")}
+    other_axes = {"t": v05.TimeAxis(name="t"), "c": v05.ChannelAxis(name="c")}
     datasets = []
     for level in range(levels):
         # A pixel of level k covers 2^k of level 0, so its centre lies (2^k - 1) / 2 of them further in.
@@ -95,7 +95,7 @@ def _multiscale(
             v05.ScaleTransformation(scale=scale), v05.TranslationTransformation(translation=translation)
         ]  # fmt: skip
         datasets.append(v05.Dataset(path=str(level), coordinateTransformations=transformations))
-    axes = [other.get(axis) or v05.SpaceAxis(name=axis, unit=unit[axis]) for axis in names]
+    axes = [other_axes.get(axis) or v05.SpaceAxis(name=axis, unit=unit[axis]) for axis in names]
     return v05.Multiscale(name=name, axes=axes, datasets=datasets, type=kind)
 
 
@@ -110,11 +110,11 @@ def move(scales: dict[str, Any], old: Grid, new: Grid, known: bool) -> None:
         axis |= {"unit": "micrometer"} if known else {}
     for step in (step for level in scales["datasets"] for step in level["coordinateTransformations"]):
         kind = step["type"]
-        for at, name in enumerate(names):
+        for index, name in enumerate(names):
             if name in "yx" and kind in ("scale", "translation"):
                 (from_step, from_first), (to_step, to_first) = old[name], new[name]
                 first = (from_first, to_first) if kind == "translation" else (0.0, 0.0)
-                step[kind][at] = (step[kind][at] - first[0]) / from_step * to_step + first[1]
+                step[kind][index] = (step[kind][index] - first[0]) / from_step * to_step + first[1]
 
 
 def _window(field: Field, planes: list[PlaneStatistics]) -> v05.OmeroWindow:
@@ -176,7 +176,7 @@ def attributes(model: Any) -> dict[str, Any]:
 
 def colored(attributes: dict[str, Any], labels: Iterable[int]) -> dict[str, Any]:
     """Returns the attributes of labels with a colour for each, as the specification advises."""
-    # As JSON, for the model would compare each colour with all others, in Python.
+    # As JSON, because the model would compare each colour with all others, in Python.
     colors = [{"label-value": label, "rgba": _color(label)} for label in (0, *labels)]
     return attributes | {"image-label": {"colors": colors, **attributes["image-label"]}}
 

@@ -62,7 +62,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ArrayFacts:
-    """What the metadata of an array say.
+    """An array by its metadata.
 
     Attributes:
         dtype: numpy name, in whatever order its bytes are stored.
@@ -107,8 +107,8 @@ def array_facts(folder: Path) -> ArrayFacts:
             chunk, dtype = content["chunks"], content["dtype"]
         else:
             raise UserError(f"{folder}: holds neither zarr.json nor .zarray, so there is no array")
-        kind = np.dtype(dtype).newbyteorder("=").name
-        return ArrayFacts(tuple(map(int, content["shape"])), kind, tuple(map(int, chunk)))
+        dtype_name = np.dtype(dtype).newbyteorder("=").name
+        return ArrayFacts(tuple(map(int, content["shape"])), dtype_name, tuple(map(int, chunk)))
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -1,4 +1,4 @@
-"""What an OME-Zarr plate of another program says of itself: a plate of ours, and where its pixels lie.
+"""Reads an OME-Zarr plate of another program from its metadata: as a plate of ours, and where its pixels lie.
 
 Versions 0.1 to 0.5. Nothing is guessed: a size without a unit is unknown, and what cannot be understood is a
 `Problem` of its image or a `UserError` about the plate.
@@ -84,44 +84,49 @@ def read(path: Path, transmitted: Sequence[str] | None = None, wells: Path | Non
         UserError: it is no plate, of no known version, damaged, or its images do not fit together.
     """
     path = path.absolute()
-    stated, version = _stated_plate(path)
-    if stated is None:
-        stated, places, remarks = series.read_series(path, wells)
+    plate_facts, version = _stated_plate(path)
+    if plate_facts is None:
+        plate_facts, places, remarks = series.read_series(path, wells)
         images, problems = _images(path, places)
     elif wells is not None:
         raise UserError(f"wells: {path} states its own wells; leave it out")
     else:
-        places, damaged, remarks = _places(path, stated)
+        places, damaged_wells, remarks = _places(path, plate_facts)
         images, problems = _images(path, places)
-        problems = [*damaged, *problems]
+        problems = [*damaged_wells, *problems]
     if not images:
         reasons = "; ".join(f"{problem.key}: {problem.text}" for problem in problems[:5])
         raise UserError(f"{path}: none of its images can be read: {reasons or 'it lists none'}")
-    names = _channels(images, transmitted)
+    plate_channels = _channels(images, transmitted)
     positions = _positions(images)
-    numbers = {channel.name: number for number, channel in enumerate(names)}
+    numbers = {channel.name: number for number, channel in enumerate(plate_channels)}
     fields, sources = [], {}
     for image in images:
-        own = {name: at for at, (name, _) in enumerate(image.channels)}
-        channels = tuple(own.get(channel.name) for channel in names)
+        index_of = {name: index for index, (name, _) in enumerate(image.channels)}
+        channels = tuple(index_of.get(channel.name) for channel in plate_channels)
         sources[image.key] = PixelSource(image.path, image.axes, image.levels(), channels, {})
-        fields.append(_field(image, numbers, [channel.name for channel in names], positions[image.key]))
+        fields.append(
+            _field(image, numbers, [channel.name for channel in plate_channels], positions[image.key])
+        )
     plate = Plate(
-        str(stated.get("name") or path.name.split(".")[0]), *_layout(stated, {f.key.well for f in fields}),
-        names, tuple(sorted(fields, key=lambda field: field.key.place)), _one_size(path, images, (1, 2)),
+        str(plate_facts.get("name") or path.name.split(".")[0]),
+        *_layout(plate_facts, {f.key.well for f in fields}), plate_channels,
+        tuple(sorted(fields, key=lambda field: field.key.place)), _one_size(path, images, (1, 2)),
         _one_size(path, [image for image in images if image.shape[2] > 1], (0,)),
-        _acquisitions(stated, images),
+        _acquisitions(plate_facts, images),
         {"reader": "ome_zarr", "version": version},
     )  # fmt: skip
     arrays = {image.key: image.arrays[0] for image in images}
-    counted = Counter([*remarks, *(remark for image in images for remark in image.remarks)])
-    texts = tuple(f"{text} ({count} images)" if count > 1 else text for text, count in counted.items())
+    remark_counts = Counter([*remarks, *(remark for image in images for remark in image.remarks)])
+    counted_remarks = tuple(
+        f"{text} ({count} images)" if count > 1 else text for text, count in remark_counts.items()
+    )
     uneven = tuple(image.key for image in images if not image.halves)
-    return OtherPlate(path, version, plate, sources, arrays, tuple(problems), texts, uneven)
+    return OtherPlate(path, version, plate, sources, arrays, tuple(problems), counted_remarks, uneven)
 
 
 def _stated_plate(path: Path) -> tuple[Mapping[str, Any] | None, str]:
-    """Returns what the group says of the plate, None of images of bioformats2raw, and OME-Zarr's version."""
+    """Returns what the group says of the plate, None for images of bioformats2raw, and OME-Zarr's version."""
     if path.suffix == PACKED and path.is_file():
         raise UserError(f"{path}: is packed; plates of other programs are read as folders: `unpack` it first")
     if not path.is_dir():
@@ -129,26 +134,28 @@ def _stated_plate(path: Path) -> tuple[Mapping[str, Any] | None, str]:
     if not nodes.is_group(path):
         raise UserError(f"{path}: holds neither zarr.json nor .zattrs: it is no OME-Zarr")
     content = ome_attributes(path)
-    stated = content.get("plate")
-    if not isinstance(stated, dict) and ("plate" in content or adopted.SERIES not in content):
-        what = "is one image, and no plate" if "multiscales" in content else "states no plate"
-        raise UserError(f"{path}: {what}; plates of OME-Zarr have rows, columns and wells in their metadata")
-    usual = "0.5" if (path / "zarr.json").is_file() else "0.4"
-    version = str(content.get("version") or (stated or {}).get("version") or usual)
+    plate_facts = content.get("plate")
+    if not isinstance(plate_facts, dict) and ("plate" in content or adopted.SERIES not in content):
+        description = "is one image, and no plate" if "multiscales" in content else "states no plate"
+        raise UserError(
+            f"{path}: {description}; plates of OME-Zarr have rows, columns and wells in their metadata"
+        )
+    usual_version = "0.5" if (path / "zarr.json").is_file() else "0.4"
+    version = str(content.get("version") or (plate_facts or {}).get("version") or usual_version)
     if version not in KNOWN:
         raise UserError(f"{path}: is OME-Zarr {version}; {', '.join(KNOWN)} are known")
-    return stated, version
+    return plate_facts, version
 
 
 # ---------------------------------------------------------------- wells and images
 
 
-def _places(path: Path, stated: Mapping[str, Any]) -> tuple[series.Places, list[Problem], list[str]]:
+def _places(path: Path, plate_facts: Mapping[str, Any]) -> tuple[series.Places, list[Problem], list[str]]:
     """Returns the images of all wells, wells that cannot be read, and remarks."""
-    wells = _wells(path, stated)
+    wells = _wells(path, plate_facts)
     missing = [well for well, where in wells.items() if not nodes.is_group(path / where)]
-    listed = many(len(missing), "well", "is", "are")
-    gaps = f"{listed} listed and not there: {', '.join(missing[:10])}" if missing else ""
+    count = many(len(missing), "well", "is", "are")
+    gaps = f"{count} listed and not there: {', '.join(missing[:10])}" if missing else ""
     places: series.Places = []
     problems = []
     for well, where in wells.items():
@@ -175,11 +182,11 @@ def _images(path: Path, places: series.Places) -> tuple[list[OtherImage], list[P
     return images, problems
 
 
-def _wells(path: Path, stated: Mapping[str, Any]) -> dict[str, str]:
-    """Returns well -> its folder below the plate; its name is that of row and column, or told by indices."""
+def _wells(path: Path, plate_facts: Mapping[str, Any]) -> dict[str, str]:
+    """Returns well -> its folder below the plate; its name is that of row and column, or given by indices."""
     wells: dict[str, str] = {}
     try:
-        for entry in stated["wells"]:
+        for entry in plate_facts["wells"]:
             where = str(entry["path"]).strip("/")
             try:
                 well = normal_well("".join(where.split("/")[-2:]))
@@ -208,14 +215,14 @@ def _well_images(folder: Path, well: str, where: str) -> series.Places:
     by_pass: dict[int, list[str]] = defaultdict(list)
     for name, acquisition in entries:
         by_pass[acquisition].append(name)
-    first = by_pass[min(by_pass)] if by_pass else []
+    first_paths = by_pass[min(by_pass)] if by_pass else []
     keys = []
-    for acquisition, own in by_pass.items():
-        # Passes of as many images show the same fields in the same order, though paths count on.
-        names = _plain(first if len(own) == len(first) else own)
+    for acquisition, paths in by_pass.items():
+        # Passes of equally many images show the same fields in the same order, although paths count on.
+        names = _plain(first_paths if len(paths) == len(first_paths) else paths)
         keys += [
             (FieldKey(well, name, acquisition), f"{where}/{path}")
-            for name, path in zip(names, own, strict=True)
+            for name, path in zip(names, paths, strict=True)
         ]
     return keys
 
@@ -225,7 +232,7 @@ def _plain(names: Iterable[str]) -> list[str]:
     plain: list[str] = []
     for name in names:
         short = re.sub(r"[^A-Za-z0-9]", "", name) or "image"
-        lower = [known.lower() for known in plain]  # disks may ignore case
+        lower = [earlier.lower() for earlier in plain]  # disks may ignore case
         plain.append(short if short.lower() not in lower else f"{short}n{len(plain)}")
     return plain
 
@@ -242,13 +249,13 @@ def _try_image(path: Path, key: FieldKey, where: str) -> OtherImage | str:
 def _one_size(path: Path, images: Sequence[OtherImage], axes: tuple[int, ...]) -> float | None:
     """Returns the distance of pixels along these axes (0: z, 1: y, 2: x) in all images; None: unknown."""
     sizes = {image.steps[axis]: image.path for image in images for axis in axes}
-    known = [size for size in sizes if size is not None]
-    if not known or len(known) < len(sizes):
+    known_sizes = [size for size in sizes if size is not None]
+    if not known_sizes or len(known_sizes) < len(sizes):
         return None
-    if not isclose(min(known), max(known), rel_tol=1e-3):
+    if not isclose(min(known_sizes), max(known_sizes), rel_tol=1e-3):
         if axes == (0,):  # stacks may differ: then their distance is unknown, as for a converted plate
             return None
-        least, most = min(known), max(known)
+        least, most = min(known_sizes), max(known_sizes)
         raise UserError(
             f"{path}: pixels of {least:g} µm ({sizes[least]}) and {most:g} µm ({sizes[most]}); a plate has "
             "square pixels of one size"
@@ -288,18 +295,18 @@ def _field(
     t, _, z, y, x = image.shape
     step, first = image.steps[0], image.places[0]
     heights = tuple(first + step * n for n in range(z)) if step and first is not None else ()
-    found = Field(
+    field = Field(
         image.key, (t, len(names), z, y, x), image.arrays[0].dtype, position, heights, {"image": image.path}
     )
-    own = [numbers[name] for name, _ in image.channels]
-    return found.with_planes(
-        [(time, c, plane) for time in range(t) for c in own for plane in range(z)], names
+    channel_numbers = [numbers[name] for name, _ in image.channels]
+    return field.with_planes(
+        [(time, c, plane) for time in range(t) for c in channel_numbers for plane in range(z)], names
     )
 
 
-def _layout(stated: Mapping[str, Any], wells: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _layout(plate_facts: Mapping[str, Any], wells: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns all rows and columns of the format that the plate states, or of the smallest that fits."""
-    stated_axes = stated.get("rows") or (), stated.get("columns") or ()
+    stated_axes = plate_facts.get("rows") or (), plate_facts.get("columns") or ()
     shape = tuple(len(axis) if isinstance(axis, list) else 0 for axis in stated_axes)
     for count, size in FORMATS.items():
         if size == shape:
@@ -310,11 +317,11 @@ def _layout(stated: Mapping[str, Any], wells: set[str]) -> tuple[tuple[str, ...]
     return layout(wells)
 
 
-def _acquisitions(stated: Mapping[str, Any], images: Sequence[OtherImage]) -> dict[int, str]:
+def _acquisitions(plate_facts: Mapping[str, Any], images: Sequence[OtherImage]) -> dict[int, str]:
     """Returns number -> name of the passes in which images were taken."""
-    named = {
+    names = {
         entry.get("id", 0): str(entry.get("name") or entry.get("id", 0))
-        for entry in stated.get("acquisitions") or ()
+        for entry in plate_facts.get("acquisitions") or ()
         if isinstance(entry, dict) and isinstance(entry.get("id", 0), int)
     }
-    return {number: named.get(number, str(number)) for number in sorted({i.key.acquisition for i in images})}
+    return {number: names.get(number, str(number)) for number in sorted({i.key.acquisition for i in images})}

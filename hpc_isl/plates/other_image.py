@@ -69,10 +69,10 @@ class OtherImage:
         One of another type than level 0 holds other values, and is none.
         """
         *rest, y, x = self.shape
-        alike = [n for n, own in enumerate(self.arrays) if own.dtype == self.arrays[0].dtype]
-        stored = {self.shape_of(n): self.paths[n] for n in reversed(alike)}
+        alike = [n for n, array in enumerate(self.arrays) if array.dtype == self.arrays[0].dtype]
+        path_of = {self.shape_of(n): self.paths[n] for n in reversed(alike)}
         shapes = [(*rest, -(-y // 2**k), -(-x // 2**k)) for k in range(count_levels(self.shape, None))]
-        return (self.paths[0], *(stored.get(shape) for shape in shapes[1:]))
+        return (self.paths[0], *(path_of.get(shape) for shape in shapes[1:]))
 
 
 def read_image(path: Path, key: FieldKey, where: str) -> OtherImage:
@@ -94,12 +94,15 @@ def read_image(path: Path, key: FieldKey, where: str) -> OtherImage:
     if kind.kind not in "iuf" or (kind.kind in "iu" and kind.itemsize > 4):
         raise UserError(f"{folder}: holds {first.dtype}; integers up to 32 bits and floats are read")
     axes, units = _axes(folder, scales.get("axes"), first)
-    both = (scales["datasets"][0].get("coordinateTransformations"), scales.get("coordinateTransformations"))
-    steps, places, remarks = _grid(axes, units, [entry for entry in both if entry])
+    transforms = (
+        scales["datasets"][0].get("coordinateTransformations"),
+        scales.get("coordinateTransformations"),
+    )
+    steps, places, remarks = _grid(axes, units, [entry for entry in transforms if entry])
     length = dict(zip(axes, first.shape, strict=True)).get("c", 1)
-    shown = content.get("omero", {}).get("channels") or []
+    entries = content.get("omero", {}).get("channels") or []
     return OtherImage(
-        where, key, axes, paths, arrays, _named_channels(shown, length),
+        where, key, axes, paths, arrays, _named_channels(entries, length),
         (steps["z"], steps["y"], steps["x"]), (places["z"], places["y"], places["x"]), tuple(remarks),
     )  # fmt: skip
 
@@ -107,12 +110,12 @@ def read_image(path: Path, key: FieldKey, where: str) -> OtherImage:
 # ---------------------------------------------------------------- axes, scales, units
 
 
-def _axes(folder: Path, stated: Any, first: ArrayFacts) -> tuple[tuple[str, ...], dict[str, str]]:
+def _axes(folder: Path, stated_axes: Any, first: ArrayFacts) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns the letter of each axis of the arrays, - for one that is dropped, and units by letter."""
     rank = len(first.shape)
-    if stated is None and rank == 5:  # 0.1 and 0.2 have these alone
-        stated = list("tczyx")
-    entries = [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in stated or ()]
+    if stated_axes is None and rank == 5:  # 0.1 and 0.2 have these alone
+        stated_axes = list("tczyx")
+    entries = [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in stated_axes or ()]
     names = [str(entry.get("name", "")) for entry in entries]
     if len(entries) != rank:
         raise UserError(f"{folder}: has the axes {names} for arrays of {rank} dimensions")
@@ -122,8 +125,8 @@ def _axes(folder: Path, stated: Any, first: ArrayFacts) -> tuple[tuple[str, ...]
         if not letter and length > 1:
             raise UserError(f"{folder}: has an axis {name!r} of {length}; t, c, z, y and x are read")
         letters.append(letter or "-")
-    known = [letter for letter in letters if letter != "-"]
-    if len(set(known)) < len(known) or not {"y", "x"} <= set(known):
+    kept_letters = [letter for letter in letters if letter != "-"]
+    if len(set(kept_letters)) < len(kept_letters) or not {"y", "x"} <= set(kept_letters):
         raise UserError(f"{folder}: has the axes {names}; y and x are needed, and each axis once")
     units = {letter: str(entry.get("unit") or "") for letter, entry in zip(letters, entries, strict=True)}
     return tuple(letters), units
@@ -138,39 +141,40 @@ def _grid(
     """Returns the distance of pixels and the place of the first one along z, y and x in µm, and remarks."""
     step, first = np.ones(len(axes)), np.zeros(len(axes))
     stated = False
-    for change in (change for changes in transforms for change in changes):  # those of the level come first
-        values = change.get(str(change.get("type")))
+    # Those of the level come first.
+    for transform in (transform for group in transforms for transform in group):
+        values = transform.get(str(transform.get("type")))
         if isinstance(values, list) and len(values) == len(axes):
             numbers = np.array(values, float)
             step, first = (
-                (step * numbers, first * numbers) if change["type"] == "scale" else (step, first + numbers)
+                (step * numbers, first * numbers) if transform["type"] == "scale" else (step, first + numbers)
             )
             stated = True
     steps: Lengths = dict.fromkeys("zyx")
     places: Lengths = dict.fromkeys("zyx")
     remarks = []
-    for at, axis in enumerate(axes):
-        if axis not in "zyx" or not stated or not step[at] > 0 or not math.isfinite(step[at] + first[at]):
+    for i, axis in enumerate(axes):
+        if axis not in "zyx" or not stated or not step[i] > 0 or not math.isfinite(step[i] + first[i]):
             continue
         if factor := MICROMETRES.get(units[axis].lower()):
-            steps[axis], places[axis] = float(step[at]) * factor, float(first[at]) * factor
-        elif axis == "x" and step[at] != 1:
+            steps[axis], places[axis] = float(step[i]) * factor, float(first[i]) * factor
+        elif axis == "x" and step[i] != 1:
             unit = f"the unit {units[axis]!r}" if units[axis] else "no unit"
             remarks.append(
-                f"its pixels have a scale of {step[at]:g} and {unit}: their size is taken as unknown; if "
-                f"these are micrometres: set PLATE pixel_um={step[at]:g}"
+                f"its pixels have a scale of {step[i]:g} and {unit}: their size is taken as unknown; if "
+                f"these are micrometres: set PLATE pixel_um={step[i]:g}"
             )
     return steps, places, remarks
 
 
-def _named_channels(shown: Sequence[Mapping[str, Any]], length: int) -> tuple[tuple[str, str], ...]:
+def _named_channels(entries: Sequence[Mapping[str, Any]], length: int) -> tuple[tuple[str, str], ...]:
     """Returns name and colour of each channel of an image; without a name it is called by its number."""
     channels: list[tuple[str, str]] = []
     for number in range(length):
-        entry = shown[number] if number < len(shown) else {}
+        entry = entries[number] if number < len(entries) else {}
         name = str(entry.get("label") or f"channel {number}")
-        taken = [other for other, _ in channels]
+        names = [earlier for earlier, _ in channels]
         color = str(entry.get("color") or "").lstrip("#")[:6].upper()
         color = color if re.fullmatch(r"[0-9A-F]{6}", color) else "FFFFFF"
-        channels.append((name if name not in taken else f"{name} ({number})", color))
+        channels.append((name if name not in names else f"{name} ({number})", color))
     return tuple(channels)

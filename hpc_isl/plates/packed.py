@@ -113,10 +113,12 @@ def folders_in(folder: Path) -> list[str]:
     if place:
         archive = _archive(place[0])
         names = archive.folders.get(place[1], [])
-        found = [name for name in names if f"{place[1]}/{name}".lstrip("/") in archive.folders]
+        folder_names = [name for name in names if f"{place[1]}/{name}".lstrip("/") in archive.folders]
     else:
-        found = [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
-    return sorted(name for name in found if not name.startswith("."))
+        folder_names = (
+            [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
+        )
+    return sorted(name for name in folder_names if not name.startswith("."))
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -162,10 +164,10 @@ def _read_directory(path: Path, version: tuple[int, int, int], process: int) -> 
         raise UserError(f"{path}: is no packed plate, or is cut short: {error}") from None
     entries = {entry.filename: entry for entry in file.infolist() if not entry.is_dir()}
     folders: dict[str, list[str]] = {"": []}
-    known = set()
+    known_names = set()
     for name in entries:
-        while name and name not in known:
-            known.add(name)
+        while name and name not in known_names:
+            known_names.add(name)
             above, _, last = name.rpartition("/")
             folders.setdefault(above, []).append(last)
             name = above

@@ -199,8 +199,8 @@ def stored_planes(tiff: Any, drawn: bool = False) -> list[StoredPlane]:
     pages = _pages(tiff)
     kinds = {(page.shape, str(page.dtype)) for page in pages}
     if len(kinds) > 1:
-        listed = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str))
-        raise UserError(f"{path} has pages that differ: {listed}; planes of one shape and type are expected")
+        listing = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str))
+        raise UserError(f"{path} has pages that differ: {listing}; planes of one shape and type are expected")
     for page in pages:
         _check(page, Path(path), drawn)
     if len(pages) > 1 or (count := _claimed(tiff)) < 2:
@@ -248,9 +248,9 @@ def _claimed(tiff: Any) -> int:
     if tiff.is_stk:
         return int(tiff.stk_metadata["NumberPlanes"])
     if tiff.is_imagej:
-        stated = tiff.imagej_metadata or {}
-        axes = [int(stated.get(name, 1)) for name in ("channels", "slices", "frames")]
-        return max(prod(axes), int(stated.get("images", 1)))
+        metadata = tiff.imagej_metadata or {}
+        axes = [int(metadata.get(name, 1)) for name in ("channels", "slices", "frames")]
+        return max(prod(axes), int(metadata.get("images", 1)))
     if tiff.is_shaped:
         # The last axes are those of the page: colours too, where a painting program wrote it.
         return prod(map(int, tiff.shaped_metadata[0]["shape"][: -len(tiff.pages[0].shape)]))
@@ -363,10 +363,10 @@ def decode(path: Path) -> np.ndarray:
     data = path.read_bytes()
     stride = -(-width * depth // 4) * 4  # rows of a DIB fill whole words
     if data[:4] == C01:
-        opened = zlib.decompressobj()
+        decompressor = zlib.decompressobj()
         # No more than the header claims: damaged data must not unfold without end.
-        data = opened.decompress(data[4:], stride * height + 2048)
-        if not opened.eof:
+        data = decompressor.decompress(data[4:], stride * height + 2048)
+        if not decompressor.eof:
             raise UserError(f"{path} is truncated or damaged: its compressed pixels do not end")
     for row in (stride, width * depth):
         begin = len(data) - row * height

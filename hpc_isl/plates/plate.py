@@ -116,8 +116,8 @@ class Field:
         details = {name: fact for name, fact in self.details.items() if name not in ("planes", "times")}
         if heights := details.get("z_um"):
             details["z_um"] = {
-                name: [z for plane, z in zip(self.planes(name), own, strict=False) if plane in planes[name]]
-                for name, own in heights.items()
+                name: [z for plane, z in zip(self.planes(name), z_um, strict=False) if plane in planes[name]]
+                for name, z_um in heights.items()
                 if name in planes
             }
         return replace(self, details={**remaining, **details})
@@ -128,13 +128,13 @@ def imaged(
 ) -> dict[str, dict[str, list[int]]]:
     """Returns what of a field exists, for its `details`: `planes`, and `times` where a channel lacks some."""
     planes: dict[int, set[int]] = defaultdict(set)
-    moments: dict[int, set[int]] = defaultdict(set)
+    times_of: dict[int, set[int]] = defaultdict(set)
     for time, channel, plane in places:
         planes[channel].add(plane)
-        moments[channel].add(time)
+        times_of[channel].add(time)
     details = {"planes": {channels[c]: sorted(planes[c]) for c in sorted(planes)}}
-    if any(len(own) < times for own in moments.values()):
-        details["times"] = {channels[c]: sorted(moments[c]) for c in sorted(moments)}
+    if any(len(channel_times) < times for channel_times in times_of.values()):
+        details["times"] = {channels[c]: sorted(times_of[c]) for c in sorted(times_of)}
     return details
 
 
@@ -179,14 +179,14 @@ class Plate:
             UserError: a text names no field of the plate.
         """
         chosen: set[FieldKey] = set()
-        for text in wanted:
-            well, _, image = text.partition("/")
+        for name in wanted:
+            well, _, image = name.partition("/")
             well = normal_well(well)
-            inside = [field.key for field in self if field.key.well == well]
-            keys = {key for key in inside if image in ("", key.image)}
+            well_keys = [field.key for field in self if field.key.well == well]
+            keys = {key for key in well_keys if image in ("", key.image)}
             if not keys:
                 raise UserError(
-                    f"fields: {text!r} is not on the plate; {nearest(text, inside or self.wells)}"
+                    f"fields: {name!r} is not on the plate; {nearest(name, well_keys or self.wells)}"
                 )
             chosen |= keys
         return chosen
@@ -268,12 +268,12 @@ def doubtful_size(plate: Plate) -> str:
     wells = formats.get((len(plate.rows), len(plate.columns)))
     if plate.pixel_um is None or wells not in WELL_DISTANCE_UM or not plate.fields:
         return ""
-    pixels, apart = max(field.shape[-1] for field in plate.fields), WELL_DISTANCE_UM[wells]
-    if pixels * plate.pixel_um <= apart:
+    pixels, well_distance = max(field.shape[-1] for field in plate.fields), WELL_DISTANCE_UM[wells]
+    if pixels * plate.pixel_um <= well_distance:
         return ""
     return (
         f"pixels of {plate.pixel_um:g} µm make a field {pixels * plate.pixel_um / 1000:.3g} mm wide, and the "
-        f"wells of a plate of {wells} are {apart / 1000:g} mm apart: is the size of a pixel right?"
+        f"wells of a plate of {wells} are {well_distance / 1000:g} mm apart: is the size of a pixel right?"
     )
 
 
@@ -307,14 +307,14 @@ def normal_well(well: str) -> str:
 def layout(wells: set[str], wells_on_plate: int | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns all rows and columns of the smallest common format that holds `wells` (or of the one named)."""
     places = [well_position(well) for well in wells]
-    deep, wide = (1 + max((place[axis] for place in places), default=0) for axis in (0, 1))
+    row_count, column_count = (1 + max((place[axis] for place in places), default=0) for axis in (0, 1))
     for count, (rows, columns) in FORMATS.items():
         allowed = count >= 96 if wells_on_plate is None else count == wells_on_plate
-        if allowed and deep <= rows and wide <= columns:
+        if allowed and row_count <= rows and column_count <= columns:
             return tuple(map(row_name, range(rows))), tuple(f"{c + 1:02d}" for c in range(columns))
     raise UserError(
-        f"wells up to {well_name(deep - 1, wide - 1)} do not fit a plate of {wells_on_plate or 1536} wells; "
-        f"plate formats: {', '.join(map(str, FORMATS))}"
+        f"wells up to {well_name(row_count - 1, column_count - 1)} do not fit a plate of "
+        f"{wells_on_plate or 1536} wells; plate formats: {', '.join(map(str, FORMATS))}"
     )
 
 

@@ -21,7 +21,7 @@ from hpc_isl.files import write_atomic
 from hpc_isl.plates import packed
 from hpc_isl.plates.plate import FieldKey
 
-# By digest, for a plate that takes in further fields has two for a moment.
+# By digest, because a plate that takes in further fields has two for a moment.
 TABLES = "index/registration-{}.csv"
 PICTURE = "index/registration.png"
 KEY = "registration"  # beside the facts of the plate in its zarr.json
@@ -80,7 +80,7 @@ class Registration:
         """Hash of the shifts that readers apply; empty where there are none."""
         if not self.shifts:
             return ""
-        applied = sorted([str(key), own.shift] for key, own in self.shifts.items())
+        applied = sorted([str(key), shift.shift] for key, shift in self.shifts.items())
         return hashlib.sha256(json.dumps(applied).encode()).hexdigest()[:16]
 
     @property
@@ -90,21 +90,24 @@ class Registration:
 
     def facts(self) -> dict[str, Any]:
         """Returns what the plate's own group states of it, as JSON."""
-        return {"digest": self.digest, "models": {str(number): own for number, own in self.models.items()}}
+        return {
+            "digest": self.digest,
+            "models": {str(number): model for number, model in self.models.items()},
+        }
 
 
 def write(path: Path, registration: Registration) -> None:
     """Writes the table of shifts of the plate at `path`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for key, own in sorted(registration.shifts.items(), key=lambda item: item[0].place):
+    for key, shift in sorted(registration.shifts.items(), key=lambda item: item[0].place):
         writer.writerow([
-            key.well, key.name, key.acquisition, own.state, *(own.shift or ("", "")),
-            *(f"{value:.2f}" for value in own.measured), f"{own.ratio:.3f}", f"{own.pcc:.4f}",
-            f"{own.gain:.4f}", "" if own.residual is None else f"{own.residual:.2f}", own.images,
+            key.well, key.name, key.acquisition, shift.state, *(shift.shift or ("", "")),
+            *(f"{value:.2f}" for value in shift.measured), f"{shift.ratio:.3f}", f"{shift.pcc:.4f}",
+            f"{shift.gain:.4f}", "" if shift.residual is None else f"{shift.residual:.2f}", shift.images,
         ])  # fmt: skip
-    write_atomic(path / registration.file, text.getvalue())
+    write_atomic(path / registration.file, stream.getvalue())
 
 
 def remove_former(path: Path, registration: Registration) -> None:
@@ -120,11 +123,11 @@ def read(path: Path, facts: Mapping[str, Any]) -> Registration:
     Raises:
         UserError: the table is missing, or is not the one that belongs to the plate.
     """
-    models = {int(number): own for number, own in facts["models"].items()}
+    models = {int(number): model for number, model in facts["models"].items()}
     table = path / TABLES.format(facts["digest"])
     try:
         lines = csv.DictReader(io.StringIO(packed.read_text(table)))
-        registration = Registration({own.key: own for own in map(_shift, lines)}, models)
+        registration = Registration({shift.key: shift for shift in map(_shift, lines)}, models)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{table}, the shifts of its acquisitions, cannot be read: {error}") from None
     if registration.digest != facts["digest"]:
@@ -150,17 +153,19 @@ def summary_lines(registration: Registration) -> list[str]:
     """Returns a line for each later acquisition: how it lies, and how many fields have which shift."""
     lines = []
     for number, model in sorted(registration.models.items()):
-        own = [shift for key, shift in registration.shifts.items() if key.acquisition == number]
-        if not own:
+        shifts = [shift for key, shift in registration.shifts.items() if key.acquisition == number]
+        if not shifts:
             lines.append(
                 f"warning: acquisition {number}: no shift could be measured; fields are paired as they lie"
             )
             continue
-        applied = [shift.shift for shift in own if shift.shift]
-        y, x = (median(each[axis] for each in applied) for axis in (0, 1)) if applied else (0, 0)
-        degrees = round(model["degrees"], 2) + 0.0 if model else 0.0  # + 0.0, for -0.00 is no turn either
+        applied = [shift.shift for shift in shifts if shift.shift]
+        y, x = (median(offset[axis] for offset in applied) for axis in (0, 1)) if applied else (0, 0)
+        degrees = round(model["degrees"], 2) + 0.0 if model else 0.0  # + 0.0: -0.00 is no turn either
         turned = f", turned by {degrees:.2f}°" if model else "; the plate has no common model"
-        counts = Counter[str](shift.state for shift in own)
-        text = ", ".join(f"{counts[state]} {meaning}" for state, meaning in MEANINGS.items() if counts[state])
-        lines.append(f"acquisition {number}: shifted by {y:g}, {x:g} px (y, x; median){turned}: {text}")
+        counts = Counter[str](shift.state for shift in shifts)
+        states = ", ".join(
+            f"{counts[state]} {meaning}" for state, meaning in MEANINGS.items() if counts[state]
+        )
+        lines.append(f"acquisition {number}: shifted by {y:g}, {x:g} px (y, x; median){turned}: {states}")
     return lines

@@ -28,7 +28,7 @@ Places = list[tuple[FieldKey, str]]
 
 @dataclass
 class _Described:
-    """What OME-XML states: images by id, in order, with their names; and a plate, whose samples are images.
+    """Statements of OME-XML: images by id, in order, with their names; and a plate, whose samples are images.
 
     Attributes:
         samples: (well, pass, number of the sample in it, id of the image).
@@ -54,31 +54,31 @@ def read_series(path: Path, table: Path | None) -> tuple[dict[str, Any], Places,
     folders = _folders(path, len(described.images))
     names = dict(zip(folders, described.images.values(), strict=False))
     if table is not None:
-        places, stated = _by_table(table, folders, names), {}
+        places, plate_facts = _by_table(table, folders, names), {}
     elif described.samples:
-        places, stated = _by_samples(path, described, folders), described.plate
+        places, plate_facts = _by_samples(path, described, folders), described.plate
     else:
-        count, shown = many(len(folders), "image"), ", ".join(folders[:2])
+        count, examples = many(len(folders), "image"), ", ".join(folders[:2])
         raise UserError(
             f"{path}: holds {count} of bioformats2raw, and {XML} puts none into a well; give adopt a table: "
-            f"wells=FILE.csv with columns image ({shown}, … or the name in OME-XML), well and field"
+            f"wells=FILE.csv with columns image ({examples}, … or the name in OME-XML), well and field"
         )
-    left = sorted(set(folders) - {where for _, where in places})
-    remark = f"images that belong to no well are left out: {', '.join(left[:10])}" if left else ""
-    return stated, places, [remark] if remark else []
+    unplaced = sorted(set(folders) - {folder for _, folder in places})
+    remark = f"images that belong to no well are left out: {', '.join(unplaced[:10])}" if unplaced else ""
+    return plate_facts, places, [remark] if remark else []
 
 
-def _folders(path: Path, listed: int) -> list[str]:
+def _folders(path: Path, image_count: int) -> list[str]:
     """Returns the folders of the images, in the order of OME-XML."""
     group = path / "OME"
-    stated = nodes.ome_attributes(group).get("series") if nodes.is_group(group) else None
-    if isinstance(stated, list) and stated:
-        folders = [str(name).strip("/") for name in stated]
+    series_names = nodes.ome_attributes(group).get("series") if nodes.is_group(group) else None
+    if isinstance(series_names, list) and series_names:
+        folders = [str(name).strip("/") for name in series_names]
         if any(part in ("", ".", "..") for name in folders for part in name.split("/")):
             raise UserError(f"{group}: lists series that lie elsewhere: {', '.join(folders[:5])}")
         return folders
-    found = sorted((p.name for p in path.iterdir() if p.name.isdecimal() and nodes.is_group(p)), key=int)
-    return found if len(found) > listed else [str(number) for number in range(listed)]
+    numbered = sorted((p.name for p in path.iterdir() if p.name.isdecimal() and nodes.is_group(p)), key=int)
+    return numbered if len(numbered) > image_count else [str(number) for number in range(image_count)]
 
 
 # ---------------------------------------------------------------- OME-XML
@@ -99,7 +99,9 @@ def _read_xml(path: Path) -> _Described:
 def _add_plate(described: _Described, plate: Element, path: Path) -> None:
     passes = [child for child in plate if local_name(child.tag) == "PlateAcquisition"]
     pass_of = {
-        reference.get("ID", ""): number for number, one in enumerate(passes) for reference in one.iter()
+        reference.get("ID", ""): number
+        for number, acquisition in enumerate(passes)
+        for reference in acquisition.iter()
     }
     rows, columns = (_number(plate, axis, path, default=0) for axis in ("Rows", "Columns"))
     described.plate |= {
@@ -107,8 +109,8 @@ def _add_plate(described: _Described, plate: Element, path: Path) -> None:
         "rows": [{}] * min(rows, MOST_ROWS),
         "columns": [{}] * min(columns, MOST_COLUMNS),
         "acquisitions": [
-            {"id": number, "name": one.get("Name") or one.get("ID") or str(number)}
-            for number, one in enumerate(passes)
+            {"id": number, "name": acquisition.get("Name") or acquisition.get("ID") or str(number)}
+            for number, acquisition in enumerate(passes)
         ],
     }
     for well in (child for child in plate if local_name(child.tag) == "Well"):
@@ -154,8 +156,8 @@ def _by_samples(path: Path, described: _Described, folders: Sequence[str]) -> Pl
 def _by_table(table: Path, folders: Sequence[str], names: Mapping[str, str]) -> Places:
     """Returns the images that a table lists; one is named by its folder, or by a name that it alone has."""
     counts = Counter(names.values())
-    known = {name: folder for folder, name in names.items() if name and counts[name] == 1}
-    known |= {folder: folder for folder in folders}
+    folder_of = {name: folder for folder, name in names.items() if name and counts[name] == 1}
+    folder_of |= {folder: folder for folder in folders}
     header, *lines = csv_lines(table, f"wells: {table}") or [[]]
     columns = [name.strip().lower() for name in header]
     if lacking := {"image", "well"} - set(columns):
@@ -166,13 +168,13 @@ def _by_table(table: Path, folders: Sequence[str], names: Mapping[str, str]) -> 
         if not any(row.values()):
             continue
         image, field = row["image"], row.get("field", "")
-        if image not in known:
-            there = nearest(image, known)
-            raise UserError(f"wells: {table} line {count}: there is no image {image!r}; {there}")
+        if image not in folder_of:
+            suggestion = nearest(image, folder_of)
+            raise UserError(f"wells: {table} line {count}: there is no image {image!r}; {suggestion}")
         if field and not (field.isascii() and field.isalnum()):
             raise UserError(f"wells: {table} line {count}: field {field!r}; letters and digits are expected")
         well = normal_well(row.get("well", ""))
-        places.append((FieldKey(well, field or str(numbers[well])), known[image]))
+        places.append((FieldKey(well, field or str(numbers[well])), folder_of[image]))
         numbers[well] += 1
     if not places:
         raise UserError(f"wells: {table} lists no image")
@@ -181,8 +183,8 @@ def _by_table(table: Path, folders: Sequence[str], names: Mapping[str, str]) -> 
 
 
 def _refuse_twice(origin: Path, places: Places) -> None:
-    for values in ([key for key, _ in places], [where for _, where in places]):
-        twice = [value for value, count in Counter(values).items() if count > 1]
-        if twice:
-            what = "field" if isinstance(twice[0], FieldKey) else "image"
-            raise UserError(f"{origin}: {what} {twice[0]} is listed twice")
+    for values in ([key for key, _ in places], [folder for _, folder in places]):
+        repeated = [value for value, count in Counter(values).items() if count > 1]
+        if repeated:
+            kind = "field" if isinstance(repeated[0], FieldKey) else "image"
+            raise UserError(f"{origin}: {kind} {repeated[0]} is listed twice")

@@ -94,7 +94,7 @@ class Correlation:
         sizes = list(zip(first.shape, second.shape, strict=True))
         shape = [fft.next_fast_len(a + b, real=True) for a, b in sizes]
         spectrum = np.conj(fft.rfft2(first, shape)) * fft.rfft2(second, shape)
-        rows, columns = (np.arange(-far, far + 1) for far in (int(FARTHEST * min(size)) for size in sizes))
+        rows, columns = (np.arange(-end, end + 1) for end in (int(FARTHEST * min(size)) for size in sizes))
         overlaps = [_overlaps(*size, steps) for size, steps in zip(sizes, (rows, columns), strict=True)]
         heights = fft.irfft2(spectrum, shape)[np.ix_(rows, columns)] / np.sqrt(np.outer(*overlaps))
         return cls(np.abs(heights) if either_sign else heights, rows, columns)
@@ -116,15 +116,15 @@ def best_shift(first: Image, second: Image, either_sign: bool = False) -> Peak:
     heights = correlation.heights
     y, x = (int(place) for place in np.unravel_index(int(heights.argmax()), heights.shape))
     highest = float(heights[y, x])
-    exact = (
+    shift = (
         float(correlation.rows[y]) + _vertex(heights[:, x], y),
         float(correlation.columns[x]) + _vertex(heights[y], x),
     )
-    others = heights.copy()
-    others[max(y - APART, 0) : y + APART + 1, max(x - APART, 0) : x + APART + 1] = -np.inf
-    next_one = float(others.max())
-    ratio = highest / next_one if highest > 0 and next_one > 0 else 1.0
-    return Peak(exact, ratio, pcc_at(first, second, (round(exact[0]), round(exact[1]))))
+    elsewhere = heights.copy()
+    elsewhere[max(y - APART, 0) : y + APART + 1, max(x - APART, 0) : x + APART + 1] = -np.inf
+    next_highest = float(elsewhere.max())
+    ratio = highest / next_highest if highest > 0 and next_highest > 0 else 1.0
+    return Peak(shift, ratio, pcc_at(first, second, (round(shift[0]), round(shift[1]))))
 
 
 def _overlaps(first: int, second: int, shifts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -143,14 +143,14 @@ def _vertex(line: NDArray[Any], place: int) -> float:
 
 def pcc_at(first: Image, second: Image, shift: tuple[int, int]) -> float:
     """Returns Pearson's correlation of two images where they overlap under a shift; 0 if one is constant."""
-    own, other = [], []
+    first_box, second_box = [], []
     for a, b, step in zip(first.shape, second.shape, shift, strict=True):
         start, stop = max(0, -step), min(a, b - step)
         if stop <= start:
             return 0.0
-        own.append(slice(start, stop))
-        other.append(slice(start + step, stop + step))
-    x, y = standardised(first[tuple(own)]), standardised(second[tuple(other)])
+        first_box.append(slice(start, stop))
+        second_box.append(slice(start + step, stop + step))
+    x, y = standardised(first[tuple(first_box)]), standardised(second[tuple(second_box)])
     return float((x * y).mean())
 
 
@@ -178,8 +178,8 @@ class PlateModel:
         """Returns the displacement (n, 2) of places (n, 2) on the plate, (y, x) in pixels."""
         angle = np.deg2rad(self.degrees)
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        moved: NDArray[np.float64] = places @ turn.T + np.asarray(self.offset) - places
-        return moved
+        displacements: NDArray[np.float64] = places @ turn.T + np.asarray(self.offset) - places
+        return displacements
 
 
 FEWEST = 3  # fields that make a model
@@ -201,26 +201,26 @@ def plate_model(places: NDArray[np.float64], displacements: NDArray[np.float64])
     count = len(places)
     if count < FEWEST:
         return None
-    middle = np.median(displacements, axis=0)
-    models = [PlateModel(0.0, (float(middle[0]), float(middle[1])), 0)]
+    median = np.median(displacements, axis=0)
+    models = [PlateModel(0.0, (float(median[0]), float(median[1])), 0)]
     # scikit-image counts x before y.
     source, target = places[:, ::-1], (places + displacements)[:, ::-1]
     if np.ptp(source, axis=0).max() > 0:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that no two fields agree is no news here
-            fitted, inside = ransac(
+            transform, inside = ransac(
                 (source, target), EuclideanTransform, min_samples=2, residual_threshold=RESIDUAL,
                 max_trials=1000, rng=0,
             )  # fmt: skip
-        if fitted is not None and inside is not None and abs(np.rad2deg(fitted.rotation)) <= STEEPEST:
-            x, y = fitted.translation
-            models.append(PlateModel(float(np.rad2deg(fitted.rotation)), (float(y), float(x)), 0))
+        if transform is not None and inside is not None and abs(np.rad2deg(transform.rotation)) <= STEEPEST:
+            x, y = transform.translation
+            models.append(PlateModel(float(np.rad2deg(transform.rotation)), (float(y), float(x)), 0))
     scored = [(agreeing(model, places, displacements), model) for model in models]
     # Of two models that explain as much, the simpler one.
-    best, model = max(scored, key=lambda item: (item[0].sum(), item[1].degrees == 0))
-    if best.sum() < FEWEST or 2 * best.sum() < count:
+    inliers, model = max(scored, key=lambda item: (item[0].sum(), item[1].degrees == 0))
+    if inliers.sum() < FEWEST or 2 * inliers.sum() < count:
         return None
-    return PlateModel(model.degrees, model.offset, int(best.sum()))
+    return PlateModel(model.degrees, model.offset, int(inliers.sum()))
 
 
 def agreeing(
@@ -234,5 +234,5 @@ def residuals(
     model: PlateModel, places: Sequence[Any] | NDArray[np.float64], displacements: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Returns how far displacements are from the model's, in pixels."""
-    far: NDArray[np.float64] = np.linalg.norm(displacements - model.at(np.asarray(places)), axis=1)
-    return far
+    distances: NDArray[np.float64] = np.linalg.norm(displacements - model.at(np.asarray(places)), axis=1)
+    return distances

@@ -88,10 +88,10 @@ class Histogram:
         self._refuse_empty()
         rank = q / 100 * (self.total - 1)
         cumulative = np.cumsum(self.counts)
-        at = int(np.searchsorted(cumulative, rank, side="right"))
-        low, high = self._span(at)
-        count = int(self.counts[at])
-        share = (rank - (cumulative[at] - count)) / max(count - 1, 1)
+        index = int(np.searchsorted(cumulative, rank, side="right"))
+        low, high = self._span(index)
+        count = int(self.counts[index])
+        share = (rank - (cumulative[index] - count)) / max(count - 1, 1)
         return float(low + (high - low) * min(share, 1))
 
     def mean(self) -> float:
@@ -125,9 +125,9 @@ class Histogram:
         step = 0 if np.dtype(self.dtype).kind == "f" else 1
         return edges(self.dtype)[:-1], edges(self.dtype)[1:] - step
 
-    def _span(self, at: int) -> tuple[float, float]:
+    def _span(self, index: int) -> tuple[float, float]:
         lows, highs = self._spans
-        return float(lows[at]), float(highs[at])
+        return float(lows[index]), float(highs[index])
 
     def _refuse_empty(self) -> None:
         if not self.counts.any():
@@ -182,7 +182,7 @@ def sharpness(plane: NDArray[Any]) -> tuple[float, float]:
     """Returns how sharp the structure in a plane (y, x) is, and its contrast; both unitless.
 
     D(h) is the mean square of f(x − h) − 2 f(x) + f(x + h) along both axes, in which shading, nearly a slope,
-    plays no part. The noise in it is (16 D(1) − D(2)) / 15, for where structure is smooth the rest grows with
+    plays no part. The noise in it is (16 D(1) − D(2)) / 15, as where structure is smooth the rest grows with
     h⁴. Sharpness is the rest at 2 pixels over that at 8: the number of objects, brightness and noise play
     little part in it. Contrast is the latter over the squared mean. Where nearly all of D(8) is noise there
     is no structure that could be blurred, and sharpness is 1.
@@ -229,7 +229,7 @@ def repeated(pixels: NDArray[Any], places: Iterable[PlaneIndex]) -> int:
         plane = pixels[place]
         # Few pixels tell most planes apart; only where these are equal all are compared.
         similar = different.setdefault(plane[::16, ::16].tobytes(), [])
-        if any(np.array_equal(plane, pixels[other]) for other in similar):
+        if any(np.array_equal(plane, pixels[earlier]) for earlier in similar):
             count += 1
         else:
             similar.append(place)
@@ -240,9 +240,9 @@ def digest(pixels: NDArray[Any]) -> str:
     """Returns a hash of pixels, shape and dtype; the order of bytes and of axes in memory does not matter."""
     # Little-endian in C order, so that machines and memory layouts agree.
     little = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<"))
-    hashed = hashlib.sha256(f"{pixels.dtype.name}{pixels.shape}".encode())
-    hashed.update(little.reshape(-1).view(np.uint8).data)
-    return hashed.hexdigest()[:32]
+    hasher = hashlib.sha256(f"{pixels.dtype.name}{pixels.shape}".encode())
+    hasher.update(little.reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()[:32]
 
 
 @lru_cache
@@ -289,17 +289,17 @@ def _plane(plane: NDArray[Any]) -> tuple[PlaneStatistics, NDArray[np.int64], flo
     )  # fmt: skip
     # Noise differs as much between near pixels as between far ones: then this share is near 0.
     structure = 1 - rough / coarse if coarse else 0.0
-    limits = edges(plane.dtype.name)
-    bins = np.clip(np.searchsorted(limits, values, side="right") - 1, 0, len(limits) - 2)
-    histogram = np.bincount(bins, weights=counts, minlength=len(limits) - 1).astype(np.int64)
+    bin_edges = edges(plane.dtype.name)
+    bins = np.clip(np.searchsorted(bin_edges, values, side="right") - 1, 0, len(bin_edges) - 2)
+    histogram = np.bincount(bins, weights=counts, minlength=len(bin_edges) - 1).astype(np.int64)
     return facts, histogram, float(at_limit), structure
 
 
 def _percentiles(
-    values: NDArray[np.float64], counts: NDArray[np.int64], wanted: tuple[float, ...]
+    values: NDArray[np.float64], counts: NDArray[np.int64], percentages: tuple[float, ...]
 ) -> list[float]:
     cumulative = np.cumsum(counts)
-    ranks = np.asarray(wanted) / 100 * (cumulative[-1] - 1)
+    ranks = np.asarray(percentages) / 100 * (cumulative[-1] - 1)
     below = values[np.searchsorted(cumulative, np.floor(ranks), side="right")]
     above = values[np.searchsorted(cumulative, np.ceil(ranks), side="right")]
     return [float(value) for value in below + (above - below) * (ranks - np.floor(ranks))]

@@ -121,11 +121,11 @@ def write_adopted_field(
 
     image = image_path(home, plate, field.key)
     if (image / "zarr.json").is_file() and label_names(image):
-        before = metadata.field_from(metadata.read_group(image)["hpc_isl"]["field"]).shape
-        if before[0] != field.shape[0] or before[-2:] != field.shape[-2:]:
+        former_shape = metadata.field_from(metadata.read_group(image)["hpc_isl"]["field"]).shape
+        if former_shape[0] != field.shape[0] or former_shape[-2:] != field.shape[-2:]:
             raise UserError(
-                f"{image}: has labels for an image of {before} (t, c, z, y, x), which is {field.shape} now; "
-                "move them away first"
+                f"{image}: has labels for an image of {former_shape} (t, c, z, y, x), "
+                f"which is {field.shape} now; move them away first"
             )
     levels = len(source.levels)
     axes = tuple(axis for axis in metadata.axes(field) if axis != "c")
@@ -143,4 +143,4 @@ def write_adopted_field(
             "statistics": to_dict(statistics),
         }
         group = ngff.background(plate, field, levels, adopted.BACKGROUND)
-        metadata.write_group(image, ngff.attributes(group), ours)  # last, for it says that the field is done
+        metadata.write_group(image, ngff.attributes(group), ours)  # last: it says that the field is done

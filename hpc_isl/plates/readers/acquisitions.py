@@ -20,8 +20,8 @@ def merged(
 ) -> Export:
     """Returns one export, of which each given one is an acquisition, in the order given.
 
-    A field of a later export gets the name of that of the first which lies at the same place of its well, or
-    one of its own. Where positions are not known, and with `by_name`, names stay as they are.
+    A field of a later export gets the name of the first export's field at the same place of its well, or one
+    of its own. Where positions are not known, and with `by_name`, names stay as they are.
 
     Args:
         names: of the exports, for messages and as names of the acquisitions.
@@ -40,59 +40,61 @@ def merged(
     first = exports[0].plate
     parts, remarks = [exports[0]], list[str]()
     for name, export in zip(names[1:], exports[1:], strict=True):
-        size, wanted = export.plate.pixel_um, first.pixel_um
-        if size and wanted and not isclose(size, wanted, rel_tol=0.005):
+        size, first_size = export.plate.pixel_um, first.pixel_um
+        if size and first_size and not isclose(size, first_size, rel_tol=0.005):
             if not resample:
                 raise UserError(
-                    f"source: {names[0]} has pixels of {wanted:g} µm, {name} of {size:g} µm; resample=true "
-                    f"stores {name} in pixels of {wanted:g} µm too"
+                    f"source: {names[0]} has pixels of {first_size:g} µm, {name} of {size:g} µm; "
+                    f"resample=true stores {name} in pixels of {first_size:g} µm too"
                 )
-            remarks.append(f"{name}: pixels of {size:g} µm are resampled to {wanted:g} µm")
-            export = _with_pixels(export, size, wanted)
+            remarks.append(f"{name}: pixels of {size:g} µm are resampled to {first_size:g} µm")
+            export = _with_pixels(export, size, first_size)
         partners = {} if by_name else _partners(first, export.plate, names[0], name)
         part = export if by_name else _renamed(export, partners, first)
         parts.append(part)
-        own, known = ({field.key for field in plate.fields} for plate in (part.plate, first))
-        remarks.append(f"{name}: {len(own & known)} of {len(own)} fields lie where one of {names[0]} does")
-        if alone := [str(key) for key in sorted(own - known, key=lambda key: key.place)]:
-            remarks.append(f"{name}: without a partner in {names[0]}: {len(alone)} ({listed(alone)})")
-    called = [
+        keys, first_keys = ({field.key for field in plate.fields} for plate in (part.plate, first))
+        remarks.append(
+            f"{name}: {len(keys & first_keys)} of {len(keys)} fields lie where one of {names[0]} does"
+        )
+        if unpaired := [str(key) for key in sorted(keys - first_keys, key=lambda key: key.place)]:
+            remarks.append(f"{name}: without a partner in {names[0]}: {len(unpaired)} ({listed(unpaired)})")
+    named_parts = [
         replace(part, plate=replace(part.plate, acquisitions={0: name}))
         for name, part in zip(names, parts, strict=True)
     ]
-    whole = exports_of.merged(called, names)
+    whole = exports_of.merged(named_parts, names)
     return replace(whole, remarks=(*whole.remarks, *remarks))
 
 
-def _partners(first: Plate, other: Plate, first_name: str, name: str) -> dict[FieldKey, FieldKey]:
-    """Returns field of the other plate -> field of the first that lies at its place; each at most once."""
+def _partners(first: Plate, later: Plate, first_name: str, name: str) -> dict[FieldKey, FieldKey]:
+    """Returns field of the later plate -> field of the first that lies at its place; each at most once."""
     partners: dict[FieldKey, FieldKey] = {}
     nearest = []
-    known = 0
-    for well in other.wells:
-        own, theirs = (
+    located = 0
+    for well in later.wells:
+        centers, first_centers = (
             {field.key: _center(field, plate) for field in plate.fields if field.key.well == well}
-            for plate in (other, first)
+            for plate in (later, first)
         )
-        if not theirs:
+        if not first_centers:
             continue
-        if None in own.values() or None in theirs.values():
-            partners |= {key: key for key in own.keys() & theirs.keys()}
+        if None in centers.values() or None in first_centers.values():
+            partners |= {key: key for key in centers.keys() & first_centers.keys()}
             continue
-        known += len(own)
+        located += len(centers)
         edge = max(first.fields[0].shape[-2:]) * (first.pixel_um or 1.0)
         distances = sorted(
             (hypot(a[0] - b[0], a[1] - b[1]), key.place, partner.place, key, partner)
-            for (key, a), (partner, b) in product(own.items(), theirs.items())
+            for (key, a), (partner, b) in product(centers.items(), first_centers.items())
             if a is not None and b is not None
         )
         nearest.append(distances[0][0])
-        taken: set[FieldKey] = set()
+        paired: set[FieldKey] = set()
         for distance, _, _, key, partner in distances:
-            if distance < NEAR * edge and key not in partners and partner not in taken:
+            if distance < NEAR * edge and key not in partners and partner not in paired:
                 partners[key] = partner
-                taken.add(partner)
-    if known and not partners:
+                paired.add(partner)
+    if located and not partners:
         raise UserError(
             f"no field of {name} lies where one of {first_name} does: the nearest are {min(nearest):,.0f} µm "
             "apart. If the two count positions from different points, match=name pairs fields by their names"
@@ -105,43 +107,45 @@ def _center(field: Field, plate: Plate) -> tuple[float, float] | None:
     if field.position_um is None or plate.pixel_um is None:
         return None
     y, x = (
-        at + (length - 1) / 2 * plate.pixel_um
-        for at, length in zip(field.position_um, field.shape[-2:], strict=True)
+        start + (length - 1) / 2 * plate.pixel_um
+        for start, length in zip(field.position_um, field.shape[-2:], strict=True)
     )
     return y, x
 
 
-def _with_pixels(export: Export, size: float, wanted: float) -> Export:
+def _with_pixels(export: Export, size: float, new_size: float) -> Export:
     """Returns the export with pixels of the wanted size: planes are resampled, middles of fields stay."""
     fields = []
     files = dict(export.files)
     for field in export.plate.fields:
-        y, x = (round(length * size / wanted) for length in field.shape[-2:])
+        y, x = (round(length * size / new_size) for length in field.shape[-2:])
         position = field.position_um
         if position is not None:
-            old, new = field.shape[-2:], (y, x)
-            inward = [((a - 1) * size - (b - 1) * wanted) / 2 for a, b in zip(old, new, strict=True)]
+            old_shape, new_shape = field.shape[-2:], (y, x)
+            inward = [
+                ((a - 1) * size - (b - 1) * new_size) / 2 for a, b in zip(old_shape, new_shape, strict=True)
+            ]
             position = position[0] + inward[0], position[1] + inward[1]
-        own = (field.shape[3], field.shape[4])
-        files[field.key] = tuple(replace(f, size=f.size or own) for f in files.get(field.key, ()))
+        file_size = (field.shape[3], field.shape[4])
+        files[field.key] = tuple(replace(f, size=f.size or file_size) for f in files.get(field.key, ()))
         fields.append(replace(field, shape=(*field.shape[:3], y, x), position_um=position))
     return replace(
-        export, plate=replace(export.plate, fields=tuple(fields), pixel_um=wanted), files=files
+        export, plate=replace(export.plate, fields=tuple(fields), pixel_um=new_size), files=files
     )  # fmt: skip
 
 
 def _renamed(export: Export, partners: Mapping[FieldKey, FieldKey], first: Plate) -> Export:
     """Returns the export with fields called as their partners are; the others keep names that are free."""
-    used = {(field.key.well, field.key.name.lower()) for field in first.fields}
-    new = {key: partner.name for key, partner in partners.items()}
+    used_names = {(field.key.well, field.key.name.lower()) for field in first.fields}
+    new_names = {key: partner.name for key, partner in partners.items()}
     for key in sorted(
         (f.key for f in export.plate.fields if f.key not in partners), key=lambda key: key.place
     ):
         numbered = (str(number) for number in count(1))
-        names = chain([key.name], numbered)
-        new[key] = next(name for name in names if (key.well, name.lower()) not in used)
-        used.add((key.well, new[key].lower()))
-    keys = {key: replace(key, name=name) for key, name in new.items()}
+        candidates = chain([key.name], numbered)
+        new_names[key] = next(name for name in candidates if (key.well, name.lower()) not in used_names)
+        used_names.add((key.well, new_names[key].lower()))
+    keys = {key: replace(key, name=name) for key, name in new_names.items()}
     fields = tuple(
         replace(field, key=keys[field.key])
         if keys[field.key] == field.key
@@ -152,6 +156,6 @@ def _renamed(export: Export, partners: Mapping[FieldKey, FieldKey], first: Plate
     return replace(
         export,
         plate=replace(export.plate, fields=fields),
-        files={keys.get(key, key): own for key, own in export.files.items()},
+        files={keys.get(key, key): plane_files for key, plane_files in export.files.items()},
         problems=tuple(p._replace(key=keys.get(p.key, p.key)) for p in export.problems),
     )

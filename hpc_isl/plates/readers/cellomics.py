@@ -44,61 +44,63 @@ def read(folder: Path, resample: bool = False) -> Export:
         UserError: no image of Cellomics, several plates, or no image that can be read.
     """
     below = list_folder(folder)
-    named = {name: match for name in sorted(below.files) if (match := _NAME.fullmatch(name))}
-    if not named:
+    matches = {name: match for name in sorted(below.files) if (match := _NAME.fullmatch(name))}
+    if not matches:
         raise UserError(f"{below.root}: no image of Cellomics; names such as PLATE_C18f00d0.C01 are expected")
-    export.check_one_plate((match["plate"] for match in named.values()), below.root)
-    images, others = _images(below, named)
+    export.check_one_plate((match["plate"] for match in matches.values()), below.root)
+    images, left_out_files = _images(below, matches)
     metadata, unreadable = tiff_metadata.read_single([below.root / name for name in images])
     planes = []
     for name, match in images.items():
         path = below.root / name
         key = FieldKey(normal_well(match["well"]), str(int(match["field"])))
-        stated = metadata[path].planes[0] if path in metadata else PlaneMetadata()
-        planes.append(Described(key, path, 0, int(match["channel"]), 0, stated))
+        plane_metadata = metadata[path].planes[0] if path in metadata else PlaneMetadata()
+        planes.append(Described(key, path, 0, int(match["channel"]), 0, plane_metadata))
     numbers = sorted({plane.channel for plane in planes})
-    plate = export.build(
+    plate_export = export.build(
         planes,
         {n: Channel(f"d{n}", True, color_of(True, None)) for n in numbers},
         *tiff_metadata.sizes_and_edges(metadata),
-        name=next(iter(named.values()))["plate"],
+        name=next(iter(matches.values()))["plate"],
         layout=layout,
         details={"reader": "cellomics", "instrument": "Cellomics"},
         unreadable=unreadable,
-        left_out=others,
+        left_out=left_out_files,
         resample=resample,
     )
-    names = ", ".join(channel.name for channel in plate.plate.channels)
+    names = ", ".join(channel.name for channel in plate_export.plate.channels)
     remark = (
         f"channels are named {names}, as the files are: their names lie in an .mdb that is not read; name "
         "them with patterns/cellomics.yaml"
     )
-    return replace(plate, remarks=(remark, *plate.remarks))
+    return replace(plate_export, remarks=(remark, *plate_export.remarks))
 
 
-def _images(below: Folder, named: dict[str, re.Match[str]]) -> tuple[dict[str, re.Match[str]], list[LeftOut]]:
+def _images(
+    below: Folder, matches: dict[str, re.Match[str]]
+) -> tuple[dict[str, re.Match[str]], list[LeftOut]]:
     """Returns the images to read, and the others: overlays, copies as TIFF, and images with other names."""
     originals = {
         PurePosixPath(name).stem.lower()
-        for name, match in named.items()
+        for name, match in matches.items()
         if match["ending"].upper() in ("C01", "DIB")
     }
     images: dict[str, re.Match[str]] = {}
-    others = []
+    left_out = []
     for name in sorted(below.files):
-        match = named.get(name)
+        match = matches.get(name)
         if match is None:
             if name.lower().endswith(_IMAGES):
-                others.append(left_out_by_name(below.root, name, "unknown name"))
+                left_out.append(left_out_by_name(below.root, name, "unknown name"))
             continue
         well = normal_well(match["well"])
         if match["kind"].lower() == "o":
-            others.append(LeftOut(below.root / name, "overlay", well, f"o{match['channel']}"))
+            left_out.append(LeftOut(below.root / name, "overlay", well, f"o{match['channel']}"))
         # Exported beside its original, an image would be there twice.
         elif match["ending"].upper().startswith("TIF") and PurePosixPath(name).stem.lower() in originals:
-            others.append(LeftOut(below.root / name, "copy as TIFF", well, f"d{match['channel']}"))
+            left_out.append(LeftOut(below.root / name, "copy as TIFF", well, f"d{match['channel']}"))
         else:
             images[name] = match
     if not images:
         raise UserError(f"{below.root} holds overlays alone, and no image of a channel")
-    return images, others
+    return images, left_out

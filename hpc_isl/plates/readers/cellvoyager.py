@@ -33,38 +33,38 @@ def read(folder: Path, resample: bool = False) -> Export:
     """Returns the plate that the nearest `.mlf` describes.
 
     Channels are in the order of their numbers and named as the `.mes` names them. Positions are those of the
-    field's first pixel in µm from the centre of its well, y down. Wells with a time line each begin at time 0
-    each. What the instrument could not image is no damage; its errors are recorded.
+    field's first pixel in µm from the centre of its well, y down. Where each well has its own time line, each
+    begins at time 0. What the instrument could not image is no damage; its errors are recorded.
 
     Raises:
         UserError: several indices; one that is damaged, names files outside its folder or wells outside the
-            plate, or of whose images none is there.
+            plate, or none of whose images exists.
     """
     path = cellvoyager_index.find(list_folder(folder))
     below = list_folder(path.parent)
     records, errors = cellvoyager_index.read(path)
     settings, remarks = cellvoyager_index.read_settings(path.parent)
     files, absent, renamed = _files(records, below, path)
-    kept, projections = _without_projections(records, files)
-    split = _split_channels(kept)
-    channels = _channels(kept, split, settings)
-    lines = _acquisitions(kept)
+    kept_records, projections = _without_projections(records, files)
+    split_channels = _split_channels(kept_records)
+    channels = _channels(kept_records, split_channels, settings)
+    lines = _acquisitions(kept_records)
     numbers = {channel: number for number, channel in enumerate(channels)}
-    first = export.first_header((files[record] for record in kept), absent, path)
+    header = export.first_header((files[record] for record in kept_records), absent, path)
     counts = [int(number(settings.measurement.get(key)) or 0) for key in ("RowCount", "ColumnCount")]
-    # Of all wells of the index, with those too of which nothing is stored.
+    # From all wells of the index, even those of which nothing is stored.
     rows, columns = export.stated_layout({r.well for r in records}, counts[0], counts[1], path)
-    plate = export.build(
+    plate_export = export.build(
         [
             Described(
                 FieldKey(r.well, str(r.field), lines.get(r.line, 0)), files[r], r.time,
-                numbers[_channel_id(r, split)], r.plane, r.metadata,
+                numbers[_channel_id(r, split_channels)], r.plane, r.metadata,
             )
-            for r in kept
+            for r in kept_records
         ],
         {numbers[ids]: channel for ids, channel in channels.items()},
-        {files[r]: (settings.size(r.channel) or first.shape, first.dtype) for r in kept},
-        {files[r]: settings.pixel_um(r.channel) for r in kept},
+        {files[r]: (settings.size(r.channel) or header.shape, header.dtype) for r in kept_records},
+        {files[r]: settings.pixel_um(r.channel) for r in kept_records},
         name=settings.measurement.get("MeasurementSamplePlate.Name") or path.parent.name,
         layout=lambda _: (rows, columns),
         details=_details(settings),
@@ -77,9 +77,13 @@ def read(folder: Path, resample: bool = False) -> Export:
         remarks=(*remarks, *renamed),
         resample=resample,
     )  # fmt: skip
-    imaged = {field.key for field in plate.plate.fields}
-    failed, notes = _failures(errors, imaged, len(rows), len(columns))
-    return replace(plate, problems=(*plate.problems, *failed), remarks=(*plate.remarks, *notes))
+    imaged = {field.key for field in plate_export.plate.fields}
+    failures, error_remarks = _failures(errors, imaged, len(rows), len(columns))
+    return replace(
+        plate_export,
+        problems=(*plate_export.problems, *failures),
+        remarks=(*plate_export.remarks, *error_remarks),
+    )
 
 
 # ---------------------------------------------------------------- files
@@ -99,12 +103,12 @@ def _files(
     for record in records:
         name = below.locate(record.name or "(no file)", str(path))
         if name not in below.files:  # seen: `.tif` in the index where `.png` lies
-            other = by_stem.get(str(PurePosixPath(name).with_suffix("")).lower())
-            if other is None:
+            alternative = by_stem.get(str(PurePosixPath(name).with_suffix("")).lower())
+            if alternative is None:
                 absent[below.root / name] = f"{record.name or 'a file without a name'} is missing"
             else:
-                endings[PurePosixPath(name).suffix, PurePosixPath(other).suffix] += 1
-                name = other
+                endings[PurePosixPath(name).suffix, PurePosixPath(alternative).suffix] += 1
+                name = alternative
         files[record] = below.root / name
     remarks = [
         f"{count} files named {before} in the index are {after} files"
@@ -121,64 +125,65 @@ def _kind(name: str) -> str:
 def _without_projections(
     records: Sequence[Record], files: Mapping[Record, Path]
 ) -> tuple[list[Record], list[LeftOut]]:
-    """Returns, of a channel that has planes, these alone; of one that has only projections, these."""
-    # Channel by channel, for one may have planes and another projections alone.
+    """Returns the records without the projections of channels that have planes, and these projections."""
+    # Channel by channel: one may have planes and another only projections.
     stacked = {record.channel for record in records if not record.projection}
-    kept = [record for record in records if not record.projection or record.channel not in stacked]
+    kept_records = [record for record in records if not record.projection or record.channel not in stacked]
     left_out = [
         LeftOut(files[record], "projection", record.well, f"Ch{record.channel}")
         for record in records
         if record.projection and record.channel in stacked
     ]
-    return kept, left_out
+    return kept_records, left_out
 
 
 # ---------------------------------------------------------------- channels and acquisitions
 
 
 def _split_channels(records: Sequence[Record]) -> set[int]:
-    """Returns the channels that several actions take of one plane: then each action is its own channel."""
+    """Returns the channels of which several actions take one plane: each action is then a channel."""
     actions: dict[tuple[object, ...], set[int]] = defaultdict(set)
     for r in records:
         actions[r.well, r.field, r.time, r.line, r.plane, r.channel].add(r.action)
-    return {place[-1] for place, own in actions.items() if len(own) > 1}  # type: ignore[misc]
+    return {place[-1] for place, numbers in actions.items() if len(numbers) > 1}  # type: ignore[misc]
 
 
-def _channel_id(record: Record, split: Container[int]) -> tuple[int, int]:
+def _channel_id(record: Record, split_channels: Container[int]) -> tuple[int, int]:
     """Returns the number of a channel, and that of its action where it has several."""
-    return record.channel, record.action if record.channel in split else 0
+    return record.channel, record.action if record.channel in split_channels else 0
 
 
 def _channels(
-    records: Sequence[Record], split: Container[int], settings: Settings
+    records: Sequence[Record], split_channels: Container[int], settings: Settings
 ) -> dict[tuple[int, int], Channel]:
     """Returns the channels that were taken, in the order of their numbers.
 
     A name that the settings give to several of them is followed by the channel's number.
     """
-    ids = sorted({_channel_id(record, split) for record in records})
+    ids = sorted({_channel_id(record, split_channels) for record in records})
     targets = {c: settings.channels.get(c, {}).get("Target", "") or f"Ch{c}" for c, _ in ids}
     counts = Counter(targets.values())
     channels: dict[tuple[int, int], Channel] = {}
     for channel, action in ids:
         name = targets[channel] if counts[targets[channel]] == 1 else f"{targets[channel]} Ch{channel}"
         name = f"{name} action {action}" if action else name
-        name = fields.unique(name, [other.name for other in channels.values()])
+        name = fields.unique(name, [earlier.name for earlier in channels.values()])
         channels[channel, action] = settings.channel(channel, name)
     return channels
 
 
 def _acquisitions(records: Sequence[Record]) -> dict[int, int]:
     """Returns time line -> acquisition, where lines image a field at two places or a plane twice."""
-    places: dict[tuple[str, int], set[tuple[object, int]]] = defaultdict(set)
+    visits: dict[tuple[str, int], set[tuple[object, int]]] = defaultdict(set)
     planes: dict[tuple[object, ...], set[int]] = defaultdict(set)
     for r in records:
-        places[r.well, r.field].add((r.metadata.center_um, r.line))
+        visits[r.well, r.field].add((r.metadata.center_um, r.line))
         planes[r.well, r.field, r.time, r.channel, r.action, r.plane].add(r.line)
     moved = any(
-        len({at for at, _ in own}) > 1 and len({line for _, line in own}) > 1 for own in places.values()
+        len({center for center, _ in pairs}) > 1 and len({line for _, line in pairs}) > 1
+        for pairs in visits.values()
     )
-    if not moved and all(len(own) == 1 for own in planes.values()):
+    if not moved and all(len(lines) == 1 for lines in planes.values()):
         return {}
     return {line: number for number, line in enumerate(sorted({record.line for record in records}))}
 
@@ -206,7 +211,7 @@ def _failures(
 def _details(settings: Settings) -> dict[str, object]:
     facts = settings.measurement
     camera = next(iter(settings.channels.values()), {})
-    named = {
+    details = {
         "instrument": facts.get("TargetSystem", ""),
         "software": facts.get("ReleaseNumber", ""),
         "title": facts.get("Title", ""),
@@ -217,7 +222,7 @@ def _details(settings: Settings) -> dict[str, object]:
         "binning": camera.get("Binning", ""),
     }
     channels = {
-        f"Ch{channel}": {k: v for k, v in {**settings.cameras.get(channel, {}), **own}.items() if v}
-        for channel, own in sorted(settings.channels.items())
+        f"Ch{channel}": {k: v for k, v in {**settings.cameras.get(channel, {}), **channel_facts}.items() if v}
+        for channel, channel_facts in sorted(settings.channels.items())
     }
-    return {"reader": "cellvoyager", **named, "channels": channels}
+    return {"reader": "cellvoyager", **details, "channels": channels}

@@ -1,4 +1,4 @@
-"""What the `.mlf`, `.mrf` and `.mes` files of a CellVoyager or a CQ3K state of images, plate and channels."""
+"""Images, plate and channels as the `.mlf`, `.mrf` and `.mes` files of a CellVoyager or a CQ3K state them."""
 
 # Seen: CV7000, CV8000 and CQ3K. The `.mlf` holds one record per image, and the errors; the others may be
 # missing. They list all channels that are defined, whether they were taken or not, and counts of fields,
@@ -75,7 +75,7 @@ def read(path: Path) -> tuple[list[Record], list[tuple[Facts, str]]]:
     """
     records: list[Record] = []
     errors: list[tuple[Facts, str]] = []
-    # Records that are no images are errors of the instrument, for the report.
+    # Records that are no images are errors of the instrument, which are reported.
     for _, element in xml_elements(path, {"MeasurementRecord"}):
         facts = attributes(element)
         text = (element.text or "").strip()
@@ -146,7 +146,7 @@ class Settings:
         return (int(y), int(x)) if y and x and min(y, x) >= 1 else None
 
     def channel(self, number_of: int, name: str) -> Channel:
-        """Returns a channel; its name is given, for it must be unique."""
+        """Returns a channel; the caller gives its name, which must be unique."""
         facts = self.channels.get(number_of, {})
         fluorescent = not fields.is_transmitted(f"{facts.get('Kind', '')} {facts.get('Target', '')}")
         band = _FILTER.search(facts.get("Acquisition", ""))
@@ -188,12 +188,14 @@ def read_settings(folder: Path) -> tuple[Settings, list[str]]:
             else:
                 measurement = {f"{tag}.{k}" if tag != "MeasurementDetail" else k: v
                                for k, v in attributes(element).items()} | measurement  # fmt: skip
-    wanted = measurement.get("MeasurementSettingFileName", "")
-    setting = _file(folder, ".mes", wanted)
+    setting_name = measurement.get("MeasurementSettingFileName", "")
+    setting = _file(folder, ".mes", setting_name)
     channels: dict[int, Facts] = {}
     wavelengths: dict[str, float | None] = {}
     if setting is None:
-        remarks.append(f"there is no .mes file{f' ({wanted})' if wanted else ''}: channels have no names")
+        remarks.append(
+            f"there is no .mes file{f' ({setting_name})' if setting_name else ''}: channels have no names"
+        )
     else:
         for tag, element in xml_elements(setting, {"LightSource", "Channel"}):
             facts = attributes(element)
@@ -212,11 +214,11 @@ def attributes(element: Element) -> dict[str, str]:
     return {local_name(name): value.strip() for name, value in element.attrib.items()}
 
 
-def _file(folder: Path, suffix: str, wanted: str) -> Path | None:
+def _file(folder: Path, suffix: str, name: str) -> Path | None:
     """Returns the file of that name, in any case of letters; else the only one with that ending."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
-    named = [path for path in paths if path.name.lower() == wanted.lower()]
-    return named[0] if named else paths[0] if len(paths) == 1 else None
+    matches = [path for path in paths if path.name.lower() == name.lower()]
+    return matches[0] if matches else paths[0] if len(paths) == 1 else None
 
 
 def _channel(facts: Facts) -> int:

@@ -1,6 +1,6 @@
 """Which reader understands a folder: the one that the recipe names, or the one that knows its layout.
 
-What a folder looks like that no reader takes is guessed from names, and one small file at most.
+For a folder that no reader takes, a guess is made from names, and one small file at most.
 """
 
 from __future__ import annotations
@@ -120,17 +120,17 @@ def _recognised(folder: Path) -> str:
 
 def _known_layouts(below: Folder) -> str:
     names = sorted(entry.name for entry in below.root.iterdir())
-    shown = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "") if names else "no files"
-    known = ", ".join(reader.files for reader in READERS.values())
+    examples = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "") if names else "no files"
+    layouts = ", ".join(reader.files for reader in READERS.values())
     return (
-        f"Looked for: {known}. There are: {shown}. Other layouts are read by "
+        f"Looked for: {layouts}. There are: {examples}. Other layouts are read by "
         "names or a table, with pattern.regex or pattern.table: see docs/plates.md, and configs/patterns"
     )
 
 
 # ---------------------------------------------------------------- what an unknown folder looks like
 
-_FOLDERS = 100  # looked into at most, for each is shown to every reader
+_FOLDERS = 100  # looked into at most, because each is shown to every reader
 _ABOVE = (
     ("harmony", re.compile(r"index(\.idx|\.ref)?\.xml|imageindex\.columbusidx\.xml", re.IGNORECASE)),
     ("imagexpress", re.compile(r".*\.htd", re.IGNORECASE)),
@@ -228,20 +228,20 @@ def _neighbours(below: Folder) -> Iterator[str]:
     """Yields where an export lies one folder further down, or up."""
     inner: dict[str, set[str]] = {}
     for name in below.files:
-        first, _, rest = name.partition("/")
-        if rest:
-            inner.setdefault(first, set()).add(rest)
+        inner_folder, _, inner_name = name.partition("/")
+        if inner_name:
+            inner.setdefault(inner_folder, set()).add(inner_name)
     for name in sorted(inner)[:_FOLDERS]:
         part = Folder(below.root / name, frozenset(inner[name]), frozenset())
-        if known := next((name for name, reader in READERS.items() if reader.recognise(part)), ""):
-            yield f"Its folder {part.root.name!r} looks like {known}: give source={part.root}."
+        if reader_name := next((name for name, reader in READERS.items() if reader.recognise(part)), ""):
+            yield f"Its folder {part.root.name!r} looks like {reader_name}: give source={part.root}."
             return
     try:
-        beside = os.listdir(below.root.parent)
+        siblings = os.listdir(below.root.parent)
     except OSError:
         return
     for reader, index in _ABOVE:
-        if files := sorted(name for name in beside if index.fullmatch(name)):
+        if files := sorted(name for name in siblings if index.fullmatch(name)):
             yield f"Beside it lies {files[0]!r}, of {reader}: give source={below.root.parent}."
             return
 

@@ -77,71 +77,78 @@ def build(
         resample: channels of another size are kept, to be resampled, and not left out.
     """
     sizes = plane_checks.channel_sizes(((plane.channel, plane.path) for plane in planes), headers)
-    by_number = {number: channel.name for number, channel in channels.items()}
-    shown = {plane.channel: edges.get(plane.path) for plane in planes} if resample else None
-    odd, others, resized = odd_channels(by_number, sizes, shown)
-    of_other_size = [
+    channel_names = {number: channel.name for number, channel in channels.items()}
+    channel_edges = {plane.channel: edges.get(plane.path) for plane in planes} if resample else None
+    odd_numbers, resampled, size_remarks = odd_channels(channel_names, sizes, channel_edges)
+    odd_sized_files = [
         LeftOut(plane.path, "channel of another size", plane.key.well, channels[plane.channel].name)
         for plane in planes
-        if plane.channel in odd
+        if plane.channel in odd_numbers
     ]
-    planes = [plane for plane in planes if plane.channel not in odd]
+    planes = [plane for plane in planes if plane.channel not in odd_numbers]
     # Channels that no image shows are no channels of the plate.
     used = {plane.channel for plane in planes}
     assert used <= channels.keys(), f"planes of channels {used - channels.keys()} that are not described"
-    channels, renamed = _told_apart({n: channel for n, channel in channels.items() if n in used})
-    usual = [plane.path for plane in planes if plane.channel not in others]
-    pixel_um, unknown = fields.pixel_edge(edges[path] for path in usual if path in edges)
+    channels, name_remarks = _told_apart({n: channel for n, channel in channels.items() if n in used})
+    usual_paths = [plane.path for plane in planes if plane.channel not in resampled]
+    pixel_um, edge_remarks = fields.pixel_edge(edges[path] for path in usual_paths if path in edges)
     names = [channel.name for channel in channels.values()]
     shots = placed(planes, list(channels))
-    if others:
-        stored_size = next(size for number, size in sizes.items() if number not in odd | others.keys())
-        of_channel = {list(channels).index(number): size for number, size in others.items()}
+    if resampled:
+        stored_size = next(
+            size for number, size in sizes.items() if number not in odd_numbers | resampled.keys()
+        )
+        sizes_by_index = {list(channels).index(number): size for number, size in resampled.items()}
         shots = {
-            key: [replace(shot, file=sized(shot.file, of_channel)) for shot in own]
-            for key, own in shots.items()
+            key: [replace(shot, file=sized(shot.file, sizes_by_index)) for shot in field_shots]
+            for key, field_shots in shots.items()
         }
-        headers = as_stored(headers, [s.file for own in shots.values() for s in own], stored_size)
-    stored = {key: [shot.file for shot in own] for key, own in shots.items()}
-    files, faults = plane_checks.check(stored, names, unreadable, absent=absent, indexed=indexed)
-    files, differing, uneven = plane_checks.agreeing(files, headers)
+        headers = as_stored(
+            headers, [s.file for field_shots in shots.values() for s in field_shots], stored_size
+        )
+    plane_files = {key: [shot.file for shot in field_shots] for key, field_shots in shots.items()}
+    files, faults = plane_checks.check(plane_files, names, unreadable, absent=absent, indexed=indexed)
+    files, kind_problems, kind_remarks = plane_checks.agreeing(files, headers)
     kinds = plane_checks.kinds(files, headers)
-    made = tuple(fields.field(key, own, names, *kinds[key], pixel_um) for key, own in shots.items())
-    exposed, exposures = fields.with_exposures(
-        list(channels.values()), [shot for own in shots.values() for shot in own]
+    plate_fields = tuple(
+        fields.field(key, field_shots, names, *kinds[key], pixel_um) for key, field_shots in shots.items()
+    )
+    exposed_channels, exposure_remarks = fields.with_exposures(
+        list(channels.values()), [shot for field_shots in shots.values() for shot in field_shots]
     )
     rows, columns = layout({key.well for key in shots})
     plate = Plate(
-        name, rows, columns, exposed, made, pixel_um, plane_checks.spacing(made, tolerance),
-        acquisitions or {0: "0"}, {name: fact for name, fact in details.items() if fact != ""},
+        name, rows, columns, exposed_channels, plate_fields, pixel_um,
+        plane_checks.spacing(plate_fields, tolerance), acquisitions or {0: "0"},
+        {name: fact for name, fact in details.items() if fact != ""},
     )  # fmt: skip
     return Export(
         plate,
         files,
-        (*faults, *differing, *problems),
-        (*left_out, *of_other_size),
+        (*faults, *kind_problems, *problems),
+        (*left_out, *odd_sized_files),
         remarks=(
             *remarks,
-            *renamed,
-            *resized,
-            *unknown,
-            *uneven,
-            *exposures,
-            *plane_checks.gaps(stored, names),
+            *name_remarks,
+            *size_remarks,
+            *edge_remarks,
+            *kind_remarks,
+            *exposure_remarks,
+            *plane_checks.gaps(plane_files, names),
         ),
     )
 
 
 def _told_apart(channels: Mapping[int, Channel]) -> tuple[dict[int, Channel], list[str]]:
-    """Returns the channels with names of their own, and a remark on each that had another one's."""
-    named: dict[int, Channel] = {}
+    """Returns the channels with unique names, and a remark on each that was renamed."""
+    unique_channels: dict[int, Channel] = {}
     remarks = []
     for number, channel in channels.items():
-        name = fields.unique(channel.name, [other.name for other in named.values()])
-        named[number] = replace(channel, name=name)
+        name = fields.unique(channel.name, [earlier.name for earlier in unique_channels.values()])
+        unique_channels[number] = replace(channel, name=name)
         if name != channel.name:
             remarks.append(f"several channels are called {channel.name!r}: one of them is {name!r} here")
-    return named, remarks
+    return unique_channels, remarks
 
 
 Edges = tuple[float, float] | None
@@ -162,30 +169,34 @@ def odd_channels(
     counts = Counter(sizes.values())
     if len(counts) < 2:
         return set(), {}, []
-    usual = max(counts, key=lambda size: (counts[size], size))  # of equally many the larger size
-    others = {number: size for number, size in sizes.items() if size != usual}
-    first = next(number for number, size in sizes.items() if size == usual)
+    usual_size = max(counts, key=lambda size: (counts[size], size))  # of equally many the larger size
+    other_sizes = {number: size for number, size in sizes.items() if size != usual_size}
+    usual_channel = next(number for number, size in sizes.items() if size == usual_size)
     resampled = {
         number: size
-        for number, size in others.items()
-        if edges is not None and _same_area((size, edges.get(number)), (usual, edges.get(first)))
+        for number, size in other_sizes.items()
+        if edges is not None and _same_area((size, edges.get(number)), (usual_size, edges.get(usual_channel)))
     }
     unasked = "it is left out, for pixels are not resampled unasked; resample=true does it"
     other_area = "it is left out, for it shows another area and not the same one in other pixels"
-    return others.keys() - resampled.keys(), resampled, [
-        f"channel {names[number]!r} has {size[0]} × {size[1]} pixels, the others {usual[0]} × {usual[1]}: "
+    return other_sizes.keys() - resampled.keys(), resampled, [
+        f"channel {names[number]!r} has {size[0]} × {size[1]} pixels, "
+        f"the others {usual_size[0]} × {usual_size[1]}: "
         + ("it is resampled to these" if number in resampled else unasked if edges is None else other_area)
-        for number, size in sorted(others.items())
+        for number, size in sorted(other_sizes.items())
     ]  # fmt: skip
 
 
-def _same_area(one: tuple[Size, Edges], other: tuple[Size, Edges]) -> bool:
+def _same_area(image: tuple[Size, Edges], usual_image: tuple[Size, Edges]) -> bool:
     """Returns whether two images of a field (size, edge of a pixel) show the same area, as far as stated."""
-    (size, edge), (usual, usual_edge) = one, other
+    (size, edge), (usual_size, usual_edge) = image, usual_image
     if edge is None or usual_edge is None or edge == usual_edge:  # an index may state one edge for all
-        return isclose(size[0] / usual[0], size[1] / usual[1], rel_tol=0.01)
-    sides = zip(size, edge, usual, usual_edge, strict=True)
-    return all(isclose(length * own, most * its, rel_tol=0.02) for length, own, most, its in sides)
+        return isclose(size[0] / usual_size[0], size[1] / usual_size[1], rel_tol=0.01)
+    sides = zip(size, edge, usual_size, usual_edge, strict=True)
+    return all(
+        isclose(length * pixel, usual_length * usual_pixel, rel_tol=0.02)
+        for length, pixel, usual_length, usual_pixel in sides
+    )
 
 
 def sized(file: PlaneFile, sizes: Mapping[int, Size]) -> PlaneFile:
@@ -207,13 +218,15 @@ def placed(planes: Sequence[Described], channels: Sequence[int]) -> dict[FieldKe
     """Returns the planes of each field, in plate order, with indices into its stored image.
 
     Channels are in the order of `channels`; planes rank among those of their acquisition, times among
-    those that fields with a time in common have: wells with a time line each begin at 0 each.
+    those of the fields that share some: where each well has its own time line, each begins at 0.
     """
     channel_of = {number: index for index, number in enumerate(channels)}
     depths: dict[int, set[int]] = defaultdict(set)
     for plane in planes:
         depths[plane.key.acquisition].add(plane.plane)
-    plane_of = {a: {number: rank for rank, number in enumerate(sorted(own))} for a, own in depths.items()}
+    plane_of = {
+        a: {number: rank for rank, number in enumerate(sorted(numbers))} for a, numbers in depths.items()
+    }
     time_of = _time_ranks(planes)
     shots: dict[FieldKey, list[Shot]] = defaultdict(list)
     for plane in planes:
@@ -233,9 +246,9 @@ def _time_ranks(planes: Iterable[Described]) -> dict[tuple[int, int], int]:
     for acquisition in {key.acquisition for key in times}:
         lines: list[set[int]] = []
         # Fields that share a time share a line, so each field's times join all lines that they touch.
-        for own in {frozenset(times[key]) for key in times if key.acquisition == acquisition}:
-            joined = [line for line in lines if line & own]
-            lines = [line for line in lines if not line & own] + [set(own).union(*joined)]
+        for field_times in {frozenset(times[key]) for key in times if key.acquisition == acquisition}:
+            joined = [line for line in lines if line & field_times]
+            lines = [line for line in lines if not line & field_times] + [set(field_times).union(*joined)]
         ranks |= {(acquisition, time): rank for line in lines for rank, time in enumerate(sorted(line))}
     return ranks
 
@@ -272,14 +285,14 @@ def first_header(
     Raises:
         UserError: there is none.
     """
-    damaged = None  # the first error is told, if there is no file without one
+    first_error = None  # raised if no file can be read
     for path in paths:
         if path not in absent:
             try:
                 return header(path)
             except UserError as error:
-                damaged = damaged or error
-    raise damaged or UserError(f"{origin}: none of the images that it names is there")
+                first_error = first_error or error
+    raise first_error or UserError(f"{origin}: none of the images that it names is there")
 
 
 # ---------------------------------------------------------------- several measurements of one plate
@@ -322,7 +335,7 @@ def merged(exports: Sequence[Export], names: Sequence[str]) -> Export:
         tuple(problem for part in parts for problem in part.problems),
         tuple(left for part in parts for left in part.left_out),
         plate_map,
-        tuple(f"{name}: {text}" for name, e in zip(names, exports, strict=True) for text in e.remarks),
+        tuple(f"{name}: {remark}" for name, e in zip(names, exports, strict=True) for remark in e.remarks),
     )
 
 
@@ -351,8 +364,10 @@ def _as_acquisition(export: Export, number: int, channels: Sequence[str]) -> Exp
         for field in export.plate.fields
     )
     files = {
-        replace(key, acquisition=number): tuple(replace(file, channel=indices[file.channel]) for file in own)
-        for key, own in export.files.items()
+        replace(key, acquisition=number): tuple(
+            replace(file, channel=indices[file.channel]) for file in plane_files
+        )
+        for key, plane_files in export.files.items()
     }
     problems = tuple(p._replace(key=replace(p.key, acquisition=number)) for p in export.problems)
     return replace(export, plate=replace(export.plate, fields=fields), files=files, problems=problems)

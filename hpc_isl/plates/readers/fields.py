@@ -42,13 +42,13 @@ def field(
     times, depth = plane_checks.extent(planes)
     heights = plane_heights(shots, names)
     longest = max(heights.values(), key=len, default=())
-    ordered = sorted(shots, key=lambda shot: shot.file.place)
-    center_um = next((s.metadata.center_um for s in ordered if s.metadata.center_um is not None), None)
+    ordered_shots = sorted(shots, key=lambda shot: shot.file.place)
+    center_um = next((s.metadata.center_um for s in ordered_shots if s.metadata.center_um is not None), None)
     projections = {names[s.file.channel]: s.metadata.projection for s in shots if s.metadata.projection}
-    stored: dict[str, Any] = imaged([plane.place for plane in planes], names, times)
-    stored |= _times(shots)
+    imaged_details: dict[str, Any] = imaged([plane.place for plane in planes], names, times)
+    imaged_details |= _times(shots)
     if projections:  # channels whose planes are projections, and how these were made
-        stored["projections"] = projections
+        imaged_details["projections"] = projections
     if len(set(heights.values())) > 1:
         details = {**details, "z_um": {name: list(values) for name, values in heights.items()}}
     return Field(
@@ -57,7 +57,7 @@ def field(
         dtype=dtype,
         position_um=first_pixel(center_um, size, pixel_um),
         z_um=longest if len(longest) == depth else (),
-        details={**stored, **details},
+        details={**imaged_details, **details},
     )
 
 
@@ -67,43 +67,49 @@ def first_pixel(
     """Returns (y, x) of the centre of a field's first pixel in µm, from that of the field."""
     if center_um is None or pixel_um is None:
         return None
-    y, x = (round(at - (length - 1) / 2 * pixel_um, 4) for at, length in zip(center_um, size, strict=True))
+    y, x = (
+        round(center - (length - 1) / 2 * pixel_um, 4) for center, length in zip(center_um, size, strict=True)
+    )
     return y, x
 
 
 def pixel_edge(edges: Iterable[tuple[float, float] | None]) -> tuple[float | None, list[str]]:
     """Returns the one edge of all pixels in µm, from stated edges (y, x); or None and why, as remarks."""
-    given = {edge for edge in edges if edge is not None}
-    stated = {edge for edge in given if all(isfinite(value) and value > 0 for value in edge)}
-    if not stated:
-        wrong = ", ".join(f"{value:g}" for value in sorted({value for edge in given for value in edge})[:5])
-        return None, [f"pixels of {wrong} µm cannot be; the size is left unknown"] if given else []
-    values = sorted({value for edge in stated for value in edge})
+    stated_edges = {edge for edge in edges if edge is not None}
+    valid_edges = {edge for edge in stated_edges if all(isfinite(value) and value > 0 for value in edge)}
+    if not valid_edges:
+        wrong = ", ".join(
+            f"{value:g}" for value in sorted({value for edge in stated_edges for value in edge})[:5]
+        )
+        return None, [f"pixels of {wrong} µm cannot be; the size is left unknown"] if stated_edges else []
+    values = sorted({value for edge in valid_edges for value in edge})
     # Rounded in metadata, edges of a square pixel differ a little.
     if values[-1] <= values[0] * (1 + SQUARE):
-        return min(stated)[1], []
-    if len(stated) == 1:
-        y, x = stated.pop()
+        return min(valid_edges)[1], []
+    if len(valid_edges) == 1:
+        y, x = valid_edges.pop()
         return None, [f"pixels are not square: {x:g} µm along x, {y:g} µm along y; the size is left unknown"]
-    listed = ", ".join(f"{value:g}" for value in values[:5])
-    return None, [f"files state different pixel sizes ({listed} µm); the size is left unknown"]
+    examples = ", ".join(f"{value:g}" for value in values[:5])
+    return None, [f"files state different pixel sizes ({examples} µm); the size is left unknown"]
 
 
 def with_exposures(
     channels: Sequence[Channel], shots: Iterable[Shot]
 ) -> tuple[tuple[Channel, ...], list[str]]:
     """Returns the channels with their exposures, and a remark on each that has several."""
-    stated: dict[int, set[float]] = defaultdict(set)
+    exposures_of: dict[int, set[float]] = defaultdict(set)
     for shot in shots:
         if shot.metadata.exposure_s is not None:
-            stated[shot.file.channel].add(shot.metadata.exposure_s)
+            exposures_of[shot.file.channel].add(shot.metadata.exposure_s)
     remarks = [
-        f"channel {channels[number].name!r} has exposures from {min(times):g} to {max(times):g} s"
-        for number, times in sorted(stated.items())
-        if len(times) > 1
+        f"channel {channels[number].name!r} has exposures from {min(exposures):g} to {max(exposures):g} s"
+        for number, exposures in sorted(exposures_of.items())
+        if len(exposures) > 1
     ]
     return tuple(
-        replace(channel, exposure_s=min(stated[number])) if len(stated.get(number, ())) == 1 else channel
+        replace(channel, exposure_s=min(exposures_of[number]))
+        if len(exposures_of.get(number, ())) == 1
+        else channel
         for number, channel in enumerate(channels)
     ), remarks
 
@@ -137,20 +143,20 @@ def plane_heights(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, tupl
     heights: dict[int, dict[int, float | None]] = defaultdict(dict)
     for shot in sorted(shots, key=lambda shot: shot.file.place):
         heights[shot.file.channel].setdefault(shot.file.plane, shot.metadata.z_um)
-    stated = {}
+    named_heights = {}
     for channel in sorted(heights):
         values = [height for _, height in sorted(heights[channel].items()) if height is not None]
-        stated[names[channel]] = tuple(values) if len(values) == len(heights[channel]) else ()
-    return stated
+        named_heights[names[channel]] = tuple(values) if len(values) == len(heights[channel]) else ()
+    return named_heights
 
 
 def _times(shots: Sequence[Shot]) -> dict[str, Any]:
     """Returns `time`, the field's first moment, and of a series the `seconds` from it or from its start."""
-    # Of each time the earliest plane counts.
-    first: dict[int, PlaneMetadata] = {}
+    # The earliest plane of each time counts.
+    by_time: dict[int, PlaneMetadata] = {}
     for shot in sorted(shots, key=lambda shot: (shot.metadata.moment, shot.metadata.seconds or 0.0)):
-        first.setdefault(shot.file.time, shot.metadata)
-    ordered = [first[time] for time in sorted(first)]
+        by_time.setdefault(shot.file.time, shot.metadata)
+    ordered = [by_time[time] for time in sorted(by_time)]
     moments = [metadata.moment for metadata in ordered]
     details: dict[str, Any] = {"time": min(moments)} if any(moments) and all(moments) else {}
     elapsed = [metadata.seconds for metadata in ordered]

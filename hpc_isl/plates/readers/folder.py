@@ -52,7 +52,7 @@ class Folder:
         Raises:
             UserError: naming `origin` and the name, where it leads out of the folder.
         """
-        if _PLAIN.fullmatch(name) and not self.leaving:  # quick, for an index names 200,000 files
+        if _PLAIN.fullmatch(name) and not self.leaving:  # quick: an index names 200,000 files
             return name
         path = PurePosixPath(name.replace("\\", "/"))
         if not name or "\0" in name or _ELSEWHERE.match(name) or path.is_absolute() or ".." in path.parts:
@@ -112,8 +112,8 @@ def nearest_file(below: Folder, ending: str, contents: str) -> str:
     """
     names = nearest_files(below, lambda name: name.endswith(ending))
     if len(names) > 1:
-        listed = ", ".join(names[:5])
-        raise UserError(f"{below.root} holds {len(names)} {contents} ({listed}); give one as source")
+        examples = ", ".join(names[:5])
+        raise UserError(f"{below.root} holds {len(names)} {contents} ({examples}); give one as source")
     return names[0] if names else ""
 
 
@@ -130,10 +130,10 @@ def nearest_files(below: Folder, wanted: Callable[[str], bool]) -> list[str]:
 def unnamed(
     below: Folder, named: Iterable[Path], kind: Callable[[str], str] = lambda _: "not in the index"
 ) -> list[LeftOut]:
-    """Returns the images that the index does not name; `kind` tells why of a path below the folder."""
-    known = set(named)
+    """Returns the images that the index does not name; `kind` returns why, from a path below the folder."""
+    named_paths = set(named)
     images = (name for name in sorted(below.files) if PurePosixPath(name).suffix.lower() in IMAGES)
-    return [LeftOut(below.root / name, kind(name)) for name in images if below.root / name not in known]
+    return [LeftOut(below.root / name, kind(name)) for name in images if below.root / name not in named_paths]
 
 
 def left_out_by_name(root: Path, name: str, kind: str) -> LeftOut:
@@ -164,9 +164,9 @@ def left_out_lines(left_out: Iterable[LeftOut], root: Path) -> list[str]:
         line = f"{len(files):,} {kind}, e.g. {example}"
         for part in ("channel", "well"):
             counts = Counter(name for file in files if (name := getattr(file, part)))
-            most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-            if shown := [f"{count:,} {name}" for name, count in most]:
-                more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-                line += f"; by {part}: {', '.join(shown[:_SHOWN])}{more}"
+            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            if texts := [f"{count:,} {name}" for name, count in ranked]:
+                remainder = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+                line += f"; by {part}: {', '.join(texts[:_SHOWN])}{remainder}"
         lines.append(line)
     return lines

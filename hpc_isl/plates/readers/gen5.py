@@ -65,9 +65,9 @@ class _Plane:
 
 def recognise(below: Folder) -> bool:
     """Returns whether an image is named as Gen5 names them, and states so."""
-    named = min((name for name in below.files if _match(name)), default="")
-    stated = tiff_metadata.tried(below.root / named) if named else None
-    return isinstance(stated, TiffMetadata) and stated.source == "Gen5"
+    example = min((name for name in below.files if _match(name)), default="")
+    tiff = tiff_metadata.tried(below.root / example) if example else None
+    return isinstance(tiff, TiffMetadata) and tiff.source == "Gen5"
 
 
 def read(folder: Path, resample: bool = False) -> Export:
@@ -75,34 +75,34 @@ def read(folder: Path, resample: bool = False) -> Export:
 
     Channels are in the order of their names, fields are the numbers of a montage. Positions are from the
     centre of the well. Of a channel that the camera took, what Gen5 made of it (stitched, projected,
-    deconvolved) is left out; of one that there is only as that, it is kept.
+    deconvolved) is left out; of a channel that exists only as such, it is kept.
 
     Raises:
         UserError: no image of Gen5, several plates, or no image that can be read.
     """
     below = list_folder(folder)
-    named = {name: match for name in sorted(below.files) if (match := _match(name))}
-    if not named:
+    matches = {name: match for name in sorted(below.files) if (match := _match(name))}
+    if not matches:
         raise UserError(f"{below.root}: no image of Gen5; names such as A1_02_1_1_DAPI_001.tif are expected")
-    metadata, unreadable = tiff_metadata.read_all([below.root / name for name in named])
+    metadata, unreadable = tiff_metadata.read_all([below.root / name for name in matches])
     if not metadata:
         raise UserError(f"no image can be used; {next(iter(unreadable.values()))}")
-    plate_names = {stated.facts.get("Plate", "") for stated in metadata.values()}
+    plate_names = {tiff.facts.get("Plate", "") for tiff in metadata.values()}
     export.check_one_plate(plate_names - {""}, below.root)
-    planes, misplaced = _planes(below, named, metadata)
-    planes, processed = _without_processed(planes)
+    planes, misplaced = _planes(below, matches, metadata)
+    planes, processed_files = _without_processed(planes)
     channels, numbers = _channels(planes, metadata)
-    others = [
+    unknown_files = [
         left_out_by_name(below.root, name, "unknown name")
         for name in sorted(below.files)
-        if name not in named and name.lower().endswith(_IMAGES)
+        if name not in matches and name.lower().endswith(_IMAGES)
     ]
-    first = next(iter(metadata.values())).facts
+    facts = next(iter(metadata.values())).facts
     details = {
         "instrument": "Gen5 (Cytation, Lionheart)",
-        "software": f"Gen5 {first.get('Version', '')}".strip(),
-        "objective": first.get("DisplayedObjectiveSize") or first.get("ObjectiveSize", ""),
-        "numerical aperture": first.get("NumericalAperture", ""),
+        "software": f"Gen5 {facts.get('Version', '')}".strip(),
+        "objective": facts.get("DisplayedObjectiveSize") or facts.get("ObjectiveSize", ""),
+        "numerical aperture": facts.get("NumericalAperture", ""),
     }
     return export.build(
         [
@@ -111,11 +111,11 @@ def read(folder: Path, resample: bool = False) -> Export:
         ],
         channels,
         *tiff_metadata.sizes_and_edges(metadata),
-        name=first.get("Plate") or below.root.name,
+        name=facts.get("Plate") or below.root.name,
         layout=layout,
         details={"reader": "gen5", **details},
         unreadable=unreadable,
-        left_out=(*others, *processed),
+        left_out=(*unknown_files, *processed_files),
         problems=misplaced,
         resample=resample,
     )
@@ -129,17 +129,17 @@ def _match(name: str) -> re.Match[str] | None:
 
 
 def _planes(
-    below: Folder, named: Mapping[str, re.Match[str]], metadata: Mapping[Path, TiffMetadata]
+    below: Folder, matches: Mapping[str, re.Match[str]], metadata: Mapping[Path, TiffMetadata]
 ) -> tuple[list[_Plane], list[Problem]]:
     """Returns the planes of all files; those whose own well is another than their name's are problems."""
     planes: list[_Plane] = []
     problems: list[Problem] = []
-    for name, match in named.items():
+    for name, match in matches.items():
         path = below.root / name
-        stated = metadata.get(path)
+        tiff = metadata.get(path)
         field = str(abs(int(match["field"]))) + (f"ROI{match['roi']}" if match["roi"] else "")
         key = FieldKey(normal_well(match["well"]), field)
-        well = stated.facts.get("Well", "") if stated else ""
+        well = tiff.facts.get("Well", "") if tiff else ""
         if re.fullmatch(r"A?[A-Z]\d{1,2}", well) and normal_well(well) != key.well:
             problems.append(Problem(key, f"{path.name} says that it is of well {well}", "misplaced"))
             continue
@@ -147,13 +147,13 @@ def _planes(
         label = processed["name"] if processed else match["channel"]
         how = processed["how"].strip() if processed else ""
         # Negative times are taken for the first one.
-        first, time = _first_plane(match, stated), max(0, int(match["time"]))
-        for page, plane in enumerate(stated.planes if stated else [PlaneMetadata()]):
+        first_plane, time = _first_plane(match, tiff), max(0, int(match["time"]))
+        for page, plane in enumerate(tiff.planes if tiff else [PlaneMetadata()]):
             plane = replace(plane, projection=plane.projection or how)
             planes.append(
                 _Plane(
                     path, page, key, match["step"] or "", plane.channel_name or label, plane.projection,
-                    time + plane.time, first + plane.plane, plane,
+                    time + plane.time, first_plane + plane.plane, plane,
                 )
             )  # fmt: skip
     if not planes:
@@ -161,23 +161,23 @@ def _planes(
     return planes, problems
 
 
-def _first_plane(match: re.Match[str], stated: TiffMetadata | None) -> int:
+def _first_plane(match: re.Match[str], tiff: TiffMetadata | None) -> int:
     """Returns the plane number in the name; without one that which the file states, of a stack."""
     if match["plane"]:
         return int(match["plane"])
-    if stated is None or stated.header.pages > 1:
+    if tiff is None or tiff.header.pages > 1:
         return 0
-    total, at = (number(stated.facts.get(f"ZStack{name}")) for name in ("Total", "Position"))
-    return int(at) if total and total > 1 and at else 0
+    total, plane = (number(tiff.facts.get(f"ZStack{name}")) for name in ("Total", "Position"))
+    return int(plane) if total and total > 1 and plane else 0
 
 
 def _without_processed(planes: Sequence[_Plane]) -> tuple[list[_Plane], list[LeftOut]]:
     """Returns the planes without those that Gen5 made of channels which the camera took, and these."""
     photographed = {plane.name for plane in planes if not plane.how}
-    kept = [plane for plane in planes if not plane.how or plane.name not in photographed]
-    paths = {plane.path for plane in kept}
-    others = {plane.path: plane for plane in planes if plane.path not in paths}
-    return kept, [LeftOut(path, p.how.lower(), p.key.well, p.name) for path, p in others.items()]
+    kept_planes = [plane for plane in planes if not plane.how or plane.name not in photographed]
+    paths = {plane.path for plane in kept_planes}
+    processed = {plane.path: plane for plane in planes if plane.path not in paths}
+    return kept_planes, [LeftOut(path, p.how.lower(), p.key.well, p.name) for path, p in processed.items()]
 
 
 # ---------------------------------------------------------------- channels
@@ -198,18 +198,20 @@ def _channels(
         members[plane.name, plane.how, step].append(plane)
     numbers: dict[ChannelId, int] = {}
     channels: dict[int, Channel] = {}
-    hows = Counter(name for name, how in {(name, how) for name, how, _ in members})
+    variants = Counter(name for name, how in {(name, how) for name, how, _ in members})
     for index, (name, how, step) in enumerate(sorted(members)):
-        own = members[name, how, step]
-        label = name + (f" {how}" if hows[name] > 1 and how else "") + (f" read {step}" if step else "")
-        channels[index] = _channel(fields.unique(label, [c.name for c in channels.values()]), own, metadata)
-        numbers |= {(plane.step, plane.name, plane.how): index for plane in own}
+        channel_planes = members[name, how, step]
+        label = name + (f" {how}" if variants[name] > 1 and how else "") + (f" read {step}" if step else "")
+        channels[index] = _channel(
+            fields.unique(label, [c.name for c in channels.values()]), channel_planes, metadata
+        )
+        numbers |= {(plane.step, plane.name, plane.how): index for plane in channel_planes}
     return channels, numbers
 
 
 def _channel(name: str, planes: Sequence[_Plane], metadata: Mapping[Path, TiffMetadata]) -> Channel:
-    stated = next((metadata[p.path] for p in planes if p.path in metadata), None)
-    facts = stated.facts if stated and stated.header.pages == 1 else {}
+    tiff = next((metadata[p.path] for p in planes if p.path in metadata), None)
+    facts = tiff.facts if tiff and tiff.header.pages == 1 else {}
     lights = (facts.get(light, "").upper() == "TRUE" for light in ("BrightField", "PhaseContrast"))
     excitation, emission = (number(facts.get(f"{kind}Wavelength")) for kind in ("Excitation", "Emission"))
     return fields.channel(name, excitation, emission, transmitted=any(lights))

@@ -77,8 +77,8 @@ def recognise(below: Folder) -> bool:
 def read(folder: Path, resample: bool = False) -> Export:
     """Returns a Harmony or Columbus export; the folder is that of the index, or the one above it.
 
-    A folder of several measurements of one plate is a plate of as many acquisitions, in the order of their
-    begin. Channels are in the order of ChannelID, planes of PlaneID, times of TimepointID. Positions are
+    A folder of several measurements of one plate is a plate of as many acquisitions, in the order in which
+    they began. Channels are in the order of ChannelID, planes of PlaneID, times of TimepointID. Positions are
     those of the field's first pixel in µm from the centre of its well, y down.
 
     Raises:
@@ -103,38 +103,42 @@ def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
     plates = [harmony_index.plate(path) for path in paths]
     ids = {facts.get("PlateID") or facts.get("Name") for facts in plates}
     if len(ids) > 1 or None in ids:
-        listed = ", ".join(path.relative_to(folder).parts[0] for path in paths[:10])
-        raise UserError(f"{folder} holds {len(paths)} Harmony exports ({listed}); give one of them as source")
+        examples = ", ".join(path.relative_to(folder).parts[0] for path in paths[:10])
+        raise UserError(
+            f"{folder} holds {len(paths)} Harmony exports ({examples}); give one of them as source"
+        )
     begins = {path: facts.get("MeasurementStartTime", "") for path, facts in zip(paths, plates, strict=True)}
     return sorted(paths, key=lambda path: (begins[path], str(path)))
 
 
 def _export(path: Path, folder: Path, resample: bool) -> Export:
     """Returns the export of one index."""
-    index, left_out, others, odd = _of_one_size(harmony_index.read(path), path.parent, resample)
+    index, left_out, resampled, size_remarks = _of_one_size(harmony_index.read(path), path.parent, resample)
     rows, columns = _layout(index, path)
     order, channels, remarks = _channels(index)
-    named, absent, unwritten = _plane_files(index, order, path)
-    of_channel = {order.channels[number]: size for number, size in others.items()}
-    named = {key: [export.sized(file, of_channel) for file in own] for key, own in named.items()}
+    planes, absent, unwritten = _plane_files(index, order, path)
+    sizes = {order.channels[number]: size for number, size in resampled.items()}
+    planes = {key: [export.sized(file, sizes) for file in stack] for key, stack in planes.items()}
     unreadable = absent | unwritten
-    camera, unknown = _camera(index, order, named, unreadable, others, path)
+    camera, edge_remarks = _camera(index, order, planes, unreadable, resampled, path)
     images: dict[FieldKey, list[Image]] = defaultdict(list)
     for image in index.images:
         images[image.key].append(image)
-    made = tuple(_field(key, own, named[key], order, camera) for key, own in images.items())
+    plate_fields = tuple(
+        _field(key, field_images, planes[key], order, camera) for key, field_images in images.items()
+    )
     files, problems = plane_checks.check(
-        named, order.names, unreadable, absent=absent, unimaged=unwritten, indexed=True
+        planes, order.names, unreadable, absent=absent, unimaged=unwritten, indexed=True
     )
     files, failures = _without_failures(files, images, order)
     plate = Plate(
         name=index.plate.get("Name") or index.plate.get("PlateID") or folder.resolve().name,
         rows=rows,
         columns=columns,
-        channels=harmony_index.with_corrections(channels, (f for own in named.values() for f in own)),
-        fields=made,
+        channels=harmony_index.with_corrections(channels, (f for stack in planes.values() for f in stack)),
+        fields=plate_fields,
         pixel_um=camera.pixel_um,
-        plane_um=plane_checks.spacing(made),
+        plane_um=plane_checks.spacing(plate_fields),
         acquisitions={0: index.plate.get("MeasurementStartTime") or "0"},
         details=_details(index, order),
     )
@@ -144,7 +148,7 @@ def _export(path: Path, folder: Path, resample: bool) -> Export:
         (*problems, *failures),
         left_out,
         harmony_index.assay_layout(path),
-        (*odd, *remarks, *index.remarks, *unknown, *plane_checks.gaps(named, order.names)),
+        (*size_remarks, *remarks, *index.remarks, *edge_remarks, *plane_checks.gaps(planes, order.names)),
     )
 
 
@@ -152,18 +156,18 @@ def _of_one_size(
     index: Index, folder: Path, resample: bool
 ) -> tuple[Index, tuple[LeftOut, ...], dict[int, Size], list[str]]:
     """Returns the index without channels of another size than most that are not resampled, and the others."""
-    used = sorted({image.channel for image in index.images})
-    sizes = {channel: size for channel in used if (size := _stated_size(index, channel))}
+    channels = sorted({image.channel for image in index.images})
+    sizes = {channel: size for channel in channels if (size := _stated_size(index, channel))}
     names = {channel: index.channels[channel].get("ChannelName") or f"Channel {channel}" for channel in sizes}
-    edges = {channel: _edge(index, channel, Counter()) for channel in used} if resample else None
-    odd, others, remarks = export.odd_channels(names, sizes, edges)
-    kept = tuple(image for image in index.images if image.channel not in odd)
+    edges = {channel: _edge(index, channel, Counter()) for channel in channels} if resample else None
+    odd_channels, resampled, remarks = export.odd_channels(names, sizes, edges)
+    kept_images = tuple(image for image in index.images if image.channel not in odd_channels)
     left_out = tuple(
         LeftOut(folder / image.url, "channel of another size", image.key.well, names[image.channel])
         for image in index.images
-        if image.channel in odd
+        if image.channel in odd_channels
     )
-    return replace(index, images=kept), left_out, others, remarks
+    return replace(index, images=kept_images), left_out, resampled, remarks
 
 
 def _stated_size(index: Index, channel: int) -> Size | None:
@@ -174,22 +178,22 @@ def _stated_size(index: Index, channel: int) -> Size | None:
 def _camera(
     index: Index,
     order: ChannelOrder,
-    named: Mapping[FieldKey, Sequence[PlaneFile]],
+    planes: Mapping[FieldKey, Sequence[PlaneFile]],
     absent: Mapping[Path, str],
-    others: Mapping[int, Size],
+    resampled: Mapping[int, Size],
     path: Path,
 ) -> tuple[Camera, list[str]]:
     """Returns sizes as the index states them; the type, which it does not, from the first readable file.
 
-    `others`: the channels that will be resampled to the size of the rest.
+    `resampled`: sizes of the channels that will be resampled to that of the others.
     """
-    files = (file.path for own in named.values() for file in own if file.size is None)
+    files = (file.path for stack in planes.values() for file in stack if file.size is None)
     shape, dtype, _ = export.first_header(files, absent, path)
-    rest = [channel for channel in order.channels if channel not in others]
-    sizes = {channel: _stated_size(index, channel) or shape for channel in rest}
-    sizes |= dict.fromkeys(others, sizes[rest[0]])
+    usual_channels = [channel for channel in order.channels if channel not in resampled]
+    sizes = {channel: _stated_size(index, channel) or shape for channel in usual_channels}
+    sizes |= dict.fromkeys(resampled, sizes[usual_channels[0]])
     odd: Counter[str] = Counter()
-    edges = [edge for channel in rest if (edge := _edge(index, channel, odd))]
+    edges = [edge for channel in usual_channels if (edge := _edge(index, channel, odd))]
     pixel_um, remarks = fields.pixel_edge(edges)
     return Camera(sizes, dtype, pixel_um), remarks
 
@@ -197,7 +201,7 @@ def _camera(
 def _edge(index: Index, channel: int, odd: Counter[str]) -> tuple[float, float] | None:
     """Returns the edges (y, x) of a channel's pixels in µm, or None where none is stated."""
     y, x = (number(index.channels[channel], f"ImageResolution{axis}", odd) for axis in "YX")
-    y, x = y or x, x or y  # where one of both is missing the other counts
+    y, x = y or x, x or y  # where one is missing, the other counts
     return (round(y * 1e6, 12), round(x * 1e6, 12)) if y and x and min(y, x) > 0 else None
 
 
@@ -259,12 +263,12 @@ def _channel(
     light = f"{facts.get('ChannelType', '')} {facts.get('IlluminationType', '')}".strip() or name
     fluorescent = not TRANSMITTED.search(light)
     color = facts.get("ChannelColor", "")  # Columbus writes colours as 32-bit numbers with alpha first
-    stated = f"{int(color) & 0xFFFFFF:06X}" if re.fullmatch(r"-?\d{1,10}", color) else ""
+    stated_color = f"{int(color) & 0xFFFFFF:06X}" if re.fullmatch(r"-?\d{1,10}", color) else ""
     emission = number(facts, "MainEmissionWavelength", odd) or None  # 0 where there is none
     return Channel(
         name=name,
         fluorescent=fluorescent,
-        color=stated or color_of(fluorescent, emission),
+        color=stated_color or color_of(fluorescent, emission),
         excitation_nm=number(facts, "MainExcitationWavelength", odd) or None,
         emission_nm=emission,
         exposure_s=number(facts, "ExposureTime", odd),
@@ -295,28 +299,28 @@ def _details(index: Index, order: ChannelOrder) -> dict[str, Any]:
 def _plane_files(
     index: Index, order: ChannelOrder, path: Path
 ) -> tuple[dict[FieldKey, list[PlaneFile]], dict[Path, str], dict[Path, str]]:
-    """Returns the file of every image by field; clauses on those that are missing, and that never were."""
+    """Returns the file of every image by field; clauses on those missing, and on those never written."""
     folder = list_folder(path.parent.parent if path.parent.name.lower() == "index" else path.parent)
-    lower = {name.lower(): name for name in folder.files}
-    below, by_well = _location(index, lower)
-    named: dict[FieldKey, list[PlaneFile]] = defaultdict(list)
+    by_lower = {name.lower(): name for name in folder.files}
+    prefix, by_well = _location(index, by_lower)
+    plane_files: dict[FieldKey, list[PlaneFile]] = defaultdict(list)
     absent: dict[Path, str] = {}
     unwritten: dict[Path, str] = {}
     for image in index.images:
         origin = f"{path}: image {image.id}"
         name = folder.locate(image.url or image.id or "(no file)", origin)
-        if below or by_well:
-            name = folder.locate(below + (_well_folder(image) if by_well else "") + name, origin)
+        if prefix or by_well:
+            name = folder.locate(prefix + (_well_folder(image) if by_well else "") + name, origin)
         if name not in folder.files:
-            name = lower.get(name.lower(), name)  # the ending may be .tif here and .TIF there
+            name = by_lower.get(name.lower(), name)  # the ending may be .tif here and .TIF there
         file = folder.root / name
         if name not in folder.files:
             if not image.url or image.failed:
                 unwritten[file] = f"the instrument wrote no file for {image.id}"
             else:
                 absent[file] = f"{image.url} is missing"
-        named[image.key].append(PlaneFile(file, *order.index(image), image.page))
-    return dict(named), absent, unwritten
+        plane_files[image.key].append(PlaneFile(file, *order.index(image), image.page))
+    return dict(plane_files), absent, unwritten
 
 
 def _location(index: Index, files: Collection[str]) -> tuple[str, bool]:
@@ -329,8 +333,8 @@ def _location(index: Index, files: Collection[str]) -> tuple[str, bool]:
     # may be missing, so the place with most of them counts.
     places = list(product(_FOLDERS, (False, True)))
     counts = []
-    for below, by_well in places:
-        names = (below + (_well_folder(image) if by_well else "") + image.url for image in index.images)
+    for prefix, by_well in places:
+        names = (prefix + (_well_folder(image) if by_well else "") + image.url for image in index.images)
         counts.append(sum(name.replace("\\", "/").lower() in files for name in names))
     return places[counts.index(max(counts))]
 
@@ -379,12 +383,14 @@ def _without_failures(
     order: ChannelOrder,
 ) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
     """Returns the files without those that the instrument says it failed to take, which are problems."""
-    kept: dict[FieldKey, tuple[PlaneFile, ...]] = {}
+    kept_files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
     problems = []
-    for key, own in files.items():
+    for key, plane_files in files.items():
         failed = {order.index(image): image for image in images[key] if image.failed}
-        kept[key] = tuple(file for file in own if file.place not in failed)
-        if named := [failed[file.place] for file in own if file.place in failed]:
-            listed = plane_checks.listed([f"{image.url or image.id} ({image.state})" for image in named])
-            problems.append(Problem(key, f"the instrument reports failures: {listed}", "failed"))
-    return kept, problems
+        kept_files[key] = tuple(file for file in plane_files if file.place not in failed)
+        if failed_images := [failed[file.place] for file in plane_files if file.place in failed]:
+            examples = plane_checks.listed(
+                [f"{image.url or image.id} ({image.state})" for image in failed_images]
+            )
+            problems.append(Problem(key, f"the instrument reports failures: {examples}", "failed"))
+    return kept_files, problems

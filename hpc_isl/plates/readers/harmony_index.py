@@ -112,9 +112,9 @@ def indices(folder: Path) -> list[Path]:
     """Returns the index of the export at `folder`; else those of the exports just below it."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
-    if own := _index_of(folder):
-        return [own]
-    return [path for below in _entries(folder) if (path := _index_of(below))]
+    if index := _index_of(folder):
+        return [index]
+    return [path for entry in _entries(folder) if (path := _index_of(entry))]
 
 
 def _index_of(folder: Path) -> Path | None:
@@ -141,8 +141,8 @@ def _entries(folder: Path, names: Collection[str] = ()) -> list[Path]:
         return []
     if names:
         ranks = {name: rank for rank, name in enumerate(names)}
-        kept = [name for name in entries if name.lower() in ranks]
-        return [folder / name for name in sorted(kept, key=lambda name: (ranks[name.lower()], name))]
+        matches = [name for name in entries if name.lower() in ranks]
+        return [folder / name for name in sorted(matches, key=lambda name: (ranks[name.lower()], name))]
     return [folder / name for name in sorted(entries, key=str.lower)]
 
 
@@ -201,11 +201,11 @@ def _facts(element: Element) -> dict[str, str]:
         name, unit = local_name(child.tag), child.get("Unit", "")
         if name == "URL" and child.get("BufferNo"):  # Columbus: the page of a file with several planes
             facts["BufferNo"] = child.get("BufferNo", "")
-        wanted = "nm" if name.endswith("Wavelength") else "s" if name in _TIMES else "m"
-        if unit and unit != wanted:
-            value = seconds(facts[name], unit) if wanted == "s" else micrometres(facts[name], unit)
+        base_unit = "nm" if name.endswith("Wavelength") else "s" if name in _TIMES else "m"
+        if unit and unit != base_unit:
+            value = seconds(facts[name], unit) if base_unit == "s" else micrometres(facts[name], unit)
             if value is not None:
-                facts[name] = repr(value * {"nm": 1e3, "s": 1.0, "m": 1e-6}[wanted])
+                facts[name] = repr(value * {"nm": 1e3, "s": 1.0, "m": 1e-6}[base_unit])
     return facts
 
 
@@ -262,8 +262,8 @@ def assay_layout(path: Path) -> dict[str, dict[str, str]]:
     """Returns well -> layer -> value, from the Assaylayout folder beside the images, where there is one."""
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     # Exports have the folder beside `Images`.
-    beside = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
-    for file in sorted((beside / "Assaylayout").glob("*.xml")):
+    export_folder = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
+    for file in sorted((export_folder / "Assaylayout").glob("*.xml")):
         for _, layer in xml_elements(file, {"Layer"}):
             name = child_texts(layer).get("Name") or "Layer"
             wells = [child_texts(child) for child in layer if local_name(child.tag) == "Well"]
@@ -289,8 +289,8 @@ def flat_field(profile: str) -> dict[str, Any] | None:
     Returns None where the text cannot be understood.
     """
     # The text is YAML but for the channel's name, which may hold anything and is left out.
-    text = _FREE_TEXT.split(profile, maxsplit=1)
-    head = text[0] + "}" if len(text) > 1 else profile
+    parts = _FREE_TEXT.split(profile, maxsplit=1)
+    head = parts[0] + "}" if len(parts) > 1 else profile
     if "&" in head or "*" in head:  # YAML references, which could unfold without end
         return None
     try:
@@ -301,7 +301,7 @@ def flat_field(profile: str) -> dict[str, Any] | None:
 
 
 def with_corrections(channels: Sequence[Channel], files: Iterable[PlaneFile]) -> tuple[Channel, ...]:
-    """Returns the channels; of those whose images the vendor's export script has corrected, with that said.
+    """Returns the channels, with a note on those whose images the vendor's export script has corrected.
 
     Images of an export are raw, and the index states the profile to correct them by. Only read about: the
     script writes images of stains, divided by it, to a folder `flex` or as `flex_….tiff`.

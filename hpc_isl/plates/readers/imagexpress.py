@@ -1,6 +1,6 @@
 """ImageXpress and MetaXpress: exports with an `.HTD` file, and the layout of the MetaXpress database."""
 
-# Seen in real exports (MetaXpress 6.5, 6.7; one of a bright field would be new): `TimePoint_n/ZStep_m/`
+# Seen in real exports (MetaXpress 6.5, 6.7; none with a bright field): `TimePoint_n/ZStep_m/`
 # below the HTD or GUIDs after the wavelength; projections in `ZStep_0` or beside the steps; no `_s` or `_w`
 # where there is one; and copies, with the z position, the time and the plane's GUID of what they are copies
 # of, in the steps and times at which a channel was not imaged. Only read about: rows beyond P, 10 and more
@@ -45,7 +45,7 @@ _PATH = re.compile(
 )
 _LABEL = re.compile(r"(?P<well>[A-Z]{1,2}\d+)\s*:\s*Site\s*(?P<site>\d+)", re.IGNORECASE)
 _IMAGES = (".tif", ".tiff")
-# What MetaXpress does to images as they are taken. Seen in 132 files: Off and None; the rest is not.
+# Corrections by MetaXpress as images are taken. In 132 files only the values Off and None were seen.
 _CORRECTIONS = ("ShadingCorrection", "ReferenceSubtraction")
 _OFF = ("", "off", "none", "no", "0")
 
@@ -73,9 +73,11 @@ def recognise(below: Folder) -> bool:
     """Returns whether there is an HTD file, or an image whose name and metadata are those of MetaXpress."""
     if any(name.lower().endswith(".htd") for name in below.files):
         return True
-    named = min((name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]), default="")
-    stated = tiff_metadata.tried(below.root / named) if named else None
-    return isinstance(stated, TiffMetadata) and stated.source in ("MetaSeries", "MetaMorph")
+    example = min(
+        (name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]), default=""
+    )
+    tiff = tiff_metadata.tried(below.root / example) if example else None
+    return isinstance(tiff, TiffMetadata) and tiff.source in ("MetaSeries", "MetaMorph")
 
 
 def read(folder: Path, resample: bool = False) -> Export:
@@ -83,7 +85,7 @@ def read(folder: Path, resample: bool = False) -> Export:
 
     Channels are in the order of their wavelengths, fields are sites. Positions are those of the stage in µm
     (y grows with the row), heights those of the stage. A channel that has planes is stored without its
-    projection; of one that has a projection alone this is stored, as its first plane. Measurements of one
+    projection; of one that has only a projection this is stored, as its first plane. Measurements of one
     plate in folders of their own are its acquisitions.
 
     Raises:
@@ -96,9 +98,9 @@ def read(folder: Path, resample: bool = False) -> Export:
     files, misplaced = _where_they_say(files, metadata)
     acquisitions = {name: number for number, name in enumerate(sorted({file.folder for file in files}))}
     planes, copies = _planes(files, metadata, htd, acquisitions)
-    channels, odd = _channels(files, planes, metadata, htd)
+    channels, channel_remarks = _channels(files, planes, metadata, htd)
     wells = {file.well for file in files}
-    plate = export.build(
+    plate_export = export.build(
         planes,
         channels,
         *tiff_metadata.sizes_and_edges(metadata),
@@ -109,12 +111,12 @@ def read(folder: Path, resample: bool = False) -> Export:
         unreadable=unreadable,
         left_out=(*left_out, *copies),
         problems=misplaced,
-        remarks=odd,
+        remarks=channel_remarks,
         resample=resample,
     )
     used = {plane.channel for plane in planes}
-    planned = htd.planned(wells, used, {file.time for file in files}) if htd else ()
-    return replace(plate, remarks=(*plate.remarks, *planned))
+    plan_remarks = htd.planned(wells, used, {file.time for file in files}) if htd else ()
+    return replace(plate_export, remarks=(*plate_export.remarks, *plan_remarks))
 
 
 # ---------------------------------------------------------------- the files
@@ -151,19 +153,19 @@ def _where_they_say(
     files: Sequence[_File], metadata: Mapping[Path, TiffMetadata]
 ) -> tuple[list[_File], list[Problem]]:
     """Returns the files whose name and stage label agree, and the others as problems."""
-    kept: list[_File] = []
+    kept_files: list[_File] = []
     problems: list[Problem] = []
     for file in files:
         label = _LABEL.match(metadata[file.path].planes[0].label) if file.path in metadata else None
         place = (normal_well(label["well"]), label["site"]) if label else None
         if label is None or place == (file.well, file.site):
-            kept.append(file)
+            kept_files.append(file)
         else:
             text = f"{file.path.name} says that it is {label[0]!r}"
             problems.append(Problem(FieldKey(file.well, file.site), text, "misplaced"))
-    if not kept:
+    if not kept_files:
         raise UserError(f"no image is where its name says; {problems[0].text}")
-    return kept, problems
+    return kept_files, problems
 
 
 # ---------------------------------------------------------------- planes, copies, projections
@@ -177,23 +179,25 @@ def _planes(
 ) -> tuple[list[Described], list[LeftOut]]:
     """Returns the planes to store, and the files that are copies or projections of them."""
     flat = htd is not None and htd.first("ZSeries").upper() == "FALSE"
-    single, copies = _without_copies(files, metadata, flat)
+    originals, copies = _without_copies(files, metadata, flat)
     # Beside numbered steps an image without a number is their projection.
-    stepped = {(*file.place, file.time) for file in single if file.step}
-    projected = {file for file in single if _is_projection(file, stepped, metadata)}
-    stacked = {(file.folder, file.wave) for file in single if file not in projected}
-    kept = [file for file in single if file not in projected or (file.folder, file.wave) not in stacked]
-    together = Counter((*file.place, file.time) for file in kept)
+    stepped = {(*file.place, file.time) for file in originals if file.step}
+    projected = {file for file in originals if _is_projection(file, stepped, metadata)}
+    stacked = {(file.folder, file.wave) for file in originals if file not in projected}
+    kept_files = [
+        file for file in originals if file not in projected or (file.folder, file.wave) not in stacked
+    ]
+    plane_counts = Counter((*file.place, file.time) for file in kept_files)
     planes = [
         Described(
             FieldKey(file.well, file.site, acquisitions[file.folder]), file.path, file.time or 0, file.wave,
-            _step(file, metadata, alone=together[*file.place, file.time] == 1),
+            _step(file, metadata, alone=plane_counts[*file.place, file.time] == 1),
             metadata[file.path].planes[0] if file.path in metadata else PlaneMetadata(),
         )
-        for file in kept
+        for file in kept_files
     ]  # fmt: skip
     left_out = [LeftOut(file.path, "copy", file.well, f"w{file.wave}") for file in copies]
-    projections = (file for file in single if file in projected and file not in kept)
+    projections = (file for file in originals if file in projected and file not in kept_files)
     left_out += [LeftOut(file.path, "projection", file.well, f"w{file.wave}") for file in projections]
     return planes, left_out
 
@@ -204,19 +208,19 @@ def _without_copies(
     """Returns the files that are planes of their own, and those that are copies of another one."""
     # The first of equal files is the plane; ZStep_0, which holds projections, comes last.
     ordered = sorted(files, key=lambda file: (file.time or 0, file.step == 0, file.step or 0))
-    single: dict[Hashable, _File] = {}
+    originals: dict[Hashable, _File] = {}
     for file in ordered:
-        single.setdefault(_identity(file, metadata.get(file.path), flat), file)
-    kept = set(single.values())
-    return list(single.values()), [file for file in ordered if file not in kept]
+        originals.setdefault(_identity(file, metadata.get(file.path), flat), file)
+    unique_files = set(originals.values())
+    return list(originals.values()), [file for file in ordered if file not in unique_files]
 
 
 def _identity(file: _File, tiff: TiffMetadata | None, flat: bool) -> Hashable:
     """Returns what is equal for copies: the height, time and GUID of a plane of one channel of a field."""
     names = ("z-position", "acquisition-time-local", "plane-guid", "Z Projection Method")
-    z, moment, *more = (tiff.facts.get(name, "") if tiff else "" for name in names)
+    z, moment, *identifiers = (tiff.facts.get(name, "") if tiff else "" for name in names)
     if z and moment:
-        return *file.place, z, moment, *more
+        return *file.place, z, moment, *identifiers
     # A file without height and time is itself, or the one plane of its time where the HTD has no z.
     return (*file.place, file.time) if flat else file
 
@@ -237,8 +241,8 @@ def _step(file: _File, metadata: Mapping[Path, TiffMetadata], alone: bool) -> in
     """Returns the number of a plane: its folder's, or that of its file where it is alone in its channel."""
     if not alone:
         return file.step or 1
-    own = number(metadata[file.path].facts.get("Z Step")) if file.path in metadata else None
-    return int(own) if own and own > 0 else 1
+    stated_step = number(metadata[file.path].facts.get("Z Step")) if file.path in metadata else None
+    return int(stated_step) if stated_step and stated_step > 0 else 1
 
 
 def _channels(
@@ -248,23 +252,27 @@ def _channels(
     htd: Htd | None,
 ) -> tuple[dict[int, Channel], list[str]]:
     """Returns wavelength -> channel, named by the HTD, else by the files; and remarks where they differ."""
-    stated: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
+    stated_names: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
     corrections: dict[int, Counter[str]] = defaultdict(Counter)
     for file in files:
         if file.path in metadata:
             facts = metadata[file.path].facts
-            stated[file.wave][facts.get("_IllumSetting_", ""), facts.get("wavelength", "")] += 1
-            done = [f"{key} {facts[key]}" for key in _CORRECTIONS if facts.get(key, "").lower() not in _OFF]
-            corrections[file.wave][", ".join(done)] += 1
+            stated_names[file.wave][facts.get("_IllumSetting_", ""), facts.get("wavelength", "")] += 1
+            applied = [
+                f"{key} {facts[key]}" for key in _CORRECTIONS if facts.get(key, "").lower() not in _OFF
+            ]
+            corrections[file.wave][", ".join(applied)] += 1
     channels: dict[int, Channel] = {}
     remarks = []
     for wave in sorted({plane.channel for plane in planes}):
-        setting, emission = stated[wave].most_common(1)[0][0] if stated[wave] else ("", "")
-        planned = htd.wave_name(wave) if htd else ""
-        if planned and setting and planned != setting:
-            remarks.append(f"w{wave} is {planned!r} in the HTD, {setting!r} in its files; the HTD's is kept")
-        name = fields.unique(planned or setting or f"w{wave}", [c.name for c in channels.values()])
-        corrected = next((text for text, _ in corrections[wave].most_common() if text), "")
+        setting, emission = stated_names[wave].most_common(1)[0][0] if stated_names[wave] else ("", "")
+        planned_name = htd.wave_name(wave) if htd else ""
+        if planned_name and setting and planned_name != setting:
+            remarks.append(
+                f"w{wave} is {planned_name!r} in the HTD, {setting!r} in its files; the HTD's is kept"
+            )
+        name = fields.unique(planned_name or setting or f"w{wave}", [c.name for c in channels.values()])
+        corrected = next((correction for correction, _ in corrections[wave].most_common() if correction), "")
         if corrected and len(corrections[wave]) > 1:
             count, total = corrections[wave][corrected], corrections[wave].total()
             remarks.append(f"{name}: {count} of {total} files are corrected ({corrected}), others otherwise")
@@ -274,7 +282,7 @@ def _channels(
 
 def _details(metadata: Mapping[Path, TiffMetadata], htd: Htd | None) -> dict[str, object]:
     facts = next(iter(metadata.values())).facts
-    named = {
+    details = {
         "instrument": facts.get("ApplicationName", "") and "ImageXpress",
         "software": f"{facts.get('ApplicationName', '')} {facts.get('ApplicationVersion', '')}".strip(),
         "objective": facts.get("_MagSetting_", ""),
@@ -283,7 +291,7 @@ def _details(metadata: Mapping[Path, TiffMetadata], htd: Htd | None) -> dict[str
         "description": htd.first("Description") if htd else "",
         "plate id": htd.first("UniquePlateIdentifier") if htd else "",
     }
-    return {"reader": "imagexpress", **named}
+    return {"reader": "imagexpress", **details}
 
 
 # ---------------------------------------------------------------- the HTD file

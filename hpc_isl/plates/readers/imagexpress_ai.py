@@ -43,21 +43,21 @@ def read(folder: Path, resample: bool = False) -> Export:
             none of its images is there.
     """
     below = list_folder(folder)
-    name, others = _unit(below)
+    name, montages = _unit(below)
     path = below.root / name
     protocol, stack = _stack(path)
     rows = list(_rows(path, stack))
     files = [_file(below, name, row, f"{path.parent}: row {n}") for n, row in enumerate(rows, start=1)]
     paths = [below.root / file for file in files]
     absent = below.missing(files)
-    channels, odd = _channels(rows, protocol)
-    first = export.first_header(paths, absent, path)
+    channels, channel_remarks = _channels(rows, protocol)
+    header = export.first_header(paths, absent, path)
     plate_rows, plate_columns = (int(number(_at(protocol, "Plate", n)) or 0) for n in ("Rows", "Columns"))
     begin = f"{_text(stack, 'Creation', 'Date')}T{_text(stack, 'Creation', 'Time')}".strip("T")
     return export.build(
         [_described(row, image) for row, image in zip(rows, paths, strict=True)],
         channels,
-        {image: (_size(row) or first.shape, first.dtype) for row, image in zip(rows, paths, strict=True)},
+        {image: (_size(row) or header.shape, header.dtype) for row, image in zip(rows, paths, strict=True)},
         dict.fromkeys(paths, _pixel(protocol)),
         name=_text(stack, "SpecimenHolder", "Barcode") or _text(stack, "PlateId") or path.stem,
         layout=lambda wells: export.stated_layout(wells, plate_rows, plate_columns, path),
@@ -67,9 +67,9 @@ def read(folder: Path, resample: bool = False) -> Export:
         absent=absent,
         indexed=True,
         left_out=unnamed(
-            below, paths, lambda file: "montage" if file.startswith(tuple(others)) else "not in the index"
+            below, paths, lambda file: "montage" if file.startswith(tuple(montages)) else "not in the index"
         ),
-        remarks=(*odd, *_plan(rows, protocol)),
+        remarks=(*channel_remarks, *_plan(rows, protocol)),
         resample=resample,
     )
 
@@ -81,14 +81,14 @@ def _unit(below: Folder) -> tuple[str, list[str]]:
     """Returns the `.jdce` to read, and the folders of montages beside it, whose files have the same names."""
     names = sorted(name for name in below.files if name.lower().endswith(".jdce"))
     montages = [name for name in names if "montage" in name.lower()]
-    kept = [name for name in names if name not in montages] or names  # a montage alone is read
-    if len(kept) > 1:
+    runs = [name for name in names if name not in montages] or names  # a montage alone is read
+    if len(runs) > 1:
         raise UserError(
-            f"{below.root} holds {len(kept)} runs ({', '.join(kept[:5])}); give the folder of one"
+            f"{below.root} holds {len(runs)} runs ({', '.join(runs[:5])}); give the folder of one"
         )
-    if not kept:
+    if not runs:
         raise UserError(f"{below.root}: no .jdce; the folder of a run of ImageXpress HCS.ai is expected")
-    return kept[0], [f"{PurePosixPath(name).parent}/" for name in montages if name not in kept]
+    return runs[0], [f"{PurePosixPath(name).parent}/" for name in montages if name not in runs]
 
 
 def _stack(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -200,18 +200,21 @@ def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[in
         if isinstance(waves, list)
         else {}
     )
-    stated: dict[int, str] = {}
+    stated_names: dict[int, str] = {}
     for row in rows:
-        stated.setdefault(int(row["Wavelength"]), row.get("ExcitationEmissionFilter", "").strip())
+        stated_names.setdefault(int(row["Wavelength"]), row.get("ExcitationEmissionFilter", "").strip())
     channels: dict[int, Channel] = {}
     remarks = []
-    for wave in sorted(stated):
-        planned = _text(plan.get(wave), "EmissionFilter", "Name")
-        if planned and stated[wave] and planned != stated[wave]:
+    for wave in sorted(stated_names):
+        planned_name = _text(plan.get(wave), "EmissionFilter", "Name")
+        if planned_name and stated_names[wave] and planned_name != stated_names[wave]:
             remarks.append(
-                f"wavelength {wave} is {planned!r} in the .jdce, {stated[wave]!r} in the CSV; the one is kept"
+                f"wavelength {wave} is {planned_name!r} in the .jdce, "
+                f"{stated_names[wave]!r} in the CSV; the one is kept"
             )
-        name = fields.unique(planned or stated[wave] or f"w{wave}", [c.name for c in channels.values()])
+        name = fields.unique(
+            planned_name or stated_names[wave] or f"w{wave}", [c.name for c in channels.values()]
+        )
         lengths = []
         for kind in ("EmissionFilter", "ExcitationFilter"):
             unit = _text(plan.get(wave), kind, "Unit")
@@ -227,14 +230,14 @@ def _plan(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
     remarks = []
     if _at(protocol, "CollectionComplete") is False:
         remarks.append("the run was not completed")
-    for what, column, *where in (
+    for kind, column, *keys in (
         ("planes", "ZIndex", "ZDimensionParameters", "NumberOfSlices"),
         ("times", "Timepoint", "TimeSchedule", "NumberOfTimepoints"),
     ):
-        planned = int(number(_at(protocol, "PlateMap", *where)) or 0)
+        planned = int(number(_at(protocol, "PlateMap", *keys)) or 0)
         listed = len({row[column] for row in rows})
-        if planned > listed and _at(protocol, "PlateMap", where[0], "Enabled") is True:
-            remarks.append(f"{planned} {what} were planned, the index has {listed}")
+        if planned > listed and _at(protocol, "PlateMap", keys[0], "Enabled") is True:
+            remarks.append(f"{planned} {kind} were planned, the index has {listed}")
     return remarks
 
 

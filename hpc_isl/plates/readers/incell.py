@@ -42,7 +42,7 @@ Facts = Mapping[str, str]
 
 @dataclass
 class _Index:
-    """What an index states.
+    """The statements of an index.
 
     Attributes:
         facts: of the run, tag -> attributes.
@@ -83,21 +83,21 @@ def read(folder: Path, resample: bool = False) -> Export:
     index = _read(below, name)
     files = {file: below.root / file for file, *_ in index.planes}
     absent = below.missing(files)
-    first = export.first_header(files.values(), absent, index.path)
+    header = export.first_header(files.values(), absent, index.path)
     pixel_um = _pixel(index)
-    plate = index.facts.get("Plate", {})
-    rows, columns = (int(number(plate.get(axis)) or 0) for axis in ("rows", "columns"))
-    begin = index.facts.get("Creation", {})
+    plate_facts = index.facts.get("Plate", {})
+    rows, columns = (int(number(plate_facts.get(axis)) or 0) for axis in ("rows", "columns"))
+    creation = index.facts.get("Creation", {})
     channels = _channels(index)
     return export.build(
         list(index.planes.values()),
         channels,
-        dict.fromkeys(files.values(), (first.shape, first.dtype)),
+        dict.fromkeys(files.values(), (header.shape, header.dtype)),
         dict.fromkeys(files.values(), pixel_um),
         name=index.facts.get("ImageStack", {}).get("PlateID", "").strip() or PurePosixPath(name).stem,
         layout=lambda wells: export.stated_layout(wells, rows, columns, index.path),
         details=_details(index.facts),
-        acquisitions={0: moment(f"{begin.get('date')} {begin.get('time')}") or "0"},
+        acquisitions={0: moment(f"{creation.get('date')} {creation.get('time')}") or "0"},
         unreadable=absent,
         absent=absent,
         indexed=True,
@@ -135,27 +135,29 @@ def _read(below: Folder, name: str) -> _Index:
 def _add_image(index: _Index, element: Element, below: Folder, parent: str) -> None:
     """Adds an image, unless its file is that of another plane of the same field and wave."""
     origin = f"{index.path}: image {element.get('filename', '')!r}"
-    inside = {local_name(child.tag): child.attrib for child in element.iter()}
-    numbers = inside.get("Identifier", {})
-    row, column = (whole(inside.get(tag, {}), "number", f"{origin}: {tag}") for tag in ("Row", "Column"))
+    facts_by_tag = {local_name(child.tag): child.attrib for child in element.iter()}
+    numbers = facts_by_tag.get("Identifier", {})
+    row, column = (
+        whole(facts_by_tag.get(tag, {}), "number", f"{origin}: {tag}") for tag in ("Row", "Column")
+    )
     if not (1 <= row <= MOST_ROWS and 1 <= column <= MOST_COLUMNS):
         raise UserError(f"{origin}: row {row}, column {column} is no well")
-    site, wave, time, plane = (
+    field_number, wave, time, plane = (
         whole(numbers, f"{axis}_index", origin, 0) for axis in ("field", "wave", "time", "z")
     )
-    stated = element.get("filename", "")
-    if not stated:
+    file_name = element.get("filename", "")
+    if not file_name:
         _refuse_unnamed(index.path, row, column)
-    file = below.locate(str(PurePosixPath(parent) / below.locate(stated, origin)), origin)
+    file = below.locate(str(PurePosixPath(parent) / below.locate(file_name, origin)), origin)
     if file.lower().endswith(".im"):
         raise UserError(f"{origin}: files .im of IN Cell Analyzer 1000 are not read; export them as TIFF")
-    key = FieldKey(well_name(row - 1, column - 1), str(site + 1))
-    described = Described(key, below.root / file, time, wave, plane, _metadata(element, inside))
-    _add_wave(index, wave, inside)
+    key = FieldKey(well_name(row - 1, column - 1), str(field_number + 1))
+    described = Described(key, below.root / file, time, wave, plane, _metadata(element, facts_by_tag))
+    _add_wave(index, wave, facts_by_tag)
     place = (file, key, wave, time)
-    if known := index.planes.get(place):
+    if earlier := index.planes.get(place):
         index.named_again += 1
-        described = min(known, described, key=lambda one: one.plane)
+        described = min(earlier, described, key=lambda entry: entry.plane)
     index.planes[place] = described
 
 
@@ -166,11 +168,11 @@ def _refuse_unnamed(path: Path, row: int, column: int) -> NoReturn:
     )
 
 
-def _metadata(element: Element, inside: Mapping[str, Facts]) -> PlaneMetadata:
+def _metadata(element: Element, facts_by_tag: Mapping[str, Facts]) -> PlaneMetadata:
     elapsed, stamp = number(element.get("acquisition_time_ms")), number(element.get("timestamp_sec"))
-    exposure, focus = inside.get("Exposure", {}), inside.get("FocusPosition", {})
-    offset, plate = inside.get("OffsetFromWellCenter"), inside.get("PlatePosition_um")
-    center = _position(offset, up=True) if offset else _position(plate or {}, up=False)
+    exposure, focus = facts_by_tag.get("Exposure", {}), facts_by_tag.get("FocusPosition", {})
+    offset, plate_position = facts_by_tag.get("OffsetFromWellCenter"), facts_by_tag.get("PlatePosition_um")
+    center = _position(offset, up=True) if offset else _position(plate_position or {}, up=False)
     return PlaneMetadata(
         center_um=center,
         z_um=micrometres(focus.get("z"), focus.get("unit") or "µm"),
@@ -195,26 +197,29 @@ def _moment(stamp: float | None) -> str:
 
 def _add_protocol(index: _Index, protocol: Element) -> None:
     """Adds what the plan of the run states: plate, camera, objective, filters, places of the fields."""
-    listed = 0
+    wave_count = 0
     for element in protocol.iter():
         tag = local_name(element.tag)
         if tag == "Wavelength":
-            place = number(element.get("index"))
-            _add_wave(index, listed if place is None else int(place), _filters(element))
-            listed += 1
+            stated_index = number(element.get("index"))
+            _add_wave(index, wave_count if stated_index is None else int(stated_index), _filters(element))
+            wave_count += 1
         elif tag == "offset_point":
-            place = number(element.get("index"))
-            at = len(index.offsets) if place is None else int(place)
-            index.offsets[at] = _position(element.attrib, up=True)
+            stated_index = number(element.get("index"))
+            field_number = len(index.offsets) if stated_index is None else int(stated_index)
+            index.offsets[field_number] = _position(element.attrib, up=True)
         elif tag in ("Plate", "ObjectiveCalibration", "Camera", "Binning"):
             index.facts.setdefault(tag, dict(element.attrib))
 
 
-def _add_wave(index: _Index, wave: int, inside: Mapping[str, Facts]) -> None:
+def _add_wave(index: _Index, wave: int, facts_by_tag: Mapping[str, Facts]) -> None:
     """Adds the filters of a wave; the plan states wavelengths, images may state names alone."""
-    known = index.waves.setdefault(wave, {})
+    filters = index.waves.setdefault(wave, {})
     for tag in ("ExcitationFilter", "EmissionFilter"):
-        known[tag] = {**known.get(tag, {}), **{n: v for n, v in inside.get(tag, {}).items() if v.strip()}}
+        filters[tag] = {
+            **filters.get(tag, {}),
+            **{n: v for n, v in facts_by_tag.get(tag, {}).items() if v.strip()},
+        }
 
 
 def _filters(element: Element) -> dict[str, Facts]:
@@ -236,19 +241,19 @@ def _place(index: _Index) -> None:
 
 
 def _pixel(index: _Index) -> tuple[float, float] | None:
-    """Returns the edges (y, x) of a pixel; None where the camera was binned, for readers differ on that."""
+    """Returns the edges (y, x) of a pixel; None where the camera was binned, as readers differ on that."""
     facts = index.facts.get("ObjectiveCalibration", {})
     y, x = (
         micrometres(facts.get(f"pixel_{side}"), facts.get("unit") or "µm") for side in ("height", "width")
     )
-    stated = edges(y, x)
+    pixel_um = edges(y, x)
     binning = _BINNING.fullmatch(index.facts.get("Binning", {}).get("value", ""))
-    if stated is None or binning is None or binning.groups() == ("1", "1"):
-        return stated
+    if pixel_um is None or binning is None or binning.groups() == ("1", "1"):
+        return pixel_um
     index.remarks.append(
-        f"pixels of {stated[1]:g} µm are stated, and a binning of {binning[1]} × {binning[2]}; readers "
+        f"pixels of {pixel_um[1]:g} µm are stated, and a binning of {binning[1]} × {binning[2]}; readers "
         "differ on whether the one includes the other, so the size is left unknown: after the conversion, "
-        f"set PLATE pixel_um={stated[1]:g} or pixel_um={stated[1] * int(binning[2]):g}"
+        f"set PLATE pixel_um={pixel_um[1]:g} or pixel_um={pixel_um[1] * int(binning[2]):g}"
     )
     return None
 

@@ -84,12 +84,14 @@ def planes_in(image: OmeImage, file: str, root: Element) -> dict[int, PlaneMetad
 
     A file that was renamed is known by its UUID, or as the only one that the metadata speak of.
     """
-    own = root.get("UUID", "")
-    alone = sum(local_name(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
+    own_uuid = root.get("UUID", "")
+    only_file = (
+        sum(local_name(child.tag) == "Image" for child in root) == len({d.file for d in image.data}) == 1
+    )
     pages: dict[int, PlaneMetadata] = {}
     for data in image.data:
-        named = PurePosixPath(data.file.replace("\\", "/")).name
-        if alone or named in ("", file) or data.uuid == own != "":
+        file_name = PurePosixPath(data.file.replace("\\", "/")).name
+        if only_file or file_name in ("", file) or data.uuid == own_uuid != "":
             pages |= {data.first + number: image.planes[place] for number, place in enumerate(data.planes)}
     return pages
 
@@ -115,12 +117,12 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
     names = tuple(channel.get("Name", "") for channel in channels)
     places = _places(sizes, order)
     date = _child(element, "AcquisitionDate")
-    taken = moment(date.text) if date is not None else ""
+    image_moment = moment(date.text) if date is not None else ""
     stage = _child(element, "StageLabel")
     label = "" if stage is None else stage.get("Name", "")
     planes = {
         place: PlaneMetadata(
-            *place, names[place[1]] if place[1] < len(names) else "", moment=taken, label=label,
+            *place, names[place[1]] if place[1] < len(names) else "", moment=image_moment, label=label,
             z_um=round(place[2] * z, 6) if z is not None and sizes["Z"] > 1 else None,
         )
         for place in places
@@ -138,7 +140,7 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
             (number(c.get("ExcitationWavelength")), number(c.get("EmissionWavelength"))) for c in channels
         ),
         illumination=tuple(c.get("IlluminationType", "") for c in channels),
-        facts={"type": pixels.get("Type", ""), "date": taken},
+        facts={"type": pixels.get("Type", ""), "date": image_moment},
     )
 
 
@@ -155,7 +157,7 @@ def _stated(
     pixels: Element, planes: Mapping[PlaneIndex, PlaneMetadata], unit: str
 ) -> dict[PlaneIndex, PlaneMetadata]:
     """Returns what the `Plane` elements state; those of planes that do not exist are left out."""
-    stated = {}
+    stated_planes = {}
     for element in (child for child in pixels if local_name(child.tag) == "Plane"):
         place = (_whole(element, "TheT"), _whole(element, "TheC"), _whole(element, "TheZ"))
         if place not in planes:
@@ -163,14 +165,14 @@ def _stated(
         x, y, z = (
             micrometres(element.get(f"Position{a}"), element.get(f"Position{a}Unit", unit)) for a in "XYZ"
         )
-        stated[place] = replace(
+        stated_planes[place] = replace(
             planes[place],
             center_um=position(y, x),
             z_um=planes[place].z_um if z is None else z,
             seconds=seconds(element.get("DeltaT"), element.get("DeltaTUnit", "s")),
             exposure_s=seconds(element.get("ExposureTime"), element.get("ExposureTimeUnit", "s")),
         )
-    return stated
+    return stated_planes
 
 
 def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:
@@ -188,8 +190,8 @@ def _tiff_data(pixels: Element, places: list[PlaneIndex]) -> Iterator[TiffData]:
         if uuid is not None and "PlaneCount" not in block.attrib:
             count = 1
         file = "" if uuid is None else uuid.get("FileName", "")
-        name = "" if uuid is None else (uuid.text or "").strip()
-        yield TiffData(file, name, _whole(block, "IFD"), tuple(places[first : first + count]))
+        uuid_text = "" if uuid is None else (uuid.text or "").strip()
+        yield TiffData(file, uuid_text, _whole(block, "IFD"), tuple(places[first : first + count]))
     if not blocks:
         yield TiffData("", "", 0, tuple(places))
 

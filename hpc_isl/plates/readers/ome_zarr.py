@@ -27,46 +27,54 @@ def recognise(below: Folder) -> bool:
 
 
 def is_plate(folder: Path) -> bool:
-    """Returns the same of a folder whose files, perhaps millions of chunks, nobody has listed."""
+    """Returns whether a folder is such a plate, without listing its files, perhaps millions of chunks."""
     try:
-        ours = (folder / "zarr.json").is_file() and "hpc_isl" in read_group(folder)
+        is_ours = (folder / "zarr.json").is_file() and "hpc_isl" in read_group(folder)
     except UserError:
         return False
-    return not ours and ome_zarr.is_other_plate(folder)
+    return not is_ours and ome_zarr.is_other_plate(folder)
 
 
 def read(folder: Path) -> Export:
-    """Returns the plate as an export: a plane's file is the array of its image, its page the place in that.
+    """Returns the plate as an export: a plane's file is the array of its image, its page the place in it.
 
     Raises:
         UserError: see `ome_zarr.read`.
     """
     if not is_plate(folder):
         raise UserError(f"source: {folder} is no OME-Zarr plate of another program")
-    other = ome_zarr.read(folder)
+    other_plate = ome_zarr.read(folder)
     with ThreadPoolExecutor(THREADS) as pool:
-        fields = tuple(pool.map(lambda field: _with_files(other, field), other.plate.fields))
-    files = {field.key: _planes(other, field) for field in fields}
-    return Export(replace(other.plate, fields=fields), files, other.problems, remarks=other.remarks)
+        fields = tuple(pool.map(lambda field: _with_files(other_plate, field), other_plate.plate.fields))
+    files = {field.key: _planes(other_plate, field) for field in fields}
+    return Export(
+        replace(other_plate.plate, fields=fields), files, other_plate.problems, remarks=other_plate.remarks
+    )
 
 
-def _with_files(other: OtherPlate, field: Field) -> Field:
+def _with_files(other_plate: OtherPlate, field: Field) -> Field:
     # In the field's facts, so that a conversion that is resumed sees chunks that changed.
-    return replace(field, details={**field.details, "files": files_digest(_array(other, field))})
+    return replace(field, details={**field.details, "files": files_digest(_array(other_plate, field))})
 
 
-def _array(other: OtherPlate, field: Field) -> Path:
-    source = other.sources[field.key]
-    return other.path / source.image / str(source.levels[0])
+def _array(other_plate: OtherPlate, field: Field) -> Path:
+    source = other_plate.sources[field.key]
+    return other_plate.path / source.image / str(source.levels[0])
 
 
-def _planes(other: OtherPlate, field: Field) -> tuple[PlaneFile, ...]:
+def _planes(other_plate: OtherPlate, field: Field) -> tuple[PlaneFile, ...]:
     times, _, depth, *_ = field.shape
-    channels = [(ours, own) for ours, own in enumerate(other.sources[field.key].channels) if own is not None]
-    shape, folder = (times, len(channels), depth), _array(other, field)
+    channels = [
+        (channel, stored_channel)
+        for channel, stored_channel in enumerate(other_plate.sources[field.key].channels)
+        if stored_channel is not None
+    ]
+    shape, folder = (times, len(channels), depth), _array(other_plate, field)
     return tuple(
-        PlaneFile(folder, time, ours, plane, int(np.ravel_multi_index((time, own, plane), shape)))
+        PlaneFile(
+            folder, time, channel, plane, int(np.ravel_multi_index((time, stored_channel, plane), shape))
+        )
         for time in range(times)
-        for ours, own in channels
+        for channel, stored_channel in channels
         for plane in range(depth)
     )

@@ -43,11 +43,15 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
             can be read, and more images that no expression matches than that one does.
     """
     below = list_folder(folder)
-    named, others = _named(below, recipe)
-    metadata, unreadable = _metadata(below, named)
+    named_files, left_out_files = _named(below, recipe)
+    metadata, unreadable = _metadata(below, named_files)
     headers, edges = tiff_metadata.sizes_and_edges(metadata)
-    pages = [p for n in named for p in _pages(n, metadata.get(below.root / n.name), recipe.channels)]
-    pages, of_other_size, others_of, resized = _of_one_size(
+    pages = [
+        p
+        for image in named_files
+        for p in _pages(image, metadata.get(below.root / image.name), recipe.channels)
+    ]
+    pages, odd_sized_files, sizes_by_name, size_remarks = _of_one_size(
         pages, recipe, below.root, headers, edges if resample else None
     )
     axes = pattern_names.axes([page.named for page in pages], recipe)
@@ -57,48 +61,62 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
         by_field[axes.key(page.named)].append(page)
     heights = any("." in page.named.plane for page in pages)
     numbers = _numbers(by_field, heights)
-    shots = {key: _shots(own, below.root, axes, numbers[key]) for key, own in by_field.items()}
-    if others_of:
-        numbered = {channel.name: number for number, channel in enumerate(axes.channels)}
-        of_channel = {numbered[name]: size for name, size in others_of.items()}
+    shots = {
+        key: _shots(field_pages, below.root, axes, numbers[key]) for key, field_pages in by_field.items()
+    }
+    if sizes_by_name:
+        channel_numbers = {channel.name: number for number, channel in enumerate(axes.channels)}
+        sizes_by_number = {channel_numbers[name]: size for name, size in sizes_by_name.items()}
         shots = {
-            key: [replace(shot, file=export.sized(shot.file, of_channel)) for shot in own]
-            for key, own in shots.items()
+            key: [replace(shot, file=export.sized(shot.file, sizes_by_number)) for shot in field_shots]
+            for key, field_shots in shots.items()
         }
-        resampled = {shot.file.path: shot.file for own in shots.values() for shot in own if shot.file.size}
-        size = next(headers[path][0] for path in headers if path not in resampled)
-        headers = export.as_stored(headers, resampled.values(), size)
-        edges = {path: edge for path, edge in edges.items() if path not in resampled}
-    planes = {key: [shot.file for shot in own] for key, own in shots.items()}
+        resampled_files = {
+            shot.file.path: shot.file
+            for field_shots in shots.values()
+            for shot in field_shots
+            if shot.file.size
+        }
+        size = next(headers[path][0] for path in headers if path not in resampled_files)
+        headers = export.as_stored(headers, resampled_files.values(), size)
+        edges = {path: edge for path, edge in edges.items() if path not in resampled_files}
+    planes = {key: [shot.file for shot in field_shots] for key, field_shots in shots.items()}
     absent = [path for path in unreadable if str(path.relative_to(below.root)) not in below.files]
     files, problems = plane_checks.check(planes, names, unreadable, absent=absent)
-    files, differing, uneven = plane_checks.agreeing(files, headers)
+    files, kind_problems, kind_remarks = plane_checks.agreeing(files, headers)
     kinds = plane_checks.kinds(files, headers)
-    stated_um, unknown = fields.pixel_edge(edges.values())
-    pixel_um, odd = _pixel_um(recipe, stated_um)
-    channels, exposures = fields.with_exposures(axes.channels, (s for own in shots.values() for s in own))
-    made = []
-    for key, own in shots.items():
+    stated_um, edge_remarks = fields.pixel_edge(edges.values())
+    pixel_um, pixel_remarks = _pixel_um(recipe, stated_um)
+    channels, exposure_remarks = fields.with_exposures(
+        axes.channels, (s for field_shots in shots.values() for s in field_shots)
+    )
+    plate_fields = []
+    for key, field_shots in shots.items():
         z_um = _z_um(numbers[key], heights, recipe)
-        made.append(_field(key, own, axes, numbers[key], z_um, kinds[key], pixel_um))
+        plate_fields.append(_field(key, field_shots, axes, numbers[key], z_um, kinds[key], pixel_um))
     plate = Plate(
         name=below.root.name,
         rows=axes.wells.rows,
         columns=axes.wells.columns,
         channels=channels,
-        fields=tuple(made),
+        fields=tuple(plate_fields),
         pixel_um=pixel_um,
-        plane_um=plane_checks.spacing(made, plane_checks.MEASURED),
+        plane_um=plane_checks.spacing(plate_fields, plane_checks.MEASURED),
         acquisitions={number: name or "0" for name, number in axes.acquisitions.items()},
         details={"reader": "pattern"},
     )
-    remarks = [*resized, *uneven]
+    remarks = [*size_remarks, *kind_remarks]
     if heights:
         remarks.append("the planes' names have decimal points and are taken as heights in micrometres")
     remarks += plane_checks.gaps(planes, names)
-    remarks += [*(unknown if recipe.pixel_um is None else []), *odd, *exposures, *_odd_files(metadata)]
-    left_out = (*others, *of_other_size)
-    return Export(plate, files, (*problems, *differing), left_out, axes.wells.plate_map, tuple(remarks))
+    remarks += [
+        *(edge_remarks if recipe.pixel_um is None else []),
+        *pixel_remarks,
+        *exposure_remarks,
+        *_odd_files(metadata),
+    ]
+    left_out = (*left_out_files, *odd_sized_files)
+    return Export(plate, files, (*problems, *kind_problems), left_out, axes.wells.plate_map, tuple(remarks))
 
 
 class _Page(NamedTuple):
@@ -113,37 +131,41 @@ def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[Lef
     """Returns the files that are read, and the images that are not."""
     root = below.root
     if recipe.table is not None:
-        named = by_table(below, recipe.table)
-        listed = {n.name for n in named}
-        rest = sorted(n for n in below.files if n not in listed and n.lower().endswith(IMAGES))
-        return named, tuple(left_out_by_name(root, name, "image not in the table") for name in rest)
+        named_files = by_table(below, recipe.table)
+        listed_names = {n.name for n in named_files}
+        other_images = sorted(n for n in below.files if n not in listed_names and n.lower().endswith(IMAGES))
+        return named_files, tuple(
+            left_out_by_name(root, name, "image not in the table") for name in other_images
+        )
     assert recipe.regex is not None, "the recipe holds one of the two"
-    named, rest = by_regex(below, recipe.regex)
-    ignored = matching(recipe.ignore, rest, "pattern.ignore")
-    others = tuple(
+    named_files, other_images = by_regex(below, recipe.regex)
+    ignored = matching(recipe.ignore, other_images, "pattern.ignore")
+    left_out_files = tuple(
         left_out_by_name(root, name, "ignored image" if name in ignored else "image of no pattern")
-        for name in rest
+        for name in other_images
     )
-    unmatched = [left for left, name in zip(others, rest, strict=True) if name not in ignored]
+    unmatched = [left for left, name in zip(left_out_files, other_images, strict=True) if name not in ignored]
     # A person's expression may match too little without being noticed; a table names exactly what it wants.
-    if len(unmatched) > len(named):
+    if len(unmatched) > len(named_files):
         raise UserError(
-            f"{root}: pattern.regex matches {len(named):,} images and leaves out {len(unmatched):,}, more "
-            "than half; widen it, add another, or list in pattern.ignore what is no plane:\n"
+            f"{root}: pattern.regex matches {len(named_files):,} images and leaves out {len(unmatched):,}, "
+            "more than half; widen it, add another, or list in pattern.ignore what is no plane:\n"
             + "\n".join(left_out_lines(unmatched, root))
         )
-    return named, others
+    return named_files, left_out_files
 
 
-def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
+def _metadata(
+    below: Folder, named_files: Sequence[Named]
+) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
     """Returns what the files that can be used state of themselves, and a clause about each of the others."""
-    stated = {n.name: n for n in named}
-    unreadable = below.missing(stated)
-    paths = {below.root / name: name for name in sorted(stated.keys() & below.files)}
+    by_name = {file.name: file for file in named_files}
+    unreadable = below.missing(by_name)
+    paths = {below.root / name: name for name in sorted(by_name.keys() & below.files)}
     metadata, damaged = tiff_metadata.read_all(list(paths))
     unreadable |= damaged
     for path, tiff in list(metadata.items()):
-        if clause := _contradiction(stated[paths[path]], tiff):
+        if clause := _contradiction(by_name[paths[path]], tiff):
             unreadable[path] = clause
             del metadata[path]
     if not metadata:
@@ -153,30 +175,30 @@ def _metadata(below: Folder, named: Sequence[Named]) -> tuple[dict[Path, TiffMet
 
 def _contradiction(named: Named, tiff: TiffMetadata) -> str:
     """Returns a clause where a name states one plane, time or channel and the file holds several, or ""."""
-    for axis, what in (("Z", "plane"), ("T", "time"), ("C", "channel")):
-        if axis in tiff.axes and getattr(named, what):
-            count = len({getattr(plane, what) for plane in tiff.planes})
-            several = f"{tiff.header.pages} pages" if axis == "Z" else f"{count} {what}s"
-            return f"{named.name} has {several}, but is said to be {what} {getattr(named, what)}"
+    for axis, kind in (("Z", "plane"), ("T", "time"), ("C", "channel")):
+        if axis in tiff.axes and getattr(named, kind):
+            count = len({getattr(plane, kind) for plane in tiff.planes})
+            several = f"{tiff.header.pages} pages" if axis == "Z" else f"{count} {kind}s"
+            return f"{named.name} has {several}, but is said to be {kind} {getattr(named, kind)}"
     return ""
 
 
 def _pages(named: Named, tiff: TiffMetadata | None, channels: Collection[str]) -> list[_Page]:
-    """Returns the planes of a file, one of an unreadable one; what its name leaves open the file states."""
+    """Returns the planes of a file, one for an unreadable file; the file states what its name leaves open."""
     if tiff is None:
         return [_Page(named, 0, PlaneMetadata())]
-    stated = []
+    pages = []
     for page, plane in enumerate(tiff.planes):
         channel = plane.channel_name or (str(plane.channel + 1) if "C" in tiff.axes else "")
         if channels and channel not in channels and "C" not in tiff.axes:
             channel = ""  # the recipe names the one channel of files whose names do not
-        more = {
+        facts = {
             "channel": named.channel or channel,
             "time": named.time or (str(plane.time) if "T" in tiff.axes else ""),
             "plane": named.plane or (str(plane.plane) if "Z" in tiff.axes else ""),
         }
-        stated.append(_Page(replace(named, **more), page, plane))
-    return stated
+        pages.append(_Page(replace(named, **facts), page, plane))
+    return pages
 
 
 def _of_one_size(
@@ -195,30 +217,33 @@ def _of_one_size(
         The pages that are kept, those left out, name -> size of the channels to resample, and remarks.
     """
     axes = pattern_names.axes([page.named for page in pages], recipe)
-    own = [(axes.channel_of[page.named.channel], root / page.named.name) for page in pages]
-    sizes = plane_checks.channel_sizes(own, headers)
+    channel_files = [(axes.channel_of[page.named.channel], root / page.named.name) for page in pages]
+    sizes = plane_checks.channel_sizes(channel_files, headers)
     names = {c: axes.channels[c].name for c in sizes}
-    shown = None if edges is None else {c: edges.get(path) for c, path in own}
-    odd, others, remarks = export.odd_channels(names, sizes, shown)
+    channel_edges = None if edges is None else {c: edges.get(path) for c, path in channel_files}
+    odd_channels, resampled, remarks = export.odd_channels(names, sizes, channel_edges)
     left_out = [
         LeftOut(path, "channel of another size", axes.key(page.named).well, axes.channels[c].name)
-        for page, (c, path) in zip(pages, own, strict=True)
-        if c in odd
+        for page, (c, path) in zip(pages, channel_files, strict=True)
+        if c in odd_channels
     ]
-    kept = [page for page, (c, _) in zip(pages, own, strict=True) if c not in odd]
-    return kept, left_out, {names[c]: size for c, size in others.items()}, remarks
+    kept_pages = [page for page, (c, _) in zip(pages, channel_files, strict=True) if c not in odd_channels]
+    return kept_pages, left_out, {names[c]: size for c, size in resampled.items()}, remarks
 
 
 def _numbers(by_field: Mapping[FieldKey, Sequence[_Page]], heights: bool) -> dict[FieldKey, list[float]]:
     """Returns the plane numbers of each field, in order: its own heights, or its acquisition's numbers."""
-    own = {
+    field_numbers = {
         key: {number for page in pages if (number := pattern_names.plane_number(page.named)) is not None}
         for key, pages in by_field.items()
     }
-    shared: dict[int, set[float]] = defaultdict(set)
-    for key, numbers in own.items():
-        shared[key.acquisition] |= numbers
-    return {key: sorted(own[key] if heights else shared[key.acquisition]) for key in own}
+    acquisition_numbers: dict[int, set[float]] = defaultdict(set)
+    for key, numbers in field_numbers.items():
+        acquisition_numbers[key.acquisition] |= numbers
+    return {
+        key: sorted(field_numbers[key] if heights else acquisition_numbers[key.acquisition])
+        for key in field_numbers
+    }
 
 
 def _shots(pages: Sequence[_Page], root: Path, axes: Axes, numbers: Sequence[float]) -> list[Shot]:
@@ -244,16 +269,16 @@ def _field(
 ) -> Field:
     names = [channel.name for channel in axes.channels]
     details: dict[str, object] = {}
-    for text, name in axes.fields.items():
-        if name == key.name and text not in ("", name):  # it had to be numbered
-            details["name"] = text
+    for original, name in axes.fields.items():
+        if name == key.name and original not in ("", name):  # it had to be numbered
+            details["name"] = original
     if numbers:  # as the names have them, 2 rather than 2.0
         details["plane_numbers"] = [int(n) if n.is_integer() else n for n in numbers]
-    made = fields.field(key, shots, names, *kind, pixel_um, details)
-    times, count, depth, y, x = made.shape
+    field = fields.field(key, shots, names, *kind, pixel_um, details)
+    times, count, depth, y, x = field.shape
     depth = max(depth, len(numbers))
-    heights = z_um or (made.z_um if len(made.z_um) == depth else ())
-    return replace(made, shape=(times, count, depth, y, x), z_um=heights)
+    heights = z_um or (field.z_um if len(field.z_um) == depth else ())
+    return replace(field, shape=(times, count, depth, y, x), z_um=heights)
 
 
 def _z_um(numbers: Sequence[float], heights: bool, recipe: PatternRecipe) -> tuple[float, ...]:
@@ -286,4 +311,4 @@ def _odd_files(metadata: Mapping[Path, TiffMetadata]) -> list[str]:
         for tiff in metadata.values()
         if tiff.linked
     )
-    return [f"{many(count, 'file')}: {text}" for text, count in sorted(kinds.items())]
+    return [f"{many(count, 'file')}: {remark}" for remark, count in sorted(kinds.items())]

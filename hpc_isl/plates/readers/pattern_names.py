@@ -1,4 +1,4 @@
-"""What file names (by regular expressions) or a table state of each file, and the plate that they make."""
+"""Facts on each file from its name (by regular expressions) or a table, and the plate that they make."""
 
 from __future__ import annotations
 
@@ -70,14 +70,18 @@ def by_regex(folder: Folder, regex: str | Sequence[str]) -> tuple[list[Named], l
     expressions = [compiled(expression, "pattern.regex") for expression in _listed(regex)]
     if len({"image" in expression.groupindex for expression in expressions}) > 1:
         raise UserError("pattern.regex: either all of its expressions have the group image, or none")
-    named, names = by_expression(folder, *expressions)
-    if not named:
-        shown = "; there are: " + ", ".join(map(repr, names[:3])) if names else "; the folder is empty"
+    named_files, other_names = by_expression(folder, *expressions)
+    if not named_files:
+        hint = (
+            "; there are: " + ", ".join(map(repr, other_names[:3]))
+            if other_names
+            else "; the folder is empty"
+        )
         raise UserError(
             f"{folder.root}: no file matches pattern.regex {regex!r}, "
-            f"which must match the whole path below that folder{shown}"
+            f"which must match the whole path below that folder{hint}"
         )
-    return named, [name for name in names if name.lower().endswith(IMAGES)]
+    return named_files, [name for name in other_names if name.lower().endswith(IMAGES)]
 
 
 def by_expression(folder: Folder, *expressions: re.Pattern[str]) -> tuple[list[Named], list[str]]:
@@ -86,19 +90,19 @@ def by_expression(folder: Folder, *expressions: re.Pattern[str]) -> tuple[list[N
     Raises:
         UserError: a link that matches leads out of the folder.
     """
-    named, others = [], []
+    named_files, other_names = [], []
     for name in sorted(folder.files | folder.leaving, key=natural):
         match = next(filter(None, (expression.fullmatch(name) for expression in expressions)), None)
         if match is None:
-            others.append(name)
+            other_names.append(name)
         elif name in folder.leaving:
             raise UserError(
                 f"{folder.root / name} is a link that leads out of {folder.root}; put the file itself there"
             )
         else:
             texts = {group: text or "" for group, text in match.groupdict().items()}
-            named.append(Named(name, name, **_with_well(texts, name)))
-    return named, others
+            named_files.append(Named(name, name, **_with_well(texts, name)))
+    return named_files, other_names
 
 
 def matching(regex: str | Sequence[str], names: Sequence[str], key: str) -> set[str]:
@@ -119,8 +123,8 @@ def _with_well(texts: dict[str, str], origin: str) -> dict[str, str]:
         elif re.fullmatch(r"A?[A-Za-z]", text):
             index = well_position(f"{text}1")[0]
         if not 0 <= index < most:
-            number = f"a number from 1 to {most}"
-            raise UserError(f"{origin}: {part} {text!r} is neither {number} nor letters from A")
+            expected = f"a number from 1 to {most}"
+            raise UserError(f"{origin}: {part} {text!r} is neither {expected} nor letters from A")
         position.append(index)
     return texts | {"well": well_name(*position)}
 
@@ -166,14 +170,14 @@ def by_table(folder: Folder, table: Path) -> list[Named]:
     """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            named = list(_rows(csv.DictReader(file), folder, table))
+            named_files = list(_rows(csv.DictReader(file), folder, table))
     except FileNotFoundError:
         raise UserError(f"{table}: there is no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is not readable as CSV (UTF-8): {error}") from None
-    if not named:
+    if not named_files:
         raise UserError(f"{table} has no rows below its header")
-    return named
+    return named_files
 
 
 def _rows(reader: csv.DictReader[str], folder: Folder, table: Path) -> Iterator[Named]:
@@ -250,19 +254,19 @@ def axes(named: Sequence[Named], recipe: PatternRecipe) -> Axes:
         UserError: naming a file: no well name, wells that do not fit the plate, a channel that
             pattern.channels does not list.
     """
-    acquisitions = _ranks({n.acquisition for n in named})
+    acquisitions = _ranks({file.acquisition for file in named})
     times: dict[int, set[str]] = defaultdict(set)
-    for n in named:
-        times[acquisitions[n.acquisition]].add(n.time)
-    stored, channel_of = _channels(named, recipe)
-    names = {n.field for n in named}
+    for file in named:
+        times[acquisitions[file.acquisition]].add(file.time)
+    stored_channels, channel_of = _channels(named, recipe)
+    names = {file.field for file in named}
     if all(_FIELD.fullmatch(name) for name in names if name):  # alphanumeric, as OME-Zarr asks
         fields = {name: name or "1" for name in names}
     else:
         fields = {name: str(rank + 1) for name, rank in _ranks(names).items()}
     return Axes(
         wells=_wells(named, recipe),
-        channels=stored,
+        channels=stored_channels,
         channel_of=channel_of,
         fields=fields,
         acquisitions=acquisitions,
@@ -279,16 +283,21 @@ def plane_number(named: Named) -> float | None:
 
 def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
     """Returns wells as written (b3, B03), or one for each image, A01, A02, …, in natural order."""
-    images = sorted({n.image for n in named if n.image}, key=natural)
+    images = sorted({file.image for file in named if file.image}, key=natural)
     if not images:
-        names = {n.well: _well(n, recipe.wells_on_plate) for n in {n.well: n for n in named}.values()}
+        names = {
+            file.well: _well(file, recipe.wells_on_plate)
+            for file in {file.well: file for file in named}.values()
+        }
         numbers = sorted((text for text in names if text.isdecimal()), key=natural)
         if numbers and len(numbers) < len(names):  # they would put two wells into one
-            other = min(text for text in names if not text.isdecimal())
-            raise UserError(f"some wells are numbers ({numbers[0]}), some are names ({other}): one of both")
+            named_well = min(text for text in names if not text.isdecimal())
+            raise UserError(
+                f"some wells are numbers ({numbers[0]}), some are names ({named_well}): one of both"
+            )
         rows, columns = layout(set(names.values()), recipe.wells_on_plate)
         return Wells(rows, columns, names, {})
-    if nameless := [n for n in named if not n.image]:
+    if nameless := [file for file in named if not file.image]:
         raise UserError(f"{nameless[0].origin}: the group image is empty; each file must name its image")
     rows, columns = _format_for(len(images), recipe.wells_on_plate)
     names = {image: well_name(*divmod(place, len(columns))) for place, image in enumerate(images)}
@@ -334,20 +343,23 @@ def _channels(named: Sequence[Named], recipe: PatternRecipe) -> tuple[tuple[Chan
 
     The order is that of `recipe.channels`; without it, natural. Several names may share one channel.
     """
-    stated = sorted({n.channel: n for n in named}.values(), key=lambda n: natural(n.channel))
-    only = set(recipe.channels.values()) if not any(n.channel for n in stated) else set()
-    stored = {n.channel: only.pop() if len(only) == 1 else _stored(n, recipe) for n in stated}
-    listed = [*dict.fromkeys(recipe.channels.values()), *stored.values()]
-    names = [name for name in dict.fromkeys(listed) if name in stored.values()]
+    examples = sorted({file.channel: file for file in named}.values(), key=lambda file: natural(file.channel))
+    recipe_names = set(recipe.channels.values()) if not any(file.channel for file in examples) else set()
+    name_of = {
+        file.channel: recipe_names.pop() if len(recipe_names) == 1 else _stored(file, recipe)
+        for file in examples
+    }
+    listed_names = [*dict.fromkeys(recipe.channels.values()), *name_of.values()]
+    names = [name for name in dict.fromkeys(listed_names) if name in name_of.values()]
     for name in recipe.transmitted:
-        if name not in listed:
+        if name not in listed_names:
             raise UserError(
-                f"pattern.transmitted: no channel {name!r}; {nearest(name, dict.fromkeys(listed))}"
+                f"pattern.transmitted: no channel {name!r}; {nearest(name, dict.fromkeys(listed_names))}"
             )
     stains = [name for name in names if name not in recipe.transmitted]
     hues = {name: _COLORS[number % len(_COLORS)] for number, name in enumerate(stains)}
     channels = (Channel(name, fluorescent=name in hues, color=hues.get(name, "FFFFFF")) for name in names)
-    return tuple(channels), {text: names.index(name) for text, name in stored.items()}
+    return tuple(channels), {text: names.index(name) for text, name in name_of.items()}
 
 
 def _stored(named: Named, recipe: PatternRecipe) -> str:

@@ -34,7 +34,7 @@ def check(
 ) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
     """Returns the planes that can be stored, and the problems of the fields.
 
-    Of two files for one plane neither is stored, for nothing tells which of them is right.
+    Of two files for one plane neither is stored, because nothing tells which of them is right.
 
     Args:
         named: the planes that an index, a table or file names list, by field.
@@ -46,18 +46,20 @@ def check(
     problems: list[Problem] = []
     files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
     for key, planes in named.items():
-        repeated, doubtful = _twice(planes, channels)
-        lost = {plane.path for plane in planes if plane.path in unreadable}
+        duplicates, doubtful_planes = _twice(planes, channels)
+        lost_paths = {plane.path for plane in planes if plane.path in unreadable}
         for kind, paths in (
-            ("missing", lost.intersection(absent)),
-            (NOT_IMAGED, lost.intersection(unimaged)),
-            ("damaged", lost.difference(absent, unimaged)),
+            ("missing", lost_paths.intersection(absent)),
+            (NOT_IMAGED, lost_paths.intersection(unimaged)),
+            ("damaged", lost_paths.difference(absent, unimaged)),
         ):
             clauses = [unreadable[plane.path] for plane in planes if plane.path in paths]
             problems += [Problem(key, listed(clauses), kind)] if clauses else []
-        problems += [Problem(key, listed(repeated), "duplicate")] if repeated else []
-        kept = [plane for plane in planes if plane not in doubtful and plane.path not in lost]
-        files[key] = tuple(sorted(kept, key=lambda plane: plane.place))
+        problems += [Problem(key, listed(duplicates), "duplicate")] if duplicates else []
+        kept_planes = [
+            plane for plane in planes if plane not in doubtful_planes and plane.path not in lost_paths
+        ]
+        files[key] = tuple(sorted(kept_planes, key=lambda plane: plane.place))
     return files, problems + _incomplete(named, channels, NOT_IMAGED if indexed else "incomplete")
 
 
@@ -79,21 +81,21 @@ def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[s
     by_place: dict[PlaneIndex, PlaneFile] = {}
     by_file: dict[tuple[Path, int], PlaneFile] = {}
     clauses: list[str] = []
-    doubtful: set[PlaneFile] = set()
+    doubtful_planes: set[PlaneFile] = set()
     for plane in planes:
-        first = by_place.setdefault(plane.place, plane)
-        other = by_file.setdefault((plane.path, plane.page), plane)
-        if first is not plane:
+        same_place = by_place.setdefault(plane.place, plane)
+        same_page = by_file.setdefault((plane.path, plane.page), plane)
+        if same_place is not plane:
             # Both paths, below the last folder that they share.
-            shared = os.path.commonpath([first.path.parent, plane.path.parent])
-            paths = f"{first.path.relative_to(shared)} and {plane.path.relative_to(shared)}"
+            folder = os.path.commonpath([same_place.path.parent, plane.path.parent])
+            paths = f"{same_place.path.relative_to(folder)} and {plane.path.relative_to(folder)}"
             clauses.append(f"{_named(plane.place, channels)} is given twice: {paths}")
-            doubtful |= {first, plane}
-        elif other.place != plane.place:
-            places = f"{_named(other.place, channels)} and {_named(plane.place, channels)}"
+            doubtful_planes |= {same_place, plane}
+        elif same_page.place != plane.place:
+            places = f"{_named(same_page.place, channels)} and {_named(plane.place, channels)}"
             clauses.append(f"{plane.path.name} is given for {places}")
-            doubtful |= {other, plane}
-    return clauses, doubtful
+            doubtful_planes |= {same_page, plane}
+    return clauses, doubtful_planes
 
 
 def _incomplete(
@@ -101,27 +103,29 @@ def _incomplete(
 ) -> list[Problem]:
     """Returns fields that lack planes which their neighbours have: a lost file leaves no other trace.
 
-    Expected are, of a channel, the planes that at least half of the fields with this channel have.
+    Expected of a channel are the planes that at least half of the fields with this channel have.
     """
     # A channel that most fields of a well lack was left out by design, unless nearly all wells have it; so
     # was the end of a series.
     problems = []
     for acquisition in {key.acquisition for key in named}:
-        own = {key: planes for key, planes in named.items() if key.acquisition == acquisition}
-        usual = _usual(own)
-        wells = {channel: _wells(own, channel) for channel in usual}
-        every = len({key.well for key in own})
-        for key, planes in own.items():
-            last = max((plane.time for plane in planes), default=0)
+        planes_by_field = {key: planes for key, planes in named.items() if key.acquisition == acquisition}
+        usual_places = _usual(planes_by_field)
+        wells = {channel: _wells(planes_by_field, channel) for channel in usual_places}
+        well_count = len({key.well for key in planes_by_field})
+        for key, planes in planes_by_field.items():
+            last_time = max((plane.time for plane in planes), default=0)
             expected = {
                 place
-                for channel, places in usual.items()
-                if key.well in wells[channel] or len(wells[channel]) >= NEARLY_ALL * every
+                for channel, places in usual_places.items()
+                if key.well in wells[channel] or len(wells[channel]) >= NEARLY_ALL * well_count
                 for place in places
-                if place[0] <= last
+                if place[0] <= last_time
             }
-            if lack := sorted(expected - {plane.place for plane in planes}):
-                text = f"lacks {listed([_named(where, channels) for where in lack])}, which most fields have"
+            if lacking := sorted(expected - {plane.place for plane in planes}):
+                text = (
+                    f"lacks {listed([_named(where, channels) for where in lacking])}, which most fields have"
+                )
                 problems.append(Problem(key, text, kind))
     return problems
 
@@ -154,19 +158,21 @@ def gaps(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str])
     for key, planes in named.items():
         for channel in {plane.channel for plane in planes}:
             wells[channel].add(key.well)
-    every = {key.well for key in named}
+    all_wells = {key.well for key in named}
     remarks = []
-    for channel, own in sorted(wells.items()):
-        if lacking := sorted(every - own, key=well_position):
+    for channel, imaged_wells in sorted(wells.items()):
+        if lacking := sorted(all_wells - imaged_wells, key=well_position):
             remarks.append(
-                f"channel {channels[channel]!r} was not imaged in {len(lacking)} of {len(every)} wells "
+                f"channel {channels[channel]!r} was not imaged in {len(lacking)} of {len(all_wells)} wells "
                 f"({listed(lacking)})"
             )
-    lasts = {key: max(plane.time for plane in planes) for key, planes in named.items() if planes}
-    early = [key for key, last in lasts.items() if last < max(lasts.values())]
-    if early and max(lasts.values()) > 0:
-        shown = listed([str(key) for key in early])
-        remarks.append(f"{len(early)} of {len(lasts)} fields end before the last time ({shown})")
+    last_times = {key: max(plane.time for plane in planes) for key, planes in named.items() if planes}
+    early_fields = [key for key, time in last_times.items() if time < max(last_times.values())]
+    if early_fields and max(last_times.values()) > 0:
+        examples = listed([str(key) for key in early_fields])
+        remarks.append(
+            f"{len(early_fields)} of {len(last_times)} fields end before the last time ({examples})"
+        )
     return remarks
 
 
@@ -177,8 +183,8 @@ def _named(where: PlaneIndex, channels: Sequence[str]) -> str:
 
 def listed(items: Sequence[str]) -> str:
     """Returns the first items, and how many more there are."""
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
+    remainder = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + remainder
 
 
 # ---------------------------------------------------------------- size and type, by the files' headers
@@ -194,38 +200,45 @@ def agreeing(
     """
     types: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     sizes: Counter[Size] = Counter()
-    for key, own in files.items():
-        for file in own:
+    for key, plane_files in files.items():
+        for file in plane_files:
             size, dtype = headers[file.path]
             types[key.acquisition, file.channel][dtype] += 1
             sizes[size] += 1
-    every = sum(types.values(), Counter())
-    # Types are compared by channel, for cameras of one plate may differ; sizes within a field.
-    usual_type = {place: most(counts, every) for place, counts in types.items()}
-    kept: dict[FieldKey, tuple[PlaneFile, ...]] = {}
+    all_types = sum(types.values(), Counter())
+    # Types are compared by channel, because cameras of one plate may differ; sizes within a field.
+    usual_type = {place: most(counts, all_types) for place, counts in types.items()}
+    kept_files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
     problems: list[Problem] = []
-    for key, own in files.items():
-        if not own:
-            kept[key] = ()
+    for key, plane_files in files.items():
+        if not plane_files:
+            kept_files[key] = ()
             continue
-        size = most(Counter(headers[file.path][0] for file in own), sizes)
-        one_type = len({headers[file.path][1] for file in own}) == 1
-        odd = []
-        for file in own:
-            usual = (size, headers[file.path][1] if one_type else usual_type[key.acquisition, file.channel])
-            if headers[file.path] != usual:
-                odd.append(file)
+        size = most(Counter(headers[file.path][0] for file in plane_files), sizes)
+        one_type = len({headers[file.path][1] for file in plane_files}) == 1
+        odd_files = []
+        for file in plane_files:
+            usual_kind = (
+                size,
+                headers[file.path][1] if one_type else usual_type[key.acquisition, file.channel],
+            )
+            if headers[file.path] != usual_kind:
+                odd_files.append(file)
                 is_kind = f"{file.path.name} is {described(headers[file.path])}"
-                problems.append(Problem(key, f"{is_kind}, other planes are {described(usual)}", "differing"))
-        kept[key] = tuple(file for file in own if file not in odd)
-    return kept, problems, _odd_fields(kept, headers)
+                problems.append(
+                    Problem(key, f"{is_kind}, other planes are {described(usual_kind)}", "differing")
+                )
+        kept_files[key] = tuple(file for file in plane_files if file not in odd_files)
+    return kept_files, problems, _odd_fields(kept_files, headers)
 
 
 def kinds(files: Files, headers: Mapping[Path, Kind]) -> dict[FieldKey, Kind]:
     """Returns the kind of most planes of each field; of a field without planes, that of most of all."""
-    by_field = {key: Counter(headers[file.path] for file in own) for key, own in files.items()}
-    every = sum(by_field.values(), Counter()) or Counter(headers.values())
-    return {key: most(counts or every, every) for key, counts in by_field.items()}
+    by_field = {
+        key: Counter(headers[file.path] for file in plane_files) for key, plane_files in files.items()
+    }
+    all_kinds = sum(by_field.values(), Counter()) or Counter(headers.values())
+    return {key: most(counts or all_kinds, all_kinds) for key, counts in by_field.items()}
 
 
 def most(counts: Counter[T], others: Counter[T]) -> T:
@@ -240,8 +253,8 @@ def channel_sizes(channels: Iterable[tuple[int, Path]], headers: Mapping[Path, K
     for channel, path in channels:
         if path in headers:
             counts[channel][headers[path][0]] += 1
-    every = sum(counts.values(), Counter())
-    return {channel: most(own, every) for channel, own in counts.items()}
+    all_sizes = sum(counts.values(), Counter())
+    return {channel: most(size_counts, all_sizes) for channel, size_counts in counts.items()}
 
 
 def described(kind: Kind) -> str:
@@ -253,19 +266,19 @@ def described(kind: Kind) -> str:
 def _odd_fields(files: Files, headers: Mapping[Path, Kind]) -> list[str]:
     """Returns remarks on fields of another kind than most, channel by channel."""
     by_kind: dict[int, dict[Kind, set[FieldKey]]] = defaultdict(lambda: defaultdict(set))
-    for key, own in files.items():
-        for file in own:
+    for key, plane_files in files.items():
+        for file in plane_files:
             by_kind[file.channel][headers[file.path]].add(key)
-    odd: dict[Kind, set[FieldKey]] = defaultdict(set)
+    odd_keys: dict[Kind, set[FieldKey]] = defaultdict(set)
     for fields in by_kind.values():
-        usual = max(fields, key=lambda kind: (len(fields[kind]), kind))
+        usual_kind = max(fields, key=lambda kind: (len(fields[kind]), kind))
         for kind, keys in fields.items():
-            if kind != usual:
-                odd[kind] |= keys
+            if kind != usual_kind:
+                odd_keys[kind] |= keys
     remarks = []
-    for kind, keys in odd.items():
-        shown = listed([str(key) for key in sorted(keys, key=lambda key: key.place)])
+    for kind, keys in odd_keys.items():
+        examples = listed([str(key) for key in sorted(keys, key=lambda key: key.place)])
         remarks.append(
-            f"{many(len(keys), 'field', 'differs', 'differ')} from most: {described(kind)}, {shown}"
+            f"{many(len(keys), 'field', 'differs', 'differ')} from most: {described(kind)}, {examples}"
         )
     return remarks

@@ -80,7 +80,7 @@ def read(folder: Path, resample: bool = False) -> Export:
     run = _indexed(below, index) if (index := _nearest(below, _INDEX)) else _named(below)
     wells, rows, columns = _wells(run)
     absent = below.missing(plane.file for plane in run.planes)
-    first = export.first_header((below.root / plane.file for plane in run.planes), absent, run.origin)
+    header = export.first_header((below.root / plane.file for plane in run.planes), absent, run.origin)
     numbers = {name: number for number, name in enumerate(run.channels)}
     planes = [
         Described(
@@ -93,7 +93,7 @@ def read(folder: Path, resample: bool = False) -> Export:
     return export.build(
         planes,
         dict(enumerate(run.channels.values())),
-        {root / plane.file: (plane.size or first.shape, first.dtype) for plane in run.planes},
+        {root / plane.file: (plane.size or header.shape, header.dtype) for plane in run.planes},
         {root / plane.file: plane.pixel_um for plane in run.planes},
         name=run.details.get("plate name") or (root.parent if root.name.lower() == "data" else root).name,
         layout=lambda _: export.stated_layout(set(wells.values()), rows, columns, run.origin),
@@ -120,16 +120,16 @@ def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
     A well is known by its name; without one, by its number on a plate whose columns are known.
     """
     labels = {plane.well: plane.label for plane in run.planes}
-    named = {well: well_position(label) for well, label in labels.items() if _WELL.fullmatch(label)}
+    positions = {well: well_position(label) for well, label in labels.items() if _WELL.fullmatch(label)}
     rows, columns = run.layout
     if not columns:
         # B02 is well 14 of 96: 13 wells before it, of which the first 12 are row A.
-        widths = {(n - 1 - column) / row for n, (row, column) in named.items() if row}
+        widths = {(n - 1 - column) / row for n, (row, column) in positions.items() if row}
         rows, columns = next(((r, c) for r, c in FORMATS.values() if widths == {c}), (0, 0))
     wells: dict[int, str] = {}
     for well, label in labels.items():
-        if well in named:
-            wells[well] = well_name(*named[well])
+        if well in positions:
+            wells[well] = well_name(*positions[well])
         elif columns and 0 < well <= rows * columns:
             wells[well] = well_name(*divmod(well - 1, columns))
         else:
@@ -159,8 +159,10 @@ def _indexed(below: Folder, name: str) -> _Run:
         elif image := ome_xml.image(element, unit="µm"):
             planes += _planes_of(image, below, str(PurePosixPath(name).parent), path)
             _channels_of(image, channels)
-            used = next((e.get("ID", "") for e in element if local_name(e.tag) == "ObjectiveSettings"), "")
-            if objective := objectives.get(used):
+            objective_id = next(
+                (e.get("ID", "") for e in element if local_name(e.tag) == "ObjectiveSettings"), ""
+            )
+            if objective := objectives.get(objective_id):
                 details["objective"] = objective
     if not planes:
         raise UserError(f"{path} names no image of a plane")
@@ -169,8 +171,8 @@ def _indexed(below: Folder, name: str) -> _Run:
 
 
 def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) -> Iterator[_Plane]:
-    name = _IMAGE.match(image.name)
-    if name is None:
+    match = _IMAGE.match(image.name)
+    if match is None:
         raise UserError(f"{path}: image {image.name!r}: a name as in 'Well 14, Position 1 (B2)' is expected")
     size = (image.sizes["Y"], image.sizes["X"])
     for data in image.data:
@@ -180,23 +182,24 @@ def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) 
         file = file if folder == "." else f"{folder}/{file}"
         for offset, place in enumerate(data.planes):
             yield _Plane(
-                int(name["well"]), name["label"] or "", name["field"], _channel_name(image, place[1]), file,
-                image.planes[place], data.first + offset, size if min(size) > 0 else None, image.pixel_um,
+                int(match["well"]), match["label"] or "", match["field"], _channel_name(image, place[1]),
+                file, image.planes[place], data.first + offset, size if min(size) > 0 else None,
+                image.pixel_um,
             )  # fmt: skip
 
 
 def _channel_name(image: ome_xml.OmeImage, number: int) -> str:
-    named = image.channels[number] if number < len(image.channels) else ""
-    return named or f"channel {number + 1}"
+    name = image.channels[number] if number < len(image.channels) else ""
+    return name or f"channel {number + 1}"
 
 
 def _channels_of(image: ome_xml.OmeImage, channels: dict[str, Channel]) -> None:
-    for place in range(image.sizes["C"]):
-        name = _channel_name(image, place)
+    for index in range(image.sizes["C"]):
+        name = _channel_name(image, index)
         if name in channels:
             continue
-        excitation, emission = image.channel_nm[place] if place < len(image.channel_nm) else (None, None)
-        light = image.illumination[place] if place < len(image.illumination) else ""
+        excitation, emission = image.channel_nm[index] if index < len(image.channel_nm) else (None, None)
+        light = image.illumination[index] if index < len(image.illumination) else ""
         fluorescent = light != "Transmitted" and not fields.is_transmitted(name)
         channels[name] = Channel(
             name, fluorescent, color_of(fluorescent, emission), excitation_nm=excitation, emission_nm=emission

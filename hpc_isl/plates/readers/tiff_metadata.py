@@ -1,4 +1,4 @@
-"""What a TIFF states of itself: axes, channel names, pixel size, positions, heights, times, exposures.
+"""Statements of a TIFF on itself: axes, channel names, pixel size, positions, heights, times, exposures.
 
 Resolution tags alone are no pixel size: Harmony writes the camera's pixels there, most others 1 or 72.
 """
@@ -99,23 +99,23 @@ def read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path
     metadata: dict[Path, TiffMetadata] = {}
     unreadable: dict[Path, str] = {}
     with ThreadPoolExecutor(8) as pool:  # they wait for the file system together
-        for path, stated in zip(paths, pool.map(tried, paths), strict=True):
-            if isinstance(stated, UserError):
-                unreadable[path] = str(stated)
+        for path, outcome in zip(paths, pool.map(tried, paths), strict=True):
+            if isinstance(outcome, UserError):
+                unreadable[path] = str(outcome)
             else:
-                metadata[path] = stated
+                metadata[path] = outcome
     return metadata, unreadable
 
 
 def read_single(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
-    """Returns the same of files with one plane each.
+    """Returns what `read_all` does, of files with one plane each.
 
     Raises:
         UserError: no file can be used.
     """
     metadata, unreadable = read_all(paths)
     # Names of these vendors place one plane each: nothing would tell further ones apart.
-    for path in [path for path, stated in metadata.items() if stated.header.pages > 1]:
+    for path in [path for path, tiff in metadata.items() if tiff.header.pages > 1]:
         unreadable[path] = f"{path} holds {metadata.pop(path).header.pages} planes; one is expected"
     if not metadata:
         raise UserError(f"no image can be used; {next(iter(unreadable.values()))}")
@@ -127,8 +127,8 @@ def sizes_and_edges(
 ) -> tuple[dict[Path, tuple[tuple[int, int], str]], dict[Path, tuple[float, float] | None]]:
     """Returns size (y, x) and type of each file, and the edges (y, x) of its pixels in µm."""
     return (
-        {path: (stated.header.shape, stated.header.dtype) for path, stated in metadata.items()},
-        {path: stated.pixel_um for path, stated in metadata.items()},
+        {path: (tiff.header.shape, tiff.header.dtype) for path, tiff in metadata.items()},
+        {path: tiff.pixel_um for path, tiff in metadata.items()},
     )
 
 
@@ -164,10 +164,10 @@ def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
     return _nothing(head)
 
 
-def _nothing(head: Header, source: str = "", **more: Any) -> TiffMetadata:
+def _nothing(head: Header, source: str = "", **attributes: Any) -> TiffMetadata:
     """Returns a stack: where nothing names the axes, pages are planes."""
     planes = tuple(PlaneMetadata(plane=number) for number in range(head.pages))
-    return TiffMetadata(head, source, "Z" if head.pages > 1 else "", planes, **more)
+    return TiffMetadata(head, source, "Z" if head.pages > 1 else "", planes, **attributes)
 
 
 # ---------------------------------------------------------------- XML in the description
@@ -203,22 +203,22 @@ def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:
     if kind == "MetaSeries":
         facts = [metaseries_facts(root) for root in roots]
         planes, pixel_um = (
-            [metaseries_plane(f) for f in facts],
+            [metaseries_plane(page_facts) for page_facts in facts],
             metaseries_pixel(facts[0]),
         )
     else:
         facts = [gen5_facts(root) for root in roots]
-        planes = [gen5_plane(f) for f in facts]
+        planes = [gen5_plane(page_facts) for page_facts in facts]
         pixel_um = gen5_pixel(facts[0], head.shape)
     names = list(dict.fromkeys(plane.channel_name for plane in planes))
     placed: dict[int, PlaneMetadata] = {}
     for channel, name in enumerate(names):
-        own = [page for page, plane in enumerate(planes) if plane.channel_name == name]
-        heights = {planes[page].z_um for page in own}
-        times = {planes[page].seconds or planes[page].moment for page in own}
+        pages = [page for page, plane in enumerate(planes) if plane.channel_name == name]
+        heights = {planes[page].z_um for page in pages}
+        times = {planes[page].seconds or planes[page].moment for page in pages}
         # Pages of one height at different times are a time series, all others a stack.
-        series = len(heights) < 2 and len(times) == len(own)
-        for rank, page in enumerate(own):
+        series = len(heights) < 2 and len(times) == len(pages)
+        for rank, page in enumerate(pages):
             time, plane = (rank, 0) if series else (0, rank)
             placed[page] = replace(planes[page], time=time, channel=channel, plane=plane)
     ordered = tuple(placed[page] for page in range(len(planes)))
@@ -236,14 +236,14 @@ def _axes(planes: Sequence[PlaneMetadata], order: str) -> str:
 
 def _imagej(tiff: Any, head: Header) -> TiffMetadata:
     # Time lies outside z outside channel, unless `order` states otherwise.
-    stated = tiff.imagej_metadata or {}
-    sizes = {"C": stated.get("channels", 1), "Z": stated.get("slices", 1), "T": stated.get("frames", 1)}
-    order = str(stated.get("order", "czt")).upper()
+    metadata = tiff.imagej_metadata or {}
+    sizes = {"C": metadata.get("channels", 1), "Z": metadata.get("slices", 1), "T": metadata.get("frames", 1)}
+    order = str(metadata.get("order", "czt")).upper()
     order = order if sorted(order) == sorted(AXES) else "CZT"
-    axes, unit = order[::-1], str(stated.get("unit", ""))
+    axes, unit = order[::-1], str(metadata.get("unit", ""))
     if prod(sizes.values()) == 1 and head.pages > 1:
         axes, sizes = "Z", {"Z": head.pages}
-    step, interval = micrometres(stated.get("spacing"), unit), number(stated.get("finterval"))
+    step, interval = micrometres(metadata.get("spacing"), unit), number(metadata.get("finterval"))
     return _by_shape(
         head, "ImageJ", axes, [sizes[axis] for axis in axes], tiff.filehandle.path,
         plane_um=step if sizes.get("Z", 1) > 1 else None,
@@ -254,49 +254,51 @@ def _imagej(tiff: Any, head: Header) -> TiffMetadata:
 
 def _shaped(tiff: Any, head: Header) -> TiffMetadata:
     # tifffile's own description states a shape and perhaps axes.
-    stated = tiff.shaped_metadata[0]
-    shape = [int(length) for length in stated["shape"][:-2]]
-    axes = str(stated.get("axes", "")).upper()[: len(shape)]
+    metadata = tiff.shaped_metadata[0]
+    shape = [int(length) for length in metadata["shape"][:-2]]
+    axes = str(metadata.get("axes", "")).upper()[: len(shape)]
     if len(axes) != len(shape):
         return _nothing(head)
     pixel = [
-        micrometres(stated.get(f"PhysicalSize{a}"), str(stated.get(f"PhysicalSize{a}Unit", "µm")))
+        micrometres(metadata.get(f"PhysicalSize{a}"), str(metadata.get(f"PhysicalSize{a}Unit", "µm")))
         for a in "YX"
     ]
     return _by_shape(
         head, "tifffile's description", axes, shape, tiff.filehandle.path,
-        plane_um=micrometres(stated.get("PhysicalSizeZ"), str(stated.get("PhysicalSizeZUnit", "µm"))),
-        interval_s=seconds(stated.get("TimeIncrement"), str(stated.get("TimeIncrementUnit", "s"))),
+        plane_um=micrometres(metadata.get("PhysicalSizeZ"), str(metadata.get("PhysicalSizeZUnit", "µm"))),
+        interval_s=seconds(metadata.get("TimeIncrement"), str(metadata.get("TimeIncrementUnit", "s"))),
         pixel_um=edges(*pixel),
     )  # fmt: skip
 
 
 def _stk(tiff: Any, head: Header) -> TiffMetadata:
     """Returns a MetaMorph stack: in z where planes have distances, in time where they have times."""
-    stated = tiff.stk_metadata
+    metadata = tiff.stk_metadata
     count = head.pages
-    distances = _numbers(stated.get("ZDistance"), count)
-    heights = _numbers(stated.get("AbsoluteZ"), count)
-    times = [moment(str(value)) for value in _list(stated.get("DatetimeCreated"), count)]
+    distances = _numbers(metadata.get("ZDistance"), count)
+    heights = _numbers(metadata.get("AbsoluteZ"), count)
+    times = [moment(str(value)) for value in _list(metadata.get("DatetimeCreated"), count)]
     axis = "T" if not any(distances) and len(set(heights)) < 2 and len(set(times)) == count else "Z"
     if not any(heights) and any(distances):
         heights = [sum(distances[: number + 1]) - distances[0] for number in range(count)]
-    places = [tuple(map(float, place)) for place in _list(stated.get("StagePosition"), count)]
-    labels = [str(label) for label in _list(stated.get("StageLabel"), count)]
+    places = [tuple(map(float, place)) for place in _list(metadata.get("StagePosition"), count)]
+    labels = [str(label) for label in _list(metadata.get("StageLabel"), count)]
     planes = tuple(
         PlaneMetadata(
-            time=at if axis == "T" else 0,
-            plane=at if axis == "Z" else 0,
-            channel_name=str(stated.get("Name") or ""),
-            center_um=(places[at][1], places[at][0]) if places else None,
-            z_um=heights[at] if any(heights) else None,
-            moment=times[at] if times else "",
-            label=labels[at] if labels else "",
+            time=index if axis == "T" else 0,
+            plane=index if axis == "Z" else 0,
+            channel_name=str(metadata.get("Name") or ""),
+            center_um=(places[index][1], places[index][0]) if places else None,
+            z_um=heights[index] if any(heights) else None,
+            moment=times[index] if times else "",
+            label=labels[index] if labels else "",
         )
-        for at in range(count)
+        for index in range(count)
     )
-    x, y = (micrometres(stated.get(f"{a}Calibration"), str(stated.get("CalibrationUnits", ""))) for a in "XY")
-    pixel_um = edges(y, x) if stated.get("SpatialCalibration", 1) else None
+    x, y = (
+        micrometres(metadata.get(f"{a}Calibration"), str(metadata.get("CalibrationUnits", ""))) for a in "XY"
+    )
+    pixel_um = edges(y, x) if metadata.get("SpatialCalibration", 1) else None
     return TiffMetadata(head, "MetaMorph", axis if count > 1 else "", planes, pixel_um)
 
 
@@ -316,21 +318,21 @@ def _by_shape(
 ) -> TiffMetadata:  # fmt: skip
     """Returns planes in the order of axes, the last of which runs fastest; an unnamed axis is z."""
     lengths = {axis: length for axis, length in zip(axes, shape, strict=True) if length > 1}
-    unknown = [axis for axis in lengths if axis in _UNKNOWN]
-    if len(unknown) == 1 and "Z" not in lengths:
+    unknown_axes = [axis for axis in lengths if axis in _UNKNOWN]
+    if len(unknown_axes) == 1 and "Z" not in lengths:
         lengths = {("Z" if axis in _UNKNOWN else axis): length for axis, length in lengths.items()}
-    if strange := [axis for axis in lengths if axis not in AXES]:
+    if strange_axes := [axis for axis in lengths if axis not in AXES]:
         raise UserError(
-            f"{path}: its planes lie along an axis {strange[0]!r}; time, channel and z are understood"
+            f"{path}: its planes lie along an axis {strange_axes[0]!r}; time, channel and z are understood"
         )
     if prod(lengths.values()) != head.pages:
-        listed = ", ".join(f"{axis} {length}" for axis, length in lengths.items()) or "one plane"
-        raise UserError(f"{path} has {many(head.pages, 'plane')}, but {source} states {listed}")
+        stated_axes = ", ".join(f"{axis} {length}" for axis, length in lengths.items()) or "one plane"
+        raise UserError(f"{path} has {many(head.pages, 'plane')}, but {source} states {stated_axes}")
     planes = []
-    for at in range(head.pages):
+    for index in range(head.pages):
         place: dict[str, int] = {}
         for axis, length in reversed(lengths.items()):
-            at, place[axis] = divmod(at, length)
+            index, place[axis] = divmod(index, length)
         time, plane = place.get("T", 0), place.get("Z", 0)
         planes.append(
             PlaneMetadata(
@@ -349,6 +351,6 @@ def _resolution(page: Any, unit: str) -> tuple[float, float] | None:
     lengths = []
     for name in ("YResolution", "XResolution"):
         tag = page.tags.get(name)
-        pixels, per = tag.value if tag is not None else (0, 0)
-        lengths.append(micrometres(per / pixels, unit) if pixels else None)
+        pixels, units = tag.value if tag is not None else (0, 0)
+        lengths.append(micrometres(units / pixels, unit) if pixels else None)
     return edges(*lengths)

@@ -91,13 +91,13 @@ def whole(facts: Mapping[str, str], name: str, origin: str, default: int | None 
 
 
 def position(y: float | None, x: float | None, *, up: bool = False) -> tuple[float, float] | None:
-    """Returns a position (y, x), None where one of both is unknown; `up`: y is stated growing upwards."""
+    """Returns a position (y, x), None where either is unknown; `up`: y is stated growing upwards."""
     # Rows of an image are counted downwards, and so are ours.
     return None if y is None or x is None else (-y if up else y, x)
 
 
 def edges(y: float | None, x: float | None) -> tuple[float, float] | None:
-    """Returns the edges (y, x) of a pixel; None where one of both is unknown or 0."""
+    """Returns the edges (y, x) of a pixel; None where either is unknown or 0."""
     return (y, x) if y and x else None
 
 
@@ -137,7 +137,7 @@ def seconds_between(first: str, later: str) -> float | None:
     """Returns the seconds from one moment to another; None where either is unknown or lacks its offset."""
     try:
         return round((datetime.fromisoformat(later) - datetime.fromisoformat(first)).total_seconds(), 6)
-    except (ValueError, TypeError):  # TypeError: one of both has no offset
+    except (ValueError, TypeError):  # TypeError: only one has an offset
         return None
 
 
@@ -233,8 +233,8 @@ def parsed_xml(text: str, origin: str) -> Element:
 
 
 def _forbidden(error: DefusedXmlException) -> str:
-    what = type(error).__name__.removesuffix("Forbidden").lower()
-    return f"holds a DTD or entities ({what}), which instruments never write: refused"
+    kind = type(error).__name__.removesuffix("Forbidden").lower()
+    return f"holds a DTD or entities ({kind}), which instruments never write: refused"
 
 
 # ---------------------------------------------------------------- XML of a TIFF's page
@@ -243,8 +243,8 @@ def _forbidden(error: DefusedXmlException) -> str:
 # that is read here. The column of a field grows with `stage-position-x`: seen in two fields that overlap.
 #
 # Of Gen5 (Cytation, Lionheart) no file was at hand: names and meanings are those that public readers and
-# published examples of `BTIImageMetaData` agree on. Vertical offsets are taken to point up, for the first
-# of several rows has the largest.
+# published examples of `BTIImageMetaData` agree on. Vertical offsets are taken to point up, because
+# the first of several rows has the largest.
 
 Facts = Mapping[str, str]
 _STITCHED = re.compile(r"(?P<how>[A-Za-z ]+)\[(?P<name>.*)\]")
@@ -318,7 +318,7 @@ def gen5_pixel(facts: Facts, shape: tuple[int, int]) -> tuple[float, float] | No
 def _gen5_height(facts: Facts) -> float | None:
     """Returns the height; `ZStackPosition` counts from 1, `ZStackFocalPosition` is the one in focus."""
     focus, step = number(facts.get("FocalHeightMicrons")), number(facts.get("ZStackStepSizeMicrons"))
-    at, focal = number(facts.get("ZStackPosition")), number(facts.get("ZStackFocalPosition"))
-    if focus is None or not step or at is None or focal is None:
+    plane, focal_plane = number(facts.get("ZStackPosition")), number(facts.get("ZStackFocalPosition"))
+    if focus is None or not step or plane is None or focal_plane is None:
         return focus
-    return round(focus + (at - focal) * step, 4)
+    return round(focus + (plane - focal_plane) * step, 4)
