@@ -51,37 +51,39 @@ def cpu_of(cpuinfo: str) -> Device:
     facts = {name.strip(): value.strip() for name, value in lines.items()}
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
     native = frozenset({"fp32", "bf16"} if BF16 & flags else {"fp32"})
-    best = "AVX512" if {"avx512f", "avx512bw", "avx512vl"} <= flags else "AVX2" if "avx2" in flags else ""
+    instructions = (
+        "AVX512" if {"avx512f", "avx512bw", "avx512vl"} <= flags else "AVX2" if "avx2" in flags else ""
+    )
     name = " ".join(facts.get("model name", f"{platform.machine()} CPU").split())
-    return Device(name, "cpu", native, EMULATED.get(best))
+    return Device(name, "cpu", native, EMULATED.get(instructions))
 
 
 @lru_cache
 def gpus(names: tuple[str, ...]) -> list[Device]:
     """Returns the GPUs of this machine with these names, as in CUDA_VISIBLE_DEVICES, by nvidia-smi."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["nvidia-smi", "--query-gpu=index,uuid,name,compute_cap", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=30,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return [Device("a GPU", "gpu") for _ in names]
-    return gpus_of(done.stdout, names)
+    return gpus_of(result.stdout, names)
 
 
 def gpus_of(listed: str, names: Sequence[str]) -> list[Device]:
-    """Returns those GPUs, from CSV rows of index, uuid, name and compute capability."""
-    known: dict[str, Device] = {}
+    """Returns the GPUs of these names, from CSV rows of index, uuid, name and compute capability."""
+    devices: dict[str, Device] = {}
     for row in csv.reader(listed.splitlines(), skipinitialspace=True):
         if len(row) == 4:
-            known |= dict.fromkeys(row[:2], gpu_of(*row[2:]))
-    return [known.get(name, Device("a GPU", "gpu")) for name in names]
+            devices |= dict.fromkeys(row[:2], gpu_of(*row[2:]))
+    return [devices.get(name, Device("a GPU", "gpu")) for name in names]
 
 
 def gpu_of(name: str, capability: str) -> Device:
     """Returns a GPU of NVIDIA's, by its compute capability.
 
-    bf16 since 8.0; fp16 no slower than fp32 since 7.0, and of 5.3, 6.0 and 6.2 (CUDA C++ Programming Guide,
+    bf16 since 8.0; fp16 no slower than fp32 since 7.0, and in 5.3, 6.0 and 6.2 (CUDA C++ Programming Guide,
     throughput of native arithmetic instructions).
     """
     try:
@@ -89,7 +91,7 @@ def gpu_of(name: str, capability: str) -> Device:
     except ValueError:
         return Device(name, "gpu")
     fast = {"bf16": version >= (8, 0), "fp16": version >= (7, 0) or version in ((5, 3), (6, 0), (6, 2))}
-    return Device(name, "gpu", frozenset({"fp32", *(key for key, known in fast.items() if known)}))
+    return Device(name, "gpu", frozenset({"fp32", *(key for key, is_fast in fast.items() if is_fast)}))
 
 
 def remarks(key: str, precision: str, devices: Sequence[Device]) -> Iterator[str]:
@@ -109,8 +111,8 @@ def remarks(key: str, precision: str, devices: Sequence[Device]) -> Iterator[str
         if native is None:
             yield f"computes in {chosen} on {device.name} ({key}={precision}), of which no more is known"
         elif chosen in native:
-            others = ", ".join(name for name in ("fp32", "bf16", "fp16") if name in native)
-            yield f"computes in {chosen} on {device.name} ({key}={precision}); natively it has {others}"
+            precisions = ", ".join(name for name in ("fp32", "bf16", "fp16") if name in native)
+            yield f"computes in {chosen} on {device.name} ({key}={precision}); natively it has {precisions}"
         else:
             cost = "; how slow that is was not measured for such a device"
             if device.cost is not None and chosen == "bf16":

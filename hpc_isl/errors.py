@@ -1,4 +1,4 @@
-"""What a user reads: the one error, as what was given, where, and what would be right; counts with nouns.
+"""Messages for users: the one error, with what was given, where, and what is right; counts with nouns.
 
 A module of its own, because all others import it.
 """
@@ -26,9 +26,9 @@ def nearest(given: object, legal: Iterable[object]) -> str:
     names = [str(name) for name in legal]
     if not names:
         return "there are none"
-    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     listed = ", ".join(repr(name) for name in names[:30]) + (", …" if len(names) > 30 else "")
-    return f"did you mean {close[0]!r}? There are: {listed}" if close else f"there are: {listed}"
+    return f"did you mean {matches[0]!r}? There are: {listed}" if matches else f"there are: {listed}"
 
 
 def many(count: int, noun: str, *verb: str) -> str:

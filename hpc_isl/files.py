@@ -28,8 +28,8 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = True, writer:
 
     Args:
         durable: also after a power cut; a heartbeat does without.
-        writer: a part of the temporary name, where several may write, each in its turn. By it a writer tells
-            what a killed one of its kind left behind from what others are just writing.
+        writer: a part of the temporary name, where several write one after another: it tells what a killed
+            writer of the same name left behind from what others are writing now.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -117,9 +117,9 @@ def csv_lines(path: Path, given: str) -> list[list[str]]:
         raise UserError(f"{given}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{given} is no readable CSV file in UTF-8: {error}") from None
-    first = text.split("\n", 1)[0]
+    first_line = text.split("\n", 1)[0]
     # Excel writes semicolons where commas are decimal signs.
-    separator = max(",;\t", key=first.count)
+    separator = max(",;\t", key=first_line.count)
     return list(csv.reader(text.splitlines(), delimiter=separator))
 
 

@@ -67,12 +67,15 @@ def changed_since(changes: Iterable[MetadataChange], fingerprints: Iterable[str]
     >>> changed_since([change], ["a", "of a model"]), changed_since([change], ["b"])
     (['pixel_um: 325 -> 0.325'], [])
     """
-    known, made = set(fingerprints), list(changes)
+    known_fingerprints, history = set(fingerprints), list(changes)
     # A plate may have been changed back: then nothing is different.
-    if not made or made[-1].after in known:
+    if not history or history[-1].after in known_fingerprints:
         return []
-    first = max((place for place, change in enumerate(made) if change.before in known), default=len(made))
-    return [line for change in made[first:] for line in change.lines]
+    first = max(
+        (place for place, change in enumerate(history) if change.before in known_fingerprints),
+        default=len(history),
+    )
+    return [line for change in history[first:] for line in change.lines]
 
 
 def metadata_changed(
@@ -82,8 +85,10 @@ def metadata_changed(
 ) -> list[str]:
     """Returns `metadata of P01 changed: pixel_um: 325 -> 0.325` for each plate that had a fingerprint.
 
-    `changes`: `changes_of`, or what remembers its answers.
+    `changes`: `changes_of`, or a function that caches its results.
     """
-    known = list(fingerprints)
-    changed = {plate.stem: changed_since(changes(plate), known) for plate in plates}
-    return [f"metadata of {name} changed: {'; '.join(lines)}" for name, lines in changed.items() if lines]
+    known_fingerprints = list(fingerprints)
+    changed_lines = {plate.stem: changed_since(changes(plate), known_fingerprints) for plate in plates}
+    return [
+        f"metadata of {name} changed: {'; '.join(lines)}" for name, lines in changed_lines.items() if lines
+    ]

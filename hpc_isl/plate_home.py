@@ -21,7 +21,7 @@ def beside(plate: Path) -> Path:
 def home_of(plate: Path) -> Path:
     """Returns the folder that holds index and labels: `PLATE.hpc_isl` of an adopted plate, else the plate."""
     if plate.suffix == PACKED:
-        return plate  # the folder beside it holds the labels alone that were made of it
+        return plate  # the folder beside it holds its labels and nothing else
     home = beside(plate)
     # A plate of ours has an index of its own from the moment that its conversion begins.
     adopted = (home / "zarr.json").is_file() and not (plate / "index").is_dir()

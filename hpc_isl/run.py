@@ -35,7 +35,7 @@ class Plan:
         makes: the folders or files that will appear.
         claims: returns what no other run may write meanwhile: a path, and what in it, as `labels of B03/1`.
         check_size: raises a `UserError` for a number of processes that cannot share the work.
-        former: returns those of `inputs` that earlier versions noted otherwise, as they did.
+        former: returns fingerprints as earlier versions noted them, of those `inputs` where they differ.
         parts: name of an input that consists of many -> the name of each part -> its own fingerprint.
         workload: from which the time is estimated; None: it is not.
         precision: key of the recipe, and its value, that say in which numbers a network computes.
@@ -100,8 +100,8 @@ class Run:
     @property
     def array(self) -> Run | None:
         """The array of which this run is an element."""
-        above = Run(self.folder.parent.parent)
-        return above if above.elements_file.is_file() else None
+        parent = Run(self.folder.parent.parent)
+        return parent if parent.elements_file.is_file() else None
 
     @property
     def root(self) -> Path:
@@ -115,8 +115,8 @@ class Run:
 
     def elements(self) -> list[Run]:
         """Returns the runs of an array, or of a chain, in order; none where this is a single run."""
-        listed = (read_json(self.elements_file) or {}).get("elements", [])
-        return [Run(Path(os.path.normpath(self.folder / path))) for path in listed]
+        paths = (read_json(self.elements_file) or {}).get("elements", [])
+        return [Run(Path(os.path.normpath(self.folder / path))) for path in paths]
 
     def summary(self) -> dict[str, Any] | None:
         """Returns the done record of the stage; None while the run is not done."""
@@ -149,7 +149,9 @@ class Run:
 
     def began(self) -> float:
         """Returns when the first attempt began, in seconds since 1970: the zero of system metrics."""
-        records = (read_json(self.attempts / str(n) / "rank-0.json") or {} for n in self.attempt_numbers())
+        records = (
+            read_json(self.attempts / str(number) / "rank-0.json") or {} for number in self.attempt_numbers()
+        )
         starts = (datetime.fromisoformat(record["start"]) for record in records if "start" in record)
         return min((start.timestamp() for start in starts), default=time.time())
 
@@ -214,8 +216,8 @@ class Attempt:
         `kept`: how many of those done were done by earlier attempts.
         """
         with self._lock:
-            shown = {"done": done, "total": total, "unit": unit, "metrics": metrics}
-            self._state["progress"] = shown | ({"kept": kept} if kept else {})
+            progress = {"done": done, "total": total, "unit": unit, "metrics": metrics}
+            self._state["progress"] = progress | ({"kept": kept} if kept else {})
             started = "start" in self._state
             if started and (done >= total or time.monotonic() - self._progress_s > PROGRESS_S):
                 self._progress_s = time.monotonic()
@@ -283,13 +285,13 @@ class Attempt:
 
     def _beat(self, ended: threading.Event, system_metrics: Callable[[], Mapping[str, float]] | None) -> None:
         origin = self.run.began()
-        sampled = time.monotonic() - SYSTEM_METRICS_S / 2  # short runs get a sample too
+        last_sample = time.monotonic() - SYSTEM_METRICS_S / 2  # short runs get a sample too
         complained = False
         while not ended.wait(HEARTBEAT_S):
             try:
                 self.note(heartbeat=now())
-                if system_metrics and time.monotonic() - sampled >= SYSTEM_METRICS_S:
-                    sampled = time.monotonic()
+                if system_metrics and time.monotonic() - last_sample >= SYSTEM_METRICS_S:
+                    last_sample = time.monotonic()
                     self.metric(int(time.time() - origin), **system_metrics())
             except OSError:  # a full or slow disk: the next beat may succeed
                 continue

@@ -36,7 +36,7 @@ REFUSED = {
     "wrap": "the script is written by hpc_isl",
     "help": "it is no flag of a job", "usage": "it is no flag of a job", "version": "it is no flag of a job",
 }  # fmt: skip
-# Flags that may not stand beside a flag, or would be weighed against it.
+# Flag that a site gives -> default flags that sbatch refuses beside it, or would weigh against it.
 EXCLUDED = {
     "ntasks": ("ntasks-per-node",), "cpus-per-gpu": ("cpus-per-task",), "mem-per-cpu": ("mem",),
     "mem-per-gpu": ("mem",), "gpus": ("gpus-per-node",), "gpus-per-socket": ("gpus-per-node",),
@@ -55,8 +55,8 @@ def full_name(flag: str) -> str:
     if name in LONG:
         return name
     # sbatch takes the beginning of a name for the name where only one begins so. An unknown flag stays.
-    longer = [known for known in LONG if known.startswith(name)]
-    return SHORT.get(name) or (longer[0] if len(longer) == 1 else name)
+    completions = [long_name for long_name in LONG if long_name.startswith(name)]
+    return SHORT.get(name) or (completions[0] if len(completions) == 1 else name)
 
 
 def normalized_flags(flags: Mapping[str, Value]) -> dict[str, Value]:
@@ -66,12 +66,12 @@ def normalized_flags(flags: Mapping[str, Value]) -> dict[str, Value]:
         ValueError: a flag is given twice, or would keep hpc_isl from handing its job over.
     """
     normalized: dict[str, Value] = {}
-    for given, value in flags.items():
-        flag = full_name(str(given))
+    for name, value in flags.items():
+        flag = full_name(str(name))
         if flag in normalized:
-            raise ValueError(f"sbatch: {given} is the flag {flag}, which is given already; give it once")
+            raise ValueError(f"sbatch: {name} is the flag {flag}, which is given already; give it once")
         if flag in REFUSED:
-            raise ValueError(f"sbatch: {given} cannot be given: {REFUSED[flag]}")
+            raise ValueError(f"sbatch: {name} cannot be given: {REFUSED[flag]}")
         if flag == "clusters" and "," in str(value):
             raise ValueError(f"sbatch: clusters={value}: a run is followed on one cluster; name that one")
         normalized[flag] = value
@@ -110,7 +110,7 @@ def merged(defaults: Mapping[str, object], given: Mapping[str, Value]) -> dict[s
     excluded = {name for flag in given for name in EXCLUDED.get(flag, ())}
     if "gpu" in str(given.get("gres")):
         excluded.add("gpus-per-node")
-    both = {flag: value for flag, value in defaults.items() if flag not in excluded} | dict(given)
+    flags = {flag: value for flag, value in defaults.items() if flag not in excluded} | dict(given)
     if defaults.get("dependency") and given.get("dependency"):
-        both["dependency"] = f"{defaults['dependency']},{given['dependency']}"
-    return {flag: value for flag, value in both.items() if value is not None and value is not False}
+        flags["dependency"] = f"{defaults['dependency']},{given['dependency']}"
+    return {flag: value for flag, value in flags.items() if value is not None and value is not False}

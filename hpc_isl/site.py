@@ -86,13 +86,13 @@ class Site(Strict):
     @model_validator(mode="before")
     @classmethod
     def _flags_with_own_keys(cls, content: Any) -> Any:
-        """Turns flags of sbatch into keys of the site where there are such: ranks and dry runs know keys."""
+        """Turns flags of sbatch into keys of the site where they exist: ranks and dry runs read only keys."""
         if not isinstance(content, dict) or not isinstance(content.get("sbatch"), dict):
             return content
         flags = normalized_flags(content["sbatch"])
         keys = {flag: key for flag, value in flags.items() if (key := site_key(flag, value))}
-        rest = {flag: value for flag, value in flags.items() if flag not in keys}
-        return {**content, **dict(keys.values()), "sbatch": rest}
+        further_flags = {flag: value for flag, value in flags.items() if flag not in keys}
+        return {**content, **dict(keys.values()), "sbatch": further_flags}
 
     @field_validator("time", mode="before")
     @classmethod
@@ -131,10 +131,10 @@ class Site(Strict):
     @model_validator(mode="after")
     def _time_to_save(self) -> Site:
         # Slurm sends the signal up to a minute early; Python must have started by then.
-        least = -(-self.signal_s // 60) + 3
-        if self.minutes is not None and self.executor == "slurm" and self.minutes < least:
+        least_minutes = -(-self.signal_s // 60) + 3
+        if self.minutes is not None and self.executor == "slurm" and self.minutes < least_minutes:
             raise ValueError(
-                f"time {self.time} is too short to save {self.signal_s} s before its end: {least}min"
+                f"time {self.time} is too short to save {self.signal_s} s before its end: {least_minutes}min"
             )
         return self
 
@@ -260,19 +260,21 @@ def find(name: str) -> Path:
             raise UserError(f"--site {name}: there is no such file")
         return path
     folders = site_folders()
-    known = site_files(folders)  # a user's site hides a shipped one of its name
-    if name not in known:
+    files = site_files(folders)  # a user's site hides a shipped one of its name
+    if name not in files:
         searched = ", ".join(map(str, folders[:2]))
         raise UserError(
-            f"--site {name}: no such site in {searched} or among the shipped; {nearest(name, sorted(known))}"
+            f"--site {name}: no such site in {searched} or among the shipped; {nearest(name, sorted(files))}"
         )
-    return known[name]
+    return files[name]
 
 
 def load(name: str, assignments: list[str]) -> Site:
     """Returns the site of a name or file, with overrides such as `gpus=4`."""
     path = find(name)
-    origin = f"{path}" + (f" with {' '.join(f'site.{a}' for a in assignments)}" if assignments else "")
+    origin = f"{path}" + (
+        f" with {' '.join(f'site.{assignment}' for assignment in assignments)}" if assignments else ""
+    )
     return parse(Site, override(read_yaml(path), assignments), origin)
 
 
@@ -283,8 +285,8 @@ def saved_site(path: Path) -> Site:
 
 def runs_root(site: Site | None = None) -> Path:
     """Returns the folder of all run folders, absolute."""
-    chosen = site.runs if site else None
-    root = chosen or Path(os.environ.get("HPC_ISL_RUNS") or "runs")
+    folder = site.runs if site else None
+    root = folder or Path(os.environ.get("HPC_ISL_RUNS") or "runs")
     return Path(os.path.abspath(root.expanduser()))
 
 

@@ -176,8 +176,8 @@ def estimate(work: Workload, timed: Iterable[tuple[str, Timed]], processes: int)
             total = sums.setdefault(phase, [0.0, 0.0])
             total[0], total[1] = total[0] + seconds, total[1] + units
     rates = {phase: seconds / units for phase, (seconds, units) in sums.items() if units > 0}
-    wanted = {phase: units for phase, units in work.units.items() if units > 0}
-    if not rates.keys() >= {START, *wanted}:
+    planned_units = {phase: units for phase, units in work.units.items() if units > 0}
+    if not rates.keys() >= {START, *planned_units}:
         return None
-    shared = {phase: rates[phase] * units / processes for phase, units in wanted.items()}
+    shared = {phase: rates[phase] * units / processes for phase, units in planned_units.items()}
     return Estimate({START: rates[START]} | shared | {END: rates.get(END, 0.0)}, tuple(sources))

@@ -43,5 +43,8 @@ def _sides(length: int, size: int | None, halo: int, stride: int) -> list[tuple[
         return [(slice(0, length), slice(0, end))]
     wide = size + 2 * halo
     # All tiles read boxes of one shape: at the border a box is moved inside rather than clipped.
-    starts = [(own, min(max(own - halo, 0), end - wide)) for own in range(0, length, size)]
-    return [(slice(own, min(own + size, length)), slice(read, read + wide)) for own, read in starts]
+    starts = [(start, min(max(start - halo, 0), end - wide)) for start in range(0, length, size)]
+    return [
+        (slice(start, min(start + size, length)), slice(read_start, read_start + wide))
+        for start, read_start in starts
+    ]

@@ -1,1 +1,1 @@
-"""What notebooks and other programs use; `hpc_isl` offers it by name, and loads it when it is used."""
+"""The names that notebooks and other programs use; `hpc_isl` offers them, each loaded when it is used."""

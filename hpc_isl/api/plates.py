@@ -88,15 +88,17 @@ class Plate:
         if not isinstance(name, str):
             raise TypeError(f"plate[{name!r}]: a name such as 'B03' or 'B03/1' is meant; see plate.fields")
         well, slash, field = name.partition("/")
-        inside = [candidate for candidate in self if candidate.well == normal_well(well)]
-        if not slash and inside:
-            return tuple(inside)
-        for candidate in inside:
+        fields_in_well = [candidate for candidate in self if candidate.well == normal_well(well)]
+        if not slash and fields_in_well:
+            return tuple(fields_in_well)
+        for candidate in fields_in_well:
             if candidate.name == field:
                 return candidate
-        known = [f"{own.well}/{own.name}" for own in inside] or self.wells
-        what = f"field {name!r}" if inside else f"well {well!r}"
-        raise UserError(f"{self.path} has no {what}; {nearest(name if inside else well, known)}")
+        legal_names = [f"{member.well}/{member.name}" for member in fields_in_well] or self.wells
+        missing = f"field {name!r}" if fields_in_well else f"well {well!r}"
+        raise UserError(
+            f"{self.path} has no {missing}; {nearest(name if fields_in_well else well, legal_names)}"
+        )
 
     def statistics(self) -> pd.DataFrame:
         """Returns a row for each plane that was imaged: counts at full resolution, and its focus score."""
@@ -192,7 +194,7 @@ class Field:
         return project(stack, plane) if plane in REDUCE else stack[0]
 
     def _planes(self, channel: str, plane: int | str | None, number: int, time: int) -> list[int]:
-        # Of planes that were imaged alone: zeros stored in place of others are no counts.
+        # Only planes that were imaged: zeros stored in place of others are no counts.
         focus = self._index.focus(self._key, number, time)
         if not focus:
             raise UserError(f"{self!r}: {channel} was not imaged at time {time}")
@@ -209,17 +211,17 @@ class Field:
         import dask.array as da
 
         if self._index.adopted is not None:
-            lazy = store.open_level(self.path, level)
-            stored = lazy.chunk_layout.read_chunk.shape or lazy.shape
-            chunks = [edge or length for edge, length in zip(stored, lazy.shape, strict=True)]
-            return da.from_array(_Pixels(lazy), chunks=chunks, name=False)
+            pixels = store.open_level(self.path, level)
+            chunk_shape = pixels.chunk_layout.read_chunk.shape or pixels.shape
+            chunks = [edge or length for edge, length in zip(chunk_shape, pixels.shape, strict=True)]
+            return da.from_array(_Pixels(pixels), chunks=chunks, name=False)
         array = da.from_zarr(str(self.path / str(level)))
         return array[None] if array.ndim == 4 else array  # a single time is stored without the axis t
 
     def to_xarray(self, level: int = 0) -> xr.DataArray:
         """Returns `to_dask` with names of channels, and coordinates y and x in µm on the well.
 
-        Where the size of a pixel is not known, coordinates are in pixels; the attribute `unit` tells.
+        Where the size of a pixel is not known, coordinates are in pixels; the attribute `unit` says which.
 
         Raises:
             UserError: xarray is not installed.
@@ -230,16 +232,21 @@ class Field:
             raise UserError("to_xarray needs xarray: pip install xarray") from None
         pixels = self.to_dask(level)
         multiscale = metadata.read_group(self.path)["ome"]["multiscales"][0]
-        steps = {
-            change["type"]: change for change in multiscale["datasets"][level]["coordinateTransformations"]
+        transformations = {
+            transformation["type"]: transformation
+            for transformation in multiscale["datasets"][level]["coordinateTransformations"]
         }
         spatial = {}
         # The plate's own transformations, so that coordinates are those that other programs show.
         for axis, name in enumerate("yx", start=-2):
-            start = steps["translation"]["translation"][axis] if "translation" in steps else 0.0
-            spatial[name] = start + steps["scale"]["scale"][axis] * np.arange(pixels.shape[axis])
+            start = (
+                transformations["translation"]["translation"][axis]
+                if "translation" in transformations
+                else 0.0
+            )
+            spatial[name] = start + transformations["scale"]["scale"][axis] * np.arange(pixels.shape[axis])
         channels = [channel.name for channel in self.plate.channels]
-        # The plate's own steps are 1 where no size is known.
+        # The plate's own scale is 1 where no size is known.
         unit = "µm" if self.plate.pixel_um else "pixel"
         return xr.DataArray(
             pixels, dims=tuple("tczyx"), coords={"c": channels, **spatial}, name=str(self._key),

@@ -43,10 +43,10 @@ class Interval:
 def spread(scores: Sequence[float] | NDArray[Any]) -> Spread:
     """Returns mean and standard deviation over images; NaN scores are left out and counted."""
     values = np.asarray(scores, np.float64)
-    known = values[~np.isnan(values)]
-    mean = float(known.mean()) if len(known) else float("nan")
-    sd = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
-    return Spread(mean, sd, len(known), len(values) - len(known))
+    defined = values[~np.isnan(values)]
+    mean = float(defined.mean()) if len(defined) else float("nan")
+    sd = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
+    return Spread(mean, sd, len(defined), len(values) - len(defined))
 
 
 def resampled_means(
@@ -120,9 +120,9 @@ def _multiplicities(seed: int, name: str, paths: Paths, resamples: int) -> NDArr
         for row in rows:
             units.setdefault(paths[row][depth], []).append(row)
         # A unit drawn twice has its parts drawn twice, each time anew: one multinomial of both together.
-        drawn = rng.multinomial(copies * len(units), np.full(len(units), 1 / len(units)))
+        unit_copies = rng.multinomial(copies * len(units), np.full(len(units), 1 / len(units)))
         for place, unit in enumerate(sorted(units, key=str)):
-            draw(units[unit], depth + 1, drawn[:, place])
+            draw(units[unit], depth + 1, unit_copies[:, place])
 
     draw(list(range(len(paths))), 0, np.ones(resamples, np.int64))
     return counts

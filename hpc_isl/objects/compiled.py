@@ -18,7 +18,7 @@ def compiled(function: Function) -> Function:
     numba raises at import; then each process compiles for itself, which takes seconds and is never wrong.
     """
     try:
-        kept: Function = njit(function, cache=True, nogil=True)
+        machine_code: Function = njit(function, cache=True, nogil=True)
     except RuntimeError:
-        kept = njit(function, nogil=True)
-    return kept
+        machine_code = njit(function, nogil=True)
+    return machine_code

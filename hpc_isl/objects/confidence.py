@@ -37,13 +37,15 @@ def measures(labels: AnyLabels, prediction: Pixels, threshold: float, pixels: fl
         threshold: logit of the mask above which a pixel is of an object.
         pixels: pixels of the network that one of these covers.
     """
-    own, names, runs = objects_in(labels)
+    tidy, names, runs = objects_in(labels)
     inside = expit(prediction[-1] - np.float32(threshold))
     margin, *_ = feature_kernels.totals(runs, len(names), inside)
     area = np.bincount(runs[:, 3], runs[:, 2] - runs[:, 1], len(names))
     sharpness = np.ones(len(names))
     if len(prediction) > 1:
-        peak, cut = feature_kernels.peaks_and_cuts(own, runs, len(names), np.ascontiguousarray(prediction[0]))
+        peak, cut = feature_kernels.peaks_and_cuts(
+            tidy, runs, len(names), np.ascontiguousarray(prediction[0])
+        )
         touches = np.isfinite(cut) & (peak > 0)
         sharpness[touches] = np.clip(1 - cut[touches] / peak[touches], 0, 1)
     return np.stack([margin / area, sharpness, np.log(area * pixels)], axis=1)
@@ -99,28 +101,28 @@ def calibrate(values: Sequence[Floats], found: Sequence[NDArray[np.bool_]]) -> C
     Args:
         values: the measures of the objects of each box, found: whether each overlaps a true one.
     """
-    everything, right = np.concatenate(values), np.concatenate(found)
+    all_values, all_found = np.concatenate(values), np.concatenate(found)
     figures: dict[str, Any] = (
-        {"objects": len(right), "found": round(float(right.mean()), 4)} if len(right) else {}
+        {"objects": len(all_found), "found": round(float(all_found.mean()), 4)} if len(all_found) else {}
     )
-    if len(right) < ENOUGH or not 0 < right.sum() < len(right):
+    if len(all_found) < ENOUGH or not 0 < all_found.sum() < len(all_found):
         return Calibration((), figures)
-    halves = np.repeat(np.arange(len(found)) % 2, [len(own) for own in found])
+    halves = np.repeat(np.arange(len(found)) % 2, [len(box_found) for box_found in found])
     for name, columns in (("", slice(None)), ("area_", slice(2, None))):
-        chance = _crossed(everything[:, columns], right, halves)
+        chance = _crossed(all_values[:, columns], all_found, halves)
         if chance is not None:
-            figures |= {f"{name}{key}": value for key, value in _figures(right, chance).items()}
-    return Calibration(learn(everything, right), figures)
+            figures |= {f"{name}{key}": value for key, value in _figures(all_found, chance).items()}
+    return Calibration(learn(all_values, all_found), figures)
 
 
 def _crossed(values: Floats, found: NDArray[np.bool_], halves: NDArray[np.int64]) -> Floats | None:
     """Returns the probability of each object as the other half of the boxes teaches it; None: it cannot."""
     chance = np.empty(len(found))
     for half in (0, 1):
-        others = halves != half
-        if not 0 < found[others].sum() < others.sum():
+        other_half = halves != half
+        if not 0 < found[other_half].sum() < other_half.sum():
             return None
-        chance[~others] = probability(values[~others], learn(values[others], found[others]))
+        chance[~other_half] = probability(values[~other_half], learn(values[other_half], found[other_half]))
     return chance
 
 

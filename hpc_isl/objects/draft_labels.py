@@ -29,10 +29,10 @@ def draft_labels(stain: Image, *, threshold: str | float, sigma: float, min_area
 def pieces_of(
     stain: Image, threshold: str | float, sigma: float, min_area: int, split: bool
 ) -> NDArray[np.int32]:
-    """Returns the same labels with small objects among them, in no order."""
+    """Returns the labels of `draft_labels` before small objects are dropped, in no order."""
     smooth = ndimage.gaussian_filter(stain.astype(np.float32), sigma)
-    above = RULES[threshold](smooth) if isinstance(threshold, str) else threshold
-    mask = ndimage.binary_fill_holes(smooth > above)
+    limit = RULES[threshold](smooth) if isinstance(threshold, str) else threshold
+    mask = ndimage.binary_fill_holes(smooth > limit)
     pieces, _ = ndimage.label(mask, np.ones((3, 3)))
     if split:
         # Each piece is cut by a watershed from the peaks of its distance to the background.
@@ -49,7 +49,7 @@ def drop_small(labels: AnyLabels, min_area: int) -> tuple[Labels, int]:
     """Returns objects of `min_area` pixels or more, in raster order, and the number of smaller ones."""
     tidy = np.ascontiguousarray(labels, np.uint32)
     first, area = first_and_area(tidy.ravel(), int(tidy.max(initial=0)))
-    kept = np.flatnonzero((area > 0) & (area >= min_area))
+    kept_objects = np.flatnonzero((area > 0) & (area >= min_area))
     numbers = np.zeros(len(area) + 1, np.uint32)
-    numbers[1 + kept[np.argsort(first[kept])]] = np.arange(1, len(kept) + 1)
-    return renumbered(tidy, numbers), int(np.count_nonzero(area)) - len(kept)
+    numbers[1 + kept_objects[np.argsort(first[kept_objects])]] = np.arange(1, len(kept_objects) + 1)
+    return renumbered(tidy, numbers), int(np.count_nonzero(area)) - len(kept_objects)

@@ -23,19 +23,19 @@ def correlations(labels: Labels, channels: Channels) -> Columns:
 
     NaN where either channel is constant in the object, as of one pixel.
     """
-    inside, own, count = _pixels(labels)
+    inside, rows, count = _pixels(labels)
 
     def centred(pixels: Image) -> Floats:
         values = pixels[inside].astype(np.float64)
-        return values - (_sums(own, count, values) / _sums(own, count))[own]
+        return values - (_sums(rows, count, values) / _sums(rows, count))[rows]
 
-    known = {name: None if pixels is None else centred(pixels) for name, pixels in channels.items()}
+    deviations = {name: None if pixels is None else centred(pixels) for name, pixels in channels.items()}
     columns: Columns = {}
-    for (first, a), (second, b) in combinations(known.items(), 2):
+    for (first, a), (second, b) in combinations(deviations.items(), 2):
         result = np.full(count, np.nan)
         if a is not None and b is not None:
-            scale = np.sqrt(_sums(own, count, a * a) * _sums(own, count, b * b))
-            np.divide(_sums(own, count, a * b), scale, out=result, where=scale > 0)
+            scale = np.sqrt(_sums(rows, count, a * a) * _sums(rows, count, b * b))
+            np.divide(_sums(rows, count, a * b), scale, out=result, where=scale > 0)
         columns[f"{first}_{second}_correlation"] = result
     return columns
 
@@ -46,18 +46,18 @@ def radial(labels: Labels, channels: Channels) -> Columns:
     Rings are of equal width in the distance from the object's edge, over its greatest. NaN where an object
     has no pixel in a ring, or a mean of 0 or less.
     """
-    inside, own, count = _pixels(labels)
+    inside, rows, count = _pixels(labels)
     depth = distance_map(labels, "object")[inside] / PEAK
     ring = np.clip(((1 - depth) * RINGS).astype(np.int64), 0, RINGS - 1)
     columns: Columns = {}
     for name, pixels in channels.items():
-        values = np.zeros(len(own)) if pixels is None else pixels[inside].astype(np.float64)
-        mean = _sums(own, count, values) / _sums(own, count)
+        values = np.zeros(len(rows)) if pixels is None else pixels[inside].astype(np.float64)
+        mean = _sums(rows, count, values) / _sums(rows, count)
         for number in range(RINGS):
-            here = ring == number
-            pixels_of, total = _sums(own[here], count), _sums(own[here], count, values[here])
+            in_ring = ring == number
+            ring_area, total = _sums(rows[in_ring], count), _sums(rows[in_ring], count, values[in_ring])
             result = np.full(count, np.nan)
-            np.divide(total, pixels_of * mean, out=result, where=(pixels_of > 0) & (mean > 0))
+            np.divide(total, ring_area * mean, out=result, where=(ring_area > 0) & (mean > 0))
             columns[f"{name}_ring{number + 1}"] = result
     return columns
 
@@ -91,10 +91,14 @@ def _by_cp_measure(
     masks = np.where(tidy > 0, rows[tidy] + 1, 0).astype(np.int64)
     columns: Columns = {}
     for name, pixels in channels.items():
-        shown = np.zeros(labels.shape) if pixels is None else np.clip(pixels / np.float64(white), 0, 1)
-        for feature, values in measure(masks, shown).items():
-            known = pixels is not None
-            columns[f"{name}_{feature}"] = np.asarray(values, float) if known else np.full(len(names), np.nan)
+        scaled_pixels = (
+            np.zeros(labels.shape) if pixels is None else np.clip(pixels / np.float64(white), 0, 1)
+        )
+        for feature, values in measure(masks, scaled_pixels).items():
+            imaged = pixels is not None
+            columns[f"{name}_{feature}"] = (
+                np.asarray(values, float) if imaged else np.full(len(names), np.nan)
+            )
     return columns
 
 
@@ -105,15 +109,18 @@ def cytoplasm(cells: Labels, nuclei: Labels, channels: Channels, pixel_um: float
     cover all of it; for each channel `cytoplasm_CHANNEL_mean`, `_sd`, `_min`, `_max` and `_sum`.
     """
     names, cell = contiguous(cells)[1], assigned(nuclei, cells)
-    own = np.bincount(np.searchsorted(names, cell[cell > 0]), minlength=len(names))
-    measured = features(np.where(nuclei > 0, 0, cells).astype(np.uint32), channels, pixel_um)
-    place = np.searchsorted(names, measured["label"])
+    nuclei_in_cell = np.bincount(np.searchsorted(names, cell[cell > 0]), minlength=len(names))
+    table = features(np.where(nuclei > 0, 0, cells).astype(np.uint32), channels, pixel_um)
+    place = np.searchsorted(names, table["label"])
     area = "area_px" if pixel_um is None else "area_um2"
-    wanted = [area, *(f"{name}_{kind}" for name in channels for kind in ("mean", "sd", "min", "max", "sum"))]
-    columns: Columns = {"nuclei_in_cell": own}
-    for name in wanted:
+    column_names = [
+        area,
+        *(f"{name}_{kind}" for name in channels for kind in ("mean", "sd", "min", "max", "sum")),
+    ]
+    columns: Columns = {"nuclei_in_cell": nuclei_in_cell}
+    for name in column_names:
         values = np.full(len(names), 0.0 if name == area else np.nan)
-        values[place] = measured[name]
+        values[place] = table[name]
         columns[f"cytoplasm_{name}"] = values
     return columns
 
@@ -125,5 +132,5 @@ def _pixels(labels: Labels) -> tuple[NDArray[np.bool_], NDArray[np.int32], int]:
     return inside, rows[tidy[inside]], len(names)
 
 
-def _sums(own: NDArray[np.int32], count: int, values: Floats | None = None) -> Floats:
-    return np.bincount(own, weights=values, minlength=count).astype(np.float64)
+def _sums(rows: NDArray[np.int32], count: int, values: Floats | None = None) -> Floats:
+    return np.bincount(rows, weights=values, minlength=count).astype(np.float64)

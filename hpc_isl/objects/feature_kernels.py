@@ -76,10 +76,10 @@ def perimeters(labels: Any, runs: Any, count: int) -> Any:
     for y, start, end, row in runs:
         label = labels[y, start]
         # The outline's frame of 0 makes pixel (y, x) lie at (y + 1, x + 1).
-        north, own, south = outline[y], outline[y + 1], outline[y + 2]
+        north, middle, south = outline[y], outline[y + 1], outline[y + 2]
         for x in range(np.uintp(start), np.uintp(end)):
-            if own[x + 1] == label:
-                beside = np.int64(own[x] == label) + (own[x + 2] == label)
+            if middle[x + 1] == label:
+                beside = np.int64(middle[x] == label) + (middle[x + 2] == label)
                 beside += np.int64(north[x + 1] == label) + (south[x + 1] == label)
                 askew = np.int64(north[x] == label) + (north[x + 2] == label)
                 askew += np.int64(south[x] == label) + (south[x + 2] == label)
@@ -206,7 +206,7 @@ def peaks_and_cuts(labels: Any, runs: Any, count: int, level: Any) -> Any:
     peak, cut = np.full(count, -np.inf), np.full(count, -np.inf)
     height, width = labels.shape
     for y, start, end, row in runs:
-        own = labels[y, start]
+        label = labels[y, start]
         for x in range(start, end):
             value = np.float64(level[y, x])
             peak[row] = max(peak[row], value)
@@ -214,6 +214,6 @@ def peaks_and_cuts(labels: Any, runs: Any, count: int, level: Any) -> Any:
                 continue
             for v in range(max(y - 1, 0), min(y + 2, height)):
                 for u in range(max(x - 1, 0), min(x + 2, width)):
-                    if labels[v, u] != 0 and labels[v, u] != own:
+                    if labels[v, u] != 0 and labels[v, u] != label:
                         cut[row] = value
     return peak, cut

@@ -76,11 +76,13 @@ def assigned(nuclei: Labels, cells: Labels) -> Labels:
     """
     if nuclei.shape != cells.shape:
         raise ValueError(f"nuclei {nuclei.shape} and cells {cells.shape} differ in shape")
-    own, names, _ = objects_in(nuclei)
-    both = (own > 0) & (cells > 0)
-    ours, theirs = own[both].astype(np.uint64), cells[both].astype(np.uint64)
-    pairs, shared = np.unique(ours << 32 | theirs, return_counts=True)  # two labels in one 64-bit number
-    pairs = pairs[np.argsort(-shared, kind="stable")]
+    tidy, names, _ = objects_in(nuclei)
+    overlap = (tidy > 0) & (cells > 0)
+    nucleus_labels, cell_labels = tidy[overlap].astype(np.uint64), cells[overlap].astype(np.uint64)
+    pairs, shared_pixels = np.unique(
+        nucleus_labels << 32 | cell_labels, return_counts=True
+    )  # two labels in one 64-bit number
+    pairs = pairs[np.argsort(-shared_pixels, kind="stable")]
     nucleus, first = np.unique(pairs >> 32, return_index=True)
     cell = np.zeros(len(names), np.uint32)
     cell[np.searchsorted(names, nucleus)] = pairs[first] & 0xFFFFFFFF
@@ -91,9 +93,9 @@ def shares(labels: Labels, chosen: NDArray[np.bool_]) -> Floats:
     """Returns the share of each object's pixels (y, x) that are chosen, by ascending label."""
     tidy, names, _ = objects_in(labels)
     inside = tidy > 0
-    own = np.searchsorted(names, tidy[inside])
-    total = np.bincount(own, minlength=len(names))
-    return np.bincount(own, weights=chosen[inside], minlength=len(names)) / total
+    rows = np.searchsorted(names, tidy[inside])
+    total = np.bincount(rows, minlength=len(names))
+    return np.bincount(rows, weights=chosen[inside], minlength=len(names)) / total
 
 
 def contiguous(labels: AnyLabels) -> tuple[Labels, Labels, NDArray[np.int32]]:
@@ -125,12 +127,12 @@ def _ellipse(area: Floats, sums: Integers) -> tuple[Floats, Floats]:
     # As in `regionprops`, in whose inertia tensor pixels are points: a line has eccentricity 1.
     _, y, x, yy, xx, xy = sums.astype(np.float64)
     # Central moments times the area are whole numbers: those that should be equal are.
-    along, across, both = area * yy - y * y, area * xx - x * x, area * xy - y * x
-    spread = np.hypot(along - across, 2 * both)
+    along, across, mixed = area * yy - y * y, area * xx - x * x, area * xy - y * x
+    spread = np.hypot(along - across, 2 * mixed)
     longest = (along + across + spread) / 2
     eccentricity = np.sqrt(np.divide(spread, longest, out=np.zeros_like(area), where=longest > 0))
-    turned = 0.5 * np.arctan2(2 * both, along - across)
-    return eccentricity, np.where(along == across, np.where(both > 0, np.pi / 4, -np.pi / 4), turned)
+    angle = 0.5 * np.arctan2(2 * mixed, along - across)
+    return eccentricity, np.where(along == across, np.where(mixed > 0, np.pi / 4, -np.pi / 4), angle)
 
 
 def _counts(
@@ -142,7 +144,7 @@ def _counts(
     if pixels.shape != shape:
         raise ValueError(f"channel {name!r} {pixels.shape} and labels {shape} differ in shape")
     # float32 holds 16-bit counts exactly, and takes half the memory.
-    exact = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
-    total, low, high, squares = feature_kernels.totals(runs, len(area), np.ascontiguousarray(pixels, exact))
+    dtype = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
+    total, low, high, squares = feature_kernels.totals(runs, len(area), np.ascontiguousarray(pixels, dtype))
     values = (total / area, np.sqrt(squares / area), low, high, total)
     return dict(zip(figures, values, strict=True))

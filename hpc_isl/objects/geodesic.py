@@ -53,19 +53,19 @@ def _fill(framed: Any, order: Any, starts: Any, row: int, heights: Any) -> None:
     """Writes each pixel's height in pixels: of its piece's largest distance, what is left, plus one."""
     place = np.full(framed.size, -1, np.int64)
     for piece in range(starts.size - 1):
-        own = order[starts[piece] : starts[piece + 1]]
-        for i in range(own.size):
-            place[own[i]] = i
+        pixels = order[starts[piece] : starts[piece + 1]]
+        for i in range(pixels.size):
+            place[pixels[i]] = i
         # Neighbours before and after in raster order: two axis steps and two diagonal ones each.
-        neighbours = np.full((own.size, 8), -1, np.int64)
+        neighbours = np.full((pixels.size, 8), -1, np.int64)
         steps = (-1, -row, -row - 1, -row + 1, 1, row, row - 1, row + 1)
-        for i in range(own.size):
+        for i in range(pixels.size):
             for k in range(8):
-                if framed[own[i] + steps[k]] == piece + 1:
-                    neighbours[i, k] = place[own[i] + steps[k]]
-        distance, largest = _centre(neighbours, own, row)
-        for i in range(own.size):
-            heights[own[i]] = (largest + AXIS - distance[i]) / AXIS
+                if framed[pixels[i] + steps[k]] == piece + 1:
+                    neighbours[i, k] = place[pixels[i] + steps[k]]
+        distance, largest = _centre(neighbours, pixels, row)
+        for i in range(pixels.size):
+            heights[pixels[i]] = (largest + AXIS - distance[i]) / AXIS
 
 
 @compiled
@@ -81,9 +81,9 @@ def _distances(neighbours: Any, start: Any, distance: Any) -> Any:
                 i = distance.size - 1 - j if backwards else j
                 least = distance[i]
                 for k in range(4 * backwards, 4 * backwards + 4):
-                    other = neighbours[i, k]
-                    if other >= 0:
-                        length = distance[other] + (AXIS if k % 4 < 2 else DIAGONAL)
+                    neighbour = neighbours[i, k]
+                    if neighbour >= 0:
+                        length = distance[neighbour] + (AXIS if k % 4 < 2 else DIAGONAL)
                         least = min(least, length)
                 if least < distance[i]:
                     distance[i] = least
@@ -92,18 +92,18 @@ def _distances(neighbours: Any, start: Any, distance: Any) -> Any:
 
 
 @compiled
-def _centre(neighbours: Any, own: Any, row: int) -> Any:
+def _centre(neighbours: Any, pixels: Any, row: int) -> Any:
     """Returns all distances from the centre, and the largest of them.
 
     Exact without trying every pixel: a pixel's largest distance is at least its distance to any pixel tried,
     so pixels are tried by that lower bound until none can be better (Takes & Kosters 2013).
     """
-    count = own.size
+    count = pixels.size
     lower, distance = np.zeros(count, np.int64), np.empty(count, np.int64)
     best, best_largest, tried = -1, FAR, np.zeros(count, np.bool_)
-    kept = np.empty(count, np.int64)
-    y, x = (own // row).mean(), (own % row).mean()
-    candidate = int(np.argmin((own // row - y) ** 2 + (own % row - x) ** 2))
+    best_distance = np.empty(count, np.int64)
+    y, x = (pixels // row).mean(), (pixels % row).mean()
+    candidate = int(np.argmin((pixels // row - y) ** 2 + (pixels % row - x) ** 2))
     while True:
         farthest = candidate
         for end in range(2):  # an object's far ends bound all other pixels best
@@ -117,10 +117,10 @@ def _centre(neighbours: Any, own: Any, row: int) -> Any:
             farthest = int(np.argmax(distance))
             if largest < best_largest or (largest == best_largest and candidate < best):
                 best, best_largest = candidate, largest
-                kept[:] = distance
+                best_distance[:] = distance
         candidate, least = -1, best_largest
         for i in range(count):
             if not tried[i] and (lower[i] < least or (lower[i] == least and candidate < 0 and i < best)):
                 candidate, least = i, lower[i]
         if candidate < 0:
-            return kept, best_largest
+            return best_distance, best_largest

@@ -8,7 +8,7 @@ import numpy as np
 
 from hpc_isl.objects.compiled import compiled
 
-FEW = 64  # pixels that are sorted sooner than the counters of a radix sort are cleared
+FEW = 64  # up to so many pixels, sorting by insertion is faster than clearing a radix sort's counters
 
 
 @compiled

@@ -59,9 +59,9 @@ def local_labels(stain: Image, *, min_area: int, split: bool, settings: LocalSet
     if radius is None:
         return np.zeros(stain.shape, np.uint32)
     smooth = ndimage.gaussian_filter(pixels, settings.smooth * radius)
-    bright, least = _above_background(smooth, radius, settings)
-    basins = _basins(pixels, bright > least, radius, settings)
-    labels = _whole(_own_threshold(bright, basins, least, settings.level))
+    bright, least_height = _above_background(smooth, radius, settings)
+    basins = _basins(pixels, bright > least_height, radius, settings)
+    labels = _whole(_own_threshold(bright, basins, least_height, settings.level))
     if not split:
         labels = measure.label(ndimage.binary_fill_holes(labels > 0), connectivity=2)
     return drop_small(labels, min_area)[0]
@@ -82,19 +82,19 @@ def typical_radius(stain: Pixels) -> float | None:
         responses = np.stack([-(r * r / 2) * ndimage.gaussian_laplace(image, r / np.sqrt(2)) for r in scales])
         peaks = (responses == ndimage.maximum_filter(responses, (3, 5, 5))) & (responses > 0)
         peaks[[0, -1]] = False
-        found = np.broadcast_to(scales[:, None, None] * factor, peaks.shape)[peaks]
-        radii.append(found)
-        weights.append(responses[peaks] * found**2)
+        peak_radii = np.broadcast_to(scales[:, None, None] * factor, peaks.shape)[peaks]
+        radii.append(peak_radii)
+        weights.append(responses[peaks] * peak_radii**2)
         # Each octave of radii is measured on an image of half the size: large Gaussians would be slow.
         height, width = (edge // 2 for edge in image.shape)
         image = image[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean((1, 3))
         factor *= 2
     if not sum(map(len, radii)):
         return None
-    ordered, weight = np.concatenate(radii), np.concatenate(weights)
-    order = np.argsort(ordered, kind="stable")
-    total = np.cumsum(weight[order], dtype=np.float64)
-    return float(ordered[order][np.searchsorted(total, total[-1] / 2)])
+    all_radii, all_weights = np.concatenate(radii), np.concatenate(weights)
+    order = np.argsort(all_radii, kind="stable")
+    total = np.cumsum(all_weights[order], dtype=np.float64)
+    return float(all_radii[order][np.searchsorted(total, total[-1] / 2)])
 
 
 def _above_background(smooth: Pixels, radius: float, settings: LocalSettings) -> tuple[Pixels, float]:
@@ -114,8 +114,8 @@ def _above_background(smooth: Pixels, radius: float, settings: LocalSettings) ->
         offset = np.median(dark)
         deviation = 1.4826 * np.median(np.abs(dark - offset))
         limit = offset + 3 * deviation
-    least = max(settings.contrast * (threshold - offset), settings.noise * deviation)
-    return np.asarray(bright - offset, np.float32), float(least)
+    least_height = max(settings.contrast * (threshold - offset), settings.noise * deviation)
+    return np.asarray(bright - offset, np.float32), float(least_height)
 
 
 def _basins(pixels: Pixels, mask: AnyLabels, radius: float, settings: LocalSettings) -> AnyLabels:
@@ -129,14 +129,14 @@ def _basins(pixels: Pixels, mask: AnyLabels, radius: float, settings: LocalSetti
     return np.asarray(segmentation.watershed(-response, seeds, mask=mask))
 
 
-def _own_threshold(bright: Pixels, basins: AnyLabels, least: float, level: float) -> AnyLabels:
+def _own_threshold(bright: Pixels, basins: AnyLabels, least_height: float, level: float) -> AnyLabels:
     """Returns of each basin (y, x) the pixels brighter than a share of its object's median brightness."""
     names = np.arange(basins.max() + 1)
     # An object is what reaches half of its brightest pixel.
     top = np.asarray(ndimage.maximum(bright, basins, names))
     core = np.where(bright > top[basins] / 2, basins, 0)
     median = np.asarray(ndimage.median(bright, core, names))
-    return np.where(bright > np.maximum(level * median[basins], least), basins, 0)
+    return np.where(bright > np.maximum(level * median[basins], least_height), basins, 0)
 
 
 def _whole(labels: AnyLabels) -> AnyLabels:

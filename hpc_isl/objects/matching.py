@@ -70,20 +70,20 @@ class Matching:
 def match(prediction: AnyLabels, truth: AnyLabels) -> Matching:
     """Pairs the objects of two label images of one shape, whatever their numbers; 0 is background."""
     _check(prediction, truth)
-    ours, theirs = prediction.ravel(), truth.ravel()
+    labels, true_labels = prediction.ravel(), truth.ravel()
     # Runs of equal labels along the raster, and their lengths: far fewer to sort than pixels.
-    change = (ours[1:] != ours[:-1]) | (theirs[1:] != theirs[:-1])
-    starts = np.flatnonzero(np.concatenate([[ours.size > 0], change]))
-    ours, theirs, length = ours[starts], theirs[starts], np.diff(starts, append=ours.size)
-    names, own = np.unique(ours, return_inverse=True)
-    true_names, other = np.unique(theirs, return_inverse=True)
-    area, true_area = np.bincount(own, length, len(names)), np.bincount(other, length, len(true_names))
+    change = (labels[1:] != labels[:-1]) | (true_labels[1:] != true_labels[:-1])
+    starts = np.flatnonzero(np.concatenate([[labels.size > 0], change]))
+    labels, true_labels, length = labels[starts], true_labels[starts], np.diff(starts, append=labels.size)
+    names, index = np.unique(labels, return_inverse=True)
+    true_names, true_index = np.unique(true_labels, return_inverse=True)
+    area, true_area = np.bincount(index, length, len(names)), np.bincount(true_index, length, len(true_names))
     # Only pairs that share pixels are held, never the table of all by all.
-    both = (ours > 0) & (theirs > 0)
-    pairs, place = np.unique(own[both] * len(true_names) + other[both], return_inverse=True)
-    shared = np.bincount(place, length[both], len(pairs))
+    overlap = (labels > 0) & (true_labels > 0)
+    pairs, pair_index = np.unique(index[overlap] * len(true_names) + true_index[overlap], return_inverse=True)
+    shared_pixels = np.bincount(pair_index, length[overlap], len(pairs))
     i, j = np.divmod(pairs, max(len(true_names), 1))
-    iou = shared / (area[i] + true_area[j] - shared)
+    iou = shared_pixels / (area[i] + true_area[j] - shared_pixels)
     # From IoU 0.5 on, pairing needs no search: a partner holds at least half of an object's pixels, so two
     # partners halve it exactly, at IoU 0.5 each, and touch no other object. Of these two the one with the
     # lower label is paired, the other is left over: no count and no IoU depends on which.
@@ -105,11 +105,11 @@ def splits_and_merges(prediction: AnyLabels, truth: AnyLabels) -> tuple[int, int
     a predicted one joins those true objects of which it holds at least half.
     """
     _check(prediction, truth)
-    names, own = np.unique(prediction, return_inverse=True)
-    true_names, other = np.unique(truth, return_inverse=True)
-    pairs, shared = np.unique(own.ravel() * len(true_names) + other.ravel(), return_counts=True)
+    names, index = np.unique(prediction, return_inverse=True)
+    true_names, true_index = np.unique(truth, return_inverse=True)
+    pairs, shared_pixels = np.unique(index.ravel() * len(true_names) + true_index.ravel(), return_counts=True)
     i, j = np.divmod(pairs, len(true_names))
-    share = shared / np.bincount(other.ravel(), minlength=len(true_names))[j]
+    share = shared_pixels / np.bincount(true_index.ravel(), minlength=len(true_names))[j]
     objects = (names[i] > 0) & (true_names[j] > 0)
     pieces = np.bincount(j[objects & (share >= COVERED_BY_A_PIECE)], minlength=1)
     joined = np.bincount(i[objects & (share >= COVERED_BY_A_MERGE)], minlength=1)

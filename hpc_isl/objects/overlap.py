@@ -38,8 +38,8 @@ def overlapping(
     for a, b in combinations(range(len(positions_px)), 2):
         offset = np.rint(np.subtract(positions_px[b], positions_px[a])).astype(int).tolist()
         in_a, in_b = [], []
-        for shift, own, other in zip(offset, shapes[a], shapes[b], strict=True):
-            start, stop = max(shift, 0), min(shift + other, own)
+        for shift, length_a, length_b in zip(offset, shapes[a], shapes[b], strict=True):
+            start, stop = max(shift, 0), min(shift + length_b, length_a)
             in_a.append(slice(start, stop))
             in_b.append(slice(start - shift, stop - shift))
         if all(side.start < side.stop for side in in_a):
@@ -71,16 +71,16 @@ def duplicates(bands: Iterable[tuple[AnyLabels, AnyLabels]], iou: float) -> list
 
 def _ious(bands: Iterable[tuple[AnyLabels, AnyLabels]]) -> Iterable[tuple[float, int, int]]:
     """Yields minus the IoU, and both labels, of all pairs that share pixels: the best sort first."""
-    size_a, size_b, shared = Counter[int](), Counter[int](), Counter[int]()
+    size_a, size_b, shared_pixels = Counter[int](), Counter[int](), Counter[int]()
     for a, b in bands:
         if a.shape != b.shape:
             raise ValueError(f"crops {a.shape}, {b.shape} differ in shape: they are to show the same ground")
-        both = (a > 0) & (b > 0)
+        overlap = (a > 0) & (b > 0)
         size_a.update(_sizes(a[a > 0]))
         size_b.update(_sizes(b[b > 0]))
         # Two labels in one 64-bit number.
-        shared.update(_sizes(a[both].astype(np.uint64) << 32 | b[both].astype(np.uint64)))
-    for pair, pixels in shared.items():
+        shared_pixels.update(_sizes(a[overlap].astype(np.uint64) << 32 | b[overlap].astype(np.uint64)))
+    for pair, pixels in shared_pixels.items():
         label_a, label_b = pair >> 32, pair & 0xFFFFFFFF
         yield -pixels / (size_a[label_a] + size_b[label_b] - pixels), label_a, label_b
 

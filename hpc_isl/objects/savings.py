@@ -74,9 +74,9 @@ def saved(arm: Curve, baseline: Curve, score: float) -> Between:
 
     Of interest at the scores the arm reaches: `[saved(arm, baseline, score) for score in arm.monotone()]`.
     """
-    ours, theirs = arm.needed(score), baseline.needed(score)
-    most = theirs.most / ours.least if ours.least else math.inf
-    return Between(theirs.least / ours.most, most)
+    arm_needs, baseline_needs = arm.needed(score), baseline.needed(score)
+    most = baseline_needs.most / arm_needs.least if arm_needs.least else math.inf
+    return Between(baseline_needs.least / arm_needs.most, most)
 
 
 def saved_interval(factors: Sequence[Between], level: float = 0.95) -> Between:

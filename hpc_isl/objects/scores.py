@@ -80,7 +80,9 @@ def pcc_by_object(prediction: Image, truth: Image, labels: Image, least: int = 1
         return high > low
 
     a, b = centred(prediction), centred(truth)
-    fit = (area >= least) & varies(truth)
+    valid = (area >= least) & varies(truth)
     spread = np.sqrt(total(a * a) * total(b * b))
-    values = np.divide(total(a * b), spread, out=np.zeros(len(names)), where=fit & varies(prediction))[fit]
-    return {int(name): float(value) for name, value in zip(names[fit], values, strict=True)}
+    values = np.divide(total(a * b), spread, out=np.zeros(len(names)), where=valid & varies(prediction))[
+        valid
+    ]
+    return {int(name): float(value) for name, value in zip(names[valid], values, strict=True)}

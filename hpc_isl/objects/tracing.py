@@ -45,7 +45,7 @@ def _rings(mask: NDArray[np.bool_]) -> Polygon:
         if first in edges:
             rings += _loops(first, edges, width)
     areas = [_area(ring) for ring in rings]
-    return [rings[at] for at in np.argsort(np.array(areas) < 0, kind="stable")]
+    return [rings[index] for index in np.argsort(np.array(areas) < 0, kind="stable")]
 
 
 def _edges(mask: NDArray[np.bool_], width: int) -> set[int]:
@@ -56,8 +56,8 @@ def _edges(mask: NDArray[np.bool_], width: int) -> set[int]:
     padded = np.pad(mask, 1)
     beside = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
     edges: set[int] = set()
-    for direction, (other, shift) in enumerate(zip(beside, (0, 1, width + 1, width), strict=True)):
-        y, x = np.nonzero(mask & ~other)
+    for direction, (neighbours, shift) in enumerate(zip(beside, (0, 1, width + 1, width), strict=True)):
+        y, x = np.nonzero(mask & ~neighbours)
         edges.update((4 * (y * width + x + shift) + direction).tolist())
     return edges
 
@@ -67,23 +67,23 @@ def _loops(first: int, edges: set[int], width: int) -> Iterator[Ring]:
     steps = (1, width, -1, -width)
     path: list[int] = []  # corners
     places: dict[int, int] = {}  # of the corners in the path
-    edge, before = first, -1
+    edge, previous = first, -1
     while edge in edges:
         edges.remove(edge)
         corner, direction = divmod(edge, 4)
-        if direction != before:
+        if direction != previous:
             if corner in places:  # the loop touches itself here: what lies between is a ring of its own
-                at = places[corner]
-                yield _points(path[at:], width)
-                for left in path[at:]:
-                    del places[left]
-                del path[at:]
+                start = places[corner]
+                yield _points(path[start:], width)
+                for ring_corner in path[start:]:
+                    del places[ring_corner]
+                del path[start:]
             places[corner] = len(path)
             path.append(corner)
-        before, reached = direction, corner + steps[direction]
+        previous, next_corner = direction, corner + steps[direction]
         # Where four edges meet, the right turn stays with the same pixel.
-        turns = [4 * reached + (direction + turn) % 4 for turn in (1, 0, 3)]
-        edge = next((following for following in turns if following in edges), first)
+        turns = [4 * next_corner + (direction + turn) % 4 for turn in (1, 0, 3)]
+        edge = next((candidate for candidate in turns if candidate in edges), first)
     yield _points(path, width)
 
 

@@ -37,7 +37,7 @@ def watershed(distance: Image, mask: Image, h: float) -> Labels:
 
 
 def reference(distance: Image, mask: Image, h: float) -> Labels:
-    """Returns the same by scikit-image, step by step, many times slower: `watershed` is tested against it.
+    """Returns the labels by scikit-image, step by step, many times slower: `watershed` is tested against it.
 
     Seeds are the same on every map, labels on every map without equal levels. Where levels are equal, the
     layout of its queue decides, so pixels between two objects may differ, and with them the objects' numbers.
@@ -61,10 +61,10 @@ def levels(distance: Image, mask: Image, h: float) -> Image:
     _check(distance, mask, h)
     kind = np.result_type(distance.dtype, np.float32)
     level: Image
-    level, wrong = framed(distance.astype(kind, copy=False), mask.astype(bool, copy=False))
-    if wrong:
+    level, non_finite = framed(distance.astype(kind, copy=False), mask.astype(bool, copy=False))
+    if non_finite:
         raise UserError(
-            f"{wrong} pixels of the distance map are NaN or infinite; finite numbers are expected"
+            f"{non_finite} pixels of the distance map are NaN or infinite; finite numbers are expected"
         )
     return level
 

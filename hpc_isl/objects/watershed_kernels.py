@@ -46,13 +46,13 @@ def framed(distance: Any, mask: Any) -> Any:
     """
     height, width = distance.shape
     level = np.full((height + 2, width + 2), -np.inf, distance.dtype)
-    wrong = 0
+    non_finite = 0
     for y in range(height):
         for x in range(width):
-            wrong += not np.isfinite(distance[y, x])
+            non_finite += not np.isfinite(distance[y, x])
             if mask[y, x]:
                 level[y + 1, x + 1] = distance[y, x] + distance.dtype.type(0)  # −0 becomes 0, which it equals
-    return level, wrong
+    return level, non_finite
 
 
 def names_for(shape: tuple[int, ...]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -295,7 +295,7 @@ def part(pixels: Any, ends: Any, width: int, low: Any, high: Any) -> Any:
     """
     inner, outer = np.empty_like(pixels), np.empty_like(pixels)
     inner_ends, outer_ends = np.empty_like(ends), np.empty_like(ends)
-    m, n, i, o, start = 0, 0, 0, 0, 0
+    inner_count, outer_count, inner_size, outer_size, start = 0, 0, 0, 0, 0
     for end in ends:
         reaches = False
         for p in pixels[start:end]:
@@ -303,17 +303,22 @@ def part(pixels: Any, ends: Any, width: int, low: Any, high: Any) -> Any:
             reaches |= y <= low[0] or y >= high[0] or x <= low[1] or x >= high[1]
         size = end - start
         if reaches:
-            outer[o : o + size] = pixels[start:end]
-            o += size
-            outer_ends[n] = o
-            n += 1
+            outer[outer_size : outer_size + size] = pixels[start:end]
+            outer_size += size
+            outer_ends[outer_count] = outer_size
+            outer_count += 1
         elif size:
-            inner[i : i + size] = pixels[start:end]
-            i += size
-            inner_ends[m] = i
-            m += 1
+            inner[inner_size : inner_size + size] = pixels[start:end]
+            inner_size += size
+            inner_ends[inner_count] = inner_size
+            inner_count += 1
         start = end
-    return inner[:i].copy(), inner_ends[:m].copy(), outer[:o].copy(), outer_ends[:n].copy()
+    return (
+        inner[:inner_size].copy(),
+        inner_ends[:inner_count].copy(),
+        outer[:outer_size].copy(),
+        outer_ends[:outer_count].copy(),
+    )
 
 
 @compiled

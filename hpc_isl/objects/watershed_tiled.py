@@ -72,7 +72,7 @@ def tiled_watershed(
     if min(shape) < 0:
         raise UserError(f"an image of {shape}: (y, x), in pixels")
     sides = [
-        [slice(at, min(at + edge, length)) for at in range(0, length, edge)]
+        [slice(start, min(start + edge, length)) for start in range(0, length, edge)]
         for length, edge in zip(shape, block, strict=True)
     ]
     image = _Image(read, shape, h, list(product(*sides)), scratch)
@@ -127,8 +127,8 @@ class _Image:
     def joined(self) -> Path:
         return self.scratch / "joined"
 
-    def file(self, k: int, what: str) -> Path:
-        return self.scratch / f"{k}.{what}.npy"
+    def file(self, k: int, name: str) -> Path:
+        return self.scratch / f"{k}.{name}.npy"
 
     def survey(self, k: int) -> tuple[int, _Objects]:
         """Floods components that end within a block, and puts the pixels of others aside."""
@@ -163,8 +163,8 @@ class _Image:
 
     def join(self, pieces: _Pieces, group: int) -> tuple[int, _Objects]:
         """Floods a group of whole components that cross blocks, by their pixels."""
-        mine = np.flatnonzero(pieces.group == group)
-        index, level = self._gather(pieces, mine)
+        members = np.flatnonzero(pieces.group == group)
+        index, level = self._gather(pieces, members)
         order = np.argsort(index)
         index, level = index[order], np.append(level.dtype.type(-np.inf), level[order])
         around = steps_between(index, self.shape[1])
@@ -177,22 +177,22 @@ class _Image:
         # Into the file of the labels of all pieces; no two groups write the same bytes.
         with open(self.joined, "r+b", buffering=0) as file:
             start = 0
-            for piece in mine:
+            for piece in members:
                 end = start + pieces.size[piece]
                 os.pwrite(file.fileno(), by_piece[start:end].data, 4 * int(pieces.start[piece]))
                 start = end
         return group, _Objects(index[first], area, np.zeros(0, np.int64))
 
-    def _gather(self, pieces: _Pieces, mine: Integers) -> tuple[Integers, NDArray[Any]]:
+    def _gather(self, pieces: _Pieces, members: Integers) -> tuple[Integers, NDArray[Any]]:
         """Returns raster indices and levels of the pixels of some pieces, piece by piece."""
         index, level = [], []
-        for k in np.unique(pieces.block[mine]):
-            some = mine[pieces.block[mine] == k]
+        for k in np.unique(pieces.block[members]):
+            block_members = members[pieces.block[members] == k]
             # start … start + size − 1 of each piece, one after the other
-            starts, sizes = pieces.start[some] - pieces.starts[k], pieces.size[some]
-            at = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
-            index.append(self._index(k, np.load(self.file(k, "pixels"))[at]))
-            level.append(np.load(self.file(k, "levels"))[at])
+            starts, sizes = pieces.start[block_members] - pieces.starts[k], pieces.size[block_members]
+            positions = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+            index.append(self._index(k, np.load(self.file(k, "pixels"))[positions]))
+            level.append(np.load(self.file(k, "levels"))[positions])
         return np.concatenate(index), np.concatenate(level)
 
     def _index(self, k: int, pixels: NDArray[np.int32]) -> Integers:
@@ -208,11 +208,13 @@ class _Image:
         height, width = labels.shape
         framed = np.zeros((height + 2, width + 2), np.uint32)
         framed[1:-1, 1:-1] = np.append(np.uint32(0), numbers[starts[k] : starts[k + 1]])[labels]
-        mine = slice(*np.searchsorted(pieces.block, [k, k + 1]))
+        block_pieces = slice(*np.searchsorted(pieces.block, [k, k + 1]))
         size = int(pieces.starts[k + 1] - pieces.starts[k])
         joined = np.fromfile(self.joined, np.uint32, size, offset=4 * int(pieces.starts[k]))
-        before = np.repeat(starts[len(self.blocks) + pieces.group[mine]], pieces.size[mine])
-        framed.ravel()[np.load(self.file(k, "pixels"))] = numbers[before + joined - 1]
+        object_offsets = np.repeat(
+            starts[len(self.blocks) + pieces.group[block_pieces]], pieces.size[block_pieces]
+        )
+        framed.ravel()[np.load(self.file(k, "pixels"))] = numbers[object_offsets + joined - 1]
         return np.ascontiguousarray(framed[1:-1, 1:-1])
 
 
@@ -243,31 +245,32 @@ def _pieces(surveys: list[_Objects], image: _Image) -> _Pieces:
     )  # fmt: skip
 
 
-def _components(surveys: list[_Objects], before: Integers, image: _Image) -> Integers:
+def _components(surveys: list[_Objects], offsets: Integers, image: _Image) -> Integers:
     """Returns the number of each piece's component."""
     touching = [np.zeros((2, 0), np.int64)]
-    for a, b in [*_lines(surveys, before, image, 0), *_lines(surveys, before, image, 1)]:
+    for a, b in [*_lines(surveys, offsets, image, 0), *_lines(surveys, offsets, image, 1)]:
         # Pieces touch straight or diagonally across a line.
         pairs = np.concatenate([(a, b), (a[1:], b[:-1]), (a[:-1], b[1:])], axis=1)
         touching.append(np.unique(pairs[:, (pairs >= 0).all(0)], axis=1))
     pairs = np.concatenate(touching, axis=1)
-    graph = coo_array((np.ones(pairs.shape[1], bool), tuple(pairs)), (before[-1],) * 2)
-    return connected_components(graph, directed=False)[1] if before[-1] else np.zeros(0, np.int64)
+    graph = coo_array((np.ones(pairs.shape[1], bool), tuple(pairs)), (offsets[-1],) * 2)
+    return connected_components(graph, directed=False)[1] if offsets[-1] else np.zeros(0, np.int64)
 
 
 def _lines(
-    surveys: list[_Objects], before: Integers, image: _Image, axis: int
+    surveys: list[_Objects], offsets: Integers, image: _Image, axis: int
 ) -> Iterable[tuple[Integers, Integers]]:
     """Returns the pieces on both sides of each line between blocks, over the whole image; −1: none."""
     ends: dict[Any, Any] = {}
     begins: dict[Any, Any] = {}
     for k, box in enumerate(image.blocks):
         begin, end = (
-            np.where(e > 0, e + before[k] - 1, -1) for e in surveys[k].edges[2 * axis : 2 * axis + 2]
+            np.where(edge > 0, edge + offsets[k] - 1, -1)
+            for edge in surveys[k].edges[2 * axis : 2 * axis + 2]
         )
         begins.setdefault(box[axis].start, []).append(begin)
         ends.setdefault(box[axis].stop, []).append(end)
-    return [(np.concatenate(ends[at]), np.concatenate(begins[at])) for at in begins if at > 0]
+    return [(np.concatenate(ends[line]), np.concatenate(begins[line])) for line in begins if line > 0]
 
 
 # ---------------------------------------------------------------- numbers
@@ -277,9 +280,11 @@ def _numbers(parts: list[_Objects], min_area: int) -> tuple[Labels, int, int]:
     """Returns each object's number by first pixel, or 0; how many remain, and how many are too small."""
     first = np.concatenate([np.zeros(0, np.int64), *(objects.first for objects in parts)])
     area = np.concatenate([np.zeros(0, np.int64), *(objects.area for objects in parts)])
-    kept = np.flatnonzero(area >= min_area)
-    if kept.size > MOST:
-        raise UserError(f"{kept.size} objects: labels are uint32, for {MOST} at most; raise min_area or h")
+    kept_objects = np.flatnonzero(area >= min_area)
+    if kept_objects.size > MOST:
+        raise UserError(
+            f"{kept_objects.size} objects: labels are uint32, for {MOST} at most; raise min_area or h"
+        )
     numbers = np.zeros(first.size, np.uint32)
-    numbers[kept[first[kept].argsort()]] = np.arange(1, kept.size + 1)
-    return numbers, int(kept.size), int(np.count_nonzero((area > 0) & (area < min_area)))
+    numbers[kept_objects[first[kept_objects].argsort()]] = np.arange(1, kept_objects.size + 1)
+    return numbers, int(kept_objects.size), int(np.count_nonzero((area > 0) & (area < min_area)))

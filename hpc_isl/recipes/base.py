@@ -1,4 +1,4 @@
-"""What every recipe is: frozen, strict, hashed; and the recipes of many runs: sweeps and chains."""
+"""The base of every recipe: frozen, strict, hashed; and the recipes of many runs: sweeps and chains."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pydantic import Field as Bound
 from hpc_isl.recipes.strict import Strict, default_at
 
 
-def _as_micrometres(least: float, most: float, what: str) -> AfterValidator:
-    """Refuses what was certainly meant in nanometres or millimetres."""
+def _as_micrometres(least: float, most: float, quantity: str) -> AfterValidator:
+    """Refuses a length that was certainly meant in nanometres or millimetres."""
 
     def check(value: float) -> float:
         if least <= value <= most:
             return value
-        other, unit = (value / 1000, "nm") if value > most else (value * 1000, "mm")
-        means = f": {value:g} {unit} are {other:g} µm" if least <= other <= most else ""
-        raise ValueError(f"{value:g} µm is no {what} ({least:g} to {most:g} µm are){means}")
+        converted, unit = (value / 1000, "nm") if value > most else (value * 1000, "mm")
+        hint = f": {value:g} {unit} are {converted:g} µm" if least <= converted <= most else ""
+        raise ValueError(f"{value:g} µm is no {quantity} ({least:g} to {most:g} µm are){hint}")
 
     return AfterValidator(check)
 
@@ -44,19 +44,19 @@ class Recipe(Strict):
 
     def plates_read(self) -> list[Path]:
         """The plates that are read, or written to, as they were given."""
-        given = [getattr(self, key) for key in self.PLATES]
-        return [path for value in given for path in (value if isinstance(value, list) else [value])]
+        values = [getattr(self, key) for key in self.PLATES]
+        return [path for value in values for path in (value if isinstance(value, list) else [value])]
 
     UNREAD: ClassVar[Mapping[str, str]] = {}
     """dotted keys of parts shared with other verbs that this verb never reads, and why: no keys of it"""
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """Dotted keys that change nothing beside others of this recipe, and beside which."""
+        """Yields dotted keys that change nothing in this recipe, with the reason: value of another key."""
         return iter(())
 
     def given_unused(self) -> dict[str, str]:
-        """Those of them whose value is not their default: it would change the digest and nothing else."""
-        return {key: why for key, why in self.unused() if self._at(key) != default_at(type(self), key)}
+        """The `unused` keys whose value is not the default: it would change the digest and nothing else."""
+        return {key: reason for key, reason in self.unused() if self._at(key) != default_at(type(self), key)}
 
     def _at(self, key: str) -> Any:
         return reduce(_part, key.split("."), self)
@@ -96,11 +96,11 @@ class SweepRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What a stage makes of the elements of a sweep, where it offers `arrange(elements, folder)`.
+    """The elements of a sweep as a stage arranges them, where it offers `arrange(elements, folder)`.
 
     Attributes:
         elements: name -> recipe, in order.
-        says: what the user should know.
+        messages: lines that the user should know.
         last: name of the element that waits for all others, and is planned when its job starts.
     """
 

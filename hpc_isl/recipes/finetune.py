@@ -174,8 +174,8 @@ class FinetuneRecipe(Recipe):
 
     @field_validator("plates", "pretrained", "reference_labels", mode="before")
     @classmethod
-    def _one_or_more(cls, given: Any) -> Any:
-        return given if isinstance(given, list) or given is None else [given]
+    def _one_or_more(cls, value: Any) -> Any:
+        return value if isinstance(value, list) or value is None else [value]
 
     @model_validator(mode="before")
     @classmethod
@@ -191,9 +191,9 @@ class FinetuneRecipe(Recipe):
         if self.objects.head == "stain" and self.objects.kind == "cells":
             raise ValueError("objects.head=stain: is for nuclei; a nuclear stain says nothing of whole cells")
         names = [program.name for program in self.programs]
-        if taken := [name for name in names if name in ARMS or names.count(name) > 1]:
+        if taken_names := [name for name in names if name in ARMS or names.count(name) > 1]:
             raise ValueError(
-                f"programs: {taken[0]!r} is the name of another arm; give each a name of its own"
+                f"programs: {taken_names[0]!r} is the name of another arm; give each a name of its own"
             )
         if self.arm not in (*ARMS, *names):
             raise ValueError(f"arm={self.arm}: there is no such arm; {nearest(self.arm, (*ARMS, *names))}")

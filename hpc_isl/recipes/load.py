@@ -73,26 +73,26 @@ def parsed(stage: str, content: dict[str, Any], origin: str) -> Recipe:
         UserError: naming the keys that are wrong.
     """
     kind = RECIPES[stage]
-    renamed = dict.fromkeys(line for key in flatten(content) if (line := renamed_key(stage, key)))
-    if renamed:
-        raise UserError("\n".join([f"{origin}:", *(f"  {line}" for line in renamed)]))
+    lines = dict.fromkeys(line for key in flatten(content) if (line := renamed_key(stage, key)))
+    if lines:
+        raise UserError("\n".join([f"{origin}:", *(f"  {line}" for line in lines)]))
     # By hand, because the part is shared with stages that do read these keys.
     for key, value in flatten(content).items():
-        for unread, why in kind.UNREAD.items():
+        for unread, reason in kind.UNREAD.items():
             if f"{key}.".startswith(f"{unread}.") and value != default_at(kind, key):
-                raise UserError(f"{origin}:\n  {key}: no such key of {stage}: {why}")
+                raise UserError(f"{origin}:\n  {key}: no such key of {stage}: {reason}")
     return parse(kind, content, origin)
 
 
 def refuse_unused(recipes: Sequence[Recipe], origin: str) -> None:
-    """A key that is given and changes nothing is told: nobody would miss it before the results are there.
+    """Refuses a key that is given and changes nothing: nobody would notice before the results are there.
 
     Args:
         recipes: one, or those of a sweep, which may set for all elements what some of them use.
     """
-    first, *others = (recipe.given_unused() for recipe in recipes)
-    lines = [f"  {key}: changes nothing because {why}; leave it out" for key, why in first.items()
-             if all(key in other for other in others)]  # fmt: skip
+    unused, *unused_in_others = (recipe.given_unused() for recipe in recipes)
+    lines = [f"  {key}: changes nothing because {reason}; leave it out" for key, reason in unused.items()
+             if all(key in keys for keys in unused_in_others)]  # fmt: skip
     if lines:
         raise UserError("\n".join([f"{origin}:", *lines]))
 
@@ -122,7 +122,7 @@ def load_kept(stage: str, path: Path) -> Recipe:
 
 
 def digest(recipe: Recipe, fingerprints: Mapping[str, str] = {}) -> str:
-    """Hash of what is computed from what: the recipe without paths, and its inputs' fingerprints."""
+    """Hash of the recipe without paths, and of its inputs' fingerprints."""
     return digests(recipe)(fingerprints)
 
 
@@ -228,9 +228,9 @@ def present_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys and values of a recipe as the first version named them."""
-    keys = {new: old for old, new in FORMER_KEYS.get(stage, {}).items()}
+    keys = {present: former for former, present in FORMER_KEYS.get(stage, {}).items()}
     values = {
-        _renamed(key, keys): {new: old for old, new in names.items()}
+        _renamed(key, keys): {present: former for former, present in names.items()}
         for key, names in FORMER_VALUES.get(stage, {}).items()
     }
     result = _translated(content, keys, values)
@@ -258,12 +258,12 @@ def kept_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a run folder of any kind keeps as its recipe: of one stage, a sweep or a chain."""
     result = dict(content)
     if stage == "sweep":
-        inner = str(content.get("stage"))
+        element_stage = str(content.get("stage"))
         over = content.get("over", {})
         groups = over if isinstance(over, list) else [over]
-        translated = [present_keys(inner, group) for group in groups]
-        result |= {"over": translated if isinstance(over, list) else translated[0]}
-        return result | {"base": present_keys(inner, content.get("base", {}))}
+        present_groups = [present_keys(element_stage, group) for group in groups]
+        result |= {"over": present_groups if isinstance(over, list) else present_groups[0]}
+        return result | {"base": present_keys(element_stage, content.get("base", {}))}
     if stage == "chain":
         steps = content.get("steps", [])
         return result | {
@@ -276,12 +276,12 @@ def kept_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def renamed_key(stage: str, key: str) -> str:
     """Returns what to type instead of a dotted key of an earlier version; empty: it is none."""
-    new = _renamed(key, FORMER_KEYS.get(stage, {}))
-    if new == key:
+    present = _renamed(key, FORMER_KEYS.get(stage, {}))
+    if present == key:
         return ""
-    values = FORMER_VALUES.get(stage, {}).get(new, {})
-    changed = "".join(f", and its value {old!r} is {value!r}" for old, value in values.items())
-    return f"{key}: is called {new} now{changed}"
+    values = FORMER_VALUES.get(stage, {}).get(present, {})
+    hint = "".join(f", and its value {former!r} is {value!r}" for former, value in values.items())
+    return f"{key}: is called {present} now{hint}"
 
 
 def _renamed(key: str, names: Mapping[str, str]) -> str:
@@ -298,16 +298,20 @@ def _translated(
     values: Mapping[str, Mapping[str, str]],
     path: str = "",
 ) -> dict[str, Any]:
-    above = _renamed(path, keys)
+    new_parent = _renamed(path, keys)
     result: dict[str, Any] = {}
     for name, value in content.items():
         dotted = f"{path}.{name}" if path else str(name)
-        new = _renamed(dotted, keys)
+        new_key = _renamed(dotted, keys)
         if isinstance(value, Mapping):
             value = _translated(value, keys, values, dotted)
-        elif new in values:
-            names = values[new]
+        elif new_key in values:
+            names = values[new_key]
             # A sweep gives a list of values.
-            value = [names.get(v, v) for v in value] if isinstance(value, list) else names.get(value, value)
-        result[new.removeprefix(f"{above}.") if above else new] = value
+            value = (
+                [names.get(item, item) for item in value]
+                if isinstance(value, list)
+                else names.get(value, value)
+            )
+        result[new_key.removeprefix(f"{new_parent}.") if new_parent else new_key] = value
     return result

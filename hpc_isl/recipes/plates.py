@@ -114,12 +114,12 @@ class ConvertRecipe(Recipe):
 
     @field_validator("fields", "channels", "times", "planes", mode="before")
     @classmethod
-    def _some(cls, chosen: Any) -> Any:
-        if isinstance(chosen, (str, int)):
-            return [chosen]
-        if isinstance(chosen, list) and not chosen:
+    def _some(cls, selection: Any) -> Any:
+        if isinstance(selection, (str, int)):
+            return [selection]
+        if isinstance(selection, list) and not selection:
             raise ValueError("an empty list would leave out everything; null means all")
-        return chosen
+        return selection
 
     @property
     def sources(self) -> list[Path]:
@@ -248,9 +248,9 @@ class AnnotateRecipe(Recipe):
 
     @model_validator(mode="after")
     def _what_the_action_needs(self) -> AnnotateRecipe:
-        needed = {"import": "source", "draft": "channel", "export": "out"}.get(self.action)
-        if needed and getattr(self, needed) is None:
-            raise ValueError(f"annotate {self.action}: {needed} must be given")
+        needed_key = {"import": "source", "draft": "channel", "export": "out"}.get(self.action)
+        if needed_key and getattr(self, needed_key) is None:
+            raise ValueError(f"annotate {self.action}: {needed_key} must be given")
         if self.action == "draft" and self.method == "command" and self.command is None:
             raise ValueError("method=command: command must be given, as in command='{predict: [PROGRAM, …]}'")
         # Whether it leaves a field is known once that is read; an empty one is wrong on every field.
@@ -259,20 +259,20 @@ class AnnotateRecipe(Recipe):
         return self
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        drafting = {"channel", "method", "threshold", "sigma", "min_area", "split", "command"}
+        draft_keys = {"channel", "method", "threshold", "sigma", "min_area", "split", "command"}
         keys = {
             "import": {"source", "accept", "regex", "overwrite", "fields", "objects", "overlaps"},
-            "draft": {"fields", "overwrite", *drafting},
+            "draft": {"fields", "overwrite", *draft_keys},
             "export": {"fields", "out", "box"},
             "edit": {"fields", "box"},
             "propose": {"fields", "model", "n", "stratify", "residual_weight"},
         }
         if self.action == "propose" and self.model is None:
             yield "residual_weight", "without a model no stain is predicted"
-        shared = {"action", "plate", "labels"} | keys[self.action]
+        keys_read = {"action", "plate", "labels"} | keys[self.action]
         for key in type(self).model_fields:
             # An earlier version kept its only method, threshold, in recipes of every action.
-            if key not in shared and (key, getattr(self, key)) != ("method", "threshold"):
+            if key not in keys_read and (key, getattr(self, key)) != ("method", "threshold"):
                 yield key, f"action is {self.action}"
         if self.action == "draft":
             if self.method != "command":

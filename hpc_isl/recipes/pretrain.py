@@ -81,8 +81,8 @@ class PretrainRecipe(Recipe):
         yield from unused_in_optim(self.optim)
         yield from unused_in_predict(self.predict)
         if self.data.normalize.target != "percentile":
-            why = f"data.normalize.target is {self.data.normalize.target}"
-            yield from ((f"data.normalize.{name}", why) for name in ("low", "high"))
+            reason = f"data.normalize.target is {self.data.normalize.target}"
+            yield from ((f"data.normalize.{name}", reason) for name in ("low", "high"))
         if not self.data.foreground.required:
             names = ("channel", "threshold", "fraction")
             yield from ((f"data.foreground.{name}", "data.foreground.required is false") for name in names)

@@ -24,12 +24,12 @@ def check_command(name: str, command: list[str]) -> list[str]:
     """Returns a command that names all folders that it needs, and nothing else in braces; else ValueError."""
     if not command:
         raise ValueError("the list is empty; a program and its arguments are expected")
-    given = {place for argument in command for place in re.findall(r"\{(\w+)\}", argument)}
-    for place in sorted(given - PLACES[name]):
-        known = [f"{{{known}}}" for known in sorted(PLACES[name])]
-        raise ValueError(f"{{{place}}} is nothing that is filled in; {nearest(f'{{{place}}}', known)}")
+    places = {place for argument in command for place in re.findall(r"\{(\w+)\}", argument)}
+    for place in sorted(places - PLACES[name]):
+        legal_places = [f"{{{legal}}}" for legal in sorted(PLACES[name])]
+        raise ValueError(f"{{{place}}} is nothing that is filled in; {nearest(f'{{{place}}}', legal_places)}")
     for place in NEEDED[name]:
-        if place not in given:
+        if place not in places:
             raise ValueError(f"no argument has {{{place}}}, and so the program would not be told that folder")
     return command
 

@@ -173,11 +173,11 @@ class SegmentRecipe(Recipe):
             )
         if self.measure.flat_field != "files":
             yield "measure.flat_field_files", f"measure.flat_field is {self.measure.flat_field}"
-        chosen = self.measure.features
-        if "texture" not in chosen:
+        features = self.measure.features
+        if "texture" not in features:
             yield from (
                 (f"measure.{name}", "measure.features has no texture")
                 for name in ("texture_px", "grey_levels")
             )
-        if not {"texture", "granularity"} & {*chosen}:
+        if not {"texture", "granularity"} & {*features}:
             yield "measure.white", "measure.features has neither texture nor granularity"

@@ -33,8 +33,8 @@ class Strict(BaseModel):
     def _paths_are_text(cls, content: Any) -> Any:
         if not isinstance(content, dict):
             return content
-        known = ((name, cls.model_fields.get(str(name))) for name in content)
-        paths = {name for name, field in known if field and _is_path(field.annotation)}
+        fields = ((name, cls.model_fields.get(str(name))) for name in content)
+        paths = {name for name, field in fields if field and _is_path(field.annotation)}
         return {name: _as_text(value) if name in paths else value for name, value in content.items()}
 
 
@@ -42,8 +42,8 @@ def meanings(kind: type[Strict]) -> dict[str, str]:
     """Returns field -> the string under it."""
     # Not by pydantic's `use_attribute_docstrings`: it parses the source of all models in every process.
     texts: dict[str, str] = {}
-    for part in (part for part in reversed(kind.__mro__) if issubclass(part, Strict)):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+    for model in (model for model in reversed(kind.__mro__) if issubclass(model, Strict)):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
         assert isinstance(definition, ast.ClassDef)
         for field, text in pairwise(definition.body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
@@ -99,9 +99,9 @@ class _Loader(yaml.SafeLoader):
     }
 
     def number(self, node: yaml.ScalarNode) -> int | float:
-        whole = node.tag.endswith(":int")
-        value = (_Int if whole else _Float)(
-            self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        is_int = node.tag.endswith(":int")
+        value = (_Int if is_int else _Float)(
+            self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
         )
         value.text = node.value
         return value
@@ -141,7 +141,7 @@ def written(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same without the texts of its numbers: 1.0e-3 is 0.001."""
+    """The value with plain numbers, without their texts: 1.0e-3 is 0.001."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -185,19 +185,19 @@ def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
 
 
 def _assign(node: Any, path: list[str], value: Any, assignment: str) -> None:
-    head, *rest = path
+    head, *tail = path
     if isinstance(node, list):
         if not head.isdigit() or int(head) >= len(node):
             raise UserError(f"{assignment!r}: the list has entries 0 to {len(node) - 1}, not {head!r}")
         head = int(head)  # type: ignore[assignment]
     elif not isinstance(node, dict):
         raise UserError(f"{assignment!r}: there is nothing below {head!r}, its parent is {node!r}")
-    if not rest:
+    if not tail:
         node[head] = value
         return
     if isinstance(node, dict) and node.get(head) is None:
         node[head] = {}
-    _assign(node[head], rest, value, assignment)
+    _assign(node[head], tail, value, assignment)
 
 
 def parse(kind: type[S], content: dict[str, Any], origin: str) -> S:
@@ -222,39 +222,39 @@ def _complaint(kind: type[Strict], entry: Any) -> str:
     if entry["type"] == "model_type" and (owner := _model_at(kind, path)):
         first, *_ = owner.model_fields
         names = ", ".join(owner.model_fields)
-        given = f"got {entry['input']!r}"
-        return f"{dotted}: has keys of its own ({names}), as in {dotted}='{{{first}: …}}'; {given}"
-    text = entry["msg"].removeprefix("Value error, ")
+        input_clause = f"got {entry['input']!r}"
+        return f"{dotted}: has keys of its own ({names}), as in {dotted}='{{{first}: …}}'; {input_clause}"
+    message = entry["msg"].removeprefix("Value error, ")
     if entry["type"] == "string_type" and isinstance(entry["input"], bool):
-        text = f"text is expected; in quotes it is one, as in {dotted}='\"{str(entry['input']).lower()}\"'"
-    return f"{dotted}: {text}; got {entry['input']!r}" if path else text
+        message = f"text is expected; in quotes it is one, as in {dotted}='\"{str(entry['input']).lower()}\"'"
+    return f"{dotted}: {message}; got {entry['input']!r}" if path else message
 
 
 def _nearest_key(kind: type[Strict], owner: type[Strict] | None, name: str) -> str:
-    """The clause about a key that does not exist: nearly so spelled here, of that name elsewhere, or else.
+    """The clause about a key that does not exist: names one spelled nearly so here, or one elsewhere.
 
     A key in the wrong place, as train.lr for optim.lr, is nearer than one that only looks a little like it.
     """
-    here = list(owner.model_fields) if owner else []
+    keys_here = list(owner.model_fields) if owner else []
     places: dict[str, list[str]] = {}
     for key in _keys(kind):
         places.setdefault(key.rpartition(".")[2], []).append(key)
-    for legal, likeness in ((here, 0.8), (places, 1.0), (here, 0.5), (places, 0.7)):
-        close = difflib.get_close_matches(name, legal, n=1, cutoff=likeness)
-        if close and legal is places:
-            meant = " or ".join(repr(key) for key in places[close[0]][:3])
-            return f"did you mean {meant}? {nearest('', here)}"
-        if close:
+    for legal, likeness in ((keys_here, 0.8), (places, 1.0), (keys_here, 0.5), (places, 0.7)):
+        matches = difflib.get_close_matches(name, legal, n=1, cutoff=likeness)
+        if matches and legal is places:
+            suggestions = " or ".join(repr(key) for key in places[matches[0]][:3])
+            return f"did you mean {suggestions}? {nearest('', keys_here)}"
+        if matches:
             break
-    return nearest(name, here)
+    return nearest(name, keys_here)
 
 
 def _keys(kind: type[Strict], path: str = "") -> Iterator[str]:
     """All dotted keys of a model, as `override` takes them; of a list those of its first entry."""
-    for name, known in kind.model_fields.items():
+    for name, field in kind.model_fields.items():
         yield f"{path}{name}"
-        entry = ".0" if typing.get_origin(known.annotation) is list else ""
-        for model in models_in(known.annotation):
+        entry = ".0" if typing.get_origin(field.annotation) is list else ""
+        for model in models_in(field.annotation):
             yield from _keys(model, f"{path}{name}{entry}.")
 
 
@@ -264,10 +264,10 @@ def _model_at(kind: Any, path: list[Any]) -> type[Strict] | None:
     for model in models:
         if not path:
             return model
-        known = model.model_fields.get(str(path[0]))
-        if known is not None:
-            rest = path[1:] if not (len(path) > 1 and isinstance(path[1], int)) else path[2:]
-            return _model_at(known.annotation, rest)
+        field = model.model_fields.get(str(path[0]))
+        if field is not None:
+            tail = path[1:] if not (len(path) > 1 and isinstance(path[1], int)) else path[2:]
+            return _model_at(field.annotation, tail)
     return models[0] if models and not path else None
 
 
@@ -279,7 +279,7 @@ def models_in(kind: Any) -> list[type[Strict]]:
 
 
 def default_at(kind: type[Strict], key: str) -> Any:
-    """What a dotted key holds that is not given: by its owner's default, else by that of its own model.
+    """The default of a dotted key: as its owner's default has it, else that of its own model.
 
     None where there is no such key.
     """
@@ -293,8 +293,8 @@ def default_at(kind: type[Strict], key: str) -> Any:
         value = getattr(base, part) if base is not None else owner.default
         kind = nested[0]
         base = value if isinstance(value, kind) else None
-    known = kind.model_fields.get(name)
-    return getattr(base, name, None) if base is not None else known and known.default
+    field = kind.model_fields.get(name)
+    return getattr(base, name, None) if base is not None else field and field.default
 
 
 def to_yaml(value: Strict) -> str:

@@ -1,4 +1,4 @@
-"""What recipes that train are made of: planes, split, data, network, loss, optimiser, length."""
+"""The parts of recipes that train: planes, split, data, network, loss, optimiser, length."""
 
 from __future__ import annotations
 
@@ -269,9 +269,9 @@ def with_seed(content: Any, **defaults: Any) -> Any:
     """
     if not isinstance(content, dict) or "seed" not in content:
         return content
-    rest = {key: value for key, value in content.items() if key != "seed"}
+    other_keys = {key: value for key, value in content.items() if key != "seed"}
     # pydantic does not use the default of `train` once one of its keys is given.
-    own = rest.get("train") or defaults
-    if not isinstance(own, dict) or own.get("seed", content["seed"]) != content["seed"]:
+    train = other_keys.get("train") or defaults
+    if not isinstance(train, dict) or train.get("seed", content["seed"]) != content["seed"]:
         raise ValueError("seed is short for train.seed; give one of them")
-    return {**rest, "train": {**own, "seed": content["seed"]}}
+    return {**other_keys, "train": {**train, "seed": content["seed"]}}

@@ -80,16 +80,22 @@ class AnnotatedCrops:
         A target is known and mask; with a distance map also where that counts, and the map.
         """
         epoch, crop = drawn(self.seed, number, len(self))
-        own, rng = self.boxes[crop // self.per_box], stream(self.seed, "crop", epoch, crop)
+        annotation, rng = self.boxes[crop // self.per_box], stream(self.seed, "crop", epoch, crop)
         size = round(self.edge / zoom(self.augment, rng))
-        y, x = own.box
+        y, x = annotation.box
         corners = y.start, x.start, y.stop, x.stop
         maps = _maps_of(
-            own.image, own.labels, own.level, own.field.time, corners, self.distance, self.whole_only
+            annotation.image,
+            annotation.labels,
+            annotation.level,
+            annotation.field.time,
+            corners,
+            self.distance,
+            self.whole_only,
         )
-        window = _place(own, maps, size, rng)
-        sources = resize(pad(stack(own.field.sources, window), size), self.edge)
-        targets = _targets(maps, own.box, window)
+        window = _place(annotation, maps, size, rng)
+        sources = resize(pad(stack(annotation.field.sources, window), size), self.edge)
+        targets = _targets(maps, annotation.box, window)
         # Sources are padded by reflection; what is reflected counts as unknown, 0 in all targets.
         missing = [max(size - length, 0) for length in targets.shape[-2:]]
         targets = self._resized(np.pad(targets, [(0, 0), *((m // 2, m - m // 2) for m in missing)]))
@@ -133,7 +139,7 @@ def _maps_of(
     return labels > 0, counts, distance(labels)
 
 
-def _place(own: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> Box:
+def _place(annotation: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> Box:
     """Returns a window of the field with as much of the box as it can hold, and an object if possible."""
 
     def along(box: slice, length: int) -> slice:
@@ -144,8 +150,11 @@ def _place(own: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> B
         return slice(start, start + side)
 
     for _ in range(REDRAWS):  # of the draws the last one counts, with or without an object
-        window = along(own.box[0], own.field.shape[0]), along(own.box[1], own.field.shape[1])
-        in_box, _ = _overlap(own.box, window)
+        window = (
+            along(annotation.box[0], annotation.field.shape[0]),
+            along(annotation.box[1], annotation.field.shape[1]),
+        )
+        in_box, _ = _overlap(annotation.box, window)
         if maps[0][in_box].any():
             break
     return window
@@ -153,10 +162,14 @@ def _place(own: Annotated, maps: Maps, size: int, rng: np.random.Generator) -> B
 
 def _overlap(box: Box, window: Box) -> tuple[Box, Box]:
     """Returns the overlap of box and window, in pixels of the box and in pixels of the window."""
-    both = [(max(b.start, w.start), min(b.stop, w.stop)) for b, w in zip(box, window, strict=True)]
+    ranges = [
+        (max(box_side.start, window_side.start), min(box_side.stop, window_side.stop))
+        for box_side, window_side in zip(box, window, strict=True)
+    ]
     in_box, in_window = (
         tuple(
-            slice(low - side.start, high - side.start) for (low, high), side in zip(both, sides, strict=True)
+            slice(low - side.start, high - side.start)
+            for (low, high), side in zip(ranges, sides, strict=True)
         )
         for sides in (box, window)
     )
@@ -166,9 +179,9 @@ def _overlap(box: Box, window: Box) -> tuple[Box, Box]:
 def _targets(maps: Maps, box: Box, window: Box) -> Pixels:
     """Returns known and the maps in the window; 0, unknown, outside of the box."""
     in_box, in_window = _overlap(box, window)
-    cut = np.zeros((1 + len(maps), *(w.stop - w.start for w in window)), np.float32)
+    cut = np.zeros((1 + len(maps), *(side.stop - side.start for side in window)), np.float32)
     # Outside of the box `known` stays 0: there the loss ignores mask and distance.
     cut[0, *in_window] = 1
-    for channel, own in enumerate(maps, 1):
-        cut[channel, *in_window] = own[in_box]
+    for channel, pixels in enumerate(maps, 1):
+        cut[channel, *in_window] = pixels[in_box]
     return cut

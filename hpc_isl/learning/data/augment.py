@@ -29,8 +29,8 @@ def resize(pixels: Pixels, edge: int) -> Pixels:
 def turn(sources: Pixels, targets: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """Returns one of the eight mirror images and quarter turns, the same for both; (c, y, x) with y = x."""
     quarters, mirror = int(rng.integers(4)), bool(rng.integers(2))
-    both = [np.rot90(pixels, quarters, axes=(1, 2)) for pixels in (sources, targets)]
-    first, second = [pixels[:, :, ::-1] for pixels in both] if mirror else both
+    rotated = [np.rot90(pixels, quarters, axes=(1, 2)) for pixels in (sources, targets)]
+    first, second = [pixels[:, :, ::-1] for pixels in rotated] if mirror else rotated
     # torch takes no arrays of negative strides.
     return np.ascontiguousarray(first), np.ascontiguousarray(second)
 
@@ -46,7 +46,9 @@ def shade(sources: Pixels, recipe: AugmentRecipe, rng: np.random.Generator) -> P
 
         # One stream in a fixed order: another order would change every sample.
         sigmas = rng.uniform(0, recipe.blur, len(sources))
-        sources = np.stack([ndimage.gaussian_filter(p, s) for p, s in zip(sources, sigmas, strict=True)])
+        sources = np.stack(
+            [ndimage.gaussian_filter(plane, sigma) for plane, sigma in zip(sources, sigmas, strict=True)]
+        )
     if recipe.contrast:
         sources = sources * drawn(1 - recipe.contrast, 1 + recipe.contrast)
     if recipe.brightness:

@@ -83,28 +83,29 @@ def _pixel_um(indices: Sequence[Index], level: int) -> float | None:
     sizes = {plate.name: float(plate.pixel_um) for plate in plates if plate.pixel_um}
     if not sizes:
         return None
-    first, *others = sizes.values()
+    first_size, *further_sizes = sizes.values()
     # Instruments round the size of a pixel.
-    if not all(isclose(size, first, rel_tol=0.05) for size in others):
+    if not all(isclose(size, first_size, rel_tol=0.05) for size in further_sizes):
         listed = ", ".join(f"{name} {size:g} µm" for name, size in sizes.items())
         raise UserError(f"the plates differ in the size of a pixel: {listed}; train on plates of one size")
-    return first * (1 << level)
+    return first_size * (1 << level)
 
 
 def _check_names(view: View, index: Index) -> None:
     roles = view.sources + view.targets
-    known = sorted({key.acquisition for key in index.statistics})
-    named = [role.acquisition for role in roles if role.acquisition is not None]
+    acquisitions = sorted({key.acquisition for key in index.statistics})
+    named_acquisitions = [role.acquisition for role in roles if role.acquisition is not None]
     for role in roles:
         index.channel(role.channel)
-        if role.acquisition is not None and role.acquisition not in known:
+        if role.acquisition is not None and role.acquisition not in acquisitions:
             raise UserError(
-                f"{index.path}: has no acquisition {role.acquisition}; {nearest(role.acquisition, known)}"
+                f"{index.path}: has no acquisition {role.acquisition}; "
+                f"{nearest(role.acquisition, acquisitions)}"
             )
-        if role.acquisition is None and named and len(known) > 1:
+        if role.acquisition is None and named_acquisitions and len(acquisitions) > 1:
             raise UserError(
-                f"{index.path}: has the acquisitions {', '.join(map(str, known))}; where one plane names its "
-                f"acquisition, all must: {role.channel!r} does not"
+                f"{index.path}: has the acquisitions {', '.join(map(str, acquisitions))}; where one plane "
+                f"names its acquisition, all must: {role.channel!r} does not"
             )
 
 
@@ -126,8 +127,8 @@ class _Training:
         if not fields:
             names = ", ".join(repr(role.channel) for role in view.sources)
             raise UserError(f"no training field has planes of {names}")
-        chosen = np.linspace(0, len(fields) - 1, min(SAMPLED_FIELDS, len(fields))).round().astype(int)
-        return [field_view(view, *fields[number]) for number in chosen]
+        positions = np.linspace(0, len(fields) - 1, min(SAMPLED_FIELDS, len(fields))).round().astype(int)
+        return [field_view(view, *fields[number]) for number in positions]
 
     def histogram(self, view: View, role: Role) -> Histogram:
         """Returns the histogram of a role's channel in the training fields of all plates."""
@@ -135,7 +136,7 @@ class _Training:
         for index in self.indices:
             channel = index.channel(role.channel)
             pairs = ((key, image_key(key, role)) for key in fields_of(view, index, self.split, "train"))
-            keys = [at for key, at in pairs if index.shift(key, at)]  # rejected ones are trained on by none
+            keys = [at for key, at in pairs if index.shift(key, at)]  # rejected ones train nothing
             keys = [key for key in keys if key in index.statistics and index.imaged(key)[:, channel].any()]
             if keys:
                 parts.append(index.histogram(keys, channel))

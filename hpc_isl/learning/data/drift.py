@@ -41,13 +41,17 @@ Reference = Mapping[str, Mapping[str, list[float]]]
 
 def reference_of(view: View, indices: Sequence[Index], keys: Sequence[Sequence[FieldKey]]) -> Reference:
     """Returns the statistics of the fields `keys` of each plate; empty where none was imaged."""
-    facts = [own for index, fields in zip(indices, keys, strict=True) for own in _facts(view, index, fields)]
+    facts = [
+        field_facts
+        for index, fields in zip(indices, keys, strict=True)
+        for field_facts in _facts(view, index, fields)
+    ]
     reference: dict[str, dict[str, list[float]]] = {}
     for number, role in enumerate(view.sources if facts else ()):
         acquisition = "" if role.acquisition is None else f" {role.acquisition}"
         spreads = reference.setdefault(f"{role.channel} {role.plane}{acquisition}", {})
         for fact in facts[0][number]:
-            values = [own[number][fact] for own in facts]
+            values = [field_facts[number][fact] for field_facts in facts]
             median = float(np.median(values))
             # 1.4826: the median absolute deviation of normal values becomes their standard deviation.
             deviation = 1.4826 * float(np.median(np.abs(np.asarray(values) - median)))
@@ -65,11 +69,11 @@ def drift(reference: Reference, view: View, index: Index, keys: Sequence[FieldKe
     for key in keys:
         wells.setdefault(key.well, []).append(key)
     size = index.plate.pixel_um
-    known = view.pixel_um is not None and size is not None
-    same_size = not known or isclose((size or 0) * (1 << view.level), view.pixel_um or 0, rel_tol=0.05)
+    sizes_known = view.pixel_um is not None and size is not None
+    same_size = not sizes_known or isclose((size or 0) * (1 << view.level), view.pixel_um or 0, rel_tol=0.05)
     rows = []
-    for well, own in wells.items():
-        facts = list(_facts(view, index, own))
+    for well, well_keys in wells.items():
+        facts = list(_facts(view, index, well_keys))
         if not facts:
             continue
         z: dict[str, float] = {}
@@ -79,18 +83,18 @@ def drift(reference: Reference, view: View, index: Index, keys: Sequence[FieldKe
                     value = float(np.median([field[number][fact] for field in facts]))
                     z[f"{source} {fact}"] = round((value - median) / spread, 3)
         worst = max(z, key=lambda name: abs(z[name]))
-        rows.append({"well": well, "fields": len(own), "largest": abs(z[worst]), "where": worst, **z})
+        rows.append({"well": well, "fields": len(well_keys), "largest": abs(z[worst]), "where": worst, **z})
     return rows
 
 
 def _facts(view: View, index: Index, keys: Sequence[FieldKey]) -> Iterator[list[dict[str, float]]]:
     """Yields the facts of each source, for each field and time that was imaged."""
     # The statistics in the index are of level 0 and uncorrected pixels.
-    stored = replace(view, targets=(), foreground=None, flat_field="none", level=0, pixel_um=None)
+    stored_view = replace(view, targets=(), foreground=None, flat_field="none", level=0, pixel_um=None)
     for key in keys:
         for time in range(index.field(key).shape[0]):
             try:
-                planes = field_view(stored, index, key, time).sources
+                planes = field_view(stored_view, index, key, time).sources
             # A source that was not imaged: `segment` reports such fields.
             except UserError:
                 continue
@@ -99,7 +103,9 @@ def _facts(view: View, index: Index, keys: Sequence[FieldKey]) -> Iterator[list[
                 statistics = index.statistics[image_key(key, role)].planes
                 facts = [_facts_of_plane(statistics[time, plane.channel, z]) for z in plane.planes]
                 # A projection has the mean facts of its planes.
-                sources.append({name: float(np.mean([own[name] for own in facts])) for name in facts[0]})
+                sources.append(
+                    {name: float(np.mean([plane_facts[name] for plane_facts in facts])) for name in facts[0]}
+                )
             yield sources
 
 

@@ -62,23 +62,23 @@ def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldV
             pixel size; fields of different shape in two acquisitions.
     """
     rule = view.normalize
-    seen = []
+    source_planes = []
     for role in view.sources:
         plane, facts = _plane(view, index, key, time, role)
         plane = replace(plane, local_px=rule.local_px, kind=rule.source)
-        seen.append(replace(plane, numbers=_from_index(plane, facts)))
-    sources, targets = tuple(seen), None
+        source_planes.append(replace(plane, numbers=_from_index(plane, facts)))
+    sources, targets = tuple(source_planes), None
     if all(_has(index, key, role) for role in view.targets):
         scaling: dict[str, Any] = {"kind": rule.target, "low": rule.low, "high": rule.high, "clip": rule.clip}
         # A field without its stain can still be predicted.
         with suppress(NotImagedError):
             planes = [(_plane(view, index, key, time, role)[0], role.numbers) for role in view.targets]
-            targets = tuple(replace(plane, numbers=own, **scaling) for plane, own in planes)
-    every = sources + (targets or ())
-    valid = common(*map(partnered, every))
+            targets = tuple(replace(plane, numbers=role_numbers, **scaling) for plane, role_numbers in planes)
+    all_planes = sources + (targets or ())
+    valid = common(*map(partnered, all_planes))
     if targets and any(side.start >= side.stop for side in valid):  # no place is in all acquisitions
-        every, targets, valid = sources, None, common(*map(partnered, sources))
-    return FieldView(index.plate.name, key, time, _one_shape(every), sources, targets, valid)
+        all_planes, targets, valid = sources, None, common(*map(partnered, sources))
+    return FieldView(index.plate.name, key, time, _one_shape(all_planes), sources, targets, valid)
 
 
 def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldView:
@@ -96,16 +96,16 @@ def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> Fie
         names = ", ".join(repr(role.channel) for role in view.targets)
         text = f"{index.plate.name} {key}: has no plane of a target, {names}"
         raise NotImagedError(text, f"without target {names}")
-    if (wanted := view.foreground) is None:
+    if (foreground_rule := view.foreground) is None:
         return field
-    plane, _ = _plane(view, index, key, time, wanted.role)
+    plane, _ = _plane(view, index, key, time, foreground_rule.role)
     _one_shape((*field.sources, plane))
     field = replace(field, valid=common(field.valid, partnered(plane)))
     if any(side.start >= side.stop for side in field.valid):
         raise NotImagedError(f"{index.plate.name} {key}: no place is in all acquisitions", "without overlap")
-    threshold = wanted.threshold
+    threshold = foreground_rule.threshold
     if threshold is None:
-        at, channel = image_key(key, wanted.role), index.channel(wanted.role.channel)
+        at, channel = image_key(key, foreground_rule.role), index.channel(foreground_rule.role.channel)
         empty = f"empty:{channel}" in index.statistics[at].flags
         threshold = inf if empty else foreground_threshold(index.histogram([at], channel))
     return replace(field, foreground=plane, threshold=threshold)
@@ -127,8 +127,10 @@ def foreground_threshold(histogram: Histogram) -> float:
 
 def fields_of(view: View, index: Index, split: Split, part: str) -> tuple[FieldKey, ...]:
     """Returns the fields of a part that the view sees: those in the acquisition of its first source."""
-    own = view.sources[0].acquisition
-    return tuple(k for k in split.keys(index.plate, part) if own is None or k.acquisition == own)
+    acquisition = view.sources[0].acquisition
+    return tuple(
+        key for key in split.keys(index.plate, part) if acquisition is None or key.acquisition == acquisition
+    )
 
 
 def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
@@ -180,17 +182,18 @@ def level_on(view: View, index: Index, key: FieldKey) -> int:
     """
     size, levels = index.plate.pixel_um, index.levels(key)
     if view.pixel_um is None or size is None:
-        fitting = [view.level] if view.level < levels else []
+        matching_levels = [view.level] if view.level < levels else []
     else:
         # Instruments round the size of a pixel, hence 5 %.
-        fitting = [n for n in range(levels) if isclose(size * 2**n, view.pixel_um, rel_tol=0.05)]
-    if fitting:
-        return fitting[0]
-    known = view.pixel_um is not None and size is not None
-    wanted = f"{view.pixel_um:g} µm" if known else f"level {view.level}"
-    stored = f"{size:g} µm × 1, 2, 4, … on " if known else ""
+        matching_levels = [n for n in range(levels) if isclose(size * 2**n, view.pixel_um, rel_tol=0.05)]
+    if matching_levels:
+        return matching_levels[0]
+    sizes_known = view.pixel_um is not None and size is not None
+    required_size = f"{view.pixel_um:g} µm" if sizes_known else f"level {view.level}"
+    stored_sizes = f"{size:g} µm × 1, 2, 4, … on " if sizes_known else ""
     raise UserError(
-        f"{index.path}: field {key} has no pixels of {wanted}; it has {stored}levels 0 to {levels - 1}"
+        f"{index.path}: field {key} has no pixels of {required_size}; it has {stored_sizes}levels 0 "
+        f"to {levels - 1}"
     )
 
 
@@ -215,7 +218,7 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
     """Returns the plane, not yet normalised, and the statistics of the first of its z positions."""
     at, channel = image_key(key, role), index.channel(role.channel)
     name = f"{index.plate.name} {at} {role.channel!r}"
-    stored, shift = index.field(at), index.shift(key, at)
+    field, shift = index.field(at), index.shift(key, at)
     if shift is None:
         text = f"{name}: shows another place than {key}; inspect {index.path} lists the shifts"
         raise NotImagedError(text, "of which two acquisitions show different places")
@@ -225,17 +228,17 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
         raise NotImagedError(text, f"without {role.channel!r}")
     focus = {z: fact.focus for z, fact in facts.items()}
     try:
-        planes = choose_planes(role.plane, focus, heights(stored, role.channel), index.plate.plane_um)
+        planes = choose_planes(role.plane, focus, heights(field, role.channel), index.plate.plane_um)
     except UserError as error:
         raise NotImagedError(f"{name}: {error}", f"without plane {role.plane} of {role.channel!r}") from None
-    stated, profile = index.plate.channels[channel], None
+    channel_metadata, profile = index.plate.channels[channel], None
     if view.flat_field == "estimated":
-        profile = view.profiles[stated.name]
-    elif view.flat_field == "vendor" and not stated.corrected:
-        profile = vendor_profile(stated.flat_field, stated.name)
+        profile = view.profiles[channel_metadata.name]
+    elif view.flat_field == "vendor" and not channel_metadata.corrected:
+        profile = vendor_profile(channel_metadata.flat_field, channel_metadata.name)
         profile = None if profile["Type"] == "Identity" else profile  # nothing to correct
     level = level_on(view, index, at)
-    y, x = stored.shape[-2:]
+    y, x = field.shape[-2:]
     plane = Plane(
         name=name, image=index.image(at), level=level, depth=index.levels(at),
         shape=reduce(lambda shape, _: halved_shape(shape), range(level), (y, x)),
@@ -249,9 +252,9 @@ def _plane(view: View, index: Index, key: FieldKey, time: int, role: Role) -> tu
 def heights(field: Field, channel: str) -> dict[int, float]:
     """Returns plane -> height in micrometres, of one channel; empty where it is not known for each."""
     # A channel may have been imaged at heights of its own.
-    own = field.details.get("z_um", {}).get(channel)
-    planes = range(len(field.z_um)) if own is None else field.planes(channel)
-    heights = field.z_um if own is None else own
+    channel_heights = field.details.get("z_um", {}).get(channel)
+    planes = range(len(field.z_um)) if channel_heights is None else field.planes(channel)
+    heights = field.z_um if channel_heights is None else channel_heights
     return dict(zip(planes, heights, strict=True)) if len(heights) == len(planes) else {}
 
 

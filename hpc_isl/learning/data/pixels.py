@@ -35,8 +35,8 @@ def choose_planes(
         return tuple(sorted(focus))
     plane = spec if isinstance(spec, int) else _from_focus(spec, focus, z_um, plane_um)
     if plane not in focus:
-        where = f"plane {spec}" if spec == plane else f"plane {spec} would be plane {plane}"
-        raise UserError(f"{where}; there are the planes {', '.join(map(str, sorted(focus)))}")
+        request = f"plane {spec}" if spec == plane else f"plane {spec} would be plane {plane}"
+        raise UserError(f"{request}; there are the planes {', '.join(map(str, sorted(focus)))}")
     return (plane,)
 
 
@@ -45,10 +45,10 @@ def _from_focus(
 ) -> int:
     # The first of equally sharp planes, so that the choice repeats.
     sharpest = min(focus, key=lambda plane: (-focus[plane], plane))
-    parts = re.fullmatch(r"focus([+-][\d.]+)?\s?(um)?", spec)
-    if parts is None:
+    match = re.fullmatch(r"focus([+-][\d.]+)?\s?(um)?", spec)
+    if match is None:
         raise UserError(f"plane {spec!r}: a number, max, mean, min, focus, focus+2 or focus-4um is expected")
-    offset, unit = parts.groups()
+    offset, unit = match.groups()
     if offset is None:
         return sharpest
     if unit is None:
@@ -58,13 +58,13 @@ def _from_focus(
             raise UserError(f"plane {spec}: the distance of planes is unknown; write planes, as in focus+1")
         return sharpest + round(float(offset) / plane_um)
     heights = {plane: z_um[plane] for plane in focus}
-    wanted, low, high = z_um[sharpest] + float(offset), min(heights.values()), max(heights.values())
+    height, low, high = z_um[sharpest] + float(offset), min(heights.values()), max(heights.values())
     half_step = (high - low) / max(len(heights) - 1, 1) / 2 * 1.001  # so far beyond the stack is near enough
-    if not low - half_step <= wanted <= high + half_step:
+    if not low - half_step <= height <= high + half_step:
         raise UserError(
-            f"plane {spec} would lie at {wanted:g} µm; the planes lie from {low:g} to {high:g} µm"
+            f"plane {spec} would lie at {height:g} µm; the planes lie from {low:g} to {high:g} µm"
         )
-    return min(heights, key=lambda plane: abs(heights[plane] - wanted))
+    return min(heights, key=lambda plane: abs(heights[plane] - height))
 
 
 def project(stack: NDArray[Any], how: int | str) -> Pixels:
@@ -84,8 +84,14 @@ def subtract_box_mean(plane: Pixels, edge: int) -> Pixels:
 
 def grown(box: Box, margin: int, shape: tuple[int, int]) -> tuple[Box, Box]:
     """Returns `box` with a margin, inside a plane of `shape`; and the position of `box` in that."""
-    read = [slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(box, shape, strict=True)]
-    cut = [slice(s.start - r.start, s.stop - r.start) for s, r in zip(box, read, strict=True)]
+    read = [
+        slice(max(side.start - margin, 0), min(side.stop + margin, length))
+        for side, length in zip(box, shape, strict=True)
+    ]
+    cut = [
+        slice(side.start - read_side.start, side.stop - read_side.start)
+        for side, read_side in zip(box, read, strict=True)
+    ]
     return (read[0], read[1]), (cut[0], cut[1])
 
 

@@ -35,16 +35,16 @@ def renamed(view: View, channels: Mapping[str, str]) -> View:
         UserError: a name that is none of the model's; two channels of the model that become one.
     """
     roles = view.sources + view.targets
-    known = list(dict.fromkeys(role.channel for role in roles))
+    names = list(dict.fromkeys(role.channel for role in roles))
     for name in channels:
-        if name not in known:
-            raise UserError(f"channels: {name!r} is no channel of the model; {nearest(name, known)}")
-    new = {name: channels.get(name, name) for name in known}
-    for name in known:
-        if (first := next(other for other in known if new[other] == new[name])) != name:
+        if name not in names:
+            raise UserError(f"channels: {name!r} is no channel of the model; {nearest(name, names)}")
+    new_names = {name: channels.get(name, name) for name in names}
+    for name in names:
+        if (first := next(earlier for earlier in names if new_names[earlier] == new_names[name])) != name:
             raise UserError(
-                f"channels: {new[name]!r} would be both {first!r} and {name!r} of the model; give each a "
-                "channel of its own"
+                f"channels: {new_names[name]!r} would be both {first!r} and {name!r} of the model; give each "
+                "a channel of its own"
             )
 
     def role_of(role: Role) -> Role:
@@ -80,14 +80,15 @@ def unlike_channels(
         channels: the model's name -> the plate's.
     """
     for name in dict.fromkeys(role.channel for role in view.sources):
-        own = channels.get(name, name)
-        known = stains.get(name, False if name in channels else None)
-        stained = index.plate.channels[index.channel(own)].fluorescent
-        if known is not None and stained != known:
+        plate_channel = channels.get(name, name)
+        learnt_stain = stains.get(name, False if name in channels else None)
+        is_stain = index.plate.channels[index.channel(plate_channel)].fluorescent
+        if learnt_stain is not None and is_stain != learnt_stain:
             kinds = ("a label-free image", "a stain")
             yield (
-                f"{own!r} of {index.path} is {kinds[stained]}, and the model learnt from {kinds[known]}, "
-                f"{name!r}: what it makes of that means nothing, unless the plate is mistaken about it"
+                f"{plate_channel!r} of {index.path} is {kinds[is_stain]}, and the model learnt from "
+                f"{kinds[learnt_stain]}, {name!r}: what it makes of that means nothing, unless the plate is "
+                "mistaken about it"
             )
 
 
@@ -130,11 +131,11 @@ def scale_on(view: View, index: Index, key: FieldKey, pixel_um: float | None = N
         UserError: the plate's pixels are more than twice as large as the model's.
     """
     at = image_key(key, view.sources[0])
-    wanted, size = pixel_um or view.pixel_um, index.plate.pixel_um
-    if wanted is None or size is None:
-        return _scale(index, at, level_on(replace(view, pixel_um=None), index, at), 1.0, wanted)
+    model_um, plate_um = pixel_um or view.pixel_um, index.plate.pixel_um
+    if model_um is None or plate_um is None:
+        return _scale(index, at, level_on(replace(view, pixel_um=None), index, at), 1.0, model_um)
     # Level n has pixels of 2^n times the size.
-    factors = [wanted / (size * (1 << level)) for level in range(index.levels(at))]
+    factors = [model_um / (plate_um * (1 << level)) for level in range(index.levels(at))]
     for level, factor in enumerate(factors):
         if isclose(factor, 1, rel_tol=0.05):
             return _scale(index, at, level, 1.0)
@@ -142,12 +143,13 @@ def scale_on(view: View, index: Index, key: FieldKey, pixel_um: float | None = N
     if factors[level] < 1:
         # Detail that was never imaged cannot be interpolated.
         text = (
-            f"{index.path}: its pixels of {size:g} µm are larger than the {wanted:g} µm that the model sees"
+            f"{index.path}: its pixels of {plate_um:g} µm are larger than the {model_um:g} µm that the model "
+            "sees"
         )
-        if size > wanted * COARSEST * 1.0001:
+        if plate_um > model_um * COARSEST * 1.0001:
             raise UserError(
-                f"{text}, by more than {COARSEST:g}; image with pixels of {wanted:g} µm, or take a model "
-                f"that was trained at {size / COARSEST:g} µm or more (data.level); if the size that the "
+                f"{text}, by more than {COARSEST:g}; image with pixels of {model_um:g} µm, or take a model "
+                f"that was trained at {plate_um / COARSEST:g} µm or more (data.level); if the size that the "
                 "model sees is stated wrongly, pixel_um says it"
             )
         warnings.warn(
@@ -169,8 +171,8 @@ def _scale(index: Index, at: FieldKey, level: int, factor: float, pixel_um: floa
 def at_scale(view: View, scale: Scale) -> View:
     """Returns the view that reads the level of a scale, whatever the size of its pixels."""
     rule = view.normalize
-    local = rule.model_copy(update={"local_px": round(rule.local_px * scale.factor)})
-    return replace(view, level=scale.level, pixel_um=None, normalize=local)
+    scaled_rule = rule.model_copy(update={"local_px": round(rule.local_px * scale.factor)})
+    return replace(view, level=scale.level, pixel_um=None, normalize=scaled_rule)
 
 
 # ---------------------------------------------------------------- pixels
@@ -187,8 +189,8 @@ def read_sources(
     Raises:
         UserError: as `fields.field_view` does, and for pixels that cannot be read.
     """
-    seen = replace(at_scale(view, scale), targets=(), foreground=None)
-    planes = field_view(seen, index, key, time).sources
+    source_view = replace(at_scale(view, scale), targets=(), foreground=None)
+    planes = field_view(source_view, index, key, time).sources
     box = box or (slice(0, scale.shape[0]), slice(0, scale.shape[1]))
     if scale.factor == 1:
         return stack(planes, box)
@@ -214,7 +216,7 @@ def to_full_box(read: Callable[[Box], Pixels], scale: Scale, box: Box) -> Pixels
 
 def labels_to_full(labels: NDArray[np.uint32], scale: Scale, shape: tuple[int, int]) -> NDArray[np.uint32]:
     """Returns labels (y, x) on the model's grid at level 0, of `shape`: each pixel has the nearest one's."""
-    rows, columns = (((np.arange(n) + 0.5) / scale.to_level_0).astype(np.int64) for n in shape)
+    rows, columns = (((np.arange(length) + 0.5) / scale.to_level_0).astype(np.int64) for length in shape)
     return labels[np.ix_(rows, columns)]
 
 
@@ -263,15 +265,15 @@ def resampled(read: Callable[[Box], Pixels], box: Box, step: float, shape: tuple
         read: box of an image of `shape` (y, x) -> (c, y, x) float32; called for the needed pixels alone.
         box: (y, x) of the result.
     """
-    rows, columns = (taps(side, step, n) for side, n in zip(box, shape, strict=True))
+    rows, columns = (taps(side, step, length) for side, length in zip(box, shape, strict=True))
     pixels = read((rows.read, columns.read))
     result = np.empty((len(pixels), len(rows.indices), len(columns.indices)), np.float32)
     for start in range(0, len(rows.indices), BAND):
         band = slice(start, start + BAND)
         part = _along_rows(pixels, rows.indices[band] - rows.read.start, rows.weights[band])
         # Columns become rows, because whole rows are contiguous in memory.
-        turned = np.ascontiguousarray(part.swapaxes(1, 2))
-        across = _along_rows(turned, columns.indices - columns.read.start, columns.weights)
+        transposed = np.ascontiguousarray(part.swapaxes(1, 2))
+        across = _along_rows(transposed, columns.indices - columns.read.start, columns.weights)
         result[:, band] = across.swapaxes(1, 2)
     return result
 

@@ -61,12 +61,12 @@ def read(
         return stack(field.sources, box), None
     targets = stack(field.targets, box)
     for pixels, plane in zip(targets, field.targets, strict=True):
-        seen = common(box, partnered(plane))
-        if seen != box:
-            inside = shifted(seen, (-box[0].start, -box[1].start))
-            kept = pixels[inside].copy()
+        valid_box = common(box, partnered(plane))
+        if valid_box != box:
+            inside = shifted(valid_box, (-box[0].start, -box[1].start))
+            valid_pixels = pixels[inside].copy()
             pixels[:] = np.nan
-            pixels[inside] = kept
+            pixels[inside] = valid_pixels
     return stack(field.sources, box), targets
 
 
@@ -131,7 +131,7 @@ class Crops:
 
 
 def _place(
-    field: FieldView, size: int, wanted: Foreground | None, rng: np.random.Generator
+    field: FieldView, size: int, foreground: Foreground | None, rng: np.random.Generator
 ) -> tuple[Box, Mapping[tuple[object, ...], Pixels]]:
     """Returns a random box that holds the wanted foreground, and the counts that were read to know it.
 
@@ -150,25 +150,27 @@ def _place(
         return box_at([start + int(rng.integers(n - side + 1)) for start, n, side in places])
 
     plane = field.foreground
-    if wanted is None or plane is None:
+    if foreground is None or plane is None:
         return at_random(), {}
     for _ in range(REDRAWS):
         box = at_random()
         stored = counts(plane, box)
-        if np.count_nonzero(stored > field.threshold) >= max(wanted.fraction * stored.size, 1):
+        if np.count_nonzero(stored > field.threshold) >= max(foreground.fraction * stored.size, 1):
             return box, {plane.place: stored}
     small = smallest(plane)
     scale = plane.shape[0] / small.shape[0], plane.shape[1] / small.shape[1]
-    seen = common(small.whole, _scaled(field.valid, scale))
+    valid_box = common(small.whole, _scaled(field.valid, scale))
     pixels = np.full(small.shape, -np.inf, np.float32)  # what has no partner is no foreground
-    pixels[seen] = counts(small, seen)
+    pixels[valid_box] = counts(small, valid_box)
     bright = np.argwhere(pixels > field.threshold)
     if not len(bright):
         # The coarsest level may average all bright pixels away.
         bright = np.argwhere(pixels == pixels.max())
     center = (bright[rng.integers(len(bright))] + 0.5) * np.divide(plane.shape, small.shape)
     spans = zip(center, sides, field.valid, strict=True)
-    return box_at([int(np.clip(c - side / 2, own.start, own.stop - side)) for c, side, own in spans]), {}
+    return box_at(
+        [int(np.clip(middle - side / 2, valid.start, valid.stop - side)) for middle, side, valid in spans]
+    ), {}
 
 
 def _scaled(box: Box, scale: tuple[float, float]) -> Box:
@@ -200,15 +202,15 @@ def crops_of(
             targets cannot be permuted.
     """
     fields, lacking = _training_fields(view, indices, split)
-    kept, dropped = fields, list[FieldView]()
+    kept_fields, dropped = fields, list[FieldView]()
     if view.foreground is not None:
-        kept, dropped = _with_foreground(view.foreground, indices, fields, train.crop)
-    messages = list(_messages(fields, lacking, kept, dropped, train.crop, view.foreground))
+        kept_fields, dropped = _with_foreground(view.foreground, indices, fields, train.crop)
+    messages = list(_messages(fields, lacking, kept_fields, dropped, train.crop, view.foreground))
     if control == "permuted":
-        kept, more = permuted(kept, train.seed)
-        messages += more
+        kept_fields, control_messages = permuted(kept_fields, train.seed)
+        messages += control_messages
     return Crops(
-        fields=tuple(kept),
+        fields=tuple(kept_fields),
         edge=train.crop,
         per_field=train.crops_per_field,
         seed=train.seed,
@@ -239,40 +241,40 @@ def _training_fields(
 
 
 def _with_foreground(
-    wanted: Foreground, indices: Sequence[Index], fields: Sequence[FieldView], edge: int
+    foreground: Foreground, indices: Sequence[Index], fields: Sequence[FieldView], edge: int
 ) -> tuple[list[FieldView], list[FieldView]]:
     """Returns fields in which some crop can hold the wanted foreground, and those in which none can."""
     plates = {index.plate.name: index for index in indices}
-    kept: list[FieldView] = []
+    kept_fields: list[FieldView] = []
     dropped: list[FieldView] = []
     for field in fields:
         sides = [min(side.stop - side.start, edge) for side in field.valid]
-        needed = max(wanted.fraction * np.prod(sides), 1)
-        index, at = plates[field.plate], image_key(field.key, wanted.role)
-        histogram = index.histogram([at], index.channel(wanted.role.channel))
+        needed = max(foreground.fraction * np.prod(sides), 1)
+        index, at = plates[field.plate], image_key(field.key, foreground.role)
+        histogram = index.histogram([at], index.channel(foreground.role.channel))
         # An upper bound: the histogram is of level 0, and of all planes of the channel together.
-        most = histogram.fraction_above(field.threshold) * histogram.total
-        (kept if most >= needed else dropped).append(field)
-    if not kept:
+        upper_bound = histogram.fraction_above(field.threshold) * histogram.total
+        (kept_fields if upper_bound >= needed else dropped).append(field)
+    if not kept_fields:
         raise UserError(
-            f"no training field holds {_foreground_text(wanted)} in a crop; "
+            f"no training field holds {_foreground_text(foreground)} in a crop; "
             "set data.foreground.threshold, fraction, or required=false"
         )
-    return kept, dropped
+    return kept_fields, dropped
 
 
-def _foreground_text(wanted: Foreground) -> str:
-    limit = "Otsu's threshold" if wanted.threshold is None else f"{wanted.threshold:g} counts"
-    return f"{wanted.fraction:.2%} above {limit} of {wanted.role.channel!r}"
+def _foreground_text(foreground: Foreground) -> str:
+    limit = "Otsu's threshold" if foreground.threshold is None else f"{foreground.threshold:g} counts"
+    return f"{foreground.fraction:.2%} above {limit} of {foreground.role.channel!r}"
 
 
 def _messages(
     fields: Sequence[FieldView],
     lacking: Sequence[tuple[str, NotImagedError]],
-    kept: Sequence[FieldView],
+    kept_fields: Sequence[FieldView],
     dropped: Sequence[FieldView],
     edge: int,
-    wanted: Foreground | None,
+    foreground: Foreground | None,
 ) -> Iterator[str]:
     """Yields what the user should know of the fields left out, and of the small ones."""
 
@@ -281,18 +283,21 @@ def _messages(
 
     if lacking:
         kinds = Counter(error.kind for _, error in lacking)
-        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        kind_counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         names = listed(list(dict.fromkeys(name for name, _ in lacking)))
         total = len(fields) + len(lacking)
-        yield f"{len(lacking)} of {many(total, 'training field')} left out: {counted} ({names})"
-    small = [field for field in kept if min(side.stop - side.start for side in field.valid) < edge]
+        yield f"{len(lacking)} of {many(total, 'training field')} left out: {kind_counts} ({names})"
+    small = [field for field in kept_fields if min(side.stop - side.start for side in field.valid) < edge]
     if small:
-        yield f"{len(small)} of {len(kept)} fields are smaller than a crop ({edge} pixels): reflected to fit"
-    if dropped and wanted:
+        yield (
+            f"{len(small)} of {len(kept_fields)} fields are smaller than a crop ({edge} pixels): "
+            "reflected to fit"
+        )
+    if dropped and foreground:
         names = listed([f"{field.plate} {field.key}" for field in dropped])
         yield (
-            f"{len(dropped)} of {many(len(kept) + len(dropped), 'training field')} left out, for no crop has "
-            f"{_foreground_text(wanted)}: {names}"
+            f"{len(dropped)} of {many(len(kept_fields) + len(dropped), 'training field')} left out, for no "
+            f"crop has {_foreground_text(foreground)}: {names}"
         )
 
 
@@ -312,29 +317,31 @@ def permuted(fields: Sequence[FieldView], seed: int) -> tuple[list[FieldView], t
     groups = defaultdict(list)
     for number, field in enumerate(fields):
         groups[field.shape, field.time, field.key.acquisition].append(number)
-    others: dict[int, int] = {}
+    partners: dict[int, int] = {}
     for place, group in enumerate(groups.values()):
         # Each field takes the targets of the next one on a random ring, so that none takes its own.
         ring = [int(number) for number in stream(seed, "control", place).permutation(group)]
         if len(ring) > 1:
-            others.update(zip(ring, ring[1:] + ring[:1], strict=True))
-    if not others:
+            partners.update(zip(ring, ring[1:] + ring[:1], strict=True))
+    if not partners:
         raise UserError(
             "control=permuted: no two training fields have one size; fields whose stains can be exchanged "
             "are needed, or control=none"
         )
-    kept = []
-    for number, other in sorted(others.items()):
-        target = fields[other]
+    permuted_fields = []
+    for number, partner in sorted(partners.items()):
+        target = fields[partner]
         # A crop's foreground is judged on the stain that it is to show.
         stain = {name: getattr(target, name) for name in ("targets", "foreground", "threshold")}
         valid = common(fields[number].valid, target.valid)
-        kept.append(replace(fields[number], **stain, valid=valid))
-    messages = [f"control=permuted: each of {len(kept)} training fields learns the stain of another one"]
-    if alone := [field for number, field in enumerate(fields) if number not in others]:
-        named = ", ".join(f"{field.plate} {field.key}" for field in alone[:LISTED])
+        permuted_fields.append(replace(fields[number], **stain, valid=valid))
+    messages = [
+        f"control=permuted: each of {len(permuted_fields)} training fields learns the stain of another one"
+    ]
+    if unmatched := [field for number, field in enumerate(fields) if number not in partners]:
+        names = ", ".join(f"{field.plate} {field.key}" for field in unmatched[:LISTED])
         messages.append(
-            f"{many(len(alone), 'training field', 'is', 'are')} left out of the control, for no other has "
-            f"their size: {named}" + (", …" * (len(alone) > LISTED))
+            f"{many(len(unmatched), 'training field', 'is', 'are')} left out of the control, for no other "
+            f"has their size: {names}" + (", …" * (len(unmatched) > LISTED))
         )
-    return kept, tuple(messages)
+    return permuted_fields, tuple(messages)

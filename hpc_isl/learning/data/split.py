@@ -46,7 +46,7 @@ class Split:
 
     def keys(self, plate: Plate, part: str) -> tuple[FieldKey, ...]:
         """Returns the plate's fields in `part`, in the plate's order."""
-        return tuple(f.key for f in plate.fields if self.part(plate.name, f.key) == part)
+        return tuple(field.key for field in plate.fields if self.part(plate.name, field.key) == part)
 
     @cached_property
     def digest(self) -> str:
@@ -74,11 +74,11 @@ def draw(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
 
 def write(split: Split, path: Path) -> None:
     """Writes a CSV file with the columns plate, well, field, part; it appears complete or not at all."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    buffer = io.StringIO()
+    rows = csv.writer(buffer, lineterminator="\n")
     rows.writerow(COLUMNS)
     rows.writerows([*place, part] for place, part in split.parts.items())
-    write_atomic(path, text.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def read(path: Path) -> Split:
@@ -142,15 +142,15 @@ def _drawn(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
     units = list(dict.fromkeys(unit_of.values()))
     maps = {index.plate.name: index.plate_map for index in indices}
     parts = dict.fromkeys(_held_out(maps, units, recipe.hold_out), "test")
-    given = {"test": recipe.test_wells, "validation": recipe.validation_wells}
-    for part, names in given.items():
+    named_wells = {"test": recipe.test_wells, "validation": recipe.validation_wells}
+    for part, names in named_wells.items():
         for unit in _named(units, names or [], f"split.{part}_wells"):
             if parts.setdefault(unit, part) != part:
                 raise UserError(
                     f"split.{part}_wells: {'/'.join(unit[1:])} is already held out for {parts[unit]}"
                 )
     for part, share in (("test", recipe.test), ("validation", recipe.validation)):
-        if given[part] is not None:
+        if named_wells[part] is not None:
             continue
         strata: dict[tuple[str, str], list[Unit]] = {}  # units by plate, and by their value of the column
         for unit in units:
@@ -158,10 +158,10 @@ def _drawn(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
                 column = recipe.stratify
                 value = _value(maps, unit, column, "split.stratify") if column else ""
                 strata.setdefault((unit[0], value), []).append(unit)
-        have, free = list(parts.values()).count(part), len(units) - len(parts)
+        assigned, free = list(parts.values()).count(part), len(units) - len(parts)
         # One unit at least for any share; one stays to train unless all are asked for.
-        wanted = max(round(share * len(units)) - have, 1 if share and not have else 0)
-        count = min(wanted, free if share == 1 else max(free - 1, 0))
+        needed = max(round(share * len(units)) - assigned, 1 if share and not assigned else 0)
+        count = min(needed, free if share == 1 else max(free - 1, 0))
         rng = stream(recipe.seed, "split", part)
         parts |= dict.fromkeys(_share_out(list(strata.values()), count, rng), part)
     return Split({place: parts.get(unit, "train") for place, unit in unit_of.items()})
@@ -173,8 +173,10 @@ def _held_out(maps: Maps, units: Sequence[Unit], hold_out: Mapping[str, list[str
         value_of = {unit: _value(maps, unit, column, "split.hold_out") for unit in units}
         for value in values:
             if value not in value_of.values():
-                known = sorted(set(value_of.values()))
-                raise UserError(f"split.hold_out.{column}: no well has {value!r}; {nearest(value, known)}")
+                legal_values = sorted(set(value_of.values()))
+                raise UserError(
+                    f"split.hold_out.{column}: no well has {value!r}; {nearest(value, legal_values)}"
+                )
         held_out += [unit for unit in units if value_of[unit] in values]
     return held_out
 
@@ -191,31 +193,31 @@ def _value(maps: Maps, unit: Unit, column: str, key: str) -> str:
 
 def _named(units: Sequence[Unit], names: Sequence[str], key: str) -> list[Unit]:
     """Returns the units of any plate with these names, written B03 (or b3) or B03/1."""
-    known: dict[tuple[object, ...], list[Unit]] = {}
+    units_by_name: dict[tuple[object, ...], list[Unit]] = {}
     for unit in units:
-        known.setdefault((well_position(unit[1]), *unit[2:]), []).append(unit)
-    named: list[Unit] = []
+        units_by_name.setdefault((well_position(unit[1]), *unit[2:]), []).append(unit)
+    named_units: list[Unit] = []
     for name in names:
-        well, *rest = name.split("/")
-        if (well_position(well), *rest) not in known:
-            written = dict.fromkeys("/".join(unit[1:]) for unit in units)
-            raise UserError(f"{key}: no plate has {name!r}; {nearest(name, written)}")
-        named += known[well_position(well), *rest]
-    return named
+        well, *field = name.split("/")
+        if (well_position(well), *field) not in units_by_name:
+            spellings = dict.fromkeys("/".join(unit[1:]) for unit in units)
+            raise UserError(f"{key}: no plate has {name!r}; {nearest(name, spellings)}")
+        named_units += units_by_name[well_position(well), *field]
+    return named_units
 
 
 def _share_out(strata: Sequence[list[Unit]], count: int, rng: np.random.Generator) -> list[Unit]:
     """Returns `count` random units, from each stratum in proportion to its size (largest remainder)."""
     total = sum(map(len, strata))
     exact = [count * len(stratum) / total for stratum in strata]
-    taken = [int(share) for share in exact]
+    counts = [int(share) for share in exact]
     # Equal remainders are ordered at random.
     lots = rng.permutation(len(strata))
-    by_rest = sorted(range(len(strata)), key=lambda i: (taken[i] - exact[i], lots[i]))
-    for i in by_rest[: count - sum(taken)]:
-        taken[i] += 1
+    by_remainder = sorted(range(len(strata)), key=lambda i: (counts[i] - exact[i], lots[i]))
+    for i in by_remainder[: count - sum(counts)]:
+        counts[i] += 1
     return [
         stratum[i]
-        for stratum, n in zip(strata, taken, strict=True)
+        for stratum, n in zip(strata, counts, strict=True)
         for i in rng.permutation(len(stratum))[:n]
     ]

@@ -1,7 +1,7 @@
-"""What turns a plate's stored pixels into what a network sees.
+"""From a plate's stored pixels to what a network sees.
 
-The view says so for any plate, as part of the model's contract; a `Plane` is one plane on disk, of which a
-box is read, corrected and normalised here.
+The view states this for any plate, as part of the model's contract; a `Plane` is one plane on disk, of which
+a box is read, corrected and normalised here.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ class View:
             return Role(**{**entry, "numbers": numbers and tuple(numbers)})  # JSON turns tuples into lists
 
         foreground = content["foreground"]
-        own = {
+        values = {
             "sources": tuple(map(role, content["sources"])),
             "targets": tuple(map(role, content["targets"])),
             "normalize": NormalizeRecipe.model_validate(content["normalize"]),
             "foreground": foreground and Foreground(**{**foreground, "role": role(foreground["role"])}),
         }
-        return cls(**{**content, **own})
+        return cls(**{**content, **values})
 
 
 @dataclass(frozen=True)
@@ -152,18 +152,18 @@ def counts(plane: Plane, box: Box) -> Pixels:
 
     Where a shifted box leaves the plane, the nearest pixel of the plane is repeated.
     """
-    moved = shifted(box, plane.shift)
+    moved_box = shifted(box, plane.shift)
     rows, columns = (
         np.clip(np.arange(side.start, side.stop), 0, length - 1)
-        for side, length in zip(moved, plane.shape, strict=True)
+        for side, length in zip(moved_box, plane.shape, strict=True)
     )
-    read = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    window = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
     try:
-        stack = read_box(plane.image, plane.level, plane.time, plane.channel, list(plane.planes), *read)
+        stack = read_box(plane.image, plane.level, plane.time, plane.channel, list(plane.planes), *window)
     except UserError as error:
         raise UserError(f"{plane.name}: {error}") from None
     pixels = project(stack, plane.projection)
-    return pixels if read == moved else pixels[np.ix_(rows - rows[0], columns - columns[0])]
+    return pixels if window == moved_box else pixels[np.ix_(rows - rows[0], columns - columns[0])]
 
 
 def shifted(box: Box, shift: tuple[int, int]) -> Box:
@@ -184,7 +184,8 @@ def partnered(plane: Plane) -> Box:
 def common(*boxes: Box) -> Box:
     """Returns the box that all boxes share; where there is none, its end lies before its start."""
     y, x = (
-        slice(max(s.start for s in sides), min(s.stop for s in sides)) for sides in zip(*boxes, strict=True)
+        slice(max(side.start for side in sides), min(side.stop for side in sides))
+        for sides in zip(*boxes, strict=True)
     )
     return y, x
 
@@ -196,12 +197,12 @@ def corrected(plane: Plane, box: Box, stored: Pixels | None = None) -> Pixels:
         stored: `counts` of the same box, if they were read already.
     """
     # A margin, so that the box mean in a crop equals that in the whole plane.
-    read, cut = grown(box, plane.local_px // 2 + 1, plane.shape) if plane.local_px else (box, ())
+    window, cut = grown(box, plane.local_px // 2 + 1, plane.shape) if plane.local_px else (box, ())
     # Counts that were read already lack the margin of a box mean.
-    pixels = counts(plane, read) if stored is None or plane.local_px else stored
+    pixels = counts(plane, window) if stored is None or plane.local_px else stored
     if plane.profile is not None:
         # Illumination is the camera's, wherever the plate lay.
-        pixels = pixels / gain(plane.profile, plane.shape, shifted(read, plane.shift))
+        pixels = pixels / gain(plane.profile, plane.shape, shifted(window, plane.shift))
     return subtract_box_mean(pixels, plane.local_px)[cut] if plane.local_px else pixels
 
 

@@ -23,14 +23,16 @@ def predict_images(predictor: Predictor, contract: Contract, images: NDArray[Any
     Raises:
         UserError: another number of dimensions or of sources.
     """
-    wanted = [role.channel for role in contract.view.sources]
-    if images.ndim != 4 or images.shape[1] != len(wanted):
-        raise UserError(f"the model takes an array (image, {len(wanted)} sources, y, x): {wanted}")
+    channels = [role.channel for role in contract.view.sources]
+    if images.ndim != 4 or images.shape[1] != len(channels):
+        raise UserError(f"the model takes an array (image, {len(channels)} sources, y, x): {channels}")
     return np.stack([_prediction(predictor, contract, image.astype(np.float32)) for image in images])
 
 
 def _prediction(predictor: Predictor, contract: Contract, image: Pixels) -> Pixels:
-    prediction = predictor(np.stack([_normalised(contract, n, plane) for n, plane in enumerate(image)]))
+    prediction = predictor(
+        np.stack([_normalised(contract, number, plane) for number, plane in enumerate(image)])
+    )
     if contract.task:  # distances and logits, which are no counts
         return prediction
     scales = [role.numbers or (0.0, 1.0) for role in contract.view.targets]
@@ -39,12 +41,12 @@ def _prediction(predictor: Predictor, contract: Contract, image: Pixels) -> Pixe
 
 
 def _normalised(contract: Contract, number: int, plane: Pixels) -> Pixels:
-    """One source as the network saw it in training; its own statistics are those of the array."""
+    """Returns one source as the network saw it in training, by the statistics of the array."""
     view = contract.view
     role, rule = view.sources[number], view.normalize
     if role.channel in view.profiles:
-        everything = (slice(0, plane.shape[0]), slice(0, plane.shape[1]))
-        plane = plane / gain(view.profiles[role.channel], (plane.shape[0], plane.shape[1]), everything)
+        whole = (slice(0, plane.shape[0]), slice(0, plane.shape[1]))
+        plane = plane / gain(view.profiles[role.channel], (plane.shape[0], plane.shape[1]), whole)
     if rule.local_px:
         plane = subtract_box_mean(plane, rule.local_px)
     # The recipe's percentiles are those of targets; sources have always these, as in `view.Plane`.

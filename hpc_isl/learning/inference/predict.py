@@ -143,11 +143,11 @@ class Predictor:
             batch = torch.zeros((size, *windows[0].shape), pin_memory=self.device.type == "cuda")
             for place, window in zip(batch, windows, strict=False):
                 place.numpy()[:] = window
-            started = self._start(batch)
+            forward_pass = self._start(batch)
             # A GPU computes this group while the CPU blends the one before and reads the next one.
             if waiting:
                 yield waiting[0], waiting[1].result()
-            waiting = group, started
+            waiting = group, forward_pass
         assert waiting
         yield waiting[0], waiting[1].result()
 
@@ -166,13 +166,13 @@ class Predictor:
                 return _Pass(prediction.float().contiguous())
         except torch.OutOfMemoryError:
             count, _, y, x = batch.shape
-            many = f"{count} × " if count > 1 else ""
-            less = "predict.batch=1" if count > 1 else "predict in tiles, predict.tile=1024"
+            factor = f"{count} × " if count > 1 else ""
+            advice = "predict.batch=1" if count > 1 else "predict in tiles, predict.tile=1024"
             cuda = self.device.type == "cuda"
             share = torch.cuda.get_per_process_memory_fraction(self.device) if cuda else 1.0
             gpu = "the GPU" if share == 1 else f"{share:.0%} of a GPU (fewer site.workers have more each)"
             raise UserError(
-                f"{gpu} has too little memory for {many}{y} × {x} pixels at once: {less}"
+                f"{gpu} has too little memory for {factor}{y} × {x} pixels at once: {advice}"
             ) from None
 
     @cached_property
@@ -186,7 +186,7 @@ class _Pass:
     def __init__(self, prediction: Tensor) -> None:
         self.prediction, self.event = prediction, None
         if prediction.device.type == "cuda":
-            # Only a copy into pinned memory lets the CPU go on.
+            # Only a copy into pinned memory lets the CPU continue.
             self.prediction = torch.empty(prediction.shape, pin_memory=True)
             self.prediction.copy_(prediction, non_blocking=True)
             self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -209,15 +209,15 @@ def _device_lock(device: torch.device) -> Lock:
 def _threads(count: int | None) -> Iterator[None]:
     """Sets torch's threads for a forward pass."""
     # OpenMP keeps the number for each Python thread, so the thread that computes must set it.
-    before = torch.get_num_threads()
-    if count is None or count == before:
+    previous_count = torch.get_num_threads()
+    if count is None or count == previous_count:
         yield
         return
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous_count)
 
 
 # ---------------------------------------------------------------- the end of an image
@@ -303,7 +303,7 @@ class Blend:
 
     def __init__(self, tiles: Sequence[Tile], shape: tuple[int, int], ramp: int) -> None:
         owns = [{(tile.own[axis].start, tile.own[axis].stop) for tile in tiles} for axis in (0, 1)]
-        self._sides = [_weights(sorted(own), n, ramp) for own, n in zip(owns, shape, strict=True)]
+        self._sides = [_weights(sorted(own), length, ramp) for own, length in zip(owns, shape, strict=True)]
         self._shape, self._top = shape, 0
         self._sum: Pixels | None = None
 
@@ -324,16 +324,16 @@ class Blend:
         if self._sum is None or row <= self._top:
             return
         count = row - self._top
-        done, self._sum = self._sum[:, :count], self._sum[:, count:]
-        yield slice(self._top, row), done
+        complete_rows, self._sum = self._sum[:, :count], self._sum[:, count:]
+        yield slice(self._top, row), complete_rows
         self._top = row
 
     def _rows(self, stop: int, outputs: int) -> Pixels:
         """Returns the sums, extended by zeros down to row `stop`."""
         total = np.zeros((outputs, 0, self._shape[1]), np.float32) if self._sum is None else self._sum
-        missing = stop - self._top - total.shape[1]
-        if missing > 0:
-            room = np.zeros((outputs, missing, self._shape[1]), np.float32)
+        missing_rows = stop - self._top - total.shape[1]
+        if missing_rows > 0:
+            room = np.zeros((outputs, missing_rows, self._shape[1]), np.float32)
             total = np.concatenate([total, room], axis=1)
         self._sum = total
         return total
@@ -343,10 +343,10 @@ def _weights(owns: Sequence[tuple[int, int]], length: int, ramp: int) -> dict[in
     """Returns a tile's first own pixel along an axis -> the range that it contributes to, and its weights."""
     # Weights along each axis alone: those of a tile are their outer product.
     places = np.arange(length)
-    outside = [np.maximum(np.maximum(start - places, places - stop + 1), 0) for start, stop in owns]
-    total = np.sum([np.maximum(1 - far / (ramp + 1), 0) for far in outside], axis=0)
+    distances = [np.maximum(np.maximum(start - places, places - stop + 1), 0) for start, stop in owns]
+    total = np.sum([np.maximum(1 - distance / (ramp + 1), 0) for distance in distances], axis=0)
     reach = [slice(max(start - ramp, 0), min(stop + ramp, length)) for start, stop in owns]
     return {
-        start: (at, ((1 - far[at] / (ramp + 1)) / total[at]).astype(np.float32))
-        for (start, _), at, far in zip(owns, reach, outside, strict=True)
+        start: (extent, ((1 - distance[extent] / (ramp + 1)) / total[extent]).astype(np.float32))
+        for (start, _), extent, distance in zip(owns, reach, distances, strict=True)
     }

@@ -18,8 +18,8 @@ class Stain(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         network, self.contract = load(Path(context.artifacts["model"]))
-        how = self.contract.predict
-        self.predictor = Predictor(network, tile=how.tile, halo=how.halo if how.tile else 0)
+        tiling = self.contract.predict
+        self.predictor = Predictor(network, tile=tiling.tile, halo=tiling.halo if tiling.tile else 0)
 
     # np.ndarray alone is a hint that MLflow takes neither for a schema of its own nor for a reason to warn.
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:

@@ -123,8 +123,8 @@ class Contract:
         names += [name for name, value in optional.items() if self.task and getattr(self.task, name) != value]
         task = self.task and {name: getattr(self.task, name) for name in names}
         if self.program is not None:
-            called = {name: content["program"][name] for name in ("predict", "env")}
-            decisive |= {"program": called, "program_files": self.program_files}
+            commands = {name: content["program"][name] for name in ("predict", "env")}
+            decisive |= {"program": commands, "program_files": self.program_files}
         return decisive | {"task": task and _former_task(task)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,19 +141,19 @@ class Contract:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Contract:
-        own = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
-        own["view"] = View.from_dict(content["view"])
-        own["net"] = NetRecipe.model_validate(content["net"])
-        own["predict"] = PredictRecipe.model_validate(content["predict"])
+        values = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
+        values["view"] = View.from_dict(content["view"])
+        values["net"] = NetRecipe.model_validate(content["net"])
+        values["predict"] = PredictRecipe.model_validate(content["predict"])
         program = content.get("program")
-        own["program"] = ProgramRecipe.model_validate(program) if program else None
+        values["program"] = ProgramRecipe.model_validate(program) if program else None
         task = content.get("task")
         if task:
             task = present_keys("finetune", {"objects": task})["objects"]
             if task.get("confidence") is not None:  # JSON has lists alone
                 task["confidence"] = tuple(task["confidence"])
-            own["task"] = Task(**task)
-        return cls(**own)
+            values["task"] = Task(**task)
+        return cls(**values)
 
 
 def _former_task(task: dict[str, Any]) -> dict[str, Any]:
@@ -172,10 +172,10 @@ def read_contract(folder: Path) -> Contract:
         UserError: no model in the folder, or one of a later version.
     """
     content = read_json(folder / CONTRACT)
-    kept = PROGRAM if content and content.get("program") else WEIGHTS
-    if content is None or not (folder / kept).exists():
+    payload = PROGRAM if content and content.get("program") else WEIGHTS
+    if content is None or not (folder / payload).exists():
         raise UserError(
-            f"{folder}: holds no model ({CONTRACT} and {kept}); was the run finished, or removed?"
+            f"{folder}: holds no model ({CONTRACT} and {payload}); was the run finished, or removed?"
         )
     if content["format"] != FORMAT:
         raise UserError(

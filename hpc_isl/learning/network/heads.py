@@ -105,13 +105,19 @@ def start_from(network: nn.Module, state: Mapping[str, Tensor], head: bool) -> N
     Raises:
         UserError: names or shapes that this network does not have.
     """
-    wanted = network.state_dict()
+    network_state = network.state_dict()
     # Left out, the last layer keeps the weights of `set_head`.
-    taken = {n: t for n, t in state.items() if head or not n.startswith("segmentation_head.")}
-    wrong = [n for n, t in taken.items() if n not in wanted or wanted[n].shape != t.shape]
+    tensors = {
+        name: tensor for name, tensor in state.items() if head or not name.startswith("segmentation_head.")
+    }
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if name not in network_state or network_state[name].shape != tensor.shape
+    ]
     if wrong:
         raise UserError(
-            f"{len(wrong)} of {len(taken)} tensors of the pretrained model do not fit this network, such as "
-            f"{', '.join(wrong[:3])}: net must be the one that it was trained with"
+            f"{len(wrong)} of {len(tensors)} tensors of the pretrained model do not fit this network, such "
+            f"as {', '.join(wrong[:3])}: net must be the one that it was trained with"
         )
-    network.load_state_dict({**wanted, **taken})
+    network.load_state_dict({**network_state, **tensors})

@@ -24,5 +24,5 @@ def check_grid(tile: int | None, halo: int) -> None:
     # Tiles that begin elsewhere would be pooled on another grid than the whole image.
     for key, value in (("predict.tile", tile), ("predict.halo", halo if tile else 0)):
         if value and value % STRIDE:
-            below = value // STRIDE * STRIDE
-            raise UserError(f"{key}={value}: a multiple of {STRIDE} is needed, such as {below or STRIDE}")
+            multiple = value // STRIDE * STRIDE
+            raise UserError(f"{key}={value}: a multiple of {STRIDE} is needed, such as {multiple or STRIDE}")

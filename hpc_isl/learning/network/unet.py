@@ -46,16 +46,16 @@ def check_weights(net: NetRecipe, sources: int = 3) -> Path | None:
 
 def check_names(net: NetRecipe) -> None:
     """Raises a UserError unless the library knows the encoder and the decoder has 3 to 5 blocks."""
-    known = list(smp.encoders.encoders)
+    encoders = list(smp.encoders.encoders)
     if net.encoder.startswith("tu-"):
         name = net.encoder[3:].partition(".")[0]
         if not timm.is_model(name):
             raise UserError(
                 f"net.encoder={net.encoder!r}: timm has no {name!r}; {nearest(name, timm.list_models())}"
             )
-    elif net.encoder not in known:
+    elif net.encoder not in encoders:
         raise UserError(
-            f"net.encoder={net.encoder!r}: no such encoder; {nearest(net.encoder, known)}, or tu-… of timm"
+            f"net.encoder={net.encoder!r}: no such encoder; {nearest(net.encoder, encoders)}, or tu-… of timm"
         )
     if net.decoder is not None and len(net.decoder) not in DECODERS:
         raise UserError(f"net.decoder={net.decoder}: 3 to 5 numbers of channels, deepest first, or null")
@@ -65,14 +65,16 @@ def construct(net: NetRecipe, sources: int, outputs: int, file: Path | None = No
     """Returns the network with the weights of `file`, or random ones; all of them are trainable."""
     if file is None or net.encoder.startswith("tu-"):
         # timm renames and adapts the tensors of a file itself.
-        own = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
-        return _unet(net, sources, outputs, encoder_weights=True if file else None, **own)
+        timm_options = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
+        return _unet(net, sources, outputs, encoder_weights=True if file else None, **timm_options)
     state = read_weights(file)
     network: Any = _unet(net, 3, outputs, encoder_weights=None)
-    first = next(name for name, m in network.encoder.named_modules() if isinstance(m, nn.Conv2d))
-    stored = state.get(f"{first}.weight")
+    first_layer = next(
+        name for name, module in network.encoder.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    stored_weight = state.get(f"{first_layer}.weight")
     # A file for as many channels is loaded as it is; else the first layer of 3 channels is adapted.
-    fits = stored is not None and stored.shape[1] == sources
+    fits = stored_weight is not None and stored_weight.shape[1] == sources
     if fits:
         network.encoder.set_in_channels(sources, pretrained=False)
     _load(network.encoder, state, file, net.encoder)
@@ -101,19 +103,20 @@ def _load(encoder: nn.Module, state: Mapping[str, Tensor], file: Path, name: str
         encoder.load_state_dict(dict(state))  # knows older names of its tensors
         return
     except RuntimeError:
-        wanted = encoder.state_dict()
+        encoder_state = encoder.state_dict()
     wrong = [
         key
-        for key, tensor in wanted.items()
+        for key, tensor in encoder_state.items()
         if not key.endswith("num_batches_tracked") and (key not in state or state[key].shape != tensor.shape)
     ]
     if wrong:
-        first = ", ".join(list(state)[:3])
+        examples = ", ".join(list(state)[:3])
         raise UserError(
-            f"net.weights={file} does not fit the encoder {name}: {len(wrong)} of its {len(wanted)} tensors "
-            f"are missing or of another shape, such as {', '.join(wrong[:3])}; the file holds {first}, …"
+            f"net.weights={file} does not fit the encoder {name}: {len(wrong)} of its {len(encoder_state)} "
+            f"tensors are missing or of another shape, such as {', '.join(wrong[:3])}; the file holds "
+            f"{examples}, …"
         )
-    encoder.load_state_dict({key: tensor for key, tensor in state.items() if key in wanted})
+    encoder.load_state_dict({key: tensor for key, tensor in state.items() if key in encoder_state})
 
 
 def freeze_unused(encoder: str, network: nn.Module, sources: int) -> None:

@@ -76,7 +76,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} holds no mapping of names to tensors")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    # Of a U-Net the decoder is left: it was learnt for other outputs.
+    # The decoder of a U-Net is left out: it was learnt for other outputs.
     inner = {name[len("encoder.") :]: t for name, t in state.items() if name.startswith("encoder.")}
     return inner or state
 
@@ -93,13 +93,13 @@ def hub_file(encoder: str, weights: str) -> Hub:
             )
         repo, _, revision = config.hf_hub_id.partition("@")
         return Hub(repo, revision or None, config.hf_hub_filename or "model.safetensors")
-    known = smp.encoders.encoders[encoder]["pretrained_settings"]
-    if weights not in known:
+    settings = smp.encoders.encoders[encoder]["pretrained_settings"]
+    if weights not in settings:
         raise UserError(
-            f"net.weights={weights!r}: {encoder} has no such weights; {nearest(weights, known)}; or give a "
-            f"{' or '.join(SUFFIXES)} file, or null"
+            f"net.weights={weights!r}: {encoder} has no such weights; {nearest(weights, settings)}; or give "
+            f"a {' or '.join(SUFFIXES)} file, or null"
         )
-    return Hub(known[weights]["repo_id"], known[weights]["revision"], "model.safetensors")
+    return Hub(settings[weights]["repo_id"], settings[weights]["revision"], "model.safetensors")
 
 
 def _download(encoder: str, weights: str, hub: Hub) -> Path:

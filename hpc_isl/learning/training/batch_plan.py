@@ -1,4 +1,4 @@
-"""What is known of batches before torch is imported: steps, the micro-batches of a rank, loading processes.
+"""Batches as planned before torch is imported: steps, the micro-batches of a rank, loading processes.
 
 Plans need the numbers alone, and the server that forks loading processes must start before torch is imported.
 """
@@ -69,7 +69,7 @@ def fork_server() -> ForkServerContext:
     """Starts the server unless it runs already. Called early, it imports while this process imports too."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    before = dict(os.environ)
+    environment = dict(os.environ)
     # The server inherits the environment; with these paths it imports what this process would import.
     os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -77,5 +77,5 @@ def fork_server() -> ForkServerContext:
         forkserver.ensure_running()
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)
     return context

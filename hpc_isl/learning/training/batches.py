@@ -118,8 +118,8 @@ def prefetch_to_device(
             ahead.extend((move(item), copying.record_event()) for item in islice(micros, 2 - len(ahead)))
         if not ahead:
             return
-        current, copied = ahead.popleft()
-        computing.wait_event(copied)
+        current, copy_event = ahead.popleft()
+        computing.wait_event(copy_event)
         for tensor in current[2:]:
             # The allocator must not reuse its memory for the next copy while it is still computed with.
             tensor.record_stream(computing)

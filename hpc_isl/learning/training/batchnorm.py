@@ -28,14 +28,18 @@ class RunningStatistics:
         self.layers = [layer for layer in layers if not getattr(layer, "frozen", False)]
         # None would be a cumulative mean over all steps in torch; here it is the default of 0.1.
         self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
-        self.buffers = [b for m in self.layers for b in (m.running_mean, m.running_var) if b is not None]
+        self.buffers = [
+            buffer for m in self.layers for buffer in (m.running_mean, m.running_var) if buffer is not None
+        ]
         self.counts = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
-        weights = [m for m in self.momenta for _ in range(2)]
-        self.weight = self._join([torch.full_like(b, w) for b, w in zip(self.buffers, weights, strict=True)])
+        weights = [momentum for momentum in self.momenta for _ in range(2)]
+        self.weight = self._join(
+            [torch.full_like(buffer, weight) for buffer, weight in zip(self.buffers, weights, strict=True)]
+        )
 
     @staticmethod
     def _join(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([t.flatten() for t in tensors]) if tensors else torch.zeros(0)
+        return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.zeros(0)
 
     def start_step(self) -> None:
         """Call before the first forward pass of a step."""

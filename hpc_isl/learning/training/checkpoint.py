@@ -43,8 +43,8 @@ class Checkpoints:
         """
         path = self._path(step)
         _write(path, {**state, "step": step, "digest": self.digest})
-        for old in self._newest_first()[self.keep :]:
-            old.unlink(missing_ok=True)
+        for old_path in self._newest_first()[self.keep :]:
+            old_path.unlink(missing_ok=True)
         return path
 
     def newest(self) -> State | None:
@@ -94,11 +94,11 @@ class Checkpoints:
 
 def _write(path: Path, state: State) -> None:
     # `isfinite` is true for integers, such as BatchNorm's counters.
-    wrong = [name for name, tensor in state["network"].items() if not torch.isfinite(tensor).all()]
-    if wrong:
+    non_finite = [name for name, tensor in state["network"].items() if not torch.isfinite(tensor).all()]
+    if non_finite:
         raise UserError(
-            f"step {state.get('step')}: weights are no longer finite ({', '.join(wrong[:3])}); no checkpoint "
-            "is written. Try a lower optim.lr, or train.precision=fp32"
+            f"step {state.get('step')}: weights are no longer finite ({', '.join(non_finite[:3])}); no "
+            "checkpoint is written. Try a lower optim.lr, or train.precision=fp32"
         )
     # Serialised in memory first, so that the file is written in one piece.
     stream = io.BytesIO()

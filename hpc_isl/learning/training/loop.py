@@ -157,9 +157,9 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         batchnorm.start_step()
         for accumulated in range(self.accumulation_steps):
-            asked = time.perf_counter()
+            wait_start = time.perf_counter()
             batch_step, micro, sources, targets = next(micro_batches)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - wait_start
             assert batch_step == step, f"micro-batch of step {batch_step} in step {step}"
             # Dropout is then a function of the position in the run, so that a resumed run repeats it.
             torch.manual_seed(seeds.integer(self.recipe.seed, "step", step, micro))
@@ -205,15 +205,17 @@ class _Loop:
 
     def _refuse_non_finite(self, step: int, losses: list[float], grad_norm: float) -> None:
         """Raises a UserError before the optimiser touches any weight; every rank sees the same losses."""
-        bad = [micro for micro, value in enumerate(losses) if not math.isfinite(value)]
+        non_finite = [micro for micro, value in enumerate(losses) if not math.isfinite(value)]
         # An infinite gradient is normal with a scaler, which skips that step and scales by less.
-        if not bad and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+        if not non_finite and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             return
-        what = f"the loss is {losses[bad[0]]}" if bad else "the gradient is not finite"
-        where = "; ".join(text for micro in bad[:4] if (text := self.hooks.describe(step, micro)))
+        problem = f"the loss is {losses[non_finite[0]]}" if non_finite else "the gradient is not finite"
+        contents = "; ".join(
+            description for micro in non_finite[:4] if (description := self.hooks.describe(step, micro))
+        )
         raise UserError(
-            f"step {step + 1}: {what}{f' in {where}' if where else ''}. Weights and checkpoints were left as "
-            f"they were. Try a lower optim.lr (now {self.optim.lr:g}), optim.clip_norm=1, "
+            f"step {step + 1}: {problem}{f' in {contents}' if contents else ''}. Weights and checkpoints "
+            f"were left as they were. Try a lower optim.lr (now {self.optim.lr:g}), optim.clip_norm=1, "
             "train.precision=fp32, or another data.normalize (raw counts as targets make large gradients)"
         )
 

@@ -32,17 +32,21 @@ def groups_of(network: nn.Module, layer_lr: float = 1.0, frozen: int = 0) -> lis
         layer_lr: each level has the learning rate of the next one towards the head, times this.
         frozen: first steps, in which the levels of the encoder do not learn.
     """
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     # One group, as earlier versions had: their checkpoints still load.
     if layer_lr == 1 and not frozen:
-        return [{"params": [p for _, p in named], "scale": 1.0, "rests": 0}]
+        return [{"params": [p for _, p in trainable], "scale": 1.0, "rests": 0}]
     levels: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in named:
+    for name, parameter in trainable:
         levels.setdefault(_level(name), []).append(parameter)
     last = len(levels) - 1
     return [
-        {"params": own, "scale": layer_lr ** (last - place), "rests": frozen * name.startswith("encoder")}
-        for place, (name, own) in enumerate(levels.items())
+        {
+            "params": parameters,
+            "scale": layer_lr ** (last - place),
+            "rests": frozen * name.startswith("encoder"),
+        }
+        for place, (name, parameters) in enumerate(levels.items())
     ]
 
 
@@ -52,8 +56,8 @@ def _level(name: str) -> str:
     `encoder.layer1.0.conv1.weight` belongs to `encoder.layer1`, `encoder.model.blocks.2.0.bn1.bias` to
     `encoder.model.blocks.2`.
     """
-    numbered = re.match(r".*?\d+(?=\.)", name.removesuffix(".weight").removesuffix(".bias") + ".")
-    part = numbered[0] if numbered else name.rpartition(".")[0]
+    match = re.match(r".*?\d+(?=\.)", name.removesuffix(".weight").removesuffix(".bias") + ".")
+    part = match[0] if match else name.rpartition(".")[0]
     return "segmentation_head" if part.startswith("segmentation_head") else part
 
 
@@ -74,5 +78,9 @@ def rate(step: int, steps: int, schedule: str, warmup: float) -> float:
         if step <= peak:
             return half_cosine(1 / 25, 1.0, step / max(peak, 1e-9))
         return half_cosine(1.0, 4e-6, (step - peak) / max(last - peak, 1e-9))
-    rise, done = warmup * steps, step + 1
-    return done / rise if done < rise else half_cosine(1.0, 0.0, (done - rise) / max(steps - rise, 1))
+    rise, steps_done = warmup * steps, step + 1
+    return (
+        steps_done / rise
+        if steps_done < rise
+        else half_cosine(1.0, 0.0, (steps_done - rise) / max(steps - rise, 1))
+    )

@@ -34,14 +34,14 @@ def resolve(precision: str, device: torch.device) -> torch.dtype:
 
 def as_scored(precision: str, device: torch.device) -> torch.dtype:
     """Returns the dtype that a model was scored with, if a GPU computes in it natively; else float32."""
-    known = device_of(device)
-    native = known.kind == "gpu" and (known.native is None or precision in known.native)
+    processor = device_of(device)
+    native = processor.kind == "gpu" and (processor.native is None or precision in processor.native)
     return DTYPES[precision] if native else torch.float32
 
 
 def name_of(dtype: torch.dtype) -> str:
     """Returns fp32, bf16 or fp16."""
-    return next(name for name, known in DTYPES.items() if known == dtype)
+    return next(name for name, candidate in DTYPES.items() if candidate == dtype)
 
 
 def kind_of(device: torch.device, dtype: torch.dtype) -> str:

@@ -171,18 +171,23 @@ def _listen(path: Path, one_node: bool, size: int, timeout_s: float) -> tuple[TC
 
 def _addresses() -> list[str]:
     """Returns IPv4 addresses that may reach this node: the one that its name resolves to first."""
-    named = []
+    named_addresses = []
     with suppress(OSError):
-        named = [socket.gethostbyname(socket.gethostname())]
-    listed = [
-        a.address for links in psutil.net_if_addrs().values() for a in links if a.family == socket.AF_INET
+        named_addresses = [socket.gethostbyname(socket.gethostname())]
+    interface_addresses = [
+        link.address
+        for links in psutil.net_if_addrs().values()
+        for link in links
+        if link.family == socket.AF_INET
     ]
-    return [host for host in dict.fromkeys(named + listed) if not host.startswith("127.")] or ["127.0.0.1"]
+    return [
+        host for host in dict.fromkeys(named_addresses + interface_addresses) if not host.startswith("127.")
+    ] or ["127.0.0.1"]
 
 
 def _find(path: Path, size: int, deadline: float) -> tuple[TCPStore, str, str]:
     """Returns the store that rank 0 published, its nonce, and the address under which it answered."""
-    tried = "no address was published"
+    failure = "no address was published"
     while time.monotonic() < deadline:
         published = read_json(path) or {"hosts": []}
         for host in published["hosts"]:
@@ -192,11 +197,11 @@ def _find(path: Path, size: int, deadline: float) -> tuple[TCPStore, str, str]:
                 store = TCPStore(host, published["port"], is_master=False, timeout=timedelta(seconds=30))
                 if store.check([published["nonce"]]):
                     return store, published["nonce"], host
-            tried = (
+            failure = (
                 f"{published['hosts']} port {published['port']} of node {published['node']} did not answer"
             )
         time.sleep(POLL_S)
-    raise UserError(f"rank 0 was not found among {size} processes: {tried} ({path})")
+    raise UserError(f"rank 0 was not found among {size} processes: {failure} ({path})")
 
 
 def _use_interface(store: Store, nonce: str, attempt: Attempt) -> None:
@@ -207,7 +212,7 @@ def _use_interface(store: Store, nonce: str, attempt: Attempt) -> None:
     attempt.log(f"processes meet at {host}")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends no packet; the system chooses this node's address on the route
-        own = str(probe.getsockname()[0])
+        own_address = str(probe.getsockname()[0])
     for name, links in psutil.net_if_addrs().items():
-        if any(link.address == own for link in links):
+        if any(link.address == own_address for link in links):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
