@@ -139,7 +139,7 @@ def _write(path: Path, plate: Path, names: Sequence[str]) -> None:
 
 
 def _compare(path: Path, plate: Path, names: Sequence[str]) -> None:
-    """Reads every entry back, and compares it with the plate's file; that the plate was not changed too."""
+    """Reads every entry back, and compares it with the plate's file, and the list of files with its own."""
     with zipfile.ZipFile(path) as archive:
         same = [entry.filename for entry in archive.infolist()] == list(names) == _files(plate)
         for entry in archive.infolist() if same else ():

@@ -135,7 +135,7 @@ BY_SUFFIX = {
     ".tif": LABEL_IMAGE, ".tiff": LABEL_IMAGE, ".png": LABEL_IMAGE, ".npy": LABEL_IMAGE,
     ".zip": IMAGEJ, ".roi": IMAGEJ, ".geojson": GEOJSON, ".json": GEOJSON,
 }  # fmt: skip
-# From so many connected pieces to a value on, the values are no numbers of objects.
+# From this many connected pieces per value on, the values are not taken for numbers of objects.
 MANY_PIECES = 2
 
 

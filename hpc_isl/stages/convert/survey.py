@@ -112,7 +112,7 @@ def _task(recipe: ConvertRecipe, export: Export, field: Field) -> FieldTask:
 def _complete_fields(index: Index, recipe: ConvertRecipe, export: Export) -> set[FieldKey]:
     """Returns the fields of a finished plate that need not be looked at again.
 
-    One that lacks planes is, where its files have changed, or the index differs from the image.
+    One that lacks planes is looked at if its files have changed, or the index differs from the image.
     """
 
     def texts(problems: Iterable[Problem]) -> dict[FieldKey, set[str]]:

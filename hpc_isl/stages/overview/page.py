@@ -45,7 +45,7 @@ dialog figure { margin: 0 } dialog canvas { width: 100%; max-width: 76vh; height
 dialog button { font: inherit; padding: .3rem .9rem }
 @media print { .sheet { grid-template-columns: 1.6rem repeat(var(--columns), minmax(0, var(--edge))) } }
 """
-# No library: what the page does is this.
+# All that the page does, without a library.
 SCRIPT = """
 const wells = JSON.parse(document.getElementById("wells").textContent);
 const look = document.getElementById("look"), order = Object.keys(wells);

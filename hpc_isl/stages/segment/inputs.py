@@ -25,7 +25,7 @@ from hpc_isl.run import Run
 from hpc_isl.stages.segment.illumination import Illumination
 from hpc_isl.stages.segment.models import Models, models_of
 
-# Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
+# Keys that change no figure of an object; those of MEASURED change figures, and no labels.
 AROUND = {
     "plates": [], "labels": None, "fields": None, "outputs": ["labels"], "overlap": None,
     "max_pixels_in_memory": 1, "block_size": 1, "overwrite": False,

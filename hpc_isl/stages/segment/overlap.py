@@ -94,7 +94,7 @@ def _places(
 
 
 def find_duplicates(well: Well) -> list[Duplicate]:
-    """Returns the objects of a well that another field shows better, or as well and before."""
+    """Returns the objects of a well that another field shows better, or equally well and earlier."""
     index = open_plate(well.plate)
     assert index.plate.pixel_um is not None
     fields = [index.field(key) for key in well.keys]
