@@ -91,14 +91,14 @@ def _adopted(index: Index) -> Iterator[Line]:
         return
     key = index.plate.fields[0].key
     inside = labels_inside(index.image(key)) is not None
-    home = "into its images" if inside else f"to {index.path}"
-    yield "pixels in", f"{index.adopted}, where they lie; labels are written {home}"
+    destination = "into its images" if inside else f"to {index.path}"
+    yield "pixels in", f"{index.adopted}, where they lie; labels are written {destination}"
     source = pixel_source(index.image(key))
     assert source is not None
     level = index.adopted / source.image / str(source.levels[0])
     yield from _reading(index.adopted, array_facts(level), source.axes)
-    if changed := [field.key for field in index.plate.fields if _changes(index, field.key)]:
-        yield "changed", f"since it was adopted: {_some(changed)}; {mend(index.adopted)}"
+    if changed_keys := [field.key for field in index.plate.fields if _changes(index, field.key)]:
+        yield "changed", f"since it was adopted: {_some(changed_keys)}; {mend(index.adopted)}"
 
 
 def _changes(index: Index, key: FieldKey) -> str:
@@ -117,8 +117,8 @@ def _changes(index: Index, key: FieldKey) -> str:
 def _reading(path: Path, array: ArrayFacts, axes: Sequence[str]) -> Iterator[Line]:
     """Yields what reading a crop takes, and what to do where that is much."""
     ratio = decoded_per_used(array, axes, CROP)
-    ours = replace(array, chunk=tuple(CROP if axis in ("y", "x") else 1 for axis in axes))
-    usual = decoded_per_used(ours, axes, CROP)
+    converted = replace(array, chunk=tuple(CROP if axis in ("y", "x") else 1 for axis in axes))
+    usual = decoded_per_used(converted, axes, CROP)
     chunk, names = " × ".join(map(str, array.chunk)), ", ".join(axes)
     advice = (
         f"; convert source={shlex.quote(str(path))} rewrites it for training" if ratio > SLOW * usual else ""
@@ -160,7 +160,7 @@ def _shifts(index: Index) -> Iterator[Line]:
     for line in registration.summary_lines(index.registration):
         yield "shifts", line
     for state in ("far", "rejected"):
-        keys = [key for key, own in index.registration.shifts.items() if own.state == state]
+        keys = [key for key, shift in index.registration.shifts.items() if shift.state == state]
         if keys:
             yield "shifts", f"{registration.MEANINGS[state]}: {_some(keys)}"
     if index.registration.shifts:
@@ -175,15 +175,15 @@ def _channels(index: Index) -> Iterator[Line]:
     keys = [field.key for field in index.plate.fields if field.dtype == dtype]
     width = max(len(channel.name) for channel in index.plate.channels)
     for number, channel in enumerate(index.plate.channels):
-        text = f"{channel.name:{width}}  {'fluorescent' if channel.fluorescent else 'label-free '}"
+        head = f"{channel.name:{width}}  {'fluorescent' if channel.fluorescent else 'label-free '}"
         try:
             counts = index.histogram(keys, number)
         except UserError:
-            yield f"channel {number}", f"{text}  no pixels"
+            yield f"channel {number}", f"{head}  no pixels"
             continue
         median, bright = counts.percentile(50), counts.percentile(99.9)
         corrected = f"; corrected by the instrument ({channel.corrected})" if channel.corrected else ""
-        yield f"channel {number}", f"{text}  median {median:.5g}, 99.9 % below {bright:.5g} counts{corrected}"
+        yield f"channel {number}", f"{head}  median {median:.5g}, 99.9 % below {bright:.5g} counts{corrected}"
 
 
 def _flags(index: Index) -> Iterator[Line]:
@@ -220,14 +220,14 @@ def edited_fields(index: Index, name: str, keys: Sequence[FieldKey]) -> list[Fie
             return True  # nobody can tell whose labels these are
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [key for key, differ in zip(keys, pool.map(differs, keys), strict=True) if differ]
+        return [key for key, is_edited in zip(keys, pool.map(differs, keys), strict=True) if is_edited]
 
 
 def _plate_map(index: Index) -> Iterator[Line]:
     for column in sorted({name for facts in index.plate_map.values() for name in facts}):
         values = Counter(facts[column] for facts in index.plate_map.values() if column in facts)
-        shown = ", ".join(f"{value} ({count})" for value, count in values.most_common(SHOWN))
-        yield "plate map", f"{column}: {shown}" + (" …" if len(values) > SHOWN else "")
+        listing = ", ".join(f"{value} ({count})" for value, count in values.most_common(SHOWN))
+        yield "plate map", f"{column}: {listing}" + (" …" if len(values) > SHOWN else "")
 
 
 def _some(keys: list[FieldKey]) -> str:
@@ -266,7 +266,7 @@ def _by_specification(path: Path) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            # Of a packed plate fsspec, with which it reads, is told the archive.
+            # It reads by fsspec, which needs to be told the archive of a packed plate.
             validate_zarr_store(f"zip://::{path}" if packed.split(path) else str(path))
         except ValueError as error:  # its errors are ValueErrors
             kinds = {str(entry["type"]) for entry in error.errors()} if hasattr(error, "errors") else set()
@@ -300,13 +300,13 @@ def _needed(other: OtherPlate, deep: bool) -> Iterator[str]:
 def _image_problems(index: Index, field: Field, deep: bool) -> Iterator[str]:
     image, levels = index.image(field.key), index.levels(field.key)
     try:
-        ours = read_group(image).get("hpc_isl", {})
-        measured = ours.get("statistics", {}).get("digest")
+        facts = read_group(image).get("hpc_isl", {})
+        image_digest = facts.get("statistics", {}).get("digest")
         # The index is a cache of what the images hold: where they differ, the images count.
-        if ours.get("field") != field_facts(field) or measured != index.statistics[field.key].digest:
+        if facts.get("field") != field_facts(field) or image_digest != index.statistics[field.key].digest:
             yield "the index differs from the image; remove index/fields.parquet to have it made anew"
-        if changes := _changes(index, field.key):
-            yield changes
+        if reason := _changes(index, field.key):
+            yield reason
         for level in range(levels if index.adopted is None else 0):
             for shard in _missing_shards(image / str(level), open_level(image, level)):
                 yield f"level {level}: shard {shard} is missing"

@@ -1,7 +1,7 @@
 """A finished plate as one file, `NAME.ozx`, and back: zipped OME-Zarr as RFC-9 of OME-NGFF proposes it.
 
-Entries are not compressed, for chunks are. All `zarr.json` come first, those nearer to the root before those
-below, so that a reader knows the plate from the beginning of the file. Text of the proposal:
+Entries are not compressed, because chunks are. All `zarr.json` come first, those nearer to the root before
+those below, so that a reader knows the plate from the beginning of the file. Text of the proposal:
 https://ngff.openmicroscopy.org/rfc/9/index.html
 """
 
@@ -42,7 +42,7 @@ BEGINNING = (1980, 1, 1, 0, 0, 0)  # of ZIP's time: the same plate gives the sam
 
 @dataclass(frozen=True)
 class Packed:
-    """What was made: the file or folder, its entries, and their bytes."""
+    """The file or folder that was made, the number of its entries, and their bytes."""
 
     path: Path
     entries: int
@@ -70,15 +70,15 @@ def pack(plate: Path, out: Path | None = None) -> Packed:
         raise UserError(f"out={out}: lies in the plate itself; choose a place outside")
     if target.exists():
         raise UserError(f"{target}: exists already; move it away, or choose another name with out=")
-    if why := unwritable(target.parent):
-        raise UserError(f"{why}; choose another place with out=")
+    if reason := unwritable(target.parent):
+        raise UserError(f"{reason}; choose another place with out=")
     with unused(plate):
         names = _files(plate)
-        need = sum((plate / name).stat().st_size for name in names)
+        size = sum((plate / name).stat().st_size for name in names)
         partial = target.with_name(f".{target.name}{MARK}-{os.getpid()}-{secrets.token_hex(4)}")
-        with translate_write_errors(target.parent, need):
-            for old in target.parent.glob(f".{target.name}{MARK}-*"):  # one process packs a plate at a time
-                old.unlink()
+        with translate_write_errors(target.parent, size):
+            for file in target.parent.glob(f".{target.name}{MARK}-*"):  # one process packs a plate at a time
+                file.unlink()
             try:
                 _write(partial, plate, names)
                 _compare(partial, plate, names)
@@ -107,10 +107,10 @@ def _files(plate: Path) -> list[str]:
         for name in folders:
             if (path := Path(folder, name)).is_symlink():
                 raise UserError(f"{path}: is a link to a folder; a packed plate holds no links")
-        below = Path(folder).relative_to(plate).as_posix()
+        subfolder = Path(folder).relative_to(plate).as_posix()
         # Locks are of this folder; what is hidden was never finished.
         names += [
-            str(PurePosixPath(below, name))
+            str(PurePosixPath(subfolder, name))
             for name in files
             if not name.startswith(".") and not name.endswith(".lock")
         ]
@@ -139,7 +139,7 @@ def _write(path: Path, plate: Path, names: Sequence[str]) -> None:
 
 
 def _compare(path: Path, plate: Path, names: Sequence[str]) -> None:
-    """Reads every entry back, and compares it with the plate's file; that the plate was not changed too."""
+    """Reads every entry back, and compares it with the plate's file, and the list of files with its own."""
     with zipfile.ZipFile(path) as archive:
         same = [entry.filename for entry in archive.infolist()] == list(names) == _files(plate)
         for entry in archive.infolist() if same else ():

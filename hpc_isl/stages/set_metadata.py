@@ -42,10 +42,10 @@ class MetadataEdit:
         """Returns what would be done, for a person who decides."""
         images = [self.index.image(field.key) for field in self.index.plate.fields]
         labels = sum(len(label_names(image)) for image in images)
-        shown = [*self.lines, *([f"warning: {doubt}"] if (doubt := doubtful_size(self.new)) else [])]
+        lines = [*self.lines, *([f"warning: {doubt}"] if (doubt := doubtful_size(self.new)) else [])]
         return [
             f"{self.index.path}:",
-            *(f"  {line}" for line in shown),
+            *(f"  {line}" for line in lines),
             f"written anew: metadata of the plate, of {many(len(images), 'image')} and {labels} labels, "
             "and the index; no pixel changes, and the former values are kept",
         ]
@@ -69,7 +69,7 @@ def metadata_edit(path: Path, words: Sequence[str]) -> MetadataEdit:
         raise UserError(f"set {path}: say what, as in pixel_um=0.325; there are {', '.join(SETTABLE)}")
     index = open_plate(path.expanduser().absolute())
     refuse_packed(index.path, "set")
-    pixel_um, renamed, label_free = index.plate.pixel_um, dict[str, str](), None
+    pixel_um, new_names, label_free = index.plate.pixel_um, dict[str, str](), None
     for word in words:
         key, value = _key_and_value(word, index.plate)
         if key == "pixel_um":
@@ -84,12 +84,12 @@ def metadata_edit(path: Path, words: Sequence[str]) -> MetadataEdit:
                 raise UserError(f"{word}: a list of channels is expected, as in transmitted=[Brightfield]")
             label_free = [str(name) for name in names]
         elif key in _names(index.plate):
-            renamed[key] = value
+            new_names[key] = value
         elif not isinstance(value, dict):
             raise UserError(f"{word}: write channels.OLD=NEW, or channels={{OLD: NEW}}")
         else:
-            renamed |= {str(old): str(new) for old, new in value.items()}
-    new = replace(index.plate, pixel_um=pixel_um, channels=_channels(index.plate, renamed, label_free))
+            new_names |= {str(old): str(new) for old, new in value.items()}
+    new = replace(index.plate, pixel_um=pixel_um, channels=_channels(index.plate, new_names, label_free))
     return MetadataEdit(index, new, differences(index.plate, new))
 
 
@@ -104,15 +104,15 @@ def _key_and_value(word: str, plate: Plate) -> tuple[str, Any]:
 
     for name in _names(plate):
         if word.startswith(f"channels.{name}="):
-            new = word.removeprefix(f"channels.{name}=")
-            value = as_yaml(new)
-            return name, value if isinstance(value, str) else new  # 488 is a name here
+            new_name = word.removeprefix(f"channels.{name}=")
+            value = as_yaml(new_name)
+            return name, value if isinstance(value, str) else new_name  # 488 is a name here
     key, separator, text = word.partition("=")
     if separator and key in ("pixel_um", "transmitted", "channels"):
         return key, as_yaml(text)
     if separator and key.startswith("channels."):
-        old = key.removeprefix("channels.")
-        raise UserError(f"{word}: the plate has no channel {old!r}; {nearest(old, _names(plate))}")
+        old_name = key.removeprefix("channels.")
+        raise UserError(f"{word}: the plate has no channel {old_name!r}; {nearest(old_name, _names(plate))}")
     raise UserError(f"{word}: set takes key=value; {nearest(key, SETTABLE)}")
 
 
@@ -124,29 +124,29 @@ def _names(plate: Plate) -> list[str]:
     return sorted((channel.name for channel in plate.channels), key=len, reverse=True)
 
 
-def _channels(plate: Plate, renamed: dict[str, str], label_free: list[str] | None) -> tuple[Channel, ...]:
+def _channels(plate: Plate, new_names: dict[str, str], label_free: list[str] | None) -> tuple[Channel, ...]:
     """Returns the channels with new names.
 
     Args:
         label_free: all that are label-free, by new or by old names; None: as before.
     """
-    for old in renamed:
+    for old in new_names:
         if old not in _names(plate):
             raise UserError(f"channels: the plate has no channel {old!r}; {nearest(old, _names(plate))}")
     former = [channel.name for channel in plate.channels]
-    names = [renamed.get(name, name) for name in former]
+    names = [new_names.get(name, name) for name in former]
     for name in names:
         if not name.strip() or names.count(name) > 1:
-            what = "a channel without a name" if not name.strip() else f"two channels {name!r}"
-            raise UserError(f"channels: that would make {what}; each has a name of its own")
+            problem = "a channel without a name" if not name.strip() else f"two channels {name!r}"
+            raise UserError(f"channels: that would make {problem}; each has a name of its own")
     channels = [replace(channel, name=name) for channel, name in zip(plate.channels, names, strict=True)]
     if label_free is None:
         return tuple(channels)
     # Old names too: a user may rename channels and say which are label-free in one call.
-    known = dict.fromkeys([*names, *former])
+    valid_names = dict.fromkeys([*names, *former])
     for name in label_free:
-        if name not in known:
-            raise UserError(f"transmitted: no channel {name!r}; {nearest(name, known)}")
+        if name not in valid_names:
+            raise UserError(f"transmitted: no channel {name!r}; {nearest(name, valid_names)}")
     places = {(names if name in names else former).index(name) for name in label_free}
     return tuple(_with_kind(channel, place not in places) for place, channel in enumerate(channels))
 

@@ -91,8 +91,8 @@ def _inputs(task: AdoptTask, source: PixelSource) -> str:
 def _recorded(image: Path) -> str | None:
     """Returns the digest of what was measured before; None: nothing was."""
     try:
-        ours = metadata.read_group(image)["hpc_isl"]
-        return str(ours["inputs"]) if adopted.KEY in ours else None
+        facts = metadata.read_group(image)["hpc_isl"]
+        return str(facts["inputs"]) if adopted.KEY in facts else None
     except (UserError, KeyError, TypeError):
         return None
 

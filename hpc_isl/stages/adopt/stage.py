@@ -44,7 +44,7 @@ SHOWN = 20  # problems on one screen
 
 @dataclass(frozen=True)
 class Adoption:
-    """What is to be done.
+    """The plate to adopt, and where its index and labels go.
 
     Attributes:
         home: folder that gets index and labels.
@@ -112,8 +112,8 @@ def adopt(recipe: AdoptRecipe, attempt: Attempt) -> None:
             return
         _refuse(recipe, problems, len(fields))
         readable = {field.key for field in fields} - {problem.key for problem in problems}
-        known = AdoptedPlate(adoption.other.path, digest, adoption.inside)
-        index = finalise(home, adoption.plate.keep(readable), adoption.plate_map, problems, known)
+        adopted_plate = AdoptedPlate(adoption.other.path, digest, adoption.inside)
+        index = finalise(home, adoption.plate.keep(readable), adoption.plate_map, problems, adopted_plate)
     _finish(adoption, index, attempt, kept, time.monotonic() - begun)
 
 
@@ -138,10 +138,10 @@ def _finish(adoption: Adoption, index: Index, attempt: Attempt, kept: int, secon
 
 def _tasks(adoption: Adoption) -> list[AdoptTask]:
     # Without its fields: the plate goes to another process with each of thousands of tasks.
-    bare, other = replace(adoption.plate, fields=()), adoption.other
-    described = {field.key: describe_field(other.plate, field) for field in other.plate.fields}
+    plate, other = replace(adoption.plate, fields=()), adoption.other
+    digests = {field.key: describe_field(other.plate, field) for field in other.plate.fields}
     return [
-        AdoptTask(adoption.home, other.path, bare, field, other.sources[field.key], described[field.key])
+        AdoptTask(adoption.home, other.path, plate, field, other.sources[field.key], digests[field.key])
         for field in adoption.plate.fields
     ]
 
@@ -158,25 +158,25 @@ def _absolute(recipe: AdoptRecipe) -> AdoptRecipe:
 
 def _prepared(recipe: AdoptRecipe) -> Adoption:
     """Reads the other plate's metadata, and those of its index if there is one."""
-    ours = (
+    facts = (
         metadata.read_group(recipe.plate).get("hpc_isl") if (recipe.plate / "zarr.json").is_file() else None
     )
-    if ours and "plate" in ours:
-        what = (
-            "is the index of a plate; adopt that" if adopted.PLATE_KEY in ours else "was written by convert"
+    if facts and "plate" in facts:
+        reason = (
+            "is the index of a plate; adopt that" if adopted.PLATE_KEY in facts else "was written by convert"
         )
-        raise UserError(f"{recipe.plate}: {what}: there is nothing to adopt")
+        raise UserError(f"{recipe.plate}: {reason}: there is nothing to adopt")
     other = ome_zarr.read(recipe.plate, recipe.transmitted, recipe.wells)
     home = recipe.index or beside(recipe.plate)
     plate = other.plate
-    kept = _kept(home, other) if home.exists() else {}
-    if kept.get(metadata_changes.KEY):
-        plate = _corrected(plate, kept, home)
-    plate_map: PlateMap = kept.get("plate_map", {})
+    index_facts = _kept(home, other) if home.exists() else {}
+    if index_facts.get(metadata_changes.KEY):
+        plate = _corrected(plate, index_facts, home)
+    plate_map: PlateMap = index_facts.get("plate_map", {})
     if recipe.plate_map:
         plate_map = read_plate_map(recipe.plate_map, len(plate.rows), len(plate.columns), {})
-    before = kept.get(adopted.PLATE_KEY, {}).get("labels", "beside")
-    inside = (recipe.labels or before) == "inside"
+    former_labels = index_facts.get(adopted.PLATE_KEY, {}).get("labels", "beside")
+    inside = (recipe.labels or former_labels) == "inside"
     if inside:
         _refuse_inside(other)
     return Adoption(recipe, other, home, inside, plate, plate_map)
@@ -184,38 +184,38 @@ def _prepared(recipe: AdoptRecipe) -> Adoption:
 
 def _refuse_inside(other: OtherPlate) -> None:
     """Raises a `UserError` where labels cannot go into the plate itself."""
-    why = ""
+    reason = ""
     if other.version != "0.5":
-        why = f"it is OME-Zarr {other.version}, and labels are written as 0.5"
+        reason = f"it is OME-Zarr {other.version}, and labels are written as 0.5"
     elif other.uneven:
-        why = f"levels of {other.uneven[0]} do not halve the one before, as levels of labels do"
+        reason = f"levels of {other.uneven[0]} do not halve the one before, as levels of labels do"
     else:
         images = [other.path / source.image for source in other.sources.values()]
-        why = next(filter(None, map(unwritable, [other.path, *images])), "")
-    if why:
-        raise UserError(f"labels: inside: {other.path}: {why}; labels=beside leaves the plate as it is")
+        reason = next(filter(None, map(unwritable, [other.path, *images])), "")
+    if reason:
+        raise UserError(f"labels: inside: {other.path}: {reason}; labels=beside leaves the plate as it is")
 
 
-def _corrected(plate: Plate, kept: dict[str, Any], home: Path) -> Plate:
+def _corrected(plate: Plate, index_facts: dict[str, Any], home: Path) -> Plate:
     """Returns the plate with the metadata that `set` has corrected since it was adopted.
 
     Raises:
         UserError: the plate says something else now than what was corrected.
     """
-    known = metadata.plate_from(kept["plate"], ())
-    before = former(known, metadata_changes.of_facts(kept)[0])
+    corrected_plate = metadata.plate_from(index_facts["plate"], ())
+    former_plate = former(corrected_plate, metadata_changes.of_facts(index_facts)[0])
 
     def said(plate: Plate) -> tuple[object, ...]:
         return plate.pixel_um, [(channel.name, channel.fluorescent) for channel in plate.channels]
 
-    if said(before) != said(plate):
+    if said(former_plate) != said(plate):
         raise UserError(
             f"index: {home}: `set` has corrected what the plate said when it was adopted (pixel size "
-            f"{before.pixel_um}, channels {_channels(before)}), and it says something else now "
+            f"{former_plate.pixel_um}, channels {_channels(former_plate)}), and it says something else now "
             f"({plate.pixel_um}, {_channels(plate)}); correct the plate by `set` alone, or adopt it into "
             "another index="
         )
-    return plate_of(plate, plate, known)
+    return plate_of(plate, plate, corrected_plate)
 
 
 def _channels(plate: Plate) -> str:
@@ -236,13 +236,13 @@ def _kept(home: Path, other: OtherPlate) -> dict[str, Any]:
         if (home / LOCK).exists() or not any(home.iterdir()):
             return {}
         raise UserError(f"index: {home} exists already and was not made by adopt; choose another index")
-    ours: dict[str, Any] = metadata.read_group(home).get("hpc_isl", {})
-    if adopted.PLATE_KEY not in ours:
+    index_facts: dict[str, Any] = metadata.read_group(home).get("hpc_isl", {})
+    if adopted.PLATE_KEY not in index_facts:
         raise UserError(f"index: {home} is another plate; choose another index")
-    known = adopted.adopted_plate(home, ours).path
-    if known.exists() and not same_place(known, other.path):
-        raise UserError(f"index: {home} belongs to {known}; choose another index")
-    return ours
+    plate_path = adopted.adopted_plate(home, index_facts).path
+    if plate_path.exists() and not same_place(plate_path, other.path):
+        raise UserError(f"index: {home} belongs to {plate_path}; choose another index")
+    return index_facts
 
 
 def _refuse(recipe: AdoptRecipe, problems: Sequence[Problem], fields: int) -> None:
@@ -267,17 +267,17 @@ def _described(adoption: Adoption) -> Iterator[str]:
         f"in {many(len(plate.wells), 'well')}, "
         f"channels {names}, planes {depth}, times {times}, {height} × {width} pixels"
     )
-    free = [channel.name for channel in plate.channels if not channel.fluorescent]
+    label_free = [channel.name for channel in plate.channels if not channel.fluorescent]
     stains = [channel.name for channel in plate.channels if channel.fluorescent]
-    none = "none; transmitted=[NAME, …] says which are"
-    yield f"label-free: {', '.join(free) or none}; stains: {', '.join(stains) or 'none'}"
+    hint = "none; transmitted=[NAME, …] says which are"
+    yield f"label-free: {', '.join(label_free) or hint}; stains: {', '.join(stains) or 'none'}"
     yield from other.remarks
     if plate.pixel_um is None:
         yield "pixel size unknown: positions are kept in pixels, no micrometres are invented"
     elif doubt := doubtful_size(plate):
         yield f"warning: {doubt}"
-    raw = sum(int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize for field in plate.fields)
-    yield f"{raw / 1e9:.3g} GB of pixels are read once, and none is copied"
+    size = sum(int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize for field in plate.fields)
+    yield f"{size / 1e9:.3g} GB of pixels are read once, and none is copied"
     if adoption.inside:
         yield f"the index goes to {adoption.home}, labels into the images of {other.path}"
         if "consolidated_metadata" in (read_json(other.path / "zarr.json") or {}):

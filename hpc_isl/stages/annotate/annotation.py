@@ -135,7 +135,7 @@ BY_SUFFIX = {
     ".tif": LABEL_IMAGE, ".tiff": LABEL_IMAGE, ".png": LABEL_IMAGE, ".npy": LABEL_IMAGE,
     ".zip": IMAGEJ, ".roi": IMAGEJ, ".geojson": GEOJSON, ".json": GEOJSON,
 }  # fmt: skip
-# From so many connected pieces to a value on, the values are no numbers of objects.
+# From this many connected pieces per value on, the values are not taken for numbers of objects.
 MANY_PIECES = 2
 
 
@@ -277,9 +277,9 @@ def read_annotation(
     """
     content = drawing(file.path, file.part, shape_of(field), choices.overlaps)
     labels = content.labels if content.apart else _objects(file.path, content.labels, choices.objects)
-    of_field = labels if field.shape[0] > 1 else labels[0]
-    kept, dropped = inside_boxes(of_field, file.boxes) if file.boxes else (of_field, 0)
-    return Annotation(kept, file.boxes or whole_field(field), dropped, content.hidden, origin, base)
+    field_labels = labels if field.shape[0] > 1 else labels[0]
+    labels_inside, dropped = inside_boxes(field_labels, file.boxes) if file.boxes else (field_labels, 0)
+    return Annotation(labels_inside, file.boxes or whole_field(field), dropped, content.hidden, origin, base)
 
 
 def inside_boxes(labels: NDArray[Any], boxes: Sequence[Box]) -> tuple[NDArray[Any], int]:

@@ -59,7 +59,7 @@ def pool_of(recipe: AnnotateRecipe, index: store.Index) -> Pool:
         view = PlateView(recipe, contract.view, index)
         for role in contract.view.sources:
             index.channel(role.channel)
-    wanted = set(chosen(recipe.fields, index))
+    chosen_keys = set(chosen(recipe.fields, index))
     candidates, annotated, left_out = [], [], Counter[str]()
     for field in index.plate.fields:
         key = field.key
@@ -67,7 +67,7 @@ def pool_of(recipe: AnnotateRecipe, index: store.Index) -> Pool:
             left_out[reason] += 1
         elif _is_annotated(index, key, recipe.labels):
             annotated.append(key)
-        elif key in wanted:
+        elif key in chosen_keys:
             candidates.append(key)
         else:
             left_out[NOT_CHOSEN] += 1
@@ -103,16 +103,16 @@ def _unusable(index: store.Index, key: FieldKey, contract: Contract | None, view
         channels = {channel for _, channel, _ in index.statistics[key].planes}
         empty = {channel for channel in channels if f"empty:{channel}" in index.statistics[key].flags}
         return EMPTY if channels == empty else ""
-    own = view.view.sources[0].acquisition
-    if own not in (None, key.acquisition) or not view.times(key):
+    acquisition = view.view.sources[0].acquisition
+    if acquisition not in (None, key.acquisition) or not view.times(key):
         return NOT_IMAGED
     return EMPTY if view.is_empty(key) else ""
 
 
 def _is_annotated(index: store.Index, key: FieldKey, labels: str) -> bool:
-    """Returns whether people drew the labels of a field, or another program, of which nobody knows."""
-    made = store.label_provenance(index.image(key), labels)
-    return made is not None and made[0] in ("human", "") and not made[1]
+    """Returns whether people drew the labels of a field, or whether nobody knows who made them."""
+    provenance = store.label_provenance(index.image(key), labels)
+    return provenance is not None and provenance[0] in ("human", "") and not provenance[1]
 
 
 def _check_columns(recipe: AnnotateRecipe, index: store.Index) -> None:
@@ -126,15 +126,15 @@ def _check_columns(recipe: AnnotateRecipe, index: store.Index) -> None:
 
 
 def _check_number(recipe: AnnotateRecipe, index: store.Index, pool: Pool) -> None:
-    left, n = len(pool.candidates), recipe.n or N
-    if n <= left:
+    available, n = len(pool.candidates), recipe.n or N
+    if n <= available:
         return
     parts = [f"{count} {reason}" for reason, count in pool.left_out.items()]
     if pool.annotated:
         parts.insert(0, f"{len(pool.annotated)} have labels {recipe.labels!r} of people")
-    why = f"; of {len(index.plate.fields)} fields {', '.join(parts)}" if parts else ""
-    way = f"ask for n={left} or fewer" if left else "there is none to propose"
-    raise UserError(f"n={n}: {many(left, 'field')} of {recipe.plate} can be proposed{why}; {way}")
+    reasons = f"; of {len(index.plate.fields)} fields {', '.join(parts)}" if parts else ""
+    advice = f"ask for n={available} or fewer" if available else "there is none to propose"
+    raise UserError(f"n={n}: {many(available, 'field')} of {recipe.plate} can be proposed{reasons}; {advice}")
 
 
 def remarks(recipe: AnnotateRecipe, index: store.Index, pool: Pool) -> Iterator[str]:
@@ -165,9 +165,9 @@ def _without_residual(index: store.Index, pool: Pool) -> str:
     if pool.view is None or pool.contract is None:
         return ""
     names = [channel.name for channel in index.plate.channels]
-    lacking = [role.channel for role in pool.contract.view.targets if role.channel not in names]
-    if lacking:
-        return f"{index.plate.name} has no channel {', '.join(map(repr, lacking))}"
+    missing_stains = [role.channel for role in pool.contract.view.targets if role.channel not in names]
+    if missing_stains:
+        return f"{index.plate.name} has no channel {', '.join(map(repr, missing_stains))}"
     if pool.view.scale(pool.candidates[0]).factor != 1:
         return "the plate's pixels are of another size than the model's"
     return ""

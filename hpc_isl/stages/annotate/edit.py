@@ -52,7 +52,7 @@ class OpenField:
 
 @dataclass(frozen=True)
 class Saved:
-    """What was saved of a field.
+    """The result of saving a field.
 
     Attributes:
         objects: that are in the plate now; `dropped`: that touched no annotation box, and are not.
@@ -117,13 +117,13 @@ class EditSession:
 
     def described(self) -> list[str]:
         """Returns lines about what would be edited."""
-        made = [store.label_provenance(self.index.image(key), self.labels) for key in self.keys]
-        human = sum(provenance is not None and provenance[0] == "human" for provenance in made)
-        others = sum(provenance is not None for provenance in made) - human
+        provenances = [store.label_provenance(self.index.image(key), self.labels) for key in self.keys]
+        human = sum(provenance is not None and provenance[0] == "human" for provenance in provenances)
+        others = sum(provenance is not None for provenance in provenances) - human
         return [
             f"{len(self.keys)} of {len(self.index.plate.fields)} fields of {self.index.path}",
             f"labels {self.labels!r}: on {human} a person's, on {others} a program's or drafted, "
-            f"on {len(made) - human - others} none",
+            f"on {len(provenances) - human - others} none",
         ]
 
     def limits(self, channel: str) -> tuple[float, float] | None:
@@ -164,8 +164,8 @@ class EditSession:
         for number, channel in enumerate(plate.channels):
             planes = [shown_plane(self.index, key, number, time=time) for time in range(shape[0])]
             dark = np.zeros(shape[-2:], self.index.field(key).dtype)
-            shown = [dark if plane is None else plane for plane in planes]
-            images[channel.name] = np.stack(shown) if len(shown) > 1 else shown[0]
+            frames = [dark if plane is None else plane for plane in planes]
+            images[channel.name] = np.stack(frames) if len(frames) > 1 else frames[0]
         present = present_labels(self.index, key, self.labels, self.box)
         return OpenField(key, images, present.labels, present.boxes, present.origin, present.version)
 
@@ -192,17 +192,17 @@ class EditSession:
             return None
         if not boxes:
             raise UserError("draw the annotation box: without one nobody knows where the labels are complete")
-        own, dropped = inside_boxes(labels, boxes)
-        present = labels_version(image, self.labels)
-        meanwhile = present != opened.version
-        kept = ""
-        if present and (meanwhile or opened.key not in self.saved):
-            kept = self._keep(opened.key)
+        labels_inside, dropped = inside_boxes(labels, boxes)
+        present_version = labels_version(image, self.labels)
+        meanwhile = present_version != opened.version
+        kept_name = ""
+        if present_version and (meanwhile or opened.key not in self.saved):
+            kept_name = self._keep(opened.key)
         store.write_labels(
-            image, self.labels, own, origin="human", boxes=boxes, overwrite=bool(present),
-            made_from=store.labels_checksum(image, self.labels) if present else None,
+            image, self.labels, labels_inside, origin="human", boxes=boxes, overwrite=bool(present_version),
+            made_from=store.labels_checksum(image, self.labels) if present_version else None,
         )  # fmt: skip
-        saved = Saved(opened.key, len(np.setdiff1d(own, [0])), dropped, kept, meanwhile)
+        saved = Saved(opened.key, len(np.setdiff1d(labels_inside, [0])), dropped, kept_name, meanwhile)
         self.saved[opened.key] = saved
         # The labels as they were drawn: those that were dropped are still seen, and are no new change.
         self.current = replace(
@@ -214,8 +214,8 @@ class EditSession:
     def _keep(self, key: FieldKey) -> str:
         """Copies the labels as they lie in the plate; returns the name of the copy, which `inspect` lists."""
         image = self.index.image(key)
-        name, number, known = f"{self.labels} before {self._started} UTC", 1, store.label_names(image)
-        while name in known:
+        name, number, names = f"{self.labels} before {self._started} UTC", 1, store.label_names(image)
+        while name in names:
             number += 1
             name = f"{self.labels} before {self._started} UTC, {number}"
         origin, boxes = store.annotation(image, self.labels)

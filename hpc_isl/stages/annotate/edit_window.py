@@ -126,7 +126,7 @@ class EditWindow:
     def _show(self, field: OpenField) -> None:
         channels = {channel.name: channel for channel in self.session.index.plate.channels}
         stains = [name for name, channel in channels.items() if channel.fluorescent]
-        # All layers are made anew, for an undo must not reach into the field before.
+        # All layers are made anew, because an undo must not reach into the field before.
         for name, pixels in field.images.items():
             channel = channels[name]
             settings = _taken(self.viewer, self.images.get(name), OF_IMAGES) or {
@@ -149,8 +149,8 @@ class EditWindow:
         self.viewer.layers.selection.active = self.labels
         self.panel.choose(self.place)
         origins = {"": "no labels yet", "human": "a person's labels"}
-        whose = origins.get(field.origin, f"labels: {field.origin}")
-        self.panel.say(f"{field.key}, {whose}. Every object that touches a yellow box is to be drawn.")
+        origin = origins.get(field.origin, f"labels: {field.origin}")
+        self.panel.say(f"{field.key}, {origin}. Every object that touches a yellow box is to be drawn.")
 
     # ------------------------------------------------------------ questions
 
@@ -190,18 +190,18 @@ class Panel:
             ],
             [("save", "F8", window.save), ("right as it is", "F9", lambda: window.save(accept=True))],
         ):
-            beside = QHBoxLayout()
-            for text, keys, act in row:
-                beside.addWidget(self._button(text, keys, act))
-            rows.addLayout(beside)
+            row_layout = QHBoxLayout()
+            for label, keys, action in row:
+                row_layout.addWidget(self._button(label, keys, action))
+            rows.addLayout(row_layout)
         rows.addWidget(self.line)
         rows.addStretch()
 
-    def _button(self, text: str, keys: str, act: Callable[[], object]) -> Any:
-        button = QPushButton(f"{text} ({keys})")
+    def _button(self, label: str, keys: str, action: Callable[[], object]) -> Any:
+        button = QPushButton(f"{label} ({keys})")
         button.setShortcut(keys)
-        button.clicked.connect(lambda _checked: act())
-        self.buttons[text] = button
+        button.clicked.connect(lambda _checked: action())
+        self.buttons[label] = button
         return button
 
     def choose(self, place: int) -> None:

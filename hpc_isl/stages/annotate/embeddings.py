@@ -34,7 +34,7 @@ KEEP_S = 30.0  # embeddings are kept for a restart this often
 
 @dataclass(frozen=True)
 class Embedding:
-    """What is known of one field.
+    """The embedding of one field.
 
     Attributes:
         features: 1-D, of one length on all fields; NaN where the field lacks a channel.
@@ -68,10 +68,12 @@ class KeptEmbeddings:
         """Reads what an earlier attempt has kept."""
         if not self.path.exists():
             return
-        with np.load(self.path, allow_pickle=False) as kept:
-            if str(kept["inputs"]) == self.inputs:
-                rows = zip(kept["names"], kept["features"], kept["residuals"], strict=True)
-                self.fields = {str(name): Embedding(own, float(residual)) for name, own, residual in rows}
+        with np.load(self.path, allow_pickle=False) as archive:
+            if str(archive["inputs"]) == self.inputs:
+                rows = zip(archive["names"], archive["features"], archive["residuals"], strict=True)
+                self.fields = {
+                    str(name): Embedding(features, float(residual)) for name, features, residual in rows
+                }
 
     def save(self) -> None:
         """Writes all embeddings."""
@@ -80,8 +82,8 @@ class KeptEmbeddings:
         content = io.BytesIO()
         np.savez(
             content, inputs=np.array(self.inputs), names=np.array(list(self.fields)),
-            features=np.stack([own.features for own in self.fields.values()]),
-            residuals=np.array([own.residual for own in self.fields.values()]),
+            features=np.stack([embedding.features for embedding in self.fields.values()]),
+            residuals=np.array([embedding.residual for embedding in self.fields.values()]),
         )  # fmt: skip
         write_atomic(self.path, content.getvalue())
 
@@ -97,20 +99,20 @@ def embed_all(
         make: returns the function that embeds a field; called if there are fields to embed.
     """
     kept.load()
-    known = sum(str(key) in kept.fields for key in keys)
+    kept_count = sum(str(key) in kept.fields for key in keys)
     embed: Embed | None = None
-    saved = time.monotonic()
-    for number, key in enumerate((key for key in keys if str(key) not in kept.fields), known + 1):
+    saved_at = time.monotonic()
+    for number, key in enumerate((key for key in keys if str(key) not in kept.fields), kept_count + 1):
         if attempt.stopping.is_set():
             kept.save()
             attempt.log(f"stopped between fields; {number - 1} of {len(keys)} embeddings are kept")
             return None
         embed = embed or make()
         kept.fields[str(key)] = embed(key)
-        attempt.progress(number, len(keys), "fields", known)
-        if time.monotonic() - saved > KEEP_S:
+        attempt.progress(number, len(keys), "fields", kept_count)
+        if time.monotonic() - saved_at > KEEP_S:
             kept.save()
-            saved = time.monotonic()
+            saved_at = time.monotonic()
     kept.save()
     return kept.fields
 
@@ -145,7 +147,7 @@ def by_network(model: Path, plate: PlateView, cpus: int, with_residual: bool) ->
         maps.clear()
         prediction = predictor(sources)
         # Where tiles overlap, their pixels count once for each.
-        pixels = torch.cat([own.double().flatten(2)[0] for own in maps], 1)
+        pixels = torch.cat([tile_map.double().flatten(2)[0] for tile_map in maps], 1)
         features = torch.cat([pixels.mean(1), pixels.std(1, correction=0)]).cpu().numpy()
         if targets is None or not with_residual:
             return Embedding(features)
@@ -167,9 +169,9 @@ def residual_of(prediction: NDArray[Any], targets: NDArray[Any]) -> float:
     """Returns 1 - PCC, the mean over stains that are not constant; NaN where all are."""
     from hpc_isl.objects.scores import pcc  # scikit-image, which a plan does without
 
-    known = known_box(targets)  # another acquisition may show less of the field
-    prediction, targets = prediction[:, *known], targets[:, *known]
-    scores = np.array([pcc(ours, stain) for ours, stain in zip(prediction, targets, strict=True)])
+    box = known_box(targets)  # another acquisition may show less of the field
+    prediction, targets = prediction[:, *box], targets[:, *box]
+    scores = np.array([pcc(predicted, stain) for predicted, stain in zip(prediction, targets, strict=True)])
     return float(1 - scores[np.isfinite(scores)].mean()) if np.isfinite(scores).any() else float("nan")
 
 
@@ -214,8 +216,8 @@ def sharpest_image(index: store.Index, key: FieldKey, channel: int, edge: int) -
     focus = index.focus(key, channel, 0)
     if not focus:
         return None
-    sharpest = list(choose_planes("focus", focus))
+    planes = list(choose_planes("focus", focus))
     level = level_within(index.field(key).shape, index.levels(key), edge)
-    stack = store.read_box(index.image(key), level, 0, channel, sharpest, slice(None), slice(None))
+    stack = store.read_box(index.image(key), level, 0, channel, planes, slice(None), slice(None))
     image: NDArray[Any] = stack[0]
     return image

@@ -94,12 +94,12 @@ def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None
         (folder / TABLE).write_text(_table_text(exported))
         # Import recognises the folder by its manifest, and by it which labels a person has changed.
         (folder / MANIFEST).write_text(manifest_text(index.plate.name, recipe.labels, exported))
-        first = [shlex.quote(str(out / f"{_stem(keys[0])}.{kind}.tif")) for kind in ("image", "labels")]
+        files = [shlex.quote(str(out / f"{_stem(keys[0])}.{kind}.tif")) for kind in ("image", "labels")]
         readme = README.format(
             fields=len(keys), plate=recipe.plate, labels=recipe.labels, table=TABLE, manifest=MANIFEST,
             channels=", ".join(channel.name for channel in index.plate.channels),
             stem=_stem(keys[0]), field=keys[0].name, well=keys[0].well,
-            napari=f"napari {' '.join(first)}", import_line=_import_line(recipe),
+            napari=f"napari {' '.join(files)}", import_line=_import_line(recipe),
         )  # fmt: skip
         (folder / README_NAME).write_text(readme)
     if len(exported) < len(keys):
@@ -156,8 +156,8 @@ def _export_field(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, fol
     _write_image(folder / f"{_stem(key)}.image.tif", pixels, names, index.plate.pixel_um)
     # napari takes whole numbers of 32 bits for labels, and any others for an image.
     labels = present.labels
-    shown = labels.astype(np.int32) if labels.max() < 2**31 else labels
-    tifffile.imwrite(folder / f"{_stem(key)}.labels.tif", shown, compression="zlib", metadata=None)
+    saved_labels = labels.astype(np.int32) if labels.max() < 2**31 else labels
+    tifffile.imwrite(folder / f"{_stem(key)}.labels.tif", saved_labels, compression="zlib", metadata=None)
     return ExportedField(content_hash(labels[None]), present.version, present.origin, present.boxes)
 
 
@@ -185,13 +185,13 @@ def _write_image(path: Path, pixels: NDArray[Any], names: list[str], pixel_um: f
 
 def _table_text(exported: dict[FieldKey, ExportedField]) -> str:
     """Returns the CSV that `annotate import` reads: a line for each box."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(name for name in COLUMNS if name != "image")
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(name for name in COLUMNS if name != "image")
     for key, field in exported.items():
         for box in field.boxes:
-            rows.writerow([f"{_stem(key)}.labels.tif", key.well, key.name, key.acquisition, *box])
-    return text.getvalue()
+            writer.writerow([f"{_stem(key)}.labels.tif", key.well, key.name, key.acquisition, *box])
+    return stream.getvalue()
 
 
 def exported_files(keys: Iterable[FieldKey]) -> set[str]:

@@ -88,8 +88,8 @@ def present_labels(index: store.Index, key: FieldKey, name: str, box: Box | None
     if not version:
         shape = (field.shape[:1] if field.shape[0] > 1 else ()) + field.shape[-2:]
         return PresentLabels(np.zeros(shape, np.uint32), "", (box,) if box else whole_field(field), "")
-    origin, drawn = store.annotation(image, name)
-    boxes = tuple(drawn) or whole_field(field)
+    origin, stored_boxes = store.annotation(image, name)
+    boxes = tuple(stored_boxes) or whole_field(field)
     # What a person drew keeps its own boxes: outside them nobody has looked.
     if box and origin != "human":
         boxes = (box,)
@@ -179,10 +179,10 @@ def returned(
     def differs(file: LabelFile) -> bool:
         shape = shape_of(index.field(file.key))
         labels = drawing(file.path, file.part, shape, choices.overlaps).labels
-        return content_hash(labels) != (was.content if was else "")
+        return content_hash(labels) != (exported.content if exported else "")
 
-    was = folder.fields.get(file.key)
-    base = was.base if was else None
+    exported = folder.fields.get(file.key)
+    base = exported.base if exported else None
     changed = differs(file)
     if other is not None:
         other = replace(other, boxes=file.boxes)
@@ -198,30 +198,30 @@ def returned(
             )
         if other_changed:
             return Returned(other, True, "human", base, beside=True)
-    if changed or was is None:
+    if changed or exported is None:
         return Returned(file, True, "human", base)
     if accept:
         return Returned(file, False, "human", base)
     # Unchanged labels whose box a person has changed are written again, by whom they were made before.
-    moved = was.origin and (file.boxes or whole_field(index.field(file.key))) != was.boxes
-    return Returned(file, False, was.origin if moved else None, base)
+    moved = exported.origin and (file.boxes or whole_field(index.field(file.key))) != exported.boxes
+    return Returned(file, False, exported.origin if moved else None, base)
 
 
 def return_messages(files: list[Returned], accept: bool) -> list[str]:
     """Returns lines for the user: how many label images are corrected, and what becomes of the rest."""
     corrected = sum(image.corrected for image in files)
     moved = sum(not image.corrected and image.origin is not None for image in files)
-    rest = len(files) - corrected
-    lines = [f"{corrected} label images are corrected, {rest} are unchanged"]
+    unchanged = len(files) - corrected
+    lines = [f"{corrected} label images are corrected, {unchanged} are unchanged"]
     lines += [f"{image.file.key} is taken from {image.file.name}" for image in files if image.beside]
     lines += [
         f"{image.left_out} is left out, because {image.file.name} was changed"
         for image in files
         if image.left_out
     ]
-    if rest and accept:
+    if unchanged and accept:
         lines.append("accept=true: the unchanged ones are human too")
-    elif rest:
+    elif unchanged:
         lines.append(
             "the unchanged ones stay what they are; accept=true where a person found them right as they are"
         )

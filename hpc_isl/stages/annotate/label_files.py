@@ -101,22 +101,22 @@ class Row:
             if image not in images:
                 raise NotOnPlate(f"image {image!r} is not in the plate map; {nearest(image, images)}")
             well = images[image]
-        inside = [field.key for field in index.plate.fields if field.key.well == well]
-        if not inside:
+        well_keys = [field.key for field in index.plate.fields if field.key.well == well]
+        if not well_keys:
             raise NotOnPlate(f"well {well} is not on the plate; {nearest(well, index.plate.wells)}")
         name, acquisition = self.names.get("field") or "", self.names.get("acquisition") or ""
-        fits = [
+        matches = [
             key
-            for key in inside
+            for key in well_keys
             if (not name or _plain(key.name) == _plain(name))
             and (not acquisition or str(key.acquisition) == _plain(acquisition))
         ]
-        if len(fits) != 1:
-            named = f"field {name!r}" if name else "no field"
+        if len(matches) != 1:
+            subject = f"field {name!r}" if name else "no field"
             raise UserError(
-                f"{named} names {len(fits)} fields of well {well}; {nearest(name, fits or inside)}"
+                f"{subject} names {len(matches)} fields of well {well}; {nearest(name, matches or well_keys)}"
             )
-        return fits[0]
+        return matches[0]
 
     def label_file(self, key: FieldKey, index: Index) -> LabelFile:
         """Returns the file as the annotation of a field, with the box that the row gives."""
@@ -159,8 +159,8 @@ def raise_together(problems: Sequence[str], most: int = 20) -> None:
 def chosen(fields: Sequence[str] | None, index: Index) -> list[FieldKey]:
     """Returns the fields named, or all, in plate order."""
     keys = [field.key for field in index.plate.fields]
-    wanted = keys if fields is None else index.plate.choose(fields)
-    return [key for key in keys if key in wanted]
+    chosen_keys = keys if fields is None else index.plate.choose(fields)
+    return [key for key in keys if key in chosen_keys]
 
 
 def find(
@@ -182,12 +182,12 @@ def find(
             )
         return from_table(source, index, fields)
     left_out = LeftOut(list)
-    alone = Folder(source.parent.resolve(), frozenset([source.name]), frozenset())
-    folder = list_folder(source) if source.is_dir() else alone
+    single_file = Folder(source.parent.resolve(), frozenset([source.name]), frozenset())
+    folder = list_folder(source) if source.is_dir() else single_file
     files = _by_field(_named(folder, regex, left_out), index, fields, left_out)
     # A single file may have any name, if the user says which field it is of.
-    if left_out[UNNAMED] == [source.name] and len(wanted := chosen(fields, index)) == 1:
-        return [LabelFile(source, wanted[0])], LeftOut(list)
+    if left_out[UNNAMED] == [source.name] and len(chosen_keys := chosen(fields, index)) == 1:
+        return [LabelFile(source, chosen_keys[0])], LeftOut(list)
     if not files:
         raise UserError(_nothing_for_plate(source, regex, index, left_out))
     return [files[field.key] for field in index.plate.fields if field.key in files], left_out
@@ -204,11 +204,11 @@ def from_table(
         UserError: naming every line that does not fit.
     """
     files: dict[FieldKey, LabelFile] = {}
-    left_out, problems, wanted = LeftOut(list), [], chosen(fields, index)
+    left_out, problems, chosen_keys = LeftOut(list), [], chosen(fields, index)
     for row in _table_rows(table):
         try:
             key = row.key(index)
-            if key not in wanted:
+            if key not in chosen_keys:
                 left_out[NOT_CHOSEN].append(row.path.name)
                 continue
             file, former = row.label_file(key, index), files.get(key)
@@ -248,8 +248,8 @@ def beside(
         UserError: an annotation that tells no field.
     """
     left_out, content = LeftOut(list), list_folder(folder)
-    others = Folder(content.root, frozenset(content.files - set(known)), content.leaving)
-    files = _by_field(_named(others, None, left_out), index, fields, left_out)
+    other_files = Folder(content.root, frozenset(content.files - set(known)), content.leaving)
+    files = _by_field(_named(other_files, None, left_out), index, fields, left_out)
     nameless = []
     for name in (*left_out[UNNAMED], *left_out[NOT_ON_PLATE]):
         # An image may be anything, such as a picture of the field; these can be nothing but annotations.
@@ -282,9 +282,9 @@ def _named(folder: Folder, regex: str | None, left_out: LeftOut) -> Iterator[Row
                 yield Row(f"{name}: {image}", folder.root / name, match.groupdict(), image)
             else:
                 left_out[UNNAMED].append(f"{name}: {image}")
-    named, others = by_expression(Folder(folder.root, frozenset(files), folder.leaving), expression)
+    matches, others = by_expression(Folder(folder.root, frozenset(files), folder.leaving), expression)
     left_out[UNNAMED] += [name for name in others if Path(name).suffix.lower() in SUFFIXES]
-    for file in named:
+    for file in matches:
         yield Row(file.name, folder.root / file.name, {part: getattr(file, part) for part in NAMES})
 
 
@@ -292,7 +292,7 @@ def _by_field(
     rows: Iterable[Row], index: Index, fields: Sequence[str] | None, left_out: LeftOut
 ) -> dict[FieldKey, LabelFile]:
     candidates: dict[FieldKey, list[LabelFile]] = {}
-    problems, wanted = [], chosen(fields, index)
+    problems, chosen_keys = [], chosen(fields, index)
     for row in rows:
         try:
             key = row.key(index)
@@ -305,7 +305,7 @@ def _by_field(
             else:
                 left_out[NOT_CHOSEN].append(row.origin)
         else:
-            if key in wanted:
+            if key in chosen_keys:
                 candidates.setdefault(key, []).append(row.label_file(key, index))
             else:
                 left_out[NOT_CHOSEN].append(row.origin)
@@ -329,14 +329,14 @@ def _most_exact(files: Sequence[LabelFile], left_out: LeftOut) -> LabelFile:
     best = min(files, key=rank)
     # Cellpose names its files after the image that it has segmented, and COCO names the image.
     image = PurePosixPath(best.part).stem if best.part else _image_stem(best.path)
-    about = [file for file in files if rank(file) > rank(best) and _image_stem(file.path) == image]
+    companions = [file for file in files if rank(file) > rank(best) and _image_stem(file.path) == image]
     # Files of equal rank, or about another image, are no companions of the best one.
-    if rank(best) == len(CELLPOSE) or len(about) < len(files) - 1:
+    if rank(best) == len(CELLPOSE) or len(companions) < len(files) - 1:
         names = ", ".join(file.name for file in files)
         raise UserError(
             f"field {best.key} has {len(files)} files, {names}: leave one, or tell by regex= which"
         )
-    left_out[COMPANION] += [file.name for file in about]
+    left_out[COMPANION] += [file.name for file in companions]
     return best
 
 

@@ -288,8 +288,8 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
 def _outline(name: str, roi: ImagejRoi, times: int) -> Outline:
     kind, subtype = roi.roitype, roi.subtype
     if subtype in FOREIGN or kind not in (*AREAS, ROI_TYPE.RECT, ROI_TYPE.OVAL):
-        what = (subtype if subtype in FOREIGN else kind).name.lower()
-        raise UserError(f"{name} is no area but a {what}: save the ROIs without it")
+        type_name = (subtype if subtype in FOREIGN else kind).name.lower()
+        raise UserError(f"{name} is no area but a {type_name}: save the ROIs without it")
     if roi.options & ROI_OPTIONS.SPLINE_FIT or (kind == ROI_TYPE.RECT and roi.rounded_rect_arc_size):
         raise UserError(f"{name} has rounded corners: in ImageJ make a mask of it, and of that a selection")
     if times == 1:  # a ROI of a later frame is then refused

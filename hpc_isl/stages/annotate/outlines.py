@@ -108,14 +108,14 @@ def check_places(path: Path, outlines: Sequence[Outline], shape: Shape) -> None:
     late = [outline.name for outline in outlines if not 0 <= outline.time < times]
     if late:
         raise UserError(f"{path}: {_some(late)} are of a time that the field has not; it has {times}")
-    beside = [
+    outside = [
         outline.name
         for outline in outlines
         for x0, y0, x1, y1 in [outline.box]
         if not (x0 < width and y0 < height and x1 > 0 and y1 > 0)
     ]
-    if beside:
-        raise UserError(f"{path}: {_some(beside)} lie outside of the field of {height} × {width} pixels")
+    if outside:
+        raise UserError(f"{path}: {_some(outside)} lie outside of the field of {height} × {width} pixels")
 
 
 def painted(
@@ -140,9 +140,9 @@ def painted(
         pairs += [(outlines[k - 1].name, outlines[number].name) for k in np.unique(below[below > 0])]
         window[mask] = number + 1
     if pairs and not smaller_on_top:
-        shown = ", ".join(f"{below} and {above}" for below, above in pairs[:SHOWN])
+        examples = ", ".join(f"{below} and {above}" for below, above in pairs[:SHOWN])
         raise UserError(
-            f"{path}: {len(pairs)} pairs of outlines overlap, in {shared:,} pixels ({shown}"
+            f"{path}: {len(pairs)} pairs of outlines overlap, in {shared:,} pixels ({examples}"
             f"{', …' if len(pairs) > SHOWN else ''}); overlaps=smaller_on_top gives these to the smaller one"
         )
     return labels, len(outlines) - int(np.count_nonzero(np.unique(labels)))

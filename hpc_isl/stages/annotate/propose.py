@@ -130,21 +130,21 @@ def proposals_of(
     number_of_candidates = len(pool.candidates)
     residuals = np.array([embeddings[str(key)].residual for key in keys])
     # Annotated fields are never chosen: their stain is not to change the scale of the others.
-    own = residuals[:number_of_candidates]
-    known = bool(weight) and bool(np.isfinite(own).any())
-    scaled = np.concatenate([scaled_residuals(own), np.zeros(len(pool.annotated))])
+    candidate_residuals = residuals[:number_of_candidates]
+    has_residuals = bool(weight) and bool(np.isfinite(candidate_residuals).any())
+    scaled = np.concatenate([scaled_residuals(candidate_residuals), np.zeros(len(pool.annotated))])
     columns = recipe.stratify or []
     strata = [tuple(index.plate_map.get(key.well, {}).get(name, "") for name in columns) for key in keys]
     picks = ranked(
         features, range(number_of_candidates, len(keys)), recipe.n or N, strata,
-        scaled if known else None, weight if known else 0.0,
+        scaled if has_residuals else None, weight if has_residuals else 0.0,
     )  # fmt: skip
     return [
         Proposal(
             rank, keys[pick.number], pick.score,
             "; ".join([
                 _distance_text(pick, keys),
-                *_residual_text(pick, own if known else own[:0]),
+                *_residual_text(pick, candidate_residuals if has_residuals else candidate_residuals[:0]),
                 *_stratum_text(pick, columns, strata),
                 *_flags_text(index, keys[pick.number]),
             ]),
@@ -188,17 +188,17 @@ def table_text(proposals: Sequence[Proposal], index: store.Index) -> str:
     import csv
 
     columns = list(dict.fromkeys(name for row in index.plate_map.values() for name in row))
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["rank", "well", "field", "acquisition", "score", "reason", *columns])
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["rank", "well", "field", "acquisition", "score", "reason", *columns])
     for proposal in proposals:
         key, score = proposal.key, "" if np.isnan(proposal.score) else f"{proposal.score:.4f}"
         values = index.plate_map.get(key.well, {})
-        rows.writerow([
+        writer.writerow([
             proposal.rank, key.well, key.name, key.acquisition, score, proposal.reason,
             *(values.get(name, "") for name in columns),
         ])  # fmt: skip
-    return text.getvalue()
+    return stream.getvalue()
 
 
 def _shown_channel(index: store.Index, view: PlateView | None) -> int:
@@ -215,10 +215,10 @@ def draw(proposals: Sequence[Proposal], index: store.Index, path: Path, channel:
 
     from hpc_isl.stages.shared import pictures
 
-    shown = proposals[:MOST_PANELS]
-    columns = min(COLUMNS_OF_PANELS, len(shown))
-    rows = -(-len(shown) // columns)
-    titles = [_title(proposal, index) for proposal in shown]
+    panels = proposals[:MOST_PANELS]
+    columns = min(COLUMNS_OF_PANELS, len(panels))
+    rows = -(-len(panels) // columns)
+    titles = [_title(proposal, index) for proposal in panels]
     # Titles of axes that are off get no room from the layout: 0.14 inches for each line.
     height = 3.4 + 0.14 * max(title.count("\n") + 1 for title in titles)
     figure = Figure(figsize=(3.2 * columns, height * rows + 0.4), layout="constrained", dpi=110)
@@ -226,7 +226,7 @@ def draw(proposals: Sequence[Proposal], index: store.Index, path: Path, channel:
     for axis in axes:
         axis.set_axis_off()
         axis.set_anchor("S")  # the room of a taller figure lies above the image, where its title is
-    for axis, proposal, title in zip(axes, shown, titles, strict=False):
+    for axis, proposal, title in zip(axes, panels, titles, strict=False):
         image = sharpest_image(index, proposal.key, channel, PANEL_EDGE)
         if image is not None:
             pictures.show_grey(axis, image)

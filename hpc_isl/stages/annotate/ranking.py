@@ -45,10 +45,10 @@ def standardised(features: NDArray[Any]) -> Floats:
     Features that are equal in all fields become 0, and so does NaN: of a channel that a field lacks.
     """
     values = np.asarray(features, np.float64)
-    known = np.isfinite(values)
-    count = np.maximum(known.sum(0), 1)
-    filled = np.where(known, values, 0)
-    centred = np.where(known, filled - filled.sum(0) / count, 0)
+    finite = np.isfinite(values)
+    count = np.maximum(finite.sum(0), 1)
+    filled = np.where(finite, values, 0)
+    centred = np.where(finite, filled - filled.sum(0) / count, 0)
     sd = np.sqrt((centred**2).sum(0) / count)
     varies = sd > CONSTANT * np.abs(filled).max(0, initial=0)
     scaled: Floats = np.where(varies, centred / np.where(varies, sd, 1), 0)
@@ -100,34 +100,34 @@ def ranked(
     """
     groups = list(strata) if strata is not None else [None] * len(features)
     second = np.zeros(len(features)) if residuals is None else residuals
-    have = Counter(groups[number] for number in annotated)
-    left = [number for number in range(len(features)) if number not in set(annotated)]
+    counts = Counter(groups[number] for number in annotated)
+    remaining = [number for number in range(len(features)) if number not in set(annotated)]
     picks: list[Pick] = []
-    gap, near = np.full(len(features), np.inf), np.full(len(features), -1)
+    gap, nearest = np.full(len(features), np.inf), np.full(len(features), -1)
     for number in annotated:
-        _add(features, number, gap, near)
+        _add(features, number, gap, nearest)
     if not annotated:
         picks.append(Pick(medoid(features), opens=True))
-        have[groups[picks[0].number]] += 1
-        left.remove(picks[0].number)
-        _add(features, picks[0].number, gap, near)
-    unit = float(gap[left].max(initial=0)) or 1.0
+        counts[groups[picks[0].number]] += 1
+        remaining.remove(picks[0].number)
+        _add(features, picks[0].number, gap, nearest)
+    unit = float(gap[remaining].max(initial=0)) or 1.0
     while len(picks) < n:
-        without = [number for number in left if not have[groups[number]]]
-        eligible = np.array(without or left)
+        uncovered = [number for number in remaining if not counts[groups[number]]]
+        eligible = np.array(uncovered or remaining)
         scores = (1 - weight) * gap[eligible] / unit + weight * second[eligible]
-        at = int(np.argmax(scores))
-        number = int(eligible[at])
-        opens = not have[groups[number]]
-        picks.append(Pick(number, float(scores[at]), float(gap[number]), int(near[number]), opens))
-        have[groups[number]] += 1
-        left.remove(number)
-        _add(features, number, gap, near)
+        best = int(np.argmax(scores))
+        number = int(eligible[best])
+        opens = not counts[groups[number]]
+        picks.append(Pick(number, float(scores[best]), float(gap[number]), int(nearest[number]), opens))
+        counts[groups[number]] += 1
+        remaining.remove(number)
+        _add(features, number, gap, nearest)
     return picks
 
 
-def _add(features: Floats, number: int, gap: Floats, near: NDArray[np.int64]) -> None:
+def _add(features: Floats, number: int, gap: Floats, nearest: NDArray[np.int64]) -> None:
     """Takes one more field into the distances to the nearest one, and into which that is."""
-    to_it = distances(features, features[number : number + 1])[:, 0]
-    closer = to_it < gap
-    gap[closer], near[closer] = to_it[closer], number
+    distance = distances(features, features[number : number + 1])[:, 0]
+    closer = distance < gap
+    gap[closer], nearest[closer] = distance[closer], number

@@ -78,11 +78,11 @@ def plan(recipe: AnnotateRecipe) -> Plan:
         inputs["label images"] = files_fingerprint(files)
     else:
         keys = _fields_to_draft(recipe, index)
-        how = {"local": "a threshold for each object", "threshold": f"threshold {recipe.threshold}"}
+        methods = {"local": "a threshold for each object", "threshold": f"threshold {recipe.threshold}"}
         if absolute_recipe.command is not None:
-            how["command"] = shlex.join(absolute_recipe.command.predict)
+            methods["command"] = shlex.join(absolute_recipe.command.predict)
             inputs["command"] = command_fingerprint(absolute_recipe.command)
-        messages = [f"drafted from {recipe.channel} of {many(len(keys), 'field')}, {how[recipe.method]}"]
+        messages = [f"drafted from {recipe.channel} of {many(len(keys), 'field')}, {methods[recipe.method]}"]
         if without := len(chosen(recipe.fields, index)) - len(keys):
             messages.append(
                 f"{many(without, 'field', 'is', 'are')} left out: {recipe.channel} was not imaged there"
@@ -116,9 +116,9 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
     if attempt.rank:
         return
     index = store.open_plate(recipe.plate)
-    others = {"export": export.export, "propose": propose.propose}
-    if recipe.action in others:
-        others[recipe.action](recipe, index, attempt)
+    actions = {"export": export.export, "propose": propose.propose}
+    if recipe.action in actions:
+        actions[recipe.action](recipe, index, attempt)
         return
     makers: Makers
     if recipe.action == "import":
@@ -148,18 +148,18 @@ def annotate(recipe: AnnotateRecipe, attempt: Attempt) -> None:
         f"{many(tally['objects'], 'object')} in {many(tally['boxes'], 'annotation box')} "
         f"of {many(len(makers), 'field')}"
     )
-    following = f"inspect {shlex.quote(str(recipe.plate))}"
+    next_line = f"inspect {shlex.quote(str(recipe.plate))}"
     if recipe.action == "draft":  # drafts are for a person to correct
         keys_of_export = {
             "plate": str(recipe.plate), "labels": recipe.labels, "fields": recipe.fields, "out": "todo",
         }  # fmt: skip
-        typed = [word(key, value) for key, value in keys_of_export.items() if value]
-        following = " ".join(["annotate export", *typed])
+        words = [word(key, value) for key, value in keys_of_export.items() if value]
+        next_line = " ".join(["annotate export", *words])
     attempt.finish({
         "fields": len(makers),
         **tally,
         "made": {f"labels {recipe.labels!r}": str(recipe.plate)},
-        "next": [following],
+        "next": [next_line],
     })  # fmt: skip
 
 
@@ -177,20 +177,20 @@ def _annotate_field(
         return None
     key, make = item
     try:
-        made, image = make(), index.image(key)
+        annotation, image = make(), index.image(key)
     except ProgramStopped:
         return None
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
-    new = _is_new(recipe, index, key, made)
-    if new:
-        known = made.base and made.base == export_manifest.labels_version(image, recipe.labels)
+    is_new = _is_new(recipe, index, key, annotation)
+    if is_new:
+        current = annotation.base and annotation.base == export_manifest.labels_version(image, recipe.labels)
         store.write_labels(
-            image, recipe.labels, made.labels, origin=made.origin, boxes=made.boxes,
-            overwrite=recipe.overwrite or bool(made.base),
-            made_from=store.labels_checksum(image, recipe.labels) if known else None,
+            image, recipe.labels, annotation.labels, origin=annotation.origin, boxes=annotation.boxes,
+            overwrite=recipe.overwrite or bool(annotation.base),
+            made_from=store.labels_checksum(image, recipe.labels) if current else None,
         )  # fmt: skip
-    return {"written": int(new), "kept": int(not new), **made.counts}
+    return {"written": int(is_new), "kept": int(not is_new), **annotation.counts}
 
 
 def _check(recipe: AnnotateRecipe, index: store.Index, makers: Makers) -> None:
@@ -212,7 +212,7 @@ def _check(recipe: AnnotateRecipe, index: store.Index, makers: Makers) -> None:
         raise_together([text for text in pool.map(problem, makers.items()) if text])
 
 
-def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Annotation) -> bool:
+def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, annotation: Annotation) -> bool:
     """Returns False where the very same annotation exists already.
 
     Raises:
@@ -222,20 +222,20 @@ def _is_new(recipe: AnnotateRecipe, index: store.Index, key: FieldKey, made: Ann
         return True
     image, name = index.image(key), recipe.labels
     origin, boxes = store.annotation(image, name)
-    same = np.array_equal(store.read_labels(image, name), made.labels)
+    same = np.array_equal(store.read_labels(image, name), annotation.labels)
     # Equal pixels with other boxes or another author are another annotation.
-    if same and (origin, tuple(boxes)) == (made.origin, made.boxes):
+    if same and (origin, tuple(boxes)) == (annotation.origin, annotation.boxes):
         return False  # a run that was killed half-way is resumed here
-    if origin == "human" and made.origin == "drafted":
+    if origin == "human" and annotation.origin == "drafted":
         raise UserError(f"labels {name!r} are a person's and stay; draft under another name (labels=)")
     # Labels that nobody has changed since they were exported may be replaced by their corrections.
-    if made.base and made.base == export_manifest.labels_version(image, name):
+    if annotation.base and annotation.base == export_manifest.labels_version(image, name):
         return True
     if recipe.overwrite:
         if not same:
             store.refuse_edited(image, name)
         return True
-    if made.base:
+    if annotation.base:
         raise UserError(
             f"labels {name!r} have changed since they were exported; import the folder under another name "
             "(labels=)"
@@ -276,14 +276,14 @@ def _imports_of_export(
 ) -> tuple[list[LabelFile], Makers, list[str]]:
     """Returns the same for a folder that `annotate export` wrote, where only changes are a person's."""
     files, left_out = from_table(folder.path / export_manifest.TABLE, index, recipe.fields)
-    known = {file.path.name for file in files} | export.exported_files(folder.fields)
-    others, others_left_out = beside(folder.path, known, index, recipe.fields)
+    known_names = {file.path.name for file in files} | export.exported_files(folder.fields)
+    other_files, others_left_out = beside(folder.path, known_names, index, recipe.fields)
     check_files(files, index)
     images, problems = [], []
     for file in files:
         try:
-            other = others.get(file.key)
-            images.append(export_manifest.returned(file, other, index, folder, recipe.accept, choices))
+            other_file = other_files.get(file.key)
+            images.append(export_manifest.returned(file, other_file, index, folder, recipe.accept, choices))
         except UserError as error:
             problems.append(f"{file.key}: {error}")
     raise_together(problems)
@@ -294,16 +294,16 @@ def _imports_of_export(
         for image in images
         if image.origin is not None
     }
-    taken = [image.file for image in images]
+    taken_files = [image.file for image in images]
     messages = [
         *export_manifest.return_messages(images, recipe.accept),
-        *check_files(taken, index),
+        *check_files(taken_files, index),
         *remarks(left_out),
         *remarks(others_left_out),
     ]
     if folder.labels != recipe.labels:
         messages.append(f"the folder holds labels {folder.labels!r}, which stay as they are on the plate")
-    return taken, makers, messages
+    return taken_files, makers, messages
 
 
 # ---------------------------------------------------------------- draft
@@ -327,8 +327,8 @@ def _fields_to_draft(recipe: AnnotateRecipe, index: store.Index) -> list[FieldKe
     keys = chosen(recipe.fields, index)
     imaged = [key for key in keys if index.imaged(key)[:, number].any(-1).all()]
     if not imaged or (recipe.fields is not None and imaged != keys):
-        lacking = [str(key) for key in keys if key not in imaged]
-        raise UserError(f"channel: {channel.name} was not imaged in {', '.join(lacking[:10])}")
+        missing = [str(key) for key in keys if key not in imaged]
+        raise UserError(f"channel: {channel.name} was not imaged in {', '.join(missing[:10])}")
     return imaged
 
 

@@ -76,8 +76,8 @@ def convert_field(task: FieldTask) -> Outcome:
     except UserError as error:
         return Outcome(key, failed=True, problems=(str(error),))
     if task.inputs != inputs:  # sizes and times of its files are part of the inputs
-        text = "its files changed while they were read: is the instrument, or a copy, still writing them?"
-        return Outcome(key, failed=True, problems=(text,))
+        reason = "its files changed while they were read: is the instrument, or a copy, still writing them?"
+        return Outcome(key, failed=True, problems=(reason,))
     write_field(
         task.out, task.plate, content.field, content.pixels, measure(content.pixels, content.places),
         task.codec, task.levels, inputs=inputs, problems=content.problems, overwrite=True,
@@ -88,7 +88,7 @@ def convert_field(task: FieldTask) -> Outcome:
 def recorded_problems(image: Path, inputs: str) -> tuple[str, ...] | None:
     """Returns why planes of an image made of these inputs are missing; None: it is not made of them."""
     try:
-        ours = read_group(image)["hpc_isl"]
-        return tuple(ours.get("problems", ())) if ours["inputs"] == inputs else None
+        facts = read_group(image)["hpc_isl"]
+        return tuple(facts.get("problems", ())) if facts["inputs"] == inputs else None
     except (UserError, KeyError):
         return None

@@ -58,38 +58,38 @@ def compare_field(task: FieldCheck) -> FieldResult:
     store: Any = zarr.storage.ZipStore(archive[0], mode="r") if archive else task.array
     stored = np.asarray(zarr.open_array(store, path=archive[1] if archive else None, mode="r")[...])
     stored = stored.reshape(-1, *stored.shape[-4:])  # (t, c, z, y, x): plates of one time have no axis t
-    place: dict[Path, list[str]] = defaultdict(list)
+    places: dict[Path, list[str]] = defaultdict(list)
     wrong: dict[Path, str] = {}
     decoders: dict[Path, str] = {}
-    independent, changed = set(), set()
-    for path, of_file in _by_path(task.files).items():
+    independent, rescaled = set(), set()
+    for path, file_planes in _by_path(task.files).items():
         try:
             metadata = tiff_metadata.tried(path)
             header = planes.header(path) if isinstance(metadata, UserError) else metadata.header
-            for plane in of_file:
+            for plane in file_planes:
                 pixels, decoders[path] = decoded(path, plane.page, header)
                 if plane.size is not None:
                     pixels = resampled(pixels, (stored.shape[-2], stored.shape[-1]))
-                    changed.add(path)
+                    rescaled.add(path)
                 name = task.names[plane.channel]
-                text = f"{task.key} {name} plane {plane.plane} time {plane.time}"
+                place = f"{task.key} {name} plane {plane.plane} time {plane.time}"
                 if not np.array_equal(pixels, stored[plane.time, plane.channel, plane.plane]):
-                    wrong[path] = f"pixels differ from {text}"
-                place[path].append(text)
-            if header.pages > len(of_file) and path not in wrong:
-                wrong[path] = f"{header.pages - len(of_file)} of its {header.pages} planes are not stored"
+                    wrong[path] = f"pixels differ from {place}"
+                places[path].append(place)
+            if header.pages > len(file_planes) and path not in wrong:
+                wrong[path] = f"{header.pages - len(file_planes)} of its {header.pages} planes are not stored"
         except UserError as error:
             wrong[path] = str(error)
             continue
-        stated = _wells_stated(metadata)
-        if stated == {task.key.well}:
+        stated_wells = _wells_stated(metadata)
+        if stated_wells == {task.key.well}:
             independent.add(path)
-        elif stated:
-            wrong[path] = f"states well {', '.join(sorted(stated))}, and is stored as {task.key.well}"
+        elif stated_wells:
+            wrong[path] = f"states well {', '.join(sorted(stated_wells))}, and is stored as {task.key.well}"
     content = hashlib.sha256(f"{stored.dtype.name} {stored.shape}".encode())
     content.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).data)
     return FieldResult(
-        task.key, content.hexdigest(), place, wrong, decoders, frozenset(independent), frozenset(changed)
+        task.key, content.hexdigest(), places, wrong, decoders, frozenset(independent), frozenset(rescaled)
     )
 
 

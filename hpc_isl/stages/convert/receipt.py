@@ -94,21 +94,21 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
     """
     packed.refuse_packed(path, "validate --receipt")  # files of the export are copied into it
     index = open_plate(path)
-    made_by = recipe or _recipe_of(index)
-    survey = survey_export(made_by.model_copy(update={"out": index.path}))  # it may have been moved
+    conversion = recipe or _recipe_of(index)
+    survey = survey_export(conversion.model_copy(update={"out": index.path}))  # it may have been moved
     if survey.state != "finished" or survey.todo:
         raise UserError(
             f"{path}: {many(len(survey.todo), 'field', 'is', 'are')} not stored yet; "
             "the same convert command resumes"
         )
-    if any(file.path.is_dir() for of_field in survey.export.files.values() for file in of_field):
+    if any(file.path.is_dir() for field_files in survey.export.files.values() for file in field_files):
         source = " and ".join(map(str, survey.recipe.sources))
         raise UserError(f"{source} is OME-Zarr itself: receipts are of instruments' files")
     names, files = tuple(channel.name for channel in index.plate.channels), survey.export.files
     results = _compared(
         [
-            FieldCheck(f.key, index.image(f.key) / "0", files.get(f.key, ()), names)
-            for f in index.plate.fields
+            FieldCheck(field.key, index.image(field.key) / "0", files.get(field.key, ()), names)
+            for field in index.plate.fields
         ],
         processes,
     )
@@ -116,9 +116,9 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
     verdict = _verdict(index, survey, rows, results)
     table, summary = receipt_paths(path)
     stream = io.StringIO()
-    lines = csv.DictWriter(stream, list(asdict(rows[0])) if rows else ["file"], lineterminator="\n")
-    lines.writeheader()
-    lines.writerows(map(asdict, rows))
+    writer = csv.DictWriter(stream, list(asdict(rows[0])) if rows else ["file"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, rows))
     write_atomic(table, stream.getvalue())
     write_atomic(summary, json.dumps(verdict, indent=1))
     return verdict
@@ -138,15 +138,15 @@ def check_receipt(path: Path, processes: int) -> list[str]:
         raise UserError(f"{path}: no receipt ({summary.name} and {table.name}) lies beside it")
     index = open_plate(path)
     tasks = [FieldCheck(field.key, index.image(field.key) / "0") for field in index.plate.fields]
-    seen = {str(result.key): result.digest for result in _compared(tasks, processes)}
+    digests = {str(result.key): result.digest for result in _compared(tasks, processes)}
     problems = []
     for key, digest in verdict["fields"].items():
-        if key not in seen:
+        if key not in digests:
             problems.append(f"{key}: the field is gone")
-        elif seen[key] != digest:
+        elif digests[key] != digest:
             problems.append(f"{key}: its pixels are others than when the receipt was written")
     problems += [
-        f"{key}: a field that the receipt does not know" for key in seen.keys() - verdict["fields"].keys()
+        f"{key}: a field that the receipt does not know" for key in digests.keys() - verdict["fields"].keys()
     ]
     with table.open(newline="") as stream:
         for row in csv.DictReader(stream):
@@ -175,29 +175,29 @@ def _rows(index: Index, survey: Survey, results: list[FieldResult], threads: int
     """Yields a row for each file below the export; copies small files that are no images into the plate."""
     sources = [source.resolve() for source in survey.recipe.sources]
     # Exports that were merged may hold files of one name.
-    below = sources[0] if len(sources) == 1 else Path(os.path.commonpath(sources))
+    root = sources[0] if len(sources) == 1 else Path(os.path.commonpath(sources))
     compared = _by_file(results)
-    reasons = {left.path.resolve(): left.kind for left in survey.export.left_out}
+    reasons = {entry.path.resolve(): entry.kind for entry in survey.export.left_out}
     recipe = survey.recipe
     if any(part is not None for part in (recipe.fields, recipe.channels, recipe.times, recipe.planes)):
         whole = detect.read(recipe).files.values()  # the survey has what was asked for alone
         reasons |= dict.fromkeys((file.path.resolve() for files in whole for file in files), "not asked for")
     paths = [(path, path.resolve(), folder) for folder in sources for path in _files_below(folder)]
     outside = {
-        path for path, known, folder in paths if path.is_symlink() and not known.is_relative_to(folder)
+        path for path, resolved, folder in paths if path.is_symlink() and not resolved.is_relative_to(folder)
     }
     inside = [path for path, *_ in paths if path not in outside]
     with ThreadPoolExecutor(threads) as pool:  # hashing leaves Python to other threads
         digests = dict(zip(inside, pool.map(_sha256, inside), strict=True))
-    for path, known, _ in paths:
-        row = Row(path.relative_to(below).as_posix(), path.lstat().st_size, digests.get(path, ""))
+    for path, resolved, _ in paths:
+        row = Row(path.relative_to(root).as_posix(), path.lstat().st_size, digests.get(path, ""))
         if path in outside:
             yield replace(row, why="a link that leads out of the export")
             continue
-        if known in compared:
-            yield replace(compared[known], file=row.file, bytes=row.bytes, sha256=row.sha256)
-        elif known in reasons:
-            yield replace(row, why=reasons[known])
+        if resolved in compared:
+            yield replace(compared[resolved], file=row.file, bytes=row.bytes, sha256=row.sha256)
+        elif resolved in reasons:
+            yield replace(row, why=reasons[resolved])
         elif path.suffix.lower() in IMAGES:
             yield replace(row, why="an image of no plane")
         elif row.bytes > MOST_VERBATIM:
@@ -213,9 +213,9 @@ def _by_file(results: list[FieldResult]) -> dict[Path, Row]:
         for path in result.stored.keys() | result.wrong.keys():
             earlier = rows.get(path.resolve(), Row())  # a file may hold planes of several fields
             why = result.wrong.get(path) or earlier.why
-            other = path in result.resampled or earlier.state == RESAMPLED
+            is_resampled = path in result.resampled or earlier.state == RESAMPLED
             rows[path.resolve()] = Row(
-                state=WRONG if why else RESAMPLED if other else EQUAL,
+                state=WRONG if why else RESAMPLED if is_resampled else EQUAL,
                 where="; ".join([*filter(None, [earlier.where]), *result.stored.get(path, ())]),
                 why=why,
                 decoder=result.decoders.get(path, ""),
@@ -269,10 +269,10 @@ def _verdict(index: Index, survey: Survey, rows: list[Row], results: list[FieldR
     fields = {
         str(result.key): result.digest for result in sorted(results, key=lambda result: str(result.key))
     }
-    lost = ["the names, dates and headers of the image files, but for what the plate's metadata hold"]
+    losses = ["the names, dates and headers of the image files, but for what the plate's metadata hold"]
     if states[RESAMPLED]:
-        lost.append(f"{many(states[RESAMPLED], 'file')}: pixels before they were resampled")
-    lost += [f"{many(n, 'file')}: {why}" for why, n in sorted(reasons.items())]
+        losses.append(f"{many(states[RESAMPLED], 'file')}: pixels before they were resampled")
+    losses += [f"{many(n, 'file')}: {why}" for why, n in sorted(reasons.items())]
     return {
         "verdict": "INCOMPLETE" if open_points else "COMPLETE",
         "open": open_points,
@@ -280,7 +280,7 @@ def _verdict(index: Index, survey: Survey, rows: list[Row], results: list[FieldR
         "not stored": dict(reasons),
         "decoders": dict(Counter(row.decoder for row in rows if row.decoder)),
         "assignment": dict(Counter(row.assignment for row in rows if row.assignment)),
-        "only the originals hold": lost,
+        "only the originals hold": losses,
         "source": " and ".join(map(str, survey.recipe.sources)),
         "plate": str(index.path),
         "written": now(),

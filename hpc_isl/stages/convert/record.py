@@ -1,4 +1,4 @@
-"""What a conversion records: in the plate's folder which one writes it, and the problems of its export."""
+"""The records of a conversion: in the plate's folder which one writes it, and the problems of its export."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def state_of(out: Path, digest: str) -> State:
     record = read_json(out / RECORD) if out.is_dir() else None
     if record is None:
         # A conversion that was killed before its record leaves nothing but these.
-        ours = {out / "index", out / LOCK}
-        foreign = any(path not in ours and MARK not in path.name for path in out.rglob("*"))
+        lock_paths = {out / "index", out / LOCK}
+        foreign = any(path not in lock_paths and MARK not in path.name for path in out.rglob("*"))
         if out.is_dir() and not foreign:
             return "new"
         raise UserError(f"out: {out} exists already and was not made by convert; choose another out")
     finished = (out / "zarr.json").exists()  # written last
     if record["digest"] != digest:
-        what = "another plate" if finished else "a half-converted plate"
+        content = "another plate" if finished else "a half-converted plate"
         raise UserError(
-            f"out: {out} holds {what}, from {record['source']} or by another recipe; choose another out"
+            f"out: {out} holds {content}, from {record['source']} or by another recipe; choose another out"
         )
     return "finished" if finished else "unfinished"
 
@@ -58,9 +58,9 @@ def recorded_digest(out: Path) -> str | None:
 def locked(out: Path, digest: str, recipe: ConvertRecipe) -> Iterator[None]:
     """Reserves `out` for this process, until it ends, and records which conversion writes it."""
     with reserved(out, LOCK, "out", "converting to"):
-        written = recipe.model_dump(mode="json", exclude={"out"})
+        recipe_facts = recipe.model_dump(mode="json", exclude={"out"})
         source = " and ".join(map(str, recipe.sources))
-        record = {"digest": digest, "source": source, "recipe": written, "hpc_isl": __version__}
+        record = {"digest": digest, "source": source, "recipe": recipe_facts, "hpc_isl": __version__}
         with translate_write_errors(out, 4096):
             write_atomic(out / RECORD, json.dumps(record, indent=1))
         yield
@@ -82,11 +82,11 @@ def refuse(problems: Sequence[Problem], fields: int, table: Path) -> None:
     """
     if not problems:
         return
-    written = write_table(problems, table)
+    written_table = write_table(problems, table)
     raise UserError("\n".join([
         f"{len(_fields(problems))} of {fields} fields are damaged: {counted(problems)}",
         *listing(problems),
-        *([f"all of them: {written}"] if written else []),
+        *([f"all of them: {written_table}"] if written_table else []),
         "repair these files and start again, or store the other planes with on_error=skip",
     ]))  # fmt: skip
 
@@ -128,13 +128,13 @@ def write_table(problems: Sequence[Problem], path: Path) -> Path | None:
 def write_left_out(export: Export, path: Path) -> None:
     """Writes as CSV which files of the export are not stored, and why; nothing where all are."""
     if export.left_out:
-        rows = ((left.path, left.kind, left.well, left.channel) for left in export.left_out)
+        rows = ((file.path, file.kind, file.well, file.channel) for file in export.left_out)
         _write_csv(path, ("path", "kind", "well", "channel"), rows)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    write_atomic(path, text.getvalue(), durable=False)
+    write_atomic(path, stream.getvalue(), durable=False)

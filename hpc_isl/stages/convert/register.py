@@ -35,7 +35,7 @@ ROUND = "registration 1"  # part of the hash of a pair; another way to measure h
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """A stored image: what of it is compared.
+    """A stored image, and which of its channels and planes are compared.
 
     Attributes:
         channels: number of each channel imaged at `time` -> its planes.
@@ -52,7 +52,7 @@ class ImageFacts:
 
     @property
     def kind(self) -> object:
-        """What images have in common that can be compared with one and the same other image."""
+        """Equal for images that can be compared with one and the same other image."""
         return self.field.key.acquisition, tuple(self.channels), self.field.shape[-2:], self.level
 
 
@@ -107,11 +107,14 @@ def register(out: Path, plate: Plate, known: Registration | None, attempt: Attem
         known: the shifts of the same plate before; those of images that have not changed are kept.
     """
     tasks = list(_tasks(out, plate))
-    before = known.shifts if known else {}
+    earlier_shifts = known.shifts if known else {}
     measured = {
-        task.second.field.key: Measured(own.key, own.measured, own.ratio, own.pcc, own.gain)
+        task.second.field.key: Measured(
+            earlier.key, earlier.measured, earlier.ratio, earlier.pcc, earlier.gain
+        )
         for task in tasks
-        if (own := before.get(task.second.field.key)) is not None and own.images == task.images
+        if (earlier := earlier_shifts.get(task.second.field.key)) is not None
+        and earlier.images == task.images
     }
     todo = [task for task in tasks if task.second.field.key not in measured]
     for done, outcome in enumerate(in_parallel(measure, todo, attempt.cpus, attempt.stopping), 1):
@@ -119,7 +122,7 @@ def register(out: Path, plate: Plate, known: Registration | None, attempt: Attem
         attempt.progress(done, len(todo), "shifts")
     if len(measured) < len(tasks):
         return None
-    found: dict[FieldKey, FieldShift] = {}
+    field_shifts: dict[FieldKey, FieldShift] = {}
     models: dict[int, Mapping[str, Any] | None] = {}
     for number in sorted({task.second.field.key.acquisition for task in tasks}):
         pairs = [task for task in tasks if task.second.field.key.acquisition == number]
@@ -128,8 +131,8 @@ def register(out: Path, plate: Plate, known: Registration | None, attempt: Attem
             return None
         model, decided = decision
         models[number] = model.facts() if model else None
-        found |= {shift.key: shift for shift in decided}
-    return Registration(found, models)
+        field_shifts |= {shift.key: shift for shift in decided}
+    return Registration(field_shifts, models)
 
 
 # ---------------------------------------------------------------- what is compared
@@ -149,35 +152,37 @@ def _tasks(out: Path, plate: Plate) -> Iterator[PairTask]:
     with ThreadPoolExecutor(8) as pool:  # thousands of small files wait for the file system together
         facts = dict(zip(keys, pool.map(partial(_facts, out, plate), keys), strict=True))
     stains = frozenset(number for number, channel in enumerate(plate.channels) if channel.fluorescent)
-    alike: dict[object, list[ImageFacts]] = {}
+    images_by_kind: dict[object, list[ImageFacts]] = {}
     for _, second in pairs:
-        alike.setdefault(facts[second.key].kind, []).append(facts[second.key])
-    places = {own.field.key: place for group in alike.values() for place, own in enumerate(group)}
+        images_by_kind.setdefault(facts[second.key].kind, []).append(facts[second.key])
+    places = {
+        image.field.key: place for group in images_by_kind.values() for place, image in enumerate(group)
+    }
     for first, second in pairs:
         a, b = facts[first.key], facts[second.key]
         # A third of the plate apart, and so of other wells: neighbours in a well may overlap.
-        group, place = alike[b.kind], places[second.key]
+        group, place = images_by_kind[b.kind], places[second.key]
         steps = (place + step * len(group) // (STRANGERS + 1) for step in range(1, STRANGERS + 1))
-        strangers = tuple(other for step in steps if (other := group[step % len(group)]) is not b)
+        strangers = tuple(stranger for step in steps if (stranger := group[step % len(group)]) is not b)
         yield PairTask(a, b, strangers, tuple(sorted(a.channels.keys() & b.channels.keys())), stains)
 
 
 def _facts(out: Path, plate: Plate, key: FieldKey) -> ImageFacts:
     path = image_path(out, plate, key)
-    ours = metadata.read_group(path)["hpc_isl"]
-    field = metadata.field_from(ours["field"])
+    facts = metadata.read_group(path)["hpc_isl"]
+    field = metadata.field_from(facts["field"])
     imaged: dict[int, dict[int, list[int]]] = {}
-    for time, channel, plane, *_ in ours["statistics"]["planes"]:
+    for time, channel, plane, *_ in facts["statistics"]["planes"]:
         imaged.setdefault(time, {}).setdefault(channel, []).append(plane)
     time = min(imaged)
     channels = {
         channel: tuple(sorted(planes)[:: -(-len(planes) // PLANES)])
         for channel, planes in sorted(imaged[time].items())
     }
-    flags = (flag.partition(":") for flag in ours["statistics"]["flags"])
+    flags = (flag.partition(":") for flag in facts["statistics"]["flags"])
     empty = frozenset(int(channel) for word, _, channel in flags if word == "empty")
-    level = level_within(field.shape, ours["levels"], EDGE)
-    return ImageFacts(path, field, level, time, channels, empty, ours["statistics"]["digest"])
+    level = level_within(field.shape, facts["levels"], EDGE)
+    return ImageFacts(path, field, level, time, channels, empty, facts["statistics"]["digest"])
 
 
 Kind = tuple[int | None, int | None, bool]
@@ -189,8 +194,8 @@ def measure(task: PairTask) -> Measured:
     pictures = _pictures(task)
     peaks = [(shifts.best_shift(first, second, kind[2]), kind) for kind, (first, second) in pictures.items()]
     peak, kind = max(peaks, key=lambda item: item[0].ratio)
-    whole = (round(peak.shift[0]), round(peak.shift[1]))
-    gain = _gain(task, kind, pictures[kind][0], peak.pcc, whole)
+    pixel_shift = (round(peak.shift[0]), round(peak.shift[1]))
+    gain = _gain(task, kind, pictures[kind][0], peak.pcc, pixel_shift)
     scale = 1 << task.first.level
     # As the plate's table keeps them, so that a plate that takes in further fields decides in the same way.
     shift = (round(peak.shift[0] * scale, 2), round(peak.shift[1] * scale, 2))
@@ -201,9 +206,9 @@ def verify(task: PairTask) -> tuple[FieldKey, float]:
     """Returns how high the correlation of two images is at a given shift, in standard deviations."""
     assert task.shift is not None
     scale = 1 << task.first.level
-    whole = (round(task.shift[0] / scale), round(task.shift[1] / scale))
+    pixel_shift = (round(task.shift[0] / scale), round(task.shift[1] / scale))
     supports = [
-        shifts.Correlation.of(first, second, kind[2]).support(whole)
+        shifts.Correlation.of(first, second, kind[2]).support(pixel_shift)
         for kind, (first, second) in _pictures(task).items()
     ]
     return task.second.field.key, max(supports)
@@ -211,10 +216,10 @@ def verify(task: PairTask) -> tuple[FieldKey, float]:
 
 def _gain(task: PairTask, kind: Kind, first: Image, pcc: float, shift: tuple[int, int]) -> float:
     """Returns by how much a correlation exceeds those with other fields under the same shift."""
-    strange = [
+    stranger_pccs = [
         abs(shifts.pcc_at(first, _picture(task, stranger, kind[1]), shift)) for stranger in task.strangers
     ]
-    return abs(pcc) - max(strange, default=0.0)
+    return abs(pcc) - max(stranger_pccs, default=0.0)
 
 
 def _pictures(task: PairTask) -> dict[Kind, tuple[Image, Image]]:
@@ -248,22 +253,24 @@ def _decide(
     plate: Plate, tasks: Sequence[PairTask], measured: Mapping[FieldKey, Measured], attempt: Attempt
 ) -> tuple[PlateModel | None, list[FieldShift]] | None:
     """Returns the model of one acquisition and the shift of each of its fields; None if it was stopped."""
-    own = [measured[task.second.field.key] for task in tasks]
-    trusted = np.array([each.ratio >= RATIO and each.gain >= GAIN for each in own])
+    outcomes = [measured[task.second.field.key] for task in tasks]
+    trusted = np.array([outcome.ratio >= RATIO and outcome.gain >= GAIN for outcome in outcomes])
     if not trusted.any():
         return None, []  # nothing is known of it: its fields are paired as they lie
     places = places_of(plate, [task.first.field for task in tasks])
     expected = np.array([_by_position(task, plate.pixel_um) for task in tasks])
-    moved = np.array([each.shift for each in own]) - expected
-    model = shifts.plate_model(places[trusted], moved[trusted])
-    far = shifts.residuals(model, places, moved) if model else np.zeros(len(own))
-    taken = trusted & ((far <= shifts.RESIDUAL) | np.array([each.ratio >= CERTAIN for each in own]))
+    deviations = np.array([outcome.shift for outcome in outcomes]) - expected
+    model = shifts.plate_model(places[trusted], deviations[trusted])
+    residuals = shifts.residuals(model, places, deviations) if model else np.zeros(len(outcomes))
+    accepted = trusted & (
+        (residuals <= shifts.RESIDUAL) | np.array([outcome.ratio >= CERTAIN for outcome in outcomes])
+    )
     modelled: dict[FieldKey, tuple[int, int]] = {}
     if model is not None:
         doubtful = [
             replace(task, shift=(round(float(y)), round(float(x))))
-            for task, (y, x), known in zip(tasks, expected + model.at(places), taken, strict=True)
-            if not known
+            for task, (y, x), is_accepted in zip(tasks, expected + model.at(places), accepted, strict=True)
+            if not is_accepted
         ]
         supports = dict(in_parallel(verify, doubtful, attempt.cpus, attempt.stopping))
         if len(supports) < len(doubtful):
@@ -272,14 +279,16 @@ def _decide(
             if task.shift is not None and (task.is_empty or supports[task.second.field.key] >= SUPPORT):
                 modelled[task.second.field.key] = task.shift
     decided = []
-    for task, each, known, residual in zip(tasks, own, taken, far.tolist(), strict=True):
+    for task, outcome, is_accepted, residual in zip(
+        tasks, outcomes, accepted, residuals.tolist(), strict=True
+    ):
         state: State = "measured" if residual <= shifts.RESIDUAL else "far"
-        shift: tuple[int, int] | None = (round(each.shift[0]), round(each.shift[1]))
-        if not known:
-            shift = modelled.get(each.key)
+        shift: tuple[int, int] | None = (round(outcome.shift[0]), round(outcome.shift[1]))
+        if not is_accepted:
+            shift = modelled.get(outcome.key)
             state = "model" if shift else "rejected"
         decided.append(
-            FieldShift(each.key, state, shift, each.shift, each.ratio, each.pcc, each.gain,
+            FieldShift(outcome.key, state, shift, outcome.shift, outcome.ratio, outcome.pcc, outcome.gain,
                        residual if model else None, task.images)
         )  # fmt: skip
     return model, decided
@@ -303,11 +312,13 @@ def places_of(plate: Plate, fields: Sequence[Field]) -> NDArray[np.float64]:
     if plate.pixel_um is None or any(field.position_um is None for field in fields):
         return np.zeros((len(fields), 2))
     middles = [np.subtract(field.shape[-2:], 1) / 2 * plate.pixel_um for field in fields]
-    at = np.array([field.position_um for field in fields]) + np.array(middles)
+    positions = np.array([field.position_um for field in fields]) + np.array(middles)
     wells = np.array([well_position(field.key.well) for field in fields])
     names = [field.key.well for field in fields]
-    centers = np.array([np.mean(at[[name == well for name in names]], axis=0) for well in sorted(set(names))])
+    centers = np.array(
+        [np.mean(positions[[name == well for name in names]], axis=0) for well in sorted(set(names))]
+    )
     if len(centers) > 1 and apart_um and np.ptp(centers, axis=0).max() < apart_um / 2:
-        at += wells * apart_um
-    on_plate: NDArray[np.float64] = at / plate.pixel_um
+        positions += wells * apart_um
+    on_plate: NDArray[np.float64] = positions / plate.pixel_um
     return on_plate

@@ -25,47 +25,49 @@ def draw_shifts(plate: Plate, registration: Registration, path: Path) -> None:
     from matplotlib.figure import Figure
 
     numbers = sorted(registration.models)
-    deep, wide = len(plate.rows), len(plate.columns)
-    figure = Figure(figsize=(7, (1 + 6.6 * deep / wide) * len(numbers)), layout="constrained", dpi=130)
+    rows, columns = len(plate.rows), len(plate.columns)
+    figure = Figure(figsize=(7, (1 + 6.6 * rows / columns) * len(numbers)), layout="constrained", dpi=130)
     for axis, number in zip(figure.subplots(len(numbers), 1, squeeze=False)[:, 0], numbers, strict=True):
         _panel(axis, plate, registration, number)
-        axis.set_xlim(-0.7, wide - 0.3)
-        axis.set_ylim(deep - 0.3, -0.7)
+        axis.set_xlim(-0.7, columns - 0.3)
+        axis.set_ylim(rows - 0.3, -0.7)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_atomic(path, content.getvalue())
 
 
 def _panel(axis: Any, plate: Plate, registration: Registration, number: int) -> None:
-    own = [shift for key, shift in registration.shifts.items() if key.acquisition == number]
-    longest = max((float(np.hypot(*shift.shift)) for shift in own if shift.shift), default=0.0)
-    many = {well: [s for s in own if s.key.well == well] for well in {s.key.well for s in own}}
+    field_shifts = [shift for key, shift in registration.shifts.items() if key.acquisition == number]
+    longest = max((float(np.hypot(*shift.shift)) for shift in field_shifts if shift.shift), default=0.0)
+    shifts_by_well = {
+        well: [s for s in field_shifts if s.key.well == well] for well in {s.key.well for s in field_shifts}
+    }
     for state, color in COLORS.items():
         tails, arrows = [], []
-        for well, fields in many.items():
+        for well, well_shifts in shifts_by_well.items():
             row, column = well_position(well)
-            side = int(np.ceil(np.sqrt(len(fields))))
-            for place, shift in enumerate(sorted(fields, key=lambda s: s.key.place)):
+            side = int(np.ceil(np.sqrt(len(well_shifts))))
+            for place, shift in enumerate(sorted(well_shifts, key=lambda s: s.key.place)):
                 y, x = ((part + 0.5) / side - 0.5 for part in divmod(place, side))
                 if shift.state == state:
                     tails.append((column + 0.7 * x, row + 0.7 * y))
                     arrows.append(shift.shift or (0, 0))
         if not tails:
             continue
-        at, (dy, dx) = np.array(tails).T, np.array(arrows, float).T * LONGEST / max(longest, 1.0)
+        points, (dy, dx) = np.array(tails).T, np.array(arrows, float).T * LONGEST / max(longest, 1.0)
         label = f"{len(tails)} {MEANINGS[state]}"
         if state == "rejected":
-            axis.scatter(*at, marker="x", s=18, color=color, label=label)
+            axis.scatter(*points, marker="x", s=18, color=color, label=label)
         else:
-            axis.scatter(*at, s=5, color=color, label=label)
-            axis.quiver(*at, dx, dy, angles="xy", scale_units="xy", scale=1, width=0.0025, color=color)
+            axis.scatter(*points, s=5, color=color, label=label)
+            axis.quiver(*points, dx, dy, angles="xy", scale_units="xy", scale=1, width=0.0025, color=color)
     axis.set_xticks(range(len(plate.columns)), [str(int(name)) for name in plate.columns], fontsize=7)
     axis.set_yticks(range(len(plate.rows)), plate.rows, fontsize=7)
     axis.set_aspect("equal")
     axis.tick_params(length=0)
     axis.spines[:].set_color("#cccccc")
     model = registration.models[number]
-    turned = f", plate turned by {round(model['degrees'], 2) + 0.0:.2f}°" if model else ""
+    rotation = f", plate turned by {round(model['degrees'], 2) + 0.0:.2f}°" if model else ""
     passes = f"{plate.acquisitions[number]} against {plate.acquisitions[0]}"
-    axis.set_title(f"{passes}: longest arrow {longest:.0f} px{turned}", fontsize=9)
+    axis.set_title(f"{passes}: longest arrow {longest:.0f} px{rotation}", fontsize=9)
     axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)

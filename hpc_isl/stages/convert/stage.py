@@ -149,17 +149,17 @@ def _finalise(
         write_table(problems, table)
     write_left_out(survey.export, attempt.run.folder / LEFT_OUT)
     if survey.state == "finished":  # a plate that takes in further fields keeps what was known of the others
-        before = {problem for problem in open_plate(out).problems if problem.key in stored}
+        former_problems = {problem for problem in open_plate(out).problems if problem.key in stored}
         redone = {field.key for field in survey.todo}
-        problems += sorted(p for p in before if p.key not in redone and p not in problems)
-    kept = plate.keep(stored)
-    known = open_plate(out).registration if survey.state == "finished" else None
+        problems += sorted(p for p in former_problems if p.key not in redone and p not in problems)
+    stored_plate = plate.keep(stored)
+    registration = open_plate(out).registration if survey.state == "finished" else None
     registered = None
     # A plate that was finished without shifts stays so: its fingerprint, and the runs on it, rest on that.
-    if len(plate.acquisitions) > 1 and (survey.state != "finished" or known):
+    if len(plate.acquisitions) > 1 and (survey.state != "finished" or registration):
         from hpc_isl.stages.convert.register import register  # a plan need not wait for scipy
 
-        registered = register(out, kept, known, attempt)
+        registered = register(out, stored_plate, registration, attempt)
         if registered is None:
             return None
         for line in summary_lines(registered):
@@ -169,8 +169,8 @@ def _finalise(
         elif registered.shifts:
             from hpc_isl.stages.convert.shift_picture import draw_shifts  # matplotlib is slow to import
 
-            draw_shifts(kept, registered, out / PICTURE)
-    return finalise(out, kept, survey.plate_map, problems, registered=registered)
+            draw_shifts(stored_plate, registered, out / PICTURE)
+    return finalise(out, stored_plate, survey.plate_map, problems, registered=registered)
 
 
 def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
@@ -180,10 +180,10 @@ def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
     fields, out = {field.key for field in index.plate.fields}, shlex.quote(str(index.path))
     damaged = {problem.key for problem in index.problems}
     skipped, incomplete = len(damaged - fields), len(damaged & fields)
-    lists = {"problems": attempt.run.folder / TABLE, "files not stored": attempt.run.folder / LEFT_OUT}
+    files = {"problems": attempt.run.folder / TABLE, "files not stored": attempt.run.folder / LEFT_OUT}
     if index.registration:
-        lists |= {"shifts": index.path / index.registration.file, "shifts as arrows": index.path / PICTURE}
-    made = {what: str(path) for what, path in lists.items() if path.exists()}
+        files |= {"shifts": index.path / index.registration.file, "shifts as arrows": index.path / PICTURE}
+    created_files = {description: str(path) for description, path in files.items() if path.exists()}
     if damaged:
         attempt.log(
             f"{counted(index.problems)}: {skipped} fields were left out and {incomplete} lack planes; "
@@ -196,7 +196,7 @@ def _finish(index: Index, attempt: Attempt, seconds: float) -> None:
         "incomplete": incomplete,
         "seconds": round(seconds, 1),
         "fingerprint": index.fingerprint,
-        "made": {"plate": str(index.path), **made},
+        "made": {"plate": str(index.path), **created_files},
         "next": [f"inspect {out}", *filter(None, [pretrain_line(index)])],
     })  # fmt: skip
 

@@ -104,15 +104,15 @@ def field_tasks(survey: Survey) -> list[FieldTask]:
 
 def _task(recipe: ConvertRecipe, export: Export, field: Field) -> FieldTask:
     # Without its fields: the plate goes to another process with each of thousands of tasks.
-    bare, skip = replace(export.plate, fields=()), recipe.on_error == "skip"
+    plate, skip = replace(export.plate, fields=()), recipe.on_error == "skip"
     files = export.files.get(field.key, ())
-    return FieldTask(recipe.out, bare, field, files, recipe.codec, recipe.levels, skip)
+    return FieldTask(recipe.out, plate, field, files, recipe.codec, recipe.levels, skip)
 
 
 def _complete_fields(index: Index, recipe: ConvertRecipe, export: Export) -> set[FieldKey]:
     """Returns the fields of a finished plate that need not be looked at again.
 
-    One that lacks planes is, where its files have changed, or the index differs from the image.
+    One that lacks planes is looked at if its files have changed, or the index differs from the image.
     """
 
     def texts(problems: Iterable[Problem]) -> dict[FieldKey, set[str]]:
@@ -125,8 +125,8 @@ def _complete_fields(index: Index, recipe: ConvertRecipe, export: Export) -> set
     complete = {field.key for field in index.plate.fields}
     for field in (field for field in export.plate.fields if field.key in indexed.keys() | reported.keys()):
         task = _task(recipe, export, field)
-        own = recorded_problems(task.image, task.inputs)
-        if own is None or {*own, *reported.get(field.key, ())} != indexed.get(field.key, set()):
+        recorded = recorded_problems(task.image, task.inputs)
+        if recorded is None or {*recorded, *reported.get(field.key, ())} != indexed.get(field.key, set()):
             complete.discard(field.key)
     return complete
 
@@ -150,8 +150,8 @@ def check_can_write_plate(survey: Survey) -> None:
         AbortRun: too little room.
         UserError: it cannot be written.
     """
-    if why := unwritable(survey.recipe.out):
-        raise UserError(f"out: {why}; choose another out")
+    if reason := unwritable(survey.recipe.out):
+        raise UserError(f"out: {reason}; choose another out")
     # A conversion that is resumed has written a part already, which the estimate still counts.
     room = free(survey.recipe.out)
     # The estimate decodes planes: only where all of them might not fit.
@@ -165,9 +165,9 @@ def _check_names(plate: Plate) -> None:
     """Raises where two fields would share a folder, on disks that ignore case too."""
     folders: dict[tuple[str, str], FieldKey] = {}
     for field in plate.fields:
-        other = folders.setdefault((field.key.well, field.key.image.lower()), field.key)
-        if other != field.key:
-            raise UserError(f"fields {other!r} and {field.key!r} would share a folder: name one otherwise")
+        first = folders.setdefault((field.key.well, field.key.image.lower()), field.key)
+        if first != field.key:
+            raise UserError(f"fields {first!r} and {field.key!r} would share a folder: name one otherwise")
 
 
 # ---------------------------------------------------------------- the digest and the fields
@@ -176,14 +176,14 @@ def _check_names(plate: Plate) -> None:
 def _digest(recipe: ConvertRecipe, export: Export) -> str:
     keys = {field.key for field in export.plate.fields} | {problem.key for problem in export.problems}
     # Earlier versions left out whether images are corrected: one more statement about the same plate.
-    raw = replace(
+    plate = replace(
         export.plate, channels=tuple(replace(channel, corrected="") for channel in export.plate.channels)
     )
-    parts: list[Any] = [plate_facts(raw), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels]
+    parts: list[Any] = [plate_facts(plate), sorted(map(str, keys)), recipe.codec.model_dump(), recipe.levels]
     # The plate's own facts tell neither times nor planes. Without a choice the digest is the one that earlier
     # versions gave to the same plate.
-    given = {"times": recipe.times, "planes": recipe.planes}
-    if chosen := {what: sorted(set(numbers)) for what, numbers in given.items() if numbers is not None}:
+    options = {"times": recipe.times, "planes": recipe.planes}
+    if chosen := {name: sorted(set(numbers)) for name, numbers in options.items() if numbers is not None}:
         parts.append(chosen)
     if len(recipe.sources) > 1:  # the same names may be other places
         parts.append(recipe.match)
@@ -214,10 +214,10 @@ def _digest_of_existing(recipe: ConvertRecipe, export: Export, existing: Index, 
 def _with_missing_fields(export: Export) -> Export:
     """Returns the export with fields that have no file among the damaged ones."""
     # Readers report the planes that they miss; a field of which all are missing may escape them.
-    named = {problem.key for problem in export.problems}
-    bare = (field.key for field in export.plate.fields if not export.files.get(field.key))
-    more = [Problem(key, "none of its files is there", "missing") for key in bare if key not in named]
-    return replace(export, problems=(*export.problems, *more))
+    reported = {problem.key for problem in export.problems}
+    keys = (field.key for field in export.plate.fields if not export.files.get(field.key))
+    missing = [Problem(key, "none of its files is there", "missing") for key in keys if key not in reported]
+    return replace(export, problems=(*export.problems, *missing))
 
 
 # ---------------------------------------------------------------- costs
@@ -342,12 +342,12 @@ def _counts(survey: Survey) -> str:
 def _kinds_of_channels(survey: Survey) -> Iterator[str]:
     """Yields which channels a network may look at, and which it learns to predict."""
     channels = survey.plate.channels
-    free = [channel.name for channel in channels if not channel.fluorescent]
+    label_free = [channel.name for channel in channels if not channel.fluorescent]
     stains = [channel.name for channel in channels if channel.fluorescent]
-    yield f"label-free: {', '.join(free) or 'none'}; stains: {', '.join(stains) or 'none'}"
+    yield f"label-free: {', '.join(label_free) or 'none'}; stains: {', '.join(stains) or 'none'}"
     doubted = [name for name in stains if TRANSMITTED.search(name)]
     if doubted and survey.plate.details.get("reader") == "pattern":
         yield (
             f"warning: {', '.join(doubted)}: taken as stains, though the names say otherwise; "
-            f"pattern.transmitted=[{', '.join([*free, *doubted])}] says that they are label-free"
+            f"pattern.transmitted=[{', '.join([*label_free, *doubted])}] says that they are label-free"
         )

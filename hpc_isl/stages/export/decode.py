@@ -69,10 +69,10 @@ def objects(maps: Pixels, contract: Mapping[str, Any]) -> NDArray[np.uint32]:
     else:
         labels = _h_maxima_watershed(np.where(inside, maps[0], OUTSIDE), contract["h_maxima"])
     areas = np.bincount(labels.ravel())
-    kept = np.where(areas[labels] < contract["min_area_px"], 0, labels)
-    _, first, names = np.unique(kept[kept > 0], return_index=True, return_inverse=True)
+    large_labels = np.where(areas[labels] < contract["min_area_px"], 0, labels)
+    _, first, names = np.unique(large_labels[large_labels > 0], return_index=True, return_inverse=True)
     numbered = np.zeros(labels.shape, np.uint32)
-    numbered[kept > 0] = 1 + first.argsort().argsort()[names]
+    numbered[large_labels > 0] = 1 + first.argsort().argsort()[names]
     return numbered
 
 
@@ -107,7 +107,7 @@ class Objects:
     def __call__(self, maps: NDArray[Any]) -> NDArray[Any]:
         """Returns labels as float32 (batch, 1, y, x) of the maps, of the same shape."""
         # The package's tensors keep one type; its next step makes whole numbers of them.
-        return np.stack([objects(one, self.contract)[None] for one in maps]).astype(np.float32)
+        return np.stack([objects(image_maps, self.contract)[None] for image_maps in maps]).astype(np.float32)
 
 
 def main() -> None:
@@ -119,9 +119,9 @@ def main() -> None:
     contract = json.loads((folder / "contract.json").read_text())
     image = tifffile.imread(source)
     image = image[None] if image.ndim == 2 else image
-    wanted = [entry["channel"] for entry in contract["sources"]]
-    if image.ndim != 3 or len(image) != len(wanted):
-        sys.exit(f"{source}: has the shape {image.shape}; (source, y, x) is expected, of {wanted}")
+    channels = [entry["channel"] for entry in contract["sources"]]
+    if image.ndim != 3 or len(image) != len(channels):
+        sys.exit(f"{source}: has the shape {image.shape}; (source, y, x) is expected, of {channels}")
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     maps = maps_of(
         normalised(image, contract["normalize"]),

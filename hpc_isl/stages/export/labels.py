@@ -33,7 +33,7 @@ Objects = list[tuple[int, list[Polygon]]]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, numbers of fields and of objects, and fields that have no such labels."""
+    """The folder that was written, numbers of fields and of objects, and fields that have no such labels."""
 
     out: Path
     fields: int
@@ -84,7 +84,7 @@ def _export_field(task: tuple[Labels, str, Path]) -> int:
     """Writes the file of a field in the folder; returns how many objects it holds."""
     labels, form, folder = task
     pixels = store.read_labels(labels.image, labels.name)
-    times = [list(outlines(one)) for one in (pixels if pixels.ndim == 3 else pixels[None])]
+    times = [list(outlines(image)) for image in (pixels if pixels.ndim == 3 else pixels[None])]
     suffix, write = FORMATS[form]
     write(folder / f"{labels.key.well}_{labels.key.image}{suffix}", labels, times)
     return sum(map(len, times))
@@ -93,12 +93,12 @@ def _export_field(task: tuple[Labels, str, Path]) -> int:
 def _check(
     index: store.Index, name: str, keys: list[FieldKey], labelled: list[FieldKey], form: str, named: bool
 ) -> None:
-    lacking = [str(key) for key in keys if key not in labelled]
-    if named and lacking:
-        raise UserError(f"fields: {', '.join(lacking[:10])} have no labels {name!r}")
+    unlabelled = [str(key) for key in keys if key not in labelled]
+    if named and unlabelled:
+        raise UserError(f"fields: {', '.join(unlabelled[:10])} have no labels {name!r}")
     if not labelled:
-        known = sorted({other for key in keys for other in store.label_names(index.image(key))})
-        raise UserError(f"labels={name}: no field has them; {nearest(name, known)}")
+        names = sorted({label for key in keys for label in store.label_names(index.image(key))})
+        raise UserError(f"labels={name}: no field has them; {nearest(name, names)}")
     large = [str(key) for key in labelled if max(index.field(key).shape[-2:]) > MOST_PIXELS]
     if form == "roi" and large:
         raise UserError(

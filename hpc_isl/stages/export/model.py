@@ -37,7 +37,7 @@ FILES = {"model": "model.onnx", "contract": "contract.json", "decode": "decode.p
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What was written, and the greatest difference from PyTorch as a share of the map's range."""
+    """The folder that was written, and the greatest difference from PyTorch as a share of the map's range."""
 
     out: Path
     difference: float
@@ -52,14 +52,14 @@ def export_model(run: Run, out: Path, form: str = "onnx") -> ExportedModel:
     """
     if form not in FORMATS:
         raise UserError(f"format={form}: no such format; {nearest(form, FORMATS)}")
-    if lacking := [name for name in NEEDED if find_spec(name) is None]:
-        raise UserError(f"export model: {', '.join(lacking)} is not installed: pip install 'hpc-isl[onnx]'")
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise UserError(f"export model: {', '.join(missing)} is not installed: pip install 'hpc-isl[onnx]'")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"out: {out} holds something already; name a new or an empty folder")
     run = model_run(run.folder)
     network, contract = load(run.model)
-    if wrong := [line for line, _ in resized_since(contract)]:
-        raise UserError(f"model={run.label}: {wrong[0]}, after this model was trained there; train it again")
+    if lines := [line for line, _ in resized_since(contract)]:
+        raise UserError(f"model={run.label}: {lines[0]}, after this model was trained there; train it again")
     content = public_contract(contract)
     if form == "bioimageio":
         check_package(contract)
@@ -185,11 +185,13 @@ def greatest_difference(maps: Pixels, expected: Pixels) -> float:
     Where the mask is cut out of a map, the share of pixels that are cut in one alone counts too.
     """
     shares = []
-    for one, other in zip(maps, expected, strict=True):
-        inside = (one > decode.OUTSIDE / 2) & (other > decode.OUTSIDE / 2)
-        cut = np.count_nonzero((one > decode.OUTSIDE / 2) != (other > decode.OUTSIDE / 2)) / one.size
+    for actual, reference in zip(maps, expected, strict=True):
+        inside = (actual > decode.OUTSIDE / 2) & (reference > decode.OUTSIDE / 2)
+        cut = (
+            np.count_nonzero((actual > decode.OUTSIDE / 2) != (reference > decode.OUTSIDE / 2)) / actual.size
+        )
         if inside.any():
-            apart = float(np.abs(one - other)[inside].max())
-            shares.append(apart / max(float(np.ptp(other[inside])), 1e-6))
+            difference = float(np.abs(actual - reference)[inside].max())
+            shares.append(difference / max(float(np.ptp(reference[inside])), 1e-6))
         shares.append(cut)
     return max(shares)

@@ -63,8 +63,10 @@ def _description(folder: Path, content: dict[str, Any], name: str) -> dict[str, 
     channels = [f"{entry['channel']} {entry['plane']}" for entry in content["sources"]]
 
     def axes(names: list[str], sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        own = [{"id": axis, "type": "space", **side, **scale} for axis, side in zip("yx", sides, strict=True)]
-        return [{"type": "batch"}, {"type": "channel", "channel_names": names}, *own]
+        space_axes = [
+            {"id": axis, "type": "space", **side, **scale} for axis, side in zip("yx", sides, strict=True)
+        ]
+        return [{"type": "batch"}, {"type": "channel", "channel_names": names}, *space_axes]
 
     def file(path: str) -> dict[str, str]:
         return {"source": path, "sha256": hashlib.sha256((folder / path).read_bytes()).hexdigest()}
@@ -112,8 +114,8 @@ def _normalisation(content: dict[str, Any]) -> list[dict[str, Any]]:
     if rule == "standard":
         return [{"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x"], "eps": 1e-6}}]
     if rule == "percentile":
-        given = {"axes": ["y", "x"], "min_percentile": 1.0, "max_percentile": 99.0, "eps": 1e-6}
-        return [{"id": "scale_range", "kwargs": given}]
+        arguments = {"axes": ["y", "x"], "min_percentile": 1.0, "max_percentile": 99.0, "eps": 1e-6}
+        return [{"id": "scale_range", "kwargs": arguments}]
     return []
 
 

@@ -26,7 +26,7 @@ ODD = {
 
 @dataclass(frozen=True)
 class FieldFigures:
-    """What the index says of one field.
+    """The figures of one field, from the index.
 
     Attributes:
         focus: channel -> score of its sharpest plane (no unit; greater is sharper, within one channel).
@@ -88,10 +88,10 @@ def heat_maps(
         values = {well: value(fields) for well, fields in wells.items()}
         return HeatMap(title, about, unit, [PlateValues("", index.plate.rows, index.plate.columns, values)])
 
-    def median(of: str, channel: str) -> Callable[[list[FieldFigures]], float]:
+    def median(attribute: str, channel: str) -> Callable[[list[FieldFigures]], float]:
         def value(fields: list[FieldFigures]) -> float:
-            known = [getattr(f, of)[channel] for f in fields if channel in getattr(f, of)]
-            return float(np.median(known)) if known else np.nan
+            scores = [getattr(f, attribute)[channel] for f in fields if channel in getattr(f, attribute)]
+            return float(np.median(scores)) if scores else np.nan
 
         return value
 
@@ -102,8 +102,8 @@ def heat_maps(
             f"Intensity, {channel}", "Mean of all planes, median of the fields.", "counts",
             median("intensity", channel),
         )  # fmt: skip
-    for kind, (title, when) in ODD.items():
-        about = f"Fields in which {when}. Hover to read the channels."
+    for kind, (title, condition) in ODD.items():
+        about = f"Fields in which {condition}. Hover to read the channels."
         yield heat_map(title, about, "fields", lambda fields, kind=kind: sum(kind in f.flags for f in fields))  # type: ignore[misc]
     about = "Planes that at least half of the plate's fields have, and fields of these wells have not."
     yield heat_map("Missing planes", about, "planes", lambda fields: sum(field.missing for field in fields))

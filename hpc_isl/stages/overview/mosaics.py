@@ -48,15 +48,15 @@ def mosaics(
 
     Fields have the greatest of `EDGES` at which all pictures fit into `MOST_BYTES`, by a sample of them.
     """
-    every = [(key, channel) for keys in wells.values() for key in keys for channel in channels]
+    pairs = [(key, channel) for keys in wells.values() for key in keys for channel in channels]
     scales = {channel: contrast(index, [key for keys in wells.values() for key in keys], channel)
               for channel in channels}  # fmt: skip
     with ThreadPoolExecutor(THREADS) as pool:
-        chosen = np.unique(np.linspace(0, len(every) - 1, min(SAMPLE, len(every))).astype(int))
-        tried = list(pool.map(
-            lambda at: thumbnail(index, *every[at], EDGES[0], scales[every[at][1]]), chosen,
+        chosen = np.unique(np.linspace(0, len(pairs) - 1, min(SAMPLE, len(pairs))).astype(int))
+        samples = list(pool.map(
+            lambda at: thumbnail(index, *pairs[at], EDGES[0], scales[pairs[at][1]]), chosen,
         ))  # fmt: skip
-        edge = _edge([picture for picture in tried if picture is not None], len(every))
+        edge = _edge([picture for picture in samples if picture is not None], len(pairs))
 
         def one(item: tuple[str, int]) -> Mosaic:
             keys, channel = wells[item[0]], item[1]
@@ -101,10 +101,16 @@ def thumbnail(
 def _edge(sample: Sequence[Pixels], count: int) -> int:
     """Returns the greatest edge at which so many pictures like these fit."""
     for edge in EDGES:
-        small = [Image.fromarray(one).resize((edge, edge), Image.Resampling.BOX) for one in sample]
+        thumbnails = [
+            Image.fromarray(picture).resize((edge, edge), Image.Resampling.BOX) for picture in sample
+        ]
         # In one file, because fields share those of their wells; base64 makes four bytes of three.
-        each = len(_jpeg(np.hstack([np.asarray(one) for one in small]))) / len(small) if small else 0
-        if count * each * 4 / 3 <= MOST_BYTES:
+        picture_bytes = (
+            len(_jpeg(np.hstack([np.asarray(picture) for picture in thumbnails]))) / len(thumbnails)
+            if thumbnails
+            else 0
+        )
+        if count * picture_bytes * 4 / 3 <= MOST_BYTES:
             return edge
     return EDGES[-1]
 
@@ -112,12 +118,12 @@ def _edge(sample: Sequence[Pixels], count: int) -> int:
 def _mosaic(keys: tuple[FieldKey, ...], pictures: Sequence[Pixels | None], edge: int) -> Mosaic:
     across = math.ceil(math.sqrt(len(keys)))
     canvas = np.zeros((edge * -(-len(keys) // across), edge * across), np.uint8)
-    for number, one in enumerate(pictures):
+    for number, picture in enumerate(pictures):
         y, x = edge * (number // across), edge * (number % across)
-        if one is None:
+        if picture is None:
             canvas[y : y + edge, x : x + edge] = NOT_IMAGED
         else:
-            canvas[y : y + one.shape[0], x : x + one.shape[1]] = one
+            canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
     return Mosaic(keys, across, edge, _jpeg(canvas))
 
 

@@ -45,7 +45,7 @@ dialog figure { margin: 0 } dialog canvas { width: 100%; max-width: 76vh; height
 dialog button { font: inherit; padding: .3rem .9rem }
 @media print { .sheet { grid-template-columns: 1.6rem repeat(var(--columns), minmax(0, var(--edge))) } }
 """
-# No library: what the page does is this.
+# All that the page does, without a library.
 SCRIPT = """
 const wells = JSON.parse(document.getElementById("wells").textContent);
 const look = document.getElementById("look"), order = Object.keys(wells);
@@ -111,7 +111,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class WellText:
-    """What is said of a well when one of its fields is shown.
+    """The text about a well when one of its fields is shown.
 
     Attributes:
         about: lines of the plate map.
@@ -134,11 +134,11 @@ def page_of(
 
     Args:
         name: of the plate.
-        texts: well -> what is said of it where its fields are shown.
+        texts: well -> the text where its fields are shown.
         hover: well -> text over a heat map.
     """
     sections = [(f"images-{n}", f"Images, {sheet.channel}", sheet) for n, sheet in enumerate(sheets)]
-    contents = [tag("li", tag("a", title, href=f"#{where}")) for where, title, _ in sections]
+    contents = [tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title, _ in sections]
     contents.append(tag("li", tag("a", "Heat maps of all wells", href="#heat-maps")))
     parts: list[object] = [
         tag("style", Html(heat_maps.STYLE + STYLE)),
@@ -148,13 +148,13 @@ def page_of(
         tag("div", *[tag("p", line) for line in headline], class_="headline"),
         tag("nav", tag("ol", *contents), **{"aria-label": "contents"}),
     ]  # fmt: skip
-    for where, title, sheet in sections:
-        inside = [tag("p", sheet.about), tag("div", _sheet(sheet), class_="wide")]
-        parts.append(tag("section", tag("h2", title), *inside, id=where))
-    drawn = [
+    for anchor, title, sheet in sections:
+        content = [tag("p", sheet.about), tag("div", _sheet(sheet), class_="wide")]
+        parts.append(tag("section", tag("h2", title), *content, id=anchor))
+    map_sections = [
         tag("section", tag("h3", heat_map.title), *heat_maps.drawn(heat_map, [hover])) for heat_map in maps
     ]
-    parts.append(tag("section", tag("h2", "Heat maps of all wells"), *drawn, id="heat-maps"))
+    parts.append(tag("section", tag("h2", "Heat maps of all wells"), *map_sections, id="heat-maps"))
     return page(f"{name}: overview", join([*parts, *_dialog(sheets, texts)]))
 
 
@@ -167,8 +167,8 @@ def _sheet(sheet: Sheet) -> Html:
         for column in columns:
             mosaic = sheet.wells.get(f"{row}{column}")
             cells.append(tag("span") if mosaic is None else _well(f"{row}{column}", sheet.channel, mosaic))
-    most = max(mosaic.across * mosaic.edge for mosaic in sheet.wells.values())
-    return tag("div", *cells, class_="sheet", style=f"--columns: {len(columns)}; --edge: {most}px")
+    width = max(mosaic.across * mosaic.edge for mosaic in sheet.wells.values())
+    return tag("div", *cells, class_="sheet", style=f"--columns: {len(columns)}; --edge: {width}px")
 
 
 def _used(sheet: Sheet) -> tuple[list[str], list[str]]:
@@ -194,9 +194,9 @@ def _dialog(sheets: Sequence[Sheet], texts: Mapping[str, WellText]) -> list[Html
     data = Html(json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"))
     close = tag("form", tag("button", "Close"), method="dialog")
     steps = [tag("button", text, type="button", id=name) for name, text in (("back", "‹"), ("next", "›"))]
-    inside = [close, tag("h3"), tag("p"), tag("div", class_="views"), tag("p", *steps)]
+    elements = [close, tag("h3"), tag("p"), tag("div", class_="views"), tag("p", *steps)]
     return [
-        tag("dialog", *inside, id="look", **{"aria-label": "one field"}),
+        tag("dialog", *elements, id="look", **{"aria-label": "one field"}),
         tag("script", data, type="application/json", id="wells"),
         tag("script", Html(SCRIPT)),
     ]
@@ -206,26 +206,28 @@ def _dialog(sheets: Sequence[Sheet], texts: Mapping[str, WellText]) -> list[Html
 
 
 def draw(name: str, sheets: Sequence[Sheet], maps: Sequence[HeatMap], path: Path) -> None:
-    """Saves the same as one PNG: thumbnails of at most four channels, and all heat maps."""
+    """Saves the overview as one PNG: thumbnails of at most four channels, and all heat maps."""
     from matplotlib.figure import Figure
 
-    shown = list(sheets[:MOST_SHEETS])
-    arrays = [_composed(sheet) for sheet in shown]
+    drawn_sheets = list(sheets[:MOST_SHEETS])
+    arrays = [_composed(sheet) for sheet in drawn_sheets]
     width = 13.0
-    each = width / min(len(shown), 2) if shown else width
-    tall = sum(
-        max(each * array.shape[0] / array.shape[1] for array in arrays[n : n + 2]) + 0.6
+    sheet_width = width / min(len(drawn_sheets), 2) if drawn_sheets else width
+    sheets_height = sum(
+        max(sheet_width * array.shape[0] / array.shape[1] for array in arrays[n : n + 2]) + 0.6
         for n in range(0, len(arrays), 2)
     )
-    lines = -(-len(maps) // 4)
-    deep = 3.0 * len(maps[0].plates[0].rows) / len(maps[0].plates[0].columns) + 0.8
-    figure = Figure(figsize=(width, tall + deep * lines + 0.5), layout="constrained", dpi=DPI)
+    map_rows = -(-len(maps) // 4)
+    map_height = 3.0 * len(maps[0].plates[0].rows) / len(maps[0].plates[0].columns) + 0.8
+    figure = Figure(
+        figsize=(width, sheets_height + map_height * map_rows + 0.5), layout="constrained", dpi=DPI
+    )
     figure.suptitle(f"Plate {name}", fontsize=13, color=INK, x=0.01, ha="left")
-    ratios = [tall, deep * lines] if shown else [deep * lines]
+    ratios = [sheets_height, map_height * map_rows] if drawn_sheets else [map_height * map_rows]
     parts = figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
-    if shown:
-        _draw_sheets(parts[0], shown, arrays)
-    grid = parts[-1].subplots(lines, 4, squeeze=False).ravel()
+    if drawn_sheets:
+        _draw_sheets(parts[0], drawn_sheets, arrays)
+    grid = parts[-1].subplots(map_rows, 4, squeeze=False).ravel()
     for axis in grid[len(maps) :]:
         axis.set_axis_off()
     for axis, heat_map in zip(grid, maps, strict=False):
@@ -236,10 +238,12 @@ def draw(name: str, sheets: Sequence[Sheet], maps: Sequence[HeatMap], path: Path
 def _composed(sheet: Sheet) -> np.ndarray[Any, Any]:
     """Returns all wells in one picture (y, x), 255 where there is none."""
     rows, columns = _used(sheet)
-    size = max(32, min(SHEET // len(columns), max(one.across * one.edge for one in sheet.wells.values())))
+    size = max(
+        32, min(SHEET // len(columns), max(picture.across * picture.edge for picture in sheet.wells.values()))
+    )
     # Two fields side by side are half as high as wide.
-    down = max(-(-len(mosaic.fields) // mosaic.across) / mosaic.across for mosaic in sheet.wells.values())
-    height = round(size * down)
+    aspect = max(-(-len(mosaic.fields) // mosaic.across) / mosaic.across for mosaic in sheet.wells.values())
+    height = round(size * aspect)
     canvas = np.full((height * len(rows), size * len(columns)), 255, np.uint8)
     for well, mosaic in sheet.wells.items():
         y, x = height * rows.index(well[:-2]), size * columns.index(well[-2:])

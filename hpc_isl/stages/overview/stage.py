@@ -21,7 +21,7 @@ MOST_LINES = 6  # problems that the page names
 
 @dataclass(frozen=True)
 class Overview:
-    """What was made: paths of the page and the picture, and the edge of a field in the page, in pixels."""
+    """Paths of the page and the picture, and the edge of a field in the page, in pixels."""
 
     page: Path
     picture: Path
@@ -51,23 +51,24 @@ def overview(
     picture = page.with_suffix(".png")
     _refuse_others(page, picture)
     # Label-free channels first: of many channels the picture shows few.
-    usual = sorted(range(len(names)), key=lambda number: plate.channels[number].fluorescent)
-    numbers = [index.channel(name) for name in channels] or usual
+    default_order = sorted(range(len(names)), key=lambda number: plate.channels[number].fluorescent)
+    numbers = [index.channel(name) for name in channels] or default_order
     chosen = plate.choose(wells) if wells else {field.key for field in plate.fields}
-    shown: dict[str, list[FieldKey]] = {}
+    keys_by_well: dict[str, list[FieldKey]] = {}
     for field in plate.fields:
         if field.key in chosen:
-            shown.setdefault(field.key.well, []).append(field.key)
-    known = figures.field_figures(index)
-    maps = list(figures.heat_maps(index, known, [names[number] for number in numbers]))
-    pictures = mosaics(index, shown, numbers)
-    every = [key for keys in shown.values() for key in keys]
+            keys_by_well.setdefault(field.key.well, []).append(field.key)
+    by_field = figures.field_figures(index)
+    maps = list(figures.heat_maps(index, by_field, [names[number] for number in numbers]))
+    pictures = mosaics(index, keys_by_well, numbers)
+    shown_keys = [key for keys in keys_by_well.values() for key in keys]
     sheets = [
-        Sheet(names[n], _about(index, every, n), {well: pictures[well, n] for well in shown}) for n in numbers
+        Sheet(names[n], _about(index, shown_keys, n), {well: pictures[well, n] for well in keys_by_well})
+        for n in numbers
     ]
-    texts = {well: _text(index, well, keys, known) for well, keys in shown.items()}
-    headline = tuple(_headline(index, known))
-    html = page_of(plate.name, headline, sheets, texts, maps, figures.hover(index, known))
+    texts = {well: _text(index, well, keys, by_field) for well, keys in keys_by_well.items()}
+    headline = tuple(_headline(index, by_field))
+    html = page_of(plate.name, headline, sheets, texts, maps, figures.hover(index, by_field))
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(page, html, durable=False)
@@ -75,14 +76,14 @@ def overview(
     except OSError as error:
         raise UserError(f"out={page}: cannot be written: {error.strerror or error}") from None
     edge = next(iter(pictures.values())).edge
-    return Overview(page, picture, headline, edge, len(every))
+    return Overview(page, picture, headline, edge, len(shown_keys))
 
 
 def _refuse_others(page: Path, picture: Path) -> None:
     """Checks that nothing but an earlier overview would be replaced."""
-    ours = page.is_file() and MADE_BY.encode() in page.read_bytes()
-    if taken := [path for path in (page, picture) if path.exists() and not ours]:
-        raise UserError(f"out={page}: {taken[0]} exists and overview has not made it; choose another name")
+    is_overview = page.is_file() and MADE_BY.encode() in page.read_bytes()
+    if files := [path for path in (page, picture) if path.exists() and not is_overview]:
+        raise UserError(f"out={page}: {files[0]} exists and overview has not made it; choose another name")
 
 
 def _about(index: Index, keys: Sequence[FieldKey], number: int) -> str:
@@ -90,36 +91,38 @@ def _about(index: Index, keys: Sequence[FieldKey], number: int) -> str:
     low, high = contrast(index, keys, number)
     plane = "the brightest of all planes at each pixel" if channel.fluorescent else "the sharpest plane"
     imaged = sum(any(c == number for _, c, _ in index.statistics[key].planes) for key in keys)
-    lacking = "" if imaged == len(keys) else f" Of {len(keys) - imaged} fields it was not imaged: grey."
+    remark = "" if imaged == len(keys) else f" Of {len(keys) - imaged} fields it was not imaged: grey."
     return (
         f"{plane.capitalize()}, first time; counts {low:,.0f} (black) to {high:,.0f} (white) in every "
-        f"field.{lacking}"
+        f"field.{remark}"
     )
 
 
-def _text(index: Index, well: str, keys: Sequence[FieldKey], known: dict[FieldKey, FieldFigures]) -> WellText:
-    fields = [(key.image, figures.oddities(known[key]), figures.caption(known[key])) for key in keys]
+def _text(
+    index: Index, well: str, keys: Sequence[FieldKey], by_field: dict[FieldKey, FieldFigures]
+) -> WellText:
+    fields = [(key.image, figures.oddities(by_field[key]), figures.caption(by_field[key])) for key in keys]
     return WellText(figures.plate_map_lines(index, well), fields)
 
 
-def _headline(index: Index, known: dict[FieldKey, FieldFigures]) -> list[str]:
-    """Returns what a person should know of the plate, in a few sentences."""
+def _headline(index: Index, by_field: dict[FieldKey, FieldFigures]) -> list[str]:
+    """Returns a summary of the plate in a few sentences."""
     plate = index.plate
     shapes = Counter(field.shape for field in plate.fields).most_common()
     t, c, z, y, x = shapes[0][0]
-    others = f" ({len(shapes) - 1} other shapes)" if len(shapes) > 1 else ""
+    remark = f" ({len(shapes) - 1} other shapes)" if len(shapes) > 1 else ""
     size = f"pixels of {plate.pixel_um:g} µm" if plate.pixel_um else "pixels of unknown size"
     lines = [
         f"{len(plate.fields)} fields in {len(plate.wells)} wells; times {t}, channels {c}, planes {z}, "
-        f"{y} × {x} pixels{others}; {size}."
+        f"{y} × {x} pixels{remark}; {size}."
     ]
-    odd = {kind: sum(kind in figure.flags for figure in known.values()) for kind in figures.ODD}
+    odd = {kind: sum(kind in figure.flags for figure in by_field.values()) for kind in figures.ODD}
     counts = [f"{figures.ODD[kind][0].lower()}: {count}" for kind, count in odd.items()]
-    missing = sum(figure.missing for figure in known.values())
+    missing = sum(figure.missing for figure in by_field.values())
     lines.append(f"{'; '.join(counts)}; missing planes: {missing}.".capitalize())
     lines += filter(None, [doubtful_size(plate)])
-    left = [f"{key}: {text}" for key, text, _ in index.problems]
-    more = f" … and {len(left) - MOST_LINES} more (inspect lists them)" if len(left) > MOST_LINES else ""
-    if left:
-        lines.append(f"Left out or incomplete: {'; '.join(left[:MOST_LINES])}{more}.")
+    gaps = [f"{key}: {text}" for key, text, _ in index.problems]
+    more = f" … and {len(gaps) - MOST_LINES} more (inspect lists them)" if len(gaps) > MOST_LINES else ""
+    if gaps:
+        lines.append(f"Left out or incomplete: {'; '.join(gaps[:MOST_LINES])}{more}.")
     return lines

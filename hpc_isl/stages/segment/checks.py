@@ -70,7 +70,7 @@ def check_inputs(inputs: SegmentInputs) -> Iterator[str]:
 
 
 def _check_program(recipe: SegmentRecipe, program: ProgramRecipe, scored_with: str) -> Iterator[str]:
-    """Refuses what is said to networks alone; yields what is no longer as when the program was scored."""
+    """Refuses keys that are for networks alone; yields what has changed since the program was scored."""
     for name in ("predict", "precision"):
         if getattr(recipe, name) is not None:
             raise UserError(f"{name}: is for networks, and this model is another program, {program.name}")
@@ -110,23 +110,23 @@ def check_large(recipe: SegmentRecipe, contract: Contract) -> None:
     Raises:
         UserError: with what to change.
     """
-    way = "or raise max_pixels_in_memory if memory holds the image"
-    begin = f"an image of more than {recipe.max_pixels_in_memory:,} pixels (max_pixels_in_memory)"
+    advice = "or raise max_pixels_in_memory if memory holds the image"
+    subject = f"an image of more than {recipe.max_pixels_in_memory:,} pixels (max_pixels_in_memory)"
     if contract.program is not None:
-        raise UserError(f"{begin} is not cut for another program, {contract.program.name}: {way[3:]}")
+        raise UserError(f"{subject} is not cut for another program, {contract.program.name}: {advice[3:]}")
     if (recipe.predict or contract.predict).tile is None:
         raise UserError(
-            f"{begin} is not predicted as a whole: say in which tiles, as in "
-            f"predict='{{tile: 1024, halo: 128}}', {way}"
+            f"{subject} is not predicted as a whole: say in which tiles, as in "
+            f"predict='{{tile: 1024, halo: 128}}', {advice}"
         )
     task = contract.task
-    asked = recipe.cells is not None or recipe.reference_labels is not None
-    asked = asked or recipe.measure.background_px is not None or recipe.nuclei is not None
-    asked = asked or "granularity" in recipe.measure.features
-    if asked or set(recipe.outputs) != {"labels"} or task is None or task.method == "reference":
+    whole_image = recipe.cells is not None or recipe.reference_labels is not None
+    whole_image = whole_image or recipe.measure.background_px is not None or recipe.nuclei is not None
+    whole_image = whole_image or "granularity" in recipe.measure.features
+    if whole_image or set(recipe.outputs) != {"labels"} or task is None or task.method == "reference":
         raise UserError(
-            f"{begin} becomes labels and features alone, by a model that segments: "
-            f"leave out cells, nuclei, reference_labels, background_px, granularity and maps, {way}"
+            f"{subject} becomes labels and features alone, by a model that segments: "
+            f"leave out cells, nuclei, reference_labels, background_px, granularity and maps, {advice}"
         )
 
 
@@ -149,22 +149,22 @@ def _check_sources(plate: PlateInput) -> Iterator[str]:
 def _check_other_labels(inputs: SegmentInputs) -> None:
     """Checks that all fields have the labels of cells, or of nuclei, that objects are related to."""
     for key, name in (("cells", inputs.recipe.cells), ("nuclei", inputs.recipe.nuclei)):
-        lacking = [place for place in inputs.fields if name and not _has_labels(*place, name)]
-        if name and lacking:
-            plate, field = lacking[0]
-            near = nearest(name, label_names(plate.image(field)))
+        unlabelled = [place for place in inputs.fields if name and not _has_labels(*place, name)]
+        if name and unlabelled:
+            plate, field = unlabelled[0]
+            suggestion = nearest(name, label_names(plate.image(field)))
             raise UserError(
-                f"{key}: {len(lacking)} of {len(inputs.fields)} fields have no labels {name!r}, "
-                f"{plate.name} {field} among them; {near}"
+                f"{key}: {len(unlabelled)} of {len(inputs.fields)} fields have no labels {name!r}, "
+                f"{plate.name} {field} among them; {suggestion}"
             )
 
 
 def _check_features(recipe: SegmentRecipe) -> None:
     """Raises a `UserError` where a group of features needs a library that is not there."""
-    wanted = [name for name in ("texture", "granularity") if name in recipe.measure.features]
-    if wanted and find_spec("cp_measure") is None:
+    groups = [name for name in ("texture", "granularity") if name in recipe.measure.features]
+    if groups and find_spec("cp_measure") is None:
         raise UserError(
-            f"measure.features: {' and '.join(wanted)} need cp_measure: pip install 'hpc-isl[features]'"
+            f"measure.features: {' and '.join(groups)} need cp_measure: pip install 'hpc-isl[features]'"
         )
 
 
@@ -173,16 +173,16 @@ def _check_reference(inputs: SegmentInputs, reference: ReferenceRecipe) -> str:
     if reference.channel is not None:
         for plate in inputs.plates:
             plate.index.channel(reference.channel)
-        known = sum(_is_stained(reference, *place) for place in inputs.fields)
-        what = f"an image of {reference.channel!r}"
+        count = sum(_is_stained(reference, *place) for place in inputs.fields)
+        reference_data = f"an image of {reference.channel!r}"
     else:
-        known = sum(_has_labels(*place, str(reference.labels)) for place in inputs.fields)
-        what = f"labels {reference.labels!r}"
+        count = sum(_has_labels(*place, str(reference.labels)) for place in inputs.fields)
+        reference_data = f"labels {reference.labels!r}"
     total = len(inputs.fields)
-    if not known:
-        raise UserError(f"reference_labels: none of the {total} fields has {what}")
-    which = f"up to {known:,} of {total:,} fields, which have {what}"
-    return f"counts are compared with the reference labels on {which}"
+    if not count:
+        raise UserError(f"reference_labels: none of the {total} fields has {reference_data}")
+    scope = f"up to {count:,} of {total:,} fields, which have {reference_data}"
+    return f"counts are compared with the reference labels on {scope}"
 
 
 def _has_labels(plate: PlateInput, key: FieldKey, labels: str) -> bool:
@@ -202,28 +202,28 @@ def _is_stained(reference: ReferenceRecipe, plate: PlateInput, key: FieldKey) ->
 def choose_labels_name(inputs: SegmentInputs) -> tuple[SegmentInputs, tuple[str, ...]]:
     """Returns the inputs with the one name of all labels of a run, and what the user should know of it.
 
-    It is another than asked for where people, or a draft, have that one on any field of a plate.
+    It differs from the recipe's where people, or a draft, have labels of that name on any field.
 
     Raises:
         UserError: people have that name too, because they corrected what was computed.
     """
     name = inputs.models.labels
-    taken = [plate for plate in inputs.plates if _has_drawn(plate)] if inputs.keeps_labels else []
-    if not taken:
+    drawn_plates = [plate for plate in inputs.plates if _has_drawn(plate)] if inputs.keeps_labels else []
+    if not drawn_plates:
         return inputs, ()
-    own = name + OURS
-    renamed = inputs.with_labels(own)
-    for plate in renamed.plates:
+    predicted_name = name + OURS
+    renamed_inputs = inputs.with_labels(predicted_name)
+    for plate in renamed_inputs.plates:
         if _has_drawn(plate):
             raise UserError(
-                f"{plate.index.path}: people have labels {name!r}, and {own!r} where they corrected "
-                "computed ones: neither is replaced; choose another labels="
+                f"{plate.index.path}: people have labels {name!r}, and {predicted_name!r} where they "
+                "corrected computed ones: neither is replaced; choose another labels="
             )
     message = (
-        f"labels {name!r} that people drew, or drafted, on {taken[0].name} stay: all that this run computes "
-        f"are called {own!r}"
+        f"labels {name!r} that people drew, or drafted, on {drawn_plates[0].name} stay: all that this run "
+        f"computes are called {predicted_name!r}"
     )
-    return renamed, (message,)
+    return renamed_inputs, (message,)
 
 
 def _has_drawn(plate: PlateInput) -> bool:
@@ -256,7 +256,7 @@ class ExistingLabels:
 
 
 def existing_labels(plate: PlateInput, todo: Collection[FieldKey] = ()) -> ExistingLabels:
-    """Returns what exists in each field of a plate; where no labels are kept, none is in the way.
+    """Returns what exists in each field of a plate; nothing where the run keeps no labels.
 
     `todo`: fields that are about to be computed: their labels are compared with their checksums, as are
     those of another run that are to be replaced.
@@ -264,24 +264,24 @@ def existing_labels(plate: PlateInput, todo: Collection[FieldKey] = ()) -> Exist
     name, keeps_labels = plate.models.labels, "labels" in plate.recipe.outputs
     existing = ExistingLabels([], [], [], [], [], known=False)
     for key in plate.keys if keeps_labels else ():
-        made = plate.provenance.get(key)
-        if made and not made[1]:
+        provenance = plate.provenance.get(key)
+        if provenance and not provenance[1]:
             existing.kept.append(key)
-            made = label_provenance(plate.image(key), name + COPY)
-        own = made is not None and made[1] == plate.labels_fingerprint(key)
-        if not own:
+            provenance = label_provenance(plate.image(key), name + COPY)
+        is_current = provenance is not None and provenance[1] == plate.labels_fingerprint(key)
+        if not is_current:
             existing.left.append(key)
-        if made and not made[1]:
+        if provenance and not provenance[1]:
             existing.corrected.append(key)
-        elif made and not own:
+        elif provenance and not is_current:
             existing.others.append(key)
 
     def is_edited(key: FieldKey) -> bool | None:
         """Returns whether computed labels were edited, where there are any; None: they have no checksum."""
         image = plate.image(key)
-        own_name = labels_name(image, name)
+        computed_name = labels_name(image, name)
         try:
-            return label_provenance(image, own_name) is not None and edited(image, own_name)
+            return label_provenance(image, computed_name) is not None and edited(image, computed_name)
         except UserError as error:
             raise UserError(f"{error}; what cannot be read is not replaced: move it away first") from None
 
@@ -308,25 +308,25 @@ def check_label_conflicts(plate: PlateInput, existing: ExistingLabels) -> None:
         )
     if existing.others and not plate.recipe.overwrite:
         first = existing.others[0]
-        own = name + COPY * (first in existing.kept)
-        whose = _computed_before(plate, first, own) or "of another run of segment, or of another recipe"
+        computed = name + COPY * (first in existing.kept)
+        origin = _computed_before(plate, first, computed) or "of another run of segment, or of another recipe"
         raise UserError(
-            f"{path}: {some_fields(existing.others, 'has', 'have')} labels {own!r} {whose}; choose another "
-            "labels= (and --name), or overwrite=true replaces them"
+            f"{path}: {some_fields(existing.others, 'has', 'have')} labels {computed!r} {origin}; choose "
+            "another labels= (and --name), or overwrite=true replaces them"
         )
     if existing.edited:
-        own = name + COPY * (existing.edited[0] in existing.kept)
-        which = some_fields(existing.edited, "has", "have")
-        raise UserError(f"{path}: {which} labels {own!r} that {edits_stay(existing.known)}")
+        computed = name + COPY * (existing.edited[0] in existing.kept)
+        fields = some_fields(existing.edited, "has", "have")
+        raise UserError(f"{path}: {fields} labels {computed!r} that {edits_stay(existing.known)}")
 
 
 def _computed_before(plate: PlateInput, key: FieldKey, name: str) -> str:
     """Returns when labels of this very recipe were computed, if before the metadata changed; else empty."""
-    made = label_provenance(plate.image(key), name)
+    provenance = label_provenance(plate.image(key), name)
     for change in plate.index.changes:
         # Labels of this very recipe have another fingerprint if the metadata changed since.
         index = replace(plate.index, plate=former(plate.index.plate, change))
-        if made and plate.labels_fingerprint(key, index) == made[1]:
+        if provenance and plate.labels_fingerprint(key, index) == provenance[1]:
             return f"that were computed before its metadata changed ({'; '.join(change.lines)})"
     return ""
 
@@ -362,17 +362,17 @@ def changed_labels(run: Run) -> list[str]:
         inputs = segment_inputs(recipe)
     except UserError as error:
         return [f"labels cannot be compared with the records: {error}"]
-    names: dict[str, list[str]] = {}
+    fields_by_change: dict[str, list[str]] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         records = {plate.slug: read_records(run.folder, plate.slug) for plate in inputs.plates}
-        texts = pool.map(lambda place: _change(run.folder, records[place[0].slug], *place), inputs.fields)
-        for (plate, key), text in zip(inputs.fields, texts, strict=True):
-            names.setdefault(text, []).append(f"{plate.name} {key}")
-    names.pop("", None)
+        changes = pool.map(lambda place: _change(run.folder, records[place[0].slug], *place), inputs.fields)
+        for (plate, key), change in zip(inputs.fields, changes, strict=True):
+            fields_by_change.setdefault(change, []).append(f"{plate.name} {key}")
+    fields_by_change.pop("", None)
     return [
-        f"labels {inputs.models.labels!r} {text}: {', '.join(fields[:SHOWN])}"
+        f"labels {inputs.models.labels!r} {change}: {', '.join(fields[:SHOWN])}"
         + (f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else "")
-        for text, fields in names.items()
+        for change, fields in fields_by_change.items()
     ]
 
 
@@ -383,10 +383,10 @@ def _change(run: Path, records: Mapping[str, Row], plate: PlateInput, key: Field
         return ""
     image = plate.image(key)
     name = labels_name(image, plate.models.labels)
-    made = label_provenance(image, name)
-    if made is None:
+    provenance = label_provenance(image, name)
+    if provenance is None:
         return "are gone"
-    if made[1] != plate.labels_fingerprint(key):
+    if provenance[1] != plate.labels_fingerprint(key):
         return "are of another run by now"
     try:
         if "labels" in record:

@@ -76,8 +76,8 @@ def segment_field(task: FieldTask) -> Row:
         facts["empty"] = True
     elif not reader.is_large:  # whose pixels memory does not hold
         focus = (None if t in reader.not_imaged else reader.focus(t) for t in range(reader.times))
-        facts["focus"] = [own and {name: [round(v, 6) for v in values] for name, values in own.items()}
-                          for own in focus]  # fmt: skip
+        facts["focus"] = [scores and {name: [round(v, 6) for v in values] for name, values in scores.items()}
+                          for scores in focus]  # fmt: skip
     facts["saturated"] = saturated_channels(reader)
     if reader.not_imaged:
         facts["not_imaged"] = reader.not_imaged
@@ -102,7 +102,7 @@ class Verified:
 def saturated_channels(reader: FieldReader) -> list[str]:
     """Returns the channels, of those that the model sees or that are measured, with saturated raw pixels."""
     names = dict.fromkeys(
-        [*(r.channel for r in reader.plate.models.view.sources), *stored_channels(reader.plate)]
+        [*(role.channel for role in reader.plate.models.view.sources), *stored_channels(reader.plate)]
     )
     flags = reader.index.statistics[reader.key].flags
     return [name for name in names if f"saturated:{reader.index.channel(name)}" in flags]
@@ -122,8 +122,8 @@ def verify_field(task: FieldTask) -> Verified:
         if "labels" not in segmenter.recipe.outputs:
             return Verified()
         # The file has the columns of all plates of the run; the hash is of those of its own.
-        kept = objects_of(task).select(table.column_names)
-        if files.content_hash(labels, kept) != expected:
+        stored_objects = objects_of(task).select(table.column_names)
+        if files.content_hash(labels, stored_objects) != expected:
             return Verified("its table on disk is another than was computed")
         # What a person edited since is reported, and stays.
         name = files.labels_name(reader.image, segmenter.models.labels)
@@ -154,7 +154,7 @@ def _keep(
     table: pa.Table,
 ) -> Row:  # fmt: skip
     """Writes maps, labels and table; returns the checksum of the labels, for the record."""
-    kept: Row = {}
+    checksums: Row = {}
     if segmenter.maps.channels:
         maps = np.stack([segmenter.maps.stack(image.prediction, image.stain) for image in predictions])
         stack = maps[:, :, None]  # (t, c, z, y, x), on the grid that the model sees
@@ -163,13 +163,13 @@ def _keep(
         write_field(task.maps, plate, field, stack, measure(stack), CodecRecipe(), overwrite=True)
     if "labels" in segmenter.recipe.outputs:
         labels = [image.labels for image in predictions]
-        kept["labels"] = write_labels(
+        checksums["labels"] = write_labels(
             reader.image, files.labels_name(reader.image, segmenter.models.labels),
             np.stack(labels) if len(labels) > 1 else labels[0], origin="segmented",
             boxes=[(0, 0, *reader.shape)], fingerprint=task.labels_fingerprint, overwrite=True,
         )  # fmt: skip
     files.write_table(task.table, files.fitted(table, segmenter.schema))
-    return kept
+    return checksums
 
 
 def _facts(
@@ -228,14 +228,14 @@ def reference_counts(reference: ReferenceRecipe | None, reader: FieldReader, own
     if reference is None:
         return None
     if reference.labels is not None:
-        made = label_provenance(reader.image, reference.labels)
-        if made is None or made[1] == own or not fully_annotated(reader.image, reference.labels):
+        provenance = label_provenance(reader.image, reference.labels)
+        if provenance is None or provenance[1] == own or not fully_annotated(reader.image, reference.labels):
             return None
         labels = read_labels(reader.image, reference.labels).reshape(-1, *reader.shape)
         return [int(np.count_nonzero(np.unique(image))) for image in labels]
     counts = [_drafted_count(reference, reader, time) for time in range(reader.times)]
-    known = [count for count in counts if count is not None]
-    return known if len(known) == reader.times else None
+    known_counts = [count for count in counts if count is not None]
+    return known_counts if len(known_counts) == reader.times else None
 
 
 def _drafted_count(reference: ReferenceRecipe, reader: FieldReader, time: int) -> int | None:

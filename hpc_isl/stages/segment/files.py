@@ -105,8 +105,8 @@ COPY = " predicted"
 
 def labels_name(image: Path, name: str) -> str:
     """Returns the name for computed labels of an image: those that people drew, or a draft, stay."""
-    made = label_provenance(image, name)
-    return name if made is None or made[1] else name + COPY
+    provenance = label_provenance(image, name)
+    return name if provenance is None or provenance[1] else name + COPY
 
 
 def check_can_write_labels(image: Path, name: str, fingerprint: str, overwrite: bool) -> None:
@@ -116,11 +116,11 @@ def check_can_write_labels(image: Path, name: str, fingerprint: str, overwrite: 
         UserError: people corrected it, or another computation made it and `overwrite` does not say so.
     """
     check_owner(image, name, fingerprint, overwrite)
-    own = labels_name(image, name)
-    made = label_provenance(image, own)
-    if made is None or (made[1] == fingerprint and edited(image, own) is None):
+    computed_name = labels_name(image, name)
+    provenance = label_provenance(image, computed_name)
+    if provenance is None or (provenance[1] == fingerprint and edited(image, computed_name) is None):
         return  # of an earlier version, without a checksum: the writer compares pixels
-    refuse_edited(image, own)
+    refuse_edited(image, computed_name)
 
 
 def check_owner(image: Path, name: str, fingerprint: str, overwrite: bool = False) -> None:
@@ -129,18 +129,18 @@ def check_owner(image: Path, name: str, fingerprint: str, overwrite: bool = Fals
     Raises:
         UserError: they are people's, or another computation made them and `overwrite` does not say so.
     """
-    own = labels_name(image, name)
-    made = label_provenance(image, own)
-    if made is None or made[1] == fingerprint:
+    computed_name = labels_name(image, name)
+    provenance = label_provenance(image, computed_name)
+    if provenance is None or provenance[1] == fingerprint:
         return
-    if not made[1]:
+    if not provenance[1]:
         raise UserError(
             f"{image}: people have labels {name!r} there, and have corrected those that were computed, "
             f"{name + COPY!r}: neither is replaced; choose another labels="
         )
     if not overwrite:
         raise UserError(
-            f"{image}: has labels {own!r} of another run of segment; choose another labels=, or "
+            f"{image}: has labels {computed_name!r} of another run of segment; choose another labels=, or "
             "overwrite=true replaces them"
         )
 
@@ -150,19 +150,19 @@ def done_record(task: FieldTask, image: Path, labels: str | None, gathered: Row 
 
     `gathered`: its record in the plate's file, or None.
     """
-    own = read_json(task.record)
-    record = gathered if own is None else own
+    field_record = read_json(task.record)
+    record = gathered if field_record is None else field_record
     if record is None or "problem" in record or record["fingerprint"] not in (task.fingerprint, task.former):
         return None
     if task.table.exists():
-        has_objects = own is not None  # else their table was written, and the record was to follow
+        has_objects = field_record is not None  # else their table was written, and the record was to follow
     else:
-        has_objects = own in (None, gathered) and task.plate_table.exists()
+        has_objects = field_record in (None, gathered) and task.plate_table.exists()
     if not has_objects:
         return None
     if labels is not None:
-        made = label_provenance(image, labels_name(image, labels))
-        if made is None or made[1] != task.labels_fingerprint:
+        provenance = label_provenance(image, labels_name(image, labels))
+        if provenance is None or provenance[1] != task.labels_fingerprint:
             return None
     return record
 
@@ -199,8 +199,8 @@ def table_of(task: FieldTask, features: Sequence[Mapping[str, NDArray[Any]]]) ->
         count = len(columns["label"])
         # Arrow takes an empty list for a column of nulls: its type has to be named.
         texts = {
-            name: pa.array([text] * count, pa.string())
-            for name, text in (("plate", task.name), ("well", task.key.well), ("field", task.key.name))
+            name: pa.array([value] * count, pa.string())
+            for name, value in (("plate", task.name), ("well", task.key.well), ("field", task.key.name))
         }
         numbers = {
             "acquisition": np.full(count, task.key.acquisition, np.int32),
@@ -293,10 +293,10 @@ class Maps:
     def plate(self, index: Index, pixel_um: float | None, fields: Sequence[Field] = ()) -> Plate:
         """Returns the plate that holds the maps."""
         channels = tuple(Channel(name) for name, _, _ in self.channels)
-        about = {"predicted from": index.plate.name, "fingerprint": index.fingerprint}
+        origin = {"predicted from": index.plate.name, "fingerprint": index.fingerprint}
         return replace(
             index.plate, channels=channels, fields=tuple(fields), pixel_um=pixel_um, plane_um=None,
-            details=about,
+            details=origin,
         )  # fmt: skip
 
 

@@ -61,31 +61,31 @@ def finish(
         losses.unlink(missing_ok=True)  # of an earlier attempt
     if to_retry == len(rows):
         raise RuntimeError(f"no field could be segmented; the first: {failed[0]['problem']}")
-    schema, whole = pq.read_schema(schema_file(run.folder)), _whole(inputs, rows)
+    schema, complete_keys = pq.read_schema(schema_file(run.folder)), _whole(inputs, rows)
     for plate in inputs.plates:
-        gather.gather_objects(run, plate, whole[plate.slug], duplicates.get(plate.slug, ()), schema)
+        gather.gather_objects(run, plate, complete_keys[plate.slug], duplicates.get(plate.slug, ()), schema)
         gather.gather_records(run, plate)
     _write_plates(inputs, run, left_out)
     empty = sum("empty" in row for row in rows)
     _log_doubts(rows, empty, attempt)
-    made = {"objects, per plate": run.folder / "tables"}
-    made |= {"losses": losses} if failed else {}
-    made |= write_drift(inputs, attempt, rows)
-    made |= _finish_maps(inputs, run, whole)
-    made |= after_segmenting(run)
-    made |= draw_objects(inputs, run, rows)
+    created_files = {"objects, per plate": run.folder / "tables"}
+    created_files |= {"losses": losses} if failed else {}
+    created_files |= write_drift(inputs, attempt, rows)
+    created_files |= _finish_maps(inputs, run, complete_keys)
+    created_files |= after_segmenting(run)
+    created_files |= draw_objects(inputs, run, rows)
     (run.folder / VERIFY).unlink(missing_ok=True)
     gather.remove_single_files(run, inputs.plates)
-    twice = sum(len(objects) for objects in duplicates.values())
+    duplicate_count = sum(len(objects) for objects in duplicates.values())
     # The names of figures stay: scripts and trackers read those of all versions.
     figures = {
-        "objects": sum(row.get("objects", 0) for row in rows) - twice, "fields": len(rows) - to_retry,
-        "lost fields": len(failed),
+        "objects": sum(row.get("objects", 0) for row in rows) - duplicate_count,
+        "fields": len(rows) - to_retry, "lost fields": len(failed),
         **({"empty fields": empty} if empty else {}),
-        **({"seen twice": twice} if twice else {}), "seconds": round(seconds, 1),
+        **({"seen twice": duplicate_count} if duplicate_count else {}), "seconds": round(seconds, 1),
     }  # fmt: skip
     attempt.finish({
-        "figures": figures, "made": {what: str(path) for what, path in made.items()},
+        "figures": figures, "made": {description: str(path) for description, path in created_files.items()},
         **({"lost": to_retry} if to_retry else {}),
         "next": [*(["retry {run}"] if to_retry else []), "table {run} out=wells.csv"],
     })  # fmt: skip
@@ -99,12 +99,12 @@ def _left_out(plate: PlateInput) -> Iterator[Row]:
     if plate.recipe.fields is not None:
         return
     acquisitions = {key.acquisition for key in plate.keys}
-    texts: dict[FieldKey, list[str]] = {}
+    by_field: dict[FieldKey, list[str]] = {}
     converted = {field.key for field in plate.index.plate.fields}
-    for key, text, _ in plate.index.problems:
+    for key, problem, _ in plate.index.problems:
         if key.acquisition in acquisitions and key not in converted:
-            texts.setdefault(key, []).append(text)
-    reasons = {key: f"left out by convert: {'; '.join(problems)}" for key, problems in texts.items()}
+            by_field.setdefault(key, []).append(problem)
+    reasons = {key: f"left out by convert: {'; '.join(problems)}" for key, problems in by_field.items()}
     reasons |= dict.fromkeys(plate.without, "left out: a source of the model was not imaged")
     for key, reason in reasons.items():
         place = {"well": key.well, "field": key.name, "acquisition": key.acquisition}
@@ -148,31 +148,33 @@ def _write_plates(inputs: SegmentInputs, run: Run, left_out: Mapping[str, Sequen
     write_atomic(run.folder / "plates.json", json.dumps(plates, indent=1))
 
 
-def _finish_maps(inputs: SegmentInputs, run: Run, whole: Mapping[str, Sequence[FieldKey]]) -> dict[str, Path]:
+def _finish_maps(
+    inputs: SegmentInputs, run: Run, complete_keys: Mapping[str, Sequence[FieldKey]]
+) -> dict[str, Path]:
     """Makes the maps plates that open like any other, with the plate maps of those that they come from."""
     maps = maps_of(inputs.recipe.outputs, inputs.models.contract, inputs.models.stain_contract)
     if not maps.channels:
         return {}
     for plate in inputs.plates:
         fields, index = [], plate.index
-        for key in whole[plate.slug]:
+        for key in complete_keys[plate.slug]:
             scale = plate.scale(key)
             shape = (index.field(key).shape[0], len(maps.channels), 1, *scale.shape)
             fields.append(Field(key=key, shape=shape, dtype="float32"))
         if fields:
-            made = maps.plate(index, scale.pixel_um, fields)
-            plate_map = {well: index.plate_map[well] for well in made.wells if well in index.plate_map}
-            finalise(run.folder / "maps" / f"{plate.slug}.zarr", made, plate_map)
+            maps_plate = maps.plate(index, scale.pixel_um, fields)
+            plate_map = {well: index.plate_map[well] for well in maps_plate.wells if well in index.plate_map}
+            finalise(run.folder / "maps" / f"{plate.slug}.zarr", maps_plate, plate_map)
     return {"what the network says": run.folder / "maps"}
 
 
 def _whole(inputs: SegmentInputs, rows: Sequence[Row]) -> dict[str, list[FieldKey]]:
     """Returns slug of a plate -> its fields that did not fail, in plate order."""
-    whole: dict[str, list[FieldKey]] = {plate.slug: [] for plate in inputs.plates}
+    complete_keys: dict[str, list[FieldKey]] = {plate.slug: [] for plate in inputs.plates}
     for (plate, key), row in zip(inputs.fields, rows, strict=True):
         if "problem" not in row:
-            whole[plate.slug].append(key)
-    return whole
+            complete_keys[plate.slug].append(key)
+    return complete_keys
 
 
 # ---------------------------------------------------------------- pictures
@@ -180,23 +182,23 @@ def _whole(inputs: SegmentInputs, rows: Sequence[Row]) -> dict[str, list[FieldKe
 
 def draw_objects(inputs: SegmentInputs, run: Run, rows: Sequence[Row]) -> dict[str, Path]:
     """Draws `pictures/objects.png`: the first source of up to six fields, with the outline of each object."""
-    whole = [
+    fields = [
         (*place, row)
         for place, row in zip(inputs.fields, rows, strict=True)
         if "problem" not in row and 0 not in row.get("not_imaged", ())
     ]
-    if not whole or not inputs.keeps_labels:
+    if not fields or not inputs.keeps_labels:
         return {}
-    chosen = np.linspace(0, len(whole) - 1, min(FIELDS_SHOWN, len(whole))).round().astype(int)
+    chosen = np.linspace(0, len(fields) - 1, min(FIELDS_SHOWN, len(fields))).round().astype(int)
     path = run.pictures / "objects.png"
-    _draw_panels([_panel(*whole[number]) for number in chosen], path)
+    _draw_panels([_panel(*fields[number]) for number in chosen], path)
     return {"objects on images": path}
 
 
-def _panel(plate: PlateInput, key: FieldKey, row: Row, below: str = "") -> Panel:
+def _panel(plate: PlateInput, key: FieldKey, row: Row, last_line: str = "") -> Panel:
     """Returns the middle of a field on the grid that the model sees; no more is read.
 
-    `below`: last line of the title; empty: how many objects there are.
+    `last_line`: of the title; empty: how many objects there are.
     """
     index, scale = plate.index, plate.scale(key)
     y, x = (slice((n - min(n, EDGE)) // 2, (n + min(n, EDGE)) // 2) for n in scale.shape)
@@ -209,12 +211,12 @@ def _panel(plate: PlateInput, key: FieldKey, row: Row, below: str = "") -> Panel
     image, name = plate.image(key), labels_name(plate.image(key), plate.models.labels)
     box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
     labels = read_label_box(image, name, 0, *box)[np.ix_(rows - rows[0], columns - columns[0])]
-    if not below:
+    if not last_line:
         small = sum(row.get("dropped", []))
-        below = f"{many(row['objects'], 'object')} in the whole field"
-        below += f", {small:,} too small" if small else ""
-    about = described(index.plate_map.get(key.well, {}))
-    return f"{plate.name} {', '.join([str(key), *about])}\n{below}", source, labels
+        last_line = f"{many(row['objects'], 'object')} in the whole field"
+        last_line += f", {small:,} too small" if small else ""
+    facts = described(index.plate_map.get(key.well, {}))
+    return f"{plate.name} {', '.join([str(key), *facts])}\n{last_line}", source, labels
 
 
 def _draw_panels(panels: Sequence[Panel], path: Path, legend: str = "") -> None:
@@ -249,21 +251,21 @@ def write_drift(inputs: SegmentInputs, attempt: Attempt, rows: Sequence[Row]) ->
         return {}
     path = attempt.run.folder / "drift.csv"
     write_csv(path, wells)
-    made = {"drift of each well": path}
-    new = [well for well in wells if not well["in_training"]]
-    far = sorted((well for well in new if well["largest"] > FAR), key=lambda well: -well["largest"])
+    created_files = {"drift of each well": path}
+    new_wells = [well for well in wells if not well["in_training"]]
+    far = sorted((well for well in new_wells if well["largest"] > FAR), key=lambda well: -well["largest"])
     if not far:
         (attempt.run.pictures / DRIFT).unlink(missing_ok=True)  # of an earlier attempt
-        return made
+        return created_files
     nearest = min(wells, key=lambda well: float(well["largest"]))
     picture = _draw_drift(inputs, attempt.run.pictures / DRIFT, rows, [nearest, *far[:FAR_SHOWN]])
-    shown = f"look at {picture.relative_to(attempt.run.folder)}" if picture else "look at these wells"
+    hint = f"look at {picture.relative_to(attempt.run.folder)}" if picture else "look at these wells"
     worst = f"{far[0]['plate']} {far[0]['well']}: {_distance(far[0])}, {FACTS[_fact(far[0])]}"
     attempt.log(
-        f"warning: in {len(far)} of {len(new)} wells the images are unlike those that the model was trained "
-        f"on (worst: {worst}); {shown}; {path.name} has all wells"
+        f"warning: in {len(far)} of {len(new_wells)} wells the images are unlike those that the model was "
+        f"trained on (worst: {worst}); {hint}; {path.name} has all wells"
     )
-    return made | ({"wells unlike the training images": picture} if picture else {})
+    return created_files | ({"wells unlike the training images": picture} if picture else {})
 
 
 def _draw_drift(inputs: SegmentInputs, path: Path, rows: Sequence[Row], wells: Sequence[Row]) -> Path | None:
@@ -272,14 +274,14 @@ def _draw_drift(inputs: SegmentInputs, path: Path, rows: Sequence[Row], wells: S
     for (plate, key), row in zip(inputs.fields, rows, strict=True):
         if "problem" not in row:
             fields.setdefault((plate.name, key.well), (plate, key, row))
-    shown = [(well, fields[place]) for well in wells if (place := (well["plate"], well["well"])) in fields]
-    if not shown or not inputs.keeps_labels:
+    pairs = [(well, fields[place]) for well in wells if (place := (well["plate"], well["well"])) in fields]
+    if not pairs or not inputs.keeps_labels:
         return None
     panels = []
-    for well, field in shown:
+    for well, field in pairs:
         ordinary = "for comparison: like the training images"
-        panels.append(_panel(*field, below=_distance(well) if well["largest"] > FAR else ordinary))
-    facts = dict.fromkeys(_fact(well) for well, _ in shown if well["largest"] > FAR)
+        panels.append(_panel(*field, last_line=_distance(well) if well["largest"] > FAR else ordinary))
+    facts = dict.fromkeys(_fact(well) for well, _ in pairs if well["largest"] > FAR)
     legend = "; ".join(f"{fact}: {FACTS[fact]}" for fact in facts)
     _draw_panels(panels, path, f"Distances in robust standard deviations of the training fields. {legend}")
     return path

@@ -88,17 +88,21 @@ def gather_objects(
     path = _task(run, plate, plate.keys[0]).plate_table
     if not keys:
         return path.unlink(missing_ok=True)
-    stream, group, before = io.BytesIO(), list[pa.Table](), PlateObjects(path)
+    stream, group, gathered = io.BytesIO(), list[pa.Table](), PlateObjects(path)
     with pq.ParquetWriter(
         stream, schema.append(pa.field(DUPLICATE, pa.string())), compression="zstd"
     ) as writer:
         for number, key in enumerate(keys, 1):
-            own = _task(run, plate, key).table
+            table_file = _task(run, plate, key).table
             # An earlier version, or a run of fewer plates, wrote it without other plates' columns.
-            part = fitted(pq.read_table(own) if own.exists() else before.read(key), schema)
-            again = names.get(str(key), {})
-            places = zip(part["time"].to_pylist(), part["label"].to_pylist(), strict=True) if again else ()
-            marks = [again.get(place) for place in places] or [None] * part.num_rows
+            part = fitted(pq.read_table(table_file) if table_file.exists() else gathered.read(key), schema)
+            duplicate_names = names.get(str(key), {})
+            places = (
+                zip(part["time"].to_pylist(), part["label"].to_pylist(), strict=True)
+                if duplicate_names
+                else ()
+            )
+            marks = [duplicate_names.get(place) for place in places] or [None] * part.num_rows
             group.append(part.append_column(DUPLICATE, pa.array(marks, pa.string())))
             if sum(table.num_rows for table in group) >= GROUP or number == len(keys):
                 # In one piece: the bytes of the file do not tell from which files its rows came.
@@ -109,9 +113,12 @@ def gather_objects(
 
 def gather_records(run: Run, plate: PlateInput) -> None:
     """Writes the records of all fields of a plate, in plate order."""
-    before = field_records.gathered_records(run.folder, plate.slug)
+    gathered = field_records.gathered_records(run.folder, plate.slug)
     tasks = (_task(run, plate, key) for key in plate.keys)
-    records = (before[task.file] if (own := read_json(task.record)) is None else own for task in tasks)
+    records = (
+        gathered[task.file] if (field_record := read_json(task.record)) is None else field_record
+        for task in tasks
+    )
     lines = [json.dumps(record) + "\n" for record in records]
     write_atomic(field_records.plate_file(run.folder, plate.slug), "".join(lines))
 
@@ -121,9 +128,9 @@ def remove_single_files(run: Run, plates: Sequence[PlateInput]) -> None:
     # Tables first: a table without a record is that of a field whose computation was cut off.
     for folder in (OBJECTS, *(f"{field_records.FOLDER}/{plate.slug}" for plate in plates)):
         if (run.folder / folder).is_dir():
-            gone = run.folder / SCRATCH / "gathered" / folder
-            gone.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(run.folder / folder, gone)  # thousands of files vanish at once
+            target = run.folder / SCRATCH / "gathered" / folder
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(run.folder / folder, target)  # thousands of files vanish at once
     shutil.rmtree(run.folder / SCRATCH, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""What becomes of counts before they are measured: dark, uneven illumination, and a local background.
+"""Corrections of counts before they are measured: dark, uneven illumination, and a local background.
 
 Counts of fluorescence become (raw − dark) / gain − background; gain is (flat − dark) scaled to a mean of 1.
 """
@@ -55,11 +55,11 @@ class Illumination:
     @cached_property
     def channels(self) -> list[str]:
         """The fluorescent channels that are measured."""
-        wanted = self.measure.channels
+        names = self.measure.channels
         return [
             channel.name
             for channel in self.index.plate.channels
-            if channel.fluorescent and (wanted is None or channel.name in wanted)
+            if channel.fluorescent and (names is None or channel.name in names)
         ]
 
     @cached_property
@@ -78,7 +78,7 @@ class Illumination:
 
     @cached_property
     def name(self) -> str:
-        """What was done to counts, in words, for a column of the tables; empty: nothing."""
+        """The correction of counts in words, for a column of the tables; empty: there is none."""
         measure = self.measure
         if not measure.corrects:
             return ""
@@ -87,10 +87,10 @@ class Illumination:
         parts += [dark] if measure.dark or measure.dark_file else []
         if self.corrected_before and parts:
             parts.append(f"but {' and '.join(self.corrected_before)} as the instrument corrected them")
-        return ", ".join(parts + ([f"background {b} px"] if (b := measure.background_px) else []))
+        return ", ".join(parts + ([f"background {edge} px"] if (edge := measure.background_px) else []))
 
     def facts(self) -> dict[str, str]:
-        """Returns all that decides the correction besides the recipe, for fingerprints; empty: nothing is."""
+        """Returns all that decides the correction beside the recipe, for fingerprints; empty: none."""
         if not self.measure.corrects:
             return {}
         facts: dict[str, Any] = {"name": self.name}
@@ -98,7 +98,9 @@ class Illumination:
         facts["files"] = [hashlib.sha256(_image(path).tobytes()).hexdigest() for path in paths]
         if self.measure.flat_field == "estimated":
             digests = {
-                str(key): self.index.statistics[key].digest for n in self.channels for key in self.sample(n)
+                str(key): self.index.statistics[key].digest
+                for name in self.channels
+                for key in self.sample(name)
             }
             facts["sample"] = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
         return {"illumination": json.dumps(facts)}
@@ -108,11 +110,12 @@ class Illumination:
     def sample(self, channel: str) -> list[FieldKey]:
         """Returns the fields that a profile is estimated from, spread evenly over the plate."""
         number = self.index.channel(channel)
-        odd = {f"empty:{number}", f"saturated:{number}"}  # without light, or with too much, they show no gain
+        # Fields without light, or with too much, show no gain.
+        bad_flags = {f"empty:{number}", f"saturated:{number}"}
         usable = [
             key
             for key in self.keys
-            if self.index.planes(key, number, 0) and not odd & {*self.index.statistics[key].flags}
+            if self.index.planes(key, number, 0) and not bad_flags & {*self.index.statistics[key].flags}
         ]
         chosen = np.linspace(0, len(usable) - 1, min(len(usable), MOST_FIELDS)).round().astype(int)
         return [usable[place] for place in chosen] if usable else []
@@ -174,11 +177,13 @@ class Illumination:
         # Bright cells are rare in any one place: the median of fields leaves most of them out.
         profile = estimate(planes, np.median)
         even = [plane / gain(profile, plane.shape, _all(plane.shape)) for plane in planes]
-        before, after = (np.median([block_means(p)[0] for p in images], axis=0) for images in (planes, even))
+        before, after = (
+            np.median([block_means(image)[0] for image in images], axis=0) for images in (planes, even)
+        )
         return {
             "profile": profile, "fields": len(planes), "before": float(before.std() / before.mean()),
             "after": float(after.std() / after.mean()),
-            "squares": [(own / own.mean()).tolist() for own in (before, after)],
+            "squares": [(medians / medians.mean()).tolist() for medians in (before, after)],
         }  # fmt: skip
 
 
@@ -190,13 +195,13 @@ def background(pixels: Pixels, labels: Labels, edge: int) -> Pixels:
     """
     from scipy import ndimage  # here, because a plan does without it
 
-    around = ndimage.maximum_filter(labels > 0, 2 * HALO + 1)
-    high, wide = (-(-length // edge) for length in pixels.shape)
-    grid = np.full((high, wide), np.nan, np.float32)
-    for y, x in np.ndindex(high, wide):
+    object_mask = ndimage.maximum_filter(labels > 0, 2 * HALO + 1)
+    rows, columns = (-(-length // edge) for length in pixels.shape)
+    grid = np.full((rows, columns), np.nan, np.float32)
+    for y, x in np.ndindex(rows, columns):
         square = (slice(y * edge, (y + 1) * edge), slice(x * edge, (x + 1) * edge))
-        free = pixels[square][~around[square]]
-        if free.size > FREE * around[square].size:
+        free = pixels[square][~object_mask[square]]
+        if free.size > FREE * object_mask[square].size:
             grid[y, x] = np.median(free)
     if np.isnan(grid).all():
         return np.zeros_like(pixels)
@@ -263,25 +268,29 @@ def check_illumination(plates: Sequence[PlateInput]) -> Iterator[str]:
     Raises:
         UserError: with the plates and channels that lack it, and what there is for all plates.
     """
-    lacking: list[str] = []
+    reasons: list[str] = []
     measure = plates[0].recipe.measure
     for plate in plates:
-        own = plate.illumination
-        if measure.corrects and own.corrected_before and (measure.flat_field != "none" or measure.dark):
-            names = " and ".join(map(repr, own.corrected_before))
+        illumination = plate.illumination
+        if (
+            measure.corrects
+            and illumination.corrected_before
+            and (measure.flat_field != "none" or measure.dark)
+        ):
+            names = " and ".join(map(repr, illumination.corrected_before))
             yield f"{plate.name}: the instrument has corrected {names}: no dark or flat field is used there"
-        lacking += [
+        reasons += [
             f"{plate.name} {name!r}: {reason}"
-            for name in own.channels
-            if name not in own.corrected_before and (reason := _lacks(own, name))
+            for name in illumination.channels
+            if name not in illumination.corrected_before and (reason := _lacks(illumination, name))
         ]
-        paths = [p for p in (measure.dark_file, *measure.flat_field_files.values()) if p]
+        paths = [file for file in (measure.dark_file, *measure.flat_field_files.values()) if file]
         for path in paths:
             _sized(path, plate.index.field(plate.keys[0]).shape[-2:])
-    if lacking:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    if reasons:
+        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise UserError(
-            f"measure.flat_field={measure.flat_field}: {'; '.join(lacking[:3])}{more}. One correction is for "
+            f"measure.flat_field={measure.flat_field}: {'; '.join(reasons[:3])}{more}. One correction is for "
             f"all plates of a run: measure.flat_field=none, or estimated where each has {LEAST_FIELDS} fields"
         )
     if measure.flat_field in ("estimated", "files") and not (measure.dark or measure.dark_file):
@@ -291,16 +300,16 @@ def check_illumination(plates: Sequence[PlateInput]) -> Iterator[str]:
         )
 
 
-def _lacks(own: Illumination, channel: str) -> str:
+def _lacks(illumination: Illumination, channel: str) -> str:
     """Returns why a channel has no flat field as asked for; empty: it has one."""
-    kind = own.measure.flat_field
-    if kind == "files" and channel not in own.measure.flat_field_files:
+    kind = illumination.measure.flat_field
+    if kind == "files" and channel not in illumination.measure.flat_field_files:
         return "no file in measure.flat_field_files"
-    if kind == "estimated" and (count := len(own.sample(channel))) < LEAST_FIELDS:
+    if kind == "estimated" and (count := len(illumination.sample(channel))) < LEAST_FIELDS:
         return f"{many(count, 'field', 'shows', 'show')} light, and an estimate needs {LEAST_FIELDS}"
     if kind == "vendor":
         try:
-            own.profile(channel, Path())
+            illumination.profile(channel, Path())
         except UserError:
             return "the plate states no flat field"
     return ""
@@ -313,46 +322,47 @@ def prepare_illumination(inputs: SegmentInputs, run: Run) -> Iterator[str]:
     """
     if inputs.recipe.measure.flat_field != "estimated":
         return
-    known = dict(_estimates(run.folder))
+    estimates = dict(_estimates(run.folder))
     _estimates.cache_clear()
     for plate in inputs.plates:
-        own, path = plate.illumination, str(plate.index.path)
-        facts = own.facts()["illumination"]
-        if known.get(path, {}).get("facts") != facts:
-            channels = [name for name in own.channels if name not in own.corrected_before]
-            known[path] = {"facts": facts} | {name: own.estimated(name) for name in channels}
-            write_atomic(run.folder / ESTIMATES, json.dumps(known))
-            _draw(known[path], plate.name, run.pictures / f"flat_field-{plate.slug}.png")
-        for name, made in known[path].items():
+        illumination, path = plate.illumination, str(plate.index.path)
+        facts = illumination.facts()["illumination"]
+        if estimates.get(path, {}).get("facts") != facts:
+            channels = [name for name in illumination.channels if name not in illumination.corrected_before]
+            estimates[path] = {"facts": facts} | {name: illumination.estimated(name) for name in channels}
+            write_atomic(run.folder / ESTIMATES, json.dumps(estimates))
+            _draw(estimates[path], plate.name, run.pictures / f"flat_field-{plate.slug}.png")
+        for name, figures in estimates[path].items():
             if name != "facts":
                 yield (
-                    f"{plate.name} {name!r}: flat field estimated from {made['fields']} fields; light varies "
-                    f"by {made['before']:.1%} over the field before, by {made['after']:.1%} after"
+                    f"{plate.name} {name!r}: flat field estimated from {figures['fields']} fields; light "
+                    f"varies by {figures['before']:.1%} over the field before, "
+                    f"by {figures['after']:.1%} after"
                 )
 
 
-def _draw(made: Mapping[str, Any], title: str, path: Path) -> None:
+def _draw(estimates: Mapping[str, Any], title: str, path: Path) -> None:
     """Draws for each channel the median of its fields before, the gain, and the mean after."""
     from matplotlib.figure import Figure
 
     from hpc_isl.stages.shared.pictures import INK, save
 
-    channels = {name: own for name, own in made.items() if name != "facts"}
+    channels = {name: figures for name, figures in estimates.items() if name != "facts"}
     if not channels:
         return
     figure = Figure(figsize=(10, 3.3 * len(channels)), layout="constrained", dpi=110)
-    for axes, (name, own) in zip(
+    for axes, (name, figures) in zip(
         figure.subplots(len(channels), 3, squeeze=False), channels.items(), strict=True
     ):
-        before, after = map(np.array, own["squares"])
-        fitted = gain(own["profile"], before.shape, _all(before.shape))
-        texts = (f"{name}\nmedian of {own['fields']} fields, varies by {own['before']:.1%}", "gain",
-                 f"after the correction, {own['after']:.1%}")  # fmt: skip
-        low, high = min(before.min(), fitted.min()), max(before.max(), fitted.max())
-        for axis, image, text in zip(axes, (before, fitted, after), texts, strict=True):
-            shown = axis.imshow(image, vmin=low, vmax=high, cmap="viridis")
+        before, after = map(np.array, figures["squares"])
+        gain_map = gain(figures["profile"], before.shape, _all(before.shape))
+        captions = (f"{name}\nmedian of {figures['fields']} fields, varies by {figures['before']:.1%}",
+                    "gain", f"after the correction, {figures['after']:.1%}")  # fmt: skip
+        low, high = min(before.min(), gain_map.min()), max(before.max(), gain_map.max())
+        for axis, image, caption in zip(axes, (before, gain_map, after), captions, strict=True):
+            mappable = axis.imshow(image, vmin=low, vmax=high, cmap="viridis")
             axis.set_axis_off()
-            axis.set_title(text, fontsize=9, color=INK, loc="left")
-        figure.colorbar(shown, ax=list(axes), shrink=0.8).set_label("relative to the mean", fontsize=8)
+            axis.set_title(caption, fontsize=9, color=INK, loc="left")
+        figure.colorbar(mappable, ax=list(axes), shrink=0.8).set_label("relative to the mean", fontsize=8)
     figure.suptitle(f"{title}: illumination", fontsize=11, color=INK, x=0.01, ha="left")
     save(figure, path)

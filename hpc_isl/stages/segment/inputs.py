@@ -25,7 +25,7 @@ from hpc_isl.run import Run
 from hpc_isl.stages.segment.illumination import Illumination
 from hpc_isl.stages.segment.models import Models, models_of
 
-# Keys that say what else is computed, or how, and leave figures as they are; with those that follow, labels.
+# Keys that change no figure of an object; those of MEASURED change figures, and no labels.
 AROUND = {
     "plates": [], "labels": None, "fields": None, "outputs": ["labels"], "overlap": None,
     "max_pixels_in_memory": 1, "block_size": 1, "overwrite": False,
@@ -73,7 +73,7 @@ class PlateInput:
         return scale_on(self.models.view, self.index, key, self.recipe.pixel_um)
 
     def stain_scale(self, key: FieldKey) -> Scale:
-        """Returns the same for the model of the stain, which may know its own size of pixels."""
+        """Returns how they relate for the model of the stain, which may know its own size of pixels."""
         assert self.models.stain_view is not None
         view = self.models.stain_view
         return scale_on(view, self.index, key, view.pixel_um or self.recipe.pixel_um)
@@ -93,12 +93,12 @@ class PlateInput:
 
     def is_empty(self, key: FieldKey) -> bool:
         """Returns whether a field has no objects because no source of it shows any structure."""
-        shown = (
+        has_structure = (
             f"empty:{self.index.channel(role.channel)}"
             not in self.index.statistics[image_key(key, role)].flags
             for role in self.models.view.sources
         )
-        return self.recipe.empty_fields == "zero" and not any(shown)
+        return self.recipe.empty_fields == "zero" and not any(has_structure)
 
     def is_large(self, key: FieldKey) -> bool:
         """Returns whether a field has more pixels than the recipe holds in memory."""
@@ -117,14 +117,14 @@ class PlateInput:
         It decides how many processes a machine holds, and which fields are computed beside each other.
         """
         times, *_, y, x = self.index.field(key).shape
-        measure = self.recipe.measure.channels
-        measured = 4 * (len(self.index.plate.channels) if measure is None else len(measure))
-        whole = min(y * x, self.recipe.max_pixels_in_memory) * (LABELLING + measured)
-        held = 0 if self.is_large(key) else (times - 1) * y * x * HELD
+        channels = self.recipe.measure.channels
+        measured = 4 * (len(self.index.plate.channels) if channels is None else len(channels))
+        labelling = min(y * x, self.recipe.max_pixels_in_memory) * (LABELLING + measured)
+        further_times = 0 if self.is_large(key) else (times - 1) * y * x * HELD
         views = [(self.models.contract, self.models.view)]
         if self.models.stain_contract and self.models.stain_view:
             views.append((self.models.stain_contract, self.models.stain_view))
-        return whole + held + max(self._forward_memory(key, *pair) for pair in views)
+        return labelling + further_times + max(self._forward_memory(key, *pair) for pair in views)
 
     def _forward_memory(self, key: FieldKey, contract: Contract, view: View) -> int:
         """Returns the bytes of one forward pass, or of one call of a program."""
@@ -145,8 +145,10 @@ class PlateInput:
     @cached_property
     def illumination(self) -> Illumination:
         """How counts are corrected before they are measured."""
-        own = self.models.view.sources[0].acquisition
-        keys = [field.key for field in self.index.plate.fields if own in (None, field.key.acquisition)]
+        acquisition = self.models.view.sources[0].acquisition
+        keys = [
+            field.key for field in self.index.plate.fields if acquisition in (None, field.key.acquisition)
+        ]
         return Illumination(self.recipe.measure, self.index, tuple(keys))
 
     @cached_property
@@ -161,7 +163,7 @@ class PlateInput:
             return None
         if not task.confidence:
             return "score"
-        wells = self.drift([own.key for own in self.index.plate.fields])
+        wells = self.drift([field.key for field in self.index.plate.fields])
         far = any(well["largest"] > FAR for well in wells if not well["in_training"])
         return "confidence" if wells and not far else "score"
 
@@ -176,10 +178,10 @@ class PlateInput:
             return []
         # Models of earlier versions do not name the wells of their reference, only those that trained.
         part = "reference" if "reference" in contract.wells else "train"
-        known = {key.well for key in keys if contract.has_seen(part, name, key)}
+        wells = {key.well for key in keys if contract.has_seen(part, name, key)}
         rows = drift(contract.reference, self.models.view, self.index, keys)
         return [
-            {"plate": self.name, "well": row["well"], "in_training": "yes" if row["well"] in known else ""}
+            {"plate": self.name, "well": row["well"], "in_training": "yes" if row["well"] in wells else ""}
             | row
             for row in rows
         ]
@@ -192,15 +194,12 @@ class PlateInput:
 
     @cached_property
     def provenance(self) -> Mapping[FieldKey, tuple[str, str]]:
-        """Who made the labels of the run's name, of each field of the plate that has any, when first asked.
-
-        As `label_provenance` returns it.
-        """
-        made = (
+        """Field -> who made its labels of the run's name, as `label_provenance` returns it; read once."""
+        provenances = (
             (field.key, label_provenance(self.image(field.key), self.models.labels))
             for field in self.index.plate.fields
         )
-        return {key: provenance for key, provenance in made if provenance is not None}
+        return {key: provenance for key, provenance in provenances if provenance is not None}
 
     @cached_property
     def _digests(self) -> tuple[Callable[[Mapping[str, str]], str], Callable[[Mapping[str, str]], str]]:
@@ -223,7 +222,7 @@ class PlateInput:
     def fingerprint(
         self, key: FieldKey, of_labels: str, labels_stamp: Callable[[Path, str], str] = stamp
     ) -> str:
-        """Returns the hash of that and all that decides what is measured: channels, other models and labels.
+        """Returns the hash of `of_labels` and all that decides measurements: channels, models, other labels.
 
         Args:
             of_labels: `labels_fingerprint`.
@@ -242,8 +241,9 @@ class PlateInput:
         for kind, name in (
             ("cells", recipe.cells), ("nuclei", recipe.nuclei), ("truth", reference and reference.labels)
         ):  # fmt: skip
-            made = label_provenance(self.image(key), name) if name else None
-            if name and made and made[1] != facts["labels"]:  # what this run itself wrote is neither
+            provenance = label_provenance(self.image(key), name) if name else None
+            # Labels that this run itself wrote are neither.
+            if name and provenance and provenance[1] != facts["labels"]:
                 facts[kind] = labels_stamp(self.image(key), name)
         keys = [key]
         if self.models.stain_contract:
@@ -286,7 +286,7 @@ class SegmentInputs:
         return "labels" in self.recipe.outputs
 
     def with_labels(self, name: str) -> SegmentInputs:
-        """Returns the same with another name of the labels."""
+        """Returns the inputs with another name of the labels."""
         recipe, models = self.recipe.model_copy(update={"labels": name}), replace(self.models, labels=name)
         plates = (replace(plate, recipe=recipe, models=models) for plate in self.plates)
         return SegmentInputs(recipe, models, tuple(plates))
@@ -317,36 +317,40 @@ def _with_fields(plate: PlateInput) -> PlateInput:
     for role in sources:
         index.channel(role.channel)
     keys = _keys(plate.recipe, sources[0].acquisition, index)
-    seen = tuple(key for key in keys if imaged_times(plate.models.view, index, key))
-    if not seen:
+    imaged_keys = tuple(key for key in keys if imaged_times(plate.models.view, index, key))
+    if not imaged_keys:
         names = ", ".join(f"{role.channel!r} {role.plane}" for role in sources)
         raise UserError(f"{index.path}: none of {len(keys)} fields has all sources of the model ({names})")
-    known = set(seen)  # of thousands
-    return replace(plate, keys=seen, without=tuple(key for key in keys if key not in known))
+    imaged = set(imaged_keys)  # of thousands
+    return replace(plate, keys=imaged_keys, without=tuple(key for key in keys if key not in imaged))
 
 
 def unique_names(plates: Sequence[tuple[str, str]]) -> list[str]:
     """Returns names by name and folder: where several plates share a name, the folder's; then numbered."""
-    given = [name for name, _ in plates]
-    names = [name if given.count(name) == 1 else folder for name, folder in plates]
+    plate_names = [name for name, _ in plates]
+    names = [name if plate_names.count(name) == 1 else folder for name, folder in plates]
     unique: list[str] = []
     for name in names:
-        tries = (f"{name} ({number})" for number in count(1))
-        taken = {*names, *unique}
+        candidates = (f"{name} ({number})" for number in count(1))
+        used_names = {*names, *unique}
         unique.append(
-            name if names.count(name) == 1 else next(other for other in tries if other not in taken)
+            name
+            if names.count(name) == 1
+            else next(candidate for candidate in candidates if candidate not in used_names)
         )
     return unique
 
 
-def _keys(recipe: SegmentRecipe, own: int | None, index: Index) -> tuple[FieldKey, ...]:
+def _keys(recipe: SegmentRecipe, acquisition: int | None, index: Index) -> tuple[FieldKey, ...]:
     """Returns the fields of the acquisition of the first source that the recipe chooses."""
     chosen = index.plate.choose(recipe.fields) if recipe.fields is not None else None
-    keys = [field.key for field in index.plate.fields if own in (None, field.key.acquisition)]
-    kept = tuple(keys) if chosen is None else tuple(key for key in keys if key in chosen)
+    keys = [field.key for field in index.plate.fields if acquisition in (None, field.key.acquisition)]
+    selection = tuple(keys) if chosen is None else tuple(key for key in keys if key in chosen)
     if not keys:
-        raise UserError(f"{index.path}: none of its fields is of acquisition {own}, which the model looks at")
-    if not kept:
-        which = f"; the model looks at those of acquisition {own}" if own is not None else ""
-        raise UserError(f"{index.path}: fields={recipe.fields} leaves none of its {len(keys)} fields{which}")
-    return kept
+        raise UserError(
+            f"{index.path}: none of its fields is of acquisition {acquisition}, which the model looks at"
+        )
+    if not selection:
+        remark = f"; the model looks at those of acquisition {acquisition}" if acquisition is not None else ""
+        raise UserError(f"{index.path}: fields={recipe.fields} leaves none of its {len(keys)} fields{remark}")
+    return selection

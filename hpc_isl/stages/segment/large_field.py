@@ -66,9 +66,9 @@ def predict_large(
 def segment_large(segmenter: Segmenter, reader: FieldReader, task: FieldTask) -> Row:
     """Computes a field and writes its labels and table; returns the facts of its record."""
     with predict_large(segmenter, reader, task) as (labels, table, dropped):
-        kept: Row = {}
+        checksums: Row = {}
         if "labels" in segmenter.recipe.outputs:
-            kept["labels"] = write_large_labels(
+            checksums["labels"] = write_large_labels(
                 reader.image, files.labels_name(reader.image, segmenter.models.labels), labels,
                 origin="segmented", fingerprint=task.labels_fingerprint, overwrite=True,
             )  # fmt: skip
@@ -76,7 +76,7 @@ def segment_large(segmenter: Segmenter, reader: FieldReader, task: FieldTask) ->
         return {
             "shape": list(reader.shape), "times": len(labels), "pixel_um": reader.index.plate.pixel_um,
             "objects": table.num_rows, "dropped": dropped,
-            **kept, "hash": files.content_hash(labels, table),
+            **checksums, "hash": files.content_hash(labels, table),
         }  # fmt: skip
 
 
@@ -135,16 +135,16 @@ def _predict_into(
     predictor, scale, sources = segmenter.predictor, reader.scale, reader.sources
     if is_stain and segmenter.stain and reader.stain_scale:
         predictor, scale, sources = segmenter.stain, reader.stain_scale, reader.stain_sources
-    made: list[Pixels] = []
+    arrays: list[Pixels] = []
 
     def write(rows: slice, band: Pixels) -> None:
-        if not made:  # how many outputs there are is known with the first band
-            made.append(_on_disk(file, np.float32, (len(band), *scale.shape)))
-        made[0][:, rows] = band
+        if not arrays:  # how many outputs there are is known with the first band
+            arrays.append(_on_disk(file, np.float32, (len(band), *scale.shape)))
+        arrays[0][:, rows] = band
 
-    assert predictor is not None  # of another program no image is this large: `checks.check_large`
+    assert predictor is not None  # `check_large` gives no image this large to another program
     predictor.into(lambda box: sources(time, box), write, scale.shape)
-    return made[0]
+    return arrays[0]
 
 
 # ---------------------------------------------------------------- features
@@ -159,18 +159,18 @@ def _features(
     owner = boxes[:, 0] // edge * (reader.shape[1] // edge + 1) + boxes[:, 1] // edge
     parts = []
     for block in np.unique(owner[1:]):
-        own = np.flatnonzero(owner == block)
+        object_numbers = np.flatnonzero(owner == block)
         # Label 0 is the background.
-        own = own[own > 0]
-        low, high = boxes[own, :2].min(0), boxes[own, 2:].max(0)
+        object_numbers = object_numbers[object_numbers > 0]
+        low, high = boxes[object_numbers, :2].min(0), boxes[object_numbers, 2:].max(0)
         box = (slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
         labels = np.asarray(image.labels[box])
         labels = np.where((owner == block)[labels] & (labels > 0), labels, 0).astype(np.uint32)
         columns = measured_columns(reader, time, image.stain, labels, box)
-        parts.append(columns | _confidence(segmenter, reader, task, image, box, own))
+        parts.append(columns | _confidence(segmenter, reader, task, image, box, object_numbers))
     if not parts:
-        one = (slice(0, 1), slice(0, 1))
-        columns = measured_columns(reader, time, image.stain, np.zeros((1, 1), np.uint32), one)
+        pixel_box = (slice(0, 1), slice(0, 1))
+        columns = measured_columns(reader, time, image.stain, np.zeros((1, 1), np.uint32), pixel_box)
         return columns | segmenter.confidence(task.confidence, None)
     order = np.argsort(np.concatenate([part["label"] for part in parts]), kind="stable")
     return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
@@ -178,22 +178,24 @@ def _features(
 
 def _confidence(
     segmenter: Segmenter, reader: FieldReader, task: FieldTask, image: _LargePrediction, box: Box,
-    own: NDArray[np.int64],
+    object_numbers: NDArray[np.int64],
 ) -> dict[str, NDArray[Any]]:  # fmt: skip
-    """Returns the confidence of the objects `own`, which lie whole in the box."""
+    """Returns the confidence of the objects `object_numbers`, which lie whole in the box."""
     if task.confidence is None or image.prediction is None:
         return {}
     prediction = image.prediction
     # One pixel more on each side: what touches an object from outside of the box cuts it too.
     wide = tuple(
-        slice(max(side.start - 1, 0), min(side.stop + 1, most))
-        for side, most in zip(box, reader.shape, strict=True)
+        slice(max(side.start - 1, 0), min(side.stop + 1, length))
+        for side, length in zip(box, reader.shape, strict=True)
     )
     labels = np.asarray(image.labels[wide[0], wide[1]])
     full = to_full_box(lambda part: np.asarray(prediction[:, *part]), reader.scale, (wide[0], wide[1]))
     values = segmenter.measures(reader, labels, full)
     names = np.unique(labels[labels > 0])
-    return segmenter.confidence(task.confidence, values if values is None else values[np.isin(names, own)])
+    return segmenter.confidence(
+        task.confidence, values if values is None else values[np.isin(names, object_numbers)]
+    )
 
 
 def _boxes(labels: Labels, edge: int) -> NDArray[np.int64]:
@@ -201,8 +203,8 @@ def _boxes(labels: Labels, edge: int) -> NDArray[np.int64]:
     from skimage.measure import regionprops
 
     grid = list(tiles(labels.shape, edge))
-    most = max(int(labels[tile.own].max()) for tile in grid)
-    boxes = np.tile(np.array([*labels.shape, 0, 0], np.int64), (most + 1, 1))
+    last_label = max(int(labels[tile.own].max()) for tile in grid)
+    boxes = np.tile(np.array([*labels.shape, 0, 0], np.int64), (last_label + 1, 1))
     for tile in grid:
         y, x = tile.own[0].start, tile.own[1].start
         for region in regionprops(np.asarray(labels[tile.own]).astype(np.int64)):

@@ -1,4 +1,4 @@
-"""What is measured of the objects of a field, or of a part of it: one column after the other."""
+"""The measurements of the objects of a field, or of a part of it: one column after the other."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def measured_columns(
         stain: as in `FieldReader.predicted`.
         labels: (y, x) of a field, or of the box of it.
     """
-    where = box or reader.whole
+    region = box or reader.whole
     raw, measured = {}, {}
     for name in stored_channels(reader.plate):
-        raw[name] = reader.projected(reader.key, time, name, where)
-        measured[name] = reader.corrected(name, raw[name], where, labels)
-    measured |= reader.predicted(stain, where)
+        raw[name] = reader.projected(reader.key, time, name, region)
+        measured[name] = reader.corrected(name, raw[name], region, labels)
+    measured |= reader.predicted(stain, region)
     nuclei = reader.plate.recipe.nuclei
-    others = reader.labels(nuclei, time) if nuclei else None
-    return _columns(reader.plate, labels, others, raw, measured, where, reader.shape)
+    nucleus_labels = reader.labels(nuclei, time) if nuclei else None
+    return _columns(reader.plate, labels, nucleus_labels, raw, measured, region, reader.shape)
 
 
 def columns_of(plate: PlateInput) -> Columns:
     """Returns the columns of a plate's objects, of no object."""
     raw: dict[str, NDArray[Any] | None] = dict.fromkeys(stored_channels(plate))
     measured = raw | dict.fromkeys(predicted_channels(plate.models))
-    none, one = np.zeros((1, 1), np.uint32), (slice(0, 1), slice(0, 1))
-    others = none if plate.recipe.nuclei else None
-    return _columns(plate, none, others, raw, measured, one, (1, 1))
+    no_labels, pixel_box = np.zeros((1, 1), np.uint32), (slice(0, 1), slice(0, 1))
+    nucleus_labels = no_labels if plate.recipe.nuclei else None
+    return _columns(plate, no_labels, nucleus_labels, raw, measured, pixel_box, (1, 1))
 
 
 def _columns(
@@ -59,13 +59,13 @@ def _columns(
     intensities = measured if "intensity" in chosen else {}
     columns = features(labels, intensities, pixel_um, (box[0].start, box[1].start), shape)
     if "shape" not in chosen:
-        columns = {name: own for name, own in columns.items() if not name.startswith(SHAPE)}
+        columns = {name: values for name, values in columns.items() if not name.startswith(SHAPE)}
     if "correlation" in chosen:
         columns |= groups.correlations(labels, measured)
     if "radial" in chosen:
         # Beyond a box lies background, beyond an image nothing that is known.
         edges = [(int(s.start > 0), int(s.stop < n)) for s, n in zip(box, shape, strict=True)]
-        padded = {name: None if p is None else np.pad(p, edges) for name, p in measured.items()}
+        padded = {name: None if image is None else np.pad(image, edges) for name, image in measured.items()}
         columns |= groups.radial(np.pad(labels, edges), padded)
     if "texture" in chosen:
         columns |= groups.texture(labels, measured, measure.white, measure.texture_px, measure.grey_levels)

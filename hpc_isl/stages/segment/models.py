@@ -60,8 +60,10 @@ class Models:
         return self._view(self.stain_contract) if self.stain_contract else None
 
     def _view(self, contract: Contract) -> View:
-        own = _channels(contract)
-        return renamed(contract.view, {name: to for name, to in self.channels.items() if name in own})
+        names = _channels(contract)
+        return renamed(
+            contract.view, {name: plate_name for name, plate_name in self.channels.items() if name in names}
+        )
 
     def check_channels(self) -> None:
         """Checks that each name that the recipe translates is one of a model's.
@@ -69,10 +71,10 @@ class Models:
         Raises:
             UserError: naming the nearest.
         """
-        known = [name for contract in self.contracts for name in _channels(contract)]
+        names = [name for contract in self.contracts for name in _channels(contract)]
         for name in self.channels:
-            if name not in known:
-                raise UserError(f"channels: {name!r} is no channel of the model; {nearest(name, known)}")
+            if name not in names:
+                raise UserError(f"channels: {name!r} is no channel of the model; {nearest(name, names)}")
 
 
 def models_of(recipe: SegmentRecipe) -> Models:
@@ -106,11 +108,11 @@ def check_resized(recipe: SegmentRecipe, models: Models) -> None:
     for key, contract in zip(("model", "stain"), models.contracts, strict=False):
         if key == "model" and recipe.pixel_um is not None:
             continue
-        for line, seen in resized_since(contract):
-            way = f", or say what pixels it was trained at: pixel_um={seen:g}" if seen else ""
+        for line, pixel_um in resized_since(contract):
+            advice = f", or say what pixels it was trained at: pixel_um={pixel_um:g}" if pixel_um else ""
             raise UserError(
                 f"{key}={getattr(recipe, key).name}: {line}, after this model was trained there; train it "
-                f"again, under another --name{way if key == 'model' else ''}"
+                f"again, under another --name{advice if key == 'model' else ''}"
             )
 
 
@@ -118,14 +120,14 @@ def _model_hash(contract: Contract) -> str:
     return hashlib.sha256(json.dumps(contract.model_hash(), sort_keys=True).encode()).hexdigest()
 
 
-def _contract(key: str, given: Path, folder: Path) -> Contract:
-    stage = Run(given).stage
+def _contract(key: str, path: Path, folder: Path) -> Contract:
+    stage = Run(path).stage
     if not folder.exists() and stage in RECIPES and stage not in MODELS:
-        raise UserError(f"{key}={given}: a run of {stage} has no model; name one of {' or '.join(MODELS)}")
+        raise UserError(f"{key}={path}: a run of {stage} has no model; name one of {' or '.join(MODELS)}")
     try:
         return read_contract(folder)
     except UserError as error:
-        raise UserError(f"{key}={given}: {error}") from None
+        raise UserError(f"{key}={path}: {error}") from None
 
 
 def _channels(contract: Contract) -> list[str]:

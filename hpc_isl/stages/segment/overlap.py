@@ -46,13 +46,13 @@ def mark_duplicates(
     """Returns the objects of overlapping fields that do not count; None if the run is stopping."""
     if inputs.recipe.overlap is None or not inputs.keeps_labels:
         return {}
-    whole: dict[str, dict[FieldKey, str]] = {plate.slug: {} for plate in inputs.plates}
+    fingerprints: dict[str, dict[FieldKey, str]] = {plate.slug: {} for plate in inputs.plates}
     for task, row in zip(tasks, rows, strict=True):
         if "problem" not in row:
-            whole[task.slug][task.key] = task.labels_fingerprint
+            fingerprints[task.slug][task.key] = task.labels_fingerprint
     pool_tasks, owner = [], {}
     for plate in inputs.plates:
-        wells = wells_of(plate.index, whole[plate.slug], inputs.models.labels, inputs.recipe.overlap)
+        wells = wells_of(plate.index, fingerprints[plate.slug], inputs.models.labels, inputs.recipe.overlap)
         for number, well in enumerate(wells):
             # Two fields are compared at a time, in bands.
             widest = max(plate.index.field(key).shape[-1] for key in well.keys)
@@ -94,7 +94,7 @@ def _places(
 
 
 def find_duplicates(well: Well) -> list[Duplicate]:
-    """Returns the objects of a well that another field shows better, or as well and before."""
+    """Returns the objects of a well that another field shows better, or equally well and earlier."""
     index = open_plate(well.plate)
     assert index.plate.pixel_um is not None
     fields = [index.field(key) for key in well.keys]
@@ -103,24 +103,24 @@ def find_duplicates(well: Well) -> list[Duplicate]:
         for key, fingerprint in zip(well.keys, well.fingerprints, strict=True)
     ]
     pairs = overlapping(*_places(fields, index.plate.pixel_um))
-    again: list[Duplicate] = []
+    repeats: list[Duplicate] = []
     for time in range(min(field.shape[0] for field in fields)):
-        same = [
-            ((a, one), (b, two))
+        matches = [
+            ((a, label_a), (b, label_b))
             for a, b, box_a, box_b in pairs
-            for one, two in duplicates(_bands(images[a], images[b], time, box_a, box_b), well.iou)
+            for label_a, label_b in duplicates(_bands(images[a], images[b], time, box_a, box_b), well.iou)
         ]
-        groups = _groups(same)
-        shown = {field for group in groups for field, _ in group}
+        groups = _groups(matches)
+        field_numbers = {field for group in groups for field, _ in group}
         # An object that is cut by the border of one field may be whole in the other.
-        cut = {(field, label) for field in shown for label in images[field].cut(time)}
+        cut = {(field, label) for field in field_numbers for label in images[field].cut(time)}
         for group in groups:
-            kept, *others = counted_first(group, cut)
-            name = f"{well.keys[kept[0]]}:{kept[1]}"
+            counted, *copies = counted_first(group, cut)
+            name = f"{well.keys[counted[0]]}:{counted[1]}"
             # What one field shows apart is two objects, even where another shows them as one.
-            others = [other for other in others if other[0] != kept[0]]
-            again += [(str(well.keys[field]), time, label, name) for field, label in others]
-    return sorted(again)
+            copies = [copy for copy in copies if copy[0] != counted[0]]
+            repeats += [(str(well.keys[field]), time, label, name) for field, label in copies]
+    return sorted(repeats)
 
 
 def _groups(pairs: Sequence[tuple[Seen, Seen]]) -> list[list[Seen]]:
@@ -131,8 +131,8 @@ def _groups(pairs: Sequence[tuple[Seen, Seen]]) -> list[list[Seen]]:
         graph.setdefault(b, {b}).add(a)
     groups: list[list[Seen]] = []
     while graph:
-        start, near = graph.popitem()
-        group, todo = {start}, set(near)
+        start, neighbours = graph.popitem()
+        group, todo = {start}, set(neighbours)
         while todo := todo - group:
             group |= todo
             todo = set().union(*(graph.pop(linked) for linked in todo))

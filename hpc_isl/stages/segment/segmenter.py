@@ -73,19 +73,19 @@ class FieldReader:
         return read_sources(self.plate.models.view, self.index, self.key, time, self.scale, box)
 
     def stain_sources(self, time: int, box: Box | None = None) -> Pixels:
-        """Returns the same for the model of the stain."""
+        """Returns (source, y, x) as `sources`, for the model of the stain."""
         view, scale = self.plate.models.stain_view, self.stain_scale
         assert view is not None and scale is not None  # noqa: PT018
         return read_sources(view, self.index, self.key, time, scale, box)
 
     def focus(self, time: int) -> dict[str, tuple[float, float]]:
         """Returns source -> sharpness and contrast of its sharpest plane: `statistics.sharpness`."""
-        seen = replace(at_scale(self.plate.models.view, self.scale), targets=(), foreground=None)
+        view = replace(at_scale(self.plate.models.view, self.scale), targets=(), foreground=None)
         facts: dict[str, tuple[float, float]] = {}
         roles = self.plate.models.view.sources
-        for role, plane in zip(roles, field_view(seen, self.index, self.key, time).sources, strict=True):
-            own = sharpness(counts(plane, plane.whole))
-            facts[role.channel] = max(own, facts.get(role.channel, own))
+        for role, plane in zip(roles, field_view(view, self.index, self.key, time).sources, strict=True):
+            score = sharpness(counts(plane, plane.whole))
+            facts[role.channel] = max(score, facts.get(role.channel, score))
         return facts
 
     def predicted(self, stain: Pixels | None, box: Box) -> Mapping[str, NDArray[Any] | None]:
@@ -151,7 +151,7 @@ class FieldPrediction:
     """One field at one time.
 
     Attributes:
-        prediction: (output, y, x) as the network predicts it, on its own grid; of a program no output.
+        prediction: (output, y, x) as the network predicts it, on its own grid; a program gives no output.
         stain: (target, y, x) on the grid of its model, or None.
         labels: (y, x) at full resolution.
         dropped: how many objects were too small to count.
@@ -264,8 +264,8 @@ def _segmenter(run: Path) -> Segmenter:
     device = (
         kind_of(predictor.device, predictor.dtype) if predictor else f"program {program and program.name}"
     )
-    given = {"h_maxima": recipe.h_maxima, "min_area": recipe.min_area}
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    overrides = {"h_maxima": recipe.h_maxima, "min_area": recipe.min_area}
+    changes: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
     if recipe.min_area is not None:
         changes["min_area_um2"] = None  # the recipe's pixels replace the model's micrometres
     return Segmenter(
@@ -282,8 +282,8 @@ def _predictor(recipe: SegmentRecipe, folder: Path) -> Predictor:
     """Returns a network on the device that this process sees."""
     network, contract = load(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tiling, given = recipe.predict or contract.predict, recipe.precision
-    dtype = resolve(given, device) if given else as_scored(contract.precision, device)
+    tiling, precision = recipe.predict or contract.predict, recipe.precision
+    dtype = resolve(precision, device) if precision else as_scored(contract.precision, device)
     return Predictor(
         network, device, dtype, tile=tiling.tile, halo=tiling.halo, batch=tiling.batch,
         threads=recipe.threads, channels_last=contract.net.channels_last, compiled=recipe.compile,

@@ -70,24 +70,24 @@ def plan(recipe: SegmentRecipe) -> Plan:
     models = models_of(recipe)
     models.check_channels()
     check_resized(recipe, models)
-    inputs, renamed = choose_labels_name(segment_inputs(recipe, models))
-    messages = [*_messages(inputs), *renamed, *check_inputs(inputs)]
+    inputs, name_messages = choose_labels_name(segment_inputs(recipe, models))
+    messages = [*_messages(inputs), *name_messages, *check_inputs(inputs)]
     fingerprints = {plate.name: plate.index.fingerprint for plate in inputs.plates}
     fingerprints["model"] = models.contract.weights
     if models.stain_contract:
         fingerprints["stain"] = models.stain_contract.weights
     labels = f"labels {inputs.models.labels!r}"
-    kept = inputs.fields if inputs.keeps_labels else []
+    labelled_fields = inputs.fields if inputs.keeps_labels else []
     return Plan(
         inputs.recipe, tuple(messages), fingerprints,
-        claims=lambda: ((plate.index.path, f"{labels} of {key}") for plate, key in kept),
+        claims=lambda: ((plate.index.path, f"{labels} of {key}") for plate, key in labelled_fields),
         workload=_workload(inputs),
         precision=("precision", recipe.precision) if recipe.precision else None,
     )  # fmt: skip
 
 
 def _with_paths(measure: MeasureRecipe) -> MeasureRecipe:
-    """Returns the same with the whole paths of its files, which a job may look for from elsewhere."""
+    """Returns the recipe with absolute paths of its files, because a job may run in another folder."""
     files = {name: path.expanduser().absolute() for name, path in measure.flat_field_files.items()}
     dark = measure.dark_file and measure.dark_file.expanduser().absolute()
     return measure.model_copy(update={"flat_field_files": files, "dark_file": dark})
@@ -102,13 +102,13 @@ def segment(recipe: SegmentRecipe, attempt: Attempt, pools: Pools) -> None:
     start = time.monotonic()
     inputs = segment_inputs(recipe)
     tasks = list(_tasks(inputs, attempt.run.folder))
-    kept = inputs.models.labels if inputs.keeps_labels else None
+    labels = inputs.models.labels if inputs.keeps_labels else None
     ready = list[Row | None]()
-    for plate, own in groupby(tasks, lambda pair: pair[0]):
+    for plate, plate_tasks in groupby(tasks, lambda pair: pair[0]):
         gathered = gathered_records(attempt.run.folder, plate.slug)
         todo = []
-        for _, task in own:
-            record = done_record(task, plate.image(task.key), kept, gathered.get(task.file))
+        for _, task in plate_tasks:
+            record = done_record(task, plate.image(task.key), labels, gathered.get(task.file))
             ready.append(record and brief(task, record))
             todo += [] if record else [task.key]
         # Others may have written there since this run was planned, elsewhere.
@@ -181,33 +181,33 @@ def _workload(inputs: SegmentInputs) -> Workload:
 
 def _more_measured(recipe: SegmentRecipe) -> dict[str, object]:
     """Returns what takes longer than measuring did in earlier versions, whose times still count."""
-    more: dict[str, object] = {"corrected": recipe.measure.corrects, "nuclei": recipe.nuclei is not None}
-    more["groups"] = sorted({*recipe.measure.features} - {"shape", "intensity"})
-    return {name: value for name, value in more.items() if value}
+    extras: dict[str, object] = {"corrected": recipe.measure.corrects, "nuclei": recipe.nuclei is not None}
+    extras["groups"] = sorted({*recipe.measure.features} - {"shape", "intensity"})
+    return {name: value for name, value in extras.items() if value}
 
 
 def _messages(inputs: SegmentInputs) -> Iterator[str]:
     recipe, models, pixels = inputs.recipe, inputs.models, _pixels(inputs)
     several = len(inputs.plates) > 1
     plates = f"{len(inputs.plates)} plates" if several else f"plate {inputs.plates[0].name}"
-    kept = f", segmented into {models.labels!r}" if inputs.keeps_labels else ""
-    yield f"{plates}: {many(len(inputs.fields), 'field')}, {pixels / 1e9:.3g} gigapixels{kept}"
+    labels = f", segmented into {models.labels!r}" if inputs.keeps_labels else ""
+    yield f"{plates}: {many(len(inputs.fields), 'field')}, {pixels / 1e9:.3g} gigapixels{labels}"
     task = models.contract.task
     kind = f"{task.kind}, arm {task.arm}" if task else "a stain, from which objects are drafted"
     tile = (recipe.predict or models.contract.predict).tile
     tiles = f"tiles of {tile} pixels" if tile else "whole fields"
-    how = f"U-Net on {models.contract.net.encoder}, {tiles}"
+    method = f"U-Net on {models.contract.net.encoder}, {tiles}"
     if models.contract.program is not None:
-        how = f"another program, {shlex.join(models.contract.program.predict)}"
+        method = f"another program, {shlex.join(models.contract.program.predict)}"
     pixel_um = recipe.pixel_um or models.contract.view.pixel_um
-    sees = f"pixels of {pixel_um:.3g} µm" if pixel_um else "pixels of unknown size"
-    yield f"model {models.folder.parent}: {kind}; {how}, {sees}"
-    least = recipe.min_area if recipe.min_area is not None else task.min_area if task else 0
+    pixel_size = f"pixels of {pixel_um:.3g} µm" if pixel_um else "pixels of unknown size"
+    yield f"model {models.folder.parent}: {kind}; {method}, {pixel_size}"
+    min_area = recipe.min_area if recipe.min_area is not None else task.min_area if task else 0
     if recipe.min_area is None and task and task.min_area_um2 is not None:
         yield f"objects of less than {task.min_area_um2:.3g} µm² are dropped, and counted"
-    elif least > 1:
-        yield f"objects of less than {least} pixels, as the model sees them, are dropped, and counted"
-    if kept:  # measured on cells: 0.4 bytes a pixel, with the pyramid
+    elif min_area > 1:
+        yield f"objects of less than {min_area} pixels, as the model sees them, are dropped, and counted"
+    if labels:  # measured on cells: 0.4 bytes a pixel, with the pyramid
         yield f"about {max(pixels * 0.4 / 1e9, 0.001):.3g} GB of labels will be written to the plates"
 
 
@@ -224,12 +224,12 @@ def _tasks(inputs: SegmentInputs, run: Path) -> Iterator[PlateTask]:
     reference = inputs.recipe.reference_labels
     other_labels = inputs.recipe.cells or inputs.recipe.nuclei or (reference and reference.labels)
     for plate, key in inputs.fields:
-        of_labels = plate.labels_fingerprint(key)
-        whole = plate.fingerprint(key, of_labels)
+        labels_fingerprint = plate.labels_fingerprint(key)
+        fingerprint = plate.fingerprint(key, labels_fingerprint)
         # Earlier versions told other labels apart by another stamp: their records still count.
-        former = plate.fingerprint(key, of_labels, former_stamp) if other_labels else whole
+        former = plate.fingerprint(key, labels_fingerprint, former_stamp) if other_labels else fingerprint
         place = (run, plate.index.path, plate.name, plate.slug)
-        yield plate, FieldTask(*place, key, whole, of_labels, former, plate.confidence)
+        yield plate, FieldTask(*place, key, fingerprint, labels_fingerprint, former, plate.confidence)
 
 
 def _segment_all(
@@ -243,10 +243,10 @@ def _segment_all(
 
     rows = list(ready)
     todo = {str(tasks[place][1].record): place for place, row in enumerate(rows) if row is None}
-    before = [row for row in rows if row is not None]
-    progress = _Progress(attempt, len(tasks), len(before), sum(row["objects"] for row in before))
-    left = ((name, *tasks[place]) for name, place in todo.items())
-    pool_tasks = (Task(name, task, plate.memory(task.key)) for name, plate, task in left)
+    done_rows = [row for row in rows if row is not None]
+    progress = _Progress(attempt, len(tasks), len(done_rows), sum(row["objects"] for row in done_rows))
+    todo_tasks = ((name, *tasks[place]) for name, place in todo.items())
+    pool_tasks = (Task(name, task, plate.memory(task.key)) for name, plate, task in todo_tasks)
     for answer in pool.run(segment_field, pool_tasks):
         plate, task = tasks[todo[answer.name]]
         row = answer.value
@@ -280,19 +280,19 @@ class _Progress:
         if self.done % max(1, self.total // 200) == 0 or self.done == self.total:
             self.attempt.metric(self.done, **{f"segment/{k}": float(v) for k, v in self._figures().items()})
 
-    def problem(self, name: str, text: str) -> None:
+    def problem(self, name: str, reason: str) -> None:
         """Logs why a field failed, unless many failed before.
 
         Raises:
             RuntimeError: the first fields have all failed for one reason: so will the rest.
         """
-        self.alike[text] += 1
+        self.alike[reason] += 1
         if self.failed < LOGGED:
-            self.attempt.log(f"failed: {name}: {text}")
+            self.attempt.log(f"failed: {name}: {reason}")
         elif self.failed == LOGGED:
             self.attempt.log("further fields failed; losses.csv will name all of them")
-        if self.alike[text] == ALIKE and self.done - self.before == self.failed == ALIKE - 1:
-            raise RuntimeError(f"the first {ALIKE} fields failed for one reason: {text}")
+        if self.alike[reason] == ALIKE and self.done - self.before == self.failed == ALIKE - 1:
+            raise RuntimeError(f"the first {ALIKE} fields failed for one reason: {reason}")
 
     def _figures(self) -> dict[str, float]:
         minutes = max(time.monotonic() - self.start, 1e-3) / 60
@@ -320,15 +320,15 @@ def _verify(attempt: Attempt, tasks: Sequence[PlateTask], rows: Sequence[Row], p
     """
     from hpc_isl.stages.segment.field import verify_field  # brings torch
 
-    asked = attempt.run.folder / finish.VERIFY
-    share = (read_json(asked) or {}).get("share", 0.0)
-    whole = [task for task, row in zip(tasks, rows, strict=True) if "problem" not in row]
-    count = min(len(whole), max(1, round(share * len(whole)))) if share else 0
+    request = attempt.run.folder / finish.VERIFY
+    share = (read_json(request) or {}).get("share", 0.0)
+    done = [task for task, row in zip(tasks, rows, strict=True) if "problem" not in row]
+    count = min(len(done), max(1, round(share * len(done)))) if share else 0
     # Another attempt verifies other fields.
-    chosen = stream(attempt.number, "verify").choice(len(whole), count, replace=False)
-    fields = {f"{task.name} {task.key}": (plate, task) for plate, task in (whole[i] for i in sorted(chosen))}
+    chosen = stream(attempt.number, "verify").choice(len(done), count, replace=False)
+    fields = {f"{task.name} {task.key}": (plate, task) for plate, task in (done[i] for i in sorted(chosen))}
     pool_tasks = (Task(name, task, plate.memory(task.key)) for name, (plate, task) in fields.items())
-    same, wrong, not_comparable, edited = 0, [], [], []
+    same_count, wrong, not_comparable, edited = 0, [], [], []
     for number, answer in enumerate(pool.run(verify_field, pool_tasks), 1):
         attempt.progress(number, count, "fields verified", number)
         if answer.problem or answer.value.not_comparable:
@@ -340,14 +340,14 @@ def _verify(attempt: Attempt, tasks: Sequence[PlateTask], rows: Sequence[Row], p
         elif answer.value.edited:
             edited.append(f"{answer.name}: {answer.value.edited}")
         else:
-            same += 1
+            same_count += 1
     if not_comparable:
         attempt.log(
             "\n".join([f"{len(not_comparable)} of {count} fields could not be verified", *not_comparable[:5]])
         )
     if edited and not wrong:
-        asked.unlink()  # nothing would change if they were verified once more
+        request.unlink()  # nothing would change if they were verified once more
     if wrong or edited:
         raise RuntimeError("\n".join([f"{len(wrong + edited)} of {count} fields differ", *wrong, *edited]))
-    if same:
-        attempt.log(f"{many(same, 'field')} computed again: labels and tables are the same")
+    if same_count:
+        attempt.log(f"{many(same_count, 'field')} computed again: labels and tables are the same")

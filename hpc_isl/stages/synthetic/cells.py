@@ -62,7 +62,7 @@ class _Shape:
     turns: NDArray[np.float64]  # (3,) their phases
 
     def depth(self, size: int) -> tuple[tuple[slice, slice], Image]:
-        """Returns the box round the shape, clipped to the field, and depth: 0 at the centre, 1 outlined."""
+        """Returns the box round the shape, cut to the field, and depth: 0 in the centre, 1 at the outline."""
         reach = self.radius * (1.05 + float(np.abs(self.waves).sum()))
         rows, columns = (
             slice(*np.clip((int(c - reach), int(c + reach) + 2), 0, size)) for c in (self.y, self.x)
@@ -80,14 +80,20 @@ def grow(rng: np.random.Generator, size: int, condition: Condition) -> Truth:
     """Returns a field of `size`² pixels with cells as `condition` says; cells may lie across its border."""
     outlines = _outlines(rng, size, condition)
     rounded = rng.random(len(outlines)) < condition.rounded
-    outlines = [_shrunk(s, 0.6) if r else s for s, r in zip(outlines, rounded, strict=True)]
+    outlines = [
+        _shrunk(outline, 0.6) if is_round else outline
+        for outline, is_round in zip(outlines, rounded, strict=True)
+    ]
     cells, radial = _paint(outlines, size)
-    kernels = [_nucleus(rng, s, condition, bool(r)) for s, r in zip(outlines, rounded, strict=True)]
+    kernels = [
+        _nucleus(rng, outline, condition, bool(is_round))
+        for outline, is_round in zip(outlines, rounded, strict=True)
+    ]
     nuclei, inner = _paint(kernels, size, within=cells)
     # Label 0, the background, has neither height nor stain.
     height = np.concatenate([[0], np.where(rounded, 3.0, rng.uniform(0.8, 1.2, len(outlines)))])
     stain = np.concatenate([[0], np.where(rounded, 1.8, 1.0) * rng.lognormal(0, 0.12, len(outlines))])
-    spots = _spots(rng, [_shrunk(k, 0.65) for k in kernels], 3, (0.13, 0.24), size) * (nuclei > 0)
+    spots = _spots(rng, [_shrunk(kernel, 0.65) for kernel in kernels], 3, (0.13, 0.24), size) * (nuclei > 0)
     grains = _grains(rng, size, (cells > 0) & (nuclei == 0))
 
     body = _dome(radial, 0.6) * height[cells]
@@ -111,15 +117,15 @@ def grow(rng: np.random.Generator, size: int, condition: Condition) -> Truth:
 def _outlines(rng: np.random.Generator, size: int, condition: Condition) -> list[_Shape]:
     """Returns cells placed one by one; one that comes too close to an earlier one is discarded."""
     reach = condition.cell_px
-    wanted = int(condition.density * (size + 2 * reach) ** 2 / (np.pi * reach**2))
-    kept: list[_Shape] = []
+    count = int(condition.density * (size + 2 * reach) ** 2 / (np.pi * reach**2))
+    outlines: list[_Shape] = []
     # Limited tries, because a dense field has no room for all that are wanted.
-    for y, x in rng.uniform(-reach, size + reach, (4 * wanted, 2)):
-        if len(kept) == wanted:
+    for y, x in rng.uniform(-reach, size + reach, (4 * count, 2)):
+        if len(outlines) == count:
             break
-        if all((y - s.y) ** 2 + (x - s.x) ** 2 > (1.25 * reach) ** 2 for s in kept):
-            kept.append(_shape(rng, y, x, reach * rng.uniform(0.8, 1.3), (0.3, 0.12, 0.06)))
-    return kept
+        if all((y - outline.y) ** 2 + (x - outline.x) ** 2 > (1.25 * reach) ** 2 for outline in outlines):
+            outlines.append(_shape(rng, y, x, reach * rng.uniform(0.8, 1.3), (0.3, 0.12, 0.06)))
+    return outlines
 
 
 def _shape(
@@ -148,12 +154,12 @@ def _paint(shapes: list[_Shape], size: int, within: Labels | None = None) -> tup
     labels = np.zeros((size, size), np.uint16)
     depth = np.ones((size, size), np.float32)
     for number, shape in enumerate(shapes, 1):
-        box, own = shape.depth(size)
-        wins = own < depth[box]
+        box, shape_depth = shape.depth(size)
+        wins = shape_depth < depth[box]
         if within is not None:
             wins &= within[box] == number
         labels[box][wins] = number
-        depth[box][wins] = own[wins]
+        depth[box][wins] = shape_depth[wins]
     return labels, depth
 
 
@@ -163,12 +169,12 @@ def _dome(depth: Image, power: float) -> Image:
 
 
 def _spots(
-    rng: np.random.Generator, shapes: list[_Shape], most: int, width: tuple[float, float], size: int
+    rng: np.random.Generator, shapes: list[_Shape], max_count: int, width: tuple[float, float], size: int
 ) -> Image:
-    """Returns nucleoli: 1 to `most` soft discs in each shape, their radii a share of the shape's."""
+    """Returns nucleoli: 1 to `max_count` soft discs in each shape, their radii a share of the shape's."""
     image = np.zeros((size, size), np.float32)
     for shape in shapes:
-        for _ in range(rng.integers(1, most + 1)):
+        for _ in range(rng.integers(1, max_count + 1)):
             # The root spreads them evenly over a disc, and not round its centre.
             angle, distance = rng.uniform(0, 2 * np.pi), shape.radius * np.sqrt(rng.random())
             disc = _Shape(
@@ -183,9 +189,9 @@ def _spots(
     return image
 
 
-def _grains(rng: np.random.Generator, size: int, where: NDArray[np.bool_]) -> Image:
-    """Returns vesicles: bright points in `where`, about one in 250 pixels, of uneven strength."""
-    points = (rng.random((size, size)) < 0.004) & where
+def _grains(rng: np.random.Generator, size: int, mask: NDArray[np.bool_]) -> Image:
+    """Returns vesicles: bright points in `mask`, about one in 250 pixels, of uneven strength."""
+    points = (rng.random((size, size)) < 0.004) & mask
     strength = points * rng.gamma(2.0, 0.5, (size, size))
     return np.asarray(ndimage.gaussian_filter(strength, 1.0) * 2 * np.pi, np.float32)
 

@@ -42,7 +42,7 @@ class Channel:
     Attributes:
         kind: Harmony's ChannelType: Brightfield, Phase or Fluorescence.
         nm: excitation and emission.
-        profile: illumination as Harmony states it (`optics.illumination`); ((1.0,),) is flat.
+        profile: illumination as Harmony states it (`illumination`); ((1.0,),) is flat.
         stain: for fluorescence, which of `Truth`.
     """
 
@@ -90,22 +90,24 @@ class Well:
 
     def condition(self, seed: int) -> Condition:
         """Returns how its cells are: compound A halts division (fewer, larger nuclei), compound B kills."""
-        usual = Condition(density=stream(seed, "density", self.name).uniform(0.35, 0.8))
+        baseline = Condition(density=stream(seed, "density", self.name).uniform(0.35, 0.8))
         strength = self.dose_um / 10
         if self.treatment == "compound A":
-            return usual.scaled(density=1 - 0.5 * strength, nucleus_px=1 + 0.25 * strength)
+            return baseline.scaled(density=1 - 0.5 * strength, nucleus_px=1 + 0.25 * strength)
         if self.treatment == "compound B":
-            killed = usual.scaled(density=1 - 0.4 * strength, nucleus_px=1 - 0.2 * strength)
-            return replace(killed, rounded=usual.rounded + 0.25 * strength)
-        return usual
+            killed = baseline.scaled(density=1 - 0.4 * strength, nucleus_px=1 - 0.2 * strength)
+            return replace(killed, rounded=baseline.rounded + 0.25 * strength)
+        return baseline
 
 
 def lay_out(wells: int) -> tuple[list[Well], int]:
     """Returns the first `wells` wells of a plate, row by row, and the plate's format."""
-    for most, plate_format, side in _BLOCKS:
-        if wells <= most:
+    for max_wells, plate_format, side in _BLOCKS:
+        if wells <= max_wells:
             treatments = (_TREATMENTS[n % len(_TREATMENTS)] for n in range(wells))
-            return [Well(n // side + 1, n % side + 1, *t) for n, t in enumerate(treatments)], plate_format
+            return [
+                Well(n // side + 1, n % side + 1, *treatment) for n, treatment in enumerate(treatments)
+            ], plate_format
     raise UserError(f"{wells} wells: at most {_BLOCKS[-1][0]}, the inner wells of a plate of 384")
 
 
@@ -146,7 +148,7 @@ def fluorescence(stain: Image, defocus_um: float, pixel_um: float) -> Image:
 def illumination(coefficients: Sequence[Sequence[float]], size: int) -> Image:
     """Returns the polynomial that Harmony states as a profile: sum of c[n][k] x^(n-k) y^k over a field.
 
-    x and y run from -0.5 to 0.5 over the field, origin in its middle (`profile` writes the same numbers).
+    x and y run from -0.5 to 0.5 over the field, origin in its middle, as the export's index states them.
     """
     axis = (np.arange(size) - (size - 1) / 2) / size
     y, x = axis[:, None], axis[None]

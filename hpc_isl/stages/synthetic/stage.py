@@ -101,8 +101,8 @@ def _planes(
         for plane, z_um in enumerate(heights, 1):
             light = channel.light(truth, z_um)[_INNER]
             rng = stream(seed, "camera", well.name, field, channel.name, plane)
-            lit = light * illumination(channel.profile, light.shape[0])
-            yield file_name(well, field, plane, number), expose(lit, rng)
+            image = light * illumination(channel.profile, light.shape[0])
+            yield file_name(well, field, plane, number), expose(image, rng)
 
 
 def _write_tiff(path: Path, pixels: NDArray[np.uint16]) -> None:
@@ -119,14 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in {"wells": 24, "fields": 2, "size": 384, "planes": 3, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--phase", action="store_true", help="a channel Digital Phase Contrast too")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        write(**vars(given))
+        write(**vars(options))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     print(
-        f"{given.folder}: {many(given.wells, 'well')} × {many(given.fields, 'field')} of {given.size}² pixels"
+        f"{options.folder}: {many(options.wells, 'well')} × {many(options.fields, 'field')} "
+        f"of {options.size}² pixels"
     )
     return 0
 
@@ -232,8 +233,8 @@ def _image(
         'MeasurementTimeOffset Unit="s"': 0,
         "AbsTime": "2024-01-01T12:00:00.000+00:00",
     }
-    inside = (f"<{tag}>{value}</{tag.split()[0]}>" for tag, value in values.items())
-    return "\n".join(['<Image Version="1">', *inside, "</Image>"])
+    elements = (f"<{tag}>{value}</{tag.split()[0]}>" for tag, value in values.items())
+    return "\n".join(['<Image Version="1">', *elements, "</Image>"])
 
 
 def _flat_field(number: int, channel: Channel, size: int) -> str:
