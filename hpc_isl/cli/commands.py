@@ -163,8 +163,8 @@ def retry(arguments: Namespace) -> int:
     if run.stage == "chain":
         return chain.continue_chain(run, user_console, arguments.wait)
     # None: each element on its own site, with more memory or time if that was why it failed.
-    chosen = _site(run, arguments.site, keys) if arguments.site or keys else None
-    return launch.retry(run, chosen, user_console, arguments.wait)
+    chosen_site = _site(run, arguments.site, keys) if arguments.site or keys else None
+    return launch.retry(run, chosen_site, user_console, arguments.wait)
 
 
 def _run_and_site_keys(arguments: Namespace) -> tuple[Run, list[str]]:

@@ -169,7 +169,7 @@ async def _open(
 
 @dataclass(frozen=True)
 class SchedulerAddress:
-    """What rank 0 publishes for the other ranks of a pool.
+    """The address of rank 0, which it publishes for the other ranks of a pool.
 
     Attributes:
         hosts: addresses under which the node of rank 0 may be reached.

@@ -70,7 +70,7 @@ class WorkerResources:
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has for its worker processes, in bytes; `workers`: how many were asked for, if any."""
+    """The resources of a node, memory in bytes; `workers`: how many processes were asked for, if any."""
 
     cpus: int
     memory: int

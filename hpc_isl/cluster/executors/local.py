@@ -153,8 +153,10 @@ class Watch:
             return
         if not self.stopping:
             self.stopping = True
-            why = "the time limit is reached" if overdue else "stopping"
-            self.log(f"{why}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)")
+            reason = "the time limit is reached" if overdue else "stopping"
+            self.log(
+                f"{reason}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)"
+            )
         if time.monotonic() - self._reminded > REMIND_S:
             self._reminded = time.monotonic()
             self._send(self.stops)

@@ -31,7 +31,7 @@ NEVER_REACHED = "Unable to contact slurm controller"  # nothing was submitted th
 
 @dataclass(frozen=True)
 class Batch:
-    """What is submitted together: the job of one run, or the elements of an array.
+    """Jobs that are submitted together: that of one run, or those of the elements of an array.
 
     Attributes:
         run: in whose folder sbatch files, logs and the code lie: the run's own, or the array's.

@@ -57,7 +57,7 @@ class Tail:
 
 @dataclass
 class View:
-    """What a person who waits for a run sees of one attempt; `tick` is called a few times a second.
+    """One attempt as a person who waits for it sees it; `tick` is called a few times a second.
 
     Attributes:
         everything: shows every line of the log, not only those of the stage.

@@ -1,4 +1,4 @@
-"""What the user reads when a run is submitted or has ended: what was made, where, what to type next."""
+"""Messages about a run that is submitted or has ended: what was made, where, what to type next."""
 
 from __future__ import annotations
 

@@ -52,18 +52,29 @@ def _row(run: Run, run_status: RunStatus, changes: Changes) -> tuple[str, ...]:
     start_date = date_of(began(run, history))
     if run.elements_file.is_file():
         members = run.elements()
-        done = sum(member.summary() is not None for member in members)
-        share = f"{done}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
+        done_count = sum(member.summary() is not None for member in members)
+        share = f"{done_count}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
         return run.stage, run.name, run_status.state, start_date, "", share, "", "", "", remark
     attempt = str(max(history) + 1) if history else ""
     name = f"  {run.label}" if run.array else run.name
-    node, left = (run_status.node, run_status.left) if run_status.alive else ("", "")
+    node, time_left = (run_status.node, run_status.left) if run_status.alive else ("", "")
     # The main figures of a finished run; else how far it is, with the last metrics.
     figures_text = "  ".join(f"{key} {value}" for key, value in list(main_figures(run.summary()).items())[:2])
     progress = _newest(history).get("progress")
     figures_text = figures_text or (progress_text(progress) if progress else "-")
     took_s = duration(_took_s(history))
-    return run.stage, name, run_status.state, start_date, attempt, figures_text, took_s, left, node, remark
+    return (
+        run.stage,
+        name,
+        run_status.state,
+        start_date,
+        attempt,
+        figures_text,
+        took_s,
+        time_left,
+        node,
+        remark,
+    )
 
 
 def facts(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -38,8 +38,8 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
     report(_here(site, root))
     with _folder(root) as folder:
         if folder is not None:
-            here = probe.facts(folder, tracking=site.server)
-            report(_of_this_machine(site, here))
+            local_facts = probe.facts(folder, tracking=site.server)
+            report(_of_this_machine(site, local_facts))
             if site.executor == "slurm":
                 log("on the compute nodes")
                 # Slurm would refuse the small job as it would the real one, in words that say less.
@@ -47,7 +47,7 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
                 if blocking_checks := [check for check in failed_checks if check in ("Slurm", "limits")]:
                     log(f"        not asked: {blocking_checks[0]} comes first")
                 else:
-                    report(_nodes(site, folder, here, patience_s, log))
+                    report(_nodes(site, folder, local_facts, patience_s, log))
     failures = sum(finding.level == "FAIL" for finding in reported)
     warnings = sum(finding.level == "warn" for finding in reported)
     failure_text = f"{failures} failed" if failures else "nothing failed"
@@ -159,20 +159,20 @@ def _folder(root: Path) -> Iterator[Path | None]:
             root = root.parent
 
 
-def _of_this_machine(site: Site, here: Facts) -> Iterator[Finding]:
-    yield findings.installed(here, "here")
-    yield from findings.room([here])
+def _of_this_machine(site: Site, local_facts: Facts) -> Iterator[Finding]:
+    yield findings.installed(local_facts, "here")
+    yield from findings.room([local_facts])
     if site.executor != "slurm":
-        yield findings.gpus([here], site)
-        yield findings.cpus([here], site)
+        yield findings.gpus([local_facts], site)
+        yield findings.cpus([local_facts], site)
     if site.server:
-        yield findings.tracking([here], site.server, "here")
+        yield findings.tracking([local_facts], site.server, "here")
 
 
 # ---------------------------------------------------------------- the compute nodes
 
 
-def _nodes(site: Site, folder: Path, here: Facts, patience_s: float, log: Log) -> Iterator[Finding]:
+def _nodes(site: Site, folder: Path, local_facts: Facts, patience_s: float, log: Log) -> Iterator[Finding]:
     with visit.visiting(site, folder, site.server) as node_visit:
         if node_visit.refused:
             lines = [line.removeprefix("sbatch: error: ") for line in node_visit.refused.splitlines()]
@@ -180,10 +180,12 @@ def _nodes(site: Site, folder: Path, here: Facts, patience_s: float, log: Log) -
             yield Finding("FAIL", "job", refusal, "the site's partition, account or qos may be wrong")
             return
         outcome = visit.wait(node_visit, patience_s, lambda text: log(f"        {text}"))
-    yield from of_nodes(node_visit, outcome, here, site.server)
+    yield from of_nodes(node_visit, outcome, local_facts, site.server)
 
 
-def of_nodes(node_visit: Visit, outcome: Outcome, here: Facts, server: str | None) -> Iterator[Finding]:
+def of_nodes(
+    node_visit: Visit, outcome: Outcome, local_facts: Facts, server: str | None
+) -> Iterator[Finding]:
     """Yields the findings from the nodes' answers."""
     missing = node_visit.nodes - len(outcome.facts)
     if missing:
@@ -192,12 +194,12 @@ def of_nodes(node_visit: Visit, outcome: Outcome, here: Facts, server: str | Non
         return
     nodes, site = outcome.facts, node_visit.site
     yield ok("folder of runs", f"{', '.join(node.host for node in nodes)} saw it and wrote to it")
-    yield from findings.same(here, nodes, site)
+    yield from findings.same(local_facts, nodes, site)
     yield findings.gpus(nodes, site)
     yield findings.cpus(nodes, site)
     if not missing:  # a node that never came could not be reached either
         yield findings.ports(nodes, site)
-    yield findings.clocks(here, nodes, node_visit.submitted, outcome.seen)
+    yield findings.clocks(local_facts, nodes, node_visit.submitted, outcome.seen)
     yield from findings.room(nodes)
     if server:
         yield findings.tracking(nodes, server, "on the nodes")

@@ -77,8 +77,8 @@ def room(facts: Sequence[Facts]) -> Iterator[Finding]:
     yield _enough("temporary files", found, least.temporary_gb >= TEMPORARY_GB, advice)
 
 
-def _enough(check: str, found: str, enough: bool, advice: str) -> Finding:
-    return ok(check, found) if enough else Finding("warn", check, f"only {found}", advice)
+def _enough(check: str, found: str, is_enough: bool, advice: str) -> Finding:
+    return ok(check, found) if is_enough else Finding("warn", check, f"only {found}", advice)
 
 
 def gpus(facts: Sequence[Facts], site: Site) -> Finding:
@@ -112,10 +112,10 @@ def cpus(facts: Sequence[Facts], site: Site) -> Finding:
     return ok("CPUs", f"{least} that one process may use; a node of {memory:.0f} GB")
 
 
-def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
+def same(local_facts: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
     """Checks versions: everywhere this code; on all nodes the same packages."""
     # The job was given a copy of this code: another one means that the job's environment comes first.
-    other_hosts = [node.host for node in nodes if node.code != here.code]
+    other_hosts = [node.host for node in nodes if node.code != local_facts.code]
     if other_hosts:
         found = f"{', '.join(other_hosts)} ran another hpc_isl than this one"
         yield Finding(
@@ -123,7 +123,7 @@ def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
         )
     first_node = nodes[0]
     node_packages = installed(first_node, "on the nodes")
-    same_versions = node_packages.level == "ok" and not _differences(first_node, here)
+    same_versions = node_packages.level == "ok" and not _differences(first_node, local_facts)
     yield ok("Python", "versions as here") if same_versions else node_packages
     node_differences = [
         f"{node.host}: {difference}" for node in nodes[1:] if (difference := _differences(node, first_node))
@@ -132,7 +132,7 @@ def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
         yield Finding("FAIL", "versions", "\n".join(node_differences), "give all nodes the same environment")
     # A site with an environment of its own is meant to differ from the one in which this was typed.
     own_environment = site.container or site.python or site.setup
-    differences_from_here = "" if own_environment else _differences(first_node, here)
+    differences_from_here = "" if own_environment else _differences(first_node, local_facts)
     if differences_from_here:
         advice = "start runs from the environment in which the jobs run, or set site.python"
         yield Finding("warn", "versions", f"nodes have {differences_from_here}", advice)
@@ -164,13 +164,15 @@ def ports(nodes: Sequence[Facts], site: Site) -> Finding:
     return ok("between nodes", f"{clients[0].host} reached {nodes[0].host} at {addresses}")
 
 
-def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen_times: Sequence[float]) -> Finding:
+def clocks(
+    local_facts: Facts, nodes: Sequence[Facts], submitted: float, seen_times: Sequence[float]
+) -> Finding:
     """Checks how far clocks differ, by the file system's clock and by the order of events."""
-    # A node cannot have written before the job was submitted, nor after its file was seen here.
+    # A node cannot have written before the job was submitted, or after its file was seen here.
     skews = {}
     for node, seen_time in zip(nodes, seen_times, strict=True):
         by_order = max(0.0, node.wrote - seen_time) + max(0.0, submitted - node.wrote)
-        skews[node.host] = max(abs(node.ahead_s - here.ahead_s), by_order)
+        skews[node.host] = max(abs(node.ahead_s - local_facts.ahead_s), by_order)
     worst_host = max(skews, key=lambda host: skews[host])
     if skews[worst_host] < SKEW_S:
         return ok("clocks", f"within {SKEW_S:.0f} s")

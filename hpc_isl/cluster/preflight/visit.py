@@ -47,7 +47,7 @@ class Visit:
 
     Attributes:
         folder: in which the nodes write.
-        nodes: that are to write.
+        nodes: how many are to write.
         job: Slurm's name of it; empty: it was refused.
         refused: sbatch's output then.
         submitted: when, by the clock of this machine.

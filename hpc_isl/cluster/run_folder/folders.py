@@ -158,7 +158,7 @@ class RunRequest:
 
     Attributes:
         stage: that computes it, or each element.
-        recipe: of the run; of an array, what was swept over what.
+        recipe: of the run; of an array, the recipe of the sweep.
         site: with the part that the stage can use.
         name: of the run folder; None: a free one.
         after: runs that must be done before.

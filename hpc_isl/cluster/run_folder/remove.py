@@ -25,7 +25,7 @@ KEPT_BELOW = {"done": None, "model": "contract.json"}
 
 @dataclass(frozen=True)
 class Removal:
-    """What removing a run would do.
+    """The effects of removing a run.
 
     Attributes:
         users: runs, arrays and chains that use its model, or that it is a step of.

@@ -1,4 +1,4 @@
-"""What a job asks of each of its nodes, compared with the nodes of a partition."""
+"""The demands of a job on each of its nodes, compared with the nodes of a partition."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ def requirements(partition: Partition, site: Site) -> list[NodeRequirement]:
     if cpus_per_process > 1 and processes > 1:
         cpus += f" × {processes} processes = {cpus_per_process * processes} CPUs"
 
-    def fewer(most: int) -> str:
-        return f"site.cpus={most // processes}" if most >= processes else f"site.processes={most}"
+    def fewer(amount: int) -> str:
+        return f"site.cpus={amount // processes}" if amount >= processes else f"site.processes={amount}"
 
     # A cluster that does not tell jobs apart by memory may not have been told how much there is.
     memory_counted = any(node.memory > 1 for node in partition.nodes)
     memory = megabytes(site.memory) if site.memory and memory_counted else 0
     candidates = [
         NodeRequirement(
-            "gpus", site.visible_gpus, lambda node: node.gpu_count, lambda most: f"{most} GPUs",
-            f"site.gpus={site.gpus}", lambda most: f"site.gpus={most}",
+            "gpus", site.visible_gpus, lambda node: node.gpu_count, lambda amount: f"{amount} GPUs",
+            f"site.gpus={site.gpus}", lambda amount: f"site.gpus={amount}",
         ),
         NodeRequirement(
-            key, cpus_per_process * processes, partition.cpus, lambda most: f"{most} CPUs", cpus, fewer,
+            key, cpus_per_process * processes, partition.cpus, lambda amount: f"{amount} CPUs", cpus, fewer,
         ),
         NodeRequirement(
             "memory", memory, partition.memory, at_most,
-            f"site.memory={site.memory}", lambda most: f"site.memory={at_most(most)}",
+            f"site.memory={site.memory}", lambda amount: f"site.memory={at_most(amount)}",
         ),
     ]  # fmt: skip
     return [requirement for requirement in candidates if requirement.amount]

@@ -1,4 +1,4 @@
-"""What a cluster allows: compared with a site before submission, named after a refusal, used by a retry."""
+"""Limits of a cluster: compared with a site before submission, named after a refusal, used by a retry."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def check(site: Site) -> None:
 
 @dataclass(frozen=True)
 class Qos:
-    """What a quality of service says about time and nodes: its flags may lift the partition's limits."""
+    """The limits of a quality of service on time and nodes; its flags may lift those of the partition."""
 
     name: str = ""
     flags: frozenset[str] = frozenset()

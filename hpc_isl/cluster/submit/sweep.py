@@ -97,7 +97,7 @@ def _label(values: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Extension:
-    """What a request asks for beyond what a sweep has; the final element is not counted.
+    """The elements that a request adds to a sweep, or changes; the final element is not counted.
 
     Attributes:
         new: names of elements that the sweep does not have.

@@ -267,11 +267,13 @@ class _Forward:
         return sent + self._send(batch, end)
 
     def _fresh(self, line: dict[str, Any]) -> list[Any]:
-        last, metric = self.kept["last"], self.mlflow.entities.Metric
-        new_values = {key: value for key, value in line["values"].items() if line["step"] > last.get(key, -1)}
+        last_steps, metric = self.kept["last"], self.mlflow.entities.Metric
+        new_values = {
+            key: value for key, value in line["values"].items() if line["step"] > last_steps.get(key, -1)
+        }
         if not new_values:
             return []
-        last |= dict.fromkeys(new_values, line["step"])
+        last_steps |= dict.fromkeys(new_values, line["step"])
         time_ms = int(datetime.fromisoformat(line["time"]).timestamp() * 1000)
         return [metric(_plain(key), value, time_ms, line["step"]) for key, value in new_values.items()]
 

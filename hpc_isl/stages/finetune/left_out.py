@@ -103,7 +103,7 @@ def _halves(box: Box) -> list[Piece]:
 def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Task) -> Evidence | None:
     """Trains a network for each fold on the others and predicts it; None: the run was asked to stop.
 
-    A fold's network that has learnt is found again in its last checkpoint, so that a later attempt goes on
+    A fold's network that has learnt is found again in its last checkpoint, so that a later attempt continues
     there. Writes `left_out.json` into the run folder.
     """
     recipe, attempt, world = run.recipe, run.attempt, run.world

@@ -321,7 +321,7 @@ def _counts(
         rows["training_fields"] = _count_fields(images, images.trained_on.fillna(False).astype(bool))
     pixels = by_row.pixels.sum()
     if plate.kind in ("", "cells"):  # the share of the area that nuclei cover is no confluence
-        # NumPy's sum, as ever: that of pandas differs in the last bits.
+        # NumPy's sum: that of pandas would not be bit-identical with earlier tables.
         area = objects.groupby("row").area.agg(lambda values: values.to_numpy(float).sum())
         rows["confluence"] = (area.reindex(rows.index, fill_value=0.0).astype(float) / pixels).where(
             has_whole
