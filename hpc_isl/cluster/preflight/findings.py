@@ -122,9 +122,9 @@ def same(local_facts: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Fin
             "FAIL", "code", found, "look for an installed hpc_isl that site.setup puts first on PYTHONPATH"
         )
     first_node = nodes[0]
-    node_packages = installed(first_node, "on the nodes")
-    same_versions = node_packages.level == "ok" and not _differences(first_node, local_facts)
-    yield ok("Python", "versions as here") if same_versions else node_packages
+    node_finding = installed(first_node, "on the nodes")
+    same_versions = node_finding.level == "ok" and not _differences(first_node, local_facts)
+    yield ok("Python", "versions as here") if same_versions else node_finding
     node_differences = [
         f"{node.host}: {difference}" for node in nodes[1:] if (difference := _differences(node, first_node))
     ]

@@ -122,8 +122,8 @@ def gpus() -> list[str]:
     names = _nvidia_smi() or [path.name for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
     if visible is None:
         return names
-    visible_names = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return names[: len(visible_names)]
+    visible_ids = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return names[: len(visible_ids)]
 
 
 def _nvidia_smi() -> list[str]:

@@ -22,7 +22,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.site import Site, user_name
 
 HOST = "127.0.0.1"  # alone, because these pages have no password
-PAGES = "hpc_isl"  # the name of `tracking_pages` among MLflow's plugins
+PAGES = "hpc_isl"  # the name of the module `pages` among MLflow's plugins
 START_S = 600.0
 LOG_S = 30.0  # between lines to a person who waits for the start
 LOG_LINES = 12

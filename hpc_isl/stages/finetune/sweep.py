@@ -185,12 +185,12 @@ def _candidates(runs: list[Run]) -> list[_Candidate]:
         key = repr({k: v for k, v in content.items() if k not in ("n", "draw", "fold", "train")})
         train = {k: v for k, v in content["train"].items() if k != "seed"}
         n = math.inf if content["n"] == "all" else content["n"]  # folds differ in how many boxes `all` are
-        rival = groups.setdefault(f"{key} {train}", {}).setdefault(n, _Candidate(content["arm"]))
-        rival.runs.append(run)
-        rival.test_scores += [] if math.isnan(value) else [value]
+        candidate = groups.setdefault(f"{key} {train}", {}).setdefault(n, _Candidate(content["arm"]))
+        candidate.runs.append(run)
+        candidate.test_scores += [] if math.isnan(value) else [value]
         replicate = content["draw"], content["fold"], content["train"]["seed"]
         scores = zip(left_out.get("pieces", []), left_out.get("kept_scores", []), strict=True)
-        rival.left_out |= {(*replicate, piece): score for piece, score in scores}
+        candidate.left_out |= {(*replicate, piece): score for piece, score in scores}
     if not groups:
         raise UserError("no element has a score: no test field has labels to score by, so no arm is the best")
     return [by_size[max(by_size)] for by_size in groups.values()]
