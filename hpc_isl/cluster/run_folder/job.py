@@ -233,16 +233,14 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     Args:
         at_time_limit: as far as this rank knows; another may know more, and so does Slurm.
     """
-    other_records = [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
+    records = [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
     # A barrier through the run folder: all other ranks have written their exit records.
     deadline = time.monotonic() + OTHERS_LEAVE_S
-    while (
-        any(not (read_json(path) or {}).get("exit") for path in other_records) and time.monotonic() < deadline
-    ):
+    while any(not (read_json(path) or {}).get("exit") for path in records) and time.monotonic() < deadline:
         time.sleep(0.5)
     to_continue = _slurm_wants_it(job)
     if to_continue is None:
-        to_continue = at_time_limit or any((read_json(path) or {}).get("overdue") for path in other_records)
+        to_continue = at_time_limit or any((read_json(path) or {}).get("overdue") for path in records)
     if not to_continue:
         return "stopped by Slurm or by scancel"
     if attempt.run.cancelled.exists():
